@@ -1,0 +1,224 @@
+//! The ledger protocol as a pure state machine.
+//!
+//! A [`Run`] says what to do next ([`Run::action`]) and is told what came of it ([`Run::on`]). It
+//! does no I/O and knows no time, so that a model can search all interleavings of several runs, crashes
+//! and late commits (the tests of this module do). [`crate::load`] performs the actions.
+//!
+//! The rules, each of which the search shows to be needed:
+//! - write the seal before reading it back; whoever then sees another's claim yields;
+//! - a statement starts only while its attempt is neither fenced nor released (the guard);
+//! - nothing is replayed, released or rolled forward while an older statement may still run;
+//! - a batch without rows is released, a batch with rows is rolled forward, never the other way.
+
+use crate::batch::BatchId;
+
+/// What the ledger says of an object, leaving out the batch that asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Standing {
+    Free,
+    /// A loaded batch lists it.
+    Loaded,
+    /// A batch that is sealed, and neither released nor loaded, lists it.
+    Busy {
+        batch: BatchId,
+        /// The lease has run out: nobody is known to work on that batch.
+        lapsed: bool,
+    },
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Ask the ledger for the standing of every object of the batch.
+    LookUp,
+    /// Recover another batch, whose lease has run out.
+    Recover(BatchId),
+    /// Write the list of the free objects, in one block.
+    Seal,
+    /// Ask the ledger for the standing of the sealed objects again.
+    Verify,
+    /// Run the statement, guarded as this attempt, under the batch's token.
+    Insert { attempt: u32 },
+    /// End whatever statement of the batch runs, and wait for its end.
+    Kill,
+    /// Write that no attempt up to this one may start any more.
+    Fence { attempt: u32 },
+    /// Look for rows of the batch in any table.
+    CheckRows,
+    /// Delete the rows of the batch from every table.
+    TakeBack,
+    /// Write that the batch has no rows and never will.
+    Release,
+    /// Write that the batch is loaded.
+    Record,
+    Finish(End),
+}
+
+/// What came of an action.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// Of [`Action::LookUp`] and [`Action::Verify`].
+    Standings(Vec<Standing>),
+    /// The action succeeded.
+    Done,
+    /// Of [`Action::CheckRows`].
+    Rows(bool),
+    /// Of [`Action::Insert`]: try the same again.
+    Unknown,
+    /// Of [`Action::Insert`]: an object's own fault; the same again would fail again.
+    ObjectFault,
+    /// Of [`Action::Insert`]: the guard refused.
+    Fenced,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum End {
+    /// Every sealed object is loaded.
+    Loaded,
+    /// No object was free: there was nothing to seal.
+    NothingFree,
+    /// Another batch claims an object too: try again after a random pause, as a new batch.
+    Yielded,
+    /// Somebody else has taken the batch over: its objects will be found loaded, or free.
+    Fenced,
+    /// Nothing of the batch is in the tables, and its objects are free.
+    Released,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Phase {
+    LookUp,
+    Recover { batch: BatchId },
+    Seal,
+    Verify,
+    Insert,
+    KillToReplay,
+    Unwind(Unwind),
+    Release(End),
+    Record,
+    Finish(End),
+}
+
+/// Finding out what is left of a batch, once none of its statements can commit any more.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Unwind {
+    Fence,
+    Kill,
+    CheckRows,
+    TakeBack,
+}
+
+/// Why a batch is unwound: what to do about rows that it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Intent {
+    /// The worker that sealed the batch is gone: finish its work.
+    RollForward,
+    /// The statement cannot succeed: nothing of it may stay.
+    TakeBack,
+}
+
+/// One batch on its way through the protocol.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Run {
+    phase: Phase,
+    attempt: u32,
+    intent: Intent,
+}
+
+impl Run {
+    /// Loads a new batch.
+    pub fn load() -> Self {
+        Self::new(Phase::LookUp, 1, Intent::TakeBack)
+    }
+
+    /// Recovers a batch whose lease has run out; `fenced` is the highest attempt that the ledger
+    /// says is fenced, 0 where none is.
+    pub fn recover(fenced: u32) -> Self {
+        Self::new(Phase::Unwind(Unwind::Fence), fenced + 1, Intent::RollForward)
+    }
+
+    fn new(phase: Phase, attempt: u32, intent: Intent) -> Self {
+        Self { phase, attempt, intent }
+    }
+
+    /// What to do next; the answer goes to [`Run::on`].
+    pub fn action(&self) -> Action {
+        match &self.phase {
+            Phase::LookUp => Action::LookUp,
+            Phase::Recover { batch } => Action::Recover(*batch),
+            Phase::Seal => Action::Seal,
+            Phase::Verify => Action::Verify,
+            Phase::Insert => Action::Insert { attempt: self.attempt },
+            Phase::KillToReplay | Phase::Unwind(Unwind::Kill) => Action::Kill,
+            Phase::Unwind(Unwind::Fence) => Action::Fence { attempt: self.attempt },
+            Phase::Unwind(Unwind::CheckRows) => Action::CheckRows,
+            Phase::Unwind(Unwind::TakeBack) => Action::TakeBack,
+            Phase::Release(_) => Action::Release,
+            Phase::Record => Action::Record,
+            Phase::Finish(end) => Action::Finish(*end),
+        }
+    }
+
+    /// Notes what came of the action.
+    ///
+    /// # Panics
+    ///
+    /// When the event does not answer the action: an error in the caller.
+    pub fn on(&mut self, event: &Event) {
+        self.phase = match (&self.phase, event) {
+            (Phase::LookUp, Event::Standings(standings)) => after_look_up(standings),
+            (Phase::Recover { .. }, Event::Done) => Phase::LookUp,
+            (Phase::Seal, Event::Done) => Phase::Verify,
+            (Phase::Verify, Event::Standings(standings)) => {
+                if standings.iter().all(|standing| *standing == Standing::Free) {
+                    Phase::Insert
+                } else {
+                    // Never inserted: no statement of this batch can be about.
+                    Phase::Release(End::Yielded)
+                }
+            }
+            (Phase::Insert, Event::Done) => Phase::Record,
+            (Phase::Insert, Event::Unknown) => Phase::KillToReplay,
+            (Phase::Insert, Event::Fenced) => Phase::Finish(End::Fenced),
+            (Phase::Insert, Event::ObjectFault) => {
+                self.intent = Intent::TakeBack;
+                Phase::Unwind(Unwind::Fence)
+            }
+            (Phase::KillToReplay, Event::Done) => Phase::Insert,
+            (Phase::Unwind(Unwind::Fence), Event::Done) => Phase::Unwind(Unwind::Kill),
+            (Phase::Unwind(Unwind::Kill), Event::Done) => Phase::Unwind(Unwind::CheckRows),
+            (Phase::Unwind(Unwind::CheckRows), Event::Rows(found)) => self.after_row_check(*found),
+            (Phase::Unwind(Unwind::TakeBack), Event::Done) => Phase::Release(End::Released),
+            (Phase::Release(end), Event::Done) => Phase::Finish(*end),
+            (Phase::Record, Event::Done) => Phase::Finish(End::Loaded),
+            (phase, event) => panic!("{event:?} does not answer {phase:?}"),
+        };
+    }
+
+    fn after_row_check(&mut self, found: bool) -> Phase {
+        match (found, self.intent) {
+            (false, _) => Phase::Release(End::Released),
+            (true, Intent::TakeBack) => Phase::Unwind(Unwind::TakeBack),
+            (true, Intent::RollForward) => {
+                // It had passed its verify, so nobody else can own its objects.
+                self.attempt += 1;
+                Phase::Insert
+            }
+        }
+    }
+}
+
+fn after_look_up(standings: &[Standing]) -> Phase {
+    let lapsed = standings.iter().find_map(|standing| match standing {
+        Standing::Busy { batch, lapsed: true } => Some(*batch),
+        _ => None,
+    });
+    if let Some(batch) = lapsed {
+        Phase::Recover { batch }
+    } else if standings.contains(&Standing::Free) {
+        Phase::Seal
+    } else {
+        Phase::Finish(End::NothingFree)
+    }
+}

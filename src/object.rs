@@ -1,0 +1,102 @@
+//! An S3 object as the rest of Sluice knows it.
+
+use std::fmt;
+
+use uuid::Uuid;
+
+/// One version of one S3 object.
+///
+/// Overwriting a key with other content makes another object: the identity is the bucket, the key
+/// and the etag (see [`ObjectRef::id`]).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectRef {
+    pub bucket: String,
+    /// The key as S3 knows it, decoded.
+    pub key: String,
+    /// Without the quotes. Empty where the announcement had none.
+    pub etag: String,
+    /// Bytes as stored (compressed size for compressed objects), where announced.
+    pub size: Option<u64>,
+    pub version_id: Option<String>,
+    /// Orders the events of one key; some S3 implementations leave it out.
+    pub sequencer: Option<String>,
+    /// The region that announced the object, where it said so.
+    pub region: Option<String>,
+}
+
+impl ObjectRef {
+    /// The identity under which the ledger knows this object.
+    ///
+    /// The etag decides where there is one, since that is what a read reports back; an S3 that
+    /// announces none is told apart by version, then by sequencer.
+    pub fn id(&self) -> ObjectId {
+        let (kind, version) = if !self.etag.is_empty() {
+            ("etag", self.etag.as_str())
+        } else if let Some(version) = &self.version_id {
+            ("version", version.as_str())
+        } else {
+            ("sequencer", self.sequencer.as_deref().unwrap_or_default())
+        };
+        // NUL cannot occur in a bucket's name and the key's length is written out, so that no two
+        // objects share one name.
+        let name = format!("{}\0{}\0{}\0{kind}\0{version}", self.bucket, self.key.len(), self.key);
+        ObjectId(Uuid::new_v5(&OBJECT_NAMESPACE, name.as_bytes()))
+    }
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "s3://{}/{}", self.bucket, self.key)
+    }
+}
+
+/// Never to change: the ledger's rows hold identities made with it.
+const OBJECT_NAMESPACE: Uuid = Uuid::from_u128(0x5b1e_9f0a_7c43_4d56_8a1d_0e5f_2c93_b7a4);
+
+/// The identity of an [`ObjectRef`], a name-based UUID (version 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectId(pub Uuid);
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// An object with a bucket, a key and an etag, for tests of other modules too.
+    pub(crate) fn object(bucket: &str, key: &str, etag: &str) -> ObjectRef {
+        ObjectRef {
+            bucket: bucket.into(),
+            key: key.into(),
+            etag: etag.into(),
+            size: Some(100),
+            version_id: None,
+            sequencer: None,
+            region: None,
+        }
+    }
+
+    #[test]
+    fn identity_is_bucket_key_and_etag() {
+        let a = object("b", "k", "e");
+        let same_content_announced_again =
+            ObjectRef { sequencer: Some("2".into()), size: None, ..a.clone() };
+        assert_eq!(a.id(), same_content_announced_again.id());
+        for other in [object("c", "k", "e"), object("b", "l", "e"), object("b", "k", "f")] {
+            assert_ne!(a.id(), other.id(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn identity_without_etag_is_version_then_sequencer() {
+        let bare = object("b", "k", "");
+        let versioned = ObjectRef { version_id: Some("v".into()), ..bare.clone() };
+        let sequenced = ObjectRef { sequencer: Some("v".into()), ..bare.clone() };
+        assert_ne!(versioned.id(), sequenced.id());
+        assert_ne!(versioned.id(), bare.id());
+    }
+}

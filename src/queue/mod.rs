@@ -1,0 +1,81 @@
+//! The queue: receive, delete, change visibility.
+//!
+//! [`Queue`] has two implementations, [`sqs`] and [`memory`], which pass the same contract suite
+//! (`tests/it/queue_contract.rs`).
+
+pub mod memory;
+pub mod sqs;
+
+use std::future::Future;
+use std::time::Duration;
+
+/// The most that one receive, delete or change of visibility takes.
+pub const MAX_BATCH: usize = 10;
+
+/// A received message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Stays the same over redeliveries.
+    pub id: String,
+    /// Names this delivery.
+    pub handle: ReceiptHandle,
+    pub body: String,
+    /// How often the message has been received, this time included.
+    pub receive_count: u32,
+}
+
+/// What SQS gives with each delivery of a message, to delete it or to change its visibility.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ReceiptHandle(pub String);
+
+/// What is known of a queue.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QueueAttributes {
+    /// Messages to be received, approximately.
+    pub visible: u64,
+    /// Messages received and neither deleted nor visible again, approximately.
+    pub in_flight: u64,
+    /// Whether a redrive policy names a dead-letter queue.
+    pub has_redrive_policy: bool,
+}
+
+/// The entries of a batch request that failed, by their position in the request.
+pub type FailedEntries = Vec<(usize, QueueError)>;
+
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum QueueError {
+    /// Worth trying again.
+    #[error("{0}")]
+    Transient(String),
+    /// The queue does not exist, or access is denied: trying again helps only once somebody has
+    /// mended it.
+    #[error("{0}")]
+    Denied(String),
+}
+
+/// A queue with visibility timeouts.
+pub trait Queue: Send + Sync + 'static {
+    /// Waits up to `wait` for up to `max` messages ([`MAX_BATCH`] at most), which then stay
+    /// invisible to others for `visibility`.
+    fn receive(
+        &self,
+        max: usize,
+        wait: Duration,
+        visibility: Duration,
+    ) -> impl Future<Output = Result<Vec<Message>, QueueError>> + Send;
+
+    /// Deletes up to [`MAX_BATCH`] messages. Deleting what is deleted already is a success.
+    fn delete(
+        &self,
+        handles: &[ReceiptHandle],
+    ) -> impl Future<Output = Result<FailedEntries, QueueError>> + Send;
+
+    /// Makes up to [`MAX_BATCH`] messages visible again after the given time from now. A message
+    /// that is gone, or somebody else's by now, is a success: there is nothing left to change.
+    fn change_visibility(
+        &self,
+        entries: &[(ReceiptHandle, Duration)],
+    ) -> impl Future<Output = Result<FailedEntries, QueueError>> + Send;
+
+    fn attributes(&self) -> impl Future<Output = Result<QueueAttributes, QueueError>> + Send;
+}
