@@ -1,6 +1,283 @@
-//! Which objects are loaded, claimed by a batch, or free.
+//! Which objects are loaded, claimed by a batch, or free: the ledger's tables.
+//!
+//! Every operation is one statement, whatever the number of objects, and touches only the rows of
+//! the objects and batches that it names. All of them may be repeated: a ledger row that is there
+//! twice says the same as one. See [`protocol`] for the order in which they are used.
 
 pub mod protocol;
 
 #[cfg(test)]
 mod model;
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::batch::BatchId;
+use crate::object::{ObjectId, ObjectRef};
+use crate::warehouse::{Warehouse, WarehouseError};
+use protocol::Standing;
+
+/// One row an object and batch: the frozen list of each batch.
+pub const OBJECTS_TABLE: &str = "ledger_objects";
+/// One row an event of a batch.
+pub const BATCHES_TABLE: &str = "ledger_batches";
+
+/// The events in the life of a batch, as `ledger_batches.event` has them. That it is sealed is said
+/// by its list.
+mod event {
+    pub(super) const LEASED: &str = "leased";
+    pub(super) const FENCED: &str = "fenced";
+    pub(super) const RELEASED: &str = "released";
+    pub(super) const LOADED: &str = "loaded";
+}
+
+#[derive(Clone)]
+pub struct Ledger {
+    warehouse: Warehouse,
+    /// Named in the ledger's rows, for people.
+    worker: String,
+    lease: Duration,
+}
+
+#[derive(Serialize)]
+struct SealedRow<'a> {
+    object_id: Uuid,
+    bucket: &'a str,
+    key: &'a str,
+    etag: &'a str,
+    version_id: &'a str,
+    region: &'a str,
+    size: u64,
+    batch_id: Uuid,
+    lease_seconds: u32,
+    worker: &'a str,
+}
+
+#[derive(Serialize, Default)]
+struct BatchRow<'a> {
+    batch_id: Uuid,
+    event: &'a str,
+    attempt: u32,
+    lease_seconds: u32,
+    worker: &'a str,
+    objects: u32,
+    rows: u64,
+    reason: &'a str,
+}
+
+/// What the ledger says of a batch that is to be recovered.
+#[derive(Debug)]
+pub struct SealedBatch {
+    pub objects: Vec<ObjectRef>,
+    /// The highest fenced attempt, 0 where none is.
+    pub fenced: u32,
+}
+
+impl Ledger {
+    /// `lease`: how long others keep their hands off a batch after its worker was last heard of.
+    pub fn new(warehouse: Warehouse, worker: impl Into<String>, lease: Duration) -> Self {
+        Self { warehouse, worker: worker.into(), lease }
+    }
+
+    pub fn lease(&self) -> Duration {
+        self.lease
+    }
+
+    /// The standing of each object, in order, leaving out batch `but`.
+    pub async fn standings(
+        &self,
+        objects: &[ObjectId],
+        but: Option<BatchId>,
+    ) -> Result<Vec<Standing>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            object_id: Uuid,
+            batch_id: Uuid,
+            loaded: u8,
+            lapsed: u8,
+        }
+        if objects.is_empty() {
+            return Ok(Vec::new());
+        }
+        let listed = quoted_list(objects.iter().map(|object| object.0));
+        let but = but.map(|batch| format!(" AND batch_id != '{batch}'")).unwrap_or_default();
+        let claims = self.warehouse.table(OBJECTS_TABLE);
+        let events = self.warehouse.table(BATCHES_TABLE);
+        let sql = format!(
+            "WITH claims AS (\
+               SELECT object_id, batch_id, max(sealed_at) AS sealed, \
+                 argMax(lease_seconds, sealed_at) AS lease \
+               FROM {claims} WHERE object_id IN ({listed}){but} GROUP BY object_id, batch_id\
+             ), events AS (\
+               SELECT batch_id, max(event = '{LOADED}') AS loaded, \
+                 max(event = '{RELEASED}') AS released, \
+                 maxIf(at, event = '{LEASED}') AS leased_at, \
+                 argMaxIf(lease_seconds, at, event = '{LEASED}') AS lease \
+               FROM {events} WHERE batch_id IN (SELECT batch_id FROM claims) GROUP BY batch_id\
+             ) \
+             SELECT claims.object_id AS object_id, claims.batch_id AS batch_id, \
+               events.loaded AS loaded, \
+               if(events.leased_at > claims.sealed, \
+                 events.leased_at + toIntervalSecond(events.lease), \
+                 claims.sealed + toIntervalSecond(claims.lease)) < now64(3) AS lapsed \
+             FROM claims LEFT JOIN events ON claims.batch_id = events.batch_id \
+             WHERE events.loaded OR NOT events.released",
+            LOADED = event::LOADED,
+            RELEASED = event::RELEASED,
+            LEASED = event::LEASED,
+        );
+        let mut known: HashMap<ObjectId, Standing> = HashMap::new();
+        for row in self.warehouse.rows::<Row>(&sql).await? {
+            let standing = known.entry(ObjectId(row.object_id)).or_insert(Standing::Free);
+            if row.loaded == 1 {
+                *standing = Standing::Loaded;
+            } else if *standing != Standing::Loaded {
+                let batch = BatchId(row.batch_id);
+                *standing = Standing::Busy { batch, lapsed: row.lapsed == 1 };
+            }
+        }
+        let standing = |object| known.get(object).copied().unwrap_or(Standing::Free);
+        Ok(objects.iter().map(standing).collect())
+    }
+
+    /// Writes the frozen list of a batch.
+    pub async fn seal(
+        &self,
+        batch: BatchId,
+        objects: &[&ObjectRef],
+    ) -> Result<(), WarehouseError> {
+        let rows: Vec<SealedRow<'_>> = objects
+            .iter()
+            .map(|object| SealedRow {
+                object_id: object.id().0,
+                bucket: &object.bucket,
+                key: &object.key,
+                etag: &object.etag,
+                version_id: object.version_id.as_deref().unwrap_or_default(),
+                region: object.region.as_deref().unwrap_or_default(),
+                size: object.size.unwrap_or_default(),
+                batch_id: batch.0,
+                lease_seconds: self.lease_seconds(),
+                worker: &self.worker,
+            })
+            .collect();
+        self.warehouse.insert(OBJECTS_TABLE, &rows).await
+    }
+
+    /// Says that this worker still works on the batch.
+    pub async fn renew(&self, batch: BatchId) -> Result<(), WarehouseError> {
+        let lease_seconds = self.lease_seconds();
+        self.note(batch, BatchRow { event: event::LEASED, lease_seconds, ..BatchRow::default() })
+            .await
+    }
+
+    /// Ends this worker's lease now, so that another can recover the batch without waiting.
+    pub async fn abandon(&self, batch: BatchId) -> Result<(), WarehouseError> {
+        self.note(batch, BatchRow { event: event::LEASED, ..BatchRow::default() }).await
+    }
+
+    /// No attempt of the batch up to this one may start any more. Takes the lease over.
+    pub async fn fence(&self, batch: BatchId, attempt: u32) -> Result<(), WarehouseError> {
+        self.note(batch, BatchRow { event: event::FENCED, attempt, ..BatchRow::default() }).await?;
+        self.renew(batch).await
+    }
+
+    /// The batch has no rows, and never will have.
+    pub async fn release(&self, batch: BatchId, reason: &str) -> Result<(), WarehouseError> {
+        self.note(batch, BatchRow { event: event::RELEASED, reason, ..BatchRow::default() }).await
+    }
+
+    /// The batch is loaded.
+    pub async fn record(
+        &self,
+        batch: BatchId,
+        objects: usize,
+        rows: u64,
+    ) -> Result<(), WarehouseError> {
+        let objects = u32::try_from(objects).unwrap_or(u32::MAX);
+        self.note(batch, BatchRow { event: event::LOADED, objects, rows, ..BatchRow::default() })
+            .await
+    }
+
+    async fn note(&self, batch: BatchId, row: BatchRow<'_>) -> Result<(), WarehouseError> {
+        let row = BatchRow { batch_id: batch.0, worker: &self.worker, ..row };
+        self.warehouse.insert(BATCHES_TABLE, &[row]).await
+    }
+
+    /// The frozen list of a batch and its fences; `None` when it needs no recovery any more.
+    pub async fn sealed(&self, batch: BatchId) -> Result<Option<SealedBatch>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Events {
+            ended: u8,
+            fenced: u32,
+        }
+        #[derive(Deserialize)]
+        struct Listed {
+            bucket: String,
+            key: String,
+            etag: String,
+            version_id: String,
+            region: String,
+            size: u64,
+        }
+        let sql = format!(
+            "SELECT max(event IN ('{}', '{}')) AS ended, maxIf(attempt, event = '{}') AS fenced \
+             FROM {} WHERE batch_id = '{batch}'",
+            event::LOADED,
+            event::RELEASED,
+            event::FENCED,
+            self.warehouse.table(BATCHES_TABLE),
+        );
+        let events: Vec<Events> = self.warehouse.rows(&sql).await?;
+        let Some(Events { ended: 0, fenced }) = events.into_iter().next() else {
+            return Ok(None);
+        };
+        let sql = format!(
+            "SELECT DISTINCT bucket, key, etag, version_id, region, size \
+             FROM {} WHERE batch_id = '{batch}' ORDER BY key",
+            self.warehouse.table(OBJECTS_TABLE),
+        );
+        let listed: Vec<Listed> = self.warehouse.rows(&sql).await?;
+        let objects = listed
+            .into_iter()
+            .map(|row| ObjectRef {
+                bucket: row.bucket,
+                key: row.key,
+                etag: row.etag,
+                size: Some(row.size),
+                version_id: Some(row.version_id).filter(|version| !version.is_empty()),
+                sequencer: None,
+                region: Some(row.region).filter(|region| !region.is_empty()),
+            })
+            .collect();
+        Ok(Some(SealedBatch { objects, fenced }))
+    }
+
+    /// The condition under which a statement of this attempt must not start, as SQL.
+    pub fn guard(&self, batch: BatchId, attempt: u32) -> String {
+        format!(
+            "(SELECT count() FROM {} WHERE batch_id = '{batch}' AND \
+             (event = '{}' OR (event = '{}' AND attempt >= {attempt}))) > 0",
+            self.warehouse.table(BATCHES_TABLE),
+            event::RELEASED,
+            event::FENCED,
+        )
+    }
+
+    fn lease_seconds(&self) -> u32 {
+        u32::try_from(self.lease.as_secs()).unwrap_or(u32::MAX)
+    }
+}
+
+fn quoted_list(ids: impl Iterator<Item = Uuid>) -> String {
+    let mut list = String::new();
+    for id in ids {
+        let comma = if list.is_empty() { "" } else { "," };
+        let _ = write!(list, "{comma}'{id}'");
+    }
+    list
+}

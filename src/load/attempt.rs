@@ -1,0 +1,282 @@
+//! Performs the actions of one protocol run.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{
+    Action, BatchId, Cancelled, End, Event, Item, Loader, MAX_REPLAYS, ObjectRef, Outcome,
+    Outcomes, Run, Standing, Verdict, verdict,
+};
+use crate::telemetry::metrics;
+use crate::warehouse::{Statement, WarehouseError};
+
+/// One batch, and what its run has met so far.
+pub(super) struct Loading<'a> {
+    pub(super) loader: &'a Loader,
+    pub(super) cancel: &'a CancellationToken,
+    pub(super) batch: BatchId,
+    pub(super) started: Instant,
+    /// Sorted by key; once sealed, the frozen list.
+    pub(super) items: Vec<Item>,
+    /// Why the insert was given up.
+    pub(super) failure: Option<(Verdict, String)>,
+    pub(super) replays: u32,
+}
+
+impl Loading<'_> {
+    /// Drives a run to its end. Objects that turn out to be loaded, or in other hands, get their
+    /// outcome and leave the list.
+    pub(super) async fn run(
+        &mut self,
+        mut run: Run,
+        outcomes: &mut Outcomes,
+    ) -> Result<End, Cancelled> {
+        loop {
+            let action = run.action();
+            debug!(batch.id = %self.batch, ?action, "step");
+            let event = match action {
+                Action::Finish(end) => return Ok(end),
+                Action::LookUp => {
+                    let standings = self.standings(None).await?;
+                    self.keep_free(&standings, outcomes);
+                    Event::Standings(standings)
+                }
+                Action::Verify => Event::Standings(self.standings(Some(self.batch)).await?),
+                Action::Recover(batch) => {
+                    Box::pin(self.loader.recover(batch, self.cancel)).await?;
+                    Event::Done
+                }
+                Action::Seal => {
+                    let objects = self.objects();
+                    self.small(|| self.loader.ledger.seal(self.batch, &objects)).await?;
+                    Event::Done
+                }
+                Action::Insert { attempt } => self.insert(attempt).await?,
+                Action::Kill => {
+                    let prefix = self.batch.to_string();
+                    self.small(|| self.loader.warehouse.kill(&prefix)).await?;
+                    Event::Done
+                }
+                Action::Fence { attempt } => {
+                    self.small(|| self.loader.ledger.fence(self.batch, attempt)).await?;
+                    Event::Done
+                }
+                Action::CheckRows => Event::Rows(self.has_rows().await?),
+                Action::TakeBack => {
+                    self.take_back().await?;
+                    Event::Done
+                }
+                Action::Release => {
+                    let reason = match &self.failure {
+                        Some((_, text)) => text.as_str(),
+                        None => "another batch lists an object too, or nothing was inserted",
+                    };
+                    self.small(|| self.loader.ledger.release(self.batch, reason)).await?;
+                    Event::Done
+                }
+                Action::Record => {
+                    self.record().await?;
+                    Event::Done
+                }
+            };
+            run.on(&event);
+        }
+    }
+
+    /// The batch stays sealed; whoever meets it need not wait for its lease to run out.
+    pub(super) async fn abandon(&self) {
+        let batch = self.batch;
+        let work = async {
+            let loader = self.loader;
+            loader.warehouse.kill(&batch.to_string()).await?;
+            loader.ledger.abandon(batch).await
+        };
+        match tokio::time::timeout(Duration::from_secs(2), work).await {
+            Ok(Ok(())) => info!(batch.id = %batch, "insert ended for the shutdown"),
+            _ => warn!(batch.id = %batch, "left behind: recovered once its lease has run out"),
+        }
+    }
+
+    fn objects(&self) -> Vec<&ObjectRef> {
+        self.items.iter().map(|item| &item.object).collect()
+    }
+
+    async fn small<T, F>(&self, work: impl FnMut() -> F) -> Result<T, Cancelled>
+    where
+        F: Future<Output = Result<T, WarehouseError>>,
+    {
+        self.loader.persist(self.cancel, work).await
+    }
+
+    async fn standings(&self, but: Option<BatchId>) -> Result<Vec<Standing>, Cancelled> {
+        let ids: Vec<_> = self.items.iter().map(|item| item.object.id()).collect();
+        self.small(|| self.loader.ledger.standings(&ids, but)).await
+    }
+
+    /// Unless something must be recovered first: then everything is looked up again.
+    fn keep_free(&mut self, standings: &[Standing], outcomes: &mut Outcomes) {
+        if standings.iter().any(|standing| matches!(standing, Standing::Busy { lapsed: true, .. }))
+        {
+            return;
+        }
+        let items = std::mem::take(&mut self.items);
+        for (item, standing) in items.into_iter().zip(standings) {
+            match standing {
+                Standing::Free => self.items.push(item),
+                Standing::Loaded => outcomes.push((item.announced, Outcome::Duplicate)),
+                Standing::Busy { .. } => outcomes.push((item.announced, Outcome::Busy)),
+            }
+        }
+    }
+
+    async fn insert(&mut self, attempt: u32) -> Result<Event, Cancelled> {
+        let loader = self.loader;
+        let guard = loader.ledger.guard(self.batch, attempt);
+        let statement = loader.planner.insert(self.batch, &self.objects(), &guard);
+        let query_id = format!("{}-{attempt}-{}", self.batch, self.replays);
+        let begun = Instant::now();
+        let outcome = tokio::select! {
+            () = self.cancel.cancelled() => return Err(Cancelled),
+            outcome = self.admitted(&statement, &query_id) => outcome,
+        };
+        metrics::insert_seconds(begun.elapsed());
+        let Err(error) = outcome else {
+            loader.breaker.close();
+            return Ok(Event::Done);
+        };
+        match verdict(&error) {
+            Verdict::Fenced => Ok(Event::Fenced),
+            fault @ (Verdict::ObjectFault | Verdict::Changed) => {
+                loader.breaker.close();
+                metrics::clickhouse_error(error.code(), fault);
+                self.failure = Some((fault, error.to_string()));
+                Ok(Event::ObjectFault)
+            }
+            transient => {
+                self.replays += 1;
+                loader.note_failure(&error).await;
+                let known_to_have_ended = matches!(error, WarehouseError::Server { .. });
+                if transient == Verdict::Replay && known_to_have_ended && self.replays > MAX_REPLAYS
+                {
+                    self.failure = Some((Verdict::ObjectFault, error.to_string()));
+                    return Ok(Event::ObjectFault);
+                }
+                loader.pause(self.replays, self.cancel).await?;
+                Ok(Event::Unknown)
+            }
+        }
+    }
+
+    /// Runs the insert once the breaker lets it, and keeps the lease for as long as it takes.
+    async fn admitted(&self, statement: &Statement, query_id: &str) -> Result<(), WarehouseError> {
+        let loader = self.loader;
+        loader.breaker.admit().await;
+        let timeout = loader.limits.insert_timeout;
+        let insert = loader.warehouse.execute(statement, Some(query_id), timeout);
+        let keep_lease = async {
+            let mut renewals = tokio::time::interval(loader.ledger.lease() / 3);
+            renewals.tick().await;
+            loop {
+                renewals.tick().await;
+                if let Err(error) = loader.ledger.renew(self.batch).await {
+                    warn!(batch.id = %self.batch, "lease not renewed: {error}");
+                }
+            }
+        };
+        tokio::select! {
+            outcome = insert => outcome,
+            () = keep_lease => unreachable!("it never ends"),
+        }
+    }
+
+    async fn has_rows(&self) -> Result<bool, Cancelled> {
+        #[derive(Deserialize)]
+        struct Found {}
+        let batch = self.batch;
+        let tables = self.loader.planner.catalog.target_tables();
+        let checks: Vec<String> = tables
+            .iter()
+            .map(|table| {
+                let table = self.loader.warehouse.table(table);
+                format!("SELECT 1 AS found FROM {table} WHERE batch_id = '{batch}' LIMIT 1")
+            })
+            .collect();
+        let sql = format!("SELECT * FROM ({}) LIMIT 1", checks.join(" UNION ALL "));
+        let found = self.small(|| self.loader.warehouse.rows::<Found>(&sql)).await?;
+        Ok(!found.is_empty())
+    }
+
+    /// Deletes what a batch that can never be completed has left.
+    async fn take_back(&self) -> Result<(), Cancelled> {
+        warn!(batch.id = %self.batch, "taking back the rows of a batch that cannot be completed");
+        for table in self.loader.planner.catalog.target_tables() {
+            let table = self.loader.warehouse.table(&table);
+            let sql = format!("DELETE FROM {table} WHERE batch_id = '{}'", self.batch);
+            self.small(|| self.loader.warehouse.run(&sql)).await?;
+        }
+        Ok(())
+    }
+
+    async fn record(&self) -> Result<(), Cancelled> {
+        #[derive(Deserialize)]
+        struct Row {
+            kind: String,
+            rows: u64,
+        }
+        let sql = format!(
+            "SELECT kind, sum(rows) AS rows FROM {} WHERE batch_id = '{}' GROUP BY kind",
+            self.loader.warehouse.table("object_rows"),
+            self.batch,
+        );
+        let rows = self.small(|| self.loader.warehouse.rows::<Row>(&sql)).await?;
+        let rows: BTreeMap<String, u64> = rows.into_iter().map(|r| (r.kind, r.rows)).collect();
+        let total = rows.values().sum();
+        let objects = self.items.len();
+        self.small(|| self.loader.ledger.record(self.batch, objects, total)).await?;
+        for (kind, rows) in &rows {
+            metrics::rows_loaded(kind, *rows);
+        }
+        info!(
+            batch.id = %self.batch,
+            batch.objects = objects,
+            batch.rows = total,
+            batch.rows_by_type = %serde_json::json!(rows),
+            batch.replays = self.replays,
+            batch.seconds = self.started.elapsed().as_secs_f64(),
+            "batch loaded"
+        );
+        Ok(())
+    }
+}
+
+impl Loader {
+    /// Finishes, or releases, a batch whose worker was not heard of for longer than its lease.
+    async fn recover(&self, batch: BatchId, cancel: &CancellationToken) -> Result<(), Cancelled> {
+        let Some(sealed) = self.persist(cancel, || self.ledger.sealed(batch)).await? else {
+            return Ok(());
+        };
+        info!(batch.id = %batch, objects = sealed.objects.len(), "recovering: its lease ran out");
+        let mut loading = Loading {
+            loader: self,
+            cancel,
+            batch,
+            started: Instant::now(),
+            items: sealed
+                .objects
+                .into_iter()
+                .map(|object| Item { announced: object.id(), object })
+                .collect(),
+            failure: None,
+            replays: 0,
+        };
+        // Whatever became of it, its objects are looked up again.
+        let end = loading.run(Run::recover(sealed.fenced), &mut Outcomes::new()).await?;
+        info!(batch.id = %batch, ?end, "recovered");
+        Ok(())
+    }
+}

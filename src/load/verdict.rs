@@ -1,0 +1,157 @@
+//! What a failed insert means: one table for every outcome.
+
+use crate::warehouse::WarehouseError;
+
+/// What to do about an insert that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// Transient, or nobody knows: kill what may run, then the identical statement again.
+    Replay,
+    /// ClickHouse is away or wrongly set up: pause intake, hold what is held, probe, resume.
+    Halt,
+    /// An object's own fault: isolate it, load its batch-mates.
+    ObjectFault,
+    /// An object is not what was announced any more: look at what is there now.
+    Changed,
+    /// Somebody else has taken the batch over.
+    Fenced,
+}
+
+impl Verdict {
+    /// The value of the `verdict` label in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Replay => "replay",
+            Self::Halt => "halt",
+            Self::ObjectFault => "object_fault",
+            Self::Changed => "changed",
+            Self::Fenced => "fenced",
+        }
+    }
+}
+
+/// The text with which the guard in a statement refuses to start; ClickHouse's own error is 395,
+/// `FUNCTION_THROW_IF_VALUE_IS_NON_ZERO`, for both.
+pub const FENCED_TEXT: &str = "sluice: this batch is fenced";
+pub const CHANGED_TEXT: &str = "sluice: an object changed since it was announced";
+
+/// Nothing that a batch could be blamed for: the server, the account or the schema. Names are
+/// ClickHouse's own, from `system.errors`.
+const HALT: &[u32] = &[
+    16,  // NO_SUCH_COLUMN_IN_TABLE
+    36,  // BAD_ARGUMENTS
+    47,  // UNKNOWN_IDENTIFIER
+    53,  // TYPE_MISMATCH
+    60,  // UNKNOWN_TABLE
+    62,  // SYNTAX_ERROR
+    81,  // UNKNOWN_DATABASE
+    115, // UNKNOWN_SETTING
+    164, // READONLY
+    192, // UNKNOWN_USER
+    242, // TABLE_IS_READ_ONLY
+    243, // NOT_ENOUGH_SPACE
+    252, // TOO_MANY_PARTS
+    291, // DATABASE_ACCESS_DENIED
+    497, // ACCESS_DENIED
+    516, // AUTHENTICATION_FAILED
+    669, // NAMED_COLLECTION_DOESNT_EXIST
+];
+
+/// The content of an object.
+const OBJECT_FAULT: &[u32] = &[
+    27,  // CANNOT_PARSE_INPUT_ASSERTION_FAILED
+    72,  // CANNOT_PARSE_NUMBER
+    117, // INCORRECT_DATA
+    354, // ZLIB_INFLATE_FAILED
+    561, // LZMA_STREAM_DECODER_FAILED
+    654, // ZSTD_DECODER_FAILED
+];
+
+pub fn verdict(error: &WarehouseError) -> Verdict {
+    let WarehouseError::Server { code, text } = error else {
+        return Verdict::Replay;
+    };
+    match *code {
+        395 if text.contains(FENCED_TEXT) => Verdict::Fenced,
+        395 if text.contains(CHANGED_TEXT) => Verdict::Changed,
+        // S3_ERROR: a missing object, a refusal and an S3 that is away look alike but for the text.
+        499 => s3_verdict(text),
+        code if HALT.contains(&code) => Verdict::Halt,
+        code if OBJECT_FAULT.contains(&code) => Verdict::ObjectFault,
+        // What is not known to be somebody's fault is taken for passing: a replay harms nothing,
+        // and the attempts are bounded.
+        _ => Verdict::Replay,
+    }
+}
+
+fn s3_verdict(text: &str) -> Verdict {
+    let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    if says(&["HTTP response code: 404", "NoSuchKey", "The specified key does not exist"]) {
+        Verdict::ObjectFault
+    } else if says(&[
+        "HTTP response code: 403",
+        "AccessDenied",
+        "InvalidAccessKeyId",
+        "SignatureDoesNotMatch",
+        "ExpiredToken",
+        "NoSuchBucket",
+    ]) {
+        Verdict::Halt
+    } else {
+        Verdict::Replay
+    }
+}
+
+/// The object that an error names, out of those of the batch: the one whose path stands in the
+/// text, and the longest where one path is the beginning of another.
+pub fn named_object<'a>(
+    text: &str,
+    paths: impl Iterator<Item = (usize, &'a str)>,
+) -> Option<usize> {
+    paths
+        .filter(|(_, key)| !key.is_empty() && text.contains(key))
+        .max_by_key(|(_, key)| key.len())
+        .map(|(index, _)| index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_outcome_has_its_verdict() {
+        let server = |code, text: &str| WarehouseError::Server { code, text: text.into() };
+        for (error, expected) in [
+            (WarehouseError::Unknown("connection reset".into()), Verdict::Replay),
+            (server(395, FENCED_TEXT), Verdict::Fenced),
+            (server(395, CHANGED_TEXT), Verdict::Changed),
+            (server(395, "somebody's own throwIf"), Verdict::Replay),
+            (server(499, "HTTP response code: 404: while reading a.jsonl"), Verdict::ObjectFault),
+            (server(499, "NoSuchKey"), Verdict::ObjectFault),
+            (server(499, "HTTP response code: 403"), Verdict::Halt),
+            (server(499, "AccessDenied"), Verdict::Halt),
+            (server(499, "Connection refused"), Verdict::Replay),
+            (server(499, "HTTP response code: 503, SlowDown"), Verdict::Replay),
+            (server(516, "Authentication failed"), Verdict::Halt),
+            (server(60, "Unknown table"), Verdict::Halt),
+            (server(252, "Too many parts"), Verdict::Halt),
+            (server(241, "Memory limit exceeded"), Verdict::Replay),
+            (server(159, "Timeout exceeded"), Verdict::Replay),
+            (server(354, "inflate failed"), Verdict::ObjectFault),
+            (server(117, "Incorrect data"), Verdict::ObjectFault),
+            (server(1009, "object changed while read"), Verdict::Replay),
+            (server(424242, "something new"), Verdict::Replay),
+        ] {
+            assert_eq!(verdict(&error), expected, "{error}");
+        }
+    }
+
+    #[test]
+    fn the_longest_name_in_the_text_is_the_culprit() {
+        let keys = ["a/b", "a/b.gz", "c"];
+        let named = |text| named_object(text, keys.iter().copied().enumerate());
+        assert_eq!(named("inflate failed: while reading bucket/a/b.gz"), Some(1));
+        assert_eq!(named("inflate failed: while reading bucket/a/b: x"), Some(0));
+        assert_eq!(named("something else"), None);
+    }
+}

@@ -1,0 +1,310 @@
+//! From a frozen list of objects to the statement that loads them.
+//!
+//! Pure. The same list, attempt and catalog always give the same statement: a replay under the
+//! batch's token is exact only then.
+
+use std::time::Duration;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::batch::{BatchId, estimated_bytes};
+use crate::event_types::Catalog;
+use crate::load::verdict::{CHANGED_TEXT, FENCED_TEXT};
+use crate::object::ObjectRef;
+use crate::sql;
+use crate::warehouse::{MAX_QUERY_BYTES, Statement};
+
+/// With what right ClickHouse reads S3.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum S3Access {
+    /// The server's own environment (instance role, variables).
+    Server,
+    NamedCollection { name: String },
+    Keys { access_key_id: String, secret_access_key: String },
+    Role { role_arn: String },
+    Anonymous,
+}
+
+/// Under which URL, and with what right, ClickHouse reaches the objects.
+#[derive(Clone, Debug)]
+pub struct S3Source {
+    /// Path-style; `None` for AWS's own.
+    pub endpoint: Option<String>,
+    /// Where neither the endpoint nor the announcement says.
+    pub default_region: String,
+    pub access: S3Access,
+}
+
+/// What the planner needs to know beside the batch.
+pub struct Planner {
+    pub catalog: Catalog,
+    pub source: S3Source,
+    /// The landing table, qualified.
+    pub landing: String,
+    /// Larger objects are read in many blocks.
+    pub max_bytes: u64,
+    pub insert_timeout: Duration,
+}
+
+/// How keys can be named in one `s3()` call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Naming {
+    /// In a list of any length.
+    Listed,
+    /// Alone: ClickHouse takes some characters for syntax in a list.
+    Alone,
+    /// Not at all: ClickHouse would read other objects, or none.
+    Impossible,
+}
+
+/// How ClickHouse can be told to read this key and no other.
+pub fn naming(key: &str) -> Naming {
+    let segments = || key.split('/');
+    if key.contains(['*', '?', '\n', '\r', '\0'])
+        || key.contains("//")
+        || key.starts_with('/')
+        || segments().any(|segment| segment == "." || segment == "..")
+    {
+        Naming::Impossible
+    } else if key.contains(['{', '}', ',']) {
+        Naming::Alone
+    } else {
+        Naming::Listed
+    }
+}
+
+impl Planner {
+    /// The statement that loads these objects of one bucket.
+    ///
+    /// `guard` is the condition under which it must not start. A batch whose objects are not all
+    /// what was announced reads nothing: the statement fails.
+    pub fn insert(&self, batch: BatchId, objects: &[&ObjectRef], guard: &str) -> Statement {
+        let source = format!(
+            "(SELECT line, _path, _etag, _row_number FROM {} WHERE {} AND {})",
+            self.s3(objects, "LineAsString", "line String"),
+            throw_if(guard, FENCED_TEXT),
+            throw_if(&changed(objects), CHANGED_TEXT),
+        );
+        let select = self.catalog.landing_select(&source, &batch.to_string());
+        let mut statement = Statement::new(format!("INSERT INTO {} {select}", self.landing))
+            .with("insert_deduplication_token", batch.to_string())
+            .with("max_execution_time", self.insert_timeout.as_secs().to_string())
+            .with("log_comment", format!("sluice batch {batch}, {} objects", objects.len()));
+        for (name, value) in SETTINGS {
+            statement = statement.with(name, *value);
+        }
+        let too_large = objects.iter().any(|object| estimated_bytes(object) > self.max_bytes);
+        for (name, value) in if too_large { MANY_BLOCKS } else { ONE_BLOCK } {
+            statement = statement.with(name, *value);
+        }
+        statement
+    }
+
+    /// A query for what these objects are now: rows of `path`, `etag` and `size`.
+    pub fn probe(&self, objects: &[&ObjectRef]) -> String {
+        format!(
+            "SELECT DISTINCT _path AS path, trim(BOTH '\"' FROM _etag) AS etag, _size AS size \
+             FROM {} SETTINGS s3_ignore_file_doesnt_exist = 0, use_hive_partitioning = 0, \
+             glob_expansion_max_elements = 1000000",
+            self.s3(objects, "One", "dummy UInt8"),
+        )
+    }
+
+    fn s3(&self, objects: &[&ObjectRef], format: &str, structure: &str) -> String {
+        let url = sql::string(&self.url(objects));
+        let (format, structure) = (sql::string(format), sql::string(structure));
+        match &self.source.access {
+            S3Access::Server => format!("s3({url}, {format}, {structure})"),
+            S3Access::Anonymous => format!("s3({url}, NOSIGN, {format}, {structure})"),
+            S3Access::Keys { access_key_id, secret_access_key } => format!(
+                "s3({url}, {}, {}, {format}, {structure})",
+                sql::string(access_key_id),
+                sql::string(secret_access_key),
+            ),
+            S3Access::Role { role_arn } => format!(
+                "s3({url}, {format}, {structure}, extra_credentials(role_arn = {}))",
+                sql::string(role_arn),
+            ),
+            S3Access::NamedCollection { name } => format!(
+                "s3({}, url = {url}, format = {format}, structure = {structure})",
+                sql::ident(name),
+            ),
+        }
+    }
+
+    /// One URL for all keys: a single key as it is, several as a list in braces.
+    fn url(&self, objects: &[&ObjectRef]) -> String {
+        let Some(first) = objects.first() else { return String::new() };
+        let base = match &self.source.endpoint {
+            Some(endpoint) => endpoint.trim_end_matches('/').to_owned(),
+            None => aws_endpoint(first.region.as_deref().unwrap_or(&self.source.default_region)),
+        };
+        let mut keys: Vec<String> =
+            objects.iter().map(|object| encode_key(&object.key)).collect();
+        keys.sort_unstable();
+        let keys = match keys.as_slice() {
+            [only] => only.clone(),
+            several => format!("{{{}}}", several.join(",")),
+        };
+        format!("{base}/{}/{keys}", first.bucket)
+    }
+}
+
+fn aws_endpoint(region: &str) -> String {
+    let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+    format!("https://s3.{region}.{domain}")
+}
+
+/// RFC 3986's unreserved characters, and the slash, stand for themselves.
+const ESCAPED: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+
+fn encode_key(key: &str) -> String {
+    utf8_percent_encode(key, ESCAPED).to_string()
+}
+
+/// A condition that fails the statement with `text` instead of filtering rows.
+fn throw_if(condition: &str, text: &str) -> String {
+    format!("throwIf({condition}, {}) = 0", sql::string(text))
+}
+
+/// Whether a row comes from other content than was announced. Objects without an announced etag
+/// are let pass: there is nothing to compare.
+fn changed(objects: &[&ObjectRef]) -> String {
+    let mut pinned: Vec<String> = objects
+        .iter()
+        .filter(|object| !object.etag.is_empty())
+        .map(|object| {
+            let path = format!("{}/{}", object.bucket, object.key);
+            format!("({},{})", sql::string(&path), sql::string(&object.etag))
+        })
+        .collect();
+    if pinned.len() < objects.len() || pinned.is_empty() {
+        return "0".to_owned();
+    }
+    pinned.sort_unstable();
+    format!("(_path, trim(BOTH '\"' FROM _etag)) NOT IN ({})", pinned.join(","))
+}
+
+/// The same for every insert. Those that decide how blocks are cut are pinned, since a replay must
+/// cut the same blocks.
+const SETTINGS: &[(&str, &str)] = &[
+    ("max_query_size", MAX_QUERY_BYTES),
+    ("glob_expansion_max_elements", "1000000"),
+    ("async_insert", "0"),
+    ("insert_deduplicate", "1"),
+    ("deduplicate_blocks_in_dependent_materialized_views", "1"),
+    ("materialized_views_ignore_errors", "0"),
+    ("parallel_view_processing", "0"),
+    ("max_insert_threads", "1"),
+    ("input_format_parallel_parsing", "0"),
+    ("max_read_buffer_size", "1048576"),
+    ("max_block_size", "65409"),
+    // Months may be many in one batch.
+    ("throw_on_max_partitions_per_insert_block", "0"),
+    // A missing object is an error with the key in it, never silence.
+    ("s3_ignore_file_doesnt_exist", "0"),
+    // `year=2026/` in a key is a name, not a column.
+    ("use_hive_partitioning", "0"),
+    ("session_timezone", "UTC"),
+];
+
+/// All or nothing a table and partition: everything in one block.
+const ONE_BLOCK: &[(&str, &str)] =
+    &[("min_insert_block_size_rows", "1000000000"), ("min_insert_block_size_bytes", "100000000000")];
+
+/// For one large object: blocks that fit into memory.
+const MANY_BLOCKS: &[(&str, &str)] = &[
+    ("min_insert_block_size_rows", "30000"),
+    ("min_insert_block_size_bytes", "100000000000"),
+    ("max_threads", "1"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::tests::object;
+
+    fn planner(access: S3Access, endpoint: Option<&str>) -> Planner {
+        Planner {
+            catalog: Catalog::builtin(),
+            source: S3Source {
+                endpoint: endpoint.map(str::to_owned),
+                default_region: "us-east-1".into(),
+                access,
+            },
+            landing: "`db`.`landing`".into(),
+            max_bytes: 1000,
+            insert_timeout: Duration::from_secs(600),
+        }
+    }
+
+    #[test]
+    fn names_each_key_so_that_no_other_is_read() {
+        for (key, expected) in [
+            ("a/b.jsonl", Naming::Listed),
+            ("a b+c%41#é", Naming::Listed),
+            ("a{b", Naming::Alone),
+            ("a,b", Naming::Alone),
+            ("a*", Naming::Impossible),
+            ("a?b", Naming::Impossible),
+            ("a//b", Naming::Impossible),
+            ("/a", Naming::Impossible),
+            ("a/../b", Naming::Impossible),
+            ("a\nb", Naming::Impossible),
+        ] {
+            assert_eq!(naming(key), expected, "{key}");
+        }
+    }
+
+    #[test]
+    fn one_url_names_all_keys() {
+        let local = planner(S3Access::Server, Some("http://127.0.0.1:1/"));
+        let (a, b) = (object("bk", "a b", "1"), object("bk", "c/d%é,", "2"));
+        assert_eq!(local.url(&[&a]), "http://127.0.0.1:1/bk/a%20b");
+        assert_eq!(local.url(&[&b, &a]), "http://127.0.0.1:1/bk/{a%20b,c/d%25%C3%A9%2C}");
+        let aws = planner(S3Access::Server, None);
+        assert_eq!(aws.url(&[&a]), "https://s3.us-east-1.amazonaws.com/bk/a%20b");
+        let announced = ObjectRef { region: Some("cn-north-1".into()), ..a };
+        assert_eq!(aws.url(&[&announced]), "https://s3.cn-north-1.amazonaws.com.cn/bk/a%20b");
+    }
+
+    #[test]
+    fn each_access_has_its_form() {
+        let a = object("b", "k", "1");
+        let keys = S3Access::Keys { access_key_id: "id".into(), secret_access_key: "s'k".into() };
+        for (access, expected) in [
+            (S3Access::Server, "s3('http://e/b/k', 'One', 'x')"),
+            (S3Access::Anonymous, "s3('http://e/b/k', NOSIGN, 'One', 'x')"),
+            (keys, r"s3('http://e/b/k', 'id', 's\'k', 'One', 'x')"),
+            (
+                S3Access::Role { role_arn: "arn:r".into() },
+                "s3('http://e/b/k', 'One', 'x', extra_credentials(role_arn = 'arn:r'))",
+            ),
+            (
+                S3Access::NamedCollection { name: "nc".into() },
+                "s3(`nc`, url = 'http://e/b/k', format = 'One', structure = 'x')",
+            ),
+        ] {
+            assert_eq!(planner(access, Some("http://e")).s3(&[&a], "One", "x"), expected);
+        }
+    }
+
+    #[test]
+    fn the_statement_depends_on_nothing_but_the_list() {
+        let planner = planner(S3Access::Server, Some("http://e"));
+        let batch = BatchId(uuid::Uuid::from_u128(7));
+        let (a, b) = (object("b", "a", "1"), object("b", "b", "2"));
+        let statement = planner.insert(batch, &[&a, &b], "0");
+        assert_eq!(statement, planner.insert(batch, &[&b, &a], "0"));
+        let setting = |name| {
+            let mut found = statement.settings.iter().filter(|(setting, _)| *setting == name);
+            found.next().map(|(_, value)| value.as_str())
+        };
+        assert_eq!(setting("insert_deduplication_token"), Some(batch.to_string().as_str()));
+        assert_eq!(setting("min_insert_block_size_rows"), Some("1000000000"));
+        let large = ObjectRef { size: Some(1001), ..a };
+        let statement = planner.insert(batch, &[&large], "0");
+        assert!(statement.settings.contains(&("min_insert_block_size_rows", "30000".to_owned())));
+    }
+}

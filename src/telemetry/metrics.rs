@@ -1,0 +1,123 @@
+//! Every metric that Sluice exports: names, help, and the functions that count.
+//!
+//! Labels have few values: never a key, a message or a batch.
+
+use std::time::Duration;
+
+use metrics::{
+    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::load::verdict::Verdict;
+
+const MESSAGES_RECEIVED: &str = "sluice_sqs_messages_received_total";
+const MESSAGES_DELETED: &str = "sluice_sqs_messages_deleted_total";
+const MESSAGES_RELEASED: &str = "sluice_sqs_messages_released_total";
+const HEARTBEATS: &str = "sluice_sqs_heartbeats_total";
+const SQS_FAILURES: &str = "sluice_sqs_failures_total";
+const MESSAGES_HELD: &str = "sluice_messages_held";
+const OLDEST_HELD: &str = "sluice_oldest_held_message_age_seconds";
+const OBJECTS_WAITING: &str = "sluice_objects_waiting_for_window";
+const NOTIFICATIONS: &str = "sluice_notifications_total";
+const OBJECTS: &str = "sluice_objects_total";
+const BATCHES_CLOSED: &str = "sluice_batches_closed_total";
+const BATCHES_IN_FLIGHT: &str = "sluice_batches_in_flight";
+const ROWS: &str = "sluice_rows_total";
+const INSERT_SECONDS: &str = "sluice_insert_duration_seconds";
+const CLICKHOUSE_ERRORS: &str = "sluice_clickhouse_errors_total";
+const BREAKER_OPEN: &str = "sluice_breaker_open";
+
+/// Installs the recorder; the handle renders what `/metrics` shows.
+pub fn install() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(
+            Matcher::Full(INSERT_SECONDS.to_owned()),
+            &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0],
+        )?
+        .install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+fn describe() {
+    describe_counter!(MESSAGES_RECEIVED, "Messages received from SQS");
+    describe_counter!(MESSAGES_DELETED, "Messages deleted: every object of theirs is done");
+    describe_counter!(MESSAGES_RELEASED, "Messages given back to the queue");
+    describe_counter!(HEARTBEATS, "Extensions of the visibility of held messages");
+    describe_counter!(SQS_FAILURES, "Failed SQS requests and batch entries, by `operation`");
+    describe_gauge!(MESSAGES_HELD, "Messages received and not yet settled");
+    describe_gauge!(OLDEST_HELD, Unit::Seconds, "Age of the message held longest");
+    describe_gauge!(OBJECTS_WAITING, "Objects in open batches");
+    describe_counter!(NOTIFICATIONS, "Message bodies read, by `outcome`");
+    describe_counter!(OBJECTS, "Objects settled, by `outcome`");
+    describe_counter!(BATCHES_CLOSED, "Batches closed, by `reason`");
+    describe_gauge!(BATCHES_IN_FLIGHT, "Batches being loaded");
+    describe_counter!(ROWS, "Rows loaded, by `kind`: an event type, rejected or unmatched");
+    describe_histogram!(INSERT_SECONDS, Unit::Seconds, "Duration of insert statements");
+    describe_counter!(CLICKHOUSE_ERRORS, "Failed statements, by `code` and `verdict`");
+    describe_gauge!(BREAKER_OPEN, "1 while intake is paused, for the reason in /readyz");
+}
+
+pub fn messages_received(count: usize) {
+    counter!(MESSAGES_RECEIVED).increment(count as u64);
+}
+
+pub fn messages_deleted(count: usize) {
+    counter!(MESSAGES_DELETED).increment(count as u64);
+}
+
+pub fn messages_released(count: usize) {
+    counter!(MESSAGES_RELEASED).increment(count as u64);
+}
+
+pub fn heartbeats(count: usize) {
+    counter!(HEARTBEATS).increment(count as u64);
+}
+
+pub fn sqs_failures(operation: &'static str, count: usize) {
+    counter!(SQS_FAILURES, "operation" => operation).increment(count as u64);
+}
+
+pub fn notification(outcome: &'static str) {
+    counter!(NOTIFICATIONS, "outcome" => outcome).increment(1);
+}
+
+pub fn object(outcome: &'static str) {
+    counter!(OBJECTS, "outcome" => outcome).increment(1);
+}
+
+pub fn batch_closed(reason: &'static str) {
+    counter!(BATCHES_CLOSED, "reason" => reason).increment(1);
+}
+
+pub fn rows_loaded(kind: &str, rows: u64) {
+    counter!(ROWS, "kind" => kind.to_owned()).increment(rows);
+}
+
+pub fn insert_seconds(duration: Duration) {
+    histogram!(INSERT_SECONDS).record(duration.as_secs_f64());
+}
+
+pub fn clickhouse_error(code: Option<u32>, verdict: Verdict) {
+    let code = code.map_or_else(|| "none".to_owned(), |code| code.to_string());
+    counter!(CLICKHOUSE_ERRORS, "code" => code, "verdict" => verdict.label()).increment(1);
+}
+
+/// What the pipeline holds at this moment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Holdings {
+    pub messages: usize,
+    pub oldest: Duration,
+    pub objects_waiting: usize,
+    pub batches_in_flight: usize,
+    pub breaker_open: bool,
+}
+
+pub fn holdings(holdings: &Holdings) {
+    gauge!(MESSAGES_HELD).set(holdings.messages as f64);
+    gauge!(OLDEST_HELD).set(holdings.oldest.as_secs_f64());
+    gauge!(OBJECTS_WAITING).set(holdings.objects_waiting as f64);
+    gauge!(BATCHES_IN_FLIGHT).set(holdings.batches_in_flight as f64);
+    gauge!(BREAKER_OPEN).set(if holdings.breaker_open { 1.0 } else { 0.0 });
+}

@@ -1,0 +1,243 @@
+//! ClickHouse: the only user of its client.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::sql;
+
+/// A statement and the settings that go with it, as URL parameters: some of them, such as
+/// `max_query_size`, come too late inside the statement.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Statement {
+    pub sql: String,
+    pub settings: Vec<(&'static str, String)>,
+}
+
+impl Statement {
+    pub fn new(sql: impl Into<String>) -> Self {
+        Self { sql: sql.into(), settings: Vec::new() }
+    }
+
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.settings.push((name, value.into()));
+        self
+    }
+}
+
+/// What ClickHouse, or the way to it, answered.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum WarehouseError {
+    /// ClickHouse refused or gave up the statement: it has ended.
+    #[error("ClickHouse error {code}: {text}")]
+    Server { code: u32, text: String },
+    /// The connection failed or broke, a proxy answered, or time ran out: the statement may be
+    /// running, and may have done its work.
+    #[error("no answer from ClickHouse: {0}")]
+    Unknown(String),
+}
+
+impl WarehouseError {
+    pub fn code(&self) -> Option<u32> {
+        match self {
+            Self::Server { code, .. } => Some(*code),
+            Self::Unknown(_) => None,
+        }
+    }
+}
+
+/// How to reach ClickHouse.
+#[derive(Clone, Debug)]
+pub struct Access {
+    pub url: String,
+    pub user: String,
+    pub password: String,
+    pub database: String,
+}
+
+#[derive(Clone)]
+pub struct Warehouse {
+    client: clickhouse::Client,
+    database: String,
+    /// For small statements: ledger, kill, ping.
+    query_timeout: Duration,
+}
+
+impl Warehouse {
+    pub fn new(access: &Access, query_timeout: Duration) -> Self {
+        let client = clickhouse::Client::default()
+            .with_url(&access.url)
+            .with_user(&access.user)
+            .with_password(&access.password)
+            .with_product_info("sluice", env!("CARGO_PKG_VERSION"))
+            // Without it an error that comes late is an answer 200 with an exception in its body.
+            .with_setting("wait_end_of_query", "1")
+            .with_setting("async_insert", "0");
+        Self { client, database: access.database.clone(), query_timeout }
+    }
+
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
+    /// `database.table`, quoted.
+    pub fn table(&self, name: &str) -> String {
+        format!("{}.{}", sql::ident(&self.database), sql::ident(name))
+    }
+
+    /// Runs a statement that gives no rows, under a query id where one is given.
+    pub async fn execute(
+        &self,
+        statement: &Statement,
+        query_id: Option<&str>,
+        timeout: Duration,
+    ) -> Result<(), WarehouseError> {
+        let mut query = self.client.query_raw(&statement.sql);
+        for (name, value) in &statement.settings {
+            query = query.with_setting(*name, value);
+        }
+        if let Some(query_id) = query_id {
+            query = query.with_setting("query_id", query_id);
+        }
+        bounded(timeout, async { query.execute().await.map_err(classify) }).await
+    }
+
+    /// Runs a small statement that gives no rows.
+    pub async fn run(&self, sql: &str) -> Result<(), WarehouseError> {
+        self.execute(&Statement::new(sql), None, self.query_timeout).await
+    }
+
+    /// The rows of a small query.
+    pub async fn rows<T: DeserializeOwned>(&self, sql: &str) -> Result<Vec<T>, WarehouseError> {
+        let query = self
+            .client
+            .query_raw(sql)
+            .with_setting("max_query_size", MAX_QUERY_BYTES)
+            .with_setting("output_format_json_quote_64bit_integers", "0");
+        let text = bounded(self.query_timeout, async {
+            let mut cursor = query.fetch_bytes("JSONEachRow").map_err(classify)?;
+            cursor.collect().await.map_err(classify)
+        })
+        .await?;
+        text.split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| {
+                serde_json::from_slice(line)
+                    .map_err(|error| WarehouseError::Unknown(format!("unreadable row: {error}")))
+            })
+            .collect()
+    }
+
+    /// Writes a few rows in one block: all of them or none.
+    pub async fn insert<T: Serialize>(
+        &self,
+        table: &str,
+        rows: &[T],
+    ) -> Result<(), WarehouseError> {
+        let mut body = Vec::new();
+        for row in rows {
+            serde_json::to_writer(&mut body, row)
+                .map_err(|error| WarehouseError::Unknown(error.to_string()))?;
+            body.push(b'\n');
+        }
+        let sql = format!("INSERT INTO {} FORMAT JSONEachRow", self.table(table));
+        let mut insert = self
+            .client
+            .insert_formatted_with(sql)
+            .with_setting("input_format_parallel_parsing", "0")
+            .with_setting("max_insert_block_size", "1000000")
+            .with_setting("input_format_skip_unknown_fields", "0");
+        bounded(self.query_timeout, async {
+            insert.send(body.into()).await.map_err(classify)?;
+            insert.end().await.map_err(classify)
+        })
+        .await
+    }
+
+    /// Ends every statement whose query id starts with `prefix`, and waits for their end.
+    pub async fn kill(&self, prefix: &str) -> Result<(), WarehouseError> {
+        let prefix = sql::string(prefix);
+        self.run(&format!("KILL QUERY WHERE startsWith(query_id, {prefix}) SYNC")).await
+    }
+
+    pub async fn ping(&self) -> Result<(), WarehouseError> {
+        self.run("SELECT 1 FORMAT Null").await
+    }
+}
+
+/// Room for thousands of keys of 1,024 bytes, percent-encoded.
+pub const MAX_QUERY_BYTES: &str = "67108864";
+
+async fn bounded<T>(
+    timeout: Duration,
+    work: impl Future<Output = Result<T, WarehouseError>>,
+) -> Result<T, WarehouseError> {
+    tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
+        Err(WarehouseError::Unknown(format!("no answer within {} s", timeout.as_secs())))
+    })
+}
+
+fn classify(error: clickhouse::error::Error) -> WarehouseError {
+    match &error {
+        clickhouse::error::Error::BadResponse(text) => match exception_code(text) {
+            Some(code) => WarehouseError::Server { code, text: shorten(text) },
+            None => WarehouseError::Unknown(shorten(text)),
+        },
+        _ => WarehouseError::Unknown(with_sources(&error)),
+    }
+}
+
+/// ClickHouse's errors read `Code: 516. DB::Exception: …`; a proxy's do not.
+fn exception_code(text: &str) -> Option<u32> {
+    let digits = text.split_once("Code: ")?.1;
+    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    digits[..end].parse().ok()
+}
+
+/// An error can quote the whole statement; its beginning and end say what matters.
+fn shorten(text: &str) -> String {
+    const HEAD: usize = 3000;
+    const TAIL: usize = 500;
+    if text.len() <= HEAD + TAIL {
+        return text.to_owned();
+    }
+    let head = text.floor_char_boundary(HEAD);
+    let tail = text.ceil_char_boundary(text.len() - TAIL);
+    format!("{} … {}", &text[..head], &text[tail..])
+}
+
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            let _ = write!(text, ": {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_code_of_an_exception() {
+        let text = "Code: 516. DB::Exception: default: Authentication failed. (AUTHENTICATION_FAILED)";
+        assert_eq!(exception_code(text), Some(516));
+        assert_eq!(exception_code("502 Bad Gateway"), None);
+        assert_eq!(exception_code("Code: "), None);
+    }
+
+    #[test]
+    fn shortens_in_the_middle_without_cutting_a_character() {
+        let long = "ü".repeat(5000);
+        let short = shorten(&long);
+        assert!(short.len() < 3600 && short.contains(" … "), "{}", short.len());
+        assert_eq!(shorten("short"), "short");
+    }
+}
