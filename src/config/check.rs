@@ -11,6 +11,7 @@ use super::fields::Fields;
 use super::layers::Origins;
 use super::problems::{Findings, Problem};
 use super::raw::RawConfig;
+use super::secret::Secret;
 use super::types::{
     BatchConfig, ClickHouseConfig, Config, LoadConfig, LogConfig, QueueConfig, S3Config,
 };
@@ -123,6 +124,7 @@ fn check_queue_url(url: &str, checks: &mut Checks) {
 fn check_clickhouse(clickhouse: &ClickHouseConfig, checks: &mut Checks) {
     check_clickhouse_url(clickhouse, checks);
     checks.name("clickhouse.user", &clickhouse.user);
+    checks.secret("clickhouse.password", &clickhouse.password);
     checks.name("clickhouse.database", &clickhouse.database);
     if let Some(cluster) = &clickhouse.cluster {
         checks.name("clickhouse.cluster", cluster);
@@ -151,7 +153,7 @@ fn check_clickhouse_url(clickhouse: &ClickHouseConfig, checks: &mut Checks) {
         let advice = "remove what follows `?` or `#`; user, password and database have fields";
         checks.fail(PATH, "has a query or fragment", advice);
     }
-    if url.scheme() == "http" && clickhouse.ca_file.is_some() {
+    if url.scheme() == "http" && clickhouse.ca_file.is_some() && checks.are_good(&[PATH]) {
         let message = "has no effect, since clickhouse.url is not https";
         checks.fail(
             "clickhouse.ca_file",
@@ -188,6 +190,15 @@ fn check_access_values(access: &ClickHouseAccess, checks: &mut Checks) {
                 "give the role's ARN, such as arn:aws:iam::123456789012:role/clickhouse-reader",
             );
         }
+        ClickHouseAccess::Keys {
+            access_key_id,
+            secret_access_key,
+        } => {
+            if !access_key_id.is_empty() {
+                checks.name("s3.clickhouse_access.access_key_id", access_key_id);
+            }
+            checks.secret("s3.clickhouse_access.secret_access_key", secret_access_key);
+        }
         _ => {}
     }
 }
@@ -209,6 +220,7 @@ fn check_batch(batch: &BatchConfig, checks: &mut Checks) {
 fn check_load(load: &LoadConfig, checks: &mut Checks) {
     checks.integer("load.concurrency", load.concurrency as u64);
     checks.positive("load.retry_backoff_min", load.retry_backoff_min);
+    checks.positive("load.retry_backoff_max", load.retry_backoff_max);
     checks.ordered(
         ("load.retry_backoff_min", load.retry_backoff_min),
         ("load.retry_backoff_max", load.retry_backoff_max),
@@ -227,7 +239,9 @@ fn check_log(log: &LogConfig, checks: &mut Checks) {
     // To the filter a lone word that is no level is a target: `inof` would
     // silence everything but the module of that name.
     for directive in log.level.split(',').map(str::trim) {
-        let word = directive.chars().all(char::is_alphanumeric);
+        let word = directive
+            .chars()
+            .all(|c| c.is_alphanumeric() || "_-".contains(c));
         if word && !LEVELS.contains(&directive.to_lowercase().as_str()) {
             checks.fail(PATH, format!("`{directive}` is not a level"), form);
             return;
@@ -299,14 +313,9 @@ impl Checks<'_> {
         }
     }
 
+    /// Nothing that Sluice waits for takes no time, or more than a day.
     fn positive(&mut self, path: &str, value: HumanDuration) {
-        if value.get().is_zero() {
-            self.fail(
-                path,
-                "must be more than 0s",
-                "give a duration such as `10s`",
-            );
-        }
+        self.duration(path, value, Duration::from_millis(1)..=DAY);
     }
 
     /// SQS counts in seconds, and would get less than was asked for.
@@ -344,6 +353,15 @@ impl Checks<'_> {
                 "has a control character",
                 "give a name that can be printed",
             );
+        }
+    }
+
+    /// A secret that was made with `echo` ends with a line break, and is refused
+    /// far away as a wrong password.
+    fn secret(&mut self, path: &str, value: &Secret) {
+        if value.expose().chars().any(char::is_control) {
+            let advice = "remove it; a line break at the end often comes from `echo`, which `printf` does not add";
+            self.fail(path, "has a control character", advice);
         }
     }
 

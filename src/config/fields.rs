@@ -21,13 +21,16 @@ pub fn json_schema() -> Value {
     schema
 }
 
-/// Adds defaults, takes away what makes fields required, and lets a field or
-/// section be left empty where Sluice does.
+/// Adds defaults, takes away what makes fields required, and joins the lines
+/// that only the width of the source has broken.
 fn complete(schema: &mut Value, defaults: &Value) {
     let Some(object) = schema.as_object_mut() else {
         return;
     };
     object.remove("required");
+    if let Some(Value::String(description)) = object.get_mut("description") {
+        *description = description.replace('\n', " ");
+    }
     // schemars' names of Rust's integer types mean nothing to other tools.
     if object.get("format").is_some_and(|it| it != "password") {
         object.remove("format");
@@ -215,7 +218,7 @@ impl Fields {
         let distance = |known: &&str| strsim::damerau_levenshtein(&lower, known);
         let nearest = known.iter().copied().min_by_key(distance)?;
         // A third of a short word changed is another word.
-        if distance(&nearest) <= (lower.len() / 4).clamp(1, 3) {
+        if distance(&nearest) <= (lower.len() / 3).clamp(1, 3) {
             return Some(nearest);
         }
         let mut same_key = known

@@ -1,6 +1,8 @@
 //! The layers: each value with its origin, the later layer's winning.
 
 use std::collections::BTreeMap;
+use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +27,16 @@ pub struct Sources {
     pub env: Vec<(String, String)>,
     /// Dotted paths and their values, the last one of a path winning.
     pub flags: Vec<(String, String)>,
+}
+
+/// The environment of this process, for [`Sources::env`]. Unlike
+/// `std::env::vars` it does not panic at a variable that is not Unicode; one of
+/// ours is reported.
+pub fn process_environment() -> Vec<(String, String)> {
+    let lossy = |text: OsString| text.to_string_lossy().into_owned();
+    env::vars_os()
+        .map(|(name, value)| (lossy(name), lossy(value)))
+        .collect()
 }
 
 /// The merged layers.
@@ -70,7 +82,7 @@ pub(super) fn merge(sources: Sources, fields: &Fields, findings: &mut Findings) 
         builder = builder.add_source(layer);
     }
     for (path, value) in &sources.flags {
-        let origin = format!("flag for {path}");
+        let origin = "a flag on the command line".to_owned();
         if let Some(layer) = single(path, value, origin, fields, findings) {
             builder = builder.add_source(layer);
         }
@@ -219,6 +231,9 @@ fn single(
     findings: &mut Findings,
 ) -> Option<Layer> {
     let problem = match fields.node(path) {
+        Node::Field(_) if value.contains(char::REPLACEMENT_CHARACTER) => {
+            Problem::new(path, "is not Unicode").advice("give it in UTF-8")
+        }
         Node::Field(_) => {
             let value = Value::new(Some(&origin), ValueKind::String(value.to_owned()));
             return Some(Layer(nest(path, value)));

@@ -25,7 +25,7 @@ mod units;
 
 pub use access::ClickHouseAccess;
 pub use fields::json_schema;
-pub use layers::Sources;
+pub use layers::{Sources, process_environment};
 pub use problems::{Problem, Problems};
 pub use reference::{effective_yaml, reference_markdown};
 pub use secret::Secret;

@@ -84,15 +84,16 @@ fn write_field(page: &mut String, field: &Field) -> std::fmt::Result {
     let path = &field.path;
     writeln!(page, "\n### `{path}`\n")?;
     writeln!(page, "{}\n", field.description)?;
+    // A paragraph: a list would run into one that the description ends with.
     if !field.kinds.is_empty() {
-        writeln!(page, "- only for kind: `{}`", field.kinds.join("`, `"))?;
+        write!(page, "Only for kind `{}`. ", field.kinds.join("`, `"))?;
     }
-    writeln!(page, "- takes: {}", field.takes)?;
+    write!(page, "Takes {}. ", field.takes)?;
     match field.default.as_ref().map(plain) {
-        Some(default) if default.is_empty() => writeln!(page, "- default: empty")?,
-        Some(default) => writeln!(page, "- default: `{default}`")?,
-        None if field.kinds.is_empty() => writeln!(page, "- default: unset")?,
-        None => writeln!(page, "- default: none, the kind needs it")?,
+        Some(default) if default.is_empty() => write!(page, "Default: empty. ")?,
+        Some(default) => write!(page, "Default: `{default}`. ")?,
+        None if field.kinds.is_empty() => write!(page, "Default: unset. ")?,
+        None => write!(page, "No default: the kind needs it. ")?,
     }
-    writeln!(page, "- environment: `{}`", variable_name(path))
+    writeln!(page, "Environment: `{}`.", variable_name(path))
 }

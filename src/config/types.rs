@@ -87,7 +87,8 @@ pub struct ClickHouseConfig {
     /// URL of ClickHouse's HTTP interface, without user, password or query.
     pub url: String,
 
-    /// The user to log in as. It needs the rights that `sluice check` names.
+    /// The user to log in as. It reads the objects, and reads and writes all of
+    /// Sluice's tables.
     pub user: String,
 
     /// The password of `clickhouse.user`. Give it in the environment rather
@@ -106,13 +107,13 @@ pub struct ClickHouseConfig {
     /// ones. Choose before the first `migrate`: it does not convert tables.
     pub engine: TableEngine,
 
-    /// How long to wait for a connection, more than 0s.
+    /// How long to wait for a connection, 1ms to 1d.
     pub connect_timeout: HumanDuration,
 
-    /// How long the ledger's and other small statements may take, more than 0s.
+    /// How long the ledger's and other small statements may take, 1ms to 1d.
     pub query_timeout: HumanDuration,
 
-    /// How long one insert of a batch may take, more than 0s; then it is killed
+    /// How long one insert of a batch may take, 1ms to 1d; then it is killed
     /// and tried again. Raise it when very large objects do not finish.
     pub insert_timeout: HumanDuration,
 
@@ -200,11 +201,11 @@ pub struct LoadConfig {
     pub concurrency: usize,
 
     /// The pause before an insert that failed for a passing reason is tried
-    /// again, more than 0s. It doubles up to `load.retry_backoff_max`.
+    /// again, 1ms to 1d. It doubles up to `load.retry_backoff_max`.
     pub retry_backoff_min: HumanDuration,
 
     /// The longest pause between attempts of an insert, and between probes of a
-    /// ClickHouse that is away.
+    /// ClickHouse that is away, 1ms to 1d.
     pub retry_backoff_max: HumanDuration,
 }
 
@@ -230,8 +231,8 @@ pub struct EventTypesConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ShutdownConfig {
-    /// How long a stopping Sluice lets the loads in flight finish, more than
-    /// 0s. What is left is recovered by another worker. Keep it below what the
+    /// How long a stopping Sluice lets the loads in flight finish, 1ms to 1d.
+    /// What is left is recovered by another worker. Keep it below what the
     /// platform grants: `terminationGracePeriodSeconds` on Kubernetes,
     /// `stopTimeout` on ECS.
     pub grace_period: HumanDuration,

@@ -285,7 +285,7 @@ impl JsonSchema for HumanSize {
         json_schema!({
             "title": "size",
             "type": "string",
-            "pattern": r"^\s*[0-9.]+\s*([KMGTkmgt]i?)?[Bb]?\s*$",
+            "pattern": r"^\s*[0-9.]+\s*([KMGTkmgt]i?[Bb]?|[Bb])\s*$",
             "examples": ["64KB", "128MiB"],
         })
     }

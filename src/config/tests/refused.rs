@@ -1,169 +1,6 @@
-//! The configuration as a whole: layers, problems, secrets, what is shown.
-
-use std::fs;
-use std::path::{Path, PathBuf};
+//! What is wrong, and what is said about it.
 
 use super::*;
-
-const NO_ENV: [(&str, &str); 0] = [];
-
-/// A configuration file of its own for each test.
-struct TestFile {
-    path: PathBuf,
-    _dir: tempfile::TempDir,
-}
-
-fn file(yaml: &str) -> TestFile {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("sluice.yaml");
-    fs::write(&path, yaml).unwrap();
-    TestFile { path, _dir: dir }
-}
-
-fn owned(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-    let pairs = pairs.iter();
-    pairs.map(|(a, b)| (a.to_string(), b.to_string())).collect()
-}
-
-fn load_all(yaml: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Config, Problems> {
-    let file = file(yaml);
-    Config::load(Sources {
-        file: Some(file.path.clone()),
-        env: owned(env),
-        flags: owned(flags),
-    })
-}
-
-fn load(yaml: &str) -> Result<Config, Problems> {
-    load_all(yaml, &NO_ENV, &[])
-}
-
-fn load_env(env: &[(&str, &str)]) -> Result<Config, Problems> {
-    load_all("", env, &[])
-}
-
-/// Each problem as `path: message (advice)`.
-fn lines(problems: &Problems) -> Vec<String> {
-    let line = |it: &Problem| {
-        let advice = it.advice.as_deref().unwrap_or("-");
-        format!("{}: {} ({advice})", it.path, it.message)
-    };
-    problems.iter().map(line).collect()
-}
-
-/// Each expected problem is a part of the line of the problem in its place.
-#[track_caller]
-fn check(yaml: &str, expected: &[&str]) {
-    check_lines(load(yaml), expected, yaml);
-}
-
-#[track_caller]
-fn check_env(env: &[(&str, &str)], expected: &[&str]) {
-    check_lines(load_env(env), expected, &format!("{env:?}"));
-}
-
-#[track_caller]
-fn check_lines(result: Result<Config, Problems>, expected: &[&str], input: &str) {
-    let found = result.err().as_ref().map(lines).unwrap_or_default();
-    let matches = found.len() == expected.len()
-        && found
-            .iter()
-            .zip(expected)
-            .all(|(line, part)| line.contains(part));
-    assert!(
-        matches,
-        "{input}\nfound: {found:#?}\nexpected: {expected:#?}"
-    );
-}
-
-#[test]
-fn the_defaults_alone_are_valid() {
-    let config = Config::load(Sources::default()).unwrap();
-    assert_eq!(config.batch.max_bytes.bytes(), 128 << 20);
-    assert_eq!(config.queue.heartbeat(), std::time::Duration::from_secs(40));
-    assert_eq!(config.s3.clickhouse_access, ClickHouseAccess::Server);
-    let missing = config.queue.require_url().unwrap_err().to_string();
-    assert!(missing.contains("SLUICE__QUEUE__URL"), "{missing}");
-}
-
-#[test]
-fn the_defaults_name_every_field_that_is_not_optional() {
-    let config = Config::load(Sources::default()).unwrap();
-    let values = serde_json::to_value(&config).unwrap();
-    let fields = fields::Fields::new();
-    assert!(fields.fields.len() > 35, "{}", fields.fields.len());
-    for field in fields.fields.iter().filter(|it| it.kinds.is_empty()) {
-        let pointer = format!("/{}", field.path.replace('.', "/"));
-        let set = !values.pointer(&pointer).unwrap().is_null();
-        assert_eq!(set, field.default.is_some(), "{}", field.path);
-        assert!(!field.description.is_empty(), "{}", field.path);
-    }
-}
-
-#[test]
-fn later_layers_win_field_by_field() {
-    let yaml = "batch: {window: 1s, max_objects: 7, max_bytes: 1MiB}\nload: {concurrency: 3}";
-    let env = [
-        ("SLUICE__BATCH__WINDOW", "2s"),
-        ("sluice__batch__max_objects", "8"),
-    ];
-    let flags = [("batch.window", "3s"), ("batch.window", "4s")];
-    let config = load_all(yaml, &env, &flags).unwrap();
-    assert_eq!(config.batch.window.to_string(), "4s");
-    assert_eq!(config.batch.max_objects, 8);
-    assert_eq!(config.batch.max_bytes.to_string(), "1MiB");
-    assert_eq!(config.load.concurrency, 3);
-    assert_eq!(config.load.strategy, LoadStrategy::SinglePass);
-}
-
-#[test]
-fn environment_strings_become_typed_values() {
-    let config = load_env(&[
-        ("SLUICE__QUEUE__URL", "http://localhost:4566/000000000000/q"),
-        ("SLUICE__QUEUE__MAX_HELD", "2000"),
-        ("SLUICE__QUEUE__ALLOW_MISSING_DLQ", "true"),
-        ("SLUICE__CLICKHOUSE__PASSWORD", "12345"),
-        ("SLUICE__CLICKHOUSE__ENGINE", "replicated"),
-        ("SLUICE__ADMIN__LISTEN", "[::]:0"),
-        ("SLUICE__EVENT_TYPES__DIR", "/etc/sluice/types"),
-        ("Sluice__S3__ClickHouse_Access__Kind", "named_collection"),
-        ("SLUICE__S3__CLICKHOUSE_ACCESS__NAME", "uploads"),
-        // Not ours.
-        ("SLUICE_TEST_CLICKHOUSE", "x"),
-        ("SLUICE_LOG", "x"),
-        ("PATH", "/bin"),
-    ])
-    .unwrap();
-    assert!(config.queue.require_url().unwrap().ends_with("/q"));
-    assert_eq!(config.queue.max_held, 2000);
-    assert!(config.queue.allow_missing_dlq);
-    assert_eq!(config.clickhouse.password.expose(), "12345");
-    assert_eq!(config.clickhouse.engine, TableEngine::Replicated);
-    assert_eq!(config.admin.listen.port(), 0);
-    assert_eq!(
-        config.event_types.dir.as_deref(),
-        Some(Path::new("/etc/sluice/types"))
-    );
-    let name = "uploads".to_owned();
-    assert_eq!(
-        config.s3.clickhouse_access,
-        ClickHouseAccess::NamedCollection { name }
-    );
-}
-
-#[test]
-fn empty_files_and_sections_change_nothing() {
-    let defaults = Config::load(Sources::default()).unwrap();
-    for yaml in [
-        "",
-        "# nothing\n\n",
-        "---\n",
-        "batch:\nlog: {}\n",
-        "queue:\n  url:\n",
-    ] {
-        assert_eq!(load(yaml).unwrap(), defaults, "{yaml}");
-    }
-}
 
 #[test]
 fn a_file_that_cannot_be_used_is_a_problem_among_others() {
@@ -201,8 +38,8 @@ fn unknown_keys_are_found_with_what_was_meant() {
     check("batch: {Window: 5s}", &["did you mean `batch.window`?"]);
     check("window: 5s", &["did you mean `batch.window`?"]);
     check(
-        "batching: {window: 5s}",
-        &["batching: unknown key (did you mean `batch`?)"],
+        "batches: {window: 5s}",
+        &["batches: unknown key (did you mean `batch`?)"],
     );
     check(
         "load: {max-bytes: 1MiB}",
@@ -234,6 +71,10 @@ fn unknown_keys_are_found_with_what_was_meant() {
     check_env(
         &[("SLUICE__BATCH__WINDOW__MAX", "5s")],
         &["batch.window is a field and has no keys"],
+    );
+    check_env(
+        &[("SLUICE__LOG__LEVEL", "a\u{fffd}")],
+        &["log.level: is not Unicode"],
     );
     check_env(&[("SLUICE__", "5s")], &["unknown key"]);
     check_env(
@@ -318,7 +159,7 @@ fn values_out_of_range_are_refused() {
     );
     check(
         "clickhouse: {connect_timeout: 0s}",
-        &["must be more than 0s"],
+        &["`0s` is out of range (give a duration from 1ms to 1d)"],
     );
     check(
         "clickhouse: {dedup_window: 1}",
@@ -345,6 +186,10 @@ fn values_out_of_range_are_refused() {
     check(
         "log: {level: 'sluice=loud'}",
         &["log.level: is not a log filter"],
+    );
+    check(
+        "clickhouse: {password: \"x\\n\"}",
+        &["clickhouse.password: has a control character"],
     );
     check("log: {level: ''}", &["log.level: is empty"]);
     assert!(load("log: {level: 'sluice=debug,hyper::client=off,WARN'}").is_ok());
@@ -404,6 +249,10 @@ fn related_fields_are_checked_together() {
         &["clickhouse.ca_file: has no effect"],
     );
     // A value that is wrong by itself is not compared as well.
+    check(
+        "clickhouse: {url: [], ca_file: /ca.pem}",
+        &["clickhouse.url: takes one value"],
+    );
     check(
         "load: {retry_backoff_min: 2, retry_backoff_max: 500ms}",
         &["`2` has no unit"],
@@ -489,5 +338,33 @@ fn every_problem_is_told_at_once_with_its_origin() {
     .unwrap_err();
     let shown = problems.to_string();
     let shown = shown.replace(&file.path.display().to_string(), "sluice.yaml");
-    insta::assert_snapshot!(shown, @"");
+    insta::assert_snapshot!(shown, @r##"
+6 problems in the configuration
+
+batch.windw: unknown key
+  from: file sluice.yaml
+  help: did you mean `batch.window`?
+
+admin.listn: unknown key
+  from: a flag on the command line
+  help: did you mean `admin.listen`?
+
+log.format: unknown variant `xml`, expected `text` or `json`
+  from: file sluice.yaml
+  help: give one of `text`, `json`; the default is `text`
+
+queue.receivers: invalid value: string "many", expected a whole number
+  from: environment variable SLUICE__QUEUE__RECEIVERS
+  help: give a whole number, 1 to 16; the default is `2`
+
+batch.max_objects: `0` is out of range
+  from: file sluice.yaml
+  help: give a whole number, 1 to 5000; the default is `1000`
+
+load.concurrency: `1000` is out of range
+  from: a flag on the command line
+  help: give a whole number, 1 to 64; the default is `2`
+
+`sluice config schema` lists every field with its type and default
+"##);
 }
