@@ -136,7 +136,7 @@ fn read_file(path: &Path) -> Result<Map<String, Value>, Problem> {
     File::from_str(&text, FileFormat::Yaml)
         .collect()
         .map_err(|error| {
-            Problem::new(&name, format!("not a YAML mapping: {}", syntax(&error)))
+            Problem::new(&name, syntax(&error))
                 .advice("the file must have the form of `sluice config show`")
         })
 }
@@ -151,9 +151,9 @@ fn is_blank(line: &str) -> bool {
 fn syntax(error: &ConfigError) -> String {
     match error {
         ConfigError::FileParse { cause, .. } if cause.is::<yaml_rust2::ScanError>() => {
-            cause.to_string()
+            format!("invalid YAML: {cause}")
         }
-        _ => "the file must hold keys and values".to_owned(),
+        _ => "is not one YAML document of keys and values".to_owned(),
     }
 }
 

@@ -60,7 +60,7 @@ A duration has a unit (`500ms`, `10s`, `2m`, `1h30m`, `90d`), and so has a size 
 
 ## AWS
 
-Sluice's own requests to SQS and S3 take region, credentials and endpoints from the usual AWS environment, not from this file: `AWS_REGION`, `AWS_PROFILE`, `AWS_ACCESS_KEY_ID` with `AWS_SECRET_ACCESS_KEY`, web identity (EKS), container credentials (ECS) and instance profiles, in the SDK's order. `AWS_ENDPOINT_URL`, or `AWS_ENDPOINT_URL_SQS` and `AWS_ENDPOINT_URL_S3` for one service, lead to another endpoint such as LocalStack.
+Sluice's own requests to SQS and S3 take credentials, endpoints and, unless `s3.region` is set, the buckets' region from the usual AWS environment: `AWS_REGION`, `AWS_PROFILE`, `AWS_ACCESS_KEY_ID` with `AWS_SECRET_ACCESS_KEY`, web identity (EKS), container credentials (ECS) and instance profiles, in the SDK's order. `AWS_ENDPOINT_URL`, or `AWS_ENDPOINT_URL_SQS` and `AWS_ENDPOINT_URL_S3` for one service, lead to another endpoint such as LocalStack.
 
 ClickHouse reads the objects itself, with the rights of `s3.clickhouse_access` and from `s3.clickhouse_endpoint`: those are not Sluice's own.
 ";

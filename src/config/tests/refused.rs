@@ -19,10 +19,10 @@ fn a_file_that_cannot_be_used_is_a_problem_among_others() {
     );
     check(
         "- a\n- b\n",
-        &["not a YAML mapping: the file must hold keys and values"],
+        &["is not one YAML document of keys and values"],
     );
-    check("hunter2", &["the file must hold keys and values"]);
-    check("batch: {window: 1s", &["not a YAML mapping: "]);
+    check("hunter2", &["is not one YAML document of keys and values"]);
+    check("batch: {window: 1s", &["invalid YAML: while parsing"]);
     check(
         "log: {level: info}\nlog: {level: info}",
         &["duplicated key"],
