@@ -1,1 +1,52 @@
-//! Typed configuration.
+//! Typed configuration: built-in defaults, below a file, below the environment,
+//! below flags.
+//!
+//! [`Config::load`] goes through these steps, and gathers every problem on its
+//! way before it fails:
+//!
+//! - `layers`: find the values of each layer, refuse unknown keys, merge;
+//! - `raw`: from the merged tree to typed values, one field's error at a time;
+//! - `check`: ranges, and relations between fields.
+//!
+//! The fields, with their documentation, are declared in `types` alone. The JSON
+//! schema is derived from there, and `fields` (what keys exist) and `reference`
+//! (docs/configuration.md) from the schema.
+
+mod access;
+mod check;
+mod fields;
+mod layers;
+mod problems;
+mod raw;
+mod reference;
+mod secret;
+mod types;
+mod units;
+
+pub use access::ClickHouseAccess;
+pub use fields::json_schema;
+pub use layers::{Sources, process_environment};
+pub use problems::{Problem, Problems};
+pub use reference::{effective_yaml, reference_markdown};
+pub use secret::Secret;
+pub use types::{
+    AdminConfig, BatchConfig, ClickHouseConfig, Config, EventTypesConfig, LoadConfig, LoadStrategy,
+    LogConfig, LogFormat, QueueConfig, S3Config, ShutdownConfig, TableEngine,
+};
+pub use units::{HumanDuration, HumanSize};
+
+impl Config {
+    /// The configuration that the sources give together, or everything that is
+    /// wrong with it.
+    pub fn load(sources: Sources) -> Result<Self, Problems> {
+        let mut findings = problems::Findings::default();
+        let fields = fields::Fields::new();
+        let merged = layers::merge(sources, &fields, &mut findings);
+        let raw = raw::decode(&merged, &fields, &mut findings);
+        let config = raw.and_then(|raw| check::check(raw, &merged.origins, &fields, &mut findings));
+        findings.into_result(config)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,147 @@
+//! With which rights ClickHouse reads the objects.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::layers::Origins;
+use super::problems::{Findings, Problem};
+use super::secret::Secret;
+
+/// With which rights ClickHouse reads the objects.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+#[schemars(inline)]
+pub enum ClickHouseAccess {
+    /// The server's own: its `s3` configuration, or its instance's role.
+    Server,
+    /// A named collection, so that no key appears in a statement.
+    NamedCollection {
+        /// The named collection on the ClickHouse server.
+        name: String,
+    },
+    /// An access key that Sluice puts into its statements. ClickHouse hides it
+    /// in its logs.
+    Keys {
+        /// The id of the access key.
+        access_key_id: String,
+        /// The secret of the access key. Give it in the environment rather than
+        /// in a file.
+        secret_access_key: Secret,
+    },
+    /// A role that ClickHouse assumes (`extra_credentials`), as on ClickHouse
+    /// Cloud.
+    Role {
+        /// The ARN of the role that ClickHouse assumes.
+        role_arn: String,
+    },
+    /// No credentials: for public buckets.
+    Anonymous,
+}
+
+/// The same as it was written. Every field is optional here, so that each that
+/// is missing or does not fit is a problem of its own with its own path.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawAccess {
+    kind: Kind,
+    name: Option<String>,
+    access_key_id: Option<String>,
+    secret_access_key: Option<Secret>,
+    role_arn: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Kind {
+    Server,
+    NamedCollection,
+    Keys,
+    Role,
+    Anonymous,
+}
+
+const PATH: &str = "s3.clickhouse_access";
+
+/// The fields that only some kinds have, each with its kind.
+const FIELDS: [(&str, Kind); 4] = [
+    ("name", Kind::NamedCollection),
+    ("access_key_id", Kind::Keys),
+    ("secret_access_key", Kind::Keys),
+    ("role_arn", Kind::Role),
+];
+
+/// The access that `raw` means, or none when something is wrong with it.
+pub(super) fn check_access(
+    raw: RawAccess,
+    origins: &Origins,
+    findings: &mut Findings,
+) -> Option<ClickHouseAccess> {
+    // Without a good kind nothing can be said of the other fields.
+    if !findings.is_good(&format!("{PATH}.kind")) {
+        return None;
+    }
+    for (field, of) in FIELDS {
+        check_presence(&raw, field, of, origins, findings);
+    }
+    match raw.kind {
+        Kind::Server => Some(ClickHouseAccess::Server),
+        Kind::Anonymous => Some(ClickHouseAccess::Anonymous),
+        Kind::NamedCollection => Some(ClickHouseAccess::NamedCollection { name: raw.name? }),
+        Kind::Role => Some(ClickHouseAccess::Role {
+            role_arn: raw.role_arn?,
+        }),
+        Kind::Keys => Some(ClickHouseAccess::Keys {
+            access_key_id: raw.access_key_id?,
+            secret_access_key: raw.secret_access_key?,
+        }),
+    }
+}
+
+fn check_presence(
+    raw: &RawAccess,
+    field: &str,
+    of: Kind,
+    origins: &Origins,
+    findings: &mut Findings,
+) {
+    let path = format!("{PATH}.{field}");
+    let empty = match field {
+        "name" => raw.name.as_ref().map(String::is_empty),
+        "access_key_id" => raw.access_key_id.as_ref().map(String::is_empty),
+        "secret_access_key" => raw.secret_access_key.as_ref().map(Secret::is_empty),
+        _ => raw.role_arn.as_ref().map(String::is_empty),
+    };
+    let kind = kind_name(raw.kind);
+    let problem = match empty {
+        // A value that could not be read was reset to none, and is on record.
+        None if of == raw.kind && findings.is_good(&path) => {
+            let variable = super::layers::variable_name(&path);
+            Problem::new(
+                &path,
+                format!("kind `{kind}` needs it, and it is not given"),
+            )
+            .advice(format!(
+                "set it in the file of --config or as {variable}, or choose another {PATH}.kind"
+            ))
+        }
+        Some(_) if of != raw.kind => {
+            let belongs = kind_name(of);
+            Problem::new(&path, format!("does not fit kind `{kind}`")).advice(format!(
+                "remove it, or set {PATH}.kind to `{belongs}`, which is the kind that has it"
+            ))
+        }
+        Some(true) => Problem::new(&path, "is empty").advice("give a value"),
+        _ => return,
+    };
+    findings.add(problem.origin(origins.of(&path)));
+}
+
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Server => "server",
+        Kind::NamedCollection => "named_collection",
+        Kind::Keys => "keys",
+        Kind::Role => "role",
+        Kind::Anonymous => "anonymous",
+    }
+}

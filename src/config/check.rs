@@ -1,0 +1,389 @@
+//! Ranges, and relations between fields.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use tracing_subscriber::EnvFilter;
+use url::Url;
+
+use super::access::{ClickHouseAccess, check_access};
+use super::fields::Fields;
+use super::layers::Origins;
+use super::problems::{Findings, Problem};
+use super::raw::RawConfig;
+use super::secret::Secret;
+use super::types::{
+    BatchConfig, ClickHouseConfig, Config, LoadConfig, LogConfig, QueueConfig, S3Config,
+};
+use super::units::{HumanDuration, HumanSize};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// The longest visibility timeout that SQS allows.
+const MAX_VISIBILITY: Duration = Duration::from_secs(12 * 3_600);
+
+/// The configuration that `raw` means, or none when no S3 access can be made of
+/// it. What is wrong is in `findings`.
+pub(super) fn check(
+    raw: RawConfig,
+    origins: &Origins,
+    fields: &Fields,
+    findings: &mut Findings,
+) -> Option<Config> {
+    let access = check_access(raw.s3.clickhouse_access, origins, findings);
+    let mut checks = Checks {
+        origins,
+        fields,
+        findings,
+    };
+    check_queue(&raw.queue, &mut checks);
+    check_clickhouse(&raw.clickhouse, &mut checks);
+    if let Some(region) = &raw.s3.region {
+        checks.name("s3.region", region);
+    }
+    if let Some(endpoint) = &raw.s3.clickhouse_endpoint {
+        check_endpoint(endpoint, &mut checks);
+    }
+    if let Some(access) = &access {
+        check_access_values(access, &mut checks);
+    }
+    check_batch(&raw.batch, &mut checks);
+    check_load(&raw.load, &mut checks);
+    checks.positive("shutdown.grace_period", raw.shutdown.grace_period);
+    check_log(&raw.log, &mut checks);
+    check_relations(&raw.queue, &raw.batch, &mut checks);
+    Some(Config {
+        queue: raw.queue,
+        clickhouse: raw.clickhouse,
+        s3: S3Config {
+            region: raw.s3.region,
+            clickhouse_endpoint: raw.s3.clickhouse_endpoint,
+            clickhouse_access: access?,
+        },
+        batch: raw.batch,
+        load: raw.load,
+        event_types: raw.event_types,
+        shutdown: raw.shutdown,
+        admin: raw.admin,
+        log: raw.log,
+    })
+}
+
+fn check_queue(queue: &QueueConfig, checks: &mut Checks) {
+    if let Some(url) = &queue.url {
+        check_queue_url(url, checks);
+    }
+    let longest_poll = Duration::from_secs(20);
+    checks.duration(
+        "queue.wait_time",
+        queue.wait_time,
+        Duration::ZERO..=longest_poll,
+    );
+    checks.whole_seconds("queue.wait_time", queue.wait_time);
+    checks.integer("queue.receivers", queue.receivers as u64);
+    checks.integer("queue.max_held", queue.max_held as u64);
+    // A third of ten seconds leaves a heartbeat the time for a few requests.
+    let visibility = Duration::from_secs(10)..=MAX_VISIBILITY;
+    checks.duration(
+        "queue.visibility_timeout",
+        queue.visibility_timeout,
+        visibility,
+    );
+    checks.whole_seconds("queue.visibility_timeout", queue.visibility_timeout);
+    let backoff = Duration::from_secs(1)..=MAX_VISIBILITY;
+    checks.duration(
+        "queue.retry_backoff_min",
+        queue.retry_backoff_min,
+        backoff.clone(),
+    );
+    checks.duration("queue.retry_backoff_max", queue.retry_backoff_max, backoff);
+    checks.ordered(
+        ("queue.retry_backoff_min", queue.retry_backoff_min),
+        ("queue.retry_backoff_max", queue.retry_backoff_max),
+    );
+}
+
+fn check_queue_url(url: &str, checks: &mut Checks) {
+    const PATH: &str = "queue.url";
+    let form = "give it as `aws sqs get-queue-url` prints it, \
+                such as https://sqs.eu-central-1.amazonaws.com/123456789012/uploads";
+    if url.starts_with("arn:") {
+        checks.fail(PATH, "is an ARN, not a URL", form);
+        return;
+    }
+    let no_user = "remove them: Sluice takes AWS credentials from the AWS environment";
+    let Some(url) = checks.http_url(PATH, url, form, no_user) else {
+        return;
+    };
+    if url.path().trim_matches('/').is_empty() {
+        checks.fail(PATH, "names no queue", form);
+    }
+}
+
+fn check_clickhouse(clickhouse: &ClickHouseConfig, checks: &mut Checks) {
+    check_clickhouse_url(clickhouse, checks);
+    checks.name("clickhouse.user", &clickhouse.user);
+    checks.secret("clickhouse.password", &clickhouse.password);
+    checks.name("clickhouse.database", &clickhouse.database);
+    if let Some(cluster) = &clickhouse.cluster {
+        checks.name("clickhouse.cluster", cluster);
+    }
+    checks.positive("clickhouse.connect_timeout", clickhouse.connect_timeout);
+    checks.positive("clickhouse.query_timeout", clickhouse.query_timeout);
+    checks.positive("clickhouse.insert_timeout", clickhouse.insert_timeout);
+    checks.integer("clickhouse.dedup_window", clickhouse.dedup_window);
+    // A table's TTL is a number of seconds in 32 bits, of which a century is enough.
+    checks.duration(
+        "clickhouse.reject_ttl",
+        clickhouse.reject_ttl,
+        DAY..=36_500 * DAY,
+    );
+}
+
+fn check_clickhouse_url(clickhouse: &ClickHouseConfig, checks: &mut Checks) {
+    const PATH: &str = "clickhouse.url";
+    let form = "give the URL of ClickHouse's HTTP interface, such as http://127.0.0.1:8123";
+    let use_fields = "set clickhouse.user and clickhouse.password instead";
+    let Some(url) = checks.http_url(PATH, &clickhouse.url, form, use_fields) else {
+        return;
+    };
+    // ClickHouse takes user, password and settings there, all of which are ours.
+    if url.query().is_some() || url.fragment().is_some() {
+        let advice = "remove what follows `?` or `#`; user, password and database have fields";
+        checks.fail(PATH, "has a query or fragment", advice);
+    }
+    if url.scheme() == "http" && clickhouse.ca_file.is_some() && checks.are_good(&[PATH]) {
+        let message = "has no effect, since clickhouse.url is not https";
+        checks.fail(
+            "clickhouse.ca_file",
+            message,
+            "remove it, or change clickhouse.url to https",
+        );
+    }
+}
+
+fn check_endpoint(endpoint: &str, checks: &mut Checks) {
+    const PATH: &str = "s3.clickhouse_endpoint";
+    let form = "give the URL of the S3 endpoint without bucket, such as http://minio:9000";
+    let no_user = "remove them, and choose an s3.clickhouse_access.kind";
+    let Some(url) = checks.http_url(PATH, endpoint, form, no_user) else {
+        return;
+    };
+    if url.query().is_some() || url.fragment().is_some() {
+        checks.fail(PATH, "has a query or fragment", form);
+    }
+}
+
+fn check_access_values(access: &ClickHouseAccess, checks: &mut Checks) {
+    match access {
+        // An empty value is on record already.
+        ClickHouseAccess::NamedCollection { name } if !name.is_empty() => {
+            checks.name("s3.clickhouse_access.name", name);
+        }
+        ClickHouseAccess::Role { role_arn }
+            if !role_arn.is_empty() && !role_arn.starts_with("arn:") =>
+        {
+            checks.fail(
+                "s3.clickhouse_access.role_arn",
+                "is not an ARN",
+                "give the role's ARN, such as arn:aws:iam::123456789012:role/clickhouse-reader",
+            );
+        }
+        ClickHouseAccess::Keys {
+            access_key_id,
+            secret_access_key,
+        } => {
+            if !access_key_id.is_empty() {
+                checks.name("s3.clickhouse_access.access_key_id", access_key_id);
+            }
+            checks.secret("s3.clickhouse_access.secret_access_key", secret_access_key);
+        }
+        _ => {}
+    }
+}
+
+fn check_batch(batch: &BatchConfig, checks: &mut Checks) {
+    checks.duration(
+        "batch.window",
+        batch.window,
+        Duration::from_millis(100)..=HOUR,
+    );
+    checks.integer("batch.max_objects", batch.max_objects as u64);
+    if batch.max_bytes.bytes() < 1 << 20 {
+        let message = format!("`{}` is too small", batch.max_bytes);
+        let least = HumanSize::new(1 << 20);
+        checks.fail("batch.max_bytes", message, format!("give {least} or more"));
+    }
+}
+
+fn check_load(load: &LoadConfig, checks: &mut Checks) {
+    checks.integer("load.concurrency", load.concurrency as u64);
+    checks.positive("load.retry_backoff_min", load.retry_backoff_min);
+    checks.positive("load.retry_backoff_max", load.retry_backoff_max);
+    checks.ordered(
+        ("load.retry_backoff_min", load.retry_backoff_min),
+        ("load.retry_backoff_max", load.retry_backoff_max),
+    );
+}
+
+fn check_log(log: &LogConfig, checks: &mut Checks) {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    const PATH: &str = "log.level";
+    let form = "give a level (off, error, warn, info, debug, trace), \
+                or levels by module, as in `sluice=debug,info`";
+    if log.level.trim().is_empty() {
+        checks.fail(PATH, "is empty", form);
+        return;
+    }
+    // To the filter a lone word that is no level is a target: `inof` would
+    // silence everything but the module of that name.
+    for directive in log.level.split(',').map(str::trim) {
+        let word = directive
+            .chars()
+            .all(|c| c.is_alphanumeric() || "_-".contains(c));
+        if word && !LEVELS.contains(&directive.to_lowercase().as_str()) {
+            checks.fail(PATH, format!("`{directive}` is not a level"), form);
+            return;
+        }
+    }
+    if let Err(error) = EnvFilter::try_new(&log.level) {
+        checks.fail(PATH, format!("is not a log filter: {error}"), form);
+    }
+}
+
+fn check_relations(queue: &QueueConfig, batch: &BatchConfig, checks: &mut Checks) {
+    let (held, objects) = ("queue.max_held", "batch.max_objects");
+    if checks.are_good(&[held, objects]) && queue.max_held < batch.max_objects {
+        let message = format!(
+            "{} is less than {objects} ({}), so that no batch could fill",
+            queue.max_held, batch.max_objects,
+        );
+        checks.fail(held, message, format!("raise {held}, or lower {objects}"));
+    }
+}
+
+/// The checks that several fields share. Each looks only at values that are
+/// not known to be wrong already.
+struct Checks<'a> {
+    origins: &'a Origins,
+    fields: &'a Fields,
+    findings: &'a mut Findings,
+}
+
+impl Checks<'_> {
+    fn fail(&mut self, path: &str, message: impl Into<String>, advice: impl Into<String>) {
+        let problem = Problem::new(path, message)
+            .origin(self.origins.of(path))
+            .advice(advice);
+        self.findings.add(problem);
+    }
+
+    fn are_good(&self, paths: &[&str]) -> bool {
+        paths.iter().all(|path| self.findings.is_good(path))
+    }
+
+    /// A whole number must be in the range that the schema states.
+    fn integer(&mut self, path: &str, value: u64) {
+        let Some((field, (min, max))) = self
+            .fields
+            .field(path)
+            .and_then(|field| field.range.map(|range| (field, range)))
+        else {
+            return;
+        };
+        if !(min..=max).contains(&value) {
+            let advice = field.advice();
+            self.fail(path, format!("`{value}` is out of range"), advice);
+        }
+    }
+
+    fn duration(&mut self, path: &str, value: HumanDuration, range: RangeInclusive<Duration>) {
+        if !range.contains(&value.get()) {
+            let (min, max) = (
+                HumanDuration::new(*range.start()),
+                HumanDuration::new(*range.end()),
+            );
+            let message = format!("`{value}` is out of range");
+            self.fail(
+                path,
+                message,
+                format!("give a duration from {min} to {max}"),
+            );
+        }
+    }
+
+    /// Nothing that Sluice waits for takes no time, or more than a day.
+    fn positive(&mut self, path: &str, value: HumanDuration) {
+        self.duration(path, value, Duration::from_millis(1)..=DAY);
+    }
+
+    /// SQS counts in seconds, and would get less than was asked for.
+    fn whole_seconds(&mut self, path: &str, value: HumanDuration) {
+        if value.get().subsec_nanos() != 0 && self.are_good(&[path]) {
+            let message = format!("`{value}` is not a whole number of seconds");
+            self.fail(path, message, "SQS counts in seconds, round it");
+        }
+    }
+
+    fn ordered(&mut self, min: (&str, HumanDuration), max: (&str, HumanDuration)) {
+        if self.are_good(&[min.0, max.0]) && min.1 > max.1 {
+            // At the value that somebody gave, if the other is a default.
+            let at = if self.origins.of(min.0).is_some() {
+                min.0
+            } else {
+                max.0
+            };
+            let message = format!("{} ({}) is more than {} ({})", min.0, min.1, max.0, max.1);
+            self.fail(at, message, format!("lower {}, or raise {}", min.0, max.0));
+        }
+    }
+
+    /// A name that goes into a statement or header, where it is quoted.
+    fn name(&mut self, path: &str, value: &str) {
+        if value.trim().is_empty() {
+            self.fail(
+                path,
+                "is empty",
+                "give a name, or remove the field to have the default",
+            );
+        } else if value.chars().any(char::is_control) {
+            self.fail(
+                path,
+                "has a control character",
+                "give a name that can be printed",
+            );
+        }
+    }
+
+    /// A secret that was made with `echo` ends with a line break, and is refused
+    /// far away as a wrong password.
+    fn secret(&mut self, path: &str, value: &Secret) {
+        if value.expose().chars().any(char::is_control) {
+            let advice = "remove it; a line break at the end often comes from `echo`, which `printf` does not add";
+            self.fail(path, "has a control character", advice);
+        }
+    }
+
+    /// An http or https URL without userinfo. The messages do not quote it, for
+    /// it may hold a password.
+    fn http_url(&mut self, path: &str, value: &str, form: &str, no_user: &str) -> Option<Url> {
+        let url = match Url::parse(value) {
+            Ok(url) => url,
+            Err(error) => {
+                self.fail(path, format!("is not a URL: {error}"), form);
+                return None;
+            }
+        };
+        if !matches!(url.scheme(), "http" | "https") {
+            // The scheme is not quoted either: in `name:password@host` it is a name.
+            self.fail(path, "is not an http or https URL", form);
+            return None;
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            self.fail(path, "has a user or password in it", no_user);
+            return None;
+        }
+        Some(url)
+    }
+}

@@ -1,0 +1,99 @@
+//! The configuration shown: what is in effect, and what there is.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+use yaml_rust2::yaml::Hash;
+use yaml_rust2::{Yaml, YamlEmitter};
+
+use super::fields::{Field, Fields, plain};
+use super::layers::variable_name;
+use super::types::Config;
+
+/// The configuration as YAML with its secrets redacted. Apart from those it
+/// loads again.
+pub fn effective_yaml(config: &Config) -> String {
+    let tree = serde_json::to_value(config).expect("a configuration is plain data");
+    let mut text = String::new();
+    YamlEmitter::new(&mut text)
+        .dump(&to_yaml(tree))
+        .expect("writing to a string cannot fail");
+    // The emitter begins a document, which one that stands alone does not need.
+    let body = text.trim_start_matches("---\n").to_owned();
+    body + "\n"
+}
+
+fn to_yaml(value: Value) -> Yaml {
+    match value {
+        Value::Null => Yaml::Null,
+        Value::Bool(value) => Yaml::Boolean(value),
+        Value::Number(number) => match number.as_i64() {
+            Some(number) => Yaml::Integer(number),
+            None => Yaml::Real(number.to_string()),
+        },
+        Value::String(text) => Yaml::String(text),
+        Value::Array(values) => Yaml::Array(values.into_iter().map(to_yaml).collect()),
+        Value::Object(object) => {
+            let pairs = object
+                .into_iter()
+                .map(|(key, value)| (Yaml::String(key), to_yaml(value)));
+            Yaml::Hash(pairs.collect::<Hash>())
+        }
+    }
+}
+
+const INTRODUCTION: &str = "\
+<!-- Generated from src/config. Update it with: UPDATE_DOCS=1 cargo test --lib config -->
+
+# Configuration
+
+Sluice runs on its built-in defaults once it knows its queue. Each layer changes what those before it say, field by field:
+
+1. the defaults, [config/default.yaml](../config/default.yaml);
+2. the YAML file of `--config FILE`;
+3. environment variables: `SLUICE__`, then the path of the field with `__` between its parts, in either case. `batch.window` is `SLUICE__BATCH__WINDOW`;
+4. flags.
+
+Nothing is guessed: an unknown key, a number without its unit or a value out of range stops Sluice, which then names everything that is wrong, where it came from and what to do. `sluice config show` prints the configuration in effect, without secrets; `sluice config schema` prints the JSON schema that editors can check files with. Examples are in [config/examples](../config/examples).
+
+A duration has a unit (`500ms`, `10s`, `2m`, `1h30m`, `90d`), and so has a size (`64KB` is 64,000 bytes, `128MiB` is 134,217,728).
+
+## AWS
+
+Sluice's own requests to SQS and S3 take credentials, endpoints and, unless `s3.region` is set, the buckets' region from the usual AWS environment: `AWS_REGION`, `AWS_PROFILE`, `AWS_ACCESS_KEY_ID` with `AWS_SECRET_ACCESS_KEY`, web identity (EKS), container credentials (ECS) and instance profiles, in the SDK's order. `AWS_ENDPOINT_URL`, or `AWS_ENDPOINT_URL_SQS` and `AWS_ENDPOINT_URL_S3` for one service, lead to another endpoint such as LocalStack.
+
+ClickHouse reads the objects itself, with the rights of `s3.clickhouse_access` and from `s3.clickhouse_endpoint`: those are not Sluice's own.
+";
+
+/// The text of docs/configuration.md.
+pub fn reference_markdown() -> String {
+    let fields = Fields::new();
+    let mut page = INTRODUCTION.to_owned();
+    for (section, description) in &fields.sections {
+        page += &format!("\n## {section}\n\n{description}\n");
+        for field in &fields.fields {
+            if field.path.rsplit_once('.').map(|(parent, _)| parent) == Some(section) {
+                write_field(&mut page, field).expect("writing to a string cannot fail");
+            }
+        }
+    }
+    page
+}
+
+fn write_field(page: &mut String, field: &Field) -> std::fmt::Result {
+    let path = &field.path;
+    writeln!(page, "\n### `{path}`\n")?;
+    writeln!(page, "{}\n", field.description)?;
+    // A paragraph: a list would run into one that the description ends with.
+    if !field.kinds.is_empty() {
+        write!(page, "Only for kind `{}`. ", field.kinds.join("`, `"))?;
+    }
+    write!(page, "Takes {}. ", field.takes)?;
+    match field.default.as_ref().map(plain) {
+        Some(default) if default.is_empty() => write!(page, "Default: empty. ")?,
+        Some(default) => write!(page, "Default: `{default}`. ")?,
+        None if field.kinds.is_empty() => write!(page, "Default: unset. ")?,
+        None => write!(page, "No default: the kind needs it. ")?,
+    }
+    writeln!(page, "Environment: `{}`.", variable_name(path))
+}

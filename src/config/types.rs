@@ -1,0 +1,286 @@
+//! The configuration as the rest of Sluice sees it.
+//!
+//! The doc comment of a field is what `sluice config schema` and
+//! docs/configuration.md print: what it is, and when to change it. Defaults are
+//! in config/default.yaml alone.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::access::ClickHouseAccess;
+use super::problems::{Problem, Problems};
+use super::secret::Secret;
+use super::units::{HumanDuration, HumanSize, boolean, whole_number};
+
+/// A valid configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub queue: QueueConfig,
+    pub clickhouse: ClickHouseConfig,
+    pub s3: S3Config,
+    pub batch: BatchConfig,
+    pub load: LoadConfig,
+    pub event_types: EventTypesConfig,
+    pub shutdown: ShutdownConfig,
+    pub admin: AdminConfig,
+    pub log: LogConfig,
+}
+
+/// The SQS queue in which S3 announces objects.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct QueueConfig {
+    /// URL of the SQS queue, as `aws sqs get-queue-url` prints it. `run` cannot
+    /// do without; `migrate` and `status` can.
+    pub url: Option<String>,
+
+    /// How long one receive waits for messages (long poll). Whole seconds,
+    /// 0s to 20s. Leave it at 20s: less means more requests and no less delay.
+    pub wait_time: HumanDuration,
+
+    /// Receives in flight at a time, 1 to 16. One receive brings at most 10
+    /// messages; raise it when messages stay visible in the queue although
+    /// loads are idle.
+    #[serde(deserialize_with = "whole_number")]
+    #[schemars(range(min = 1, max = 16))]
+    pub receivers: usize,
+
+    /// Messages held at most, 1 to 100,000. Sluice stops receiving when it
+    /// holds this many, so it bounds memory. SQS itself allows 120,000 in
+    /// flight for all workers together: lower it when there are many.
+    #[serde(deserialize_with = "whole_number")]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub max_held: usize,
+
+    /// How long a received message stays hidden from other workers. Whole
+    /// seconds, 10s to 12h. It is extended at every third of it for as long as
+    /// the message is held, so it need not cover a load: it is the time until
+    /// another worker takes over from one that crashed.
+    pub visibility_timeout: HumanDuration,
+
+    /// How long a message stays hidden after its first failed load, 1s or more.
+    /// The delay doubles with each receive, with jitter, up to
+    /// `queue.retry_backoff_max`.
+    pub retry_backoff_min: HumanDuration,
+
+    /// The longest that a message stays hidden after a failed load, 12h at
+    /// most. Raise it to give a broken object longer to be mended before the
+    /// redrive policy takes its message to the dead-letter queue.
+    pub retry_backoff_max: HumanDuration,
+
+    /// Start even if the queue has no dead-letter queue. Then a message that
+    /// can never be loaded comes back until its retention ends. Meant for
+    /// trying Sluice out.
+    #[serde(deserialize_with = "boolean")]
+    pub allow_missing_dlq: bool,
+}
+
+/// The ClickHouse server that reads the objects and keeps the rows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClickHouseConfig {
+    /// URL of ClickHouse's HTTP interface, without user, password or query.
+    pub url: String,
+
+    /// The user to log in as. It reads the objects, and reads and writes all of
+    /// Sluice's tables.
+    pub user: String,
+
+    /// The password of `clickhouse.user`. Give it in the environment rather
+    /// than in a file.
+    pub password: Secret,
+
+    /// The database of all tables that `migrate` creates.
+    pub database: String,
+
+    /// The cluster whose servers all get the tables: `migrate` adds
+    /// `ON CLUSTER` with this name to its statements. Unset for one server, and
+    /// for ClickHouse Cloud.
+    pub cluster: Option<String>,
+
+    /// The engines of the tables: `plain` MergeTree engines, or `replicated`
+    /// ones. Choose before the first `migrate`: it does not convert tables.
+    pub engine: TableEngine,
+
+    /// How long to wait for a connection, 1ms to 1d.
+    pub connect_timeout: HumanDuration,
+
+    /// How long the ledger's and other small statements may take, 1ms to 1d.
+    pub query_timeout: HumanDuration,
+
+    /// How long one insert of a batch may take, 1ms to 1d; then it is killed
+    /// and tried again. Raise it when very large objects do not finish.
+    pub insert_timeout: HumanDuration,
+
+    /// Inserts that each table remembers in order to drop their repetition
+    /// (`non_replicated_deduplication_window` and
+    /// `replicated_deduplication_window`), 100 to 1,000,000. A batch may be
+    /// replayed only while its tables remember it: raise it when several
+    /// workers load more batches than this within a long outage.
+    #[serde(deserialize_with = "whole_number")]
+    #[schemars(range(min = 100, max = 1_000_000))]
+    pub dedup_window: u64,
+
+    /// How long rejected lines and unmatched statements are kept (the TTL of
+    /// `rejected_lines` and `unmatched_statements`), 1d or more. It is the time
+    /// left to mend an event type and to load them again.
+    pub reject_ttl: HumanDuration,
+
+    /// A PEM file of certificate authorities to trust in addition to the
+    /// system's, for a ClickHouse whose certificate is signed by your own. Only
+    /// for an https URL.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// The engines of the tables that `migrate` creates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum TableEngine {
+    Plain,
+    Replicated,
+}
+
+/// How the objects are reached: by ClickHouse, and by Sluice itself.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct S3Config {
+    /// The region of the buckets. Unset, it is the AWS SDK's (`AWS_REGION`,
+    /// profile, instance).
+    pub region: Option<String>,
+
+    /// The S3 endpoint as ClickHouse reaches it, for stores other than AWS
+    /// (MinIO, LocalStack) and for VPC endpoints. Unset, ClickHouse reads from
+    /// AWS. Sluice's own requests go where `AWS_ENDPOINT_URL_S3` says.
+    pub clickhouse_endpoint: Option<String>,
+
+    /// With which rights ClickHouse reads the objects.
+    pub clickhouse_access: ClickHouseAccess,
+}
+
+/// When a batch is full.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BatchConfig {
+    /// How long a batch waits for more objects after its first one, 100ms to
+    /// 1h. It is the delay that Sluice adds to a quiet stream; a longer window
+    /// makes fewer and larger inserts.
+    pub window: HumanDuration,
+
+    /// Objects in a batch at most, 1 to 5,000. Lower it when the list of keys
+    /// makes statements too long for `max_query_size`.
+    #[serde(deserialize_with = "whole_number")]
+    #[schemars(range(min = 1, max = 5_000))]
+    pub max_objects: usize,
+
+    /// Bytes in a batch at most, estimated uncompressed, 1MiB or more. A batch
+    /// is inserted as one block, so ClickHouse needs several times this much
+    /// memory for each insert in flight. A larger object goes alone, in many
+    /// blocks.
+    pub max_bytes: HumanSize,
+}
+
+/// How batches are loaded.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoadConfig {
+    /// `single_pass` reads each object once, and materialized views fill the
+    /// tables. `per_type` reads it once for each event type and needs no views:
+    /// slower, for servers on which views are not allowed.
+    pub strategy: LoadStrategy,
+
+    /// Inserts in flight at a time, 1 to 64. Raise it while ClickHouse has CPU
+    /// and memory to spare and the queue grows.
+    #[serde(deserialize_with = "whole_number")]
+    #[schemars(range(min = 1, max = 64))]
+    pub concurrency: usize,
+
+    /// The pause before an insert that failed for a passing reason is tried
+    /// again, 1ms to 1d. It doubles up to `load.retry_backoff_max`.
+    pub retry_backoff_min: HumanDuration,
+
+    /// The longest pause between attempts of an insert, and between probes of a
+    /// ClickHouse that is away, 1ms to 1d.
+    pub retry_backoff_max: HumanDuration,
+}
+
+/// How the rows of a batch reach the tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum LoadStrategy {
+    SinglePass,
+    PerType,
+}
+
+/// Which event types there are.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EventTypesConfig {
+    /// A directory of event type declarations (`*.yaml`). Unset, the built-in
+    /// five are used.
+    pub dir: Option<PathBuf>,
+}
+
+/// How Sluice stops.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ShutdownConfig {
+    /// How long a stopping Sluice lets the loads in flight finish, 1ms to 1d.
+    /// What is left is recovered by another worker. Keep it below what the
+    /// platform grants: `terminationGracePeriodSeconds` on Kubernetes,
+    /// `stopTimeout` on ECS.
+    pub grace_period: HumanDuration,
+}
+
+/// The HTTP endpoint for metrics and health.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AdminConfig {
+    /// Address and port to listen on; port 0 takes any free one. In a container
+    /// use `0.0.0.0:9464`, so that probes reach it.
+    pub listen: SocketAddr,
+}
+
+/// What Sluice logs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LogConfig {
+    /// `text` for people, `json` for collectors: one object a line.
+    pub format: LogFormat,
+
+    /// What is logged: a level (`error`, `warn`, `info`, `debug`, `trace`,
+    /// `off`), or levels by module, as in `sluice=debug,info`.
+    pub level: String,
+}
+
+/// The form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl QueueConfig {
+    /// The queue's URL, for the commands that cannot work without a queue.
+    pub fn require_url(&self) -> Result<&str, Problems> {
+        self.url.as_deref().ok_or_else(|| {
+            Problems::from(Problem::new("queue.url", "no queue is given").advice(
+                "set `queue.url` in the file of --config, or SLUICE__QUEUE__URL in the environment",
+            ))
+        })
+    }
+
+    /// How often the visibility of a held message is extended. At a third of
+    /// the timeout, two heartbeats in a row may fail.
+    pub fn heartbeat(&self) -> Duration {
+        self.visibility_timeout.get() / 3
+    }
+}
