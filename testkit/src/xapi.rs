@@ -1,0 +1,1 @@
+//! Generated xAPI data with its own reckoning.
