@@ -262,7 +262,10 @@ fn launch(
     let installed = install()?;
     std::fs::create_dir_all(directory)?;
     let configuration = directory.join("config.xml");
+    let users = directory.join("users.xml");
+    std::fs::write(&users, include_str!("users.xml"))?;
     let text = include_str!("clickhouse.xml")
+        .replace("{{users}}", &users.display().to_string())
         .replace(
             "{{log}}",
             &directory.join("clickhouse.log").display().to_string(),
@@ -280,6 +283,8 @@ fn launch(
         format!("--http_port={http_port}"),
         format!("--tcp_port={tcp_port}"),
         String::from("--listen_host=127.0.0.1"),
+        // It would trace, whatever the configuration file says.
+        String::from("--logger.level=warning"),
         format!("--query={query}"),
     ];
     let place = Place {
