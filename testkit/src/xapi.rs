@@ -1,1 +1,0 @@
-//! Generated xAPI data with its own reckoning.
