@@ -10,11 +10,14 @@ use sluice_testkit::launch::{Mode, Place, Process, tail};
 use sluice_testkit::{Site, Stack, free_port};
 use tempfile::TempDir;
 
+use crate::console::note;
+
 /// Enough to finish a batch; short enough that a killed demo leaves nothing for long.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Builds the daemon and says where its binary is.
 pub(super) fn build(release: bool) -> Result<PathBuf> {
+    note("building sluice");
     let mut cargo = Command::new(crate::test::cargo());
     cargo.args(["build", "--quiet", "--package", "sluice", "--bin", "sluice"]);
     if release {

@@ -7,6 +7,7 @@ mod tables;
 mod upload;
 mod watch;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,6 +34,9 @@ pub(crate) struct Arguments {
     /// Build Sluice with optimisations
     #[arg(long)]
     release: bool,
+    /// Run this binary of Sluice instead of building one
+    #[arg(long, value_name = "PATH", conflicts_with = "release")]
+    sluice: Option<PathBuf>,
     /// Another seed gives other data
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -46,8 +50,10 @@ fn positive(text: &str) -> Result<f64, String> {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
-    note("building sluice");
-    let binary = daemon::build(arguments.release)?;
+    let binary = match &arguments.sluice {
+        Some(binary) => binary.clone(),
+        None => daemon::build(arguments.release)?,
+    };
     let stack = Stack::start()?;
     let mut interrupt = Interrupt::new()?;
     let site = stack.site("demo").await?;
