@@ -2,7 +2,8 @@
 //! npm, and ministack (S3, SQS, SNS, EventBridge) from PyPI in an environment of its own.
 //!
 //! Two processes may arrive here together (several test binaries): a file lock makes the second
-//! wait. A stamp is written last, so that an interrupted installation is done again.
+//! wait. A stamp is written last, so that an interrupted installation is done again; it holds what
+//! was asked for, so that another version is installed anew.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -94,13 +95,40 @@ fn once(
         return Ok(());
     }
     say(&format!("installing {name} {version} (once)"));
+    // Installed beside its place and renamed into it: npm or pip of a run that was killed may
+    // still be writing where that run had them write. What such a run left goes, if it can.
+    let name_of = |path: &Path| {
+        path.file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
+    let prefix = format!("{}.new-", name_of(directory));
+    let parent = directory.parent().unwrap_or(directory);
+    for entry in fs::read_dir(parent)?.flatten() {
+        if name_of(&entry.path()).starts_with(&prefix) {
+            drop(remove(&entry.path()));
+        }
+    }
+    let stage = parent.join(format!("{prefix}{}", std::process::id()));
+    remove(&stage)?;
+    fs::create_dir_all(&stage)?;
+    if let Err(error) = install(&stage) {
+        drop(remove(&stage));
+        return Err(error).with_context(|| format!("cannot install {name} {version}"));
+    }
+    fs::write(stage.join(STAMP), content)?;
+    remove(directory)?;
+    fs::rename(&stage, directory)
+        .with_context(|| format!("cannot put {name} into {}", directory.display()))?;
+    Ok(())
+}
+
+fn remove(directory: &Path) -> Result<()> {
     if directory.exists() {
         fs::remove_dir_all(directory)
             .with_context(|| format!("cannot remove {}", directory.display()))?;
     }
-    fs::create_dir_all(directory)?;
-    install(directory).with_context(|| format!("cannot install {name} {version}"))?;
-    fs::write(&stamp, content)?;
     Ok(())
 }
 
