@@ -1,0 +1,30 @@
+//! The embedded stack for Sluice's tests and developer commands: a real ClickHouse engine, S3 and
+//! SQS, all on loopback and all ending with the process that started them, however that ends.
+//!
+//! A test needs two lines:
+//!
+//! ```no_run
+//! # async fn example() -> anyhow::Result<()> {
+//! let stack = sluice_testkit::Stack::shared();
+//! let site = stack.site("my-test").await?;
+//! # site.put("a.jsonl", b"{}".to_vec()).await?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod aws;
+mod clickhouse;
+pub mod install;
+pub mod launch;
+mod ports;
+mod site;
+mod stack;
+mod wait;
+pub mod xapi;
+
+pub use aws::Aws;
+pub use clickhouse::{ClickHouse, Options as ClickHouseOptions};
+pub use ports::free_port;
+pub use site::{Site, SiteOptions};
+pub use stack::{AWS_ENDPOINT_VARIABLE, CLICKHOUSE_URL_VARIABLE, Stack};
+pub use wait::wait_for;

@@ -1,1 +1,44 @@
-fn main(){}
+//! Developer commands: `cargo xtask stack`, `test` and `demo`. None needs anything that runs
+//! already; what they start ends with them.
+
+mod console;
+mod demo;
+mod interrupt;
+mod stack;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer commands for Sluice")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start ClickHouse, S3 and SQS on this machine, until Ctrl-C
+    Stack,
+    /// Run all tests against one stack; what follows `--` goes to cargo test
+    Test(test::Arguments),
+    /// Upload generated objects, load them with Sluice, and compare what was generated with
+    /// what ClickHouse has
+    Demo(demo::Arguments),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let outcome: Result<ExitCode> = match Arguments::parse().command {
+        Command::Stack => stack::run().await,
+        Command::Test(arguments) => test::run(arguments).await,
+        Command::Demo(arguments) => demo::run(arguments).await,
+    };
+    outcome.unwrap_or_else(|error| {
+        console::note(&format!("error: {error:#}"));
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,141 @@
+"""Runs one server of the test stack so that it never outlives whoever asked for it.
+
+    launcher.py DIRECTORY GRACE_SECONDS clickhouse LIBRARY ARGUMENT...
+    launcher.py DIRECTORY GRACE_SECONDS ministack
+    launcher.py DIRECTORY GRACE_SECONDS command PROGRAM ARGUMENT...
+
+Two processes: this one supervises, its child is the server. The caller holds the other end of
+standard input. When that closes, because the caller dropped it or died however violently, the
+child is ended and DIRECTORY removed ("-": nothing is removed). A line "kill" ends the child with
+SIGKILL and leaves DIRECTORY as it is, which is how a test makes a server crash. The first line on
+standard output names the child's pid; everything else goes to standard error.
+"""
+
+import ctypes
+import os
+import queue
+import shutil
+import signal
+import sys
+import threading
+
+
+def die_with(supervisor, lifeline):
+    """Called in the child: end it when the supervisor is gone, even by SIGKILL."""
+    if sys.platform.startswith("linux"):
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() != supervisor:
+            os._exit(1)
+    else:
+        def watch():
+            while os.read(lifeline, 1):
+                pass
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def clickhouse(library, *arguments):
+    engine = ctypes.CDLL(library)
+    argv = [b"clickhouse-local", *(argument.encode() for argument in arguments)]
+    engine.query_stable_v2.restype = ctypes.c_void_p
+    engine.query_stable_v2(len(argv), (ctypes.c_char_p * len(argv))(*argv))
+    # The query given to it never ends, so coming here means that it could not start.
+    return 1
+
+
+def ministack():
+    sys.argv = ["ministack"]
+    from ministack.app import main
+
+    main()
+    return 0
+
+
+def command(*argv):
+    os.execvp(argv[0], argv)
+
+
+MODES = {"clickhouse": clickhouse, "ministack": ministack, "command": command}
+
+
+def start(mode, arguments):
+    lifeline, held = os.pipe()
+    supervisor = os.getpid()
+    child = os.fork()
+    if child:
+        os.close(lifeline)
+        return child
+    os.close(held)
+    die_with(supervisor, lifeline)
+    # The caller's pipes are not the server's: it must neither read nor hold them.
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(2, 1)
+    code = 1
+    try:
+        code = MODES[mode](*arguments)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException as error:  # whatever it is, the caller reads it in the log
+        print(f"launcher: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    os._exit(code or 0)
+
+
+def main():
+    directory, grace, mode, *arguments = sys.argv[1:]
+    child = start(mode, arguments)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.write(1, f"{child}\n".encode())
+
+    events = queue.Queue()
+
+    def wait():
+        _, status = os.waitpid(child, 0)
+        events.put(("ended", os.waitstatus_to_exitcode(status)))
+
+    def listen():
+        for line in sys.stdin:
+            events.put(("asked", line.strip()))
+        events.put(("asked", "end"))
+
+    def asked_to_end(*_):
+        events.put(("asked", "end"))
+
+    signal.signal(signal.SIGTERM, asked_to_end)
+    threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=listen, daemon=True).start()
+
+    remove = directory != "-"
+    kind, what = events.get()
+    if kind == "asked":
+        grace = float(grace)
+        if what == "kill":
+            remove, grace = False, 0.0
+        if grace > 0:
+            os.kill(child, signal.SIGTERM)
+            what = ended_within(events, grace)
+        else:
+            what = None
+        if what is None:
+            os.kill(child, signal.SIGKILL)
+            what = ended_within(events, None)
+        if remove:
+            shutil.rmtree(directory, ignore_errors=True)
+    # A server that ended by itself leaves its directory, hence its log, to the caller.
+    os._exit(what if what >= 0 else 128 - what)
+
+
+def ended_within(events, seconds):
+    """The child's exit code, or None when it still runs; further requests change nothing."""
+    while True:
+        try:
+            kind, what = events.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        if kind == "ended":
+            return what
+
+
+main()

@@ -1,0 +1,304 @@
+//! A ClickHouse server: the real engine, loaded from its library by the launcher.
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::install::install;
+use crate::launch::{Mode, Place, Process};
+use crate::ports::{free_port, get};
+
+const START_BOUND: Duration = Duration::from_secs(60);
+const TRIES: usize = 5;
+
+/// How to start a server.
+#[derive(Debug, Default, Clone)]
+pub struct Options {
+    /// Where its data is, for instance a directory that an earlier server left behind; removed
+    /// at the end like one of its own. `None`: a fresh one.
+    pub directory: Option<PathBuf>,
+    /// `None`: a free one.
+    pub http_port: Option<u16>,
+    /// `None`: a free one.
+    pub tcp_port: Option<u16>,
+    /// More XML for the server's configuration file, inside `<clickhouse>`.
+    pub configuration: String,
+}
+
+/// A ClickHouse server that ends when this is dropped.
+///
+/// Users: `default` without a password, `secured` with `correct-horse`, and `reader` with
+/// `look-only`, who may only SELECT.
+#[derive(Debug)]
+pub struct ClickHouse {
+    url: String,
+    tcp_port: Option<u16>,
+    /// `None` for a server that is not ours.
+    owned: Option<Owned>,
+}
+
+#[derive(Debug)]
+struct Owned {
+    directory: PathBuf,
+    options: Options,
+    http_port: u16,
+    tcp_port: u16,
+    process: Mutex<Option<Process>>,
+}
+
+impl ClickHouse {
+    /// Starts a server with data and ports of its own, and waits until it answers.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be installed or started; the text has the end of its log.
+    pub fn start() -> Result<Self> {
+        Self::start_with(Options::default())
+    }
+
+    /// The same with choices.
+    ///
+    /// # Errors
+    ///
+    /// As [`ClickHouse::start`], and when a port that was asked for is taken.
+    pub fn start_with(options: Options) -> Result<Self> {
+        let directory = match &options.directory {
+            Some(directory) => directory.clone(),
+            None => tempfile::Builder::new()
+                .prefix("sluice-clickhouse-")
+                .tempdir()?
+                .keep(),
+        };
+        let fixed = options.http_port.is_some() || options.tcp_port.is_some();
+        for _ in 0..TRIES {
+            let http_port = options.http_port.map_or_else(free_port, Ok)?;
+            let tcp_port = options.tcp_port.map_or_else(free_port, Ok)?;
+            if let Some(process) = launch(&directory, &options, http_port, tcp_port)? {
+                return Ok(Self {
+                    url: format!("http://127.0.0.1:{http_port}"),
+                    tcp_port: Some(tcp_port),
+                    owned: Some(Owned {
+                        directory,
+                        options,
+                        http_port,
+                        tcp_port,
+                        process: Mutex::new(Some(process)),
+                    }),
+                });
+            }
+            if fixed {
+                break;
+            }
+        }
+        bail!(
+            "ClickHouse did not start; its log ends with:\n{}",
+            crate::launch::tail(&output_file(&directory))
+        )
+    }
+
+    /// A server that somebody else runs.
+    pub fn at(url: &str) -> Self {
+        Self {
+            url: url.trim_end_matches('/').to_owned(),
+            tcp_port: None,
+            owned: None,
+        }
+    }
+
+    /// Its HTTP address, without a slash at the end.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The port of its native protocol, where known.
+    pub fn tcp_port(&self) -> Option<u16> {
+        self.tcp_port
+    }
+
+    /// The pids of the launcher and of the server; none while it is killed or not ours.
+    pub fn pids(&self) -> Vec<u32> {
+        let Some(owned) = &self.owned else {
+            return Vec::new();
+        };
+        let process = owned.process.lock().unwrap_or_else(PoisonError::into_inner);
+        process
+            .as_ref()
+            .map(|process| process.pids().to_vec())
+            .unwrap_or_default()
+    }
+
+    /// SIGKILL, as a crash. The data stays. Not for the shared server: other tests use it.
+    ///
+    /// # Errors
+    ///
+    /// When the server is not ours.
+    pub fn kill(&self) -> Result<()> {
+        let owned = self.owned()?;
+        let process = owned
+            .process
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        process.map_or(Ok(()), Process::kill)
+    }
+
+    /// Starts it again after [`ClickHouse::kill`], on the same ports and data.
+    ///
+    /// # Errors
+    ///
+    /// When the server is not ours or does not start.
+    pub fn restart(&self) -> Result<()> {
+        let owned = self.owned()?;
+        self.kill()?;
+        let process = launch(
+            &owned.directory,
+            &owned.options,
+            owned.http_port,
+            owned.tcp_port,
+        )?;
+        let process = process.with_context(|| {
+            format!(
+                "ClickHouse did not start again; its log ends with:\n{}",
+                crate::launch::tail(&output_file(&owned.directory))
+            )
+        })?;
+        *owned.process.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
+        Ok(())
+    }
+
+    fn owned(&self) -> Result<&Owned> {
+        self.owned
+            .as_ref()
+            .context("this ClickHouse is not ours to kill: start one of your own")
+    }
+
+    /// A client for the `default` user and database.
+    pub fn client(&self) -> clickhouse::Client {
+        clickhouse::Client::default()
+            .with_url(&self.url)
+            .with_user("default")
+    }
+
+    /// The result as TSV text, with escapes as ClickHouse writes them.
+    ///
+    /// # Errors
+    ///
+    /// What ClickHouse says, with the query.
+    pub async fn query(&self, sql: &str) -> Result<String> {
+        self.fetch(sql, "TSV").await
+    }
+
+    /// The result as one JSON object a row.
+    ///
+    /// # Errors
+    ///
+    /// What ClickHouse says, with the query.
+    pub async fn rows(&self, sql: &str) -> Result<Vec<serde_json::Value>> {
+        let text = self.fetch(sql, "JSONEachRow").await?;
+        text.lines()
+            .map(|line| Ok(serde_json::from_str(line)?))
+            .collect()
+    }
+
+    /// The single value that a query gives.
+    ///
+    /// # Errors
+    ///
+    /// What ClickHouse says, or that the result is no `T`.
+    pub async fn scalar<T>(&self, sql: &str) -> Result<T>
+    where
+        T: FromStr,
+        T::Err: Display,
+    {
+        let text = self.query(sql).await?;
+        let value = text.trim_end_matches('\n');
+        value
+            .parse()
+            .map_err(|error| anyhow!("{sql}\ngave {value:?}: {error}"))
+    }
+
+    /// Runs a statement that gives nothing.
+    ///
+    /// # Errors
+    ///
+    /// What ClickHouse says, with the statement.
+    pub async fn execute(&self, sql: &str) -> Result<()> {
+        self.query(sql).await.map(drop)
+    }
+
+    async fn fetch(&self, sql: &str, format: &str) -> Result<String> {
+        let get = async {
+            let mut cursor = self
+                .client()
+                .query_raw(sql)
+                .with_setting("wait_end_of_query", "1")
+                .with_setting("output_format_json_quote_64bit_integers", "0")
+                .fetch_bytes(format)?;
+            let mut bytes = Vec::new();
+            while let Some(chunk) = cursor.next().await? {
+                bytes.extend_from_slice(&chunk);
+            }
+            anyhow::Ok(String::from_utf8(bytes)?)
+        };
+        get.await.with_context(|| sql.to_owned())
+    }
+}
+
+fn output_file(directory: &Path) -> PathBuf {
+    directory.join("output.log")
+}
+
+/// `None` when it ended by itself, as it does when a port is taken.
+fn launch(
+    directory: &Path,
+    options: &Options,
+    http_port: u16,
+    tcp_port: u16,
+) -> Result<Option<Process>> {
+    let installed = install()?;
+    std::fs::create_dir_all(directory)?;
+    let configuration = directory.join("config.xml");
+    let users = directory.join("users.xml");
+    std::fs::write(&users, include_str!("users.xml"))?;
+    let text = include_str!("clickhouse.xml")
+        .replace("{{users}}", &users.display().to_string())
+        .replace(
+            "{{log}}",
+            &directory.join("clickhouse.log").display().to_string(),
+        )
+        .replace("{{extra}}", &options.configuration);
+    std::fs::write(&configuration, text)?;
+    let data = directory.join("data");
+    // A query that never ends keeps the engine, hence its listeners, alive.
+    let query = "SYSTEM START LISTEN HTTP; SYSTEM START LISTEN TCP; \
+                 SELECT sleepEachRow(3) FROM numbers(1000000) SETTINGS max_block_size = 1, \
+                 function_sleep_max_microseconds_per_block = 0 FORMAT Null";
+    let arguments = [
+        format!("--config-file={}", configuration.display()),
+        format!("--path={}", data.display()),
+        format!("--http_port={http_port}"),
+        format!("--tcp_port={tcp_port}"),
+        String::from("--listen_host=127.0.0.1"),
+        // It would trace, whatever the configuration file says.
+        String::from("--logger.level=warning"),
+        format!("--query={query}"),
+    ];
+    let place = Place {
+        directory: Some(directory),
+        log: &output_file(directory),
+        environment: &[],
+        grace: Duration::ZERO,
+    };
+    let mut process = Process::start(&installed, &Mode::ClickHouse(&arguments), &place)?;
+    // Whoever answers on the port must be this server and no other: ask for its directory.
+    let ask = "/?query=SELECT+path+FROM+system.disks+WHERE+name='default'";
+    let own = data.display().to_string();
+    let serves = process.wait_until("ClickHouse", START_BOUND, || {
+        get(http_port, ask).is_some_and(|answer| answer.contains(&own))
+    })?;
+    Ok(serves.then_some(process))
+}

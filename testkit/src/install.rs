@@ -1,0 +1,208 @@
+//! Puts the two servers under `target/stack`, once: ClickHouse's engine as a shared library from
+//! npm, and ministack (S3, SQS, SNS, EventBridge) from PyPI in an environment of its own.
+//!
+//! Two processes may arrive here together (several test binaries): a file lock makes the second
+//! wait. A stamp is written last, so that an interrupted installation is done again; it holds what
+//! was asked for, so that another version is installed anew.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// The version of ClickHouse's engine.
+pub const CLICKHOUSE_VERSION: &str = "26.7.3-stable.1";
+/// The version of ministack; must be the one in `requirements.txt`.
+pub const MINISTACK_VERSION: &str = "1.5.33";
+
+const REQUIREMENTS: &str = include_str!("../requirements.txt");
+const LAUNCHER: &str = include_str!("../launcher/launcher.py");
+const STAMP: &str = "installed";
+
+/// What is needed to start the servers.
+#[derive(Debug, Clone)]
+pub struct Installed {
+    /// The interpreter that has ministack.
+    pub python: PathBuf,
+    /// The script that starts and ends a server.
+    pub launcher: PathBuf,
+    /// ClickHouse's engine.
+    pub libchdb: PathBuf,
+}
+
+/// Installs what is missing and says where everything is.
+///
+/// # Errors
+///
+/// When Python or npm is missing or cannot install; the text says what to do.
+pub fn install() -> Result<Installed> {
+    let root = target_directory().join("stack");
+    fs::create_dir_all(&root).with_context(|| format!("cannot create {}", root.display()))?;
+    let lock = File::create(root.join("lock"))?;
+    lock.lock()
+        .with_context(|| format!("cannot lock {}", root.display()))?;
+
+    let environment = root.join(format!("ministack-{MINISTACK_VERSION}"));
+    once(
+        &environment,
+        REQUIREMENTS,
+        "ministack",
+        MINISTACK_VERSION,
+        install_ministack,
+    )?;
+
+    let engine = root.join(format!("clickhouse-{CLICKHOUSE_VERSION}"));
+    let package = format!("@chdb/lib-{}@{CLICKHOUSE_VERSION}", platform()?);
+    once(
+        &engine,
+        &package,
+        "ClickHouse",
+        CLICKHOUSE_VERSION,
+        |directory| install_clickhouse(directory, &package),
+    )?;
+
+    Ok(Installed {
+        python: environment.join("bin/python"),
+        launcher: write_launcher(&root)?,
+        libchdb: engine
+            .join("node_modules/@chdb")
+            .join(format!("lib-{}", platform()?))
+            .join("libchdb.so"),
+    })
+}
+
+/// Cargo's target directory: this workspace's, unless the environment names another.
+pub fn target_directory() -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let workspace = workspace.canonicalize().unwrap_or(workspace);
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        // A relative one is relative to where cargo was called, which is usually the workspace.
+        Some(directory) => workspace.join(directory),
+        None => workspace.join("target"),
+    }
+}
+
+fn once(
+    directory: &Path,
+    content: &str,
+    name: &str,
+    version: &str,
+    install: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    let stamp = directory.join(STAMP);
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == content) {
+        return Ok(());
+    }
+    say(&format!("installing {name} {version} (once)"));
+    // Installed beside its place and renamed into it: npm or pip of a run that was killed may
+    // still be writing where that run had them write. What such a run left goes, if it can.
+    let name_of = |path: &Path| {
+        path.file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
+    let prefix = format!("{}.new-", name_of(directory));
+    let parent = directory.parent().unwrap_or(directory);
+    for entry in fs::read_dir(parent)?.flatten() {
+        if name_of(&entry.path()).starts_with(&prefix) {
+            drop(remove(&entry.path()));
+        }
+    }
+    let stage = parent.join(format!("{prefix}{}", std::process::id()));
+    remove(&stage)?;
+    fs::create_dir_all(&stage)?;
+    if let Err(error) = install(&stage) {
+        drop(remove(&stage));
+        return Err(error).with_context(|| format!("cannot install {name} {version}"));
+    }
+    fs::write(stage.join(STAMP), content)?;
+    remove(directory)?;
+    fs::rename(&stage, directory)
+        .with_context(|| format!("cannot put {name} into {}", directory.display()))?;
+    Ok(())
+}
+
+fn remove(directory: &Path) -> Result<()> {
+    if directory.exists() {
+        fs::remove_dir_all(directory)
+            .with_context(|| format!("cannot remove {}", directory.display()))?;
+    }
+    Ok(())
+}
+
+fn install_ministack(directory: &Path) -> Result<()> {
+    let check = "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))";
+    let fit = Command::new("python3").args(["-c", check]).output();
+    ensure!(
+        fit.is_ok_and(|output| output.status.success()),
+        "Python 3.11 or newer with its venv module is needed: install python3 and python3-venv"
+    );
+    run(Command::new("python3").args(["-m", "venv"]).arg(directory))?;
+    let requirements = directory.join("requirements.txt");
+    fs::write(&requirements, REQUIREMENTS)?;
+    run(Command::new(directory.join("bin/python"))
+        .args(["-m", "pip", "install", "--quiet", "--no-input", "--no-deps"])
+        .args(["--disable-pip-version-check", "--requirement"])
+        .arg(&requirements))
+}
+
+fn install_clickhouse(directory: &Path, package: &str) -> Result<()> {
+    let present = Command::new("npm").arg("--version").output();
+    ensure!(
+        present.is_ok_and(|output| output.status.success()),
+        "npm is needed: install Node.js with npm"
+    );
+    run(Command::new("npm")
+        .args(["install", "--no-save", "--no-audit", "--no-fund"])
+        .arg("--prefix")
+        .arg(directory)
+        .arg(package))
+}
+
+/// The launcher is written out, not used where it lies, so that a binary of this workspace works
+/// when the sources have moved. Renamed into place: another process may be starting it right now.
+fn write_launcher(root: &Path) -> Result<PathBuf> {
+    let launcher = root.join("launcher.py");
+    if fs::read_to_string(&launcher).is_ok_and(|found| found == LAUNCHER) {
+        return Ok(launcher);
+    }
+    let fresh = root.join("launcher.py.new");
+    fs::write(&fresh, LAUNCHER)?;
+    fs::rename(&fresh, &launcher)?;
+    Ok(launcher)
+}
+
+fn platform() -> Result<&'static str> {
+    match (std::env::consts::OS, std::env::consts::ARCH) {
+        ("linux", "x86_64") => Ok("linux-x64-gnu"),
+        ("linux", "aarch64") => Ok("linux-arm64-gnu"),
+        ("macos", "x86_64") => Ok("darwin-x64"),
+        ("macos", "aarch64") => Ok("darwin-arm64"),
+        (os, arch) => bail!(
+            "there is no embedded ClickHouse for {os} on {arch}: \
+             set SLUICE_TEST_CLICKHOUSE_URL to a server of your own"
+        ),
+    }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let shown = format!("{command:?}");
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {shown}"))?;
+    ensure!(
+        output.status.success(),
+        "{shown} failed ({}):\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+#[expect(clippy::print_stderr, reason = "a person waits for this")]
+fn say(text: &str) {
+    eprintln!("{text}");
+}

@@ -1,0 +1,35 @@
+//! Free ports on loopback, and the plainest possible HTTP request to see who answers there.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A port that was free on 127.0.0.1 a moment ago. Someone else may take it before it is used:
+/// whoever asks must be ready to try another one.
+///
+/// # Errors
+///
+/// When no port can be bound at all.
+pub fn free_port() -> Result<u16> {
+    let listener =
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot bind a port on 127.0.0.1")?;
+    Ok(listener.local_addr()?.port())
+}
+
+/// The answer to `GET path`, head and body; `None` while nobody answers.
+pub(crate) fn get(port: u16, path: &str) -> Option<String> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    stream.set_write_timeout(Some(PATIENCE)).ok()?;
+    // HTTP/1.0, so that the answer is not chunked and ends with the connection.
+    let request = format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\r\n");
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).ok()?;
+    Some(String::from_utf8_lossy(&answer).into_owned())
+}

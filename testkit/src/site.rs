@@ -1,0 +1,270 @@
+//! What one test or demo has for itself: a bucket that announces its objects to a queue, a
+//! dead-letter queue behind that, and the name of a database.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use aws_sdk_s3::types::{Event, NotificationConfiguration, QueueConfiguration};
+use aws_sdk_sqs::types::QueueAttributeName;
+
+use crate::Stack;
+
+/// How the queue behaves.
+#[derive(Debug, Clone)]
+pub struct SiteOptions {
+    /// After so many receives a message goes to the dead-letter queue.
+    pub max_receive_count: u32,
+    /// How long a received message stays hidden.
+    pub visibility_timeout: Duration,
+}
+
+impl Default for SiteOptions {
+    fn default() -> Self {
+        Self {
+            max_receive_count: 5,
+            visibility_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A bucket, its queue, its dead-letter queue, and a database name that nobody else uses.
+#[derive(Debug)]
+pub struct Site {
+    /// The bucket; `s3:ObjectCreated:*` goes to the queue.
+    pub bucket: String,
+    /// The queue.
+    pub queue_url: String,
+    /// Its ARN.
+    pub queue_arn: String,
+    /// Where a message goes that was received too often.
+    pub dlq_url: String,
+    /// Its ARN.
+    pub dlq_arn: String,
+    /// A database name; the database is not created.
+    pub database: String,
+    /// A client of this site.
+    pub s3: aws_sdk_s3::Client,
+    /// A client of this site.
+    pub sqs: aws_sdk_sqs::Client,
+}
+
+impl Stack {
+    /// A new site with default options. `name` helps a reader of logs; sites never collide.
+    ///
+    /// # Errors
+    ///
+    /// What AWS says.
+    pub async fn site(&self, name: &str) -> Result<Site> {
+        self.site_with(name, SiteOptions::default()).await
+    }
+
+    /// A new site. S3 sends its `s3:TestEvent` into the queue, as it does on AWS: the queue has
+    /// one message before the first object.
+    ///
+    /// # Errors
+    ///
+    /// What AWS says.
+    pub async fn site_with(&self, name: &str, options: SiteOptions) -> Result<Site> {
+        let (s3, sqs) = (self.aws.s3(), self.aws.sqs());
+        let bucket = unique(name);
+        let database = bucket.replace('-', "_");
+
+        let (dlq_url, dlq_arn) = create_queue(&sqs, &format!("{bucket}-dlq"), &[]).await?;
+        let redrive = serde_json::json!({
+            "deadLetterTargetArn": dlq_arn,
+            "maxReceiveCount": options.max_receive_count,
+        });
+        let attributes = [
+            (QueueAttributeName::RedrivePolicy, redrive.to_string()),
+            (
+                QueueAttributeName::VisibilityTimeout,
+                options.visibility_timeout.as_secs().to_string(),
+            ),
+        ];
+        let (queue_url, queue_arn) = create_queue(&sqs, &bucket, &attributes).await?;
+
+        s3.create_bucket()
+            .bucket(&bucket)
+            .send()
+            .await
+            .with_context(|| format!("cannot create bucket {bucket}"))?;
+        let queue = QueueConfiguration::builder()
+            .queue_arn(&queue_arn)
+            .events(Event::from("s3:ObjectCreated:*"))
+            .build()?;
+        s3.put_bucket_notification_configuration()
+            .bucket(&bucket)
+            .notification_configuration(
+                NotificationConfiguration::builder()
+                    .queue_configurations(queue)
+                    .build(),
+            )
+            .send()
+            .await
+            .with_context(|| format!("cannot set the notification of bucket {bucket}"))?;
+
+        Ok(Site {
+            bucket,
+            queue_url,
+            queue_arn,
+            dlq_url,
+            dlq_arn,
+            database,
+            s3,
+            sqs,
+        })
+    }
+}
+
+impl Site {
+    /// Uploads an object; gives its etag without quotes.
+    ///
+    /// # Errors
+    ///
+    /// What S3 says.
+    pub async fn put(&self, key: &str, bytes: impl Into<Vec<u8>>) -> Result<String> {
+        let output = self
+            .s3
+            .put_object()
+            .bucket(&self.bucket)
+            .key(key)
+            .body(bytes.into().into())
+            .send()
+            .await
+            .with_context(|| format!("cannot put {key}"))?;
+        Ok(output
+            .e_tag()
+            .unwrap_or_default()
+            .trim_matches('"')
+            .to_owned())
+    }
+
+    /// Deletes an object.
+    ///
+    /// # Errors
+    ///
+    /// What S3 says.
+    pub async fn delete(&self, key: &str) -> Result<()> {
+        let request = self.s3.delete_object().bucket(&self.bucket).key(key);
+        request
+            .send()
+            .await
+            .with_context(|| format!("cannot delete {key}"))?;
+        Ok(())
+    }
+
+    /// Puts a message into the queue, as S3 would.
+    ///
+    /// # Errors
+    ///
+    /// What SQS says.
+    pub async fn send(&self, body: &str) -> Result<()> {
+        let request = self
+            .sqs
+            .send_message()
+            .queue_url(&self.queue_url)
+            .message_body(body);
+        request.send().await.context("cannot send a message")?;
+        Ok(())
+    }
+
+    /// Messages that are visible and in flight.
+    ///
+    /// # Errors
+    ///
+    /// What SQS says.
+    pub async fn queue_depth(&self) -> Result<(u64, u64)> {
+        depth(&self.sqs, &self.queue_url).await
+    }
+
+    /// Messages in the dead-letter queue, visible or in flight.
+    ///
+    /// # Errors
+    ///
+    /// What SQS says.
+    pub async fn dlq_depth(&self) -> Result<u64> {
+        let (visible, in_flight) = depth(&self.sqs, &self.dlq_url).await?;
+        Ok(visible + in_flight)
+    }
+}
+
+async fn create_queue(
+    sqs: &aws_sdk_sqs::Client,
+    name: &str,
+    attributes: &[(QueueAttributeName, String)],
+) -> Result<(String, String)> {
+    let mut request = sqs.create_queue().queue_name(name);
+    for (attribute, value) in attributes {
+        request = request.attributes(attribute.clone(), value);
+    }
+    let output = request
+        .send()
+        .await
+        .with_context(|| format!("cannot create queue {name}"))?;
+    let url = output
+        .queue_url()
+        .context("SQS gave no queue url")?
+        .to_owned();
+    let arn = attribute(sqs, &url, QueueAttributeName::QueueArn).await?;
+    Ok((url, arn))
+}
+
+async fn depth(sqs: &aws_sdk_sqs::Client, url: &str) -> Result<(u64, u64)> {
+    let visible = attribute(sqs, url, QueueAttributeName::ApproximateNumberOfMessages).await?;
+    let hidden = attribute(
+        sqs,
+        url,
+        QueueAttributeName::ApproximateNumberOfMessagesNotVisible,
+    )
+    .await?;
+    Ok((visible.parse()?, hidden.parse()?))
+}
+
+async fn attribute(
+    sqs: &aws_sdk_sqs::Client,
+    url: &str,
+    name: QueueAttributeName,
+) -> Result<String> {
+    let request = sqs
+        .get_queue_attributes()
+        .queue_url(url)
+        .attribute_names(name.clone());
+    let output = request
+        .send()
+        .await
+        .with_context(|| format!("cannot read {name} of {url}"))?;
+    let value = output
+        .attributes()
+        .and_then(|attributes| attributes.get(&name));
+    Ok(value
+        .with_context(|| format!("SQS gave no {name} for {url}"))?
+        .clone())
+}
+
+/// Lower case, digits and dashes, short enough for a bucket. Several processes may share the
+/// servers, so time and pid are part of it.
+fn unique(name: &str) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let mut stem: String = name
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_lowercase()
+            } else {
+                '-'
+            }
+        })
+        .collect();
+    stem.truncate(30);
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let pid = std::process::id();
+    format!(
+        "{}-{:x}-{pid:x}-{count:x}",
+        stem.trim_matches('-'),
+        now.as_millis() & 0xffff_ffff
+    )
+}

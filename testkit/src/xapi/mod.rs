@@ -1,0 +1,270 @@
+//! Generated xAPI bundles, each with its own reckoning: how many rows it must give. The reckoning
+//! is kept while the statements are made, from what was intended; nothing here parses anything, so
+//! it can be held against a loader.
+
+mod clock;
+mod faults;
+mod reckoning;
+mod statement;
+
+use std::io::Write;
+use std::ops::RangeInclusive;
+
+use fastrand::Rng;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
+pub use reckoning::{EventType, Reckoning};
+
+/// 2026-07-14T12:00:00Z, when the first bundle is written.
+const FIRST_BUNDLE: u64 = 1_784_030_400;
+
+/// One object to upload.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    /// As Torus names them; unique for a seed.
+    pub key: String,
+    /// JSON lines, gzipped where the key ends in `.gz`.
+    pub bytes: Vec<u8>,
+    /// What a loader must make of it.
+    pub reckoning: Reckoning,
+}
+
+/// Makes bundles for ever, the same ones for the same seed. No two statements are equal, and those
+/// of different seeds differ too.
+#[derive(Debug)]
+pub struct Generator {
+    rng: Rng,
+    seed: u64,
+    bundles: u64,
+    statements: u64,
+    sizes: RangeInclusive<usize>,
+    malformed: f64,
+    unmatched: f64,
+}
+
+/// What a bundle is about: its category in the key, and the event types in it.
+struct Theme {
+    category: &'static str,
+    types: &'static [EventType],
+    unmatched: f64,
+}
+
+impl Generator {
+    /// Bundles of 3 to 40 statements, about 1 % malformed and 2 % unmatched.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            rng: Rng::with_seed(seed),
+            seed,
+            bundles: 0,
+            statements: 0,
+            sizes: 3..=40,
+            malformed: 0.01,
+            unmatched: 0.02,
+        }
+    }
+
+    /// How many statements a bundle has.
+    #[must_use]
+    pub fn sizes(mut self, sizes: RangeInclusive<usize>) -> Self {
+        self.sizes = sizes;
+        self
+    }
+
+    /// Which share of lines is malformed, and which is well-formed but of no event type.
+    #[must_use]
+    pub fn faults(mut self, malformed: f64, unmatched: f64) -> Self {
+        self.malformed = malformed;
+        self.unmatched = unmatched;
+        self
+    }
+
+    /// The next bundle.
+    pub fn bundle(&mut self) -> Bundle {
+        let theme = self.theme();
+        let size = self.rng.usize(self.sizes.clone());
+        let mut reckoning = Reckoning::default();
+        reckoning.objects = 1;
+        let mut text = String::new();
+        for _ in 0..size {
+            text.push_str(&self.line(&theme, &mut reckoning));
+            text.push('\n');
+            if self.rng.f64() < 0.005 {
+                text.push('\n');
+                reckoning.blank += 1;
+            }
+        }
+        if self.rng.f64() < 0.1 && text.ends_with('\n') && !text.ends_with("\n\n") {
+            text.pop();
+        }
+        let zipped = self.rng.f64() < 0.3;
+        let bytes = if zipped {
+            gzip(text.as_bytes())
+        } else {
+            text.into_bytes()
+        };
+        Bundle {
+            key: self.key(&theme, zipped),
+            bytes,
+            reckoning,
+        }
+    }
+
+    fn theme(&mut self) -> Theme {
+        use EventType::{ActivityAttempt, PageAttempt, PageViewed, PartAttempt, Video};
+        let attempts: &[EventType] = &[
+            PartAttempt,
+            PartAttempt,
+            PartAttempt,
+            ActivityAttempt,
+            PageAttempt,
+        ];
+        let (category, types, unmatched) = match self.rng.u32(0..100) {
+            0..40 => ("attempt_evaluated", attempts, self.unmatched),
+            40..45 => ("attempt_evaluated", &attempts[..1], self.unmatched),
+            45..70 => ("video", [Video].as_slice(), self.unmatched),
+            70..92 => ("page_viewed", [PageViewed].as_slice(), self.unmatched),
+            92..98 => ("experiment_17", EventType::ALL.as_slice(), self.unmatched),
+            // Tutor messages are of no event type; where there shall be none, it is another video.
+            _ if self.unmatched > 0.0 => ("tutor_message", [PageViewed].as_slice(), 0.9),
+            _ => ("video", [Video].as_slice(), 0.0),
+        };
+        Theme {
+            category,
+            types,
+            unmatched,
+        }
+    }
+
+    fn line(&mut self, theme: &Theme, reckoning: &mut Reckoning) -> String {
+        self.statements += 1;
+        // Unique within a seed by the count, and between seeds by the seed.
+        let serial = format!("{:x}-{:x}", self.seed, self.statements);
+        let kind = theme.types[self.rng.usize(..theme.types.len())];
+        let dice = self.rng.f64();
+        if dice < self.malformed {
+            reckoning.rejected += 1;
+            faults::malformed(&mut self.rng, kind, &serial)
+        } else if dice < self.malformed + theme.unmatched {
+            reckoning.unmatched += 1;
+            faults::unmatched(&mut self.rng, &serial)
+        } else {
+            reckoning.add(kind, 1);
+            statement::statement(&mut self.rng, kind, &serial).to_string()
+        }
+    }
+
+    fn key(&mut self, theme: &Theme, zipped: bool) -> String {
+        self.bundles += 1;
+        let owner = if self.rng.f64() < 0.9 {
+            "section"
+        } else {
+            "project"
+        };
+        let id = self.rng.u32(4000..4800);
+        let time = clock::iso(FIRST_BUNDLE + self.bundles, self.rng.u32(..1_000_000));
+        let time = time.replace(':', "-");
+        let bundle = format!("{:016x}{:x}", self.rng.u64(..), self.bundles);
+        let suffix = if zipped { ".gz" } else { "" };
+        format!(
+            "{owner}/{id}/{}/{time}_{bundle}.jsonl{suffix}",
+            theme.category
+        )
+    }
+}
+
+impl Iterator for Generator {
+    type Item = Bundle;
+
+    fn next(&mut self) -> Option<Bundle> {
+        Some(self.bundle())
+    }
+}
+
+/// The bytes as a gzip stream.
+///
+/// # Panics
+///
+/// Never: writing to memory cannot fail.
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    let written = encoder.write_all(bytes).and_then(|()| encoder.finish());
+    written.expect("writing to memory cannot fail")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn text(bundle: &Bundle) -> String {
+        use std::io::Read;
+        let mut text = String::new();
+        if bundle.key.ends_with(".gz") {
+            flate2::read::GzDecoder::new(bundle.bytes.as_slice()).read_to_string(&mut text)
+        } else {
+            bundle.bytes.as_slice().read_to_string(&mut text)
+        }
+        .expect("the bundle is readable");
+        text
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_bundles() {
+        let some = |seed| {
+            Generator::new(seed)
+                .take(20)
+                .map(|b| (b.key, b.bytes))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(some(7), some(7));
+        assert_ne!(some(7), some(8));
+    }
+
+    #[test]
+    fn keys_and_lines_are_all_different() {
+        let (mut keys, mut lines) = (HashSet::new(), HashSet::new());
+        for bundle in Generator::new(1).faults(0.0, 0.02).take(300) {
+            for line in text(&bundle).lines().filter(|line| !line.is_empty()) {
+                assert!(lines.insert(line.to_owned()), "twice: {line}");
+            }
+            assert!(keys.insert(bundle.key));
+        }
+    }
+
+    #[test]
+    fn the_reckoning_covers_every_line() {
+        let mut total = Reckoning::default();
+        for bundle in Generator::new(2).take(500) {
+            let lines = text(&bundle).lines().count() as u64;
+            let reckoning = &bundle.reckoning;
+            assert_eq!(
+                lines,
+                reckoning.statements() + reckoning.blank,
+                "{}",
+                bundle.key
+            );
+            total += reckoning;
+        }
+        for kind in EventType::ALL {
+            assert!(total.rows(kind) > 100, "{total:?}");
+        }
+        assert!(
+            total.rejected > 20 && total.unmatched > 50 && total.blank > 5,
+            "{total:?}"
+        );
+    }
+
+    #[test]
+    fn without_faults_there_are_none() {
+        let mut total = Reckoning::default();
+        for bundle in Generator::new(3).sizes(100..=100).faults(0.0, 0.0).take(50) {
+            total += &bundle.reckoning;
+        }
+        assert_eq!(
+            (total.loaded(), total.rejected, total.unmatched),
+            (5_000, 0, 0)
+        );
+    }
+}

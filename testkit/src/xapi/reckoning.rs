@@ -1,0 +1,98 @@
+//! What a loader must make of generated data.
+
+use std::ops::AddAssign;
+
+/// The event types of the default configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventType {
+    /// A video is played, paused, seeked or completed.
+    Video,
+    /// An activity attempt is evaluated.
+    ActivityAttempt,
+    /// A page attempt is evaluated.
+    PageAttempt,
+    /// A page is viewed.
+    PageViewed,
+    /// A part attempt is evaluated.
+    PartAttempt,
+}
+
+impl EventType {
+    /// All of them, in the order of their declaration.
+    pub const ALL: [Self; 5] = [
+        Self::Video,
+        Self::ActivityAttempt,
+        Self::PageAttempt,
+        Self::PageViewed,
+        Self::PartAttempt,
+    ];
+
+    /// As the configuration names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Video => "video",
+            Self::ActivityAttempt => "activity_attempt",
+            Self::PageAttempt => "page_attempt",
+            Self::PageViewed => "page_viewed",
+            Self::PartAttempt => "part_attempt",
+        }
+    }
+
+    /// The table that has its rows.
+    pub fn table(self) -> &'static str {
+        match self {
+            Self::Video => "video_events",
+            Self::ActivityAttempt => "activity_attempt_events",
+            Self::PageAttempt => "page_attempt_events",
+            Self::PageViewed => "page_viewed_events",
+            Self::PartAttempt => "part_attempt_events",
+        }
+    }
+}
+
+/// Counts of what was generated.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reckoning {
+    /// Bundles.
+    pub objects: u64,
+    rows: [u64; EventType::ALL.len()],
+    /// Lines that are no statement, or have no time although their event type is known.
+    pub rejected: u64,
+    /// Statements of no event type.
+    pub unmatched: u64,
+    /// Empty lines, which are nothing at all.
+    pub blank: u64,
+}
+
+impl Reckoning {
+    /// Rows that the event type's table must have.
+    pub fn rows(&self, kind: EventType) -> u64 {
+        self.rows[kind as usize]
+    }
+
+    /// Rows in all event tables.
+    pub fn loaded(&self) -> u64 {
+        self.rows.iter().sum()
+    }
+
+    /// Rows in all tables: no line but a blank one goes missing.
+    pub fn statements(&self) -> u64 {
+        self.loaded() + self.rejected + self.unmatched
+    }
+
+    pub(super) fn add(&mut self, kind: EventType, count: u64) {
+        self.rows[kind as usize] += count;
+    }
+}
+
+impl AddAssign<&Self> for Reckoning {
+    fn add_assign(&mut self, other: &Self) {
+        for kind in EventType::ALL {
+            self.add(kind, other.rows(kind));
+        }
+        self.objects += other.objects;
+        self.rejected += other.rejected;
+        self.unmatched += other.unmatched;
+        self.blank += other.blank;
+    }
+}

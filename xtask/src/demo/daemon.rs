@@ -1,0 +1,144 @@
+//! Sluice as a child of the demo: built, configured, migrated, run.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use sluice_testkit::install::{install, target_directory};
+use sluice_testkit::launch::{Mode, Place, Process, tail};
+use sluice_testkit::{Site, Stack, free_port};
+use tempfile::TempDir;
+
+use crate::console::note;
+
+/// Enough to finish a batch; short enough that a killed demo leaves nothing for long.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Builds the daemon and says where its binary is.
+pub(super) fn build(release: bool) -> Result<PathBuf> {
+    note("building sluice");
+    let mut cargo = Command::new(crate::test::cargo());
+    cargo.args(["build", "--quiet", "--package", "sluice", "--bin", "sluice"]);
+    if release {
+        cargo.arg("--release");
+    }
+    let status = cargo.status().context("cannot run cargo")?;
+    ensure!(status.success(), "sluice does not build: see above");
+    let profile = if release { "release" } else { "debug" };
+    Ok(target_directory().join(profile).join("sluice"))
+}
+
+pub(super) struct Daemon {
+    // Ended before its directory goes.
+    process: Process,
+    directory: TempDir,
+    admin_port: u16,
+}
+
+impl Daemon {
+    pub(super) async fn start(binary: &Path, stack: &Stack, site: &Site) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("sluice-demo-").tempdir()?;
+        let admin_port = free_port()?;
+        let path = directory.path().join("sluice.yaml");
+        std::fs::write(&path, configuration(stack, site, admin_port))?;
+
+        stack
+            .clickhouse
+            .execute(&format!("CREATE DATABASE IF NOT EXISTS {}", site.database))
+            .await?;
+        migrate(binary, &path, stack)?;
+
+        let arguments = ["run", "--config", &path.display().to_string()].map(str::to_owned);
+        let place = Place {
+            directory: Some(directory.path()),
+            log: &directory.path().join("sluice.log"),
+            environment: &stack.aws.environment(),
+            grace: GRACE,
+        };
+        let process = Process::start(&install()?, &Mode::Command(binary, &arguments), &place)?;
+        Ok(Self {
+            process,
+            directory,
+            admin_port,
+        })
+    }
+
+    /// An error when it has ended, which it must not by itself.
+    pub(super) fn must_run(&mut self) -> Result<()> {
+        match self.process.ended()? {
+            Some(status) => bail!("sluice ended by itself ({status})"),
+            None => Ok(()),
+        }
+    }
+
+    /// The error with the end of Sluice's log; the whole log is put where it outlives the demo.
+    pub(super) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        let kept = target_directory().join("stack").join("demo-sluice.log");
+        let whole = match std::fs::copy(self.log(), &kept) {
+            Ok(_) => format!("the whole log is in {}", kept.display()),
+            Err(problem) => format!("the log could not be kept: {problem}"),
+        };
+        anyhow!(
+            "{error:#}\nsluice's log ends with:\n{}\n{whole}",
+            tail(&self.log())
+        )
+    }
+
+    pub(super) fn log(&self) -> PathBuf {
+        self.directory.path().join("sluice.log")
+    }
+
+    pub(super) fn configuration(&self) -> PathBuf {
+        self.directory.path().join("sluice.yaml")
+    }
+
+    pub(super) fn metrics_url(&self) -> String {
+        format!("http://127.0.0.1:{}/metrics", self.admin_port)
+    }
+}
+
+fn migrate(binary: &Path, configuration: &Path, stack: &Stack) -> Result<()> {
+    let output = Command::new(binary)
+        .args(["migrate", "--config"])
+        .arg(configuration)
+        .envs(stack.aws.environment())
+        .output()
+        .with_context(|| format!("cannot run {}", binary.display()))?;
+    ensure!(
+        output.status.success(),
+        "sluice migrate failed ({}):\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+fn configuration(stack: &Stack, site: &Site, admin_port: u16) -> String {
+    let (queue, database) = (&site.queue_url, &site.database);
+    let (clickhouse, s3) = (stack.clickhouse.url(), stack.aws.endpoint());
+    format!(
+        r#"queue:
+  url: {queue}
+clickhouse:
+  url: {clickhouse}
+  user: default
+  password: ""
+  database: {database}
+s3:
+  clickhouse_endpoint: {s3}
+  clickhouse_access:
+    kind: keys
+    access_key_id: test
+    secret_access_key: test
+batch:
+  window: 1s
+admin:
+  listen: 127.0.0.1:{admin_port}
+log:
+  format: text
+  level: info
+"#
+    )
+}

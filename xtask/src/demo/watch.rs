@@ -1,0 +1,70 @@
+//! Waits until all that was uploaded is loaded and the queue is empty, and shows the way there.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use sluice_testkit::{Site, Stack};
+use tokio::task::JoinSet;
+
+use super::Arguments;
+use super::daemon::Daemon;
+use super::tables::count;
+use super::upload::Ledger;
+use crate::console::Progress;
+
+const INTERVAL: Duration = Duration::from_millis(250);
+const STANDSTILL: Duration = Duration::from_secs(60);
+
+pub(super) async fn until_loaded(
+    arguments: &Arguments,
+    stack: &Stack,
+    site: &Site,
+    daemon: &mut Daemon,
+    ledger: &Ledger,
+    mut uploads: JoinSet<Result<()>>,
+) -> Result<()> {
+    // A slow rate is no standstill.
+    let patience = arguments.rate.map_or(STANDSTILL, |rate| {
+        STANDSTILL.max(Duration::from_secs_f64((3.0 / rate).min(86_400.0)))
+    });
+    let mut progress = Progress::new();
+    let mut last = None;
+    let mut moved = Instant::now();
+    loop {
+        while let Some(uploader) = uploads.try_join_next() {
+            uploader??;
+        }
+        daemon.must_run()?;
+
+        let (uploaded, expected) = {
+            let account = ledger.lock();
+            (account.reckoning.objects, account.reckoning.statements())
+        };
+        let rows = count(&stack.clickhouse, site).await?.all();
+        let (visible, in_flight) = site.queue_depth().await?;
+        progress.show(&format!(
+            "uploaded {uploaded}/{} objects, loaded {rows} rows of {expected}, \
+             queue {visible} visible, {in_flight} in flight",
+            arguments.objects
+        ));
+        // More rows than expected will not become fewer: the report says so.
+        if uploads.is_empty() && rows >= expected && visible + in_flight == 0 {
+            return Ok(());
+        }
+
+        let state = (uploaded, rows, visible, in_flight);
+        if last != Some(state) {
+            last = Some(state);
+            moved = Instant::now();
+        } else if moved.elapsed() > patience {
+            bail!(
+                "nothing moved for {} s: uploaded {uploaded} objects, loaded {rows} rows of \
+                 {expected}, queue {visible} visible and {in_flight} in flight, {} in the \
+                 dead-letter queue",
+                patience.as_secs(),
+                site.dlq_depth().await?
+            );
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
