@@ -2,12 +2,20 @@
 //!
 //! See `ARCHITECTURE.md` for the path of an object and the code map.
 
+pub mod admin;
 pub mod batch;
+pub mod cli;
 pub mod config;
 pub mod event_types;
 pub mod ledger;
+pub mod load;
 pub mod notification;
 pub mod object;
+pub mod pipeline;
+pub mod plan;
 pub mod queue;
 pub mod schema;
 pub mod settle;
+pub mod sql;
+pub mod telemetry;
+pub mod warehouse;

@@ -12,12 +12,15 @@ use crate::object::ObjectId;
 use crate::queue::{Message, ReceiptHandle};
 
 /// What became of an object.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fate {
     /// Its rows are in the tables, now or since before.
     Done,
-    /// It could not be loaded now; its messages go back to the queue.
+    /// It could not be loaded now; its messages go back to the queue, the later the more often
+    /// they were received.
     Failed,
+    /// It was not tried to the end; its messages go back to the queue at once.
+    Returned,
 }
 
 /// What is to be done with a message that waits for nothing any more.
@@ -72,7 +75,8 @@ struct HeldMessage {
     received_at: Instant,
     visible_at: Instant,
     outstanding: usize,
-    failed: bool,
+    /// The worst fate of its objects so far.
+    worst: Fate,
 }
 
 impl Held {
@@ -102,7 +106,7 @@ impl Held {
                 received_at: now,
                 visible_at,
                 outstanding: objects.len(),
-                failed: false,
+                worst: Fate::Done,
             },
         );
         let mut new = Vec::new();
@@ -118,21 +122,25 @@ impl Held {
 
     /// Notes the fate of an object; gives what is to be done with the messages that waited for
     /// nothing else.
-    pub fn resolve(&mut self, object: ObjectId, fate: &Fate, jitter: f64) -> Vec<Settlement> {
+    pub fn resolve(&mut self, object: ObjectId, fate: Fate, jitter: f64) -> Vec<Settlement> {
         let mut settlements = Vec::new();
         for id in self.waiting.remove(&object).unwrap_or_default() {
             let Some(message) = self.messages.get_mut(&id) else { continue };
             message.outstanding -= 1;
-            message.failed |= *fate == Fate::Failed;
+            message.worst = message.worst.max(fate);
             if message.outstanding > 0 {
                 continue;
             }
-            if let Some(message) = self.messages.remove(&id) {
-                settlements.push(if message.failed {
-                    let delay = self.policy.retry_delay(message.receive_count, jitter);
-                    Settlement::Release { handle: message.handle, delay }
-                } else {
-                    Settlement::Delete(message.handle)
+            if let Some(HeldMessage { handle, receive_count, worst, .. }) =
+                self.messages.remove(&id)
+            {
+                settlements.push(match worst {
+                    Fate::Done => Settlement::Delete(handle),
+                    Fate::Failed => {
+                        let delay = self.policy.retry_delay(receive_count, jitter);
+                        Settlement::Release { handle, delay }
+                    }
+                    Fate::Returned => Settlement::Release { handle, delay: Duration::ZERO },
                 });
             }
         }
@@ -153,16 +161,9 @@ impl Held {
         handles
     }
 
-    /// Everything that is still held goes back to the queue at once.
-    pub fn release_all(&mut self) -> Vec<Settlement> {
-        self.waiting.clear();
-        self.messages
-            .drain()
-            .map(|(_, message)| Settlement::Release {
-                handle: message.handle,
-                delay: Duration::ZERO,
-            })
-            .collect()
+    /// The objects that messages wait for.
+    pub fn outstanding(&self) -> Vec<ObjectId> {
+        self.waiting.keys().copied().collect()
     }
 
     pub fn len(&self) -> usize {
@@ -176,5 +177,130 @@ impl Held {
     /// The age of the message that has been held longest.
     pub fn oldest(&self, now: Instant) -> Option<Duration> {
         self.messages.values().map(|message| now - message.received_at).max()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const POLICY: VisibilityPolicy = VisibilityPolicy {
+        timeout: Duration::from_secs(120),
+        retry_min: Duration::from_secs(10),
+        retry_max: Duration::from_secs(900),
+    };
+
+    fn object(number: u8) -> ObjectId {
+        ObjectId(Uuid::from_u128(number.into()))
+    }
+
+    fn message(id: u8, delivery: u8) -> Message {
+        Message {
+            id: format!("m{id}"),
+            handle: ReceiptHandle(format!("h{id}.{delivery}")),
+            body: String::new(),
+            receive_count: delivery.into(),
+        }
+    }
+
+    fn deleted(settlements: &[Settlement]) -> Vec<&str> {
+        let deleted = settlements.iter().filter_map(|settlement| match settlement {
+            Settlement::Delete(handle) => Some(handle.0.as_str()),
+            Settlement::Release { .. } => None,
+        });
+        deleted.collect()
+    }
+
+    #[test]
+    fn pain_3_a_message_waits_for_every_record() {
+        let mut held = Held::new(POLICY);
+        let now = Instant::now();
+        assert_eq!(held.hold(&message(1, 1), &[object(1), object(2)], now).len(), 2);
+        assert_eq!(held.resolve(object(1), Fate::Done, 0.0), []);
+        assert_eq!(deleted(&held.resolve(object(2), Fate::Done, 0.0)), ["h1.1"]);
+        assert!(held.is_empty());
+
+        held.hold(&message(2, 3), &[object(1), object(2)], now);
+        held.resolve(object(1), Fate::Failed, 1.0);
+        let handle = ReceiptHandle("h2.3".into());
+        // The third receive: 10 s, 20 s, 40 s.
+        let delay = Duration::from_secs(40);
+        let settled = held.resolve(object(2), Fate::Done, 1.0);
+        assert_eq!(settled, [Settlement::Release { handle, delay }]);
+    }
+
+    #[test]
+    fn messages_that_announce_one_object_share_its_fate() {
+        let mut held = Held::new(POLICY);
+        let now = Instant::now();
+        assert_eq!(held.hold(&message(1, 1), &[object(1)], now), [object(1)]);
+        assert_eq!(held.hold(&message(2, 1), &[object(1)], now), []);
+        assert_eq!(deleted(&held.resolve(object(1), Fate::Done, 0.0)), ["h1.1", "h2.1"]);
+    }
+
+    #[test]
+    fn a_redelivered_message_is_held_once_under_its_new_handle() {
+        let mut held = Held::new(POLICY);
+        let now = Instant::now();
+        held.hold(&message(1, 1), &[object(1)], now);
+        assert_eq!(held.hold(&message(1, 2), &[object(1)], now), []);
+        assert_eq!(held.len(), 1);
+        assert_eq!(deleted(&held.resolve(object(1), Fate::Done, 0.0)), ["h1.2"]);
+    }
+
+    #[test]
+    fn pain_1_visibility_is_extended_well_before_it_ends() {
+        let mut held = Held::new(POLICY);
+        let start = Instant::now();
+        held.hold(&message(1, 1), &[object(1)], start);
+        assert_eq!(held.take_heartbeats(start + Duration::from_secs(39)), []);
+        for beat in 1..=3 {
+            let now = start + POLICY.heartbeat() * beat;
+            assert_eq!(held.take_heartbeats(now).len(), 1, "beat {beat}");
+            assert_eq!(held.take_heartbeats(now), [], "beat {beat}");
+        }
+        assert_eq!(held.take_heartbeats(start + HELD_AT_MOST), []);
+    }
+
+    #[test]
+    fn retries_come_back_later_each_time() {
+        let seconds = |count, jitter| POLICY.retry_delay(count, jitter).as_secs();
+        assert_eq!([1, 2, 3, 7, 8, 99].map(|count| seconds(count, 1.0)), [10, 20, 40, 640, 900, 900]);
+        assert_eq!(seconds(2, 0.0), 10);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_deleted_before_it_is_loaded_and_nothing_leaks(
+            messages in prop::collection::vec(prop::collection::btree_set(0..8u8, 1..4), 1..12),
+            fates in prop::collection::vec(0..3u8, 8),
+        ) {
+            let mut held = Held::new(POLICY);
+            let now = Instant::now();
+            for (id, objects) in messages.iter().enumerate() {
+                let objects: Vec<ObjectId> = objects.iter().map(|number| object(*number)).collect();
+                held.hold(&message(id as u8, 1), &objects, now);
+            }
+            let fate = |number: u8| match fates[usize::from(number)] {
+                0 => Fate::Done,
+                1 => Fate::Failed,
+                _ => Fate::Returned,
+            };
+            let mut settled = 0;
+            for number in 0..8 {
+                for settlement in held.resolve(object(number), fate(number), 0.5) {
+                    settled += 1;
+                    if let Settlement::Delete(handle) = settlement {
+                        let id: usize = handle.0[1..].trim_end_matches(".1").parse().unwrap();
+                        prop_assert!(messages[id].iter().all(|n| fate(*n) == Fate::Done));
+                    }
+                }
+            }
+            prop_assert_eq!(settled, messages.len());
+            prop_assert!(held.is_empty() && held.outstanding().is_empty());
+        }
     }
 }

@@ -1,0 +1,109 @@
+//! The admin listener: health, readiness, metrics. Read-only.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+
+use crate::load::breaker::Breaker;
+
+/// An event loop that has not come round for this long is stuck: it does so every second.
+const STUCK: Duration = Duration::from_secs(30);
+
+/// The event loop's sign of life.
+#[derive(Debug)]
+pub struct Health {
+    started: Instant,
+    /// Milliseconds after `started`.
+    last_beat: AtomicU64,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { started: Instant::now(), last_beat: AtomicU64::new(0) }
+    }
+}
+
+impl Health {
+    pub fn beat(&self) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_beat.store(now, Ordering::Relaxed);
+    }
+
+    fn silent_for(&self) -> Duration {
+        let beat = Duration::from_millis(self.last_beat.load(Ordering::Relaxed));
+        self.started.elapsed().saturating_sub(beat)
+    }
+}
+
+struct Admin {
+    health: Arc<Health>,
+    breaker: Arc<Breaker>,
+    metrics: PrometheusHandle,
+}
+
+/// A listener that is bound and not yet served: binding is the part that can fail.
+pub struct AdminListener {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl AdminListener {
+    pub async fn bind(address: SocketAddr) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(address).await.with_context(|| {
+            format!("cannot listen on {address}; change `admin.listen` or free the port")
+        })?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves for as long as it is polled.
+    pub async fn serve(
+        self,
+        health: Arc<Health>,
+        breaker: Arc<Breaker>,
+        metrics: PrometheusHandle,
+    ) -> std::io::Result<()> {
+        let routes = Router::new()
+            .route("/healthz", get(healthz))
+            .route("/readyz", get(readyz))
+            .route("/metrics", get(render_metrics))
+            .with_state(Arc::new(Admin { health, breaker, metrics }));
+        axum::serve(self.listener, routes).await
+    }
+}
+
+async fn healthz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    let silent = admin.health.silent_for();
+    if silent < STUCK {
+        (StatusCode::OK, "ok\n".to_owned())
+    } else {
+        let seconds = silent.as_secs();
+        (StatusCode::SERVICE_UNAVAILABLE, format!("the event loop is stuck since {seconds} s\n"))
+    }
+}
+
+async fn readyz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    match admin.breaker.reason() {
+        None => (StatusCode::OK, "ready\n".to_owned()),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("intake is paused: {reason}\n")),
+    }
+}
+
+async fn render_metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    admin.metrics.run_upkeep();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.render())
+}

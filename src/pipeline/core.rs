@@ -1,0 +1,234 @@
+//! What the daemon does next, as a pure function of what has happened.
+//!
+//! Nothing here waits or talks to anybody: the shell in [`super`] tells it what came, and performs
+//! the [`Action`]s that it returns.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use crate::batch::{Batch, BatchLimits, Batcher};
+use crate::load::{Outcome, Outcomes};
+use crate::notification::{Notification, parse_notification};
+use crate::object::{ObjectId, ObjectRef};
+use crate::queue::{Message, ReceiptHandle};
+use crate::settle::{Fate, Held, Settlement, VisibilityPolicy};
+use crate::telemetry::metrics;
+
+/// How long an object that another batch has in hand is left alone before it is looked up again.
+const BUSY_PAUSE: Duration = Duration::from_secs(5);
+
+/// What the shell is to do.
+#[derive(Debug, PartialEq)]
+pub enum Action {
+    Load(Batch),
+    Settle(Settlement),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub batch: BatchLimits,
+    pub visibility: VisibilityPolicy,
+    /// Batches being loaded at a time.
+    pub concurrency: usize,
+    /// Messages held at most.
+    pub max_held: usize,
+}
+
+pub struct Core {
+    limits: Limits,
+    batcher: Batcher,
+    held: Held,
+    /// Closed, and waiting for a place among the loads.
+    ready: VecDeque<Batch>,
+    /// Being loaded.
+    loading: HashSet<ObjectId>,
+    batches_in_flight: usize,
+    /// In another batch's hands, to be looked up again at the given time.
+    revisit: HashMap<ObjectId, (Instant, ObjectRef)>,
+    draining: bool,
+}
+
+impl Core {
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            batcher: Batcher::new(limits.batch),
+            held: Held::new(limits.visibility),
+            ready: VecDeque::new(),
+            loading: HashSet::new(),
+            batches_in_flight: 0,
+            revisit: HashMap::new(),
+            draining: false,
+            limits,
+        }
+    }
+
+    /// A message came.
+    pub fn on_message(&mut self, message: &Message, now: Instant) -> Vec<Action> {
+        if self.draining {
+            let delay = Duration::ZERO;
+            let handle = message.handle.clone();
+            return vec![Action::Settle(Settlement::Release { handle, delay })];
+        }
+        match parse_notification(&message.body) {
+            Ok(Notification::Objects(objects)) => {
+                metrics::notification("objects");
+                self.on_objects(message, objects, now)
+            }
+            Ok(Notification::Ignorable(why)) => {
+                metrics::notification(why.label());
+                debug!(message.id = message.id, "asks for nothing: {}", why.label());
+                vec![Action::Settle(Settlement::Delete(message.handle.clone()))]
+            }
+            Err(malformed) => {
+                metrics::notification("malformed");
+                // Once a message: it comes back until the redrive policy takes it away.
+                if message.receive_count <= 1 {
+                    warn!(
+                        message.id = message.id,
+                        "not a notification; it stays in the queue, and the redrive policy will \
+                         move it to the dead-letter queue: {malformed}"
+                    );
+                }
+                let policy = self.limits.visibility;
+                let delay = policy.retry_delay(message.receive_count, fastrand::f64());
+                let handle = message.handle.clone();
+                vec![Action::Settle(Settlement::Release { handle, delay })]
+            }
+        }
+    }
+
+    fn on_objects(
+        &mut self,
+        message: &Message,
+        objects: Vec<ObjectRef>,
+        now: Instant,
+    ) -> Vec<Action> {
+        // Two records can announce the same version of an object.
+        let mut by_id: HashMap<ObjectId, ObjectRef> = HashMap::new();
+        for object in objects {
+            by_id.entry(object.id()).or_insert(object);
+        }
+        let mut ids: Vec<ObjectId> = by_id.keys().copied().collect();
+        ids.sort_unstable();
+        for id in self.held.hold(message, &ids, now) {
+            if let Some(object) = by_id.remove(&id) {
+                self.ready.extend(self.batcher.add(object, now));
+            }
+        }
+        self.start_loads()
+    }
+
+    /// A load ended.
+    pub fn on_loaded(
+        &mut self,
+        objects: Vec<ObjectRef>,
+        outcomes: Outcomes,
+        now: Instant,
+    ) -> Vec<Action> {
+        self.batches_in_flight -= 1;
+        let mut outcomes: HashMap<ObjectId, Outcome> = outcomes.into_iter().collect();
+        let mut actions = Vec::new();
+        for object in objects {
+            let id = object.id();
+            self.loading.remove(&id);
+            // A load that says nothing of an object has died: nothing is known of it.
+            let outcome = outcomes.remove(&id).unwrap_or(Outcome::Abandoned);
+            metrics::object(outcome.label());
+            let fate = match outcome {
+                Outcome::Loaded | Outcome::Duplicate => Fate::Done,
+                Outcome::Failed { .. } => Fate::Failed,
+                Outcome::Busy if !self.draining => {
+                    self.revisit.insert(id, (now + BUSY_PAUSE, object));
+                    continue;
+                }
+                Outcome::Busy | Outcome::Abandoned => Fate::Returned,
+            };
+            actions.extend(self.resolve(id, fate));
+        }
+        actions.extend(self.start_loads());
+        actions
+    }
+
+    /// Time has passed.
+    pub fn on_time(&mut self, now: Instant) -> Vec<Action> {
+        let due: Vec<ObjectId> = self
+            .revisit
+            .iter()
+            .filter(|(_, (at, _))| *at <= now)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            if let Some((_, object)) = self.revisit.remove(&id) {
+                self.ready.extend(self.batcher.add(object, now));
+            }
+        }
+        self.ready.extend(self.batcher.take_due(now));
+        self.start_loads()
+    }
+
+    /// When [`Core::on_time`] next has something to do.
+    pub fn next_wake(&self) -> Option<Instant> {
+        let revisit = self.revisit.values().map(|(at, _)| *at).min();
+        [self.batcher.next_due(), revisit].into_iter().flatten().min()
+    }
+
+    /// The receipt handles whose visibility is to be extended now.
+    pub fn take_heartbeats(&mut self, now: Instant) -> Vec<ReceiptHandle> {
+        self.held.take_heartbeats(now)
+    }
+
+    /// Takes no more in, starts no more loads, and gives back what no load has begun with.
+    pub fn drain(&mut self) -> Vec<Action> {
+        self.draining = true;
+        self.batcher = Batcher::new(self.limits.batch);
+        self.ready.clear();
+        self.revisit.clear();
+        let mut actions = Vec::new();
+        for object in self.held.outstanding() {
+            if !self.loading.contains(&object) {
+                actions.extend(self.resolve(object, Fate::Returned));
+            }
+        }
+        actions
+    }
+
+    /// Whether more messages may be received.
+    pub fn has_room(&self) -> bool {
+        !self.draining && self.held.len() < self.limits.max_held
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.held.is_empty() && self.batches_in_flight == 0
+    }
+
+    /// For the gauges.
+    pub fn holdings(&self, now: Instant, breaker_open: bool) -> metrics::Holdings {
+        metrics::Holdings {
+            messages: self.held.len(),
+            oldest: self.held.oldest(now).unwrap_or_default(),
+            objects_waiting: self.batcher.waiting(),
+            batches_in_flight: self.batches_in_flight,
+            breaker_open,
+        }
+    }
+
+    fn resolve(&mut self, object: ObjectId, fate: Fate) -> impl Iterator<Item = Action> + use<> {
+        let settlements = self.held.resolve(object, fate, fastrand::f64());
+        settlements.into_iter().map(Action::Settle)
+    }
+
+    fn start_loads(&mut self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        while self.batches_in_flight < self.limits.concurrency && !self.draining {
+            let Some(batch) = self.ready.pop_front() else { break };
+            metrics::batch_closed(batch.reason.label());
+            self.batches_in_flight += 1;
+            self.loading.extend(batch.objects.iter().map(ObjectRef::id));
+            actions.push(Action::Load(batch));
+        }
+        actions
+    }
+}

@@ -1,0 +1,219 @@
+//! The daemon: the only event loop.
+//!
+//! Receivers, loads, settlements and heartbeats run as tasks of their own; what they find comes
+//! here as events. The loop itself waits for nothing else, so that it always answers.
+
+pub mod core;
+mod receiver;
+mod settler;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, sleep_until, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use self::core::{Action, Core, Limits};
+use crate::admin::Health;
+use crate::load::breaker::Breaker;
+use crate::load::{Load, Outcomes};
+use crate::object::ObjectRef;
+use crate::queue::{Message, Queue};
+use crate::settle::Settlement;
+use crate::telemetry::metrics;
+
+/// Gauges and the sign of life are renewed this often.
+const TICK: Duration = Duration::from_secs(1);
+/// A long poll that is under way when the worker is told to stop has this long to end, so that
+/// messages which are just coming are not left invisible.
+const LAST_POLL: Duration = Duration::from_secs(1);
+/// Loads that are cancelled have this long to clean up, and settlements to be sent.
+const CLEAN_UP: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub limits: Limits,
+    /// Receives in flight.
+    pub receivers: usize,
+    /// Long poll.
+    pub wait_time: Duration,
+    /// After being told to stop, batches in flight have this long to end.
+    pub grace_period: Duration,
+}
+
+/// Runs until `stop` is cancelled and what was held is settled or given back.
+pub async fn run<Q: Queue, L: Load>(
+    queue: Arc<Q>,
+    loader: Arc<L>,
+    breaker: Arc<Breaker>,
+    health: Arc<Health>,
+    options: Options,
+    stop: CancellationToken,
+) {
+    let (settle, settlements) = mpsc::unbounded_channel();
+    let settler = tokio::spawn(settler::run(queue.clone(), settlements));
+    // A little room only: what waits here gets no heartbeats.
+    let (send_messages, mut messages) = mpsc::channel(options.receivers);
+    let room = watch::Sender::new(true);
+    let mut receivers = JoinSet::new();
+    for _ in 0..options.receivers {
+        receivers.spawn(receiver::run(
+            queue.clone(),
+            breaker.clone(),
+            room.subscribe(),
+            send_messages.clone(),
+            receiver::Options {
+                wait_time: options.wait_time,
+                visibility: options.limits.visibility.timeout,
+            },
+            stop.clone(),
+        ));
+    }
+    drop(send_messages);
+
+    let mut daemon = Daemon {
+        core: Core::new(options.limits),
+        loader,
+        loads: JoinSet::new(),
+        cancel_loads: CancellationToken::new(),
+        settle,
+    };
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut heartbeats = JoinSet::new();
+    let mut stopping = false;
+    let mut give_up = None;
+    loop {
+        let wake = daemon.core.next_wake();
+        tokio::select! {
+            received = messages.recv(), if !messages.is_closed() || !messages.is_empty() => {
+                for message in received.unwrap_or_default() {
+                    let actions = daemon.core.on_message(&message, Instant::now());
+                    daemon.perform(actions);
+                }
+            }
+            Some(ended) = daemon.loads.join_next() => daemon.on_load_ended(ended),
+            () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
+                let actions = daemon.core.on_time(Instant::now());
+                daemon.perform(actions);
+            }
+            _ = tick.tick() => {
+                let now = Instant::now();
+                let handles = daemon.core.take_heartbeats(now);
+                if !handles.is_empty() {
+                    let visibility = options.limits.visibility.timeout;
+                    heartbeats.spawn(settler::extend(queue.clone(), handles, visibility));
+                }
+                while heartbeats.try_join_next().is_some() {}
+                metrics::holdings(&daemon.core.holdings(now, breaker.reason().is_some()));
+            }
+            () = stop.cancelled(), if !stopping => {
+                stopping = true;
+                give_up = Some(Instant::now() + options.grace_period);
+                info!("stopping: batches in flight are finished, the rest goes back to the queue");
+                let actions = daemon.core.drain();
+                daemon.perform(actions);
+            }
+            () = sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => {
+                warn!("the grace period is over: ending the inserts in flight");
+                give_up = None;
+                daemon.cancel_loads.cancel();
+            }
+        }
+        health.beat();
+        room.send_if_modified(|room| {
+            let before = std::mem::replace(room, daemon.core.has_room());
+            before != *room
+        });
+        if stopping && daemon.core.is_idle() && daemon.loads.is_empty() {
+            break;
+        }
+        if stopping && give_up.is_none() && daemon.cancel_loads.is_cancelled() {
+            daemon.end_loads().await;
+            break;
+        }
+    }
+    daemon.take_late_messages(&mut messages, &mut receivers).await;
+    drop(daemon);
+    heartbeats.shutdown().await;
+    if timeout(CLEAN_UP, settler).await.is_err() {
+        warn!("some messages were not settled in time: they come back after their visibility timeout");
+    }
+    info!("stopped");
+}
+
+type Loaded = (Vec<ObjectRef>, Outcomes);
+
+struct Daemon<L> {
+    core: Core,
+    loader: Arc<L>,
+    loads: JoinSet<Loaded>,
+    cancel_loads: CancellationToken,
+    settle: mpsc::UnboundedSender<Settlement>,
+}
+
+impl<L: Load> Daemon<L> {
+    fn perform(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Settle(settlement) => {
+                    // The settler ends only after this sender is gone.
+                    if self.settle.send(settlement).is_err() {
+                        error!("the settler has ended: messages come back by themselves");
+                    }
+                }
+                Action::Load(batch) => {
+                    let (loader, cancel) = (self.loader.clone(), self.cancel_loads.clone());
+                    let objects = batch.objects.clone();
+                    self.loads.spawn(async move {
+                        // A task of its own, so that a panic still says which objects it had.
+                        let load = tokio::spawn(async move { loader.load(batch, cancel).await });
+                        let outcomes = load.await.unwrap_or_else(|failed| {
+                            error!("a load died, its objects go back to the queue: {failed}");
+                            Outcomes::new()
+                        });
+                        (objects, outcomes)
+                    });
+                }
+            }
+        }
+    }
+
+    fn on_load_ended(&mut self, ended: Result<Loaded, JoinError>) {
+        match ended {
+            Ok((objects, outcomes)) => {
+                let actions = self.core.on_loaded(objects, outcomes, Instant::now());
+                self.perform(actions);
+            }
+            Err(failed) => error!("a load was lost: {failed}"),
+        }
+    }
+
+    /// Loads were told to end: what they leave goes back to the queue.
+    async fn end_loads(&mut self) {
+        let until = Instant::now() + CLEAN_UP;
+        while let Ok(Some(ended)) = timeout_at(until, self.loads.join_next()).await {
+            self.on_load_ended(ended);
+        }
+        self.loads.abort_all();
+    }
+
+    /// What the last long polls bring goes back at once.
+    async fn take_late_messages(
+        &mut self,
+        messages: &mut mpsc::Receiver<Vec<Message>>,
+        receivers: &mut JoinSet<()>,
+    ) {
+        let until = Instant::now() + LAST_POLL;
+        while let Ok(Some(received)) = timeout_at(until, messages.recv()).await {
+            for message in received {
+                let actions = self.core.on_message(&message, Instant::now());
+                self.perform(actions);
+            }
+        }
+        receivers.shutdown().await;
+    }
+}

@@ -1,0 +1,94 @@
+//! Long polls the queue, while there is room and ClickHouse is well.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::load::breaker::Breaker;
+use crate::queue::{MAX_BATCH, Message, Queue};
+use crate::telemetry::metrics;
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Options {
+    pub(super) wait_time: Duration,
+    pub(super) visibility: Duration,
+}
+
+/// After a failed receive: doubled each time, up to the second value.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// A queue that stays away is mentioned again this often.
+const REMINDER: Duration = Duration::from_secs(60);
+
+pub(super) async fn run<Q: Queue>(
+    queue: Arc<Q>,
+    breaker: Arc<Breaker>,
+    mut room: watch::Receiver<bool>,
+    messages: mpsc::Sender<Vec<Message>>,
+    options: Options,
+    stop: CancellationToken,
+) {
+    let mut outage = Outage::default();
+    loop {
+        let may_receive = async {
+            breaker.closed().await;
+            // An error means that the loop is gone, and with it this task.
+            room.wait_for(|room| *room).await.is_ok()
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            room = may_receive => if !room { return },
+        }
+        match queue.receive(MAX_BATCH, options.wait_time, options.visibility).await {
+            Ok(received) => {
+                outage.end();
+                metrics::messages_received(received.len());
+                if !received.is_empty() && messages.send(received).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                metrics::sqs_failures("receive", 1);
+                let pause = outage.note(&error.to_string());
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(pause) => {}
+                }
+            }
+        }
+    }
+}
+
+/// A series of failures: how long to pause, and when to speak of it.
+#[derive(Default)]
+struct Outage {
+    failures: u32,
+    since: Option<Instant>,
+    mentioned: Option<Instant>,
+}
+
+impl Outage {
+    fn note(&mut self, error: &str) -> Duration {
+        self.failures += 1;
+        let now = Instant::now();
+        self.since.get_or_insert(now);
+        if self.mentioned.is_none_or(|mentioned| now >= mentioned + REMINDER) {
+            self.mentioned = Some(now);
+            warn!(failures = self.failures, "the queue cannot be received from; trying on: {error}");
+        }
+        let (min, max) = BACKOFF;
+        let full = min.saturating_mul(1 << (self.failures - 1).min(16)).min(max);
+        full.mul_f64(0.75 + fastrand::f64() / 4.0)
+    }
+
+    fn end(&mut self) {
+        if let Some(since) = self.since {
+            let away_seconds = since.elapsed().as_secs();
+            info!(away_seconds, failures = self.failures, "the queue answers again");
+        }
+        *self = Self::default();
+    }
+}

@@ -1,0 +1,131 @@
+//! Deletes, releases and heartbeats, in batch requests; what fails is tried again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tracing::warn;
+
+use crate::queue::{FailedEntries, MAX_BATCH, Queue, QueueError, ReceiptHandle};
+use crate::settle::Settlement;
+use crate::telemetry::metrics;
+
+/// Requests in flight.
+const CONCURRENCY: usize = 8;
+/// Tries of a request; then the messages come back by themselves, and the ledger knows them.
+const TRIES: u32 = 6;
+const BACKOFF: Duration = Duration::from_millis(500);
+
+/// Performs settlements until their sender is gone and all are done.
+pub(super) async fn run<Q: Queue>(
+    queue: Arc<Q>,
+    mut settlements: mpsc::UnboundedReceiver<Settlement>,
+) {
+    let mut requests = JoinSet::new();
+    let mut received = Vec::new();
+    loop {
+        if settlements.recv_many(&mut received, MAX_BATCH * CONCURRENCY).await == 0 {
+            break;
+        }
+        let mut deletes = Vec::new();
+        let mut releases = Vec::new();
+        for settlement in received.drain(..) {
+            match settlement {
+                Settlement::Delete(handle) => deletes.push(handle),
+                Settlement::Release { handle, delay } => releases.push((handle, delay)),
+            }
+        }
+        for chunk in deletes.chunks(MAX_BATCH) {
+            requests.spawn(delete(queue.clone(), chunk.to_vec()));
+        }
+        for chunk in releases.chunks(MAX_BATCH) {
+            requests.spawn(release(queue.clone(), chunk.to_vec()));
+        }
+        while requests.len() > CONCURRENCY {
+            requests.join_next().await;
+        }
+    }
+    requests.join_all().await;
+}
+
+async fn delete<Q: Queue>(queue: Arc<Q>, handles: Vec<ReceiptHandle>) {
+    let done = persist("delete", handles, |handles| {
+        let queue = queue.clone();
+        async move { queue.delete(&handles).await }
+    })
+    .await;
+    metrics::messages_deleted(done);
+}
+
+async fn release<Q: Queue>(queue: Arc<Q>, entries: Vec<(ReceiptHandle, Duration)>) {
+    let done = persist("release", entries, |entries| {
+        let queue = queue.clone();
+        async move { queue.change_visibility(&entries).await }
+    })
+    .await;
+    metrics::messages_released(done);
+}
+
+/// Extends the visibility of held messages.
+pub(super) async fn extend<Q: Queue>(
+    queue: Arc<Q>,
+    handles: Vec<ReceiptHandle>,
+    visibility: Duration,
+) {
+    let mut requests = JoinSet::new();
+    for chunk in handles.chunks(MAX_BATCH) {
+        let entries: Vec<_> = chunk.iter().map(|handle| (handle.clone(), visibility)).collect();
+        let queue = queue.clone();
+        requests.spawn(async move {
+            let done = persist("heartbeat", entries, |entries| {
+                let queue = queue.clone();
+                async move { queue.change_visibility(&entries).await }
+            })
+            .await;
+            metrics::heartbeats(done);
+        });
+        while requests.len() >= CONCURRENCY {
+            requests.join_next().await;
+        }
+    }
+    requests.join_all().await;
+}
+
+/// Repeats a batch request for the entries that failed; gives how many succeeded in the end.
+async fn persist<T: Clone, F>(
+    operation: &'static str,
+    mut entries: Vec<T>,
+    request: impl Fn(Vec<T>) -> F,
+) -> usize
+where
+    F: Future<Output = Result<FailedEntries, QueueError>>,
+{
+    let total = entries.len();
+    let mut pause = BACKOFF;
+    for attempt in 1.. {
+        let error = match request(entries.clone()).await {
+            Ok(failed) => {
+                let Some((_, error)) = failed.first().cloned() else { return total };
+                entries = failed
+                    .iter()
+                    .filter_map(|(index, _)| entries.get(*index).cloned())
+                    .collect();
+                error
+            }
+            Err(error) => error,
+        };
+        metrics::sqs_failures(operation, entries.len());
+        if attempt == TRIES {
+            warn!(
+                messages = entries.len(),
+                "{operation} failed {TRIES} times; the messages come back after their visibility \
+                 timeout: {error}"
+            );
+            break;
+        }
+        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        pause *= 2;
+    }
+    total - entries.len()
+}
