@@ -5,3 +5,4 @@
 pub mod config;
 pub mod event_types;
 pub mod schema;
+pub mod sql;
