@@ -1,0 +1,210 @@
+//! The ClickHouse types that a column can have, and how a JSON value's text becomes one.
+//!
+//! Every declared path arrives as `Nullable(String)`: a string as it is, anything else as its JSON
+//! text. One wire type for all means that two event types never want one path in two types, and
+//! that the odd values are judged here and not by the casts of a JSON parser: to it `true` is the
+//! number 1 and "nan" is `false`.
+
+use std::fmt;
+
+use crate::sql;
+
+/// A parsed column type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ColumnType {
+    kind: Kind,
+    nullable: bool,
+    low_cardinality: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    String,
+    Integer { signed: bool, bits: u8 },
+    Float { bits: u8 },
+    Bool,
+    Time { precision: u8 },
+    Uuid,
+}
+
+/// Named in messages and in docs/event-types.md.
+pub(super) const KNOWN_TYPES: &str = "String, UInt8 to UInt64, Int8 to Int64, Float32, Float64, Bool, UUID, DateTime64(0|3|6, 'UTC'), \
+     each also as Nullable(…), and LowCardinality(String)";
+
+/// A date and a time of day that are really there, in ISO 8601, with `Z`, an offset or neither.
+/// The engine's own parser is far more generous: to it `1784030400`, `14 Jul` and `25:00` are times.
+const ISO_8601: &str = r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):[0-5]\d(:[0-5]\d(\.\d+)?)?(Z|[+-]([01]\d|2[0-3])(:?[0-5]\d)?)?$";
+
+/// 2300-01-01 in seconds: the first moment that DateTime64 cannot hold in full.
+const END_OF_TIME: u64 = 10_413_792_000;
+
+impl ColumnType {
+    /// Reads a type as written in a declaration.
+    pub fn parse(text: &str) -> Result<ColumnType, String> {
+        let bare: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+        let (low_cardinality, rest) = unwrap_type(&bare, "LowCardinality");
+        let (nullable, rest) = unwrap_type(rest, "Nullable");
+        let kind = match rest {
+            "String" => Kind::String,
+            "UInt8" => Kind::Integer { signed: false, bits: 8 },
+            "UInt16" => Kind::Integer { signed: false, bits: 16 },
+            "UInt32" => Kind::Integer { signed: false, bits: 32 },
+            "UInt64" => Kind::Integer { signed: false, bits: 64 },
+            "Int8" => Kind::Integer { signed: true, bits: 8 },
+            "Int16" => Kind::Integer { signed: true, bits: 16 },
+            "Int32" => Kind::Integer { signed: true, bits: 32 },
+            "Int64" => Kind::Integer { signed: true, bits: 64 },
+            "Float32" => Kind::Float { bits: 32 },
+            "Float64" => Kind::Float { bits: 64 },
+            "Bool" => Kind::Bool,
+            "UUID" => Kind::Uuid,
+            "DateTime64(0,'UTC')" => Kind::Time { precision: 0 },
+            "DateTime64(3,'UTC')" => Kind::Time { precision: 3 },
+            "DateTime64(6,'UTC')" => Kind::Time { precision: 6 },
+            _ => return Err(format!("unknown type {text:?}; use one of {KNOWN_TYPES}")),
+        };
+        if low_cardinality && kind != Kind::String {
+            return Err(format!("{text:?} is of no use; LowCardinality is for String"));
+        }
+        Ok(ColumnType { kind, nullable, low_cardinality })
+    }
+
+    /// Whether the column can hold NULL.
+    pub fn is_nullable(&self) -> bool {
+        self.nullable
+    }
+
+    pub(super) fn is_text(&self) -> bool {
+        self.kind == Kind::String
+    }
+
+    /// The value that `text`, an expression of type Nullable(String), stands for; NULL where it is
+    /// missing or stands for none. Never throws.
+    pub(super) fn read(&self, text: &str) -> String {
+        match self.kind {
+            Kind::String => text.to_owned(),
+            Kind::Integer { signed, bits } => {
+                let parse = format!("to{}Int{bits}OrNull", if signed { "" } else { "U" });
+                let direct = format!("{parse}({text})");
+                // Only what did not parse is looked at again: a list of one, or `2001.0` in quotes.
+                let sign = if signed { "[+-]?" } else { "\\+?" };
+                let odd = sql::string(&format!(r#"^\[?"?({sign}\d+)(?:\.0*)?"?\]?$"#));
+                format!(
+                    "if(isNull({direct}) AND isNotNull({text}), {parse}(extract({text}, {odd})), {direct})"
+                )
+            }
+            Kind::Float { bits } => {
+                let parsed = format!("toFloat{bits}OrNull({text})");
+                format!("if(isFinite({parsed}), {parsed}, NULL)")
+            }
+            Kind::Bool => {
+                format!(
+                    "multiIf({text} IN ('true', '1'), true, {text} IN ('false', '0'), false, NULL)"
+                )
+            }
+            Kind::Uuid => format!("toUUIDOrNull({text})"),
+            Kind::Time { precision } => {
+                let parsed = self.read_time(text);
+                format!(
+                    "if(match({text}, {iso}) AND {parsed} >= toDateTime64(0, {precision}, 'UTC') \
+                     AND {parsed} < toDateTime64({END_OF_TIME}, {precision}, 'UTC'), {parsed}, NULL)",
+                    iso = sql::string(ISO_8601),
+                )
+            }
+        }
+    }
+
+    /// As `read`, for a value that a required column has already been found to have.
+    pub(super) fn read_checked(&self, text: &str) -> String {
+        match self.kind {
+            Kind::Time { .. } => self.read_time(text),
+            _ => self.read(text),
+        }
+    }
+
+    fn read_time(&self, text: &str) -> String {
+        let Kind::Time { precision } = self.kind else { unreachable!("only times are read as times") };
+        format!("parseDateTime64BestEffortOrNull({text}, {precision}, 'UTC')")
+    }
+
+    /// `value`, of this type or NULL, with NULL replaced by the default where the column has no NULL.
+    pub(super) fn or_default(&self, value: &str) -> String {
+        if self.nullable { value.to_owned() } else { format!("ifNull({value}, {})", self.default()) }
+    }
+
+    fn default(&self) -> String {
+        match self.kind {
+            Kind::String => "''".to_owned(),
+            Kind::Integer { .. } | Kind::Float { .. } => "0".to_owned(),
+            Kind::Bool => "false".to_owned(),
+            Kind::Uuid => "defaultValueOfTypeName('UUID')".to_owned(),
+            Kind::Time { precision } => format!("toDateTime64(0, {precision}, 'UTC')"),
+        }
+    }
+}
+
+/// As ClickHouse writes it.
+impl fmt::Display for ColumnType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut name = match self.kind {
+            Kind::String => "String".to_owned(),
+            Kind::Integer { signed: true, bits } => format!("Int{bits}"),
+            Kind::Integer { signed: false, bits } => format!("UInt{bits}"),
+            Kind::Float { bits } => format!("Float{bits}"),
+            Kind::Bool => "Bool".to_owned(),
+            Kind::Uuid => "UUID".to_owned(),
+            Kind::Time { precision } => format!("DateTime64({precision}, 'UTC')"),
+        };
+        if self.nullable {
+            name = format!("Nullable({name})");
+        }
+        if self.low_cardinality {
+            name = format!("LowCardinality({name})");
+        }
+        f.write_str(&name)
+    }
+}
+
+fn unwrap_type<'a>(text: &'a str, wrapper: &str) -> (bool, &'a str) {
+    let inner = text
+        .strip_prefix(wrapper)
+        .and_then(|rest| rest.strip_prefix('('))
+        .and_then(|rest| rest.strip_suffix(')'));
+    inner.map_or((false, text), |inner| (true, inner))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_types_are_written_as_clickhouse_writes_them() {
+        for name in [
+            "String",
+            "LowCardinality(String)",
+            "LowCardinality(Nullable(String))",
+            "Nullable(UInt64)",
+            "Int8",
+            "Float32",
+            "Nullable(Bool)",
+            "UUID",
+            "DateTime64(3, 'UTC')",
+            "Nullable(DateTime64(6, 'UTC'))",
+        ] {
+            assert_eq!(ColumnType::parse(name).unwrap().to_string(), name);
+        }
+        assert_eq!(
+            ColumnType::parse("DateTime64(3,'UTC')").unwrap().to_string(),
+            "DateTime64(3, 'UTC')"
+        );
+    }
+
+    #[test]
+    fn other_types_are_refused_with_the_list_of_known_ones() {
+        for name in ["Strng", "Array(String)", "DateTime64(3)", "DateTime", "Nullable(", "", "uint64"] {
+            let error = ColumnType::parse(name).unwrap_err();
+            assert!(error.contains("UInt64"), "{error}");
+        }
+        assert!(ColumnType::parse("LowCardinality(UInt64)").unwrap_err().contains("is for String"));
+    }
+}

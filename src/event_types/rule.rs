@@ -1,0 +1,49 @@
+//! Rules: which statements belong to an event type.
+
+use super::paths::{Path, PathTree};
+use crate::sql;
+
+/// A condition on a statement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rule {
+    /// All of these hold.
+    All(Vec<Rule>),
+    /// At least one of these holds.
+    Any(Vec<Rule>),
+    /// This does not hold; so a missing value is "not equal".
+    Not(Box<Rule>),
+    /// The value at the path is one of these texts.
+    In(Path, Vec<String>),
+}
+
+impl Rule {
+    /// A condition that is 0 or 1, never NULL.
+    pub(super) fn sql(&self, tree: &PathTree) -> String {
+        match self {
+            Rule::All(rules) => join(rules, " AND ", tree),
+            Rule::Any(rules) => join(rules, " OR ", tree),
+            Rule::Not(rule) => format!("NOT ({})", rule.sql(tree)),
+            Rule::In(path, values) => {
+                let value = tree.text(path);
+                match values.as_slice() {
+                    [one] => format!("ifNull({value} = {}, 0)", sql::string(one)),
+                    many => format!("ifNull({value} IN ({}), 0)", sql::strings(many)),
+                }
+            }
+        }
+    }
+
+    /// Every path that the rule looks at.
+    pub(super) fn paths(&self) -> Vec<&Path> {
+        match self {
+            Rule::All(rules) | Rule::Any(rules) => rules.iter().flat_map(Rule::paths).collect(),
+            Rule::Not(rule) => rule.paths(),
+            Rule::In(path, _) => vec![path],
+        }
+    }
+}
+
+fn join(rules: &[Rule], operator: &str, tree: &PathTree) -> String {
+    let parts: Vec<_> = rules.iter().map(|rule| format!("({})", rule.sql(tree))).collect();
+    parts.join(operator)
+}

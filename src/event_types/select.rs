@@ -1,0 +1,327 @@
+//! The SELECTs: from lines to `landing`, and from `landing` to the tables.
+//!
+//! `landing` has a row for each line: the declared values as one tuple, and what the line is (its
+//! `kind`: an event type's name, `rejected`, `unmatched` or `blank`). The SELECTs that fill the
+//! tables read from it, be it the table (as materialized views) or the SELECT that would fill it
+//! (`per_type_select`), so that both ways make the same rows.
+
+use uuid::Uuid;
+
+use super::paths::{EVENT, Path, PathTree};
+use super::{Catalog, Column, EventType, Otherwise, Source};
+use crate::sql;
+
+/// Where lines come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lines {
+    /// The table expression behind FROM.
+    pub from: String,
+    /// A condition that is asked of the source itself, such as the ledger's guard.
+    pub filter: Option<String>,
+    /// The line's text, an expression of type String.
+    pub line: String,
+    /// `bucket/key` of the object, an expression of type String.
+    pub source_path: String,
+    /// The object's etag, with or without quotes, an expression of type String.
+    pub source_etag: String,
+    /// The line's number in the object, from 0, an expression of type UInt64.
+    pub row_number: String,
+    /// The batch that reads.
+    pub batch_id: Uuid,
+}
+
+impl Lines {
+    /// Lines of s3() or file() in the format LineAsString with the structure `line String`: path,
+    /// etag and row number are the engine's own columns.
+    pub fn of_objects(from: impl Into<String>, batch_id: Uuid) -> Lines {
+        Lines {
+            from: from.into(),
+            filter: None,
+            line: "line".to_owned(),
+            source_path: "_path".to_owned(),
+            source_etag: "_etag".to_owned(),
+            row_number: "_row_number".to_owned(),
+            batch_id,
+        }
+    }
+
+    /// Lines of one object that come as the body of the insert.
+    pub fn of_body(source_path: &str, source_etag: &str, batch_id: Uuid) -> Lines {
+        Lines {
+            from: "input('line String')".to_owned(),
+            filter: None,
+            line: "line".to_owned(),
+            source_path: sql::string(source_path),
+            source_etag: sql::string(source_etag),
+            row_number: "rowNumberInAllBlocks()".to_owned(),
+            batch_id,
+        }
+    }
+}
+
+/// A table that is filled from `landing`.
+#[derive(Debug, Clone, Copy)]
+pub enum Target<'a> {
+    /// An event type's own table.
+    EventType(&'a EventType),
+    /// Lines that cannot become a row.
+    RejectedLines,
+    /// Statements that no event type takes.
+    UnmatchedStatements,
+    /// How many lines of which kind an object had.
+    ObjectRows,
+}
+
+impl<'a> Target<'a> {
+    /// Every table of a catalog.
+    pub fn all(catalog: &'a Catalog) -> Vec<Target<'a>> {
+        let own = [Target::RejectedLines, Target::UnmatchedStatements, Target::ObjectRows];
+        catalog.types().iter().map(Target::EventType).chain(own).collect()
+    }
+
+    /// The table's name.
+    pub fn table(&self) -> &'a str {
+        match self {
+            Target::EventType(event_type) => &event_type.table,
+            Target::RejectedLines => "rejected_lines",
+            Target::UnmatchedStatements => "unmatched_statements",
+            Target::ObjectRows => "object_rows",
+        }
+    }
+
+    /// The columns that the SELECT gives, in its order; the rest have defaults.
+    pub fn columns(&self) -> Vec<&'a str> {
+        match self {
+            Target::EventType(event_type) => {
+                let declared = event_type.columns.iter().map(|column| column.name.as_str());
+                declared.chain(["source_path", "source_etag", "batch_id"]).collect()
+            }
+            Target::RejectedLines | Target::UnmatchedStatements => {
+                vec!["source_path", "source_etag", "row_number", "raw", "reason", "batch_id"]
+            }
+            Target::ObjectRows => vec!["batch_id", "source_path", "source_etag", "kind", "rows"],
+        }
+    }
+}
+
+/// Columns of `landing`, in the order of [`landing_select`], with their types.
+pub fn landing_columns(catalog: &Catalog) -> Vec<(&'static str, String)> {
+    vec![
+        (EVENT, catalog.tree().tuple_type()),
+        ("kind", "LowCardinality(String)".to_owned()),
+        ("reason", "LowCardinality(String)".to_owned()),
+        ("raw", "String".to_owned()),
+        ("line_hash", "FixedString(16)".to_owned()),
+        ("source_path", "String".to_owned()),
+        ("source_etag", "String".to_owned()),
+        ("row_number", "UInt64".to_owned()),
+        ("batch_id", "UUID".to_owned()),
+    ]
+}
+
+/// From lines to the rows of `landing`.
+///
+/// Each line is parsed once. What costs more (validity, reading a suspect again, the hash) sits
+/// behind conditions, which ClickHouse evaluates only for the lines that they hold for.
+pub fn landing_select(catalog: &Catalog, lines: &Lines) -> String {
+    let tree = catalog.tree();
+    let filter = lines.filter.as_ref().map(|filter| format!("\n                WHERE {filter}")).unwrap_or_default();
+    format!(
+        "SELECT
+    event,
+    multiIf(verdict = '', taken, verdict = 'blank', 'blank', verdict = 'no event type', 'unmatched', 'rejected') AS kind,
+    if(verdict = 'blank', '', verdict) AS reason,
+    if(verdict = '' OR verdict = 'blank', '', line) AS raw,
+    if({needs_hash}, sipHash128(trim(TRAILING '\\r' FROM line)), toFixedString('', 16)) AS line_hash,
+    source_path, source_etag, row_number,
+    toUUID('{batch_id}') AS batch_id
+FROM (
+    SELECT
+        event, taken, line, source_path, source_etag, row_number,
+        multiIf(
+{verdicts}
+        ) AS verdict
+    FROM (
+        SELECT
+            event, line, source_path, source_etag, row_number,
+            multiIf(
+{rules}
+                ''
+            ) AS taken
+        FROM (
+            SELECT
+                line, source_path, source_etag, row_number,
+                if({suspect}, {read_by_path}, parsed) AS event
+            FROM (
+                SELECT
+                    {line} AS line,
+                    {source_path} AS source_path,
+                    trim(BOTH '\"' FROM {source_etag}) AS source_etag,
+                    {row_number} AS row_number,
+                    JSONExtract(line, {tuple_type}) AS parsed
+                FROM {from}{filter}
+            )
+        )
+    )
+)",
+        needs_hash = needs_hash(catalog),
+        batch_id = lines.batch_id,
+        verdicts = verdicts(catalog),
+        rules = rules(catalog),
+        suspect = tree.suspect("line", "parsed"),
+        read_by_path = tree.read_by_path("line"),
+        line = lines.line,
+        source_path = lines.source_path,
+        source_etag = lines.source_etag,
+        row_number = lines.row_number,
+        tuple_type = sql::string(&tree.tuple_type()),
+        from = lines.from,
+    )
+}
+
+/// The first event type whose rule takes the event.
+fn rules(catalog: &Catalog) -> String {
+    let branches = catalog.types().iter().map(|event_type| {
+        let name = sql::string(&event_type.name);
+        format!("                {}, {name},", event_type.rule.sql(catalog.tree()))
+    });
+    branches.collect::<Vec<_>>().join("\n")
+}
+
+/// '' for a line that becomes a row, else what is wrong with it.
+fn verdicts(catalog: &Catalog) -> String {
+    let mut branches: Vec<String> = missing_values(catalog)
+        .into_iter()
+        .map(|(condition, column)| format!("{condition}, {}", sql::string(&format!("no {column}"))))
+        .collect();
+    branches.extend(
+        [
+            "taken != '', ''",
+            "match(line, '^\\\\s*$'), 'blank'",
+            "NOT isValidUTF8(line), 'bad UTF-8'",
+            "NOT isValidJSON(line), 'not JSON'",
+            "JSONType(line) != 'Object', 'not an object'",
+            "'no event type'",
+        ]
+        .map(str::to_owned),
+    );
+    branches.iter().map(|branch| format!("            {branch}")).collect::<Vec<_>>().join(",\n")
+}
+
+/// For each required value the condition that a recognised event lacks it, and its column's name.
+fn missing_values(catalog: &Catalog) -> Vec<(String, String)> {
+    let mut groups: Vec<(String, String, Vec<&str>)> = Vec::new();
+    for event_type in catalog.types() {
+        for column in event_type.columns.iter().filter(|column| column.required) {
+            let Source::Paths { paths, .. } = &column.source else { continue };
+            let value = column.column_type.read(&first_of(catalog.tree(), paths));
+            match groups.iter_mut().find(|(other, name, _)| *other == value && *name == column.name) {
+                Some((_, _, types)) => types.push(&event_type.name),
+                None => groups.push((value, column.name.clone(), vec![&event_type.name])),
+            }
+        }
+    }
+    let conditions = groups.into_iter().map(|(value, column, types)| {
+        (format!("{} AND isNull({value})", taken_by(&types, catalog)), column)
+    });
+    conditions.collect()
+}
+
+/// The lines whose hash some column will ask for.
+fn needs_hash(catalog: &Catalog) -> String {
+    let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
+    for event_type in catalog.types() {
+        for column in &event_type.columns {
+            let Source::Paths { paths, otherwise: Some(Otherwise::LineHash) } = &column.source else { continue };
+            let text = format!("empty(ifNull({}, ''))", first_of(catalog.tree(), paths));
+            match groups.iter_mut().find(|(other, _)| *other == text) {
+                Some((_, types)) => types.push(&event_type.name),
+                None => groups.push((text, vec![&event_type.name])),
+            }
+        }
+    }
+    if groups.is_empty() {
+        return "false".to_owned();
+    }
+    let parts = groups.into_iter().map(|(text, mut types)| {
+        types.dedup();
+        format!("{} AND {text}", taken_by(&types, catalog))
+    });
+    parts.collect::<Vec<_>>().join(" OR ")
+}
+
+fn taken_by(types: &[&str], catalog: &Catalog) -> String {
+    if types.len() == catalog.types().len() {
+        "taken != ''".to_owned()
+    } else {
+        format!("taken IN ({})", sql::strings(types))
+    }
+}
+
+/// From `landing`, given as a table expression, to the rows of a table.
+pub fn view_select(catalog: &Catalog, target: Target<'_>, landing: &str) -> String {
+    match target {
+        Target::EventType(event_type) => {
+            let columns = event_type.columns.iter().map(|column| {
+                format!("    {} AS {},\n", value(catalog.tree(), column), sql::ident(&column.name))
+            });
+            format!(
+                "SELECT\n{}    source_path, source_etag, batch_id\nFROM {landing}\nWHERE kind = {}",
+                columns.collect::<String>(),
+                sql::string(&event_type.name)
+            )
+        }
+        Target::RejectedLines | Target::UnmatchedStatements => {
+            let kind = if matches!(target, Target::RejectedLines) { "rejected" } else { "unmatched" };
+            format!(
+                "SELECT source_path, source_etag, row_number, raw, reason, batch_id\n\
+                 FROM {landing}\nWHERE kind = '{kind}'"
+            )
+        }
+        Target::ObjectRows => format!(
+            "SELECT batch_id, source_path, source_etag, kind, count() AS rows\n\
+             FROM {landing}\nWHERE kind != 'blank'\n\
+             GROUP BY batch_id, source_path, source_etag, kind"
+        ),
+    }
+}
+
+/// From lines to the rows of one table, for those who cannot have views.
+pub fn per_type_select(catalog: &Catalog, target: Target<'_>, lines: &Lines) -> String {
+    view_select(catalog, target, &format!("(\n{}\n)", landing_select(catalog, lines)))
+}
+
+/// A column's value, from a row of `landing`.
+fn value(tree: &PathTree, column: &Column) -> String {
+    let kind = column.column_type;
+    match &column.source {
+        Source::Paths { paths, otherwise: None } => {
+            let text = first_of(tree, paths);
+            let read = if column.required { kind.read_checked(&text) } else { kind.read(&text) };
+            kind.or_default(&read)
+        }
+        Source::Paths { paths, otherwise: Some(Otherwise::LineHash) } => {
+            let text = format!("ifNull({}, '')", first_of(tree, paths));
+            format!("if(empty({text}), lower(hex(line_hash)), {text})")
+        }
+        Source::Expression { template, inputs } => {
+            let mut expression = template.trim().to_owned();
+            for (name, paths) in inputs {
+                expression = expression.replace(&format!("{{{name}}}"), &first_of(tree, paths));
+            }
+            for name in super::check::EXPRESSION_VARIABLES {
+                expression = expression.replace(&format!("{{{name}}}"), name);
+            }
+            kind.or_default(&expression)
+        }
+    }
+}
+
+/// The text at the first of these paths that is there.
+fn first_of(tree: &PathTree, paths: &[Path]) -> String {
+    let texts: Vec<_> = paths.iter().map(|path| tree.text(path)).collect();
+    match texts.as_slice() {
+        [one] => one.clone(),
+        many => format!("coalesce({})", many.join(", ")),
+    }
+}
