@@ -9,6 +9,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::batch::{BatchId, estimated_bytes};
 use crate::event_types::Catalog;
+use crate::event_types::select::{Lines, landing_select};
 use crate::load::verdict::{CHANGED_TEXT, FENCED_TEXT};
 use crate::object::ObjectRef;
 use crate::sql;
@@ -79,13 +80,14 @@ impl Planner {
     /// `guard` is the condition under which it must not start. A batch whose objects are not all
     /// what was announced reads nothing: the statement fails.
     pub fn insert(&self, batch: BatchId, objects: &[&ObjectRef], guard: &str) -> Statement {
-        let source = format!(
-            "(SELECT line, _path, _etag, _row_number FROM {} WHERE {} AND {})",
-            self.s3(objects, "LineAsString", "line String"),
+        let source = self.s3(objects, "LineAsString", "line String");
+        let mut lines = Lines::of_objects(source, batch.0);
+        lines.filter = Some(format!(
+            "{} AND {}",
             throw_if(guard, FENCED_TEXT),
             throw_if(&changed(objects), CHANGED_TEXT),
-        );
-        let select = self.catalog.landing_select(&source, &batch.to_string());
+        ));
+        let select = landing_select(&self.catalog, &lines);
         let mut statement = Statement::new(format!("INSERT INTO {} {select}", self.landing))
             .with("insert_deduplication_token", batch.to_string())
             .with("max_execution_time", self.insert_timeout.as_secs().to_string())

@@ -13,6 +13,9 @@ use crate::event_types::select::{Target, landing_columns, view_select};
 use crate::event_types::{Catalog, EventType};
 use crate::sql;
 
+/// The table that the inserts go to; it stores nothing.
+pub const LANDING: &str = "landing";
+
 /// How the tables are laid out on the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SchemaOptions {
@@ -71,7 +74,7 @@ pub fn statements(catalog: &Catalog, options: &SchemaOptions) -> Vec<Statement> 
     statements.push(options.table("object_rows", &object_rows(options)));
     statements.push(options.table("ledger_objects", &ledger_objects(options)));
     statements.push(options.table("ledger_batches", &ledger_batches(options)));
-    statements.push(options.table("landing", &landing(catalog)));
+    statements.push(options.table(LANDING, &landing(catalog)));
     for target in Target::all(catalog) {
         statements.push(options.view(catalog, target));
     }
@@ -106,7 +109,7 @@ impl SchemaOptions {
                 sql::qualified(&self.database, &name),
                 self.on_cluster(),
                 sql::qualified(&self.database, target.table()),
-                view_select(catalog, target, &sql::qualified(&self.database, "landing")),
+                view_select(catalog, target, &sql::qualified(&self.database, LANDING)),
             ),
         }
     }
@@ -205,7 +208,7 @@ fn object_rows(options: &SchemaOptions) -> String {
 {BATCH_INDEX}
 )
 ENGINE = {engine}
-ORDER BY (`source_path`, `batch_id`)
+ORDER BY (`batch_id`, `source_path`)
 SETTINGS {dedup}",
         engine = options.engine("", ""),
         dedup = options.dedup_settings(),
@@ -216,14 +219,17 @@ SETTINGS {dedup}",
 fn ledger_objects(options: &SchemaOptions) -> String {
     format!(
         "(
-    `object_id` FixedString(16),
-    `bucket` String,
-    `key` String,
-    `etag` String,
+    `object_id` UUID,
+    `bucket` LowCardinality(String),
+    `key` String CODEC(ZSTD),
+    `etag` String CODEC(ZSTD),
     `version_id` String,
+    `region` LowCardinality(String),
     `size` UInt64,
     `batch_id` UUID,
-    `sealed_at` DateTime64(3, 'UTC'),
+    `lease_seconds` UInt32,
+    `worker` LowCardinality(String),
+    `sealed_at` DateTime64(3, 'UTC') DEFAULT now64(3, 'UTC'),
 {BATCH_INDEX}
 )
 ENGINE = {engine}
@@ -239,12 +245,12 @@ fn ledger_batches(options: &SchemaOptions) -> String {
     `batch_id` UUID,
     `event` LowCardinality(String),
     `attempt` UInt32,
-    `at` DateTime64(3, 'UTC'),
-    `worker` String,
-    `lease_until` DateTime64(3, 'UTC'),
+    `lease_seconds` UInt32,
+    `worker` LowCardinality(String),
     `objects` UInt32,
     `rows` UInt64,
-    `reason` String
+    `reason` String CODEC(ZSTD),
+    `at` DateTime64(3, 'UTC') DEFAULT now64(3, 'UTC')
 )
 ENGINE = {engine}
 ORDER BY (`batch_id`, `at`)

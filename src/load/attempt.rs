@@ -8,10 +8,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{
-    Action, BatchId, Cancelled, End, Event, Item, Loader, MAX_REPLAYS, ObjectRef, Outcome,
-    Outcomes, Run, Standing, Verdict, verdict,
-};
+use super::{Cancelled, Item, Loader, MAX_REPLAYS, Outcome, Outcomes, Verdict, verdict};
+use crate::batch::BatchId;
+use crate::event_types::select::Target;
+use crate::ledger::protocol::{Action, End, Event, Run, Standing};
+use crate::object::ObjectRef;
 use crate::telemetry::metrics;
 use crate::warehouse::{Statement, WarehouseError};
 
@@ -198,11 +199,10 @@ impl Loading<'_> {
         #[derive(Deserialize)]
         struct Found {}
         let batch = self.batch;
-        let tables = self.loader.planner.catalog.target_tables();
-        let checks: Vec<String> = tables
+        let checks: Vec<String> = Target::all(&self.loader.planner.catalog)
             .iter()
-            .map(|table| {
-                let table = self.loader.warehouse.table(table);
+            .map(|target| {
+                let table = self.loader.warehouse.table(target.table());
                 format!("SELECT 1 AS found FROM {table} WHERE batch_id = '{batch}' LIMIT 1")
             })
             .collect();
@@ -214,8 +214,8 @@ impl Loading<'_> {
     /// Deletes what a batch that can never be completed has left.
     async fn take_back(&self) -> Result<(), Cancelled> {
         warn!(batch.id = %self.batch, "taking back the rows of a batch that cannot be completed");
-        for table in self.loader.planner.catalog.target_tables() {
-            let table = self.loader.warehouse.table(&table);
+        for target in Target::all(&self.loader.planner.catalog) {
+            let table = self.loader.warehouse.table(target.table());
             let sql = format!("DELETE FROM {table} WHERE batch_id = '{}'", self.batch);
             self.small(|| self.loader.warehouse.run(&sql)).await?;
         }
@@ -230,7 +230,7 @@ impl Loading<'_> {
         }
         let sql = format!(
             "SELECT kind, sum(rows) AS rows FROM {} WHERE batch_id = '{}' GROUP BY kind",
-            self.loader.warehouse.table("object_rows"),
+            self.loader.warehouse.table(Target::ObjectRows.table()),
             self.batch,
         );
         let rows = self.small(|| self.loader.warehouse.rows::<Row>(&sql)).await?;

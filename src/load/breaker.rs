@@ -52,6 +52,12 @@ impl Breaker {
         drop(reason.wait_for(Option::is_none).await);
     }
 
+    /// Waits until the breaker is open.
+    pub async fn opened(&self) {
+        let mut reason = self.reason.subscribe();
+        drop(reason.wait_for(Option::is_some).await);
+    }
+
     /// Waits until a statement may be tried: at once while closed, and as the one probe of an
     /// interval while open.
     pub async fn admit(&self) {

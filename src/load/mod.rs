@@ -16,11 +16,12 @@ use tracing::{info, warn};
 
 use crate::batch::{Batch, BatchId};
 use crate::ledger::Ledger;
-use crate::ledger::protocol::{Action, End, Event, Run, Standing};
+use crate::ledger::protocol::{End, Run};
 use crate::object::{ObjectId, ObjectRef};
 use crate::plan::{Naming, Planner, naming};
 use crate::telemetry::metrics;
 use crate::warehouse::{Warehouse, WarehouseError};
+use attempt::Loading;
 use breaker::Breaker;
 use verdict::{Verdict, named_object, verdict};
 

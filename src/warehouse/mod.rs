@@ -1,12 +1,16 @@
 //! ClickHouse: the only user of its client.
 
+mod http;
+
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::sql;
+pub use http::TlsError;
 
 /// A statement and the settings that go with it, as URL parameters: some of them, such as
 /// `max_query_size`, come too late inside the statement.
@@ -55,19 +59,24 @@ pub struct Access {
     pub user: String,
     pub password: String,
     pub database: String,
+    pub connect_timeout: Duration,
+    /// For small statements: ledger, kill, ping.
+    pub query_timeout: Duration,
+    /// Certificate authorities (PEM) beside the system's.
+    pub ca_file: Option<PathBuf>,
 }
 
 #[derive(Clone)]
 pub struct Warehouse {
     client: clickhouse::Client,
     database: String,
-    /// For small statements: ledger, kill, ping.
     query_timeout: Duration,
 }
 
 impl Warehouse {
-    pub fn new(access: &Access, query_timeout: Duration) -> Self {
-        let client = clickhouse::Client::default()
+    /// Opens no connection yet.
+    pub fn connect(access: &Access) -> Result<Self, TlsError> {
+        let client = clickhouse::Client::with_http_client(http::client(access)?)
             .with_url(&access.url)
             .with_user(&access.user)
             .with_password(&access.password)
@@ -75,7 +84,11 @@ impl Warehouse {
             // Without it an error that comes late is an answer 200 with an exception in its body.
             .with_setting("wait_end_of_query", "1")
             .with_setting("async_insert", "0");
-        Self { client, database: access.database.clone(), query_timeout }
+        Ok(Self {
+            client,
+            database: access.database.clone(),
+            query_timeout: access.query_timeout,
+        })
     }
 
     pub fn database(&self) -> &str {
@@ -160,6 +173,25 @@ impl Warehouse {
     pub async fn kill(&self, prefix: &str) -> Result<(), WarehouseError> {
         let prefix = sql::string(prefix);
         self.run(&format!("KILL QUERY WHERE startsWith(query_id, {prefix}) SYNC")).await
+    }
+
+    /// Those of these tables that the database lacks.
+    pub async fn missing_tables<'a>(
+        &self,
+        tables: &[&'a str],
+    ) -> Result<Vec<&'a str>, WarehouseError> {
+        #[derive(serde::Deserialize)]
+        struct Row {
+            name: String,
+        }
+        let sql = format!(
+            "SELECT name FROM system.tables WHERE database = {} AND name IN ({})",
+            sql::string(&self.database),
+            sql::strings(tables),
+        );
+        let found: Vec<Row> = self.rows(&sql).await?;
+        let missing = |table: &&&str| !found.iter().any(|row| row.name == **table);
+        Ok(tables.iter().filter(missing).copied().collect())
     }
 
     pub async fn ping(&self) -> Result<(), WarehouseError> {

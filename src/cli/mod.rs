@@ -1,0 +1,192 @@
+//! The command line: one file a subcommand. This is where the parts are put together.
+
+mod config;
+mod migrate;
+mod run;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use tracing::error;
+
+use crate::config::{ClickHouseAccess, Config, Problems, Sources, process_environment};
+use crate::event_types::Catalog;
+use crate::plan::{Planner, S3Access, S3Source};
+use crate::schema::LANDING;
+use crate::warehouse::{Access, Warehouse};
+
+/// Loads S3 objects into ClickHouse, once each, as SQS announces them.
+///
+/// A bucket announces each new object in an SQS queue. Sluice gathers the keys into batches, has
+/// ClickHouse read the objects itself into one table per event type, and deletes a message only
+/// when all its objects are loaded.
+#[derive(Parser)]
+#[command(
+    name = "sluice",
+    version,
+    after_help = "Start with:  sluice config show      what is in force, and from where to change it\n             \
+                  sluice migrate          make the tables\n             \
+                  sluice run              load\n\n\
+                  Every field can come from --config FILE, from a variable such as \
+                  SLUICE__QUEUE__URL, or from --set queue.url=…; later ones win. AWS credentials, \
+                  region and AWS_ENDPOINT_URL come from the environment, as with every AWS tool.\n\n\
+                  Exit codes: 0 done; 1 failed; 2 the command line or the configuration is wrong; \
+                  130 stopped at once by a second signal."
+)]
+struct Cli {
+    /// Configuration file (YAML); `sluice config schema` describes it
+    #[arg(long, global = true, value_name = "FILE", env = "SLUICE_CONFIG")]
+    config: Option<PathBuf>,
+
+    /// One field, over file and environment, such as --set batch.window=5s (can be repeated)
+    #[arg(long = "set", global = true, value_name = "PATH=VALUE", value_parser = parse_setting)]
+    settings: Vec<(String, String)>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Load objects as the queue announces them, until told to stop
+    ///
+    /// SIGTERM or Ctrl-C: batches in flight are finished within `shutdown.grace_period`, the rest
+    /// goes back to the queue at once. A second signal exits at once; nothing is lost by that.
+    Run,
+    /// Make the database, tables and views that the event types declare
+    ///
+    /// Safe to run again, and by several at once.
+    Migrate(migrate::Arguments),
+    /// Show the configuration in force, or its schema
+    #[command(subcommand)]
+    Config(config::Command),
+}
+
+fn parse_setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((path, value)) if !path.is_empty() => Ok((path.to_owned(), value.to_owned())),
+        _ => Err("write it as PATH=VALUE, such as batch.window=5s".to_owned()),
+    }
+}
+
+const USAGE: u8 = 2;
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match execute(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = if error.is::<Problems>() || error.is::<BadEventTypes>() { USAGE } else { 1 };
+            if tracing::dispatcher::has_been_set() {
+                error!("{error:#}");
+            } else {
+                complain(&error);
+            }
+            ExitCode::from(code)
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the command line's own messages")]
+fn complain(error: &anyhow::Error) {
+    eprintln!("error: {error:#}");
+}
+
+/// What a command was asked to print.
+#[expect(clippy::print_stdout, reason = "the command line's own output")]
+fn print(text: &str) {
+    println!("{text}");
+}
+
+fn execute(cli: Cli) -> anyhow::Result<()> {
+    let sources = Sources { file: cli.config, env: process_environment(), flags: cli.settings };
+    if let Command::Config(config::Command::Schema) = cli.command {
+        return config::schema();
+    }
+    let config = Config::load(sources)?;
+    let runtime = tokio::runtime::Runtime::new().context("the async runtime did not start")?;
+    match cli.command {
+        Command::Run => runtime.block_on(run::run(&config)),
+        Command::Migrate(arguments) => runtime.block_on(migrate::run(&config, &arguments)),
+        Command::Config(command) => config::run(&config, &command),
+    }
+}
+
+/// The event types that the configuration names.
+fn catalog(config: &Config) -> Result<Catalog, BadEventTypes> {
+    match &config.event_types.dir {
+        None => Ok(Catalog::builtin()),
+        Some(directory) => Catalog::from_dir(directory).map_err(BadEventTypes),
+    }
+}
+
+/// Every problem of every declaration.
+#[derive(Debug)]
+struct BadEventTypes(Vec<crate::event_types::Problem>);
+
+impl std::fmt::Display for BadEventTypes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} problems in the declared event types", self.0.len())?;
+        for problem in &self.0 {
+            write!(f, "\n\n{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for BadEventTypes {}
+
+fn warehouse(config: &Config) -> anyhow::Result<Warehouse> {
+    let clickhouse = &config.clickhouse;
+    let access = Access {
+        url: clickhouse.url.clone(),
+        user: clickhouse.user.clone(),
+        password: clickhouse.password.expose().to_owned(),
+        database: clickhouse.database.clone(),
+        connect_timeout: clickhouse.connect_timeout.get(),
+        query_timeout: clickhouse.query_timeout.get(),
+        ca_file: clickhouse.ca_file.clone(),
+    };
+    Warehouse::connect(&access).context("ClickHouse cannot be set up")
+}
+
+fn planner(config: &Config, catalog: Catalog, warehouse: &Warehouse, region: &str) -> Planner {
+    let access = match config.s3.clickhouse_access.clone() {
+        ClickHouseAccess::Server => S3Access::Server,
+        ClickHouseAccess::NamedCollection { name } => S3Access::NamedCollection { name },
+        ClickHouseAccess::Keys { access_key_id, secret_access_key } => S3Access::Keys {
+            access_key_id,
+            secret_access_key: secret_access_key.expose().to_owned(),
+        },
+        ClickHouseAccess::Role { role_arn } => S3Access::Role { role_arn },
+        ClickHouseAccess::Anonymous => S3Access::Anonymous,
+    };
+    let source = S3Source {
+        endpoint: config.s3.clickhouse_endpoint.clone(),
+        default_region: region.to_owned(),
+        access,
+    };
+    Planner {
+        catalog,
+        source,
+        landing: warehouse.table(LANDING),
+        max_bytes: config.batch.max_bytes.bytes(),
+        insert_timeout: config.clickhouse.insert_timeout.get(),
+    }
+}
+
+/// The AWS SDK's own chain of settings and credentials.
+async fn aws(config: &Config) -> aws_config::SdkConfig {
+    let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest());
+    if let Some(region) = &config.s3.region {
+        loader = loader.region(aws_config::Region::new(region.clone()));
+    }
+    let timeouts = aws_config::timeout::TimeoutConfig::builder()
+        .connect_timeout(Duration::from_secs(5))
+        .build();
+    loader.timeout_config(timeouts).load().await
+}

@@ -1,0 +1,194 @@
+//! `sluice run`
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::{aws, catalog, planner, warehouse};
+use crate::admin::{AdminListener, Health};
+use crate::batch::BatchLimits;
+use crate::config::Config;
+use crate::event_types::Catalog;
+use crate::event_types::select::Target;
+use crate::ledger::{self, Ledger};
+use crate::load::breaker::Breaker;
+use crate::load::{LoadLimits, Loader};
+use crate::pipeline::{self, core::Limits};
+use crate::queue::sqs::SqsQueue;
+use crate::queue::{Queue, QueueError};
+use crate::schema::LANDING;
+use crate::settle::VisibilityPolicy;
+use crate::telemetry::{metrics, start_logging};
+use crate::warehouse::Warehouse;
+
+/// While ClickHouse is away, it is asked this often whether it is back.
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+/// While the queue is away at start, it is tried this often.
+const QUEUE_RETRY: Duration = Duration::from_secs(5);
+
+pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
+    let queue_url = config.queue.require_url()?;
+    let catalog = catalog(config)?;
+    start_logging(&config.log)?;
+    let metrics = metrics::install().context("metrics could not be started")?;
+    let stop = stop_on_signals()?;
+
+    let aws = aws(config).await;
+    let region = aws.region().map_or("us-east-1", |region| region.as_ref());
+    let queue = Arc::new(SqsQueue::new(aws_sdk_sqs::Client::new(&aws), queue_url));
+    let warehouse = warehouse(config)?;
+    let planner = planner(config, catalog.clone(), &warehouse, region);
+    let breaker = Arc::new(Breaker::new(PROBE_INTERVAL));
+    let health = Arc::new(Health::default());
+
+    let admin = AdminListener::bind(config.admin.listen).await?;
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        queue = queue_url,
+        clickhouse = config.clickhouse.url,
+        database = config.clickhouse.database,
+        admin = %admin.address(),
+        event_types = catalog.types().len(),
+        "starting"
+    );
+    let admin = tokio::spawn(admin.serve(health.clone(), breaker.clone(), metrics));
+    let prober = tokio::spawn(probe(warehouse.clone(), catalog, breaker.clone()));
+
+    if check_queue(queue.as_ref(), config.queue.allow_missing_dlq, &health, &stop).await? {
+        let visibility = config.queue.visibility_timeout.get();
+        let worker = format!("{}-{}", hostname(), std::process::id());
+        let loader = Arc::new(Loader {
+            ledger: Ledger::new(warehouse.clone(), worker, visibility),
+            warehouse,
+            planner,
+            breaker: breaker.clone(),
+            limits: LoadLimits {
+                insert_timeout: config.clickhouse.insert_timeout.get(),
+                retry_min: config.load.retry_backoff_min.get(),
+                retry_max: config.load.retry_backoff_max.get(),
+            },
+        });
+        pipeline::run(queue, loader, breaker, health, options(config), stop).await;
+    }
+    prober.abort();
+    admin.abort();
+    Ok(())
+}
+
+fn options(config: &Config) -> pipeline::Options {
+    pipeline::Options {
+        limits: Limits {
+            batch: BatchLimits {
+                window: config.batch.window.get(),
+                max_objects: config.batch.max_objects,
+                max_bytes: config.batch.max_bytes.bytes(),
+            },
+            visibility: VisibilityPolicy {
+                timeout: config.queue.visibility_timeout.get(),
+                retry_min: config.queue.retry_backoff_min.get(),
+                retry_max: config.queue.retry_backoff_max.get(),
+            },
+            concurrency: config.load.concurrency,
+            max_held: config.queue.max_held,
+        },
+        receivers: config.queue.receivers,
+        wait_time: config.queue.wait_time.get(),
+        grace_period: config.shutdown.grace_period.get(),
+    }
+}
+
+/// The first SIGTERM or Ctrl-C cancels the token, the second ends the process.
+fn stop_on_signals() -> anyhow::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        for _ in 0..2 {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if stopping.is_cancelled() {
+                warn!("second signal: exiting at once; what is in flight is recovered later");
+                std::process::exit(130);
+            }
+            stopping.cancel();
+        }
+    });
+    Ok(stop)
+}
+
+/// Waits for the queue to answer, and refuses one from which nothing goes to a dead-letter queue.
+/// False when told to stop meanwhile.
+async fn check_queue(
+    queue: &impl Queue,
+    allow_missing_dlq: bool,
+    health: &Health,
+    stop: &CancellationToken,
+) -> anyhow::Result<bool> {
+    let mut mentioned = None;
+    loop {
+        health.beat();
+        let attributes = tokio::select! {
+            () = stop.cancelled() => return Ok(false),
+            attributes = queue.attributes() => attributes,
+        };
+        match attributes {
+            Ok(attributes) if attributes.has_redrive_policy || allow_missing_dlq => {
+                info!(visible = attributes.visible, in_flight = attributes.in_flight, "queue found");
+                return Ok(true);
+            }
+            Ok(_) => bail!(
+                "the queue has no redrive policy: a message that can never be loaded would come \
+                 back until its retention ends, and then be lost. Give the queue a dead-letter \
+                 queue (RedrivePolicy with deadLetterTargetArn and maxReceiveCount), or set \
+                 queue.allow_missing_dlq"
+            ),
+            Err(error) => {
+                let text = error.to_string();
+                if mentioned.as_ref() != Some(&text) {
+                    match error {
+                        QueueError::Denied(_) => error!("the queue refuses; trying on: {text}"),
+                        QueueError::Transient(_) => warn!("the queue is away; trying on: {text}"),
+                    }
+                    mentioned = Some(text);
+                }
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(false),
+                    () = tokio::time::sleep(QUEUE_RETRY) => {}
+                }
+            }
+        }
+    }
+}
+
+/// Asks ClickHouse, whenever the breaker is open, whether it is well: reachable, with the tables.
+async fn probe(warehouse: Warehouse, catalog: Catalog, breaker: Arc<Breaker>) {
+    let ours = [LANDING, ledger::OBJECTS_TABLE, ledger::BATCHES_TABLE];
+    let targets = Target::all(&catalog);
+    let tables: Vec<&str> = targets.iter().map(Target::table).chain(ours).collect();
+    loop {
+        breaker.opened().await;
+        breaker.admit().await;
+        match warehouse.missing_tables(&tables).await {
+            Ok(missing) if missing.is_empty() => breaker.close(),
+            Ok(missing) => breaker.open(&format!(
+                "tables are missing in database {}: {}; run `sluice migrate`",
+                warehouse.database(),
+                missing.join(", "),
+            )),
+            Err(error) => breaker.open(&error.to_string()),
+        }
+    }
+}
+
+fn hostname() -> String {
+    std::env::var("HOSTNAME")
+        .or_else(|_| std::fs::read_to_string("/etc/hostname").map(|name| name.trim().to_owned()))
+        .unwrap_or_else(|_| "worker".to_owned())
+}
