@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use crate::clients::Clients;
 use crate::install::install;
 use crate::launch::{Mode, Place, Process};
 use crate::ports::{free_port, get};
@@ -37,6 +38,7 @@ pub struct Options {
 pub struct ClickHouse {
     url: String,
     tcp_port: Option<u16>,
+    clients: Clients,
     /// `None` for a server that is not ours.
     owned: Option<Owned>,
 }
@@ -81,6 +83,7 @@ impl ClickHouse {
                 return Ok(Self {
                     url: format!("http://127.0.0.1:{http_port}"),
                     tcp_port: Some(tcp_port),
+                    clients: Clients::default(),
                     owned: Some(Owned {
                         directory,
                         options,
@@ -105,6 +108,7 @@ impl ClickHouse {
         Self {
             url: url.trim_end_matches('/').to_owned(),
             tcp_port: None,
+            clients: Clients::default(),
             owned: None,
         }
     }
@@ -143,6 +147,8 @@ impl ClickHouse {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
+        // Their connections go with the server.
+        self.clients.forget();
         process.map_or(Ok(()), Process::kill)
     }
 
@@ -176,11 +182,9 @@ impl ClickHouse {
             .context("this ClickHouse is not ours to kill: start one of your own")
     }
 
-    /// A client for the `default` user and database.
+    /// A client for the `default` user and database, to be used in this runtime only.
     pub fn client(&self) -> clickhouse::Client {
-        clickhouse::Client::default()
-            .with_url(&self.url)
-            .with_user("default")
+        self.clients.of_this_runtime(&self.url)
     }
 
     /// The result as TSV text, with escapes as ClickHouse writes them.
