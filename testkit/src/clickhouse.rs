@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::clients::Clients;
-use crate::install::install;
+use crate::install::{Installed, install};
 use crate::launch::{Mode, Place, Process};
 use crate::ports::{free_port, get};
 
@@ -68,6 +68,8 @@ impl ClickHouse {
     ///
     /// As [`ClickHouse::start`], and when a port that was asked for is taken.
     pub fn start_with(options: Options) -> Result<Self> {
+        // First, since what fails after the directory is made must remove it again.
+        let installed = install()?;
         let directory = match &options.directory {
             Some(directory) => directory.clone(),
             None => tempfile::Builder::new()
@@ -79,7 +81,7 @@ impl ClickHouse {
         for _ in 0..TRIES {
             let http_port = options.http_port.map_or_else(free_port, Ok)?;
             let tcp_port = options.tcp_port.map_or_else(free_port, Ok)?;
-            if let Some(process) = launch(&directory, &options, http_port, tcp_port)? {
+            if let Some(process) = launch(&installed, &directory, &options, http_port, tcp_port)? {
                 return Ok(Self {
                     url: format!("http://127.0.0.1:{http_port}"),
                     tcp_port: Some(tcp_port),
@@ -97,10 +99,11 @@ impl ClickHouse {
                 break;
             }
         }
-        bail!(
-            "ClickHouse did not start; its log ends with:\n{}",
-            crate::launch::tail(&output_file(&directory))
-        )
+        let log = crate::launch::tail(&output_file(&directory));
+        if options.directory.is_none() {
+            drop(std::fs::remove_dir_all(&directory));
+        }
+        bail!("ClickHouse did not start; its log ends with:\n{log}")
     }
 
     /// A server that somebody else runs.
@@ -161,6 +164,7 @@ impl ClickHouse {
         let owned = self.owned()?;
         self.kill()?;
         let process = launch(
+            &install()?,
             &owned.directory,
             &owned.options,
             owned.http_port,
@@ -258,12 +262,12 @@ fn output_file(directory: &Path) -> PathBuf {
 
 /// `None` when it ended by itself, as it does when a port is taken.
 fn launch(
+    installed: &Installed,
     directory: &Path,
     options: &Options,
     http_port: u16,
     tcp_port: u16,
 ) -> Result<Option<Process>> {
-    let installed = install()?;
     std::fs::create_dir_all(directory)?;
     let configuration = directory.join("config.xml");
     let users = directory.join("users.xml");
@@ -297,7 +301,7 @@ fn launch(
         environment: &[],
         grace: Duration::ZERO,
     };
-    let mut process = Process::start(&installed, &Mode::ClickHouse(&arguments), &place)?;
+    let mut process = Process::start(installed, &Mode::ClickHouse(&arguments), &place)?;
     // Whoever answers on the port must be this server and no other: ask for its directory.
     let ask = "/?query=SELECT+path+FROM+system.disks+WHERE+name='default'";
     let own = data.display().to_string();
