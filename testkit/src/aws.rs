@@ -64,10 +64,9 @@ impl Aws {
                 });
             }
         }
-        bail!(
-            "ministack did not start; its log ends with:\n{}",
-            tail(&log)
-        )
+        let log = tail(&log);
+        drop(std::fs::remove_dir_all(&directory));
+        bail!("ministack did not start; its log ends with:\n{log}")
     }
 
     /// One that somebody else runs.

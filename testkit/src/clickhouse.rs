@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::install::install;
+use crate::clients::Clients;
+use crate::install::{Installed, install};
 use crate::launch::{Mode, Place, Process};
 use crate::ports::{free_port, get};
 
@@ -37,6 +38,7 @@ pub struct Options {
 pub struct ClickHouse {
     url: String,
     tcp_port: Option<u16>,
+    clients: Clients,
     /// `None` for a server that is not ours.
     owned: Option<Owned>,
 }
@@ -66,6 +68,8 @@ impl ClickHouse {
     ///
     /// As [`ClickHouse::start`], and when a port that was asked for is taken.
     pub fn start_with(options: Options) -> Result<Self> {
+        // First, since what fails after the directory is made must remove it again.
+        let installed = install()?;
         let directory = match &options.directory {
             Some(directory) => directory.clone(),
             None => tempfile::Builder::new()
@@ -77,10 +81,11 @@ impl ClickHouse {
         for _ in 0..TRIES {
             let http_port = options.http_port.map_or_else(free_port, Ok)?;
             let tcp_port = options.tcp_port.map_or_else(free_port, Ok)?;
-            if let Some(process) = launch(&directory, &options, http_port, tcp_port)? {
+            if let Some(process) = launch(&installed, &directory, &options, http_port, tcp_port)? {
                 return Ok(Self {
                     url: format!("http://127.0.0.1:{http_port}"),
                     tcp_port: Some(tcp_port),
+                    clients: Clients::default(),
                     owned: Some(Owned {
                         directory,
                         options,
@@ -94,10 +99,11 @@ impl ClickHouse {
                 break;
             }
         }
-        bail!(
-            "ClickHouse did not start; its log ends with:\n{}",
-            crate::launch::tail(&output_file(&directory))
-        )
+        let log = crate::launch::tail(&output_file(&directory));
+        if options.directory.is_none() {
+            drop(std::fs::remove_dir_all(&directory));
+        }
+        bail!("ClickHouse did not start; its log ends with:\n{log}")
     }
 
     /// A server that somebody else runs.
@@ -105,6 +111,7 @@ impl ClickHouse {
         Self {
             url: url.trim_end_matches('/').to_owned(),
             tcp_port: None,
+            clients: Clients::default(),
             owned: None,
         }
     }
@@ -143,6 +150,8 @@ impl ClickHouse {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
+        // Their connections go with the server.
+        self.clients.forget();
         process.map_or(Ok(()), Process::kill)
     }
 
@@ -155,6 +164,7 @@ impl ClickHouse {
         let owned = self.owned()?;
         self.kill()?;
         let process = launch(
+            &install()?,
             &owned.directory,
             &owned.options,
             owned.http_port,
@@ -176,11 +186,9 @@ impl ClickHouse {
             .context("this ClickHouse is not ours to kill: start one of your own")
     }
 
-    /// A client for the `default` user and database.
+    /// A client for the `default` user and database, to be used in this runtime only.
     pub fn client(&self) -> clickhouse::Client {
-        clickhouse::Client::default()
-            .with_url(&self.url)
-            .with_user("default")
+        self.clients.of_this_runtime(&self.url)
     }
 
     /// The result as TSV text, with escapes as ClickHouse writes them.
@@ -254,12 +262,12 @@ fn output_file(directory: &Path) -> PathBuf {
 
 /// `None` when it ended by itself, as it does when a port is taken.
 fn launch(
+    installed: &Installed,
     directory: &Path,
     options: &Options,
     http_port: u16,
     tcp_port: u16,
 ) -> Result<Option<Process>> {
-    let installed = install()?;
     std::fs::create_dir_all(directory)?;
     let configuration = directory.join("config.xml");
     let users = directory.join("users.xml");
@@ -293,7 +301,7 @@ fn launch(
         environment: &[],
         grace: Duration::ZERO,
     };
-    let mut process = Process::start(&installed, &Mode::ClickHouse(&arguments), &place)?;
+    let mut process = Process::start(installed, &Mode::ClickHouse(&arguments), &place)?;
     // Whoever answers on the port must be this server and no other: ask for its directory.
     let ask = "/?query=SELECT+path+FROM+system.disks+WHERE+name='default'";
     let own = data.display().to_string();

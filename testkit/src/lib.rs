@@ -14,6 +14,7 @@
 
 mod aws;
 mod clickhouse;
+mod clients;
 pub mod install;
 pub mod launch;
 mod ports;

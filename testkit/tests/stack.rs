@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use sluice_testkit::{ClickHouse, Stack, wait_for};
+use sluice_testkit::{ClickHouse, ClickHouseOptions, Stack, wait_for};
 
 #[tokio::test]
 async fn a_put_is_announced_and_clickhouse_can_read_the_object() -> Result<()> {
@@ -126,6 +126,21 @@ async fn clickhouse_keeps_its_data_over_a_crash() -> Result<()> {
     assert!(clickhouse.query("SELECT 1").await.is_err());
     clickhouse.restart()?;
     assert_eq!(clickhouse.scalar::<u64>("SELECT count() FROM t").await?, 7);
+    Ok(())
+}
+
+#[test]
+fn a_taken_port_is_an_error_and_no_hang() -> Result<()> {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let options = ClickHouseOptions {
+        http_port: Some(taken.local_addr()?.port()),
+        ..ClickHouseOptions::default()
+    };
+    let error = ClickHouse::start_with(options).expect_err("the port is taken");
+    assert!(
+        error.to_string().contains("Address already in use"),
+        "{error:#}"
+    );
     Ok(())
 }
 
