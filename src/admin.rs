@@ -29,7 +29,10 @@ pub struct Health {
 
 impl Default for Health {
     fn default() -> Self {
-        Self { started: Instant::now(), last_beat: AtomicU64::new(0) }
+        Self {
+            started: Instant::now(),
+            last_beat: AtomicU64::new(0),
+        }
     }
 }
 
@@ -81,7 +84,11 @@ impl AdminListener {
             .route("/healthz", get(healthz))
             .route("/readyz", get(readyz))
             .route("/metrics", get(render_metrics))
-            .with_state(Arc::new(Admin { health, breaker, metrics }));
+            .with_state(Arc::new(Admin {
+                health,
+                breaker,
+                metrics,
+            }));
         axum::serve(self.listener, routes).await
     }
 }
@@ -92,18 +99,27 @@ async fn healthz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
         (StatusCode::OK, "ok\n".to_owned())
     } else {
         let seconds = silent.as_secs();
-        (StatusCode::SERVICE_UNAVAILABLE, format!("the event loop is stuck since {seconds} s\n"))
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("the event loop is stuck since {seconds} s\n"),
+        )
     }
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
     match admin.breaker.reason() {
         None => (StatusCode::OK, "ready\n".to_owned()),
-        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("intake is paused: {reason}\n")),
+        Some(reason) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("intake is paused: {reason}\n"),
+        ),
     }
 }
 
 async fn render_metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
     admin.metrics.run_upkeep();
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.render())
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
+        admin.metrics.render(),
+    )
 }

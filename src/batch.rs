@@ -90,13 +90,20 @@ struct OpenBatch {
 
 impl OpenBatch {
     fn close(self, bucket: String, reason: CloseReason) -> Batch {
-        Batch { bucket, objects: self.objects.into_values().collect(), reason }
+        Batch {
+            bucket,
+            objects: self.objects.into_values().collect(),
+            reason,
+        }
     }
 }
 
 impl Batcher {
     pub fn new(limits: BatchLimits) -> Self {
-        Self { limits, open: BTreeMap::new() }
+        Self {
+            limits,
+            open: BTreeMap::new(),
+        }
     }
 
     /// Takes an object in; gives the batches that this closes. An object that is in the open batch
@@ -106,7 +113,11 @@ impl Batcher {
         let bytes = estimated_bytes(&object);
         if bytes > self.limits.max_bytes {
             let bucket = object.bucket.clone();
-            closed.push(Batch { bucket, objects: vec![object], reason: CloseReason::Large });
+            closed.push(Batch {
+                bucket,
+                objects: vec![object],
+                reason: CloseReason::Large,
+            });
             return closed;
         }
         if let Some(open) = self.open.get(&object.bucket) {
@@ -123,11 +134,14 @@ impl Batcher {
             }
         }
         let bucket = object.bucket.clone();
-        let open = self.open.entry(bucket.clone()).or_insert_with(|| OpenBatch {
-            objects: BTreeMap::new(),
-            bytes: 0,
-            due: now + self.limits.window,
-        });
+        let open = self
+            .open
+            .entry(bucket.clone())
+            .or_insert_with(|| OpenBatch {
+                objects: BTreeMap::new(),
+                bytes: 0,
+                due: now + self.limits.window,
+            });
         open.bytes += bytes;
         open.objects.insert(object.key.clone(), object);
         if open.objects.len() >= self.limits.max_objects {
@@ -144,7 +158,9 @@ impl Batcher {
             .filter(|(_, open)| open.due <= now)
             .map(|(bucket, _)| bucket.clone())
             .collect();
-        due.iter().filter_map(|bucket| self.close(bucket, CloseReason::Window)).collect()
+        due.iter()
+            .filter_map(|bucket| self.close(bucket, CloseReason::Window))
+            .collect()
     }
 
     /// When [`Batcher::take_due`] next has something to give.
@@ -171,7 +187,10 @@ const ASSUMED_BYTES: u64 = 64 * 1024;
 /// The bytes that an object will be once uncompressed, estimated upwards.
 pub fn estimated_bytes(object: &ObjectRef) -> u64 {
     let stored = object.size.unwrap_or(ASSUMED_BYTES);
-    if [".gz", ".zst"].iter().any(|extension| object.key.ends_with(extension)) {
+    if [".gz", ".zst"]
+        .iter()
+        .any(|extension| object.key.ends_with(extension))
+    {
         stored.saturating_mul(ASSUMED_COMPRESSION_RATIO)
     } else {
         stored
@@ -185,28 +204,47 @@ mod tests {
     use super::*;
     use crate::object::tests::object;
 
-    const LIMITS: BatchLimits =
-        BatchLimits { window: Duration::from_secs(10), max_objects: 3, max_bytes: 1000 };
+    const LIMITS: BatchLimits = BatchLimits {
+        window: Duration::from_secs(10),
+        max_objects: 3,
+        max_bytes: 1000,
+    };
 
     fn sized(key: &str, size: u64) -> ObjectRef {
-        ObjectRef { size: Some(size), ..object("b", key, "e") }
+        ObjectRef {
+            size: Some(size),
+            ..object("b", key, "e")
+        }
     }
 
     /// The keys of each batch, and why it was closed.
     fn summary(batches: &[Batch]) -> Vec<(String, CloseReason)> {
         let keys = |batch: &Batch| {
-            batch.objects.iter().map(|object| object.key.as_str()).collect::<Vec<_>>().join(" ")
+            batch
+                .objects
+                .iter()
+                .map(|object| object.key.as_str())
+                .collect::<Vec<_>>()
+                .join(" ")
         };
-        batches.iter().map(|batch| (keys(batch), batch.reason)).collect()
+        batches
+            .iter()
+            .map(|batch| (keys(batch), batch.reason))
+            .collect()
     }
 
     #[track_caller]
     fn check(objects: &[ObjectRef], closed: &[(&str, CloseReason)], waiting: usize) {
         let mut batcher = Batcher::new(LIMITS);
         let now = Instant::now();
-        let batches: Vec<Batch> =
-            objects.iter().flat_map(|object| batcher.add(object.clone(), now)).collect();
-        let closed: Vec<_> = closed.iter().map(|(keys, why)| ((*keys).to_owned(), *why)).collect();
+        let batches: Vec<Batch> = objects
+            .iter()
+            .flat_map(|object| batcher.add(object.clone(), now))
+            .collect();
+        let closed: Vec<_> = closed
+            .iter()
+            .map(|(keys, why)| ((*keys).to_owned(), *why))
+            .collect();
         assert_eq!(summary(&batches), closed);
         assert_eq!(batcher.waiting(), waiting);
     }
@@ -215,12 +253,24 @@ mod tests {
     fn closes_when_full() {
         use CloseReason::{Bytes, Count, Large, SameKey};
         check(&[sized("b", 1), sized("a", 1)], &[], 2);
-        check(&[sized("b", 1), sized("a", 1), sized("c", 1)], &[("a b c", Count)], 0);
+        check(
+            &[sized("b", 1), sized("a", 1), sized("c", 1)],
+            &[("a b c", Count)],
+            0,
+        );
         check(&[sized("a", 1), sized("a", 1)], &[], 1);
-        check(&[sized("a", 600), sized("b", 400), sized("c", 1)], &[("a b", Bytes)], 1);
+        check(
+            &[sized("a", 600), sized("b", 400), sized("c", 1)],
+            &[("a b", Bytes)],
+            1,
+        );
         check(&[sized("a", 1), sized("z", 1001)], &[("z", Large)], 1);
         check(&[sized("a.gz", 101)], &[("a.gz", Large)], 0);
-        check(&[object("b", "a", "1"), object("b", "a", "2")], &[("a", SameKey)], 1);
+        check(
+            &[object("b", "a", "1"), object("b", "a", "2")],
+            &[("a", SameKey)],
+            1,
+        );
         check(&[object("b", "a", "1"), object("c", "a", "1")], &[], 2);
     }
 

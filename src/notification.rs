@@ -108,13 +108,26 @@ struct Object {
 
 /// `None` for an event that creates nothing.
 fn read_record(record: &serde_json::Value) -> Result<Option<ObjectRef>, String> {
-    let event = record.get("eventName").and_then(|name| name.as_str()).ok_or("no `eventName`")?;
+    let event = record
+        .get("eventName")
+        .and_then(|name| name.as_str())
+        .ok_or("no `eventName`")?;
     // The prefix is there in configurations and, with some implementations, in events too.
-    if !event.strip_prefix("s3:").unwrap_or(event).starts_with("ObjectCreated:") {
+    if !event
+        .strip_prefix("s3:")
+        .unwrap_or(event)
+        .starts_with("ObjectCreated:")
+    {
         return Ok(None);
     }
     let record = Record::deserialize(record).map_err(|error| error.to_string())?;
-    let Object { key, size, e_tag, version_id, sequencer } = record.s3.object;
+    let Object {
+        key,
+        size,
+        e_tag,
+        version_id,
+        sequencer,
+    } = record.s3.object;
     let key = decode_key(&key).ok_or("the key is no UTF-8 once decoded")?;
     if key.is_empty() || record.s3.bucket.name.is_empty() {
         return Err("the bucket or the key is empty".into());
@@ -139,7 +152,10 @@ fn decode_key(encoded: &str) -> Option<String> {
     } else {
         encoded.into()
     };
-    percent_decode_str(&spaced).decode_utf8().ok().map(Cow::into_owned)
+    percent_decode_str(&spaced)
+        .decode_utf8()
+        .ok()
+        .map(Cow::into_owned)
 }
 
 #[cfg(test)]
@@ -195,7 +211,10 @@ mod tests {
     fn reads_all_records_of_a_message() {
         let created = |key| record("ObjectCreated:CompleteMultipartUpload", key);
         let removed = record("ObjectRemoved:Delete", "c");
-        assert_eq!(keys(&[created("a"), removed, created("b"), created("a")]), ["a", "b"]);
+        assert_eq!(
+            keys(&[created("a"), removed, created("b"), created("a")]),
+            ["a", "b"]
+        );
     }
 
     #[test]
@@ -211,7 +230,11 @@ mod tests {
             ("%F0%9F%98%80", "😀"),
             ("100%", "100%"),
         ] {
-            assert_eq!(keys(&[record("ObjectCreated:Put", encoded)]), [decoded], "{encoded}");
+            assert_eq!(
+                keys(&[record("ObjectCreated:Put", encoded)]),
+                [decoded],
+                "{encoded}"
+            );
         }
     }
 
@@ -233,7 +256,17 @@ mod tests {
 
     #[test]
     fn never_calls_garbage_an_object() {
-        for body in ["", "hello", "{\"Records\":[", "[]", "{}", "{\"Records\":[]}", "{\"Records\":{}}", "null", "7"] {
+        for body in [
+            "",
+            "hello",
+            "{\"Records\":[",
+            "[]",
+            "{}",
+            "{\"Records\":[]}",
+            "{\"Records\":{}}",
+            "null",
+            "7",
+        ] {
             assert!(parse_notification(body).is_err(), "{body}");
         }
         for (spoil, value) in [
@@ -249,7 +282,10 @@ mod tests {
             *spoilt.pointer_mut(spoil).unwrap() = value;
             // A good record beside it changes nothing: the message is kept whole.
             let outcome = parse(&[record("ObjectCreated:Put", "good"), spoilt]);
-            assert!(matches!(outcome, Err(Malformed::Record { index: 1, .. })), "{spoil}: {outcome:?}");
+            assert!(
+                matches!(outcome, Err(Malformed::Record { index: 1, .. })),
+                "{spoil}: {outcome:?}"
+            );
         }
     }
 }

@@ -39,7 +39,12 @@ impl ObjectRef {
         };
         // NUL cannot occur in a bucket's name and the key's length is written out, so that no two
         // objects share one name.
-        let name = format!("{}\0{}\0{}\0{kind}\0{version}", self.bucket, self.key.len(), self.key);
+        let name = format!(
+            "{}\0{}\0{}\0{kind}\0{version}",
+            self.bucket,
+            self.key.len(),
+            self.key
+        );
         ObjectId(Uuid::new_v5(&OBJECT_NAMESPACE, name.as_bytes()))
     }
 }
@@ -83,10 +88,17 @@ pub(crate) mod tests {
     #[test]
     fn identity_is_bucket_key_and_etag() {
         let a = object("b", "k", "e");
-        let same_content_announced_again =
-            ObjectRef { sequencer: Some("2".into()), size: None, ..a.clone() };
+        let same_content_announced_again = ObjectRef {
+            sequencer: Some("2".into()),
+            size: None,
+            ..a.clone()
+        };
         assert_eq!(a.id(), same_content_announced_again.id());
-        for other in [object("c", "k", "e"), object("b", "l", "e"), object("b", "k", "f")] {
+        for other in [
+            object("c", "k", "e"),
+            object("b", "l", "e"),
+            object("b", "k", "f"),
+        ] {
             assert_ne!(a.id(), other.id(), "{other:?}");
         }
     }
@@ -94,8 +106,14 @@ pub(crate) mod tests {
     #[test]
     fn identity_without_etag_is_version_then_sequencer() {
         let bare = object("b", "k", "");
-        let versioned = ObjectRef { version_id: Some("v".into()), ..bare.clone() };
-        let sequenced = ObjectRef { sequencer: Some("v".into()), ..bare.clone() };
+        let versioned = ObjectRef {
+            version_id: Some("v".into()),
+            ..bare.clone()
+        };
+        let sequenced = ObjectRef {
+            sequencer: Some("v".into()),
+            ..bare.clone()
+        };
         assert_ne!(versioned.id(), sequenced.id());
         assert_ne!(versioned.id(), bare.id());
     }

@@ -20,9 +20,16 @@ use crate::warehouse::{MAX_QUERY_BYTES, Statement};
 pub enum S3Access {
     /// The server's own environment (instance role, variables).
     Server,
-    NamedCollection { name: String },
-    Keys { access_key_id: String, secret_access_key: String },
-    Role { role_arn: String },
+    NamedCollection {
+        name: String,
+    },
+    Keys {
+        access_key_id: String,
+        secret_access_key: String,
+    },
+    Role {
+        role_arn: String,
+    },
     Anonymous,
 }
 
@@ -90,12 +97,20 @@ impl Planner {
         let select = landing_select(&self.catalog, &lines);
         let mut statement = Statement::new(format!("INSERT INTO {} {select}", self.landing))
             .with("insert_deduplication_token", batch.to_string())
-            .with("max_execution_time", self.insert_timeout.as_secs().to_string())
-            .with("log_comment", format!("sluice batch {batch}, {} objects", objects.len()));
+            .with(
+                "max_execution_time",
+                self.insert_timeout.as_secs().to_string(),
+            )
+            .with(
+                "log_comment",
+                format!("sluice batch {batch}, {} objects", objects.len()),
+            );
         for (name, value) in SETTINGS {
             statement = statement.with(name, *value);
         }
-        let too_large = objects.iter().any(|object| estimated_bytes(object) > self.max_bytes);
+        let too_large = objects
+            .iter()
+            .any(|object| estimated_bytes(object) > self.max_bytes);
         for (name, value) in if too_large { MANY_BLOCKS } else { ONE_BLOCK } {
             statement = statement.with(name, *value);
         }
@@ -118,7 +133,10 @@ impl Planner {
         match &self.source.access {
             S3Access::Server => format!("s3({url}, {format}, {structure})"),
             S3Access::Anonymous => format!("s3({url}, NOSIGN, {format}, {structure})"),
-            S3Access::Keys { access_key_id, secret_access_key } => format!(
+            S3Access::Keys {
+                access_key_id,
+                secret_access_key,
+            } => format!(
                 "s3({url}, {}, {}, {format}, {structure})",
                 sql::string(access_key_id),
                 sql::string(secret_access_key),
@@ -136,13 +154,22 @@ impl Planner {
 
     /// One URL for all keys: a single key as it is, several as a list in braces.
     fn url(&self, objects: &[&ObjectRef]) -> String {
-        let Some(first) = objects.first() else { return String::new() };
+        let Some(first) = objects.first() else {
+            return String::new();
+        };
         let base = match &self.source.endpoint {
             Some(endpoint) => endpoint.trim_end_matches('/').to_owned(),
-            None => aws_endpoint(first.region.as_deref().unwrap_or(&self.source.default_region)),
+            None => aws_endpoint(
+                first
+                    .region
+                    .as_deref()
+                    .unwrap_or(&self.source.default_region),
+            ),
         };
-        let mut keys: Vec<String> =
-            objects.iter().map(|object| encode_key(&object.key)).collect();
+        let mut keys: Vec<String> = objects
+            .iter()
+            .map(|object| encode_key(&object.key))
+            .collect();
         keys.sort_unstable();
         let keys = match keys.as_slice() {
             [only] => only.clone(),
@@ -153,13 +180,21 @@ impl Planner {
 }
 
 fn aws_endpoint(region: &str) -> String {
-    let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+    let domain = if region.starts_with("cn-") {
+        "amazonaws.com.cn"
+    } else {
+        "amazonaws.com"
+    };
     format!("https://s3.{region}.{domain}")
 }
 
 /// RFC 3986's unreserved characters, and the slash, stand for themselves.
-const ESCAPED: &AsciiSet =
-    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'/');
 
 fn encode_key(key: &str) -> String {
     utf8_percent_encode(key, ESCAPED).to_string()
@@ -185,7 +220,10 @@ fn changed(objects: &[&ObjectRef]) -> String {
         return "0".to_owned();
     }
     pinned.sort_unstable();
-    format!("(_path, trim(BOTH '\"' FROM _etag)) NOT IN ({})", pinned.join(","))
+    format!(
+        "(_path, trim(BOTH '\"' FROM _etag)) NOT IN ({})",
+        pinned.join(",")
+    )
 }
 
 /// The same for every insert. Those that decide how blocks are cut are pinned, since a replay must
@@ -212,8 +250,10 @@ const SETTINGS: &[(&str, &str)] = &[
 ];
 
 /// All or nothing a table and partition: everything in one block.
-const ONE_BLOCK: &[(&str, &str)] =
-    &[("min_insert_block_size_rows", "1000000000"), ("min_insert_block_size_bytes", "100000000000")];
+const ONE_BLOCK: &[(&str, &str)] = &[
+    ("min_insert_block_size_rows", "1000000000"),
+    ("min_insert_block_size_bytes", "100000000000"),
+];
 
 /// For one large object: blocks that fit into memory.
 const MANY_BLOCKS: &[(&str, &str)] = &[
@@ -264,23 +304,43 @@ mod tests {
         let local = planner(S3Access::Server, Some("http://127.0.0.1:1/"));
         let (a, b) = (object("bk", "a b", "1"), object("bk", "c/d%é,", "2"));
         assert_eq!(local.url(&[&a]), "http://127.0.0.1:1/bk/a%20b");
-        assert_eq!(local.url(&[&b, &a]), "http://127.0.0.1:1/bk/{a%20b,c/d%25%C3%A9%2C}");
+        assert_eq!(
+            local.url(&[&b, &a]),
+            "http://127.0.0.1:1/bk/{a%20b,c/d%25%C3%A9%2C}"
+        );
         let aws = planner(S3Access::Server, None);
-        assert_eq!(aws.url(&[&a]), "https://s3.us-east-1.amazonaws.com/bk/a%20b");
-        let announced = ObjectRef { region: Some("cn-north-1".into()), ..a };
-        assert_eq!(aws.url(&[&announced]), "https://s3.cn-north-1.amazonaws.com.cn/bk/a%20b");
+        assert_eq!(
+            aws.url(&[&a]),
+            "https://s3.us-east-1.amazonaws.com/bk/a%20b"
+        );
+        let announced = ObjectRef {
+            region: Some("cn-north-1".into()),
+            ..a
+        };
+        assert_eq!(
+            aws.url(&[&announced]),
+            "https://s3.cn-north-1.amazonaws.com.cn/bk/a%20b"
+        );
     }
 
     #[test]
     fn each_access_has_its_form() {
         let a = object("b", "k", "1");
-        let keys = S3Access::Keys { access_key_id: "id".into(), secret_access_key: "s'k".into() };
+        let keys = S3Access::Keys {
+            access_key_id: "id".into(),
+            secret_access_key: "s'k".into(),
+        };
         for (access, expected) in [
             (S3Access::Server, "s3('http://e/b/k', 'One', 'x')"),
-            (S3Access::Anonymous, "s3('http://e/b/k', NOSIGN, 'One', 'x')"),
+            (
+                S3Access::Anonymous,
+                "s3('http://e/b/k', NOSIGN, 'One', 'x')",
+            ),
             (keys, r"s3('http://e/b/k', 'id', 's\'k', 'One', 'x')"),
             (
-                S3Access::Role { role_arn: "arn:r".into() },
+                S3Access::Role {
+                    role_arn: "arn:r".into(),
+                },
                 "s3('http://e/b/k', 'One', 'x', extra_credentials(role_arn = 'arn:r'))",
             ),
             (
@@ -288,7 +348,10 @@ mod tests {
                 "s3(`nc`, url = 'http://e/b/k', format = 'One', structure = 'x')",
             ),
         ] {
-            assert_eq!(planner(access, Some("http://e")).s3(&[&a], "One", "x"), expected);
+            assert_eq!(
+                planner(access, Some("http://e")).s3(&[&a], "One", "x"),
+                expected
+            );
         }
     }
 
@@ -300,13 +363,26 @@ mod tests {
         let statement = planner.insert(batch, &[&a, &b], "0");
         assert_eq!(statement, planner.insert(batch, &[&b, &a], "0"));
         let setting = |name| {
-            let mut found = statement.settings.iter().filter(|(setting, _)| *setting == name);
+            let mut found = statement
+                .settings
+                .iter()
+                .filter(|(setting, _)| *setting == name);
             found.next().map(|(_, value)| value.as_str())
         };
-        assert_eq!(setting("insert_deduplication_token"), Some(batch.to_string().as_str()));
+        assert_eq!(
+            setting("insert_deduplication_token"),
+            Some(batch.to_string().as_str())
+        );
         assert_eq!(setting("min_insert_block_size_rows"), Some("1000000000"));
-        let large = ObjectRef { size: Some(1001), ..a };
+        let large = ObjectRef {
+            size: Some(1001),
+            ..a
+        };
         let statement = planner.insert(batch, &[&large], "0");
-        assert!(statement.settings.contains(&("min_insert_block_size_rows", "30000".to_owned())));
+        assert!(
+            statement
+                .settings
+                .contains(&("min_insert_block_size_rows", "30000".to_owned()))
+        );
     }
 }

@@ -28,7 +28,10 @@ pub enum Fate {
 pub enum Settlement {
     Delete(ReceiptHandle),
     /// Back to the queue, to be seen again after `delay`.
-    Release { handle: ReceiptHandle, delay: Duration },
+    Release {
+        handle: ReceiptHandle,
+        delay: Duration,
+    },
 }
 
 /// How long messages are held, and when they come back.
@@ -50,8 +53,12 @@ impl VisibilityPolicy {
     /// one failed batch do not all come back at once.
     pub fn retry_delay(&self, receive_count: u32, jitter: f64) -> Duration {
         let doublings = receive_count.saturating_sub(1).min(20);
-        let full = self.retry_min.saturating_mul(1 << doublings).min(self.retry_max);
-        full.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0).max(Duration::from_secs(1))
+        let full = self
+            .retry_min
+            .saturating_mul(1 << doublings)
+            .min(self.retry_max);
+        full.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0)
+            .max(Duration::from_secs(1))
     }
 }
 
@@ -81,7 +88,11 @@ struct HeldMessage {
 
 impl Held {
     pub fn new(policy: VisibilityPolicy) -> Self {
-        Self { policy, messages: HashMap::new(), waiting: BTreeMap::new() }
+        Self {
+            policy,
+            messages: HashMap::new(),
+            waiting: BTreeMap::new(),
+        }
     }
 
     /// Holds a message until every one of `objects` (each named once) has met its fate; gives those
@@ -125,14 +136,20 @@ impl Held {
     pub fn resolve(&mut self, object: ObjectId, fate: Fate, jitter: f64) -> Vec<Settlement> {
         let mut settlements = Vec::new();
         for id in self.waiting.remove(&object).unwrap_or_default() {
-            let Some(message) = self.messages.get_mut(&id) else { continue };
+            let Some(message) = self.messages.get_mut(&id) else {
+                continue;
+            };
             message.outstanding -= 1;
             message.worst = message.worst.max(fate);
             if message.outstanding > 0 {
                 continue;
             }
-            if let Some(HeldMessage { handle, receive_count, worst, .. }) =
-                self.messages.remove(&id)
+            if let Some(HeldMessage {
+                handle,
+                receive_count,
+                worst,
+                ..
+            }) = self.messages.remove(&id)
             {
                 settlements.push(match worst {
                     Fate::Done => Settlement::Delete(handle),
@@ -140,7 +157,10 @@ impl Held {
                         let delay = self.policy.retry_delay(receive_count, jitter);
                         Settlement::Release { handle, delay }
                     }
-                    Fate::Returned => Settlement::Release { handle, delay: Duration::ZERO },
+                    Fate::Returned => Settlement::Release {
+                        handle,
+                        delay: Duration::ZERO,
+                    },
                 });
             }
         }
@@ -176,7 +196,10 @@ impl Held {
 
     /// The age of the message that has been held longest.
     pub fn oldest(&self, now: Instant) -> Option<Duration> {
-        self.messages.values().map(|message| now - message.received_at).max()
+        self.messages
+            .values()
+            .map(|message| now - message.received_at)
+            .max()
     }
 }
 
@@ -207,10 +230,12 @@ mod tests {
     }
 
     fn deleted(settlements: &[Settlement]) -> Vec<&str> {
-        let deleted = settlements.iter().filter_map(|settlement| match settlement {
-            Settlement::Delete(handle) => Some(handle.0.as_str()),
-            Settlement::Release { .. } => None,
-        });
+        let deleted = settlements
+            .iter()
+            .filter_map(|settlement| match settlement {
+                Settlement::Delete(handle) => Some(handle.0.as_str()),
+                Settlement::Release { .. } => None,
+            });
         deleted.collect()
     }
 
@@ -218,7 +243,11 @@ mod tests {
     fn pain_3_a_message_waits_for_every_record() {
         let mut held = Held::new(POLICY);
         let now = Instant::now();
-        assert_eq!(held.hold(&message(1, 1), &[object(1), object(2)], now).len(), 2);
+        assert_eq!(
+            held.hold(&message(1, 1), &[object(1), object(2)], now)
+                .len(),
+            2
+        );
         assert_eq!(held.resolve(object(1), Fate::Done, 0.0), []);
         assert_eq!(deleted(&held.resolve(object(2), Fate::Done, 0.0)), ["h1.1"]);
         assert!(held.is_empty());
@@ -238,7 +267,10 @@ mod tests {
         let now = Instant::now();
         assert_eq!(held.hold(&message(1, 1), &[object(1)], now), [object(1)]);
         assert_eq!(held.hold(&message(2, 1), &[object(1)], now), []);
-        assert_eq!(deleted(&held.resolve(object(1), Fate::Done, 0.0)), ["h1.1", "h2.1"]);
+        assert_eq!(
+            deleted(&held.resolve(object(1), Fate::Done, 0.0)),
+            ["h1.1", "h2.1"]
+        );
     }
 
     #[test]
@@ -268,7 +300,10 @@ mod tests {
     #[test]
     fn retries_come_back_later_each_time() {
         let seconds = |count, jitter| POLICY.retry_delay(count, jitter).as_secs();
-        assert_eq!([1, 2, 3, 7, 8, 99].map(|count| seconds(count, 1.0)), [10, 20, 40, 640, 900, 900]);
+        assert_eq!(
+            [1, 2, 3, 7, 8, 99].map(|count| seconds(count, 1.0)),
+            [10, 20, 40, 640, 900, 900]
+        );
         assert_eq!(seconds(2, 0.0), 10);
     }
 

@@ -80,7 +80,11 @@ pub fn main() -> ExitCode {
     match execute(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let code = if error.is::<Problems>() || error.is::<BadEventTypes>() { USAGE } else { 1 };
+            let code = if error.is::<Problems>() || error.is::<BadEventTypes>() {
+                USAGE
+            } else {
+                1
+            };
             if tracing::dispatcher::has_been_set() {
                 error!("{error:#}");
             } else {
@@ -103,7 +107,11 @@ fn print(text: &str) {
 }
 
 fn execute(cli: Cli) -> anyhow::Result<()> {
-    let sources = Sources { file: cli.config, env: process_environment(), flags: cli.settings };
+    let sources = Sources {
+        file: cli.config,
+        env: process_environment(),
+        flags: cli.settings,
+    };
     if let Command::Config(config::Command::Schema) = cli.command {
         return config::schema();
     }
@@ -158,7 +166,10 @@ fn planner(config: &Config, catalog: Catalog, warehouse: &Warehouse, region: &st
     let access = match config.s3.clickhouse_access.clone() {
         ClickHouseAccess::Server => S3Access::Server,
         ClickHouseAccess::NamedCollection { name } => S3Access::NamedCollection { name },
-        ClickHouseAccess::Keys { access_key_id, secret_access_key } => S3Access::Keys {
+        ClickHouseAccess::Keys {
+            access_key_id,
+            secret_access_key,
+        } => S3Access::Keys {
             access_key_id,
             secret_access_key: secret_access_key.expose().to_owned(),
         },

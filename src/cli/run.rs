@@ -15,7 +15,8 @@ use crate::config::Config;
 use crate::event_types::Catalog;
 use crate::event_types::select::Target;
 use crate::ledger::{self, Ledger};
-use crate::load::breaker::Breaker;
+use crate::load::breaker::{Breaker, Scope};
+use crate::load::verdict::with_advice;
 use crate::load::{LoadLimits, Loader};
 use crate::pipeline::{self, core::Limits};
 use crate::queue::sqs::SqsQueue;
@@ -58,7 +59,14 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     let admin = tokio::spawn(admin.serve(health.clone(), breaker.clone(), metrics));
     let prober = tokio::spawn(probe(warehouse.clone(), catalog, breaker.clone()));
 
-    if check_queue(queue.as_ref(), config.queue.allow_missing_dlq, &health, &stop).await? {
+    if check_queue(
+        queue.as_ref(),
+        config.queue.allow_missing_dlq,
+        &health,
+        &stop,
+    )
+    .await?
+    {
         let visibility = config.queue.visibility_timeout.get();
         let worker = format!("{}-{}", hostname(), std::process::id());
         let loader = Arc::new(Loader {
@@ -140,7 +148,11 @@ async fn check_queue(
         };
         match attributes {
             Ok(attributes) if attributes.has_redrive_policy || allow_missing_dlq => {
-                info!(visible = attributes.visible, in_flight = attributes.in_flight, "queue found");
+                info!(
+                    visible = attributes.visible,
+                    in_flight = attributes.in_flight,
+                    "queue found"
+                );
                 return Ok(true);
             }
             Ok(_) => bail!(
@@ -173,16 +185,18 @@ async fn probe(warehouse: Warehouse, catalog: Catalog, breaker: Arc<Breaker>) {
     let targets = Target::all(&catalog);
     let tables: Vec<&str> = targets.iter().map(Target::table).chain(ours).collect();
     loop {
-        breaker.opened().await;
-        breaker.admit().await;
+        breaker.unprobed().await;
         match warehouse.missing_tables(&tables).await {
-            Ok(missing) if missing.is_empty() => breaker.close(),
-            Ok(missing) => breaker.open(&format!(
-                "tables are missing in database {}: {}; run `sluice migrate`",
-                warehouse.database(),
-                missing.join(", "),
-            )),
-            Err(error) => breaker.open(&error.to_string()),
+            Ok(missing) if missing.is_empty() => breaker.succeeded(Scope::Inserts),
+            Ok(missing) => breaker.open(
+                Scope::Everything,
+                &format!(
+                    "tables are missing in database {}: {}; run `sluice migrate`",
+                    warehouse.database(),
+                    missing.join(", "),
+                ),
+            ),
+            Err(error) => breaker.open(Scope::Everything, &with_advice(&error)),
         }
     }
 }

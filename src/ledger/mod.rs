@@ -10,7 +10,6 @@ pub mod protocol;
 mod model;
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -80,7 +79,11 @@ pub struct SealedBatch {
 impl Ledger {
     /// `lease`: how long others keep their hands off a batch after its worker was last heard of.
     pub fn new(warehouse: Warehouse, worker: impl Into<String>, lease: Duration) -> Self {
-        Self { warehouse, worker: worker.into(), lease }
+        Self {
+            warehouse,
+            worker: worker.into(),
+            lease,
+        }
     }
 
     pub fn lease(&self) -> Duration {
@@ -104,7 +107,9 @@ impl Ledger {
             return Ok(Vec::new());
         }
         let listed = quoted_list(objects.iter().map(|object| object.0));
-        let but = but.map(|batch| format!(" AND batch_id != '{batch}'")).unwrap_or_default();
+        let but = but
+            .map(|batch| format!(" AND batch_id != '{batch}'"))
+            .unwrap_or_default();
         let claims = self.warehouse.table(OBJECTS_TABLE);
         let events = self.warehouse.table(BATCHES_TABLE);
         let sql = format!(
@@ -132,12 +137,17 @@ impl Ledger {
         );
         let mut known: HashMap<ObjectId, Standing> = HashMap::new();
         for row in self.warehouse.rows::<Row>(&sql).await? {
-            let standing = known.entry(ObjectId(row.object_id)).or_insert(Standing::Free);
+            let standing = known
+                .entry(ObjectId(row.object_id))
+                .or_insert(Standing::Free);
             if row.loaded == 1 {
                 *standing = Standing::Loaded;
             } else if *standing != Standing::Loaded {
                 let batch = BatchId(row.batch_id);
-                *standing = Standing::Busy { batch, lapsed: row.lapsed == 1 };
+                *standing = Standing::Busy {
+                    batch,
+                    lapsed: row.lapsed == 1,
+                };
             }
         }
         let standing = |object| known.get(object).copied().unwrap_or(Standing::Free);
@@ -145,11 +155,7 @@ impl Ledger {
     }
 
     /// Writes the frozen list of a batch.
-    pub async fn seal(
-        &self,
-        batch: BatchId,
-        objects: &[&ObjectRef],
-    ) -> Result<(), WarehouseError> {
+    pub async fn seal(&self, batch: BatchId, objects: &[&ObjectRef]) -> Result<(), WarehouseError> {
         let rows: Vec<SealedRow<'_>> = objects
             .iter()
             .map(|object| SealedRow {
@@ -171,24 +177,54 @@ impl Ledger {
     /// Says that this worker still works on the batch.
     pub async fn renew(&self, batch: BatchId) -> Result<(), WarehouseError> {
         let lease_seconds = self.lease_seconds();
-        self.note(batch, BatchRow { event: event::LEASED, lease_seconds, ..BatchRow::default() })
-            .await
+        self.note(
+            batch,
+            BatchRow {
+                event: event::LEASED,
+                lease_seconds,
+                ..BatchRow::default()
+            },
+        )
+        .await
     }
 
     /// Ends this worker's lease now, so that another can recover the batch without waiting.
     pub async fn abandon(&self, batch: BatchId) -> Result<(), WarehouseError> {
-        self.note(batch, BatchRow { event: event::LEASED, ..BatchRow::default() }).await
+        self.note(
+            batch,
+            BatchRow {
+                event: event::LEASED,
+                ..BatchRow::default()
+            },
+        )
+        .await
     }
 
     /// No attempt of the batch up to this one may start any more. Takes the lease over.
     pub async fn fence(&self, batch: BatchId, attempt: u32) -> Result<(), WarehouseError> {
-        self.note(batch, BatchRow { event: event::FENCED, attempt, ..BatchRow::default() }).await?;
+        self.note(
+            batch,
+            BatchRow {
+                event: event::FENCED,
+                attempt,
+                ..BatchRow::default()
+            },
+        )
+        .await?;
         self.renew(batch).await
     }
 
     /// The batch has no rows, and never will have.
     pub async fn release(&self, batch: BatchId, reason: &str) -> Result<(), WarehouseError> {
-        self.note(batch, BatchRow { event: event::RELEASED, reason, ..BatchRow::default() }).await
+        self.note(
+            batch,
+            BatchRow {
+                event: event::RELEASED,
+                reason,
+                ..BatchRow::default()
+            },
+        )
+        .await
     }
 
     /// The batch is loaded.
@@ -199,12 +235,24 @@ impl Ledger {
         rows: u64,
     ) -> Result<(), WarehouseError> {
         let objects = u32::try_from(objects).unwrap_or(u32::MAX);
-        self.note(batch, BatchRow { event: event::LOADED, objects, rows, ..BatchRow::default() })
-            .await
+        self.note(
+            batch,
+            BatchRow {
+                event: event::LOADED,
+                objects,
+                rows,
+                ..BatchRow::default()
+            },
+        )
+        .await
     }
 
     async fn note(&self, batch: BatchId, row: BatchRow<'_>) -> Result<(), WarehouseError> {
-        let row = BatchRow { batch_id: batch.0, worker: &self.worker, ..row };
+        let row = BatchRow {
+            batch_id: batch.0,
+            worker: &self.worker,
+            ..row
+        };
         self.warehouse.insert(BATCHES_TABLE, &[row]).await
     }
 
@@ -274,10 +322,7 @@ impl Ledger {
 }
 
 fn quoted_list(ids: impl Iterator<Item = Uuid>) -> String {
-    let mut list = String::new();
-    for id in ids {
-        let comma = if list.is_empty() { "" } else { "," };
-        let _ = write!(list, "{comma}'{id}'");
-    }
-    list
+    ids.map(|id| format!("'{id}'"))
+        .collect::<Vec<_>>()
+        .join(",")
 }

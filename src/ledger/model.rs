@@ -101,12 +101,26 @@ struct Job {
 
 impl Job {
     fn load(objects: Objects) -> Self {
-        Self { run: Run::load(), objects, batch: None, waiting: None, tokens: 0, recovery: None }
+        Self {
+            run: Run::load(),
+            objects,
+            batch: None,
+            waiting: None,
+            tokens: 0,
+            recovery: None,
+        }
     }
 
     fn recovery(batch: usize, fence: u32) -> Self {
         let run = Run::recover(fence);
-        Self { run, objects: 0, batch: Some(batch), waiting: None, tokens: 0, recovery: None }
+        Self {
+            run,
+            objects: 0,
+            batch: Some(batch),
+            waiting: None,
+            tokens: 0,
+            recovery: None,
+        }
     }
 }
 
@@ -119,12 +133,19 @@ fn index(batch: BatchId) -> usize {
 }
 
 fn bits(objects: Objects) -> impl Iterator<Item = Objects> {
-    (0..8).map(|bit| 1 << bit).filter(move |bit| objects & bit != 0)
+    (0..8)
+        .map(|bit| 1 << bit)
+        .filter(move |bit| objects & bit != 0)
 }
 
 impl State {
     fn standings(&self, objects: Objects, but: Option<usize>) -> Vec<Standing> {
-        let others = || self.batches.iter().enumerate().filter(|(index, _)| Some(*index) != but);
+        let others = || {
+            self.batches
+                .iter()
+                .enumerate()
+                .filter(|(index, _)| Some(*index) != but)
+        };
         bits(objects)
             .map(|object| {
                 let listing = || others().filter(move |(_, batch)| batch.objects & object != 0);
@@ -133,7 +154,10 @@ impl State {
                 } else if let Some((busy, _)) = listing().find(|(_, batch)| batch.is_active()) {
                     // Time is anybody's guess: a lease may have run out at any moment. The caller
                     // also tries the branch in which it has not.
-                    Standing::Busy { batch: id(busy), lapsed: true }
+                    Standing::Busy {
+                        batch: id(busy),
+                        lapsed: true,
+                    }
                 } else {
                     Standing::Free
                 }
@@ -142,7 +166,9 @@ impl State {
     }
 
     fn has_rows(&self, batch: usize) -> bool {
-        self.committed.iter().any(|(committed, ..)| *committed == batch)
+        self.committed
+            .iter()
+            .any(|(committed, ..)| *committed == batch)
     }
 }
 
@@ -262,9 +288,10 @@ impl Case {
                     let unlapsed = standings
                         .iter()
                         .map(|standing| match standing {
-                            Standing::Busy { batch, .. } => {
-                                Standing::Busy { batch: *batch, lapsed: false }
-                            }
+                            Standing::Busy { batch, .. } => Standing::Busy {
+                                batch: *batch,
+                                lapsed: false,
+                            },
                             other => *other,
                         })
                         .collect();
@@ -318,7 +345,11 @@ impl Case {
                         if self.mutation == Mutation::NewTokenOnReplay {
                             job.tokens += 1;
                         }
-                        let statement = Statement { batch, attempt, token };
+                        let statement = Statement {
+                            batch,
+                            attempt,
+                            token,
+                        };
                         after.sent.insert(statement.key());
                         job.waiting = Some(statement);
                         outcomes.push((after, Some(job)));
@@ -401,12 +432,16 @@ impl Case {
                     return Some(format!("object {object} is {count} times in table {table}"));
                 }
                 if state.deleted & object != 0 && count != 1 {
-                    return Some(format!("object {object} is settled and not in table {table}"));
+                    return Some(format!(
+                        "object {object} is settled and not in table {table}"
+                    ));
                 }
             }
             // A loaded batch is what later deliveries are settled by.
-            let recorded =
-                state.batches.iter().any(|batch| batch.loaded && batch.objects & object != 0);
+            let recorded = state
+                .batches
+                .iter()
+                .any(|batch| batch.loaded && batch.objects & object != 0);
             if state.deleted & object != 0 && !recorded {
                 return Some(format!("object {object} is settled and not on record"));
             }
@@ -463,13 +498,25 @@ fn nothing_is_lost_or_doubled_with_two_workers() {
 
 #[test]
 fn nothing_is_lost_or_doubled_with_two_objects() {
-    let case = Case { objects: 2, tables: 1, crashes: 1, fences: 1, ..ONE_OBJECT };
+    let case = Case {
+        objects: 2,
+        tables: 1,
+        crashes: 1,
+        fences: 1,
+        ..ONE_OBJECT
+    };
     case.search().unwrap();
 }
 
 #[test]
 fn nothing_is_lost_or_doubled_with_three_workers() {
-    let case = Case { workers: 3, tables: 1, crashes: 1, fences: 1, ..ONE_OBJECT };
+    let case = Case {
+        workers: 3,
+        tables: 1,
+        crashes: 1,
+        fences: 1,
+        ..ONE_OBJECT
+    };
     case.search().unwrap();
 }
 
@@ -484,7 +531,11 @@ fn every_step_is_needed() {
         Mutation::RecordBeforeInsert,
         Mutation::SettleBeforeRecord,
     ] {
-        let outcome = Case { mutation, ..ONE_OBJECT }.search();
+        let outcome = Case {
+            mutation,
+            ..ONE_OBJECT
+        }
+        .search();
         assert!(outcome.is_err(), "{mutation:?} went unnoticed: {outcome:?}");
     }
 }

@@ -38,11 +38,15 @@ pub enum Action {
     /// Ask the ledger for the standing of the sealed objects again.
     Verify,
     /// Run the statement, guarded as this attempt, under the batch's token.
-    Insert { attempt: u32 },
+    Insert {
+        attempt: u32,
+    },
     /// End whatever statement of the batch runs, and wait for its end.
     Kill,
     /// Write that no attempt up to this one may start any more.
-    Fence { attempt: u32 },
+    Fence {
+        attempt: u32,
+    },
     /// Look for rows of the batch in any table.
     CheckRows,
     /// Delete the rows of the batch from every table.
@@ -135,11 +139,19 @@ impl Run {
     /// Recovers a batch whose lease has run out; `fenced` is the highest attempt that the ledger
     /// says is fenced, 0 where none is.
     pub fn recover(fenced: u32) -> Self {
-        Self::new(Phase::Unwind(Unwind::Fence), fenced + 1, Intent::RollForward)
+        Self::new(
+            Phase::Unwind(Unwind::Fence),
+            fenced + 1,
+            Intent::RollForward,
+        )
     }
 
     fn new(phase: Phase, attempt: u32, intent: Intent) -> Self {
-        Self { phase, attempt, intent }
+        Self {
+            phase,
+            attempt,
+            intent,
+        }
     }
 
     /// What to do next; the answer goes to [`Run::on`].
@@ -149,9 +161,13 @@ impl Run {
             Phase::Recover { batch } => Action::Recover(*batch),
             Phase::Seal => Action::Seal,
             Phase::Verify => Action::Verify,
-            Phase::Insert => Action::Insert { attempt: self.attempt },
+            Phase::Insert => Action::Insert {
+                attempt: self.attempt,
+            },
             Phase::KillToReplay | Phase::Unwind(Unwind::Kill) => Action::Kill,
-            Phase::Unwind(Unwind::Fence) => Action::Fence { attempt: self.attempt },
+            Phase::Unwind(Unwind::Fence) => Action::Fence {
+                attempt: self.attempt,
+            },
             Phase::Unwind(Unwind::CheckRows) => Action::CheckRows,
             Phase::Unwind(Unwind::TakeBack) => Action::TakeBack,
             Phase::Release(_) => Action::Release,
@@ -211,7 +227,10 @@ impl Run {
 
 fn after_look_up(standings: &[Standing]) -> Phase {
     let lapsed = standings.iter().find_map(|standing| match standing {
-        Standing::Busy { batch, lapsed: true } => Some(*batch),
+        Standing::Busy {
+            batch,
+            lapsed: true,
+        } => Some(*batch),
         _ => None,
     });
     if let Some(batch) = lapsed {

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::breaker::{HaltedInsert, Scope};
 use super::{Cancelled, Item, Loader, MAX_REPLAYS, Outcome, Outcomes, Verdict, verdict};
 use crate::batch::BatchId;
 use crate::event_types::select::Target;
@@ -27,6 +28,8 @@ pub(super) struct Loading<'a> {
     /// Why the insert was given up.
     pub(super) failure: Option<(Verdict, String)>,
     pub(super) replays: u32,
+    /// While the breaker waits for this insert.
+    pub(super) halted: Option<HaltedInsert>,
 }
 
 impl Loading<'_> {
@@ -54,7 +57,8 @@ impl Loading<'_> {
                 }
                 Action::Seal => {
                     let objects = self.objects();
-                    self.small(|| self.loader.ledger.seal(self.batch, &objects)).await?;
+                    self.small(|| self.loader.ledger.seal(self.batch, &objects))
+                        .await?;
                     Event::Done
                 }
                 Action::Insert { attempt } => self.insert(attempt).await?,
@@ -64,7 +68,8 @@ impl Loading<'_> {
                     Event::Done
                 }
                 Action::Fence { attempt } => {
-                    self.small(|| self.loader.ledger.fence(self.batch, attempt)).await?;
+                    self.small(|| self.loader.ledger.fence(self.batch, attempt))
+                        .await?;
                     Event::Done
                 }
                 Action::CheckRows => Event::Rows(self.has_rows().await?),
@@ -77,7 +82,8 @@ impl Loading<'_> {
                         Some((_, text)) => text.as_str(),
                         None => "another batch lists an object too, or nothing was inserted",
                     };
-                    self.small(|| self.loader.ledger.release(self.batch, reason)).await?;
+                    self.small(|| self.loader.ledger.release(self.batch, reason))
+                        .await?;
                     Event::Done
                 }
                 Action::Record => {
@@ -121,7 +127,9 @@ impl Loading<'_> {
 
     /// Unless something must be recovered first: then everything is looked up again.
     fn keep_free(&mut self, standings: &[Standing], outcomes: &mut Outcomes) {
-        if standings.iter().any(|standing| matches!(standing, Standing::Busy { lapsed: true, .. }))
+        if standings
+            .iter()
+            .any(|standing| matches!(standing, Standing::Busy { lapsed: true, .. }))
         {
             return;
         }
@@ -147,20 +155,26 @@ impl Loading<'_> {
         };
         metrics::insert_seconds(begun.elapsed());
         let Err(error) = outcome else {
-            loader.breaker.close();
+            self.answered();
             return Ok(Event::Done);
         };
         match verdict(&error) {
-            Verdict::Fenced => Ok(Event::Fenced),
+            Verdict::Fenced => {
+                self.answered();
+                Ok(Event::Fenced)
+            }
             fault @ (Verdict::ObjectFault | Verdict::Changed) => {
-                loader.breaker.close();
+                self.answered();
                 metrics::clickhouse_error(error.code(), fault);
                 self.failure = Some((fault, error.to_string()));
                 Ok(Event::ObjectFault)
             }
             transient => {
                 self.replays += 1;
-                loader.note_failure(&error).await;
+                if transient == Verdict::Halt && self.halted.is_none() {
+                    self.halted = Some(HaltedInsert::new(&loader.breaker));
+                }
+                loader.note_failure(&error, Scope::Inserts).await;
                 let known_to_have_ended = matches!(error, WarehouseError::Server { .. });
                 if transient == Verdict::Replay && known_to_have_ended && self.replays > MAX_REPLAYS
                 {
@@ -173,10 +187,16 @@ impl Loading<'_> {
         }
     }
 
+    /// The server does inserts: whatever was in their way is over.
+    fn answered(&mut self) {
+        self.loader.breaker.succeeded(Scope::Inserts);
+        self.halted = None;
+    }
+
     /// Runs the insert once the breaker lets it, and keeps the lease for as long as it takes.
     async fn admitted(&self, statement: &Statement, query_id: &str) -> Result<(), WarehouseError> {
         let loader = self.loader;
-        loader.breaker.admit().await;
+        loader.breaker.admit(Scope::Inserts).await;
         let timeout = loader.limits.insert_timeout;
         let insert = loader.warehouse.execute(statement, Some(query_id), timeout);
         let keep_lease = async {
@@ -207,7 +227,9 @@ impl Loading<'_> {
             })
             .collect();
         let sql = format!("SELECT * FROM ({}) LIMIT 1", checks.join(" UNION ALL "));
-        let found = self.small(|| self.loader.warehouse.rows::<Found>(&sql)).await?;
+        let found = self
+            .small(|| self.loader.warehouse.rows::<Found>(&sql))
+            .await?;
         Ok(!found.is_empty())
     }
 
@@ -233,11 +255,14 @@ impl Loading<'_> {
             self.loader.warehouse.table(Target::ObjectRows.table()),
             self.batch,
         );
-        let rows = self.small(|| self.loader.warehouse.rows::<Row>(&sql)).await?;
+        let rows = self
+            .small(|| self.loader.warehouse.rows::<Row>(&sql))
+            .await?;
         let rows: BTreeMap<String, u64> = rows.into_iter().map(|r| (r.kind, r.rows)).collect();
         let total = rows.values().sum();
         let objects = self.items.len();
-        self.small(|| self.loader.ledger.record(self.batch, objects, total)).await?;
+        self.small(|| self.loader.ledger.record(self.batch, objects, total))
+            .await?;
         for (kind, rows) in &rows {
             metrics::rows_loaded(kind, *rows);
         }
@@ -269,13 +294,19 @@ impl Loader {
             items: sealed
                 .objects
                 .into_iter()
-                .map(|object| Item { announced: object.id(), object })
+                .map(|object| Item {
+                    announced: object.id(),
+                    object,
+                })
                 .collect(),
             failure: None,
             replays: 0,
+            halted: None,
         };
         // Whatever became of it, its objects are looked up again.
-        let end = loading.run(Run::recover(sealed.fenced), &mut Outcomes::new()).await?;
+        let end = loading
+            .run(Run::recover(sealed.fenced), &mut Outcomes::new())
+            .await?;
         info!(batch.id = %batch, ?end, "recovered");
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! The breaker between Sluice and ClickHouse: while ClickHouse is away or wrongly set up, nothing
 //! is tried but one probe at a time, and intake pauses.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -11,13 +12,29 @@ use tracing::{info, warn};
 /// While it stays open for the same reason, the log says so again this often.
 const REMINDER: Duration = Duration::from_secs(60);
 
-/// Half-open probing is part of being open: whoever comes first after `next_probe` is let through.
+/// What cannot be done while the breaker is open, and whose success closes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// ClickHouse is away, or refuses even small statements: any success closes.
+    Everything,
+    /// Small statements work, and inserts do not: only an insert tells when that is over.
+    Inserts,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Open {
+    scope: Scope,
+    why: String,
+}
+
+/// Half-open probing is part of being open: whoever comes first after the interval is let through.
 #[derive(Debug)]
 pub struct Breaker {
-    /// Why it is open; `None` when closed.
-    reason: watch::Sender<Option<String>>,
+    /// `None` when closed.
+    open: watch::Sender<Option<Open>>,
     probing: Mutex<Probing>,
     interval: Duration,
+    halted_inserts: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -28,87 +45,152 @@ struct Probing {
     failures: u64,
 }
 
+/// An insert that met a reason to halt, and will probe until it has succeeded or is given up.
+#[derive(Debug)]
+pub struct HaltedInsert(Arc<Breaker>);
+
+impl HaltedInsert {
+    pub fn new(breaker: &Arc<Breaker>) -> Self {
+        breaker.halted_inserts.fetch_add(1, Ordering::Relaxed);
+        Self(breaker.clone())
+    }
+}
+
+impl Drop for HaltedInsert {
+    fn drop(&mut self) {
+        self.0.halted_inserts.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Breaker {
     /// Open at first: ClickHouse has not been heard of.
     pub fn new(interval: Duration) -> Self {
         let now = Instant::now();
-        let probing = Probing { next: now, opened_at: now, reminded_at: now, failures: 0 };
+        let why = "ClickHouse has not been reached yet".to_owned();
         Self {
-            reason: watch::Sender::new(Some("ClickHouse has not been reached yet".to_owned())),
-            probing: Mutex::new(probing),
+            open: watch::Sender::new(Some(Open {
+                scope: Scope::Everything,
+                why,
+            })),
+            probing: Mutex::new(Probing {
+                next: now,
+                opened_at: now,
+                reminded_at: now,
+                failures: 0,
+            }),
             interval,
+            halted_inserts: AtomicUsize::new(0),
         }
     }
 
     /// Why nothing is loaded, while that is so.
     pub fn reason(&self) -> Option<String> {
-        self.reason.borrow().clone()
+        self.open.borrow().as_ref().map(|open| open.why.clone())
     }
 
     /// Waits until the breaker is closed.
     pub async fn closed(&self) {
-        let mut reason = self.reason.subscribe();
+        let mut open = self.open.subscribe();
         // The sender lives as long as `self`.
-        drop(reason.wait_for(Option::is_none).await);
+        drop(open.wait_for(Option::is_none).await);
     }
 
-    /// Waits until the breaker is open.
-    pub async fn opened(&self) {
-        let mut reason = self.reason.subscribe();
-        drop(reason.wait_for(Option::is_some).await);
-    }
-
-    /// Waits until a statement may be tried: at once while closed, and as the one probe of an
-    /// interval while open.
-    pub async fn admit(&self) {
+    /// Waits until the breaker is open, a probe is due, and no insert is about to be that probe.
+    pub async fn unprobed(&self) {
         loop {
-            if self.reason.borrow().is_none() {
+            let mut open = self.open.subscribe();
+            drop(open.wait_for(Option::is_some).await);
+            let next = self.take_turn();
+            match next {
+                Ok(()) if self.halted_inserts.load(Ordering::Relaxed) == 0 => return,
+                Ok(()) => self.give_turn_back(),
+                Err(_) => {}
+            }
+            let pause = next.err().unwrap_or_else(|| Instant::now() + self.interval);
+            tokio::time::sleep_until(pause).await;
+        }
+    }
+
+    /// Waits until a small statement (`Scope::Everything`) or an insert may be tried: at once where
+    /// nothing speaks against it, else as the one probe of an interval.
+    pub async fn admit(&self, what: Scope) {
+        loop {
+            let mut open = self.open.subscribe();
+            let blocked = open
+                .borrow_and_update()
+                .as_ref()
+                .is_some_and(|open| open.scope == Scope::Everything || what == Scope::Inserts);
+            if !blocked {
                 return;
             }
-            let next = {
-                let mut probing = self.probing();
-                let now = Instant::now();
-                if probing.next <= now {
-                    probing.next = now + self.interval;
-                    return;
-                }
-                probing.next
-            };
+            let Err(next) = self.take_turn() else { return };
             tokio::select! {
-                () = self.closed() => return,
+                changed = open.changed() => drop(changed),
                 () = tokio::time::sleep_until(next) => {}
             }
         }
     }
 
+    /// Takes the probe of this interval, or says when the next one is.
+    fn take_turn(&self) -> Result<(), Instant> {
+        let mut probing = self.probing();
+        let now = Instant::now();
+        if probing.next > now {
+            return Err(probing.next);
+        }
+        probing.next = now + self.interval;
+        Ok(())
+    }
+
+    fn give_turn_back(&self) {
+        self.probing().next = Instant::now();
+    }
+
     /// A statement met a reason to halt.
-    pub fn open(&self, why: &str) {
+    pub fn open(&self, scope: Scope, why: &str) {
         let now = Instant::now();
         let mut probing = self.probing();
         probing.failures += 1;
         probing.next = now + self.interval;
-        let news = self.reason.send_if_modified(|reason| {
-            let news = reason.as_deref() != Some(why);
-            if reason.is_none() {
+        let opened = Open {
+            scope,
+            why: why.to_owned(),
+        };
+        let news = self.open.send_if_modified(|open| {
+            if open.is_none() {
                 probing.opened_at = now;
             }
-            *reason = Some(why.to_owned());
+            let news = open.as_ref() != Some(&opened);
+            *open = Some(opened);
             news
         });
         if news || now >= probing.reminded_at + REMINDER {
             probing.reminded_at = now;
             let failures = probing.failures;
-            warn!(failures, "intake is paused, and what is held stays held: {why}");
+            warn!(
+                failures,
+                "intake is paused, and what is held stays held: {why}"
+            );
         }
     }
 
-    /// A statement succeeded.
-    pub fn close(&self) {
-        let closed = self.reason.send_if_modified(|reason| reason.take().is_some());
+    /// A small statement (`Scope::Everything`) or an insert succeeded.
+    pub fn succeeded(&self, what: Scope) {
+        let closed = self.open.send_if_modified(|open| match open {
+            Some(Open { scope, .. }) if *scope == Scope::Everything || what == Scope::Inserts => {
+                *open = None;
+                true
+            }
+            _ => false,
+        });
         if closed {
             let mut probing = self.probing();
             let paused_seconds = probing.opened_at.elapsed().as_secs();
-            info!(paused_seconds, failures = probing.failures, "ClickHouse answers: intake is open");
+            info!(
+                paused_seconds,
+                failures = probing.failures,
+                "ClickHouse answers: intake is open"
+            );
             probing.failures = 0;
         }
     }
@@ -124,36 +206,63 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_secs(5);
 
+    fn opened(scope: Scope) -> Arc<Breaker> {
+        let breaker = Breaker::new(INTERVAL);
+        breaker.succeeded(Scope::Everything);
+        assert_eq!(breaker.reason(), None);
+        breaker.open(scope, "away");
+        Arc::new(breaker)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn lets_one_probe_through_an_interval_while_open() {
-        let breaker = Breaker::new(INTERVAL);
-        breaker.close();
-        breaker.open("away");
+        let breaker = opened(Scope::Everything);
         let start = Instant::now();
         for probes in 1..=3 {
-            breaker.admit().await;
+            breaker.admit(Scope::Everything).await;
             assert_eq!(start.elapsed(), INTERVAL * probes);
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn lets_everybody_through_once_closed() {
-        let breaker = std::sync::Arc::new(Breaker::new(INTERVAL));
-        breaker.close();
-        breaker.open("away");
+        let breaker = opened(Scope::Everything);
         let waiting: Vec<_> = (0..10)
             .map(|_| {
                 let breaker = breaker.clone();
-                tokio::spawn(async move { breaker.admit().await })
+                tokio::spawn(async move { breaker.admit(Scope::Inserts).await })
             })
             .collect();
         tokio::task::yield_now().await;
         let start = Instant::now();
-        breaker.close();
+        breaker.succeeded(Scope::Everything);
         for waiter in waiting {
             waiter.await.unwrap();
         }
         assert_eq!(start.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_an_insert_ends_what_an_insert_began() {
+        let breaker = opened(Scope::Inserts);
+        let start = Instant::now();
+        breaker.admit(Scope::Everything).await;
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        breaker.succeeded(Scope::Everything);
+        assert_eq!(breaker.reason().as_deref(), Some("away"));
+        breaker.admit(Scope::Inserts).await;
+        assert_eq!(start.elapsed(), INTERVAL);
+        breaker.succeeded(Scope::Inserts);
         assert_eq!(breaker.reason(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn somebody_else_probes_only_where_no_insert_will() {
+        let breaker = opened(Scope::Inserts);
+        let halted = HaltedInsert::new(&breaker);
+        let unprobed = tokio::time::timeout(INTERVAL * 10, breaker.unprobed());
+        assert!(unprobed.await.is_err());
+        drop(halted);
+        breaker.unprobed().await;
     }
 }

@@ -22,8 +22,8 @@ use crate::plan::{Naming, Planner, naming};
 use crate::telemetry::metrics;
 use crate::warehouse::{Warehouse, WarehouseError};
 use attempt::Loading;
-use breaker::Breaker;
-use verdict::{Verdict, named_object, verdict};
+use breaker::{Breaker, Scope};
+use verdict::{Verdict, named_object, verdict, with_advice};
 
 /// What became of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +34,9 @@ pub enum Outcome {
     /// Another batch has it in hand: ask again later.
     Busy,
     /// It cannot be loaded, or not now, and this is why.
-    Failed { reason: String },
+    Failed {
+        reason: String,
+    },
     /// The worker shuts down.
     Abandoned,
 }
@@ -111,7 +113,11 @@ enum BatchEnd {
     Settled,
     Yielded(Vec<Item>),
     /// Nothing of it was loaded, and this is why.
-    Released { items: Vec<Item>, verdict: Verdict, text: String },
+    Released {
+        items: Vec<Item>,
+        verdict: Verdict,
+        text: String,
+    },
     Abandoned(Vec<Item>),
 }
 
@@ -130,7 +136,11 @@ impl Load for Loader {
             }
         }
         while let Some(next) = work.pop() {
-            let Work { items, yields, changes } = next;
+            let Work {
+                items,
+                yields,
+                changes,
+            } = next;
             match self.load_batch(items, &cancel, &mut outcomes).await {
                 BatchEnd::Settled => {}
                 BatchEnd::Abandoned(items) => settle(&items, &Outcome::Abandoned, &mut outcomes),
@@ -143,16 +153,24 @@ impl Load for Loader {
                         () = cancel.cancelled() => {}
                         () = tokio::time::sleep(pause) => {}
                     }
-                    work.push(Work { items, yields: yields + 1, changes });
+                    work.push(Work {
+                        items,
+                        yields: yields + 1,
+                        changes,
+                    });
                 }
-                BatchEnd::Released { items, verdict: Verdict::Changed, .. }
-                    if changes < MAX_CHANGES =>
-                {
-                    match self.refresh(items, &cancel).await {
-                        Ok(items) => work.push(Work { items, yields, changes: changes + 1 }),
-                        Err(Refused { items, text }) => split(items, &text, &mut work, &mut outcomes),
-                    }
-                }
+                BatchEnd::Released {
+                    items,
+                    verdict: Verdict::Changed,
+                    ..
+                } if changes < MAX_CHANGES => match self.refresh(items, &cancel).await {
+                    Ok(items) => work.push(Work {
+                        items,
+                        yields,
+                        changes: changes + 1,
+                    }),
+                    Err(Refused { items, text }) => split(items, &text, &mut work, &mut outcomes),
+                },
                 BatchEnd::Released { items, text, .. } => {
                     split(items, &text, &mut work, &mut outcomes);
                 }
@@ -164,7 +182,11 @@ impl Load for Loader {
 
 impl Work {
     fn new(items: Vec<Item>) -> Self {
-        Self { items, yields: 0, changes: 0 }
+        Self {
+            items,
+            yields: 0,
+            changes: 0,
+        }
     }
 }
 
@@ -178,12 +200,19 @@ fn by_naming(objects: Vec<ObjectRef>) -> Vec<(Naming, Vec<Item>)> {
             Naming::Alone => &mut alone,
             Naming::Impossible => &mut impossible,
         };
-        group.push(Item { announced: object.id(), object });
+        group.push(Item {
+            announced: object.id(),
+            object,
+        });
     }
-    [(Naming::Listed, listed), (Naming::Alone, alone), (Naming::Impossible, impossible)]
-        .into_iter()
-        .filter(|(_, items)| !items.is_empty())
-        .collect()
+    [
+        (Naming::Listed, listed),
+        (Naming::Alone, alone),
+        (Naming::Impossible, impossible),
+    ]
+    .into_iter()
+    .filter(|(_, items)| !items.is_empty())
+    .collect()
 }
 
 fn fail_unnameable(items: &[Item], outcomes: &mut Outcomes) {
@@ -212,7 +241,10 @@ fn split(mut items: Vec<Item>, text: &str, work: &mut Vec<Work>, outcomes: &mut 
         outcomes.push((item.announced, Outcome::Failed { reason }));
         return;
     }
-    let keys = items.iter().map(|item| item.object.key.as_str()).enumerate();
+    let keys = items
+        .iter()
+        .map(|item| item.object.key.as_str())
+        .enumerate();
     let rest = match named_object(text, keys) {
         Some(index) => {
             let named = items.remove(index);
@@ -248,7 +280,11 @@ impl Loader {
             match self.refresh(items, cancel).await {
                 Ok(items) => items,
                 Err(Refused { items, text }) => {
-                    return BatchEnd::Released { items, verdict: Verdict::ObjectFault, text };
+                    return BatchEnd::Released {
+                        items,
+                        verdict: Verdict::ObjectFault,
+                        text,
+                    };
                 }
             }
         } else {
@@ -262,6 +298,7 @@ impl Loader {
             items,
             failure: None,
             replays: 0,
+            halted: None,
         };
         match loading.run(Run::load(), outcomes).await {
             Ok(End::Loaded) => {
@@ -278,7 +315,11 @@ impl Loader {
                 let (verdict, text) = loading
                     .failure
                     .unwrap_or((Verdict::ObjectFault, "released without a reason".into()));
-                BatchEnd::Released { items: loading.items, verdict, text }
+                BatchEnd::Released {
+                    items: loading.items,
+                    verdict,
+                    text,
+                }
             }
             Err(Cancelled) => {
                 loading.abandon().await;
@@ -311,11 +352,18 @@ impl Loader {
             .await;
         let rows = match rows {
             Ok(Ok(rows)) => rows,
-            Ok(Err(error)) => return Err(Refused { items, text: error.to_string() }),
+            Ok(Err(error)) => {
+                return Err(Refused {
+                    items,
+                    text: error.to_string(),
+                });
+            }
             Err(Cancelled) => return Ok(items),
         };
-        let now: HashMap<String, Row> =
-            rows.into_iter().map(|row| (row.path.clone(), row)).collect();
+        let now: HashMap<String, Row> = rows
+            .into_iter()
+            .map(|row| (row.path.clone(), row))
+            .collect();
         let refreshed = items.into_iter().map(|mut item| {
             let path = format!("{}/{}", item.object.bucket, item.object.key);
             if let Some(row) = now.get(&path) {
@@ -342,41 +390,46 @@ impl Loader {
             let outcome = tokio::select! {
                 () = cancel.cancelled() => return Err(Cancelled),
                 outcome = async {
-                    self.breaker.admit().await;
+                    self.breaker.admit(Scope::Everything).await;
                     work().await
                 } => outcome,
             };
             match outcome {
                 Ok(value) => {
-                    self.breaker.close();
+                    self.breaker.succeeded(Scope::Everything);
                     return Ok(value);
                 }
                 Err(error) => {
                     tries += 1;
-                    self.note_failure(&error).await;
+                    self.note_failure(&error, Scope::Everything).await;
                     self.pause(tries, cancel).await?;
                 }
             }
         }
     }
 
-    /// Opens the breaker where the error says that no statement will do.
-    async fn note_failure(&self, error: &WarehouseError) {
+    /// Opens the breaker where the error says that no such statement will do.
+    async fn note_failure(&self, error: &WarehouseError, what: Scope) {
         let verdict = verdict(error);
         metrics::clickhouse_error(error.code(), verdict);
         match verdict {
-            Verdict::Halt => self.breaker.open(&error.to_string()),
+            Verdict::Halt => self.breaker.open(what, &with_advice(error)),
             // One lost connection says little; no answer to a ping says all.
             _ => match self.warehouse.ping().await {
                 Ok(()) => warn!("trying again: {error}"),
-                Err(ping) => self.breaker.open(&ping.to_string()),
+                Err(ping) => self.breaker.open(Scope::Everything, &with_advice(&ping)),
             },
         }
     }
 
     async fn pause(&self, tries: u32, cancel: &CancellationToken) -> Result<(), Cancelled> {
-        let full = self.limits.retry_min.saturating_mul(1 << tries.min(16).saturating_sub(1));
-        let pause = full.min(self.limits.retry_max).mul_f64(0.5 + fastrand::f64() / 2.0);
+        let full = self
+            .limits
+            .retry_min
+            .saturating_mul(1 << tries.min(16).saturating_sub(1));
+        let pause = full
+            .min(self.limits.retry_max)
+            .mul_f64(0.5 + fastrand::f64() / 2.0);
         tokio::select! {
             () = cancel.cancelled() => Err(Cancelled),
             () = tokio::time::sleep(pause) => Ok(()),

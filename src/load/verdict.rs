@@ -86,7 +86,11 @@ pub fn verdict(error: &WarehouseError) -> Verdict {
 
 fn s3_verdict(text: &str) -> Verdict {
     let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
-    if says(&["HTTP response code: 404", "NoSuchKey", "The specified key does not exist"]) {
+    if says(&[
+        "HTTP response code: 404",
+        "NoSuchKey",
+        "The specified key does not exist",
+    ]) {
         Verdict::ObjectFault
     } else if says(&[
         "HTTP response code: 403",
@@ -100,6 +104,34 @@ fn s3_verdict(text: &str) -> Verdict {
     } else {
         Verdict::Replay
     }
+}
+
+/// The error, and what to do about it where that can be said.
+pub fn with_advice(error: &WarehouseError) -> String {
+    let advice = match error {
+        WarehouseError::Unknown(_) => "check that ClickHouse runs, and `clickhouse.url`",
+        WarehouseError::Server {
+            code: 192 | 516, ..
+        } => "check `clickhouse.user` and `clickhouse.password`",
+        WarehouseError::Server {
+            code: 16 | 36 | 47 | 53 | 60 | 81,
+            ..
+        } => "the tables are not as the event types declare them: run `sluice migrate`",
+        WarehouseError::Server {
+            code: 291 | 497, ..
+        } => "grant the user what the error names",
+        WarehouseError::Server {
+            code: 164 | 242, ..
+        } => "make the server or table writable",
+        WarehouseError::Server { code: 252, .. } => {
+            "merges lag behind: Sluice slows down; a longer `batch.window` makes fewer parts"
+        }
+        WarehouseError::Server {
+            code: 499 | 669, ..
+        } => "ClickHouse may not read the bucket: check `s3.clickhouse_access`",
+        WarehouseError::Server { .. } => return error.to_string(),
+    };
+    format!("{error}; {advice}")
 }
 
 /// The object that an error names, out of those of the batch: the one whose path stands in the
@@ -120,18 +152,30 @@ mod tests {
 
     #[test]
     fn every_outcome_has_its_verdict() {
-        let server = |code, text: &str| WarehouseError::Server { code, text: text.into() };
+        let server = |code, text: &str| WarehouseError::Server {
+            code,
+            text: text.into(),
+        };
         for (error, expected) in [
-            (WarehouseError::Unknown("connection reset".into()), Verdict::Replay),
+            (
+                WarehouseError::Unknown("connection reset".into()),
+                Verdict::Replay,
+            ),
             (server(395, FENCED_TEXT), Verdict::Fenced),
             (server(395, CHANGED_TEXT), Verdict::Changed),
             (server(395, "somebody's own throwIf"), Verdict::Replay),
-            (server(499, "HTTP response code: 404: while reading a.jsonl"), Verdict::ObjectFault),
+            (
+                server(499, "HTTP response code: 404: while reading a.jsonl"),
+                Verdict::ObjectFault,
+            ),
             (server(499, "NoSuchKey"), Verdict::ObjectFault),
             (server(499, "HTTP response code: 403"), Verdict::Halt),
             (server(499, "AccessDenied"), Verdict::Halt),
             (server(499, "Connection refused"), Verdict::Replay),
-            (server(499, "HTTP response code: 503, SlowDown"), Verdict::Replay),
+            (
+                server(499, "HTTP response code: 503, SlowDown"),
+                Verdict::Replay,
+            ),
             (server(516, "Authentication failed"), Verdict::Halt),
             (server(60, "Unknown table"), Verdict::Halt),
             (server(252, "Too many parts"), Verdict::Halt),
@@ -150,8 +194,14 @@ mod tests {
     fn the_longest_name_in_the_text_is_the_culprit() {
         let keys = ["a/b", "a/b.gz", "c"];
         let named = |text| named_object(text, keys.iter().copied().enumerate());
-        assert_eq!(named("inflate failed: while reading bucket/a/b.gz"), Some(1));
-        assert_eq!(named("inflate failed: while reading bucket/a/b: x"), Some(0));
+        assert_eq!(
+            named("inflate failed: while reading bucket/a/b.gz"),
+            Some(1)
+        );
+        assert_eq!(
+            named("inflate failed: while reading bucket/a/b: x"),
+            Some(0)
+        );
         assert_eq!(named("something else"), None);
     }
 }

@@ -172,7 +172,10 @@ impl Core {
     /// When [`Core::on_time`] next has something to do.
     pub fn next_wake(&self) -> Option<Instant> {
         let revisit = self.revisit.values().map(|(at, _)| *at).min();
-        [self.batcher.next_due(), revisit].into_iter().flatten().min()
+        [self.batcher.next_due(), revisit]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The receipt handles whose visibility is to be extended now.
@@ -223,7 +226,9 @@ impl Core {
     fn start_loads(&mut self) -> Vec<Action> {
         let mut actions = Vec::new();
         while self.batches_in_flight < self.limits.concurrency && !self.draining {
-            let Some(batch) = self.ready.pop_front() else { break };
+            let Some(batch) = self.ready.pop_front() else {
+                break;
+            };
             metrics::batch_closed(batch.reason.label());
             self.batches_in_flight += 1;
             self.loading.extend(batch.objects.iter().map(ObjectRef::id));

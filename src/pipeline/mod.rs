@@ -136,11 +136,15 @@ pub async fn run<Q: Queue, L: Load>(
             break;
         }
     }
-    daemon.take_late_messages(&mut messages, &mut receivers).await;
+    daemon
+        .take_late_messages(&mut messages, &mut receivers)
+        .await;
     drop(daemon);
     heartbeats.shutdown().await;
     if timeout(CLEAN_UP, settler).await.is_err() {
-        warn!("some messages were not settled in time: they come back after their visibility timeout");
+        warn!(
+            "some messages were not settled in time: they come back after their visibility timeout"
+        );
     }
     info!("stopped");
 }

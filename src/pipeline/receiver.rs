@@ -42,7 +42,10 @@ pub(super) async fn run<Q: Queue>(
             () = stop.cancelled() => return,
             room = may_receive => if !room { return },
         }
-        match queue.receive(MAX_BATCH, options.wait_time, options.visibility).await {
+        match queue
+            .receive(MAX_BATCH, options.wait_time, options.visibility)
+            .await
+        {
             Ok(received) => {
                 outage.end();
                 metrics::messages_received(received.len());
@@ -75,19 +78,31 @@ impl Outage {
         self.failures += 1;
         let now = Instant::now();
         self.since.get_or_insert(now);
-        if self.mentioned.is_none_or(|mentioned| now >= mentioned + REMINDER) {
+        if self
+            .mentioned
+            .is_none_or(|mentioned| now >= mentioned + REMINDER)
+        {
             self.mentioned = Some(now);
-            warn!(failures = self.failures, "the queue cannot be received from; trying on: {error}");
+            warn!(
+                failures = self.failures,
+                "the queue cannot be received from; trying on: {error}"
+            );
         }
         let (min, max) = BACKOFF;
-        let full = min.saturating_mul(1 << (self.failures - 1).min(16)).min(max);
+        let full = min
+            .saturating_mul(1 << (self.failures - 1).min(16))
+            .min(max);
         full.mul_f64(0.75 + fastrand::f64() / 4.0)
     }
 
     fn end(&mut self) {
         if let Some(since) = self.since {
             let away_seconds = since.elapsed().as_secs();
-            info!(away_seconds, failures = self.failures, "the queue answers again");
+            info!(
+                away_seconds,
+                failures = self.failures,
+                "the queue answers again"
+            );
         }
         *self = Self::default();
     }

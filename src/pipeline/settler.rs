@@ -25,7 +25,11 @@ pub(super) async fn run<Q: Queue>(
     let mut requests = JoinSet::new();
     let mut received = Vec::new();
     loop {
-        if settlements.recv_many(&mut received, MAX_BATCH * CONCURRENCY).await == 0 {
+        if settlements
+            .recv_many(&mut received, MAX_BATCH * CONCURRENCY)
+            .await
+            == 0
+        {
             break;
         }
         let mut deletes = Vec::new();
@@ -75,7 +79,10 @@ pub(super) async fn extend<Q: Queue>(
 ) {
     let mut requests = JoinSet::new();
     for chunk in handles.chunks(MAX_BATCH) {
-        let entries: Vec<_> = chunk.iter().map(|handle| (handle.clone(), visibility)).collect();
+        let entries: Vec<_> = chunk
+            .iter()
+            .map(|handle| (handle.clone(), visibility))
+            .collect();
         let queue = queue.clone();
         requests.spawn(async move {
             let done = persist("heartbeat", entries, |entries| {
@@ -106,7 +113,9 @@ where
     for attempt in 1.. {
         let error = match request(entries.clone()).await {
             Ok(failed) => {
-                let Some((_, error)) = failed.first().cloned() else { return total };
+                let Some((_, error)) = failed.first().cloned() else {
+                    return total;
+                };
                 entries = failed
                     .iter()
                     .filter_map(|(index, _)| entries.get(*index).cloned())

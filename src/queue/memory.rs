@@ -51,7 +51,9 @@ impl MemoryQueue {
             state: Mutex::default(),
             changed: Notify::new(),
         };
-        Self { shared: Arc::new(shared) }
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     pub fn send(&self, body: impl Into<String>) {
@@ -81,12 +83,19 @@ impl MemoryQueue {
 
     /// The receive counts of the messages that are not deleted.
     pub fn receive_counts(&self) -> Vec<u32> {
-        self.state().messages.iter().map(|message| message.receive_count).collect()
+        self.state()
+            .messages
+            .iter()
+            .map(|message| message.receive_count)
+            .collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         // The state is consistent between statements: a panic elsewhere does not spoil it.
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn try_receive(&self, max: usize, visibility: Duration) -> Result<Vec<Message>, QueueError> {
@@ -98,14 +107,17 @@ impl MemoryQueue {
         }
         let dead_letters = &mut state.dead;
         state.messages.retain(|message| {
-            let dead = message.visible_at <= now
-                && message.receive_count >= self.shared.max_receive_count;
+            let dead =
+                message.visible_at <= now && message.receive_count >= self.shared.max_receive_count;
             if dead {
                 dead_letters.push(message.body.clone());
             }
             !dead
         });
-        let visible = state.messages.iter_mut().filter(|message| message.visible_at <= now);
+        let visible = state
+            .messages
+            .iter_mut()
+            .filter(|message| message.visible_at <= now);
         let mut received = Vec::new();
         for message in visible.take(max) {
             state.deliveries += 1;
@@ -124,7 +136,11 @@ impl MemoryQueue {
     }
 
     fn next_visible(&self) -> Option<Instant> {
-        self.state().messages.iter().map(|message| message.visible_at).min()
+        self.state()
+            .messages
+            .iter()
+            .map(|message| message.visible_at)
+            .min()
     }
 }
 
@@ -142,7 +158,9 @@ impl Queue for MemoryQueue {
             if !received.is_empty() || Instant::now() >= give_up {
                 return Ok(received);
             }
-            let next = self.next_visible().map_or(give_up, |visible| visible.min(give_up));
+            let next = self
+                .next_visible()
+                .map_or(give_up, |visible| visible.min(give_up));
             tokio::select! {
                 () = changed => {}
                 () = tokio::time::sleep_until(next) => {}
@@ -155,9 +173,12 @@ impl Queue for MemoryQueue {
         if let Some(error) = &state.failing {
             return Err(error.clone());
         }
-        state
-            .messages
-            .retain(|message| !message.handle.as_ref().is_some_and(|held| handles.contains(held)));
+        state.messages.retain(|message| {
+            !message
+                .handle
+                .as_ref()
+                .is_some_and(|held| handles.contains(held))
+        });
         Ok(Vec::new())
     }
 
@@ -190,7 +211,11 @@ impl Queue for MemoryQueue {
         if let Some(error) = &state.failing {
             return Err(error.clone());
         }
-        let visible = state.messages.iter().filter(|m| m.visible_at <= now).count();
+        let visible = state
+            .messages
+            .iter()
+            .filter(|m| m.visible_at <= now)
+            .count();
         Ok(QueueAttributes {
             visible: visible as u64,
             in_flight: (state.messages.len() - visible) as u64,

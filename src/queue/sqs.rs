@@ -19,7 +19,10 @@ pub struct SqsQueue {
 
 impl SqsQueue {
     pub fn new(client: Client, url: impl Into<String>) -> Self {
-        Self { client, url: url.into() }
+        Self {
+            client,
+            url: url.into(),
+        }
     }
 }
 
@@ -64,7 +67,10 @@ impl Queue for SqsQueue {
         &self,
         entries: &[(ReceiptHandle, Duration)],
     ) -> Result<FailedEntries, QueueError> {
-        let mut request = self.client.change_message_visibility_batch().queue_url(&self.url);
+        let mut request = self
+            .client
+            .change_message_visibility_batch()
+            .queue_url(&self.url);
         for (index, (handle, timeout)) in entries.iter().enumerate() {
             request = request.entries(
                 ChangeMessageVisibilityBatchRequestEntry::builder()
@@ -90,7 +96,10 @@ impl Queue for SqsQueue {
             .map_err(classify)?;
         let attributes = output.attributes.unwrap_or_default();
         let number = |name: QueueAttributeName| {
-            attributes.get(&name).and_then(|value| value.parse().ok()).unwrap_or_default()
+            attributes
+                .get(&name)
+                .and_then(|value| value.parse().ok())
+                .unwrap_or_default()
         };
         Ok(QueueAttributes {
             visible: number(QueueAttributeName::ApproximateNumberOfMessages),
@@ -136,9 +145,13 @@ fn failed_entries(failed: &[BatchResultErrorEntry]) -> FailedEntries {
 
 /// The message is deleted, or visible again and so not ours any more.
 fn is_gone(code: &str) -> bool {
-    ["ReceiptHandleIsInvalid", "MessageNotInflight", "InvalidParameterValue"]
-        .iter()
-        .any(|gone| code.ends_with(gone))
+    [
+        "ReceiptHandleIsInvalid",
+        "MessageNotInflight",
+        "InvalidParameterValue",
+    ]
+    .iter()
+    .any(|gone| code.ends_with(gone))
 }
 
 /// SQS's own words for what trying again does not mend.

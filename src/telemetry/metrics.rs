@@ -42,21 +42,44 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
 
 fn describe() {
     describe_counter!(MESSAGES_RECEIVED, "Messages received from SQS");
-    describe_counter!(MESSAGES_DELETED, "Messages deleted: every object of theirs is done");
+    describe_counter!(
+        MESSAGES_DELETED,
+        "Messages deleted: every object of theirs is done"
+    );
     describe_counter!(MESSAGES_RELEASED, "Messages given back to the queue");
     describe_counter!(HEARTBEATS, "Extensions of the visibility of held messages");
-    describe_counter!(SQS_FAILURES, "Failed SQS requests and batch entries, by `operation`");
+    describe_counter!(
+        SQS_FAILURES,
+        "Failed SQS requests and batch entries, by `operation`"
+    );
     describe_gauge!(MESSAGES_HELD, "Messages received and not yet settled");
-    describe_gauge!(OLDEST_HELD, Unit::Seconds, "Age of the message held longest");
+    describe_gauge!(
+        OLDEST_HELD,
+        Unit::Seconds,
+        "Age of the message held longest"
+    );
     describe_gauge!(OBJECTS_WAITING, "Objects in open batches");
     describe_counter!(NOTIFICATIONS, "Message bodies read, by `outcome`");
     describe_counter!(OBJECTS, "Objects settled, by `outcome`");
     describe_counter!(BATCHES_CLOSED, "Batches closed, by `reason`");
     describe_gauge!(BATCHES_IN_FLIGHT, "Batches being loaded");
-    describe_counter!(ROWS, "Rows loaded, by `kind`: an event type, rejected or unmatched");
-    describe_histogram!(INSERT_SECONDS, Unit::Seconds, "Duration of insert statements");
-    describe_counter!(CLICKHOUSE_ERRORS, "Failed statements, by `code` and `verdict`");
-    describe_gauge!(BREAKER_OPEN, "1 while intake is paused, for the reason in /readyz");
+    describe_counter!(
+        ROWS,
+        "Rows loaded, by `kind`: an event type, rejected or unmatched"
+    );
+    describe_histogram!(
+        INSERT_SECONDS,
+        Unit::Seconds,
+        "Duration of insert statements"
+    );
+    describe_counter!(
+        CLICKHOUSE_ERRORS,
+        "Failed statements, by `code` and `verdict`"
+    );
+    describe_gauge!(
+        BREAKER_OPEN,
+        "1 while intake is paused, for the reason in /readyz"
+    );
 }
 
 pub fn messages_received(count: usize) {

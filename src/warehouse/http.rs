@@ -27,7 +27,9 @@ pub enum TlsError {
     Rustls(#[from] rustls::Error),
 }
 
-pub(super) fn client<B>(access: &Access) -> Result<Client<HttpsConnector<HttpConnector>, B>, TlsError>
+pub(super) fn client<B>(
+    access: &Access,
+) -> Result<Client<HttpsConnector<HttpConnector>, B>, TlsError>
 where
     B: hyper::body::Body + Send,
     B::Data: Send,
@@ -46,7 +48,9 @@ where
         .https_or_http()
         .enable_http1()
         .wrap_connector(tcp);
-    Ok(Client::builder(TokioExecutor::new()).pool_idle_timeout(POOL_IDLE_TIMEOUT).build(connector))
+    Ok(Client::builder(TokioExecutor::new())
+        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+        .build(connector))
 }
 
 /// The system's authorities, and those of the file.
@@ -55,7 +59,10 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
     // A system without any is no error: the file, or plain HTTP, may be all there is.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if let Some(path) = ca_file {
-        let problem = |problem: String| TlsError::CaFile { path: path.to_owned(), problem };
+        let problem = |problem: String| TlsError::CaFile {
+            path: path.to_owned(),
+            problem,
+        };
         let certificates = CertificateDer::pem_file_iter(path)
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
             .map_err(|error| problem(error.to_string()))?;
@@ -63,7 +70,9 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
             return Err(problem("it holds no certificate".to_owned()));
         }
         for certificate in certificates {
-            roots.add(certificate).map_err(|error| problem(error.to_string()))?;
+            roots
+                .add(certificate)
+                .map_err(|error| problem(error.to_string()))?;
         }
     }
     Ok(roots)

@@ -2,7 +2,6 @@
 
 mod http;
 
-use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -22,7 +21,10 @@ pub struct Statement {
 
 impl Statement {
     pub fn new(sql: impl Into<String>) -> Self {
-        Self { sql: sql.into(), settings: Vec::new() }
+        Self {
+            sql: sql.into(),
+            settings: Vec::new(),
+        }
     }
 
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -119,7 +121,8 @@ impl Warehouse {
 
     /// Runs a small statement that gives no rows.
     pub async fn run(&self, sql: &str) -> Result<(), WarehouseError> {
-        self.execute(&Statement::new(sql), None, self.query_timeout).await
+        self.execute(&Statement::new(sql), None, self.query_timeout)
+            .await
     }
 
     /// The rows of a small query.
@@ -172,7 +175,10 @@ impl Warehouse {
     /// Ends every statement whose query id starts with `prefix`, and waits for their end.
     pub async fn kill(&self, prefix: &str) -> Result<(), WarehouseError> {
         let prefix = sql::string(prefix);
-        self.run(&format!("KILL QUERY WHERE startsWith(query_id, {prefix}) SYNC")).await
+        self.run(&format!(
+            "KILL QUERY WHERE startsWith(query_id, {prefix}) SYNC"
+        ))
+        .await
     }
 
     /// Those of these tables that the database lacks.
@@ -206,15 +212,23 @@ async fn bounded<T>(
     timeout: Duration,
     work: impl Future<Output = Result<T, WarehouseError>>,
 ) -> Result<T, WarehouseError> {
-    tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
-        Err(WarehouseError::Unknown(format!("no answer within {} s", timeout.as_secs())))
-    })
+    tokio::time::timeout(timeout, work)
+        .await
+        .unwrap_or_else(|_| {
+            Err(WarehouseError::Unknown(format!(
+                "no answer within {} s",
+                timeout.as_secs()
+            )))
+        })
 }
 
 fn classify(error: clickhouse::error::Error) -> WarehouseError {
     match &error {
         clickhouse::error::Error::BadResponse(text) => match exception_code(text) {
-            Some(code) => WarehouseError::Server { code, text: shorten(text) },
+            Some(code) => WarehouseError::Server {
+                code,
+                text: shorten(text),
+            },
             None => WarehouseError::Unknown(shorten(text)),
         },
         _ => WarehouseError::Unknown(with_sources(&error)),
@@ -224,7 +238,9 @@ fn classify(error: clickhouse::error::Error) -> WarehouseError {
 /// ClickHouse's errors read `Code: 516. DB::Exception: …`; a proxy's do not.
 fn exception_code(text: &str) -> Option<u32> {
     let digits = text.split_once("Code: ")?.1;
-    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    let end = digits
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(digits.len());
     digits[..end].parse().ok()
 }
 
@@ -246,7 +262,8 @@ fn with_sources(error: &dyn std::error::Error) -> String {
     while let Some(cause) = source {
         let cause_text = cause.to_string();
         if !text.contains(&cause_text) {
-            let _ = write!(text, ": {cause_text}");
+            text.push_str(": ");
+            text.push_str(&cause_text);
         }
         source = cause.source();
     }
@@ -259,7 +276,8 @@ mod tests {
 
     #[test]
     fn reads_the_code_of_an_exception() {
-        let text = "Code: 516. DB::Exception: default: Authentication failed. (AUTHENTICATION_FAILED)";
+        let text =
+            "Code: 516. DB::Exception: default: Authentication failed. (AUTHENTICATION_FAILED)";
         assert_eq!(exception_code(text), Some(516));
         assert_eq!(exception_code("502 Bad Gateway"), None);
         assert_eq!(exception_code("Code: "), None);
@@ -269,7 +287,11 @@ mod tests {
     fn shortens_in_the_middle_without_cutting_a_character() {
         let long = "ü".repeat(5000);
         let short = shorten(&long);
-        assert!(short.len() < 3600 && short.contains(" … "), "{}", short.len());
+        assert!(
+            short.len() < 3600 && short.contains(" … "),
+            "{}",
+            short.len()
+        );
         assert_eq!(shorten("short"), "short");
     }
 }
