@@ -7,6 +7,7 @@ pub mod batch;
 pub mod cli;
 pub mod config;
 pub mod event_types;
+mod failpoint;
 pub mod ledger;
 pub mod load;
 pub mod notification;

@@ -9,9 +9,10 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::batch::{BatchId, estimated_bytes};
 use crate::event_types::Catalog;
-use crate::event_types::select::{Lines, landing_select};
+use crate::event_types::select::{Lines, Target, landing_select, per_type_select};
 use crate::load::verdict::{CHANGED_TEXT, FENCED_TEXT};
 use crate::object::ObjectRef;
+use crate::schema::LANDING;
 use crate::sql;
 use crate::warehouse::{MAX_QUERY_BYTES, Statement};
 
@@ -43,12 +44,22 @@ pub struct S3Source {
     pub access: S3Access,
 }
 
+/// How the rows get into the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// One statement into the landing table, from which views fill the others: each object is read
+    /// once.
+    SinglePass,
+    /// One statement a table: each object is read as often.
+    PerType,
+}
+
 /// What the planner needs to know beside the batch.
 pub struct Planner {
     pub catalog: Catalog,
     pub source: S3Source,
-    /// The landing table, qualified.
-    pub landing: String,
+    pub strategy: Strategy,
+    pub database: String,
     /// Larger objects are read in many blocks.
     pub max_bytes: u64,
     pub insert_timeout: Duration,
@@ -82,11 +93,12 @@ pub fn naming(key: &str) -> Naming {
 }
 
 impl Planner {
-    /// The statement that loads these objects of one bucket.
+    /// The statements that load these objects of one bucket, in order. Loaded is what all of them
+    /// have succeeded for.
     ///
-    /// `guard` is the condition under which it must not start. A batch whose objects are not all
-    /// what was announced reads nothing: the statement fails.
-    pub fn insert(&self, batch: BatchId, objects: &[&ObjectRef], guard: &str) -> Statement {
+    /// `guard` is the condition under which none must start. A batch whose objects are not all what
+    /// was announced reads nothing: the statement fails.
+    pub fn inserts(&self, batch: BatchId, objects: &[&ObjectRef], guard: &str) -> Vec<Statement> {
         let source = self.s3(objects, "LineAsString", "line String");
         let mut lines = Lines::of_objects(source, batch.0);
         lines.filter = Some(format!(
@@ -94,8 +106,37 @@ impl Planner {
             throw_if(guard, FENCED_TEXT),
             throw_if(&changed(objects), CHANGED_TEXT),
         ));
-        let select = landing_select(&self.catalog, &lines);
-        let mut statement = Statement::new(format!("INSERT INTO {} {select}", self.landing))
+        let into = |table: &str| format!("INSERT INTO {}", sql::qualified(&self.database, table));
+        let statements = match self.strategy {
+            Strategy::SinglePass => {
+                vec![format!(
+                    "{} {}",
+                    into(LANDING),
+                    landing_select(&self.catalog, &lines)
+                )]
+            }
+            Strategy::PerType => Target::all(&self.catalog)
+                .into_iter()
+                .map(|target| {
+                    let columns: Vec<String> = target
+                        .columns()
+                        .iter()
+                        .map(|column| sql::ident(column))
+                        .collect();
+                    let select = per_type_select(&self.catalog, target, &lines);
+                    format!("{} ({}) {select}", into(target.table()), columns.join(", "))
+                })
+                .collect(),
+        };
+        statements
+            .into_iter()
+            .map(|sql| self.with_settings(sql, batch, objects))
+            .collect()
+    }
+
+    fn with_settings(&self, sql: String, batch: BatchId, objects: &[&ObjectRef]) -> Statement {
+        let mut statement = Statement::new(sql)
+            // One token for all statements: every table remembers its own.
             .with("insert_deduplication_token", batch.to_string())
             .with(
                 "max_execution_time",
@@ -105,13 +146,11 @@ impl Planner {
                 "log_comment",
                 format!("sluice batch {batch}, {} objects", objects.len()),
             );
-        for (name, value) in SETTINGS {
-            statement = statement.with(name, *value);
-        }
         let too_large = objects
             .iter()
             .any(|object| estimated_bytes(object) > self.max_bytes);
-        for (name, value) in if too_large { MANY_BLOCKS } else { ONE_BLOCK } {
+        let blocks = if too_large { MANY_BLOCKS } else { ONE_BLOCK };
+        for (name, value) in SETTINGS.iter().chain(blocks) {
             statement = statement.with(name, *value);
         }
         statement
@@ -275,7 +314,8 @@ mod tests {
                 default_region: "us-east-1".into(),
                 access,
             },
-            landing: "`db`.`landing`".into(),
+            strategy: Strategy::SinglePass,
+            database: "db".into(),
             max_bytes: 1000,
             insert_timeout: Duration::from_secs(600),
         }
@@ -356,12 +396,31 @@ mod tests {
     }
 
     #[test]
+    fn per_type_fills_every_table_by_itself() {
+        let planner = Planner {
+            strategy: Strategy::PerType,
+            ..planner(S3Access::Server, Some("http://e"))
+        };
+        let batch = BatchId(uuid::Uuid::from_u128(7));
+        let statements = planner.inserts(batch, &[&object("b", "a", "1")], "0");
+        assert_eq!(statements.len(), Target::all(&planner.catalog).len());
+        assert!(
+            statements
+                .iter()
+                .all(|statement| !statement.sql.contains("`landing`"))
+        );
+    }
+
+    #[test]
     fn the_statement_depends_on_nothing_but_the_list() {
         let planner = planner(S3Access::Server, Some("http://e"));
         let batch = BatchId(uuid::Uuid::from_u128(7));
         let (a, b) = (object("b", "a", "1"), object("b", "b", "2"));
-        let statement = planner.insert(batch, &[&a, &b], "0");
-        assert_eq!(statement, planner.insert(batch, &[&b, &a], "0"));
+        let statements = planner.inserts(batch, &[&a, &b], "0");
+        assert_eq!(statements, planner.inserts(batch, &[&b, &a], "0"));
+        let [statement] = statements.as_slice() else {
+            panic!("one statement")
+        };
         let setting = |name| {
             let mut found = statement
                 .settings
@@ -378,9 +437,9 @@ mod tests {
             size: Some(1001),
             ..a
         };
-        let statement = planner.insert(batch, &[&large], "0");
+        let statements = planner.inserts(batch, &[&large], "0");
         assert!(
-            statement
+            statements[0]
                 .settings
                 .contains(&("min_insert_block_size_rows", "30000".to_owned()))
         );

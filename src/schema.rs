@@ -74,6 +74,7 @@ pub fn statements(catalog: &Catalog, options: &SchemaOptions) -> Vec<Statement> 
     statements.push(options.table("object_rows", &object_rows(options)));
     statements.push(options.table("ledger_objects", &ledger_objects(options)));
     statements.push(options.table("ledger_batches", &ledger_batches(options)));
+    statements.push(options.table("ledger_failures", &ledger_failures(options)));
     statements.push(options.table(LANDING, &landing(catalog)));
     for target in Target::all(catalog) {
         statements.push(options.view(catalog, target));
@@ -256,6 +257,26 @@ ENGINE = {engine}
 ORDER BY (`batch_id`, `at`)
 SETTINGS index_granularity = 256",
         engine = options.engine("", ""),
+    )
+}
+
+fn ledger_failures(options: &SchemaOptions) -> String {
+    format!(
+        "(
+    `object_id` UUID,
+    `bucket` LowCardinality(String),
+    `key` String CODEC(ZSTD),
+    `etag` String CODEC(ZSTD),
+    `class` LowCardinality(String),
+    `reason` String CODEC(ZSTD),
+    `worker` LowCardinality(String),
+    `at` DateTime64(3, 'UTC') DEFAULT now64(3, 'UTC')
+)
+ENGINE = {engine}
+ORDER BY (`bucket`, `key`, `at`)
+TTL toDateTime(`at`) + toIntervalSecond({ttl})",
+        engine = options.engine("", ""),
+        ttl = options.reject_ttl.as_secs(),
     )
 }
 

@@ -12,10 +12,11 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use tracing::error;
 
-use crate::config::{ClickHouseAccess, Config, Problems, Sources, process_environment};
+use crate::config::{
+    ClickHouseAccess, Config, LoadStrategy, Problems, Sources, process_environment,
+};
 use crate::event_types::Catalog;
-use crate::plan::{Planner, S3Access, S3Source};
-use crate::schema::LANDING;
+use crate::plan::{Planner, S3Access, S3Source, Strategy};
 use crate::warehouse::{Access, Warehouse};
 
 /// Loads S3 objects into ClickHouse, once each, as SQS announces them.
@@ -162,7 +163,7 @@ fn warehouse(config: &Config) -> anyhow::Result<Warehouse> {
     Warehouse::connect(&access).context("ClickHouse cannot be set up")
 }
 
-fn planner(config: &Config, catalog: Catalog, warehouse: &Warehouse, region: &str) -> Planner {
+fn planner(config: &Config, catalog: Catalog, region: &str) -> Planner {
     let access = match config.s3.clickhouse_access.clone() {
         ClickHouseAccess::Server => S3Access::Server,
         ClickHouseAccess::NamedCollection { name } => S3Access::NamedCollection { name },
@@ -184,7 +185,11 @@ fn planner(config: &Config, catalog: Catalog, warehouse: &Warehouse, region: &st
     Planner {
         catalog,
         source,
-        landing: warehouse.table(LANDING),
+        strategy: match config.load.strategy {
+            LoadStrategy::SinglePass => Strategy::SinglePass,
+            LoadStrategy::PerType => Strategy::PerType,
+        },
+        database: config.clickhouse.database.clone(),
         max_bytes: config.batch.max_bytes.bytes(),
         insert_timeout: config.clickhouse.insert_timeout.get(),
     }

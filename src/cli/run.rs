@@ -11,9 +11,10 @@ use tracing::{error, info, warn};
 use super::{aws, catalog, planner, warehouse};
 use crate::admin::{AdminListener, Health};
 use crate::batch::BatchLimits;
-use crate::config::Config;
+use crate::config::{Config, OnMissing};
 use crate::event_types::Catalog;
 use crate::event_types::select::Target;
+use crate::failpoint;
 use crate::ledger::{self, Ledger};
 use crate::load::breaker::{Breaker, Scope};
 use crate::load::verdict::with_advice;
@@ -26,8 +27,6 @@ use crate::settle::VisibilityPolicy;
 use crate::telemetry::{metrics, start_logging};
 use crate::warehouse::Warehouse;
 
-/// While ClickHouse is away, it is asked this often whether it is back.
-const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 /// While the queue is away at start, it is tried this often.
 const QUEUE_RETRY: Duration = Duration::from_secs(5);
 
@@ -35,6 +34,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     let queue_url = config.queue.require_url()?;
     let catalog = catalog(config)?;
     start_logging(&config.log)?;
+    let _armed = failpoint::arm();
     let metrics = metrics::install().context("metrics could not be started")?;
     let stop = stop_on_signals()?;
 
@@ -42,8 +42,8 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     let region = aws.region().map_or("us-east-1", |region| region.as_ref());
     let queue = Arc::new(SqsQueue::new(aws_sdk_sqs::Client::new(&aws), queue_url));
     let warehouse = warehouse(config)?;
-    let planner = planner(config, catalog.clone(), &warehouse, region);
-    let breaker = Arc::new(Breaker::new(PROBE_INTERVAL));
+    let planner = planner(config, catalog.clone(), region);
+    let breaker = Arc::new(Breaker::new(config.load.probe_interval.get()));
     let health = Arc::new(Health::default());
 
     let admin = AdminListener::bind(config.admin.listen).await?;
@@ -79,6 +79,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
                 retry_min: config.load.retry_backoff_min.get(),
                 retry_max: config.load.retry_backoff_max.get(),
             },
+            acknowledge_missing: config.load.on_missing == OnMissing::Acknowledge,
         });
         pipeline::run(queue, loader, breaker, health, options(config), stop).await;
     }
@@ -181,7 +182,12 @@ async fn check_queue(
 
 /// Asks ClickHouse, whenever the breaker is open, whether it is well: reachable, with the tables.
 async fn probe(warehouse: Warehouse, catalog: Catalog, breaker: Arc<Breaker>) {
-    let ours = [LANDING, ledger::OBJECTS_TABLE, ledger::BATCHES_TABLE];
+    let ours = [
+        LANDING,
+        ledger::OBJECTS_TABLE,
+        ledger::BATCHES_TABLE,
+        ledger::FAILURES_TABLE,
+    ];
     let targets = Target::all(&catalog);
     let tables: Vec<&str> = targets.iter().map(Target::table).chain(ours).collect();
     loop {

@@ -221,6 +221,7 @@ fn check_load(load: &LoadConfig, checks: &mut Checks) {
     checks.integer("load.concurrency", load.concurrency as u64);
     checks.positive("load.retry_backoff_min", load.retry_backoff_min);
     checks.positive("load.retry_backoff_max", load.retry_backoff_max);
+    checks.positive("load.probe_interval", load.probe_interval);
     checks.ordered(
         ("load.retry_backoff_min", load.retry_backoff_min),
         ("load.retry_backoff_max", load.retry_backoff_max),

@@ -204,9 +204,28 @@ pub struct LoadConfig {
     /// again, 1ms to 1d. It doubles up to `load.retry_backoff_max`.
     pub retry_backoff_min: HumanDuration,
 
-    /// The longest pause between attempts of an insert, and between probes of a
-    /// ClickHouse that is away, 1ms to 1d.
+    /// The longest pause between attempts of an insert, 1ms to 1d.
     pub retry_backoff_max: HumanDuration,
+
+    /// How often a ClickHouse that is away, or that refuses inserts, is tried
+    /// again, 1ms to 1d. Work goes on within this time once it is well again.
+    pub probe_interval: HumanDuration,
+
+    /// What becomes of a message whose object is gone before it was read; it is
+    /// on record as missing either way. `give_back`: it comes back until the
+    /// redrive policy takes it to the dead-letter queue. `acknowledge`: it is
+    /// deleted, for buckets whose objects are removed or replaced as a matter of
+    /// course.
+    pub on_missing: OnMissing,
+}
+
+/// What becomes of a message whose object is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum OnMissing {
+    GiveBack,
+    Acknowledge,
 }
 
 /// How the rows of a batch reach the tables.

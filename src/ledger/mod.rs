@@ -25,6 +25,9 @@ pub const OBJECTS_TABLE: &str = "ledger_objects";
 /// One row an event of a batch.
 pub const BATCHES_TABLE: &str = "ledger_batches";
 
+/// One row an object that could not be loaded, each time: the reason on record.
+pub const FAILURES_TABLE: &str = "ledger_failures";
+
 /// The events in the life of a batch, as `ledger_batches.event` has them. That it is sealed is said
 /// by its list.
 mod event {
@@ -66,6 +69,26 @@ struct BatchRow<'a> {
     objects: u32,
     rows: u64,
     reason: &'a str,
+}
+
+/// An object that could not be loaded.
+#[derive(Debug)]
+pub struct Failure<'a> {
+    pub object: &'a ObjectRef,
+    /// One word, for statistics and filters.
+    pub class: &'static str,
+    pub reason: &'a str,
+}
+
+#[derive(Serialize)]
+struct FailureRow<'a> {
+    object_id: Uuid,
+    bucket: &'a str,
+    key: &'a str,
+    etag: &'a str,
+    class: &'a str,
+    reason: &'a str,
+    worker: &'a str,
 }
 
 /// What the ledger says of a batch that is to be recovered.
@@ -245,6 +268,23 @@ impl Ledger {
             },
         )
         .await
+    }
+
+    /// Puts on record why objects could not be loaded.
+    pub async fn record_failures(&self, failures: &[Failure<'_>]) -> Result<(), WarehouseError> {
+        let rows: Vec<FailureRow<'_>> = failures
+            .iter()
+            .map(|failure| FailureRow {
+                object_id: failure.object.id().0,
+                bucket: &failure.object.bucket,
+                key: &failure.object.key,
+                etag: &failure.object.etag,
+                class: failure.class,
+                reason: failure.reason,
+                worker: &self.worker,
+            })
+            .collect();
+        self.warehouse.insert(FAILURES_TABLE, &rows).await
     }
 
     async fn note(&self, batch: BatchId, row: BatchRow<'_>) -> Result<(), WarehouseError> {

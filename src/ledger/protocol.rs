@@ -58,6 +58,26 @@ pub enum Action {
     Finish(End),
 }
 
+impl Action {
+    /// For logs and failpoints.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::LookUp => "look_up",
+            Self::Recover(_) => "recover",
+            Self::Seal => "seal",
+            Self::Verify => "verify",
+            Self::Insert { .. } => "insert",
+            Self::Kill => "kill",
+            Self::Fence { .. } => "fence",
+            Self::CheckRows => "check_rows",
+            Self::TakeBack => "take_back",
+            Self::Release => "release",
+            Self::Record => "record",
+            Self::Finish(_) => "finish",
+        }
+    }
+}
+
 /// What came of an action.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Event {

@@ -12,6 +12,7 @@ use super::breaker::{HaltedInsert, Scope};
 use super::{Cancelled, Item, Loader, MAX_REPLAYS, Outcome, Outcomes, Verdict, verdict};
 use crate::batch::BatchId;
 use crate::event_types::select::Target;
+use crate::failpoint;
 use crate::ledger::protocol::{Action, End, Event, Run, Standing};
 use crate::object::ObjectRef;
 use crate::telemetry::metrics;
@@ -43,6 +44,7 @@ impl Loading<'_> {
         loop {
             let action = run.action();
             debug!(batch.id = %self.batch, ?action, "step");
+            failpoint::reach(&format!("{}.before", action.name()));
             let event = match action {
                 Action::Finish(end) => return Ok(end),
                 Action::LookUp => {
@@ -91,6 +93,7 @@ impl Loading<'_> {
                     Event::Done
                 }
             };
+            failpoint::reach(&format!("{}.after", action.name()));
             run.on(&event);
         }
     }
@@ -146,12 +149,14 @@ impl Loading<'_> {
     async fn insert(&mut self, attempt: u32) -> Result<Event, Cancelled> {
         let loader = self.loader;
         let guard = loader.ledger.guard(self.batch, attempt);
-        let statement = loader.planner.insert(self.batch, &self.objects(), &guard);
+        let statements = loader.planner.inserts(self.batch, &self.objects(), &guard);
+        // The stem by which a kill finds it, and what makes it unique: an old statement can still
+        // be about when its replay starts.
         let query_id = format!("{}-{attempt}-{}", self.batch, self.replays);
         let begun = Instant::now();
         let outcome = tokio::select! {
             () = self.cancel.cancelled() => return Err(Cancelled),
-            outcome = self.admitted(&statement, &query_id) => outcome,
+            outcome = self.admitted(&statements, &query_id) => outcome,
         };
         metrics::insert_seconds(begun.elapsed());
         let Err(error) = outcome else {
@@ -194,11 +199,24 @@ impl Loading<'_> {
     }
 
     /// Runs the insert once the breaker lets it, and keeps the lease for as long as it takes.
-    async fn admitted(&self, statement: &Statement, query_id: &str) -> Result<(), WarehouseError> {
+    async fn admitted(
+        &self,
+        statements: &[Statement],
+        query_id: &str,
+    ) -> Result<(), WarehouseError> {
         let loader = self.loader;
         loader.breaker.admit(Scope::Inserts).await;
         let timeout = loader.limits.insert_timeout;
-        let insert = loader.warehouse.execute(statement, Some(query_id), timeout);
+        let insert = async {
+            for (index, statement) in statements.iter().enumerate() {
+                let query_id = format!("{query_id}-{index}");
+                loader
+                    .warehouse
+                    .execute(statement, Some(&query_id), timeout)
+                    .await?;
+            }
+            Ok(())
+        };
         let keep_lease = async {
             let mut renewals = tokio::time::interval(loader.ledger.lease() / 3);
             renewals.tick().await;

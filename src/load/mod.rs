@@ -15,15 +15,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::batch::{Batch, BatchId};
-use crate::ledger::Ledger;
 use crate::ledger::protocol::{End, Run};
+use crate::ledger::{Failure, Ledger};
 use crate::object::{ObjectId, ObjectRef};
 use crate::plan::{Naming, Planner, naming};
 use crate::telemetry::metrics;
 use crate::warehouse::{Warehouse, WarehouseError};
 use attempt::Loading;
 use breaker::{Breaker, Scope};
-use verdict::{Verdict, named_object, verdict, with_advice};
+use verdict::{Verdict, is_missing, named_object, verdict, with_advice};
 
 /// What became of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,9 +33,11 @@ pub enum Outcome {
     Duplicate,
     /// Another batch has it in hand: ask again later.
     Busy,
-    /// It cannot be loaded, or not now, and this is why.
-    Failed {
-        reason: String,
+    /// It cannot be loaded, or not now; the ledger has the reason.
+    Failed,
+    /// It was gone before it was read; the ledger says so.
+    Missing {
+        acknowledge: bool,
     },
     /// The worker shuts down.
     Abandoned,
@@ -48,7 +50,8 @@ impl Outcome {
             Self::Loaded => "loaded",
             Self::Duplicate => "duplicate",
             Self::Busy => "busy",
-            Self::Failed { .. } => "failed",
+            Self::Failed => "failed",
+            Self::Missing { .. } => "missing",
             Self::Abandoned => "abandoned",
         }
     }
@@ -74,6 +77,8 @@ pub struct Loader {
     pub planner: Planner,
     pub breaker: Arc<Breaker>,
     pub limits: LoadLimits,
+    /// Whether a missing object's message is done with.
+    pub acknowledge_missing: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -124,59 +129,63 @@ enum BatchEnd {
 /// The worker shuts down: leave things as they are.
 struct Cancelled;
 
+/// What has become of a load's objects so far.
+#[derive(Debug, Default)]
+struct Progress {
+    outcomes: Outcomes,
+    failed: Vec<FailedItem>,
+    /// Still to be tried; the last first.
+    work: Vec<Work>,
+}
+
+#[derive(Debug)]
+struct FailedItem {
+    item: Item,
+    class: FailureClass,
+    reason: String,
+}
+
+/// Why an object cannot be loaded, as `ledger_failures.class` has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FailureClass {
+    Missing,
+    Unnameable,
+    Unloadable,
+}
+
+impl FailureClass {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Unnameable => "unnameable",
+            Self::Unloadable => "unloadable",
+        }
+    }
+}
+
 impl Load for Loader {
     async fn load(&self, batch: Batch, cancel: CancellationToken) -> Outcomes {
-        let mut outcomes = Outcomes::new();
-        let mut work = Vec::new();
-        for (naming, items) in by_naming(batch.objects) {
-            match naming {
-                Naming::Listed => work.push(Work::new(items)),
-                Naming::Alone => work.extend(items.into_iter().map(|item| Work::new(vec![item]))),
-                Naming::Impossible => fail_unnameable(&items, &mut outcomes),
+        let mut progress = Progress::default();
+        let mut listed = Vec::new();
+        for object in batch.objects {
+            let item = Item {
+                announced: object.id(),
+                object,
+            };
+            match naming(&item.object.key) {
+                Naming::Listed => listed.push(item),
+                Naming::Alone => progress.work.push(Work::new(vec![item])),
+                Naming::Impossible => progress.fail(item, FailureClass::Unnameable, unnameable()),
             }
         }
-        while let Some(next) = work.pop() {
-            let Work {
-                items,
-                yields,
-                changes,
-            } = next;
-            match self.load_batch(items, &cancel, &mut outcomes).await {
-                BatchEnd::Settled => {}
-                BatchEnd::Abandoned(items) => settle(&items, &Outcome::Abandoned, &mut outcomes),
-                BatchEnd::Yielded(items) if yields >= MAX_YIELDS => {
-                    settle(&items, &Outcome::Busy, &mut outcomes);
-                }
-                BatchEnd::Yielded(items) => {
-                    let pause = self.limits.retry_min.mul_f64(fastrand::f64());
-                    tokio::select! {
-                        () = cancel.cancelled() => {}
-                        () = tokio::time::sleep(pause) => {}
-                    }
-                    work.push(Work {
-                        items,
-                        yields: yields + 1,
-                        changes,
-                    });
-                }
-                BatchEnd::Released {
-                    items,
-                    verdict: Verdict::Changed,
-                    ..
-                } if changes < MAX_CHANGES => match self.refresh(items, &cancel).await {
-                    Ok(items) => work.push(Work {
-                        items,
-                        yields,
-                        changes: changes + 1,
-                    }),
-                    Err(Refused { items, text }) => split(items, &text, &mut work, &mut outcomes),
-                },
-                BatchEnd::Released { items, text, .. } => {
-                    split(items, &text, &mut work, &mut outcomes);
-                }
-            }
+        if !listed.is_empty() {
+            progress.work.push(Work::new(listed));
         }
-        outcomes
+        while let Some(work) = progress.work.pop() {
+            self.load_work(work, &cancel, &mut progress).await;
+        }
+        self.settle_failed(&mut progress, &cancel).await;
+        progress.outcomes
     }
 }
 
@@ -190,76 +199,56 @@ impl Work {
     }
 }
 
-fn by_naming(objects: Vec<ObjectRef>) -> Vec<(Naming, Vec<Item>)> {
-    let mut listed = Vec::new();
-    let mut alone = Vec::new();
-    let mut impossible = Vec::new();
-    for object in objects {
-        let group = match naming(&object.key) {
-            Naming::Listed => &mut listed,
-            Naming::Alone => &mut alone,
-            Naming::Impossible => &mut impossible,
-        };
-        group.push(Item {
-            announced: object.id(),
-            object,
+fn unnameable() -> String {
+    "ClickHouse cannot be told to read this key and no other: it contains `*`, `?`, `//`, a line \
+     break, or a `.` or `..` between slashes; copy the object to another key"
+        .to_owned()
+}
+
+impl Progress {
+    fn settle(&mut self, items: &[Item], outcome: &Outcome) {
+        self.outcomes
+            .extend(items.iter().map(|item| (item.announced, outcome.clone())));
+    }
+
+    fn fail(&mut self, item: Item, class: FailureClass, reason: String) {
+        self.failed.push(FailedItem {
+            item,
+            class,
+            reason,
         });
     }
-    [
-        (Naming::Listed, listed),
-        (Naming::Alone, alone),
-        (Naming::Impossible, impossible),
-    ]
-    .into_iter()
-    .filter(|(_, items)| !items.is_empty())
-    .collect()
-}
 
-fn fail_unnameable(items: &[Item], outcomes: &mut Outcomes) {
-    for item in items {
-        let reason = format!(
-            "ClickHouse cannot be told to read the key {:?} and no other: it contains `*`, `?`, \
-             `//`, a line break, or a `.` or `..` between slashes; copy the object to another key",
-            item.object.key,
+    /// The object that the error names alone, and the rest as a new batch; halves when it names
+    /// none. An object that was alone already has failed.
+    fn split(&mut self, mut items: Vec<Item>, text: &str) {
+        if items.len() <= 1 {
+            let class = if is_missing(text) {
+                FailureClass::Missing
+            } else {
+                FailureClass::Unloadable
+            };
+            for item in items {
+                self.fail(item, class, text.to_owned());
+            }
+            return;
+        }
+        let keys = items
+            .iter()
+            .map(|item| item.object.key.as_str())
+            .enumerate();
+        let apart = match named_object(text, keys) {
+            Some(index) => vec![items.remove(index)],
+            None => items.split_off(items.len() / 2),
+        };
+        info!(
+            apart = apart.len(),
+            rest = items.len(),
+            "splitting a batch: {text}"
         );
-        warn!(object.key = %item.object.key, object.bucket = %item.object.bucket, "{reason}");
-        outcomes.push((item.announced, Outcome::Failed { reason }));
+        self.work.push(Work::new(apart));
+        self.work.push(Work::new(items));
     }
-}
-
-fn settle(items: &[Item], outcome: &Outcome, outcomes: &mut Outcomes) {
-    outcomes.extend(items.iter().map(|item| (item.announced, outcome.clone())));
-}
-
-/// The object that the error names alone, and the rest as a new batch; halves when it names none.
-fn split(mut items: Vec<Item>, text: &str, work: &mut Vec<Work>, outcomes: &mut Outcomes) {
-    if let [item] = items.as_slice() {
-        let object = &item.object;
-        warn!(object.bucket = %object.bucket, object.key = %object.key, object.etag = %object.etag,
-            "object cannot be loaded and goes back to the queue: {text}");
-        let reason = text.to_owned();
-        outcomes.push((item.announced, Outcome::Failed { reason }));
-        return;
-    }
-    let keys = items
-        .iter()
-        .map(|item| item.object.key.as_str())
-        .enumerate();
-    let rest = match named_object(text, keys) {
-        Some(index) => {
-            let named = items.remove(index);
-            info!(object.key = %named.object.key, others = items.len(), "splitting: {text}");
-            work.push(Work::new(vec![named]));
-            items
-        }
-        None => {
-            info!(objects = items.len(), "splitting into halves: {text}");
-            let rest = items.split_off(items.len() / 2);
-            work.push(Work::new(items));
-            rest
-        }
-    };
-    work.push(Work::new(rest));
 }
 
 /// Looking at the objects as they are now failed.
@@ -269,12 +258,101 @@ struct Refused {
 }
 
 impl Loader {
+    /// Loads one batch; what is to be tried otherwise goes back to `progress.work`.
+    async fn load_work(&self, work: Work, cancel: &CancellationToken, progress: &mut Progress) {
+        let Work {
+            items,
+            yields,
+            changes,
+        } = work;
+        match self.load_batch(items, cancel, progress).await {
+            BatchEnd::Settled => {}
+            BatchEnd::Abandoned(items) => progress.settle(&items, &Outcome::Abandoned),
+            BatchEnd::Yielded(items) if yields >= MAX_YIELDS => {
+                progress.settle(&items, &Outcome::Busy);
+            }
+            BatchEnd::Yielded(items) => {
+                let pause = self.limits.retry_min.mul_f64(fastrand::f64());
+                tokio::select! {
+                    () = cancel.cancelled() => {}
+                    () = tokio::time::sleep(pause) => {}
+                }
+                progress.work.push(Work {
+                    items,
+                    yields: yields + 1,
+                    changes,
+                });
+            }
+            BatchEnd::Released {
+                items,
+                verdict: Verdict::Changed,
+                ..
+            } if changes < MAX_CHANGES => match self.refresh(items, cancel).await {
+                Ok(items) => progress.work.push(Work {
+                    items,
+                    yields,
+                    changes: changes + 1,
+                }),
+                Err(Refused { items, text }) => progress.split(items, &text),
+            },
+            BatchEnd::Released { items, text, .. } => progress.split(items, &text),
+        }
+    }
+
+    /// Puts the reasons on record, and says what becomes of the objects.
+    async fn settle_failed(&self, progress: &mut Progress, cancel: &CancellationToken) {
+        let failed = std::mem::take(&mut progress.failed);
+        if failed.is_empty() {
+            return;
+        }
+        for FailedItem {
+            item,
+            class,
+            reason,
+        } in &failed
+        {
+            let ObjectRef {
+                bucket, key, etag, ..
+            } = &item.object;
+            let class = class.label();
+            warn!(
+                object.bucket = bucket,
+                object.key = key,
+                object.etag = etag,
+                class,
+                "object cannot be loaded: {reason}"
+            );
+        }
+        let rows: Vec<Failure<'_>> = failed
+            .iter()
+            .map(|failed| Failure {
+                object: &failed.item.object,
+                class: failed.class.label(),
+                reason: &failed.reason,
+            })
+            .collect();
+        let recorded = self
+            .persist(cancel, || self.ledger.record_failures(&rows))
+            .await
+            .is_ok();
+        for FailedItem { item, class, .. } in failed {
+            let outcome = match class {
+                // Nothing is acknowledged that is not on record.
+                FailureClass::Missing => Outcome::Missing {
+                    acknowledge: recorded && self.acknowledge_missing,
+                },
+                FailureClass::Unnameable | FailureClass::Unloadable => Outcome::Failed,
+            };
+            progress.outcomes.push((item.announced, outcome));
+        }
+    }
+
     /// Takes one batch through the protocol.
     async fn load_batch(
         &self,
         items: Vec<Item>,
         cancel: &CancellationToken,
-        outcomes: &mut Outcomes,
+        progress: &mut Progress,
     ) -> BatchEnd {
         let items = if items.iter().any(|item| item.object.etag.is_empty()) {
             match self.refresh(items, cancel).await {
@@ -300,15 +378,15 @@ impl Loader {
             replays: 0,
             halted: None,
         };
-        match loading.run(Run::load(), outcomes).await {
+        match loading.run(Run::load(), &mut progress.outcomes).await {
             Ok(End::Loaded) => {
-                settle(&loading.items, &Outcome::Loaded, outcomes);
+                progress.settle(&loading.items, &Outcome::Loaded);
                 BatchEnd::Settled
             }
             Ok(End::NothingFree) => BatchEnd::Settled,
             Ok(End::Yielded) => BatchEnd::Yielded(loading.items),
             Ok(End::Fenced) => {
-                settle(&loading.items, &Outcome::Busy, outcomes);
+                progress.settle(&loading.items, &Outcome::Busy);
                 BatchEnd::Settled
             }
             Ok(End::Released) => {

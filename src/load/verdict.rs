@@ -84,22 +84,36 @@ pub fn verdict(error: &WarehouseError) -> Verdict {
     }
 }
 
+/// Whether S3 says that an object does not exist.
+pub fn is_missing(text: &str) -> bool {
+    says(
+        text,
+        &[
+            "HTTP response code: 404",
+            "NoSuchKey",
+            "The specified key does not exist",
+        ],
+    )
+}
+
+fn says(text: &str, words: &[&str]) -> bool {
+    words.iter().any(|word| text.contains(word))
+}
+
 fn s3_verdict(text: &str) -> Verdict {
-    let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
-    if says(&[
-        "HTTP response code: 404",
-        "NoSuchKey",
-        "The specified key does not exist",
-    ]) {
+    if is_missing(text) {
         Verdict::ObjectFault
-    } else if says(&[
-        "HTTP response code: 403",
-        "AccessDenied",
-        "InvalidAccessKeyId",
-        "SignatureDoesNotMatch",
-        "ExpiredToken",
-        "NoSuchBucket",
-    ]) {
+    } else if says(
+        text,
+        &[
+            "HTTP response code: 403",
+            "AccessDenied",
+            "InvalidAccessKeyId",
+            "SignatureDoesNotMatch",
+            "ExpiredToken",
+            "NoSuchBucket",
+        ],
+    ) {
         Verdict::Halt
     } else {
         Verdict::Replay

@@ -138,8 +138,10 @@ impl Core {
             let outcome = outcomes.remove(&id).unwrap_or(Outcome::Abandoned);
             metrics::object(outcome.label());
             let fate = match outcome {
-                Outcome::Loaded | Outcome::Duplicate => Fate::Done,
-                Outcome::Failed { .. } => Fate::Failed,
+                Outcome::Loaded | Outcome::Duplicate | Outcome::Missing { acknowledge: true } => {
+                    Fate::Done
+                }
+                Outcome::Failed | Outcome::Missing { acknowledge: false } => Fate::Failed,
                 Outcome::Busy if !self.draining => {
                     self.revisit.insert(id, (now + BUSY_PAUSE, object));
                     continue;

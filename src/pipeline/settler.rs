@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::warn;
 
+use crate::failpoint;
 use crate::queue::{FailedEntries, MAX_BATCH, Queue, QueueError, ReceiptHandle};
 use crate::settle::Settlement;
 use crate::telemetry::metrics;
@@ -54,11 +55,13 @@ pub(super) async fn run<Q: Queue>(
 }
 
 async fn delete<Q: Queue>(queue: Arc<Q>, handles: Vec<ReceiptHandle>) {
+    failpoint::reach("delete.before");
     let done = persist("delete", handles, |handles| {
         let queue = queue.clone();
         async move { queue.delete(&handles).await }
     })
     .await;
+    failpoint::reach("delete.after");
     metrics::messages_deleted(done);
 }
 
