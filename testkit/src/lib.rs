@@ -18,6 +18,7 @@ mod clients;
 pub mod install;
 pub mod launch;
 mod ports;
+pub mod proxy;
 mod site;
 mod stack;
 mod wait;

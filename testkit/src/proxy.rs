@@ -1,0 +1,250 @@
+//! An HTTP proxy that does harm on demand: between Sluice and ClickHouse, or ClickHouse and S3.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures_util::stream::{self, Iter};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
+use hyper::header::{CONTENT_LENGTH, HOST};
+use hyper::http::request::Parts;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+/// What is done to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The connection is closed; the server never hears of the request.
+    CutBeforeRequest,
+    /// The server gets half of the body, then both connections are closed.
+    CutInRequest,
+    /// The server does what it was asked; the connection is closed before its answer.
+    CutBeforeResponse,
+    /// Half of the answer's body comes, then the connection is closed.
+    CutInResponse,
+    /// The request is passed on after a while.
+    Delay(Duration),
+    /// This status, and nothing is passed on.
+    Status(u16),
+}
+
+type Matcher = Box<dyn Fn(&Parts, &[u8]) -> bool + Send>;
+
+struct Rule {
+    matches: Matcher,
+    fault: Fault,
+    /// Requests that are still to meet it.
+    left: usize,
+}
+
+/// A proxy on a port of its own; it ends when dropped.
+pub struct Proxy {
+    address: SocketAddr,
+    rules: Arc<Mutex<Vec<Rule>>>,
+    hits: Arc<Mutex<usize>>,
+    task: JoinHandle<()>,
+}
+
+struct Shared {
+    upstream: String,
+    client: Client<HttpConnector, Full<Bytes>>,
+    rules: Arc<Mutex<Vec<Rule>>>,
+    hits: Arc<Mutex<usize>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Proxy {
+    /// Passes requests on to `upstream`, such as `http://127.0.0.1:8123`.
+    pub async fn start(upstream: &str) -> Result<Self> {
+        let upstream = upstream
+            .trim_start_matches("http://")
+            .trim_end_matches('/')
+            .to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .context("no port for a proxy")?;
+        let address = listener.local_addr()?;
+        let rules = Arc::new(Mutex::new(Vec::new()));
+        let hits = Arc::new(Mutex::new(0));
+        let shared = Arc::new(Shared {
+            upstream,
+            client: Client::builder(TokioExecutor::new()).build_http(),
+            rules: rules.clone(),
+            hits: hits.clone(),
+        });
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let shared = shared.clone();
+                tokio::spawn(async move {
+                    let service = service_fn(|request| shared.clone().pass(request));
+                    // An error is a cut connection: somebody's purpose.
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await
+                        .ok();
+                });
+            }
+        });
+        Ok(Self {
+            address,
+            rules,
+            hits,
+            task,
+        })
+    }
+
+    /// `http://127.0.0.1:PORT`
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The next `times` requests that match meet the fault. Earlier rules come first.
+    pub fn inject(
+        &self,
+        fault: Fault,
+        times: usize,
+        matches: impl Fn(&Parts, &[u8]) -> bool + Send + 'static,
+    ) {
+        lock(&self.rules).push(Rule {
+            matches: Box::new(matches),
+            fault,
+            left: times,
+        });
+    }
+
+    /// No more faults.
+    pub fn heal(&self) {
+        lock(&self.rules).clear();
+    }
+
+    /// How many requests have met a fault.
+    pub fn hits(&self) -> usize {
+        *lock(&self.hits)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+type Answer = Response<http_body_util::combinators::BoxBody<Bytes, io::Error>>;
+
+fn whole(status: StatusCode, body: Bytes) -> Answer {
+    let mut response = Response::new(
+        Full::new(body)
+            .map_err(|never: Infallible| match never {})
+            .boxed(),
+    );
+    *response.status_mut() = status;
+    response
+}
+
+type Frames = Iter<std::vec::IntoIter<io::Result<Frame<Bytes>>>>;
+
+/// Sends the first half of `bytes`, promises the rest, and breaks off.
+fn half(bytes: &Bytes) -> StreamBody<Frames> {
+    let first = bytes.slice(..bytes.len() / 2);
+    StreamBody::new(stream::iter(vec![
+        Ok(Frame::data(first)),
+        Err(io::Error::other("cut on purpose")),
+    ]))
+}
+
+impl Shared {
+    fn fault_for(&self, parts: &Parts, body: &[u8]) -> Option<Fault> {
+        let mut rules = lock(&self.rules);
+        let rule = rules
+            .iter_mut()
+            .find(|rule| rule.left > 0 && (rule.matches)(parts, body))?;
+        rule.left -= 1;
+        *lock(&self.hits) += 1;
+        Some(rule.fault)
+    }
+
+    async fn pass(self: Arc<Self>, request: Request<Incoming>) -> Result<Answer> {
+        let (parts, body) = request.into_parts();
+        let body = body.collect().await?.to_bytes();
+        match self.fault_for(&parts, &body) {
+            None => self.forward(parts, body).await,
+            Some(Fault::Delay(delay)) => {
+                tokio::time::sleep(delay).await;
+                self.forward(parts, body).await
+            }
+            Some(Fault::Status(status)) => Ok(whole(
+                StatusCode::from_u16(status)?,
+                Bytes::from_static(b"injected"),
+            )),
+            Some(Fault::CutBeforeRequest) => anyhow::bail!("cut on purpose"),
+            Some(Fault::CutInRequest) => {
+                self.forward_half(parts, &body).await;
+                anyhow::bail!("cut on purpose")
+            }
+            Some(Fault::CutBeforeResponse) => {
+                // To its end: the server has done its work by then.
+                self.forward(parts, body).await?;
+                anyhow::bail!("cut on purpose")
+            }
+            Some(Fault::CutInResponse) => {
+                let response = self.forward(parts, body).await?;
+                let (parts, body) = response.into_parts();
+                let body = body.collect().await?.to_bytes();
+                Ok(Response::from_parts(parts, BodyExt::boxed(half(&body))))
+            }
+        }
+    }
+
+    async fn forward(&self, parts: Parts, body: Bytes) -> Result<Answer> {
+        let response = self
+            .client
+            .request(self.upstream_request(parts, Full::new(body))?)
+            .await?;
+        let (parts, body) = response.into_parts();
+        // Read to the end here, so that "before the response" means: all work is done.
+        let head_length = parts.headers.get(CONTENT_LENGTH).cloned();
+        let body = body.collect().await?.to_bytes();
+        let mut answer = whole(parts.status, body);
+        *answer.headers_mut() = parts.headers;
+        answer
+            .headers_mut()
+            .remove(hyper::header::TRANSFER_ENCODING);
+        if let Some(length) = head_length {
+            answer.headers_mut().insert(CONTENT_LENGTH, length);
+        }
+        Ok(answer)
+    }
+
+    async fn forward_half(&self, parts: Parts, body: &Bytes) {
+        let client: Client<HttpConnector, _> = Client::builder(TokioExecutor::new()).build_http();
+        if let Ok(request) = self.upstream_request(parts, half(body)) {
+            client.request(request).await.ok();
+        }
+    }
+
+    fn upstream_request<B>(&self, parts: Parts, body: B) -> Result<Request<B>> {
+        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+        let mut request = Request::builder()
+            .method(parts.method)
+            .uri(format!("http://{}{path}", self.upstream))
+            .body(body)?;
+        *request.headers_mut() = parts.headers;
+        // The signature of an S3 request covers the host that was asked for.
+        if !request.headers().contains_key(HOST) {
+            request.headers_mut().insert(HOST, self.upstream.parse()?);
+        }
+        Ok(request)
+    }
+}
