@@ -200,6 +200,14 @@ impl Core {
         actions
     }
 
+    /// Gives back everything that is held, whatever may still be done with it.
+    pub fn let_go(&mut self) -> Vec<Action> {
+        let outstanding = self.held.outstanding().into_iter();
+        outstanding
+            .flat_map(|object| self.resolve(object, Fate::Returned))
+            .collect()
+    }
+
     /// Whether more messages may be received.
     pub fn has_room(&self) -> bool {
         !self.draining && self.held.len() < self.limits.max_held
