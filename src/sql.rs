@@ -17,7 +17,11 @@ pub fn qualified(database: &str, table: &str) -> String {
 
 /// A list of string literals, to stand behind IN or in an array: `'a', 'b'`.
 pub fn strings<S: AsRef<str>>(texts: impl IntoIterator<Item = S>) -> String {
-    texts.into_iter().map(|text| string(text.as_ref())).collect::<Vec<_>>().join(", ")
+    texts
+        .into_iter()
+        .map(|text| string(text.as_ref()))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// ClickHouse reads the same backslash escapes in identifiers and in literals. Control characters
@@ -72,6 +76,9 @@ mod tests {
 
     #[test]
     fn other_text_is_left_alone() {
-        assert_eq!(string("é 😀 {key} $1 %s /* */ --"), "'é 😀 {key} $1 %s /* */ --'");
+        assert_eq!(
+            string("é 😀 {key} $1 %s /* */ --"),
+            "'é 😀 {key} $1 %s /* */ --'"
+        );
     }
 }

@@ -1,12 +1,17 @@
 //! From declarations to a catalog: everything that can be wrong is found here, all at once.
 
+mod columns;
+mod rules;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::column_type::ColumnType;
-use super::declaration::{self, Declaration, DeclaredColumn, DeclaredRule};
-use super::paths::{self, Path, PathTree};
-use super::rule::Rule;
-use super::{Catalog, Column, EventType, Problem, RESERVED_KINDS, Source};
+use super::declaration::{self, Declaration, DeclaredColumn};
+use super::paths::{self, PathTree};
+use super::{Catalog, Column, EventType, Problem, RESERVED_KINDS};
+use columns::check_column;
+use rules::check_rule;
 
 /// Sluice's own tables; an event type's table cannot have one of these names.
 pub const RESERVED_TABLES: [&str; 6] = [
@@ -62,8 +67,14 @@ pub(super) fn catalog(files: Vec<(String, String)>) -> Result<Catalog, Vec<Probl
         }
         if declaration.is_abstract {
             if declaration.rule.is_some() {
-                let mut report = Report { file, problems: &mut problems };
-                report.add("rule", "an abstract declaration takes no statements; leave out `rule`, or `abstract`");
+                let mut report = Report {
+                    file,
+                    problems: &mut problems,
+                };
+                report.add(
+                    "rule",
+                    "an abstract declaration takes no statements; leave out `rule`, or `abstract`",
+                );
             }
             continue;
         }
@@ -83,19 +94,34 @@ pub(super) fn catalog(files: Vec<(String, String)>) -> Result<Catalog, Vec<Probl
         });
     }
     if problems.is_empty() {
-        Ok(Catalog { types: types.into_iter().map(|(_, event_type)| event_type).collect(), tree })
+        Ok(Catalog {
+            types: types
+                .into_iter()
+                .map(|(_, event_type)| event_type)
+                .collect(),
+            tree,
+        })
     } else {
         Err(problems)
     }
 }
 
-fn parse(files: Vec<(String, String)>, problems: &mut Vec<Problem>) -> BTreeMap<String, Declaration> {
+fn parse(
+    files: Vec<(String, String)>,
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<String, Declaration> {
     let mut declared = BTreeMap::new();
     let mut names = BTreeMap::new();
     for (file, text) in files {
-        let mut report = Report { file: &file, problems };
+        let mut report = Report {
+            file: &file,
+            problems,
+        };
         if let Some(other) = names.insert(type_name(&file).to_owned(), file.clone()) {
-            report.add("", format!("has the same name as {other}; rename one of them"));
+            report.add(
+                "",
+                format!("has the same name as {other}; rename one of them"),
+            );
         }
         match declaration::parse(&text) {
             Ok(declaration) => {
@@ -108,7 +134,9 @@ fn parse(files: Vec<(String, String)>, problems: &mut Vec<Problem>) -> BTreeMap<
 }
 
 fn type_name(file: &str) -> &str {
-    file.strip_suffix(".yaml").or_else(|| file.strip_suffix(".yml")).unwrap_or(file)
+    file.strip_suffix(".yaml")
+        .or_else(|| file.strip_suffix(".yml"))
+        .unwrap_or(file)
 }
 
 /// The declaration and what it extends, nearest first.
@@ -121,14 +149,20 @@ fn ancestry<'a>(
     let mut next = declared.get_key_value(file);
     while let Some((file, declaration)) = next {
         chain.push((file, declaration));
-        let Some(base) = &declaration.extends else { break };
+        let Some(base) = &declaration.extends else {
+            break;
+        };
+        let in_circle = type_name(chain[0].0) == base;
         let found = declared.iter().find(|(other, _)| type_name(other) == base);
-        // Told once, at the file that says so, and not again for all that extend that file.
+        // Told at the file that says so, and not again for all that extend that file.
         let mut report = Report { file, problems };
         let message = match found {
-            None => format!("there is no {base}.yaml that could be read; extend a file of the same directory"),
+            None => format!(
+                "there is no {base}.yaml that could be read; extend a file of the same directory"
+            ),
             Some((_, base)) if !base.is_abstract => {
-                "extends an event type; move what they share into a file with `abstract: true`".to_owned()
+                "extends an event type; move what they share into a file with `abstract: true`"
+                    .to_owned()
             }
             Some((other, _)) if chain.iter().any(|(seen, _)| seen == other) => {
                 "extends itself in a circle; one of the files must not extend another".to_owned()
@@ -138,7 +172,7 @@ fn ancestry<'a>(
                 continue;
             }
         };
-        if chain.len() == 1 {
+        if chain.len() == 1 || in_circle {
             report.add("extends", message);
         }
         break;
@@ -172,15 +206,23 @@ fn check_type(
     let mut report = Report { file, problems };
 
     if name.is_empty() || RESERVED_KINDS.contains(&name) {
-        report.add("", format!("an event type cannot be called {name:?}; rename the file"));
+        report.add(
+            "",
+            format!("an event type cannot be called {name:?}; rename the file"),
+        );
     }
     let table = own.table.clone().unwrap_or_default();
     if table.trim().is_empty() {
         report.add("table", "is missing; name the table that takes the rows");
     } else if RESERVED_TABLES.contains(&table.as_str())
-        || RESERVED_PREFIXES.iter().any(|prefix| table.starts_with(prefix))
+        || RESERVED_PREFIXES
+            .iter()
+            .any(|prefix| table.starts_with(prefix))
     {
-        report.add("table", format!("{table:?} is one of sluice's own tables; choose another name"));
+        report.add(
+            "table",
+            format!("{table:?} is one of sluice's own tables; choose another name"),
+        );
     }
     let rule = match &own.rule {
         Some(rule) => check_rule(rule, "rule", &mut report),
@@ -193,22 +235,42 @@ fn check_type(
     let mut seen = BTreeSet::new();
     for (placed, _) in &columns {
         if !seen.insert(placed.column.name.as_str()) {
-            let at = if placed.file == file { placed.at.as_str() } else { "columns" };
-            report.add(at, format!("column {:?} is declared twice; rename or remove one", placed.column.name));
+            let at = if placed.file == file {
+                placed.at.as_str()
+            } else {
+                "columns"
+            };
+            report.add(
+                at,
+                format!(
+                    "column {:?} is declared twice; rename or remove one",
+                    placed.column.name
+                ),
+            );
         }
     }
     if columns.is_empty() {
-        report.add("columns", "there are none; declare at least one, or extend a file that does");
+        report.add(
+            "columns",
+            "there are none; declare at least one, or extend a file that does",
+        );
     }
 
-    let inherited = chain.iter().find_map(|(_, declaration)| declaration.order_by.as_ref());
+    let inherited = chain
+        .iter()
+        .find_map(|(_, declaration)| declaration.order_by.as_ref());
     let order_by = inherited.cloned().unwrap_or_default();
     if order_by.is_empty() {
-        report.add("order_by", "is missing; list the columns that make two statements the same");
+        report.add(
+            "order_by",
+            "is missing; list the columns that make two statements the same",
+        );
     }
     for (index, key) in order_by.iter().enumerate() {
         let at = format!("order_by[{index}]");
-        let found = columns.iter().find(|(placed, _)| &placed.column.name == key);
+        let found = columns
+            .iter()
+            .find(|(placed, _)| &placed.column.name == key);
         match found {
             _ if LINEAGE.contains(&key.as_str()) => report.add(
                 at,
@@ -222,7 +284,9 @@ fn check_type(
             Some(_) => {}
         }
     }
-    let partition_by = chain.iter().find_map(|(_, declaration)| declaration.partition_by.clone());
+    let partition_by = chain
+        .iter()
+        .find_map(|(_, declaration)| declaration.partition_by.clone());
     if let Some(expression) = &partition_by {
         for column in LINEAGE.iter().filter(|column| expression.contains(*column)) {
             report.add(
@@ -233,132 +297,19 @@ fn check_type(
     }
 
     // A type with other problems still goes on, so that clashes with other types are told too.
-    let columns = columns.into_iter().map(|(_, column)| column).collect::<Option<Vec<_>>>()?;
-    let event_type = EventType { name: name.to_owned(), table, rule: rule?, order_by, partition_by, columns };
+    let columns = columns
+        .into_iter()
+        .map(|(_, column)| column)
+        .collect::<Option<Vec<_>>>()?;
+    let event_type = EventType {
+        name: name.to_owned(),
+        table,
+        rule: rule?,
+        order_by,
+        partition_by,
+        columns,
+    };
     Some((file.to_owned(), event_type))
-}
-
-fn check_column(placed: &Placed, problems: &mut Vec<Problem>) -> Option<Column> {
-    let before = problems.len();
-    let Placed { file, at, column } = placed;
-    let mut report = Report { file, problems };
-    let place = |field: &str| format!("{at}.{field}");
-
-    if column.name.trim().is_empty() {
-        report.add(place("name"), "is empty; give the column a name");
-    }
-    if LINEAGE.contains(&column.name.as_str()) {
-        report.add(place("name"), format!("every table has a column {:?} by itself; remove this one", column.name));
-    }
-    let column_type = ColumnType::parse(&column.column_type)
-        .map_err(|message| report.add(place("type"), message))
-        .ok();
-
-    let paths: Vec<Path> = column.path.iter().chain(&column.fallbacks).cloned().collect();
-    for path in paths.iter().chain(column.inputs.values()) {
-        check_path(path, at, &mut report);
-    }
-    if column.path.is_none() && !column.fallbacks.is_empty() {
-        report.add(place("fallbacks"), "there is no path to fall back from; name the first one `path`");
-    }
-    if column.otherwise.is_some() && column_type.is_some_and(|kind| !kind.is_text()) {
-        report.add(place("otherwise"), "line_hash is text; give the column the type String");
-    }
-
-    let source = match &column.expression {
-        Some(template) => {
-            if column.required {
-                report.add(place("required"), "an expression cannot be required; take the value from a path");
-            }
-            if column.otherwise.is_some() {
-                report.add(place("otherwise"), "does not go with an expression; say it in the expression");
-            }
-            let mut inputs: Vec<_> =
-                column.inputs.iter().map(|(name, path)| (name.clone(), vec![path.clone()])).collect();
-            if !paths.is_empty() {
-                inputs.push(("value".to_owned(), paths));
-            }
-            check_template(template, &inputs, &place("expression"), &mut report);
-            Source::Expression { template: template.clone(), inputs }
-        }
-        None => {
-            if paths.is_empty() {
-                report.add(at.clone(), format!("column {:?} has no source; give it a path or an expression", column.name));
-            }
-            if !column.inputs.is_empty() {
-                report.add(place("inputs"), "are for an expression, and there is none");
-            }
-            Source::Paths { paths, otherwise: column.otherwise }
-        }
-    };
-    (report.problems.len() == before).then_some(())?;
-    Some(Column { name: column.name.clone(), column_type: column_type?, source, required: column.required })
-}
-
-/// What an expression may name besides its inputs: columns of `landing`.
-pub(super) const EXPRESSION_VARIABLES: [&str; 4] = ["source_path", "source_etag", "row_number", "batch_id"];
-
-fn check_template(template: &str, inputs: &[(String, Vec<Path>)], at: &str, report: &mut Report<'_>) {
-    let known: Vec<&str> =
-        inputs.iter().map(|(name, _)| name.as_str()).chain(EXPRESSION_VARIABLES).collect();
-    for part in template.split('{').skip(1) {
-        let Some((name, _)) = part.split_once('}') else {
-            report.add(at, "has a { without a }");
-            continue;
-        };
-        if !known.contains(&name) {
-            report.add(at, format!("{{{name}}} is not known here; there are {}", known.join(", ")));
-        }
-    }
-    if template.trim().is_empty() {
-        report.add(at, "is empty; write ClickHouse SQL, or leave it out");
-    }
-}
-
-fn check_path(path: &[String], at: &str, report: &mut Report<'_>) {
-    if path.is_empty() {
-        report.add(at, "a path is empty; list its keys from the top of the statement");
-    }
-    if path.iter().any(String::is_empty) {
-        report.add(at, format!("{} has an empty key, which ClickHouse cannot name; leave the column out", paths::display(path)));
-    }
-}
-
-fn check_rule(rule: &DeclaredRule, at: &str, report: &mut Report<'_>) -> Option<Rule> {
-    let DeclaredRule { all, any, not, path, equals, one_of } = rule;
-    let many = |rules: &[DeclaredRule], what: &str, report: &mut Report<'_>| {
-        if rules.is_empty() {
-            report.add(format!("{at}.{what}"), "is an empty list; add a condition");
-        }
-        let checked: Vec<_> = rules
-            .iter()
-            .enumerate()
-            .map(|(index, rule)| check_rule(rule, &format!("{at}.{what}[{index}]"), report))
-            .collect();
-        checked.into_iter().collect::<Option<Vec<_>>>()
-    };
-    match (all, any, not, path, equals, one_of) {
-        (Some(rules), None, None, None, None, None) => many(rules, "all", report).map(Rule::All),
-        (None, Some(rules), None, None, None, None) => many(rules, "any", report).map(Rule::Any),
-        (None, None, Some(rule), None, None, None) => {
-            check_rule(rule, &format!("{at}.not"), report).map(|rule| Rule::Not(Box::new(rule)))
-        }
-        (None, None, None, Some(path), Some(value), None) => {
-            check_path(path, at, report);
-            Some(Rule::In(path.clone(), vec![value.clone()]))
-        }
-        (None, None, None, Some(path), None, Some(values)) => {
-            check_path(path, at, report);
-            if values.is_empty() {
-                report.add(format!("{at}.in"), "is an empty list; add a value");
-            }
-            Some(Rule::In(path.clone(), values.clone()))
-        }
-        _ => {
-            report.add(at, "must be one of `all: […]`, `any: […]`, `not: {…}`, `{path: […], equals: …}` and `{path: […], in: […]}`");
-            None
-        }
-    }
 }
 
 fn check_tables(types: &[(String, EventType)], problems: &mut Vec<Problem>) {
@@ -366,7 +317,13 @@ fn check_tables(types: &[(String, EventType)], problems: &mut Vec<Problem>) {
     for (file, event_type) in types {
         if let Some(other) = owners.insert(&event_type.table, file) {
             let mut report = Report { file, problems };
-            report.add("table", format!("{:?} is the table of {other} too; give each its own", event_type.table));
+            report.add(
+                "table",
+                format!(
+                    "{:?} is the table of {other} too; give each its own",
+                    event_type.table
+                ),
+            );
         }
     }
 }
@@ -375,9 +332,17 @@ fn check_paths(types: &[(String, EventType)], problems: &mut Vec<Problem>) -> Pa
     let mut tree = PathTree::default();
     let mut told = BTreeSet::new();
     for (file, event_type) in types {
-        let rule = event_type.rule.paths().into_iter().map(|path| ("rule".to_owned(), path));
+        let rule = event_type
+            .rule
+            .paths()
+            .into_iter()
+            .map(|path| ("rule".to_owned(), path));
         let columns = event_type.columns.iter().flat_map(|column| {
-            column.source.paths().into_iter().map(|path| (format!("column {}", column.name), path))
+            column
+                .source
+                .paths()
+                .into_iter()
+                .map(|path| (format!("column {}", column.name), path))
         });
         for (at, path) in rule.chain(columns) {
             if let Err(conflict) = tree.insert(path)
@@ -397,16 +362,3 @@ fn check_paths(types: &[(String, EventType)], problems: &mut Vec<Problem>) -> Pa
     }
     tree
 }
-
-impl Source {
-    /// Every path that the value may come from.
-    pub(super) fn paths(&self) -> Vec<&Path> {
-        match self {
-            Source::Paths { paths, .. } => paths.iter().collect(),
-            Source::Expression { inputs, .. } => inputs.iter().flat_map(|(_, paths)| paths).collect(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests;

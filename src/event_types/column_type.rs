@@ -46,14 +46,38 @@ impl ColumnType {
         let (nullable, rest) = unwrap_type(rest, "Nullable");
         let kind = match rest {
             "String" => Kind::String,
-            "UInt8" => Kind::Integer { signed: false, bits: 8 },
-            "UInt16" => Kind::Integer { signed: false, bits: 16 },
-            "UInt32" => Kind::Integer { signed: false, bits: 32 },
-            "UInt64" => Kind::Integer { signed: false, bits: 64 },
-            "Int8" => Kind::Integer { signed: true, bits: 8 },
-            "Int16" => Kind::Integer { signed: true, bits: 16 },
-            "Int32" => Kind::Integer { signed: true, bits: 32 },
-            "Int64" => Kind::Integer { signed: true, bits: 64 },
+            "UInt8" => Kind::Integer {
+                signed: false,
+                bits: 8,
+            },
+            "UInt16" => Kind::Integer {
+                signed: false,
+                bits: 16,
+            },
+            "UInt32" => Kind::Integer {
+                signed: false,
+                bits: 32,
+            },
+            "UInt64" => Kind::Integer {
+                signed: false,
+                bits: 64,
+            },
+            "Int8" => Kind::Integer {
+                signed: true,
+                bits: 8,
+            },
+            "Int16" => Kind::Integer {
+                signed: true,
+                bits: 16,
+            },
+            "Int32" => Kind::Integer {
+                signed: true,
+                bits: 32,
+            },
+            "Int64" => Kind::Integer {
+                signed: true,
+                bits: 64,
+            },
             "Float32" => Kind::Float { bits: 32 },
             "Float64" => Kind::Float { bits: 64 },
             "Bool" => Kind::Bool,
@@ -64,9 +88,15 @@ impl ColumnType {
             _ => return Err(format!("unknown type {text:?}; use one of {KNOWN_TYPES}")),
         };
         if low_cardinality && kind != Kind::String {
-            return Err(format!("{text:?} is of no use; LowCardinality is for String"));
+            return Err(format!(
+                "{text:?} is of no use; LowCardinality is for String"
+            ));
         }
-        Ok(ColumnType { kind, nullable, low_cardinality })
+        Ok(ColumnType {
+            kind,
+            nullable,
+            low_cardinality,
+        })
     }
 
     /// Whether the column can hold NULL.
@@ -123,13 +153,19 @@ impl ColumnType {
     }
 
     fn read_time(&self, text: &str) -> String {
-        let Kind::Time { precision } = self.kind else { unreachable!("only times are read as times") };
+        let Kind::Time { precision } = self.kind else {
+            unreachable!("only times are read as times")
+        };
         format!("parseDateTime64BestEffortOrNull({text}, {precision}, 'UTC')")
     }
 
     /// `value`, of this type or NULL, with NULL replaced by the default where the column has no NULL.
     pub(super) fn or_default(&self, value: &str) -> String {
-        if self.nullable { value.to_owned() } else { format!("ifNull({value}, {})", self.default()) }
+        if self.nullable {
+            value.to_owned()
+        } else {
+            format!("ifNull({value}, {})", self.default())
+        }
     }
 
     fn default(&self) -> String {
@@ -149,7 +185,10 @@ impl fmt::Display for ColumnType {
         let mut name = match self.kind {
             Kind::String => "String".to_owned(),
             Kind::Integer { signed: true, bits } => format!("Int{bits}"),
-            Kind::Integer { signed: false, bits } => format!("UInt{bits}"),
+            Kind::Integer {
+                signed: false,
+                bits,
+            } => format!("UInt{bits}"),
             Kind::Float { bits } => format!("Float{bits}"),
             Kind::Bool => "Bool".to_owned(),
             Kind::Uuid => "UUID".to_owned(),
@@ -194,17 +233,31 @@ mod tests {
             assert_eq!(ColumnType::parse(name).unwrap().to_string(), name);
         }
         assert_eq!(
-            ColumnType::parse("DateTime64(3,'UTC')").unwrap().to_string(),
+            ColumnType::parse("DateTime64(3,'UTC')")
+                .unwrap()
+                .to_string(),
             "DateTime64(3, 'UTC')"
         );
     }
 
     #[test]
     fn other_types_are_refused_with_the_list_of_known_ones() {
-        for name in ["Strng", "Array(String)", "DateTime64(3)", "DateTime", "Nullable(", "", "uint64"] {
+        for name in [
+            "Strng",
+            "Array(String)",
+            "DateTime64(3)",
+            "DateTime",
+            "Nullable(",
+            "",
+            "uint64",
+        ] {
             let error = ColumnType::parse(name).unwrap_err();
             assert!(error.contains("UInt64"), "{error}");
         }
-        assert!(ColumnType::parse("LowCardinality(UInt64)").unwrap_err().contains("is for String"));
+        assert!(
+            ColumnType::parse("LowCardinality(UInt64)")
+                .unwrap_err()
+                .contains("is for String")
+        );
     }
 }

@@ -61,11 +61,18 @@ pub enum Otherwise {
 /// Reads one file's text.
 pub(super) fn parse(text: &str) -> Result<Declaration, String> {
     let source = config::File::from_str(text, config::FileFormat::Yaml);
-    let value = config::Config::builder().add_source(source).build().map_err(|error| error.to_string())?;
+    let value = config::Config::builder()
+        .add_source(source)
+        .build()
+        .map_err(|error| error.to_string())?;
     serde_path_to_error::deserialize(value).map_err(|error| {
         let at = error.path().to_string();
         let inner = error.into_inner();
-        if at == "." { inner.to_string() } else { format!("{at}: {inner}") }
+        if at == "." {
+            inner.to_string()
+        } else {
+            format!("{at}: {inner}")
+        }
     })
 }
 
@@ -81,16 +88,26 @@ mod tests {
         .unwrap();
         let column = &declared.columns[0];
         assert_eq!(column.name, "aB");
-        assert_eq!(column.path.as_deref().unwrap(), ["http://x.y/Z", "homePage"]);
+        assert_eq!(
+            column.path.as_deref().unwrap(),
+            ["http://x.y/Z", "homePage"]
+        );
         assert!(column.inputs.contains_key("In"));
     }
 
     #[test]
     fn unknown_keys_are_errors_that_name_the_place() {
         let error = parse("columns:\n- {name: a, type: String, pth: [a]}").unwrap_err();
-        assert!(error.contains("columns[0]") && error.contains("pth"), "{error}");
+        assert!(
+            error.contains("columns[0]") && error.contains("pth"),
+            "{error}"
+        );
         assert!(parse("tabel: x").unwrap_err().contains("tabel"));
-        assert!(parse("rule: {path: [a], eq: 1}").unwrap_err().contains("eq"));
+        assert!(
+            parse("rule: {path: [a], eq: 1}")
+                .unwrap_err()
+                .contains("eq")
+        );
     }
 
     #[test]

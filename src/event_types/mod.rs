@@ -85,6 +85,18 @@ pub enum Source {
     },
 }
 
+impl Source {
+    /// Every path that the value may come from.
+    pub(super) fn paths(&self) -> Vec<&Path> {
+        match self {
+            Source::Paths { paths, .. } => paths.iter().collect(),
+            Source::Expression { inputs, .. } => {
+                inputs.iter().flat_map(|(_, paths)| paths).collect()
+            }
+        }
+    }
+}
+
 /// What is wrong with a declaration and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -131,7 +143,8 @@ impl Catalog {
             at: String::new(),
             message: format!("cannot be read: {error}"),
         };
-        let entries = std::fs::read_dir(directory).map_err(|error| vec![problem(directory, error)])?;
+        let entries =
+            std::fs::read_dir(directory).map_err(|error| vec![problem(directory, error)])?;
         let mut files = Vec::new();
         let mut problems = Vec::new();
         for entry in entries {
@@ -142,12 +155,19 @@ impl Catalog {
                     continue;
                 }
             };
-            if !path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
+            if !path
+                .extension()
+                .is_some_and(|extension| extension == "yaml" || extension == "yml")
+            {
                 continue;
             }
             match std::fs::read_to_string(&path) {
                 Ok(text) => {
-                    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                    let name = path
+                        .file_name()
+                        .unwrap_or_default()
+                        .to_string_lossy()
+                        .into_owned();
                     files.push((name, text));
                 }
                 Err(error) => problems.push(problem(&path, error)),

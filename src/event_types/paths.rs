@@ -39,14 +39,20 @@ impl PathTree {
     /// Adds a path. Fails where the path, or a part of it, is wanted both as a value and as an
     /// object: the error is the part in question.
     pub fn insert(&mut self, path: &[String]) -> Result<(), Path> {
-        let Some((key, rest)) = path.split_first() else { return Ok(()) };
+        let Some((key, rest)) = path.split_first() else {
+            return Ok(());
+        };
         if rest.is_empty() {
             match self.children.entry(key.clone()).or_insert(Node::Leaf) {
                 Node::Leaf => Ok(()),
                 Node::Parent(_) => Err(vec![key.clone()]),
             }
         } else {
-            match self.children.entry(key.clone()).or_insert_with(|| Node::Parent(PathTree::default())) {
+            match self
+                .children
+                .entry(key.clone())
+                .or_insert_with(|| Node::Parent(PathTree::default()))
+            {
                 Node::Leaf => Err(vec![key.clone()]),
                 Node::Parent(tree) => tree.insert(rest).map_err(|mut conflict| {
                     conflict.insert(0, key.clone());
@@ -83,7 +89,9 @@ impl PathTree {
             signs.push(format!("isNotNull({})", element(parsed, &guard)));
         });
         // A search for the word costs next to nothing and spares most lines the expression.
-        signs.push(format!("(position({line}, 'null') > 0 AND match({line}, '\\\\[\\\\s*null'))"));
+        signs.push(format!(
+            "(position({line}, 'null') > 0 AND match({line}, '\\\\[\\\\s*null'))"
+        ));
         signs.join(" OR ")
     }
 
@@ -102,7 +110,11 @@ impl PathTree {
             path.push(key.clone());
             elements.push(match node {
                 Node::Leaf => {
-                    format!("JSONExtract({line}, {}, {})", sql::strings(&*path), sql::string(TEXT))
+                    format!(
+                        "JSONExtract({line}, {}, {})",
+                        sql::strings(&*path),
+                        sql::string(TEXT)
+                    )
                 }
                 Node::Parent(tree) => tree.read_below(line, path),
             });
@@ -125,8 +137,9 @@ impl PathTree {
 
 /// An element of a tuple by function: with dots, the paths `a.b` and `a`, `b` would be one name.
 fn element(tuple: &str, path: &[String]) -> String {
-    path.iter()
-        .fold(tuple.to_owned(), |outer, key| format!("tupleElement({outer}, {})", sql::string(key)))
+    path.iter().fold(tuple.to_owned(), |outer, key| {
+        format!("tupleElement({outer}, {})", sql::string(key))
+    })
 }
 
 /// A path as people write it, for messages: `$.context.extensions["http://…"]`.
@@ -183,6 +196,9 @@ mod tests {
 
     #[test]
     fn paths_are_shown_with_keys_of_any_kind() {
-        assert_eq!(display(&path(&["a", "http://x/y", "b_1"])), r#"$.a["http://x/y"].b_1"#);
+        assert_eq!(
+            display(&path(&["a", "http://x/y", "b_1"])),
+            r#"$.a["http://x/y"].b_1"#
+        );
     }
 }

@@ -44,6 +44,9 @@ impl Rule {
 }
 
 fn join(rules: &[Rule], operator: &str, tree: &PathTree) -> String {
-    let parts: Vec<_> = rules.iter().map(|rule| format!("({})", rule.sql(tree))).collect();
+    let parts: Vec<_> = rules
+        .iter()
+        .map(|rule| format!("({})", rule.sql(tree)))
+        .collect();
     parts.join(operator)
 }

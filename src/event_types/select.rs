@@ -75,8 +75,17 @@ pub enum Target<'a> {
 impl<'a> Target<'a> {
     /// Every table of a catalog.
     pub fn all(catalog: &'a Catalog) -> Vec<Target<'a>> {
-        let own = [Target::RejectedLines, Target::UnmatchedStatements, Target::ObjectRows];
-        catalog.types().iter().map(Target::EventType).chain(own).collect()
+        let own = [
+            Target::RejectedLines,
+            Target::UnmatchedStatements,
+            Target::ObjectRows,
+        ];
+        catalog
+            .types()
+            .iter()
+            .map(Target::EventType)
+            .chain(own)
+            .collect()
     }
 
     /// The table's name.
@@ -94,10 +103,19 @@ impl<'a> Target<'a> {
         match self {
             Target::EventType(event_type) => {
                 let declared = event_type.columns.iter().map(|column| column.name.as_str());
-                declared.chain(["source_path", "source_etag", "batch_id"]).collect()
+                declared
+                    .chain(["source_path", "source_etag", "batch_id"])
+                    .collect()
             }
             Target::RejectedLines | Target::UnmatchedStatements => {
-                vec!["source_path", "source_etag", "row_number", "raw", "reason", "batch_id"]
+                vec![
+                    "source_path",
+                    "source_etag",
+                    "row_number",
+                    "raw",
+                    "reason",
+                    "batch_id",
+                ]
             }
             Target::ObjectRows => vec!["batch_id", "source_path", "source_etag", "kind", "rows"],
         }
@@ -125,7 +143,11 @@ pub fn landing_columns(catalog: &Catalog) -> Vec<(&'static str, String)> {
 /// behind conditions, which ClickHouse evaluates only for the lines that they hold for.
 pub fn landing_select(catalog: &Catalog, lines: &Lines) -> String {
     let tree = catalog.tree();
-    let filter = lines.filter.as_ref().map(|filter| format!("\n                WHERE {filter}")).unwrap_or_default();
+    let filter = lines
+        .filter
+        .as_ref()
+        .map(|filter| format!("\n                WHERE {filter}"))
+        .unwrap_or_default();
     format!(
         "SELECT
     event,
@@ -183,7 +205,10 @@ FROM (
 fn rules(catalog: &Catalog) -> String {
     let branches = catalog.types().iter().map(|event_type| {
         let name = sql::string(&event_type.name);
-        format!("                {}, {name},", event_type.rule.sql(catalog.tree()))
+        format!(
+            "                {}, {name},",
+            event_type.rule.sql(catalog.tree())
+        )
     });
     branches.collect::<Vec<_>>().join("\n")
 }
@@ -205,7 +230,11 @@ fn verdicts(catalog: &Catalog) -> String {
         ]
         .map(str::to_owned),
     );
-    branches.iter().map(|branch| format!("            {branch}")).collect::<Vec<_>>().join(",\n")
+    branches
+        .iter()
+        .map(|branch| format!("            {branch}"))
+        .collect::<Vec<_>>()
+        .join(",\n")
 }
 
 /// For each required value the condition that a recognised event lacks it, and its column's name.
@@ -213,16 +242,24 @@ fn missing_values(catalog: &Catalog) -> Vec<(String, String)> {
     let mut groups: Vec<(String, String, Vec<&str>)> = Vec::new();
     for event_type in catalog.types() {
         for column in event_type.columns.iter().filter(|column| column.required) {
-            let Source::Paths { paths, .. } = &column.source else { continue };
+            let Source::Paths { paths, .. } = &column.source else {
+                continue;
+            };
             let value = column.column_type.read(&first_of(catalog.tree(), paths));
-            match groups.iter_mut().find(|(other, name, _)| *other == value && *name == column.name) {
+            match groups
+                .iter_mut()
+                .find(|(other, name, _)| *other == value && *name == column.name)
+            {
                 Some((_, _, types)) => types.push(&event_type.name),
                 None => groups.push((value, column.name.clone(), vec![&event_type.name])),
             }
         }
     }
     let conditions = groups.into_iter().map(|(value, column, types)| {
-        (format!("{} AND isNull({value})", taken_by(&types, catalog)), column)
+        (
+            format!("{} AND isNull({value})", taken_by(&types, catalog)),
+            column,
+        )
     });
     conditions.collect()
 }
@@ -232,7 +269,13 @@ fn needs_hash(catalog: &Catalog) -> String {
     let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
     for event_type in catalog.types() {
         for column in &event_type.columns {
-            let Source::Paths { paths, otherwise: Some(Otherwise::LineHash) } = &column.source else { continue };
+            let Source::Paths {
+                paths,
+                otherwise: Some(Otherwise::LineHash),
+            } = &column.source
+            else {
+                continue;
+            };
             let text = format!("empty(ifNull({}, ''))", first_of(catalog.tree(), paths));
             match groups.iter_mut().find(|(other, _)| *other == text) {
                 Some((_, types)) => types.push(&event_type.name),
@@ -263,7 +306,11 @@ pub fn view_select(catalog: &Catalog, target: Target<'_>, landing: &str) -> Stri
     match target {
         Target::EventType(event_type) => {
             let columns = event_type.columns.iter().map(|column| {
-                format!("    {} AS {},\n", value(catalog.tree(), column), sql::ident(&column.name))
+                format!(
+                    "    {} AS {},\n",
+                    value(catalog.tree(), column),
+                    sql::ident(&column.name)
+                )
             });
             format!(
                 "SELECT\n{}    source_path, source_etag, batch_id\nFROM {landing}\nWHERE kind = {}",
@@ -272,7 +319,11 @@ pub fn view_select(catalog: &Catalog, target: Target<'_>, landing: &str) -> Stri
             )
         }
         Target::RejectedLines | Target::UnmatchedStatements => {
-            let kind = if matches!(target, Target::RejectedLines) { "rejected" } else { "unmatched" };
+            let kind = if matches!(target, Target::RejectedLines) {
+                "rejected"
+            } else {
+                "unmatched"
+            };
             format!(
                 "SELECT source_path, source_etag, row_number, raw, reason, batch_id\n\
                  FROM {landing}\nWHERE kind = '{kind}'"
@@ -288,33 +339,56 @@ pub fn view_select(catalog: &Catalog, target: Target<'_>, landing: &str) -> Stri
 
 /// From lines to the rows of one table, for those who cannot have views.
 pub fn per_type_select(catalog: &Catalog, target: Target<'_>, lines: &Lines) -> String {
-    view_select(catalog, target, &format!("(\n{}\n)", landing_select(catalog, lines)))
+    view_select(
+        catalog,
+        target,
+        &format!("(\n{}\n)", landing_select(catalog, lines)),
+    )
 }
 
 /// A column's value, from a row of `landing`.
 fn value(tree: &PathTree, column: &Column) -> String {
     let kind = column.column_type;
     match &column.source {
-        Source::Paths { paths, otherwise: None } => {
+        Source::Paths {
+            paths,
+            otherwise: None,
+        } => {
             let text = first_of(tree, paths);
-            let read = if column.required { kind.read_checked(&text) } else { kind.read(&text) };
+            let read = if column.required {
+                kind.read_checked(&text)
+            } else {
+                kind.read(&text)
+            };
             kind.or_default(&read)
         }
-        Source::Paths { paths, otherwise: Some(Otherwise::LineHash) } => {
+        Source::Paths {
+            paths,
+            otherwise: Some(Otherwise::LineHash),
+        } => {
             let text = format!("ifNull({}, '')", first_of(tree, paths));
             format!("if(empty({text}), lower(hex(line_hash)), {text})")
         }
         Source::Expression { template, inputs } => {
-            let mut expression = template.trim().to_owned();
-            for (name, paths) in inputs {
-                expression = expression.replace(&format!("{{{name}}}"), &first_of(tree, paths));
-            }
-            for name in super::check::EXPRESSION_VARIABLES {
-                expression = expression.replace(&format!("{{{name}}}"), name);
-            }
+            let expression = fill(template.trim(), |name| {
+                let input = inputs.iter().find(|(input, _)| input == name);
+                input.map_or_else(|| name.to_owned(), |(_, paths)| first_of(tree, paths))
+            });
             kind.or_default(&expression)
         }
     }
+}
+
+/// The template with each `{name}` replaced; what replaces it is not looked at again.
+fn fill(template: &str, replace: impl Fn(&str) -> String) -> String {
+    let mut parts = template.split('{');
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (name, rest) = part.split_once('}').unwrap_or((part, ""));
+        out.push_str(&replace(name));
+        out.push_str(rest);
+    }
+    out
 }
 
 /// The text at the first of these paths that is there.
@@ -323,5 +397,72 @@ fn first_of(tree: &PathTree, paths: &[Path]) -> String {
     match texts.as_slice() {
         [one] => one.clone(),
         many => format!("coalesce({})", many.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines() -> Lines {
+        Lines {
+            filter: Some("throwIf(false) = 0".to_owned()),
+            ..Lines::of_objects(
+                "s3('http://s3/b/{k1,k2}', 'LineAsString', 'line String')",
+                Uuid::nil(),
+            )
+        }
+    }
+
+    #[test]
+    fn a_small_catalog() {
+        let declared = r#"
+table: clicks
+rule: {path: [verb], equals: click}
+order_by: [at, id]
+columns:
+  - {name: id, type: String, path: [id], otherwise: line_hash}
+  - {name: at, type: "DateTime64(3, 'UTC')", path: [at], required: true}
+  - {name: shop, type: "LowCardinality(String)", path: [ctx, "http://x.y/shop"], fallbacks: [[shop]]}
+  - {name: price, type: "Nullable(Float64)", path: [price]}
+  - {name: sum, type: Float64, expression: "toFloat64OrNull({value}) * toFloat64OrNull({count})", path: [price], inputs: {count: [n]}}
+  - {name: line, type: UInt64, expression: "{row_number}"}
+"#;
+        let files = [("click.yaml".to_owned(), declared.to_owned())];
+        let catalog = Catalog::from_files(files).unwrap();
+        let selects: Vec<_> = Target::all(&catalog)
+            .into_iter()
+            .map(|target| {
+                format!(
+                    "-- {}: {:?}\n{}\n",
+                    target.table(),
+                    target.columns(),
+                    view_select(&catalog, target, "landing")
+                )
+            })
+            .collect();
+        insta::assert_snapshot!(format!(
+            "{}\n-- landing\n{}\n",
+            selects.join("\n"),
+            landing_select(&catalog, &lines())
+        ));
+    }
+
+    #[test]
+    fn the_builtin_catalog() {
+        insta::assert_snapshot!(landing_select(&Catalog::builtin(), &lines()));
+    }
+
+    #[test]
+    fn a_per_type_select_is_the_view_over_the_landing_select() {
+        let catalog = Catalog::builtin();
+        for target in Target::all(&catalog) {
+            let select = per_type_select(&catalog, target, &lines());
+            assert!(
+                select.contains(&landing_select(&catalog, &lines())),
+                "{}",
+                target.table()
+            );
+        }
     }
 }
