@@ -218,13 +218,13 @@ impl Core {
     }
 
     /// For the gauges.
-    pub fn holdings(&self, now: Instant, breaker_open: bool) -> metrics::Holdings {
+    pub fn holdings(&self, now: Instant, paused: Option<&'static str>) -> metrics::Holdings {
         metrics::Holdings {
             messages: self.held.len(),
             oldest: self.held.oldest(now).unwrap_or_default(),
             objects_waiting: self.batcher.waiting(),
             batches_in_flight: self.batches_in_flight,
-            breaker_open,
+            paused,
         }
     }
 

@@ -110,7 +110,7 @@ pub async fn run<Q: Queue, L: Load>(
                     heartbeats.spawn(settler::extend(queue.clone(), handles, visibility));
                 }
                 while heartbeats.try_join_next().is_some() {}
-                metrics::holdings(&daemon.core.holdings(now, breaker.reason().is_some()));
+                metrics::holdings(&daemon.core.holdings(now, breaker.class()));
             }
             () = stop.cancelled(), if !stopping => {
                 stopping = true;

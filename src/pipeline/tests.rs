@@ -434,7 +434,7 @@ async fn pause_what_is_held_stays_held_and_nothing_more_comes() {
     let rig = Rig::start(one_object_a_batch(), gated(&gate));
     rig.send(&["a"]);
     until("a load", || rig.loads().len() == 1).await;
-    rig.breaker.open(Scope::Inserts, "away");
+    rig.breaker.open(Scope::Inserts, "unreachable", "away");
     // The long polls that are under way may still bring something.
     pass(OPTIONS.wait_time).await;
     rig.send(&["b"]);
