@@ -131,7 +131,7 @@ fn what_is_wrong_is_named_with_advice_all_at_once() {
     );
     assert_says(&refused(&["run"]), &["queue.url"]);
     assert_says(&refused(&["--set", "nonsense", "run"]), &["PATH=VALUE"]);
-    assert_says(&refused(&["rnu"]), &["run"]);
+    assert_says(&refused(&["rnu"]), &["rnu", "Usage: sluice"]);
     assert_says(&refused(&[]), &["Usage: sluice"]);
 }
 

@@ -90,7 +90,7 @@ async fn pause_no_messages_are_received_and_the_log_stays_short_while_clickhouse
     let mut sluice = Sluice::new(stack, &site)
         .set("clickhouse.url", proxy.url())
         .set("load.probe_interval", "100ms");
-    sluice.migrate();
+    Sluice::new(stack, &site).migrate();
     proxy.inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
     let bundles: Vec<_> = Generator::new(12).take(5).collect();
     let reckoning = upload(&site, &bundles).await;
@@ -113,7 +113,7 @@ async fn pause_what_is_held_when_clickhouse_goes_away_is_kept_and_loaded_later()
     let mut sluice = Sluice::new(stack, &site)
         .set("clickhouse.url", proxy.url())
         .set("load.probe_interval", "100ms");
-    sluice.migrate();
+    Sluice::new(stack, &site).migrate();
     sluice.start();
     sluice.ready().await;
     drained(&site).await;
