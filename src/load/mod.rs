@@ -224,8 +224,8 @@ impl Work {
 }
 
 fn unnameable() -> String {
-    "ClickHouse cannot be told to read this key and no other: it contains `*`, `?`, `//`, a line \
-     break, or a `.` or `..` between slashes; copy the object to another key"
+    "ClickHouse cannot be told to read this key and no other: it contains `*`, `?`, `//`, \
+     `{…}`, a line break, or a `.` or `..` between slashes; copy the object to another key"
         .to_owned()
 }
 
