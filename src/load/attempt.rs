@@ -1,6 +1,7 @@
 //! Performs the actions of one protocol run.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -9,7 +10,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::breaker::{HaltedInsert, Scope};
-use super::{Cancelled, Item, Loader, MAX_REPLAYS, Outcome, Outcomes, Verdict, verdict};
+use super::{
+    Cancelled, Item, Loader, MAX_REPLAYS, MAX_REPLAYS_ALONE, Outcome, Outcomes, Verdict, verdict,
+};
 use crate::batch::BatchId;
 use crate::event_types::select::Target;
 use crate::failpoint;
@@ -31,6 +34,8 @@ pub(super) struct Loading<'a> {
     pub(super) replays: u32,
     /// While the breaker waits for this insert.
     pub(super) halted: Option<HaltedInsert>,
+    /// How many inserts had succeeded when this batch began.
+    pub(super) successes_before: u64,
 }
 
 impl Loading<'_> {
@@ -161,28 +166,36 @@ impl Loading<'_> {
         metrics::insert_seconds(begun.elapsed());
         let Err(error) = outcome else {
             self.answered();
+            loader.successes.fetch_add(1, Ordering::Relaxed);
             return Ok(Event::Done);
         };
-        match verdict(&error) {
+        let verdict = match verdict(&error) {
+            Verdict::Denied => self.whose_fault(&error.to_string()).await?,
+            verdict => verdict,
+        };
+        match verdict {
             Verdict::Fenced => {
                 self.answered();
                 Ok(Event::Fenced)
             }
-            fault @ (Verdict::ObjectFault | Verdict::Changed) => {
+            fault @ (Verdict::ObjectFault | Verdict::Denied | Verdict::Changed) => {
                 self.answered();
                 metrics::clickhouse_error(error.code(), fault);
                 self.failure = Some((fault, error.to_string()));
                 Ok(Event::ObjectFault)
             }
-            transient => {
+            Verdict::Halt => {
+                self.halt(&error);
+                Ok(Event::Unknown)
+            }
+            Verdict::Overload if !self.is_at_fault(&error) => {
+                self.halt(&error);
+                Ok(Event::Unknown)
+            }
+            Verdict::Replay | Verdict::Overload => {
                 self.replays += 1;
-                if transient == Verdict::Halt && self.halted.is_none() {
-                    self.halted = Some(HaltedInsert::new(&loader.breaker));
-                }
                 loader.note_failure(&error, Scope::Inserts).await;
-                let known_to_have_ended = matches!(error, WarehouseError::Server { .. });
-                if transient == Verdict::Replay && known_to_have_ended && self.replays > MAX_REPLAYS
-                {
+                if self.is_at_fault(&error) {
                     self.failure = Some((Verdict::ObjectFault, error.to_string()));
                     return Ok(Event::ObjectFault);
                 }
@@ -190,6 +203,46 @@ impl Loading<'_> {
                 Ok(Event::Unknown)
             }
         }
+    }
+
+    /// Pauses intake; this insert probes until it is through.
+    fn halt(&mut self, error: &WarehouseError) {
+        let loader = self.loader;
+        self.replays += 1;
+        self.halted
+            .get_or_insert_with(|| HaltedInsert::new(&loader.breaker));
+        metrics::clickhouse_error(error.code(), verdict(error));
+        loader.halt(Scope::Inserts, error);
+    }
+
+    /// S3 refused an object: among others it is set apart; alone it is at fault if ClickHouse can
+    /// read others.
+    async fn whose_fault(&self, text: &str) -> Result<Verdict, Cancelled> {
+        let [alone] = self.items.as_slice() else {
+            return Ok(Verdict::Denied);
+        };
+        let readable = self
+            .loader
+            .can_read_others(&alone.object, text, self.cancel)
+            .await?;
+        Ok(if readable {
+            Verdict::Denied
+        } else {
+            Verdict::Halt
+        })
+    }
+
+    /// Whether an error that nobody knows has come often enough to look for an object at fault. As
+    /// long as no other insert succeeds, the server is the likelier culprit.
+    fn is_at_fault(&self, error: &WarehouseError) -> bool {
+        // Without an answer nothing is known of the statement.
+        matches!(error, WarehouseError::Server { .. })
+            && if self.items.len() > 1 {
+                self.replays > MAX_REPLAYS
+            } else {
+                let others = self.loader.successes.load(Ordering::Relaxed) > self.successes_before;
+                self.replays > MAX_REPLAYS && others || self.replays > MAX_REPLAYS_ALONE
+            }
     }
 
     /// The server does inserts: whatever was in their way is over.
@@ -320,6 +373,7 @@ impl Loader {
             failure: None,
             replays: 0,
             halted: None,
+            successes_before: self.successes.load(Ordering::Relaxed),
         };
         // Whatever became of it, its objects are looked up again.
         let end = loading
