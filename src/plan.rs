@@ -259,8 +259,11 @@ fn changed(objects: &[&ObjectRef]) -> String {
         .iter()
         .filter(|object| !object.etag.is_empty())
         .map(|object| {
-            let path = format!("{}/{}", object.bucket, object.key);
-            format!("({},{})", sql::string(&path), sql::string(&object.etag))
+            format!(
+                "({},{})",
+                sql::string(&object.path()),
+                sql::string(&object.etag)
+            )
         })
         .collect();
     if pinned.len() < objects.len() || pinned.is_empty() {

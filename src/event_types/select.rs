@@ -122,6 +122,10 @@ impl<'a> Target<'a> {
     }
 }
 
+/// The kind of lines that are nothing at all. They are counted all the same: an object of which not
+/// even a blank line came was not read.
+pub const BLANK: &str = "blank";
+
 /// Columns of `landing`, in the order of [`landing_select`], with their types.
 pub fn landing_columns(catalog: &Catalog) -> Vec<(&'static str, String)> {
     vec![
@@ -331,7 +335,7 @@ pub fn view_select(catalog: &Catalog, target: Target<'_>, landing: &str) -> Stri
         }
         Target::ObjectRows => format!(
             "SELECT batch_id, source_path, source_etag, kind, count() AS rows\n\
-             FROM {landing}\nWHERE kind != 'blank'\n\
+             FROM {landing}\n\
              GROUP BY batch_id, source_path, source_etag, kind"
         ),
     }

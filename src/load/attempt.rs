@@ -1,6 +1,6 @@
 //! Performs the actions of one protocol run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use super::breaker::{HaltedInsert, Scope};
 use super::{
     Cancelled, Item, Loader, MAX_REPLAYS, MAX_REPLAYS_ALONE, Outcome, Outcomes, Verdict, verdict,
 };
-use crate::batch::BatchId;
-use crate::event_types::select::Target;
+use crate::batch::{BatchId, is_compressed};
+use crate::event_types::select::{BLANK, Target};
 use crate::failpoint;
 use crate::ledger::protocol::{Action, End, Event, Run, Standing};
 use crate::object::ObjectRef;
@@ -36,6 +36,16 @@ pub(super) struct Loading<'a> {
     pub(super) halted: Option<HaltedInsert>,
     /// How many inserts had succeeded when this batch began.
     pub(super) successes_before: u64,
+    /// What the insert has brought.
+    pub(super) read: Vec<ReadBack>,
+}
+
+/// Lines of one kind that came from one object.
+#[derive(Debug, Deserialize)]
+pub(super) struct ReadBack {
+    source_path: String,
+    kind: String,
+    rows: u64,
 }
 
 impl Loading<'_> {
@@ -166,8 +176,7 @@ impl Loading<'_> {
         metrics::insert_seconds(begun.elapsed());
         let Err(error) = outcome else {
             self.answered();
-            loader.successes.fetch_add(1, Ordering::Relaxed);
-            return Ok(Event::Done);
+            return self.after_success().await;
         };
         let verdict = match verdict(&error) {
             Verdict::Denied => self.whose_fault(&error.to_string()).await?,
@@ -203,6 +212,28 @@ impl Loading<'_> {
                 Ok(Event::Unknown)
             }
         }
+    }
+
+    /// The insert went through: nothing is wrong only if every object was read.
+    async fn after_success(&mut self) -> Result<Event, Cancelled> {
+        self.read = self.read_back().await?;
+        let Some(unread) = self.unread(&self.read) else {
+            self.loader.successes.fetch_add(1, Ordering::Relaxed);
+            return Ok(Event::Done);
+        };
+        let text = format!(
+            "ClickHouse read nothing of {unread}, although it has {} bytes",
+            unread.size.unwrap_or_default(),
+        );
+        // Alone, it is first looked at again: it may be empty by now.
+        let alone = self.items.len() == 1;
+        let verdict = if alone {
+            Verdict::Changed
+        } else {
+            Verdict::ObjectFault
+        };
+        self.failure = Some((verdict, text));
+        Ok(Event::ObjectFault)
     }
 
     /// Pauses intake; this insert probes until it is through.
@@ -315,21 +346,34 @@ impl Loading<'_> {
         Ok(())
     }
 
-    async fn record(&self) -> Result<(), Cancelled> {
-        #[derive(Deserialize)]
-        struct Row {
-            kind: String,
-            rows: u64,
-        }
+    /// What the tables have of the batch.
+    async fn read_back(&self) -> Result<Vec<ReadBack>, Cancelled> {
         let sql = format!(
-            "SELECT kind, sum(rows) AS rows FROM {} WHERE batch_id = '{}' GROUP BY kind",
+            "SELECT source_path, kind, sum(rows) AS rows FROM {} WHERE batch_id = '{}' \
+             GROUP BY source_path, kind",
             self.loader.warehouse.table(Target::ObjectRows.table()),
             self.batch,
         );
-        let rows = self
-            .small(|| self.loader.warehouse.rows::<Row>(&sql))
-            .await?;
-        let rows: BTreeMap<String, u64> = rows.into_iter().map(|r| (r.kind, r.rows)).collect();
+        self.small(|| self.loader.warehouse.rows(&sql)).await
+    }
+
+    /// An object that has bytes and of which no line came, not even a blank one: ClickHouse read
+    /// something else under its name, or nothing, and did not say so.
+    fn unread(&self, read: &[ReadBack]) -> Option<&ObjectRef> {
+        let paths: HashSet<&str> = read.iter().map(|row| row.source_path.as_str()).collect();
+        self.objects().into_iter().find(|object| {
+            // Nothing, compressed, has bytes too.
+            object.size.is_some_and(|size| size > 0)
+                && !is_compressed(&object.key)
+                && !paths.contains(object.path().as_str())
+        })
+    }
+
+    async fn record(&self) -> Result<(), Cancelled> {
+        let mut rows: BTreeMap<&str, u64> = BTreeMap::new();
+        for row in self.read.iter().filter(|row| row.kind != BLANK) {
+            *rows.entry(&row.kind).or_default() += row.rows;
+        }
         let total = rows.values().sum();
         let objects = self.items.len();
         self.small(|| self.loader.ledger.record(self.batch, objects, total))
@@ -374,6 +418,7 @@ impl Loader {
             replays: 0,
             halted: None,
             successes_before: self.successes.load(Ordering::Relaxed),
+            read: Vec::new(),
         };
         // Whatever became of it, its objects are looked up again.
         let end = loading

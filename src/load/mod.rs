@@ -408,6 +408,7 @@ impl Loader {
             replays: 0,
             halted: None,
             successes_before: self.successes.load(Ordering::Relaxed),
+            read: Vec::new(),
         };
         match loading.run(Run::load(), &mut progress.outcomes).await {
             Ok(End::Loaded) => {
@@ -474,8 +475,7 @@ impl Loader {
             .map(|row| (row.path.clone(), row))
             .collect();
         let refreshed = items.into_iter().map(|mut item| {
-            let path = format!("{}/{}", item.object.bucket, item.object.key);
-            if let Some(row) = now.get(&path) {
+            if let Some(row) = now.get(&item.object.path()) {
                 item.object.etag.clone_from(&row.etag);
                 item.object.size = Some(row.size);
             }
