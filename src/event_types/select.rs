@@ -342,11 +342,18 @@ pub fn view_select(catalog: &Catalog, target: Target<'_>, landing: &str) -> Stri
 }
 
 /// From lines to the rows of one table, for those who cannot have views.
+///
+/// The limit is none; it keeps ClickHouse from moving the outer condition into the inner SELECT,
+/// whose planning takes eight times as long then (370 instead of 46 ms of CPU a statement).
 pub fn per_type_select(catalog: &Catalog, target: Target<'_>, lines: &Lines) -> String {
     view_select(
         catalog,
         target,
-        &format!("(\n{}\n)", landing_select(catalog, lines)),
+        &format!(
+            "(\n{}\nLIMIT {}\n)",
+            landing_select(catalog, lines),
+            i64::MAX
+        ),
     )
 }
 
