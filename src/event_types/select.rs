@@ -343,18 +343,16 @@ pub fn view_select(catalog: &Catalog, target: Target<'_>, landing: &str) -> Stri
 
 /// From lines to the rows of one table, for those who cannot have views.
 ///
-/// The limit is none; it keeps ClickHouse from moving the outer condition into the inner SELECT,
-/// whose planning takes eight times as long then (370 instead of 46 ms of CPU a statement).
+/// The LIMIT limits nothing: it keeps the planner from carrying the condition on `kind` down to the
+/// lines, on the way to which it writes out the whole expression behind it once for each use, a
+/// second of work for a query that takes a tenth.
 pub fn per_type_select(catalog: &Catalog, target: Target<'_>, lines: &Lines) -> String {
-    view_select(
-        catalog,
-        target,
-        &format!(
-            "(\n{}\nLIMIT {}\n)",
-            landing_select(catalog, lines),
-            i64::MAX
-        ),
-    )
+    let landing = format!(
+        "(\n{}\nLIMIT {}\n)",
+        landing_select(catalog, lines),
+        i64::MAX
+    );
+    view_select(catalog, target, &landing)
 }
 
 /// A column's value, from a row of `landing`.
