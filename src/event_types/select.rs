@@ -98,6 +98,16 @@ impl<'a> Target<'a> {
         }
     }
 
+    /// The `kind` of the lines that it takes; none for the table that counts all of them.
+    pub fn kind(&self) -> Option<&'a str> {
+        match self {
+            Target::EventType(event_type) => Some(&event_type.name),
+            Target::RejectedLines => Some("rejected"),
+            Target::UnmatchedStatements => Some("unmatched"),
+            Target::ObjectRows => None,
+        }
+    }
+
     /// The columns that the SELECT gives, in its order; the rest have defaults.
     pub fn columns(&self) -> Vec<&'a str> {
         match self {
