@@ -94,7 +94,8 @@ pub struct LoadLimits {
 }
 
 /// A batch that fails this often for no known reason is split.
-const MAX_REPLAYS: u32 = 8;
+const MAX_REPLAYS: u32 = 5;
+const MAX_REPLAYS_OF_A_PART: u32 = 1;
 /// One object that fails this often, and while others succeed, is at fault itself; one that fails
 /// this often without any other succeeding is given back all the same, after half an hour or so.
 const MAX_REPLAYS_ALONE: u32 = 40;
@@ -291,7 +292,13 @@ impl Loader {
             changes,
             splits,
         } = work;
-        match self.load_batch(items, cancel, progress).await {
+        // What was split off because of such an error need not prove it at length again.
+        let patience = if splits == 0 {
+            MAX_REPLAYS
+        } else {
+            MAX_REPLAYS_OF_A_PART
+        };
+        match self.load_batch(items, patience, cancel, progress).await {
             BatchEnd::Settled => {}
             BatchEnd::Abandoned(items) => progress.settle(&items, &Outcome::Abandoned),
             BatchEnd::Yielded(items) if yields >= MAX_YIELDS => {
@@ -381,6 +388,7 @@ impl Loader {
     async fn load_batch(
         &self,
         items: Vec<Item>,
+        patience: u32,
         cancel: &CancellationToken,
         progress: &mut Progress,
     ) -> BatchEnd {
@@ -406,8 +414,12 @@ impl Loader {
             items,
             failure: None,
             replays: 0,
+            patience,
             halted: None,
             successes_before: self.successes.load(Ordering::Relaxed),
+            read: Vec::new(),
+            sealed: false,
+            keep_nothing: false,
         };
         match loading.run(Run::load(), &mut progress.outcomes).await {
             Ok(End::Loaded) => {
@@ -474,8 +486,7 @@ impl Loader {
             .map(|row| (row.path.clone(), row))
             .collect();
         let refreshed = items.into_iter().map(|mut item| {
-            let path = format!("{}/{}", item.object.bucket, item.object.key);
-            if let Some(row) = now.get(&path) {
+            if let Some(row) = now.get(&item.object.path()) {
                 item.object.etag.clone_from(&row.etag);
                 item.object.size = Some(row.size);
             }
@@ -553,13 +564,11 @@ impl Loader {
             .await?;
         for other in others {
             let query = self.planner.probe(&[&other]);
-            if self
-                .warehouse
-                .rows::<serde::de::IgnoredAny>(&query)
-                .await
-                .is_ok()
-            {
-                return Ok(true);
+            match self.warehouse.rows::<serde::de::IgnoredAny>(&query).await {
+                Ok(_) => return Ok(true),
+                // Gone by now, and S3 says so: it would not tell a stranger.
+                Err(error) if is_missing(&error.to_string()) => return Ok(true),
+                Err(_) => {}
             }
         }
         Ok(false)

@@ -280,7 +280,7 @@ pub(crate) async fn rows(clickhouse: &ClickHouse, database: &str) -> Rows {
         let sql = format!("SELECT count() FROM {database}.{table}");
         rows.push((table.to_owned(), clickhouse.scalar(&sql).await.unwrap()));
     }
-    let sql = format!("SELECT sum(rows) FROM {database}.object_rows");
+    let sql = format!("SELECT sum(rows) FROM {database}.object_rows WHERE kind != 'blank'");
     rows.push((
         "object_rows".to_owned(),
         clickhouse.scalar(&sql).await.unwrap(),
