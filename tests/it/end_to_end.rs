@@ -90,6 +90,7 @@ async fn an_object_that_is_announced_again_is_not_loaded_again() {
     .await;
     drained(&site).await;
     check(stack, &site, &reckoning).await;
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
 #[tokio::test]
@@ -101,6 +102,7 @@ async fn a_key_with_new_content_is_a_new_object() {
     }
     assert_eq!(names(stack, &site).await, ["one", "three", "two"]);
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 3);
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
 #[tokio::test]
@@ -165,6 +167,7 @@ async fn pain_6_a_truncated_gzip_harms_only_itself() {
     drained(&site).await;
     check(stack, &site, &reckoning).await;
     pain_16_it_is_on_record(stack, &site, key, "unloadable").await;
+    pain_20_the_dead_letters_do_not_multiply(&site, 1).await;
 }
 
 #[tokio::test]
@@ -240,6 +243,7 @@ async fn pain_10_nothing_is_listed() {
     );
     stack.clickhouse.query(&list).await.unwrap();
     assert!(proxy.hits() > 0);
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
 #[tokio::test]
@@ -347,6 +351,7 @@ async fn pain_3_a_message_of_several_records_is_loaded_whole() {
     drained(&site).await;
     assert_eq!(names(stack, &site).await, ["a", "b", "c"]);
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 3);
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
 #[tokio::test]
@@ -385,6 +390,7 @@ async fn pain_13_a_stop_loses_nothing_and_a_second_start_loads_the_rest() {
     sluice.start();
     drained(&site).await;
     check(stack, &site, &reckoning).await;
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
 #[tokio::test]
@@ -427,4 +433,5 @@ async fn two_daemons_share_a_queue_and_load_every_row_once() {
     drained(&site).await;
     check(stack, &site, &reckoning).await;
     assert_eq!(two.stop().await.code(), Some(0));
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
