@@ -28,7 +28,8 @@ use crate::telemetry::metrics;
 /// Gauges and the sign of life are renewed this often.
 const TICK: Duration = Duration::from_secs(1);
 /// A long poll that is under way when the worker is told to stop has this long to end, so that
-/// messages which are just coming are not left invisible.
+/// messages which are just coming are not left invisible. What is held goes back only then: the
+/// poll would take it again, and a receive of each message would be for nothing.
 const LAST_POLL: Duration = Duration::from_secs(1);
 /// Loads that are cancelled have this long to clean up, and settlements to be sent.
 const CLEAN_UP: Duration = Duration::from_secs(5);
@@ -86,13 +87,20 @@ pub async fn run<Q: Queue, L: Load>(
     let mut heartbeats = JoinSet::new();
     let mut stopping = false;
     let mut give_up = None;
+    // Until our own last polls are over, they would take again what is given back.
+    let mut last_polls = None;
+    let mut given_back = Vec::new();
     loop {
         let wake = daemon.core.next_wake();
         tokio::select! {
             received = messages.recv(), if !messages.is_closed() || !messages.is_empty() => {
                 for message in received.unwrap_or_default() {
                     let actions = daemon.core.on_message(&message, Instant::now());
-                    daemon.perform(actions);
+                    if last_polls.is_some() {
+                        given_back.extend(actions);
+                    } else {
+                        daemon.perform(actions);
+                    }
                 }
             }
             Some(ended) = daemon.loads.join_next() => daemon.on_load_ended(ended),
@@ -113,9 +121,13 @@ pub async fn run<Q: Queue, L: Load>(
             () = stop.cancelled(), if !stopping => {
                 stopping = true;
                 give_up = Some(Instant::now() + options.grace_period);
+                last_polls = Some(Instant::now() + LAST_POLL);
                 info!("stopping: batches in flight are finished, the rest goes back to the queue");
-                let actions = daemon.core.drain();
-                daemon.perform(actions);
+                given_back = daemon.core.drain();
+            }
+            () = ended(&mut receivers, last_polls), if last_polls.is_some() => {
+                last_polls = None;
+                daemon.perform(std::mem::take(&mut given_back));
             }
             () = sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => {
                 warn!("the grace period is over: ending the inserts in flight");
@@ -128,7 +140,8 @@ pub async fn run<Q: Queue, L: Load>(
             let before = std::mem::replace(room, daemon.core.has_room());
             before != *room
         });
-        if stopping && daemon.core.is_idle() && daemon.loads.is_empty() {
+        let no_more_messages = messages.is_closed() && messages.is_empty();
+        if stopping && no_more_messages && daemon.core.is_idle() && daemon.loads.is_empty() {
             break;
         }
         if stopping && give_up.is_none() && daemon.cancel_loads.is_cancelled() {
@@ -136,9 +149,14 @@ pub async fn run<Q: Queue, L: Load>(
             break;
         }
     }
-    daemon
-        .take_late_messages(&mut messages, &mut receivers)
-        .await;
+    // A grace period that was shorter than the last polls leaves some of them to be ended here.
+    ended(&mut receivers, last_polls).await;
+    while let Ok(received) = messages.try_recv() {
+        for message in received {
+            given_back.extend(daemon.core.on_message(&message, Instant::now()));
+        }
+    }
+    daemon.perform(given_back);
     drop(daemon);
     heartbeats.shutdown().await;
     if timeout(CLEAN_UP, settler).await.is_err() {
@@ -204,20 +222,13 @@ impl<L: Load> Daemon<L> {
         }
         self.loads.abort_all();
     }
+}
 
-    /// What the last long polls bring goes back at once.
-    async fn take_late_messages(
-        &mut self,
-        messages: &mut mpsc::Receiver<Vec<Message>>,
-        receivers: &mut JoinSet<()>,
-    ) {
-        let until = Instant::now() + LAST_POLL;
-        while let Ok(Some(received)) = timeout_at(until, messages.recv()).await {
-            for message in received {
-                let actions = self.core.on_message(&message, Instant::now());
-                self.perform(actions);
-            }
-        }
+/// Waits for the long polls under way to end, and ends those that still run at `deadline`.
+async fn ended(receivers: &mut JoinSet<()>, deadline: Option<Instant>) {
+    let deadline = deadline.unwrap_or_else(Instant::now);
+    let all = async { while receivers.join_next().await.is_some() {} };
+    if timeout_at(deadline, all).await.is_err() {
         receivers.shutdown().await;
     }
 }

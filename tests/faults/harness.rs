@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use aws_sdk_sqs::types::MessageSystemAttributeName;
 use serde_json::{Value, json};
 use sluice_testkit::install::install;
 use sluice_testkit::launch::{Mode, Place, Process, tail};
@@ -247,19 +248,39 @@ impl<'a> Lab<'a> {
     pub(crate) async fn finish(&self, daemons: Vec<Daemon>) -> Result<()> {
         self.drained(&daemons.iter().collect::<Vec<_>>()).await;
         for daemon in daemons {
+            // Until then a SIGTERM would end it as it ends any process.
+            daemon.is_ready().await;
             daemon.stop()?;
         }
-        self.assert_exact().await?;
-        self.assert_dlq(0).await
+        let outcome = async {
+            self.assert_dlq(0).await?;
+            self.assert_exact().await
+        };
+        outcome.await.with_context(|| self.logs())
     }
 
     pub(crate) async fn assert_dlq(&self, expected: u64) -> Result<()> {
         let found = self.site.dlq_depth().await?;
-        ensure!(
-            found == expected,
-            "{found} messages in the dead-letter queue, not {expected}"
-        );
-        Ok(())
+        if found == expected {
+            return Ok(());
+        }
+        let request = self.site.sqs.receive_message().queue_url(&self.site.dlq_url);
+        let messages = request
+            .max_number_of_messages(10)
+            .message_system_attribute_names(MessageSystemAttributeName::All)
+            .send()
+            .await?;
+        bail!("{found} messages in the dead-letter queue, not {expected}: {messages:?}")
+    }
+
+    /// The ends of all daemons' logs.
+    pub(crate) fn logs(&self) -> String {
+        (0..self.daemons.load(Ordering::Relaxed))
+            .map(|number| {
+                let log = self.directory.path().join(format!("worker-{number}.log"));
+                format!("--- worker {number}\n{}\n", tail(&log))
+            })
+            .collect()
     }
 
     /// Compares the rows of every object and kind with what was generated.
@@ -613,7 +634,12 @@ where
         .run_until(async {
             let mut running = tokio::task::JoinSet::new();
             for (name, scenario) in scenarios {
-                running.spawn_local(async move { scenario.await.context(name) });
+                running.spawn_local(async move {
+                    let begun = std::time::Instant::now();
+                    let outcome = scenario.await.with_context(|| name.clone());
+                    eprintln!("{name}: {:.1?}", begun.elapsed());
+                    outcome
+                });
             }
             while let Some(ended) = running.join_next().await {
                 ended??;
