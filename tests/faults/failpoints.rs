@@ -56,9 +56,14 @@ async fn a_worker_that_dies_while_it_recovers_is_made_good() -> Result<()> {
             }
         }
     }
-    scenarios.push((
+    all(scenarios).await
+}
+
+#[tokio::test]
+async fn per_type_statements_are_made_good_too() -> Result<()> {
+    all(vec![(
         vec!["insert.after".into(), "insert.after".into()],
         "per_type",
-    ));
-    all(scenarios).await
+    )])
+    .await
 }
