@@ -187,14 +187,18 @@ const ASSUMED_BYTES: u64 = 64 * 1024;
 /// The bytes that an object will be once uncompressed, estimated upwards.
 pub fn estimated_bytes(object: &ObjectRef) -> u64 {
     let stored = object.size.unwrap_or(ASSUMED_BYTES);
-    if [".gz", ".zst"]
-        .iter()
-        .any(|extension| object.key.ends_with(extension))
-    {
+    if is_compressed(&object.key) {
         stored.saturating_mul(ASSUMED_COMPRESSION_RATIO)
     } else {
         stored
     }
+}
+
+/// Whether ClickHouse takes the object for compressed: it goes by the name.
+pub fn is_compressed(key: &str) -> bool {
+    [".gz", ".zst"]
+        .iter()
+        .any(|extension| key.ends_with(extension))
 }
 
 #[cfg(test)]

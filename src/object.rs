@@ -49,6 +49,13 @@ impl ObjectRef {
     }
 }
 
+impl ObjectRef {
+    /// `bucket/key`: ClickHouse's `_path`, and `source_path` in the tables.
+    pub fn path(&self) -> String {
+        format!("{}/{}", self.bucket, self.key)
+    }
+}
+
 impl fmt::Display for ObjectRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "s3://{}/{}", self.bucket, self.key)

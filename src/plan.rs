@@ -83,6 +83,7 @@ pub fn naming(key: &str) -> Naming {
         || key.contains("//")
         || key.starts_with('/')
         || segments().any(|segment| segment == "." || segment == "..")
+        || has_braces(key)
     {
         Naming::Impossible
     } else if key.contains(['{', '}', ',']) {
@@ -90,6 +91,13 @@ pub fn naming(key: &str) -> Naming {
     } else {
         Naming::Listed
     }
+}
+
+/// ClickHouse takes most of what stands in braces for a choice or a range, encoded or not: it reads
+/// other objects, or none at all and without an error.
+fn has_braces(key: &str) -> bool {
+    key.split_once('{')
+        .is_some_and(|(_, rest)| rest.contains('}'))
 }
 
 impl Planner {
@@ -251,8 +259,11 @@ fn changed(objects: &[&ObjectRef]) -> String {
         .iter()
         .filter(|object| !object.etag.is_empty())
         .map(|object| {
-            let path = format!("{}/{}", object.bucket, object.key);
-            format!("({},{})", sql::string(&path), sql::string(&object.etag))
+            format!(
+                "({},{})",
+                sql::string(&object.path()),
+                sql::string(&object.etag)
+            )
         })
         .collect();
     if pinned.len() < objects.len() || pinned.is_empty() {
@@ -327,6 +338,10 @@ mod tests {
             ("a/b.jsonl", Naming::Listed),
             ("a b+c%41#é", Naming::Listed),
             ("a{b", Naming::Alone),
+            ("a}b{", Naming::Alone),
+            ("{a,b}", Naming::Impossible),
+            ("a{1..3}", Naming::Impossible),
+            ("a{b/c}", Naming::Impossible),
             ("a,b", Naming::Alone),
             ("a*", Naming::Impossible),
             ("a?b", Naming::Impossible),

@@ -1,6 +1,7 @@
 //! `sluice run`
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -17,7 +18,7 @@ use crate::event_types::select::Target;
 use crate::failpoint;
 use crate::ledger::{self, Ledger};
 use crate::load::breaker::{Breaker, Scope};
-use crate::load::verdict::with_advice;
+use crate::load::verdict::{halt_class, with_advice};
 use crate::load::{LoadLimits, Loader};
 use crate::pipeline::{self, core::Limits};
 use crate::queue::sqs::SqsQueue;
@@ -79,6 +80,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
                 retry_min: config.load.retry_backoff_min.get(),
                 retry_max: config.load.retry_backoff_max.get(),
             },
+            successes: AtomicU64::new(0),
             acknowledge_missing: config.load.on_missing == OnMissing::Acknowledge,
         });
         pipeline::run(queue, loader, breaker, health, options(config), stop).await;
@@ -196,13 +198,14 @@ async fn probe(warehouse: Warehouse, catalog: Catalog, breaker: Arc<Breaker>) {
             Ok(missing) if missing.is_empty() => breaker.succeeded(Scope::Inserts),
             Ok(missing) => breaker.open(
                 Scope::Everything,
+                "schema",
                 &format!(
                     "tables are missing in database {}: {}; run `sluice migrate`",
                     warehouse.database(),
                     missing.join(", "),
                 ),
             ),
-            Err(error) => breaker.open(Scope::Everything, &with_advice(&error)),
+            Err(error) => breaker.open(Scope::Everything, halt_class(&error), &with_advice(&error)),
         }
     }
 }

@@ -1,12 +1,17 @@
 //! From declarations to a catalog: everything that can be wrong is found here, all at once.
 
+mod columns;
+mod rules;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::column_type::ColumnType;
-use super::declaration::{self, Declaration, DeclaredColumn, DeclaredRule};
-use super::paths::{self, Path, PathTree};
-use super::rule::Rule;
-use super::{Catalog, Column, EventType, Problem, RESERVED_KINDS, Source};
+use super::declaration::{self, Declaration, DeclaredColumn};
+use super::paths::{self, PathTree};
+use super::{Catalog, Column, EventType, Problem, RESERVED_KINDS};
+use columns::check_column;
+use rules::check_rule;
 
 /// Sluice's own tables; an event type's table cannot have one of these names.
 pub const RESERVED_TABLES: [&str; 6] = [
@@ -147,8 +152,9 @@ fn ancestry<'a>(
         let Some(base) = &declaration.extends else {
             break;
         };
+        let in_circle = type_name(chain[0].0) == base;
         let found = declared.iter().find(|(other, _)| type_name(other) == base);
-        // Told once, at the file that says so, and not again for all that extend that file.
+        // Told at the file that says so, and not again for all that extend that file.
         let mut report = Report { file, problems };
         let message = match found {
             None => format!(
@@ -166,7 +172,7 @@ fn ancestry<'a>(
                 continue;
             }
         };
-        if chain.len() == 1 {
+        if chain.len() == 1 || in_circle {
             report.add("extends", message);
         }
         break;
@@ -306,203 +312,6 @@ fn check_type(
     Some((file.to_owned(), event_type))
 }
 
-fn check_column(placed: &Placed, problems: &mut Vec<Problem>) -> Option<Column> {
-    let before = problems.len();
-    let Placed { file, at, column } = placed;
-    let mut report = Report { file, problems };
-    let place = |field: &str| format!("{at}.{field}");
-
-    if column.name.trim().is_empty() {
-        report.add(place("name"), "is empty; give the column a name");
-    }
-    if LINEAGE.contains(&column.name.as_str()) {
-        report.add(
-            place("name"),
-            format!(
-                "every table has a column {:?} by itself; remove this one",
-                column.name
-            ),
-        );
-    }
-    let column_type = ColumnType::parse(&column.column_type)
-        .map_err(|message| report.add(place("type"), message))
-        .ok();
-
-    let paths: Vec<Path> = column
-        .path
-        .iter()
-        .chain(&column.fallbacks)
-        .cloned()
-        .collect();
-    for path in paths.iter().chain(column.inputs.values()) {
-        check_path(path, at, &mut report);
-    }
-    if column.path.is_none() && !column.fallbacks.is_empty() {
-        report.add(
-            place("fallbacks"),
-            "there is no path to fall back from; name the first one `path`",
-        );
-    }
-    if column.otherwise.is_some() && column_type.is_some_and(|kind| !kind.is_text()) {
-        report.add(
-            place("otherwise"),
-            "line_hash is text; give the column the type String",
-        );
-    }
-
-    let source = match &column.expression {
-        Some(template) => {
-            if column.required {
-                report.add(
-                    place("required"),
-                    "an expression cannot be required; take the value from a path",
-                );
-            }
-            if column.otherwise.is_some() {
-                report.add(
-                    place("otherwise"),
-                    "does not go with an expression; say it in the expression",
-                );
-            }
-            let mut inputs: Vec<_> = column
-                .inputs
-                .iter()
-                .map(|(name, path)| (name.clone(), vec![path.clone()]))
-                .collect();
-            if !paths.is_empty() {
-                inputs.push(("value".to_owned(), paths));
-            }
-            check_template(template, &inputs, &place("expression"), &mut report);
-            Source::Expression {
-                template: template.clone(),
-                inputs,
-            }
-        }
-        None => {
-            if paths.is_empty() {
-                report.add(
-                    at.clone(),
-                    format!(
-                        "column {:?} has no source; give it a path or an expression",
-                        column.name
-                    ),
-                );
-            }
-            if !column.inputs.is_empty() {
-                report.add(place("inputs"), "are for an expression, and there is none");
-            }
-            Source::Paths {
-                paths,
-                otherwise: column.otherwise,
-            }
-        }
-    };
-    (report.problems.len() == before).then_some(())?;
-    Some(Column {
-        name: column.name.clone(),
-        column_type: column_type?,
-        source,
-        required: column.required,
-    })
-}
-
-/// What an expression may name besides its inputs: columns of `landing`.
-pub(super) const EXPRESSION_VARIABLES: [&str; 4] =
-    ["source_path", "source_etag", "row_number", "batch_id"];
-
-fn check_template(
-    template: &str,
-    inputs: &[(String, Vec<Path>)],
-    at: &str,
-    report: &mut Report<'_>,
-) {
-    let known: Vec<&str> = inputs
-        .iter()
-        .map(|(name, _)| name.as_str())
-        .chain(EXPRESSION_VARIABLES)
-        .collect();
-    for part in template.split('{').skip(1) {
-        let Some((name, _)) = part.split_once('}') else {
-            report.add(at, "has a { without a }");
-            continue;
-        };
-        if !known.contains(&name) {
-            report.add(
-                at,
-                format!(
-                    "{{{name}}} is not known here; there are {}",
-                    known.join(", ")
-                ),
-            );
-        }
-    }
-    if template.trim().is_empty() {
-        report.add(at, "is empty; write ClickHouse SQL, or leave it out");
-    }
-}
-
-fn check_path(path: &[String], at: &str, report: &mut Report<'_>) {
-    if path.is_empty() {
-        report.add(
-            at,
-            "a path is empty; list its keys from the top of the statement",
-        );
-    }
-    if path.iter().any(String::is_empty) {
-        report.add(
-            at,
-            format!(
-                "{} has an empty key, which ClickHouse cannot name; leave the column out",
-                paths::display(path)
-            ),
-        );
-    }
-}
-
-fn check_rule(rule: &DeclaredRule, at: &str, report: &mut Report<'_>) -> Option<Rule> {
-    let DeclaredRule {
-        all,
-        any,
-        not,
-        path,
-        equals,
-        one_of,
-    } = rule;
-    let many = |rules: &[DeclaredRule], what: &str, report: &mut Report<'_>| {
-        if rules.is_empty() {
-            report.add(format!("{at}.{what}"), "is an empty list; add a condition");
-        }
-        let checked: Vec<_> = rules
-            .iter()
-            .enumerate()
-            .map(|(index, rule)| check_rule(rule, &format!("{at}.{what}[{index}]"), report))
-            .collect();
-        checked.into_iter().collect::<Option<Vec<_>>>()
-    };
-    match (all, any, not, path, equals, one_of) {
-        (Some(rules), None, None, None, None, None) => many(rules, "all", report).map(Rule::All),
-        (None, Some(rules), None, None, None, None) => many(rules, "any", report).map(Rule::Any),
-        (None, None, Some(rule), None, None, None) => {
-            check_rule(rule, &format!("{at}.not"), report).map(|rule| Rule::Not(Box::new(rule)))
-        }
-        (None, None, None, Some(path), Some(value), None) => {
-            check_path(path, at, report);
-            Some(Rule::In(path.clone(), vec![value.clone()]))
-        }
-        (None, None, None, Some(path), None, Some(values)) => {
-            check_path(path, at, report);
-            if values.is_empty() {
-                report.add(format!("{at}.in"), "is an empty list; add a value");
-            }
-            Some(Rule::In(path.clone(), values.clone()))
-        }
-        _ => {
-            report.add(at, "must be one of `all: […]`, `any: […]`, `not: {…}`, `{path: […], equals: …}` and `{path: […], in: […]}`");
-            None
-        }
-    }
-}
-
 fn check_tables(types: &[(String, EventType)], problems: &mut Vec<Problem>) {
     let mut owners: BTreeMap<&str, &str> = BTreeMap::new();
     for (file, event_type) in types {
@@ -553,18 +362,3 @@ fn check_paths(types: &[(String, EventType)], problems: &mut Vec<Problem>) -> Pa
     }
     tree
 }
-
-impl Source {
-    /// Every path that the value may come from.
-    pub(super) fn paths(&self) -> Vec<&Path> {
-        match self {
-            Source::Paths { paths, .. } => paths.iter().collect(),
-            Source::Expression { inputs, .. } => {
-                inputs.iter().flat_map(|(_, paths)| paths).collect()
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -85,6 +85,18 @@ pub enum Source {
     },
 }
 
+impl Source {
+    /// Every path that the value may come from.
+    pub(super) fn paths(&self) -> Vec<&Path> {
+        match self {
+            Source::Paths { paths, .. } => paths.iter().collect(),
+            Source::Expression { inputs, .. } => {
+                inputs.iter().flat_map(|(_, paths)| paths).collect()
+            }
+        }
+    }
+}
+
 /// What is wrong with a declaration and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {

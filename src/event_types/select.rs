@@ -122,6 +122,10 @@ impl<'a> Target<'a> {
     }
 }
 
+/// The kind of lines that are nothing at all. They are counted all the same: an object of which not
+/// even a blank line came was not read.
+pub const BLANK: &str = "blank";
+
 /// Columns of `landing`, in the order of [`landing_select`], with their types.
 pub fn landing_columns(catalog: &Catalog) -> Vec<(&'static str, String)> {
     vec![
@@ -331,7 +335,7 @@ pub fn view_select(catalog: &Catalog, target: Target<'_>, landing: &str) -> Stri
         }
         Target::ObjectRows => format!(
             "SELECT batch_id, source_path, source_etag, kind, count() AS rows\n\
-             FROM {landing}\nWHERE kind != 'blank'\n\
+             FROM {landing}\n\
              GROUP BY batch_id, source_path, source_etag, kind"
         ),
     }
@@ -370,16 +374,25 @@ fn value(tree: &PathTree, column: &Column) -> String {
             format!("if(empty({text}), lower(hex(line_hash)), {text})")
         }
         Source::Expression { template, inputs } => {
-            let mut expression = template.trim().to_owned();
-            for (name, paths) in inputs {
-                expression = expression.replace(&format!("{{{name}}}"), &first_of(tree, paths));
-            }
-            for name in super::check::EXPRESSION_VARIABLES {
-                expression = expression.replace(&format!("{{{name}}}"), name);
-            }
+            let expression = fill(template.trim(), |name| {
+                let input = inputs.iter().find(|(input, _)| input == name);
+                input.map_or_else(|| name.to_owned(), |(_, paths)| first_of(tree, paths))
+            });
             kind.or_default(&expression)
         }
     }
+}
+
+/// The template with each `{name}` replaced; what replaces it is not looked at again.
+fn fill(template: &str, replace: impl Fn(&str) -> String) -> String {
+    let mut parts = template.split('{');
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (name, rest) = part.split_once('}').unwrap_or((part, ""));
+        out.push_str(&replace(name));
+        out.push_str(rest);
+    }
+    out
 }
 
 /// The text at the first of these paths that is there.
@@ -388,5 +401,72 @@ fn first_of(tree: &PathTree, paths: &[Path]) -> String {
     match texts.as_slice() {
         [one] => one.clone(),
         many => format!("coalesce({})", many.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines() -> Lines {
+        Lines {
+            filter: Some("throwIf(false) = 0".to_owned()),
+            ..Lines::of_objects(
+                "s3('http://s3/b/{k1,k2}', 'LineAsString', 'line String')",
+                Uuid::nil(),
+            )
+        }
+    }
+
+    #[test]
+    fn a_small_catalog() {
+        let declared = r#"
+table: clicks
+rule: {path: [verb], equals: click}
+order_by: [at, id]
+columns:
+  - {name: id, type: String, path: [id], otherwise: line_hash}
+  - {name: at, type: "DateTime64(3, 'UTC')", path: [at], required: true}
+  - {name: shop, type: "LowCardinality(String)", path: [ctx, "http://x.y/shop"], fallbacks: [[shop]]}
+  - {name: price, type: "Nullable(Float64)", path: [price]}
+  - {name: sum, type: Float64, expression: "toFloat64OrNull({value}) * toFloat64OrNull({count})", path: [price], inputs: {count: [n]}}
+  - {name: line, type: UInt64, expression: "{row_number}"}
+"#;
+        let files = [("click.yaml".to_owned(), declared.to_owned())];
+        let catalog = Catalog::from_files(files).unwrap();
+        let selects: Vec<_> = Target::all(&catalog)
+            .into_iter()
+            .map(|target| {
+                format!(
+                    "-- {}: {:?}\n{}\n",
+                    target.table(),
+                    target.columns(),
+                    view_select(&catalog, target, "landing")
+                )
+            })
+            .collect();
+        insta::assert_snapshot!(format!(
+            "{}\n-- landing\n{}\n",
+            selects.join("\n"),
+            landing_select(&catalog, &lines())
+        ));
+    }
+
+    #[test]
+    fn the_builtin_catalog() {
+        insta::assert_snapshot!(landing_select(&Catalog::builtin(), &lines()));
+    }
+
+    #[test]
+    fn a_per_type_select_is_the_view_over_the_landing_select() {
+        let catalog = Catalog::builtin();
+        for target in Target::all(&catalog) {
+            let select = per_type_select(&catalog, target, &lines());
+            assert!(
+                select.contains(&landing_select(&catalog, &lines())),
+                "{}",
+                target.table()
+            );
+        }
     }
 }

@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::batch::BatchId;
 use crate::object::{ObjectId, ObjectRef};
+use crate::sql;
 use crate::warehouse::{Warehouse, WarehouseError};
 use protocol::Standing;
 
@@ -97,6 +98,31 @@ pub struct SealedBatch {
     pub objects: Vec<ObjectRef>,
     /// The highest fenced attempt, 0 where none is.
     pub fenced: u32,
+}
+
+/// An object as `ledger_objects` has it.
+#[derive(Deserialize)]
+struct Listed {
+    bucket: String,
+    key: String,
+    etag: String,
+    version_id: String,
+    region: String,
+    size: u64,
+}
+
+impl From<Listed> for ObjectRef {
+    fn from(row: Listed) -> Self {
+        Self {
+            bucket: row.bucket,
+            key: row.key,
+            etag: row.etag,
+            size: Some(row.size),
+            version_id: Some(row.version_id).filter(|version| !version.is_empty()),
+            sequencer: None,
+            region: Some(row.region).filter(|region| !region.is_empty()),
+        }
+    }
 }
 
 impl Ledger {
@@ -303,15 +329,6 @@ impl Ledger {
             ended: u8,
             fenced: u32,
         }
-        #[derive(Deserialize)]
-        struct Listed {
-            bucket: String,
-            key: String,
-            etag: String,
-            version_id: String,
-            region: String,
-            size: u64,
-        }
         let sql = format!(
             "SELECT max(event IN ('{}', '{}')) AS ended, maxIf(attempt, event = '{}') AS fenced \
              FROM {} WHERE batch_id = '{batch}'",
@@ -330,19 +347,33 @@ impl Ledger {
             self.warehouse.table(OBJECTS_TABLE),
         );
         let listed: Vec<Listed> = self.warehouse.rows(&sql).await?;
-        let objects = listed
-            .into_iter()
-            .map(|row| ObjectRef {
-                bucket: row.bucket,
-                key: row.key,
-                etag: row.etag,
-                size: Some(row.size),
-                version_id: Some(row.version_id).filter(|version| !version.is_empty()),
-                sequencer: None,
-                region: Some(row.region).filter(|region| !region.is_empty()),
-            })
-            .collect();
+        let objects = listed.into_iter().map(ObjectRef::from).collect();
         Ok(Some(SealedBatch { objects, fenced }))
+    }
+
+    /// The objects that were loaded last: of the same bucket as `object`, or of any other.
+    pub async fn latest_loaded(
+        &self,
+        object: &ObjectRef,
+        same_bucket: bool,
+        limit: usize,
+    ) -> Result<Vec<ObjectRef>, WarehouseError> {
+        let objects = self.warehouse.table(OBJECTS_TABLE);
+        let batches = self.warehouse.table(BATCHES_TABLE);
+        let bucket = sql::string(&object.bucket);
+        let (is, key) = (
+            if same_bucket { "=" } else { "!=" },
+            sql::string(&object.key),
+        );
+        let sql = format!(
+            "SELECT DISTINCT bucket, key, etag, version_id, region, size FROM {objects} \
+             WHERE bucket {is} {bucket} AND key != {key} AND batch_id IN (\
+               SELECT batch_id FROM {batches} WHERE event = '{LOADED}' ORDER BY at DESC LIMIT 100\
+             ) ORDER BY sealed_at DESC LIMIT {limit}",
+            LOADED = event::LOADED,
+        );
+        let listed: Vec<Listed> = self.warehouse.rows(&sql).await?;
+        Ok(listed.into_iter().map(ObjectRef::from).collect())
     }
 
     /// The condition under which a statement of this attempt must not start, as SQL.

@@ -1,6 +1,7 @@
 //! Performs the actions of one protocol run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -9,9 +10,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::breaker::{HaltedInsert, Scope};
-use super::{Cancelled, Item, Loader, MAX_REPLAYS, Outcome, Outcomes, Verdict, verdict};
-use crate::batch::BatchId;
-use crate::event_types::select::Target;
+use super::{
+    Cancelled, Item, Loader, MAX_REPLAYS, MAX_REPLAYS_ALONE, Outcome, Outcomes, Verdict, verdict,
+};
+use crate::batch::{BatchId, is_compressed};
+use crate::event_types::select::{BLANK, Target};
 use crate::failpoint;
 use crate::ledger::protocol::{Action, End, Event, Run, Standing};
 use crate::object::ObjectRef;
@@ -31,6 +34,18 @@ pub(super) struct Loading<'a> {
     pub(super) replays: u32,
     /// While the breaker waits for this insert.
     pub(super) halted: Option<HaltedInsert>,
+    /// How many inserts had succeeded when this batch began.
+    pub(super) successes_before: u64,
+    /// What the insert has brought.
+    pub(super) read: Vec<ReadBack>,
+}
+
+/// Lines of one kind that came from one object.
+#[derive(Debug, Deserialize)]
+pub(super) struct ReadBack {
+    source_path: String,
+    kind: String,
+    rows: u64,
 }
 
 impl Loading<'_> {
@@ -161,28 +176,35 @@ impl Loading<'_> {
         metrics::insert_seconds(begun.elapsed());
         let Err(error) = outcome else {
             self.answered();
-            return Ok(Event::Done);
+            return self.after_success().await;
         };
-        match verdict(&error) {
+        let verdict = match verdict(&error) {
+            Verdict::Denied => self.whose_fault(&error.to_string()).await?,
+            verdict => verdict,
+        };
+        match verdict {
             Verdict::Fenced => {
                 self.answered();
                 Ok(Event::Fenced)
             }
-            fault @ (Verdict::ObjectFault | Verdict::Changed) => {
+            fault @ (Verdict::ObjectFault | Verdict::Denied | Verdict::Changed) => {
                 self.answered();
                 metrics::clickhouse_error(error.code(), fault);
                 self.failure = Some((fault, error.to_string()));
                 Ok(Event::ObjectFault)
             }
-            transient => {
+            Verdict::Halt => {
+                self.halt(&error);
+                Ok(Event::Unknown)
+            }
+            Verdict::Overload if !self.is_at_fault(&error) => {
+                self.halt(&error);
+                Ok(Event::Unknown)
+            }
+            Verdict::Replay | Verdict::Overload => {
                 self.replays += 1;
-                if transient == Verdict::Halt && self.halted.is_none() {
-                    self.halted = Some(HaltedInsert::new(&loader.breaker));
-                }
                 loader.note_failure(&error, Scope::Inserts).await;
-                let known_to_have_ended = matches!(error, WarehouseError::Server { .. });
-                if transient == Verdict::Replay && known_to_have_ended && self.replays > MAX_REPLAYS
-                {
+                if self.is_at_fault(&error) {
                     self.failure = Some((Verdict::ObjectFault, error.to_string()));
                     return Ok(Event::ObjectFault);
                 }
@@ -190,6 +212,68 @@ impl Loading<'_> {
                 Ok(Event::Unknown)
             }
         }
+    }
+
+    /// The insert went through: nothing is wrong only if every object was read.
+    async fn after_success(&mut self) -> Result<Event, Cancelled> {
+        self.read = self.read_back().await?;
+        let Some(unread) = self.unread(&self.read) else {
+            self.loader.successes.fetch_add(1, Ordering::Relaxed);
+            return Ok(Event::Done);
+        };
+        let text = format!(
+            "ClickHouse read nothing of {unread}, although it has {} bytes",
+            unread.size.unwrap_or_default(),
+        );
+        // Alone, it is first looked at again: it may be empty by now.
+        let alone = self.items.len() == 1;
+        let verdict = if alone {
+            Verdict::Changed
+        } else {
+            Verdict::ObjectFault
+        };
+        self.failure = Some((verdict, text));
+        Ok(Event::ObjectFault)
+    }
+
+    /// Pauses intake; this insert probes until it is through.
+    fn halt(&mut self, error: &WarehouseError) {
+        let loader = self.loader;
+        self.replays += 1;
+        self.halted
+            .get_or_insert_with(|| HaltedInsert::new(&loader.breaker));
+        metrics::clickhouse_error(error.code(), verdict(error));
+        loader.halt(Scope::Inserts, error);
+    }
+
+    /// S3 refused an object: among others it is set apart; alone it is at fault if ClickHouse can
+    /// read others.
+    async fn whose_fault(&self, text: &str) -> Result<Verdict, Cancelled> {
+        let [alone] = self.items.as_slice() else {
+            return Ok(Verdict::Denied);
+        };
+        let readable = self
+            .loader
+            .can_read_others(&alone.object, text, self.cancel)
+            .await?;
+        Ok(if readable {
+            Verdict::Denied
+        } else {
+            Verdict::Halt
+        })
+    }
+
+    /// Whether an error that nobody knows has come often enough to look for an object at fault. As
+    /// long as no other insert succeeds, the server is the likelier culprit.
+    fn is_at_fault(&self, error: &WarehouseError) -> bool {
+        // Without an answer nothing is known of the statement.
+        matches!(error, WarehouseError::Server { .. })
+            && if self.items.len() > 1 {
+                self.replays > MAX_REPLAYS
+            } else {
+                let others = self.loader.successes.load(Ordering::Relaxed) > self.successes_before;
+                self.replays > MAX_REPLAYS && others || self.replays > MAX_REPLAYS_ALONE
+            }
     }
 
     /// The server does inserts: whatever was in their way is over.
@@ -262,21 +346,34 @@ impl Loading<'_> {
         Ok(())
     }
 
-    async fn record(&self) -> Result<(), Cancelled> {
-        #[derive(Deserialize)]
-        struct Row {
-            kind: String,
-            rows: u64,
-        }
+    /// What the tables have of the batch.
+    async fn read_back(&self) -> Result<Vec<ReadBack>, Cancelled> {
         let sql = format!(
-            "SELECT kind, sum(rows) AS rows FROM {} WHERE batch_id = '{}' GROUP BY kind",
+            "SELECT source_path, kind, sum(rows) AS rows FROM {} WHERE batch_id = '{}' \
+             GROUP BY source_path, kind",
             self.loader.warehouse.table(Target::ObjectRows.table()),
             self.batch,
         );
-        let rows = self
-            .small(|| self.loader.warehouse.rows::<Row>(&sql))
-            .await?;
-        let rows: BTreeMap<String, u64> = rows.into_iter().map(|r| (r.kind, r.rows)).collect();
+        self.small(|| self.loader.warehouse.rows(&sql)).await
+    }
+
+    /// An object that has bytes and of which no line came, not even a blank one: ClickHouse read
+    /// something else under its name, or nothing, and did not say so.
+    fn unread(&self, read: &[ReadBack]) -> Option<&ObjectRef> {
+        let paths: HashSet<&str> = read.iter().map(|row| row.source_path.as_str()).collect();
+        self.objects().into_iter().find(|object| {
+            // Nothing, compressed, has bytes too.
+            object.size.is_some_and(|size| size > 0)
+                && !is_compressed(&object.key)
+                && !paths.contains(object.path().as_str())
+        })
+    }
+
+    async fn record(&self) -> Result<(), Cancelled> {
+        let mut rows: BTreeMap<&str, u64> = BTreeMap::new();
+        for row in self.read.iter().filter(|row| row.kind != BLANK) {
+            *rows.entry(&row.kind).or_default() += row.rows;
+        }
         let total = rows.values().sum();
         let objects = self.items.len();
         self.small(|| self.loader.ledger.record(self.batch, objects, total))
@@ -320,6 +417,8 @@ impl Loader {
             failure: None,
             replays: 0,
             halted: None,
+            successes_before: self.successes.load(Ordering::Relaxed),
+            read: Vec::new(),
         };
         // Whatever became of it, its objects are looked up again.
         let end = loading

@@ -24,6 +24,7 @@ pub enum Scope {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Open {
     scope: Scope,
+    class: &'static str,
     why: String,
 }
 
@@ -70,6 +71,7 @@ impl Breaker {
         Self {
             open: watch::Sender::new(Some(Open {
                 scope: Scope::Everything,
+                class: "starting",
                 why,
             })),
             probing: Mutex::new(Probing {
@@ -86,6 +88,11 @@ impl Breaker {
     /// Why nothing is loaded, while that is so.
     pub fn reason(&self) -> Option<String> {
         self.open.borrow().as_ref().map(|open| open.why.clone())
+    }
+
+    /// One word for that reason.
+    pub fn class(&self) -> Option<&'static str> {
+        self.open.borrow().as_ref().map(|open| open.class)
     }
 
     /// Waits until the breaker is closed.
@@ -147,13 +154,14 @@ impl Breaker {
     }
 
     /// A statement met a reason to halt.
-    pub fn open(&self, scope: Scope, why: &str) {
+    pub fn open(&self, scope: Scope, class: &'static str, why: &str) {
         let now = Instant::now();
         let mut probing = self.probing();
         probing.failures += 1;
         probing.next = now + self.interval;
         let opened = Open {
             scope,
+            class,
             why: why.to_owned(),
         };
         let news = self.open.send_if_modified(|open| {
@@ -210,7 +218,7 @@ mod tests {
         let breaker = Breaker::new(INTERVAL);
         breaker.succeeded(Scope::Everything);
         assert_eq!(breaker.reason(), None);
-        breaker.open(scope, "away");
+        breaker.open(scope, "unreachable", "away");
         Arc::new(breaker)
     }
 

@@ -8,6 +8,7 @@ mod attempt;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -23,7 +24,7 @@ use crate::telemetry::metrics;
 use crate::warehouse::{Warehouse, WarehouseError};
 use attempt::Loading;
 use breaker::{Breaker, Scope};
-use verdict::{Verdict, is_missing, named_object, verdict, with_advice};
+use verdict::{Verdict, halt_class, is_missing, is_refusal, named_object, verdict, with_advice};
 
 /// What became of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +80,8 @@ pub struct Loader {
     pub limits: LoadLimits,
     /// Whether a missing object's message is done with.
     pub acknowledge_missing: bool,
+    /// Inserts that have succeeded.
+    pub successes: AtomicU64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -90,8 +93,15 @@ pub struct LoadLimits {
     pub retry_max: Duration,
 }
 
-/// An insert that fails this often for no known reason is taken for its objects' fault.
+/// A batch that fails this often for no known reason is split.
 const MAX_REPLAYS: u32 = 8;
+/// One object that fails this often, and while others succeed, is at fault itself; one that fails
+/// this often without any other succeeding is given back all the same, after half an hour or so.
+const MAX_REPLAYS_ALONE: u32 = 40;
+/// Errors can name one object after the other; halves find many bad ones sooner.
+const MAX_NAMED_SPLITS: u32 = 3;
+/// Loaded objects that are read again to find out whether ClickHouse may read at all.
+const CANARIES: usize = 5;
 /// Another worker's claim on the same objects, met this often, means that they are in good hands.
 const MAX_YIELDS: u32 = 5;
 /// An object that changes faster than it can be read is left for a later delivery.
@@ -110,6 +120,7 @@ struct Work {
     items: Vec<Item>,
     yields: u32,
     changes: u32,
+    splits: u32,
 }
 
 /// How one batch ended.
@@ -149,14 +160,26 @@ struct FailedItem {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FailureClass {
     Missing,
+    Denied,
     Unnameable,
     Unloadable,
 }
 
 impl FailureClass {
+    fn of(text: &str) -> Self {
+        if is_missing(text) {
+            Self::Missing
+        } else if is_refusal(text) {
+            Self::Denied
+        } else {
+            Self::Unloadable
+        }
+    }
+
     fn label(self) -> &'static str {
         match self {
             Self::Missing => "missing",
+            Self::Denied => "denied",
             Self::Unnameable => "unnameable",
             Self::Unloadable => "unloadable",
         }
@@ -195,13 +218,14 @@ impl Work {
             items,
             yields: 0,
             changes: 0,
+            splits: 0,
         }
     }
 }
 
 fn unnameable() -> String {
-    "ClickHouse cannot be told to read this key and no other: it contains `*`, `?`, `//`, a line \
-     break, or a `.` or `..` between slashes; copy the object to another key"
+    "ClickHouse cannot be told to read this key and no other: it contains `*`, `?`, `//`, \
+     `{…}`, a line break, or a `.` or `..` between slashes; copy the object to another key"
         .to_owned()
 }
 
@@ -221,13 +245,9 @@ impl Progress {
 
     /// The object that the error names alone, and the rest as a new batch; halves when it names
     /// none. An object that was alone already has failed.
-    fn split(&mut self, mut items: Vec<Item>, text: &str) {
+    fn split(&mut self, mut items: Vec<Item>, splits: u32, text: &str) {
         if items.len() <= 1 {
-            let class = if is_missing(text) {
-                FailureClass::Missing
-            } else {
-                FailureClass::Unloadable
-            };
+            let class = FailureClass::of(text);
             for item in items {
                 self.fail(item, class, text.to_owned());
             }
@@ -237,7 +257,8 @@ impl Progress {
             .iter()
             .map(|item| item.object.key.as_str())
             .enumerate();
-        let apart = match named_object(text, keys) {
+        let named = named_object(text, keys).filter(|_| splits < MAX_NAMED_SPLITS);
+        let apart = match named {
             Some(index) => vec![items.remove(index)],
             None => items.split_off(items.len() / 2),
         };
@@ -246,8 +267,12 @@ impl Progress {
             rest = items.len(),
             "splitting a batch: {text}"
         );
-        self.work.push(Work::new(apart));
-        self.work.push(Work::new(items));
+        for items in [apart, items] {
+            self.work.push(Work {
+                splits: splits + 1,
+                ..Work::new(items)
+            });
+        }
     }
 }
 
@@ -264,6 +289,7 @@ impl Loader {
             items,
             yields,
             changes,
+            splits,
         } = work;
         match self.load_batch(items, cancel, progress).await {
             BatchEnd::Settled => {}
@@ -281,6 +307,7 @@ impl Loader {
                     items,
                     yields: yields + 1,
                     changes,
+                    splits,
                 });
             }
             BatchEnd::Released {
@@ -292,10 +319,11 @@ impl Loader {
                     items,
                     yields,
                     changes: changes + 1,
+                    splits,
                 }),
-                Err(Refused { items, text }) => progress.split(items, &text),
+                Err(Refused { items, text }) => progress.split(items, splits, &text),
             },
-            BatchEnd::Released { items, text, .. } => progress.split(items, &text),
+            BatchEnd::Released { items, text, .. } => progress.split(items, splits, &text),
         }
     }
 
@@ -341,7 +369,9 @@ impl Loader {
                 FailureClass::Missing => Outcome::Missing {
                     acknowledge: recorded && self.acknowledge_missing,
                 },
-                FailureClass::Unnameable | FailureClass::Unloadable => Outcome::Failed,
+                FailureClass::Denied | FailureClass::Unnameable | FailureClass::Unloadable => {
+                    Outcome::Failed
+                }
             };
             progress.outcomes.push((item.announced, outcome));
         }
@@ -377,6 +407,8 @@ impl Loader {
             failure: None,
             replays: 0,
             halted: None,
+            successes_before: self.successes.load(Ordering::Relaxed),
+            read: Vec::new(),
         };
         match loading.run(Run::load(), &mut progress.outcomes).await {
             Ok(End::Loaded) => {
@@ -443,8 +475,7 @@ impl Loader {
             .map(|row| (row.path.clone(), row))
             .collect();
         let refreshed = items.into_iter().map(|mut item| {
-            let path = format!("{}/{}", item.object.bucket, item.object.key);
-            if let Some(row) = now.get(&path) {
+            if let Some(row) = now.get(&item.object.path()) {
                 item.object.etag.clone_from(&row.etag);
                 item.object.size = Some(row.size);
             }
@@ -491,13 +522,47 @@ impl Loader {
         let verdict = verdict(error);
         metrics::clickhouse_error(error.code(), verdict);
         match verdict {
-            Verdict::Halt => self.breaker.open(what, &with_advice(error)),
+            Verdict::Halt => self.halt(what, error),
             // One lost connection says little; no answer to a ping says all.
             _ => match self.warehouse.ping().await {
                 Ok(()) => warn!("trying again: {error}"),
-                Err(ping) => self.breaker.open(Scope::Everything, &with_advice(&ping)),
+                Err(ping) => self.halt(Scope::Everything, &ping),
             },
         }
+    }
+
+    fn halt(&self, what: Scope, error: &WarehouseError) {
+        self.breaker
+            .open(what, halt_class(error), &with_advice(error));
+    }
+
+    /// Whether ClickHouse can read what it has read before: then a refusal is the object's fault,
+    /// and else everything's. Asked with the latest loaded objects, of the same bucket unless that
+    /// bucket is said to be gone.
+    async fn can_read_others(
+        &self,
+        refused: &ObjectRef,
+        text: &str,
+        cancel: &CancellationToken,
+    ) -> Result<bool, Cancelled> {
+        let same_bucket = !text.contains("NoSuchBucket");
+        let others = self
+            .persist(cancel, || {
+                self.ledger.latest_loaded(refused, same_bucket, CANARIES)
+            })
+            .await?;
+        for other in others {
+            let query = self.planner.probe(&[&other]);
+            if self
+                .warehouse
+                .rows::<serde::de::IgnoredAny>(&query)
+                .await
+                .is_ok()
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     async fn pause(&self, tries: u32, cancel: &CancellationToken) -> Result<(), Cancelled> {

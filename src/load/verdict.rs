@@ -7,10 +7,14 @@ use crate::warehouse::WarehouseError;
 pub enum Verdict {
     /// Transient, or nobody knows: kill what may run, then the identical statement again.
     Replay,
+    /// ClickHouse has too much to do: as `Replay`, and intake pauses meanwhile.
+    Overload,
     /// ClickHouse is away or wrongly set up: pause intake, hold what is held, probe, resume.
     Halt,
     /// An object's own fault: isolate it, load its batch-mates.
     ObjectFault,
+    /// S3 refuses: as `ObjectFault` where ClickHouse can read other objects, else as `Halt`.
+    Denied,
     /// An object is not what was announced any more: look at what is there now.
     Changed,
     /// Somebody else has taken the batch over.
@@ -22,8 +26,10 @@ impl Verdict {
     pub fn label(self) -> &'static str {
         match self {
             Self::Replay => "replay",
+            Self::Overload => "overload",
             Self::Halt => "halt",
             Self::ObjectFault => "object_fault",
+            Self::Denied => "denied",
             Self::Changed => "changed",
             Self::Fenced => "fenced",
         }
@@ -57,6 +63,12 @@ const HALT: &[u32] = &[
     669, // NAMED_COLLECTION_DOESNT_EXIST
 ];
 
+/// The server as a whole is short of something; a batch can also be too much for it.
+const OVERLOAD: &[u32] = &[
+    202, // TOO_MANY_SIMULTANEOUS_QUERIES
+    241, // MEMORY_LIMIT_EXCEEDED
+];
+
 /// The content of an object.
 const OBJECT_FAULT: &[u32] = &[
     27,  // CANNOT_PARSE_INPUT_ASSERTION_FAILED
@@ -77,6 +89,7 @@ pub fn verdict(error: &WarehouseError) -> Verdict {
         // S3_ERROR: a missing object, a refusal and an S3 that is away look alike but for the text.
         499 => s3_verdict(text),
         code if HALT.contains(&code) => Verdict::Halt,
+        code if OVERLOAD.contains(&code) => Verdict::Overload,
         code if OBJECT_FAULT.contains(&code) => Verdict::ObjectFault,
         // What is not known to be somebody's fault is taken for passing: a replay harms nothing,
         // and the attempts are bounded.
@@ -96,27 +109,53 @@ pub fn is_missing(text: &str) -> bool {
     )
 }
 
+/// Whether S3 refuses to show an object.
+pub fn is_refusal(text: &str) -> bool {
+    says(text, REFUSALS)
+}
+
 fn says(text: &str, words: &[&str]) -> bool {
     words.iter().any(|word| text.contains(word))
 }
 
 fn s3_verdict(text: &str) -> Verdict {
-    if is_missing(text) {
+    // A bucket that is gone answers 404 too.
+    if says(text, &["NoSuchBucket"]) {
+        Verdict::Denied
+    } else if is_missing(text) {
         Verdict::ObjectFault
-    } else if says(
-        text,
-        &[
-            "HTTP response code: 403",
-            "AccessDenied",
-            "InvalidAccessKeyId",
-            "SignatureDoesNotMatch",
-            "ExpiredToken",
-            "NoSuchBucket",
-        ],
-    ) {
-        Verdict::Halt
+    } else if is_refusal(text) {
+        Verdict::Denied
     } else {
         Verdict::Replay
+    }
+}
+
+/// S3's words for: you may not.
+const REFUSALS: &[&str] = &[
+    "HTTP response code: 403",
+    "AccessDenied",
+    "Access Denied",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+];
+
+/// One word for why intake is paused, for a metric's label.
+pub fn halt_class(error: &WarehouseError) -> &'static str {
+    match error {
+        WarehouseError::Unknown(_) => "unreachable",
+        WarehouseError::Server { code, .. } => match code {
+            192 | 516 => "authentication",
+            291 | 497 => "permission",
+            164 | 242 => "read_only",
+            252 => "too_many_parts",
+            202 | 241 => "overload",
+            243 => "no_space",
+            499 | 669 => "s3_access",
+            16 | 36 | 47 | 53 | 60 | 81 => "schema",
+            _ => "other",
+        },
     }
 }
 
@@ -137,6 +176,12 @@ pub fn with_advice(error: &WarehouseError) -> String {
         WarehouseError::Server {
             code: 164 | 242, ..
         } => "make the server or table writable",
+        WarehouseError::Server {
+            code: 202 | 241, ..
+        } => {
+            "ClickHouse is short of memory or slots: Sluice slows down; smaller `batch.max_bytes` \
+             or `load.concurrency` ask less of it"
+        }
         WarehouseError::Server { code: 252, .. } => {
             "merges lag behind: Sluice slows down; a longer `batch.window` makes fewer parts"
         }
@@ -183,8 +228,12 @@ mod tests {
                 Verdict::ObjectFault,
             ),
             (server(499, "NoSuchKey"), Verdict::ObjectFault),
-            (server(499, "HTTP response code: 403"), Verdict::Halt),
-            (server(499, "AccessDenied"), Verdict::Halt),
+            (server(499, "HTTP response code: 403"), Verdict::Denied),
+            (server(499, "AccessDenied"), Verdict::Denied),
+            (
+                server(499, "HTTP response code: 404, NoSuchBucket"),
+                Verdict::Denied,
+            ),
             (server(499, "Connection refused"), Verdict::Replay),
             (
                 server(499, "HTTP response code: 503, SlowDown"),
@@ -193,7 +242,7 @@ mod tests {
             (server(516, "Authentication failed"), Verdict::Halt),
             (server(60, "Unknown table"), Verdict::Halt),
             (server(252, "Too many parts"), Verdict::Halt),
-            (server(241, "Memory limit exceeded"), Verdict::Replay),
+            (server(241, "Memory limit exceeded"), Verdict::Overload),
             (server(159, "Timeout exceeded"), Verdict::Replay),
             (server(354, "inflate failed"), Verdict::ObjectFault),
             (server(117, "Incorrect data"), Verdict::ObjectFault),

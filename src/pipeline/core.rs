@@ -200,6 +200,14 @@ impl Core {
         actions
     }
 
+    /// Gives back everything that is held, whatever may still be done with it.
+    pub fn let_go(&mut self) -> Vec<Action> {
+        let outstanding = self.held.outstanding().into_iter();
+        outstanding
+            .flat_map(|object| self.resolve(object, Fate::Returned))
+            .collect()
+    }
+
     /// Whether more messages may be received.
     pub fn has_room(&self) -> bool {
         !self.draining && self.held.len() < self.limits.max_held
@@ -210,13 +218,13 @@ impl Core {
     }
 
     /// For the gauges.
-    pub fn holdings(&self, now: Instant, breaker_open: bool) -> metrics::Holdings {
+    pub fn holdings(&self, now: Instant, paused: Option<&'static str>) -> metrics::Holdings {
         metrics::Holdings {
             messages: self.held.len(),
             oldest: self.held.oldest(now).unwrap_or_default(),
             objects_waiting: self.batcher.waiting(),
             batches_in_flight: self.batches_in_flight,
-            breaker_open,
+            paused,
         }
     }
 

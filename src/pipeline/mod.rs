@@ -6,6 +6,8 @@
 pub mod core;
 mod receiver;
 mod settler;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,9 +29,9 @@ use crate::telemetry::metrics;
 
 /// Gauges and the sign of life are renewed this often.
 const TICK: Duration = Duration::from_secs(1);
-/// A long poll that is under way when the worker is told to stop has this long to end, so that
-/// messages which are just coming are not left invisible. What is held goes back only then: the
-/// poll would take it again, and a receive of each message would be for nothing.
+/// Long polls that are under way when the worker is told to stop have this long to end, so that
+/// messages which are just coming are not left invisible. What is given back waits for their end:
+/// they would receive it again.
 const LAST_POLL: Duration = Duration::from_secs(1);
 /// Loads that are cancelled have this long to clean up, and settlements to be sent.
 const CLEAN_UP: Duration = Duration::from_secs(5);
@@ -81,27 +83,19 @@ pub async fn run<Q: Queue, L: Load>(
         loads: JoinSet::new(),
         cancel_loads: CancellationToken::new(),
         settle,
+        held_back: None,
     };
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heartbeats = JoinSet::new();
     let mut stopping = false;
-    let mut give_up = None;
-    // Until our own last polls are over, they would take again what is given back.
     let mut last_polls = None;
-    let mut given_back = Vec::new();
+    let mut give_up = None;
     loop {
         let wake = daemon.core.next_wake();
         tokio::select! {
             received = messages.recv(), if !messages.is_closed() || !messages.is_empty() => {
-                for message in received.unwrap_or_default() {
-                    let actions = daemon.core.on_message(&message, Instant::now());
-                    if last_polls.is_some() {
-                        given_back.extend(actions);
-                    } else {
-                        daemon.perform(actions);
-                    }
-                }
+                daemon.take(received.unwrap_or_default());
             }
             Some(ended) = daemon.loads.join_next() => daemon.on_load_ended(ended),
             () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
@@ -116,18 +110,29 @@ pub async fn run<Q: Queue, L: Load>(
                     heartbeats.spawn(settler::extend(queue.clone(), handles, visibility));
                 }
                 while heartbeats.try_join_next().is_some() {}
-                metrics::holdings(&daemon.core.holdings(now, breaker.reason().is_some()));
+                metrics::holdings(&daemon.core.holdings(now, breaker.class()));
             }
             () = stop.cancelled(), if !stopping => {
                 stopping = true;
-                give_up = Some(Instant::now() + options.grace_period);
                 last_polls = Some(Instant::now() + LAST_POLL);
+                give_up = Some(Instant::now() + options.grace_period);
                 info!("stopping: batches in flight are finished, the rest goes back to the queue");
-                given_back = daemon.core.drain();
+                daemon.held_back = Some(Vec::new());
+                let actions = daemon.core.drain();
+                daemon.perform(actions);
             }
-            () = ended(&mut receivers, last_polls), if last_polls.is_some() => {
+            ended = receivers.join_next(), if last_polls.is_some() => {
+                if ended.is_none() {
+                    last_polls = Some(Instant::now());
+                }
+            }
+            () = sleep_until(last_polls.unwrap_or_else(Instant::now)), if last_polls.is_some() => {
                 last_polls = None;
-                daemon.perform(std::mem::take(&mut given_back));
+                receivers.shutdown().await;
+                while let Ok(received) = messages.try_recv() {
+                    daemon.take(received);
+                }
+                daemon.give_back();
             }
             () = sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => {
                 warn!("the grace period is over: ending the inserts in flight");
@@ -140,23 +145,17 @@ pub async fn run<Q: Queue, L: Load>(
             let before = std::mem::replace(room, daemon.core.has_room());
             before != *room
         });
-        let no_more_messages = messages.is_closed() && messages.is_empty();
-        if stopping && no_more_messages && daemon.core.is_idle() && daemon.loads.is_empty() {
+        if !stopping || last_polls.is_some() {
+            continue;
+        }
+        if daemon.core.is_idle() && daemon.loads.is_empty() {
             break;
         }
-        if stopping && give_up.is_none() && daemon.cancel_loads.is_cancelled() {
+        if daemon.cancel_loads.is_cancelled() {
             daemon.end_loads().await;
             break;
         }
     }
-    // A grace period that was shorter than the last polls leaves some of them to be ended here.
-    ended(&mut receivers, last_polls).await;
-    while let Ok(received) = messages.try_recv() {
-        for message in received {
-            given_back.extend(daemon.core.on_message(&message, Instant::now()));
-        }
-    }
-    daemon.perform(given_back);
     drop(daemon);
     heartbeats.shutdown().await;
     if timeout(CLEAN_UP, settler).await.is_err() {
@@ -175,18 +174,22 @@ struct Daemon<L> {
     loads: JoinSet<Loaded>,
     cancel_loads: CancellationToken,
     settle: mpsc::UnboundedSender<Settlement>,
+    /// What is given back while the last long polls are under way.
+    held_back: Option<Vec<Settlement>>,
 }
 
 impl<L: Load> Daemon<L> {
+    fn take(&mut self, received: Vec<Message>) {
+        for message in received {
+            let actions = self.core.on_message(&message, Instant::now());
+            self.perform(actions);
+        }
+    }
+
     fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Settle(settlement) => {
-                    // The settler ends only after this sender is gone.
-                    if self.settle.send(settlement).is_err() {
-                        error!("the settler has ended: messages come back by themselves");
-                    }
-                }
+                Action::Settle(settlement) => self.settle(settlement),
                 Action::Load(batch) => {
                     let (loader, cancel) = (self.loader.clone(), self.cancel_loads.clone());
                     let objects = batch.objects.clone();
@@ -201,6 +204,23 @@ impl<L: Load> Daemon<L> {
                     });
                 }
             }
+        }
+    }
+
+    fn settle(&mut self, settlement: Settlement) {
+        if let (Settlement::Release { .. }, Some(held_back)) = (&settlement, &mut self.held_back) {
+            held_back.push(settlement);
+            return;
+        }
+        // The settler ends only after this sender is gone.
+        if self.settle.send(settlement).is_err() {
+            error!("the settler has ended: messages come back by themselves");
+        }
+    }
+
+    fn give_back(&mut self) {
+        for settlement in self.held_back.take().unwrap_or_default() {
+            self.settle(settlement);
         }
     }
 
@@ -220,15 +240,11 @@ impl<L: Load> Daemon<L> {
         while let Ok(Some(ended)) = timeout_at(until, self.loads.join_next()).await {
             self.on_load_ended(ended);
         }
-        self.loads.abort_all();
-    }
-}
-
-/// Waits for the long polls under way to end, and ends those that still run at `deadline`.
-async fn ended(receivers: &mut JoinSet<()>, deadline: Option<Instant>) {
-    let deadline = deadline.unwrap_or_else(Instant::now);
-    let all = async { while receivers.join_next().await.is_some() {} };
-    if timeout_at(deadline, all).await.is_err() {
-        receivers.shutdown().await;
+        if !self.loads.is_empty() {
+            warn!("some inserts do not end: the ledger keeps what they are still doing apart");
+            self.loads.abort_all();
+            let actions = self.core.let_go();
+            self.perform(actions);
+        }
     }
 }

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use aws_sdk_sqs::Client;
-use aws_sdk_sqs::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::types::{
     BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry,
     DeleteMessageBatchRequestEntry, MessageSystemAttributeName, QueueAttributeName,
 };
+
+use crate::telemetry::with_sources;
 
 use super::{FailedEntries, Message, Queue, QueueAttributes, QueueError, ReceiptHandle};
 
@@ -180,5 +182,5 @@ where
         }
         return QueueError::Transient(text);
     }
-    QueueError::Transient(DisplayErrorContext(&error).to_string())
+    QueueError::Transient(with_sources(&error))
 }

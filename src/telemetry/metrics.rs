@@ -134,13 +134,32 @@ pub struct Holdings {
     pub oldest: Duration,
     pub objects_waiting: usize,
     pub batches_in_flight: usize,
-    pub breaker_open: bool,
+    /// Why intake is paused, in one word.
+    pub paused: Option<&'static str>,
 }
+
+/// Every reason has a series, so that an end is seen as well as a beginning.
+const PAUSE_REASONS: &[&str] = &[
+    "starting",
+    "unreachable",
+    "authentication",
+    "permission",
+    "schema",
+    "read_only",
+    "too_many_parts",
+    "no_space",
+    "overload",
+    "s3_access",
+    "other",
+];
 
 pub fn holdings(holdings: &Holdings) {
     gauge!(MESSAGES_HELD).set(holdings.messages as f64);
     gauge!(OLDEST_HELD).set(holdings.oldest.as_secs_f64());
     gauge!(OBJECTS_WAITING).set(holdings.objects_waiting as f64);
     gauge!(BATCHES_IN_FLIGHT).set(holdings.batches_in_flight as f64);
-    gauge!(BREAKER_OPEN).set(if holdings.breaker_open { 1.0 } else { 0.0 });
+    for reason in PAUSE_REASONS {
+        let open = holdings.paused == Some(*reason);
+        gauge!(BREAKER_OPEN, "reason" => *reason).set(f64::from(u8::from(open)));
+    }
 }

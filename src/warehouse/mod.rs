@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::sql;
+use crate::telemetry::with_sources;
 pub use http::TlsError;
 
 /// A statement and the settings that go with it, as URL parameters: some of them, such as
@@ -254,20 +255,6 @@ fn shorten(text: &str) -> String {
     let head = text.floor_char_boundary(HEAD);
     let tail = text.ceil_char_boundary(text.len() - TAIL);
     format!("{} … {}", &text[..head], &text[tail..])
-}
-
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

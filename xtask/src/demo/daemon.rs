@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::console::note;
 
 /// Enough to finish a batch; short enough that a killed demo leaves nothing for long.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(3);
 
 /// Builds the daemon and says where its binary is.
 pub(super) fn build(release: bool) -> Result<PathBuf> {

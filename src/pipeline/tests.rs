@@ -1,0 +1,643 @@
+//! The daemon on a paused clock, with a queue in memory and a load that does as it is told.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde_json::json;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::batch::{Batch, BatchLimits};
+use crate::load::Outcome;
+use crate::load::breaker::Scope;
+use crate::queue::memory::MemoryQueue;
+use crate::queue::{FailedEntries, QueueAttributes, QueueError, ReceiptHandle};
+use crate::settle::VisibilityPolicy;
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const VISIBILITY: Duration = Duration::from_secs(30);
+const WINDOW: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(60);
+const MAX_RECEIVES: u32 = 4;
+
+const OPTIONS: Options = Options {
+    limits: Limits {
+        batch: BatchLimits {
+            window: WINDOW,
+            max_objects: 3,
+            max_bytes: 1 << 20,
+        },
+        visibility: VisibilityPolicy {
+            timeout: VISIBILITY,
+            retry_min: Duration::from_secs(10),
+            retry_max: Duration::from_secs(600),
+        },
+        concurrency: 2,
+        max_held: 1000,
+    },
+    receivers: 2,
+    wait_time: Duration::from_secs(20),
+    grace_period: GRACE,
+};
+
+/// A batch for each object.
+fn one_object_a_batch() -> Options {
+    let mut options = OPTIONS;
+    options.limits.batch.max_objects = 1;
+    options
+}
+
+/// The queue, and a count of what is asked of it.
+struct Spied {
+    queue: MemoryQueue,
+    receives: AtomicUsize,
+    /// Of messages, asked for or not.
+    deletes: AtomicUsize,
+}
+
+impl Queue for Spied {
+    async fn receive(
+        &self,
+        max: usize,
+        wait: Duration,
+        visibility: Duration,
+    ) -> Result<Vec<Message>, QueueError> {
+        self.receives.fetch_add(1, Ordering::Relaxed);
+        self.queue.receive(max, wait, visibility).await
+    }
+
+    async fn delete(&self, handles: &[ReceiptHandle]) -> Result<FailedEntries, QueueError> {
+        self.deletes.fetch_add(handles.len(), Ordering::Relaxed);
+        self.queue.delete(handles).await
+    }
+
+    async fn change_visibility(
+        &self,
+        entries: &[(ReceiptHandle, Duration)],
+    ) -> Result<FailedEntries, QueueError> {
+        self.queue.change_visibility(entries).await
+    }
+
+    async fn attributes(&self) -> Result<QueueAttributes, QueueError> {
+        self.queue.attributes().await
+    }
+}
+
+type Ending = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+/// Gets the number of the load, from 0, its keys, and the token that cancels it; what it says
+/// holds for every object.
+type Script = Box<dyn Fn(usize, Vec<String>, CancellationToken) -> Ending + Send + Sync>;
+
+struct Scripted {
+    loads: Mutex<Vec<(Instant, Vec<String>)>>,
+    script: Script,
+}
+
+impl Load for Scripted {
+    async fn load(&self, batch: Batch, cancel: CancellationToken) -> Outcomes {
+        let keys: Vec<String> = batch.objects.iter().map(|o| o.key.clone()).collect();
+        let number = {
+            let mut loads = lock(&self.loads);
+            loads.push((Instant::now(), keys.clone()));
+            loads.len() - 1
+        };
+        let outcome = (self.script)(number, keys, cancel).await;
+        let objects = batch.objects.iter();
+        objects.map(|o| (o.id(), outcome.clone())).collect()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn script<F>(
+    ending: impl Fn(usize, Vec<String>, CancellationToken) -> F + Send + Sync + 'static,
+) -> Script
+where
+    F: Future<Output = Outcome> + Send + 'static,
+{
+    Box::new(move |number, keys, cancel| Box::pin(ending(number, keys, cancel)))
+}
+
+/// Every load ends so, after so long.
+fn always(outcome: Outcome, takes: Duration) -> Script {
+    script(move |_, _, _| {
+        let outcome = outcome.clone();
+        async move {
+            tokio::time::sleep(takes).await;
+            outcome
+        }
+    })
+}
+
+/// Loads wait for a permit each.
+fn gated(gate: &Arc<Semaphore>) -> Script {
+    let gate = gate.clone();
+    script(move |_, _, _| {
+        let gate = gate.clone();
+        async move {
+            gate.acquire().await.unwrap().forget();
+            Outcome::Loaded
+        }
+    })
+}
+
+/// Never ends by itself, and at once when it is cancelled.
+fn until_cancelled() -> Script {
+    script(|_, _, cancel| async move {
+        cancel.cancelled().await;
+        Outcome::Abandoned
+    })
+}
+
+struct Rig {
+    spied: Arc<Spied>,
+    loader: Arc<Scripted>,
+    breaker: Arc<Breaker>,
+    stop: CancellationToken,
+    daemon: JoinHandle<()>,
+}
+
+impl Rig {
+    fn start(options: Options, script: Script) -> Self {
+        let rig = Self::start_open(options, script);
+        rig.breaker.succeeded(Scope::Everything);
+        rig
+    }
+
+    /// With an open breaker.
+    fn start_open(options: Options, script: Script) -> Self {
+        let spied = Arc::new(Spied {
+            queue: MemoryQueue::new(MAX_RECEIVES),
+            receives: AtomicUsize::new(0),
+            deletes: AtomicUsize::new(0),
+        });
+        let loader = Arc::new(Scripted {
+            loads: Mutex::default(),
+            script,
+        });
+        let breaker = Arc::new(Breaker::new(SECOND));
+        let stop = CancellationToken::new();
+        let daemon = tokio::spawn(run(
+            spied.clone(),
+            loader.clone(),
+            breaker.clone(),
+            Arc::new(Health::default()),
+            options,
+            stop.clone(),
+        ));
+        Self {
+            spied,
+            loader,
+            breaker,
+            stop,
+            daemon,
+        }
+    }
+
+    fn send(&self, keys: &[&str]) {
+        self.spied.queue.send(announcement(keys));
+    }
+
+    /// The keys of every load so far.
+    fn loads(&self) -> Vec<Vec<String>> {
+        let loads = lock(&self.loader.loads);
+        loads.iter().map(|(_, keys)| keys.clone()).collect()
+    }
+
+    fn load_times(&self) -> Vec<Instant> {
+        lock(&self.loader.loads).iter().map(|(at, _)| *at).collect()
+    }
+
+    /// How often each message that is not deleted was received.
+    fn receive_counts(&self) -> Vec<u32> {
+        self.spied.queue.receive_counts()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.receive_counts().is_empty()
+    }
+
+    fn deletes(&self) -> usize {
+        self.spied.deletes.load(Ordering::Relaxed)
+    }
+
+    fn receives(&self) -> usize {
+        self.spied.receives.load(Ordering::Relaxed)
+    }
+
+    async fn attributes(&self) -> QueueAttributes {
+        self.spied.attributes().await.unwrap()
+    }
+
+    /// Tells the daemon to stop, and gives how long that takes.
+    async fn stop(&mut self) -> Duration {
+        let told = Instant::now();
+        self.stop.cancel();
+        timeout(HOUR, &mut self.daemon)
+            .await
+            .expect("the daemon ends")
+            .unwrap();
+        told.elapsed()
+    }
+}
+
+fn announcement(keys: &[&str]) -> String {
+    let records = keys.iter().map(|key| {
+        json!({
+            "eventName": "ObjectCreated:Put",
+            "s3": {"bucket": {"name": "b"}, "object": {"key": key, "eTag": "e", "size": 1}},
+        })
+    });
+    json!({"Records": records.collect::<Vec<_>>()}).to_string()
+}
+
+/// Lets the paused clock run until `condition` holds.
+#[track_caller]
+fn until(what: &str, condition: impl Fn() -> bool) -> impl Future<Output = ()> {
+    let caller = std::panic::Location::caller();
+    async move {
+        let give_up = Instant::now() + 12 * HOUR;
+        while !condition() {
+            assert!(Instant::now() < give_up, "{caller}: never {what}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// Lets everything happen that is going to happen within this time.
+async fn pass(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_closes_a_batch() {
+    let rig = Rig::start(OPTIONS, always(Outcome::Loaded, Duration::ZERO));
+    let start = Instant::now();
+    rig.send(&["a"]);
+    pass(WINDOW - SECOND).await;
+    rig.send(&["b"]);
+    assert_eq!(rig.loads(), Vec::<Vec<String>>::new());
+    until("empty", || rig.is_empty()).await;
+    assert_eq!(rig.loads(), [["a", "b"]]);
+    assert!(rig.load_times()[0] - start >= WINDOW);
+    assert_eq!(rig.deletes(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_count_closes_a_batch_before_its_window_ends() {
+    let rig = Rig::start(OPTIONS, always(Outcome::Loaded, Duration::ZERO));
+    let start = Instant::now();
+    for key in ["a", "b", "c"] {
+        rig.send(&[key]);
+    }
+    until("empty", || rig.is_empty()).await;
+    assert_eq!(rig.loads(), [["a", "b", "c"]]);
+    assert!(rig.load_times()[0] - start < WINDOW);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_3_a_message_of_two_batches_is_deleted_after_both() {
+    let gate = Arc::new(Semaphore::new(0));
+    let rig = Rig::start(one_object_a_batch(), gated(&gate));
+    rig.send(&["a", "b"]);
+    until("two loads", || rig.loads().len() == 2).await;
+    gate.add_permits(1);
+    pass(HOUR).await;
+    assert_eq!((rig.receive_counts(), rig.deletes()), (vec![1], 0));
+    gate.add_permits(1);
+    until("empty", || rig.is_empty()).await;
+    assert_eq!((rig.loads().len(), rig.deletes()), (2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_3_a_message_of_two_batches_comes_back_when_one_fails() {
+    let script = script(|number, keys, _| async move {
+        if keys == ["b"] && number < 2 {
+            Outcome::Failed
+        } else {
+            Outcome::Loaded
+        }
+    });
+    let rig = Rig::start(one_object_a_batch(), script);
+    rig.send(&["a", "b"]);
+    until("empty", || rig.is_empty()).await;
+    let mut loads = rig.loads();
+    loads.sort();
+    assert_eq!(loads, [["a"], ["a"], ["b"], ["b"]]);
+    assert_eq!(rig.deletes(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_2_a_failed_load_deletes_nothing_and_backs_off_into_the_dead_letters() {
+    let rig = Rig::start(
+        one_object_a_batch(),
+        always(Outcome::Failed, Duration::ZERO),
+    );
+    rig.send(&["a"]);
+    until("dead", || !rig.spied.queue.dead_letters().is_empty()).await;
+    assert_eq!(rig.spied.queue.dead_letters(), [announcement(&["a"])]);
+    assert_eq!(rig.deletes(), 0);
+    assert_eq!(rig.loads().len(), MAX_RECEIVES as usize);
+    let times = rig.load_times();
+    let gaps: Vec<u64> = times.windows(2).map(|w| (w[1] - w[0]).as_secs()).collect();
+    // 10, 20 and 40 s, each between half and all of it.
+    for (gap, full) in gaps.iter().zip([10, 20, 40]) {
+        assert!((full / 2..=full + 1).contains(gap), "{gaps:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_1_a_load_of_ten_visibility_timeouts_is_received_once() {
+    let rig = Rig::start(OPTIONS, always(Outcome::Loaded, VISIBILITY * 10));
+    rig.send(&["a"]);
+    until("a load", || rig.loads().len() == 1).await;
+    pass(VISIBILITY * 9).await;
+    assert_eq!(rig.receive_counts(), [1]);
+    until("empty", || rig.is_empty()).await;
+    assert_eq!((rig.loads().len(), rig.deletes()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_14_messages_that_wait_for_their_turn_do_not_expire() {
+    let mut options = one_object_a_batch();
+    options.limits.concurrency = 1;
+    let rig = Rig::start(options, always(Outcome::Loaded, VISIBILITY * 2));
+    for key in ["a", "b", "c", "d", "e"] {
+        rig.send(&[key]);
+    }
+    until("the last load", || rig.loads().len() == 5).await;
+    assert_eq!(rig.receive_counts(), [1]);
+    until("empty", || rig.is_empty()).await;
+    assert_eq!((rig.loads().len(), rig.deletes()), (5, 5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn heartbeats_survive_a_queue_that_is_away_for_less_than_the_visibility_timeout() {
+    let rig = Rig::start(OPTIONS, always(Outcome::Loaded, VISIBILITY * 4));
+    rig.send(&["a"]);
+    until("a load", || rig.loads().len() == 1).await;
+    for _ in 0..3 {
+        let away = QueueError::Transient("away".into());
+        rig.spied.queue.fail_with(Some(away));
+        pass(VISIBILITY / 3).await;
+        rig.spied.queue.fail_with(None);
+        pass(VISIBILITY / 3).await;
+    }
+    assert_eq!(rig.receive_counts(), [1]);
+    until("empty", || rig.is_empty()).await;
+    assert_eq!((rig.loads().len(), rig.deletes()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_4_odd_payloads_stay_out_of_the_way_and_test_events_go() {
+    let rig = Rig::start(OPTIONS, always(Outcome::Loaded, Duration::ZERO));
+    let odd = ["not JSON", r#"{"Records": []}"#, r#"{"Records": [{}]}"#, ""];
+    for body in odd {
+        rig.spied.queue.send(body);
+    }
+    rig.spied
+        .queue
+        .send(r#"{"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "b"}"#);
+    let start = Instant::now();
+    until("empty", || rig.is_empty()).await;
+    let mut dead = rig.spied.queue.dead_letters();
+    dead.sort();
+    let mut odd = odd.to_vec();
+    odd.sort_unstable();
+    assert_eq!(dead, odd);
+    assert_eq!(rig.deletes(), 1);
+    assert_eq!(rig.loads().len(), 0);
+    // Not in a loop: with a growing pause before each of the later receives.
+    assert!(start.elapsed() > Duration::from_secs(5 + 10 + 20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pause_while_the_breaker_is_open_nothing_is_received() {
+    let rig = Rig::start_open(OPTIONS, always(Outcome::Loaded, Duration::ZERO));
+    rig.send(&["a"]);
+    pass(24 * HOUR).await;
+    assert_eq!((rig.receive_counts(), rig.receives()), (vec![0], 0));
+    rig.breaker.succeeded(Scope::Everything);
+    until("empty", || rig.is_empty()).await;
+    assert_eq!(rig.loads(), [["a"]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pause_what_is_held_stays_held_and_nothing_more_comes() {
+    let gate = Arc::new(Semaphore::new(0));
+    let rig = Rig::start(one_object_a_batch(), gated(&gate));
+    rig.send(&["a"]);
+    until("a load", || rig.loads().len() == 1).await;
+    rig.breaker.open(Scope::Inserts, "unreachable", "away");
+    // The long polls that are under way may still bring something.
+    pass(OPTIONS.wait_time).await;
+    rig.send(&["b"]);
+    pass(8 * HOUR).await;
+    assert_eq!(rig.receive_counts(), [1, 0]);
+    rig.breaker.succeeded(Scope::Inserts);
+    gate.add_permits(2);
+    until("empty", || rig.is_empty()).await;
+    assert_eq!((rig.loads().len(), rig.deletes()), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_18_no_hot_loop_while_the_queue_is_away() {
+    let rig = Rig::start(OPTIONS, always(Outcome::Loaded, Duration::ZERO));
+    for error in [
+        QueueError::Transient("away".into()),
+        QueueError::Denied("no such queue".into()),
+    ] {
+        rig.spied.queue.fail_with(Some(error));
+        let before = rig.receives();
+        pass(HOUR).await;
+        let receives = rig.receives() - before;
+        // Each receiver every 22 to 30 s, once the backoff has grown.
+        assert!((120 * 2..180 * 2).contains(&receives), "{receives}");
+    }
+    rig.spied.queue.fail_with(None);
+    rig.send(&["a"]);
+    until("empty", || rig.is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delete_is_tried_again_until_the_queue_is_back() {
+    let rig = Rig::start(one_object_a_batch(), always(Outcome::Loaded, SECOND));
+    rig.send(&["a"]);
+    until("a load", || rig.loads().len() == 1).await;
+    let away = QueueError::Transient("away".into());
+    rig.spied.queue.fail_with(Some(away));
+    pass(5 * SECOND).await;
+    rig.spied.queue.fail_with(None);
+    until("empty", || rig.is_empty()).await;
+    assert_eq!(rig.loads().len(), 1);
+    assert!(rig.deletes() > 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_15_what_could_not_be_deleted_comes_back_and_goes_as_a_duplicate() {
+    let script = script(|number, _, _| async move {
+        tokio::time::sleep(SECOND).await;
+        match number {
+            0 => Outcome::Loaded,
+            _ => Outcome::Duplicate,
+        }
+    });
+    let rig = Rig::start(one_object_a_batch(), script);
+    rig.send(&["a"]);
+    until("a load", || rig.loads().len() == 1).await;
+    let away = QueueError::Transient("away".into());
+    rig.spied.queue.fail_with(Some(away));
+    pass(10 * 60 * SECOND).await;
+    rig.spied.queue.fail_with(None);
+    until("empty", || rig.is_empty()).await;
+    assert_eq!(rig.loads(), [["a"], ["a"]]);
+    assert_eq!(rig.spied.queue.dead_letters(), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_that_panics_gives_its_messages_back() {
+    let script = script(|number, _, _| async move {
+        assert!(number > 0, "the first load panics");
+        Outcome::Loaded
+    });
+    let rig = Rig::start(OPTIONS, script);
+    rig.send(&["a"]);
+    rig.send(&["b"]);
+    until("empty", || rig.is_empty()).await;
+    assert_eq!(rig.loads(), [["a", "b"], ["a", "b"]]);
+    assert_eq!(rig.deletes(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_object_is_looked_up_again_without_going_back_to_the_queue() {
+    let script = script(|number, _, _| async move {
+        match number {
+            0..20 => Outcome::Busy,
+            _ => Outcome::Duplicate,
+        }
+    });
+    let rig = Rig::start(one_object_a_batch(), script);
+    let start = Instant::now();
+    rig.send(&["a"]);
+    until("the last load", || rig.loads().len() == 21).await;
+    // Neither a hot loop nor an expired message.
+    assert!(start.elapsed() > VISIBILITY);
+    assert!(rig.receive_counts().iter().all(|count| *count == 1));
+    until("empty", || rig.is_empty()).await;
+    assert_eq!(rig.deletes(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_is_held_than_allowed() {
+    let gate = Arc::new(Semaphore::new(0));
+    let mut options = one_object_a_batch();
+    options.limits.max_held = 10;
+    let rig = Rig::start(options, gated(&gate));
+    for number in 0..200 {
+        rig.send(&[&format!("k{number}")]);
+    }
+    pass(HOUR).await;
+    let received = rig.receive_counts().iter().filter(|c| **c > 0).count();
+    // What the receivers bring while the loop has not yet said that there is no room.
+    let overrun = 2 * options.receivers * crate::queue::MAX_BATCH;
+    assert!((10..=10 + overrun).contains(&received), "{received}");
+    assert!(rig.receive_counts().iter().all(|count| *count <= 1));
+    gate.add_permits(200);
+    until("empty", || rig.is_empty()).await;
+    assert_eq!((rig.loads().len(), rig.deletes()), (200, 200));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_13_a_stop_during_the_window_gives_messages_back_at_once() {
+    let mut rig = Rig::start(OPTIONS, always(Outcome::Loaded, Duration::ZERO));
+    rig.send(&["a"]);
+    rig.send(&["b"]);
+    pass(WINDOW / 2).await;
+    assert!(rig.stop().await <= LAST_POLL);
+    assert_eq!(rig.attributes().await.visible, 2);
+    // Not received again by a long poll of the worker that gives them back.
+    assert_eq!(rig.receive_counts(), [1, 1]);
+    assert_eq!((rig.loads().len(), rig.deletes()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_13_a_stop_during_a_load_lets_it_finish() {
+    let takes = GRACE / 2;
+    let mut rig = Rig::start(one_object_a_batch(), always(Outcome::Loaded, takes));
+    // Two are loaded, the third has not begun.
+    for key in ["a", "b", "c"] {
+        rig.send(&[key]);
+    }
+    until("two loads", || rig.loads().len() == 2).await;
+    let took = rig.stop().await;
+    assert!(took <= takes + SECOND, "{took:?}");
+    assert_eq!((rig.loads().len(), rig.deletes()), (2, 2));
+    assert_eq!(rig.receive_counts(), [1]);
+    assert_eq!(rig.attributes().await.visible, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_13_a_load_longer_than_the_grace_is_cancelled_and_comes_back_at_once() {
+    let mut rig = Rig::start(one_object_a_batch(), until_cancelled());
+    rig.send(&["a"]);
+    until("a load", || rig.loads().len() == 1).await;
+    let took = rig.stop().await;
+    assert!((GRACE..GRACE + SECOND).contains(&took), "{took:?}");
+    assert_eq!(rig.attributes().await.visible, 1);
+    assert_eq!((rig.receive_counts(), rig.deletes()), (vec![1], 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_13_a_load_that_will_not_be_cancelled_does_not_keep_the_worker() {
+    let script = script(|_, _, _| std::future::pending());
+    let mut rig = Rig::start(one_object_a_batch(), script);
+    rig.send(&["a"]);
+    until("a load", || rig.loads().len() == 1).await;
+    let took = rig.stop().await;
+    assert!(took <= GRACE + 2 * CLEAN_UP, "{took:?}");
+    assert_eq!(rig.attributes().await.visible, 1);
+    assert_eq!((rig.receive_counts(), rig.deletes()), (vec![1], 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_while_stopping_goes_back_at_once() {
+    let mut rig = Rig::start(one_object_a_batch(), always(Outcome::Loaded, 10 * SECOND));
+    rig.send(&["a"]);
+    until("a load", || rig.loads().len() == 1).await;
+    rig.stop.cancel();
+    pass(LAST_POLL / 2).await;
+    rig.send(&["b"]);
+    rig.stop().await;
+    assert_eq!((rig.loads().len(), rig.deletes()), (1, 1));
+    assert_eq!(rig.attributes().await.visible, 1);
+    assert!(rig.receive_counts()[0] <= 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_while_clickhouse_is_away_ends_at_once() {
+    let mut rig = Rig::start_open(OPTIONS, always(Outcome::Loaded, Duration::ZERO));
+    rig.send(&["a"]);
+    pass(HOUR).await;
+    assert!(rig.stop().await <= LAST_POLL);
+    assert_eq!(rig.receive_counts(), [0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_messages_of_one_object_cause_one_load() {
+    let gate = Arc::new(Semaphore::new(0));
+    let rig = Rig::start(one_object_a_batch(), gated(&gate));
+    rig.send(&["a"]);
+    until("a load", || rig.loads().len() == 1).await;
+    rig.send(&["a"]);
+    until("both received", || rig.receive_counts() == [1, 1]).await;
+    pass(HOUR).await;
+    gate.add_permits(1);
+    until("empty", || rig.is_empty()).await;
+    assert_eq!((rig.loads().len(), rig.deletes()), (1, 2));
+}

@@ -1,0 +1,199 @@
+//! The command line, as people and orchestrators meet it.
+
+use std::process::Output;
+
+use sluice_testkit::Stack;
+
+use crate::harness::{Sluice, sluice};
+
+fn run(arguments: &[&str]) -> Output {
+    sluice().args(arguments).output().expect("sluice runs")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("UTF-8")
+}
+
+/// What it prints when all is well.
+fn printed(arguments: &[&str]) -> String {
+    let output = run(arguments);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(stderr(&output), "");
+    stdout(&output)
+}
+
+/// What it says against the command line or the configuration.
+fn refused(arguments: &[&str]) -> String {
+    let output = run(arguments);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert_eq!(stdout(&output), "");
+    stderr(&output)
+}
+
+fn assert_says(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "{word:?} is not in:\n{text}");
+    }
+}
+
+#[test]
+fn help_tells_of_every_command() {
+    let help = printed(&["--help"]);
+    insta::assert_snapshot!("help", help);
+    let commands: Vec<&str> = help
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.strip_prefix("  ")?.split(' ').next())
+        .filter(|name| !["", "help"].contains(name))
+        .collect();
+    assert!(commands.contains(&"run"), "{commands:?}");
+    for command in commands {
+        insta::assert_snapshot!(format!("help_{command}"), printed(&[command, "--help"]));
+    }
+}
+
+#[test]
+fn the_version_is_told() {
+    let expected = format!("sluice {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(printed(&["--version"]), expected);
+}
+
+#[test]
+fn config_show_tells_what_is_in_force_without_secrets() {
+    let shown = printed(&[
+        "--set",
+        "clickhouse.password=correct-horse",
+        "--set",
+        "batch.window=7s",
+        "config",
+        "show",
+    ]);
+    assert!(!shown.contains("correct-horse"), "{shown}");
+    assert_says(
+        &shown,
+        &["password:", "window: 7s", "visibility_timeout: 2m"],
+    );
+}
+
+#[test]
+fn variables_and_flags_come_over_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("sluice.yaml");
+    let text = "batch:\n  window: 1s\n  max_objects: 1\nload:\n  concurrency: 3\n";
+    std::fs::write(&file, text).unwrap();
+    let output = sluice()
+        .env("SLUICE_CONFIG", &file)
+        .env("SLUICE__BATCH__WINDOW", "2s")
+        .env("SLUICE__BATCH__MAX_OBJECTS", "2")
+        .args(["config", "show", "--set", "batch.window=4s"])
+        .output()
+        .unwrap();
+    let shown = stdout(&output);
+    assert_says(&shown, &["window: 4s", "max_objects: 2", "concurrency: 3"]);
+}
+
+#[test]
+fn config_schema_is_json_and_needs_no_configuration() {
+    let text = printed(&["--config", "/nowhere/at/all.yaml", "config", "schema"]);
+    let schema: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let window = &schema["properties"]["batch"]["properties"]["window"];
+    assert_eq!(window["default"], "10s");
+}
+
+#[test]
+fn what_is_wrong_is_named_with_advice_all_at_once() {
+    let said = refused(&[
+        "--set",
+        "batch.windw=5s",
+        "--set",
+        "queue.visibility_timeout=3s",
+        "config",
+        "show",
+    ]);
+    assert_says(
+        &said,
+        &[
+            "batch.windw: unknown key",
+            "did you mean `batch.window`?",
+            "queue.visibility_timeout",
+            "give a duration from 10s to 12h",
+        ],
+    );
+    assert_says(
+        &refused(&["--config", "/nowhere/at/all.yaml", "run"]),
+        &["/nowhere/at/all.yaml"],
+    );
+    assert_says(&refused(&["run"]), &["queue.url"]);
+    assert_says(&refused(&["--set", "nonsense", "run"]), &["PATH=VALUE"]);
+    assert_says(&refused(&["rnu"]), &["rnu", "Usage: sluice"]);
+    assert_says(&refused(&[]), &["Usage: sluice"]);
+}
+
+#[test]
+fn event_types_that_are_wrong_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("bad.yaml"), "nam: x\n").unwrap();
+    let setting = format!("event_types.dir={}", directory.path().display());
+    let said = refused(&["--set", &setting, "migrate", "--dry-run"]);
+    assert_says(&said, &["bad.yaml"]);
+}
+
+#[test]
+fn a_dry_run_prints_the_statements_and_asks_nobody() {
+    let text = printed(&[
+        "--set",
+        "clickhouse.url=http://127.0.0.1:1",
+        "--set",
+        "clickhouse.database=else`where",
+        "migrate",
+        "--dry-run",
+    ]);
+    assert_says(
+        &text,
+        &[
+            "-- table video_events\nCREATE TABLE IF NOT EXISTS ",
+            "CREATE MATERIALIZED VIEW IF NOT EXISTS ",
+            r"`else\`where`",
+        ],
+    );
+    assert!(text.trim_end().ends_with(';'), "{text}");
+}
+
+#[test]
+fn migrate_says_where_clickhouse_is_not() {
+    let output = run(&["--set", "clickhouse.url=http://127.0.0.1:1", "migrate"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_says(&stderr(&output), &["http://127.0.0.1:1"]);
+}
+
+#[tokio::test]
+async fn migrate_can_run_again_and_by_several_at_once() {
+    let stack = Stack::shared();
+    let site = stack.site("migrate").await.unwrap();
+    let sluice = Sluice::new(stack, &site);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| sluice.migrate());
+        }
+    });
+    let tables = format!(
+        "SELECT name, create_table_query, uuid FROM system.tables WHERE database = '{}' ORDER BY name",
+        site.database
+    );
+    let made = stack.clickhouse.rows(&tables).await.unwrap();
+    assert!(made.len() > 15, "{made:?}");
+    sluice.migrate();
+    assert_eq!(stack.clickhouse.rows(&tables).await.unwrap(), made);
+
+    // What it prints is what it does.
+    let printed = sluice.command(&["migrate", "--dry-run"]);
+    let count = stdout(&printed).matches("\nCREATE ").count();
+    // The database is one more.
+    assert_eq!(count, made.len() + 1);
+}

@@ -1,0 +1,364 @@
+//! From the PUT of an object to its rows, with the real binary, S3, SQS and ClickHouse.
+
+use anyhow::ensure;
+use sluice_testkit::xapi::{Generator, Reckoning, gzip};
+use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
+
+use crate::harness::{
+    BOUND, Sluice, announcement, dead_letters, drained, expected, loaded, rows, upload,
+};
+
+/// A site of its own, with its tables made and the daemon running.
+async fn running(name: &str) -> (&'static Stack, Site, Sluice) {
+    running_with(name, SiteOptions::default()).await
+}
+
+async fn running_with(name: &str, options: SiteOptions) -> (&'static Stack, Site, Sluice) {
+    let stack = Stack::shared();
+    let site = stack.site_with(name, options).await.unwrap();
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    sluice.start();
+    (stack, site, sluice)
+}
+
+async fn check(stack: &Stack, site: &Site, reckoning: &Reckoning) {
+    let found = rows(&stack.clickhouse, &site.database).await;
+    assert_eq!(found, expected(reckoning));
+}
+
+/// One line of no event type, which can be found again by its name.
+fn line(name: &str) -> String {
+    format!("{{\"note\":\"{name}\"}}\n")
+}
+
+/// The names of the lines that were loaded, sorted.
+async fn names(stack: &Stack, site: &Site) -> Vec<String> {
+    let sql = format!(
+        "SELECT JSONExtractString(raw, 'note') FROM {}.unmatched_statements ORDER BY 1",
+        site.database
+    );
+    let text = stack.clickhouse.query(&sql).await.unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn every_line_ends_in_its_table_and_health_and_metrics_are_shown() {
+    let (stack, site, mut sluice) = running("every-line").await;
+    let bundles: Vec<_> = Generator::new(1).take(120).collect();
+    let reckoning = upload(&site, &bundles).await;
+    drained(&site).await;
+    check(stack, &site, &reckoning).await;
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
+
+    assert_eq!(sluice.get("/healthz").await.unwrap(), (200, "ok\n".into()));
+    assert_eq!(sluice.get("/readyz").await.unwrap().0, 200);
+    assert_eq!(sluice.get("/nothing").await.unwrap().0, 404);
+    // One more than objects: the test event.
+    let received = sluice.metric("sluice_sqs_messages_received_total").await;
+    assert_eq!(received.unwrap(), 121.0);
+    let total = sluice.metric("sluice_rows_total").await.unwrap();
+    assert_eq!(total as u64, reckoning.statements());
+    let objects = sluice.metric("sluice_objects_total").await.unwrap();
+    assert_eq!(objects as u64, reckoning.objects);
+    assert_eq!(sluice.stop().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn an_object_that_is_announced_again_is_not_loaded_again() {
+    let (stack, site, sluice) = running("again").await;
+    let bundles: Vec<_> = Generator::new(2).take(5).collect();
+    let reckoning = upload(&site, &bundles).await;
+    drained(&site).await;
+    check(stack, &site, &reckoning).await;
+    // The same content is the same object, whether S3 or somebody else announces it.
+    upload(&site, &bundles).await;
+    for bundle in &bundles {
+        let etag = site.put(&bundle.key, bundle.bytes.clone()).await.unwrap();
+        site.send(&announcement(&site, &bundle.key, &etag))
+            .await
+            .unwrap();
+    }
+    wait_for("the announcements to come", BOUND, async || {
+        let received = sluice.metric("sluice_sqs_messages_received_total").await?;
+        ensure!(received >= 21.0, "{received}");
+        Ok(Some(()))
+    })
+    .await;
+    drained(&site).await;
+    check(stack, &site, &reckoning).await;
+}
+
+#[tokio::test]
+async fn a_key_with_new_content_is_a_new_object() {
+    let (stack, site, _sluice) = running("overwritten").await;
+    for name in ["one", "two", "three"] {
+        site.put("key.jsonl", line(name)).await.unwrap();
+        drained(&site).await;
+    }
+    assert_eq!(names(stack, &site).await, ["one", "three", "two"]);
+    assert_eq!(loaded(&stack.clickhouse, &site.database).await, 3);
+}
+
+#[tokio::test]
+async fn pain_6_a_missing_object_harms_only_itself() {
+    let options = SiteOptions {
+        max_receive_count: 2,
+        ..SiteOptions::default()
+    };
+    let stack = Stack::shared();
+    let site = stack.site_with("missing", options).await.unwrap();
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    let bundles: Vec<_> = Generator::new(3).take(50).collect();
+    let reckoning = upload(&site, &bundles).await;
+    let missing = "section/1/video/never-there.jsonl";
+    let etag = "d41d8cd98f00b204e9800998ecf8427e";
+    site.send(&announcement(&site, missing, etag))
+        .await
+        .unwrap();
+    sluice.start();
+    dead_letters(&site, 1).await;
+    drained(&site).await;
+    check(stack, &site, &reckoning).await;
+    // Every good one was received once; the missing one, twice. And the test event.
+    let received = sluice.metric("sluice_sqs_messages_received_total").await;
+    assert_eq!(received.unwrap(), 53.0);
+    pain_16_it_is_on_record(stack, &site, missing, "missing").await;
+}
+
+async fn pain_16_it_is_on_record(stack: &Stack, site: &Site, key: &str, class: &str) {
+    let sql = format!(
+        "SELECT DISTINCT key, class, reason != '' FROM {}.ledger_failures",
+        site.database
+    );
+    let failures = stack.clickhouse.query(&sql).await.unwrap();
+    assert_eq!(failures, format!("{key}\t{class}\t1\n"));
+}
+
+#[tokio::test]
+async fn pain_6_a_truncated_gzip_harms_only_itself() {
+    let options = SiteOptions {
+        max_receive_count: 2,
+        ..SiteOptions::default()
+    };
+    let stack = Stack::shared();
+    let site = stack.site_with("truncated", options).await.unwrap();
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    let bundles: Vec<_> = Generator::new(4).take(12).collect();
+    let reckoning = upload(&site, &bundles).await;
+    let whole = gzip(line("truncated").repeat(2000).as_bytes());
+    let key = "section/1/video/truncated.jsonl.gz";
+    site.put(key, &whole[..whole.len() / 2]).await.unwrap();
+    sluice.start();
+    dead_letters(&site, 1).await;
+    drained(&site).await;
+    check(stack, &site, &reckoning).await;
+    pain_16_it_is_on_record(stack, &site, key, "unloadable").await;
+}
+
+#[tokio::test]
+async fn pain_17_empty_objects_settle() {
+    let (stack, site, _sluice) = running("empty").await;
+    site.put("nothing.jsonl.gz", Vec::new()).await.unwrap();
+    site.put("zipped-nothing.jsonl.gz", gzip(b""))
+        .await
+        .unwrap();
+    site.put("nothing.jsonl", Vec::new()).await.unwrap();
+    site.put("blank.jsonl", "\n\n\n").await.unwrap();
+    site.put("something.jsonl", line("something"))
+        .await
+        .unwrap();
+    drained(&site).await;
+    assert_eq!(names(stack, &site).await, ["something"]);
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
+    assert_eq!(loaded(&stack.clickhouse, &site.database).await, 5);
+}
+
+#[tokio::test]
+async fn keys_of_all_kinds_are_read_as_they_are() {
+    let (stack, site, _sluice) = running("keys").await;
+    let mut keys = [
+        "plain.jsonl",
+        "a b c.jsonl",
+        "a+b.jsonl",
+        "a%41.jsonl",
+        "a%2Fb.jsonl",
+        "a#b.jsonl",
+        "a&b=c;d.jsonl",
+        "é.jsonl",
+        "😀.jsonl",
+        "year=2026/month=07/a=b.jsonl",
+        "it's \"quoted\".jsonl",
+        "back\\slash.jsonl",
+        "(round) [square].jsonl",
+        "a:b@c$d!e~f|g<h>i^j`k.jsonl",
+        "ends with space .jsonl",
+        "no-extension",
+        "1..3",
+        "...",
+        // Alone: ClickHouse takes these for syntax.
+        "a,b.jsonl",
+        "open{.jsonl",
+        "close}.jsonl",
+        "a,}b{.jsonl",
+    ];
+    for key in keys {
+        let note = serde_json::json!({"note": key}).to_string();
+        site.put(key, note).await.unwrap();
+    }
+    drained(&site).await;
+    keys.sort_unstable();
+    let sql = format!(
+        "SELECT JSONExtractString(raw, 'note') AS note, source_path \
+         FROM {}.unmatched_statements ORDER BY note",
+        site.database
+    );
+    let found = stack.clickhouse.rows(&sql).await.unwrap();
+    let found: Vec<&str> = found
+        .iter()
+        .filter_map(|row| {
+            let note = row["note"].as_str()?;
+            let path = row["source_path"].as_str()?;
+            assert_eq!(path, format!("{}/{note}", site.bucket));
+            Some(note)
+        })
+        .collect();
+    assert_eq!(found, keys);
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_key_that_clickhouse_cannot_be_told_goes_to_the_dead_letters_and_reads_no_other() {
+    let options = SiteOptions {
+        max_receive_count: 2,
+        ..SiteOptions::default()
+    };
+    let (stack, site, _sluice) = running_with("unnameable", options).await;
+    // Those that a pattern would name.
+    for key in ["a1.jsonl", "b.jsonl", "c1"] {
+        site.put(key, line(key)).await.unwrap();
+    }
+    let odd = [
+        "a*.jsonl",
+        "a?.jsonl",
+        "{b}.jsonl",
+        "{b,d}.jsonl",
+        "c{1..3}",
+        "e{1..3}",
+        "f//g",
+    ];
+    for key in odd {
+        site.put(key, line(key)).await.unwrap();
+    }
+    dead_letters(&site, odd.len() as u64).await;
+    drained(&site).await;
+    assert_eq!(names(stack, &site).await, ["a1.jsonl", "b.jsonl", "c1"]);
+    assert_eq!(loaded(&stack.clickhouse, &site.database).await, 3);
+    let sql = format!(
+        "SELECT uniqExact(key) FROM {}.ledger_failures WHERE class = 'unnameable'",
+        site.database
+    );
+    let failed: usize = stack.clickhouse.scalar(&sql).await.unwrap();
+    assert_eq!(failed, odd.len());
+}
+
+#[tokio::test]
+async fn pain_3_a_message_of_several_records_is_loaded_whole() {
+    let (stack, site, _sluice) = running("records").await;
+    drained(&site).await;
+    let mut records = Vec::new();
+    for name in ["a", "b", "c"] {
+        let key = format!("{name}.jsonl");
+        let etag = site.put(&key, line(name)).await.unwrap();
+        let body = announcement(&site, &key, &etag);
+        let mut body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        records.extend(body["Records"].as_array_mut().unwrap().drain(..));
+    }
+    let body = serde_json::json!({"Records": records}).to_string();
+    site.send(&body).await.unwrap();
+    drained(&site).await;
+    assert_eq!(names(stack, &site).await, ["a", "b", "c"]);
+    assert_eq!(loaded(&stack.clickhouse, &site.database).await, 3);
+}
+
+#[tokio::test]
+async fn pain_4_odd_payloads_end_in_the_dead_letters() {
+    let options = SiteOptions {
+        max_receive_count: 2,
+        ..SiteOptions::default()
+    };
+    let (stack, site, mut sluice) = running_with("odd", options).await;
+    site.send("not a notification").await.unwrap();
+    site.send("{\"Records\":[{\"eventName\":\"ObjectRemoved:Delete\"}]}")
+        .await
+        .unwrap();
+    site.put("good.jsonl", line("good")).await.unwrap();
+    dead_letters(&site, 1).await;
+    drained(&site).await;
+    assert_eq!(names(stack, &site).await, ["good"]);
+    sluice.must_run();
+}
+
+#[tokio::test]
+async fn pain_13_a_stop_loses_nothing_and_a_second_start_loads_the_rest() {
+    let (stack, site, mut sluice) = running("stopped").await;
+    let bundles: Vec<_> = Generator::new(5).take(60).collect();
+    let mut reckoning = upload(&site, &bundles[..30]).await;
+    wait_for("the first rows", BOUND, async || {
+        let loaded = loaded(&stack.clickhouse, &site.database).await;
+        Ok((loaded > 0).then_some(()))
+    })
+    .await;
+    reckoning += &upload(&site, &bundles[30..]).await;
+    assert_eq!(sluice.stop().await.code(), Some(0));
+    // Nothing is left hidden, to be waited for.
+    let (_, in_flight) = site.queue_depth().await.unwrap();
+    assert_eq!(in_flight, 0);
+    sluice.start();
+    drained(&site).await;
+    check(stack, &site, &reckoning).await;
+}
+
+#[tokio::test]
+async fn pain_8_kill_minus_nine_in_the_middle_leaves_every_row_once() {
+    let options = SiteOptions {
+        max_receive_count: 20,
+        ..SiteOptions::default()
+    };
+    let (stack, site, mut sluice) = running_with("killed", options).await;
+    let bundles: Vec<_> = Generator::new(6).take(90).collect();
+    let mut reckoning = Reckoning::default();
+    for (round, bundles) in bundles.chunks(30).enumerate() {
+        reckoning += &upload(&site, bundles).await;
+        let sealed = format!(
+            "SELECT uniqExact(batch_id) FROM {}.ledger_objects",
+            site.database
+        );
+        wait_for("a batch to be under way", BOUND, async || {
+            let sealed: usize = stack.clickhouse.scalar(&sealed).await?;
+            Ok((sealed > round).then_some(()))
+        })
+        .await;
+        sluice.kill();
+        sluice.start();
+    }
+    drained(&site).await;
+    check(stack, &site, &reckoning).await;
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn two_daemons_share_a_queue_and_load_every_row_once() {
+    let (stack, site, _one) = running("shared").await;
+    let mut two = Sluice::new(stack, &site).set("batch.max_objects", 7);
+    two.start();
+    let bundles: Vec<_> = Generator::new(7).take(80).collect();
+    let reckoning = upload(&site, &bundles).await;
+    // Again, so that both may have an object at a time.
+    upload(&site, &bundles[60..]).await;
+    drained(&site).await;
+    check(stack, &site, &reckoning).await;
+    assert_eq!(two.stop().await.code(), Some(0));
+}

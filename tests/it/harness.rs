@@ -1,0 +1,334 @@
+//! The daemon as a child of a test: configured, migrated, run, stopped, killed.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use sluice_testkit::xapi::{Bundle, EventType, Reckoning};
+use sluice_testkit::{ClickHouse, Site, Stack, wait_for};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// For whatever must happen in the end; nothing that a test waits for takes a tenth of it.
+pub(crate) const BOUND: Duration = Duration::from_secs(60);
+
+/// The binary under test.
+pub(crate) fn sluice() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+    // Nothing of the developer's own.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        if name.starts_with("SLUICE") || name.starts_with("AWS_") {
+            command.env_remove(name);
+        }
+    }
+    command.env("NO_COLOR", "1").env("RUST_BACKTRACE", "0");
+    command.stdin(Stdio::null());
+    command
+}
+
+/// One daemon, which can be started again and again.
+pub(crate) struct Sluice {
+    directory: TempDir,
+    settings: Vec<(String, String)>,
+    environment: Vec<(&'static str, String)>,
+    starts: usize,
+    child: Option<Child>,
+}
+
+impl Sluice {
+    /// For a site of the shared stack. Everything goes fast: the window, and what comes back.
+    pub(crate) fn new(stack: &Stack, site: &Site) -> Self {
+        let directory = tempfile::Builder::new()
+            .prefix("sluice-it-")
+            .tempdir()
+            .expect("a temporary directory");
+        let configuration = format!(
+            "queue:\n  url: {queue}\n  wait_time: 1s\n  visibility_timeout: 10s\n  \
+             retry_backoff_min: 1s\n  retry_backoff_max: 1s\n\
+             clickhouse:\n  url: {clickhouse}\n  database: {database}\n\
+             s3:\n  clickhouse_endpoint: {s3}\n  clickhouse_access:\n    kind: keys\n    \
+             access_key_id: test\n    secret_access_key: test\n\
+             batch:\n  window: 300ms\n\
+             load:\n  retry_backoff_min: 50ms\n  retry_backoff_max: 500ms\n  probe_interval: 300ms\n\
+             admin:\n  listen: 127.0.0.1:0\n",
+            queue = site.queue_url,
+            clickhouse = stack.clickhouse.url(),
+            database = site.database,
+            s3 = stack.aws.endpoint(),
+        );
+        std::fs::write(directory.path().join("sluice.yaml"), configuration).expect("writable");
+        Self {
+            directory,
+            settings: Vec::new(),
+            environment: stack.aws.environment().to_vec(),
+            starts: 0,
+            child: None,
+        }
+    }
+
+    /// The same with one field changed.
+    pub(crate) fn set(mut self, path: &str, value: impl ToString) -> Self {
+        self.settings.push((path.to_owned(), value.to_string()));
+        self
+    }
+
+    /// The same with one environment variable changed.
+    pub(crate) fn environment(mut self, name: &'static str, value: String) -> Self {
+        self.environment.push((name, value));
+        self
+    }
+
+    /// Runs a subcommand to its end.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Output {
+        let mut command = self.prepared();
+        command.args(arguments).output().expect("sluice runs")
+    }
+
+    pub(crate) fn migrate(&self) {
+        let output = self.command(&["migrate"]);
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    pub(crate) fn start(&mut self) {
+        assert!(self.child.is_none(), "it runs already");
+        self.starts += 1;
+        let log = File::create(self.log_file()).expect("a log file");
+        let mut command = self.prepared();
+        command.arg("run").stdout(Stdio::null()).stderr(log);
+        self.child = Some(command.spawn().expect("sluice starts"));
+    }
+
+    fn prepared(&self) -> Command {
+        let mut command = sluice();
+        command
+            .envs(self.environment.iter().cloned())
+            .arg("--config")
+            .arg(self.directory.path().join("sluice.yaml"));
+        for (path, value) in &self.settings {
+            command.arg("--set").arg(format!("{path}={value}"));
+        }
+        command
+    }
+
+    /// Tells it to stop, as an orchestrator does, and waits for its end.
+    pub(crate) async fn stop(&mut self) -> ExitStatus {
+        self.terminate();
+        self.ended().await
+    }
+
+    pub(crate) fn terminate(&self) {
+        let pid = self.child.as_ref().expect("it runs").id().to_string();
+        let status = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(status.expect("`kill` runs").success());
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        let child = self.child.as_mut().expect("it runs");
+        let status = wait_for("sluice to end", BOUND, async || Ok(child.try_wait()?)).await;
+        self.child = None;
+        status
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        let mut child = self.child.take().expect("it runs");
+        child.kill().expect("it can be killed");
+        child.wait().expect("it ends");
+    }
+
+    pub(crate) fn must_run(&mut self) {
+        let child = self.child.as_mut().expect("it was started");
+        let ended = child.try_wait().expect("a child");
+        assert_eq!(ended, None, "sluice ended by itself");
+    }
+
+    /// The log of the latest start.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.directory
+            .path()
+            .join(format!("sluice-{}.log", self.starts))
+    }
+
+    /// Status and body of a page of the admin listener.
+    pub(crate) async fn get(&self, path: &str) -> Result<(u16, String)> {
+        let log = self.log();
+        let address = log
+            .split_once(" admin=")
+            .and_then(|(_, rest)| rest.split_whitespace().next())
+            .context("not listening yet")?;
+        let mut stream = TcpStream::connect(address).await?;
+        let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        let status = answer.split_whitespace().nth(1).context("no status")?;
+        let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;
+        Ok((status.parse()?, body.to_owned()))
+    }
+
+    /// Waits until it is ready.
+    pub(crate) async fn ready(&self) {
+        wait_for("sluice to be ready", BOUND, async || {
+            let (status, body) = self.get("/readyz").await?;
+            ensure!(status == 200, "{status} {body}");
+            Ok(Some(()))
+        })
+        .await;
+    }
+
+    /// Waits until it says that it is not ready for this reason; gives all that it says.
+    pub(crate) async fn not_ready(&self, because: &str) -> String {
+        wait_for("a reason not to be ready", BOUND, async || {
+            let (status, body) = self.get("/readyz").await?;
+            ensure!(status == 503 && body.contains(because), "{status} {body}");
+            Ok(Some(body))
+        })
+        .await
+    }
+
+    /// The value of a counter or gauge, all labels added up.
+    pub(crate) async fn metric(&self, name: &str) -> Result<f64> {
+        let (_, body) = self.get("/metrics").await?;
+        let values = body
+            .lines()
+            .filter(|line| line.split(['{', ' ']).next() == Some(name))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        Ok(values.sum())
+    }
+}
+
+impl Drop for Sluice {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            drop(child.kill());
+            drop(child.wait());
+        }
+        if std::thread::panicking() {
+            show(&self.log());
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "shown only when a test fails")]
+fn show(log: &str) {
+    let lines: Vec<&str> = log.lines().collect();
+    let first = lines.len().saturating_sub(60);
+    eprintln!("sluice's log ends with:\n{}", lines[first..].join("\n"));
+}
+
+/// Waits until the queue has no message, visible or not.
+pub(crate) async fn drained(site: &Site) {
+    remaining(site, 0).await;
+}
+
+/// Waits until the queue has so many messages, visible or not.
+pub(crate) async fn remaining(site: &Site, messages: u64) {
+    let what = format!("{messages} messages in the queue");
+    wait_for(&what, BOUND, async || {
+        let (visible, in_flight) = site.queue_depth().await?;
+        let all = visible + in_flight;
+        ensure!(
+            all == messages,
+            "{visible} visible and {in_flight} in flight"
+        );
+        Ok(Some(()))
+    })
+    .await;
+}
+
+/// Waits until the dead-letter queue has so many messages.
+pub(crate) async fn dead_letters(site: &Site, messages: u64) {
+    let what = format!("{messages} dead letters");
+    wait_for(&what, BOUND, async || {
+        let dead = site.dlq_depth().await?;
+        ensure!(dead == messages, "{dead}");
+        Ok(Some(()))
+    })
+    .await;
+}
+
+/// Uploads the bundles; gives what a loader must make of them.
+pub(crate) async fn upload(site: &Site, bundles: &[Bundle]) -> Reckoning {
+    let mut reckoning = Reckoning::default();
+    for bundle in bundles {
+        site.put(&bundle.key, bundle.bytes.clone()).await.unwrap();
+        reckoning += &bundle.reckoning;
+    }
+    reckoning
+}
+
+/// Rows of every table, by its name.
+pub(crate) type Rows = Vec<(String, u64)>;
+
+/// What the tables have.
+pub(crate) async fn rows(clickhouse: &ClickHouse, database: &str) -> Rows {
+    let mut rows = Rows::new();
+    let tables = EventType::ALL.map(EventType::table);
+    for table in tables
+        .into_iter()
+        .chain(["rejected_lines", "unmatched_statements"])
+    {
+        let sql = format!("SELECT count() FROM {database}.{table}");
+        rows.push((table.to_owned(), clickhouse.scalar(&sql).await.unwrap()));
+    }
+    let sql = format!("SELECT sum(rows) FROM {database}.object_rows WHERE kind != 'blank'");
+    rows.push((
+        "object_rows".to_owned(),
+        clickhouse.scalar(&sql).await.unwrap(),
+    ));
+    let loaded = loaded(clickhouse, database).await;
+    rows.push(("objects loaded".to_owned(), loaded));
+    rows
+}
+
+/// What the tables must have. The objects are counted by the ledger.
+pub(crate) fn expected(reckoning: &Reckoning) -> Rows {
+    let tables = EventType::ALL
+        .into_iter()
+        .map(|kind| (kind.table().to_owned(), reckoning.rows(kind)));
+    tables
+        .chain([
+            ("rejected_lines".to_owned(), reckoning.rejected),
+            ("unmatched_statements".to_owned(), reckoning.unmatched),
+            ("object_rows".to_owned(), reckoning.statements()),
+            ("objects loaded".to_owned(), reckoning.objects),
+        ])
+        .collect()
+}
+
+/// Objects that the ledger calls loaded, each counted as often as a loaded batch lists it.
+pub(crate) async fn loaded(clickhouse: &ClickHouse, database: &str) -> u64 {
+    let sql = format!(
+        "SELECT count() FROM (SELECT DISTINCT object_id, batch_id FROM {database}.ledger_objects) \
+         WHERE batch_id IN (SELECT batch_id FROM {database}.ledger_batches WHERE event = 'loaded')"
+    );
+    clickhouse.scalar(&sql).await.unwrap()
+}
+
+/// The body of the message with which S3 would announce the object.
+pub(crate) fn announcement(site: &Site, key: &str, etag: &str) -> String {
+    let encoded: String = key
+        .bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'/' => {
+                char::from(byte).to_string()
+            }
+            b' ' => "+".to_owned(),
+            other => format!("%{other:02X}"),
+        })
+        .collect();
+    serde_json::json!({"Records": [{
+        "eventName": "ObjectCreated:Put",
+        "s3": {"bucket": {"name": site.bucket}, "object": {"key": encoded, "eTag": etag, "size": 100}},
+    }]})
+    .to_string()
+}

@@ -1,0 +1,9 @@
+//! The mapping contract on the real engine: JSON in, rows out, every expectation by hand.
+
+mod columns;
+mod lines;
+mod own_types;
+mod rig;
+mod statements;
+mod times;
+mod values;

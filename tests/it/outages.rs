@@ -1,0 +1,288 @@
+//! ClickHouse or the queue away, or wrongly set up: the daemon waits, says why, and goes on by
+//! itself.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use aws_sdk_sqs::types::QueueAttributeName;
+use sluice::queue::Queue;
+use sluice::queue::sqs::SqsQueue;
+use sluice_testkit::proxy::{Fault, Proxy};
+use sluice_testkit::xapi::Generator;
+use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, free_port, wait_for};
+
+use crate::harness::{BOUND, Sluice, drained, expected, rows, upload};
+
+/// What came of an outage in the log: a few lines, however long it lasts.
+const FEW_LINES: usize = 12;
+
+fn assert_few_lines(sluice: &Sluice) {
+    let log = sluice.log();
+    assert!(log.lines().count() <= FEW_LINES, "{log}");
+}
+
+/// So many requests have met a fault.
+async fn hits(proxy: &Proxy, count: usize) {
+    wait_for("requests to fail", BOUND, async || {
+        let hits = proxy.hits();
+        ensure!(hits >= count, "{hits} have");
+        Ok(Some(()))
+    })
+    .await;
+}
+
+/// None of these messages has ever been received.
+async fn assert_never_received(site: &Site, messages: u64) {
+    assert_eq!(site.queue_depth().await.unwrap(), (messages, 0));
+    let queue = SqsQueue::new(site.sqs.clone(), &site.queue_url);
+    let received = queue
+        .receive(10, Duration::ZERO, Duration::ZERO)
+        .await
+        .unwrap();
+    assert!(!received.is_empty());
+    assert!(
+        received.iter().all(|message| message.receive_count == 1),
+        "{received:?}"
+    );
+}
+
+#[tokio::test]
+async fn clickhouse_and_then_its_tables_can_come_later() {
+    let stack = Stack::shared();
+    let site = stack.site("later").await.unwrap();
+    let bundles: Vec<_> = Generator::new(11).take(5).collect();
+    let reckoning = upload(&site, &bundles).await;
+    let port = free_port().unwrap();
+    let url = format!("http://127.0.0.1:{port}");
+    let mut sluice = Sluice::new(stack, &site).set("clickhouse.url", url);
+    sluice.start();
+    let why = sluice.not_ready("no answer from ClickHouse").await;
+    assert!(why.contains("clickhouse.url"), "{why}");
+    assert_eq!(sluice.get("/healthz").await.unwrap().0, 200);
+
+    let options = ClickHouseOptions {
+        http_port: Some(port),
+        ..ClickHouseOptions::default()
+    };
+    let clickhouse = tokio::task::spawn_blocking(|| ClickHouse::start_with(options))
+        .await
+        .unwrap()
+        .unwrap();
+    let why = sluice.not_ready("sluice migrate").await;
+    assert!(why.contains("video_events"), "{why}");
+    assert_eq!(sluice.metric("sluice_breaker_open").await.unwrap(), 1.0);
+    assert_few_lines(&sluice);
+    assert_never_received(&site, 6).await;
+
+    sluice.migrate();
+    sluice.ready().await;
+    drained(&site).await;
+    let found = rows(&clickhouse, &site.database).await;
+    assert_eq!(found, expected(&reckoning));
+    sluice.must_run();
+}
+
+#[tokio::test]
+async fn pause_no_messages_are_received_and_the_log_stays_short_while_clickhouse_is_away() {
+    let stack = Stack::shared();
+    let site = stack.site("away").await.unwrap();
+    let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
+    let mut sluice = Sluice::new(stack, &site)
+        .set("clickhouse.url", proxy.url())
+        .set("load.probe_interval", "100ms");
+    Sluice::new(stack, &site).migrate();
+    proxy.inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
+    let bundles: Vec<_> = Generator::new(12).take(5).collect();
+    let reckoning = upload(&site, &bundles).await;
+    sluice.start();
+    sluice.not_ready("no answer from ClickHouse").await;
+    hits(&proxy, 40).await;
+    assert_few_lines(&sluice);
+    assert_never_received(&site, 6).await;
+    proxy.heal();
+    drained(&site).await;
+    let found = rows(&stack.clickhouse, &site.database).await;
+    assert_eq!(found, expected(&reckoning));
+}
+
+#[tokio::test]
+async fn pause_what_is_held_when_clickhouse_goes_away_is_kept_and_loaded_later() {
+    let stack = Stack::shared();
+    let site = stack.site("goes-away").await.unwrap();
+    let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
+    let mut sluice = Sluice::new(stack, &site)
+        .set("clickhouse.url", proxy.url())
+        .set("load.probe_interval", "100ms");
+    Sluice::new(stack, &site).migrate();
+    sluice.start();
+    sluice.ready().await;
+    drained(&site).await;
+    proxy.inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
+    let bundles: Vec<_> = Generator::new(13).take(5).collect();
+    let reckoning = upload(&site, &bundles).await;
+    sluice.not_ready("no answer from ClickHouse").await;
+    hits(&proxy, 40).await;
+    proxy.heal();
+    drained(&site).await;
+    let found = rows(&stack.clickhouse, &site.database).await;
+    assert_eq!(found, expected(&reckoning));
+    // The test event and five objects, each once.
+    let received = sluice.metric("sluice_sqs_messages_received_total").await;
+    assert_eq!(received.unwrap(), 6.0);
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_named_and_burns_no_receives() {
+    let stack = Stack::shared();
+    let site = stack.site("password").await.unwrap();
+    let mut sluice = Sluice::new(stack, &site)
+        .set("clickhouse.user", "secured")
+        .set("clickhouse.password", "battery-staple");
+    site.put("a.jsonl", "{}\n").await.unwrap();
+    sluice.start();
+    let why = sluice.not_ready("516").await;
+    assert!(why.contains("clickhouse.password"), "{why}");
+    assert!(!sluice.log().contains("battery-staple"));
+    assert!(!why.contains("battery-staple"), "{why}");
+    assert_few_lines(&sluice);
+    assert_never_received(&site, 2).await;
+    assert_eq!(sluice.stop().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_user_who_may_not_insert_is_named_and_burns_no_more_receives_than_were_held() {
+    let stack = Stack::shared();
+    let site = stack.site("reader").await.unwrap();
+    Sluice::new(stack, &site).migrate();
+    let mut sluice = Sluice::new(stack, &site)
+        .set("clickhouse.user", "reader")
+        .set("clickhouse.password", "look-only");
+    site.put("a.jsonl", "{}\n").await.unwrap();
+    sluice.start();
+    let why = sluice.not_ready("497").await;
+    assert!(why.contains("grant"), "{why}");
+    let received = sluice.metric("sluice_sqs_messages_received_total").await;
+    assert!(received.unwrap() <= 2.0);
+    sluice.must_run();
+}
+
+#[tokio::test]
+async fn pain_18_a_queue_that_is_away_at_start_is_waited_for_in_few_words() {
+    let stack = Stack::shared();
+    let site = stack.site("queue-away").await.unwrap();
+    let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
+    proxy.inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
+    let mut sluice = Sluice::new(stack, &site).environment("AWS_ENDPOINT_URL", proxy.url());
+    sluice.migrate();
+    sluice.start();
+    hits(&proxy, 4).await;
+    wait_for("a word about the queue", BOUND, async || {
+        Ok(sluice.log().contains("the queue is away").then_some(()))
+    })
+    .await;
+    assert_few_lines(&sluice);
+    assert_eq!(sluice.get("/healthz").await.unwrap().0, 200);
+    proxy.heal();
+    let bundles: Vec<_> = Generator::new(14).take(2).collect();
+    let reckoning = upload(&site, &bundles).await;
+    drained(&site).await;
+    let found = rows(&stack.clickhouse, &site.database).await;
+    assert_eq!(found, expected(&reckoning));
+
+    // And once it runs.
+    let before = proxy.hits();
+    proxy.inject(Fault::Status(503), usize::MAX, |_, _| true);
+    hits(&proxy, before + 8).await;
+    wait_for("a word about the queue", BOUND, async || {
+        let said = sluice.log().contains("the queue cannot be received from");
+        Ok(said.then_some(()))
+    })
+    .await;
+    proxy.heal();
+    site.put("a.jsonl", "{}\n").await.unwrap();
+    drained(&site).await;
+    let log = sluice.log();
+    assert!(log.lines().count() <= 3 * FEW_LINES, "{log}");
+}
+
+#[tokio::test]
+async fn a_queue_that_does_not_exist_is_named() {
+    let stack = Stack::shared();
+    let site = stack.site("no-queue").await.unwrap();
+    let url = format!("{}-misspelt", site.queue_url);
+    let mut sluice = Sluice::new(stack, &site).set("queue.url", url);
+    sluice.start();
+    wait_for("a word about the queue", BOUND, async || {
+        Ok(sluice.log().contains("the queue refuses").then_some(()))
+    })
+    .await;
+    sluice.must_run();
+    assert_eq!(sluice.stop().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_queue_without_redrive_policy_is_refused_unless_allowed() {
+    let stack = Stack::shared();
+    let site = stack.site("no-dlq").await.unwrap();
+    site.sqs
+        .set_queue_attributes()
+        .queue_url(&site.queue_url)
+        .attributes(QueueAttributeName::RedrivePolicy, "")
+        .send()
+        .await
+        .unwrap();
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    sluice.start();
+    assert_eq!(sluice.ended().await.code(), Some(1));
+    let log = sluice.log();
+    for word in [
+        "no redrive policy",
+        "RedrivePolicy",
+        "queue.allow_missing_dlq",
+    ] {
+        assert!(log.contains(word), "{log}");
+    }
+
+    let mut sluice = sluice.set("queue.allow_missing_dlq", true);
+    sluice.start();
+    let bundles: Vec<_> = Generator::new(15).take(2).collect();
+    let reckoning = upload(&site, &bundles).await;
+    drained(&site).await;
+    let found = rows(&stack.clickhouse, &site.database).await;
+    assert_eq!(found, expected(&reckoning));
+}
+
+#[tokio::test]
+async fn an_admin_port_that_is_taken_is_named() {
+    let stack = Stack::shared();
+    let site = stack.site("taken").await.unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let mut sluice = Sluice::new(stack, &site).set("admin.listen", address);
+    sluice.start();
+    assert_eq!(sluice.ended().await.code(), Some(1));
+    let log = sluice.log();
+    assert!(log.contains("admin.listen"), "{log}");
+}
+
+#[tokio::test]
+async fn tables_that_go_missing_are_named_and_waited_for() {
+    let stack = Stack::shared();
+    let site = stack.site("dropped").await.unwrap();
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    sluice.start();
+    sluice.ready().await;
+    let drop = format!("DROP TABLE {}.landing", site.database);
+    stack.clickhouse.execute(&drop).await.unwrap();
+    let bundles: Vec<_> = Generator::new(16).take(3).collect();
+    let reckoning = upload(&site, &bundles).await;
+    let why = sluice.not_ready("sluice migrate").await;
+    assert!(why.contains("landing"), "{why}");
+    sluice.migrate();
+    drained(&site).await;
+    let found = rows(&stack.clickhouse, &site.database).await;
+    assert_eq!(found, expected(&reckoning));
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
+}

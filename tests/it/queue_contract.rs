@@ -1,0 +1,337 @@
+//! What every [`Queue`] promises, held against the one in memory and the one on SQS.
+
+use std::time::Duration;
+
+use aws_sdk_sqs::types::QueueAttributeName;
+use sluice::queue::memory::MemoryQueue;
+use sluice::queue::sqs::SqsQueue;
+use sluice::queue::{MAX_BATCH, Message, Queue, QueueError, ReceiptHandle};
+use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
+use tokio::time::Instant;
+
+const MAX_RECEIVES: u32 = 3;
+/// Longer than any of these tests.
+const LONG: Duration = Duration::from_secs(300);
+const SECOND: Duration = Duration::from_secs(1);
+const BOUND: Duration = Duration::from_secs(30);
+
+/// A queue that is empty, with what only its owner can do.
+trait Subject {
+    type Queue: Queue;
+    fn queue(&self) -> &Self::Queue;
+    async fn send(&self, body: &str);
+    async fn dead_letters(&self) -> u64;
+}
+
+struct InMemory(MemoryQueue);
+
+impl InMemory {
+    async fn new(_test: &str) -> Self {
+        Self(MemoryQueue::new(MAX_RECEIVES))
+    }
+}
+
+impl Subject for InMemory {
+    type Queue = MemoryQueue;
+
+    fn queue(&self) -> &MemoryQueue {
+        &self.0
+    }
+
+    async fn send(&self, body: &str) {
+        self.0.send(body);
+    }
+
+    async fn dead_letters(&self) -> u64 {
+        self.0.dead_letters().len() as u64
+    }
+}
+
+struct OnSqs {
+    queue: SqsQueue,
+    site: Site,
+}
+
+impl OnSqs {
+    async fn new(test: &str) -> Self {
+        let options = SiteOptions {
+            max_receive_count: MAX_RECEIVES,
+            ..SiteOptions::default()
+        };
+        let site = Stack::shared().site_with(test, options).await.unwrap();
+        let queue = SqsQueue::new(site.sqs.clone(), &site.queue_url);
+        let subject = Self { queue, site };
+        // S3 has announced itself.
+        let test_event = subject.one(LONG).await;
+        assert!(test_event.body.contains("s3:TestEvent"), "{test_event:?}");
+        assert_eq!(subject.queue.delete(&[test_event.handle]).await, Ok(vec![]));
+        subject
+    }
+}
+
+impl Subject for OnSqs {
+    type Queue = SqsQueue;
+
+    fn queue(&self) -> &SqsQueue {
+        &self.queue
+    }
+
+    async fn send(&self, body: &str) {
+        self.site.send(body).await.unwrap();
+    }
+
+    async fn dead_letters(&self) -> u64 {
+        self.site.dlq_depth().await.unwrap()
+    }
+}
+
+/// What the tests do over and over.
+trait SubjectExt: Subject {
+    /// The one message that comes next.
+    async fn one(&self, visibility: Duration) -> Message {
+        wait_for("a message", BOUND, async || {
+            let wait = Duration::from_secs(5);
+            let received = self.queue().receive(MAX_BATCH, wait, visibility).await?;
+            assert!(received.len() <= 1, "{received:?}");
+            Ok(received.into_iter().next())
+        })
+        .await
+    }
+
+    /// Nothing comes, although it is waited for.
+    async fn nothing(&self, wait: Duration) {
+        let received = self.queue().receive(MAX_BATCH, wait, LONG).await;
+        assert_eq!(received, Ok(vec![]));
+    }
+
+    async fn change(&self, handle: &ReceiptHandle, visibility: Duration) {
+        let entries = [(handle.clone(), visibility)];
+        let failed = self.queue().change_visibility(&entries).await;
+        assert_eq!(failed, Ok(vec![]));
+    }
+
+    async fn delete(&self, handles: &[ReceiptHandle]) {
+        assert_eq!(self.queue().delete(handles).await, Ok(vec![]));
+    }
+
+    /// Messages to be received, and received ones.
+    async fn depth(&self) -> (u64, u64) {
+        let attributes = self.queue().attributes().await.unwrap();
+        (attributes.visible, attributes.in_flight)
+    }
+}
+
+impl<S: Subject> SubjectExt for S {}
+
+async fn a_message_comes_as_it_was_sent(subject: &impl Subject) {
+    let body = "{\"key\": \"a+b%20ü\\n\"}\n<&>";
+    subject.send(body).await;
+    let message = subject.one(LONG).await;
+    assert_eq!((message.body.as_str(), message.receive_count), (body, 1));
+}
+
+async fn the_receive_count_grows_and_the_id_stays(subject: &impl Subject) {
+    subject.send("m").await;
+    let mut handles = Vec::new();
+    let mut ids = Vec::new();
+    for count in 1..=MAX_RECEIVES {
+        let message = subject.one(SECOND).await;
+        assert_eq!(message.receive_count, count);
+        handles.push(message.handle.0);
+        ids.push(message.id);
+    }
+    handles.sort();
+    handles.dedup();
+    ids.dedup();
+    assert_eq!((handles.len(), ids.len()), (3, 1));
+}
+
+async fn a_message_is_invisible_while_held(subject: &impl Subject) {
+    subject.send("m").await;
+    subject.one(LONG).await;
+    subject.nothing(SECOND).await;
+    assert_eq!(subject.depth().await, (0, 1));
+}
+
+async fn visibility_zero_returns_it_at_once(subject: &impl Subject) {
+    subject.send("m").await;
+    let message = subject.one(LONG).await;
+    subject.change(&message.handle, Duration::ZERO).await;
+    assert_eq!(subject.depth().await, (1, 0));
+    assert_eq!(subject.one(LONG).await.receive_count, 2);
+}
+
+async fn a_change_of_visibility_extends(subject: &impl Subject) {
+    subject.send("m").await;
+    let message = subject.one(SECOND).await;
+    subject.change(&message.handle, LONG).await;
+    subject.nothing(2 * SECOND).await;
+    // And takes back what it gave.
+    subject.change(&message.handle, SECOND).await;
+    assert_eq!(subject.one(LONG).await.receive_count, 2);
+}
+
+async fn a_deleted_message_is_gone(subject: &impl Subject) {
+    subject.send("m").await;
+    let message = subject.one(SECOND).await;
+    subject.delete(&[message.handle]).await;
+    subject.nothing(2 * SECOND).await;
+    assert_eq!(subject.depth().await, (0, 0));
+    assert_eq!(subject.dead_letters().await, 0);
+}
+
+async fn deleting_twice_is_a_success(subject: &impl Subject) {
+    for body in ["a", "b"] {
+        subject.send(body).await;
+    }
+    let a = subject.queue().receive(1, 5 * SECOND, LONG).await.unwrap();
+    let b = subject.queue().receive(1, 5 * SECOND, LONG).await.unwrap();
+    let (a, b) = (a[0].handle.clone(), b[0].handle.clone());
+    subject.delete(std::slice::from_ref(&a)).await;
+    subject.delete(std::slice::from_ref(&a)).await;
+    // One that is gone does not keep its neighbour.
+    subject.delete(&[a, b]).await;
+    assert_eq!(subject.depth().await, (0, 0));
+}
+
+async fn changing_what_is_gone_or_held_anew_is_a_success(subject: &impl Subject) {
+    subject.send("m").await;
+    let first = subject.one(SECOND).await;
+    let second = subject.one(LONG).await;
+    subject.change(&first.handle, LONG).await;
+    subject.delete(&[second.handle.clone()]).await;
+    subject.change(&second.handle, LONG).await;
+    assert_eq!(subject.depth().await, (0, 0));
+}
+
+async fn ten_go_in_one_request(subject: &impl Subject) {
+    for number in 0..MAX_BATCH + 2 {
+        subject.send(&number.to_string()).await;
+    }
+    let mut received: Vec<Message> = Vec::new();
+    wait_for("all messages", BOUND, async || {
+        let some = subject.queue().receive(MAX_BATCH, SECOND, LONG).await?;
+        assert!(some.len() <= MAX_BATCH, "{}", some.len());
+        received.extend(some);
+        Ok((received.len() == MAX_BATCH + 2).then_some(()))
+    })
+    .await;
+    let handles: Vec<ReceiptHandle> = received[..MAX_BATCH]
+        .iter()
+        .map(|message| message.handle.clone())
+        .collect();
+    let entries: Vec<_> = handles.iter().map(|h| (h.clone(), 2 * LONG)).collect();
+    let failed = subject.queue().change_visibility(&entries).await;
+    assert_eq!(failed, Ok(vec![]));
+    subject.delete(&handles).await;
+    assert_eq!(subject.depth().await, (0, 2));
+}
+
+async fn a_long_poll_waits_and_wakes_when_something_comes(subject: &impl Subject) {
+    let start = Instant::now();
+    subject.nothing(SECOND).await;
+    assert!(start.elapsed() >= SECOND * 9 / 10);
+
+    let poll = subject.queue().receive(MAX_BATCH, 20 * SECOND, LONG);
+    let arrival = async {
+        tokio::time::sleep(SECOND).await;
+        subject.send("m").await;
+    };
+    let (received, ()) = tokio::join!(poll, arrival);
+    assert_eq!(received.unwrap().len(), 1);
+}
+
+async fn a_message_received_too_often_goes_to_the_dead_letters(subject: &impl Subject) {
+    subject.send("m").await;
+    for count in 1..=MAX_RECEIVES {
+        assert_eq!(subject.dead_letters().await, 0);
+        let message = subject.one(LONG).await;
+        assert_eq!(message.receive_count, count);
+        subject.change(&message.handle, Duration::ZERO).await;
+    }
+    subject.nothing(SECOND).await;
+    assert_eq!(subject.dead_letters().await, 1);
+    assert_eq!(subject.depth().await, (0, 0));
+}
+
+async fn attributes_count_what_is_visible_and_what_is_held(subject: &impl Subject) {
+    for body in ["a", "b", "c"] {
+        subject.send(body).await;
+    }
+    assert_eq!(subject.depth().await, (3, 0));
+    let received = subject.queue().receive(1, 5 * SECOND, LONG).await.unwrap();
+    assert_eq!(received.len(), 1);
+    assert_eq!(subject.depth().await, (2, 1));
+    let attributes = subject.queue().attributes().await.unwrap();
+    assert!(attributes.has_redrive_policy);
+}
+
+macro_rules! contract {
+    ($($promise:ident),+ $(,)?) => {
+        mod memory {
+            $(#[tokio::test(start_paused = true)]
+            async fn $promise() {
+                super::$promise(&super::InMemory::new(stringify!($promise)).await).await;
+            })+
+        }
+
+        mod sqs {
+            $(#[tokio::test]
+            async fn $promise() {
+                super::$promise(&super::OnSqs::new(stringify!($promise)).await).await;
+            })+
+        }
+    };
+}
+
+contract!(
+    a_message_comes_as_it_was_sent,
+    the_receive_count_grows_and_the_id_stays,
+    a_message_is_invisible_while_held,
+    visibility_zero_returns_it_at_once,
+    a_change_of_visibility_extends,
+    a_deleted_message_is_gone,
+    deleting_twice_is_a_success,
+    changing_what_is_gone_or_held_anew_is_a_success,
+    ten_go_in_one_request,
+    a_long_poll_waits_and_wakes_when_something_comes,
+    a_message_received_too_often_goes_to_the_dead_letters,
+    attributes_count_what_is_visible_and_what_is_held,
+);
+
+#[tokio::test]
+async fn sqs_tells_a_queue_without_redrive_policy() {
+    let stack = Stack::shared();
+    let site = stack.site("no-redrive").await.unwrap();
+    let plain = SqsQueue::new(site.sqs.clone(), &site.dlq_url);
+    assert!(!plain.attributes().await.unwrap().has_redrive_policy);
+    site.sqs
+        .set_queue_attributes()
+        .queue_url(&site.queue_url)
+        .attributes(QueueAttributeName::RedrivePolicy, "")
+        .send()
+        .await
+        .unwrap();
+    let stripped = SqsQueue::new(site.sqs.clone(), &site.queue_url);
+    assert!(!stripped.attributes().await.unwrap().has_redrive_policy);
+}
+
+#[tokio::test]
+async fn sqs_tells_a_missing_queue_from_one_that_is_away() {
+    let stack = Stack::shared();
+    let sqs = stack.aws.sqs();
+    let missing = format!("{}/000000000000/no-such-queue", stack.aws.endpoint());
+    let error = SqsQueue::new(sqs, missing).attributes().await;
+    assert!(matches!(error, Err(QueueError::Denied(_))), "{error:?}");
+
+    let port = sluice_testkit::free_port().unwrap();
+    let config = aws_sdk_sqs::Config::builder()
+        .behavior_version_latest()
+        .endpoint_url(format!("http://127.0.0.1:{port}"))
+        .region(aws_sdk_sqs::config::Region::new("us-east-1"))
+        .credentials_provider(aws_sdk_sqs::config::Credentials::for_tests())
+        .build();
+    let away = SqsQueue::new(aws_sdk_sqs::Client::from_conf(config), "http://q/0/q");
+    let error = away.attributes().await;
+    assert!(matches!(error, Err(QueueError::Transient(_))), "{error:?}");
+}
