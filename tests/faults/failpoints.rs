@@ -2,14 +2,17 @@
 
 use anyhow::{Result, ensure};
 
-use crate::harness::{Lab, concurrently};
+use crate::harness::{Lab, concurrently, scenario};
 
 /// 128 + SIGABRT.
 const ABORTED: i32 = 134;
 
 /// Daemons die one after the other, each at its failpoint; the last one has none.
 async fn dying_at(deaths: Vec<String>, strategy: &'static str) -> Result<()> {
-    let name = deaths.last().map_or("none", String::as_str).replace('.', "-");
+    let name = deaths
+        .last()
+        .map_or("none", String::as_str)
+        .replace('.', "-");
     let mut lab = Lab::shared(&name).await?;
     lab.set("load.strategy", strategy);
     lab.put_bundles(4).await?;
@@ -24,7 +27,7 @@ async fn dying_at(deaths: Vec<String>, strategy: &'static str) -> Result<()> {
 async fn all(scenarios: Vec<(Vec<String>, &'static str)>) -> Result<()> {
     concurrently(scenarios.into_iter().map(|(deaths, strategy)| {
         let name = format!("{strategy}, {deaths:?}");
-        (name, dying_at(deaths, strategy))
+        scenario(name, dying_at(deaths, strategy))
     }))
     .await
 }
@@ -47,7 +50,10 @@ async fn a_worker_that_dies_while_it_recovers_is_made_good() -> Result<()> {
     let mut scenarios = Vec::new();
     for when in ["before", "after"] {
         for (first, steps) in [
-            ("insert.after", &["fence", "kill", "check_rows", "record"][..]),
+            (
+                "insert.after",
+                &["fence", "kill", "check_rows", "record"][..],
+            ),
             ("verify.after", &["check_rows", "release"][..]),
         ] {
             for step in steps {

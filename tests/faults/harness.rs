@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_sqs::types::MessageSystemAttributeName;
+use hyper::http::request::Parts;
+use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use sluice_testkit::install::install;
 use sluice_testkit::launch::{Mode, Place, Process, tail};
+use sluice_testkit::proxy::Proxy;
 use sluice_testkit::xapi::{Bundle, EventType, Generator};
 use sluice_testkit::{Aws, ClickHouse, Site, SiteOptions, Stack, free_port, wait_for};
 use tempfile::TempDir;
@@ -112,10 +115,12 @@ impl<'a> Lab<'a> {
             config,
             generator: Generator::new(seed),
             expected: Vec::new(),
-            directory: tempfile::Builder::new().prefix("sluice-faults-").tempdir()?,
+            directory: tempfile::Builder::new()
+                .prefix("sluice-faults-")
+                .tempdir()?,
             daemons: AtomicU32::new(0),
         };
-        lab.migrate()?;
+        lab.migrate().await?;
         lab.keep_duplicates().await?;
         Ok(lab)
     }
@@ -152,18 +157,19 @@ impl<'a> Lab<'a> {
     }
 
     /// `sluice migrate`, straight to the server.
-    pub(crate) fn migrate(&self) -> Result<()> {
+    pub(crate) async fn migrate(&self) -> Result<()> {
         let mut config = self.config.clone();
         config["clickhouse"]["url"] = self.clickhouse.url().into();
         config["clickhouse"]["user"] = "default".into();
         config["clickhouse"]["password"] = "".into();
         let path = self.directory.path().join("migrate.yaml");
         std::fs::write(&path, config.to_string())?;
-        let output = Command::new(env!("CARGO_BIN_EXE_sluice"))
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_sluice"))
             .args(["migrate", "--config"])
             .arg(&path)
             .envs(self.aws.environment())
-            .output()?;
+            .output()
+            .await?;
         ensure!(
             output.status.success(),
             "sluice migrate failed: {}{}",
@@ -250,7 +256,7 @@ impl<'a> Lab<'a> {
         for daemon in daemons {
             // Until then a SIGTERM would end it as it ends any process.
             daemon.is_ready().await;
-            daemon.stop()?;
+            daemon.stop().await?;
         }
         let outcome = async {
             self.assert_dlq(0).await?;
@@ -264,13 +270,35 @@ impl<'a> Lab<'a> {
         if found == expected {
             return Ok(());
         }
-        let request = self.site.sqs.receive_message().queue_url(&self.site.dlq_url);
+        let request = self
+            .site
+            .sqs
+            .receive_message()
+            .queue_url(&self.site.dlq_url);
         let messages = request
             .max_number_of_messages(10)
             .message_system_attribute_names(MessageSystemAttributeName::All)
             .send()
             .await?;
         bail!("{found} messages in the dead-letter queue, not {expected}: {messages:?}")
+    }
+
+    /// Moves the dead letters back into the queue, as people do.
+    pub(crate) async fn redrive(&self) -> Result<()> {
+        let sqs = &self.site.sqs;
+        loop {
+            let received = sqs.receive_message().queue_url(&self.site.dlq_url);
+            let received = received.max_number_of_messages(10).send().await?;
+            if received.messages().is_empty() {
+                return Ok(());
+            }
+            for message in received.messages() {
+                self.site.send(message.body().context("no body")?).await?;
+                let delete = sqs.delete_message().queue_url(&self.site.dlq_url);
+                let handle = message.receipt_handle().context("no handle")?;
+                delete.receipt_handle(handle).send().await?;
+            }
+        }
     }
 
     /// The ends of all daemons' logs.
@@ -407,6 +435,28 @@ impl<'a> Lab<'a> {
         Ok(problems)
     }
 
+    /// The body of the message with which S3 would announce the object.
+    pub(crate) fn announcement(&self, bundle: &Bundle, etag: &str) -> String {
+        json!({"Records": [{
+            "eventName": "ObjectCreated:Put",
+            "s3": {
+                "bucket": { "name": self.site.bucket },
+                "object": { "key": bundle.key, "eTag": etag, "size": bundle.bytes.len() },
+            },
+        }]})
+        .to_string()
+    }
+
+    /// Everything that is written so far has been announced to a worker once, and nothing twice.
+    pub(crate) async fn assert_received(&self, daemon: &Daemon, messages: usize) -> Result<()> {
+        let received = daemon.metric("sluice_sqs_messages_received_total").await?;
+        ensure!(
+            received == messages as u64,
+            "{messages} messages were received {received} times"
+        );
+        Ok(())
+    }
+
     /// How often a batch's insert was started, by all workers: from the server's own log.
     pub(crate) async fn inserts_started(&self) -> Result<u64> {
         self.clickhouse.execute("SYSTEM FLUSH LOGS").await?;
@@ -447,17 +497,19 @@ impl Daemon {
     pub(crate) fn terminate(&self) -> Result<()> {
         let process = self.process.as_ref().context("it has ended")?;
         let [_, pid] = process.pids();
-        let status = Command::new("kill").args(["-TERM", &pid.to_string()]).status()?;
+        let status = Command::new("kill")
+            .args(["-TERM", &pid.to_string()])
+            .status()?;
         ensure!(status.success(), "kill: {status}");
         Ok(())
     }
 
     /// SIGTERM, and exit code 0.
-    pub(crate) fn stop(mut self) -> Result<()> {
+    pub(crate) async fn stop(mut self) -> Result<()> {
         let Some(process) = self.process.take() else {
             bail!("it has ended");
         };
-        let status = process.end()?;
+        let status = tokio::task::spawn_blocking(|| process.end()).await??;
         ensure!(
             status.success(),
             "sluice ended with {status}; its log ends with:\n{}",
@@ -472,25 +524,12 @@ impl Daemon {
             bail!("it has ended");
         };
         let log = self.log.clone();
-        let status = wait_for("sluice to end", BOUND, async || {
-            match process.ended()? {
-                Some(status) => Ok(Some(status)),
-                None => bail!("it runs; its log ends with:\n{}", tail(&log)),
-            }
+        let status = wait_for("sluice to end", BOUND, async || match process.ended()? {
+            Some(status) => Ok(Some(status)),
+            None => bail!("it runs; its log ends with:\n{}", tail(&log)),
         })
         .await;
         status.code().context("the launcher was killed")
-    }
-
-    pub(crate) fn must_run(&mut self) -> Result<()> {
-        let ended = match &mut self.process {
-            Some(process) => process.ended()?,
-            None => None,
-        };
-        match ended {
-            Some(status) => bail!("sluice ended ({status}):\n{}", tail(&self.log)),
-            None => Ok(()),
-        }
     }
 
     /// Every line of its log, as JSON.
@@ -515,12 +554,14 @@ impl Daemon {
 
     /// A line with this text, at last.
     pub(crate) async fn says(&self, text: &str) {
-        wait_for(&format!("the log to say {text:?}"), BOUND, async || {
-            match self.said(text)? {
+        wait_for(
+            &format!("the log to say {text:?}"),
+            BOUND,
+            async || match self.said(text)? {
                 0 => bail!("the log ends with:\n{}", tail(&self.log)),
                 _ => Ok(Some(())),
-            }
-        })
+            },
+        )
         .await;
     }
 
@@ -541,7 +582,11 @@ impl Daemon {
                 .is_some_and(|rest| rest.starts_with([' ', '{']))
         });
         let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a count"
+        )]
         Ok(values.sum::<f64>() as u64)
     }
 
@@ -561,6 +606,64 @@ impl Daemon {
     pub(crate) async fn is_ready(&self) {
         self.readiness(200, "ready").await;
     }
+}
+
+/// The statements of Sluice, as a proxy sees them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Statement {
+    LookUp,
+    Seal,
+    Verify,
+    Insert,
+    Kill,
+    ReadBack,
+    Record,
+    Release,
+    Fence,
+    Delete,
+}
+
+impl Statement {
+    pub(crate) fn matcher(self) -> impl Fn(&Parts, &[u8]) -> bool + Send + 'static {
+        move |parts, body| {
+            let query = parts.uri.query().unwrap_or_default();
+            let query = percent_decode_str(query)
+                .decode_utf8_lossy()
+                .replace('+', " ");
+            let text = format!("{query}\n{}", String::from_utf8_lossy(body));
+            self.is_in(&text)
+        }
+    }
+
+    fn is_in(self, text: &str) -> bool {
+        let has = |word: &str| text.contains(word);
+        let standings = has("WITH claims AS");
+        let inserts = has("INSERT INTO") && has(" s3(");
+        let batch_event =
+            |name: &str| has("INSERT INTO") && has("ledger_batches") && has(name) && !has(" s3(");
+        match self {
+            Self::LookUp => standings && !has("batch_id != "),
+            Self::Verify => standings && has("batch_id != "),
+            Self::Seal => has("INSERT INTO") && has("ledger_objects") && !inserts,
+            Self::Insert => inserts,
+            Self::Kill => has("KILL QUERY"),
+            Self::ReadBack => has("SELECT source_path, kind, sum(rows)"),
+            Self::Record => batch_event("loaded"),
+            Self::Release => batch_event("\"released\""),
+            Self::Fence => batch_event("\"fenced\""),
+            Self::Delete => has("DELETE FROM"),
+        }
+    }
+}
+
+/// Waits until so many requests have met a fault.
+pub(crate) async fn hits(proxy: &Proxy, count: usize) {
+    wait_for("requests to meet a fault", BOUND, async || {
+        let hits = proxy.hits();
+        ensure!(hits >= count, "{hits} of {count} have");
+        Ok(Some(()))
+    })
+    .await;
 }
 
 /// Each kind of row, and its table.
@@ -624,11 +727,20 @@ async fn forget_test_event(site: &Site) -> Result<()> {
     Ok(())
 }
 
+/// For [`concurrently`]. In a box, since the stack of a test would not hold many of them.
+pub(crate) type Scenario = std::pin::Pin<Box<dyn Future<Output = Result<()>>>>;
+
+pub(crate) fn scenario(
+    name: impl Into<String>,
+    scenario: impl Future<Output = Result<()>> + 'static,
+) -> (String, Scenario) {
+    (name.into(), Box::pin(scenario))
+}
+
 /// Runs scenarios side by side, most of each being waiting; the first error ends it.
-pub(crate) async fn concurrently<F>(scenarios: impl IntoIterator<Item = (String, F)>) -> Result<()>
-where
-    F: Future<Output = Result<()>> + 'static,
-{
+pub(crate) async fn concurrently(
+    scenarios: impl IntoIterator<Item = (String, Scenario)>,
+) -> Result<()> {
     let local = tokio::task::LocalSet::new();
     local
         .run_until(async {

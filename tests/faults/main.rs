@@ -2,5 +2,7 @@
 //! binary. Whatever happens, each test ends with the comparison of the rows of every object and
 //! kind with what the generator reckoned.
 
+mod connections;
 mod failpoints;
 mod harness;
+mod objects;
