@@ -380,9 +380,11 @@ impl Ledger {
     pub fn guard(&self, batch: BatchId, attempt: u32) -> String {
         format!(
             "(SELECT count() FROM {} WHERE batch_id = '{batch}' AND \
-             (event = '{}' OR (event = '{}' AND attempt >= {attempt}))) > 0",
+             (event IN ('{}', '{}') OR (event = '{}' AND attempt >= {attempt}))) > 0",
             self.warehouse.table(BATCHES_TABLE),
             event::RELEASED,
+            // A statement that comes so late does nothing while the tables remember its token.
+            event::LOADED,
             event::FENCED,
         )
     }

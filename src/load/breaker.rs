@@ -46,7 +46,8 @@ struct Probing {
     failures: u64,
 }
 
-/// An insert that met a reason to halt, and will probe until it has succeeded or is given up.
+/// An insert, or another statement that the load cannot do without, that met a reason to halt, and
+/// will probe until it has succeeded or is given up.
 #[derive(Debug)]
 pub struct HaltedInsert(Arc<Breaker>);
 

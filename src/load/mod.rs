@@ -23,7 +23,7 @@ use crate::plan::{Naming, Planner, naming};
 use crate::telemetry::metrics;
 use crate::warehouse::{Warehouse, WarehouseError};
 use attempt::Loading;
-use breaker::{Breaker, Scope};
+use breaker::{Breaker, HaltedInsert, Scope};
 use verdict::{Verdict, halt_class, is_missing, is_refusal, named_object, verdict, with_advice};
 
 /// What became of an object.
@@ -206,6 +206,10 @@ impl Load for Loader {
             progress.work.push(Work::new(listed));
         }
         while let Some(work) = progress.work.pop() {
+            if cancel.is_cancelled() {
+                progress.settle(&work.items, &Outcome::Abandoned);
+                continue;
+            }
             self.load_work(work, &cancel, &mut progress).await;
         }
         self.settle_failed(&mut progress, &cancel).await;
@@ -506,18 +510,29 @@ impl Loader {
         F: Future<Output = Result<T, WarehouseError>>,
     {
         let mut tries = 0;
+        let mut halted = None;
         loop {
+            // What was refused is its own probe: that others succeed says nothing of it.
+            let scope = match halted {
+                None => Scope::Everything,
+                Some(_) => Scope::Inserts,
+            };
             let outcome = tokio::select! {
                 () = cancel.cancelled() => return Err(Cancelled),
                 outcome = async {
-                    self.breaker.admit(Scope::Everything).await;
+                    self.breaker.admit(scope).await;
                     work().await
                 } => outcome,
             };
             match outcome {
                 Ok(value) => {
-                    self.breaker.succeeded(Scope::Everything);
+                    self.breaker.succeeded(scope);
                     return Ok(value);
+                }
+                Err(error) if verdict(&error) == Verdict::Halt => {
+                    halted.get_or_insert_with(|| HaltedInsert::new(&self.breaker));
+                    metrics::clickhouse_error(error.code(), Verdict::Halt);
+                    self.halt(Scope::Inserts, &error);
                 }
                 Err(error) => {
                     tries += 1;

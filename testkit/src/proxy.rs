@@ -33,8 +33,13 @@ pub enum Fault {
     CutInResponse,
     /// The request is passed on after a while.
     Delay(Duration),
+    /// The connection is closed, and the server gets the request after a while all the same, as if
+    /// it had been stuck on the way.
+    Late(Duration),
     /// This status, and nothing is passed on.
     Status(u16),
+    /// Status 500 with this text, and nothing is passed on.
+    Error(&'static str),
 }
 
 type Matcher = Box<dyn Fn(&Parts, &[u8]) -> bool + Send>;
@@ -188,6 +193,19 @@ impl Shared {
                 StatusCode::from_u16(status)?,
                 Bytes::from_static(b"injected"),
             )),
+            Some(Fault::Error(text)) => Ok(whole(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                Bytes::from_static(text.as_bytes()),
+            )),
+            Some(Fault::Late(delay)) => {
+                // A task of its own: this one ends with the connection.
+                tokio::spawn(async move {
+                    tokio::time::sleep(delay).await;
+                    // Nobody waits for what comes of it.
+                    self.forward(parts, body).await.ok();
+                });
+                anyhow::bail!("cut on purpose")
+            }
             Some(Fault::CutBeforeRequest) => anyhow::bail!("cut on purpose"),
             Some(Fault::CutInRequest) => {
                 self.forward_half(parts, &body).await;

@@ -210,15 +210,25 @@ async fn create_queue(
     Ok((url, arn))
 }
 
+/// Of one moment: a message that becomes visible between two requests would be in neither count.
 async fn depth(sqs: &aws_sdk_sqs::Client, url: &str) -> Result<(u64, u64)> {
-    let visible = attribute(sqs, url, QueueAttributeName::ApproximateNumberOfMessages).await?;
-    let hidden = attribute(
-        sqs,
-        url,
+    let names = [
+        QueueAttributeName::ApproximateNumberOfMessages,
         QueueAttributeName::ApproximateNumberOfMessagesNotVisible,
-    )
-    .await?;
-    Ok((visible.parse()?, hidden.parse()?))
+    ];
+    let output = sqs
+        .get_queue_attributes()
+        .queue_url(url)
+        .set_attribute_names(Some(names.to_vec()))
+        .send()
+        .await
+        .with_context(|| format!("cannot read the depth of {url}"))?;
+    let attributes = output.attributes().context("SQS gave no attributes")?;
+    let [visible, in_flight] = names.map(|name| attributes.get(&name));
+    let count = |value: Option<&String>| -> Result<u64> {
+        Ok(value.context("SQS gave no count")?.parse()?)
+    };
+    Ok((count(visible)?, count(in_flight)?))
 }
 
 async fn attribute(

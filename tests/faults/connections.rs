@@ -1,0 +1,119 @@
+//! A proxy between Sluice and ClickHouse does harm to every statement of the protocol.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use sluice_testkit::proxy::{Fault, Proxy};
+
+use crate::harness::{Lab, Statement, concurrently, hits, scenario};
+
+/// Every statement on the way of one batch meets the fault once. That of the insert leads to a
+/// kill, which meets it as well.
+async fn every_statement_meets(fault: Fault, strategy: &'static str) -> Result<()> {
+    let mut lab = Lab::shared("statements").await?;
+    lab.set("load.strategy", strategy);
+    let proxy = Proxy::start(lab.clickhouse.url()).await?;
+    lab.set("clickhouse.url", proxy.url());
+    lab.put_bundles(5).await?;
+    let statements = [
+        Statement::LookUp,
+        Statement::Seal,
+        Statement::Verify,
+        Statement::Insert,
+        Statement::Kill,
+        Statement::ReadBack,
+        Statement::Record,
+    ];
+    for statement in statements {
+        proxy.inject(fault, 1, statement.matcher());
+    }
+    let daemon = lab.start("")?;
+    lab.drained(&[&daemon]).await;
+    // A delay is none of these: its statements succeed, so that nothing is killed.
+    let met = match fault {
+        Fault::Delay(_) => statements.len() - 1,
+        _ => statements.len(),
+    };
+    ensure!(proxy.hits() == met, "{} of {met} met it", proxy.hits());
+    lab.assert_received(&daemon, 5).await?;
+    lab.finish(vec![daemon]).await
+}
+
+#[tokio::test]
+async fn every_statement_can_be_cut_refused_delayed_or_late() -> Result<()> {
+    let moment = Duration::from_secs(2);
+    let faults = [
+        Fault::CutBeforeRequest,
+        Fault::CutInRequest,
+        Fault::CutBeforeResponse,
+        Fault::CutInResponse,
+        Fault::Delay(moment),
+        Fault::Late(moment),
+        Fault::Status(500),
+        Fault::Status(502),
+        Fault::Status(503),
+    ];
+    concurrently(faults.map(|fault| {
+        scenario(
+            format!("{fault:?}"),
+            every_statement_meets(fault, "single_pass"),
+        )
+    }))
+    .await
+}
+
+#[tokio::test]
+async fn per_type_statements_can_be_cut_or_late() -> Result<()> {
+    let faults = [
+        Fault::CutBeforeResponse,
+        Fault::Late(Duration::from_secs(2)),
+    ];
+    concurrently(faults.map(|fault| {
+        scenario(
+            format!("{fault:?}"),
+            every_statement_meets(fault, "per_type"),
+        )
+    }))
+    .await
+}
+
+/// Some of the tables are filled when the worker dies: whoever recovers must fill the others.
+#[tokio::test]
+async fn a_worker_that_dies_between_the_statements_of_a_batch_is_rolled_forward() -> Result<()> {
+    let mut lab = Lab::shared("between").await?;
+    lab.set("load.strategy", "per_type");
+    let proxy = Proxy::start(lab.clickhouse.url()).await?;
+    lab.set("clickhouse.url", proxy.url());
+    lab.put_bundles(6).await?;
+    // Some statements pass; the next one is held until the worker is dead.
+    let insert = Statement::Insert.matcher();
+    proxy.inject(Fault::Delay(Duration::ZERO), 4, insert);
+    let held = Duration::from_secs(600);
+    proxy.inject(Fault::Delay(held), 1, Statement::Insert.matcher());
+    let first = lab.start("")?;
+    hits(&proxy, 5).await;
+    first.kill()?;
+    proxy.heal();
+    let second = lab.start("")?;
+    lab.drained(&[&second]).await;
+    ensure!(second.said("recovering")? == 1, "{}", lab.logs());
+    ensure!(second.said("RolledForward")? <= 1, "{}", lab.logs());
+    lab.finish(vec![second]).await
+}
+
+/// The worker is killed while its insert runs; the statement goes on without it.
+#[tokio::test]
+async fn a_worker_killed_during_its_insert_is_made_good() -> Result<()> {
+    let mut lab = Lab::shared("killed").await?;
+    let s3 = Proxy::start(lab.aws.endpoint()).await?;
+    lab.set("s3.clickhouse_endpoint", s3.url());
+    lab.put_bundles(5).await?;
+    s3.inject(Fault::Delay(Duration::from_secs(8)), 1, |parts, _| {
+        parts.method == "GET"
+    });
+    let first = lab.start("")?;
+    hits(&s3, 1).await;
+    first.kill()?;
+    let second = lab.start("")?;
+    lab.finish(vec![second]).await
+}

@@ -1,0 +1,75 @@
+//! The daemon dies at every step of the ledger protocol; another one finishes its work.
+
+use anyhow::{Result, ensure};
+
+use crate::harness::{Lab, concurrently, scenario};
+
+/// 128 + SIGABRT.
+const ABORTED: i32 = 134;
+
+/// Daemons die one after the other, each at its failpoint; the last one has none.
+async fn dying_at(deaths: Vec<String>, strategy: &'static str) -> Result<()> {
+    let name = deaths
+        .last()
+        .map_or("none", String::as_str)
+        .replace('.', "-");
+    let mut lab = Lab::shared(&name).await?;
+    lab.set("load.strategy", strategy);
+    lab.put_bundles(4).await?;
+    for death in &deaths {
+        let code = lab.start(&format!("{death}=return"))?.ended().await?;
+        ensure!(code == ABORTED, "{death}: ended with {code}");
+    }
+    let last = lab.start("")?;
+    lab.finish(vec![last]).await
+}
+
+async fn all(scenarios: Vec<(Vec<String>, &'static str)>) -> Result<()> {
+    concurrently(scenarios.into_iter().map(|(deaths, strategy)| {
+        let name = format!("{strategy}, {deaths:?}");
+        scenario(name, dying_at(deaths, strategy))
+    }))
+    .await
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_at_any_step_is_made_good() -> Result<()> {
+    let mut scenarios = Vec::new();
+    for step in ["look_up", "seal", "verify", "insert", "record", "delete"] {
+        for when in ["before", "after"] {
+            scenarios.push((vec![format!("{step}.{when}")], "single_pass"));
+        }
+    }
+    all(scenarios).await
+}
+
+/// After `insert.after` the batch has rows, and is rolled forward; after `verify.after` it has
+/// none, and is released.
+#[tokio::test]
+async fn a_worker_that_dies_while_it_recovers_is_made_good() -> Result<()> {
+    let mut scenarios = Vec::new();
+    for when in ["before", "after"] {
+        for (first, steps) in [
+            (
+                "insert.after",
+                &["fence", "kill", "check_rows", "record"][..],
+            ),
+            ("verify.after", &["check_rows", "release"][..]),
+        ] {
+            for step in steps {
+                let second = format!("{step}.{when}");
+                scenarios.push((vec![first.to_owned(), second], "single_pass"));
+            }
+        }
+    }
+    all(scenarios).await
+}
+
+#[tokio::test]
+async fn per_type_statements_are_made_good_too() -> Result<()> {
+    all(vec![(
+        vec!["insert.after".into(), "insert.after".into()],
+        "per_type",
+    )])
+    .await
+}

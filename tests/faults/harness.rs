@@ -1,0 +1,762 @@
+//! One test's own queue, bucket, database and daemons, and the comparison at its end.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use aws_sdk_sqs::types::MessageSystemAttributeName;
+use hyper::http::request::Parts;
+use percent_encoding::percent_decode_str;
+use serde_json::{Value, json};
+use sluice_testkit::install::install;
+use sluice_testkit::launch::{Mode, Place, Process, tail};
+use sluice_testkit::proxy::Proxy;
+use sluice_testkit::xapi::{Bundle, EventType, Generator};
+use sluice_testkit::{Aws, ClickHouse, Site, SiteOptions, Stack, free_port, wait_for};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Longer than anything here takes on a busy machine.
+pub(crate) const BOUND: Duration = Duration::from_secs(120);
+/// The least that the configuration allows: leases are as long.
+pub(crate) const VISIBILITY: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(20);
+
+/// What one test has for itself.
+pub(crate) struct Lab<'a> {
+    pub(crate) clickhouse: &'a ClickHouse,
+    pub(crate) aws: &'a Aws,
+    pub(crate) site: Site,
+    /// What the daemons are configured with; change it before one is started.
+    pub(crate) config: Value,
+    pub(crate) generator: Generator,
+    /// What the tables must have in the end.
+    pub(crate) expected: Vec<Bundle>,
+    directory: TempDir,
+    daemons: AtomicU32,
+}
+
+/// A running `sluice run`.
+pub(crate) struct Daemon {
+    process: Option<Process>,
+    log: PathBuf,
+    admin_port: u16,
+}
+
+impl Lab<'static> {
+    /// On the servers that all tests share.
+    pub(crate) async fn shared(name: &str) -> Result<Self> {
+        let stack = Stack::shared();
+        Self::new(&stack.clickhouse, stack, name, 3).await
+    }
+
+    pub(crate) async fn shared_with(name: &str, max_receive_count: u32) -> Result<Self> {
+        let stack = Stack::shared();
+        Self::new(&stack.clickhouse, stack, name, max_receive_count).await
+    }
+}
+
+impl<'a> Lab<'a> {
+    /// A migrated database and an empty queue.
+    pub(crate) async fn new(
+        clickhouse: &'a ClickHouse,
+        stack: &'a Stack,
+        name: &str,
+        max_receive_count: u32,
+    ) -> Result<Self> {
+        let options = SiteOptions {
+            max_receive_count,
+            visibility_timeout: VISIBILITY,
+        };
+        let site = stack.site_with(name, options).await?;
+        forget_test_event(&site).await?;
+        let config = json!({
+            "queue": {
+                "url": site.queue_url,
+                "wait_time": "1s",
+                "visibility_timeout": "10s",
+                "retry_backoff_min": "1s",
+                "retry_backoff_max": "2s",
+            },
+            "clickhouse": {
+                "url": clickhouse.url(),
+                "database": site.database,
+                "connect_timeout": "2s",
+                "query_timeout": "10s",
+            },
+            "s3": {
+                "clickhouse_endpoint": stack.aws.endpoint(),
+                "clickhouse_access": {
+                    "kind": "keys", "access_key_id": "test", "secret_access_key": "test",
+                },
+            },
+            "batch": { "window": "500ms" },
+            "load": {
+                "retry_backoff_min": "100ms",
+                "retry_backoff_max": "1s",
+                "probe_interval": "500ms",
+            },
+            "shutdown": { "grace_period": "15s" },
+            "log": { "format": "json" },
+        });
+        // Another seed for every lab: equal statements of two labs would not disturb each other,
+        // but unequal ones are easier to tell apart.
+        let seed = site.bucket.bytes().fold(7, |seed: u64, byte| {
+            seed.wrapping_mul(31).wrapping_add(u64::from(byte))
+        });
+        let lab = Self {
+            clickhouse,
+            aws: &stack.aws,
+            site,
+            config,
+            generator: Generator::new(seed),
+            expected: Vec::new(),
+            directory: tempfile::Builder::new()
+                .prefix("sluice-faults-")
+                .tempdir()?,
+            daemons: AtomicU32::new(0),
+        };
+        lab.migrate().await?;
+        lab.keep_duplicates().await?;
+        Ok(lab)
+    }
+
+    /// Sets a field such as `clickhouse.url`.
+    pub(crate) fn set(&mut self, field: &str, value: impl Into<Value>) {
+        let pointer = field.split('.').fold(&mut self.config, |at, key| {
+            at.as_object_mut()
+                .expect("a section")
+                .entry(key)
+                .or_insert_with(|| json!({}))
+        });
+        *pointer = value.into();
+    }
+
+    /// `database.table`
+    pub(crate) fn table(&self, name: &str) -> String {
+        format!("{}.{name}", self.site.database)
+    }
+
+    /// Merges would hide a row that was loaded twice, since the tables replace equal rows. They go
+    /// on for mutations, which deletes need.
+    async fn keep_duplicates(&self) -> Result<()> {
+        for table in tables() {
+            let table = self.table(table);
+            self.clickhouse
+                .execute(&format!(
+                    "ALTER TABLE {table} MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1, \
+                     max_bytes_to_merge_at_min_space_in_pool = 1"
+                ))
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// `sluice migrate`, straight to the server.
+    pub(crate) async fn migrate(&self) -> Result<()> {
+        let mut config = self.config.clone();
+        config["clickhouse"]["url"] = self.clickhouse.url().into();
+        config["clickhouse"]["user"] = "default".into();
+        config["clickhouse"]["password"] = "".into();
+        let path = self.directory.path().join("migrate.yaml");
+        std::fs::write(&path, config.to_string())?;
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_sluice"))
+            .args(["migrate", "--config"])
+            .arg(&path)
+            .envs(self.aws.environment())
+            .output()
+            .await?;
+        ensure!(
+            output.status.success(),
+            "sluice migrate failed: {}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+
+    /// Uploads `count` generated objects, whose rows the tables must have in the end.
+    pub(crate) async fn put_bundles(&mut self, count: usize) -> Result<()> {
+        for _ in 0..count {
+            let bundle = self.generator.bundle();
+            self.put(bundle).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn put(&mut self, bundle: Bundle) -> Result<()> {
+        self.site.put(&bundle.key, bundle.bytes.clone()).await?;
+        self.expected.push(bundle);
+        Ok(())
+    }
+
+    /// Starts a daemon. `failpoints` as `FAILPOINTS` has them; empty for none.
+    pub(crate) fn start(&self, failpoints: &str) -> Result<Daemon> {
+        self.start_with(failpoints, &[])
+    }
+
+    pub(crate) fn start_with(
+        &self,
+        failpoints: &str,
+        environment: &[(&str, String)],
+    ) -> Result<Daemon> {
+        let number = self.daemons.fetch_add(1, Ordering::Relaxed);
+        let admin_port = free_port()?;
+        let mut config = self.config.clone();
+        config["admin"] = json!({ "listen": format!("127.0.0.1:{admin_port}") });
+        let path = self.directory.path().join(format!("worker-{number}.yaml"));
+        std::fs::write(&path, config.to_string())?;
+        let log = self.directory.path().join(format!("worker-{number}.log"));
+        let mut variables: BTreeMap<&str, String> = self.aws.environment().into_iter().collect();
+        variables.insert("FAILPOINTS", failpoints.to_owned());
+        variables.insert("RUST_BACKTRACE", "1".to_owned());
+        variables.extend(environment.iter().cloned());
+        let variables: Vec<(&str, String)> = variables.into_iter().collect();
+        let arguments = ["run", "--config", &path.display().to_string()].map(str::to_owned);
+        let place = Place {
+            directory: None,
+            log: &log,
+            environment: &variables,
+            grace: GRACE,
+        };
+        let binary = Path::new(env!("CARGO_BIN_EXE_sluice"));
+        let process = Process::start(&install()?, &Mode::Command(binary, &arguments), &place)?;
+        Ok(Daemon {
+            process: Some(process),
+            log,
+            admin_port,
+        })
+    }
+
+    /// Waits until nothing is in the queue.
+    pub(crate) async fn drained(&self, daemons: &[&Daemon]) {
+        self.drained_within(BOUND, daemons).await;
+    }
+
+    pub(crate) async fn drained_within(&self, bound: Duration, daemons: &[&Daemon]) {
+        let what = format!("the queue of {} to empty", self.site.bucket);
+        wait_for(&what, bound, async || {
+            let (visible, in_flight) = self.site.queue_depth().await?;
+            if visible + in_flight == 0 {
+                return Ok(Some(()));
+            }
+            let logs: String = daemons.iter().map(|daemon| tail(&daemon.log)).collect();
+            bail!("{visible} visible, {in_flight} in flight\n{logs}")
+        })
+        .await;
+    }
+
+    /// Waits until the queue is empty, compares, and asks for a good end of the daemons.
+    pub(crate) async fn finish(&self, daemons: Vec<Daemon>) -> Result<()> {
+        self.drained(&daemons.iter().collect::<Vec<_>>()).await;
+        for daemon in daemons {
+            // Until then a SIGTERM would end it as it ends any process.
+            daemon.is_ready().await;
+            daemon.stop().await?;
+        }
+        let outcome = async {
+            self.assert_dlq(0).await?;
+            self.assert_exact().await
+        };
+        outcome.await.with_context(|| self.logs())
+    }
+
+    pub(crate) async fn assert_dlq(&self, expected: u64) -> Result<()> {
+        let found = self.site.dlq_depth().await?;
+        if found == expected {
+            return Ok(());
+        }
+        let request = self
+            .site
+            .sqs
+            .receive_message()
+            .queue_url(&self.site.dlq_url);
+        let messages = request
+            .max_number_of_messages(10)
+            .message_system_attribute_names(MessageSystemAttributeName::All)
+            .send()
+            .await?;
+        bail!("{found} messages in the dead-letter queue, not {expected}: {messages:?}")
+    }
+
+    /// Moves the dead letters back into the queue, as people do.
+    pub(crate) async fn redrive(&self) -> Result<()> {
+        let sqs = &self.site.sqs;
+        loop {
+            let received = sqs.receive_message().queue_url(&self.site.dlq_url);
+            let received = received.max_number_of_messages(10).send().await?;
+            if received.messages().is_empty() {
+                return Ok(());
+            }
+            for message in received.messages() {
+                self.site.send(message.body().context("no body")?).await?;
+                let delete = sqs.delete_message().queue_url(&self.site.dlq_url);
+                let handle = message.receipt_handle().context("no handle")?;
+                delete.receipt_handle(handle).send().await?;
+            }
+        }
+    }
+
+    /// The ends of all daemons' logs.
+    pub(crate) fn logs(&self) -> String {
+        (0..self.daemons.load(Ordering::Relaxed))
+            .map(|number| {
+                let log = self.directory.path().join(format!("worker-{number}.log"));
+                format!("--- worker {number}\n{}\n", tail(&log))
+            })
+            .collect()
+    }
+
+    /// Compares the rows of every object and kind with what was generated.
+    pub(crate) async fn assert_exact(&self) -> Result<()> {
+        let problems = self.differences().await?;
+        ensure!(problems.is_empty(), "{}:\n{problems}", self.site.bucket);
+        Ok(())
+    }
+
+    /// What is wrong with the rows; nothing when all is right.
+    pub(crate) async fn differences(&self) -> Result<String> {
+        let mut expected = BTreeMap::new();
+        for bundle in &self.expected {
+            let path = format!("{}/{}", self.site.bucket, bundle.key);
+            for (kind, rows) in reckoned(bundle) {
+                if rows > 0 {
+                    *expected.entry((path.clone(), kind)).or_insert(0) += rows;
+                }
+            }
+        }
+        let mut problems = String::new();
+        let mut compare = |what: &str, found: &BTreeMap<(String, &str), u64>| {
+            let keys = expected.keys().chain(found.keys());
+            let keys: std::collections::BTreeSet<_> = keys.collect();
+            for key in keys {
+                let (want, have) = (expected.get(key), found.get(key));
+                if want != have {
+                    writeln!(
+                        problems,
+                        "{what}: {} {}: expected {}, found {}",
+                        key.0,
+                        key.1,
+                        want.unwrap_or(&0),
+                        have.unwrap_or(&0)
+                    )
+                    .ok();
+                }
+            }
+        };
+
+        let mut in_tables = BTreeMap::new();
+        let mut doubles = String::new();
+        for (kind, table) in kinds() {
+            let table = self.table(table);
+            let rows = self
+                .clickhouse
+                .rows(&format!(
+                    "SELECT source_path AS path, count() AS rows FROM {table} GROUP BY path"
+                ))
+                .await?;
+            in_tables.extend(counted(&rows, |_| kind)?);
+            let identity: String = self
+                .clickhouse
+                .scalar(&format!(
+                    "SELECT sorting_key FROM system.tables WHERE concat(database, '.', name) = '{table}'"
+                ))
+                .await?;
+            let twice: u64 = self
+                .clickhouse
+                .scalar(&format!(
+                    "SELECT count() - uniqExact(source_path, {identity}) FROM {table}"
+                ))
+                .await?;
+            if twice > 0 {
+                writeln!(doubles, "{table}: {twice} rows are there more than once")?;
+            }
+        }
+        compare("tables", &in_tables);
+        let rows = self
+            .clickhouse
+            .rows(&format!(
+                "SELECT source_path AS path, kind, sum(rows) AS rows FROM {} \
+                 WHERE kind != 'blank' GROUP BY path, kind",
+                self.table("object_rows")
+            ))
+            .await?;
+        compare(
+            "object_rows",
+            &counted(&rows, |row| {
+                kinds()
+                    .map(|(kind, _)| kind)
+                    .find(|kind| row["kind"] == **kind)
+                    .unwrap_or("unknown")
+            })?,
+        );
+        problems.push_str(&doubles);
+
+        // By the ledger: every object of the tables in exactly one loaded batch.
+        let batches = self.table("ledger_batches");
+        let twice = self
+            .clickhouse
+            .query(&format!(
+                "SELECT key, etag, groupUniqArray(batch_id) AS batches FROM {} \
+                 WHERE batch_id IN (SELECT batch_id FROM {batches} WHERE event = 'loaded') \
+                 GROUP BY bucket, key, etag HAVING length(batches) > 1",
+                self.table("ledger_objects")
+            ))
+            .await?;
+        if !twice.is_empty() {
+            writeln!(problems, "in more than one loaded batch:\n{twice}")?;
+        }
+        let unfinished = self
+            .clickhouse
+            .query(&format!(
+                "SELECT DISTINCT batch_id FROM {} WHERE batch_id NOT IN \
+                 (SELECT batch_id FROM {batches} WHERE event IN ('loaded', 'released'))",
+                self.table("ledger_objects")
+            ))
+            .await?;
+        let strays = self
+            .clickhouse
+            .query(&format!(
+                "SELECT DISTINCT batch_id FROM {} WHERE batch_id NOT IN \
+                 (SELECT batch_id FROM {batches} WHERE event = 'loaded')",
+                self.table("object_rows")
+            ))
+            .await?;
+        if !problems.is_empty() || !strays.is_empty() {
+            write!(
+                problems,
+                "batches with rows that are not loaded: {strays:?}; neither loaded nor released: {unfinished:?}\n"
+            )?;
+        }
+        Ok(problems)
+    }
+
+    /// The body of the message with which S3 would announce the object.
+    pub(crate) fn announcement(&self, bundle: &Bundle, etag: &str) -> String {
+        json!({"Records": [{
+            "eventName": "ObjectCreated:Put",
+            "s3": {
+                "bucket": { "name": self.site.bucket },
+                "object": { "key": bundle.key, "eTag": etag, "size": bundle.bytes.len() },
+            },
+        }]})
+        .to_string()
+    }
+
+    /// Everything that is written so far has been announced to a worker once, and nothing twice.
+    pub(crate) async fn assert_received(&self, daemon: &Daemon, messages: usize) -> Result<()> {
+        let received = daemon.metric("sluice_sqs_messages_received_total").await?;
+        ensure!(
+            received == messages as u64,
+            "{messages} messages were received {received} times"
+        );
+        Ok(())
+    }
+
+    /// How often a batch's insert was started, by all workers: from the server's own log.
+    pub(crate) async fn inserts_started(&self) -> Result<u64> {
+        self.clickhouse.execute("SYSTEM FLUSH LOGS").await?;
+        self.clickhouse
+            .scalar(&format!(
+                "SELECT count() FROM system.query_log WHERE type = 'QueryStart' \
+                 AND query_kind = 'Insert' AND startsWith(log_comment, 'sluice batch') \
+                 AND position(query, '{}') > 0",
+                self.site.bucket
+            ))
+            .await
+    }
+
+    /// `(key, class)` of every object on record as failed, once each.
+    pub(crate) async fn failures(&self) -> Result<Vec<(String, String)>> {
+        let rows = self
+            .clickhouse
+            .rows(&format!(
+                "SELECT DISTINCT key, class FROM {} ORDER BY key, class",
+                self.table("ledger_failures")
+            ))
+            .await?;
+        let text = |row: &Value, name: &str| row[name].as_str().unwrap_or_default().to_owned();
+        Ok(rows
+            .iter()
+            .map(|row| (text(row, "key"), text(row, "class")))
+            .collect())
+    }
+}
+
+impl Daemon {
+    /// SIGKILL.
+    pub(crate) fn kill(mut self) -> Result<()> {
+        self.process.take().map_or(Ok(()), Process::kill)
+    }
+
+    /// SIGTERM; does not wait.
+    pub(crate) fn terminate(&self) -> Result<()> {
+        let process = self.process.as_ref().context("it has ended")?;
+        let [_, pid] = process.pids();
+        let status = Command::new("kill")
+            .args(["-TERM", &pid.to_string()])
+            .status()?;
+        ensure!(status.success(), "kill: {status}");
+        Ok(())
+    }
+
+    /// SIGTERM, and exit code 0.
+    pub(crate) async fn stop(mut self) -> Result<()> {
+        let Some(process) = self.process.take() else {
+            bail!("it has ended");
+        };
+        let status = tokio::task::spawn_blocking(|| process.end()).await??;
+        ensure!(
+            status.success(),
+            "sluice ended with {status}; its log ends with:\n{}",
+            tail(&self.log)
+        );
+        Ok(())
+    }
+
+    /// Waits until it has ended; gives its exit code, 128 and the signal's number for a signal.
+    pub(crate) async fn ended(mut self) -> Result<i32> {
+        let Some(mut process) = self.process.take() else {
+            bail!("it has ended");
+        };
+        let log = self.log.clone();
+        let status = wait_for("sluice to end", BOUND, async || match process.ended()? {
+            Some(status) => Ok(Some(status)),
+            None => bail!("it runs; its log ends with:\n{}", tail(&log)),
+        })
+        .await;
+        status.code().context("the launcher was killed")
+    }
+
+    /// Every line of its log, as JSON.
+    pub(crate) fn log_lines(&self) -> Result<Vec<Value>> {
+        let text = std::fs::read_to_string(&self.log)?;
+        Ok(text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect())
+    }
+
+    /// Lines whose message contains this text.
+    pub(crate) fn said(&self, text: &str) -> Result<usize> {
+        let lines = self.log_lines()?;
+        let says = |line: &&Value| {
+            line["message"]
+                .as_str()
+                .is_some_and(|message| message.contains(text))
+        };
+        Ok(lines.iter().filter(says).count())
+    }
+
+    /// A line with this text, at last.
+    pub(crate) async fn says(&self, text: &str) {
+        wait_for(
+            &format!("the log to say {text:?}"),
+            BOUND,
+            async || match self.said(text)? {
+                0 => bail!("the log ends with:\n{}", tail(&self.log)),
+                _ => Ok(Some(())),
+            },
+        )
+        .await;
+    }
+
+    async fn get(&self, path: &str) -> Result<String> {
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.admin_port)).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    }
+
+    /// Sum over all labels of a metric.
+    pub(crate) async fn metric(&self, name: &str) -> Result<u64> {
+        let text = self.get("/metrics").await?;
+        let lines = text.lines().filter(|line| {
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with([' ', '{']))
+        });
+        let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a count"
+        )]
+        Ok(values.sum::<f64>() as u64)
+    }
+
+    /// Waits until `/readyz` answers with this status and a text that contains `text`.
+    pub(crate) async fn readiness(&self, status: u16, text: &str) {
+        let what = format!("/readyz to say {status} and {text:?}");
+        wait_for(&what, BOUND, async || {
+            let answer = self.get("/readyz").await?;
+            if answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(text) {
+                return Ok(Some(()));
+            }
+            bail!("{answer}\n{}", tail(&self.log))
+        })
+        .await;
+    }
+
+    pub(crate) async fn is_ready(&self) {
+        self.readiness(200, "ready").await;
+    }
+}
+
+/// The statements of Sluice, as a proxy sees them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Statement {
+    LookUp,
+    Seal,
+    Verify,
+    Insert,
+    Kill,
+    ReadBack,
+    Record,
+    Release,
+    Fence,
+    Delete,
+}
+
+impl Statement {
+    pub(crate) fn matcher(self) -> impl Fn(&Parts, &[u8]) -> bool + Send + 'static {
+        move |parts, body| {
+            let query = parts.uri.query().unwrap_or_default();
+            let query = percent_decode_str(query)
+                .decode_utf8_lossy()
+                .replace('+', " ");
+            let text = format!("{query}\n{}", String::from_utf8_lossy(body));
+            self.is_in(&text)
+        }
+    }
+
+    fn is_in(self, text: &str) -> bool {
+        let has = |word: &str| text.contains(word);
+        let standings = has("WITH claims AS");
+        let inserts = has("INSERT INTO") && has(" s3(");
+        let batch_event =
+            |name: &str| has("INSERT INTO") && has("ledger_batches") && has(name) && !has(" s3(");
+        match self {
+            Self::LookUp => standings && !has("batch_id != "),
+            Self::Verify => standings && has("batch_id != "),
+            Self::Seal => has("INSERT INTO") && has("ledger_objects") && !inserts,
+            Self::Insert => inserts,
+            Self::Kill => has("KILL QUERY"),
+            Self::ReadBack => has("SELECT source_path, kind, sum(rows)"),
+            Self::Record => batch_event("loaded"),
+            Self::Release => batch_event("\"released\""),
+            Self::Fence => batch_event("\"fenced\""),
+            Self::Delete => has("DELETE FROM"),
+        }
+    }
+}
+
+/// Waits until so many requests have met a fault.
+pub(crate) async fn hits(proxy: &Proxy, count: usize) {
+    wait_for("requests to meet a fault", BOUND, async || {
+        let hits = proxy.hits();
+        ensure!(hits >= count, "{hits} of {count} have");
+        Ok(Some(()))
+    })
+    .await;
+}
+
+/// Each kind of row, and its table.
+fn kinds() -> impl Iterator<Item = (&'static str, &'static str)> {
+    EventType::ALL
+        .into_iter()
+        .map(|kind| (kind.name(), kind.table()))
+        .chain([
+            ("rejected", "rejected_lines"),
+            ("unmatched", "unmatched_statements"),
+        ])
+}
+
+fn tables() -> impl Iterator<Item = &'static str> {
+    kinds().map(|(_, table)| table)
+}
+
+fn reckoned(bundle: &Bundle) -> impl Iterator<Item = (&'static str, u64)> {
+    let reckoning = &bundle.reckoning;
+    EventType::ALL
+        .into_iter()
+        .map(|kind| (kind.name(), reckoning.rows(kind)))
+        .chain([
+            ("rejected", reckoning.rejected),
+            ("unmatched", reckoning.unmatched),
+        ])
+}
+
+fn counted(
+    rows: &[Value],
+    kind: impl Fn(&Value) -> &'static str,
+) -> Result<BTreeMap<(String, &'static str), u64>> {
+    rows.iter()
+        .map(|row| {
+            let path = row["path"].as_str().context("no path")?.to_owned();
+            let count = row["rows"].as_u64().context("no count")?;
+            Ok(((path, kind(row)), count))
+        })
+        .collect()
+}
+
+/// S3 announces itself in a new queue; here only objects shall count.
+async fn forget_test_event(site: &Site) -> Result<()> {
+    wait_for("the test event", BOUND, async || {
+        let received = site
+            .sqs
+            .receive_message()
+            .queue_url(&site.queue_url)
+            .wait_time_seconds(1)
+            .send()
+            .await?;
+        let Some(message) = received.messages().first() else {
+            return Ok(None);
+        };
+        let handle = message.receipt_handle().context("no receipt handle")?;
+        let request = site.sqs.delete_message().queue_url(&site.queue_url);
+        request.receipt_handle(handle).send().await?;
+        Ok(Some(()))
+    })
+    .await;
+    Ok(())
+}
+
+/// For [`concurrently`]. In a box, since the stack of a test would not hold many of them.
+pub(crate) type Scenario = std::pin::Pin<Box<dyn Future<Output = Result<()>>>>;
+
+pub(crate) fn scenario(
+    name: impl Into<String>,
+    scenario: impl Future<Output = Result<()>> + 'static,
+) -> (String, Scenario) {
+    (name.into(), Box::pin(scenario))
+}
+
+/// Runs scenarios side by side, most of each being waiting; the first error ends it.
+pub(crate) async fn concurrently(
+    scenarios: impl IntoIterator<Item = (String, Scenario)>,
+) -> Result<()> {
+    let local = tokio::task::LocalSet::new();
+    local
+        .run_until(async {
+            let mut running = tokio::task::JoinSet::new();
+            for (name, scenario) in scenarios {
+                running.spawn_local(async move {
+                    let begun = std::time::Instant::now();
+                    let outcome = scenario.await.with_context(|| name.clone());
+                    eprintln!("{name}: {:.1?}", begun.elapsed());
+                    outcome
+                });
+            }
+            while let Some(ended) = running.join_next().await {
+                ended??;
+            }
+            Ok(())
+        })
+        .await
+}

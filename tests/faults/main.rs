@@ -1,0 +1,8 @@
+//! Everything that can go wrong around and within the daemon, on the real engine and the real
+//! binary. Whatever happens, each test ends with the comparison of the rows of every object and
+//! kind with what the generator reckoned.
+
+mod connections;
+mod failpoints;
+mod harness;
+mod objects;

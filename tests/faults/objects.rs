@@ -1,0 +1,312 @@
+//! A proxy between ClickHouse and S3, and objects that are broken, gone or overwritten.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use hyper::http::request::Parts;
+use sluice_testkit::proxy::{Fault, Proxy};
+use sluice_testkit::xapi::{Bundle, Generator, gzip};
+use tokio::task::JoinSet;
+
+use crate::harness::{Lab, Scenario, Statement, concurrently, hits, scenario};
+
+fn reads(key: &str) -> impl Fn(&Parts, &[u8]) -> bool + Send + 'static {
+    let key = key.to_owned();
+    move |parts, _| parts.uri.path().ends_with(&key)
+}
+
+fn gets(parts: &Parts, _: &[u8]) -> bool {
+    parts.method == "GET"
+}
+
+async fn lab_behind_s3_proxy(name: &str, max_receive_count: u32) -> Result<(Lab<'static>, Proxy)> {
+    let mut lab = Lab::shared_with(name, max_receive_count).await?;
+    let proxy = Proxy::start(lab.aws.endpoint()).await?;
+    lab.set("s3.clickhouse_endpoint", proxy.url());
+    Ok((lab, proxy))
+}
+
+async fn reads_that_meet(fault: Fault) -> Result<()> {
+    let (mut lab, s3) = lab_behind_s3_proxy("reads", 3).await?;
+    lab.put_bundles(8).await?;
+    s3.inject(fault, 5, gets);
+    let daemon = lab.start("")?;
+    lab.drained(&[&daemon]).await;
+    ensure!(s3.hits() == 5, "{} reads met it", s3.hits());
+    lab.assert_received(&daemon, 8).await?;
+    lab.finish(vec![daemon]).await
+}
+
+#[tokio::test]
+async fn reads_of_s3_can_be_cut_refused_or_delayed() -> Result<()> {
+    let faults = [
+        Fault::CutBeforeRequest,
+        Fault::CutBeforeResponse,
+        Fault::CutInResponse,
+        Fault::Delay(Duration::from_secs(2)),
+        Fault::Status(500),
+        Fault::Status(503),
+    ];
+    concurrently(faults.map(|fault| scenario(format!("{fault:?}"), reads_that_meet(fault)))).await
+}
+
+/// One object answers 404 for ever; its batch-mates are loaded in the same receive.
+async fn one_is_missing_for_ever() -> Result<()> {
+    let (mut lab, s3) = lab_behind_s3_proxy("missing", 3).await?;
+    lab.put_bundles(10).await?;
+    let missing = lab.expected.remove(4);
+    s3.inject(Fault::Status(404), usize::MAX, reads(&missing.key));
+    let daemon = lab.start("")?;
+    lab.drained(&[&daemon]).await;
+    // Three times the one that is missing.
+    lab.assert_received(&daemon, 9 + 3).await?;
+    daemon.is_ready().await;
+    daemon.stop().await?;
+    lab.assert_exact().await?;
+    lab.assert_dlq(1).await?;
+    let failures = lab.failures().await?;
+    let expected = [(missing.key.clone(), "missing".to_owned())];
+    ensure!(failures == expected, "{failures:?}");
+
+    // Mended, and moved back by hand: it is loaded; and a second copy of a message of an object
+    // that is loaded is recognised.
+    s3.heal();
+    lab.redrive().await?;
+    lab.expected.push(missing);
+    let daemon = lab.start("")?;
+    lab.drained(&[&daemon]).await;
+    lab.assert_exact().await?;
+    let bundle = lab.expected.first().context("a bundle")?;
+    let head = lab.site.s3.head_object().bucket(&lab.site.bucket);
+    let head = head.key(&bundle.key).send().await?;
+    let etag = head.e_tag().unwrap_or_default().trim_matches('"');
+    lab.site.send(&lab.announcement(bundle, etag)).await?;
+    lab.drained(&[&daemon]).await;
+    ensure!(daemon.metric("sluice_objects_total").await? == 2);
+    lab.finish(vec![daemon]).await
+}
+
+async fn missing_can_be_acknowledged() -> Result<()> {
+    let mut lab = Lab::shared("acknowledged").await?;
+    lab.set("load.on_missing", "acknowledge");
+    lab.put_bundles(5).await?;
+    let missing = lab.expected.remove(2);
+    lab.site.delete(&missing.key).await?;
+    let daemon = lab.start("")?;
+    lab.drained(&[&daemon]).await;
+    lab.assert_received(&daemon, 5).await?;
+    let failures = lab.failures().await?;
+    ensure!(
+        failures == [(missing.key, "missing".to_owned())],
+        "{failures:?}"
+    );
+    lab.finish(vec![daemon]).await
+}
+
+/// A truncated gzip among a thousand objects: found at once, since the error names it.
+async fn one_bad_object_among_a_thousand() -> Result<()> {
+    let mut lab = Lab::shared_with("thousand", 1).await?;
+    lab.set("batch.window", "10m");
+    lab.set("batch.max_objects", 1000);
+    lab.set("queue.receivers", 8);
+    lab.generator = Generator::new(1000).sizes(1..=5);
+    let bundles: Vec<Bundle> = lab.generator.by_ref().take(999).collect();
+    let mut whole = gzip(b"{\"a\":1}\n".repeat(1000).as_slice());
+    whole.truncate(whole.len() / 2);
+    lab.site.put("section/1/broken.jsonl.gz", whole).await?;
+    let mut uploads = JoinSet::new();
+    for part in bundles.chunks(100) {
+        let (part, s3, bucket) = (part.to_vec(), lab.site.s3.clone(), lab.site.bucket.clone());
+        uploads.spawn(async move {
+            for bundle in part {
+                let put = s3.put_object().bucket(&bucket).key(bundle.key);
+                put.body(bundle.bytes.into()).send().await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(uploaded) = uploads.join_next().await {
+        uploaded??;
+    }
+    lab.expected = bundles;
+    let daemon = lab.start("")?;
+    lab.drained(&[&daemon]).await;
+    daemon.stop().await?;
+    lab.assert_exact().await?;
+    lab.assert_dlq(1).await?;
+    // All of them, all but one, and the one.
+    let inserts = lab.inserts_started().await?;
+    ensure!(inserts == 3, "{inserts} inserts");
+    let failures = lab.failures().await?;
+    let expected = [(
+        "section/1/broken.jsonl.gz".to_owned(),
+        "unloadable".to_owned(),
+    )];
+    ensure!(failures == expected, "{failures:?}");
+    Ok(())
+}
+
+/// An error that names no object: halves.
+async fn one_bad_object_that_no_error_names() -> Result<()> {
+    let mut lab = Lab::shared_with("halves", 1).await?;
+    lab.set("batch.window", "10m");
+    lab.set("batch.max_objects", 16);
+    let proxy = Proxy::start(lab.clickhouse.url()).await?;
+    lab.set("clickhouse.url", proxy.url());
+    lab.put_bundles(16).await?;
+    let bad = lab.expected.remove(11);
+    let stem = bad.key.rsplit('/').next().context("a name")?.to_owned();
+    let is_insert = Statement::Insert.matcher();
+    proxy.inject(
+        Fault::Error("Code: 117. DB::Exception: Something is wrong somewhere. (INCORRECT_DATA)"),
+        usize::MAX,
+        move |parts, body| is_insert(parts, body) && String::from_utf8_lossy(body).contains(&stem),
+    );
+    let daemon = lab.start("")?;
+    lab.drained(&[&daemon]).await;
+    daemon.stop().await?;
+    lab.assert_exact().await?;
+    lab.assert_dlq(1).await?;
+    // With the bad one: 16, 8, 4, 2, 1 objects. Without: 8, 4, 2, 1.
+    ensure!(proxy.hits() == 5, "{} inserts with it", proxy.hits());
+    let inserts = lab.inserts_started().await?;
+    ensure!(inserts == 4, "{inserts} inserts without it");
+    Ok(())
+}
+
+#[tokio::test]
+async fn bad_objects_harm_only_themselves() -> Result<()> {
+    concurrently([
+        scenario("missing", one_is_missing_for_ever()),
+        scenario("acknowledged", missing_can_be_acknowledged()),
+        scenario("a thousand", one_bad_object_among_a_thousand()),
+        scenario("halves", one_bad_object_that_no_error_names()),
+    ])
+    .await
+}
+
+/// Overwritten after it was announced, before it was read: what is read is loaded, once.
+async fn overwritten_before_it_is_read() -> Result<()> {
+    let mut lab = Lab::shared("overwritten").await?;
+    lab.put_bundles(4).await?;
+    let old = lab.expected.remove(1);
+    let new = lab.generator.bundle();
+    let new = Bundle {
+        key: old.key.clone(),
+        bytes: plain_as(&old.key, new.bytes),
+        ..new
+    };
+    let etag = lab.site.put(&new.key, new.bytes.clone()).await?;
+    let path = format!("{}/{}", lab.site.bucket, new.key);
+    lab.expected.push(new);
+    let daemon = lab.start("")?;
+    lab.drained(&[&daemon]).await;
+    lab.assert_received(&daemon, 5).await?;
+    let etags = lab
+        .clickhouse
+        .query(&format!(
+            "SELECT DISTINCT source_etag FROM {} WHERE source_path = '{path}'",
+            lab.table("object_rows")
+        ))
+        .await?;
+    ensure!(etags.trim() == etag, "{etags:?} is not {etag}");
+    lab.finish(vec![daemon]).await
+}
+
+/// Overwritten after its rows were committed, before that was on record: the batch cannot be
+/// completed any more, its rows are taken back, and its mates are loaded anew. `deaths`: where
+/// workers die on this way.
+async fn overwritten_before_it_is_on_record(
+    deaths: &'static [&'static str],
+    gone: bool,
+) -> Result<()> {
+    let mut lab = Lab::shared_with("taken-back", 6).await?;
+    if gone {
+        lab.set("load.on_missing", "acknowledge");
+    }
+    lab.put_bundles(4).await?;
+    let code = lab.start("insert.after=return")?.ended().await?;
+    ensure!(code == 134, "ended with {code}");
+    let old = lab.expected.remove(1);
+    if gone {
+        lab.site.delete(&old.key).await?;
+    } else {
+        let new = lab.generator.bundle();
+        let new = Bundle {
+            key: old.key.clone(),
+            bytes: plain_as(&old.key, new.bytes),
+            ..new
+        };
+        lab.put(new).await?;
+    }
+    for death in deaths {
+        let code = lab.start(&format!("{death}=return"))?.ended().await?;
+        ensure!(code == 134, "{death}: ended with {code}");
+    }
+    let last = lab.start("")?;
+    lab.finish(vec![last]).await
+}
+
+#[tokio::test]
+async fn what_is_overwritten_or_gone_meanwhile_is_loaded_as_it_is_or_not_at_all() -> Result<()> {
+    let deaths: [&[&str]; 5] = [
+        &[],
+        &["take_back.before"],
+        &["take_back.after"],
+        &["release.before"],
+        &["release.after"],
+    ];
+    let mut scenarios: Vec<(String, Scenario)> = deaths
+        .into_iter()
+        .map(|deaths| {
+            let name = format!("overwritten, {deaths:?}");
+            scenario(name, overwritten_before_it_is_on_record(deaths, false))
+        })
+        .collect();
+    scenarios.push(scenario(
+        "gone",
+        overwritten_before_it_is_on_record(&[], true),
+    ));
+    scenarios.push(scenario("unread", overwritten_before_it_is_read()));
+    concurrently(scenarios).await
+}
+
+/// The content, compressed where the key says so.
+fn plain_as(key: &str, bytes: Vec<u8>) -> Vec<u8> {
+    use std::io::Read;
+    let mut text = Vec::new();
+    if bytes.starts_with(&[0x1f, 0x8b]) {
+        flate2::read::GzDecoder::new(bytes.as_slice())
+            .read_to_end(&mut text)
+            .expect("the generator's own gzip");
+    } else {
+        text = bytes;
+    }
+    if key.ends_with(".gz") {
+        gzip(&text)
+    } else {
+        text
+    }
+}
+
+/// Refused by S3 for one object alone: that is its own fault once others can be read.
+#[tokio::test]
+async fn one_object_that_s3_refuses_harms_only_itself() -> Result<()> {
+    let (mut lab, s3) = lab_behind_s3_proxy("refused", 2).await?;
+    lab.put_bundles(6).await?;
+    let refused = lab.expected.remove(2);
+    s3.inject(Fault::Status(403), usize::MAX, reads(&refused.key));
+    let daemon = lab.start("")?;
+    hits(&s3, 1).await;
+    lab.drained(&[&daemon]).await;
+    daemon.is_ready().await;
+    daemon.stop().await?;
+    lab.assert_exact().await?;
+    lab.assert_dlq(1).await?;
+    let failures = lab.failures().await?;
+    ensure!(
+        failures == [(refused.key, "denied".to_owned())],
+        "{failures:?}"
+    );
+    Ok(())
+}
