@@ -107,10 +107,7 @@ impl Planner {
     /// `guard` is the condition under which none must start. A batch whose objects are not all what
     /// was announced commits nothing: the statement fails.
     pub fn inserts(&self, batch: BatchId, objects: &[&ObjectRef], guard: &str) -> Vec<Statement> {
-        let mut source = self.s3(objects, "LineAsString", "line String");
-        if self.strategy == Strategy::PerType {
-            source = barrier(&source);
-        }
+        let source = self.s3(objects, "LineAsString", "line String");
         let mut lines = Lines::of_objects(source, batch.0);
         lines.filter = Some(format!(
             "{} AND {}",
@@ -235,15 +232,6 @@ impl Planner {
         };
         format!("{base}/{}/{keys}", first.bucket)
     }
-}
-
-/// The same rows. A condition on what the lines hold (which `per_type` has, and the landing table
-/// has not) is not taken apart beyond a LIMIT; over a plain s3() that analysis takes seconds.
-fn barrier(source: &str) -> String {
-    format!(
-        "(SELECT line, _path, _etag, _row_number FROM {source} LIMIT {})",
-        u64::MAX
-    )
 }
 
 fn aws_endpoint(region: &str) -> String {
