@@ -16,7 +16,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
-    let stack = Stack::start()?;
+    let stack = Stack::given_or_started()?;
     let mut interrupt = Interrupt::new()?;
     let mut tests = Command::new(cargo())
         .args(["test", "--workspace", "--features", "sluice/failpoints"])
