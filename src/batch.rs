@@ -196,9 +196,11 @@ pub fn estimated_bytes(object: &ObjectRef) -> u64 {
 
 /// Whether ClickHouse takes the object for compressed: it goes by the name.
 pub fn is_compressed(key: &str) -> bool {
-    [".gz", ".zst"]
-        .iter()
-        .any(|extension| key.ends_with(extension))
+    const EXTENSIONS: &[&str] = &[
+        "gz", "gzip", "zst", "zstd", "br", "brotli", "bz2", "lz4", "lzma", "snappy", "xz",
+    ];
+    key.rsplit_once('.')
+        .is_some_and(|(_, extension)| EXTENSIONS.contains(&extension))
 }
 
 #[cfg(test)]

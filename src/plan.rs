@@ -105,12 +105,9 @@ impl Planner {
     /// have succeeded for.
     ///
     /// `guard` is the condition under which none must start. A batch whose objects are not all what
-    /// was announced reads nothing: the statement fails.
+    /// was announced commits nothing: the statement fails.
     pub fn inserts(&self, batch: BatchId, objects: &[&ObjectRef], guard: &str) -> Vec<Statement> {
-        let mut source = self.s3(objects, "LineAsString", "line String");
-        if self.strategy == Strategy::PerType {
-            source = barrier(&source);
-        }
+        let source = self.s3(objects, "LineAsString", "line String");
         let mut lines = Lines::of_objects(source, batch.0);
         lines.filter = Some(format!(
             "{} AND {}",
@@ -157,14 +154,22 @@ impl Planner {
                 "log_comment",
                 format!("sluice batch {batch}, {} objects", objects.len()),
             );
-        let too_large = objects
-            .iter()
-            .any(|object| estimated_bytes(object) > self.max_bytes);
-        let blocks = if too_large { MANY_BLOCKS } else { ONE_BLOCK };
+        let blocks = if self.needs_many_blocks(objects) {
+            MANY_BLOCKS
+        } else {
+            ONE_BLOCK
+        };
         for (name, value) in SETTINGS.iter().chain(blocks) {
             statement = statement.with(name, *value);
         }
         statement
+    }
+
+    /// Whether the objects are read in several blocks, each of which commits by itself.
+    pub fn needs_many_blocks(&self, objects: &[&ObjectRef]) -> bool {
+        objects
+            .iter()
+            .any(|object| estimated_bytes(object) > self.max_bytes)
     }
 
     /// A query for what these objects are now: rows of `path`, `etag` and `size`.
@@ -229,15 +234,6 @@ impl Planner {
     }
 }
 
-/// The same rows. A condition on what the lines hold (which `per_type` has, and the landing table
-/// has not) is not taken apart beyond a LIMIT; over a plain s3() that analysis takes seconds.
-fn barrier(source: &str) -> String {
-    format!(
-        "(SELECT line, _path, _etag, _row_number FROM {source} LIMIT {})",
-        u64::MAX
-    )
-}
-
 fn aws_endpoint(region: &str) -> String {
     let domain = if region.starts_with("cn-") {
         "amazonaws.com.cn"
@@ -264,28 +260,31 @@ fn throw_if(condition: &str, text: &str) -> String {
     format!("throwIf({condition}, {}) = 0", sql::string(text))
 }
 
-/// Whether a row comes from other content than was announced. Objects without an announced etag
-/// are let pass: there is nothing to compare.
+/// Whether a row comes from other content than was announced. An S3 that tells no etags leaves
+/// nothing to compare: its objects are let pass.
 fn changed(objects: &[&ObjectRef]) -> String {
-    let mut pinned: Vec<String> = objects
-        .iter()
-        .filter(|object| !object.etag.is_empty())
-        .map(|object| {
-            format!(
-                "({},{})",
-                sql::string(&object.path()),
-                sql::string(&object.etag)
-            )
-        })
-        .collect();
-    if pinned.len() < objects.len() || pinned.is_empty() {
-        return "0".to_owned();
+    let mut pinned = Vec::new();
+    let mut unpinned = Vec::new();
+    for object in objects {
+        let path = sql::string(&object.path());
+        if object.etag.is_empty() {
+            unpinned.push(path);
+        } else {
+            pinned.push(format!("({path},{})", sql::string(&object.etag)));
+        }
     }
-    pinned.sort_unstable();
-    format!(
-        "(_path, trim(BOTH '\"' FROM _etag)) NOT IN ({})",
-        pinned.join(",")
-    )
+    let outside = |what: &str, mut list: Vec<String>| {
+        list.sort_unstable();
+        (!list.is_empty()).then(|| format!("{what} NOT IN ({})", list.join(",")))
+    };
+    let conditions: Vec<String> = [
+        outside("(_path, trim(BOTH '\"' FROM _etag))", pinned),
+        outside("_path", unpinned),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    conditions.join(" AND ")
 }
 
 /// The same for every insert. Those that decide how blocks are cut are pinned, since a replay must

@@ -29,6 +29,8 @@ pub struct SchemaOptions {
     pub dedup_window: u64,
     /// How long a replayed insert is recognised; replicated tables only.
     pub dedup_age: Duration,
+    /// Whether views fill the tables from `landing`; if not, neither is made.
+    pub views: bool,
     /// How long rejected lines and unmatched statements are kept.
     pub reject_ttl: Duration,
 }
@@ -75,9 +77,11 @@ pub fn statements(catalog: &Catalog, options: &SchemaOptions) -> Vec<Statement> 
     statements.push(options.table("ledger_objects", &ledger_objects(options)));
     statements.push(options.table("ledger_batches", &ledger_batches(options)));
     statements.push(options.table("ledger_failures", &ledger_failures(options)));
-    statements.push(options.table(LANDING, &landing(catalog)));
-    for target in Target::all(catalog) {
-        statements.push(options.view(catalog, target));
+    if options.views {
+        statements.push(options.table(LANDING, &landing(catalog)));
+        for target in Target::all(catalog) {
+            statements.push(options.view(catalog, target));
+        }
     }
     statements
 }
@@ -299,6 +303,7 @@ mod tests {
             engine,
             dedup_window: 10_000,
             dedup_age: Duration::from_secs(7 * 86_400),
+            views: true,
             reject_ttl: Duration::from_secs(90 * 86_400),
         }
     }

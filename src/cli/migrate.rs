@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::Args;
 
 use super::{catalog, print, warehouse};
-use crate::config::{Config, TableEngine};
+use crate::config::{Config, LoadStrategy, TableEngine};
 use crate::schema::{Engine, SchemaOptions, statements};
 
 #[derive(Args)]
@@ -25,6 +25,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
         },
         dedup_window: clickhouse.dedup_window,
         dedup_age: DEDUP_AGE,
+        views: config.load.strategy == LoadStrategy::SinglePass,
         reject_ttl: clickhouse.reject_ttl.get(),
     };
     let statements = statements(&catalog(config)?, &options);

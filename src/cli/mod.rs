@@ -159,6 +159,7 @@ fn warehouse(config: &Config) -> anyhow::Result<Warehouse> {
         connect_timeout: clickhouse.connect_timeout.get(),
         query_timeout: clickhouse.query_timeout.get(),
         ca_file: clickhouse.ca_file.clone(),
+        cluster: clickhouse.cluster.clone(),
     };
     Warehouse::connect(&access).context("ClickHouse cannot be set up")
 }
@@ -203,6 +204,8 @@ async fn aws(config: &Config) -> aws_config::SdkConfig {
     }
     let timeouts = aws_config::timeout::TimeoutConfig::builder()
         .connect_timeout(Duration::from_secs(5))
+        // A long poll takes its time, and an answer that never comes must not hold a receiver.
+        .operation_attempt_timeout(config.queue.wait_time.get() + Duration::from_secs(15))
         .build();
     loader.timeout_config(timeouts).load().await
 }

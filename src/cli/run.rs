@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 use super::{aws, catalog, planner, warehouse};
 use crate::admin::{AdminListener, Health};
 use crate::batch::BatchLimits;
-use crate::config::{Config, OnMissing};
+use crate::config::{Config, LoadStrategy, OnMissing};
 use crate::event_types::Catalog;
 use crate::event_types::select::Target;
 use crate::failpoint;
@@ -58,7 +58,12 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
         "starting"
     );
     let admin = tokio::spawn(admin.serve(health.clone(), breaker.clone(), metrics));
-    let prober = tokio::spawn(probe(warehouse.clone(), catalog, breaker.clone()));
+    let prober = tokio::spawn(probe(
+        warehouse.clone(),
+        catalog,
+        config.load.strategy,
+        breaker.clone(),
+    ));
 
     if check_queue(
         queue.as_ref(),
@@ -183,15 +188,21 @@ async fn check_queue(
 }
 
 /// Asks ClickHouse, whenever the breaker is open, whether it is well: reachable, with the tables.
-async fn probe(warehouse: Warehouse, catalog: Catalog, breaker: Arc<Breaker>) {
-    let ours = [
-        LANDING,
+async fn probe(
+    warehouse: Warehouse,
+    catalog: Catalog,
+    strategy: LoadStrategy,
+    breaker: Arc<Breaker>,
+) {
+    let ledger = [
         ledger::OBJECTS_TABLE,
         ledger::BATCHES_TABLE,
         ledger::FAILURES_TABLE,
     ];
+    let landing = (strategy == LoadStrategy::SinglePass).then_some(LANDING);
     let targets = Target::all(&catalog);
-    let tables: Vec<&str> = targets.iter().map(Target::table).chain(ours).collect();
+    let targets = targets.iter().map(Target::table);
+    let tables: Vec<&str> = targets.chain(ledger).chain(landing).collect();
     loop {
         breaker.unprobed().await;
         match warehouse.missing_tables(&tables).await {

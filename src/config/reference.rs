@@ -50,9 +50,9 @@ const INTRODUCTION: &str = "\
 Sluice runs on its built-in defaults once it knows its queue. Each layer changes what those before it say, field by field:
 
 1. the defaults, [config/default.yaml](../config/default.yaml);
-2. the YAML file of `--config FILE`;
+2. the YAML file of `--config FILE`, or of the variable `SLUICE_CONFIG`;
 3. environment variables: `SLUICE__`, then the path of the field with `__` between its parts, in either case. `batch.window` is `SLUICE__BATCH__WINDOW`;
-4. flags.
+4. `--set PATH=VALUE`, such as `--set batch.window=5s`, any number of times.
 
 Nothing is guessed: an unknown key, a number without its unit or a value out of range stops Sluice, which then names everything that is wrong, where it came from and what to do. `sluice config show` prints the configuration in effect, without secrets; `sluice config schema` prints the JSON schema that editors can check files with. Examples are in [config/examples](../config/examples).
 
@@ -60,7 +60,7 @@ A duration has a unit (`500ms`, `10s`, `2m`, `1h30m`, `90d`), and so has a size 
 
 ## AWS
 
-Sluice's own requests to SQS and S3 take credentials, endpoints and, unless `s3.region` is set, the buckets' region from the usual AWS environment: `AWS_REGION`, `AWS_PROFILE`, `AWS_ACCESS_KEY_ID` with `AWS_SECRET_ACCESS_KEY`, web identity (EKS), container credentials (ECS) and instance profiles, in the SDK's order. `AWS_ENDPOINT_URL`, or `AWS_ENDPOINT_URL_SQS` and `AWS_ENDPOINT_URL_S3` for one service, lead to another endpoint such as LocalStack.
+Sluice's own requests to SQS take credentials, endpoint and, unless `s3.region` is set, the region from the usual AWS environment: `AWS_REGION`, `AWS_PROFILE`, `AWS_ACCESS_KEY_ID` with `AWS_SECRET_ACCESS_KEY`, web identity (EKS), container credentials (ECS) and instance profiles, in the SDK's order. `AWS_ENDPOINT_URL`, or `AWS_ENDPOINT_URL_SQS`, leads to another endpoint such as LocalStack.
 
 ClickHouse reads the objects itself, with the rights of `s3.clickhouse_access` and from `s3.clickhouse_endpoint`: those are not Sluice's own.
 ";

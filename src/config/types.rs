@@ -36,7 +36,7 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct QueueConfig {
     /// URL of the SQS queue, as `aws sqs get-queue-url` prints it. `run` cannot
-    /// do without; `migrate` and `status` can.
+    /// do without; `migrate` can.
     pub url: Option<String>,
 
     /// How long one receive waits for messages (long poll). Whole seconds,
@@ -117,7 +117,8 @@ pub struct ClickHouseConfig {
     /// and tried again. Raise it when very large objects do not finish.
     pub insert_timeout: HumanDuration,
 
-    /// Inserts that each table remembers in order to drop their repetition
+    /// Blocks that each table remembers in order to drop their repetition: an
+    /// insert makes one in each partition (month) that it touches
     /// (`non_replicated_deduplication_window` and
     /// `replicated_deduplication_window`), 100 to 1,000,000. A batch may be
     /// replayed only while its tables remember it: raise it when several
@@ -146,7 +147,7 @@ pub enum TableEngine {
     Replicated,
 }
 
-/// How the objects are reached: by ClickHouse, and by Sluice itself.
+/// How ClickHouse reaches the objects.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct S3Config {
@@ -156,7 +157,7 @@ pub struct S3Config {
 
     /// The S3 endpoint as ClickHouse reaches it, for stores other than AWS
     /// (MinIO, LocalStack) and for VPC endpoints. Unset, ClickHouse reads from
-    /// AWS. Sluice's own requests go where `AWS_ENDPOINT_URL_S3` says.
+    /// AWS.
     pub clickhouse_endpoint: Option<String>,
 
     /// With which rights ClickHouse reads the objects.
@@ -172,8 +173,8 @@ pub struct BatchConfig {
     /// makes fewer and larger inserts.
     pub window: HumanDuration,
 
-    /// Objects in a batch at most, 1 to 5,000. Lower it when the list of keys
-    /// makes statements too long for `max_query_size`.
+    /// Objects in a batch at most, 1 to 5,000. More make fewer and larger inserts
+    /// of small objects; one that fails costs more to try again.
     #[serde(deserialize_with = "whole_number")]
     #[schemars(range(min = 1, max = 5_000))]
     pub max_objects: usize,

@@ -168,7 +168,7 @@ fn ancestry<'a>(
                 "extends itself in a circle; one of the files must not extend another".to_owned()
             }
             Some(_) => {
-                next = found.map(|(file, declaration)| (file, declaration));
+                next = found;
                 continue;
             }
         };

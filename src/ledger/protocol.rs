@@ -49,7 +49,7 @@ pub enum Action {
     },
     /// Look for rows of the batch in any table.
     CheckRows,
-    /// Delete the rows of the batch from every table.
+    /// Delete the rows of the batch from every table, unless all of them are there.
     TakeBack,
     /// Write that the batch has no rows and never will.
     Release,
@@ -87,6 +87,8 @@ pub enum Event {
     Done,
     /// Of [`Action::CheckRows`].
     Rows(bool),
+    /// Of [`Action::TakeBack`]: nothing was deleted, since every row is there.
+    Complete,
     /// Of [`Action::Insert`]: try the same again.
     Unknown,
     /// Of [`Action::Insert`]: an object's own fault; the same again would fail again.
@@ -226,6 +228,7 @@ impl Run {
             (Phase::Unwind(Unwind::Kill), Event::Done) => Phase::Unwind(Unwind::CheckRows),
             (Phase::Unwind(Unwind::CheckRows), Event::Rows(found)) => self.after_row_check(*found),
             (Phase::Unwind(Unwind::TakeBack), Event::Done) => Phase::Release(End::Released),
+            (Phase::Unwind(Unwind::TakeBack), Event::Complete) => Phase::Record,
             (Phase::Release(end), Event::Done) => Phase::Finish(*end),
             (Phase::Record, Event::Done) => Phase::Finish(End::Loaded),
             (phase, event) => panic!("{event:?} does not answer {phase:?}"),

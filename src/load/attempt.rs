@@ -32,12 +32,25 @@ pub(super) struct Loading<'a> {
     /// Why the insert was given up.
     pub(super) failure: Option<(Verdict, String)>,
     pub(super) replays: u32,
+    /// How many replays show that the objects, together, are not to be loaded.
+    pub(super) patience: u32,
     /// While the breaker waits for this insert.
     pub(super) halted: Option<HaltedInsert>,
     /// How many inserts had succeeded when this batch began.
     pub(super) successes_before: u64,
     /// What the insert has brought.
     pub(super) read: Vec<ReadBack>,
+    pub(super) sealed: bool,
+    /// What was read is not what was asked for: it is taken back, complete or not.
+    pub(super) keep_nothing: bool,
+}
+
+/// The server has this long to answer that a statement took too long.
+const ANSWER_AFTER_TIMEOUT: Duration = Duration::from_secs(15);
+
+#[derive(Debug, Deserialize)]
+struct Count {
+    rows: u64,
 }
 
 /// Lines of one kind that came from one object.
@@ -73,6 +86,7 @@ impl Loading<'_> {
                     Event::Done
                 }
                 Action::Seal => {
+                    self.sealed = true;
                     let objects = self.objects();
                     self.small(|| self.loader.ledger.seal(self.batch, &objects))
                         .await?;
@@ -91,8 +105,20 @@ impl Loading<'_> {
                 }
                 Action::CheckRows => Event::Rows(self.has_rows().await?),
                 Action::TakeBack => {
-                    self.take_back().await?;
-                    Event::Done
+                    // Somebody else may have finished the batch meanwhile.
+                    if self
+                        .small(|| self.loader.ledger.sealed(self.batch))
+                        .await?
+                        .is_none()
+                    {
+                        return Ok(End::Fenced);
+                    }
+                    if self.is_complete().await? {
+                        Event::Complete
+                    } else {
+                        self.take_back().await?;
+                        Event::Done
+                    }
                 }
                 Action::Release => {
                     let reason = match &self.failure {
@@ -115,6 +141,9 @@ impl Loading<'_> {
 
     /// The batch stays sealed; whoever meets it need not wait for its lease to run out.
     pub(super) async fn abandon(&self) {
+        if !self.sealed {
+            return;
+        }
         let batch = self.batch;
         let work = async {
             let loader = self.loader;
@@ -233,6 +262,7 @@ impl Loading<'_> {
             Verdict::ObjectFault
         };
         self.failure = Some((verdict, text));
+        self.keep_nothing = true;
         Ok(Event::ObjectFault)
     }
 
@@ -267,13 +297,14 @@ impl Loading<'_> {
     /// long as no other insert succeeds, the server is the likelier culprit.
     fn is_at_fault(&self, error: &WarehouseError) -> bool {
         // Without an answer nothing is known of the statement.
-        matches!(error, WarehouseError::Server { .. })
-            && if self.items.len() > 1 {
-                self.replays > MAX_REPLAYS
-            } else {
-                let others = self.loader.successes.load(Ordering::Relaxed) > self.successes_before;
-                self.replays > MAX_REPLAYS && others || self.replays > MAX_REPLAYS_ALONE
-            }
+        let WarehouseError::Server { .. } = error else {
+            return false;
+        };
+        if self.items.len() > 1 {
+            return self.replays > self.patience;
+        }
+        let others = self.loader.successes.load(Ordering::Relaxed) > self.successes_before;
+        self.replays > self.patience && others || self.replays > MAX_REPLAYS_ALONE
     }
 
     /// The server does inserts: whatever was in their way is over.
@@ -282,16 +313,17 @@ impl Loading<'_> {
         self.halted = None;
     }
 
-    /// Runs the insert once the breaker lets it, and keeps the lease for as long as it takes.
+    /// Runs the insert once the breaker lets it.
     async fn admitted(
         &self,
         statements: &[Statement],
         query_id: &str,
     ) -> Result<(), WarehouseError> {
         let loader = self.loader;
-        loader.breaker.admit(Scope::Inserts).await;
-        let timeout = loader.limits.insert_timeout;
-        let insert = async {
+        // The server's own limit comes first: its answer says that the statement has ended.
+        let timeout = loader.limits.insert_timeout + ANSWER_AFTER_TIMEOUT;
+        self.leased(async {
+            loader.breaker.admit(Scope::Inserts).await;
             for (index, statement) in statements.iter().enumerate() {
                 let query_id = format!("{query_id}-{index}");
                 loader
@@ -300,19 +332,25 @@ impl Loading<'_> {
                     .await?;
             }
             Ok(())
-        };
+        })
+        .await
+    }
+
+    /// Keeps the lease for as long as some work takes.
+    async fn leased<T>(&self, work: impl Future<Output = T>) -> T {
+        let ledger = &self.loader.ledger;
         let keep_lease = async {
-            let mut renewals = tokio::time::interval(loader.ledger.lease() / 3);
+            let mut renewals = tokio::time::interval(ledger.lease() / 3);
             renewals.tick().await;
             loop {
                 renewals.tick().await;
-                if let Err(error) = loader.ledger.renew(self.batch).await {
-                    warn!(batch.id = %self.batch, "lease not renewed: {error}");
+                if let Err(error) = ledger.renew(self.batch).await {
+                    debug!(batch.id = %self.batch, "lease not renewed: {error}");
                 }
             }
         };
         tokio::select! {
-            outcome = insert => outcome,
+            done = work => done,
             () = keep_lease => unreachable!("it never ends"),
         }
     }
@@ -335,15 +373,52 @@ impl Loading<'_> {
         Ok(!found.is_empty())
     }
 
+    /// Whether every table has what the batch brought, so that only the record is missing: an
+    /// object can be gone when a complete batch is replayed. Known of batches of one block, whose
+    /// count was written as a whole.
+    async fn is_complete(&mut self) -> Result<bool, Cancelled> {
+        let many_blocks = self.loader.planner.needs_many_blocks(&self.objects());
+        if many_blocks || self.keep_nothing {
+            return Ok(false);
+        }
+        let read = self.read_back().await?;
+        if read.is_empty() {
+            return Ok(false);
+        }
+        for target in Target::all(&self.loader.planner.catalog) {
+            let Some(kind) = target.kind() else { continue };
+            let counted: u64 = read
+                .iter()
+                .filter(|row| row.kind == kind)
+                .map(|r| r.rows)
+                .sum();
+            let table = self.loader.warehouse.table(target.table());
+            let sql = format!(
+                "SELECT count() AS rows FROM {table} WHERE batch_id = '{}'",
+                self.batch
+            );
+            let found: Vec<Count> = self.small(|| self.loader.warehouse.rows(&sql)).await?;
+            if found.first().is_none_or(|found| found.rows != counted) {
+                return Ok(false);
+            }
+        }
+        self.read = read;
+        Ok(true)
+    }
+
     /// Deletes what a batch that can never be completed has left.
     async fn take_back(&self) -> Result<(), Cancelled> {
         warn!(batch.id = %self.batch, "taking back the rows of a batch that cannot be completed");
-        for target in Target::all(&self.loader.planner.catalog) {
-            let table = self.loader.warehouse.table(target.table());
-            let sql = format!("DELETE FROM {table} WHERE batch_id = '{}'", self.batch);
-            self.small(|| self.loader.warehouse.run(&sql)).await?;
-        }
-        Ok(())
+        self.small(|| self.loader.ledger.renew(self.batch)).await?;
+        self.leased(async {
+            for target in Target::all(&self.loader.planner.catalog) {
+                let table = self.loader.warehouse.table(target.table());
+                let sql = format!("DELETE FROM {table} WHERE batch_id = '{}'", self.batch);
+                self.small(|| self.loader.warehouse.run(&sql)).await?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// What the tables have of the batch.
@@ -416,9 +491,12 @@ impl Loader {
                 .collect(),
             failure: None,
             replays: 0,
+            patience: MAX_REPLAYS,
             halted: None,
             successes_before: self.successes.load(Ordering::Relaxed),
             read: Vec::new(),
+            sealed: true,
+            keep_nothing: false,
         };
         // Whatever became of it, its objects are looked up again.
         let end = loading

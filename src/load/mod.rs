@@ -94,7 +94,8 @@ pub struct LoadLimits {
 }
 
 /// A batch that fails this often for no known reason is split.
-const MAX_REPLAYS: u32 = 8;
+const MAX_REPLAYS: u32 = 5;
+const MAX_REPLAYS_OF_A_PART: u32 = 1;
 /// One object that fails this often, and while others succeed, is at fault itself; one that fails
 /// this often without any other succeeding is given back all the same, after half an hour or so.
 const MAX_REPLAYS_ALONE: u32 = 40;
@@ -295,7 +296,13 @@ impl Loader {
             changes,
             splits,
         } = work;
-        match self.load_batch(items, cancel, progress).await {
+        // What was split off because of such an error need not prove it at length again.
+        let patience = if splits == 0 {
+            MAX_REPLAYS
+        } else {
+            MAX_REPLAYS_OF_A_PART
+        };
+        match self.load_batch(items, patience, cancel, progress).await {
             BatchEnd::Settled => {}
             BatchEnd::Abandoned(items) => progress.settle(&items, &Outcome::Abandoned),
             BatchEnd::Yielded(items) if yields >= MAX_YIELDS => {
@@ -385,6 +392,7 @@ impl Loader {
     async fn load_batch(
         &self,
         items: Vec<Item>,
+        patience: u32,
         cancel: &CancellationToken,
         progress: &mut Progress,
     ) -> BatchEnd {
@@ -410,9 +418,12 @@ impl Loader {
             items,
             failure: None,
             replays: 0,
+            patience,
             halted: None,
             successes_before: self.successes.load(Ordering::Relaxed),
             read: Vec::new(),
+            sealed: false,
+            keep_nothing: false,
         };
         match loading.run(Run::load(), &mut progress.outcomes).await {
             Ok(End::Loaded) => {
@@ -568,13 +579,11 @@ impl Loader {
             .await?;
         for other in others {
             let query = self.planner.probe(&[&other]);
-            if self
-                .warehouse
-                .rows::<serde::de::IgnoredAny>(&query)
-                .await
-                .is_ok()
-            {
-                return Ok(true);
+            match self.warehouse.rows::<serde::de::IgnoredAny>(&query).await {
+                Ok(_) => return Ok(true),
+                // Gone by now, and S3 says so: it would not tell a stranger.
+                Err(error) if is_missing(&error.to_string()) => return Ok(true),
+                Err(_) => {}
             }
         }
         Ok(false)

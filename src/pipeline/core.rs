@@ -134,8 +134,9 @@ impl Core {
         for object in objects {
             let id = object.id();
             self.loading.remove(&id);
-            // A load that says nothing of an object has died: nothing is known of it.
-            let outcome = outcomes.remove(&id).unwrap_or(Outcome::Abandoned);
+            // A load that says nothing of an object has died. It may do so again, so the object comes
+            // back as one that failed, later each time.
+            let outcome = outcomes.remove(&id).unwrap_or(Outcome::Failed);
             metrics::object(outcome.label());
             let fate = match outcome {
                 Outcome::Loaded | Outcome::Duplicate | Outcome::Missing { acknowledge: true } => {

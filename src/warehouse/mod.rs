@@ -67,6 +67,8 @@ pub struct Access {
     pub query_timeout: Duration,
     /// Certificate authorities (PEM) beside the system's.
     pub ca_file: Option<PathBuf>,
+    /// A statement may run on any server of it.
+    pub cluster: Option<String>,
 }
 
 #[derive(Clone)]
@@ -74,6 +76,8 @@ pub struct Warehouse {
     client: clickhouse::Client,
     database: String,
     query_timeout: Duration,
+    /// ` ON CLUSTER …`, or nothing.
+    on_cluster: String,
 }
 
 impl Warehouse {
@@ -91,6 +95,11 @@ impl Warehouse {
             client,
             database: access.database.clone(),
             query_timeout: access.query_timeout,
+            on_cluster: access
+                .cluster
+                .as_ref()
+                .map(|cluster| format!(" ON CLUSTER {}", sql::ident(cluster)))
+                .unwrap_or_default(),
         })
     }
 
@@ -180,7 +189,8 @@ impl Warehouse {
     pub async fn kill(&self, prefix: &str) -> Result<(), WarehouseError> {
         let prefix = sql::string(prefix);
         self.run(&format!(
-            "KILL QUERY WHERE startsWith(query_id, {prefix}) SYNC"
+            "KILL QUERY{} WHERE startsWith(query_id, {prefix}) SYNC",
+            self.on_cluster
         ))
         .await
     }

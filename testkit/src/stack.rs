@@ -49,7 +49,13 @@ impl Stack {
         })
     }
 
-    fn given_or_started() -> Result<Self> {
+    /// As [`Stack::start`], but a server named by [`CLICKHOUSE_URL_VARIABLE`] or
+    /// [`AWS_ENDPOINT_VARIABLE`] is used instead of a new one.
+    ///
+    /// # Errors
+    ///
+    /// When one cannot be installed or started.
+    pub fn given_or_started() -> Result<Self> {
         let clickhouse = match env::var(CLICKHOUSE_URL_VARIABLE) {
             Ok(url) => ClickHouse::at(&url),
             Err(_) => ClickHouse::start()?,

@@ -1,6 +1,9 @@
 //! From the PUT of an object to its rows, with the real binary, S3, SQS and ClickHouse.
 
+use std::time::Duration;
+
 use anyhow::ensure;
+use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{Generator, Reckoning, gzip};
 use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
 
@@ -87,6 +90,7 @@ async fn an_object_that_is_announced_again_is_not_loaded_again() {
     .await;
     drained(&site).await;
     check(stack, &site, &reckoning).await;
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
 #[tokio::test]
@@ -98,6 +102,7 @@ async fn a_key_with_new_content_is_a_new_object() {
     }
     assert_eq!(names(stack, &site).await, ["one", "three", "two"]);
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 3);
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
 #[tokio::test]
@@ -125,6 +130,12 @@ async fn pain_6_a_missing_object_harms_only_itself() {
     let received = sluice.metric("sluice_sqs_messages_received_total").await;
     assert_eq!(received.unwrap(), 53.0);
     pain_16_it_is_on_record(stack, &site, missing, "missing").await;
+    pain_20_the_dead_letters_do_not_multiply(&site, 1).await;
+}
+
+async fn pain_20_the_dead_letters_do_not_multiply(site: &Site, messages: u64) {
+    assert_eq!(site.dlq_depth().await.unwrap(), messages);
+    assert_eq!(site.queue_depth().await.unwrap(), (0, 0));
 }
 
 async fn pain_16_it_is_on_record(stack: &Stack, site: &Site, key: &str, class: &str) {
@@ -156,6 +167,35 @@ async fn pain_6_a_truncated_gzip_harms_only_itself() {
     drained(&site).await;
     check(stack, &site, &reckoning).await;
     pain_16_it_is_on_record(stack, &site, key, "unloadable").await;
+    pain_20_the_dead_letters_do_not_multiply(&site, 1).await;
+}
+
+#[tokio::test]
+async fn pain_7_what_failed_can_be_uploaded_or_announced_again() {
+    let options = SiteOptions {
+        max_receive_count: 1,
+        ..SiteOptions::default()
+    };
+    let (stack, site, _sluice) = running_with("failed-before", options).await;
+    let whole = gzip(line("whole").repeat(2000).as_bytes());
+    site.put("a.jsonl.gz", &whole[..whole.len() / 2])
+        .await
+        .unwrap();
+    // The etag that the content will have.
+    let etag = site.put("b.jsonl", line("late")).await.unwrap();
+    let lost = announcement(&site, "c.jsonl", &etag);
+    site.send(&lost).await.unwrap();
+    dead_letters(&site, 2).await;
+
+    // Other content, and the very object that was missing, announced by the same message.
+    site.put("a.jsonl.gz", gzip(line("mended").as_bytes()))
+        .await
+        .unwrap();
+    site.put("c.jsonl", line("late")).await.unwrap();
+    site.send(&lost).await.unwrap();
+    drained(&site).await;
+    assert_eq!(names(stack, &site).await, ["late", "late", "mended"]);
+    assert_eq!(loaded(&stack.clickhouse, &site.database).await, 3);
 }
 
 #[tokio::test]
@@ -174,6 +214,36 @@ async fn pain_17_empty_objects_settle() {
     assert_eq!(names(stack, &site).await, ["something"]);
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 5);
+}
+
+#[tokio::test]
+async fn pain_10_nothing_is_listed() {
+    let stack = Stack::shared();
+    let site = stack.site("listed").await.unwrap();
+    let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
+    // Harmless: this counts.
+    let count = Fault::Delay(Duration::ZERO);
+    proxy.inject(count, usize::MAX, |request, _| {
+        let query = request.uri.query().unwrap_or_default();
+        query.contains("list-type") || query.contains("prefix")
+    });
+    Sluice::new(stack, &site).migrate();
+    let mut sluice = Sluice::new(stack, &site).set("s3.clickhouse_endpoint", proxy.url());
+    let bundles: Vec<_> = Generator::new(8).take(40).collect();
+    let reckoning = upload(&site, &bundles).await;
+    sluice.start();
+    drained(&site).await;
+    check(stack, &site, &reckoning).await;
+    assert_eq!(proxy.hits(), 0);
+    // It would have been seen.
+    let list = format!(
+        "SELECT count() FROM s3('{}/{}/*', 'test', 'test', 'One')",
+        proxy.url(),
+        site.bucket
+    );
+    stack.clickhouse.query(&list).await.unwrap();
+    assert!(proxy.hits() > 0);
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
 #[tokio::test]
@@ -274,13 +344,14 @@ async fn pain_3_a_message_of_several_records_is_loaded_whole() {
         let etag = site.put(&key, line(name)).await.unwrap();
         let body = announcement(&site, &key, &etag);
         let mut body: serde_json::Value = serde_json::from_str(&body).unwrap();
-        records.extend(body["Records"].as_array_mut().unwrap().drain(..));
+        records.append(body["Records"].as_array_mut().unwrap());
     }
     let body = serde_json::json!({"Records": records}).to_string();
     site.send(&body).await.unwrap();
     drained(&site).await;
     assert_eq!(names(stack, &site).await, ["a", "b", "c"]);
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 3);
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
 #[tokio::test]
@@ -319,6 +390,7 @@ async fn pain_13_a_stop_loses_nothing_and_a_second_start_loads_the_rest() {
     sluice.start();
     drained(&site).await;
     check(stack, &site, &reckoning).await;
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
 #[tokio::test]
@@ -361,4 +433,5 @@ async fn two_daemons_share_a_queue_and_load_every_row_once() {
     drained(&site).await;
     check(stack, &site, &reckoning).await;
     assert_eq!(two.stop().await.code(), Some(0));
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }

@@ -286,3 +286,35 @@ async fn tables_that_go_missing_are_named_and_waited_for() {
     assert_eq!(found, expected(&reckoning));
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
+
+#[tokio::test]
+async fn pain_12_too_many_parts_pauses_and_multiplies_no_rows() {
+    let stack = Stack::shared();
+    let site = stack.site("parts").await.unwrap();
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    sluice.start();
+    let bundles: Vec<_> = Generator::new(17).take(40).collect();
+    let mut reckoning = upload(&site, &bundles[..20]).await;
+    drained(&site).await;
+    // One table is full, the others are not: what they took must not come twice.
+    let table = format!("{}.part_attempt_events", site.database);
+    let limit = format!("ALTER TABLE {table} MODIFY SETTING parts_to_throw_insert = 1");
+    stack.clickhouse.execute(&limit).await.unwrap();
+    reckoning += &upload(&site, &bundles[20..]).await;
+    let why = sluice.not_ready("252").await;
+    assert!(why.contains("merges"), "{why}");
+    let before = sluice.metric("sluice_clickhouse_errors_total").await;
+    let before = before.unwrap();
+    wait_for("a few more tries", BOUND, async || {
+        let errors = sluice.metric("sluice_clickhouse_errors_total").await?;
+        Ok((errors > before + 2.0).then_some(()))
+    })
+    .await;
+    let raise = format!("ALTER TABLE {table} RESET SETTING parts_to_throw_insert");
+    stack.clickhouse.execute(&raise).await.unwrap();
+    drained(&site).await;
+    let found = rows(&stack.clickhouse, &site.database).await;
+    assert_eq!(found, expected(&reckoning));
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
+}

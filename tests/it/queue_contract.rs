@@ -199,7 +199,7 @@ async fn changing_what_is_gone_or_held_anew_is_a_success(subject: &impl Subject)
     let first = subject.one(SECOND).await;
     let second = subject.one(LONG).await;
     subject.change(&first.handle, LONG).await;
-    subject.delete(&[second.handle.clone()]).await;
+    subject.delete(std::slice::from_ref(&second.handle)).await;
     subject.change(&second.handle, LONG).await;
     assert_eq!(subject.depth().await, (0, 0));
 }

@@ -11,7 +11,7 @@ use crate::interrupt::Interrupt;
 pub(crate) async fn run() -> Result<ExitCode> {
     // Listening begins only when all runs: a Ctrl-C before that ends us at once, and the servers
     // with us.
-    let stack = Stack::start()?;
+    let stack = Stack::given_or_started()?;
     let mut interrupt = Interrupt::new()?;
     describe(&stack);
     note("Ctrl-C ends it");

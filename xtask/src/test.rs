@@ -16,10 +16,10 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
-    let stack = Stack::start()?;
+    let stack = Stack::given_or_started()?;
     let mut interrupt = Interrupt::new()?;
     let mut tests = Command::new(cargo())
-        .args(["test", "--workspace"])
+        .args(["test", "--workspace", "--features", "sluice/failpoints"])
         .args(arguments.cargo)
         .env(CLICKHOUSE_URL_VARIABLE, stack.clickhouse.url())
         .env(AWS_ENDPOINT_VARIABLE, stack.aws.endpoint())

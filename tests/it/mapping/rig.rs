@@ -64,6 +64,7 @@ impl Rig {
 
     pub(super) async fn migrate(&self) {
         let options = SchemaOptions {
+            views: true,
             database: self.site.database.clone(),
             cluster: None,
             engine: Engine::Plain,

@@ -54,7 +54,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         Some(binary) => binary.clone(),
         None => daemon::build(arguments.release)?,
     };
-    let stack = Stack::start()?;
+    let stack = Stack::given_or_started()?;
     let mut interrupt = Interrupt::new()?;
     let site = stack.site("demo").await?;
     // Dropped before the stack, so that Sluice can let go of its messages in good order.
