@@ -84,8 +84,7 @@ pub fn verdict(error: &WarehouseError) -> Verdict {
         return Verdict::Replay;
     };
     match *code {
-        395 if text.contains(FENCED_TEXT) => Verdict::Fenced,
-        395 if text.contains(CHANGED_TEXT) => Verdict::Changed,
+        395 => thrown(text),
         // S3_ERROR: a missing object, a refusal and an S3 that is away look alike but for the text.
         499 => s3_verdict(text),
         code if HALT.contains(&code) => Verdict::Halt,
@@ -95,6 +94,20 @@ pub fn verdict(error: &WarehouseError) -> Verdict {
         // and the attempts are bounded.
         _ => Verdict::Replay,
     }
+}
+
+/// Which guard has thrown. The error begins with its text, and then quotes the condition, hence the
+/// texts of both.
+fn thrown(text: &str) -> Verdict {
+    let guards = [
+        (FENCED_TEXT, Verdict::Fenced),
+        (CHANGED_TEXT, Verdict::Changed),
+    ];
+    guards
+        .into_iter()
+        .filter_map(|(words, verdict)| Some((text.find(words)?, verdict)))
+        .min_by_key(|(position, _)| *position)
+        .map_or(Verdict::Replay, |(_, verdict)| verdict)
 }
 
 /// Whether S3 says that an object does not exist.
@@ -222,6 +235,20 @@ mod tests {
             ),
             (server(395, FENCED_TEXT), Verdict::Fenced),
             (server(395, CHANGED_TEXT), Verdict::Changed),
+            (
+                server(
+                    395,
+                    &format!("{CHANGED_TEXT}: while executing and(throwIf('{FENCED_TEXT}'"),
+                ),
+                Verdict::Changed,
+            ),
+            (
+                server(
+                    395,
+                    &format!("{FENCED_TEXT}: while executing and(throwIf('{CHANGED_TEXT}'"),
+                ),
+                Verdict::Fenced,
+            ),
             (server(395, "somebody's own throwIf"), Verdict::Replay),
             (
                 server(499, "HTTP response code: 404: while reading a.jsonl"),
