@@ -618,9 +618,6 @@ pub(crate) enum Statement {
     Kill,
     ReadBack,
     Record,
-    Release,
-    Fence,
-    Delete,
 }
 
 impl Statement {
@@ -648,10 +645,9 @@ impl Statement {
             Self::Insert => inserts,
             Self::Kill => has("KILL QUERY"),
             Self::ReadBack => has("SELECT source_path, kind, sum(rows)"),
-            Self::Record => batch_event("loaded"),
-            Self::Release => batch_event("\"released\""),
-            Self::Fence => batch_event("\"fenced\""),
-            Self::Delete => has("DELETE FROM"),
+            Self::Record => {
+                has("INSERT INTO") && has("ledger_batches") && has("loaded") && !inserts
+            }
         }
     }
 }

@@ -6,3 +6,5 @@ mod connections;
 mod failpoints;
 mod harness;
 mod objects;
+mod outages;
+mod workers;

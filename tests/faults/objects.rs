@@ -213,42 +213,70 @@ async fn overwritten_before_it_is_read() -> Result<()> {
     lab.finish(vec![daemon]).await
 }
 
-/// Overwritten after its rows were committed, before that was on record: the batch cannot be
-/// completed any more, its rows are taken back, and its mates are loaded anew. `deaths`: where
-/// workers die on this way.
-async fn overwritten_before_it_is_on_record(
-    deaths: &'static [&'static str],
-    gone: bool,
-) -> Result<()> {
-    let mut lab = Lab::shared_with("taken-back", 6).await?;
-    if gone {
-        lab.set("load.on_missing", "acknowledge");
+/// What becomes of an object while nobody works on its batch.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Overwritten,
+    Gone,
+}
+
+async fn change(lab: &mut Lab<'static>, bundle: &Bundle, change: Change) -> Result<()> {
+    match change {
+        Change::Gone => {
+            lab.set("load.on_missing", "acknowledge");
+            lab.site.delete(&bundle.key).await
+        }
+        Change::Overwritten => {
+            let new = lab.generator.bundle();
+            let (key, bytes) = (bundle.key.clone(), plain_as(&bundle.key, new.bytes));
+            lab.put(Bundle { key, bytes, ..new }).await
+        }
     }
+}
+
+/// All rows were committed, and that was not on record yet: they stay, since they are complete.
+async fn changed_before_it_is_on_record(how: Change) -> Result<()> {
+    let mut lab = Lab::shared("complete").await?;
     lab.put_bundles(4).await?;
     let code = lab.start("insert.after=return")?.ended().await?;
     ensure!(code == 134, "ended with {code}");
+    let old = lab.expected.get(1).context("a bundle")?.clone();
+    change(&mut lab, &old, how).await?;
+    let last = lab.start("")?;
+    lab.finish(vec![last]).await
+}
+
+/// Some of the tables had their rows: the batch cannot be completed any more, its rows are taken
+/// back, and its other objects are loaded anew. `deaths`: where workers die on this way.
+async fn changed_in_the_middle(how: Change, deaths: &'static [&'static str]) -> Result<()> {
+    let mut lab = Lab::shared_with("taken-back", 6).await?;
+    lab.set("load.strategy", "per_type");
+    lab.put_bundles(4).await?;
+    let proxy = Proxy::start(lab.clickhouse.url()).await?;
+    lab.set("clickhouse.url", proxy.url());
+    proxy.inject(Fault::Delay(Duration::ZERO), 5, Statement::Insert.matcher());
+    let held = Duration::from_secs(600);
+    proxy.inject(Fault::Delay(held), 1, Statement::Insert.matcher());
+    let first = lab.start("")?;
+    hits(&proxy, 6).await;
+    first.kill()?;
+    proxy.heal();
     let old = lab.expected.remove(1);
-    if gone {
-        lab.site.delete(&old.key).await?;
-    } else {
-        let new = lab.generator.bundle();
-        let new = Bundle {
-            key: old.key.clone(),
-            bytes: plain_as(&old.key, new.bytes),
-            ..new
-        };
-        lab.put(new).await?;
-    }
+    change(&mut lab, &old, how).await?;
     for death in deaths {
         let code = lab.start(&format!("{death}=return"))?.ended().await?;
         ensure!(code == 134, "{death}: ended with {code}");
     }
     let last = lab.start("")?;
+    lab.drained(&[&last]).await;
+    if deaths.is_empty() {
+        ensure!(last.said("taking back")? == 1, "{}", lab.logs());
+    }
     lab.finish(vec![last]).await
 }
 
 #[tokio::test]
-async fn what_is_overwritten_or_gone_meanwhile_is_loaded_as_it_is_or_not_at_all() -> Result<()> {
+async fn what_changes_meanwhile_is_loaded_whole_or_not_at_all() -> Result<()> {
     let deaths: [&[&str]; 5] = [
         &[],
         &["take_back.before"],
@@ -260,13 +288,14 @@ async fn what_is_overwritten_or_gone_meanwhile_is_loaded_as_it_is_or_not_at_all(
         .into_iter()
         .map(|deaths| {
             let name = format!("overwritten, {deaths:?}");
-            scenario(name, overwritten_before_it_is_on_record(deaths, false))
+            scenario(name, changed_in_the_middle(Change::Overwritten, deaths))
         })
         .collect();
-    scenarios.push(scenario(
-        "gone",
-        overwritten_before_it_is_on_record(&[], true),
-    ));
+    scenarios.push(scenario("gone", changed_in_the_middle(Change::Gone, &[])));
+    for how in [Change::Overwritten, Change::Gone] {
+        let name = format!("{how:?}, complete");
+        scenarios.push(scenario(name, changed_before_it_is_on_record(how)));
+    }
     scenarios.push(scenario("unread", overwritten_before_it_is_read()));
     concurrently(scenarios).await
 }

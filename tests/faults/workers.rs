@@ -1,0 +1,259 @@
+//! Workers that stop, many of them at once, queues of other kinds, and messages nobody can use.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use aws_sdk_sqs::types::QueueAttributeName;
+use serde_json::json;
+use sluice_testkit::proxy::{Fault, Proxy};
+use sluice_testkit::wait_for;
+
+use crate::harness::{BOUND, Daemon, Lab, Statement, concurrently, hits, scenario};
+
+/// Waits until the daemon holds so many messages.
+async fn holds(daemon: &Daemon, messages: u64) {
+    wait_for("messages to be received", BOUND, async || {
+        let received = daemon.metric("sluice_sqs_messages_received_total").await?;
+        ensure!(received >= messages, "{received}");
+        Ok(Some(()))
+    })
+    .await;
+}
+
+/// What is in the window when the stop comes goes back at once.
+async fn stopped_in_the_window() -> Result<()> {
+    let mut lab = Lab::shared("window").await?;
+    lab.set("batch.window", "10m");
+    lab.put_bundles(4).await?;
+    let first = lab.start("")?;
+    holds(&first, 4).await;
+    first.stop().await?;
+    let depth = lab.site.queue_depth().await?;
+    ensure!(depth == (4, 0), "{depth:?} are visible and in flight");
+    lab.set("batch.window", "500ms");
+    let second = lab.start("")?;
+    lab.drained(&[&second]).await;
+    lab.assert_received(&second, 4).await?;
+    lab.finish(vec![second]).await
+}
+
+/// An insert that ends within the grace period is finished, recorded and settled.
+async fn stopped_during_an_insert() -> Result<()> {
+    let mut lab = Lab::shared("grace").await?;
+    let proxy = Proxy::start(lab.clickhouse.url()).await?;
+    lab.set("clickhouse.url", proxy.url());
+    let held = Fault::Delay(Duration::from_secs(4));
+    proxy.inject(held, 1, Statement::Insert.matcher());
+    lab.put_bundles(4).await?;
+    let daemon = lab.start("")?;
+    hits(&proxy, 1).await;
+    daemon.stop().await?;
+    let depth = lab.site.queue_depth().await?;
+    ensure!(depth == (0, 0), "{depth:?} are visible and in flight");
+    lab.finish(vec![]).await
+}
+
+/// One that does not is ended, and its messages are visible at once; nobody waits for its lease.
+async fn stopped_beyond_the_grace() -> Result<()> {
+    let mut lab = Lab::shared("beyond").await?;
+    let proxy = Proxy::start(lab.clickhouse.url()).await?;
+    lab.set("clickhouse.url", proxy.url());
+    lab.set("shutdown.grace_period", "2s");
+    let held = Fault::Delay(Duration::from_secs(600));
+    proxy.inject(held, 1, Statement::Insert.matcher());
+    lab.put_bundles(4).await?;
+    let first = lab.start("")?;
+    hits(&proxy, 1).await;
+    first.stop().await?;
+    let depth = lab.site.queue_depth().await?;
+    ensure!(depth == (4, 0), "{depth:?} are visible and in flight");
+    proxy.heal();
+    let second = lab.start("")?;
+    lab.finish(vec![second]).await
+}
+
+/// The same while the statement runs on the server, so that there is something to be ended.
+async fn stopped_beyond_the_grace_while_the_server_reads() -> Result<()> {
+    let mut lab = Lab::shared("reading").await?;
+    let s3 = Proxy::start(lab.aws.endpoint()).await?;
+    lab.set("s3.clickhouse_endpoint", s3.url());
+    lab.set("shutdown.grace_period", "2s");
+    s3.inject(Fault::Delay(Duration::from_secs(6)), 1, |parts, _| {
+        parts.method == "GET"
+    });
+    lab.put_bundles(4).await?;
+    let first = lab.start("")?;
+    hits(&s3, 1).await;
+    first.stop().await?;
+    let second = lab.start("")?;
+    lab.finish(vec![second]).await
+}
+
+/// A second signal does not wait.
+async fn stopped_twice() -> Result<()> {
+    let mut lab = Lab::shared("twice").await?;
+    let proxy = Proxy::start(lab.clickhouse.url()).await?;
+    lab.set("clickhouse.url", proxy.url());
+    let held = Fault::Delay(Duration::from_secs(600));
+    proxy.inject(held, 1, Statement::Insert.matcher());
+    lab.put_bundles(4).await?;
+    let first = lab.start("")?;
+    hits(&proxy, 1).await;
+    first.terminate()?;
+    first.says("stopping").await;
+    first.terminate()?;
+    let code = first.ended().await?;
+    ensure!(code == 130, "ended with {code}");
+    proxy.heal();
+    let second = lab.start("")?;
+    lab.finish(vec![second]).await
+}
+
+#[tokio::test]
+async fn a_stop_finishes_or_gives_back() -> Result<()> {
+    concurrently([
+        scenario("in the window", stopped_in_the_window()),
+        scenario("during an insert", stopped_during_an_insert()),
+        scenario("beyond the grace", stopped_beyond_the_grace()),
+        scenario(
+            "beyond the grace, the server reads",
+            stopped_beyond_the_grace_while_the_server_reads(),
+        ),
+        scenario("twice", stopped_twice()),
+    ])
+    .await
+}
+
+/// Sends an announcement of every object again, so many times.
+async fn announce_again(lab: &Lab<'static>, times: usize) -> Result<()> {
+    for bundle in &lab.expected {
+        let head = lab.site.s3.head_object().bucket(&lab.site.bucket);
+        let head = head.key(&bundle.key).send().await?;
+        let etag = head.e_tag().unwrap_or_default().trim_matches('"');
+        for _ in 0..times {
+            lab.site.send(&lab.announcement(bundle, etag)).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Each object is announced three times, to three workers at once.
+async fn three_workers_with_duplicates() -> Result<()> {
+    let mut lab = Lab::shared_with("three", 10).await?;
+    lab.set("batch.window", "200ms");
+    lab.set("batch.max_objects", 7);
+    lab.put_bundles(40).await?;
+    announce_again(&lab, 2).await?;
+    let daemons: Vec<Daemon> = (0..3).map(|_| lab.start("")).collect::<Result<_>>()?;
+    lab.finish(daemons).await
+}
+
+/// FIFO queues hold a group's messages back while one of them is in flight.
+async fn fifo_queue() -> Result<()> {
+    let mut lab = Lab::shared("fifo").await?;
+    // Nobody reads what S3 sends; the same goes into a queue that keeps its order.
+    lab.put_bundles(12).await?;
+    let sqs = lab.site.sqs.clone();
+    let create = |name: String, redrive: Option<String>| {
+        let request = sqs
+            .create_queue()
+            .queue_name(format!("{name}.fifo"))
+            .attributes(QueueAttributeName::FifoQueue, "true")
+            .attributes(QueueAttributeName::ContentBasedDeduplication, "true");
+        match redrive {
+            Some(redrive) => request.attributes(QueueAttributeName::RedrivePolicy, redrive),
+            None => request,
+        }
+    };
+    let arn_of = async |url: &str| {
+        let name = QueueAttributeName::QueueArn;
+        let request = sqs.get_queue_attributes().queue_url(url);
+        let output = request.attribute_names(name.clone()).send().await?;
+        let arn = output.attributes().and_then(|all| all.get(&name)).cloned();
+        arn.context("no ARN")
+    };
+    let name = format!("{}-ordered", lab.site.bucket);
+    let dead = create(format!("{name}-dead"), None).send().await?;
+    let dead = dead.queue_url().context("no url")?.to_owned();
+    let policy = json!({"deadLetterTargetArn": arn_of(&dead).await?, "maxReceiveCount": 3});
+    let queue = create(name, Some(policy.to_string())).send().await?;
+    let queue = queue.queue_url().context("no url")?.to_owned();
+    for (number, bundle) in lab.expected.iter().enumerate() {
+        let head = lab.site.s3.head_object().bucket(&lab.site.bucket);
+        let head = head.key(&bundle.key).send().await?;
+        let etag = head.e_tag().unwrap_or_default().trim_matches('"');
+        let message = sqs
+            .send_message()
+            .queue_url(&queue)
+            .message_body(lab.announcement(bundle, etag))
+            .message_group_id(format!("group-{}", number % 4));
+        message.send().await?;
+    }
+    let purge = sqs.purge_queue().queue_url(&lab.site.queue_url);
+    purge.send().await?;
+    lab.set("queue.url", queue.clone());
+    lab.site.queue_url = queue;
+    lab.site.dlq_url = dead;
+    let daemon = lab.start("")?;
+    lab.finish(vec![daemon]).await
+}
+
+/// What nobody can read goes to the dead letters as it is; each message is mentioned once.
+async fn poison() -> Result<()> {
+    let mut lab = Lab::shared("poison").await?;
+    lab.put_bundles(3).await?;
+    let whole = lab.announcement(&lab.expected[0], "0123");
+    let noise: String = std::iter::repeat_with(|| fastrand::char('!'..='~'))
+        .take(250 * 1024)
+        .collect();
+    let poison = [
+        "garbage".to_owned(),
+        whole[..whole.len() / 2].to_owned(),
+        noise,
+        json!({"Records": {"not": "a list"}}).to_string(),
+        json!({"Records": [{"eventName": "ObjectCreated:Put", "s3": {}}]}).to_string(),
+        json!([1, 2, 3]).to_string(),
+    ];
+    for body in &poison {
+        lab.site.send(body).await?;
+    }
+    let asks_for_nothing = [
+        json!({"Service": "Amazon S3", "Event": "s3:TestEvent"}),
+        json!({"Records": [{"eventName": "ObjectRemoved:Delete", "s3": {
+            "bucket": {"name": lab.site.bucket}, "object": {"key": "gone"}}}]}),
+    ];
+    for body in &asks_for_nothing {
+        lab.site.send(&body.to_string()).await?;
+    }
+    let daemon = lab.start("")?;
+    lab.drained(&[&daemon]).await;
+    let lines = daemon.log_lines()?;
+    let mut mentioned: Vec<&str> = lines
+        .iter()
+        .filter(|line| {
+            let message = line["message"].as_str().unwrap_or_default();
+            message.contains("not a notification")
+        })
+        .filter_map(|line| line["message.id"].as_str())
+        .collect();
+    let lines = mentioned.len();
+    mentioned.sort_unstable();
+    mentioned.dedup();
+    ensure!(
+        (lines, mentioned.len()) == (poison.len(), poison.len()),
+        "{mentioned:?} in {lines} lines"
+    );
+    daemon.stop().await?;
+    lab.assert_exact().await?;
+    lab.assert_dlq(poison.len() as u64).await
+}
+
+#[tokio::test]
+async fn workers_share_queues_of_all_kinds_and_contents() -> Result<()> {
+    concurrently([
+        scenario("three workers", three_workers_with_duplicates()),
+        scenario("fifo", fifo_queue()),
+        scenario("poison", poison()),
+    ])
+    .await
+}
