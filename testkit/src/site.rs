@@ -183,10 +183,15 @@ impl Site {
 
     /// The body of the message with which S3 announces this object; `etag` without quotes.
     pub fn announcement(&self, bundle: &Bundle, etag: &str) -> String {
+        Self::announcement_of(&self.bucket, bundle, etag)
+    }
+
+    /// The same for any bucket.
+    pub fn announcement_of(bucket: &str, bundle: &Bundle, etag: &str) -> String {
         serde_json::json!({"Records": [{
             "eventName": "ObjectCreated:Put",
             "s3": {
-                "bucket": { "name": self.bucket },
+                "bucket": { "name": bucket },
                 "object": { "key": bundle.key, "eTag": etag, "size": bundle.bytes.len() },
             },
         }]})
