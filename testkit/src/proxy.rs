@@ -20,6 +20,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// What is done to a request.
@@ -35,6 +36,8 @@ pub enum Fault {
     CutInResponse,
     /// The request is passed on after a while.
     Delay(Duration),
+    /// The request is passed on once [`Proxy::heal`] is called.
+    Hold,
     /// The connection is closed, and the server gets the request after a while all the same, as if
     /// it had been stuck on the way.
     Late(Duration),
@@ -52,6 +55,7 @@ impl Fault {
             Self::CutBeforeResponse => "cut before the response",
             Self::CutInResponse => "cut in the response",
             Self::Delay(_) => "delayed",
+            Self::Hold => "held",
             Self::Late(_) => "late",
             Self::Status(_) => "refused by a status",
             Self::Error(_) => "refused by an error",
@@ -77,6 +81,7 @@ pub struct Proxy {
     rules: Arc<Mutex<Vec<Rule>>>,
     met: Arc<Mutex<Met>>,
     late: Arc<AtomicUsize>,
+    healed: watch::Sender<()>,
     task: JoinHandle<()>,
 }
 
@@ -86,6 +91,7 @@ struct Shared {
     rules: Arc<Mutex<Vec<Rule>>>,
     met: Arc<Mutex<Met>>,
     late: Arc<AtomicUsize>,
+    healed: watch::Sender<()>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -106,12 +112,14 @@ impl Proxy {
         let rules = Arc::new(Mutex::new(Vec::new()));
         let met = Arc::new(Mutex::new(Met::new()));
         let late = Arc::new(AtomicUsize::new(0));
+        let healed = watch::Sender::new(());
         let shared = Arc::new(Shared {
             upstream,
             client: Client::builder(TokioExecutor::new()).build_http(),
             rules: rules.clone(),
             met: met.clone(),
             late: late.clone(),
+            healed: healed.clone(),
         });
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -131,6 +139,7 @@ impl Proxy {
             rules,
             met,
             late,
+            healed,
             task,
         })
     }
@@ -154,9 +163,10 @@ impl Proxy {
         });
     }
 
-    /// No more faults.
+    /// No more faults; what is held goes on.
     pub fn heal(&self) {
         lock(&self.rules).clear();
+        self.healed.send_replace(());
     }
 
     /// How many requests have met a fault.
@@ -228,6 +238,12 @@ impl Shared {
                 StatusCode::from_u16(status)?,
                 Bytes::from_static(b"injected"),
             )),
+            Some(Fault::Hold) => {
+                let mut healed = self.healed.subscribe();
+                // The sender lives as long as `self`.
+                healed.changed().await.ok();
+                self.forward(parts, body).await
+            }
             Some(Fault::Error(text)) => Ok(whole(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 Bytes::from_static(text.as_bytes()),

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use sluice_testkit::install::install;
 use sluice_testkit::launch::{Mode, Place, Process, tail};
 use sluice_testkit::proxy::Proxy;
-use sluice_testkit::xapi::{Bundle, Generator};
+use sluice_testkit::xapi::{Bundle, EventType, Generator};
 use sluice_testkit::{Aws, ClickHouse, Site, SiteOptions, Stack, exact, free_port, wait_for};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -170,6 +170,12 @@ impl<'a> Lab<'a> {
             self.put(bundle).await?;
         }
         Ok(())
+    }
+
+    /// Whether anything that was put must become a row of this type.
+    pub(crate) fn expects(&self, kind: EventType) -> bool {
+        let mut bundles = self.expected.iter();
+        bundles.any(|bundle| bundle.reckoning.rows(kind) > 0)
     }
 
     pub(crate) async fn put(&mut self, bundle: Bundle) -> Result<()> {
