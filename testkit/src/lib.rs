@@ -15,6 +15,7 @@
 mod aws;
 mod clickhouse;
 mod clients;
+pub mod exact;
 pub mod install;
 pub mod launch;
 mod ports;

@@ -1,8 +1,10 @@
 //! An HTTP proxy that does harm on demand: between Sluice and ClickHouse, or ClickHouse and S3.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// What is done to a request.
@@ -33,6 +36,8 @@ pub enum Fault {
     CutInResponse,
     /// The request is passed on after a while.
     Delay(Duration),
+    /// The request is passed on once [`Proxy::heal`] is called.
+    Hold,
     /// The connection is closed, and the server gets the request after a while all the same, as if
     /// it had been stuck on the way.
     Late(Duration),
@@ -41,6 +46,25 @@ pub enum Fault {
     /// Status 500 with this text, and nothing is passed on.
     Error(&'static str),
 }
+
+impl Fault {
+    fn name(self) -> &'static str {
+        match self {
+            Self::CutBeforeRequest => "cut before the request",
+            Self::CutInRequest => "cut in the request",
+            Self::CutBeforeResponse => "cut before the response",
+            Self::CutInResponse => "cut in the response",
+            Self::Delay(_) => "delayed",
+            Self::Hold => "held",
+            Self::Late(_) => "late",
+            Self::Status(_) => "refused by a status",
+            Self::Error(_) => "refused by an error",
+        }
+    }
+}
+
+/// How many requests have met which fault.
+type Met = BTreeMap<&'static str, usize>;
 
 type Matcher = Box<dyn Fn(&Parts, &[u8]) -> bool + Send>;
 
@@ -55,7 +79,9 @@ struct Rule {
 pub struct Proxy {
     address: SocketAddr,
     rules: Arc<Mutex<Vec<Rule>>>,
-    hits: Arc<Mutex<usize>>,
+    met: Arc<Mutex<Met>>,
+    late: Arc<AtomicUsize>,
+    healed: watch::Sender<()>,
     task: JoinHandle<()>,
 }
 
@@ -63,7 +89,9 @@ struct Shared {
     upstream: String,
     client: Client<HttpConnector, Full<Bytes>>,
     rules: Arc<Mutex<Vec<Rule>>>,
-    hits: Arc<Mutex<usize>>,
+    met: Arc<Mutex<Met>>,
+    late: Arc<AtomicUsize>,
+    healed: watch::Sender<()>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -82,12 +110,16 @@ impl Proxy {
             .context("no port for a proxy")?;
         let address = listener.local_addr()?;
         let rules = Arc::new(Mutex::new(Vec::new()));
-        let hits = Arc::new(Mutex::new(0));
+        let met = Arc::new(Mutex::new(Met::new()));
+        let late = Arc::new(AtomicUsize::new(0));
+        let healed = watch::Sender::new(());
         let shared = Arc::new(Shared {
             upstream,
             client: Client::builder(TokioExecutor::new()).build_http(),
             rules: rules.clone(),
-            hits: hits.clone(),
+            met: met.clone(),
+            late: late.clone(),
+            healed: healed.clone(),
         });
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -105,7 +137,9 @@ impl Proxy {
         Ok(Self {
             address,
             rules,
-            hits,
+            met,
+            late,
+            healed,
             task,
         })
     }
@@ -129,14 +163,25 @@ impl Proxy {
         });
     }
 
-    /// No more faults.
+    /// No more faults; what is held goes on.
     pub fn heal(&self) {
         lock(&self.rules).clear();
+        self.healed.send_replace(());
     }
 
     /// How many requests have met a fault.
     pub fn hits(&self) -> usize {
-        *lock(&self.hits)
+        lock(&self.met).values().sum()
+    }
+
+    /// The same by fault.
+    pub fn met(&self) -> BTreeMap<&'static str, usize> {
+        lock(&self.met).clone()
+    }
+
+    /// How many requests are still to reach the server late.
+    pub fn late(&self) -> usize {
+        self.late.load(Ordering::SeqCst)
     }
 }
 
@@ -176,7 +221,7 @@ impl Shared {
             .iter_mut()
             .find(|rule| rule.left > 0 && (rule.matches)(parts, body))?;
         rule.left -= 1;
-        *lock(&self.hits) += 1;
+        *lock(&self.met).entry(rule.fault.name()).or_default() += 1;
         Some(rule.fault)
     }
 
@@ -193,16 +238,24 @@ impl Shared {
                 StatusCode::from_u16(status)?,
                 Bytes::from_static(b"injected"),
             )),
+            Some(Fault::Hold) => {
+                let mut healed = self.healed.subscribe();
+                // The sender lives as long as `self`.
+                healed.changed().await.ok();
+                self.forward(parts, body).await
+            }
             Some(Fault::Error(text)) => Ok(whole(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 Bytes::from_static(text.as_bytes()),
             )),
             Some(Fault::Late(delay)) => {
                 // A task of its own: this one ends with the connection.
+                self.late.fetch_add(1, Ordering::SeqCst);
                 tokio::spawn(async move {
                     tokio::time::sleep(delay).await;
                     // Nobody waits for what comes of it.
                     self.forward(parts, body).await.ok();
+                    self.late.fetch_sub(1, Ordering::SeqCst);
                 });
                 anyhow::bail!("cut on purpose")
             }

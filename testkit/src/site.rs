@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 use aws_sdk_s3::types::{Event, NotificationConfiguration, QueueConfiguration};
 use aws_sdk_sqs::types::QueueAttributeName;
 
-use crate::Stack;
+use crate::xapi::Bundle;
+use crate::{Aws, Stack};
 
 /// How the queue behaves.
 #[derive(Debug, Clone)]
@@ -66,7 +67,18 @@ impl Stack {
     ///
     /// What AWS says.
     pub async fn site_with(&self, name: &str, options: SiteOptions) -> Result<Site> {
-        let (s3, sqs) = (self.aws.s3(), self.aws.sqs());
+        self.aws.site(name, options).await
+    }
+}
+
+impl Aws {
+    /// As [`Stack::site_with`].
+    ///
+    /// # Errors
+    ///
+    /// What AWS says.
+    pub async fn site(&self, name: &str, options: SiteOptions) -> Result<Site> {
+        let (s3, sqs) = (self.s3(), self.sqs());
         let bucket = unique(name);
         let database = bucket.replace('-', "_");
 
@@ -167,6 +179,23 @@ impl Site {
             .message_body(body);
         request.send().await.context("cannot send a message")?;
         Ok(())
+    }
+
+    /// The body of the message with which S3 announces this object; `etag` without quotes.
+    pub fn announcement(&self, bundle: &Bundle, etag: &str) -> String {
+        Self::announcement_of(&self.bucket, bundle, etag)
+    }
+
+    /// The same for any bucket.
+    pub fn announcement_of(bucket: &str, bundle: &Bundle, etag: &str) -> String {
+        serde_json::json!({"Records": [{
+            "eventName": "ObjectCreated:Put",
+            "s3": {
+                "bucket": { "name": bucket },
+                "object": { "key": bundle.key, "eTag": etag, "size": bundle.bytes.len() },
+            },
+        }]})
+        .to_string()
     }
 
     /// Messages that are visible and in flight.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use sluice_testkit::proxy::{Fault, Proxy};
+use sluice_testkit::xapi::EventType;
 
 use crate::harness::{Lab, Statement, concurrently, hits, scenario};
 
@@ -116,4 +117,41 @@ async fn a_worker_killed_during_its_insert_is_made_good() -> Result<()> {
     first.kill()?;
     let second = lab.start("")?;
     lab.finish(vec![second]).await
+}
+
+/// What a crash of ClickHouse can leave: a token that is remembered although its rows are gone, or
+/// rows that are there although their token is not. The replay finds out.
+async fn torn_by_a_crash(meanwhile: &'static str) -> Result<()> {
+    let mut lab = Lab::shared("torn").await?;
+    let proxy = Proxy::start(lab.clickhouse.url()).await?;
+    lab.set("clickhouse.url", proxy.url());
+    while !lab.expects(EventType::PageViewed) {
+        lab.put_bundles(1).await?;
+    }
+    let insert = Statement::Insert.matcher();
+    proxy.inject(Fault::CutBeforeResponse, 1, insert);
+    proxy.inject(Fault::Hold, 1, Statement::Kill.matcher());
+    // The kill waits for as long as it takes here.
+    lab.set("clickhouse.query_timeout", "5m");
+    let daemon = lab.start("")?;
+    hits(&proxy, 2).await;
+    let table = lab.table(EventType::PageViewed.table());
+    let statement = meanwhile.replace("{table}", &table);
+    lab.clickhouse.execute(&statement).await?;
+    proxy.heal();
+    lab.drained(&[&daemon]).await;
+    ensure!(daemon.said("taking back")? == 1, "{}", lab.logs());
+    lab.finish(vec![daemon]).await
+}
+
+#[tokio::test]
+async fn what_a_crash_of_clickhouse_tears_is_loaded_anew() -> Result<()> {
+    concurrently([
+        scenario("lost", torn_by_a_crash("DELETE FROM {table} WHERE 1")),
+        scenario(
+            "doubled",
+            torn_by_a_crash("INSERT INTO {table} SELECT * FROM {table}"),
+        ),
+    ])
+    .await
 }

@@ -1,7 +1,6 @@
 //! One test's own queue, bucket, database and daemons, and the comparison at its end.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,7 +15,7 @@ use sluice_testkit::install::install;
 use sluice_testkit::launch::{Mode, Place, Process, tail};
 use sluice_testkit::proxy::Proxy;
 use sluice_testkit::xapi::{Bundle, EventType, Generator};
-use sluice_testkit::{Aws, ClickHouse, Site, SiteOptions, Stack, free_port, wait_for};
+use sluice_testkit::{Aws, ClickHouse, Site, SiteOptions, Stack, exact, free_port, wait_for};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -121,7 +120,7 @@ impl<'a> Lab<'a> {
             daemons: AtomicU32::new(0),
         };
         lab.migrate().await?;
-        lab.keep_duplicates().await?;
+        exact::keep_duplicates(clickhouse, &lab.site).await?;
         Ok(lab)
     }
 
@@ -139,21 +138,6 @@ impl<'a> Lab<'a> {
     /// `database.table`
     pub(crate) fn table(&self, name: &str) -> String {
         format!("{}.{name}", self.site.database)
-    }
-
-    /// Merges would hide a row that was loaded twice, since the tables replace equal rows. They go
-    /// on for mutations, which deletes need.
-    async fn keep_duplicates(&self) -> Result<()> {
-        for table in tables() {
-            let table = self.table(table);
-            self.clickhouse
-                .execute(&format!(
-                    "ALTER TABLE {table} MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1, \
-                     max_bytes_to_merge_at_min_space_in_pool = 1"
-                ))
-                .await?;
-        }
-        Ok(())
     }
 
     /// `sluice migrate`, straight to the server.
@@ -186,6 +170,12 @@ impl<'a> Lab<'a> {
             self.put(bundle).await?;
         }
         Ok(())
+    }
+
+    /// Whether anything that was put must become a row of this type.
+    pub(crate) fn expects(&self, kind: EventType) -> bool {
+        let mut bundles = self.expected.iter();
+        bundles.any(|bundle| bundle.reckoning.rows(kind) > 0)
     }
 
     pub(crate) async fn put(&mut self, bundle: Bundle) -> Result<()> {
@@ -313,138 +303,9 @@ impl<'a> Lab<'a> {
 
     /// Compares the rows of every object and kind with what was generated.
     pub(crate) async fn assert_exact(&self) -> Result<()> {
-        let problems = self.differences().await?;
+        let problems = exact::differences(self.clickhouse, &self.site, &self.expected).await?;
         ensure!(problems.is_empty(), "{}:\n{problems}", self.site.bucket);
         Ok(())
-    }
-
-    /// What is wrong with the rows; nothing when all is right.
-    pub(crate) async fn differences(&self) -> Result<String> {
-        let mut expected = BTreeMap::new();
-        for bundle in &self.expected {
-            let path = format!("{}/{}", self.site.bucket, bundle.key);
-            for (kind, rows) in reckoned(bundle) {
-                if rows > 0 {
-                    *expected.entry((path.clone(), kind)).or_insert(0) += rows;
-                }
-            }
-        }
-        let mut problems = String::new();
-        let mut compare = |what: &str, found: &BTreeMap<(String, &str), u64>| {
-            let keys = expected.keys().chain(found.keys());
-            let keys: std::collections::BTreeSet<_> = keys.collect();
-            for key in keys {
-                let (want, have) = (expected.get(key), found.get(key));
-                if want != have {
-                    writeln!(
-                        problems,
-                        "{what}: {} {}: expected {}, found {}",
-                        key.0,
-                        key.1,
-                        want.unwrap_or(&0),
-                        have.unwrap_or(&0)
-                    )
-                    .ok();
-                }
-            }
-        };
-
-        let mut in_tables = BTreeMap::new();
-        let mut doubles = String::new();
-        for (kind, table) in kinds() {
-            let table = self.table(table);
-            let rows = self
-                .clickhouse
-                .rows(&format!(
-                    "SELECT source_path AS path, count() AS rows FROM {table} GROUP BY path"
-                ))
-                .await?;
-            in_tables.extend(counted(&rows, |_| kind)?);
-            let identity: String = self
-                .clickhouse
-                .scalar(&format!(
-                    "SELECT sorting_key FROM system.tables WHERE concat(database, '.', name) = '{table}'"
-                ))
-                .await?;
-            let twice: u64 = self
-                .clickhouse
-                .scalar(&format!(
-                    "SELECT count() - uniqExact(source_path, {identity}) FROM {table}"
-                ))
-                .await?;
-            if twice > 0 {
-                writeln!(doubles, "{table}: {twice} rows are there more than once")?;
-            }
-        }
-        compare("tables", &in_tables);
-        let rows = self
-            .clickhouse
-            .rows(&format!(
-                "SELECT source_path AS path, kind, sum(rows) AS rows FROM {} \
-                 WHERE kind != 'blank' GROUP BY path, kind",
-                self.table("object_rows")
-            ))
-            .await?;
-        compare(
-            "object_rows",
-            &counted(&rows, |row| {
-                kinds()
-                    .map(|(kind, _)| kind)
-                    .find(|kind| row["kind"] == **kind)
-                    .unwrap_or("unknown")
-            })?,
-        );
-        problems.push_str(&doubles);
-
-        // By the ledger: every object of the tables in exactly one loaded batch.
-        let batches = self.table("ledger_batches");
-        let twice = self
-            .clickhouse
-            .query(&format!(
-                "SELECT key, etag, groupUniqArray(batch_id) AS batches FROM {} \
-                 WHERE batch_id IN (SELECT batch_id FROM {batches} WHERE event = 'loaded') \
-                 GROUP BY bucket, key, etag HAVING length(batches) > 1",
-                self.table("ledger_objects")
-            ))
-            .await?;
-        if !twice.is_empty() {
-            writeln!(problems, "in more than one loaded batch:\n{twice}")?;
-        }
-        let unfinished = self
-            .clickhouse
-            .query(&format!(
-                "SELECT DISTINCT batch_id FROM {} WHERE batch_id NOT IN \
-                 (SELECT batch_id FROM {batches} WHERE event IN ('loaded', 'released'))",
-                self.table("ledger_objects")
-            ))
-            .await?;
-        let strays = self
-            .clickhouse
-            .query(&format!(
-                "SELECT DISTINCT batch_id FROM {} WHERE batch_id NOT IN \
-                 (SELECT batch_id FROM {batches} WHERE event = 'loaded')",
-                self.table("object_rows")
-            ))
-            .await?;
-        if !problems.is_empty() || !strays.is_empty() {
-            write!(
-                problems,
-                "batches with rows that are not loaded: {strays:?}; neither loaded nor released: {unfinished:?}\n"
-            )?;
-        }
-        Ok(problems)
-    }
-
-    /// The body of the message with which S3 would announce the object.
-    pub(crate) fn announcement(&self, bundle: &Bundle, etag: &str) -> String {
-        json!({"Records": [{
-            "eventName": "ObjectCreated:Put",
-            "s3": {
-                "bucket": { "name": self.site.bucket },
-                "object": { "key": bundle.key, "eTag": etag, "size": bundle.bytes.len() },
-            },
-        }]})
-        .to_string()
     }
 
     /// Everything that is written so far has been announced to a worker once, and nothing twice.
@@ -636,8 +497,6 @@ impl Statement {
         let has = |word: &str| text.contains(word);
         let standings = has("WITH claims AS");
         let inserts = has("INSERT INTO") && has(" s3(");
-        let batch_event =
-            |name: &str| has("INSERT INTO") && has("ledger_batches") && has(name) && !has(" s3(");
         match self {
             Self::LookUp => standings && !has("batch_id != "),
             Self::Verify => standings && has("batch_id != "),
@@ -660,45 +519,6 @@ pub(crate) async fn hits(proxy: &Proxy, count: usize) {
         Ok(Some(()))
     })
     .await;
-}
-
-/// Each kind of row, and its table.
-fn kinds() -> impl Iterator<Item = (&'static str, &'static str)> {
-    EventType::ALL
-        .into_iter()
-        .map(|kind| (kind.name(), kind.table()))
-        .chain([
-            ("rejected", "rejected_lines"),
-            ("unmatched", "unmatched_statements"),
-        ])
-}
-
-fn tables() -> impl Iterator<Item = &'static str> {
-    kinds().map(|(_, table)| table)
-}
-
-fn reckoned(bundle: &Bundle) -> impl Iterator<Item = (&'static str, u64)> {
-    let reckoning = &bundle.reckoning;
-    EventType::ALL
-        .into_iter()
-        .map(|kind| (kind.name(), reckoning.rows(kind)))
-        .chain([
-            ("rejected", reckoning.rejected),
-            ("unmatched", reckoning.unmatched),
-        ])
-}
-
-fn counted(
-    rows: &[Value],
-    kind: impl Fn(&Value) -> &'static str,
-) -> Result<BTreeMap<(String, &'static str), u64>> {
-    rows.iter()
-        .map(|row| {
-            let path = row["path"].as_str().context("no path")?.to_owned();
-            let count = row["rows"].as_u64().context("no count")?;
-            Ok(((path, kind(row)), count))
-        })
-        .collect()
 }
 
 /// S3 announces itself in a new queue; here only objects shall count.

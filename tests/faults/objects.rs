@@ -80,7 +80,7 @@ async fn one_is_missing_for_ever() -> Result<()> {
     let head = lab.site.s3.head_object().bucket(&lab.site.bucket);
     let head = head.key(&bundle.key).send().await?;
     let etag = head.e_tag().unwrap_or_default().trim_matches('"');
-    lab.site.send(&lab.announcement(bundle, etag)).await?;
+    lab.site.send(&lab.site.announcement(bundle, etag)).await?;
     lab.drained(&[&daemon]).await;
     ensure!(daemon.metric("sluice_objects_total").await? == 2);
     lab.finish(vec![daemon]).await

@@ -156,7 +156,7 @@ async fn a_long_insert() -> Result<()> {
         let head = lab.site.s3.head_object().bucket(&lab.site.bucket);
         let head = head.key(&bundle.key).send().await?;
         let etag = head.e_tag().unwrap_or_default().trim_matches('"');
-        lab.site.send(&lab.announcement(bundle, etag)).await?;
+        lab.site.send(&lab.site.announcement(bundle, etag)).await?;
     }
     let second = lab.start("")?;
     lab.drained(&[&first, &second]).await;

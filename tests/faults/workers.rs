@@ -131,7 +131,7 @@ async fn announce_again(lab: &Lab<'static>, times: usize) -> Result<()> {
         let head = head.key(&bundle.key).send().await?;
         let etag = head.e_tag().unwrap_or_default().trim_matches('"');
         for _ in 0..times {
-            lab.site.send(&lab.announcement(bundle, etag)).await?;
+            lab.site.send(&lab.site.announcement(bundle, etag)).await?;
         }
     }
     Ok(())
@@ -185,7 +185,7 @@ async fn fifo_queue() -> Result<()> {
         let message = sqs
             .send_message()
             .queue_url(&queue)
-            .message_body(lab.announcement(bundle, etag))
+            .message_body(lab.site.announcement(bundle, etag))
             .message_group_id(format!("group-{}", number % 4));
         message.send().await?;
     }
@@ -202,7 +202,7 @@ async fn fifo_queue() -> Result<()> {
 async fn poison() -> Result<()> {
     let mut lab = Lab::shared("poison").await?;
     lab.put_bundles(3).await?;
-    let whole = lab.announcement(&lab.expected[0], "0123");
+    let whole = lab.site.announcement(&lab.expected[0], "0123");
     let noise: String = std::iter::repeat_with(|| fastrand::char('!'..='~'))
         .take(250 * 1024)
         .collect();

@@ -1,6 +1,8 @@
-//! Developer commands: `cargo xtask stack`, `test` and `demo`. None needs anything that runs
+//! Developer commands: `cargo xtask stack`, `test`, `demo` and `chaos`. None needs anything that runs
 //! already; what they start ends with them.
 
+mod build;
+mod chaos;
 mod console;
 mod demo;
 mod interrupt;
@@ -28,6 +30,8 @@ enum Command {
     /// Upload generated objects, load them with Sluice, and compare what was generated with
     /// what ClickHouse has
     Demo(demo::Arguments),
+    /// Load while everything goes wrong at random, and compare every row in the end
+    Chaos(chaos::Arguments),
 }
 
 #[tokio::main]
@@ -36,6 +40,7 @@ async fn main() -> ExitCode {
         Command::Stack => stack::run().await,
         Command::Test(arguments) => test::run(arguments).await,
         Command::Demo(arguments) => demo::run(arguments).await,
+        Command::Chaos(arguments) => chaos::run(arguments).await,
     };
     outcome.unwrap_or_else(|error| {
         console::note(&format!("error: {error:#}"));

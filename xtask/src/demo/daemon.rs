@@ -10,24 +10,8 @@ use sluice_testkit::launch::{Mode, Place, Process, tail};
 use sluice_testkit::{Site, Stack, free_port};
 use tempfile::TempDir;
 
-use crate::console::note;
-
 /// Enough to finish a batch; short enough that a killed demo leaves nothing for long.
 const GRACE: Duration = Duration::from_secs(3);
-
-/// Builds the daemon and says where its binary is.
-pub(super) fn build(release: bool) -> Result<PathBuf> {
-    note("building sluice");
-    let mut cargo = Command::new(crate::test::cargo());
-    cargo.args(["build", "--quiet", "--package", "sluice", "--bin", "sluice"]);
-    if release {
-        cargo.arg("--release");
-    }
-    let status = cargo.status().context("cannot run cargo")?;
-    ensure!(status.success(), "sluice does not build: see above");
-    let profile = if release { "release" } else { "debug" };
-    Ok(target_directory().join(profile).join("sluice"))
-}
 
 pub(super) struct Daemon {
     // Ended before its directory goes.

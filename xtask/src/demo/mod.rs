@@ -52,7 +52,7 @@ fn positive(text: &str) -> Result<f64, String> {
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     let binary = match &arguments.sluice {
         Some(binary) => binary.clone(),
-        None => daemon::build(arguments.release)?,
+        None => crate::build::sluice(arguments.release, &[])?,
     };
     let stack = Stack::given_or_started()?;
     let mut interrupt = Interrupt::new()?;

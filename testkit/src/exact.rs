@@ -1,0 +1,174 @@
+//! Whether the tables have every row that was generated, once, and no other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::xapi::{Bundle, EventType};
+use crate::{ClickHouse, Site};
+
+/// Lines that are in no event table: their kind, and the table that keeps them.
+const KEPT_LINES: [(&str, &str); 2] = [
+    ("rejected", "rejected_lines"),
+    ("unmatched", "unmatched_statements"),
+];
+
+/// Rows by object and kind.
+type Rows = BTreeMap<(String, &'static str), u64>;
+
+/// Keeps merges from hiding rows that were loaded twice: the tables replace equal rows. Mutations,
+/// which deletes need, go on.
+///
+/// # Errors
+///
+/// What ClickHouse says.
+pub async fn keep_duplicates(clickhouse: &ClickHouse, site: &Site) -> Result<()> {
+    for (_, table) in kinds() {
+        clickhouse
+            .execute(&format!(
+                "ALTER TABLE {}.{table} MODIFY SETTING \
+                 max_bytes_to_merge_at_max_space_in_pool = 1, \
+                 max_bytes_to_merge_at_min_space_in_pool = 1",
+                site.database
+            ))
+            .await?;
+    }
+    Ok(())
+}
+
+/// What is wrong with the rows of these objects, a line each; nothing when all is right.
+///
+/// Counted are the tables themselves and `object_rows`, by object and kind; rows of one object that
+/// are there more than once; and objects that more than one loaded batch lists.
+///
+/// # Errors
+///
+/// What ClickHouse says.
+pub async fn differences(
+    clickhouse: &ClickHouse,
+    site: &Site,
+    expected: &[Bundle],
+) -> Result<String> {
+    let expected = reckoned(site, expected);
+    let mut problems = String::new();
+
+    let mut found = Rows::new();
+    for (kind, table) in kinds() {
+        let table = format!("{}.{table}", site.database);
+        let rows = clickhouse
+            .rows(&format!(
+                "SELECT source_path AS path, count() AS rows FROM {table} GROUP BY path"
+            ))
+            .await?;
+        found.extend(counted(&rows, |_| kind)?);
+        let identity: String = clickhouse
+            .scalar(&format!(
+                "SELECT sorting_key FROM system.tables \
+                 WHERE concat(database, '.', name) = '{table}'"
+            ))
+            .await?;
+        let doubled: u64 = clickhouse
+            .scalar(&format!(
+                "SELECT count() - uniqExact(source_path, source_etag, {identity}) FROM {table}"
+            ))
+            .await?;
+        if doubled > 0 {
+            writeln!(problems, "{table}: {doubled} rows too many")?;
+        }
+    }
+    compare("tables", &expected, &found, &mut problems)?;
+
+    let rows = clickhouse
+        .rows(&format!(
+            "SELECT source_path AS path, kind, sum(rows) AS rows FROM {}.object_rows \
+             WHERE kind != 'blank' GROUP BY path, kind",
+            site.database
+        ))
+        .await?;
+    let kind_of = |row: &Value| {
+        kinds()
+            .map(|(kind, _)| kind)
+            .find(|kind| row["kind"] == **kind)
+            .unwrap_or("unknown")
+    };
+    let counts = counted(&rows, kind_of)?;
+    compare("object_rows", &expected, &counts, &mut problems)?;
+
+    let database = &site.database;
+    let twice = clickhouse
+        .query(&format!(
+            "SELECT key, etag, groupUniqArray(batch_id) AS batches \
+             FROM {database}.ledger_objects \
+             WHERE batch_id IN (SELECT batch_id FROM {database}.ledger_batches \
+               WHERE event = 'loaded') \
+             GROUP BY bucket, key, etag HAVING length(batches) > 1"
+        ))
+        .await?;
+    for line in twice.lines() {
+        writeln!(problems, "in more than one loaded batch: {line}")?;
+    }
+    let strays = clickhouse
+        .query(&format!(
+            "SELECT DISTINCT batch_id FROM {database}.object_rows WHERE batch_id NOT IN \
+             (SELECT batch_id FROM {database}.ledger_batches WHERE event = 'loaded')"
+        ))
+        .await?;
+    for line in strays.lines() {
+        writeln!(problems, "has rows, and is not loaded: batch {line}")?;
+    }
+    Ok(problems)
+}
+
+/// Each kind of row, and its table.
+fn kinds() -> impl Iterator<Item = (&'static str, &'static str)> {
+    EventType::ALL
+        .into_iter()
+        .map(|kind| (kind.name(), kind.table()))
+        .chain(KEPT_LINES)
+}
+
+fn reckoned(site: &Site, bundles: &[Bundle]) -> Rows {
+    let mut rows = Rows::new();
+    for bundle in bundles {
+        let reckoning = &bundle.reckoning;
+        let kinds = EventType::ALL
+            .into_iter()
+            .map(|kind| (kind.name(), reckoning.rows(kind)))
+            .chain([
+                ("rejected", reckoning.rejected),
+                ("unmatched", reckoning.unmatched),
+            ]);
+        for (kind, count) in kinds.filter(|(_, count)| *count > 0) {
+            let path = format!("{}/{}", site.bucket, bundle.key);
+            *rows.entry((path, kind)).or_default() += count;
+        }
+    }
+    rows
+}
+
+fn counted(rows: &[Value], kind: impl Fn(&Value) -> &'static str) -> Result<Rows> {
+    rows.iter()
+        .map(|row| {
+            let path = row["path"].as_str().context("no path")?.to_owned();
+            let count = row["rows"].as_u64().context("no count")?;
+            Ok(((path, kind(row)), count))
+        })
+        .collect()
+}
+
+fn compare(what: &str, expected: &Rows, found: &Rows, problems: &mut String) -> Result<()> {
+    let keys: BTreeSet<_> = expected.keys().chain(found.keys()).collect();
+    for key in keys {
+        let [want, have] = [expected, found].map(|rows| rows.get(key).unwrap_or(&0));
+        if want != have {
+            let (path, kind) = key;
+            writeln!(
+                problems,
+                "{what}: {path} {kind}: expected {want}, found {have}"
+            )?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,257 @@
+//! `cargo xtask chaos`: everything goes wrong at random, for a while; in the end every row of every
+//! object must be there, once.
+
+mod arrivals;
+mod trouble;
+mod workers;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use fastrand::Rng;
+use sluice_testkit::proxy::Proxy;
+use sluice_testkit::xapi::EventType;
+use sluice_testkit::{Aws, ClickHouse, Site, SiteOptions, exact};
+use tokio::task::spawn_blocking;
+use tokio::time::Instant;
+
+use crate::console::{Progress, note, print};
+use crate::interrupt::Interrupt;
+use arrivals::Arrivals;
+use workers::{Setup, Workers};
+
+/// The least that the configuration allows; a lease lasts as long.
+const VISIBILITY: Duration = Duration::from_secs(10);
+/// Deaths use up receives, and are no reason to give an object up.
+const MAX_RECEIVE_COUNT: u32 = 1000;
+/// When all is well again, this is enough for whatever is left.
+const RECOVERY: Duration = Duration::from_secs(300);
+const PROBLEMS_SHOWN: usize = 40;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// How long things go wrong
+    #[arg(long, default_value_t = 1.0, value_parser = minutes)]
+    minutes: f64,
+    /// What goes wrong, and when; the same seed asks for the same
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How many workers share the queue
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=20))]
+    workers: u64,
+    /// How rows get into the tables
+    #[arg(long, default_value = "single_pass", value_parser = ["single_pass", "per_type"])]
+    strategy: String,
+    /// Run this binary of Sluice instead of building one; it must have failpoints
+    #[arg(long, value_name = "PATH")]
+    sluice: Option<PathBuf>,
+}
+
+fn minutes(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(minutes) if minutes > 0.0 && minutes <= 10_000.0 => Ok(minutes),
+        _ => Err(String::from("must be a number above 0")),
+    }
+}
+
+/// What has been survived.
+#[derive(Default)]
+struct Tally(BTreeMap<&'static str, u64>);
+
+impl Tally {
+    fn add(&mut self, what: &'static str) {
+        self.add_some(what, 1);
+    }
+
+    fn add_some(&mut self, what: &'static str, count: u64) {
+        *self.0.entry(what).or_default() += count;
+    }
+}
+
+/// All that Sluice talks to, and what stands between.
+struct World {
+    clickhouse: Arc<ClickHouse>,
+    aws: Aws,
+    site: Site,
+    /// Between Sluice and ClickHouse.
+    to_clickhouse: Proxy,
+    /// Between ClickHouse and S3.
+    to_s3: Proxy,
+    /// Between Sluice and SQS.
+    to_sqs: Proxy,
+}
+
+impl World {
+    async fn start() -> Result<Self> {
+        let clickhouse = Arc::new(spawn_blocking(ClickHouse::start).await??);
+        let aws = spawn_blocking(Aws::start).await??;
+        let options = SiteOptions {
+            max_receive_count: MAX_RECEIVE_COUNT,
+            visibility_timeout: VISIBILITY,
+        };
+        let site = aws.site("chaos", options).await?;
+        Ok(Self {
+            to_clickhouse: Proxy::start(clickhouse.url()).await?,
+            to_s3: Proxy::start(aws.endpoint()).await?,
+            to_sqs: Proxy::start(aws.endpoint()).await?,
+            clickhouse,
+            aws,
+            site,
+        })
+    }
+
+    fn proxies(&self) -> [(&'static str, &Proxy); 3] {
+        [
+            ("Sluice to ClickHouse", &self.to_clickhouse),
+            ("ClickHouse to S3", &self.to_s3),
+            ("Sluice to SQS", &self.to_sqs),
+        ]
+    }
+
+    /// Nothing meets a fault any more.
+    fn heal(&self) {
+        for (_, proxy) in self.proxies() {
+            proxy.heal();
+        }
+    }
+
+    /// Requests that are still to reach their servers late.
+    fn late(&self) -> usize {
+        self.proxies().iter().map(|(_, proxy)| proxy.late()).sum()
+    }
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
+    let binary = match &arguments.sluice {
+        Some(binary) => binary.clone(),
+        None => crate::build::sluice(false, &["failpoints"])?,
+    };
+    let mut interrupt = Interrupt::new()?;
+    let world = World::start().await?;
+    let setup = Setup::new(binary, &world, &arguments.strategy)?;
+    setup.migrate(&world).await?;
+    exact::keep_duplicates(&world.clickhouse, &world.site).await?;
+    tokio::select! {
+        outcome = play(&arguments, &world, setup) => outcome,
+        () = interrupt.wait() => {
+            note("interrupted");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+async fn play(arguments: &Arguments, world: &World, setup: Setup) -> Result<ExitCode> {
+    let begun = Instant::now();
+    let mut rng = Rng::with_seed(arguments.seed);
+    let mut tally = Tally::default();
+    let mut workers = Workers::start(setup, arguments.workers)?;
+    let arrivals = Arrivals::start(&world.site, &world.aws, rng.fork());
+    trouble::make(
+        &mut rng,
+        Duration::from_secs_f64(arguments.minutes * 60.0),
+        world,
+        &mut workers,
+        &arrivals,
+        &mut tally,
+    )
+    .await?;
+
+    note("everything is well again");
+    world.heal();
+    let arrived = arrivals.end().await?;
+    workers.all_well(&mut tally).await?;
+    let drained = drain(world, &mut workers).await;
+    let logs = workers.stop().await?;
+    if let Err(error) = drained {
+        bail!(
+            "{error:#}; the workers' logs are in {}",
+            logs.keep()?.display()
+        );
+    }
+
+    tally.add_some("duplicate announcements", arrived.duplicates);
+    let mut problems = exact::differences(&world.clickhouse, &world.site, &arrived.bundles).await?;
+    let dead = world.site.dlq_depth().await?;
+    if dead > 0 {
+        problems.push_str(&format!("{dead} messages are in the dead-letter queue\n"));
+    }
+    print("");
+    for (what, count) in &tally.0 {
+        print(&format!("{count:>8}  {what}"));
+    }
+    for (way, proxy) in world.proxies() {
+        for (fault, count) in proxy.met() {
+            print(&format!("{count:>8}  {way}: {fault}"));
+        }
+    }
+    let rows: u64 = EventType::ALL
+        .iter()
+        .flat_map(|kind| arrived.bundles.iter().map(|b| b.reckoning.rows(*kind)))
+        .sum();
+    let objects = arrived.bundles.len();
+    let (seed, seconds) = (arguments.seed, begun.elapsed().as_secs());
+    if problems.is_empty() {
+        print(&format!(
+            "survived: seed {seed}, {seconds} s, {objects} objects, {rows} rows of events, \
+             each of them once"
+        ));
+        return Ok(ExitCode::SUCCESS);
+    }
+    print("");
+    for line in problems.lines().take(PROBLEMS_SHOWN) {
+        print(line);
+    }
+    print(&format!(
+        "seed {seed}, {objects} objects: {} differences; the workers' logs are in {}",
+        problems.lines().count(),
+        logs.keep()?.display()
+    ));
+    Ok(ExitCode::FAILURE)
+}
+
+/// Waits until the queue is empty and no request is on its way any more.
+async fn drain(world: &World, workers: &mut Workers) -> Result<()> {
+    let begun = Instant::now();
+    let mut progress = Progress::new();
+    loop {
+        let (visible, in_flight) = world.site.queue_depth().await?;
+        let late = world.late();
+        if visible + in_flight == 0 && late == 0 {
+            return Ok(());
+        }
+        progress.show(&format!(
+            "{visible} messages visible, {in_flight} in flight, {late} requests late"
+        ));
+        workers.must_run()?;
+        if begun.elapsed() > RECOVERY {
+            bail!(
+                "{visible} messages visible and {in_flight} in flight {} s after all was well \
+                 again",
+                RECOVERY.as_secs()
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+/// A directory that is removed unless it is kept.
+struct Logs(tempfile::TempDir);
+
+impl Logs {
+    fn keep(self) -> Result<PathBuf> {
+        let kept = sluice_testkit::install::target_directory().join("stack/chaos");
+        std::fs::create_dir_all(&kept)?;
+        for entry in std::fs::read_dir(self.0.path())? {
+            let path = entry?.path();
+            let name = path.file_name().context("a file has a name")?;
+            if path.is_file() {
+                std::fs::copy(&path, kept.join(name))?;
+            }
+        }
+        Ok(kept)
+    }
+}

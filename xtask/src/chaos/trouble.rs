@@ -1,0 +1,165 @@
+//! What goes wrong, one thing after the other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use fastrand::Rng;
+use sluice_testkit::ClickHouse;
+use sluice_testkit::proxy::{Fault, Proxy};
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::{Instant, sleep};
+
+use super::arrivals::Arrivals;
+use super::workers::Workers;
+use super::{Tally, World};
+use crate::console::Progress;
+
+/// Between two troubles, at most.
+const PAUSE: Duration = Duration::from_millis(900);
+
+/// Every place in the daemon that is named for a failpoint.
+const STEPS: &[&str] = &[
+    "look_up",
+    "recover",
+    "seal",
+    "verify",
+    "insert",
+    "kill",
+    "fence",
+    "check_rows",
+    "take_back",
+    "release",
+    "record",
+    "delete",
+];
+
+pub(super) async fn make(
+    rng: &mut Rng,
+    duration: Duration,
+    world: &World,
+    workers: &mut Workers,
+    arrivals: &Arrivals,
+    tally: &mut Tally,
+) -> Result<()> {
+    let end = Instant::now() + duration;
+    let mut progress = Progress::new();
+    let mut restarting = JoinSet::new();
+    while Instant::now() < end {
+        sleep(PAUSE.mul_f64(rng.f64())).await;
+        progress.show(&format!(
+            "{} objects arrived, {} s to go",
+            arrivals.count(),
+            end.saturating_duration_since(Instant::now()).as_secs()
+        ));
+        workers.bury(tally)?;
+        while let Some(restarted) = restarting.try_join_next() {
+            restarted??;
+        }
+        let seat = rng.usize(..workers.count());
+        match rng.u32(0..100) {
+            0..12 => {
+                if workers.kill(seat)? {
+                    tally.add("workers killed");
+                }
+            }
+            12..20 => {
+                if workers.stop_one(seat) {
+                    tally.add("workers told to stop");
+                }
+            }
+            20..45 => {
+                let failpoints = if rng.bool() {
+                    failpoint(rng)
+                } else {
+                    String::new()
+                };
+                if workers.fill(seat, &failpoints)? {
+                    tally.add("workers started");
+                }
+            }
+            45..65 => harm_clickhouse(rng, &world.to_clickhouse),
+            65..80 => harm_s3(rng, &world.to_s3),
+            80..90 => harm_sqs(rng, &world.to_sqs),
+            90..97 => world.heal(),
+            _ if restarting.is_empty() => {
+                tally.add("ClickHouse killed");
+                let away = Duration::from_secs(8).mul_f64(rng.f64());
+                restarting.spawn(crash(Arc::clone(&world.clickhouse), away));
+            }
+            _ => {}
+        }
+    }
+    while let Some(restarted) = restarting.join_next().await {
+        restarted??;
+    }
+    Ok(())
+}
+
+/// SIGKILL, and started again after a while.
+async fn crash(clickhouse: Arc<ClickHouse>, away: Duration) -> Result<()> {
+    let killed = Arc::clone(&clickhouse);
+    spawn_blocking(move || killed.kill()).await??;
+    sleep(away).await;
+    spawn_blocking(move || clickhouse.restart()).await?
+}
+
+/// The worker dies there, at the first or a later time.
+fn failpoint(rng: &mut Rng) -> String {
+    let step = STEPS[rng.usize(..STEPS.len())];
+    let when = if rng.bool() { "before" } else { "after" };
+    match rng.u32(0..4) {
+        0 => format!("{step}.{when}=return"),
+        times => format!("{step}.{when}={times}*off->return"),
+    }
+}
+
+/// Milliseconds up to so many.
+fn up_to(rng: &mut Rng, most: u64) -> Duration {
+    Duration::from_millis(rng.u64(1..=most))
+}
+
+fn any_fault(rng: &mut Rng) -> Fault {
+    match rng.u32(0..8) {
+        0 => Fault::CutBeforeRequest,
+        1 => Fault::CutInRequest,
+        2 => Fault::CutBeforeResponse,
+        3 => Fault::CutInResponse,
+        4 => Fault::Delay(up_to(rng, 4_000)),
+        5 => Fault::Late(up_to(rng, 15_000)),
+        6 => Fault::Status([500, 502, 503][rng.usize(..3)]),
+        _ => Fault::Status(503),
+    }
+}
+
+/// Some of the coming requests; at times only inserts, or only what the ledger writes and kills.
+fn harm_clickhouse(rng: &mut Rng, proxy: &Proxy) {
+    let (fault, times) = (any_fault(rng), rng.usize(1..=4));
+    let words: &'static [&'static str] = match rng.u32(0..4) {
+        0 => &["INSERT INTO", " s3("],
+        1 => &["ledger_batches"],
+        2 => &["KILL QUERY"],
+        _ => &[],
+    };
+    proxy.inject(fault, times, move |parts, body| {
+        let query = parts.uri.query().unwrap_or_default();
+        let body = String::from_utf8_lossy(body);
+        words
+            .iter()
+            .all(|word| body.contains(word) || query.contains(word))
+    });
+}
+
+/// Never that an object is gone or may not be read: that would be its end.
+fn harm_s3(rng: &mut Rng, proxy: &Proxy) {
+    let fault = match any_fault(rng) {
+        // A read has no consequences that could come late.
+        Fault::Late(delay) => Fault::Delay(delay),
+        fault => fault,
+    };
+    proxy.inject(fault, rng.usize(1..=20), |_, _| true);
+}
+
+fn harm_sqs(rng: &mut Rng, proxy: &Proxy) {
+    proxy.inject(any_fault(rng), rng.usize(1..=6), |_, _| true);
+}

@@ -1,0 +1,269 @@
+//! The workers: configured alike, started, killed, told to stop, started again.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use sluice_testkit::free_port;
+use sluice_testkit::install::{Installed, install};
+use sluice_testkit::launch::{Mode, Place, Process, tail};
+use tokio::task::{JoinSet, spawn_blocking};
+
+use super::{Logs, Tally, World};
+
+/// A SIGTERM may take as long; longer than Sluice's own grace period and clean-up.
+const GRACE: Duration = Duration::from_secs(30);
+/// 128 + SIGABRT: a failpoint.
+const ABORTED: i32 = 134;
+
+/// What every worker is started with.
+pub(super) struct Setup {
+    binary: PathBuf,
+    installed: Installed,
+    directory: tempfile::TempDir,
+    configuration: PathBuf,
+    environment: Vec<(&'static str, String)>,
+}
+
+impl Setup {
+    pub(super) fn new(binary: PathBuf, world: &World, strategy: &str) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("sluice-chaos-").tempdir()?;
+        let configuration = directory.path().join("sluice.yaml");
+        std::fs::write(&configuration, configure(world, strategy))?;
+        let mut environment = world.aws.environment().to_vec();
+        for (name, value) in &mut environment {
+            if *name == "AWS_ENDPOINT_URL" {
+                *value = world.to_sqs.url();
+            }
+        }
+        Ok(Self {
+            binary,
+            installed: install()?,
+            directory,
+            configuration,
+            environment,
+        })
+    }
+
+    pub(super) async fn migrate(&self, world: &World) -> Result<()> {
+        let output = tokio::process::Command::new(&self.binary)
+            .args(["migrate", "--config"])
+            .arg(&self.configuration)
+            .envs(world.aws.environment())
+            .output()
+            .await
+            .with_context(|| format!("cannot run {}", self.binary.display()))?;
+        ensure!(
+            output.status.success(),
+            "sluice migrate failed ({}):\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+
+    fn start(&self, number: usize, failpoints: &str) -> Result<Process> {
+        let listen = format!("admin.listen=127.0.0.1:{}", free_port()?);
+        let configuration = self.configuration.display().to_string();
+        let arguments = ["run", "--config", &configuration, "--set", &listen].map(str::to_owned);
+        let mut environment = self.environment.clone();
+        environment.push(("FAILPOINTS", failpoints.to_owned()));
+        let place = Place {
+            directory: None,
+            log: &self.log(number),
+            environment: &environment,
+            grace: GRACE,
+        };
+        Process::start(
+            &self.installed,
+            &Mode::Command(&self.binary, &arguments),
+            &place,
+        )
+    }
+
+    fn log(&self, number: usize) -> PathBuf {
+        self.directory.path().join(format!("worker-{number}.log"))
+    }
+}
+
+/// Short times for everything, so that as much as possible happens in a minute.
+fn configure(world: &World, strategy: &str) -> String {
+    let (queue, database) = (&world.site.queue_url, &world.site.database);
+    let (clickhouse, s3) = (world.to_clickhouse.url(), world.to_s3.url());
+    format!(
+        r#"queue:
+  url: {queue}
+  wait_time: 1s
+  visibility_timeout: 10s
+  retry_backoff_min: 1s
+  retry_backoff_max: 2s
+clickhouse:
+  url: {clickhouse}
+  database: {database}
+  connect_timeout: 2s
+  query_timeout: 5s
+  insert_timeout: 20s
+s3:
+  clickhouse_endpoint: {s3}
+  clickhouse_access:
+    kind: keys
+    access_key_id: test
+    secret_access_key: test
+batch:
+  window: 500ms
+  max_objects: 50
+load:
+  strategy: {strategy}
+  retry_backoff_min: 100ms
+  retry_backoff_max: 1s
+  probe_interval: 500ms
+shutdown:
+  grace_period: 5s
+log:
+  format: json
+  level: info,sluice=debug
+"#
+    )
+}
+
+/// A place for one worker; empty while it is down.
+struct Seat {
+    process: Option<Process>,
+    /// Told to stop, and on its way out.
+    stopping: JoinSet<Result<()>>,
+}
+
+pub(super) struct Workers {
+    setup: Setup,
+    seats: Vec<Seat>,
+}
+
+impl Workers {
+    pub(super) fn start(setup: Setup, count: u64) -> Result<Self> {
+        let mut workers = Self {
+            setup,
+            seats: Vec::new(),
+        };
+        for _ in 0..count {
+            workers.seats.push(Seat {
+                process: None,
+                stopping: JoinSet::new(),
+            });
+        }
+        for seat in 0..workers.seats.len() {
+            workers.fill(seat, "")?;
+        }
+        Ok(workers)
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.seats.len()
+    }
+
+    /// Starts a worker unless one has the seat.
+    pub(super) fn fill(&mut self, seat: usize, failpoints: &str) -> Result<bool> {
+        let place = &mut self.seats[seat];
+        if place.process.is_some() || !place.stopping.is_empty() {
+            return Ok(false);
+        }
+        place.process = Some(self.setup.start(seat, failpoints)?);
+        Ok(true)
+    }
+
+    /// SIGKILL.
+    pub(super) fn kill(&mut self, seat: usize) -> Result<bool> {
+        match self.seats[seat].process.take() {
+            Some(process) => process.kill().map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// SIGTERM, and nobody waits.
+    pub(super) fn stop_one(&mut self, seat: usize) -> bool {
+        let log = self.setup.log(seat);
+        let place = &mut self.seats[seat];
+        let Some(process) = place.process.take() else {
+            return false;
+        };
+        place
+            .stopping
+            .spawn(async move { end(process, &log).await });
+        true
+    }
+
+    /// Clears the seats of workers that have ended, as only a failpoint may make them.
+    pub(super) fn bury(&mut self, tally: &mut Tally) -> Result<()> {
+        for number in 0..self.seats.len() {
+            let log = self.setup.log(number);
+            let place = &mut self.seats[number];
+            while let Some(stopped) = place.stopping.try_join_next() {
+                stopped??;
+            }
+            let Some(process) = &mut place.process else {
+                continue;
+            };
+            let Some(status) = process.ended()? else {
+                continue;
+            };
+            place.process = None;
+            ensure!(
+                status.code() == Some(ABORTED),
+                "worker {number} ended by itself ({status}):\n{}",
+                tail(&log)
+            );
+            tally.add("workers that died at a failpoint");
+        }
+        Ok(())
+    }
+
+    /// Every seat has a worker that nothing is wrong with.
+    pub(super) async fn all_well(&mut self, tally: &mut Tally) -> Result<()> {
+        for seat in 0..self.seats.len() {
+            while let Some(stopped) = self.seats[seat].stopping.join_next().await {
+                stopped??;
+            }
+            self.bury(tally)?;
+            // What runs may have a failpoint.
+            self.kill(seat)?;
+            self.fill(seat, "")?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn must_run(&mut self) -> Result<()> {
+        for (number, seat) in self.seats.iter_mut().enumerate() {
+            if let Some(process) = &mut seat.process
+                && let Some(status) = process.ended()?
+            {
+                bail!("worker {number} ended by itself ({status})");
+            }
+        }
+        Ok(())
+    }
+
+    /// SIGTERM for all; gives their logs.
+    pub(super) async fn stop(mut self) -> Result<Logs> {
+        for seat in 0..self.seats.len() {
+            self.stop_one(seat);
+        }
+        for seat in &mut self.seats {
+            while let Some(stopped) = seat.stopping.join_next().await {
+                stopped??;
+            }
+        }
+        Ok(Logs(self.setup.directory))
+    }
+}
+
+async fn end(process: Process, log: &Path) -> Result<()> {
+    let status = spawn_blocking(|| process.end()).await??;
+    // A worker that dies at a failpoint on its way out, or that is told to stop before it listens
+    // to signals, has ended as well.
+    let fine = matches!(status.code(), Some(0 | ABORTED | 143));
+    ensure!(
+        fine,
+        "a worker that was told to stop ended with {status}:\n{}",
+        tail(log)
+    );
+    Ok(())
+}
