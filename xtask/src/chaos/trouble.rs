@@ -57,37 +57,45 @@ pub(super) async fn make(
             restarted??;
         }
         let seat = rng.usize(..workers.count());
-        match rng.u32(0..100) {
-            0..12 => {
-                if workers.kill(seat)? {
-                    tally.add("workers killed");
-                }
-            }
-            12..20 => {
-                if workers.stop_one(seat) {
-                    tally.add("workers told to stop");
-                }
-            }
+        let happened = match rng.u32(0..100) {
+            0..12 => workers.kill(seat)?.then_some("workers killed"),
+            12..20 => workers.stop_one(seat).then_some("workers told to stop"),
             20..45 => {
                 let failpoints = if rng.bool() {
                     failpoint(rng)
                 } else {
                     String::new()
                 };
-                if workers.fill(seat, &failpoints)? {
-                    tally.add("workers started");
-                }
+                workers
+                    .fill(seat, &failpoints)?
+                    .then_some("workers started")
             }
-            45..65 => harm_clickhouse(rng, &world.to_clickhouse),
-            65..80 => harm_s3(rng, &world.to_s3),
-            80..90 => harm_sqs(rng, &world.to_sqs),
-            90..97 => world.heal(),
+            // These are counted by the proxies.
+            45..65 => {
+                harm_clickhouse(rng, &world.to_clickhouse);
+                None
+            }
+            65..80 => {
+                harm_s3(rng, &world.to_s3);
+                None
+            }
+            80..90 => {
+                harm_sqs(rng, &world.to_sqs);
+                None
+            }
+            90..97 => {
+                world.heal();
+                None
+            }
             _ if restarting.is_empty() => {
-                tally.add("ClickHouse killed");
                 let away = Duration::from_secs(8).mul_f64(rng.f64());
                 restarting.spawn(crash(Arc::clone(&world.clickhouse), away));
+                Some("ClickHouse killed")
             }
-            _ => {}
+            _ => None,
+        };
+        if let Some(happened) = happened {
+            tally.add(happened);
         }
     }
     while let Some(restarted) = restarting.join_next().await {
