@@ -562,12 +562,7 @@ pub(crate) async fn concurrently(
         .run_until(async {
             let mut running = tokio::task::JoinSet::new();
             for (name, scenario) in scenarios {
-                running.spawn_local(async move {
-                    let begun = std::time::Instant::now();
-                    let outcome = scenario.await.with_context(|| name.clone());
-                    eprintln!("{name}: {:.1?}", begun.elapsed());
-                    outcome
-                });
+                running.spawn_local(async move { scenario.await.context(name) });
             }
             while let Some(ended) = running.join_next().await {
                 ended??;

@@ -57,37 +57,42 @@ pub(super) async fn make(
             restarted??;
         }
         let seat = rng.usize(..workers.count());
-        match rng.u32(0..100) {
-            0..12 => {
-                if workers.kill(seat)? {
-                    tally.add("workers killed");
-                }
-            }
-            12..20 => {
-                if workers.stop_one(seat) {
-                    tally.add("workers told to stop");
-                }
-            }
+        let done = match rng.u32(0..100) {
+            0..12 => workers.kill(seat)?.then_some("workers killed"),
+            12..20 => workers.stop_one(seat).then_some("workers told to stop"),
             20..45 => {
                 let failpoints = if rng.bool() {
                     failpoint(rng)
                 } else {
                     String::new()
                 };
-                if workers.fill(seat, &failpoints)? {
-                    tally.add("workers started");
-                }
+                let started = workers.fill(seat, &failpoints)?;
+                started.then_some("workers started again")
             }
-            45..65 => harm_clickhouse(rng, &world.to_clickhouse),
-            65..80 => harm_s3(rng, &world.to_s3),
-            80..90 => harm_sqs(rng, &world.to_sqs),
-            90..97 => world.heal(),
-            _ if restarting.is_empty() => {
-                tally.add("ClickHouse killed");
+            45..65 => {
+                harm_clickhouse(rng, &world.to_clickhouse);
+                None
+            }
+            65..80 => {
+                harm_s3(rng, &world.to_s3);
+                None
+            }
+            80..90 => {
+                harm_sqs(rng, &world.to_sqs);
+                None
+            }
+            90..97 => {
+                world.heal();
+                None
+            }
+            _ => restarting.is_empty().then(|| {
                 let away = Duration::from_secs(8).mul_f64(rng.f64());
                 restarting.spawn(crash(Arc::clone(&world.clickhouse), away));
-            }
-            _ => {}
+                "ClickHouse killed"
+            }),
+        };
+        if let Some(done) = done {
+            tally.add(done);
         }
     }
     while let Some(restarted) = restarting.join_next().await {
