@@ -1,8 +1,8 @@
 //! The admin listener: health, readiness, metrics. Read-only.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -19,12 +19,14 @@ use crate::load::breaker::Breaker;
 /// An event loop that has not come round for this long is stuck: it does so every second.
 const STUCK: Duration = Duration::from_secs(30);
 
-/// The event loop's sign of life.
+/// The event loop's sign of life, and whether the queue answers.
 #[derive(Debug)]
 pub struct Health {
     started: Instant,
     /// Milliseconds after `started`.
     last_beat: AtomicU64,
+    /// Why nothing comes from the queue, while that is so.
+    queue_away: Mutex<Option<String>>,
 }
 
 impl Default for Health {
@@ -32,6 +34,7 @@ impl Default for Health {
         Self {
             started: Instant::now(),
             last_beat: AtomicU64::new(0),
+            queue_away: Mutex::new(Some("the queue has not been reached yet".to_owned())),
         }
     }
 }
@@ -40,6 +43,20 @@ impl Health {
     pub fn beat(&self) {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_beat.store(now, Ordering::Relaxed);
+    }
+
+    pub fn queue_answers(&self) {
+        *self.queue_away() = None;
+    }
+
+    pub fn queue_fails(&self, why: String) {
+        *self.queue_away() = Some(why);
+    }
+
+    fn queue_away(&self) -> MutexGuard<'_, Option<String>> {
+        self.queue_away
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn silent_for(&self) -> Duration {
@@ -107,12 +124,15 @@ async fn healthz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    match admin.breaker.reason() {
-        None => (StatusCode::OK, "ready\n".to_owned()),
-        Some(reason) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("intake is paused: {reason}\n"),
-        ),
+    let paused = admin
+        .breaker
+        .reason()
+        .map(|why| format!("intake is paused: {why}\n"));
+    let queue = admin.health.queue_away().clone();
+    let queue = queue.map(|why| format!("nothing comes from the queue: {why}\n"));
+    match [paused, queue].into_iter().flatten().collect::<String>() {
+        reasons if reasons.is_empty() => (StatusCode::OK, "ready\n".to_owned()),
+        reasons => (StatusCode::SERVICE_UNAVAILABLE, reasons),
     }
 }
 

@@ -156,6 +156,7 @@ async fn check_queue(
         };
         match attributes {
             Ok(attributes) if attributes.has_redrive_policy || allow_missing_dlq => {
+                health.queue_answers();
                 info!(
                     visible = attributes.visible,
                     in_flight = attributes.in_flight,
@@ -171,6 +172,7 @@ async fn check_queue(
             ),
             Err(error) => {
                 let text = error.to_string();
+                health.queue_fails(text.clone());
                 if mentioned.as_ref() != Some(&text) {
                     match error {
                         QueueError::Denied(_) => error!("the queue refuses; trying on: {text}"),

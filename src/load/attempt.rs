@@ -45,6 +45,8 @@ pub(super) struct Loading<'a> {
     pub(super) keep_nothing: bool,
 }
 
+/// What is left of it once missing objects and refusals are told apart: outages.
+const S3_ERROR: u32 = 499;
 /// The server has this long to answer that a statement took too long.
 const ANSWER_AFTER_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -319,7 +321,9 @@ impl Loading<'_> {
             return self.replays > self.patience;
         }
         let others = self.loader.successes.load(Ordering::Relaxed) > self.successes_before;
-        self.replays > self.patience && others || self.replays > MAX_REPLAYS_ALONE
+        // An S3 that is away is nobody's fault, however long.
+        let s3_is_away = error.code() == Some(S3_ERROR);
+        self.replays > self.patience && others || self.replays > MAX_REPLAYS_ALONE && !s3_is_away
     }
 
     /// The server does inserts: whatever was in their way is over.

@@ -1,10 +1,10 @@
 //! Loads the objects of a batch: performs what the ledger protocol asks for, and splits what
 //! cannot be loaded together.
 
-pub mod breaker;
-pub mod verdict;
-
 mod attempt;
+pub mod breaker;
+mod progress;
+pub mod verdict;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::batch::{Batch, BatchId};
 use crate::ledger::protocol::{End, Run};
@@ -24,7 +24,8 @@ use crate::telemetry::metrics;
 use crate::warehouse::{Warehouse, WarehouseError};
 use attempt::Loading;
 use breaker::{Breaker, HaltedInsert, Scope};
-use verdict::{Verdict, halt_class, is_missing, is_refusal, named_object, verdict, with_advice};
+use progress::{FailedItem, FailureClass, Item, Progress, Work, unnameable};
+use verdict::{Verdict, halt_class, is_missing, verdict, with_advice};
 
 /// What became of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,30 +100,12 @@ const MAX_REPLAYS_OF_A_PART: u32 = 1;
 /// One object that fails this often, and while others succeed, is at fault itself; one that fails
 /// this often without any other succeeding is given back all the same, after half an hour or so.
 const MAX_REPLAYS_ALONE: u32 = 40;
-/// Errors can name one object after the other; halves find many bad ones sooner.
-const MAX_NAMED_SPLITS: u32 = 3;
 /// Loaded objects that are read again to find out whether ClickHouse may read at all.
 const CANARIES: usize = 5;
 /// Another worker's claim on the same objects, met this often, means that they are in good hands.
 const MAX_YIELDS: u32 = 5;
 /// An object that changes faster than it can be read is left for a later delivery.
 const MAX_CHANGES: u32 = 5;
-
-/// An object on its way: what is read can be newer than what was announced.
-#[derive(Clone, Debug)]
-struct Item {
-    announced: ObjectId,
-    object: ObjectRef,
-}
-
-/// Objects to be loaded as one batch.
-#[derive(Debug)]
-struct Work {
-    items: Vec<Item>,
-    yields: u32,
-    changes: u32,
-    splits: u32,
-}
 
 /// How one batch ended.
 enum BatchEnd {
@@ -140,52 +123,6 @@ enum BatchEnd {
 
 /// The worker shuts down: leave things as they are.
 struct Cancelled;
-
-/// What has become of a load's objects so far.
-#[derive(Debug, Default)]
-struct Progress {
-    outcomes: Outcomes,
-    failed: Vec<FailedItem>,
-    /// Still to be tried; the last first.
-    work: Vec<Work>,
-}
-
-#[derive(Debug)]
-struct FailedItem {
-    item: Item,
-    class: FailureClass,
-    reason: String,
-}
-
-/// Why an object cannot be loaded, as `ledger_failures.class` has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FailureClass {
-    Missing,
-    Denied,
-    Unnameable,
-    Unloadable,
-}
-
-impl FailureClass {
-    fn of(text: &str) -> Self {
-        if is_missing(text) {
-            Self::Missing
-        } else if is_refusal(text) {
-            Self::Denied
-        } else {
-            Self::Unloadable
-        }
-    }
-
-    fn label(self) -> &'static str {
-        match self {
-            Self::Missing => "missing",
-            Self::Denied => "denied",
-            Self::Unnameable => "unnameable",
-            Self::Unloadable => "unloadable",
-        }
-    }
-}
 
 impl Load for Loader {
     async fn load(&self, batch: Batch, cancel: CancellationToken) -> Outcomes {
@@ -214,70 +151,6 @@ impl Load for Loader {
         }
         self.settle_failed(&mut progress, &cancel).await;
         progress.outcomes
-    }
-}
-
-impl Work {
-    fn new(items: Vec<Item>) -> Self {
-        Self {
-            items,
-            yields: 0,
-            changes: 0,
-            splits: 0,
-        }
-    }
-}
-
-fn unnameable() -> String {
-    "ClickHouse cannot be told to read this key and no other: it contains `*`, `?`, `//`, \
-     `{…}`, a line break, or a `.` or `..` between slashes; copy the object to another key"
-        .to_owned()
-}
-
-impl Progress {
-    fn settle(&mut self, items: &[Item], outcome: &Outcome) {
-        self.outcomes
-            .extend(items.iter().map(|item| (item.announced, outcome.clone())));
-    }
-
-    fn fail(&mut self, item: Item, class: FailureClass, reason: String) {
-        self.failed.push(FailedItem {
-            item,
-            class,
-            reason,
-        });
-    }
-
-    /// The object that the error names alone, and the rest as a new batch; halves when it names
-    /// none. An object that was alone already has failed.
-    fn split(&mut self, mut items: Vec<Item>, splits: u32, text: &str) {
-        if items.len() <= 1 {
-            let class = FailureClass::of(text);
-            for item in items {
-                self.fail(item, class, text.to_owned());
-            }
-            return;
-        }
-        let keys = items
-            .iter()
-            .map(|item| item.object.key.as_str())
-            .enumerate();
-        let named = named_object(text, keys).filter(|_| splits < MAX_NAMED_SPLITS);
-        let apart = match named {
-            Some(index) => vec![items.remove(index)],
-            None => items.split_off(items.len() / 2),
-        };
-        info!(
-            apart = apart.len(),
-            rest = items.len(),
-            "splitting a batch: {text}"
-        );
-        for items in [apart, items] {
-            self.work.push(Work {
-                splits: splits + 1,
-                ..Work::new(items)
-            });
-        }
     }
 }
 

@@ -66,6 +66,7 @@ pub async fn run<Q: Queue, L: Load>(
         receivers.spawn(receiver::run(
             queue.clone(),
             breaker.clone(),
+            health.clone(),
             room.subscribe(),
             send_messages.clone(),
             receiver::Options {

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::admin::Health;
 use crate::load::breaker::Breaker;
 use crate::queue::{MAX_BATCH, Message, Queue};
 use crate::telemetry::metrics;
@@ -26,6 +27,7 @@ const REMINDER: Duration = Duration::from_secs(60);
 pub(super) async fn run<Q: Queue>(
     queue: Arc<Q>,
     breaker: Arc<Breaker>,
+    health: Arc<Health>,
     mut room: watch::Receiver<bool>,
     messages: mpsc::Sender<Vec<Message>>,
     options: Options,
@@ -48,6 +50,7 @@ pub(super) async fn run<Q: Queue>(
         {
             Ok(received) => {
                 outage.end();
+                health.queue_answers();
                 metrics::messages_received(received.len());
                 if !received.is_empty() && messages.send(received).await.is_err() {
                     return;
@@ -55,6 +58,7 @@ pub(super) async fn run<Q: Queue>(
             }
             Err(error) => {
                 metrics::sqs_failures("receive", 1);
+                health.queue_fails(error.to_string());
                 let pause = outage.note(&error.to_string());
                 tokio::select! {
                     () = stop.cancelled() => return,

@@ -216,6 +216,7 @@ async fn a_queue_that_does_not_exist_is_named() {
         Ok(sluice.log().contains("the queue refuses").then_some(()))
     })
     .await;
+    sluice.not_ready("nothing comes from the queue").await;
     sluice.must_run();
     assert_eq!(sluice.stop().await.code(), Some(0));
 }

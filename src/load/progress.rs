@@ -1,0 +1,136 @@
+//! What has become of a load's objects so far, and what is still to be tried.
+
+use tracing::info;
+
+use super::verdict::{is_missing, is_refusal, named_object};
+use super::{Outcome, Outcomes};
+use crate::object::{ObjectId, ObjectRef};
+
+/// Errors can name one object after the other; halves find many bad ones sooner.
+const MAX_NAMED_SPLITS: u32 = 3;
+
+/// An object on its way: what is read can be newer than what was announced.
+#[derive(Clone, Debug)]
+pub(super) struct Item {
+    pub(super) announced: ObjectId,
+    pub(super) object: ObjectRef,
+}
+
+/// Objects to be loaded as one batch.
+#[derive(Debug)]
+pub(super) struct Work {
+    pub(super) items: Vec<Item>,
+    pub(super) yields: u32,
+    pub(super) changes: u32,
+    pub(super) splits: u32,
+}
+
+/// What has become of a load's objects so far.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    pub(super) outcomes: Outcomes,
+    pub(super) failed: Vec<FailedItem>,
+    /// Still to be tried; the last first.
+    pub(super) work: Vec<Work>,
+}
+
+#[derive(Debug)]
+pub(super) struct FailedItem {
+    pub(super) item: Item,
+    pub(super) class: FailureClass,
+    pub(super) reason: String,
+}
+
+/// Why an object cannot be loaded, as `ledger_failures.class` has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FailureClass {
+    Missing,
+    Denied,
+    Unnameable,
+    Unloadable,
+}
+
+impl FailureClass {
+    pub(super) fn of(text: &str) -> Self {
+        if is_missing(text) {
+            Self::Missing
+        } else if is_refusal(text) {
+            Self::Denied
+        } else {
+            Self::Unloadable
+        }
+    }
+
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Denied => "denied",
+            Self::Unnameable => "unnameable",
+            Self::Unloadable => "unloadable",
+        }
+    }
+}
+
+impl Work {
+    pub(super) fn new(items: Vec<Item>) -> Self {
+        Self {
+            items,
+            yields: 0,
+            changes: 0,
+            splits: 0,
+        }
+    }
+}
+
+pub(super) fn unnameable() -> String {
+    "ClickHouse cannot be told to read this key and no other: it contains `*`, `?`, `//`, \
+     `{…}`, a line break, or a `.` or `..` between slashes; copy the object to another key"
+        .to_owned()
+}
+
+impl Progress {
+    pub(super) fn settle(&mut self, items: &[Item], outcome: &Outcome) {
+        self.outcomes
+            .extend(items.iter().map(|item| (item.announced, outcome.clone())));
+    }
+
+    pub(super) fn fail(&mut self, item: Item, class: FailureClass, reason: String) {
+        self.failed.push(FailedItem {
+            item,
+            class,
+            reason,
+        });
+    }
+
+    /// The object that the error names alone, and the rest as a new batch; halves when it names
+    /// none. An object that was alone already has failed.
+    pub(super) fn split(&mut self, mut items: Vec<Item>, splits: u32, text: &str) {
+        if items.len() <= 1 {
+            let class = FailureClass::of(text);
+            for item in items {
+                self.fail(item, class, text.to_owned());
+            }
+            return;
+        }
+        let keys = items
+            .iter()
+            .map(|item| item.object.key.as_str())
+            .enumerate();
+        let named = named_object(text, keys).filter(|_| splits < MAX_NAMED_SPLITS);
+        let apart = match named {
+            Some(index) => vec![items.remove(index)],
+            None => items.split_off(items.len() / 2),
+        };
+        info!(
+            apart = apart.len(),
+            rest = items.len(),
+            "splitting a batch: {text}"
+        );
+        for items in [apart, items] {
+            self.work.push(Work {
+                splits: splits + 1,
+                ..Work::new(items)
+            });
+        }
+    }
+}
