@@ -57,7 +57,7 @@ pub(super) async fn make(
             restarted??;
         }
         let seat = rng.usize(..workers.count());
-        let happened = match rng.u32(0..100) {
+        let done = match rng.u32(0..100) {
             0..12 => workers.kill(seat)?.then_some("workers killed"),
             12..20 => workers.stop_one(seat).then_some("workers told to stop"),
             20..45 => {
@@ -66,11 +66,9 @@ pub(super) async fn make(
                 } else {
                     String::new()
                 };
-                workers
-                    .fill(seat, &failpoints)?
-                    .then_some("workers started")
+                let started = workers.fill(seat, &failpoints)?;
+                started.then_some("workers started again")
             }
-            // These are counted by the proxies.
             45..65 => {
                 harm_clickhouse(rng, &world.to_clickhouse);
                 None
@@ -87,15 +85,14 @@ pub(super) async fn make(
                 world.heal();
                 None
             }
-            _ if restarting.is_empty() => {
+            _ => restarting.is_empty().then(|| {
                 let away = Duration::from_secs(8).mul_f64(rng.f64());
                 restarting.spawn(crash(Arc::clone(&world.clickhouse), away));
-                Some("ClickHouse killed")
-            }
-            _ => None,
+                "ClickHouse killed"
+            }),
         };
-        if let Some(happened) = happened {
-            tally.add(happened);
+        if let Some(done) = done {
+            tally.add(done);
         }
     }
     while let Some(restarted) = restarting.join_next().await {
