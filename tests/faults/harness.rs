@@ -562,11 +562,7 @@ pub(crate) async fn concurrently(
         .run_until(async {
             let mut running = tokio::task::JoinSet::new();
             for (name, scenario) in scenarios {
-<<<<<<< HEAD
                 running.spawn_local(async move { scenario.await.context(name) });
-=======
-                running.spawn_local(async move { scenario.await.with_context(|| name) });
->>>>>>> main
             }
             while let Some(ended) = running.join_next().await {
                 ended??;
