@@ -111,8 +111,8 @@ impl Planner {
         let mut lines = Lines::of_objects(source, batch.0);
         lines.filter = Some(format!(
             "{} AND {}",
-            throw_if(guard, FENCED_TEXT),
-            throw_if(&changed(objects), CHANGED_TEXT),
+            sql::throw_if(guard, FENCED_TEXT),
+            sql::throw_if(&changed(objects), CHANGED_TEXT),
         ));
         let into = |table: &str| format!("INSERT INTO {}", sql::qualified(&self.database, table));
         let statements = match self.strategy {
@@ -253,11 +253,6 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
 
 fn encode_key(key: &str) -> String {
     utf8_percent_encode(key, ESCAPED).to_string()
-}
-
-/// A condition that fails the statement with `text` instead of filtering rows.
-fn throw_if(condition: &str, text: &str) -> String {
-    format!("throwIf({condition}, {}) = 0", sql::string(text))
 }
 
 /// Whether a row comes from other content than was announced. An S3 that tells no etags leaves

@@ -24,6 +24,11 @@ pub fn strings<S: AsRef<str>>(texts: impl IntoIterator<Item = S>) -> String {
         .join(", ")
 }
 
+/// A condition that fails the statement with `text` instead of filtering rows.
+pub fn throw_if(condition: &str, text: &str) -> String {
+    format!("throwIf({condition}, {}) = 0", string(text))
+}
+
 /// ClickHouse reads the same backslash escapes in identifiers and in literals. Control characters
 /// are escaped so that a NUL cannot end the query and a newline cannot end a log line.
 fn quoted(text: &str, quote: char) -> String {

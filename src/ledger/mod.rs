@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::batch::BatchId;
+use crate::load::verdict::FENCED_TEXT;
 use crate::object::{ObjectId, ObjectRef};
 use crate::sql;
 use crate::warehouse::{Warehouse, WarehouseError};
@@ -67,8 +68,6 @@ struct BatchRow<'a> {
     attempt: u32,
     lease_seconds: u32,
     worker: &'a str,
-    objects: u32,
-    rows: u64,
     reason: &'a str,
 }
 
@@ -276,24 +275,28 @@ impl Ledger {
         .await
     }
 
-    /// The batch is loaded.
+    /// The batch is loaded; an error with [`FENCED_TEXT`] where this attempt is fenced.
+    ///
+    /// Guarded as the insert is, and found by a kill under the batch's name: whoever takes the
+    /// batch's rows back can be sure that it is not on record later.
     pub async fn record(
         &self,
         batch: BatchId,
+        attempt: u32,
         objects: usize,
         rows: u64,
     ) -> Result<(), WarehouseError> {
-        let objects = u32::try_from(objects).unwrap_or(u32::MAX);
-        self.note(
-            batch,
-            BatchRow {
-                event: event::LOADED,
-                objects,
-                rows,
-                ..BatchRow::default()
-            },
-        )
-        .await
+        let guard = self.refusal(batch, attempt, &[event::RELEASED]);
+        let sql = format!(
+            "INSERT INTO {} (batch_id, event, attempt, worker, objects, rows) \
+             SELECT toUUID('{batch}'), '{}', {attempt}, {}, {objects}, {rows} WHERE {}",
+            self.warehouse.table(BATCHES_TABLE),
+            event::LOADED,
+            sql::string(&self.worker),
+            sql::throw_if(&guard, FENCED_TEXT),
+        );
+        let query_id = format!("{batch}-record-{}", Uuid::now_v7());
+        self.warehouse.run_as(&sql, &query_id).await
     }
 
     /// Puts on record why objects could not be loaded.
@@ -376,15 +379,18 @@ impl Ledger {
         Ok(listed.into_iter().map(ObjectRef::from).collect())
     }
 
-    /// The condition under which a statement of this attempt must not start, as SQL.
+    /// The condition under which an insert of this attempt must not start, as SQL. One of a batch
+    /// that is loaded comes late, and does nothing while the tables remember its token.
     pub fn guard(&self, batch: BatchId, attempt: u32) -> String {
+        self.refusal(batch, attempt, &[event::RELEASED, event::LOADED])
+    }
+
+    fn refusal(&self, batch: BatchId, attempt: u32, ended_by: &[&str]) -> String {
         format!(
             "(SELECT count() FROM {} WHERE batch_id = '{batch}' AND \
-             (event IN ('{}', '{}') OR (event = '{}' AND attempt >= {attempt}))) > 0",
+             (event IN ({}) OR (event = '{}' AND attempt >= {attempt}))) > 0",
             self.warehouse.table(BATCHES_TABLE),
-            event::RELEASED,
-            // A statement that comes so late does nothing while the tables remember its token.
-            event::LOADED,
+            sql::strings(ended_by),
             event::FENCED,
         )
     }

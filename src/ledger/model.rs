@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 use uuid::Uuid;
 
-use super::protocol::{Action, End, Event, Run, Standing};
+use super::protocol::{Action, DOOMED, End, Event, Run, Standing};
 use crate::batch::BatchId;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,10 @@ enum Mutation {
     NewTokenOnReplay,
     RecordBeforeInsert,
     SettleBeforeRecord,
+    NoDoom,
+    UnguardedRecord,
+    RecordNotKilled,
+    TakeBackWithoutLook,
 }
 
 #[derive(Clone, Copy)]
@@ -32,6 +36,8 @@ struct Case {
     batches: usize,
     crashes: u8,
     fences: u32,
+    /// How often a statement fails by an object's fault, at whatever moment.
+    faults: u8,
     mutation: Mutation,
 }
 
@@ -74,9 +80,15 @@ struct State {
     running: BTreeSet<(usize, u32, u32)>,
     /// Commits of a batch into a table under a token; a token commits once.
     committed: BTreeSet<(usize, u8, u32)>,
+    /// Those whose rows were deleted afterwards: the token is still known.
+    taken_back: BTreeSet<(usize, u8, u32)>,
+    /// Records of a batch by an attempt: sent, and running.
+    records_sent: BTreeSet<(usize, u32)>,
+    recording: BTreeSet<(usize, u32)>,
     deleted: Objects,
     workers: Vec<Worker>,
     crashes: u8,
+    faults: u8,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -95,6 +107,10 @@ struct Job {
     /// The statement that the worker waits for.
     waiting: Option<Statement>,
     tokens: u32,
+    /// A record has been sent, and its answer is awaited.
+    recording: bool,
+    /// It has seen that the batch has not ended, and deletes.
+    taking_back: bool,
     /// The recovery of another batch, which comes first.
     recovery: Option<Box<Job>>,
 }
@@ -107,6 +123,8 @@ impl Job {
             batch: None,
             waiting: None,
             tokens: 0,
+            recording: false,
+            taking_back: false,
             recovery: None,
         }
     }
@@ -119,6 +137,8 @@ impl Job {
             batch: Some(batch),
             waiting: None,
             tokens: 0,
+            recording: false,
+            taking_back: false,
             recovery: None,
         }
     }
@@ -165,6 +185,11 @@ impl State {
             .collect()
     }
 
+    /// To the server, what it has taken once it need not take again.
+    fn knows(&self, commit: (usize, u8, u32)) -> bool {
+        self.committed.contains(&commit) || self.taken_back.contains(&commit)
+    }
+
     fn has_rows(&self, batch: usize) -> bool {
         self.committed
             .iter()
@@ -179,20 +204,31 @@ impl Case {
             sent: BTreeSet::new(),
             running: BTreeSet::new(),
             committed: BTreeSet::new(),
+            taken_back: BTreeSet::new(),
+            records_sent: BTreeSet::new(),
+            recording: BTreeSet::new(),
             deleted: 0,
             workers: vec![Worker::Idle; self.workers],
             crashes: 0,
+            faults: 0,
         }
     }
 
     fn guard_refuses(&self, state: &State, batch: usize, attempt: u32) -> bool {
         let batch = &state.batches[batch];
-        self.mutation != Mutation::NoGuard && (batch.released || batch.fence >= attempt)
+        self.mutation != Mutation::NoGuard
+            && (batch.released || batch.loaded || batch.fence >= attempt)
+    }
+
+    fn record_refused(&self, state: &State, batch: usize, attempt: u32) -> bool {
+        let batch = &state.batches[batch];
+        self.mutation != Mutation::UnguardedRecord && (batch.released || batch.fence >= attempt)
     }
 
     fn next(&self, state: &State) -> Vec<State> {
         let mut next = Vec::new();
         self.server_steps(state, &mut next);
+        self.record_steps(state, &mut next);
         for worker in 0..self.workers {
             match &state.workers[worker] {
                 Worker::Idle => {
@@ -234,7 +270,7 @@ impl Case {
         for running in &state.running {
             let (batch, _, token) = *running;
             let missing: Vec<u8> = (0..self.tables)
-                .filter(|table| !state.committed.contains(&(batch, *table, token)))
+                .filter(|table| !state.knows((batch, *table, token)))
                 .collect();
             for table in &missing {
                 let mut after = state.clone();
@@ -246,6 +282,23 @@ impl Case {
                 after.running.remove(running);
                 next.push(after);
             }
+        }
+    }
+
+    fn record_steps(&self, state: &State, next: &mut Vec<State>) {
+        for (batch, attempt) in &state.records_sent {
+            let mut after = state.clone();
+            after.records_sent.remove(&(*batch, *attempt));
+            if !self.record_refused(state, *batch, *attempt) {
+                after.recording.insert((*batch, *attempt));
+            }
+            next.push(after);
+        }
+        for (batch, attempt) in &state.recording {
+            let mut after = state.clone();
+            after.recording.remove(&(*batch, *attempt));
+            after.batches[*batch].loaded = true;
+            next.push(after);
         }
     }
 
@@ -299,7 +352,8 @@ impl Case {
                 }
                 let recoverable = standings.iter().any(|standing| match standing {
                     Standing::Busy { batch, .. } => {
-                        state.batches[index(*batch)].fence < self.fences
+                        let fence = state.batches[index(*batch)].fence;
+                        fence < self.fences || fence == DOOMED
                     }
                     _ => false,
                 });
@@ -358,13 +412,17 @@ impl Case {
                         job.waiting = None;
                         let about = state.sent.contains(&statement.key())
                             || state.running.contains(&statement.key());
-                        let complete = (0..self.tables).all(|table| {
-                            state.committed.contains(&(batch, table, statement.token))
-                        });
+                        let complete = (0..self.tables)
+                            .all(|table| state.knows((batch, table, statement.token)));
                         if !about && complete {
                             answer(after.clone(), job.clone(), Event::Done);
                         } else if !about && self.guard_refuses(state, batch, attempt) {
                             answer(after.clone(), job.clone(), Event::Fenced);
+                        }
+                        if !about && state.faults < self.faults {
+                            let mut after = after.clone();
+                            after.faults += 1;
+                            answer(after, job.clone(), Event::ObjectFault);
                         }
                         answer(after, job, Event::Unknown);
                     }
@@ -374,7 +432,13 @@ impl Case {
                 if self.mutation != Mutation::NoKill {
                     let batch = job.batch.expect("sealed");
                     after.running.retain(|(running, ..)| *running != batch);
+                    if self.mutation != Mutation::RecordNotKilled {
+                        after.recording.retain(|(running, _)| *running != batch);
+                    }
                 }
+                answer(after, job, Event::Done);
+            }
+            Action::Fence { attempt: DOOMED } if self.mutation == Mutation::NoDoom => {
                 answer(after, job, Event::Done);
             }
             Action::Fence { attempt } => {
@@ -391,21 +455,78 @@ impl Case {
                     || self.mutation == Mutation::NoRowCheck;
                 answer(after, job, Event::Rows(found));
             }
-            Action::TakeBack => unreachable!("objects are without fault in this model"),
+            Action::CheckComplete => {
+                let batch = job.batch.expect("sealed");
+                let complete = (0..self.tables).all(|table| {
+                    let has = |commit: &(usize, u8, u32)| (commit.0, commit.1) == (batch, table);
+                    state.committed.iter().any(has)
+                });
+                if complete {
+                    answer(after.clone(), job.clone(), Event::Complete);
+                }
+                // What is complete can be wrong all the same.
+                answer(after, job, Event::Done);
+            }
+            Action::TakeBack => {
+                let batch = job.batch.expect("sealed");
+                let left = state.committed.iter().find(|commit| commit.0 == batch);
+                if !job.taking_back {
+                    let looks = self.mutation != Mutation::TakeBackWithoutLook;
+                    if looks && !state.batches[batch].is_active() {
+                        answer(after, job, Event::Fenced);
+                    } else {
+                        job.taking_back = true;
+                        outcomes.push((after, Some(job)));
+                    }
+                } else if let Some(commit) = left {
+                    after.committed.remove(commit);
+                    after.taken_back.insert(*commit);
+                    outcomes.push((after, Some(job)));
+                } else {
+                    job.taking_back = false;
+                    answer(after, job, Event::Done);
+                }
+            }
             Action::Release => {
                 after.batches[job.batch.expect("sealed")].released = true;
                 answer(after, job, Event::Done);
             }
-            Action::Record => {
+            Action::Record { attempt } => {
                 let batch = job.batch.expect("sealed");
+                let record = (batch, attempt);
                 if self.mutation == Mutation::SettleBeforeRecord
                     && after.deleted & after.batches[batch].objects == 0
                 {
                     after.deleted |= after.batches[batch].objects;
                     outcomes.push((after, Some(job)));
+                } else if self.faults == 0 {
+                    // Nothing but taking back could come in between: one step is all there is to it.
+                    if self.record_refused(state, batch, attempt) {
+                        answer(after, job, Event::Fenced);
+                    } else {
+                        after.batches[batch].loaded = true;
+                        answer(after, job, Event::Done);
+                    }
+                } else if !job.recording {
+                    after.records_sent.insert(record);
+                    job.recording = true;
+                    outcomes.push((after, Some(job)));
+                } else if state.recording.contains(&record) || state.records_sent.contains(&record)
+                {
+                    // No answer: the same again.
+                    job.recording = false;
+                    outcomes.push((after, Some(job)));
+                } else if self.record_refused(state, batch, attempt) {
+                    job.recording = false;
+                    answer(after, job, Event::Fenced);
                 } else {
-                    after.batches[batch].loaded = true;
-                    answer(after, job, Event::Done);
+                    job.recording = false;
+                    if state.batches[batch].loaded {
+                        answer(after, job, Event::Done);
+                    } else {
+                        // It was killed: the same again.
+                        outcomes.push((after, Some(job)));
+                    }
                 }
             }
             Action::Finish(end) => {
@@ -487,7 +608,16 @@ const ONE_OBJECT: Case = Case {
     batches: 2,
     crashes: 2,
     fences: 2,
+    faults: 0,
     mutation: Mutation::None,
+};
+
+/// A statement that fails after some tables have its rows, and workers that have lost their lease.
+const FAULTY: Case = Case {
+    crashes: 1,
+    fences: 1,
+    faults: 1,
+    ..ONE_OBJECT
 };
 
 #[test]
@@ -518,6 +648,25 @@ fn nothing_is_lost_or_doubled_with_three_workers() {
         ..ONE_OBJECT
     };
     case.search().unwrap();
+}
+
+#[test]
+fn nothing_is_lost_or_doubled_when_rows_are_taken_back() {
+    let states = FAULTY.search().unwrap();
+    assert!(states > 10_000, "only {states} states");
+}
+
+#[test]
+fn every_step_of_taking_back_is_needed() {
+    for mutation in [
+        Mutation::NoDoom,
+        Mutation::UnguardedRecord,
+        Mutation::RecordNotKilled,
+        Mutation::TakeBackWithoutLook,
+    ] {
+        let outcome = Case { mutation, ..FAULTY }.search();
+        assert!(outcome.is_err(), "{mutation:?} went unnoticed: {outcome:?}");
+    }
 }
 
 #[test]

@@ -8,7 +8,8 @@
 //! - write the seal before reading it back; whoever then sees another's claim yields;
 //! - a statement starts only while its attempt is neither fenced nor released (the guard);
 //! - nothing is replayed, released or rolled forward while an older statement may still run;
-//! - a batch without rows is released, a batch with rows is rolled forward, never the other way.
+//! - a batch without rows is released, a batch with rows is rolled forward, never the other way;
+//! - rows are taken back only once no attempt and no record of the batch can succeed ever again.
 
 use crate::batch::BatchId;
 
@@ -49,12 +50,16 @@ pub enum Action {
     },
     /// Look for rows of the batch in any table.
     CheckRows,
-    /// Delete the rows of the batch from every table, unless all of them are there.
+    /// Compare the tables with what was counted: is only the record missing?
+    CheckComplete,
+    /// Delete the rows of the batch from every table, unless the ledger says that it has ended.
     TakeBack,
     /// Write that the batch has no rows and never will.
     Release,
-    /// Write that the batch is loaded.
-    Record,
+    /// Write that the batch is loaded, guarded as this attempt.
+    Record {
+        attempt: u32,
+    },
     Finish(End),
 }
 
@@ -70,9 +75,10 @@ impl Action {
             Self::Kill => "kill",
             Self::Fence { .. } => "fence",
             Self::CheckRows => "check_rows",
+            Self::CheckComplete => "check_complete",
             Self::TakeBack => "take_back",
             Self::Release => "release",
-            Self::Record => "record",
+            Self::Record { .. } => "record",
             Self::Finish(_) => "finish",
         }
     }
@@ -87,13 +93,14 @@ pub enum Event {
     Done,
     /// Of [`Action::CheckRows`].
     Rows(bool),
-    /// Of [`Action::TakeBack`]: nothing was deleted, since every row is there.
+    /// Of [`Action::CheckComplete`]: nothing but the record is missing. Else it is done.
     Complete,
     /// Of [`Action::Insert`]: try the same again.
     Unknown,
     /// Of [`Action::Insert`]: an object's own fault; the same again would fail again.
     ObjectFault,
-    /// Of [`Action::Insert`]: the guard refused.
+    /// Of [`Action::Insert`] and [`Action::Record`]: the guard refused. Of [`Action::TakeBack`]:
+    /// the batch has ended.
     Fenced,
 }
 
@@ -126,12 +133,19 @@ enum Phase {
     Finish(End),
 }
 
+/// Fenced like this, a batch can never be loaded: no attempt is higher.
+pub const DOOMED: u32 = u32::MAX;
+
 /// Finding out what is left of a batch, once none of its statements can commit any more.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Unwind {
     Fence,
     Kill,
     CheckRows,
+    CheckComplete,
+    /// From here on it cannot be loaded by anybody, whatever they are about to do.
+    Doom,
+    KillDoomed,
     TakeBack,
 }
 
@@ -161,6 +175,9 @@ impl Run {
     /// Recovers a batch whose lease has run out; `fenced` is the highest attempt that the ledger
     /// says is fenced, 0 where none is.
     pub fn recover(fenced: u32) -> Self {
+        if fenced == DOOMED {
+            return Self::new(Phase::Unwind(Unwind::Doom), DOOMED, Intent::TakeBack);
+        }
         Self::new(
             Phase::Unwind(Unwind::Fence),
             fenced + 1,
@@ -186,14 +203,18 @@ impl Run {
             Phase::Insert => Action::Insert {
                 attempt: self.attempt,
             },
-            Phase::KillToReplay | Phase::Unwind(Unwind::Kill) => Action::Kill,
+            Phase::KillToReplay | Phase::Unwind(Unwind::Kill | Unwind::KillDoomed) => Action::Kill,
+            Phase::Unwind(Unwind::Doom) => Action::Fence { attempt: DOOMED },
             Phase::Unwind(Unwind::Fence) => Action::Fence {
                 attempt: self.attempt,
             },
             Phase::Unwind(Unwind::CheckRows) => Action::CheckRows,
+            Phase::Unwind(Unwind::CheckComplete) => Action::CheckComplete,
             Phase::Unwind(Unwind::TakeBack) => Action::TakeBack,
             Phase::Release(_) => Action::Release,
-            Phase::Record => Action::Record,
+            Phase::Record => Action::Record {
+                attempt: self.attempt,
+            },
             Phase::Finish(end) => Action::Finish(*end),
         }
     }
@@ -227,10 +248,19 @@ impl Run {
             (Phase::Unwind(Unwind::Fence), Event::Done) => Phase::Unwind(Unwind::Kill),
             (Phase::Unwind(Unwind::Kill), Event::Done) => Phase::Unwind(Unwind::CheckRows),
             (Phase::Unwind(Unwind::CheckRows), Event::Rows(found)) => self.after_row_check(*found),
+            (Phase::Unwind(Unwind::CheckComplete), Event::Complete) => {
+                // The attempt that brought the rows is fenced by now.
+                self.attempt += 1;
+                Phase::Record
+            }
+            (Phase::Unwind(Unwind::CheckComplete), Event::Done) => Phase::Unwind(Unwind::Doom),
+            (Phase::Unwind(Unwind::Doom), Event::Done) => Phase::Unwind(Unwind::KillDoomed),
+            (Phase::Unwind(Unwind::KillDoomed), Event::Done) => Phase::Unwind(Unwind::TakeBack),
             (Phase::Unwind(Unwind::TakeBack), Event::Done) => Phase::Release(End::Released),
-            (Phase::Unwind(Unwind::TakeBack), Event::Complete) => Phase::Record,
+            (Phase::Unwind(Unwind::TakeBack), Event::Fenced) => Phase::Finish(End::Fenced),
             (Phase::Release(end), Event::Done) => Phase::Finish(*end),
             (Phase::Record, Event::Done) => Phase::Finish(End::Loaded),
+            (Phase::Record, Event::Fenced) => Phase::Finish(End::Fenced),
             (phase, event) => panic!("{event:?} does not answer {phase:?}"),
         };
     }
@@ -238,7 +268,7 @@ impl Run {
     fn after_row_check(&mut self, found: bool) -> Phase {
         match (found, self.intent) {
             (false, _) => Phase::Release(End::Released),
-            (true, Intent::TakeBack) => Phase::Unwind(Unwind::TakeBack),
+            (true, Intent::TakeBack) => Phase::Unwind(Unwind::CheckComplete),
             (true, Intent::RollForward) => {
                 // It had passed its verify, so nobody else can own its objects.
                 self.attempt += 1;

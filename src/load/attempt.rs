@@ -106,22 +106,14 @@ impl Loading<'_> {
                     Event::Done
                 }
                 Action::CheckRows => Event::Rows(self.has_rows().await?),
-                Action::TakeBack => {
-                    // Somebody else may have finished the batch meanwhile.
-                    if self
-                        .small(|| self.loader.ledger.sealed(self.batch))
-                        .await?
-                        .is_none()
-                    {
-                        return Ok(End::Fenced);
-                    }
+                Action::CheckComplete => {
                     if self.is_complete().await? {
                         Event::Complete
                     } else {
-                        self.take_back().await?;
                         Event::Done
                     }
                 }
+                Action::TakeBack => self.take_back().await?,
                 Action::Release => {
                     let reason = match &self.failure {
                         Some((_, text)) => text.as_str(),
@@ -131,10 +123,7 @@ impl Loading<'_> {
                         .await?;
                     Event::Done
                 }
-                Action::Record => {
-                    self.record().await?;
-                    Event::Done
-                }
+                Action::Record { attempt } => self.record(attempt).await?,
             };
             failpoint::reach(&format!("{}.after", action.name()));
             run.on(&event);
@@ -428,7 +417,12 @@ impl Loading<'_> {
     }
 
     /// Deletes what a batch that can never be completed has left.
-    async fn take_back(&self) -> Result<(), Cancelled> {
+    async fn take_back(&self) -> Result<Event, Cancelled> {
+        // No record can come any more; one that came before stands.
+        let sealed = self.small(|| self.loader.ledger.sealed(self.batch)).await?;
+        if sealed.is_none() {
+            return Ok(Event::Fenced);
+        }
         warn!(batch.id = %self.batch, "taking back the rows of a batch that cannot be completed");
         self.small(|| self.loader.ledger.renew(self.batch)).await?;
         self.leased(async {
@@ -437,7 +431,7 @@ impl Loading<'_> {
                 let sql = format!("DELETE FROM {table} WHERE batch_id = '{}'", self.batch);
                 self.small(|| self.loader.warehouse.run(&sql)).await?;
             }
-            Ok(())
+            Ok(Event::Done)
         })
         .await
     }
@@ -465,15 +459,25 @@ impl Loading<'_> {
         })
     }
 
-    async fn record(&self) -> Result<(), Cancelled> {
+    async fn record(&self, attempt: u32) -> Result<Event, Cancelled> {
         let mut rows: BTreeMap<&str, u64> = BTreeMap::new();
         for row in self.read.iter().filter(|row| row.kind != BLANK) {
             *rows.entry(&row.kind).or_default() += row.rows;
         }
         let total = rows.values().sum();
         let objects = self.items.len();
-        self.small(|| self.loader.ledger.record(self.batch, objects, total))
+        let ledger = &self.loader.ledger;
+        let recorded = self
+            .small(|| async {
+                match ledger.record(self.batch, attempt, objects, total).await {
+                    Err(error) if verdict(&error) == Verdict::Fenced => Ok(false),
+                    other => other.map(|()| true),
+                }
+            })
             .await?;
+        if !recorded {
+            return Ok(Event::Fenced);
+        }
         for (kind, rows) in &rows {
             metrics::rows_loaded(kind, *rows);
         }
@@ -486,7 +490,7 @@ impl Loading<'_> {
             batch.seconds = self.started.elapsed().as_secs_f64(),
             "batch loaded"
         );
-        Ok(())
+        Ok(Event::Done)
     }
 }
 

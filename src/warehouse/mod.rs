@@ -135,6 +135,12 @@ impl Warehouse {
             .await
     }
 
+    /// The same under a query id.
+    pub async fn run_as(&self, sql: &str, query_id: &str) -> Result<(), WarehouseError> {
+        self.execute(&Statement::new(sql), Some(query_id), self.query_timeout)
+            .await
+    }
+
     /// The rows of a small query.
     pub async fn rows<T: DeserializeOwned>(&self, sql: &str) -> Result<Vec<T>, WarehouseError> {
         let mut query = self
