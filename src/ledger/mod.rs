@@ -249,17 +249,37 @@ impl Ledger {
     }
 
     /// No attempt of the batch up to this one may start any more. Takes the lease over.
-    pub async fn fence(&self, batch: BatchId, attempt: u32) -> Result<(), WarehouseError> {
-        self.note(
-            batch,
-            BatchRow {
-                event: event::FENCED,
-                attempt,
-                ..BatchRow::default()
-            },
-        )
-        .await?;
-        self.renew(batch).await
+    ///
+    /// Whether this worker was the first to do so: of several that recover a batch at once, the
+    /// others had better leave it to that one. Nothing but work depends on it.
+    pub async fn fence(&self, batch: BatchId, attempt: u32) -> Result<bool, WarehouseError> {
+        #[derive(Deserialize)]
+        struct First {
+            mine: u8,
+        }
+        let row = |event, attempt, lease_seconds| BatchRow {
+            batch_id: batch.0,
+            event,
+            attempt,
+            lease_seconds,
+            worker: &self.worker,
+            reason: "",
+        };
+        let rows = [
+            row(event::LEASED, 0, self.lease_seconds()),
+            row(event::FENCED, attempt, 0),
+        ];
+        self.warehouse.insert(BATCHES_TABLE, &rows).await?;
+        let sql = format!(
+            "SELECT worker = {} AS mine FROM {} \
+             WHERE batch_id = '{batch}' AND event = '{}' AND attempt >= {attempt} \
+             ORDER BY at, worker LIMIT 1",
+            sql::string(&self.worker),
+            self.warehouse.table(BATCHES_TABLE),
+            event::FENCED,
+        );
+        let first: Vec<First> = self.warehouse.rows(&sql).await?;
+        Ok(first.first().is_some_and(|first| first.mine == 1))
     }
 
     /// The batch has no rows, and never will have.

@@ -26,6 +26,7 @@ enum Mutation {
     UnguardedRecord,
     RecordNotKilled,
     TakeBackWithoutLook,
+    LeasesNeverEnd,
 }
 
 #[derive(Clone, Copy)]
@@ -38,6 +39,8 @@ struct Case {
     fences: u32,
     /// How often a statement fails by an object's fault, at whatever moment.
     faults: u8,
+    /// Whether to look for states from which no worker can go on, too.
+    stuck: bool,
     mutation: Mutation,
 }
 
@@ -172,8 +175,7 @@ impl State {
                 if listing().any(|(_, batch)| batch.loaded) {
                     Standing::Loaded
                 } else if let Some((busy, _)) = listing().find(|(_, batch)| batch.is_active()) {
-                    // Time is anybody's guess: a lease may have run out at any moment. The caller
-                    // also tries the branch in which it has not.
+                    // Time is anybody's guess: the caller tries both.
                     Standing::Busy {
                         batch: id(busy),
                         lapsed: true,
@@ -338,29 +340,18 @@ impl Case {
                 }
                 job.objects = free;
                 if state.batches.len() < self.batches || free == 0 {
-                    let unlapsed = standings
-                        .iter()
-                        .map(|standing| match standing {
-                            Standing::Busy { batch, .. } => Standing::Busy {
-                                batch: *batch,
-                                lapsed: false,
-                            },
-                            other => *other,
-                        })
-                        .collect();
-                    answer(after.clone(), job.clone(), Event::Standings(unlapsed));
+                    let held = with_lapsed(&standings, |_| false);
+                    answer(after.clone(), job.clone(), Event::Standings(held));
                 }
-                let recoverable = standings.iter().any(|standing| match standing {
-                    Standing::Busy { batch, .. } => {
-                        let fence = state.batches[index(*batch)].fence;
-                        fence < self.fences || fence == DOOMED
-                    }
-                    _ => false,
+                let lapsed = with_lapsed(&standings, |batch| {
+                    let fence = state.batches[batch].fence;
+                    let goes_on = fence < self.fences || fence == DOOMED;
+                    goes_on && self.mutation != Mutation::LeasesNeverEnd
                 });
-                if recoverable {
+                if lapsed.iter().any(Standing::has_lapsed) {
                     // It looks the objects up again afterwards: all of them.
-                    job.objects = bits(job.objects).sum::<u8>() | busy(&standings, state);
-                    answer(after, job, Event::Standings(standings));
+                    job.objects |= busy(&standings, state);
+                    answer(after, job, Event::Standings(lapsed));
                 }
             }
             Action::Recover(batch) => {
@@ -443,6 +434,9 @@ impl Case {
             }
             Action::Fence { attempt } => {
                 let batch = &mut after.batches[job.batch.expect("sealed")];
+                if batch.fence >= attempt && attempt != DOOMED {
+                    answer(state.clone(), job.clone(), Event::Fenced);
+                }
                 if batch.is_active() {
                     batch.fence = batch.fence.max(attempt);
                     answer(after, job, Event::Done);
@@ -572,12 +566,15 @@ impl Case {
 
     /// The first violation, or the number of states searched.
     fn search(&self) -> Result<usize, String> {
-        let start = self.start();
-        let mut seen = HashSet::from([start.clone()]);
-        let mut queue = VecDeque::from([start]);
+        let mut calm = HashSet::new();
+        let mut seen = HashSet::from([self.start()]);
+        let mut queue: VecDeque<State> = seen.iter().cloned().collect();
         while let Some(state) = queue.pop_front() {
             if let Some(violation) = self.violation(&state) {
                 return Err(violation);
+            }
+            if self.stuck && !self.can_settle(&state, &mut calm) {
+                return Err("an object stays unsettled for ever".to_owned());
             }
             for mut next in self.next(&state) {
                 // Workers are alike: which of them is where makes no difference.
@@ -588,6 +585,41 @@ impl Case {
             }
         }
         Ok(seen.len())
+    }
+
+    /// Whether one worker alone, after all others have died, settles every object. Adds to `calm`
+    /// what is known to be settled so.
+    fn can_settle(&self, state: &State, calm: &mut HashSet<State>) -> bool {
+        let alone = Self {
+            workers: 1,
+            batches: state.batches.len() + 2,
+            fences: u32::MAX,
+            ..*self
+        };
+        let mut start = state.clone();
+        start.workers = vec![Worker::Idle];
+        start.crashes = self.crashes;
+        start.faults = self.faults;
+        let mut seen = HashSet::from([start.clone()]);
+        let mut path = vec![start];
+        let mut branches = vec![alone.next(&path[0])];
+        while let Some(state) = path.last() {
+            if state.deleted == (1 << self.objects) - 1 || calm.contains(state) {
+                calm.extend(path);
+                return true;
+            }
+            let next = branches.last_mut().and_then(Vec::pop);
+            let Some(next) = next else {
+                path.pop();
+                branches.pop();
+                continue;
+            };
+            if seen.insert(next.clone()) {
+                branches.push(alone.next(&next));
+                path.push(next);
+            }
+        }
+        false
     }
 }
 
@@ -601,6 +633,20 @@ fn busy(standings: &[Standing], state: &State) -> Objects {
         .fold(0, |all, objects| all | objects)
 }
 
+/// The standings at a moment at which the leases of those batches have run out, and no others.
+fn with_lapsed(standings: &[Standing], lapsed: impl Fn(usize) -> bool) -> Vec<Standing> {
+    standings
+        .iter()
+        .map(|standing| match standing {
+            Standing::Busy { batch, .. } => Standing::Busy {
+                batch: *batch,
+                lapsed: lapsed(index(*batch)),
+            },
+            other => *other,
+        })
+        .collect()
+}
+
 const ONE_OBJECT: Case = Case {
     objects: 1,
     tables: 2,
@@ -609,6 +655,7 @@ const ONE_OBJECT: Case = Case {
     crashes: 2,
     fences: 2,
     faults: 0,
+    stuck: false,
     mutation: Mutation::None,
 };
 
@@ -654,6 +701,23 @@ fn nothing_is_lost_or_doubled_with_three_workers() {
 fn nothing_is_lost_or_doubled_when_rows_are_taken_back() {
     let states = FAULTY.search().unwrap();
     assert!(states > 10_000, "only {states} states");
+}
+
+#[test]
+fn nothing_is_stuck() {
+    for case in [ONE_OBJECT, FAULTY] {
+        let case = Case {
+            tables: 1,
+            crashes: 1,
+            fences: 1,
+            stuck: true,
+            ..case
+        };
+        case.search().unwrap();
+        let mutation = Mutation::LeasesNeverEnd;
+        let outcome = Case { mutation, ..case }.search();
+        assert!(outcome.is_err(), "{mutation:?} went unnoticed: {outcome:?}");
+    }
 }
 
 #[test]

@@ -27,6 +27,12 @@ pub enum Standing {
     },
 }
 
+impl Standing {
+    pub fn has_lapsed(&self) -> bool {
+        matches!(self, Self::Busy { lapsed: true, .. })
+    }
+}
+
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
@@ -99,8 +105,8 @@ pub enum Event {
     Unknown,
     /// Of [`Action::Insert`]: an object's own fault; the same again would fail again.
     ObjectFault,
-    /// Of [`Action::Insert`] and [`Action::Record`]: the guard refused. Of [`Action::TakeBack`]:
-    /// the batch has ended.
+    /// Of [`Action::Insert`] and [`Action::Record`]: the guard refused. Of [`Action::Fence`]: another
+    /// worker was first. Of [`Action::TakeBack`]: the batch has ended.
     Fenced,
 }
 
@@ -246,6 +252,7 @@ impl Run {
             }
             (Phase::KillToReplay, Event::Done) => Phase::Insert,
             (Phase::Unwind(Unwind::Fence), Event::Done) => Phase::Unwind(Unwind::Kill),
+            (Phase::Unwind(Unwind::Fence), Event::Fenced) => Phase::Finish(End::Fenced),
             (Phase::Unwind(Unwind::Kill), Event::Done) => Phase::Unwind(Unwind::CheckRows),
             (Phase::Unwind(Unwind::CheckRows), Event::Rows(found)) => self.after_row_check(*found),
             (Phase::Unwind(Unwind::CheckComplete), Event::Complete) => {

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+use uuid::Uuid;
 
 use super::breaker::{HaltedInsert, Scope};
 use super::{
@@ -16,7 +17,7 @@ use super::{
 use crate::batch::{BatchId, is_compressed};
 use crate::event_types::select::{BLANK, Target};
 use crate::failpoint;
-use crate::ledger::protocol::{Action, End, Event, Run, Standing};
+use crate::ledger::protocol::{Action, DOOMED, End, Event, Run, Standing};
 use crate::object::ObjectRef;
 use crate::telemetry::metrics;
 use crate::warehouse::{Statement, WarehouseError};
@@ -101,9 +102,15 @@ impl Loading<'_> {
                     Event::Done
                 }
                 Action::Fence { attempt } => {
-                    self.small(|| self.loader.ledger.fence(self.batch, attempt))
+                    let first = self
+                        .small(|| self.loader.ledger.fence(self.batch, attempt))
                         .await?;
-                    Event::Done
+                    // What is doomed may be taken back by several: it comes to the same.
+                    if first || attempt == DOOMED {
+                        Event::Done
+                    } else {
+                        Event::Fenced
+                    }
                 }
                 Action::CheckRows => Event::Rows(self.has_rows().await?),
                 Action::CheckComplete => {
@@ -165,10 +172,7 @@ impl Loading<'_> {
 
     /// Unless something must be recovered first: then everything is looked up again.
     fn keep_free(&mut self, standings: &[Standing], outcomes: &mut Outcomes) {
-        if standings
-            .iter()
-            .any(|standing| matches!(standing, Standing::Busy { lapsed: true, .. }))
-        {
+        if standings.iter().any(Standing::has_lapsed) {
             return;
         }
         let items = std::mem::take(&mut self.items);
@@ -185,9 +189,9 @@ impl Loading<'_> {
         let loader = self.loader;
         let guard = loader.ledger.guard(self.batch, attempt);
         let statements = loader.planner.inserts(self.batch, &self.objects(), &guard);
-        // The stem by which a kill finds it, and what makes it unique: an old statement can still
-        // be about when its replay starts.
-        let query_id = format!("{}-{attempt}-{}", self.batch, self.replays);
+        // The stem by which a kill finds it, and what makes it unique: an old statement, or another
+        // worker's, can still be about.
+        let query_id = format!("{}-{attempt}-{}", self.batch, Uuid::now_v7());
         let begun = Instant::now();
         let outcome = tokio::select! {
             () = self.cancel.cancelled() => return Err(Cancelled),

@@ -479,6 +479,7 @@ pub(crate) enum Statement {
     Kill,
     ReadBack,
     Record,
+    Delete,
 }
 
 impl Statement {
@@ -503,6 +504,7 @@ impl Statement {
             Self::Seal => has("INSERT INTO") && has("ledger_objects") && !inserts,
             Self::Insert => inserts,
             Self::Kill => has("KILL QUERY"),
+            Self::Delete => has("DELETE FROM"),
             Self::ReadBack => has("SELECT source_path, kind, sum(rows)"),
             Self::Record => {
                 has("INSERT INTO") && has("ledger_batches") && has("loaded") && !inserts

@@ -5,10 +5,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use hyper::http::request::Parts;
 use sluice_testkit::proxy::{Fault, Proxy};
+use sluice_testkit::wait_for;
 use sluice_testkit::xapi::{Bundle, Generator, gzip};
 use tokio::task::JoinSet;
 
-use crate::harness::{Lab, Scenario, Statement, concurrently, hits, scenario};
+use crate::harness::{BOUND, Lab, Scenario, Statement, VISIBILITY, concurrently, hits, scenario};
+
+/// Longer than any test.
+const FOR_EVER: Duration = Duration::from_secs(600);
 
 fn reads(key: &str) -> impl Fn(&Parts, &[u8]) -> bool + Send + 'static {
     let key = key.to_owned();
@@ -246,21 +250,26 @@ async fn changed_before_it_is_on_record(how: Change) -> Result<()> {
     lab.finish(vec![last]).await
 }
 
-/// Some of the tables had their rows: the batch cannot be completed any more, its rows are taken
-/// back, and its other objects are loaded anew. `deaths`: where workers die on this way.
-async fn changed_in_the_middle(how: Change, deaths: &'static [&'static str]) -> Result<()> {
-    let mut lab = Lab::shared_with("taken-back", 6).await?;
+/// Some of the tables have their rows, and the worker is dead.
+async fn killed_in_the_middle(name: &str) -> Result<(Lab<'static>, Proxy)> {
+    let mut lab = Lab::shared_with(name, 6).await?;
     lab.set("load.strategy", "per_type");
     lab.put_bundles(4).await?;
     let proxy = Proxy::start(lab.clickhouse.url()).await?;
     lab.set("clickhouse.url", proxy.url());
     proxy.inject(Fault::Delay(Duration::ZERO), 5, Statement::Insert.matcher());
-    let held = Duration::from_secs(600);
-    proxy.inject(Fault::Delay(held), 1, Statement::Insert.matcher());
+    proxy.inject(Fault::Delay(FOR_EVER), 1, Statement::Insert.matcher());
     let first = lab.start("")?;
     hits(&proxy, 6).await;
     first.kill()?;
     proxy.heal();
+    Ok((lab, proxy))
+}
+
+/// Some of the tables had their rows: the batch cannot be completed any more, its rows are taken
+/// back, and its other objects are loaded anew. `deaths`: where workers die on this way.
+async fn changed_in_the_middle(how: Change, deaths: &'static [&'static str]) -> Result<()> {
+    let (mut lab, _proxy) = killed_in_the_middle("taken-back").await?;
     let old = lab.expected.remove(1);
     change(&mut lab, &old, how).await?;
     for death in deaths {
@@ -275,10 +284,34 @@ async fn changed_in_the_middle(how: Change, deaths: &'static [&'static str]) -> 
     lab.finish(vec![last]).await
 }
 
+/// A worker dies while it takes rows back, and one of its statements arrives when another worker has
+/// long found the batch: that one must not have called it loaded.
+async fn a_delete_comes_late() -> Result<()> {
+    let (lab, proxy) = killed_in_the_middle("late-delete").await?;
+    let gone = lab.expected[1].clone();
+    lab.site.delete(&gone.key).await?;
+    let seen = proxy.hits();
+    proxy.inject(Fault::Late(VISIBILITY * 3), 1, Statement::Delete.matcher());
+    proxy.inject(Fault::Delay(FOR_EVER), 1, Statement::Delete.matcher());
+    let second = lab.start("")?;
+    hits(&proxy, seen + 2).await;
+    second.kill()?;
+    proxy.heal();
+    lab.site.put(&gone.key, gone.bytes).await?;
+    let last = lab.start("")?;
+    lab.drained(&[&last]).await;
+    wait_for("the delete to arrive", BOUND, async || {
+        Ok((proxy.late() == 0).then_some(()))
+    })
+    .await;
+    lab.finish(vec![last]).await
+}
+
 #[tokio::test]
 async fn what_changes_meanwhile_is_loaded_whole_or_not_at_all() -> Result<()> {
-    let deaths: [&[&str]; 5] = [
+    let deaths: [&[&str]; 6] = [
         &[],
+        &["check_complete.after"],
         &["take_back.before"],
         &["take_back.after"],
         &["release.before"],
@@ -296,6 +329,7 @@ async fn what_changes_meanwhile_is_loaded_whole_or_not_at_all() -> Result<()> {
         let name = format!("{how:?}, complete");
         scenarios.push(scenario(name, changed_before_it_is_on_record(how)));
     }
+    scenarios.push(scenario("late delete", a_delete_comes_late()));
     scenarios.push(scenario("unread", overwritten_before_it_is_read()));
     concurrently(scenarios).await
 }

@@ -28,6 +28,7 @@ const STEPS: &[&str] = &[
     "kill",
     "fence",
     "check_rows",
+    "check_complete",
     "take_back",
     "release",
     "record",
