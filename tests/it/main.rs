@@ -1,6 +1,7 @@
 //! Tests on the embedded stack: the real engine, and S3 and SQS by their protocols.
 
 mod cli;
+mod cost;
 mod end_to_end;
 mod harness;
 mod mapping;

@@ -1,0 +1,113 @@
+//! What a batch costs ClickHouse beside the insert: the same for any number of objects, and for a
+//! ledger of any size.
+
+use sluice_testkit::xapi::Generator;
+use sluice_testkit::{Site, SiteOptions, Stack};
+
+use crate::harness::{Sluice, drained, upload};
+
+/// What the daemon's statements over the site's tables have come to.
+#[derive(Debug)]
+struct Cost {
+    batches: u64,
+    statements: u64,
+    /// Of all statements but the inserts of rows.
+    rows_read: u64,
+}
+
+impl Cost {
+    async fn so_far(stack: &Stack, site: &Site) -> Self {
+        let clickhouse = &stack.clickhouse;
+        clickhouse.execute("SYSTEM FLUSH LOGS").await.unwrap();
+        let number = async |what: &str| {
+            let sql = format!(
+                "SELECT {what} FROM system.query_log WHERE type = 'QueryFinish' \
+                 AND is_initial_query AND startsWith(http_user_agent, 'sluice/') \
+                 AND has(databases, '{}') AND query_kind != 'Create'",
+                site.database
+            );
+            clickhouse.scalar(&sql).await.unwrap()
+        };
+        let batches = format!(
+            "SELECT uniqExact(batch_id) FROM {}.ledger_batches WHERE event = 'loaded' AND rows > 0",
+            site.database
+        );
+        Self {
+            batches: clickhouse.scalar(&batches).await.unwrap(),
+            statements: number("count()").await,
+            rows_read: number("sumIf(read_rows, position(query, ' s3(') = 0)").await,
+        }
+    }
+
+    fn since(&self, before: &Self) -> Self {
+        Self {
+            batches: self.batches - before.batches,
+            statements: self.statements - before.statements,
+            rows_read: self.rows_read - before.rows_read,
+        }
+    }
+}
+
+/// Loads so many objects in one batch, or a few.
+async fn load(stack: &Stack, site: &Site, seed: u64, objects: usize) -> Cost {
+    let bundles: Vec<_> = Generator::new(seed).take(objects).collect();
+    upload(site, &bundles).await;
+    let before = Cost::so_far(stack, site).await;
+    // A lease is renewed by time: here it never is.
+    let mut sluice = Sluice::new(stack, site)
+        .set("batch.window", "3s")
+        .set("queue.visibility_timeout", "10m");
+    sluice.start();
+    drained(site).await;
+    assert_eq!(sluice.stop().await.code(), Some(0));
+    Cost::so_far(stack, site).await.since(&before)
+}
+
+#[tokio::test]
+async fn a_batch_costs_the_same_number_of_statements_whatever_its_size() {
+    let stack = Stack::shared();
+    let site = stack
+        .site_with("cost", SiteOptions::default())
+        .await
+        .unwrap();
+    Sluice::new(stack, &site).migrate();
+    let one = load(stack, &site, 31, 1).await;
+    let many = load(stack, &site, 32, 300).await;
+    assert_eq!(one.batches, 1, "{one:?}");
+    assert!(many.batches < 10, "{many:?}");
+    assert_eq!(
+        many.statements,
+        one.statements * many.batches,
+        "{one:?} {many:?}"
+    );
+    assert!(one.statements < 10, "{one:?}");
+}
+
+#[tokio::test]
+async fn a_batch_reads_no_more_of_a_large_ledger() {
+    const OBJECTS: u64 = 1_000_000;
+    let stack = Stack::shared();
+    let site = stack
+        .site_with("large-ledger", SiteOptions::default())
+        .await
+        .unwrap();
+    Sluice::new(stack, &site).migrate();
+    let database = &site.database;
+    for statement in [
+        format!(
+            "INSERT INTO {database}.ledger_objects (object_id, bucket, key, batch_id) \
+             SELECT generateUUIDv4(), 'bucket', toString(number), \
+             toUUID(concat('00000000-0000-0000-0000-', leftPad(toString(intDiv(number, 10)), 12, '0'))) \
+             FROM numbers({OBJECTS})"
+        ),
+        format!(
+            "INSERT INTO {database}.ledger_batches (batch_id, event) \
+             SELECT DISTINCT batch_id, 'loaded' FROM {database}.ledger_objects"
+        ),
+    ] {
+        stack.clickhouse.execute(&statement).await.unwrap();
+    }
+    let cost = load(stack, &site, 33, 5).await;
+    assert!(cost.batches > 0, "{cost:?}");
+    assert!(cost.rows_read < OBJECTS / 50 * cost.batches, "{cost:?}");
+}
