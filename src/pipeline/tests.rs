@@ -364,6 +364,17 @@ async fn pain_1_a_load_of_ten_visibility_timeouts_is_received_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn pain_1_what_is_held_longer_than_sqs_allows_is_given_back_in_time() {
+    let rig = Rig::start(OPTIONS, always(Outcome::Loaded, 20 * HOUR));
+    rig.send(&["a"]);
+    let start = Instant::now();
+    until("received again", || rig.receive_counts() == [2]).await;
+    assert!((11 * HOUR..12 * HOUR).contains(&start.elapsed()));
+    until("empty", || rig.is_empty()).await;
+    assert_eq!((rig.loads().len(), rig.deletes()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn pain_14_messages_that_wait_for_their_turn_do_not_expire() {
     let mut options = one_object_a_batch();
     options.limits.concurrency = 1;

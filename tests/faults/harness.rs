@@ -23,7 +23,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 pub(crate) const BOUND: Duration = Duration::from_secs(120);
 /// The least that the configuration allows: leases are as long.
 pub(crate) const VISIBILITY: Duration = Duration::from_secs(10);
-const GRACE: Duration = Duration::from_secs(20);
+/// Longer than the grace period of the daemon.
+const GRACE: Duration = Duration::from_secs(90);
 
 /// What one test has for itself.
 pub(crate) struct Lab<'a> {
@@ -99,7 +100,7 @@ impl<'a> Lab<'a> {
                 "retry_backoff_max": "1s",
                 "probe_interval": "500ms",
             },
-            "shutdown": { "grace_period": "15s" },
+            "shutdown": { "grace_period": "60s" },
             "log": { "format": "json" },
         });
         // Another seed for every lab: equal statements of two labs would not disturb each other,

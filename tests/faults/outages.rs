@@ -191,6 +191,15 @@ async fn outages_cost_nothing() -> Result<()> {
                 "242",
             ),
         ),
+        scenario(
+            "memory",
+            a_statement_is_refused(
+                Statement::Insert,
+                "Code: 241. DB::Exception: (total) memory limit exceeded: would use 7.00 GiB, \
+                 maximum: 6.90 GiB. (MEMORY_LIMIT_EXCEEDED)",
+                "241",
+            ),
+        ),
         scenario("detached", a_table_is_detached()),
         scenario("deletes fail", deletes_fail_at_first()),
         scenario("queue away", the_queue_goes_away()),

@@ -89,6 +89,31 @@ async fn stopped_beyond_the_grace_while_the_server_reads() -> Result<()> {
     lab.finish(vec![second]).await
 }
 
+/// The parts of a batch that was split are finished too.
+async fn stopped_during_a_split() -> Result<()> {
+    let mut lab = Lab::shared_with("split", 6).await?;
+    let proxy = Proxy::start(lab.clickhouse.url()).await?;
+    lab.set("clickhouse.url", proxy.url());
+    proxy.inject(Fault::Delay(Duration::ZERO), 1, Statement::Insert.matcher());
+    let held = Fault::Delay(Duration::from_secs(3));
+    proxy.inject(held, 1, Statement::Insert.matcher());
+    lab.put_bundles(5).await?;
+    let gone = lab.expected.remove(2);
+    lab.site.delete(&gone.key).await?;
+    let first = lab.start("")?;
+    hits(&proxy, 2).await;
+    first.stop().await?;
+    let (visible, in_flight) = lab.site.queue_depth().await?;
+    ensure!(
+        visible + in_flight == 1,
+        "{visible} visible, {in_flight} in flight"
+    );
+    lab.assert_exact().await?;
+    lab.put(gone).await?;
+    let second = lab.start("")?;
+    lab.finish(vec![second]).await
+}
+
 /// A second signal does not wait.
 async fn stopped_twice() -> Result<()> {
     let mut lab = Lab::shared("twice").await?;
@@ -119,6 +144,7 @@ async fn a_stop_finishes_or_gives_back() -> Result<()> {
             "beyond the grace, the server reads",
             stopped_beyond_the_grace_while_the_server_reads(),
         ),
+        scenario("during a split", stopped_during_a_split()),
         scenario("twice", stopped_twice()),
     ])
     .await
