@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod event_types;
 mod failpoint;
+pub mod history;
 pub mod ledger;
 pub mod load;
 pub mod notification;

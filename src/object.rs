@@ -1,6 +1,7 @@
 //! An S3 object as the rest of Sluice knows it.
 
 use std::fmt;
+use std::str::FromStr;
 
 use uuid::Uuid;
 
@@ -75,6 +76,45 @@ impl fmt::Display for ObjectId {
     }
 }
 
+/// `s3://bucket/key`, as people name objects, or what keys begin with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectUrl {
+    pub bucket: String,
+    /// As S3 knows it: nothing in it is decoded.
+    pub key: String,
+}
+
+impl ObjectUrl {
+    /// See [`ObjectRef::path`].
+    pub fn path(&self) -> String {
+        format!("{}/{}", self.bucket, self.key)
+    }
+}
+
+impl FromStr for ObjectUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let rest = text
+            .strip_prefix("s3://")
+            .ok_or_else(|| format!("`{text}` does not begin with s3://"))?;
+        let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
+        if bucket.is_empty() {
+            return Err(format!("`{text}` names no bucket: write s3://bucket/key"));
+        }
+        Ok(Self {
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for ObjectUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "s3://{}/{}", self.bucket, self.key)
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -108,6 +148,17 @@ pub(crate) mod tests {
         ] {
             assert_ne!(a.id(), other.id(), "{other:?}");
         }
+    }
+
+    #[test]
+    fn urls_name_a_bucket_and_what_follows() {
+        let parse = |text: &str| text.parse::<ObjectUrl>().map(|url| (url.bucket, url.key));
+        let is = |bucket: &str, key: &str| Ok((bucket.to_owned(), key.to_owned()));
+        assert_eq!(parse("s3://b/a/b c%41"), is("b", "a/b c%41"));
+        assert_eq!(parse("s3://b//x"), is("b", "/x"));
+        assert_eq!(parse("s3://b"), is("b", ""));
+        assert!(parse("s3:///k").is_err());
+        assert!(parse("b/k").is_err());
     }
 
     #[test]

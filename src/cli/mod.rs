@@ -2,7 +2,9 @@
 
 mod config;
 mod migrate;
+mod output;
 mod run;
+mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -61,6 +63,10 @@ enum Command {
     ///
     /// Safe to run again, and by several at once.
     Migrate(migrate::Arguments),
+    /// Show how the queue and the workers do, what failed, or what became of an object
+    ///
+    /// Reads the ledger and the queue's attributes; receives nothing.
+    Status(status::Arguments),
     /// Show the configuration in force, or its schema
     #[command(subcommand)]
     Config(config::Command),
@@ -121,6 +127,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Run => runtime.block_on(run::run(&config)),
         Command::Migrate(arguments) => runtime.block_on(migrate::run(&config, &arguments)),
+        Command::Status(arguments) => runtime.block_on(status::run(&config, &arguments)),
         Command::Config(command) => config::run(&config, &command),
     }
 }

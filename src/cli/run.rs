@@ -155,7 +155,7 @@ async fn check_queue(
             attributes = queue.attributes() => attributes,
         };
         match attributes {
-            Ok(attributes) if attributes.has_redrive_policy || allow_missing_dlq => {
+            Ok(attributes) if attributes.redrive_policy.is_some() || allow_missing_dlq => {
                 health.queue_answers();
                 info!(
                     visible = attributes.visible,

@@ -9,7 +9,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{FailedEntries, Message, Queue, QueueAttributes, QueueError, ReceiptHandle};
+use super::{
+    FailedEntries, Message, Queue, QueueAttributes, QueueError, ReceiptHandle, RedrivePolicy,
+};
 
 #[derive(Clone, Debug)]
 pub struct MemoryQueue {
@@ -219,7 +221,10 @@ impl Queue for MemoryQueue {
         Ok(QueueAttributes {
             visible: visible as u64,
             in_flight: (state.messages.len() - visible) as u64,
-            has_redrive_policy: true,
+            redrive_policy: Some(RedrivePolicy {
+                dead_letter_target_arn: "arn:aws:sqs:memory:000000000000:dead-letters".to_owned(),
+                max_receive_count: self.shared.max_receive_count,
+            }),
         })
     }
 }

@@ -9,6 +9,8 @@ pub mod sqs;
 use std::future::Future;
 use std::time::Duration;
 
+use serde::{Deserialize, Deserializer};
+
 /// The most that one receive, delete or change of visibility takes.
 pub const MAX_BATCH: usize = 10;
 
@@ -35,8 +37,31 @@ pub struct QueueAttributes {
     pub visible: u64,
     /// Messages received and neither deleted nor visible again, approximately.
     pub in_flight: u64,
-    /// Whether a redrive policy names a dead-letter queue.
-    pub has_redrive_policy: bool,
+    /// What the redrive policy says, where there is one.
+    pub redrive_policy: Option<RedrivePolicy>,
+}
+
+/// When a message goes to which dead-letter queue.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RedrivePolicy {
+    pub dead_letter_target_arn: String,
+    /// A number, and by some clients written as text.
+    #[serde(deserialize_with = "number_or_text")]
+    pub max_receive_count: u32,
+}
+
+fn number_or_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Number(u32),
+        Text(String),
+    }
+    match Written::deserialize(deserializer)? {
+        Written::Number(number) => Ok(number),
+        Written::Text(text) => text.parse().map_err(serde::de::Error::custom),
+    }
 }
 
 /// The entries of a batch request that failed, by their position in the request.

@@ -26,6 +26,33 @@ impl SqsQueue {
             url: url.into(),
         }
     }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The dead-letter queue of this one, if it has one.
+    pub async fn dead_letter_queue(&self) -> Result<Option<Self>, QueueError> {
+        let Some(policy) = self.attributes().await?.redrive_policy else {
+            return Ok(None);
+        };
+        let arn = policy.dead_letter_target_arn;
+        // arn:aws:sqs:region:account:name
+        let mut parts = arn.rsplit(':');
+        let (Some(name), Some(account)) = (parts.next(), parts.next()) else {
+            return Err(QueueError::Denied(format!("`{arn}` names no queue")));
+        };
+        let request = self.client.get_queue_url().queue_name(name);
+        let request = request.queue_owner_aws_account_id(account);
+        let output = request.send().await.map_err(classify)?;
+        let url = output
+            .queue_url
+            .ok_or_else(|| QueueError::Transient(format!("no URL for {arn}")))?;
+        Ok(Some(Self {
+            client: self.client.clone(),
+            url,
+        }))
+    }
 }
 
 impl Queue for SqsQueue {
@@ -106,9 +133,9 @@ impl Queue for SqsQueue {
         Ok(QueueAttributes {
             visible: number(QueueAttributeName::ApproximateNumberOfMessages),
             in_flight: number(QueueAttributeName::ApproximateNumberOfMessagesNotVisible),
-            has_redrive_policy: attributes
+            redrive_policy: attributes
                 .get(&QueueAttributeName::RedrivePolicy)
-                .is_some_and(|policy| policy.contains("deadLetterTargetArn")),
+                .and_then(|policy| serde_json::from_str(policy).ok()),
         })
     }
 }

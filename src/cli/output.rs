@@ -1,0 +1,80 @@
+//! How a command's result is printed: for people, or for scripts.
+
+use std::fmt::Display;
+
+use clap::ValueEnum;
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+use super::print;
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Format {
+    /// For people
+    Text,
+    /// One JSON document
+    Json,
+}
+
+#[derive(clap::Args)]
+pub(super) struct Output {
+    /// How to print the result
+    #[arg(
+        long = "output",
+        value_enum,
+        default_value = "text",
+        value_name = "FORMAT"
+    )]
+    format: Format,
+}
+
+impl Output {
+    pub(super) fn show(&self, result: &(impl Serialize + Display)) -> anyhow::Result<()> {
+        match self.format {
+            Format::Text => print(result.to_string().trim_end()),
+            Format::Json => print(&serde_json::to_string_pretty(result)?),
+        }
+        Ok(())
+    }
+}
+
+/// Columns without lines.
+pub(super) fn table<S: AsRef<str>>(
+    header: &[&str],
+    rows: impl IntoIterator<Item = Vec<S>>,
+) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header);
+    for row in rows {
+        table.add_row(row.iter().map(|cell| shown(cell.as_ref())));
+    }
+    table.trim_fmt()
+}
+
+/// Text from elsewhere: what would move the cursor or end the line is escaped.
+pub(super) fn shown(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            let plain = if c.is_control() { None } else { Some(c) };
+            let escaped = plain.is_none().then(|| c.escape_default());
+            plain.into_iter().chain(escaped.into_iter().flatten())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_from_elsewhere_cannot_steer_the_terminal() {
+        assert_eq!(shown("a\u{1b}[2Jb\nc\td é"), "a\\u{1b}[2Jb\\nc\\td é");
+    }
+
+    #[test]
+    fn columns_are_aligned() {
+        let text = table(&["key", "rows"], [vec!["a", "12"], vec!["long", "3"]]);
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        assert_eq!(lines, ["key   rows", "a     12", "long  3"]);
+    }
+}

@@ -1,0 +1,322 @@
+//! `sluice status`
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::Context;
+use aws_sdk_sqs::Client;
+use serde::Serialize;
+
+use super::output::{Output, shown, table};
+use super::{aws, warehouse};
+use crate::config::{Config, HumanDuration};
+use crate::history::{
+    FailedObject, FailureFilter, History, ObjectStory, OpenBatches, WorkerActivity,
+};
+use crate::object::ObjectUrl;
+use crate::queue::Queue;
+use crate::queue::sqs::SqsQueue;
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// Tell the whole story of this object instead, such as s3://bucket/key
+    #[arg(value_name = "S3-URL")]
+    object: Option<ObjectUrl>,
+
+    /// List the objects that failed and have not been loaded since
+    #[arg(long, conflicts_with = "object")]
+    failed: bool,
+
+    /// Look back so far: for activity (10m unless given), or for failures (all unless given)
+    #[arg(long, value_name = "DURATION", conflicts_with = "object")]
+    since: Option<HumanDuration>,
+
+    /// With --failed: only failures of this class, such as missing or denied
+    #[arg(long, value_name = "CLASS", requires = "failed")]
+    error_class: Option<String>,
+
+    /// With --failed: only objects under this, such as s3://bucket/2026/
+    #[arg(long, value_name = "S3-URL", requires = "failed")]
+    prefix: Option<ObjectUrl>,
+
+    /// With --failed: how many at most
+    #[arg(long, value_name = "COUNT", default_value_t = 100, requires = "failed")]
+    limit: u64,
+
+    #[command(flatten)]
+    output: Output,
+}
+
+const ACTIVITY: Duration = Duration::from_secs(600);
+
+pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
+    let history = History::new(warehouse(config)?);
+    let unanswered = || format!("ClickHouse at {} does not tell", config.clickhouse.url);
+    let since = arguments.since.map(HumanDuration::get);
+    if let Some(url) = &arguments.object {
+        let versions = history.object(url).await.with_context(unanswered)?;
+        let object = url.to_string();
+        return arguments.output.show(&Story { object, versions });
+    }
+    if arguments.failed {
+        let filter = FailureFilter {
+            class: arguments.error_class.clone(),
+            since,
+            prefix: arguments.prefix.clone(),
+        };
+        let failed = history.failed(&filter, arguments.limit).await;
+        let failed = failed.with_context(unanswered)?;
+        return arguments.output.show(&Failed(failed));
+    }
+    let queues = async {
+        let queue = SqsQueue::new(Client::new(&aws(config).await), config.queue.require_url()?);
+        anyhow::Ok(queues(&queue).await?)
+    };
+    let since = since.unwrap_or(ACTIVITY);
+    let (queue, workers, open) =
+        tokio::join!(queues, history.workers(since), history.open_batches());
+    let overview = Overview {
+        queue: part(queue),
+        since_seconds: since.as_secs(),
+        workers: part(workers.map_err(Into::into)),
+        open_batches: part(open.map_err(Into::into)),
+    };
+    arguments.output.show(&overview)?;
+    anyhow::ensure!(
+        overview.is_whole(),
+        "not everything could be asked: see above"
+    );
+    Ok(())
+}
+
+/// What was asked, or why there is no answer.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Part<T> {
+    Known(T),
+    Unknown { error: String },
+}
+
+fn part<T>(answer: anyhow::Result<T>) -> Part<T> {
+    match answer {
+        Ok(known) => Part::Known(known),
+        Err(error) => Part::Unknown {
+            error: format!("{error:#}"),
+        },
+    }
+}
+
+impl<T> Part<T> {
+    fn fmt(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        known: impl Fn(&T, &mut fmt::Formatter<'_>) -> fmt::Result,
+    ) -> fmt::Result {
+        match self {
+            Self::Known(value) => known(value, f),
+            Self::Unknown { error } => writeln!(f, "unknown: {}", shown(error)),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Overview {
+    queue: Part<Queues>,
+    since_seconds: u64,
+    workers: Part<Vec<WorkerActivity>>,
+    open_batches: Part<OpenBatches>,
+}
+
+#[derive(Serialize)]
+struct Queues {
+    url: String,
+    visible: u64,
+    in_flight: u64,
+    dead_letter_queue: Option<DeadLetters>,
+}
+
+#[derive(Serialize)]
+struct DeadLetters {
+    url: String,
+    messages: u64,
+}
+
+async fn queues(queue: &SqsQueue) -> Result<Queues, crate::queue::QueueError> {
+    let attributes = queue.attributes().await?;
+    let dead_letter_queue = match queue.dead_letter_queue().await? {
+        None => None,
+        Some(dead) => {
+            let attributes = dead.attributes().await?;
+            Some(DeadLetters {
+                url: dead.url().to_owned(),
+                messages: attributes.visible + attributes.in_flight,
+            })
+        }
+    };
+    Ok(Queues {
+        url: queue.url().to_owned(),
+        visible: attributes.visible,
+        in_flight: attributes.in_flight,
+        dead_letter_queue,
+    })
+}
+
+impl Overview {
+    fn is_whole(&self) -> bool {
+        matches!(
+            (&self.queue, &self.workers, &self.open_batches),
+            (Part::Known(_), Part::Known(_), Part::Known(_))
+        )
+    }
+}
+
+impl fmt::Display for Overview {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "queue         ")?;
+        self.queue.fmt(f, |queue, f| {
+            let (visible, in_flight) = (queue.visible, queue.in_flight);
+            writeln!(
+                f,
+                "{visible} visible, {in_flight} in flight ({})",
+                queue.url
+            )?;
+            match &queue.dead_letter_queue {
+                Some(dead) => writeln!(f, "dead letters  {} ({})", dead.messages, dead.url),
+                None => writeln!(f, "dead letters  none: the queue has no redrive policy"),
+            }
+        })?;
+        write!(f, "open batches  ")?;
+        self.open_batches.fmt(f, |open, f| {
+            write!(f, "{} with {} objects", open.batches, open.objects)?;
+            if open.batches > 0 {
+                write!(f, ", the oldest for {}", seconds(open.oldest_seconds))?;
+            }
+            writeln!(f)
+        })?;
+        write!(f, "\nloaded within {}\n", seconds(self.since_seconds))?;
+        self.workers.fmt(f, |workers, f| {
+            if workers.is_empty() {
+                return writeln!(f, "nothing");
+            }
+            let rows = workers.iter().map(|worker| {
+                vec![
+                    shown(&worker.worker),
+                    worker.batches.to_string(),
+                    worker.objects.to_string(),
+                    worker.rows.to_string(),
+                    per_second(worker.rows, self.since_seconds),
+                    worker.last_batch_at.clone(),
+                ]
+            });
+            let header = [
+                "worker",
+                "batches",
+                "objects",
+                "rows",
+                "rows/s",
+                "last batch (UTC)",
+            ];
+            writeln!(f, "{}", table(&header, rows))
+        })
+    }
+}
+
+fn seconds(seconds: u64) -> String {
+    humantime::format_duration(Duration::from_secs(seconds)).to_string()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn per_second(count: u64, seconds: u64) -> String {
+    format!("{:.1}", count as f64 / seconds.max(1) as f64)
+}
+
+#[derive(Serialize)]
+struct Failed(Vec<FailedObject>);
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return writeln!(f, "no object has failed and not been loaded since");
+        }
+        let rows = self.0.iter().map(|failed| {
+            vec![
+                format!("s3://{}/{}", failed.bucket, failed.key),
+                failed.class.clone(),
+                failed.tries.to_string(),
+                failed.last_at.clone(),
+                first_words(&failed.reason),
+            ]
+        });
+        let header = ["object", "class", "tries", "last (UTC)", "reason"];
+        writeln!(f, "{}", table(&header, rows))
+    }
+}
+
+/// A reason in a table; the whole of it is in the object's story.
+fn first_words(reason: &str) -> String {
+    const MOST: usize = 80;
+    match reason.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &reason[..end]),
+        None => reason.to_owned(),
+    }
+}
+
+#[derive(Serialize)]
+struct Story {
+    object: String,
+    versions: Vec<ObjectStory>,
+}
+
+impl fmt::Display for Story {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", shown(&self.object))?;
+        if self.versions.is_empty() {
+            return writeln!(
+                f,
+                "\nnever met: not announced, still in the queue or in a batch's window, or no \
+                 longer on record"
+            );
+        }
+        for version in &self.versions {
+            write!(f, "\n{version}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for ObjectStory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = if self.loaded { "loaded" } else { "not loaded" };
+        writeln!(f, "etag {}: {state}", shown(&self.etag))?;
+        for (kind, rows) in &self.rows {
+            writeln!(f, "  {rows} {}", shown(kind))?;
+        }
+        for (reason, lines) in &self.rejected {
+            writeln!(f, "  {lines} rejected: {}", shown(reason))?;
+        }
+        for batch in &self.batches {
+            let (state, id) = (&batch.state, &batch.batch_id);
+            let worker = shown(&batch.worker);
+            write!(
+                f,
+                "  sealed {} by {worker}, batch {id}: {state}",
+                batch.sealed_at
+            )?;
+            if !batch.ended_at.is_empty() {
+                write!(f, " {}", batch.ended_at)?;
+            }
+            if batch.attempts > 1 {
+                write!(f, ", {} attempts", batch.attempts)?;
+            }
+            if !batch.reason.is_empty() {
+                write!(f, " ({})", shown(&batch.reason))?;
+            }
+            writeln!(f)?;
+        }
+        for failure in &self.failures {
+            let reason = shown(&failure.reason);
+            writeln!(f, "  failed {} as {}: {reason}", failure.at, failure.class)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,308 @@
+//! What the ledger and the tables say of objects and batches, for people.
+//!
+//! Nothing here is part of the protocol: reading is all it does.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ledger::{BATCHES_TABLE, FAILURES_TABLE, OBJECTS_TABLE};
+use crate::object::ObjectUrl;
+use crate::sql;
+use crate::warehouse::{Warehouse, WarehouseError};
+
+#[derive(Clone)]
+pub struct History {
+    warehouse: Warehouse,
+}
+
+/// What a worker has loaded within some time.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct WorkerActivity {
+    pub worker: String,
+    pub batches: u64,
+    pub objects: u64,
+    pub rows: u64,
+    /// UTC, as all times here.
+    pub last_batch_at: String,
+}
+
+/// Batches that are sealed, and neither loaded nor released.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct OpenBatches {
+    pub batches: u64,
+    pub objects: u64,
+    /// Seconds since the oldest was sealed.
+    pub oldest_seconds: u64,
+}
+
+/// One version of an object, and all that happened to it.
+#[derive(Debug, Serialize)]
+pub struct ObjectStory {
+    pub etag: String,
+    pub loaded: bool,
+    pub batches: Vec<BatchOfObject>,
+    /// Rows in the tables, by kind of line.
+    pub rows: BTreeMap<String, u64>,
+    /// Of its lines that became no row: how many, by reason.
+    pub rejected: BTreeMap<String, u64>,
+    pub failures: Vec<FailureOfObject>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct BatchOfObject {
+    #[serde(skip_serializing)]
+    etag: String,
+    pub batch_id: String,
+    pub worker: String,
+    pub size: u64,
+    pub sealed_at: String,
+    /// `loaded`, `released`, or `open`.
+    pub state: String,
+    pub ended_at: String,
+    /// One more than were fenced.
+    pub attempts: u32,
+    pub reason: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct FailureOfObject {
+    #[serde(skip_serializing)]
+    etag: String,
+    pub at: String,
+    pub class: String,
+    pub reason: String,
+    pub worker: String,
+}
+
+/// An object that failed, and has not been loaded since.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedObject {
+    pub bucket: String,
+    pub key: String,
+    pub etag: String,
+    pub class: String,
+    pub reason: String,
+    pub tries: u64,
+    pub last_at: String,
+}
+
+/// Which failed objects are meant.
+#[derive(Clone, Debug, Default)]
+pub struct FailureFilter {
+    pub class: Option<String>,
+    /// Failed for the last time within this time.
+    pub since: Option<Duration>,
+    /// A bucket, and what its keys begin with.
+    pub prefix: Option<ObjectUrl>,
+}
+
+#[derive(Deserialize)]
+struct LinesOfObject {
+    etag: String,
+    name: String,
+    lines: u64,
+}
+
+impl History {
+    pub fn new(warehouse: Warehouse) -> Self {
+        Self { warehouse }
+    }
+
+    /// What each worker loaded within `since`, the busiest first.
+    pub async fn workers(&self, since: Duration) -> Result<Vec<WorkerActivity>, WarehouseError> {
+        let sql = format!(
+            "SELECT worker, count() AS batches, sum(b.objects) AS objects, sum(b.rows) AS rows, \
+               toString(max(b.loaded_at)) AS last_batch_at \
+             FROM (\
+               SELECT batch_id, any(worker) AS worker, max(objects) AS objects, max(rows) AS rows, \
+                 max(at) AS loaded_at \
+               FROM {} WHERE event = 'loaded' AND at > now64(3) - toIntervalSecond({}) \
+               GROUP BY batch_id\
+             ) AS b GROUP BY worker ORDER BY objects DESC, worker",
+            self.warehouse.table(BATCHES_TABLE),
+            since.as_secs(),
+        );
+        self.warehouse.rows(&sql).await
+    }
+
+    /// Batches that somebody works on, or has left behind.
+    pub async fn open_batches(&self) -> Result<OpenBatches, WarehouseError> {
+        let sql = format!(
+            "SELECT uniqExact(batch_id) AS batches, uniqExact(object_id) AS objects, \
+               if(count() = 0, 0, toUInt64(dateDiff('second', min(sealed_at), now64(3)))) \
+                 AS oldest_seconds \
+             FROM {} WHERE batch_id NOT IN (\
+               SELECT batch_id FROM {} WHERE event IN ('loaded', 'released'))",
+            self.warehouse.table(OBJECTS_TABLE),
+            self.warehouse.table(BATCHES_TABLE),
+        );
+        let rows: Vec<OpenBatches> = self.warehouse.rows(&sql).await?;
+        rows.into_iter()
+            .next()
+            .ok_or_else(|| WarehouseError::Unknown("no row for the open batches".to_owned()))
+    }
+
+    /// Every version of an object that was ever sealed or failed, the newest first.
+    pub async fn object(&self, object: &ObjectUrl) -> Result<Vec<ObjectStory>, WarehouseError> {
+        let mut batches = self.batches_of(object).await?;
+        let mut failures = self.failures_of(object).await?;
+        let rows = self.rows_of(object).await?;
+        let rejected = self.rejected_of(object).await?;
+        let mut etags: Vec<String> = Vec::new();
+        let seen = batches.iter().map(|batch| &batch.etag);
+        for etag in seen.chain(failures.iter().map(|failure| &failure.etag)) {
+            if !etags.contains(etag) {
+                etags.push(etag.clone());
+            }
+        }
+        let count = |lines: &[LinesOfObject], etag: &str| -> BTreeMap<String, u64> {
+            lines
+                .iter()
+                .filter(|line| line.etag == etag)
+                .map(|line| (line.name.clone(), line.lines))
+                .collect()
+        };
+        Ok(etags
+            .into_iter()
+            .map(|etag| {
+                let batches: Vec<_> = batches.extract_if(.., |b| b.etag == etag).collect();
+                ObjectStory {
+                    loaded: batches.iter().any(|batch| batch.state == "loaded"),
+                    batches,
+                    rows: count(&rows, &etag),
+                    rejected: count(&rejected, &etag),
+                    failures: failures.extract_if(.., |f| f.etag == etag).collect(),
+                    etag,
+                }
+            })
+            .collect())
+    }
+
+    async fn batches_of(&self, object: &ObjectUrl) -> Result<Vec<BatchOfObject>, WarehouseError> {
+        let sql = format!(
+            "WITH claims AS (\
+               SELECT etag, batch_id, any(worker) AS worker, max(size) AS size, \
+                 min(sealed_at) AS sealed FROM {} WHERE {} GROUP BY etag, batch_id\
+             ), events AS (\
+               SELECT batch_id, max(event = 'loaded') AS loaded, \
+                 max(event = 'released') AS released, \
+                 maxIf(at, event IN ('loaded', 'released')) AS ended, \
+                 maxIf(attempt, event = 'fenced' AND attempt < {doomed}) AS fenced, \
+                 anyIf(reason, event = 'released') AS reason \
+               FROM {} WHERE batch_id IN (SELECT batch_id FROM claims) GROUP BY batch_id\
+             ) \
+             SELECT etag, toString(claims.batch_id) AS batch_id, worker, size, \
+               toString(sealed) AS sealed_at, \
+               multiIf(loaded, 'loaded', released, 'released', 'open') AS state, \
+               if(loaded OR released, toString(ended), '') AS ended_at, \
+               fenced + 1 AS attempts, reason \
+             FROM claims LEFT JOIN events ON claims.batch_id = events.batch_id \
+             ORDER BY sealed DESC",
+            self.warehouse.table(OBJECTS_TABLE),
+            named(object),
+            self.warehouse.table(BATCHES_TABLE),
+            doomed = crate::ledger::protocol::DOOMED,
+        );
+        self.warehouse.rows(&sql).await
+    }
+
+    async fn failures_of(
+        &self,
+        object: &ObjectUrl,
+    ) -> Result<Vec<FailureOfObject>, WarehouseError> {
+        let sql = format!(
+            "SELECT etag, toString(f.at) AS at, class, reason, worker FROM {} AS f WHERE {} \
+             ORDER BY f.at DESC LIMIT 100",
+            self.warehouse.table(FAILURES_TABLE),
+            named(object),
+        );
+        self.warehouse.rows(&sql).await
+    }
+
+    /// Of batches that are loaded: rows of others may be on their way back.
+    async fn rows_of(&self, object: &ObjectUrl) -> Result<Vec<LinesOfObject>, WarehouseError> {
+        let sql = format!(
+            "SELECT source_etag AS etag, kind AS name, sum(rows) AS lines FROM {} \
+             WHERE source_path = {} AND batch_id IN (\
+               SELECT batch_id FROM {} WHERE event = 'loaded' AND batch_id IN (\
+                 SELECT batch_id FROM {} WHERE {})) \
+             GROUP BY etag, name",
+            self.warehouse.table("object_rows"),
+            sql::string(&object.path()),
+            self.warehouse.table(BATCHES_TABLE),
+            self.warehouse.table(OBJECTS_TABLE),
+            named(object),
+        );
+        self.warehouse.rows(&sql).await
+    }
+
+    async fn rejected_of(&self, object: &ObjectUrl) -> Result<Vec<LinesOfObject>, WarehouseError> {
+        let sql = format!(
+            "SELECT source_etag AS etag, reason AS name, count() AS lines FROM {} FINAL \
+             WHERE source_path = {} GROUP BY etag, name",
+            self.warehouse.table("rejected_lines"),
+            sql::string(&object.path()),
+        );
+        self.warehouse.rows(&sql).await
+    }
+
+    /// Objects that failed and have not been loaded since, those that failed last first.
+    pub async fn failed(
+        &self,
+        filter: &FailureFilter,
+        limit: u64,
+    ) -> Result<Vec<FailedObject>, WarehouseError> {
+        let mut having = Vec::new();
+        if let Some(class) = &filter.class {
+            having.push(format!("class = {}", sql::string(class)));
+        }
+        if let Some(since) = filter.since {
+            having.push(format!(
+                "last > now64(3) - toIntervalSecond({})",
+                since.as_secs()
+            ));
+        }
+        let having = if having.is_empty() {
+            String::new()
+        } else {
+            format!("HAVING {} ", having.join(" AND "))
+        };
+        let prefix = filter.prefix.as_ref().map_or_else(
+            || "1".to_owned(),
+            |prefix| {
+                format!(
+                    "f.bucket = {} AND startsWith(f.key, {})",
+                    sql::string(&prefix.bucket),
+                    sql::string(&prefix.key)
+                )
+            },
+        );
+        let sql = format!(
+            "WITH failed AS (\
+               SELECT object_id, any(f.bucket) AS bucket, any(f.key) AS key, any(f.etag) AS etag, \
+                 argMax(f.class, f.at) AS class, argMax(f.reason, f.at) AS reason, \
+                 count() AS tries, max(f.at) AS last \
+               FROM {failures} AS f WHERE {prefix} GROUP BY object_id {having}\
+             ) \
+             SELECT bucket, key, etag, class, reason, tries, toString(last) AS last_at FROM failed \
+             WHERE object_id NOT IN (\
+               SELECT object_id FROM {objects} WHERE object_id IN (SELECT object_id FROM failed) \
+               AND batch_id IN (SELECT batch_id FROM {batches} WHERE event = 'loaded')) \
+             ORDER BY last DESC, key LIMIT {limit}",
+            failures = self.warehouse.table(FAILURES_TABLE),
+            objects = self.warehouse.table(OBJECTS_TABLE),
+            batches = self.warehouse.table(BATCHES_TABLE),
+        );
+        self.warehouse.rows(&sql).await
+    }
+}
+
+fn named(object: &ObjectUrl) -> String {
+    format!(
+        "bucket = {} AND key = {}",
+        sql::string(&object.bucket),
+        sql::string(&object.key)
+    )
+}

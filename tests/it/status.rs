@@ -1,0 +1,104 @@
+//! `sluice status`: the queue and the workers, what failed, and an object's story.
+
+use serde_json::Value;
+use sluice_testkit::{SiteOptions, Stack, wait_for};
+
+use crate::harness::{BOUND, Sluice, dead_letters, drained};
+
+fn text(sluice: &Sluice, arguments: &[&str]) -> String {
+    let output = sluice.command(&[&["status"], arguments].concat());
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(sluice: &Sluice, arguments: &[&str]) -> Value {
+    serde_json::from_str(&text(sluice, &[&["--output", "json"], arguments].concat())).unwrap()
+}
+
+#[tokio::test]
+async fn pain_16_everything_that_happened_to_an_object_can_be_asked_for() {
+    let stack = Stack::shared();
+    let options = SiteOptions {
+        max_receive_count: 1,
+        ..SiteOptions::default()
+    };
+    let site = stack.site_with("status", options).await.unwrap();
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    let nothing = json(&sluice, &[]);
+    assert_eq!(nothing["queue"]["dead_letter_queue"]["messages"], 0);
+    assert_eq!(nothing["workers"], Value::Array(Vec::new()));
+    assert_eq!(nothing["open_batches"]["batches"], 0);
+    assert!(text(&sluice, &["--failed"]).starts_with("no object has failed"));
+
+    let lines = "{\"note\":1}\nno JSON\n{\"note\":2}\n";
+    site.put("folder/good.jsonl", lines).await.unwrap();
+    site.put("folder/bad.jsonl.gz", "no gzip").await.unwrap();
+    sluice.start();
+    drained(&site).await;
+    dead_letters(&site, 1).await;
+    assert_eq!(sluice.stop().await.code(), Some(0));
+
+    let overview = json(&sluice, &["--since", "1h"]);
+    assert_eq!(
+        overview["queue"]["dead_letter_queue"]["messages"], 1,
+        "{overview}"
+    );
+    assert_eq!(overview["workers"][0]["objects"], 1, "{overview}");
+    assert_eq!(overview["workers"][0]["rows"], 3, "{overview}");
+    assert!(text(&sluice, &[]).contains("0 visible, 0 in flight"));
+
+    let good = format!("s3://{}/folder/good.jsonl", site.bucket);
+    let story = json(&sluice, &[&good]);
+    let version = &story["versions"][0];
+    assert_eq!(version["loaded"], true, "{story}");
+    assert_eq!(version["rows"]["unmatched"], 2, "{story}");
+    assert_eq!(version["rejected"].as_object().unwrap().len(), 1, "{story}");
+    let told = text(&sluice, &[&good]);
+    assert!(
+        told.contains("loaded") && told.contains("2 unmatched"),
+        "{told}"
+    );
+
+    let bad = format!("s3://{}/folder/bad.jsonl.gz", site.bucket);
+    let story = json(&sluice, &[&bad]);
+    let version = &story["versions"][0];
+    assert_eq!(version["loaded"], false, "{story}");
+    assert_eq!(version["failures"][0]["class"], "unloadable", "{story}");
+    assert!(text(&sluice, &[&bad]).contains("as unloadable: "));
+
+    let failed = json(&sluice, &["--failed"]);
+    assert_eq!(failed[0]["key"], "folder/bad.jsonl.gz", "{failed}");
+    let none: [&[&str]; 3] = [
+        &["--failed", "--error-class", "missing"],
+        &["--failed", "--prefix", "s3://elsewhere/"],
+        &["--failed", "--since", "0s"],
+    ];
+    for arguments in none {
+        assert_eq!(json(&sluice, arguments), Value::Array(Vec::new()));
+    }
+    let under = format!("s3://{}/fold", site.bucket);
+    assert_eq!(
+        json(&sluice, &["--failed", "--prefix", &under])[0],
+        failed[0]
+    );
+    let never = text(&sluice, &["s3://elsewhere/key"]);
+    assert!(never.contains("never met"), "{never}");
+}
+
+#[tokio::test]
+async fn what_does_not_answer_is_named_and_the_rest_is_shown() {
+    let stack = Stack::shared();
+    let site = stack.site("status-away").await.unwrap();
+    let sluice = Sluice::new(stack, &site).set("clickhouse.url", "http://127.0.0.1:1");
+    let output = wait_for("the test event", BOUND, async || {
+        let output = sluice.command(&["status"]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        Ok(text.contains("1 visible").then_some(output))
+    })
+    .await;
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("unknown: "), "{text}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("not everything could be asked"));
+}
