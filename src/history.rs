@@ -89,7 +89,7 @@ pub struct FailedObject {
 }
 
 /// Which failed objects are meant.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FailureFilter {
     pub class: Option<String>,
     /// Failed for the last time within this time.
@@ -248,6 +248,14 @@ impl History {
         self.warehouse.rows(&sql).await
     }
 
+    /// Versions of this object that failed and have not been loaded since.
+    pub async fn failed_object(
+        &self,
+        object: &ObjectUrl,
+    ) -> Result<Vec<FailedObject>, WarehouseError> {
+        self.failed_where(&named(object), "", u64::MAX).await
+    }
+
     /// Objects that failed and have not been loaded since, those that failed last first.
     pub async fn failed(
         &self,
@@ -273,26 +281,35 @@ impl History {
             || "1".to_owned(),
             |prefix| {
                 format!(
-                    "f.bucket = {} AND startsWith(f.key, {})",
+                    "bucket = {} AND startsWith(key, {})",
                     sql::string(&prefix.bucket),
                     sql::string(&prefix.key)
                 )
             },
         );
+        self.failed_where(&prefix, &having, limit).await
+    }
+
+    async fn failed_where(
+        &self,
+        objects: &str,
+        having: &str,
+        limit: u64,
+    ) -> Result<Vec<FailedObject>, WarehouseError> {
         let sql = format!(
             "WITH failed AS (\
                SELECT object_id, any(f.bucket) AS bucket, any(f.key) AS key, any(f.etag) AS etag, \
                  argMax(f.class, f.at) AS class, argMax(f.reason, f.at) AS reason, \
                  count() AS tries, max(f.at) AS last \
-               FROM {failures} AS f WHERE {prefix} GROUP BY object_id {having}\
+               FROM (SELECT * FROM {failures} WHERE {objects}) AS f GROUP BY object_id {having}\
              ) \
              SELECT bucket, key, etag, class, reason, tries, toString(last) AS last_at FROM failed \
              WHERE object_id NOT IN (\
-               SELECT object_id FROM {objects} WHERE object_id IN (SELECT object_id FROM failed) \
+               SELECT object_id FROM {claims} WHERE object_id IN (SELECT object_id FROM failed) \
                AND batch_id IN (SELECT batch_id FROM {batches} WHERE event = 'loaded')) \
              ORDER BY last DESC, key LIMIT {limit}",
             failures = self.warehouse.table(FAILURES_TABLE),
-            objects = self.warehouse.table(OBJECTS_TABLE),
+            claims = self.warehouse.table(OBJECTS_TABLE),
             batches = self.warehouse.table(BATCHES_TABLE),
         );
         self.warehouse.rows(&sql).await

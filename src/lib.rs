@@ -3,6 +3,7 @@
 //! See `ARCHITECTURE.md` for the path of an object and the code map.
 
 pub mod admin;
+pub mod announce;
 pub mod batch;
 pub mod cli;
 pub mod config;

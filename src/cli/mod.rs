@@ -3,6 +3,7 @@
 mod config;
 mod migrate;
 mod output;
+mod retry;
 mod run;
 mod status;
 
@@ -67,6 +68,11 @@ enum Command {
     ///
     /// Reads the ledger and the queue's attributes; receives nothing.
     Status(status::Arguments),
+    /// Put objects that failed on the queue again
+    ///
+    /// They are announced as S3 announced them, and take the way of all others. What is loaded by
+    /// then is recognised and not loaded twice.
+    Retry(retry::Arguments),
     /// Show the configuration in force, or its schema
     #[command(subcommand)]
     Config(config::Command),
@@ -128,6 +134,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Run => runtime.block_on(run::run(&config)),
         Command::Migrate(arguments) => runtime.block_on(migrate::run(&config, &arguments)),
         Command::Status(arguments) => runtime.block_on(status::run(&config, &arguments)),
+        Command::Retry(arguments) => runtime.block_on(retry::run(&config, &arguments)),
         Command::Config(command) => config::run(&config, &command),
     }
 }

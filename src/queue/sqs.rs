@@ -7,11 +7,13 @@ use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::types::{
     BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry,
     DeleteMessageBatchRequestEntry, MessageSystemAttributeName, QueueAttributeName,
+    SendMessageBatchRequestEntry,
 };
+use uuid::Uuid;
 
 use crate::telemetry::with_sources;
 
-use super::{FailedEntries, Message, Queue, QueueAttributes, QueueError, ReceiptHandle};
+use super::{FailedEntries, MAX_BATCH, Message, Queue, QueueAttributes, QueueError, ReceiptHandle};
 
 #[derive(Clone, Debug)]
 pub struct SqsQueue {
@@ -29,6 +31,36 @@ impl SqsQueue {
 
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Sends messages, all of them or an error; some are sent then.
+    ///
+    /// Into a FIFO queue each goes as a group of its own, in no order.
+    pub async fn send(&self, bodies: &[String]) -> Result<(), QueueError> {
+        for bodies in bodies.chunks(MAX_BATCH) {
+            let mut request = self.client.send_message_batch().queue_url(&self.url);
+            for (index, body) in bodies.iter().enumerate() {
+                let unique = self.is_fifo().then(|| Uuid::now_v7().to_string());
+                request = request.entries(
+                    SendMessageBatchRequestEntry::builder()
+                        .id(index.to_string())
+                        .message_body(body)
+                        .set_message_group_id(unique.clone())
+                        .set_message_deduplication_id(unique)
+                        .build()
+                        .map_err(|error| QueueError::Transient(error.to_string()))?,
+                );
+            }
+            let output = request.send().await.map_err(classify)?;
+            if let Some(failed) = output.failed.first() {
+                return Err(QueueError::Transient(refusal(failed)));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_fifo(&self) -> bool {
+        self.url.ends_with(".fifo")
     }
 
     /// The dead-letter queue of this one, if it has one.
@@ -165,11 +197,17 @@ fn failed_entries(failed: &[BatchResultErrorEntry]) -> FailedEntries {
         .iter()
         .filter(|entry| !is_gone(&entry.code))
         .filter_map(|entry| {
-            let reason = entry.message.as_deref().unwrap_or("no reason given");
-            let error = QueueError::Transient(format!("{}: {reason}", entry.code));
-            Some((entry.id.parse().ok()?, error))
+            Some((
+                entry.id.parse().ok()?,
+                QueueError::Transient(refusal(entry)),
+            ))
         })
         .collect()
+}
+
+fn refusal(entry: &BatchResultErrorEntry) -> String {
+    let reason = entry.message.as_deref().unwrap_or("no reason given");
+    format!("{}: {reason}", entry.code)
 }
 
 /// The message is deleted, or visible again and so not ours any more.

@@ -152,6 +152,22 @@ impl Site {
             .to_owned())
     }
 
+    /// From here on nothing that is uploaded is announced.
+    ///
+    /// # Errors
+    ///
+    /// What S3 says.
+    pub async fn announce_no_more(&self) -> Result<()> {
+        self.s3
+            .put_bucket_notification_configuration()
+            .bucket(&self.bucket)
+            .notification_configuration(NotificationConfiguration::builder().build())
+            .send()
+            .await
+            .context("cannot remove the bucket's notifications")?;
+        Ok(())
+    }
+
     /// Deletes an object.
     ///
     /// # Errors

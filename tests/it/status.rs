@@ -102,3 +102,48 @@ async fn what_does_not_answer_is_named_and_the_rest_is_shown() {
     assert!(text.contains("unknown: "), "{text}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("not everything could be asked"));
 }
+
+#[tokio::test]
+async fn pain_7_what_failed_is_retried_by_one_command() {
+    let stack = Stack::shared();
+    let options = SiteOptions {
+        max_receive_count: 1,
+        ..SiteOptions::default()
+    };
+    let site = stack.site_with("retry", options).await.unwrap();
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    let keys = ["a b.jsonl", "c+d%41.jsonl"];
+    for key in keys {
+        site.put(key, "{}\n").await.unwrap();
+        site.delete(key).await.unwrap();
+    }
+    sluice.start();
+    drained(&site).await;
+    dead_letters(&site, 2).await;
+    site.announce_no_more().await.unwrap();
+    for key in keys {
+        site.put(key, "{}\n").await.unwrap();
+    }
+    let retry = |arguments: &[&str]| {
+        let output = sluice.command(&[&["retry", "--output", "json"], arguments].concat());
+        let code = output.status.code();
+        (code, String::from_utf8(output.stdout).unwrap())
+    };
+    assert_eq!(retry(&[]).0, Some(1), "everything, by mistake");
+    assert_eq!(retry(&["s3://elsewhere/key"]).0, Some(1));
+    let url = format!("s3://{}/{}", site.bucket, keys[1]);
+    let (code, would) = retry(&["--all", "--dry-run"]);
+    assert_eq!(code, Some(0));
+    assert!(would.contains(&url), "{would}");
+    assert_eq!(site.queue_depth().await.unwrap(), (0, 0));
+
+    assert_eq!(retry(&[&url]).0, Some(0));
+    drained(&site).await;
+    let (code, left) = retry(&["--all"]);
+    assert_eq!(code, Some(0));
+    assert!(!left.contains(&url) && left.contains(keys[0]), "{left}");
+    drained(&site).await;
+    assert_eq!(json(&sluice, &["--failed"]), Value::Array(Vec::new()));
+    dead_letters(&site, 2).await;
+}
