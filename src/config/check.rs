@@ -13,9 +13,11 @@ use super::problems::{Findings, Problem};
 use super::raw::RawConfig;
 use super::secret::Secret;
 use super::types::{
-    BatchConfig, ClickHouseConfig, Config, LoadConfig, LogConfig, QueueConfig, S3Config,
+    BatchConfig, ClickHouseConfig, Config, LoadConfig, LogConfig, NotificationsConfig, QueueConfig,
+    S3Config,
 };
 use super::units::{HumanDuration, HumanSize};
+use crate::notification::filter::{created_event, key_pattern};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -38,6 +40,7 @@ pub(super) fn check(
         findings,
     };
     check_queue(&raw.queue, &mut checks);
+    check_notifications(&raw.notifications, &mut checks);
     check_clickhouse(&raw.clickhouse, &mut checks);
     if let Some(region) = &raw.s3.region {
         checks.name("s3.region", region);
@@ -55,6 +58,7 @@ pub(super) fn check(
     check_relations(&raw.queue, &raw.batch, &mut checks);
     Some(Config {
         queue: raw.queue,
+        notifications: raw.notifications,
         clickhouse: raw.clickhouse,
         s3: S3Config {
             region: raw.s3.region,
@@ -118,6 +122,30 @@ fn check_queue_url(url: &str, checks: &mut Checks) {
     };
     if url.path().trim_matches('/').is_empty() {
         checks.fail(PATH, "names no queue", form);
+    }
+}
+
+fn check_notifications(notifications: &NotificationsConfig, checks: &mut Checks) {
+    let NotificationsConfig {
+        events,
+        include,
+        exclude,
+    } = notifications;
+    const EVENTS: &str = "notifications.events";
+    let names = "give names such as ObjectCreated:* or ObjectCreated:Put";
+    if events.is_empty() && checks.are_good(&[EVENTS]) {
+        checks.fail(EVENTS, "is empty, so that nothing would be loaded", names);
+    }
+    for error in events.iter().filter_map(|it| created_event(it).err()) {
+        checks.fail(EVENTS, error, names);
+    }
+    for (path, patterns) in [
+        ("notifications.include", include),
+        ("notifications.exclude", exclude),
+    ] {
+        for error in patterns.iter().filter_map(|it| key_pattern(it).err()) {
+            checks.fail(path, error, "give globs such as section/**/*.jsonl");
+        }
     }
 }
 

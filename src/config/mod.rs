@@ -31,7 +31,8 @@ pub use reference::{effective_yaml, reference_markdown};
 pub use secret::Secret;
 pub use types::{
     AdminConfig, BatchConfig, ClickHouseConfig, Config, EventTypesConfig, LoadConfig, LoadStrategy,
-    LogConfig, LogFormat, OnMissing, QueueConfig, S3Config, ShutdownConfig, TableEngine,
+    LogConfig, LogFormat, NotificationsConfig, OnMissing, QueueConfig, S3Config, ShutdownConfig,
+    TableEngine,
 };
 pub use units::{HumanDuration, HumanSize};
 

@@ -14,13 +14,14 @@ use serde::{Deserialize, Serialize};
 use super::access::ClickHouseAccess;
 use super::problems::{Problem, Problems};
 use super::secret::Secret;
-use super::units::{HumanDuration, HumanSize, boolean, whole_number};
+use super::units::{HumanDuration, HumanSize, boolean, texts, whole_number};
 
 /// A valid configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     pub queue: QueueConfig,
+    pub notifications: NotificationsConfig,
     pub clickhouse: ClickHouseConfig,
     pub s3: S3Config,
     pub batch: BatchConfig,
@@ -78,6 +79,32 @@ pub struct QueueConfig {
     /// trying Sluice out.
     #[serde(deserialize_with = "boolean")]
     pub allow_missing_dlq: bool,
+}
+
+/// Which of the announced objects are loaded. The messages of the others are
+/// deleted, and counted as `filtered`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NotificationsConfig {
+    /// The events that count, by the names that a bucket's notification
+    /// configuration has for them: `ObjectCreated:*`, `ObjectCreated:Put`,
+    /// `ObjectCreated:Post`, `ObjectCreated:Copy`,
+    /// `ObjectCreated:CompleteMultipartUpload`.
+    #[serde(deserialize_with = "texts")]
+    pub events: Vec<String>,
+
+    /// Globs, one of which an object's key must match. `*` and `?` stop at a
+    /// slash and `**` does not; `[a-z]`, `[!a-z]` and `{a,b}` are choices; a
+    /// backslash takes the meaning from what follows it. An empty list takes all
+    /// keys. Where the bucket's own prefix and suffix filters will do, prefer
+    /// them: what they leave out costs nothing.
+    #[serde(deserialize_with = "texts")]
+    pub include: Vec<String>,
+
+    /// Globs, none of which an object's key may match. They win over
+    /// `notifications.include`.
+    #[serde(deserialize_with = "texts")]
+    pub exclude: Vec<String>,
 }
 
 /// The ClickHouse server that reads the objects and keeps the rows.

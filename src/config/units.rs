@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Unexpected, Visitor};
 use serde::{Serialize, Serializer};
 
 /// A duration, written with its unit: `500ms`, `10s`, `1h30m`, `90d`.
@@ -250,6 +250,39 @@ impl Visitor<'_> for BooleanVisitor {
             "false" => Ok(false),
             _ => Err(E::invalid_value(Unexpected::Str(value), &self)),
         }
+    }
+}
+
+/// Reads a list of texts. Environment variables and flags give one text, or a
+/// JSON list of them.
+pub(super) fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    deserializer.deserialize_any(TextsVisitor)
+}
+
+struct TextsVisitor;
+
+impl<'de> Visitor<'de> for TextsVisitor {
+    type Value = Vec<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of strings")
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Vec<String>, E> {
+        match value.trim() {
+            "" => Ok(Vec::new()),
+            list if list.starts_with('[') => serde_json::from_str(list)
+                .map_err(|error| E::custom(format!("`{list}` is no JSON list: {error}"))),
+            one => Ok(vec![one.to_owned()]),
+        }
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Vec<String>, A::Error> {
+        let mut texts = Vec::new();
+        while let Some(text) = values.next_element()? {
+            texts.push(text);
+        }
+        Ok(texts)
     }
 }
 

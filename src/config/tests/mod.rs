@@ -155,6 +155,21 @@ fn environment_strings_become_typed_values() {
 }
 
 #[test]
+fn lists_come_from_every_layer_and_later_ones_replace_earlier_ones() {
+    let yaml = "notifications: {include: [a, 'b,c'], exclude: x, events: ['ObjectCreated:Put']}";
+    let filter = load(yaml).unwrap().notifications;
+    assert_eq!(filter.include, ["a", "b,c"]);
+    assert_eq!(filter.exclude, ["x"]);
+    assert_eq!(filter.events, ["ObjectCreated:Put"]);
+
+    let env = [("SLUICE__NOTIFICATIONS__INCLUDE", r#"["{d,e}/*.jsonl"]"#)];
+    let flags = [("notifications.exclude", "")];
+    let filter = load_all(yaml, &env, &flags).unwrap().notifications;
+    assert_eq!(filter.include, ["{d,e}/*.jsonl"]);
+    assert_eq!(filter.exclude, Vec::<String>::new());
+}
+
+#[test]
 fn empty_files_and_sections_change_nothing() {
     let defaults = Config::load(Sources::default()).unwrap();
     for yaml in [
