@@ -4,5 +4,6 @@ mod cli;
 mod end_to_end;
 mod harness;
 mod mapping;
+mod notifications;
 mod outages;
 mod queue_contract;
