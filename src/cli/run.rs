@@ -86,6 +86,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
                 insert_timeout: config.clickhouse.insert_timeout.get(),
                 retry_min: config.load.retry_backoff_min.get(),
                 retry_max: config.load.retry_backoff_max.get(),
+                max_rejected_ratio: config.load.max_rejected_ratio.get(),
             },
             successes: AtomicU64::new(0),
             acknowledge_missing: config.load.on_missing == OnMissing::Acknowledge,

@@ -238,11 +238,7 @@ fn check_batch(batch: &BatchConfig, checks: &mut Checks) {
         Duration::from_millis(100)..=HOUR,
     );
     checks.integer("batch.max_objects", batch.max_objects as u64);
-    if batch.max_bytes.bytes() < 1 << 20 {
-        let message = format!("`{}` is too small", batch.max_bytes);
-        let least = HumanSize::new(1 << 20);
-        checks.fail("batch.max_bytes", message, format!("give {least} or more"));
-    }
+    checks.size("batch.max_bytes", batch.max_bytes, 1 << 20..=u64::MAX);
 }
 
 fn check_load(load: &LoadConfig, checks: &mut Checks) {
@@ -250,6 +246,11 @@ fn check_load(load: &LoadConfig, checks: &mut Checks) {
     checks.positive("load.retry_backoff_min", load.retry_backoff_min);
     checks.positive("load.retry_backoff_max", load.retry_backoff_max);
     checks.positive("load.probe_interval", load.probe_interval);
+    checks.size(
+        "load.max_line_bytes",
+        load.max_line_bytes,
+        1 << 10..=1 << 30,
+    );
     checks.ordered(
         ("load.retry_backoff_min", load.retry_backoff_min),
         ("load.retry_backoff_max", load.retry_backoff_max),
@@ -339,6 +340,17 @@ impl Checks<'_> {
                 message,
                 format!("give a duration from {min} to {max}"),
             );
+        }
+    }
+
+    fn size(&mut self, path: &str, value: HumanSize, range: RangeInclusive<u64>) {
+        let (min, max) = (HumanSize::new(*range.start()), HumanSize::new(*range.end()));
+        if value < min {
+            let message = format!("`{value}` is too small");
+            self.fail(path, message, format!("give {min} or more"));
+        } else if value > max {
+            let message = format!("`{value}` is too large");
+            self.fail(path, message, format!("give {max} or less"));
         }
     }
 

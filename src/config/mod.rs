@@ -34,7 +34,7 @@ pub use types::{
     LogConfig, LogFormat, NotificationsConfig, OnMissing, QueueConfig, S3Config, ShutdownConfig,
     TableEngine,
 };
-pub use units::{HumanDuration, HumanSize};
+pub use units::{HumanDuration, HumanSize, Ratio};
 
 impl Config {
     /// The configuration that the sources give together, or everything that is

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::access::ClickHouseAccess;
 use super::problems::{Problem, Problems};
 use super::secret::Secret;
-use super::units::{HumanDuration, HumanSize, boolean, texts, whole_number};
+use super::units::{HumanDuration, HumanSize, Ratio, boolean, texts, whole_number};
 
 /// A valid configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
@@ -245,6 +245,18 @@ pub struct LoadConfig {
     /// deleted, for buckets whose objects are removed or replaced as a matter of
     /// course.
     pub on_missing: OnMissing,
+
+    /// The longest line that is read, 1KiB to 1GiB. A longer one is kept in
+    /// `rejected_lines`, whole, as `too large`. ClickHouse needs about twenty
+    /// times a line's size to read it, and three times to keep it.
+    pub max_line_bytes: HumanSize,
+
+    /// How large a part of an object's lines may be rejected, 0 to 1 (blank lines
+    /// do not count). Above that the object fails as `rejected`, and nothing of
+    /// it is kept. 1 lets every object pass, since its rejected lines are all in
+    /// `rejected_lines`; with 0.5 a file that is no JSON at all goes to the
+    /// dead-letter queue, and so does one whose only line is bad.
+    pub max_rejected_ratio: Ratio,
 }
 
 /// What becomes of a message whose object is gone.

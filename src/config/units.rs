@@ -18,6 +18,16 @@ pub struct HumanDuration(Duration);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HumanSize(u64);
 
+/// A part of a whole, from 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize)]
+pub struct Ratio(f64);
+
+impl Ratio {
+    pub const fn get(self) -> f64 {
+        self.0
+    }
+}
+
 impl HumanDuration {
     pub const fn new(duration: Duration) -> Self {
         Self(duration)
@@ -68,6 +78,17 @@ impl FromStr for HumanSize {
             Err(_) => Err(format!(
                 "`{text}` is not a size, write a number and one of B, KB, MB, GB, KiB, MiB, GiB"
             )),
+        }
+    }
+}
+
+impl FromStr for Ratio {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim().parse() {
+            Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(Self(ratio)),
+            _ => Err(format!("`{text}` is not a number from 0 to 1")),
         }
     }
 }
@@ -162,6 +183,12 @@ impl<'de> Deserialize<'de> for HumanSize {
     }
 }
 
+impl<'de> Deserialize<'de> for Ratio {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(QuantityVisitor(PhantomData))
+    }
+}
+
 /// Reads a quantity. A bare number goes through the same parser, whose error
 /// says which unit to add.
 struct QuantityVisitor<T>(PhantomData<T>);
@@ -170,7 +197,7 @@ impl<T: FromStr<Err = String>> Visitor<'_> for QuantityVisitor<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a number with its unit")
+        f.write_str("a quantity")
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<T, E> {
@@ -320,6 +347,25 @@ impl JsonSchema for HumanSize {
             "type": "string",
             "pattern": r"^\s*[0-9.]+\s*([KMGTkmgt]i?[Bb]?|[Bb])\s*$",
             "examples": ["64KB", "128MiB"],
+        })
+    }
+}
+
+impl JsonSchema for Ratio {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Ratio".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "title": "a number from 0 to 1",
+            "type": "number",
+            "minimum": 0,
+            "maximum": 1,
         })
     }
 }

@@ -41,6 +41,9 @@ impl Verdict {
 pub const FENCED_TEXT: &str = "sluice: this batch is fenced";
 pub const CHANGED_TEXT: &str = "sluice: an object changed since it was announced";
 
+/// What begins the reason why an object failed of which too much was rejected.
+pub const TOO_MANY_REJECTED_TEXT: &str = "too many lines are rejected";
+
 /// Nothing that a batch could be blamed for: the server, the account or the schema. Names are
 /// ClickHouse's own, from `system.errors`.
 const HALT: &[u32] = &[
@@ -110,6 +113,13 @@ fn thrown(text: &str) -> Verdict {
         .map_or(Verdict::Replay, |(_, verdict)| verdict)
 }
 
+/// S3's part of an error. Behind it stands the object's name, which can be anything, S3's words
+/// included.
+fn before_the_name(text: &str) -> &str {
+    text.split_once("hile reading ")
+        .map_or(text, |(words, _)| words)
+}
+
 /// Whether S3 says that an object does not exist.
 pub fn is_missing(text: &str) -> bool {
     says(
@@ -128,6 +138,7 @@ pub fn is_refusal(text: &str) -> bool {
 }
 
 fn says(text: &str, words: &[&str]) -> bool {
+    let text = before_the_name(text);
     words.iter().any(|word| text.contains(word))
 }
 
@@ -263,6 +274,13 @@ mod tests {
             ),
             (server(499, "Connection refused"), Verdict::Replay),
             (
+                server(
+                    499,
+                    "Connection refused: while reading 'NoSuchKey AccessDenied.gz' in bucket 'b'",
+                ),
+                Verdict::Replay,
+            ),
+            (
                 server(499, "HTTP response code: 503, SlowDown"),
                 Verdict::Replay,
             ),
@@ -278,6 +296,14 @@ mod tests {
         ] {
             assert_eq!(verdict(&error), expected, "{error}");
         }
+    }
+
+    #[test]
+    fn a_key_does_not_speak_for_s3() {
+        let text = "ClickHouse error 354: Code: 354. DB::Exception: inflate failed: buffer error: \
+                    While reading from: b/NoSuchKey AccessDenied HTTP response code: 404.gz: (in \
+                    file/uri b/NoSuchKey AccessDenied HTTP response code: 404.gz)";
+        assert!(!is_missing(text) && !is_refusal(text));
     }
 
     #[test]

@@ -7,3 +7,4 @@ mod mapping;
 mod notifications;
 mod outages;
 mod queue_contract;
+mod rejects;

@@ -181,6 +181,16 @@ fn values_out_of_range_are_refused() {
         &["batch.max_bytes: `1023KiB` is too small (give 1MiB or more)"],
     );
     check("load: {concurrency: 65}", &["load.concurrency"]);
+    check(
+        "load: {max_line_bytes: 2GiB}",
+        &["load.max_line_bytes: `2GiB` is too large (give 1GiB or less)"],
+    );
+    for ratio in ["1.1", "-0.1", "half"] {
+        check(
+            &format!("load: {{max_rejected_ratio: {ratio}}}"),
+            &["is not a number from 0 to 1 (give a number from 0 to 1; the default is `1"],
+        );
+    }
     check("shutdown: {grace_period: 0s}", &["shutdown.grace_period"]);
     check("log: {level: inof}", &["`inof` is not a level"]);
     check(
