@@ -57,6 +57,8 @@ const HALT: &[u32] = &[
     115, // UNKNOWN_SETTING
     164, // READONLY
     192, // UNKNOWN_USER
+    193, // WRONG_PASSWORD
+    194, // REQUIRED_PASSWORD
     242, // TABLE_IS_READ_ONLY
     243, // NOT_ENOUGH_SPACE
     252, // TOO_MANY_PARTS
@@ -170,7 +172,7 @@ pub fn halt_class(error: &WarehouseError) -> &'static str {
     match error {
         WarehouseError::Unknown(_) => "unreachable",
         WarehouseError::Server { code, .. } => match code {
-            192 | 516 => "authentication",
+            192..=194 | 516 => "authentication",
             291 | 497 => "permission",
             164 | 242 => "read_only",
             252 => "too_many_parts",
@@ -188,7 +190,8 @@ pub fn with_advice(error: &WarehouseError) -> String {
     let advice = match error {
         WarehouseError::Unknown(_) => "check that ClickHouse runs, and `clickhouse.url`",
         WarehouseError::Server {
-            code: 192 | 516, ..
+            code: 192..=194 | 516,
+            ..
         } => "check `clickhouse.user` and `clickhouse.password`",
         WarehouseError::Server {
             code: 16 | 36 | 47 | 53 | 60 | 81,
@@ -285,6 +288,10 @@ mod tests {
                 Verdict::Replay,
             ),
             (server(516, "Authentication failed"), Verdict::Halt),
+            (
+                server(194, "Authentication failed: password is incorrect"),
+                Verdict::Halt,
+            ),
             (server(60, "Unknown table"), Verdict::Halt),
             (server(252, "Too many parts"), Verdict::Halt),
             (server(241, "Memory limit exceeded"), Verdict::Overload),

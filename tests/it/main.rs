@@ -3,6 +3,7 @@
 mod cli;
 mod end_to_end;
 mod harness;
+mod injection;
 mod mapping;
 mod notifications;
 mod outages;
