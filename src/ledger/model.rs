@@ -358,6 +358,17 @@ impl Case {
                     _ => false,
                 });
                 if recoverable {
+                    let standings: Vec<Standing> = standings
+                        .into_iter()
+                        .map(|standing| match standing {
+                            Standing::Busy { batch, .. } => {
+                                let fence = state.batches[index(batch)].fence;
+                                let lapsed = fence < self.fences || fence == DOOMED;
+                                Standing::Busy { batch, lapsed }
+                            }
+                            other => other,
+                        })
+                        .collect();
                     // It looks the objects up again afterwards: all of them.
                     job.objects = bits(job.objects).sum::<u8>() | busy(&standings, state);
                     answer(after, job, Event::Standings(standings));

@@ -1,7 +1,7 @@
 //! From the body of an SQS message to the objects that it announces.
 //!
 //! Pure: nothing here knows of queues or of the network. Whoever may send to the queue writes these
-//! bodies, so whatever goes from here into a statement or a URL is checked ([`object`]).
+//! bodies, so whatever goes from here into a statement or a URL is checked in `object`.
 
 mod event_bridge;
 pub mod filter;
