@@ -62,6 +62,8 @@ pub struct Planner {
     pub database: String,
     /// Larger objects are read in many blocks.
     pub max_bytes: u64,
+    /// Longer lines are rejected.
+    pub max_line_bytes: u64,
     pub insert_timeout: Duration,
 }
 
@@ -109,6 +111,7 @@ impl Planner {
     pub fn inserts(&self, batch: BatchId, objects: &[&ObjectRef], guard: &str) -> Vec<Statement> {
         let source = self.s3(objects, "LineAsString", "line String");
         let mut lines = Lines::of_objects(source, batch.0);
+        lines.max_line_bytes = self.max_line_bytes;
         lines.filter = Some(format!(
             "{} AND {}",
             sql::throw_if(guard, FENCED_TEXT),
@@ -334,6 +337,7 @@ mod tests {
             strategy: Strategy::SinglePass,
             database: "db".into(),
             max_bytes: 1000,
+            max_line_bytes: 100,
             insert_timeout: Duration::from_secs(600),
         }
     }

@@ -206,6 +206,7 @@ fn planner(config: &Config, catalog: Catalog, region: &str) -> Planner {
         },
         database: config.clickhouse.database.clone(),
         max_bytes: config.batch.max_bytes.bytes(),
+        max_line_bytes: config.load.max_line_bytes.bytes(),
         insert_timeout: config.clickhouse.insert_timeout.get(),
     }
 }

@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 use super::{aws, catalog, planner, warehouse};
 use crate::admin::{AdminListener, Health};
 use crate::batch::BatchLimits;
-use crate::config::{Config, LoadStrategy, OnMissing};
+use crate::config::{Config, LoadStrategy, NotificationsConfig, OnMissing};
 use crate::event_types::Catalog;
 use crate::event_types::select::Target;
 use crate::failpoint;
@@ -20,6 +20,7 @@ use crate::ledger::{self, Ledger};
 use crate::load::breaker::{Breaker, Scope};
 use crate::load::verdict::{halt_class, with_advice};
 use crate::load::{LoadLimits, Loader};
+use crate::notification::filter::Filter;
 use crate::pipeline::{self, core::Limits};
 use crate::queue::sqs::SqsQueue;
 use crate::queue::{Queue, QueueError};
@@ -34,6 +35,7 @@ const QUEUE_RETRY: Duration = Duration::from_secs(5);
 pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     let queue_url = config.queue.require_url()?;
     let catalog = catalog(config)?;
+    let filter = filter(config)?;
     start_logging(&config.log)?;
     let _armed = failpoint::arm();
     let metrics = metrics::install().context("metrics could not be started")?;
@@ -84,15 +86,34 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
                 insert_timeout: config.clickhouse.insert_timeout.get(),
                 retry_min: config.load.retry_backoff_min.get(),
                 retry_max: config.load.retry_backoff_max.get(),
+                max_rejected_ratio: config.load.max_rejected_ratio.get(),
             },
             successes: AtomicU64::new(0),
             acknowledge_missing: config.load.on_missing == OnMissing::Acknowledge,
         });
-        pipeline::run(queue, loader, breaker, health, options(config), stop).await;
+        pipeline::run(
+            queue,
+            loader,
+            breaker,
+            health,
+            filter,
+            options(config),
+            stop,
+        )
+        .await;
     }
     prober.abort();
     admin.abort();
     Ok(())
+}
+
+fn filter(config: &Config) -> anyhow::Result<Filter> {
+    let NotificationsConfig {
+        events,
+        include,
+        exclude,
+    } = &config.notifications;
+    Filter::new(events, include, exclude).map_err(anyhow::Error::msg)
 }
 
 fn options(config: &Config) -> pipeline::Options {

@@ -13,9 +13,11 @@ use super::problems::{Findings, Problem};
 use super::raw::RawConfig;
 use super::secret::Secret;
 use super::types::{
-    BatchConfig, ClickHouseConfig, Config, LoadConfig, LogConfig, QueueConfig, S3Config,
+    BatchConfig, ClickHouseConfig, Config, LoadConfig, LogConfig, NotificationsConfig, QueueConfig,
+    S3Config,
 };
 use super::units::{HumanDuration, HumanSize};
+use crate::notification::filter::{created_event, key_pattern};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -38,6 +40,7 @@ pub(super) fn check(
         findings,
     };
     check_queue(&raw.queue, &mut checks);
+    check_notifications(&raw.notifications, &mut checks);
     check_clickhouse(&raw.clickhouse, &mut checks);
     if let Some(region) = &raw.s3.region {
         checks.name("s3.region", region);
@@ -55,6 +58,7 @@ pub(super) fn check(
     check_relations(&raw.queue, &raw.batch, &mut checks);
     Some(Config {
         queue: raw.queue,
+        notifications: raw.notifications,
         clickhouse: raw.clickhouse,
         s3: S3Config {
             region: raw.s3.region,
@@ -118,6 +122,30 @@ fn check_queue_url(url: &str, checks: &mut Checks) {
     };
     if url.path().trim_matches('/').is_empty() {
         checks.fail(PATH, "names no queue", form);
+    }
+}
+
+fn check_notifications(notifications: &NotificationsConfig, checks: &mut Checks) {
+    let NotificationsConfig {
+        events,
+        include,
+        exclude,
+    } = notifications;
+    const EVENTS: &str = "notifications.events";
+    let names = "give names such as ObjectCreated:* or ObjectCreated:Put";
+    if events.is_empty() && checks.are_good(&[EVENTS]) {
+        checks.fail(EVENTS, "is empty, so that nothing would be loaded", names);
+    }
+    for error in events.iter().filter_map(|it| created_event(it).err()) {
+        checks.fail(EVENTS, error, names);
+    }
+    for (path, patterns) in [
+        ("notifications.include", include),
+        ("notifications.exclude", exclude),
+    ] {
+        for error in patterns.iter().filter_map(|it| key_pattern(it).err()) {
+            checks.fail(path, error, "give globs such as section/**/*.jsonl");
+        }
     }
 }
 
@@ -210,11 +238,7 @@ fn check_batch(batch: &BatchConfig, checks: &mut Checks) {
         Duration::from_millis(100)..=HOUR,
     );
     checks.integer("batch.max_objects", batch.max_objects as u64);
-    if batch.max_bytes.bytes() < 1 << 20 {
-        let message = format!("`{}` is too small", batch.max_bytes);
-        let least = HumanSize::new(1 << 20);
-        checks.fail("batch.max_bytes", message, format!("give {least} or more"));
-    }
+    checks.size("batch.max_bytes", batch.max_bytes, 1 << 20..=u64::MAX);
 }
 
 fn check_load(load: &LoadConfig, checks: &mut Checks) {
@@ -222,6 +246,11 @@ fn check_load(load: &LoadConfig, checks: &mut Checks) {
     checks.positive("load.retry_backoff_min", load.retry_backoff_min);
     checks.positive("load.retry_backoff_max", load.retry_backoff_max);
     checks.positive("load.probe_interval", load.probe_interval);
+    checks.size(
+        "load.max_line_bytes",
+        load.max_line_bytes,
+        1 << 10..=1 << 30,
+    );
     checks.ordered(
         ("load.retry_backoff_min", load.retry_backoff_min),
         ("load.retry_backoff_max", load.retry_backoff_max),
@@ -311,6 +340,17 @@ impl Checks<'_> {
                 message,
                 format!("give a duration from {min} to {max}"),
             );
+        }
+    }
+
+    fn size(&mut self, path: &str, value: HumanSize, range: RangeInclusive<u64>) {
+        let (min, max) = (HumanSize::new(*range.start()), HumanSize::new(*range.end()));
+        if value < min {
+            let message = format!("`{value}` is too small");
+            self.fail(path, message, format!("give {min} or more"));
+        } else if value > max {
+            let message = format!("`{value}` is too large");
+            self.fail(path, message, format!("give {max} or less"));
         }
     }
 

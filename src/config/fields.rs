@@ -69,6 +69,7 @@ pub(super) struct Field {
     pub(super) description: String,
     pub(super) optional: bool,
     pub(super) range: Option<(u64, u64)>,
+    pub(super) is_list: bool,
     /// The kinds that have the field, where only some do.
     pub(super) kinds: Vec<String>,
 }
@@ -146,6 +147,7 @@ impl Fields {
             description: lines.collect::<Vec<_>>().join("\n"),
             optional: false,
             range: None,
+            is_list: false,
             kinds: Vec::new(),
         });
         for variant in variants {
@@ -243,6 +245,7 @@ fn field(path: String, schema: &Value) -> Field {
         optional: default.is_none(),
         description: text(schema, "description"),
         kinds: Vec::new(),
+        is_list: schema["type"] == "array",
         default,
         range,
         path,
@@ -260,6 +263,7 @@ fn takes(schema: &Value, range: Option<(u64, u64)>) -> String {
         (Some(title), ..) => title.to_owned(),
         (_, Some("integer"), Some((min, max))) => format!("a whole number, {min} to {max}"),
         (_, Some("integer"), None) => "a whole number".to_owned(),
+        (_, Some("array"), _) => "a list of strings".to_owned(),
         (_, Some("boolean"), _) => "`true` or `false`".to_owned(),
         _ if schema["writeOnly"] == true => "a secret string".to_owned(),
         _ => "a string".to_owned(),

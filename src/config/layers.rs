@@ -179,6 +179,7 @@ fn known_only(
             }
             (Node::Section, ValueKind::Nil) => Ok(None),
             (Node::Section, _) => Err(fields.is_section(&path)),
+            (Node::Field(field), kind @ ValueKind::Array(_)) if field.is_list => Ok(Some(kind)),
             (Node::Field(_), ValueKind::Table(_) | ValueKind::Array(_)) => Err(Problem::new(
                 &path,
                 "takes one value, not a list or mapping",

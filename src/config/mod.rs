@@ -31,9 +31,10 @@ pub use reference::{effective_yaml, reference_markdown};
 pub use secret::Secret;
 pub use types::{
     AdminConfig, BatchConfig, ClickHouseConfig, Config, EventTypesConfig, LoadConfig, LoadStrategy,
-    LogConfig, LogFormat, OnMissing, QueueConfig, S3Config, ShutdownConfig, TableEngine,
+    LogConfig, LogFormat, NotificationsConfig, OnMissing, QueueConfig, S3Config, ShutdownConfig,
+    TableEngine,
 };
-pub use units::{HumanDuration, HumanSize};
+pub use units::{HumanDuration, HumanSize, Ratio};
 
 impl Config {
     /// The configuration that the sources give together, or everything that is

@@ -11,7 +11,7 @@ use super::layers::{Merged, default_tree};
 use super::problems::{Findings, Problem};
 use super::types::{
     AdminConfig, BatchConfig, ClickHouseConfig, EventTypesConfig, LoadConfig, LogConfig,
-    QueueConfig, ShutdownConfig,
+    NotificationsConfig, QueueConfig, ShutdownConfig,
 };
 
 /// A configuration whose fields have the right types, and nothing more. It
@@ -20,6 +20,7 @@ use super::types::{
 #[serde(deny_unknown_fields)]
 pub(super) struct RawConfig {
     pub(super) queue: QueueConfig,
+    pub(super) notifications: NotificationsConfig,
     pub(super) clickhouse: ClickHouseConfig,
     pub(super) s3: RawS3,
     pub(super) batch: BatchConfig,
@@ -53,7 +54,9 @@ pub(super) fn decode(
             Ok(raw) => return Some(raw),
             Err(error) => error,
         };
+        // A list is one value.
         let path = error.path().to_string();
+        let path = path.split('[').next().unwrap_or_default().to_owned();
         let mut problem = Problem::new(&path, error.inner().to_string());
         if let Some(field) = fields.field(&path) {
             problem = problem.advice(field.advice());

@@ -56,6 +56,8 @@ Sluice runs on its built-in defaults once it knows its queue. Each layer changes
 
 Nothing is guessed: an unknown key, a number without its unit or a value out of range stops Sluice, which then names everything that is wrong, where it came from and what to do. `sluice config show` prints the configuration in effect, without secrets; `sluice config schema` prints the JSON schema that editors can check files with. Examples are in [config/examples](../config/examples).
 
+A list is a YAML list in a file. In the environment and with `--set` it is a JSON list, such as `[\"a\", \"b\"]`, or one string.
+
 A duration has a unit (`500ms`, `10s`, `2m`, `1h30m`, `90d`), and so has a size (`64KB` is 64,000 bytes, `128MiB` is 134,217,728).
 
 ## AWS

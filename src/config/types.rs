@@ -14,13 +14,14 @@ use serde::{Deserialize, Serialize};
 use super::access::ClickHouseAccess;
 use super::problems::{Problem, Problems};
 use super::secret::Secret;
-use super::units::{HumanDuration, HumanSize, boolean, whole_number};
+use super::units::{HumanDuration, HumanSize, Ratio, boolean, texts, whole_number};
 
 /// A valid configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     pub queue: QueueConfig,
+    pub notifications: NotificationsConfig,
     pub clickhouse: ClickHouseConfig,
     pub s3: S3Config,
     pub batch: BatchConfig,
@@ -78,6 +79,32 @@ pub struct QueueConfig {
     /// trying Sluice out.
     #[serde(deserialize_with = "boolean")]
     pub allow_missing_dlq: bool,
+}
+
+/// Which of the announced objects are loaded. The messages of the others are
+/// deleted, and counted as `filtered`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NotificationsConfig {
+    /// The events that count, by the names that a bucket's notification
+    /// configuration has for them: `ObjectCreated:*`, `ObjectCreated:Put`,
+    /// `ObjectCreated:Post`, `ObjectCreated:Copy`,
+    /// `ObjectCreated:CompleteMultipartUpload`.
+    #[serde(deserialize_with = "texts")]
+    pub events: Vec<String>,
+
+    /// Globs, one of which an object's key must match. `*` and `?` stop at a
+    /// slash and `**` does not; `[a-z]`, `[!a-z]` and `{a,b}` are choices; a
+    /// backslash takes the meaning from what follows it. An empty list takes all
+    /// keys. Where the bucket's own prefix and suffix filters will do, prefer
+    /// them: what they leave out costs nothing.
+    #[serde(deserialize_with = "texts")]
+    pub include: Vec<String>,
+
+    /// Globs, none of which an object's key may match. They win over
+    /// `notifications.include`.
+    #[serde(deserialize_with = "texts")]
+    pub exclude: Vec<String>,
 }
 
 /// The ClickHouse server that reads the objects and keeps the rows.
@@ -218,6 +245,18 @@ pub struct LoadConfig {
     /// deleted, for buckets whose objects are removed or replaced as a matter of
     /// course.
     pub on_missing: OnMissing,
+
+    /// The longest line that is read, 1KiB to 1GiB. A longer one is kept in
+    /// `rejected_lines`, whole, as `too large`. ClickHouse needs about twenty
+    /// times a line's size to read it, and three times to keep it.
+    pub max_line_bytes: HumanSize,
+
+    /// How large a part of an object's lines may be rejected, 0 to 1 (blank lines
+    /// do not count). Above that the object fails as `rejected`, and nothing of
+    /// it is kept. 1 lets every object pass, since its rejected lines are all in
+    /// `rejected_lines`; with 0.5 a file that is no JSON at all goes to the
+    /// dead-letter queue, and so does one whose only line is bad.
+    pub max_rejected_ratio: Ratio,
 }
 
 /// What becomes of a message whose object is gone.

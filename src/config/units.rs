@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Unexpected, Visitor};
 use serde::{Serialize, Serializer};
 
 /// A duration, written with its unit: `500ms`, `10s`, `1h30m`, `90d`.
@@ -17,6 +17,16 @@ pub struct HumanDuration(Duration);
 /// A number of bytes, written with its unit: `64KB` (1,000s) or `128MiB` (1,024s).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HumanSize(u64);
+
+/// A part of a whole, from 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize)]
+pub struct Ratio(f64);
+
+impl Ratio {
+    pub const fn get(self) -> f64 {
+        self.0
+    }
+}
 
 impl HumanDuration {
     pub const fn new(duration: Duration) -> Self {
@@ -68,6 +78,17 @@ impl FromStr for HumanSize {
             Err(_) => Err(format!(
                 "`{text}` is not a size, write a number and one of B, KB, MB, GB, KiB, MiB, GiB"
             )),
+        }
+    }
+}
+
+impl FromStr for Ratio {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim().parse() {
+            Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(Self(ratio)),
+            _ => Err(format!("`{text}` is not a number from 0 to 1")),
         }
     }
 }
@@ -162,6 +183,12 @@ impl<'de> Deserialize<'de> for HumanSize {
     }
 }
 
+impl<'de> Deserialize<'de> for Ratio {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(QuantityVisitor(PhantomData))
+    }
+}
+
 /// Reads a quantity. A bare number goes through the same parser, whose error
 /// says which unit to add.
 struct QuantityVisitor<T>(PhantomData<T>);
@@ -170,7 +197,7 @@ impl<T: FromStr<Err = String>> Visitor<'_> for QuantityVisitor<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a number with its unit")
+        f.write_str("a quantity")
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<T, E> {
@@ -253,6 +280,39 @@ impl Visitor<'_> for BooleanVisitor {
     }
 }
 
+/// Reads a list of texts. Environment variables and flags give one text, or a
+/// JSON list of them.
+pub(super) fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    deserializer.deserialize_any(TextsVisitor)
+}
+
+struct TextsVisitor;
+
+impl<'de> Visitor<'de> for TextsVisitor {
+    type Value = Vec<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of strings")
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Vec<String>, E> {
+        match value.trim() {
+            "" => Ok(Vec::new()),
+            list if list.starts_with('[') => serde_json::from_str(list)
+                .map_err(|error| E::custom(format!("`{list}` is no JSON list: {error}"))),
+            one => Ok(vec![one.to_owned()]),
+        }
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Vec<String>, A::Error> {
+        let mut texts = Vec::new();
+        while let Some(text) = values.next_element()? {
+            texts.push(text);
+        }
+        Ok(texts)
+    }
+}
+
 impl JsonSchema for HumanDuration {
     fn inline_schema() -> bool {
         true
@@ -287,6 +347,25 @@ impl JsonSchema for HumanSize {
             "type": "string",
             "pattern": r"^\s*[0-9.]+\s*([KMGTkmgt]i?[Bb]?|[Bb])\s*$",
             "examples": ["64KB", "128MiB"],
+        })
+    }
+}
+
+impl JsonSchema for Ratio {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Ratio".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "title": "a number from 0 to 1",
+            "type": "number",
+            "minimum": 0,
+            "maximum": 1,
         })
     }
 }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::declaration::{self, Declaration, DeclaredColumn};
 use super::paths::{self, PathTree};
-use super::{Catalog, Column, EventType, Problem, RESERVED_KINDS};
+use super::{Catalog, Column, EventType, Problem, RESERVED_KINDS, Rule};
 use columns::check_column;
 use rules::check_rule;
 
@@ -225,7 +225,13 @@ fn check_type(
         );
     }
     let rule = match &own.rule {
-        Some(rule) => check_rule(rule, "rule", &mut report),
+        Some(rule) => {
+            let rule = check_rule(rule, "rule", &mut report);
+            if rule.as_ref().is_some_and(Rule::holds_for_nothing) {
+                report.add("rule", "holds without any value, and so for every line that is no JSON; name a value that must be there, beside what must not");
+            }
+            rule
+        }
         None => {
             report.add("rule", "is missing; say which statements belong here, such as {path: [verb, id], equals: …}");
             None

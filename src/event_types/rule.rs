@@ -33,6 +33,16 @@ impl Rule {
         }
     }
 
+    /// Whether it holds where no value is there, and so for a line that is no JSON.
+    pub(super) fn holds_for_nothing(&self) -> bool {
+        match self {
+            Rule::All(rules) => rules.iter().all(Rule::holds_for_nothing),
+            Rule::Any(rules) => rules.iter().any(Rule::holds_for_nothing),
+            Rule::Not(rule) => !rule.holds_for_nothing(),
+            Rule::In(..) => false,
+        }
+    }
+
     /// Every path that the rule looks at.
     pub(super) fn paths(&self) -> Vec<&Path> {
         match self {

@@ -26,6 +26,8 @@ pub struct Lines {
     pub source_etag: String,
     /// The line's number in the object, from 0, an expression of type UInt64.
     pub row_number: String,
+    /// Longer lines are rejected unread: a parser needs twenty times their size.
+    pub max_line_bytes: u64,
     /// The batch that reads.
     pub batch_id: Uuid,
 }
@@ -41,6 +43,7 @@ impl Lines {
             source_path: "_path".to_owned(),
             source_etag: "_etag".to_owned(),
             row_number: "_row_number".to_owned(),
+            max_line_bytes: u64::MAX,
             batch_id,
         }
     }
@@ -54,6 +57,7 @@ impl Lines {
             source_path: sql::string(source_path),
             source_etag: sql::string(source_etag),
             row_number: "rowNumberInAllBlocks()".to_owned(),
+            max_line_bytes: u64::MAX,
             batch_id,
         }
     }
@@ -191,10 +195,11 @@ FROM (
             FROM (
                 SELECT
                     {line} AS line,
+                    if(length(line) > {max_line_bytes}, '', line) AS json,
                     {source_path} AS source_path,
                     trim(BOTH '\"' FROM {source_etag}) AS source_etag,
                     {row_number} AS row_number,
-                    JSONExtract(line, {tuple_type}) AS parsed
+                    JSONExtract(json, {tuple_type}) AS parsed
                 FROM {from}{filter}
             )
         )
@@ -202,10 +207,11 @@ FROM (
 )",
         needs_hash = needs_hash(catalog),
         batch_id = lines.batch_id,
-        verdicts = verdicts(catalog),
+        verdicts = verdicts(catalog, lines),
         rules = rules(catalog),
-        suspect = tree.suspect("line", "parsed"),
-        read_by_path = tree.read_by_path("line"),
+        suspect = tree.suspect("json", "parsed"),
+        read_by_path = tree.read_by_path("json"),
+        max_line_bytes = lines.max_line_bytes,
         line = lines.line,
         source_path = lines.source_path,
         source_etag = lines.source_etag,
@@ -228,11 +234,18 @@ fn rules(catalog: &Catalog) -> String {
 }
 
 /// '' for a line that becomes a row, else what is wrong with it.
-fn verdicts(catalog: &Catalog) -> String {
-    let mut branches: Vec<String> = missing_values(catalog)
-        .into_iter()
-        .map(|(condition, column)| format!("{condition}, {}", sql::string(&format!("no {column}"))))
-        .collect();
+fn verdicts(catalog: &Catalog, lines: &Lines) -> String {
+    let mut branches = vec![format!(
+        "length(line) > {}, 'too large'",
+        lines.max_line_bytes
+    )];
+    branches.extend(
+        missing_values(catalog)
+            .into_iter()
+            .map(|(condition, column)| {
+                format!("{condition}, {}", sql::string(&format!("no {column}")))
+            }),
+    );
     branches.extend(
         [
             "taken != '', ''",

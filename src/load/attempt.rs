@@ -11,6 +11,7 @@ use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use super::breaker::{HaltedInsert, Scope};
+use super::verdict::TOO_MANY_REJECTED_TEXT;
 use super::{
     Cancelled, Item, Loader, MAX_REPLAYS, MAX_REPLAYS_ALONE, Outcome, Outcomes, Verdict, verdict,
 };
@@ -245,22 +246,11 @@ impl Loading<'_> {
         if is_replay && !self.tables_agree().await? {
             return Ok(self.torn());
         }
-        let Some(unread) = self.unread(&self.read) else {
+        let Some(fault) = self.unread().or_else(|| self.too_many_rejected()) else {
             self.loader.successes.fetch_add(1, Ordering::Relaxed);
             return Ok(Event::Done);
         };
-        let text = format!(
-            "ClickHouse read nothing of {unread}, although it has {} bytes",
-            unread.size.unwrap_or_default(),
-        );
-        // Alone, it is first looked at again: it may be empty by now.
-        let alone = self.items.len() == 1;
-        let verdict = if alone {
-            Verdict::Changed
-        } else {
-            Verdict::ObjectFault
-        };
-        self.failure = Some((verdict, text));
+        self.failure = Some(fault);
         self.keep_nothing = true;
         Ok(Event::ObjectFault)
     }
@@ -453,14 +443,47 @@ impl Loading<'_> {
 
     /// An object that has bytes and of which no line came, not even a blank one: ClickHouse read
     /// something else under its name, or nothing, and did not say so.
-    fn unread(&self, read: &[ReadBack]) -> Option<&ObjectRef> {
-        let paths: HashSet<&str> = read.iter().map(|row| row.source_path.as_str()).collect();
-        self.objects().into_iter().find(|object| {
+    fn unread(&self) -> Option<(Verdict, String)> {
+        let paths: HashSet<&str> = self.read.iter().map(|it| it.source_path.as_str()).collect();
+        let unread = self.objects().into_iter().find(|object| {
             // Nothing, compressed, has bytes too.
             object.size.is_some_and(|size| size > 0)
                 && !is_compressed(&object.key)
                 && !paths.contains(object.path().as_str())
-        })
+        })?;
+        let text = format!(
+            "ClickHouse read nothing of {unread}, although it has {} bytes",
+            unread.size.unwrap_or_default(),
+        );
+        // Alone, it is first looked at again: it may be empty by now.
+        let alone = self.items.len() == 1;
+        let verdict = if alone {
+            Verdict::Changed
+        } else {
+            Verdict::ObjectFault
+        };
+        Some((verdict, text))
+    }
+
+    /// An object of which a larger part was rejected than is allowed.
+    fn too_many_rejected(&self) -> Option<(Verdict, String)> {
+        let max = self.loader.limits.max_rejected_ratio;
+        let mut lines: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+        for row in self.read.iter().filter(|row| row.kind != BLANK) {
+            let (all, rejected) = lines.entry(&row.source_path).or_default();
+            *all += row.rows;
+            if Target::RejectedLines.kind() == Some(&row.kind) {
+                *rejected += row.rows;
+            }
+        }
+        let (path, (all, rejected)) = lines
+            .into_iter()
+            .find(|(_, (all, rejected))| *rejected as f64 > *all as f64 * max)?;
+        let text = format!(
+            "{TOO_MANY_REJECTED_TEXT}: {rejected} of {all} of s3://{path}, more than \
+             load.max_rejected_ratio ({max})"
+        );
+        Some((Verdict::ObjectFault, text))
     }
 
     async fn record(&self, attempt: u32) -> Result<Event, Cancelled> {

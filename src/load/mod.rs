@@ -92,6 +92,8 @@ pub struct LoadLimits {
     /// The pause before a replay, doubled each time.
     pub retry_min: Duration,
     pub retry_max: Duration,
+    /// An object of whose lines a larger part is rejected has failed.
+    pub max_rejected_ratio: f64,
 }
 
 /// A batch that fails this often for no known reason is split.
@@ -253,9 +255,10 @@ impl Loader {
                 FailureClass::Missing => Outcome::Missing {
                     acknowledge: recorded && self.acknowledge_missing,
                 },
-                FailureClass::Denied | FailureClass::Unnameable | FailureClass::Unloadable => {
-                    Outcome::Failed
-                }
+                FailureClass::Denied
+                | FailureClass::Rejected
+                | FailureClass::Unnameable
+                | FailureClass::Unloadable => Outcome::Failed,
             };
             progress.outcomes.push((item.announced, outcome));
         }

@@ -2,7 +2,7 @@
 
 use tracing::info;
 
-use super::verdict::{is_missing, is_refusal, named_object};
+use super::verdict::{TOO_MANY_REJECTED_TEXT, is_missing, is_refusal, named_object};
 use super::{Outcome, Outcomes};
 use crate::object::{ObjectId, ObjectRef};
 
@@ -46,13 +46,16 @@ pub(super) struct FailedItem {
 pub(super) enum FailureClass {
     Missing,
     Denied,
+    Rejected,
     Unnameable,
     Unloadable,
 }
 
 impl FailureClass {
     pub(super) fn of(text: &str) -> Self {
-        if is_missing(text) {
+        if text.starts_with(TOO_MANY_REJECTED_TEXT) {
+            Self::Rejected
+        } else if is_missing(text) {
             Self::Missing
         } else if is_refusal(text) {
             Self::Denied
@@ -65,6 +68,7 @@ impl FailureClass {
         match self {
             Self::Missing => "missing",
             Self::Denied => "denied",
+            Self::Rejected => "rejected",
             Self::Unnameable => "unnameable",
             Self::Unloadable => "unloadable",
         }

@@ -41,6 +41,9 @@ impl Verdict {
 pub const FENCED_TEXT: &str = "sluice: this batch is fenced";
 pub const CHANGED_TEXT: &str = "sluice: an object changed since it was announced";
 
+/// What begins the reason why an object failed of which too much was rejected.
+pub const TOO_MANY_REJECTED_TEXT: &str = "too many lines are rejected";
+
 /// Nothing that a batch could be blamed for: the server, the account or the schema. Names are
 /// ClickHouse's own, from `system.errors`.
 const HALT: &[u32] = &[
@@ -54,6 +57,8 @@ const HALT: &[u32] = &[
     115, // UNKNOWN_SETTING
     164, // READONLY
     192, // UNKNOWN_USER
+    193, // WRONG_PASSWORD
+    194, // REQUIRED_PASSWORD
     242, // TABLE_IS_READ_ONLY
     243, // NOT_ENOUGH_SPACE
     252, // TOO_MANY_PARTS
@@ -110,6 +115,13 @@ fn thrown(text: &str) -> Verdict {
         .map_or(Verdict::Replay, |(_, verdict)| verdict)
 }
 
+/// S3's part of an error. Behind it stands the object's name, which can be anything, S3's words
+/// included.
+fn before_the_name(text: &str) -> &str {
+    text.split_once("hile reading ")
+        .map_or(text, |(words, _)| words)
+}
+
 /// Whether S3 says that an object does not exist.
 pub fn is_missing(text: &str) -> bool {
     says(
@@ -128,6 +140,7 @@ pub fn is_refusal(text: &str) -> bool {
 }
 
 fn says(text: &str, words: &[&str]) -> bool {
+    let text = before_the_name(text);
     words.iter().any(|word| text.contains(word))
 }
 
@@ -159,7 +172,7 @@ pub fn halt_class(error: &WarehouseError) -> &'static str {
     match error {
         WarehouseError::Unknown(_) => "unreachable",
         WarehouseError::Server { code, .. } => match code {
-            192 | 516 => "authentication",
+            192..=194 | 516 => "authentication",
             291 | 497 => "permission",
             164 | 242 => "read_only",
             252 => "too_many_parts",
@@ -177,7 +190,8 @@ pub fn with_advice(error: &WarehouseError) -> String {
     let advice = match error {
         WarehouseError::Unknown(_) => "check that ClickHouse runs, and `clickhouse.url`",
         WarehouseError::Server {
-            code: 192 | 516, ..
+            code: 192..=194 | 516,
+            ..
         } => "check `clickhouse.user` and `clickhouse.password`",
         WarehouseError::Server {
             code: 16 | 36 | 47 | 53 | 60 | 81,
@@ -263,10 +277,21 @@ mod tests {
             ),
             (server(499, "Connection refused"), Verdict::Replay),
             (
+                server(
+                    499,
+                    "Connection refused: while reading 'NoSuchKey AccessDenied.gz' in bucket 'b'",
+                ),
+                Verdict::Replay,
+            ),
+            (
                 server(499, "HTTP response code: 503, SlowDown"),
                 Verdict::Replay,
             ),
             (server(516, "Authentication failed"), Verdict::Halt),
+            (
+                server(194, "Authentication failed: password is incorrect"),
+                Verdict::Halt,
+            ),
             (server(60, "Unknown table"), Verdict::Halt),
             (server(252, "Too many parts"), Verdict::Halt),
             (server(241, "Memory limit exceeded"), Verdict::Overload),
@@ -278,6 +303,14 @@ mod tests {
         ] {
             assert_eq!(verdict(&error), expected, "{error}");
         }
+    }
+
+    #[test]
+    fn a_key_does_not_speak_for_s3() {
+        let text = "ClickHouse error 354: Code: 354. DB::Exception: inflate failed: buffer error: \
+                    While reading from: b/NoSuchKey AccessDenied HTTP response code: 404.gz: (in \
+                    file/uri b/NoSuchKey AccessDenied HTTP response code: 404.gz)";
+        assert!(!is_missing(text) && !is_refusal(text));
     }
 
     #[test]

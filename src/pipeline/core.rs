@@ -11,7 +11,8 @@ use tracing::{debug, warn};
 
 use crate::batch::{Batch, BatchLimits, Batcher};
 use crate::load::{Outcome, Outcomes};
-use crate::notification::{Notification, parse_notification};
+use crate::notification::filter::Filter;
+use crate::notification::{Announced, Ignorable, Notification, parse_notification};
 use crate::object::{ObjectId, ObjectRef};
 use crate::queue::{Message, ReceiptHandle};
 use crate::settle::{Fate, Held, Settlement, VisibilityPolicy};
@@ -39,6 +40,7 @@ pub struct Limits {
 
 pub struct Core {
     limits: Limits,
+    filter: Filter,
     batcher: Batcher,
     held: Held,
     /// Closed, and waiting for a place among the loads.
@@ -52,8 +54,9 @@ pub struct Core {
 }
 
 impl Core {
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: Limits, filter: Filter) -> Self {
         Self {
+            filter,
             batcher: Batcher::new(limits.batch),
             held: Held::new(limits.visibility),
             ready: VecDeque::new(),
@@ -73,15 +76,15 @@ impl Core {
             return vec![Action::Settle(Settlement::Release { handle, delay })];
         }
         match parse_notification(&message.body) {
-            Ok(Notification::Objects(objects)) => {
+            Ok(Notification::Objects(announced)) => {
+                let objects = self.wanted(announced);
+                if objects.is_empty() {
+                    return ignore(message, Ignorable::Filtered);
+                }
                 metrics::notification("objects");
                 self.on_objects(message, objects, now)
             }
-            Ok(Notification::Ignorable(why)) => {
-                metrics::notification(why.label());
-                debug!(message.id = message.id, "asks for nothing: {}", why.label());
-                vec![Action::Settle(Settlement::Delete(message.handle.clone()))]
-            }
+            Ok(Notification::Ignorable(why)) => ignore(message, why),
             Err(malformed) => {
                 metrics::notification("malformed");
                 // Once a message: it comes back until the redrive policy takes it away.
@@ -98,6 +101,13 @@ impl Core {
                 vec![Action::Settle(Settlement::Release { handle, delay })]
             }
         }
+    }
+
+    fn wanted(&self, announced: Vec<Announced>) -> Vec<ObjectRef> {
+        let (wanted, filtered): (Vec<_>, Vec<_>) =
+            announced.into_iter().partition(|it| self.filter.takes(it));
+        metrics::objects("filtered", filtered.len());
+        wanted.into_iter().map(|it| it.object).collect()
     }
 
     fn on_objects(
@@ -137,7 +147,7 @@ impl Core {
             // A load that says nothing of an object has died. It may do so again, so the object comes
             // back as one that failed, later each time.
             let outcome = outcomes.remove(&id).unwrap_or(Outcome::Failed);
-            metrics::object(outcome.label());
+            metrics::objects(outcome.label(), 1);
             let fate = match outcome {
                 Outcome::Loaded | Outcome::Duplicate | Outcome::Missing { acknowledge: true } => {
                     Fate::Done
@@ -247,4 +257,11 @@ impl Core {
         }
         actions
     }
+}
+
+/// A message that asks for nothing.
+fn ignore(message: &Message, why: Ignorable) -> Vec<Action> {
+    metrics::notification(why.label());
+    debug!(message.id = message.id, "asks for nothing: {}", why.label());
+    vec![Action::Settle(Settlement::Delete(message.handle.clone()))]
 }

@@ -22,6 +22,7 @@ use self::core::{Action, Core, Limits};
 use crate::admin::Health;
 use crate::load::breaker::Breaker;
 use crate::load::{Load, Outcomes};
+use crate::notification::filter::Filter;
 use crate::object::ObjectRef;
 use crate::queue::{Message, Queue};
 use crate::settle::Settlement;
@@ -53,6 +54,7 @@ pub async fn run<Q: Queue, L: Load>(
     loader: Arc<L>,
     breaker: Arc<Breaker>,
     health: Arc<Health>,
+    filter: Filter,
     options: Options,
     stop: CancellationToken,
 ) {
@@ -79,7 +81,7 @@ pub async fn run<Q: Queue, L: Load>(
     drop(send_messages);
 
     let mut daemon = Daemon {
-        core: Core::new(options.limits),
+        core: Core::new(options.limits, filter),
         loader,
         loads: JoinSet::new(),
         cancel_loads: CancellationToken::new(),

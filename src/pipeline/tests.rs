@@ -188,6 +188,7 @@ impl Rig {
             loader.clone(),
             breaker.clone(),
             Arc::new(Health::default()),
+            Filter::default(),
             options,
             stop.clone(),
         ));
@@ -251,7 +252,7 @@ fn announcement(keys: &[&str]) -> String {
     let records = keys.iter().map(|key| {
         json!({
             "eventName": "ObjectCreated:Put",
-            "s3": {"bucket": {"name": "b"}, "object": {"key": key, "eTag": "e", "size": 1}},
+            "s3": {"bucket": {"name": "uploads"}, "object": {"key": key, "eTag": "e", "size": 1}},
         })
     });
     json!({"Records": records.collect::<Vec<_>>()}).to_string()

@@ -106,8 +106,8 @@ pub fn notification(outcome: &'static str) {
     counter!(NOTIFICATIONS, "outcome" => outcome).increment(1);
 }
 
-pub fn object(outcome: &'static str) {
-    counter!(OBJECTS, "outcome" => outcome).increment(1);
+pub fn objects(outcome: &'static str, count: usize) {
+    counter!(OBJECTS, "outcome" => outcome).increment(count as u64);
 }
 
 pub fn batch_closed(reason: &'static str) {

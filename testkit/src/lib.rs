@@ -12,6 +12,7 @@
 //! # }
 //! ```
 
+mod announce;
 mod aws;
 mod clickhouse;
 mod clients;
@@ -25,6 +26,7 @@ mod stack;
 mod wait;
 pub mod xapi;
 
+pub use announce::Way;
 pub use aws::Aws;
 pub use clickhouse::{ClickHouse, Options as ClickHouseOptions};
 pub use ports::free_port;

@@ -42,6 +42,14 @@ pub(crate) struct Sluice {
 impl Sluice {
     /// For a site of the shared stack. Everything goes fast: the window, and what comes back.
     pub(crate) fn new(stack: &Stack, site: &Site) -> Self {
+        let keys = serde_json::json!({
+            "kind": "keys", "access_key_id": "test", "secret_access_key": "test",
+        });
+        Self::with_access(stack, site, &keys)
+    }
+
+    /// The same with other rights for ClickHouse.
+    pub(crate) fn with_access(stack: &Stack, site: &Site, access: &serde_json::Value) -> Self {
         let directory = tempfile::Builder::new()
             .prefix("sluice-it-")
             .tempdir()
@@ -50,8 +58,7 @@ impl Sluice {
             "queue:\n  url: {queue}\n  wait_time: 1s\n  visibility_timeout: 10s\n  \
              retry_backoff_min: 1s\n  retry_backoff_max: 1s\n\
              clickhouse:\n  url: {clickhouse}\n  database: {database}\n\
-             s3:\n  clickhouse_endpoint: {s3}\n  clickhouse_access:\n    kind: keys\n    \
-             access_key_id: test\n    secret_access_key: test\n\
+             s3:\n  clickhouse_endpoint: {s3}\n  clickhouse_access: {access}\n\
              batch:\n  window: 300ms\n\
              load:\n  retry_backoff_min: 50ms\n  retry_backoff_max: 500ms\n  probe_interval: 300ms\n\
              admin:\n  listen: 127.0.0.1:0\n",

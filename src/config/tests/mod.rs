@@ -125,6 +125,7 @@ fn environment_strings_become_typed_values() {
         ("SLUICE__QUEUE__URL", "http://localhost:4566/000000000000/q"),
         ("SLUICE__QUEUE__MAX_HELD", "2000"),
         ("SLUICE__QUEUE__ALLOW_MISSING_DLQ", "true"),
+        ("SLUICE__LOAD__MAX_REJECTED_RATIO", "0.25"),
         ("SLUICE__CLICKHOUSE__PASSWORD", "12345"),
         ("SLUICE__CLICKHOUSE__ENGINE", "replicated"),
         ("SLUICE__ADMIN__LISTEN", "[::]:0"),
@@ -140,6 +141,7 @@ fn environment_strings_become_typed_values() {
     assert!(config.queue.require_url().unwrap().ends_with("/q"));
     assert_eq!(config.queue.max_held, 2000);
     assert!(config.queue.allow_missing_dlq);
+    assert_eq!(config.load.max_rejected_ratio.get(), 0.25);
     assert_eq!(config.clickhouse.password.expose(), "12345");
     assert_eq!(config.clickhouse.engine, TableEngine::Replicated);
     assert_eq!(config.admin.listen.port(), 0);
@@ -152,6 +154,21 @@ fn environment_strings_become_typed_values() {
         config.s3.clickhouse_access,
         ClickHouseAccess::NamedCollection { name }
     );
+}
+
+#[test]
+fn lists_come_from_every_layer_and_later_ones_replace_earlier_ones() {
+    let yaml = "notifications: {include: [a, 'b,c'], exclude: x, events: ['ObjectCreated:Put']}";
+    let filter = load(yaml).unwrap().notifications;
+    assert_eq!(filter.include, ["a", "b,c"]);
+    assert_eq!(filter.exclude, ["x"]);
+    assert_eq!(filter.events, ["ObjectCreated:Put"]);
+
+    let env = [("SLUICE__NOTIFICATIONS__INCLUDE", r#"["{d,e}/*.jsonl"]"#)];
+    let flags = [("notifications.exclude", "")];
+    let filter = load_all(yaml, &env, &flags).unwrap().notifications;
+    assert_eq!(filter.include, ["{d,e}/*.jsonl"]);
+    assert_eq!(filter.exclude, Vec::<String>::new());
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn unknown_keys_are_found_with_what_was_meant() {
     );
     check(
         "metrics: {port: 1}",
-        &["the sections are queue, clickhouse, s3, batch"],
+        &["the sections are queue, notifications, clickhouse, s3, batch"],
     );
     check(
         "batch: {window: {max: 5s}}",
@@ -181,6 +181,16 @@ fn values_out_of_range_are_refused() {
         &["batch.max_bytes: `1023KiB` is too small (give 1MiB or more)"],
     );
     check("load: {concurrency: 65}", &["load.concurrency"]);
+    check(
+        "load: {max_line_bytes: 2GiB}",
+        &["load.max_line_bytes: `2GiB` is too large (give 1GiB or less)"],
+    );
+    for ratio in ["1.1", "-0.1", "half"] {
+        check(
+            &format!("load: {{max_rejected_ratio: {ratio}}}"),
+            &["is not a number from 0 to 1 (give a number from 0 to 1; the default is `1"],
+        );
+    }
     check("shutdown: {grace_period: 0s}", &["shutdown.grace_period"]);
     check("log: {level: inof}", &["`inof` is not a level"]);
     check(
@@ -193,6 +203,37 @@ fn values_out_of_range_are_refused() {
     );
     check("log: {level: ''}", &["log.level: is empty"]);
     assert!(load("log: {level: 'sluice=debug,hyper::client=off,WARN'}").is_ok());
+}
+
+#[test]
+fn lists_are_checked_as_one_value() {
+    check(
+        "notifications: {events: [ObjectRemoved:*, 'ObjectCreated:*'], include: ['a[', 'b']}",
+        &[
+            "notifications.events: `ObjectRemoved:*` is no event that creates an object (give names such as",
+            "notifications.include: `a[` is no glob: unclosed character class",
+        ],
+    );
+    check(
+        "notifications: {events: []}",
+        &["notifications.events: is empty, so that nothing would be loaded"],
+    );
+    check(
+        "notifications: {include: [a, {b: c}], exclude: [[d]]}",
+        &[
+            "notifications.exclude: invalid type: sequence",
+            "notifications.include: invalid type: map, expected a string (give a list of strings",
+        ],
+    );
+    check(
+        "notifications: {include: {a: b}}",
+        &["notifications.include: takes one value"],
+    );
+    check_env(
+        &[("SLUICE__NOTIFICATIONS__EXCLUDE", "[a")],
+        &["notifications.exclude: `[a` is no JSON list"],
+    );
+    check("log: {level: [info]}", &["log.level: takes one value"]);
 }
 
 #[test]

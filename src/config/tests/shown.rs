@@ -84,6 +84,7 @@ fn what_is_in_effect_loads_again() {
         "queue: {url: 'http://h/1/q', wait_time: 0s}\nlog: {level: 'sluice=debug,info'}",
         "clickhouse: {database: '123', cluster: 'yes', user: '~', ca_file: ' a: b', url: 'https://h'}",
         "clickhouse: {database: '#x', cluster: '1e3', user: \"a'b\\\"c\"}\nevent_types: {dir: '-'}",
+        "notifications: {include: ['a b', '#c', '[d]'], exclude: ['*']}",
         "s3: {region: 'null', clickhouse_access: {kind: named_collection, name: '0x10'}}",
     ];
     for yaml in yamls {

@@ -53,6 +53,25 @@ fn the_builtin_declarations_are_sound() {
 }
 
 #[test]
+fn a_rule_that_asks_for_nothing_would_take_garbage() {
+    let rule = "{path: [verb], equals: click}";
+    for empty in [
+        "{not: {path: [test], equals: \"true\"}}",
+        "{any: [{path: [verb], equals: click}, {not: {path: [a], equals: b}}]}",
+        "{not: {all: [{path: [verb], equals: click}]}}",
+    ] {
+        let problem = problem_of(rule, empty);
+        assert!(
+            problem.contains("click.yaml: rule: holds without any value"),
+            "{problem}"
+        );
+    }
+    let sound = "{all: [{path: [verb], equals: click}, {not: {path: [a], equals: b}}]}";
+    let files = [("click.yaml", &*SOUND.replace(rule, sound))];
+    assert_eq!(problems(&files), Vec::<String>::new());
+}
+
+#[test]
 fn a_sound_declaration_has_no_problem() {
     assert_eq!(problems(&[("click.yaml", SOUND)]), Vec::<String>::new());
 }

@@ -1,0 +1,299 @@
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
+use include_dir::{Dir, include_dir};
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+static CORPUS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/src/notification/corpus");
+
+/// Names, without `.json`, and bodies.
+fn corpus() -> Vec<(&'static str, &'static str)> {
+    let mut bodies: Vec<_> = CORPUS
+        .files()
+        .filter_map(|file| {
+            let name = file.path().to_str()?.strip_suffix(".json")?;
+            Some((name, file.contents_utf8()?))
+        })
+        .collect();
+    bodies.sort_unstable();
+    bodies
+}
+
+/// One line a fact.
+fn shown(read: &Result<Notification, Malformed>) -> String {
+    match read {
+        Ok(Notification::Objects(announced)) => {
+            announced.iter().fold(String::new(), |mut text, it| {
+                let ObjectRef {
+                    bucket,
+                    key,
+                    etag,
+                    size,
+                    version_id,
+                    sequencer,
+                    region,
+                } = &it.object;
+                let optional = [version_id, sequencer, region].map(|it| it.as_deref());
+                let [version_id, sequencer, region] = optional.map(|it| it.unwrap_or("-"));
+                let size = size.map_or_else(|| "-".to_owned(), |size| size.to_string());
+                writeln!(text, "  {}: s3://{bucket}/{key}", it.event).unwrap();
+                writeln!(
+                    text,
+                    "    etag {etag} size {size} version {version_id} sequencer {sequencer} region {region}"
+                )
+                .unwrap();
+                text
+            })
+        }
+        Ok(Notification::Ignorable(why)) => format!("  ignored: {}\n", why.label()),
+        Err(malformed) => format!("  {malformed}\n"),
+    }
+}
+
+#[test]
+fn the_corpus_is_read_as_it_should_be() {
+    let read = corpus().into_iter().map(|(name, body)| {
+        let read = parse_notification(body);
+        assert_eq!(name.starts_with("malformed-"), read.is_err(), "{name}");
+        format!("{name}\n{}", shown(&read))
+    });
+    insta::assert_snapshot!(read.collect::<Vec<_>>().join("\n"));
+}
+
+#[test]
+fn one_object_is_the_same_whichever_way_it_is_announced() {
+    let ways = ["s3", "sns", "sns-raw", "event-bridge", "event-bridge-sns"];
+    let ids: BTreeSet<_> = ways
+        .into_iter()
+        .flat_map(|way| {
+            let body = CORPUS.get_file(format!("recorded-{way}-put.json")).unwrap();
+            match parse_notification(body.contents_utf8().unwrap()) {
+                Ok(Notification::Objects(announced)) => announced,
+                other => panic!("{way}: {other:?}"),
+            }
+        })
+        .map(|announced| (announced.event, announced.object.id()))
+        .collect();
+    assert_eq!(ids.len(), 1, "{ids:?}");
+}
+
+fn record(event: &str, key: &str) -> Value {
+    json!({
+        "awsRegion": "eu-west-1", "eventName": event,
+        "s3": {"bucket": {"name": "events"}, "object": {"key": key, "size": 1024, "eTag": "d41d8cd9"}},
+    })
+}
+
+fn read_all(records: &[Value]) -> Result<Notification, Malformed> {
+    parse_notification(&json!({ "Records": records }).to_string())
+}
+
+#[test]
+fn decodes_keys_as_form_urlencoded() {
+    for (encoded, decoded) in [
+        ("plain/key.jsonl", "plain/key.jsonl"),
+        ("a+b", "a b"),
+        ("a%20b", "a b"),
+        ("a%2Bb", "a+b"),
+        ("dir%2Ffile", "dir/file"),
+        ("%25%41", "%A"),
+        ("caf%C3%A9", "café"),
+        ("%F0%9F%98%80", "😀"),
+        ("100%", "100%"),
+    ] {
+        match read_all(&[record("ObjectCreated:Put", encoded)]) {
+            Ok(Notification::Objects(announced)) => assert_eq!(announced[0].object.key, decoded),
+            other => panic!("{encoded}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn never_calls_garbage_an_object() {
+    for body in [
+        "[]",
+        "{}",
+        "null",
+        "7",
+        "\"s3:TestEvent\"",
+        "{\"Records\":[",
+    ] {
+        assert!(parse_notification(body).is_err(), "{body}");
+    }
+    for (spoil, value) in [
+        ("/s3/object/key", json!(7)),
+        ("/s3/object/key", json!("")),
+        ("/s3/object/key", json!("%FF")),
+        ("/s3/object/key", json!("k".repeat(1025))),
+        ("/s3/object/size", json!(-1)),
+        ("/s3/object/size", json!(1.5)),
+        ("/s3/object/eTag", json!("e".repeat(1025))),
+        ("/s3/bucket/name", json!("")),
+        ("/s3/bucket/name", json!("ab")),
+        ("/s3/bucket/name", json!("a/b")),
+        ("/s3/bucket/name", json!("a{b,c}")),
+        ("/s3/bucket/name", json!("..")),
+        ("/s3/bucket/name", json!("büro")),
+        ("/s3/bucket", json!(null)),
+        ("/awsRegion", json!("eu-west-1.evil.example/")),
+        ("/awsRegion", json!("user@evil")),
+        ("/eventName", json!(null)),
+    ] {
+        let mut spoilt = record("ObjectCreated:Put", "a");
+        *spoilt.pointer_mut(spoil).unwrap() = value;
+        // A good record beside it changes nothing: the message is kept whole.
+        let outcome = read_all(&[record("ObjectCreated:Put", "good"), spoilt]);
+        assert!(
+            matches!(outcome, Err(Malformed::Record { index: 1, .. })),
+            "{spoil}: {outcome:?}"
+        );
+    }
+}
+
+/// What must hold of whatever is taken for an object in `body`, however that came about.
+fn check_objects(body: &str) -> Result<(), TestCaseError> {
+    let Ok(Notification::Objects(announced)) = parse_notification(body) else {
+        return Ok(());
+    };
+    prop_assert!(!announced.is_empty());
+    // Only what stands in a text of the body, or of a message in it, can be a name.
+    let mut texts = BTreeSet::new();
+    collect_texts(&serde_json::from_str(body).unwrap(), &mut texts);
+    for Announced { object, .. } in announced {
+        prop_assert!((1..=1024).contains(&object.key.len()));
+        prop_assert!((3..=63).contains(&object.bucket.len()));
+        let in_url = object.bucket.clone() + object.region.as_deref().unwrap_or_default();
+        prop_assert!(
+            in_url
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        );
+        prop_assert!(texts.contains(&object.bucket));
+        prop_assert!(texts.iter().any(|text| decodes_to(text, &object.key)));
+    }
+    Ok(())
+}
+
+fn decodes_to(text: &str, key: &str) -> bool {
+    let spaced = text.replace('+', " ");
+    let decoded = percent_encoding::percent_decode_str(&spaced).decode_utf8_lossy();
+    text == key || decoded == key
+}
+
+fn collect_texts(value: &Value, texts: &mut BTreeSet<String>) {
+    match value {
+        Value::String(text) => {
+            if let Ok(inner) = serde_json::from_str::<Value>(text)
+                && inner.is_object()
+            {
+                collect_texts(&inner, texts);
+            }
+            texts.insert(text.clone());
+        }
+        Value::Array(values) => values.iter().for_each(|it| collect_texts(it, texts)),
+        Value::Object(fields) => fields.values().for_each(|it| collect_texts(it, texts)),
+        _ => {}
+    }
+}
+
+/// One thing done to a body: bytes at a place replaced by others.
+#[derive(Clone, Debug)]
+struct Mutation {
+    at: prop::sample::Index,
+    remove: usize,
+    insert: Vec<u8>,
+}
+
+fn mutation() -> impl Strategy<Value = Mutation> {
+    // What such bodies are made of, beside anything.
+    let words = [
+        "\"",
+        "\\\"",
+        "\\u0000",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ":",
+        "null",
+        "-1",
+        "1e999",
+        "%FF",
+        "%2F",
+        "+",
+        "../",
+        "Records",
+        "\"Records\":[],",
+        "\"TopicArn\":0,",
+        "ObjectCreated:",
+        "s3:TestEvent",
+    ];
+    let word = prop::sample::select(words.to_vec());
+    let insert = prop_oneof![
+        Just(Vec::new()),
+        word.prop_map(|word| word.as_bytes().to_vec()),
+        prop::collection::vec(any::<u8>(), 0..4),
+    ];
+    let remove = prop_oneof![Just(0), 0..4usize, 0..200usize];
+    (any::<prop::sample::Index>(), remove, insert).prop_map(|(at, remove, insert)| Mutation {
+        at,
+        remove,
+        insert,
+    })
+}
+
+fn mutated(body: &str, mutations: &[Mutation]) -> String {
+    let mut bytes = body.as_bytes().to_vec();
+    for Mutation { at, remove, insert } in mutations {
+        let from = at.index(bytes.len() + 1);
+        let to = (from + remove).min(bytes.len());
+        bytes.splice(from..to, insert.iter().copied());
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+// More of it: PROPTEST_CASES=10000000 cargo test --lib notification::tests::spoilt
+proptest! {
+    #[test]
+    fn spoilt_bodies_neither_panic_nor_become_objects_that_nobody_named(
+        body in prop::sample::select(corpus()),
+        mutations in prop::collection::vec(mutation(), 1..6),
+    ) {
+        check_objects(&mutated(body.1, &mutations))?;
+    }
+
+    #[test]
+    fn spoilt_text_is_read_without_a_panic(body in ".{0,300}") {
+        check_objects(&body)?;
+    }
+
+    #[test]
+    fn every_key_comes_through_encoded_or_not(key in "\\PC{1,200}") {
+        let encoded: String = key
+            .bytes()
+            .map(|byte| match byte {
+                b' ' => "+".to_owned(),
+                byte if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+                byte => format!("%{byte:02X}"),
+            })
+            .collect();
+        let bridge = json!({
+            "source": "aws.s3", "detail-type": "Object Created",
+            "detail": {"bucket": {"name": "events"}, "object": {"key": key}},
+        });
+        let direct = json!({"Records": [record("ObjectCreated:Put", &encoded)]});
+        for body in [bridge.to_string(), direct.to_string(), json!({
+            "Type": "Notification", "TopicArn": "arn", "Message": direct.to_string(),
+        }).to_string()] {
+            let read = parse_notification(&body);
+            let Ok(Notification::Objects(announced)) = read else {
+                return Err(TestCaseError::fail(format!("{read:?}")));
+            };
+            prop_assert_eq!(&announced[0].object.key, &key);
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Every form of a notification, from the queue to the rows.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use anyhow::ensure;
+use sluice::notification::{Notification, parse_notification};
+use sluice::object::ObjectRef;
+use sluice_testkit::{Site, SiteOptions, Stack, Way, wait_for};
+
+use crate::harness::{BOUND, Sluice, announcement, dead_letters, drained, loaded};
+
+async fn site(name: &str) -> (&'static Stack, Site) {
+    let stack = Stack::shared();
+    let options = SiteOptions {
+        max_receive_count: 2,
+        ..SiteOptions::default()
+    };
+    (stack, stack.site_with(name, options).await.unwrap())
+}
+
+fn migrated(stack: &Stack, site: &Site) -> Sluice {
+    let sluice = Sluice::new(stack, site);
+    sluice.migrate();
+    sluice
+}
+
+/// One line that says which object it is in.
+fn line(bucket: &str, key: &str) -> String {
+    serde_json::json!({ "path": format!("{bucket}/{key}") }).to_string()
+}
+
+/// The paths of all lines that were loaded; each must be where it says.
+async fn paths(stack: &Stack, site: &Site) -> Vec<String> {
+    let sql = format!(
+        "SELECT JSONExtractString(raw, 'path') AS path, source_path \
+         FROM {}.unmatched_statements ORDER BY path",
+        site.database
+    );
+    let rows = stack.clickhouse.rows(&sql).await.unwrap();
+    let path = rows.iter().map(|row| {
+        assert_eq!(row["path"], row["source_path"]);
+        row["path"].as_str().unwrap().to_owned()
+    });
+    path.collect()
+}
+
+/// Waits until the metrics have this line.
+async fn counted(sluice: &Sluice, line: &str) {
+    wait_for(line, BOUND, async || {
+        let (_, metrics) = sluice.get("/metrics").await?;
+        ensure!(metrics.lines().any(|it| it == line), "{metrics}");
+        Ok(Some(()))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn whichever_way_an_object_is_announced_it_is_loaded_once() {
+    let (stack, site) = site("ways").await;
+    let mut sluice = migrated(stack, &site);
+    let mut expected = Vec::new();
+    let mut put = async |name: &str| {
+        let key = format!("{name}/a b+c%20é.jsonl");
+        site.put(&key, line(&site.bucket, &key)).await.unwrap();
+        expected.push(format!("{}/{key}", site.bucket));
+    };
+    for way in Way::ALL {
+        stack.aws.announce_by(&site, &[way]).await.unwrap();
+        put(&format!("{way:?}")).await;
+    }
+    stack.aws.announce_by(&site, &Way::ALL).await.unwrap();
+    put("all").await;
+    sluice.start();
+    // One from each of the first five, and five of the last.
+    counted(
+        &sluice,
+        "sluice_notifications_total{outcome=\"objects\"} 10",
+    )
+    .await;
+    drained(&site).await;
+    expected.sort_unstable();
+    assert_eq!(paths(stack, &site).await, expected);
+    let objects = expected.len() as u64;
+    assert_eq!(loaded(&stack.clickhouse, &site.database).await, objects);
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
+}
+
+/// The bodies of src/notification/corpus by name.
+fn corpus() -> BTreeMap<String, String> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/notification/corpus");
+    let files = fs::read_dir(directory).unwrap().map(|file| file.unwrap());
+    files
+        .filter(|file| file.path().extension().is_some_and(|it| it == "json"))
+        .map(|file| {
+            let name = file.file_name().into_string().unwrap();
+            (name, fs::read_to_string(file.path()).unwrap())
+        })
+        .collect()
+}
+
+fn objects_of(body: &str) -> Vec<ObjectRef> {
+    match parse_notification(body) {
+        Ok(Notification::Objects(announced)) => announced.into_iter().map(|it| it.object).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[tokio::test]
+async fn every_body_of_the_corpus_has_its_objects_loaded_or_goes_to_the_dead_letters() {
+    let (stack, site) = site("corpus").await;
+    // Only what the corpus says.
+    stack.aws.announce_by(&site, &[]).await.unwrap();
+    let archive = format!("{}-archive", site.bucket);
+    site.s3
+        .create_bucket()
+        .bucket(&archive)
+        .send()
+        .await
+        .unwrap();
+    let mut expected = BTreeSet::new();
+    let mut malformed = 0;
+    for (name, body) in corpus() {
+        if body.is_empty() {
+            continue;
+        }
+        if name.starts_with("malformed-") {
+            malformed += 1;
+            site.send(&body).await.unwrap();
+            continue;
+        }
+        // The same message about buckets and contents that there are.
+        let mut sent = body
+            .replace("uploads", &site.bucket)
+            .replace("archive", &archive);
+        for object in objects_of(&sent) {
+            let ObjectRef { bucket, key, .. } = &object;
+            let content = match object.size {
+                Some(0) => String::new(),
+                _ => line(bucket, key),
+            };
+            let put = site.s3.put_object().bucket(bucket).key(key);
+            let put = put.body(content.into_bytes().into()).send().await.unwrap();
+            if !object.etag.is_empty() {
+                let etag = put.e_tag().unwrap().trim_matches('"');
+                sent = sent.replace(&object.etag, etag);
+            }
+            expected.insert(object.path());
+        }
+        site.send(&sent).await.unwrap();
+    }
+    let mut sluice = migrated(stack, &site);
+    sluice.start();
+    dead_letters(&site, malformed).await;
+    drained(&site).await;
+    let objects = expected.len() as u64;
+    assert!(objects > 20 && malformed > 20, "{objects} {malformed}");
+    assert_eq!(loaded(&stack.clickhouse, &site.database).await, objects);
+    expected.retain(|path| !path.ends_with("/empty.jsonl"));
+    let expected: Vec<String> = expected.into_iter().collect();
+    assert_eq!(paths(stack, &site).await, expected);
+    sluice.must_run();
+}
+
+#[tokio::test]
+async fn pain_4_a_malformed_body_is_told_of_once() {
+    let (stack, site) = site("told-once").await;
+    let mut sluice = migrated(stack, &site);
+    sluice.start();
+    site.send("hello").await.unwrap();
+    dead_letters(&site, 1).await;
+    let log = sluice.log();
+    assert_eq!(log.matches("not a notification").count(), 1, "{log}");
+    assert!(log.contains("message.id="), "{log}");
+    // Received twice, and counted each time.
+    counted(
+        &sluice,
+        "sluice_notifications_total{outcome=\"malformed\"} 2",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_filter_leaves_out_is_acknowledged_and_counted() {
+    let (stack, site) = site("filtered").await;
+    drop(migrated(stack, &site));
+    let mut sluice = Sluice::new(stack, &site)
+        .set("notifications.include", r#"["in/**/*.jsonl", "also"]"#)
+        .set("notifications.exclude", "in/tmp/**")
+        .set(
+            "notifications.events",
+            r#"["ObjectCreated:Put", "s3:ObjectCreated:Post"]"#,
+        );
+    for key in [
+        "in/a.jsonl",
+        "in/b c/d.jsonl",
+        "also",
+        "out.jsonl",
+        "in/e.txt",
+        "in/tmp/f.jsonl",
+    ] {
+        site.put(key, line(&site.bucket, key)).await.unwrap();
+    }
+    let copy = site
+        .s3
+        .copy_object()
+        .bucket(&site.bucket)
+        .key("in/copy.jsonl");
+    let copy = copy.copy_source(format!("{}/in/a.jsonl", site.bucket));
+    copy.send().await.unwrap();
+    // One message of which a part is wanted.
+    let etag = site.put("also", line(&site.bucket, "also")).await.unwrap();
+    let both = ["also", "unwanted"].map(|key| {
+        let body: serde_json::Value =
+            serde_json::from_str(&announcement(&site, key, &etag)).unwrap();
+        body["Records"][0].clone()
+    });
+    site.send(&serde_json::json!({ "Records": both }).to_string())
+        .await
+        .unwrap();
+    sluice.start();
+    drained(&site).await;
+    let expected = ["also", "in/a.jsonl", "in/b c/d.jsonl"];
+    let expected = expected.map(|key| format!("{}/{key}", site.bucket));
+    assert_eq!(paths(stack, &site).await, expected);
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
+    counted(
+        &sluice,
+        "sluice_notifications_total{outcome=\"filtered\"} 4",
+    )
+    .await;
+    counted(&sluice, "sluice_objects_total{outcome=\"filtered\"} 5").await;
+}

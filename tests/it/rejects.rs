@@ -1,0 +1,151 @@
+//! Lines that cannot become rows, and objects of which there are too many.
+
+use sluice_testkit::xapi::gzip;
+use sluice_testkit::{Site, SiteOptions, Stack};
+
+use crate::harness::{Sluice, dead_letters, drained, loaded};
+
+async fn site(name: &str) -> (&'static Stack, Site) {
+    let stack = Stack::shared();
+    let options = SiteOptions {
+        max_receive_count: 2,
+        ..SiteOptions::default()
+    };
+    (stack, stack.site_with(name, options).await.unwrap())
+}
+
+/// What a query over the site's database gives, as text; `$` stands for the database.
+async fn ask(stack: &Stack, site: &Site, sql: &str) -> String {
+    let sql = sql.replace('$', &site.database);
+    stack.clickhouse.query(&sql).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_line_of_100_mib_is_kept_and_harms_nothing() {
+    const LONG: usize = 100 << 20;
+    let (stack, site) = site("long-line").await;
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    let mut long = b"{\"note\":\"before\"}\n{\"note\":\"".to_vec();
+    long.resize(long.len() + LONG, b'x');
+    long.extend_from_slice(b"\"}\n{\"note\":\"after\"}\n");
+    site.put("long.jsonl", long).await.unwrap();
+    site.put("mate.jsonl", "{\"note\":\"mate\"}").await.unwrap();
+    sluice.start();
+    drained(&site).await;
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
+    assert_eq!(loaded(&stack.clickhouse, &site.database).await, 2);
+    let kept = "SELECT row_number, reason, length(raw) FROM $.rejected_lines";
+    assert_eq!(
+        ask(stack, &site, kept).await,
+        format!("1\ttoo large\t{}\n", LONG + 11)
+    );
+    let others = "SELECT JSONExtractString(raw, 'note') AS note, row_number \
+                  FROM $.unmatched_statements ORDER BY note";
+    assert_eq!(
+        ask(stack, &site, others).await,
+        "after\t2\nbefore\t0\nmate\t0\n"
+    );
+}
+
+#[tokio::test]
+async fn the_longest_line_is_what_the_configuration_says() {
+    for strategy in ["single_pass", "per_type"] {
+        let (stack, site) = site("line-limit").await;
+        let mut sluice = Sluice::new(stack, &site)
+            .set("load.max_line_bytes", "1KiB")
+            .set("load.strategy", strategy);
+        sluice.migrate();
+        let of_length = |length: usize, rest: &str| {
+            let bare = format!("{{\"verb\":{{\"id\":\"x\"}},{rest}\"pad\":\"\"}}");
+            bare.replace("\"\"", &format!("\"{}\"", "p".repeat(length - bare.len())))
+        };
+        let lines = [
+            of_length(1024, ""),
+            of_length(1025, ""),
+            // One that would be looked at path by path.
+            of_length(1025, "\"actor\":[ null],"),
+            " ".repeat(1025),
+            of_length(1024, "\"actor\":[ null],"),
+        ];
+        site.put("a.jsonl", lines.join("\n")).await.unwrap();
+        sluice.start();
+        drained(&site).await;
+        let kept = "SELECT groupArray(row_number), groupUniqArray(reason), min(length(raw)) \
+                    FROM (SELECT * FROM $.rejected_lines ORDER BY row_number)";
+        assert_eq!(
+            ask(stack, &site, kept).await,
+            "[1,2,3]\t['too large']\t1025\n"
+        );
+        let others = "SELECT groupArray(row_number) \
+                      FROM (SELECT * FROM $.unmatched_statements ORDER BY row_number)";
+        assert_eq!(ask(stack, &site, others).await, "[0,4]\n");
+    }
+}
+
+#[tokio::test]
+async fn pain_6_an_object_with_too_many_rejected_lines_fails_alone_and_leaves_nothing() {
+    let (stack, site) = site("too-many").await;
+    Sluice::new(stack, &site).migrate();
+    let mut sluice = Sluice::new(stack, &site).set("load.max_rejected_ratio", "0.5");
+    let note = "{\"note\":\"good\"}\n";
+    let objects = [
+        ("good.jsonl", note.as_bytes().to_vec()),
+        ("half.jsonl", format!("bad half\n{note}").into_bytes()),
+        // Blank lines are nothing, so they cannot outweigh bad ones.
+        (
+            "most.jsonl",
+            format!("bad\n{note}bad\n\n\n\n\n").into_bytes(),
+        ),
+        // What says that it is not compressed, and is.
+        ("garbage.jsonl", gzip(note.repeat(3000).as_bytes())),
+    ];
+    for (key, content) in objects {
+        site.put(key, content).await.unwrap();
+    }
+    sluice.start();
+    dead_letters(&site, 2).await;
+    drained(&site).await;
+    assert_eq!(loaded(&stack.clickhouse, &site.database).await, 2);
+    let failures = "SELECT DISTINCT key, class, startsWith(reason, 'too many lines are rejected') \
+                    FROM $.ledger_failures ORDER BY key";
+    let expected = "garbage.jsonl\trejected\t1\nmost.jsonl\trejected\t1\n";
+    assert_eq!(ask(stack, &site, failures).await, expected);
+    let rejected = "SELECT raw FROM $.rejected_lines";
+    assert_eq!(ask(stack, &site, rejected).await, "bad half\n");
+    for table in ["unmatched_statements", "object_rows"] {
+        let sql = format!("SELECT DISTINCT source_path FROM $.{table} ORDER BY source_path");
+        let expected = ["good", "half"].map(|name| format!("{}/{name}.jsonl\n", site.bucket));
+        assert_eq!(ask(stack, &site, &sql).await, expected.concat(), "{table}");
+    }
+
+    // Nothing stands in its way once it may.
+    sluice.stop().await;
+    let mut sluice = Sluice::new(stack, &site);
+    site.put("most.jsonl", format!("bad\n{note}bad\n\n\n\n\n"))
+        .await
+        .unwrap();
+    sluice.start();
+    drained(&site).await;
+    assert_eq!(loaded(&stack.clickhouse, &site.database).await, 3);
+    let rejected = "SELECT groupArray(raw) FROM (SELECT raw FROM $.rejected_lines ORDER BY raw)";
+    assert_eq!(
+        ask(stack, &site, rejected).await,
+        "['bad','bad','bad half']\n"
+    );
+}
+
+#[tokio::test]
+async fn what_is_kept_is_forgotten_after_the_configured_time() {
+    let (stack, site) = site("reject-ttl").await;
+    Sluice::new(stack, &site)
+        .set("clickhouse.reject_ttl", "3d")
+        .migrate();
+    for table in ["rejected_lines", "unmatched_statements"] {
+        let made = ask(stack, &site, &format!("SHOW CREATE TABLE $.{table}")).await;
+        assert!(
+            made.contains("ingested_at) + toIntervalSecond(259200)"),
+            "{made}"
+        );
+    }
+}
