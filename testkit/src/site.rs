@@ -30,7 +30,7 @@ impl Default for SiteOptions {
 }
 
 /// A bucket, its queue, its dead-letter queue, and a database name that nobody else uses.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Site {
     /// The bucket; `s3:ObjectCreated:*` goes to the queue.
     pub bucket: String,
@@ -199,15 +199,10 @@ impl Site {
 
     /// The body of the message with which S3 announces this object; `etag` without quotes.
     pub fn announcement(&self, bundle: &Bundle, etag: &str) -> String {
-        Self::announcement_of(&self.bucket, bundle, etag)
-    }
-
-    /// The same for any bucket.
-    pub fn announcement_of(bucket: &str, bundle: &Bundle, etag: &str) -> String {
         serde_json::json!({"Records": [{
             "eventName": "ObjectCreated:Put",
             "s3": {
-                "bucket": { "name": bucket },
+                "bucket": { "name": self.bucket },
                 "object": { "key": bundle.key, "eTag": etag, "size": bundle.bytes.len() },
             },
         }]})

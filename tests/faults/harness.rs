@@ -15,7 +15,7 @@ use sluice_testkit::install::install;
 use sluice_testkit::launch::{Mode, Place, Process, tail};
 use sluice_testkit::proxy::Proxy;
 use sluice_testkit::xapi::{Bundle, EventType, Generator};
-use sluice_testkit::{Aws, ClickHouse, Site, SiteOptions, Stack, exact, free_port, wait_for};
+use sluice_testkit::{Aws, ClickHouse, Site, SiteOptions, Stack, exact, wait_for};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -44,7 +44,6 @@ pub(crate) struct Lab<'a> {
 pub(crate) struct Daemon {
     process: Option<Process>,
     log: PathBuf,
-    admin_port: u16,
 }
 
 impl Lab<'static> {
@@ -101,6 +100,7 @@ impl<'a> Lab<'a> {
                 "probe_interval": "500ms",
             },
             "shutdown": { "grace_period": "60s" },
+            "admin": { "listen": "127.0.0.1:0" },
             "log": { "format": "json" },
         });
         // Another seed for every lab: equal statements of two labs would not disturb each other,
@@ -196,11 +196,8 @@ impl<'a> Lab<'a> {
         environment: &[(&str, String)],
     ) -> Result<Daemon> {
         let number = self.daemons.fetch_add(1, Ordering::Relaxed);
-        let admin_port = free_port()?;
-        let mut config = self.config.clone();
-        config["admin"] = json!({ "listen": format!("127.0.0.1:{admin_port}") });
         let path = self.directory.path().join(format!("worker-{number}.yaml"));
-        std::fs::write(&path, config.to_string())?;
+        std::fs::write(&path, self.config.to_string())?;
         let log = self.directory.path().join(format!("worker-{number}.log"));
         let mut variables: BTreeMap<&str, String> = self.aws.environment().into_iter().collect();
         variables.insert("FAILPOINTS", failpoints.to_owned());
@@ -219,7 +216,6 @@ impl<'a> Lab<'a> {
         Ok(Daemon {
             process: Some(process),
             log,
-            admin_port,
         })
     }
 
@@ -428,7 +424,10 @@ impl Daemon {
     }
 
     async fn get(&self, path: &str) -> Result<String> {
-        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.admin_port)).await?;
+        let lines = self.log_lines()?;
+        let admin = lines.iter().find_map(|line| line["admin"].as_str());
+        let admin = admin.context("it does not listen yet")?;
+        let mut stream = tokio::net::TcpStream::connect(admin).await?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();

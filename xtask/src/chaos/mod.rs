@@ -28,8 +28,8 @@ use workers::{Setup, Workers};
 const VISIBILITY: Duration = Duration::from_secs(10);
 /// Deaths use up receives, and are no reason to give an object up.
 const MAX_RECEIVE_COUNT: u32 = 1000;
-/// When all is well again, this is enough for whatever is left.
-const RECOVERY: Duration = Duration::from_secs(300);
+/// When all is well again, the queue gets shorter within this time.
+const PROGRESS: Duration = Duration::from_secs(180);
 const PROBLEMS_SHOWN: usize = 40;
 
 #[derive(clap::Args)]
@@ -149,7 +149,7 @@ async fn play(arguments: &Arguments, world: &World, setup: Setup) -> Result<Exit
     let mut rng = Rng::with_seed(arguments.seed);
     let mut tally = Tally::default();
     let mut workers = Workers::start(setup, arguments.workers)?;
-    let arrivals = Arrivals::start(&world.site, &world.aws, rng.fork());
+    let arrivals = Arrivals::start(world.site.clone(), rng.fork());
     trouble::make(
         &mut rng,
         Duration::from_secs_f64(arguments.minutes * 60.0),
@@ -215,7 +215,7 @@ async fn play(arguments: &Arguments, world: &World, setup: Setup) -> Result<Exit
 
 /// Waits until the queue is empty and no request is on its way any more.
 async fn drain(world: &World, workers: &mut Workers) -> Result<()> {
-    let begun = Instant::now();
+    let mut least = (u64::MAX, Instant::now());
     let mut progress = Progress::new();
     loop {
         let (visible, in_flight) = world.site.queue_depth().await?;
@@ -227,11 +227,14 @@ async fn drain(world: &World, workers: &mut Workers) -> Result<()> {
             "{visible} messages visible, {in_flight} in flight, {late} requests late"
         ));
         workers.must_run()?;
-        if begun.elapsed() > RECOVERY {
+        if visible + in_flight < least.0 {
+            least = (visible + in_flight, Instant::now());
+        }
+        if least.1.elapsed() > PROGRESS {
             bail!(
-                "{visible} messages visible and {in_flight} in flight {} s after all was well \
-                 again",
-                RECOVERY.as_secs()
+                "all is well again, and for {} s there are {visible} messages visible and \
+                 {in_flight} in flight",
+                PROGRESS.as_secs()
             );
         }
         tokio::time::sleep(Duration::from_millis(250)).await;

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use sluice_testkit::free_port;
 use sluice_testkit::install::{Installed, install};
 use sluice_testkit::launch::{Mode, Place, Process, tail};
 use tokio::task::{JoinSet, spawn_blocking};
@@ -63,9 +62,8 @@ impl Setup {
     }
 
     fn start(&self, number: usize, failpoints: &str) -> Result<Process> {
-        let listen = format!("admin.listen=127.0.0.1:{}", free_port()?);
         let configuration = self.configuration.display().to_string();
-        let arguments = ["run", "--config", &configuration, "--set", &listen].map(str::to_owned);
+        let arguments = ["run", "--config", &configuration].map(str::to_owned);
         let mut environment = self.environment.clone();
         environment.push(("FAILPOINTS", failpoints.to_owned()));
         let place = Place {
@@ -119,6 +117,8 @@ load:
   probe_interval: 500ms
 shutdown:
   grace_period: 5s
+admin:
+  listen: 127.0.0.1:0
 log:
   format: json
   level: info,sluice=debug
