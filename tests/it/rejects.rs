@@ -21,7 +21,7 @@ async fn ask(stack: &Stack, site: &Site, sql: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_line_of_100_mib_is_kept_and_harms_nothing() {
+async fn pain_5_a_line_of_100_mib_is_kept_and_harms_nothing() {
     const LONG: usize = 100 << 20;
     let (stack, site) = site("long-line").await;
     let mut sluice = Sluice::new(stack, &site);
