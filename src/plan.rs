@@ -8,6 +8,7 @@ use std::time::Duration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::batch::{BatchId, estimated_bytes};
+use crate::config::Secret;
 use crate::event_types::Catalog;
 use crate::event_types::select::{Lines, Target, landing_select, per_type_select};
 use crate::load::verdict::{CHANGED_TEXT, FENCED_TEXT};
@@ -21,17 +22,31 @@ use crate::warehouse::{MAX_QUERY_BYTES, Statement};
 pub enum S3Access {
     /// The server's own environment (instance role, variables).
     Server,
+    /// `{bucket}` in the name stands for the bucket.
     NamedCollection {
         name: String,
     },
     Keys {
         access_key_id: String,
-        secret_access_key: String,
+        secret_access_key: Secret,
     },
+    /// `{bucket}` in the ARN stands for the bucket.
     Role {
         role_arn: String,
     },
     Anonymous,
+}
+
+impl S3Access {
+    /// What its statements hold that nobody may see.
+    pub fn secrets(&self) -> Vec<Secret> {
+        match self {
+            Self::Keys {
+                secret_access_key, ..
+            } => vec![secret_access_key.clone()],
+            _ => Vec::new(),
+        }
+    }
 }
 
 /// Under which URL, and with what right, ClickHouse reaches the objects.
@@ -185,6 +200,8 @@ impl Planner {
     fn s3(&self, objects: &[&ObjectRef], format: &str, structure: &str) -> String {
         let url = sql::string(&self.url(objects));
         let (format, structure) = (sql::string(format), sql::string(structure));
+        let bucket = objects.first().map_or("", |object| &object.bucket);
+        let of_bucket = |name: &str| name.replace("{bucket}", bucket);
         match &self.source.access {
             S3Access::Server => format!("s3({url}, {format}, {structure})"),
             S3Access::Anonymous => format!("s3({url}, NOSIGN, {format}, {structure})"),
@@ -194,15 +211,15 @@ impl Planner {
             } => format!(
                 "s3({url}, {}, {}, {format}, {structure})",
                 sql::string(access_key_id),
-                sql::string(secret_access_key),
+                sql::string(secret_access_key.expose()),
             ),
             S3Access::Role { role_arn } => format!(
                 "s3({url}, {format}, {structure}, extra_credentials(role_arn = {}))",
-                sql::string(role_arn),
+                sql::string(&of_bucket(role_arn)),
             ),
             S3Access::NamedCollection { name } => format!(
                 "s3({}, url = {url}, format = {format}, structure = {structure})",
-                sql::ident(name),
+                sql::ident(&of_bucket(name)),
             ),
         }
     }
@@ -389,7 +406,7 @@ mod tests {
         let a = object("b", "k", "1");
         let keys = S3Access::Keys {
             access_key_id: "id".into(),
-            secret_access_key: "s'k".into(),
+            secret_access_key: Secret::new("s'k"),
         };
         for (access, expected) in [
             (S3Access::Server, "s3('http://e/b/k', 'One', 'x')"),
@@ -400,13 +417,15 @@ mod tests {
             (keys, r"s3('http://e/b/k', 'id', 's\'k', 'One', 'x')"),
             (
                 S3Access::Role {
-                    role_arn: "arn:r".into(),
+                    role_arn: "arn:r/{bucket}".into(),
                 },
-                "s3('http://e/b/k', 'One', 'x', extra_credentials(role_arn = 'arn:r'))",
+                "s3('http://e/b/k', 'One', 'x', extra_credentials(role_arn = 'arn:r/b'))",
             ),
             (
-                S3Access::NamedCollection { name: "nc".into() },
-                "s3(`nc`, url = 'http://e/b/k', format = 'One', structure = 'x')",
+                S3Access::NamedCollection {
+                    name: "nc_{bucket}".into(),
+                },
+                "s3(`nc_b`, url = 'http://e/b/k', format = 'One', structure = 'x')",
             ),
         ] {
             assert_eq!(

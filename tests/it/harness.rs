@@ -42,6 +42,12 @@ pub(crate) struct Sluice {
 impl Sluice {
     /// For a site of the shared stack. Everything goes fast: the window, and what comes back.
     pub(crate) fn new(stack: &Stack, site: &Site) -> Self {
+        let access = "{kind: keys, access_key_id: test, secret_access_key: test}";
+        Self::with_access(stack, site, access)
+    }
+
+    /// The same with another `s3.clickhouse_access`.
+    pub(crate) fn with_access(stack: &Stack, site: &Site, access: &str) -> Self {
         let directory = tempfile::Builder::new()
             .prefix("sluice-it-")
             .tempdir()
@@ -50,8 +56,7 @@ impl Sluice {
             "queue:\n  url: {queue}\n  wait_time: 1s\n  visibility_timeout: 10s\n  \
              retry_backoff_min: 1s\n  retry_backoff_max: 1s\n\
              clickhouse:\n  url: {clickhouse}\n  database: {database}\n\
-             s3:\n  clickhouse_endpoint: {s3}\n  clickhouse_access:\n    kind: keys\n    \
-             access_key_id: test\n    secret_access_key: test\n\
+             s3:\n  clickhouse_endpoint: {s3}\n  clickhouse_access: {access}\n\
              batch:\n  window: 300ms\n\
              load:\n  retry_backoff_min: 50ms\n  retry_backoff_max: 500ms\n  probe_interval: 300ms\n\
              admin:\n  listen: 127.0.0.1:0\n",
@@ -145,6 +150,15 @@ impl Sluice {
         let child = self.child.as_mut().expect("it was started");
         let ended = child.try_wait().expect("a child");
         assert_eq!(ended, None, "sluice ended by itself");
+    }
+
+    /// The command line that everybody on the machine sees.
+    pub(crate) fn command_line(&self) -> String {
+        let pid = self.child.as_ref().expect("it runs").id().to_string();
+        let output = Command::new("ps")
+            .args(["-o", "args=", "-p", &pid])
+            .output();
+        String::from_utf8_lossy(&output.expect("`ps` runs").stdout).into_owned()
     }
 
     /// The log of the latest start.

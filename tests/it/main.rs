@@ -1,5 +1,6 @@
 //! Tests on the embedded stack: the real engine, and S3 and SQS by their protocols.
 
+mod access;
 mod cli;
 mod end_to_end;
 mod harness;
