@@ -182,11 +182,11 @@ fn the_schema_describes_every_field() {
       "description": "The secret of the access key: this, or `secret_access_key_file`. Give it in the environment rather than here."
     },
     "secret_access_key_file": {
-      "description": "A file that holds the secret of the access key, such as a mounted secret. It is read at start.",
       "type": [
         "string",
         "null"
-      ]
+      ],
+      "description": "A file that holds the secret of the access key, such as a mounted secret. It is read at start."
     }
   },
   "description": "An access key that Sluice puts into its statements. ClickHouse hides it in its logs, except in those of a statement with an error of syntax.",
