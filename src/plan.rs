@@ -122,6 +122,45 @@ impl Planner {
     /// `guard` is the condition under which none must start. A batch whose objects are not all what
     /// was announced commits nothing: the statement fails.
     pub fn inserts(&self, batch: BatchId, objects: &[&ObjectRef], guard: &str) -> Vec<Statement> {
+        let statements = match self.strategy {
+            Strategy::SinglePass => {
+                let lines = self.lines(batch, objects, guard);
+                let select = landing_select(&self.catalog, &lines);
+                vec![format!("{} {select}", self.insert_into(LANDING))]
+            }
+            Strategy::PerType => Target::all(&self.catalog)
+                .into_iter()
+                .filter_map(|target| self.fill(target, batch, objects, guard))
+                .collect(),
+        };
+        statements
+            .into_iter()
+            .map(|sql| self.with_settings(sql, batch, objects))
+            .collect()
+    }
+
+    /// The statement that fills one table, unless none of the objects is on its route.
+    fn fill(
+        &self,
+        target: Target<'_>,
+        batch: BatchId,
+        objects: &[&ObjectRef],
+        guard: &str,
+    ) -> Option<String> {
+        let mut on_route = objects.to_vec();
+        on_route.retain(|object| target.is_filled_from(&object.key));
+        if on_route.is_empty() {
+            return None;
+        }
+        let columns = target.columns().into_iter().map(sql::ident);
+        let columns: Vec<String> = columns.collect();
+        let lines = self.lines(batch, &on_route, guard);
+        let select = per_type_select(&self.catalog, target, &lines);
+        let into = self.insert_into(target.table());
+        Some(format!("{into} ({}) {select}", columns.join(", ")))
+    }
+
+    fn lines(&self, batch: BatchId, objects: &[&ObjectRef], guard: &str) -> Lines {
         let source = self.s3(objects, "LineAsString", "line String");
         let mut lines = Lines::of_objects(source, batch.0);
         lines.filter = Some(format!(
@@ -129,32 +168,11 @@ impl Planner {
             sql::throw_if(guard, FENCED_TEXT),
             sql::throw_if(&changed(objects), CHANGED_TEXT),
         ));
-        let into = |table: &str| format!("INSERT INTO {}", sql::qualified(&self.database, table));
-        let statements = match self.strategy {
-            Strategy::SinglePass => {
-                vec![format!(
-                    "{} {}",
-                    into(LANDING),
-                    landing_select(&self.catalog, &lines)
-                )]
-            }
-            Strategy::PerType => Target::all(&self.catalog)
-                .into_iter()
-                .map(|target| {
-                    let columns: Vec<String> = target
-                        .columns()
-                        .iter()
-                        .map(|column| sql::ident(column))
-                        .collect();
-                    let select = per_type_select(&self.catalog, target, &lines);
-                    format!("{} ({}) {select}", into(target.table()), columns.join(", "))
-                })
-                .collect(),
-        };
-        statements
-            .into_iter()
-            .map(|sql| self.with_settings(sql, batch, objects))
-            .collect()
+        lines
+    }
+
+    fn insert_into(&self, table: &str) -> String {
+        format!("INSERT INTO {}", sql::qualified(&self.database, table))
     }
 
     fn with_settings(&self, sql: String, batch: BatchId, objects: &[&ObjectRef]) -> Statement {
@@ -448,6 +466,54 @@ mod tests {
             statements
                 .iter()
                 .all(|statement| !statement.sql.contains("`landing`"))
+        );
+    }
+
+    #[test]
+    fn per_type_reads_no_object_that_is_off_the_route() {
+        let declared = |name: &str, keys: &str| {
+            let text = format!(
+                "table: {name}s\n{keys}rule: {{path: [verb], equals: {name}}}\norder_by: [id]\n\
+                 columns:\n- {{name: id, type: String, path: [id]}}\n"
+            );
+            (format!("{name}.yaml"), text)
+        };
+        let catalog = Catalog::from_files([
+            declared("click", "keys: [clicks/*]\n"),
+            declared("view", "keys: [views/*]\n"),
+            declared("any", ""),
+        ]);
+        let planner = Planner {
+            strategy: Strategy::PerType,
+            catalog: catalog.unwrap(),
+            ..planner(S3Access::Server, Some("http://e"))
+        };
+        let batch = BatchId(uuid::Uuid::from_u128(7));
+        let (click, other) = (object("b", "clicks/1", "1"), object("b", "others/2", "2"));
+        let read: Vec<(String, bool, bool)> = planner
+            .inserts(batch, &[&click, &other], "0")
+            .into_iter()
+            .map(|statement| {
+                let table = statement
+                    .sql
+                    .split('`')
+                    .nth(3)
+                    .unwrap_or_default()
+                    .to_owned();
+                let names = |key| statement.sql.contains(key);
+                (table, names("b/clicks/1'"), names("b/others/2'"))
+            })
+            .collect();
+        let all = |table: &str| (table.to_owned(), true, true);
+        assert_eq!(
+            read,
+            [
+                all("anys"),
+                ("clicks".to_owned(), true, false),
+                all("rejected_lines"),
+                all("unmatched_statements"),
+                all("object_rows"),
+            ]
         );
     }
 

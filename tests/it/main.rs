@@ -7,3 +7,4 @@ mod harness;
 mod mapping;
 mod outages;
 mod queue_contract;
+mod strategies;
