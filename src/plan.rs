@@ -6,11 +6,12 @@
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use uuid::Uuid;
 
 use crate::batch::{BatchId, estimated_bytes};
 use crate::config::Secret;
 use crate::event_types::Catalog;
-use crate::event_types::select::{Lines, Target, landing_select, per_type_select};
+use crate::event_types::select::{Lines, Target, landing_select, per_type_select, view_select};
 use crate::load::verdict::{CHANGED_TEXT, FENCED_TEXT};
 use crate::object::ObjectRef;
 use crate::schema::LANDING;
@@ -78,6 +79,15 @@ pub struct Planner {
     /// Larger objects are read in many blocks.
     pub max_bytes: u64,
     pub insert_timeout: Duration,
+}
+
+/// How the statements of a batch are made of its list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Form {
+    /// Workers of the same plan make the same statements of the same list.
+    pub plan: Uuid,
+    /// Whether the objects are read in several blocks, each of which commits by itself.
+    pub many_blocks: bool,
 }
 
 /// How keys can be named in one `s3()` call.
@@ -198,8 +208,32 @@ impl Planner {
         statement
     }
 
-    /// Whether the objects are read in several blocks, each of which commits by itself.
-    pub fn needs_many_blocks(&self, objects: &[&ObjectRef]) -> bool {
+    /// In what form the statements of these objects are.
+    pub fn form(&self, objects: &[&ObjectRef]) -> Form {
+        Form {
+            plan: self.plan_id(),
+            many_blocks: self.needs_many_blocks(objects),
+        }
+    }
+
+    /// Of all that statements depend on beside the list. Where ClickHouse reads the objects from,
+    /// and with which rights, makes no other rows.
+    pub fn plan_id(&self) -> Uuid {
+        let lines = Lines::of_objects("", Uuid::nil());
+        let mut text = format!(
+            "{:?} {} {SETTINGS:?} {ONE_BLOCK:?} {MANY_BLOCKS:?} {}",
+            self.strategy,
+            self.max_bytes,
+            landing_select(&self.catalog, &lines)
+        );
+        for target in Target::all(&self.catalog) {
+            text += target.table();
+            text += &view_select(&self.catalog, target, "");
+        }
+        Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes())
+    }
+
+    fn needs_many_blocks(&self, objects: &[&ObjectRef]) -> bool {
         objects
             .iter()
             .any(|object| estimated_bytes(object) > self.max_bytes)
@@ -459,7 +493,7 @@ mod tests {
             strategy: Strategy::PerType,
             ..planner(S3Access::Server, Some("http://e"))
         };
-        let batch = BatchId(uuid::Uuid::from_u128(7));
+        let batch = BatchId(Uuid::from_u128(7));
         let statements = planner.inserts(batch, &[&object("b", "a", "1")], "0");
         assert_eq!(statements.len(), Target::all(&planner.catalog).len());
         assert!(
@@ -467,6 +501,33 @@ mod tests {
                 .iter()
                 .all(|statement| !statement.sql.contains("`landing`"))
         );
+    }
+
+    #[test]
+    fn a_plan_is_what_makes_statements_differ() {
+        let plan = |change: &dyn Fn(&mut Planner)| {
+            let mut planner = planner(S3Access::Server, Some("http://e"));
+            change(&mut planner);
+            planner.plan_id()
+        };
+        let first = plan(&|_| {});
+        assert_eq!(first, plan(&|it| it.source.access = S3Access::Anonymous));
+        assert_eq!(first, plan(&|it| it.source.endpoint = None));
+        assert_ne!(first, plan(&|it| it.strategy = Strategy::PerType));
+        assert_ne!(first, plan(&|it| it.max_bytes += 1));
+        let typed = |keys: &str, column: &str| {
+            let text = format!(
+                "table: t\n{keys}rule: {{path: [a], equals: b}}\norder_by: [id]\n\
+                 columns:\n- {{name: id, type: {column}, path: [id]}}\n"
+            );
+            Catalog::from_files([("t.yaml".to_owned(), text)]).unwrap()
+        };
+        let mut seen = vec![first];
+        for (keys, column) in [("", "String"), ("", "UUID"), ("keys: [a/*]\n", "String")] {
+            let id = plan(&|it| it.catalog = typed(keys, column));
+            assert!(!seen.contains(&id), "{keys} {column}");
+            seen.push(id);
+        }
     }
 
     #[test]
@@ -488,7 +549,7 @@ mod tests {
             catalog: catalog.unwrap(),
             ..planner(S3Access::Server, Some("http://e"))
         };
-        let batch = BatchId(uuid::Uuid::from_u128(7));
+        let batch = BatchId(Uuid::from_u128(7));
         let (click, other) = (object("b", "clicks/1", "1"), object("b", "others/2", "2"));
         let read: Vec<(String, bool, bool)> = planner
             .inserts(batch, &[&click, &other], "0")
@@ -520,7 +581,7 @@ mod tests {
     #[test]
     fn the_statement_depends_on_nothing_but_the_list() {
         let planner = planner(S3Access::Server, Some("http://e"));
-        let batch = BatchId(uuid::Uuid::from_u128(7));
+        let batch = BatchId(Uuid::from_u128(7));
         let (a, b) = (object("b", "a", "1"), object("b", "b", "2"));
         let statements = planner.inserts(batch, &[&a, &b], "0");
         assert_eq!(statements, planner.inserts(batch, &[&b, &a], "0"));

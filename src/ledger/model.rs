@@ -38,6 +38,8 @@ struct Case {
     fences: u32,
     /// How often a statement fails by an object's fault, at whatever moment.
     faults: u8,
+    /// Whether workers of another configuration may recover, too.
+    other_plans: bool,
     mutation: Mutation,
 }
 
@@ -129,8 +131,8 @@ impl Job {
         }
     }
 
-    fn recovery(batch: usize, fence: u32) -> Self {
-        let run = Run::recover(fence);
+    fn recovery(batch: usize, fence: u32, replayable: bool) -> Self {
+        let run = Run::recover(fence, replayable);
         Self {
             run,
             objects: 0,
@@ -358,6 +360,17 @@ impl Case {
                     _ => false,
                 });
                 if recoverable {
+                    let standings: Vec<Standing> = standings
+                        .into_iter()
+                        .map(|standing| match standing {
+                            Standing::Busy { batch, .. } => {
+                                let fence = state.batches[index(batch)].fence;
+                                let lapsed = fence < self.fences || fence == DOOMED;
+                                Standing::Busy { batch, lapsed }
+                            }
+                            other => other,
+                        })
+                        .collect();
                     // It looks the objects up again afterwards: all of them.
                     job.objects = bits(job.objects).sum::<u8>() | busy(&standings, state);
                     answer(after, job, Event::Standings(standings));
@@ -366,8 +379,15 @@ impl Case {
             Action::Recover(batch) => {
                 let batch = index(batch);
                 let fence = state.batches[batch].fence;
-                job.recovery = Some(Box::new(Job::recovery(batch, fence)));
-                outcomes.push((after, Some(job)));
+                let mut recover = |replayable| {
+                    let mut job = job.clone();
+                    job.recovery = Some(Box::new(Job::recovery(batch, fence, replayable)));
+                    outcomes.push((after.clone(), Some(job)));
+                };
+                recover(true);
+                if self.other_plans {
+                    recover(false);
+                }
             }
             Action::Seal => {
                 job.batch = Some(state.batches.len());
@@ -609,6 +629,7 @@ const ONE_OBJECT: Case = Case {
     crashes: 2,
     fences: 2,
     faults: 0,
+    other_plans: false,
     mutation: Mutation::None,
 };
 
@@ -653,6 +674,18 @@ fn nothing_is_lost_or_doubled_with_three_workers() {
 #[test]
 fn nothing_is_lost_or_doubled_when_rows_are_taken_back() {
     let states = FAULTY.search().unwrap();
+    assert!(states > 10_000, "only {states} states");
+}
+
+#[test]
+fn nothing_is_lost_or_doubled_by_workers_of_another_configuration() {
+    let case = Case {
+        crashes: 1,
+        fences: 1,
+        other_plans: true,
+        ..ONE_OBJECT
+    };
+    let states = case.search().unwrap();
     assert!(states > 10_000, "only {states} states");
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::config::{Secret, SecretSource};
 use crate::sql;
@@ -198,7 +199,16 @@ impl Warehouse {
                 .map_err(|error| WarehouseError::Unknown(error.to_string()))?;
             body.push(b'\n');
         }
-        let sql = format!("INSERT INTO {} FORMAT JSONEachRow", self.table(table));
+        // By name, so that a table of an earlier version is told as such (error 16).
+        let columns = match rows.first().map(serde_json::to_value) {
+            Some(Ok(Value::Object(row))) => row.keys().map(|name| sql::ident(name)).collect(),
+            _ => Vec::new(),
+        };
+        let sql = format!(
+            "INSERT INTO {} ({}) FORMAT JSONEachRow",
+            self.table(table),
+            columns.join(", ")
+        );
         let mut insert = self
             .client()?
             .insert_formatted_with(sql)
