@@ -60,7 +60,11 @@ impl SecretSource {
             Self::File(path) => {
                 let text = fs::read_to_string(path)
                     .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-                Secret::new(text.strip_suffix('\n').unwrap_or(&text))
+                let line = text.strip_suffix('\n').unwrap_or(&text);
+                if line.is_empty() {
+                    return Err(format!("{} is empty", path.display()));
+                }
+                Secret::new(line)
             }
         };
         if secret.expose().chars().any(char::is_control) {
@@ -184,6 +188,7 @@ mod tests {
             (" hunter4 \n", Ok(" hunter4 ")),
             ("hunter5\r\n", Err("control character")),
             ("hunter6\n\n", Err("control character")),
+            ("\n", Err("is empty")),
         ] {
             std::fs::write(&path, text).unwrap();
             match (source.read(), expected) {
