@@ -439,7 +439,11 @@ impl Loading<'_> {
             for target in Target::all(&self.loader.planner.catalog) {
                 let table = self.loader.warehouse.table(target.table());
                 let sql = format!("DELETE FROM {table} WHERE batch_id = '{}'", self.batch);
-                self.small(|| self.loader.warehouse.run(&sql)).await?;
+                let delete = Statement::new(sql);
+                // Not the short timeout: each repetition is one more mutation in the queue.
+                let timeout = self.loader.limits.insert_timeout;
+                self.small(|| self.loader.warehouse.execute(&delete, None, timeout))
+                    .await?;
             }
             Ok(Event::Done)
         })
