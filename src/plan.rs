@@ -6,10 +6,12 @@
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use uuid::Uuid;
 
 use crate::batch::{BatchId, estimated_bytes};
+use crate::config::Secret;
 use crate::event_types::Catalog;
-use crate::event_types::select::{Lines, Target, landing_select, per_type_select};
+use crate::event_types::select::{Lines, Target, landing_select, per_type_select, view_select};
 use crate::load::verdict::{CHANGED_TEXT, FENCED_TEXT};
 use crate::object::ObjectRef;
 use crate::schema::LANDING;
@@ -21,17 +23,31 @@ use crate::warehouse::{MAX_QUERY_BYTES, Statement};
 pub enum S3Access {
     /// The server's own environment (instance role, variables).
     Server,
+    /// `{bucket}` in the name stands for the bucket.
     NamedCollection {
         name: String,
     },
     Keys {
         access_key_id: String,
-        secret_access_key: String,
+        secret_access_key: Secret,
     },
+    /// `{bucket}` in the ARN stands for the bucket.
     Role {
         role_arn: String,
     },
     Anonymous,
+}
+
+impl S3Access {
+    /// What its statements hold that nobody may see.
+    pub fn secrets(&self) -> Vec<Secret> {
+        match self {
+            Self::Keys {
+                secret_access_key, ..
+            } => vec![secret_access_key.clone()],
+            _ => Vec::new(),
+        }
+    }
 }
 
 /// Under which URL, and with what right, ClickHouse reaches the objects.
@@ -65,6 +81,15 @@ pub struct Planner {
     /// Longer lines are rejected.
     pub max_line_bytes: u64,
     pub insert_timeout: Duration,
+}
+
+/// How the statements of a batch are made of its list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Form {
+    /// Workers of the same plan make the same statements of the same list.
+    pub plan: Uuid,
+    /// Whether the objects are read in several blocks, each of which commits by itself.
+    pub many_blocks: bool,
 }
 
 /// How keys can be named in one `s3()` call.
@@ -109,6 +134,45 @@ impl Planner {
     /// `guard` is the condition under which none must start. A batch whose objects are not all what
     /// was announced commits nothing: the statement fails.
     pub fn inserts(&self, batch: BatchId, objects: &[&ObjectRef], guard: &str) -> Vec<Statement> {
+        let statements = match self.strategy {
+            Strategy::SinglePass => {
+                let lines = self.lines(batch, objects, guard);
+                let select = landing_select(&self.catalog, &lines);
+                vec![format!("{} {select}", self.insert_into(LANDING))]
+            }
+            Strategy::PerType => Target::all(&self.catalog)
+                .into_iter()
+                .filter_map(|target| self.fill(target, batch, objects, guard))
+                .collect(),
+        };
+        statements
+            .into_iter()
+            .map(|sql| self.with_settings(sql, batch, objects))
+            .collect()
+    }
+
+    /// The statement that fills one table, unless none of the objects is on its route.
+    fn fill(
+        &self,
+        target: Target<'_>,
+        batch: BatchId,
+        objects: &[&ObjectRef],
+        guard: &str,
+    ) -> Option<String> {
+        let mut on_route = objects.to_vec();
+        on_route.retain(|object| target.is_filled_from(&object.key));
+        if on_route.is_empty() {
+            return None;
+        }
+        let columns = target.columns().into_iter().map(sql::ident);
+        let columns: Vec<String> = columns.collect();
+        let lines = self.lines(batch, &on_route, guard);
+        let select = per_type_select(&self.catalog, target, &lines);
+        let into = self.insert_into(target.table());
+        Some(format!("{into} ({}) {select}", columns.join(", ")))
+    }
+
+    fn lines(&self, batch: BatchId, objects: &[&ObjectRef], guard: &str) -> Lines {
         let source = self.s3(objects, "LineAsString", "line String");
         let mut lines = Lines::of_objects(source, batch.0);
         lines.max_line_bytes = self.max_line_bytes;
@@ -117,32 +181,11 @@ impl Planner {
             sql::throw_if(guard, FENCED_TEXT),
             sql::throw_if(&changed(objects), CHANGED_TEXT),
         ));
-        let into = |table: &str| format!("INSERT INTO {}", sql::qualified(&self.database, table));
-        let statements = match self.strategy {
-            Strategy::SinglePass => {
-                vec![format!(
-                    "{} {}",
-                    into(LANDING),
-                    landing_select(&self.catalog, &lines)
-                )]
-            }
-            Strategy::PerType => Target::all(&self.catalog)
-                .into_iter()
-                .map(|target| {
-                    let columns: Vec<String> = target
-                        .columns()
-                        .iter()
-                        .map(|column| sql::ident(column))
-                        .collect();
-                    let select = per_type_select(&self.catalog, target, &lines);
-                    format!("{} ({}) {select}", into(target.table()), columns.join(", "))
-                })
-                .collect(),
-        };
-        statements
-            .into_iter()
-            .map(|sql| self.with_settings(sql, batch, objects))
-            .collect()
+        lines
+    }
+
+    fn insert_into(&self, table: &str) -> String {
+        format!("INSERT INTO {}", sql::qualified(&self.database, table))
     }
 
     fn with_settings(&self, sql: String, batch: BatchId, objects: &[&ObjectRef]) -> Statement {
@@ -168,8 +211,32 @@ impl Planner {
         statement
     }
 
-    /// Whether the objects are read in several blocks, each of which commits by itself.
-    pub fn needs_many_blocks(&self, objects: &[&ObjectRef]) -> bool {
+    /// In what form the statements of these objects are.
+    pub fn form(&self, objects: &[&ObjectRef]) -> Form {
+        Form {
+            plan: self.plan_id(),
+            many_blocks: self.needs_many_blocks(objects),
+        }
+    }
+
+    /// Of all that statements depend on beside the list. Where ClickHouse reads the objects from,
+    /// and with which rights, makes no other rows.
+    pub fn plan_id(&self) -> Uuid {
+        let lines = Lines::of_objects("", Uuid::nil());
+        let mut text = format!(
+            "{:?} {} {SETTINGS:?} {ONE_BLOCK:?} {MANY_BLOCKS:?} {}",
+            self.strategy,
+            self.max_bytes,
+            landing_select(&self.catalog, &lines)
+        );
+        for target in Target::all(&self.catalog) {
+            text += target.table();
+            text += &view_select(&self.catalog, target, "");
+        }
+        Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes())
+    }
+
+    fn needs_many_blocks(&self, objects: &[&ObjectRef]) -> bool {
         objects
             .iter()
             .any(|object| estimated_bytes(object) > self.max_bytes)
@@ -188,6 +255,8 @@ impl Planner {
     fn s3(&self, objects: &[&ObjectRef], format: &str, structure: &str) -> String {
         let url = sql::string(&self.url(objects));
         let (format, structure) = (sql::string(format), sql::string(structure));
+        let bucket = objects.first().map_or("", |object| &object.bucket);
+        let of_bucket = |name: &str| name.replace("{bucket}", bucket);
         match &self.source.access {
             S3Access::Server => format!("s3({url}, {format}, {structure})"),
             S3Access::Anonymous => format!("s3({url}, NOSIGN, {format}, {structure})"),
@@ -197,15 +266,15 @@ impl Planner {
             } => format!(
                 "s3({url}, {}, {}, {format}, {structure})",
                 sql::string(access_key_id),
-                sql::string(secret_access_key),
+                sql::string(secret_access_key.expose()),
             ),
             S3Access::Role { role_arn } => format!(
                 "s3({url}, {format}, {structure}, extra_credentials(role_arn = {}))",
-                sql::string(role_arn),
+                sql::string(&of_bucket(role_arn)),
             ),
             S3Access::NamedCollection { name } => format!(
                 "s3({}, url = {url}, format = {format}, structure = {structure})",
-                sql::ident(name),
+                sql::ident(&of_bucket(name)),
             ),
         }
     }
@@ -393,7 +462,7 @@ mod tests {
         let a = object("b", "k", "1");
         let keys = S3Access::Keys {
             access_key_id: "id".into(),
-            secret_access_key: "s'k".into(),
+            secret_access_key: Secret::new("s'k"),
         };
         for (access, expected) in [
             (S3Access::Server, "s3('http://e/b/k', 'One', 'x')"),
@@ -404,13 +473,15 @@ mod tests {
             (keys, r"s3('http://e/b/k', 'id', 's\'k', 'One', 'x')"),
             (
                 S3Access::Role {
-                    role_arn: "arn:r".into(),
+                    role_arn: "arn:r/{bucket}".into(),
                 },
-                "s3('http://e/b/k', 'One', 'x', extra_credentials(role_arn = 'arn:r'))",
+                "s3('http://e/b/k', 'One', 'x', extra_credentials(role_arn = 'arn:r/b'))",
             ),
             (
-                S3Access::NamedCollection { name: "nc".into() },
-                "s3(`nc`, url = 'http://e/b/k', format = 'One', structure = 'x')",
+                S3Access::NamedCollection {
+                    name: "nc_{bucket}".into(),
+                },
+                "s3(`nc_b`, url = 'http://e/b/k', format = 'One', structure = 'x')",
             ),
         ] {
             assert_eq!(
@@ -426,7 +497,7 @@ mod tests {
             strategy: Strategy::PerType,
             ..planner(S3Access::Server, Some("http://e"))
         };
-        let batch = BatchId(uuid::Uuid::from_u128(7));
+        let batch = BatchId(Uuid::from_u128(7));
         let statements = planner.inserts(batch, &[&object("b", "a", "1")], "0");
         assert_eq!(statements.len(), Target::all(&planner.catalog).len());
         assert!(
@@ -437,9 +508,84 @@ mod tests {
     }
 
     #[test]
+    fn a_plan_is_what_makes_statements_differ() {
+        let plan = |change: &dyn Fn(&mut Planner)| {
+            let mut planner = planner(S3Access::Server, Some("http://e"));
+            change(&mut planner);
+            planner.plan_id()
+        };
+        let first = plan(&|_| {});
+        assert_eq!(first, plan(&|it| it.source.access = S3Access::Anonymous));
+        assert_eq!(first, plan(&|it| it.source.endpoint = None));
+        assert_ne!(first, plan(&|it| it.strategy = Strategy::PerType));
+        assert_ne!(first, plan(&|it| it.max_bytes += 1));
+        let typed = |keys: &str, column: &str| {
+            let text = format!(
+                "table: t\n{keys}rule: {{path: [a], equals: b}}\norder_by: [id]\n\
+                 columns:\n- {{name: id, type: {column}, path: [id]}}\n"
+            );
+            Catalog::from_files([("t.yaml".to_owned(), text)]).unwrap()
+        };
+        let mut seen = vec![first];
+        for (keys, column) in [("", "String"), ("", "UUID"), ("keys: [a/*]\n", "String")] {
+            let id = plan(&|it| it.catalog = typed(keys, column));
+            assert!(!seen.contains(&id), "{keys} {column}");
+            seen.push(id);
+        }
+    }
+
+    #[test]
+    fn per_type_reads_no_object_that_is_off_the_route() {
+        let declared = |name: &str, keys: &str| {
+            let text = format!(
+                "table: {name}s\n{keys}rule: {{path: [verb], equals: {name}}}\norder_by: [id]\n\
+                 columns:\n- {{name: id, type: String, path: [id]}}\n"
+            );
+            (format!("{name}.yaml"), text)
+        };
+        let catalog = Catalog::from_files([
+            declared("click", "keys: [clicks/*]\n"),
+            declared("view", "keys: [views/*]\n"),
+            declared("any", ""),
+        ]);
+        let planner = Planner {
+            strategy: Strategy::PerType,
+            catalog: catalog.unwrap(),
+            ..planner(S3Access::Server, Some("http://e"))
+        };
+        let batch = BatchId(Uuid::from_u128(7));
+        let (click, other) = (object("b", "clicks/1", "1"), object("b", "others/2", "2"));
+        let read: Vec<(String, bool, bool)> = planner
+            .inserts(batch, &[&click, &other], "0")
+            .into_iter()
+            .map(|statement| {
+                let table = statement
+                    .sql
+                    .split('`')
+                    .nth(3)
+                    .unwrap_or_default()
+                    .to_owned();
+                let names = |key| statement.sql.contains(key);
+                (table, names("b/clicks/1'"), names("b/others/2'"))
+            })
+            .collect();
+        let all = |table: &str| (table.to_owned(), true, true);
+        assert_eq!(
+            read,
+            [
+                all("anys"),
+                ("clicks".to_owned(), true, false),
+                all("rejected_lines"),
+                all("unmatched_statements"),
+                all("object_rows"),
+            ]
+        );
+    }
+
+    #[test]
     fn the_statement_depends_on_nothing_but_the_list() {
         let planner = planner(S3Access::Server, Some("http://e"));
-        let batch = BatchId(uuid::Uuid::from_u128(7));
+        let batch = BatchId(Uuid::from_u128(7));
         let (a, b) = (object("b", "a", "1"), object("b", "b", "2"));
         let statements = planner.inserts(batch, &[&a, &b], "0");
         assert_eq!(statements, planner.inserts(batch, &[&b, &a], "0"));

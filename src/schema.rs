@@ -1,6 +1,6 @@
 //! The tables and views that `migrate` makes.
 //!
-//! Every statement is `IF NOT EXISTS`, so that any number of workers may run all of them at once,
+//! Every statement says `IF NOT EXISTS`, so that any number of workers may run all of them at once,
 //! again and again. The order counts: a view comes after the tables it reads and fills.
 //!
 //! Retries are exact only where all targets forget an insert's token late: hence the deduplication
@@ -75,6 +75,7 @@ pub fn statements(catalog: &Catalog, options: &SchemaOptions) -> Vec<Statement> 
     statements.push(options.table("unmatched_statements", &kept_lines(options)));
     statements.push(options.table("object_rows", &object_rows(options)));
     statements.push(options.table("ledger_objects", &ledger_objects(options)));
+    statements.push(options.later_columns("ledger_objects", LATER_COLUMNS));
     statements.push(options.table("ledger_batches", &ledger_batches(options)));
     statements.push(options.table("ledger_failures", &ledger_failures(options)));
     if options.views {
@@ -101,6 +102,23 @@ impl SchemaOptions {
                 "CREATE TABLE IF NOT EXISTS {}{}\n{body}",
                 sql::qualified(&self.database, name),
                 self.on_cluster()
+            ),
+        }
+    }
+
+    /// Columns that the table of an earlier version does not have.
+    fn later_columns(&self, table: &str, columns: &[&str]) -> Statement {
+        let added: Vec<String> = columns
+            .iter()
+            .map(|column| format!("ADD COLUMN IF NOT EXISTS {column}"))
+            .collect();
+        Statement {
+            what: format!("columns of {table}"),
+            sql: format!(
+                "ALTER TABLE {}{} {}",
+                sql::qualified(&self.database, table),
+                self.on_cluster(),
+                added.join(", ")
             ),
         }
     }
@@ -220,6 +238,10 @@ SETTINGS {dedup}",
     )
 }
 
+/// Columns of `ledger_objects` that earlier versions do not write: what they have sealed is of no
+/// known plan, and may have been read in many blocks.
+const LATER_COLUMNS: &[&str] = &["`plan` UUID", "`many_blocks` Bool DEFAULT true"];
+
 /// Looked up by object before every batch: small granules, so that a lookup reads little.
 fn ledger_objects(options: &SchemaOptions) -> String {
     format!(
@@ -232,6 +254,7 @@ fn ledger_objects(options: &SchemaOptions) -> String {
     `region` LowCardinality(String),
     `size` UInt64,
     `batch_id` UUID,
+    {later_columns},
     `lease_seconds` UInt32,
     `worker` LowCardinality(String),
     `sealed_at` DateTime64(3, 'UTC') DEFAULT now64(3, 'UTC'),
@@ -240,6 +263,7 @@ fn ledger_objects(options: &SchemaOptions) -> String {
 ENGINE = {engine}
 ORDER BY (`object_id`, `batch_id`)
 SETTINGS index_granularity = 256",
+        later_columns = LATER_COLUMNS.join(",\n    "),
         engine = options.engine("", ""),
     )
 }

@@ -11,12 +11,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::{Parser, Subcommand};
 use tracing::error;
 
 use crate::config::{
-    ClickHouseAccess, Config, LoadStrategy, Problems, Sources, process_environment,
+    ClickHouseAccess, Config, LoadStrategy, Problems, SecretSource, Sources, process_environment,
 };
 use crate::event_types::Catalog;
 use crate::plan::{Planner, S3Access, S3Source, Strategy};
@@ -168,7 +168,8 @@ fn warehouse(config: &Config) -> anyhow::Result<Warehouse> {
     let access = Access {
         url: clickhouse.url.clone(),
         user: clickhouse.user.clone(),
-        password: clickhouse.password.expose().to_owned(),
+        password: clickhouse.password(),
+        secrets: s3_access(config)?.secrets(),
         database: clickhouse.database.clone(),
         connect_timeout: clickhouse.connect_timeout.get(),
         query_timeout: clickhouse.query_timeout.get(),
@@ -178,26 +179,35 @@ fn warehouse(config: &Config) -> anyhow::Result<Warehouse> {
     Warehouse::connect(&access).context("ClickHouse cannot be set up")
 }
 
-fn planner(config: &Config, catalog: Catalog, region: &str) -> Planner {
-    let access = match config.s3.clickhouse_access.clone() {
+fn s3_access(config: &Config) -> anyhow::Result<S3Access> {
+    Ok(match config.s3.clickhouse_access.clone() {
         ClickHouseAccess::Server => S3Access::Server,
         ClickHouseAccess::NamedCollection { name } => S3Access::NamedCollection { name },
         ClickHouseAccess::Keys {
             access_key_id,
             secret_access_key,
+            secret_access_key_file,
         } => S3Access::Keys {
             access_key_id,
-            secret_access_key: secret_access_key.expose().to_owned(),
+            secret_access_key: SecretSource::of(
+                &secret_access_key,
+                secret_access_key_file.as_ref(),
+            )
+            .read()
+            .map_err(|problem| anyhow!("s3.clickhouse_access.secret_access_key_file: {problem}"))?,
         },
         ClickHouseAccess::Role { role_arn } => S3Access::Role { role_arn },
         ClickHouseAccess::Anonymous => S3Access::Anonymous,
-    };
+    })
+}
+
+fn planner(config: &Config, catalog: Catalog, region: &str) -> anyhow::Result<Planner> {
     let source = S3Source {
         endpoint: config.s3.clickhouse_endpoint.clone(),
         default_region: region.to_owned(),
-        access,
+        access: s3_access(config)?,
     };
-    Planner {
+    Ok(Planner {
         catalog,
         source,
         strategy: match config.load.strategy {
@@ -208,7 +218,7 @@ fn planner(config: &Config, catalog: Catalog, region: &str) -> Planner {
         max_bytes: config.batch.max_bytes.bytes(),
         max_line_bytes: config.load.max_line_bytes.bytes(),
         insert_timeout: config.clickhouse.insert_timeout.get(),
-    }
+    })
 }
 
 /// The AWS SDK's own chain of settings and credentials.

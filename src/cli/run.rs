@@ -45,7 +45,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     let region = aws.region().map_or("us-east-1", |region| region.as_ref());
     let queue = Arc::new(SqsQueue::new(aws_sdk_sqs::Client::new(&aws), queue_url));
     let warehouse = warehouse(config)?;
-    let planner = planner(config, catalog.clone(), region);
+    let planner = planner(config, catalog.clone(), region)?;
     let breaker = Arc::new(Breaker::new(config.load.probe_interval.get()));
     let health = Arc::new(Health::default());
 

@@ -1,5 +1,7 @@
 //! With which rights ClickHouse reads the objects.
 
+use std::path::PathBuf;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -16,22 +18,29 @@ pub enum ClickHouseAccess {
     Server,
     /// A named collection, so that no key appears in a statement.
     NamedCollection {
-        /// The named collection on the ClickHouse server.
+        /// The named collection on the ClickHouse server. `{bucket}` in it stands
+        /// for the bucket, where several buckets need different rights.
         name: String,
     },
     /// An access key that Sluice puts into its statements. ClickHouse hides it
-    /// in its logs.
+    /// in its logs, except in those of a statement with an error of syntax.
     Keys {
         /// The id of the access key.
         access_key_id: String,
-        /// The secret of the access key. Give it in the environment rather than
-        /// in a file.
+        /// The secret of the access key: this, or `secret_access_key_file`. Give
+        /// it in the environment rather than here.
+        #[serde(skip_serializing_if = "Secret::is_empty")]
         secret_access_key: Secret,
+        /// A file that holds the secret of the access key, such as a mounted
+        /// secret. It is read at start.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        secret_access_key_file: Option<PathBuf>,
     },
     /// A role that ClickHouse assumes (`extra_credentials`), as on ClickHouse
     /// Cloud.
     Role {
-        /// The ARN of the role that ClickHouse assumes.
+        /// The ARN of the role that ClickHouse assumes. `{bucket}` in it stands
+        /// for the bucket.
         role_arn: String,
     },
     /// No credentials: for public buckets.
@@ -47,6 +56,7 @@ pub(super) struct RawAccess {
     name: Option<String>,
     access_key_id: Option<String>,
     secret_access_key: Option<Secret>,
+    secret_access_key_file: Option<PathBuf>,
     role_arn: Option<String>,
 }
 
@@ -63,10 +73,11 @@ enum Kind {
 const PATH: &str = "s3.clickhouse_access";
 
 /// The fields that only some kinds have, each with its kind.
-const FIELDS: [(&str, Kind); 4] = [
+const FIELDS: [(&str, Kind); 5] = [
     ("name", Kind::NamedCollection),
     ("access_key_id", Kind::Keys),
     ("secret_access_key", Kind::Keys),
+    ("secret_access_key_file", Kind::Keys),
     ("role_arn", Kind::Role),
 ];
 
@@ -92,8 +103,34 @@ pub(super) fn check_access(
         }),
         Kind::Keys => Some(ClickHouseAccess::Keys {
             access_key_id: raw.access_key_id?,
-            secret_access_key: raw.secret_access_key?,
+            secret_access_key: raw.secret_access_key.unwrap_or_default(),
+            secret_access_key_file: raw.secret_access_key_file,
         }),
+    }
+}
+
+impl RawAccess {
+    /// Whether a field is empty; none where it is not given.
+    fn is_empty(&self, field: &str) -> Option<bool> {
+        match field {
+            "name" => self.name.as_ref().map(String::is_empty),
+            "access_key_id" => self.access_key_id.as_ref().map(String::is_empty),
+            "secret_access_key" => self.secret_access_key.as_ref().map(Secret::is_empty),
+            "secret_access_key_file" => {
+                let path = self.secret_access_key_file.as_ref();
+                path.map(|path| path.as_os_str().is_empty())
+            }
+            _ => self.role_arn.as_ref().map(String::is_empty),
+        }
+    }
+
+    /// The secret can come from a file instead.
+    fn needs(&self, field: &str) -> bool {
+        match field {
+            "secret_access_key" => self.secret_access_key_file.is_none(),
+            "secret_access_key_file" => false,
+            _ => true,
+        }
     }
 }
 
@@ -105,16 +142,10 @@ fn check_presence(
     findings: &mut Findings,
 ) {
     let path = format!("{PATH}.{field}");
-    let empty = match field {
-        "name" => raw.name.as_ref().map(String::is_empty),
-        "access_key_id" => raw.access_key_id.as_ref().map(String::is_empty),
-        "secret_access_key" => raw.secret_access_key.as_ref().map(Secret::is_empty),
-        _ => raw.role_arn.as_ref().map(String::is_empty),
-    };
     let kind = kind_name(raw.kind);
-    let problem = match empty {
+    let problem = match raw.is_empty(field) {
         // A value that could not be read was reset to none, and is on record.
-        None if of == raw.kind && findings.is_good(&path) => {
+        None if of == raw.kind && raw.needs(field) && findings.is_good(&path) => {
             let variable = super::layers::variable_name(&path);
             Problem::new(
                 &path,

@@ -1,6 +1,7 @@
 //! Ranges, and relations between fields.
 
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
@@ -11,7 +12,7 @@ use super::fields::Fields;
 use super::layers::Origins;
 use super::problems::{Findings, Problem};
 use super::raw::RawConfig;
-use super::secret::Secret;
+use super::secret::{Secret, SecretSource};
 use super::types::{
     BatchConfig, ClickHouseConfig, Config, LoadConfig, LogConfig, NotificationsConfig, QueueConfig,
     S3Config,
@@ -152,7 +153,11 @@ fn check_notifications(notifications: &NotificationsConfig, checks: &mut Checks)
 fn check_clickhouse(clickhouse: &ClickHouseConfig, checks: &mut Checks) {
     check_clickhouse_url(clickhouse, checks);
     checks.name("clickhouse.user", &clickhouse.user);
-    checks.secret("clickhouse.password", &clickhouse.password);
+    checks.secret(
+        "clickhouse.password",
+        &clickhouse.password,
+        clickhouse.password_file.as_ref(),
+    );
     checks.name("clickhouse.database", &clickhouse.database);
     if let Some(cluster) = &clickhouse.cluster {
         checks.name("clickhouse.cluster", cluster);
@@ -221,11 +226,16 @@ fn check_access_values(access: &ClickHouseAccess, checks: &mut Checks) {
         ClickHouseAccess::Keys {
             access_key_id,
             secret_access_key,
+            secret_access_key_file,
         } => {
             if !access_key_id.is_empty() {
                 checks.name("s3.clickhouse_access.access_key_id", access_key_id);
             }
-            checks.secret("s3.clickhouse_access.secret_access_key", secret_access_key);
+            checks.secret(
+                "s3.clickhouse_access.secret_access_key",
+                secret_access_key,
+                secret_access_key_file.as_ref(),
+            );
         }
         _ => {}
     }
@@ -272,6 +282,12 @@ fn check_log(log: &LogConfig, checks: &mut Checks) {
         let word = directive
             .chars()
             .all(|c| c.is_alphanumeric() || "_-".contains(c));
+        if directive.starts_with("clickhouse") {
+            let advice = "remove it; what the client is answered is in Sluice's own messages";
+            let message = format!("`{directive}` would log statements with their secrets");
+            checks.fail(PATH, message, advice);
+            return;
+        }
         if word && !LEVELS.contains(&directive.to_lowercase().as_str()) {
             checks.fail(PATH, format!("`{directive}` is not a level"), form);
             return;
@@ -397,12 +413,20 @@ impl Checks<'_> {
         }
     }
 
-    /// A secret that was made with `echo` ends with a line break, and is refused
-    /// far away as a wrong password.
-    fn secret(&mut self, path: &str, value: &Secret) {
-        if value.expose().chars().any(char::is_control) {
-            let advice = "remove it; a line break at the end often comes from `echo`, which `printf` does not add";
-            self.fail(path, "has a control character", advice);
+    /// A secret is given by itself or in a file, and not both. One that was made
+    /// with `echo` ends with a line break, and is refused far away as a wrong
+    /// password.
+    fn secret(&mut self, path: &str, given: &Secret, file: Option<&PathBuf>) {
+        let file_path = format!("{path}_file");
+        if file.is_some() && !given.is_empty() {
+            let message = format!("{path} is given too");
+            self.fail(&file_path, message, "remove one of the two");
+            return;
+        }
+        if let Err(problem) = SecretSource::of(given, file).read() {
+            let at = if file.is_some() { &file_path } else { path };
+            let advice = "give the secret in one line; a line break at the end often comes from `echo`, which `printf` does not add";
+            self.fail(at, problem, advice);
         }
     }
 

@@ -68,6 +68,7 @@ pub(super) struct Field {
     pub(super) default: Option<Value>,
     pub(super) description: String,
     pub(super) optional: bool,
+    pub(super) secret: bool,
     pub(super) range: Option<(u64, u64)>,
     pub(super) is_list: bool,
     /// The kinds that have the field, where only some do.
@@ -146,6 +147,7 @@ impl Fields {
                 .cloned(),
             description: lines.collect::<Vec<_>>().join("\n"),
             optional: false,
+            secret: false,
             range: None,
             is_list: false,
             kinds: Vec::new(),
@@ -243,6 +245,7 @@ fn field(path: String, schema: &Value) -> Field {
     Field {
         takes: takes(schema, range),
         optional: default.is_none(),
+        secret: is_secret(schema),
         description: text(schema, "description"),
         kinds: Vec::new(),
         is_list: schema["type"] == "array",
@@ -265,9 +268,13 @@ fn takes(schema: &Value, range: Option<(u64, u64)>) -> String {
         (_, Some("integer"), None) => "a whole number".to_owned(),
         (_, Some("array"), _) => "a list of strings".to_owned(),
         (_, Some("boolean"), _) => "`true` or `false`".to_owned(),
-        _ if schema["writeOnly"] == true => "a secret string".to_owned(),
+        _ if is_secret(schema) => "a secret string".to_owned(),
         _ => "a string".to_owned(),
     }
+}
+
+fn is_secret(schema: &Value) -> bool {
+    schema["writeOnly"] == true
 }
 
 fn one_of(options: &[String]) -> String {

@@ -83,7 +83,9 @@ pub(super) fn merge(sources: Sources, fields: &Fields, findings: &mut Findings) 
     }
     for (path, value) in &sources.flags {
         let origin = "a flag on the command line".to_owned();
-        if let Some(layer) = single(path, value, origin, fields, findings) {
+        if fields.field(path).is_some_and(|field| field.secret) {
+            findings.add(secret_flag(path).origin(Some(&origin)));
+        } else if let Some(layer) = single(path, value, origin, fields, findings) {
             builder = builder.add_source(layer);
         }
     }
@@ -221,6 +223,17 @@ fn env_layers(env: &[(String, String)], fields: &Fields, findings: &mut Findings
         layers.extend(single(&path, value, origin, fields, findings));
     }
     layers
+}
+
+fn secret_flag(path: &str) -> Problem {
+    let variable = variable_name(path);
+    Problem::new(
+        path,
+        "is a secret, and every user of a machine can see its command lines",
+    )
+    .advice(format!(
+        "give it as {variable}, or in a file as {path}_file"
+    ))
 }
 
 /// A layer of one field, for the sources that give text by path.

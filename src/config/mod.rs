@@ -28,7 +28,7 @@ pub use fields::json_schema;
 pub use layers::{Sources, process_environment};
 pub use problems::{Problem, Problems};
 pub use reference::{effective_yaml, reference_markdown};
-pub use secret::Secret;
+pub use secret::{Secret, SecretSource};
 pub use types::{
     AdminConfig, BatchConfig, ClickHouseConfig, Config, EventTypesConfig, LoadConfig, LoadStrategy,
     LogConfig, LogFormat, NotificationsConfig, OnMissing, QueueConfig, S3Config, ShutdownConfig,

@@ -95,7 +95,7 @@ fn write_field(page: &mut String, field: &Field) -> std::fmt::Result {
         Some(default) if default.is_empty() => write!(page, "Default: empty. ")?,
         Some(default) => write!(page, "Default: `{default}`. ")?,
         None if field.kinds.is_empty() => write!(page, "Default: unset. ")?,
-        None => write!(page, "No default: the kind needs it. ")?,
+        None => write!(page, "No default. ")?,
     }
     writeln!(page, "Environment: `{}`.", variable_name(path))
 }

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::fs;
+use std::path::PathBuf;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
@@ -31,6 +33,44 @@ impl Secret {
 
     fn shown(&self) -> &'static str {
         if self.0.is_empty() { "" } else { REDACTED }
+    }
+}
+
+/// Where a secret is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretSource {
+    Given(Secret),
+    /// Read anew each time: whoever replaces the secret replaces the file.
+    File(PathBuf),
+}
+
+impl SecretSource {
+    /// Of a secret and of a file that holds it, the one that is given.
+    pub fn of(given: &Secret, file: Option<&PathBuf>) -> Self {
+        match file {
+            Some(path) => Self::File(path.clone()),
+            None => Self::Given(given.clone()),
+        }
+    }
+
+    /// The secret as it is now, or what is wrong with it.
+    pub fn read(&self) -> Result<Secret, String> {
+        let secret = match self {
+            Self::Given(secret) => secret.clone(),
+            Self::File(path) => {
+                let text = fs::read_to_string(path)
+                    .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+                let line = text.strip_suffix('\n').unwrap_or(&text);
+                if line.is_empty() {
+                    return Err(format!("{} is empty", path.display()));
+                }
+                Secret::new(line)
+            }
+        };
+        if secret.expose().chars().any(char::is_control) {
+            return Err("has a control character".to_owned());
+        }
+        Ok(secret)
     }
 }
 
@@ -115,7 +155,7 @@ impl JsonSchema for Secret {
 
 #[cfg(test)]
 mod tests {
-    use super::Secret;
+    use super::{Secret, SecretSource};
 
     #[test]
     fn every_way_to_print_a_secret_hides_it() {
@@ -133,6 +173,29 @@ mod tests {
                 .unwrap_err()
                 .to_string();
             assert!(!error.contains("47"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_anew_without_its_line_break() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("secret");
+        let source = SecretSource::File(path.clone());
+        assert!(source.read().unwrap_err().contains("cannot read"));
+        for (text, expected) in [
+            ("hunter2", Ok("hunter2")),
+            ("hunter3\n", Ok("hunter3")),
+            (" hunter4 \n", Ok(" hunter4 ")),
+            ("hunter5\r\n", Err("control character")),
+            ("hunter6\n\n", Err("control character")),
+            ("\n", Err("is empty")),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            match (source.read(), expected) {
+                (Ok(secret), Ok(expected)) => assert_eq!(secret.expose(), expected),
+                (Err(problem), Err(expected)) => assert!(problem.contains(expected), "{problem}"),
+                (found, _) => panic!("{text:?}: {found:?}"),
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::access::ClickHouseAccess;
 use super::problems::{Problem, Problems};
-use super::secret::Secret;
+use super::secret::{Secret, SecretSource};
 use super::units::{HumanDuration, HumanSize, Ratio, boolean, texts, whole_number};
 
 /// A valid configuration.
@@ -118,9 +118,14 @@ pub struct ClickHouseConfig {
     /// Sluice's tables.
     pub user: String,
 
-    /// The password of `clickhouse.user`. Give it in the environment rather
-    /// than in a file.
+    /// The password of `clickhouse.user`. Give it in the environment, or as
+    /// `clickhouse.password_file`, rather than here.
     pub password: Secret,
+
+    /// A file that holds the password, such as a mounted secret, instead of
+    /// `clickhouse.password`. It is read for each statement, so that a new
+    /// password needs no restart.
+    pub password_file: Option<PathBuf>,
 
     /// The database of all tables that `migrate` creates.
     pub database: String,
@@ -325,6 +330,12 @@ pub struct LogConfig {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+impl ClickHouseConfig {
+    pub fn password(&self) -> SecretSource {
+        SecretSource::of(&self.password, self.password_file.as_ref())
+    }
 }
 
 impl QueueConfig {

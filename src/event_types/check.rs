@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::declaration::{self, Declaration, DeclaredColumn};
 use super::paths::{self, PathTree};
-use super::{Catalog, Column, EventType, Problem, RESERVED_KINDS, Rule};
+use super::{Catalog, Column, EventType, Problem, RESERVED_KINDS, Route, Rule};
 use columns::check_column;
 use rules::check_rule;
 
@@ -238,6 +238,11 @@ fn check_type(
         }
     };
 
+    let route = chain
+        .iter()
+        .find_map(|(_, declaration)| declaration.keys.as_ref())
+        .map(|globs| check_route(globs, &mut report));
+
     let mut seen = BTreeSet::new();
     for (placed, _) in &columns {
         if !seen.insert(placed.column.name.as_str()) {
@@ -311,11 +316,30 @@ fn check_type(
         name: name.to_owned(),
         table,
         rule: rule?,
+        route: route.transpose().ok()?,
         order_by,
         partition_by,
         columns,
     };
     Some((file.to_owned(), event_type))
+}
+
+fn check_route(globs: &[String], report: &mut Report<'_>) -> Result<Route, regex::Error> {
+    if globs.is_empty() {
+        report.add(
+            "keys",
+            "is an empty list, so that no object would be looked at; leave it out for all objects",
+        );
+    }
+    for (index, glob) in globs.iter().enumerate() {
+        if glob.is_empty() || glob.starts_with('/') {
+            report.add(
+                format!("keys[{index}]"),
+                format!("{glob:?} matches no key; keys begin without a slash, as in video/**"),
+            );
+        }
+    }
+    Route::new(globs).inspect_err(|error| report.add("keys", error.to_string()))
 }
 
 fn check_tables(types: &[(String, EventType)], problems: &mut Vec<Problem>) {

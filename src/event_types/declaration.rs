@@ -15,6 +15,7 @@ pub(super) struct Declaration {
     pub extends: Option<String>,
     pub table: Option<String>,
     pub rule: Option<DeclaredRule>,
+    pub keys: Option<Vec<String>>,
     pub order_by: Option<Vec<String>>,
     pub partition_by: Option<String>,
     #[serde(default)]

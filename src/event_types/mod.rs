@@ -8,6 +8,7 @@ mod check;
 mod column_type;
 mod declaration;
 mod paths;
+mod route;
 mod rule;
 pub mod select;
 
@@ -20,6 +21,7 @@ pub use check::RESERVED_TABLES;
 pub use column_type::ColumnType;
 pub use declaration::Otherwise;
 pub use paths::{Path, PathTree};
+pub use route::Route;
 pub use rule::Rule;
 
 static BUILTIN: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/config/event_types");
@@ -45,6 +47,8 @@ pub struct EventType {
     pub table: String,
     /// Which statements it takes.
     pub rule: Rule,
+    /// Which objects it is looked for in; all, where there is none.
+    pub route: Option<Route>,
     /// The sorting key's columns: statements equal in all of them collapse into one.
     pub order_by: Vec<String>,
     /// The partition key, an expression; none for one partition.
@@ -83,6 +87,13 @@ pub enum Source {
         /// The texts that the names stand for: for each the first of its paths that is there.
         inputs: Vec<(String, Vec<Path>)>,
     },
+}
+
+impl EventType {
+    /// Whether statements of it can be in the object of this key.
+    pub fn is_looked_for_in(&self, key: &str) -> bool {
+        self.route.as_ref().is_none_or(|route| route.takes(key))
+    }
 }
 
 impl Source {

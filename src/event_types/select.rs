@@ -112,6 +112,14 @@ impl<'a> Target<'a> {
         }
     }
 
+    /// Whether rows for it can come from the object of this key.
+    pub fn is_filled_from(&self, key: &str) -> bool {
+        match self {
+            Target::EventType(event_type) => event_type.is_looked_for_in(key),
+            Target::RejectedLines | Target::UnmatchedStatements | Target::ObjectRows => true,
+        }
+    }
+
     /// The columns that the SELECT gives, in its order; the rest have defaults.
     pub fn columns(&self) -> Vec<&'a str> {
         match self {
@@ -225,10 +233,12 @@ FROM (
 fn rules(catalog: &Catalog) -> String {
     let branches = catalog.types().iter().map(|event_type| {
         let name = sql::string(&event_type.name);
-        format!(
-            "                {}, {name},",
-            event_type.rule.sql(catalog.tree())
-        )
+        let rule = event_type.rule.sql(catalog.tree());
+        let rule = match &event_type.route {
+            Some(route) => format!("{} AND ({rule})", route.sql()),
+            None => rule,
+        };
+        format!("                {rule}, {name},")
     });
     branches.collect::<Vec<_>>().join("\n")
 }

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::batch::BatchId;
 use crate::load::verdict::FENCED_TEXT;
 use crate::object::{ObjectId, ObjectRef};
+use crate::plan::Form;
 use crate::sql;
 use crate::warehouse::{Warehouse, WarehouseError};
 use protocol::Standing;
@@ -57,6 +58,8 @@ struct SealedRow<'a> {
     region: &'a str,
     size: u64,
     batch_id: Uuid,
+    plan: Uuid,
+    many_blocks: bool,
     lease_seconds: u32,
     worker: &'a str,
 }
@@ -95,6 +98,7 @@ struct FailureRow<'a> {
 #[derive(Debug)]
 pub struct SealedBatch {
     pub objects: Vec<ObjectRef>,
+    pub form: Form,
     /// The highest fenced attempt, 0 where none is.
     pub fenced: u32,
 }
@@ -203,7 +207,12 @@ impl Ledger {
     }
 
     /// Writes the frozen list of a batch.
-    pub async fn seal(&self, batch: BatchId, objects: &[&ObjectRef]) -> Result<(), WarehouseError> {
+    pub async fn seal(
+        &self,
+        batch: BatchId,
+        objects: &[&ObjectRef],
+        form: Form,
+    ) -> Result<(), WarehouseError> {
         let rows: Vec<SealedRow<'_>> = objects
             .iter()
             .map(|object| SealedRow {
@@ -215,6 +224,8 @@ impl Ledger {
                 region: object.region.as_deref().unwrap_or_default(),
                 size: object.size.unwrap_or_default(),
                 batch_id: batch.0,
+                plan: form.plan,
+                many_blocks: form.many_blocks,
                 lease_seconds: self.lease_seconds(),
                 worker: &self.worker,
             })
@@ -364,14 +375,32 @@ impl Ledger {
         let Some(Events { ended: 0, fenced }) = events.into_iter().next() else {
             return Ok(None);
         };
+        #[derive(Deserialize)]
+        struct Row {
+            #[serde(flatten)]
+            object: Listed,
+            plan: Uuid,
+            many_blocks: bool,
+        }
         let sql = format!(
-            "SELECT DISTINCT bucket, key, etag, version_id, region, size \
+            "SELECT DISTINCT bucket, key, etag, version_id, region, size, plan, many_blocks \
              FROM {} WHERE batch_id = '{batch}' ORDER BY key",
             self.warehouse.table(OBJECTS_TABLE),
         );
-        let listed: Vec<Listed> = self.warehouse.rows(&sql).await?;
-        let objects = listed.into_iter().map(ObjectRef::from).collect();
-        Ok(Some(SealedBatch { objects, fenced }))
+        let listed: Vec<Row> = self.warehouse.rows(&sql).await?;
+        let Some(first) = listed.first() else {
+            return Ok(None);
+        };
+        let form = Form {
+            plan: first.plan,
+            many_blocks: first.many_blocks,
+        };
+        let objects = listed.into_iter().map(|row| row.object.into()).collect();
+        Ok(Some(SealedBatch {
+            objects,
+            form,
+            fenced,
+        }))
     }
 
     /// The objects that were loaded last: of the same bucket as `object`, or of any other.

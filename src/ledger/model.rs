@@ -41,6 +41,8 @@ struct Case {
     faults: u8,
     /// Whether to look for states from which no worker can go on, too.
     stuck: bool,
+    /// Whether workers of another configuration may recover, too.
+    other_plans: bool,
     mutation: Mutation,
 }
 
@@ -132,8 +134,8 @@ impl Job {
         }
     }
 
-    fn recovery(batch: usize, fence: u32) -> Self {
-        let run = Run::recover(fence);
+    fn recovery(batch: usize, fence: u32, replayable: bool) -> Self {
+        let run = Run::recover(fence, replayable);
         Self {
             run,
             objects: 0,
@@ -357,8 +359,15 @@ impl Case {
             Action::Recover(batch) => {
                 let batch = index(batch);
                 let fence = state.batches[batch].fence;
-                job.recovery = Some(Box::new(Job::recovery(batch, fence)));
-                outcomes.push((after, Some(job)));
+                let mut recover = |replayable| {
+                    let mut job = job.clone();
+                    job.recovery = Some(Box::new(Job::recovery(batch, fence, replayable)));
+                    outcomes.push((after.clone(), Some(job)));
+                };
+                recover(true);
+                if self.other_plans {
+                    recover(false);
+                }
             }
             Action::Seal => {
                 job.batch = Some(state.batches.len());
@@ -493,7 +502,7 @@ impl Case {
                 {
                     after.deleted |= after.batches[batch].objects;
                     outcomes.push((after, Some(job)));
-                } else if self.faults == 0 {
+                } else if self.faults == 0 && !self.other_plans {
                     // Nothing but taking back could come in between: one step is all there is to it.
                     if self.record_refused(state, batch, attempt) {
                         answer(after, job, Event::Fenced);
@@ -656,6 +665,7 @@ const ONE_OBJECT: Case = Case {
     fences: 2,
     faults: 0,
     stuck: false,
+    other_plans: false,
     mutation: Mutation::None,
 };
 
@@ -718,6 +728,18 @@ fn nothing_is_stuck() {
         let outcome = Case { mutation, ..case }.search();
         assert!(outcome.is_err(), "{mutation:?} went unnoticed: {outcome:?}");
     }
+}
+
+#[test]
+fn nothing_is_lost_or_doubled_by_workers_of_another_configuration() {
+    let case = Case {
+        crashes: 1,
+        fences: 1,
+        other_plans: true,
+        ..ONE_OBJECT
+    };
+    let states = case.search().unwrap();
+    assert!(states > 10_000, "only {states} states");
 }
 
 #[test]

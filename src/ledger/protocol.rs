@@ -8,7 +8,8 @@
 //! - write the seal before reading it back; whoever then sees another's claim yields;
 //! - a statement starts only while its attempt is neither fenced nor released (the guard);
 //! - nothing is replayed, released or rolled forward while an older statement may still run;
-//! - a batch without rows is released, a batch with rows is rolled forward, never the other way;
+//! - a batch without rows is released, a batch with rows is rolled forward by who makes the same
+//!   statements of it, never the other way;
 //! - rows are taken back only once no attempt and no record of the batch can succeed ever again.
 
 use crate::batch::BatchId;
@@ -160,7 +161,7 @@ enum Unwind {
 enum Intent {
     /// The worker that sealed the batch is gone: finish its work.
     RollForward,
-    /// The statement cannot succeed: nothing of it may stay.
+    /// The statement cannot succeed, or nobody has it any more: nothing of it may stay.
     TakeBack,
 }
 
@@ -179,16 +180,18 @@ impl Run {
     }
 
     /// Recovers a batch whose lease has run out; `fenced` is the highest attempt that the ledger
-    /// says is fenced, 0 where none is.
-    pub fn recover(fenced: u32) -> Self {
+    /// says is fenced, 0 where none is. `replayable`: this worker would make the identical
+    /// statement of it.
+    pub fn recover(fenced: u32, replayable: bool) -> Self {
         if fenced == DOOMED {
             return Self::new(Phase::Unwind(Unwind::Doom), DOOMED, Intent::TakeBack);
         }
-        Self::new(
-            Phase::Unwind(Unwind::Fence),
-            fenced + 1,
-            Intent::RollForward,
-        )
+        let intent = if replayable {
+            Intent::RollForward
+        } else {
+            Intent::TakeBack
+        };
+        Self::new(Phase::Unwind(Unwind::Fence), fenced + 1, intent)
     }
 
     fn new(phase: Phase, attempt: u32, intent: Intent) -> Self {

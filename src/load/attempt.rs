@@ -20,6 +20,7 @@ use crate::event_types::select::{BLANK, Target};
 use crate::failpoint;
 use crate::ledger::protocol::{Action, DOOMED, End, Event, Run, Standing};
 use crate::object::ObjectRef;
+use crate::plan::Form;
 use crate::telemetry::metrics;
 use crate::warehouse::{Statement, WarehouseError};
 
@@ -43,6 +44,7 @@ pub(super) struct Loading<'a> {
     /// What the insert has brought.
     pub(super) read: Vec<ReadBack>,
     pub(super) sealed: bool,
+    pub(super) form: Form,
     /// What was read is not what was asked for: it is taken back, complete or not.
     pub(super) keep_nothing: bool,
 }
@@ -91,8 +93,10 @@ impl Loading<'_> {
                 }
                 Action::Seal => {
                     self.sealed = true;
+                    let form = self.loader.planner.form(&self.objects());
+                    self.form = form;
                     let objects = self.objects();
-                    self.small(|| self.loader.ledger.seal(self.batch, &objects))
+                    self.small(|| self.loader.ledger.seal(self.batch, &objects, form))
                         .await?;
                     Event::Done
                 }
@@ -379,17 +383,23 @@ impl Loading<'_> {
     /// object can be gone when a complete batch is replayed. Known of batches of one block, whose
     /// count was written as a whole.
     async fn is_complete(&mut self) -> Result<bool, Cancelled> {
-        let many_blocks = self.loader.planner.needs_many_blocks(&self.objects());
-        if many_blocks || self.keep_nothing {
+        if self.form.many_blocks || self.keep_nothing {
             return Ok(false);
         }
         self.read = self.read_back().await?;
         Ok(!self.read.is_empty() && self.tables_agree().await?)
     }
 
-    /// Whether the tables have as many rows of the batch as `object_rows` says.
+    /// Whether the tables have as many rows of the batch as `object_rows` says. Of a kind that is
+    /// not declared any more nobody knows.
     async fn tables_agree(&self) -> Result<bool, Cancelled> {
-        for target in Target::all(&self.loader.planner.catalog) {
+        let targets = Target::all(&self.loader.planner.catalog);
+        let is_known =
+            |kind: &str| kind == BLANK || targets.iter().any(|target| target.kind() == Some(kind));
+        if !self.read.iter().all(|row| is_known(&row.kind)) {
+            return Ok(false);
+        }
+        for target in targets {
             let Some(kind) = target.kind() else { continue };
             let counted: u64 = self
                 .read
@@ -423,7 +433,11 @@ impl Loading<'_> {
             for target in Target::all(&self.loader.planner.catalog) {
                 let table = self.loader.warehouse.table(target.table());
                 let sql = format!("DELETE FROM {table} WHERE batch_id = '{}'", self.batch);
-                self.small(|| self.loader.warehouse.run(&sql)).await?;
+                let delete = Statement::new(sql);
+                // Not the short timeout: each repetition is one more mutation in the queue.
+                let timeout = self.loader.limits.insert_timeout;
+                self.small(|| self.loader.warehouse.execute(&delete, None, timeout))
+                    .await?;
             }
             Ok(Event::Done)
         })
@@ -548,11 +562,21 @@ impl Loader {
             successes_before: self.successes.load(Ordering::Relaxed),
             read: Vec::new(),
             sealed: true,
+            form: sealed.form,
             keep_nothing: false,
         };
+        let replayable = sealed.form.plan == self.planner.plan_id();
+        if !replayable {
+            let text = "another configuration has sealed this batch: it cannot be replayed";
+            warn!(batch.id = %batch, "{text}");
+            loading.failure = Some((Verdict::Changed, text.to_owned()));
+        }
         // Whatever became of it, its objects are looked up again.
         let end = loading
-            .run(Run::recover(sealed.fenced), &mut Outcomes::new())
+            .run(
+                Run::recover(sealed.fenced, replayable),
+                &mut Outcomes::new(),
+            )
             .await?;
         info!(batch.id = %batch, ?end, "recovered");
         Ok(())

@@ -19,7 +19,7 @@ use crate::batch::{Batch, BatchId};
 use crate::ledger::protocol::{End, Run};
 use crate::ledger::{Failure, Ledger};
 use crate::object::{ObjectId, ObjectRef};
-use crate::plan::{Naming, Planner, naming};
+use crate::plan::{Form, Naming, Planner, naming};
 use crate::telemetry::metrics;
 use crate::warehouse::{Warehouse, WarehouseError};
 use attempt::Loading;
@@ -299,6 +299,7 @@ impl Loader {
             successes_before: self.successes.load(Ordering::Relaxed),
             read: Vec::new(),
             sealed: false,
+            form: Form::default(),
             keep_nothing: false,
         };
         match loading.run(Run::load(), &mut progress.outcomes).await {

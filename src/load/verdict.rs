@@ -188,7 +188,7 @@ pub fn halt_class(error: &WarehouseError) -> &'static str {
 /// The error, and what to do about it where that can be said.
 pub fn with_advice(error: &WarehouseError) -> String {
     let advice = match error {
-        WarehouseError::Unknown(_) => "check that ClickHouse runs, and `clickhouse.url`",
+        WarehouseError::Unknown(text) => unreachable_advice(text),
         WarehouseError::Server {
             code: 192..=194 | 516,
             ..
@@ -218,6 +218,21 @@ pub fn with_advice(error: &WarehouseError) -> String {
         WarehouseError::Server { .. } => return error.to_string(),
     };
     format!("{error}; {advice}")
+}
+
+fn unreachable_advice(text: &str) -> &'static str {
+    if says(text, &["password_file"]) {
+        "make the file readable"
+    } else if says(text, &["certificate"]) {
+        "the server's certificate is not trusted: name its authority in `clickhouse.ca_file`"
+    } else if says(text, &["InvalidContentType"]) {
+        "the port does not speak TLS: make `clickhouse.url` begin with http://, or name another port"
+    } else if says(text, &["invalid HTTP version parsed"]) {
+        "the port does not speak HTTP: if it is one for TLS, make `clickhouse.url` begin with \
+         https://"
+    } else {
+        "check that ClickHouse runs, and `clickhouse.url`"
+    }
 }
 
 /// The object that an error names, out of those of the batch: the one whose path stands in the

@@ -11,7 +11,12 @@ use crate::config::{LogConfig, LogFormat};
 
 /// Starts logging to standard error; standard output is for what a command was asked to print.
 pub fn start_logging(config: &LogConfig) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&config.level).context("`log.level` is no filter")?;
+    // The client tells whole answers, in which ClickHouse can quote a statement with its secrets.
+    // What matters of them is told here, without.
+    let silent_client = "clickhouse=off".parse().context("a directive")?;
+    let filter = EnvFilter::try_new(&config.level)
+        .context("`log.level` is no filter")?
+        .add_directive(silent_client);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())

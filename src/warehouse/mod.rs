@@ -1,16 +1,20 @@
 //! ClickHouse: the only user of its client.
 
 mod http;
+mod redact;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
+use crate::config::{Secret, SecretSource};
 use crate::sql;
 use crate::telemetry::with_sources;
 pub use http::TlsError;
+use redact::Redactor;
 
 /// A statement and the settings that go with it, as URL parameters: some of them, such as
 /// `max_query_size`, come too late inside the statement.
@@ -60,7 +64,9 @@ impl WarehouseError {
 pub struct Access {
     pub url: String,
     pub user: String,
-    pub password: String,
+    pub password: SecretSource,
+    /// Further secrets that statements carry: no error tells them.
+    pub secrets: Vec<Secret>,
     pub database: String,
     pub connect_timeout: Duration,
     /// For small statements: ledger, kill, ping.
@@ -74,6 +80,8 @@ pub struct Access {
 #[derive(Clone)]
 pub struct Warehouse {
     client: clickhouse::Client,
+    password: SecretSource,
+    redactor: Redactor,
     database: String,
     query_timeout: Duration,
     /// ` ON CLUSTER …`, or nothing.
@@ -86,13 +94,14 @@ impl Warehouse {
         let client = clickhouse::Client::with_http_client(http::client(access)?)
             .with_url(&access.url)
             .with_user(&access.user)
-            .with_password(&access.password)
             .with_product_info("sluice", env!("CARGO_PKG_VERSION"))
             // Without it an error that comes late is an answer 200 with an exception in its body.
             .with_setting("wait_end_of_query", "1")
             .with_setting("async_insert", "0");
         Ok(Self {
             client,
+            password: access.password.clone(),
+            redactor: Redactor::new(&access.secrets),
             database: access.database.clone(),
             query_timeout: access.query_timeout,
             on_cluster: access
@@ -112,6 +121,14 @@ impl Warehouse {
         format!("{}.{}", sql::ident(&self.database), sql::ident(name))
     }
 
+    /// With the password as it is now.
+    fn client(&self) -> Result<clickhouse::Client, WarehouseError> {
+        let password = self.password.read().map_err(|problem| {
+            WarehouseError::Unknown(format!("clickhouse.password_file: {problem}"))
+        })?;
+        Ok(self.client.clone().with_password(password.expose()))
+    }
+
     /// Runs a statement that gives no rows, under a query id where one is given.
     pub async fn execute(
         &self,
@@ -119,14 +136,17 @@ impl Warehouse {
         query_id: Option<&str>,
         timeout: Duration,
     ) -> Result<(), WarehouseError> {
-        let mut query = self.client.query_raw(&statement.sql);
+        let mut query = self.client()?.query_raw(&statement.sql);
         for (name, value) in &statement.settings {
             query = query.with_setting(*name, value);
         }
         if let Some(query_id) = query_id {
             query = query.with_setting("query_id", query_id);
         }
-        bounded(timeout, async { query.execute().await.map_err(classify) }).await
+        bounded(timeout, async {
+            query.execute().await.map_err(|error| self.classify(error))
+        })
+        .await
     }
 
     /// Runs a small statement that gives no rows.
@@ -144,7 +164,7 @@ impl Warehouse {
     /// The rows of a small query.
     pub async fn rows<T: DeserializeOwned>(&self, sql: &str) -> Result<Vec<T>, WarehouseError> {
         let mut query = self
-            .client
+            .client()?
             .query_raw(sql)
             .with_setting("max_query_size", MAX_QUERY_BYTES)
             .with_setting("output_format_json_quote_64bit_integers", "0");
@@ -152,8 +172,10 @@ impl Warehouse {
             query = query.with_setting(*name, *value);
         }
         let text = bounded(self.query_timeout, async {
-            let mut cursor = query.fetch_bytes("JSONEachRow").map_err(classify)?;
-            cursor.collect().await.map_err(classify)
+            let mut cursor = query
+                .fetch_bytes("JSONEachRow")
+                .map_err(|error| self.classify(error))?;
+            cursor.collect().await.map_err(|error| self.classify(error))
         })
         .await?;
         text.split(|byte| *byte == b'\n')
@@ -177,18 +199,42 @@ impl Warehouse {
                 .map_err(|error| WarehouseError::Unknown(error.to_string()))?;
             body.push(b'\n');
         }
-        let sql = format!("INSERT INTO {} FORMAT JSONEachRow", self.table(table));
+        // By name, so that a table of an earlier version is told as such (error 16).
+        let columns = match rows.first().map(serde_json::to_value) {
+            Some(Ok(Value::Object(row))) => row.keys().map(|name| sql::ident(name)).collect(),
+            _ => Vec::new(),
+        };
+        let sql = format!(
+            "INSERT INTO {} ({}) FORMAT JSONEachRow",
+            self.table(table),
+            columns.join(", ")
+        );
         let mut insert = self
-            .client
+            .client()?
             .insert_formatted_with(sql)
             .with_setting("input_format_parallel_parsing", "0")
             .with_setting("max_insert_block_size", "1000000")
             .with_setting("input_format_skip_unknown_fields", "0");
         bounded(self.query_timeout, async {
-            insert.send(body.into()).await.map_err(classify)?;
-            insert.end().await.map_err(classify)
+            insert
+                .send(body.into())
+                .await
+                .map_err(|error| self.classify(error))?;
+            insert.end().await.map_err(|error| self.classify(error))
         })
         .await
+    }
+
+    fn classify(&self, error: clickhouse::error::Error) -> WarehouseError {
+        let (text, answered) = match &error {
+            clickhouse::error::Error::BadResponse(text) => (text.clone(), true),
+            _ => (with_sources(&error), false),
+        };
+        let text = shorten(&self.redactor.redact(&text));
+        match exception_code(&text).filter(|_| answered) {
+            Some(code) => WarehouseError::Server { code, text },
+            None => WarehouseError::Unknown(text),
+        }
     }
 
     /// Ends every statement whose query id starts with `prefix`, and waits for their end.
@@ -248,19 +294,6 @@ async fn bounded<T>(
                 timeout.as_secs()
             )))
         })
-}
-
-fn classify(error: clickhouse::error::Error) -> WarehouseError {
-    match &error {
-        clickhouse::error::Error::BadResponse(text) => match exception_code(text) {
-            Some(code) => WarehouseError::Server {
-                code,
-                text: shorten(text),
-            },
-            None => WarehouseError::Unknown(shorten(text)),
-        },
-        _ => WarehouseError::Unknown(with_sources(&error)),
-    }
 }
 
 /// ClickHouse's errors read `Code: 516. DB::Exception: …`; a proxy's do not.

@@ -2,9 +2,15 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_s3::config::{Credentials, SharedCredentialsProvider};
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::install::install;
 use crate::launch::{Mode, Place, Process, tail};
@@ -20,6 +26,33 @@ pub struct Aws {
     process: Option<Process>,
 }
 
+/// What a user signs with.
+#[derive(Debug, Clone)]
+pub struct AccessKey {
+    /// The access key's id.
+    pub id: String,
+    /// Its secret.
+    pub secret: String,
+}
+
+/// A policy under which a bucket may be read.
+fn allow_read(bucket: &str) -> serde_json::Value {
+    let bucket = format!("arn:aws:s3:::{bucket}");
+    serde_json::json!({"Version": "2012-10-17", "Statement": [{
+        "Effect": "Allow",
+        "Action": ["s3:GetObject", "s3:ListBucket"],
+        "Resource": [bucket, format!("{bucket}/*")],
+    }]})
+}
+
+/// The text of the first element of this name.
+fn element(xml: &str, name: &str) -> Result<String> {
+    let (_, rest) = xml
+        .split_once(&format!("<{name}>"))
+        .with_context(|| format!("no {name} in {xml}"))?;
+    Ok(rest.split('<').next().unwrap_or_default().to_owned())
+}
+
 impl Aws {
     /// Starts it on a port of its own, and waits until it answers.
     ///
@@ -27,6 +60,20 @@ impl Aws {
     ///
     /// When it cannot be installed or started; the text has the end of its log.
     pub fn start() -> Result<Self> {
+        Self::start_with(None)
+    }
+
+    /// The same, but who asks must have signed and be allowed to: [`Aws::reader`] is. As `test` one
+    /// may do everything.
+    ///
+    /// # Errors
+    ///
+    /// As [`Aws::start`].
+    pub fn start_strict() -> Result<Self> {
+        Self::start_with(Some(("AUTH", String::from("true"))))
+    }
+
+    fn start_with(variable: Option<(&'static str, String)>) -> Result<Self> {
         let installed = install()?;
         let directory = tempfile::Builder::new()
             .prefix("sluice-aws-")
@@ -36,7 +83,7 @@ impl Aws {
         for _ in 0..TRIES {
             let port = free_port()?;
             let inside = |name: &str| directory.join(name).display().to_string();
-            let environment = [
+            let mut environment = vec![
                 ("BIND_HOST", String::from("127.0.0.1")),
                 ("GATEWAY_PORT", port.to_string()),
                 // It would use fixed directories under /tmp and leave them there.
@@ -45,6 +92,7 @@ impl Aws {
                 ("S3_DATA_DIR", inside("s3")),
                 ("LOG_LEVEL", String::from("INFO")),
             ];
+            environment.extend(variable.clone());
             let place = Place {
                 directory: Some(&directory),
                 log: &log,
@@ -112,6 +160,77 @@ impl Aws {
             ("AWS_SECRET_ACCESS_KEY", String::from("test")),
             ("AWS_REGION", String::from("us-east-1")),
         ]
+    }
+
+    /// A new user who may read this bucket and nothing else.
+    ///
+    /// # Errors
+    ///
+    /// What AWS says.
+    pub async fn reader(&self, bucket: &str) -> Result<AccessKey> {
+        let policy = allow_read(bucket).to_string();
+        self.iam(&[("Action", "CreateUser"), ("UserName", bucket)])
+            .await?;
+        self.iam(&[
+            ("Action", "PutUserPolicy"),
+            ("UserName", bucket),
+            ("PolicyName", "read"),
+            ("PolicyDocument", &policy),
+        ])
+        .await?;
+        let answer = self
+            .iam(&[("Action", "CreateAccessKey"), ("UserName", bucket)])
+            .await?;
+        Ok(AccessKey {
+            id: element(&answer, "AccessKeyId")?,
+            secret: element(&answer, "SecretAccessKey")?,
+        })
+    }
+
+    /// Lets everybody read the bucket.
+    ///
+    /// # Errors
+    ///
+    /// What AWS says.
+    pub async fn publish(&self, bucket: &str) -> Result<()> {
+        let s3 = self.s3();
+        s3.delete_public_access_block()
+            .bucket(bucket)
+            .send()
+            .await?;
+        let mut policy = allow_read(bucket);
+        policy["Statement"][0]["Principal"] = "*".into();
+        s3.put_bucket_policy()
+            .bucket(bucket)
+            .policy(policy.to_string())
+            .send()
+            .await?;
+        Ok(())
+    }
+
+    /// One request to IAM, as root, whose signature nobody looks at; there is an SDK for it, ten
+    /// times the size of this crate.
+    async fn iam(&self, form: &[(&str, &str)]) -> Result<String> {
+        let encoded = |text| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+        let body: Vec<String> = form
+            .iter()
+            .map(|(name, value)| format!("{name}={}", encoded(value)))
+            .collect();
+        let request = Request::post(&self.endpoint)
+            .header("Content-Type", "application/x-www-form-urlencoded")
+            .header(
+                "Authorization",
+                "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/iam/aws4_request, \
+                 SignedHeaders=host, Signature=0",
+            )
+            .body(Full::new(Bytes::from(body.join("&"))))?;
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        let response = client.request(request).await?;
+        let status = response.status();
+        let text = response.into_body().collect().await?.to_bytes();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        ensure!(status.is_success(), "IAM said {status}: {text}");
+        Ok(text)
     }
 
     fn configuration(&self) -> SdkConfig {

@@ -23,11 +23,12 @@ mod ports;
 pub mod proxy;
 mod site;
 mod stack;
+pub mod tls;
 mod wait;
 pub mod xapi;
 
 pub use announce::Way;
-pub use aws::Aws;
+pub use aws::{AccessKey, Aws};
 pub use clickhouse::{ClickHouse, Options as ClickHouseOptions};
 pub use ports::free_port;
 pub use site::{Site, SiteOptions};

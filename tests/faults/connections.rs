@@ -8,6 +8,9 @@ use sluice_testkit::xapi::EventType;
 
 use crate::harness::{Lab, Statement, concurrently, hits, scenario};
 
+/// What `per_type` fills: five event types, and Sluice's own three.
+const TABLES: usize = 8;
+
 /// Every statement on the way of one batch meets the fault once. That of the insert leads to a
 /// kill, which meets it as well.
 async fn every_statement_meets(fault: Fault, strategy: &'static str) -> Result<()> {
@@ -40,8 +43,7 @@ async fn every_statement_meets(fault: Fault, strategy: &'static str) -> Result<(
     lab.finish(vec![daemon]).await
 }
 
-#[tokio::test]
-async fn every_statement_can_be_cut_refused_delayed_or_late() -> Result<()> {
+async fn every_statement_meets_every_fault(strategy: &'static str) -> Result<()> {
     let moment = Duration::from_secs(2);
     let faults = [
         Fault::CutBeforeRequest,
@@ -54,28 +56,20 @@ async fn every_statement_can_be_cut_refused_delayed_or_late() -> Result<()> {
         Fault::Status(502),
         Fault::Status(503),
     ];
-    concurrently(faults.map(|fault| {
-        scenario(
-            format!("{fault:?}"),
-            every_statement_meets(fault, "single_pass"),
-        )
-    }))
+    concurrently(
+        faults.map(|fault| scenario(format!("{fault:?}"), every_statement_meets(fault, strategy))),
+    )
     .await
 }
 
 #[tokio::test]
-async fn per_type_statements_can_be_cut_or_late() -> Result<()> {
-    let faults = [
-        Fault::CutBeforeResponse,
-        Fault::Late(Duration::from_secs(2)),
-    ];
-    concurrently(faults.map(|fault| {
-        scenario(
-            format!("{fault:?}"),
-            every_statement_meets(fault, "per_type"),
-        )
-    }))
-    .await
+async fn every_statement_can_be_cut_refused_delayed_or_late() -> Result<()> {
+    every_statement_meets_every_fault("single_pass").await
+}
+
+#[tokio::test]
+async fn per_type_statements_can_be_cut_refused_delayed_or_late() -> Result<()> {
+    every_statement_meets_every_fault("per_type").await
 }
 
 /// Some of the tables are filled when the worker dies: whoever recovers must fill the others.
@@ -103,9 +97,9 @@ async fn a_worker_that_dies_between_the_statements_of_a_batch_is_rolled_forward(
 }
 
 /// The worker is killed while its insert runs; the statement goes on without it.
-#[tokio::test]
-async fn a_worker_killed_during_its_insert_is_made_good() -> Result<()> {
+async fn killed_during_its_insert(strategy: &'static str) -> Result<()> {
     let mut lab = Lab::shared("killed").await?;
+    lab.set("load.strategy", strategy);
     let s3 = Proxy::start(lab.aws.endpoint()).await?;
     lab.set("s3.clickhouse_endpoint", s3.url());
     lab.put_bundles(5).await?;
@@ -119,22 +113,38 @@ async fn a_worker_killed_during_its_insert_is_made_good() -> Result<()> {
     lab.finish(vec![second]).await
 }
 
+#[tokio::test]
+async fn a_worker_killed_during_its_insert_is_made_good() -> Result<()> {
+    concurrently(
+        ["single_pass", "per_type"]
+            .map(|strategy| scenario(strategy, killed_during_its_insert(strategy))),
+    )
+    .await
+}
+
 /// What a crash of ClickHouse can leave: a token that is remembered although its rows are gone, or
 /// rows that are there although their token is not. The replay finds out.
-async fn torn_by_a_crash(meanwhile: &'static str) -> Result<()> {
+async fn torn_by_a_crash(meanwhile: &'static str, strategy: &'static str) -> Result<()> {
     let mut lab = Lab::shared("torn").await?;
+    lab.set("load.strategy", strategy);
     let proxy = Proxy::start(lab.clickhouse.url()).await?;
     lab.set("clickhouse.url", proxy.url());
     while !lab.expects(EventType::PageViewed) {
         lab.put_bundles(1).await?;
     }
-    let insert = Statement::Insert.matcher();
-    proxy.inject(Fault::CutBeforeResponse, 1, insert);
+    // It comes when all tables are filled.
+    let passing = match strategy {
+        "per_type" => TABLES - 1,
+        _ => 0,
+    };
+    let insert = || Statement::Insert.matcher();
+    proxy.inject(Fault::Delay(Duration::ZERO), passing, insert());
+    proxy.inject(Fault::CutBeforeResponse, 1, insert());
     proxy.inject(Fault::Hold, 1, Statement::Kill.matcher());
     // The kill waits for as long as it takes here.
     lab.set("clickhouse.query_timeout", "5m");
     let daemon = lab.start("")?;
-    hits(&proxy, 2).await;
+    hits(&proxy, passing + 2).await;
     let table = lab.table(EventType::PageViewed.table());
     let statement = meanwhile.replace("{table}", &table);
     lab.clickhouse.execute(&statement).await?;
@@ -146,12 +156,17 @@ async fn torn_by_a_crash(meanwhile: &'static str) -> Result<()> {
 
 #[tokio::test]
 async fn what_a_crash_of_clickhouse_tears_is_loaded_anew() -> Result<()> {
-    concurrently([
-        scenario("lost", torn_by_a_crash("DELETE FROM {table} WHERE 1")),
-        scenario(
-            "doubled",
-            torn_by_a_crash("INSERT INTO {table} SELECT * FROM {table}"),
-        ),
-    ])
+    let lost = "DELETE FROM {table} WHERE 1";
+    let doubled = "INSERT INTO {table} SELECT * FROM {table}";
+    concurrently(
+        ["single_pass", "per_type"]
+            .into_iter()
+            .flat_map(|strategy| {
+                [lost, doubled].map(|meanwhile| {
+                    let name = format!("{strategy}, {meanwhile}");
+                    scenario(name, torn_by_a_crash(meanwhile, strategy))
+                })
+            }),
+    )
     .await
 }

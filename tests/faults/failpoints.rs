@@ -67,9 +67,12 @@ async fn a_worker_that_dies_while_it_recovers_is_made_good() -> Result<()> {
 
 #[tokio::test]
 async fn per_type_statements_are_made_good_too() -> Result<()> {
-    all(vec![(
-        vec!["insert.after".into(), "insert.after".into()],
-        "per_type",
-    )])
-    .await
+    let deaths = [
+        &["insert.before"][..],
+        &["insert.after", "insert.after"],
+        &["record.before"],
+        &["verify.after", "release.before"],
+    ];
+    let owned = |deaths: &[&str]| deaths.iter().map(ToString::to_string).collect();
+    all(deaths.map(|deaths| (owned(deaths), "per_type")).into()).await
 }

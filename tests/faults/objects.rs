@@ -55,8 +55,9 @@ async fn reads_of_s3_can_be_cut_refused_or_delayed() -> Result<()> {
 }
 
 /// One object answers 404 for ever; its batch-mates are loaded in the same receive.
-async fn one_is_missing_for_ever() -> Result<()> {
+async fn one_is_missing_for_ever(strategy: &'static str) -> Result<()> {
     let (mut lab, s3) = lab_behind_s3_proxy("missing", 3).await?;
+    lab.set("load.strategy", strategy);
     lab.put_bundles(10).await?;
     let missing = lab.expected.remove(4);
     s3.inject(Fault::Status(404), usize::MAX, reads(&missing.key));
@@ -181,7 +182,8 @@ async fn one_bad_object_that_no_error_names() -> Result<()> {
 #[tokio::test]
 async fn bad_objects_harm_only_themselves() -> Result<()> {
     concurrently([
-        scenario("missing", one_is_missing_for_ever()),
+        scenario("missing", one_is_missing_for_ever("single_pass")),
+        scenario("missing, per_type", one_is_missing_for_ever("per_type")),
         scenario("acknowledged", missing_can_be_acknowledged()),
         scenario("a thousand", one_bad_object_among_a_thousand()),
         scenario("halves", one_bad_object_that_no_error_names()),

@@ -66,14 +66,12 @@ fn the_version_is_told() {
 
 #[test]
 fn config_show_tells_what_is_in_force_without_secrets() {
-    let shown = printed(&[
-        "--set",
-        "clickhouse.password=correct-horse",
-        "--set",
-        "batch.window=7s",
-        "config",
-        "show",
-    ]);
+    let output = sluice()
+        .args(["--set", "batch.window=7s", "config", "show"])
+        .env("SLUICE__CLICKHOUSE__PASSWORD", "correct-horse")
+        .output()
+        .expect("sluice runs");
+    let shown = stdout(&output);
     assert!(!shown.contains("correct-horse"), "{shown}");
     assert_says(
         &shown,

@@ -1,5 +1,6 @@
 //! The daemon as a child of a test: configured, migrated, run, stopped, killed.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -45,11 +46,11 @@ impl Sluice {
         let keys = serde_json::json!({
             "kind": "keys", "access_key_id": "test", "secret_access_key": "test",
         });
-        Self::with_access(stack, site, &keys)
+        Self::with_access(stack, site, keys)
     }
 
     /// The same with other rights for ClickHouse.
-    pub(crate) fn with_access(stack: &Stack, site: &Site, access: &serde_json::Value) -> Self {
+    pub(crate) fn with_access(stack: &Stack, site: &Site, access: impl Display) -> Self {
         let directory = tempfile::Builder::new()
             .prefix("sluice-it-")
             .tempdir()
@@ -152,6 +153,15 @@ impl Sluice {
         let child = self.child.as_mut().expect("it was started");
         let ended = child.try_wait().expect("a child");
         assert_eq!(ended, None, "sluice ended by itself");
+    }
+
+    /// The command line that everybody on the machine sees.
+    pub(crate) fn command_line(&self) -> String {
+        let pid = self.child.as_ref().expect("it runs").id().to_string();
+        let output = Command::new("ps")
+            .args(["-o", "args=", "-p", &pid])
+            .output();
+        String::from_utf8_lossy(&output.expect("`ps` runs").stdout).into_owned()
     }
 
     /// The log of the latest start.

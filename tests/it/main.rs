@@ -1,5 +1,6 @@
 //! Tests on the embedded stack: the real engine, and S3 and SQS by their protocols.
 
+mod access;
 mod cli;
 mod cost;
 mod end_to_end;
@@ -11,3 +12,4 @@ mod outages;
 mod queue_contract;
 mod rejects;
 mod status;
+mod strategies;

@@ -137,7 +137,7 @@ async fn a_wrong_password_is_named_and_burns_no_receives() {
     let site = stack.site("password").await.unwrap();
     let mut sluice = Sluice::new(stack, &site)
         .set("clickhouse.user", "secured")
-        .set("clickhouse.password", "battery-staple");
+        .environment("SLUICE__CLICKHOUSE__PASSWORD", "battery-staple".into());
     site.put("a.jsonl", "{}\n").await.unwrap();
     sluice.start();
     let why = sluice.not_ready("516").await;
@@ -156,7 +156,7 @@ async fn a_user_who_may_not_insert_is_named_and_burns_no_more_receives_than_were
     Sluice::new(stack, &site).migrate();
     let mut sluice = Sluice::new(stack, &site)
         .set("clickhouse.user", "reader")
-        .set("clickhouse.password", "look-only");
+        .environment("SLUICE__CLICKHOUSE__PASSWORD", "look-only".into());
     site.put("a.jsonl", "{}\n").await.unwrap();
     sluice.start();
     let why = sluice.not_ready("497").await;

@@ -194,6 +194,10 @@ fn values_out_of_range_are_refused() {
     check("shutdown: {grace_period: 0s}", &["shutdown.grace_period"]);
     check("log: {level: inof}", &["`inof` is not a level"]);
     check(
+        "log: {level: 'info,clickhouse::error=debug'}",
+        &["would log statements with their secrets"],
+    );
+    check(
         "log: {level: 'sluice=loud'}",
         &["log.level: is not a log filter"],
     );
@@ -305,6 +309,36 @@ fn related_fields_are_checked_together() {
 }
 
 #[test]
+fn a_secret_is_not_taken_from_the_command_line() {
+    let found = load_all("", &NO_ENV, &[("clickhouse.password", "hunter2")]);
+    let shown = found.unwrap_err().to_string();
+    for word in ["SLUICE__CLICKHOUSE__PASSWORD", "clickhouse.password_file"] {
+        assert!(shown.contains(word), "{shown}");
+    }
+    assert!(!shown.contains("hunter2"), "{shown}");
+}
+
+#[test]
+fn a_secret_comes_from_its_file_or_is_given() {
+    let secret = file("hunter2\n");
+    let yaml = format!("clickhouse: {{password_file: {}}}", secret.path.display());
+    let config = load(&yaml).unwrap();
+    assert_eq!(
+        config.clickhouse.password().read().unwrap().expose(),
+        "hunter2"
+    );
+    assert!(!effective_yaml(&config).contains("hunter2"));
+    check(
+        "clickhouse: {password: x, password_file: y}",
+        &["clickhouse.password_file: clickhouse.password is given too"],
+    );
+    check(
+        "clickhouse: {password_file: /nowhere/password}",
+        &["clickhouse.password_file: cannot read /nowhere/password"],
+    );
+}
+
+#[test]
 fn each_kind_of_access_has_its_fields() {
     let access = |fields: &str| format!("s3: {{clickhouse_access: {{{fields}}}}}");
     let good = [
@@ -317,6 +351,14 @@ fn each_kind_of_access_has_its_fields() {
     for fields in good {
         assert!(load(&access(fields)).is_ok(), "{fields}");
     }
+    check(
+        &access("kind: keys, access_key_id: AKIA, secret_access_key: x, secret_access_key_file: y"),
+        &["secret_access_key_file: s3.clickhouse_access.secret_access_key is given too"],
+    );
+    check(
+        &access("kind: keys, access_key_id: AKIA, secret_access_key_file: /nowhere/secret"),
+        &["secret_access_key_file: cannot read /nowhere/secret"],
+    );
     check(
         &access("kind: named_collection"),
         &["name: kind `named_collection` needs it"],

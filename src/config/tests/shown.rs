@@ -180,10 +180,17 @@ fn the_schema_describes_every_field() {
       "type": "string",
       "format": "password",
       "writeOnly": true,
-      "description": "The secret of the access key. Give it in the environment rather than in a file."
+      "description": "The secret of the access key: this, or `secret_access_key_file`. Give it in the environment rather than here."
+    },
+    "secret_access_key_file": {
+      "type": [
+        "string",
+        "null"
+      ],
+      "description": "A file that holds the secret of the access key, such as a mounted secret. It is read at start."
     }
   },
-  "description": "An access key that Sluice puts into its statements. ClickHouse hides it in its logs.",
+  "description": "An access key that Sluice puts into its statements. ClickHouse hides it in its logs, except in those of a statement with an error of syntax.",
   "required": [
     "kind"
   ]

@@ -72,6 +72,18 @@ fn a_rule_that_asks_for_nothing_would_take_garbage() {
 }
 
 #[test]
+fn a_route_names_keys() {
+    let with = |keys: &str| problem_of("rule:", &format!("keys: {keys}\nrule:"));
+    assert!(with("[]").contains("keys: is an empty list"));
+    assert!(with("[a/*, /b]").contains("keys[1]: \"/b\" matches no key"));
+    let routed = SOUND.replace("rule:", "keys: ['clicks/**']\nrule:");
+    let catalog = Catalog::from_files([("click.yaml".to_owned(), routed)]).unwrap();
+    let click = catalog.get("click").unwrap();
+    assert!(click.is_looked_for_in("clicks/a.jsonl"));
+    assert!(!click.is_looked_for_in("views/a.jsonl"));
+}
+
+#[test]
 fn a_sound_declaration_has_no_problem() {
     assert_eq!(problems(&[("click.yaml", SOUND)]), Vec::<String>::new());
 }

@@ -43,13 +43,16 @@ pub(crate) struct Arguments {
     /// How many workers share the queue
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=20))]
     workers: u64,
-    /// How rows get into the tables
-    #[arg(long, default_value = "single_pass", value_parser = ["single_pass", "per_type"])]
+    /// How rows get into the tables; mixed: every worker decides at each start
+    #[arg(long, default_value = "single_pass", value_parser = ["single_pass", "per_type", MIXED])]
     strategy: String,
     /// Run this binary of Sluice instead of building one; it must have failpoints
     #[arg(long, value_name = "PATH")]
     sluice: Option<PathBuf>,
 }
+
+/// Workers of several configurations, as during a rollout.
+const MIXED: &str = "mixed";
 
 fn minutes(text: &str) -> Result<f64, String> {
     match text.parse() {

@@ -8,12 +8,15 @@ use sluice_testkit::install::{Installed, install};
 use sluice_testkit::launch::{Mode, Place, Process, tail};
 use tokio::task::{JoinSet, spawn_blocking};
 
-use super::{Logs, Tally, World};
+use super::{Logs, MIXED, Tally, World};
 
 /// A SIGTERM may take as long; longer than Sluice's own grace period and clean-up.
 const GRACE: Duration = Duration::from_secs(30);
 /// 128 + SIGABRT: a failpoint.
 const ABORTED: i32 = 134;
+
+/// The first needs views, which are no trouble to the other.
+const STRATEGIES: [&str; 2] = ["single_pass", "per_type"];
 
 /// What every worker is started with.
 pub(super) struct Setup {
@@ -21,6 +24,7 @@ pub(super) struct Setup {
     installed: Installed,
     directory: tempfile::TempDir,
     configuration: PathBuf,
+    mixed: bool,
     environment: Vec<(&'static str, String)>,
 }
 
@@ -28,6 +32,8 @@ impl Setup {
     pub(super) fn new(binary: PathBuf, world: &World, strategy: &str) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("sluice-chaos-").tempdir()?;
         let configuration = directory.path().join("sluice.yaml");
+        let mixed = strategy == MIXED;
+        let strategy = if mixed { STRATEGIES[0] } else { strategy };
         std::fs::write(&configuration, configure(world, strategy))?;
         let mut environment = world.aws.environment().to_vec();
         for (name, value) in &mut environment {
@@ -40,6 +46,7 @@ impl Setup {
             installed: install()?,
             directory,
             configuration,
+            mixed,
             environment,
         })
     }
@@ -63,7 +70,13 @@ impl Setup {
 
     fn start(&self, number: usize, failpoints: &str) -> Result<Process> {
         let configuration = self.configuration.display().to_string();
-        let arguments = ["run", "--config", &configuration].map(str::to_owned);
+        let mut arguments = ["run", "--config", &configuration]
+            .map(str::to_owned)
+            .to_vec();
+        if self.mixed {
+            let strategy = STRATEGIES[fastrand::usize(..STRATEGIES.len())];
+            arguments.extend(["--set".to_owned(), format!("load.strategy={strategy}")]);
+        }
         let mut environment = self.environment.clone();
         environment.push(("FAILPOINTS", failpoints.to_owned()));
         let place = Place {

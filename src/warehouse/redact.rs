@@ -1,0 +1,93 @@
+//! Secrets are taken out of what ClickHouse and others answer: a statement with an error of syntax
+//! is quoted as it is.
+
+use crate::config::Secret;
+use crate::sql;
+
+/// What stands in place of a secret.
+const REDACTED: &str = "[redacted]";
+/// What follows where ClickHouse has cut a quotation.
+const CUT: &str = "...";
+
+/// The secrets that no error may carry on, each as it is and as it stands in a statement.
+#[derive(Clone, Default)]
+pub(super) struct Redactor(Vec<String>);
+
+impl Redactor {
+    pub(super) fn new(secrets: &[Secret]) -> Self {
+        let given = secrets.iter().map(Secret::expose);
+        let forms = given
+            .filter(|secret| !secret.is_empty())
+            .flat_map(|secret| {
+                let literal = sql::string(secret);
+                [secret.to_owned(), literal[1..literal.len() - 1].to_owned()]
+            });
+        Self(forms.collect())
+    }
+
+    pub(super) fn redact(&self, text: &str) -> String {
+        let mut out = String::with_capacity(text.len());
+        let mut rest = text;
+        while let Some(next) = rest.chars().next() {
+            let longest = self.0.iter().map(|secret| shown_of(secret, rest)).max();
+            match longest {
+                Some(length) if length > 0 => {
+                    out.push_str(REDACTED);
+                    rest = &rest[length..];
+                }
+                _ => {
+                    out.push(next);
+                    rest = &rest[next.len_utf8()..];
+                }
+            }
+        }
+        out
+    }
+}
+
+/// How many bytes at the beginning of `text` are of the secret: all of it, or what is left where
+/// the text was cut.
+fn shown_of(secret: &str, text: &str) -> usize {
+    let common = secret
+        .chars()
+        .zip(text.chars())
+        .take_while(|(a, b)| a == b)
+        .map(|(a, _)| a.len_utf8())
+        .sum();
+    let rest = &text[common..];
+    if common == secret.len() || rest.is_empty() || rest.starts_with(CUT) {
+        common
+    } else {
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_hidden_whole_quoted_or_cut() {
+        let redactor = Redactor::new(&[
+            Secret::new("s'cr\\et"),
+            Secret::new("hünter2"),
+            Secret::new(""),
+        ]);
+        for (text, expected) in [
+            ("no secret here", "no secret here"),
+            ("hünter2", "[redacted]"),
+            ("a hünter2, hünter2!", "a [redacted], [redacted]!"),
+            ("hünter3 hün hunter2", "hünter3 hün hunter2"),
+            (r"('id', 's\'cr\\et', 'One')", "('id', '[redacted]', 'One')"),
+            ("raw s'cr\\et", "raw [redacted]"),
+            (
+                r"('id', 's\'c... Expected",
+                "('id', '[redacted]... Expected",
+            ),
+            ("cut at hün", "cut at [redacted]"),
+            ("hühünter2", "hü[redacted]"),
+        ] {
+            assert_eq!(redactor.redact(text), expected);
+        }
+    }
+}
