@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::batch::{BatchId, estimated_bytes};
+use crate::batch::{BatchId, ReadBy, estimated_bytes};
 use crate::event_types::Catalog;
 use crate::event_types::select::{Lines, Target, landing_select, per_type_select};
 use crate::load::verdict::{CHANGED_TEXT, FENCED_TEXT};
@@ -106,14 +106,16 @@ impl Planner {
     ///
     /// `guard` is the condition under which none must start. A batch whose objects are not all what
     /// was announced commits nothing: the statement fails.
-    pub fn inserts(&self, batch: BatchId, objects: &[&ObjectRef], guard: &str) -> Vec<Statement> {
-        let source = self.s3(objects, "LineAsString", "line String");
-        let mut lines = Lines::of_objects(source, batch.0);
-        lines.filter = Some(format!(
-            "{} AND {}",
-            sql::throw_if(guard, FENCED_TEXT),
-            sql::throw_if(&changed(objects), CHANGED_TEXT),
-        ));
+    ///
+    /// Objects that the worker reads follow each statement in its body, in the order of `objects`.
+    pub fn inserts(
+        &self,
+        batch: BatchId,
+        objects: &[&ObjectRef],
+        read_by: ReadBy,
+        guard: &str,
+    ) -> Vec<Statement> {
+        let lines = self.lines(batch, objects, read_by, guard);
         let into = |table: &str| format!("INSERT INTO {}", sql::qualified(&self.database, table));
         let statements = match self.strategy {
             Strategy::SinglePass => {
@@ -138,8 +140,50 @@ impl Planner {
         };
         statements
             .into_iter()
-            .map(|sql| self.with_settings(sql, batch, objects))
+            .map(|sql| match read_by {
+                ReadBy::S3 => self
+                    .with_settings(sql, batch, objects)
+                    .with("max_query_size", MAX_QUERY_BYTES),
+                ReadBy::Stream => self.before_data(sql, batch, objects),
+            })
             .collect()
+    }
+
+    /// Where the lines come from, on condition that the batch may be loaded as it was announced.
+    fn lines(&self, batch: BatchId, objects: &[&ObjectRef], read_by: ReadBy, guard: &str) -> Lines {
+        let guard = sql::throw_if(guard, FENCED_TEXT);
+        match read_by {
+            ReadBy::S3 => {
+                let source = self.s3(objects, "LineAsString", "line String");
+                let changed = sql::throw_if(&changed(objects), CHANGED_TEXT);
+                Lines {
+                    filter: Some(format!("{guard} AND {changed}")),
+                    ..Lines::of_objects(source, batch.0)
+                }
+            }
+            ReadBy::Stream => {
+                let listed: Vec<_> = objects
+                    .iter()
+                    .map(|object| (object.path(), object.etag.as_str()))
+                    .collect();
+                Lines {
+                    filter: Some(guard),
+                    ..Lines::of_body(&listed, batch.0)
+                }
+            }
+        }
+    }
+
+    /// The statement in front of its data.
+    fn before_data(&self, sql: String, batch: BatchId, objects: &[&ObjectRef]) -> Statement {
+        let sql = format!("{sql} FORMAT LineAsString\n");
+        // What is left of this room is filled with data before the server looks at the statement.
+        let room = sql.len() + 1024;
+        STREAM_SETTINGS.iter().fold(
+            self.with_settings(sql, batch, objects)
+                .with("max_query_size", room.to_string()),
+            |statement, (name, value)| statement.with(name, *value),
+        )
     }
 
     fn with_settings(&self, sql: String, batch: BatchId, objects: &[&ObjectRef]) -> Statement {
@@ -285,7 +329,6 @@ fn changed(objects: &[&ObjectRef]) -> String {
 /// The same for every insert. Those that decide how blocks are cut are pinned, since a replay must
 /// cut the same blocks.
 const SETTINGS: &[(&str, &str)] = &[
-    ("max_query_size", MAX_QUERY_BYTES),
     ("glob_expansion_max_elements", "1000000"),
     ("async_insert", "0"),
     ("insert_deduplicate", "1"),
@@ -300,6 +343,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("throw_on_max_partitions_per_insert_block", "0"),
     // A missing object is an error with the key in it, never silence.
     ("s3_ignore_file_doesnt_exist", "0"),
+    // Some seconds. What fails then is replayed from here, or read by the worker.
+    ("s3_retry_attempts", "6"),
     // `year=2026/` in a key is a name, not a column.
     ("use_hive_partitioning", "0"),
     ("session_timezone", "UTC"),
@@ -316,6 +361,14 @@ const MANY_BLOCKS: &[(&str, &str)] = &[
     ("min_insert_block_size_rows", "30000"),
     ("min_insert_block_size_bytes", "100000000000"),
     ("max_threads", "1"),
+];
+
+/// For lines that come as the body: blocks are cut by rows, whatever pieces the lines come in.
+const STREAM_SETTINGS: &[(&str, &str)] = &[
+    ("max_insert_block_size", "30000"),
+    ("max_insert_block_size_bytes", "0"),
+    ("input_format_max_block_size_bytes", "0"),
+    ("input_format_max_block_wait_ms", "0"),
 ];
 
 #[cfg(test)]
@@ -423,7 +476,7 @@ mod tests {
             ..planner(S3Access::Server, Some("http://e"))
         };
         let batch = BatchId(uuid::Uuid::from_u128(7));
-        let statements = planner.inserts(batch, &[&object("b", "a", "1")], "0");
+        let statements = planner.inserts(batch, &[&object("b", "a", "1")], ReadBy::S3, "0");
         assert_eq!(statements.len(), Target::all(&planner.catalog).len());
         assert!(
             statements
@@ -437,8 +490,11 @@ mod tests {
         let planner = planner(S3Access::Server, Some("http://e"));
         let batch = BatchId(uuid::Uuid::from_u128(7));
         let (a, b) = (object("b", "a", "1"), object("b", "b", "2"));
-        let statements = planner.inserts(batch, &[&a, &b], "0");
-        assert_eq!(statements, planner.inserts(batch, &[&b, &a], "0"));
+        let statements = planner.inserts(batch, &[&a, &b], ReadBy::S3, "0");
+        assert_eq!(
+            statements,
+            planner.inserts(batch, &[&b, &a], ReadBy::S3, "0")
+        );
         let [statement] = statements.as_slice() else {
             panic!("one statement")
         };
@@ -458,7 +514,7 @@ mod tests {
             size: Some(1001),
             ..a
         };
-        let statements = planner.inserts(batch, &[&large], "0");
+        let statements = planner.inserts(batch, &[&large], ReadBy::S3, "0");
         assert!(
             statements[0]
                 .settings

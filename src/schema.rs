@@ -231,6 +231,7 @@ fn ledger_objects(options: &SchemaOptions) -> String {
     `version_id` String,
     `region` LowCardinality(String),
     `size` UInt64,
+    `read_by` LowCardinality(String),
     `batch_id` UUID,
     `lease_seconds` UInt32,
     `worker` LowCardinality(String),

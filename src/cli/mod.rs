@@ -16,6 +16,7 @@ use crate::config::{
     ClickHouseAccess, Config, LoadStrategy, Problems, Sources, process_environment,
 };
 use crate::event_types::Catalog;
+use crate::load::fallback::Fallback;
 use crate::plan::{Planner, S3Access, S3Source, Strategy};
 use crate::warehouse::{Access, Warehouse};
 
@@ -193,6 +194,14 @@ fn planner(config: &Config, catalog: Catalog, region: &str) -> Planner {
         database: config.clickhouse.database.clone(),
         max_bytes: config.batch.max_bytes.bytes(),
         insert_timeout: config.clickhouse.insert_timeout.get(),
+    }
+}
+
+fn fallback(config: &Config) -> Fallback {
+    match config.load.fallback {
+        crate::config::Fallback::Auto => Fallback::Auto,
+        crate::config::Fallback::Always => Fallback::Always,
+        crate::config::Fallback::Never => Fallback::Never,
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::batch::BatchId;
+use crate::batch::{BatchId, ReadBy};
 use crate::load::verdict::FENCED_TEXT;
 use crate::object::{ObjectId, ObjectRef};
 use crate::sql;
@@ -56,6 +56,7 @@ struct SealedRow<'a> {
     version_id: &'a str,
     region: &'a str,
     size: u64,
+    read_by: ReadBy,
     batch_id: Uuid,
     lease_seconds: u32,
     worker: &'a str,
@@ -95,6 +96,7 @@ struct FailureRow<'a> {
 #[derive(Debug)]
 pub struct SealedBatch {
     pub objects: Vec<ObjectRef>,
+    pub read_by: ReadBy,
     /// The highest fenced attempt, 0 where none is.
     pub fenced: u32,
 }
@@ -203,7 +205,12 @@ impl Ledger {
     }
 
     /// Writes the frozen list of a batch.
-    pub async fn seal(&self, batch: BatchId, objects: &[&ObjectRef]) -> Result<(), WarehouseError> {
+    pub async fn seal(
+        &self,
+        batch: BatchId,
+        objects: &[&ObjectRef],
+        read_by: ReadBy,
+    ) -> Result<(), WarehouseError> {
         let rows: Vec<SealedRow<'_>> = objects
             .iter()
             .map(|object| SealedRow {
@@ -214,6 +221,7 @@ impl Ledger {
                 version_id: object.version_id.as_deref().unwrap_or_default(),
                 region: object.region.as_deref().unwrap_or_default(),
                 size: object.size.unwrap_or_default(),
+                read_by,
                 batch_id: batch.0,
                 lease_seconds: self.lease_seconds(),
                 worker: &self.worker,
@@ -345,13 +353,24 @@ impl Ledger {
             return Ok(None);
         };
         let sql = format!(
-            "SELECT DISTINCT bucket, key, etag, version_id, region, size \
+            "SELECT DISTINCT bucket, key, etag, version_id, region, size, read_by \
              FROM {} WHERE batch_id = '{batch}' ORDER BY key",
             self.warehouse.table(OBJECTS_TABLE),
         );
-        let listed: Vec<Listed> = self.warehouse.rows(&sql).await?;
-        let objects = listed.into_iter().map(ObjectRef::from).collect();
-        Ok(Some(SealedBatch { objects, fenced }))
+        #[derive(Deserialize)]
+        struct Sealed {
+            #[serde(flatten)]
+            object: Listed,
+            read_by: ReadBy,
+        }
+        let listed: Vec<Sealed> = self.warehouse.rows(&sql).await?;
+        let read_by = listed.first().map_or(ReadBy::S3, |first| first.read_by);
+        let objects = listed.into_iter().map(|row| row.object.into()).collect();
+        Ok(Some(SealedBatch {
+            objects,
+            read_by,
+            fenced,
+        }))
     }
 
     /// The objects that were loaded last: of the same bucket as `object`, or of any other.

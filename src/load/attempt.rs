@@ -10,14 +10,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::breaker::{HaltedInsert, Scope};
+use super::fallback::Fallback;
+use super::verdict::{is_missing, named_object};
 use super::{
-    Cancelled, Item, Loader, MAX_REPLAYS, MAX_REPLAYS_ALONE, Outcome, Outcomes, Verdict, verdict,
+    Cancelled, Item, Loader, MAX_REPLAYS, MAX_REPLAYS_ALONE, Outcome, Outcomes, Verdict, stream,
+    verdict,
 };
-use crate::batch::{BatchId, is_compressed};
+use crate::batch::{BatchId, ReadBy};
 use crate::event_types::select::{BLANK, Target};
 use crate::failpoint;
 use crate::ledger::protocol::{Action, End, Event, Run, Standing};
-use crate::object::ObjectRef;
+use crate::object::{Compression, ObjectRef};
 use crate::telemetry::metrics;
 use crate::warehouse::{Statement, WarehouseError};
 
@@ -29,6 +32,8 @@ pub(super) struct Loading<'a> {
     pub(super) started: Instant,
     /// Sorted by key; once sealed, the frozen list.
     pub(super) items: Vec<Item>,
+    /// Sealed with the list: a replay must cut the same blocks.
+    pub(super) read_by: ReadBy,
     /// Why the insert was given up.
     pub(super) failure: Option<(Verdict, String)>,
     pub(super) replays: u32,
@@ -45,7 +50,6 @@ pub(super) struct Loading<'a> {
     pub(super) keep_nothing: bool,
 }
 
-/// What is left of it once missing objects and refusals are told apart: outages.
 const S3_ERROR: u32 = 499;
 /// The server has this long to answer that a statement took too long.
 const ANSWER_AFTER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -90,7 +94,7 @@ impl Loading<'_> {
                 Action::Seal => {
                     self.sealed = true;
                     let objects = self.objects();
-                    self.small(|| self.loader.ledger.seal(self.batch, &objects))
+                    self.small(|| self.loader.ledger.seal(self.batch, &objects, self.read_by))
                         .await?;
                     Event::Done
                 }
@@ -184,7 +188,9 @@ impl Loading<'_> {
     async fn insert(&mut self, attempt: u32) -> Result<Event, Cancelled> {
         let loader = self.loader;
         let guard = loader.ledger.guard(self.batch, attempt);
-        let statements = loader.planner.inserts(self.batch, &self.objects(), &guard);
+        let objects = self.objects();
+        let planner = &loader.planner;
+        let statements = planner.inserts(self.batch, &objects, self.read_by, &guard);
         // The stem by which a kill finds it, and what makes it unique: an old statement can still
         // be about when its replay starts.
         let query_id = format!("{}-{attempt}-{}", self.batch, self.replays);
@@ -198,16 +204,15 @@ impl Loading<'_> {
             self.answered();
             return self.after_success(attempt).await;
         };
-        let verdict = match verdict(&error) {
-            Verdict::Denied => self.whose_fault(&error.to_string()).await?,
-            verdict => verdict,
-        };
-        match verdict {
+        match self.judge(&error).await? {
             Verdict::Fenced => {
                 self.answered();
                 Ok(Event::Fenced)
             }
-            fault @ (Verdict::ObjectFault | Verdict::Denied | Verdict::Changed) => {
+            fault @ (Verdict::ObjectFault
+            | Verdict::Denied
+            | Verdict::Stream
+            | Verdict::Changed) => {
                 self.answered();
                 metrics::clickhouse_error(error.code(), fault);
                 self.failure = Some((fault, error.to_string()));
@@ -282,15 +287,54 @@ impl Loading<'_> {
         loader.halt(Scope::Inserts, error);
     }
 
-    /// S3 refused an object: among others it is set apart; alone it is at fault if ClickHouse can
-    /// read others.
+    /// What the error means for this batch, here and now.
+    async fn judge(&self, error: &WarehouseError) -> Result<Verdict, Cancelled> {
+        let verdict = verdict(error);
+        let text = error.to_string();
+        if self.is_unreadable(verdict, error) && self.worker_can_read(&text).await {
+            return Ok(Verdict::Stream);
+        }
+        match verdict {
+            Verdict::Denied => self.whose_fault(&text).await,
+            Verdict::Stream => Ok(Verdict::Halt),
+            verdict => Ok(verdict),
+        }
+    }
+
+    /// Whether ClickHouse, as it seems, cannot read the whole of this batch. Of many objects one
+    /// alone may be refused: it is set apart first.
+    fn is_unreadable(&self, verdict: Verdict, error: &WarehouseError) -> bool {
+        let whole = self.items.len() == 1 || self.patience < MAX_REPLAYS;
+        match verdict {
+            Verdict::Stream => true,
+            Verdict::Denied => whole,
+            Verdict::Replay => whole && is_s3_away(error) && self.replays >= self.patience,
+            _ => false,
+        }
+    }
+
+    /// Whether S3 shows the worker what it does not show ClickHouse, or tells it that it is gone.
+    async fn worker_can_read(&self, text: &str) -> bool {
+        if self.read_by == ReadBy::Stream || self.loader.fallback == Fallback::Never {
+            return false;
+        }
+        let keys = self.items.iter().map(|item| item.object.key.as_str());
+        let named = named_object(text, keys.enumerate()).unwrap_or(0);
+        match self.loader.store.present(&self.items[named].object).await {
+            Ok(_) => true,
+            Err(error) => is_missing(&error.to_string()),
+        }
+    }
+
+    /// S3 refused an object: among others it is set apart; alone it is at fault if others can be
+    /// read.
     async fn whose_fault(&self, text: &str) -> Result<Verdict, Cancelled> {
         let [alone] = self.items.as_slice() else {
             return Ok(Verdict::Denied);
         };
         let readable = self
             .loader
-            .can_read_others(&alone.object, text, self.cancel)
+            .can_read_others(&alone.object, self.read_by, text, self.cancel)
             .await?;
         Ok(if readable {
             Verdict::Denied
@@ -303,16 +347,16 @@ impl Loading<'_> {
     /// long as no other insert succeeds, the server is the likelier culprit.
     fn is_at_fault(&self, error: &WarehouseError) -> bool {
         // Without an answer nothing is known of the statement.
-        let WarehouseError::Server { .. } = error else {
+        if let WarehouseError::Unknown(_) = error {
             return false;
-        };
+        }
         if self.items.len() > 1 {
             return self.replays > self.patience;
         }
         let others = self.loader.successes.load(Ordering::Relaxed) > self.successes_before;
         // An S3 that is away is nobody's fault, however long.
-        let s3_is_away = error.code() == Some(S3_ERROR);
-        self.replays > self.patience && others || self.replays > MAX_REPLAYS_ALONE && !s3_is_away
+        self.replays > self.patience && others
+            || self.replays > MAX_REPLAYS_ALONE && !is_s3_away(error)
     }
 
     /// The server does inserts: whatever was in their way is over.
@@ -330,14 +374,24 @@ impl Loading<'_> {
         let loader = self.loader;
         // The server's own limit comes first: its answer says that the statement has ended.
         let timeout = loader.limits.insert_timeout + ANSWER_AFTER_TIMEOUT;
+        let objects = self.objects();
         self.leased(async {
             loader.breaker.admit(Scope::Inserts).await;
             for (index, statement) in statements.iter().enumerate() {
                 let query_id = format!("{query_id}-{index}");
-                loader
-                    .warehouse
-                    .execute(statement, Some(&query_id), timeout)
-                    .await?;
+                match self.read_by {
+                    ReadBy::S3 => {
+                        let warehouse = &loader.warehouse;
+                        let execute = warehouse.execute(statement, Some(&query_id), timeout);
+                        execute.await?;
+                    }
+                    ReadBy::Stream => {
+                        let body = stream::body(&loader.store, &objects);
+                        let warehouse = &loader.warehouse;
+                        let stream = warehouse.stream(statement, body, &query_id, timeout);
+                        stream.await?;
+                    }
+                }
             }
             Ok(())
         })
@@ -454,7 +508,7 @@ impl Loading<'_> {
         self.objects().into_iter().find(|object| {
             // Nothing, compressed, has bytes too.
             object.size.is_some_and(|size| size > 0)
-                && !is_compressed(&object.key)
+                && Compression::of(&object.key) == Compression::None
                 && !paths.contains(object.path().as_str())
         })
     }
@@ -481,9 +535,11 @@ impl Loading<'_> {
         for (kind, rows) in &rows {
             metrics::rows_loaded(kind, *rows);
         }
+        self.loader.fallbacks.loaded(self.read_by, objects);
         info!(
             batch.id = %self.batch,
             batch.objects = objects,
+            batch.read_by = ?self.read_by,
             batch.rows = total,
             batch.rows_by_type = %serde_json::json!(rows),
             batch.replays = self.replays,
@@ -492,6 +548,11 @@ impl Loading<'_> {
         );
         Ok(Event::Done)
     }
+}
+
+/// What is left of [`S3_ERROR`] once missing objects and refusals are told apart: outages.
+fn is_s3_away(error: &WarehouseError) -> bool {
+    error.code() == Some(S3_ERROR) || matches!(error, WarehouseError::Source(_))
 }
 
 impl Loader {
@@ -514,6 +575,7 @@ impl Loader {
                     object,
                 })
                 .collect(),
+            read_by: sealed.read_by,
             failure: None,
             replays: 0,
             patience: MAX_REPLAYS,

@@ -7,4 +7,5 @@ mod failpoints;
 mod harness;
 mod objects;
 mod outages;
+mod streams;
 mod workers;

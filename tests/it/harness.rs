@@ -266,6 +266,21 @@ pub(crate) async fn upload(site: &Site, bundles: &[Bundle]) -> Reckoning {
     reckoning
 }
 
+/// One line of no event type, which can be found again by its name.
+pub(crate) fn line(name: &str) -> String {
+    format!("{{\"note\":\"{name}\"}}\n")
+}
+
+/// The names of the lines that were loaded, sorted.
+pub(crate) async fn names(stack: &Stack, site: &Site) -> Vec<String> {
+    let sql = format!(
+        "SELECT JSONExtractString(raw, 'note') FROM {}.unmatched_statements ORDER BY 1",
+        site.database
+    );
+    let text = stack.clickhouse.query(&sql).await.unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
 /// Rows of every table, by its name.
 pub(crate) type Rows = Vec<(String, u64)>;
 

@@ -6,3 +6,4 @@ mod harness;
 mod mapping;
 mod outages;
 mod queue_contract;
+mod streamed;
