@@ -35,9 +35,9 @@ async fn put(lab: &mut Lab<'_>, objects: Objects) -> Result<()> {
     }
 }
 
-/// More lines than two blocks hold, of all kinds.
+/// More lines than three blocks hold, of all kinds.
 async fn put_large(lab: &mut Lab<'_>) -> Result<()> {
-    const LINES: u64 = 70_000;
+    const LINES: u64 = 100_000;
     let mut large = Bundle {
         key: "large.jsonl".to_owned(),
         bytes: Vec::new(),
@@ -120,12 +120,15 @@ async fn a_stream_of_many_blocks_can_be_cut_at_either_end() -> Result<()> {
     cut_at_either_end(Objects::Large).await
 }
 
+/// Slow enough that somebody can die in mid-stream.
+const SLOWLY: &str = "stream.piece=sleep(500)";
+
 /// Where a worker ends.
 #[derive(Clone, Copy, Debug)]
 enum Death {
     /// At a failpoint.
     At(&'static str),
-    /// In mid-stream, once something is committed.
+    /// In mid-stream, once something is committed: the first block, when the second is full.
     AfterABlock,
 }
 
@@ -137,7 +140,7 @@ async fn die(lab: &Lab<'_>, death: Death) -> Result<()> {
             Ok(())
         }
         Death::AfterABlock => {
-            let daemon = lab.start("stream.piece=6*off->sleep(600000)")?;
+            let daemon = lab.start(SLOWLY)?;
             some_in(lab.clickhouse, &lab.table("unmatched_statements")).await;
             daemon.kill()
         }
@@ -197,9 +200,7 @@ async fn clickhouse_dies(objects: Objects) -> Result<()> {
     let mut lab = Lab::new(&clickhouse, Stack::shared(), "crashed-stream", 2).await?;
     streaming(&mut lab);
     put(&mut lab, objects).await?;
-    // The worker sleeps in mid-stream, for longer than the kill takes.
-    let pieces = if objects == Objects::Large { 6 } else { 3 };
-    let daemon = lab.start(&format!("stream.piece={pieces}*off->1*sleep(8000)"))?;
+    let daemon = lab.start(SLOWLY)?;
     match objects {
         Objects::Large => some_in(&clickhouse, &lab.table("unmatched_statements")).await,
         Objects::Small => some_in(&clickhouse, STREAMS).await,

@@ -3,6 +3,7 @@
 mod cli;
 mod end_to_end;
 mod harness;
+mod keys;
 mod mapping;
 mod outages;
 mod queue_contract;
