@@ -19,19 +19,26 @@ use crate::telemetry::with_sources;
 /// What kept an object from being read.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum StoreError {
-    /// S3 answered, and does not give the object. Worded as ClickHouse words it.
-    #[error("S3 says {text}. HTTP response code: {status}: while the worker read {path}")]
+    /// S3 answered, and does not give the object. Worded as ClickHouse words it; `code` is S3's.
+    #[error("S3 tells the worker {code}. HTTP response code: {status}: while reading {path}")]
     Refused {
         status: u16,
-        text: String,
+        code: String,
         path: String,
     },
     /// Its content is not what its name says.
-    #[error("the worker cannot decompress {path}: {text}")]
+    #[error("the worker cannot decompress it: {text}: while reading {path}")]
     Content { text: String, path: String },
     /// No answer, or one that breaks off.
-    #[error("the worker did not reach S3: {text}: while it read {path}")]
+    #[error("S3 does not answer the worker: {text}: while reading {path}")]
     Unavailable { text: String, path: String },
+}
+
+impl StoreError {
+    /// Whether S3 says that there is no such object.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Refused { status: 404, code, .. } if code != "NoSuchBucket")
+    }
 }
 
 /// What S3 has under a key at this moment.
@@ -146,7 +153,7 @@ where
     match error {
         SdkError::ServiceError(answer) => StoreError::Refused {
             status: answer.raw().status().as_u16(),
-            text: error.code().unwrap_or("no more than that").to_owned(),
+            code: error.code().unwrap_or("no more than that").to_owned(),
             path,
         },
         _ => StoreError::Unavailable {

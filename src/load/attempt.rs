@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use super::breaker::{HaltedInsert, Scope};
 use super::fallback::Fallback;
-use super::verdict::{is_missing, named_object};
+use super::verdict::named_object;
 use super::{
     Cancelled, Item, Loader, MAX_REPLAYS, MAX_REPLAYS_ALONE, Outcome, Outcomes, Verdict, stream,
     verdict,
@@ -322,7 +322,7 @@ impl Loading<'_> {
         let named = named_object(text, keys.enumerate()).unwrap_or(0);
         match self.loader.store.present(&self.items[named].object).await {
             Ok(_) => true,
-            Err(error) => is_missing(&error.to_string()),
+            Err(error) => error.is_missing(),
         }
     }
 
@@ -332,6 +332,10 @@ impl Loading<'_> {
         let [alone] = self.items.as_slice() else {
             return Ok(Verdict::Denied);
         };
+        // The worker need not have rights, where it reads only what ClickHouse cannot.
+        if self.read_by == ReadBy::Stream && self.loader.fallback != Fallback::Always {
+            return Ok(Verdict::Denied);
+        }
         let readable = self
             .loader
             .can_read_others(&alone.object, self.read_by, text, self.cancel)

@@ -526,7 +526,7 @@ impl Loader {
             .open(what, halt_class(error), &with_advice(error));
     }
 
-    /// Whether what was read before can be read still, by whom `refused` was not: then a refusal is the object's fault,
+    /// Whether who was refused can read what was read before: then a refusal is the object's fault,
     /// and else everything's. Asked with the latest loaded objects, of the same bucket unless that
     /// bucket is said to be gone.
     async fn can_read_others(

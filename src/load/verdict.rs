@@ -156,8 +156,14 @@ fn says(text: &str, words: &[&str]) -> bool {
 /// What kept the worker from an object.
 fn source_verdict(error: &StoreError) -> Verdict {
     match error {
+        _ if error.is_missing() => Verdict::ObjectFault,
         StoreError::Refused { status: 412, .. } => Verdict::Changed,
-        StoreError::Refused { .. } => s3_verdict(&error.to_string()),
+        StoreError::Refused { status, code, .. }
+            if matches!(status, 403 | 404) || is_refusal(code) =>
+        {
+            Verdict::Denied
+        }
+        StoreError::Refused { .. } => Verdict::Replay,
         StoreError::Content { .. } => Verdict::ObjectFault,
         StoreError::Unavailable { .. } => Verdict::Replay,
     }
@@ -272,9 +278,9 @@ mod tests {
             code,
             text: text.into(),
         };
-        let refused = |status, text: &str| StoreError::Refused {
+        let refused = |status, code: &str| StoreError::Refused {
             status,
-            text: text.into(),
+            code: code.into(),
             path: "b/k".into(),
         };
         for (error, expected) in [
@@ -338,6 +344,7 @@ mod tests {
             (refused(404, "NoSuchKey").into(), Verdict::ObjectFault),
             (refused(403, "AccessDenied").into(), Verdict::Denied),
             (refused(404, "NoSuchBucket").into(), Verdict::Denied),
+            (refused(400, "ExpiredToken").into(), Verdict::Denied),
             (refused(412, "PreconditionFailed").into(), Verdict::Changed),
             (refused(503, "SlowDown").into(), Verdict::Replay),
             (

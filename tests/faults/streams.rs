@@ -37,17 +37,20 @@ async fn put(lab: &mut Lab<'_>, objects: Objects) -> Result<()> {
 
 /// More lines than three blocks hold, of all kinds.
 async fn put_large(lab: &mut Lab<'_>) -> Result<()> {
-    const LINES: u64 = 100_000;
+    put_large_of(lab, 100_000).await
+}
+
+async fn put_large_of(lab: &mut Lab<'_>, lines: u64) -> Result<()> {
     let mut large = Bundle {
         key: "large.jsonl".to_owned(),
         bytes: Vec::new(),
         reckoning: Reckoning::default(),
     };
-    for line in 0..LINES {
+    for line in 0..lines {
         let line = format!("{{\"line\":{line}}}\n");
         large.bytes.extend_from_slice(line.as_bytes());
     }
-    large.reckoning.unmatched = LINES;
+    large.reckoning.unmatched = lines;
     let plain = |bundle: &Bundle| bundle.key.ends_with(".jsonl");
     for some in lab.generator.by_ref().filter(plain).take(20) {
         large.bytes.extend_from_slice(&some.bytes);
@@ -218,4 +221,26 @@ async fn clickhouse_dies(objects: Objects) -> Result<()> {
 async fn clickhouse_that_dies_in_mid_stream_is_made_good() -> Result<()> {
     clickhouse_dies(Objects::Small).await?;
     clickhouse_dies(Objects::Large).await
+}
+
+/// The same object read by ClickHouse: its worker is killed when some blocks are in, and the insert
+/// ends there.
+#[tokio::test]
+async fn an_insert_of_many_blocks_that_breaks_off_is_made_exact() -> Result<()> {
+    let mut lab = Lab::shared_with("broken-off", 6).await?;
+    lab.set("load.fallback", "never");
+    lab.set("batch.max_bytes", "1MiB");
+    put_large_of(&mut lab, 1_500_000).await?;
+    let first = lab.start("")?;
+    let table = lab.table("unmatched_statements");
+    some_in(lab.clickhouse, &table).await;
+    // As the recovery would, after the lease.
+    let kill = format!(
+        "KILL QUERY WHERE query_kind = 'Insert' AND position(query, '{}') > 0 SYNC",
+        lab.site.bucket
+    );
+    lab.clickhouse.execute(&kill).await?;
+    first.kill()?;
+    let last = lab.start("")?;
+    lab.finish(vec![last]).await
 }

@@ -4,6 +4,7 @@ mod cli;
 mod end_to_end;
 mod harness;
 mod keys;
+mod large;
 mod mapping;
 mod outages;
 mod queue_contract;
