@@ -78,7 +78,7 @@ fn decoys(key: &str) -> Vec<String> {
         key.replace("//", "/"),
         key.replace('\\', "/"),
         key.replace('\\', ""),
-        key.replace('*', "x").replace('?', "x"),
+        key.replace(['*', '?'], "x"),
         key.replace(['*', '?'], ""),
         key.replace("{1..3}", "2"),
         key.replace("{a,b}", "a"),
