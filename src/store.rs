@@ -26,8 +26,8 @@ pub enum StoreError {
         code: String,
         path: String,
     },
-    /// Its content is not what its name says.
-    #[error("the worker cannot decompress it: {text}: while reading {path}")]
+    /// Its content is not what its name says, or no request can be made for its name.
+    #[error("the worker cannot read it: {text}: while reading {path}")]
     Content { text: String, path: String },
     /// No answer, or one that breaks off.
     #[error("S3 does not answer the worker: {text}: while reading {path}")]
@@ -154,6 +154,11 @@ where
         SdkError::ServiceError(answer) => StoreError::Refused {
             status: answer.raw().status().as_u16(),
             code: error.code().unwrap_or("no more than that").to_owned(),
+            path,
+        },
+        // The SDK takes a key of white space for none.
+        SdkError::ConstructionFailure(_) => StoreError::Content {
+            text: with_sources(error),
             path,
         },
         _ => StoreError::Unavailable {

@@ -1,15 +1,14 @@
-//! Large objects, and many. They take minutes and gigabytes, hence are asked for by name:
+//! Large objects. They take minutes and gigabytes, hence are asked for by name:
 //! `cargo test --test it large -- --ignored --test-threads 1 --nocapture`.
 
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
-use futures_util::{StreamExt, TryStreamExt, stream};
 use sluice_testkit::xapi::Generator;
 use sluice_testkit::{Site, Stack, wait_for};
 
-use crate::harness::{Sluice, expected, line, rows};
+use crate::harness::{Sluice, line};
 
 const LONG: Duration = Duration::from_secs(900);
 const MIB: u64 = 1024 * 1024;
@@ -140,43 +139,5 @@ async fn a_line_of_100_megabytes_is_a_line() {
         let [first, second, third] = lengths;
         assert_eq!(found, format!("[(0,{first}),(1,{second}),(2,{third})]\n"));
         assert!(most - idle <= 64 * MIB, "{most} bytes, {idle} when idle");
-    }
-}
-
-#[tokio::test]
-#[ignore = "two minutes"]
-async fn ten_thousand_objects_in_one_window() {
-    let stack = Stack::shared();
-    for fallback in ["never", "always"] {
-        let site = stack.site("ten-thousand").await.unwrap();
-        let mut sluice = Sluice::new(stack, &site)
-            .set("load.fallback", fallback)
-            .set("queue.receivers", 8)
-            .set("batch.max_objects", 5_000)
-            .set("batch.window", "10s");
-        sluice.migrate();
-        let bundles: Vec<_> = Generator::new(42).sizes(1..=4).take(10_000).collect();
-        let bytes = bundles.iter().map(|bundle| bundle.bytes.len() as u64).sum();
-        stream::iter(&bundles)
-            .map(async |bundle| site.put(&bundle.key, bundle.bytes.clone()).await)
-            .buffer_unordered(32)
-            .try_for_each(async |_| Ok(()))
-            .await
-            .unwrap();
-        sluice.start();
-        sluice.ready().await;
-        let (idle, _) = sluice.memory();
-        let begun = Instant::now();
-        drained(&site).await;
-        let (_, most) = sluice.memory();
-        let what = format!("10,000 objects, fallback {fallback}");
-        report(&what, bytes, begun, most - idle);
-        let mut reckoning = sluice_testkit::xapi::Reckoning::default();
-        for bundle in &bundles {
-            reckoning += &bundle.reckoning;
-        }
-        let found = rows(&stack.clickhouse, &site.database).await;
-        assert_eq!(found, expected(&reckoning));
-        assert_eq!(site.dlq_depth().await.unwrap(), 0);
     }
 }
