@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::object::ObjectRef;
+use crate::object::{Compression, ObjectRef};
 
 /// Time-ordered (UUID version 7). It is the stem of the batch's query ids, its dedup token and the
 /// `batch_id` of its rows.
@@ -27,6 +28,17 @@ impl fmt::Display for BatchId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
+}
+
+/// Who reads the objects of a batch; `ledger_objects.read_by` says it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadBy {
+    /// ClickHouse, with `s3()`.
+    #[default]
+    S3,
+    /// This worker, which streams them into its insert.
+    Stream,
 }
 
 /// What closes a batch, whichever comes first.
@@ -187,20 +199,10 @@ const ASSUMED_BYTES: u64 = 64 * 1024;
 /// The bytes that an object will be once uncompressed, estimated upwards.
 pub fn estimated_bytes(object: &ObjectRef) -> u64 {
     let stored = object.size.unwrap_or(ASSUMED_BYTES);
-    if is_compressed(&object.key) {
-        stored.saturating_mul(ASSUMED_COMPRESSION_RATIO)
-    } else {
-        stored
+    match Compression::of(&object.key) {
+        Compression::None => stored,
+        _ => stored.saturating_mul(ASSUMED_COMPRESSION_RATIO),
     }
-}
-
-/// Whether ClickHouse takes the object for compressed: it goes by the name.
-pub fn is_compressed(key: &str) -> bool {
-    const EXTENSIONS: &[&str] = &[
-        "gz", "gzip", "zst", "zstd", "br", "brotli", "bz2", "lz4", "lzma", "snappy", "xz",
-    ];
-    key.rsplit_once('.')
-        .is_some_and(|(_, extension)| EXTENSIONS.contains(&extension))
 }
 
 #[cfg(test)]
@@ -272,6 +274,7 @@ mod tests {
         );
         check(&[sized("a", 1), sized("z", 1001)], &[("z", Large)], 1);
         check(&[sized("a.gz", 101)], &[("a.gz", Large)], 0);
+        check(&[sized("A.GZ", 101)], &[("A.GZ", Large)], 0);
         check(
             &[object("b", "a", "1"), object("b", "a", "2")],
             &[("a", SameKey)],

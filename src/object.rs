@@ -63,6 +63,31 @@ impl fmt::Display for ObjectRef {
     }
 }
 
+/// What an object's name says of its content. ClickHouse goes by the name, whatever its case, and so
+/// does everything here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    None,
+    Gzip,
+    Zstd,
+    /// ClickHouse can read it; this worker cannot.
+    Unsupported,
+}
+
+impl Compression {
+    pub fn of(key: &str) -> Self {
+        let Some((_, extension)) = key.rsplit_once('.') else {
+            return Self::None;
+        };
+        match extension.to_ascii_lowercase().as_str() {
+            "gz" | "gzip" => Self::Gzip,
+            "zst" | "zstd" => Self::Zstd,
+            "br" | "brotli" | "bz2" | "lz4" | "lzma" | "snappy" | "xz" => Self::Unsupported,
+            _ => Self::None,
+        }
+    }
+}
+
 /// Never to change: the ledger's rows hold identities made with it.
 const OBJECT_NAMESPACE: Uuid = Uuid::from_u128(0x5b1e_9f0a_7c43_4d56_8a1d_0e5f_2c93_b7a4);
 

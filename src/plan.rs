@@ -8,7 +8,7 @@ use std::time::Duration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use uuid::Uuid;
 
-use crate::batch::{BatchId, estimated_bytes};
+use crate::batch::{BatchId, ReadBy, estimated_bytes};
 use crate::config::Secret;
 use crate::event_types::Catalog;
 use crate::event_types::select::{Lines, Target, landing_select, per_type_select, view_select};
@@ -90,6 +90,8 @@ pub struct Form {
     pub plan: Uuid,
     /// Whether the objects are read in several blocks, each of which commits by itself.
     pub many_blocks: bool,
+    /// Who reads them.
+    pub read_by: ReadBy,
 }
 
 /// How keys can be named in one `s3()` call.
@@ -133,21 +135,34 @@ impl Planner {
     ///
     /// `guard` is the condition under which none must start. A batch whose objects are not all what
     /// was announced commits nothing: the statement fails.
-    pub fn inserts(&self, batch: BatchId, objects: &[&ObjectRef], guard: &str) -> Vec<Statement> {
+    ///
+    /// Objects that the worker reads follow each statement in its body, in the order of `objects`.
+    pub fn inserts(
+        &self,
+        batch: BatchId,
+        objects: &[&ObjectRef],
+        read_by: ReadBy,
+        guard: &str,
+    ) -> Vec<Statement> {
         let statements = match self.strategy {
             Strategy::SinglePass => {
-                let lines = self.lines(batch, objects, guard);
+                let lines = self.lines(batch, objects, read_by, guard);
                 let select = landing_select(&self.catalog, &lines);
                 vec![format!("{} {select}", self.insert_into(LANDING))]
             }
             Strategy::PerType => Target::all(&self.catalog)
                 .into_iter()
-                .filter_map(|target| self.fill(target, batch, objects, guard))
+                .filter_map(|target| self.fill(target, batch, objects, read_by, guard))
                 .collect(),
         };
         statements
             .into_iter()
-            .map(|sql| self.with_settings(sql, batch, objects))
+            .map(|sql| match read_by {
+                ReadBy::S3 => self
+                    .with_settings(sql, batch, objects)
+                    .with("max_query_size", MAX_QUERY_BYTES),
+                ReadBy::Stream => self.before_data(sql, batch, objects),
+            })
             .collect()
     }
 
@@ -157,6 +172,7 @@ impl Planner {
         target: Target<'_>,
         batch: BatchId,
         objects: &[&ObjectRef],
+        read_by: ReadBy,
         guard: &str,
     ) -> Option<String> {
         let mut on_route = objects.to_vec();
@@ -164,28 +180,61 @@ impl Planner {
         if on_route.is_empty() {
             return None;
         }
+        let sources = match read_by {
+            ReadBy::S3 => &on_route,
+            // The body has all of them.
+            ReadBy::Stream => objects,
+        };
         let columns = target.columns().into_iter().map(sql::ident);
         let columns: Vec<String> = columns.collect();
-        let lines = self.lines(batch, &on_route, guard);
+        let lines = self.lines(batch, sources, read_by, guard);
         let select = per_type_select(&self.catalog, target, &lines);
         let into = self.insert_into(target.table());
         Some(format!("{into} ({}) {select}", columns.join(", ")))
     }
 
-    fn lines(&self, batch: BatchId, objects: &[&ObjectRef], guard: &str) -> Lines {
-        let source = self.s3(objects, "LineAsString", "line String");
-        let mut lines = Lines::of_objects(source, batch.0);
-        lines.max_line_bytes = self.max_line_bytes;
-        lines.filter = Some(format!(
-            "{} AND {}",
-            sql::throw_if(guard, FENCED_TEXT),
-            sql::throw_if(&changed(objects), CHANGED_TEXT),
-        ));
-        lines
+    /// Where the lines come from, on condition that the batch may be loaded as it was announced.
+    fn lines(&self, batch: BatchId, objects: &[&ObjectRef], read_by: ReadBy, guard: &str) -> Lines {
+        let guard = sql::throw_if(guard, FENCED_TEXT);
+        let max_line_bytes = self.max_line_bytes;
+        match read_by {
+            ReadBy::S3 => {
+                let source = self.s3(objects, "LineAsString", "line String");
+                let changed = sql::throw_if(&changed(objects), CHANGED_TEXT);
+                Lines {
+                    filter: Some(format!("{guard} AND {changed}")),
+                    max_line_bytes,
+                    ..Lines::of_objects(source, batch.0)
+                }
+            }
+            ReadBy::Stream => {
+                let listed: Vec<_> = objects
+                    .iter()
+                    .map(|object| (object.path(), object.etag.as_str()))
+                    .collect();
+                Lines {
+                    filter: Some(guard),
+                    max_line_bytes,
+                    ..Lines::of_body(&listed, batch.0)
+                }
+            }
+        }
     }
 
     fn insert_into(&self, table: &str) -> String {
         format!("INSERT INTO {}", sql::qualified(&self.database, table))
+    }
+
+    /// The statement in front of its data.
+    fn before_data(&self, sql: String, batch: BatchId, objects: &[&ObjectRef]) -> Statement {
+        let sql = format!("{sql} FORMAT LineAsString\n");
+        // What is left of this room is filled with data before the server looks at the statement.
+        let room = sql.len() + 1024;
+        STREAM_SETTINGS.iter().fold(
+            self.with_settings(sql, batch, objects)
+                .with("max_query_size", room.to_string()),
+            |statement, (name, value)| statement.with(name, *value),
+        )
     }
 
     fn with_settings(&self, sql: String, batch: BatchId, objects: &[&ObjectRef]) -> Statement {
@@ -212,23 +261,28 @@ impl Planner {
     }
 
     /// In what form the statements of these objects are.
-    pub fn form(&self, objects: &[&ObjectRef]) -> Form {
+    pub fn form(&self, objects: &[&ObjectRef], read_by: ReadBy) -> Form {
         Form {
             plan: self.plan_id(),
             many_blocks: self.needs_many_blocks(objects),
+            read_by,
         }
     }
 
     /// Of all that statements depend on beside the list. Where ClickHouse reads the objects from,
     /// and with which rights, makes no other rows.
     pub fn plan_id(&self) -> Uuid {
-        let lines = Lines::of_objects("", Uuid::nil());
         let mut text = format!(
-            "{:?} {} {SETTINGS:?} {ONE_BLOCK:?} {MANY_BLOCKS:?} {}",
-            self.strategy,
-            self.max_bytes,
-            landing_select(&self.catalog, &lines)
+            "{:?} {} {SETTINGS:?} {STREAM_SETTINGS:?} {ONE_BLOCK:?} {MANY_BLOCKS:?}",
+            self.strategy, self.max_bytes,
         );
+        for mut lines in [
+            Lines::of_objects("", Uuid::nil()),
+            Lines::of_body(&[], Uuid::nil()),
+        ] {
+            lines.max_line_bytes = self.max_line_bytes;
+            text += &landing_select(&self.catalog, &lines);
+        }
         for target in Target::all(&self.catalog) {
             text += target.table();
             text += &view_select(&self.catalog, target, "");
@@ -357,7 +411,6 @@ fn changed(objects: &[&ObjectRef]) -> String {
 /// The same for every insert. Those that decide how blocks are cut are pinned, since a replay must
 /// cut the same blocks.
 const SETTINGS: &[(&str, &str)] = &[
-    ("max_query_size", MAX_QUERY_BYTES),
     ("glob_expansion_max_elements", "1000000"),
     ("async_insert", "0"),
     ("insert_deduplicate", "1"),
@@ -372,6 +425,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("throw_on_max_partitions_per_insert_block", "0"),
     // A missing object is an error with the key in it, never silence.
     ("s3_ignore_file_doesnt_exist", "0"),
+    // Some seconds. What fails then is replayed from here, or read by the worker.
+    ("s3_retry_attempts", "6"),
     // `year=2026/` in a key is a name, not a column.
     ("use_hive_partitioning", "0"),
     ("session_timezone", "UTC"),
@@ -388,6 +443,14 @@ const MANY_BLOCKS: &[(&str, &str)] = &[
     ("min_insert_block_size_rows", "30000"),
     ("min_insert_block_size_bytes", "100000000000"),
     ("max_threads", "1"),
+];
+
+/// For lines that come as the body: blocks are cut by rows, whatever pieces the lines come in.
+const STREAM_SETTINGS: &[(&str, &str)] = &[
+    ("max_insert_block_size", "30000"),
+    ("max_insert_block_size_bytes", "0"),
+    ("input_format_max_block_size_bytes", "0"),
+    ("input_format_max_block_wait_ms", "0"),
 ];
 
 #[cfg(test)]
@@ -498,7 +561,7 @@ mod tests {
             ..planner(S3Access::Server, Some("http://e"))
         };
         let batch = BatchId(Uuid::from_u128(7));
-        let statements = planner.inserts(batch, &[&object("b", "a", "1")], "0");
+        let statements = planner.inserts(batch, &[&object("b", "a", "1")], ReadBy::S3, "0");
         assert_eq!(statements.len(), Target::all(&planner.catalog).len());
         assert!(
             statements
@@ -556,7 +619,7 @@ mod tests {
         let batch = BatchId(Uuid::from_u128(7));
         let (click, other) = (object("b", "clicks/1", "1"), object("b", "others/2", "2"));
         let read: Vec<(String, bool, bool)> = planner
-            .inserts(batch, &[&click, &other], "0")
+            .inserts(batch, &[&click, &other], ReadBy::S3, "0")
             .into_iter()
             .map(|statement| {
                 let table = statement
@@ -587,8 +650,11 @@ mod tests {
         let planner = planner(S3Access::Server, Some("http://e"));
         let batch = BatchId(Uuid::from_u128(7));
         let (a, b) = (object("b", "a", "1"), object("b", "b", "2"));
-        let statements = planner.inserts(batch, &[&a, &b], "0");
-        assert_eq!(statements, planner.inserts(batch, &[&b, &a], "0"));
+        let statements = planner.inserts(batch, &[&a, &b], ReadBy::S3, "0");
+        assert_eq!(
+            statements,
+            planner.inserts(batch, &[&b, &a], ReadBy::S3, "0")
+        );
         let [statement] = statements.as_slice() else {
             panic!("one statement")
         };
@@ -608,7 +674,7 @@ mod tests {
             size: Some(1001),
             ..a
         };
-        let statements = planner.inserts(batch, &[&large], "0");
+        let statements = planner.inserts(batch, &[&large], ReadBy::S3, "0");
         assert!(
             statements[0]
                 .settings

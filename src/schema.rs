@@ -240,7 +240,11 @@ SETTINGS {dedup}",
 
 /// Columns of `ledger_objects` that earlier versions do not write: what they have sealed is of no
 /// known plan, and may have been read in many blocks.
-const LATER_COLUMNS: &[&str] = &["`plan` UUID", "`many_blocks` Bool DEFAULT true"];
+const LATER_COLUMNS: &[&str] = &[
+    "`plan` UUID",
+    "`many_blocks` Bool DEFAULT true",
+    "`read_by` LowCardinality(String) DEFAULT 's3'",
+];
 
 /// Looked up by object before every batch: small granules, so that a lookup reads little.
 fn ledger_objects(options: &SchemaOptions) -> String {

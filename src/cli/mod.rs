@@ -19,6 +19,7 @@ use crate::config::{
     ClickHouseAccess, Config, LoadStrategy, Problems, SecretSource, Sources, process_environment,
 };
 use crate::event_types::Catalog;
+use crate::load::fallback::Fallback;
 use crate::plan::{Planner, S3Access, S3Source, Strategy};
 use crate::warehouse::{Access, Warehouse};
 
@@ -219,6 +220,14 @@ fn planner(config: &Config, catalog: Catalog, region: &str) -> anyhow::Result<Pl
         max_line_bytes: config.load.max_line_bytes.bytes(),
         insert_timeout: config.clickhouse.insert_timeout.get(),
     })
+}
+
+fn fallback(config: &Config) -> Fallback {
+    match config.load.fallback {
+        crate::config::Fallback::Auto => Fallback::Auto,
+        crate::config::Fallback::Always => Fallback::Always,
+        crate::config::Fallback::Never => Fallback::Never,
+    }
 }
 
 /// The AWS SDK's own chain of settings and credentials.

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::{aws, catalog, planner, warehouse};
+use super::{aws, catalog, fallback, planner, warehouse};
 use crate::admin::{AdminListener, Health};
 use crate::batch::BatchLimits;
 use crate::config::{Config, LoadStrategy, NotificationsConfig, OnMissing};
@@ -18,6 +18,7 @@ use crate::event_types::select::Target;
 use crate::failpoint;
 use crate::ledger::{self, Ledger};
 use crate::load::breaker::{Breaker, Scope};
+use crate::load::fallback::Fallbacks;
 use crate::load::verdict::{halt_class, with_advice};
 use crate::load::{LoadLimits, Loader};
 use crate::notification::filter::Filter;
@@ -26,6 +27,7 @@ use crate::queue::sqs::SqsQueue;
 use crate::queue::{Queue, QueueError};
 use crate::schema::LANDING;
 use crate::settle::VisibilityPolicy;
+use crate::store::Store;
 use crate::telemetry::{metrics, start_logging};
 use crate::warehouse::Warehouse;
 
@@ -88,6 +90,9 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
                 retry_max: config.load.retry_backoff_max.get(),
                 max_rejected_ratio: config.load.max_rejected_ratio.get(),
             },
+            store: Store::new(&aws),
+            fallback: fallback(config),
+            fallbacks: Fallbacks::default(),
             successes: AtomicU64::new(0),
             acknowledge_missing: config.load.on_missing == OnMissing::Acknowledge,
         });

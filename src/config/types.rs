@@ -262,6 +262,23 @@ pub struct LoadConfig {
     /// `rejected_lines`; with 0.5 a file that is no JSON at all goes to the
     /// dead-letter queue, and so does one whose only line is bad.
     pub max_rejected_ratio: Ratio,
+
+    /// When this worker reads objects from S3 itself and streams them into its
+    /// inserts, which needs `s3:GetObject` on them. `auto`: where ClickHouse cannot
+    /// read them (its rights, its network, a key that it cannot be told) and the
+    /// worker can. `always`: each one, for a ClickHouse that does not reach S3.
+    /// `never`: the data stays out of the worker.
+    pub fallback: Fallback,
+}
+
+/// When the worker streams objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum Fallback {
+    Auto,
+    Always,
+    Never,
 }
 
 /// What becomes of a message whose object is gone.

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::paths::{EVENT, Path, PathTree};
 use super::{Catalog, Column, EventType, Otherwise, Source};
+use crate::framing::{OBJECT_DIGITS, ROW_DIGITS};
 use crate::sql;
 
 /// Where lines come from.
@@ -48,15 +49,21 @@ impl Lines {
         }
     }
 
-    /// Lines of one object that come as the body of the insert.
-    pub fn of_body(source_path: &str, source_etag: &str, batch_id: Uuid) -> Lines {
+    /// Lines that come as the body of the insert, each behind a prefix that says of which object it
+    /// is and which line ([`crate::framing`]). `objects`: path and etag of each, in order.
+    pub fn of_body(objects: &[(String, &str)], batch_id: Uuid) -> Lines {
+        let of_object = |values: Vec<&str>| {
+            let object = format!("toUInt32(substring(framed, 1, {OBJECT_DIGITS}))");
+            format!("arrayElement([{}], {object})", sql::strings(&values))
+        };
+        let (row_at, line_at) = (OBJECT_DIGITS + 1, OBJECT_DIGITS + ROW_DIGITS + 1);
         Lines {
-            from: "input('line String')".to_owned(),
+            from: "input('framed String')".to_owned(),
             filter: None,
-            line: "line".to_owned(),
-            source_path: sql::string(source_path),
-            source_etag: sql::string(source_etag),
-            row_number: "rowNumberInAllBlocks()".to_owned(),
+            line: format!("substring(framed, {line_at})"),
+            source_path: of_object(objects.iter().map(|(path, _)| path.as_str()).collect()),
+            source_etag: of_object(objects.iter().map(|(_, etag)| *etag).collect()),
+            row_number: format!("toUInt64(substring(framed, {row_at}, {ROW_DIGITS}))"),
             max_line_bytes: u64::MAX,
             batch_id,
         }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::batch::BatchId;
+use crate::batch::{BatchId, ReadBy};
 use crate::load::verdict::FENCED_TEXT;
 use crate::object::{ObjectId, ObjectRef};
 use crate::plan::Form;
@@ -57,6 +57,7 @@ struct SealedRow<'a> {
     version_id: &'a str,
     region: &'a str,
     size: u64,
+    read_by: ReadBy,
     batch_id: Uuid,
     plan: Uuid,
     many_blocks: bool,
@@ -223,6 +224,7 @@ impl Ledger {
                 version_id: object.version_id.as_deref().unwrap_or_default(),
                 region: object.region.as_deref().unwrap_or_default(),
                 size: object.size.unwrap_or_default(),
+                read_by: form.read_by,
                 batch_id: batch.0,
                 plan: form.plan,
                 many_blocks: form.many_blocks,
@@ -381,9 +383,10 @@ impl Ledger {
             object: Listed,
             plan: Uuid,
             many_blocks: bool,
+            read_by: ReadBy,
         }
         let sql = format!(
-            "SELECT DISTINCT bucket, key, etag, version_id, region, size, plan, many_blocks \
+            "SELECT DISTINCT bucket, key, etag, version_id, region, size, plan, many_blocks, read_by \
              FROM {} WHERE batch_id = '{batch}' ORDER BY key",
             self.warehouse.table(OBJECTS_TABLE),
         );
@@ -394,6 +397,7 @@ impl Ledger {
         let form = Form {
             plan: first.plan,
             many_blocks: first.many_blocks,
+            read_by: first.read_by,
         };
         let objects = listed.into_iter().map(|row| row.object.into()).collect();
         Ok(Some(SealedBatch {

@@ -11,15 +11,18 @@ use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use super::breaker::{HaltedInsert, Scope};
+use super::fallback::Fallback;
 use super::verdict::TOO_MANY_REJECTED_TEXT;
+use super::verdict::named_object;
 use super::{
-    Cancelled, Item, Loader, MAX_REPLAYS, MAX_REPLAYS_ALONE, Outcome, Outcomes, Verdict, verdict,
+    Cancelled, Item, Loader, MAX_REPLAYS, MAX_REPLAYS_ALONE, Outcome, Outcomes, Verdict, stream,
+    verdict,
 };
-use crate::batch::{BatchId, is_compressed};
+use crate::batch::{BatchId, ReadBy};
 use crate::event_types::select::{BLANK, Target};
 use crate::failpoint;
 use crate::ledger::protocol::{Action, DOOMED, End, Event, Run, Standing};
-use crate::object::ObjectRef;
+use crate::object::{Compression, ObjectRef};
 use crate::plan::Form;
 use crate::telemetry::metrics;
 use crate::warehouse::{Statement, WarehouseError};
@@ -44,12 +47,12 @@ pub(super) struct Loading<'a> {
     /// What the insert has brought.
     pub(super) read: Vec<ReadBack>,
     pub(super) sealed: bool,
+    /// Sealed with the list: a replay must make the same statements, and cut the same blocks.
     pub(super) form: Form,
     /// What was read is not what was asked for: it is taken back, complete or not.
     pub(super) keep_nothing: bool,
 }
 
-/// What is left of it once missing objects and refusals are told apart: outages.
 const S3_ERROR: u32 = 499;
 /// The server has this long to answer that a statement took too long.
 const ANSWER_AFTER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -93,7 +96,7 @@ impl Loading<'_> {
                 }
                 Action::Seal => {
                     self.sealed = true;
-                    let form = self.loader.planner.form(&self.objects());
+                    let form = self.loader.planner.form(&self.objects(), self.form.read_by);
                     self.form = form;
                     let objects = self.objects();
                     self.small(|| self.loader.ledger.seal(self.batch, &objects, form))
@@ -193,7 +196,10 @@ impl Loading<'_> {
     async fn insert(&mut self, attempt: u32) -> Result<Event, Cancelled> {
         let loader = self.loader;
         let guard = loader.ledger.guard(self.batch, attempt);
-        let statements = loader.planner.inserts(self.batch, &self.objects(), &guard);
+        let objects = self.objects();
+        let statements = loader
+            .planner
+            .inserts(self.batch, &objects, self.form.read_by, &guard);
         // The stem by which a kill finds it, and what makes it unique: an old statement, or another
         // worker's, can still be about.
         let query_id = format!("{}-{attempt}-{}", self.batch, Uuid::now_v7());
@@ -207,16 +213,15 @@ impl Loading<'_> {
             self.answered();
             return self.after_success(attempt).await;
         };
-        let verdict = match verdict(&error) {
-            Verdict::Denied => self.whose_fault(&error.to_string()).await?,
-            verdict => verdict,
-        };
-        match verdict {
+        match self.judge(&error).await? {
             Verdict::Fenced => {
                 self.answered();
                 Ok(Event::Fenced)
             }
-            fault @ (Verdict::ObjectFault | Verdict::Denied | Verdict::Changed) => {
+            fault @ (Verdict::ObjectFault
+            | Verdict::Denied
+            | Verdict::Stream
+            | Verdict::Changed) => {
                 self.answered();
                 metrics::clickhouse_error(error.code(), fault);
                 self.failure = Some((fault, error.to_string()));
@@ -280,15 +285,58 @@ impl Loading<'_> {
         loader.halt(Scope::Inserts, error);
     }
 
-    /// S3 refused an object: among others it is set apart; alone it is at fault if ClickHouse can
-    /// read others.
+    /// What the error means for this batch, here and now.
+    async fn judge(&self, error: &WarehouseError) -> Result<Verdict, Cancelled> {
+        let verdict = verdict(error);
+        let text = error.to_string();
+        if self.is_unreadable(verdict, error) && self.worker_can_read(&text).await {
+            return Ok(Verdict::Stream);
+        }
+        match verdict {
+            Verdict::Denied => self.whose_fault(&text).await,
+            Verdict::Stream => Ok(Verdict::Halt),
+            verdict => Ok(verdict),
+        }
+    }
+
+    /// Whether ClickHouse, as it seems, cannot read the whole of this batch. Of many objects one
+    /// alone may be refused: it is set apart first.
+    fn is_unreadable(&self, verdict: Verdict, error: &WarehouseError) -> bool {
+        let whole = self.items.len() == 1 || self.patience < MAX_REPLAYS;
+        match verdict {
+            Verdict::Stream => true,
+            Verdict::Denied => whole,
+            Verdict::Replay => whole && is_s3_away(error) && self.replays >= self.patience,
+            _ => false,
+        }
+    }
+
+    /// Whether S3 shows the worker what it does not show ClickHouse, or tells it that it is gone.
+    async fn worker_can_read(&self, text: &str) -> bool {
+        if self.form.read_by == ReadBy::Stream || self.loader.fallback == Fallback::Never {
+            return false;
+        }
+        let keys = self.items.iter().map(|item| item.object.key.as_str());
+        let named = named_object(text, keys.enumerate()).unwrap_or(0);
+        match self.loader.store.present(&self.items[named].object).await {
+            Ok(_) => true,
+            Err(error) => error.is_missing(),
+        }
+    }
+
+    /// S3 refused an object: among others it is set apart; alone it is at fault if others can be
+    /// read.
     async fn whose_fault(&self, text: &str) -> Result<Verdict, Cancelled> {
         let [alone] = self.items.as_slice() else {
             return Ok(Verdict::Denied);
         };
+        // The worker need not have rights, where it reads only what ClickHouse cannot.
+        if self.form.read_by == ReadBy::Stream && self.loader.fallback != Fallback::Always {
+            return Ok(Verdict::Denied);
+        }
         let readable = self
             .loader
-            .can_read_others(&alone.object, text, self.cancel)
+            .can_read_others(&alone.object, self.form.read_by, text, self.cancel)
             .await?;
         Ok(if readable {
             Verdict::Denied
@@ -301,16 +349,16 @@ impl Loading<'_> {
     /// long as no other insert succeeds, the server is the likelier culprit.
     fn is_at_fault(&self, error: &WarehouseError) -> bool {
         // Without an answer nothing is known of the statement.
-        let WarehouseError::Server { .. } = error else {
+        if let WarehouseError::Unknown(_) = error {
             return false;
-        };
+        }
         if self.items.len() > 1 {
             return self.replays > self.patience;
         }
         let others = self.loader.successes.load(Ordering::Relaxed) > self.successes_before;
         // An S3 that is away is nobody's fault, however long.
-        let s3_is_away = error.code() == Some(S3_ERROR);
-        self.replays > self.patience && others || self.replays > MAX_REPLAYS_ALONE && !s3_is_away
+        self.replays > self.patience && others
+            || self.replays > MAX_REPLAYS_ALONE && !is_s3_away(error)
     }
 
     /// The server does inserts: whatever was in their way is over.
@@ -328,14 +376,24 @@ impl Loading<'_> {
         let loader = self.loader;
         // The server's own limit comes first: its answer says that the statement has ended.
         let timeout = loader.limits.insert_timeout + ANSWER_AFTER_TIMEOUT;
+        let objects = self.objects();
         self.leased(async {
             loader.breaker.admit(Scope::Inserts).await;
             for (index, statement) in statements.iter().enumerate() {
                 let query_id = format!("{query_id}-{index}");
-                loader
-                    .warehouse
-                    .execute(statement, Some(&query_id), timeout)
-                    .await?;
+                match self.form.read_by {
+                    ReadBy::S3 => {
+                        let warehouse = &loader.warehouse;
+                        let execute = warehouse.execute(statement, Some(&query_id), timeout);
+                        execute.await?;
+                    }
+                    ReadBy::Stream => {
+                        let body = stream::body(&loader.store, &objects);
+                        let warehouse = &loader.warehouse;
+                        let stream = warehouse.stream(statement, body, &query_id, timeout);
+                        stream.await?;
+                    }
+                }
             }
             Ok(())
         })
@@ -462,7 +520,7 @@ impl Loading<'_> {
         let unread = self.objects().into_iter().find(|object| {
             // Nothing, compressed, has bytes too.
             object.size.is_some_and(|size| size > 0)
-                && !is_compressed(&object.key)
+                && Compression::of(&object.key) == Compression::None
                 && !paths.contains(object.path().as_str())
         })?;
         let text = format!(
@@ -522,9 +580,11 @@ impl Loading<'_> {
         for (kind, rows) in &rows {
             metrics::rows_loaded(kind, *rows);
         }
+        self.loader.fallbacks.loaded(self.form.read_by, objects);
         info!(
             batch.id = %self.batch,
             batch.objects = objects,
+            batch.read_by = ?self.form.read_by,
             batch.rows = total,
             batch.rows_by_type = %serde_json::json!(rows),
             batch.replays = self.replays,
@@ -533,6 +593,11 @@ impl Loading<'_> {
         );
         Ok(Event::Done)
     }
+}
+
+/// What is left of [`S3_ERROR`] once missing objects and refusals are told apart: outages.
+fn is_s3_away(error: &WarehouseError) -> bool {
+    error.code() == Some(S3_ERROR) || matches!(error, WarehouseError::Source(_))
 }
 
 impl Loader {

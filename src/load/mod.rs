@@ -3,7 +3,9 @@
 
 mod attempt;
 pub mod breaker;
+pub mod fallback;
 mod progress;
+mod stream;
 pub mod verdict;
 
 use std::collections::HashMap;
@@ -15,15 +17,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::batch::{Batch, BatchId};
+use crate::batch::{Batch, BatchId, ReadBy};
 use crate::ledger::protocol::{End, Run};
 use crate::ledger::{Failure, Ledger};
 use crate::object::{ObjectId, ObjectRef};
 use crate::plan::{Form, Naming, Planner, naming};
+use crate::store::{Present, Store, StoreError};
 use crate::telemetry::metrics;
 use crate::warehouse::{Warehouse, WarehouseError};
 use attempt::Loading;
 use breaker::{Breaker, HaltedInsert, Scope};
+use fallback::{Fallback, Fallbacks};
 use progress::{FailedItem, FailureClass, Item, Progress, Work, unnameable};
 use verdict::{Verdict, halt_class, is_missing, verdict, with_advice};
 
@@ -77,6 +81,9 @@ pub struct Loader {
     pub warehouse: Warehouse,
     pub ledger: Ledger,
     pub planner: Planner,
+    pub store: Store,
+    pub fallback: Fallback,
+    pub fallbacks: Fallbacks,
     pub breaker: Arc<Breaker>,
     pub limits: LoadLimits,
     /// Whether a missing object's message is done with.
@@ -129,20 +136,25 @@ struct Cancelled;
 impl Load for Loader {
     async fn load(&self, batch: Batch, cancel: CancellationToken) -> Outcomes {
         let mut progress = Progress::default();
-        let mut listed = Vec::new();
+        let (mut listed, mut streamed) = (Vec::new(), Vec::new());
         for object in batch.objects {
             let item = Item {
                 announced: object.id(),
                 object,
             };
-            match naming(&item.object.key) {
-                Naming::Listed => listed.push(item),
-                Naming::Alone => progress.work.push(Work::new(vec![item])),
-                Naming::Impossible => progress.fail(item, FailureClass::Unnameable, unnameable()),
+            match (naming(&item.object.key), self.fallback) {
+                (_, Fallback::Always) | (Naming::Impossible, Fallback::Auto) => streamed.push(item),
+                (Naming::Impossible, Fallback::Never) => {
+                    progress.fail(item, FailureClass::Unnameable, unnameable());
+                }
+                (Naming::Alone, _) => progress.work.push(Work::new(vec![item], ReadBy::S3)),
+                (Naming::Listed, _) => listed.push(item),
             }
         }
-        if !listed.is_empty() {
-            progress.work.push(Work::new(listed));
+        for (items, read_by) in [(streamed, ReadBy::Stream), (listed, ReadBy::S3)] {
+            if !items.is_empty() {
+                progress.work.push(Work::new(items, read_by));
+            }
         }
         while let Some(work) = progress.work.pop() {
             if cancel.is_cancelled() {
@@ -167,6 +179,7 @@ impl Loader {
     async fn load_work(&self, work: Work, cancel: &CancellationToken, progress: &mut Progress) {
         let Work {
             items,
+            read_by,
             yields,
             changes,
             splits,
@@ -177,7 +190,10 @@ impl Loader {
         } else {
             MAX_REPLAYS_OF_A_PART
         };
-        match self.load_batch(items, patience, cancel, progress).await {
+        let end = self
+            .load_batch(items, read_by, patience, cancel, progress)
+            .await;
+        match end {
             BatchEnd::Settled => {}
             BatchEnd::Abandoned(items) => progress.settle(&items, &Outcome::Abandoned),
             BatchEnd::Yielded(items) if yields >= MAX_YIELDS => {
@@ -191,6 +207,7 @@ impl Loader {
                 }
                 progress.work.push(Work {
                     items,
+                    read_by,
                     yields: yields + 1,
                     changes,
                     splits,
@@ -200,16 +217,27 @@ impl Loader {
                 items,
                 verdict: Verdict::Changed,
                 ..
-            } if changes < MAX_CHANGES => match self.refresh(items, cancel).await {
+            } if changes < MAX_CHANGES => match self.refresh(items, read_by, cancel).await {
                 Ok(items) => progress.work.push(Work {
                     items,
+                    read_by,
                     yields,
                     changes: changes + 1,
                     splits,
                 }),
-                Err(Refused { items, text }) => progress.split(items, splits, &text),
+                Err(Refused { items, text }) => progress.split(items, read_by, splits, &text),
             },
-            BatchEnd::Released { items, text, .. } => progress.split(items, splits, &text),
+            BatchEnd::Released {
+                items,
+                verdict: Verdict::Stream,
+                text,
+            } => {
+                self.fallbacks.begun(items.len(), &text);
+                progress.work.push(Work::new(items, ReadBy::Stream));
+            }
+            BatchEnd::Released { items, text, .. } => {
+                progress.split(items, read_by, splits, &text);
+            }
         }
     }
 
@@ -268,12 +296,13 @@ impl Loader {
     async fn load_batch(
         &self,
         items: Vec<Item>,
+        read_by: ReadBy,
         patience: u32,
         cancel: &CancellationToken,
         progress: &mut Progress,
     ) -> BatchEnd {
         let items = if items.iter().any(|item| item.object.etag.is_empty()) {
-            match self.refresh(items, cancel).await {
+            match self.refresh(items, read_by, cancel).await {
                 Ok(items) => items,
                 Err(Refused { items, text }) => {
                     return BatchEnd::Released {
@@ -299,7 +328,10 @@ impl Loader {
             successes_before: self.successes.load(Ordering::Relaxed),
             read: Vec::new(),
             sealed: false,
-            form: Form::default(),
+            form: Form {
+                read_by,
+                ..Form::default()
+            },
             keep_nothing: false,
         };
         match loading.run(Run::load(), &mut progress.outcomes).await {
@@ -330,8 +362,60 @@ impl Loader {
         }
     }
 
-    /// Asks S3, through ClickHouse, what the objects are now.
+    /// Asks S3 what the objects are now.
     async fn refresh(
+        &self,
+        items: Vec<Item>,
+        read_by: ReadBy,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<Item>, Refused> {
+        match read_by {
+            ReadBy::S3 => self.refresh_by_clickhouse(items, cancel).await,
+            ReadBy::Stream => self.refresh_by_worker(items, cancel).await,
+        }
+    }
+
+    async fn refresh_by_worker(
+        &self,
+        mut items: Vec<Item>,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<Item>, Refused> {
+        for at in 0..items.len() {
+            match self.present(&items[at].object, cancel).await {
+                Ok(Ok(present)) => {
+                    items[at].object.etag = present.etag;
+                    items[at].object.size = present.size;
+                }
+                Ok(Err(error)) => {
+                    let text = error.to_string();
+                    return Err(Refused { items, text });
+                }
+                Err(Cancelled) => return Ok(items),
+            }
+        }
+        Ok(items)
+    }
+
+    /// What S3 tells the worker of an object. It is asked until it answers.
+    async fn present(
+        &self,
+        object: &ObjectRef,
+        cancel: &CancellationToken,
+    ) -> Result<Result<Present, StoreError>, Cancelled> {
+        let mut tries = 0;
+        loop {
+            match self.store.present(object).await {
+                Err(error) if verdict(&error.clone().into()) == Verdict::Replay => {
+                    tries += 1;
+                    warn!("trying again: {error}");
+                    self.pause(tries, cancel).await?;
+                }
+                answer => return Ok(answer),
+            }
+        }
+    }
+
+    async fn refresh_by_clickhouse(
         &self,
         items: Vec<Item>,
         cancel: &CancellationToken,
@@ -347,13 +431,22 @@ impl Loader {
         let rows = self
             .persist(cancel, || async {
                 match self.warehouse.rows::<Row>(&query).await {
-                    Err(error) if verdict(&error) == Verdict::ObjectFault => Ok(Err(error)),
-                    other => other.map(Ok),
+                    Err(error) => match verdict(&error) {
+                        Verdict::ObjectFault => Ok(Err(error)),
+                        Verdict::Stream | Verdict::Denied if self.fallback == Fallback::Auto => {
+                            Ok(Err(error))
+                        }
+                        _ => Err(error),
+                    },
+                    Ok(rows) => Ok(Ok(rows)),
                 }
             })
             .await;
         let rows = match rows {
             Ok(Ok(rows)) => rows,
+            Ok(Err(error)) if verdict(&error) != Verdict::ObjectFault => {
+                return self.refresh_by_worker(items, cancel).await;
+            }
             Ok(Err(error)) => {
                 return Err(Refused {
                     items,
@@ -439,12 +532,13 @@ impl Loader {
             .open(what, halt_class(error), &with_advice(error));
     }
 
-    /// Whether ClickHouse can read what it has read before: then a refusal is the object's fault,
+    /// Whether who was refused can read what was read before: then a refusal is the object's fault,
     /// and else everything's. Asked with the latest loaded objects, of the same bucket unless that
     /// bucket is said to be gone.
     async fn can_read_others(
         &self,
         refused: &ObjectRef,
+        read_by: ReadBy,
         text: &str,
         cancel: &CancellationToken,
     ) -> Result<bool, Cancelled> {
@@ -455,15 +549,25 @@ impl Loader {
             })
             .await?;
         for other in others {
-            let query = self.planner.probe(&[&other]);
-            match self.warehouse.rows::<serde::de::IgnoredAny>(&query).await {
-                Ok(_) => return Ok(true),
+            match self.probe(&other, read_by).await {
+                Ok(()) => return Ok(true),
                 // Gone by now, and S3 says so: it would not tell a stranger.
                 Err(error) if is_missing(&error.to_string()) => return Ok(true),
                 Err(_) => {}
             }
         }
         Ok(false)
+    }
+
+    async fn probe(&self, object: &ObjectRef, read_by: ReadBy) -> Result<(), WarehouseError> {
+        match read_by {
+            ReadBy::S3 => {
+                let query = self.planner.probe(&[object]);
+                let rows = self.warehouse.rows::<serde::de::IgnoredAny>(&query).await;
+                rows.map(drop)
+            }
+            ReadBy::Stream => Ok(self.store.present(object).await.map(drop)?),
+        }
     }
 
     async fn pause(&self, tries: u32, cancel: &CancellationToken) -> Result<(), Cancelled> {

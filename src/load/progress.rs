@@ -4,6 +4,7 @@ use tracing::info;
 
 use super::verdict::{TOO_MANY_REJECTED_TEXT, is_missing, is_refusal, named_object};
 use super::{Outcome, Outcomes};
+use crate::batch::ReadBy;
 use crate::object::{ObjectId, ObjectRef};
 
 /// Errors can name one object after the other; halves find many bad ones sooner.
@@ -20,6 +21,7 @@ pub(super) struct Item {
 #[derive(Debug)]
 pub(super) struct Work {
     pub(super) items: Vec<Item>,
+    pub(super) read_by: ReadBy,
     pub(super) yields: u32,
     pub(super) changes: u32,
     pub(super) splits: u32,
@@ -76,9 +78,10 @@ impl FailureClass {
 }
 
 impl Work {
-    pub(super) fn new(items: Vec<Item>) -> Self {
+    pub(super) fn new(items: Vec<Item>, read_by: ReadBy) -> Self {
         Self {
             items,
+            read_by,
             yields: 0,
             changes: 0,
             splits: 0,
@@ -108,7 +111,7 @@ impl Progress {
 
     /// The object that the error names alone, and the rest as a new batch; halves when it names
     /// none. An object that was alone already has failed.
-    pub(super) fn split(&mut self, mut items: Vec<Item>, splits: u32, text: &str) {
+    pub(super) fn split(&mut self, mut items: Vec<Item>, read_by: ReadBy, splits: u32, text: &str) {
         if items.len() <= 1 {
             let class = FailureClass::of(text);
             for item in items {
@@ -133,7 +136,7 @@ impl Progress {
         for items in [apart, items] {
             self.work.push(Work {
                 splits: splits + 1,
-                ..Work::new(items)
+                ..Work::new(items, read_by)
             });
         }
     }

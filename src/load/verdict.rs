@@ -1,5 +1,6 @@
 //! What a failed insert means: one table for every outcome.
 
+use crate::store::StoreError;
 use crate::warehouse::WarehouseError;
 
 /// What to do about an insert that failed.
@@ -13,8 +14,11 @@ pub enum Verdict {
     Halt,
     /// An object's own fault: isolate it, load its batch-mates.
     ObjectFault,
-    /// S3 refuses: as `ObjectFault` where ClickHouse can read other objects, else as `Halt`.
+    /// S3 refuses: as `Stream` where the worker can read it, as `ObjectFault` where other objects
+    /// can be read, else as `Halt`.
     Denied,
+    /// ClickHouse cannot read it and never will: the worker does, where it can; else as `Halt`.
+    Stream,
     /// An object is not what was announced any more: look at what is there now.
     Changed,
     /// Somebody else has taken the batch over.
@@ -30,6 +34,7 @@ impl Verdict {
             Self::Halt => "halt",
             Self::ObjectFault => "object_fault",
             Self::Denied => "denied",
+            Self::Stream => "stream",
             Self::Changed => "changed",
             Self::Fenced => "fenced",
         }
@@ -84,14 +89,31 @@ const OBJECT_FAULT: &[u32] = &[
     654, // ZSTD_DECODER_FAILED
 ];
 
+/// From this server no way leads to this address.
+const NO_WAY: &[u32] = &[
+    198, // DNS_ERROR
+    491, // UNACCEPTABLE_URL
+];
+
 pub fn verdict(error: &WarehouseError) -> Verdict {
-    let WarehouseError::Server { code, text } = error else {
-        return Verdict::Replay;
+    let (code, text) = match error {
+        WarehouseError::Server { code, text } => (code, text),
+        WarehouseError::Unknown(_) => return Verdict::Replay,
+        WarehouseError::Source(error) => return source_verdict(error),
     };
     match *code {
         395 => thrown(text),
         // S3_ERROR: a missing object, a refusal and an S3 that is away look alike but for the text.
         499 => s3_verdict(text),
+        code if NO_WAY.contains(&code) => Verdict::Stream,
+        // It may not use the server's own rights in S3; else it is the user's right to a table.
+        497 if says(
+            text,
+            &["the server's own credentials", "server_credentials"],
+        ) =>
+        {
+            Verdict::Stream
+        }
         code if HALT.contains(&code) => Verdict::Halt,
         code if OVERLOAD.contains(&code) => Verdict::Overload,
         code if OBJECT_FAULT.contains(&code) => Verdict::ObjectFault,
@@ -144,7 +166,26 @@ fn says(text: &str, words: &[&str]) -> bool {
     words.iter().any(|word| text.contains(word))
 }
 
+/// What kept the worker from an object.
+fn source_verdict(error: &StoreError) -> Verdict {
+    match error {
+        _ if error.is_missing() => Verdict::ObjectFault,
+        StoreError::Refused { status: 412, .. } => Verdict::Changed,
+        StoreError::Refused { status, code, .. }
+            if matches!(status, 403 | 404) || is_refusal(code) =>
+        {
+            Verdict::Denied
+        }
+        StoreError::Refused { .. } => Verdict::Replay,
+        StoreError::Content { .. } => Verdict::ObjectFault,
+        StoreError::Unavailable { .. } => Verdict::Replay,
+    }
+}
+
 fn s3_verdict(text: &str) -> Verdict {
+    if says(text, &["DNS_ERROR", "Not found address of host"]) {
+        return Verdict::Stream;
+    }
     // A bucket that is gone answers 404 too.
     if says(text, &["NoSuchBucket"]) {
         Verdict::Denied
@@ -171,8 +212,10 @@ const REFUSALS: &[&str] = &[
 pub fn halt_class(error: &WarehouseError) -> &'static str {
     match error {
         WarehouseError::Unknown(_) => "unreachable",
+        WarehouseError::Source(_) => "s3_access",
         WarehouseError::Server { code, .. } => match code {
             192..=194 | 516 => "authentication",
+            _ if verdict(error) == Verdict::Stream => "s3_access",
             291 | 497 => "permission",
             164 | 242 => "read_only",
             252 => "too_many_parts",
@@ -189,6 +232,13 @@ pub fn halt_class(error: &WarehouseError) -> &'static str {
 pub fn with_advice(error: &WarehouseError) -> String {
     let advice = match error {
         WarehouseError::Unknown(text) => unreachable_advice(text),
+        WarehouseError::Source(_) => {
+            "the worker may not read the bucket: grant its role `s3:GetObject`"
+        }
+        _ if verdict(error) == Verdict::Stream => {
+            "ClickHouse cannot get at S3: check `s3.clickhouse_endpoint` and \
+             `s3.clickhouse_access`, or let the worker read the objects (`load.fallback`)"
+        }
         WarehouseError::Server {
             code: 192..=194 | 516,
             ..
@@ -257,6 +307,11 @@ mod tests {
             code,
             text: text.into(),
         };
+        let refused = |status, code: &str| StoreError::Refused {
+            status,
+            code: code.into(),
+            path: "b/k".into(),
+        };
         for (error, expected) in [
             (
                 WarehouseError::Unknown("connection reset".into()),
@@ -290,6 +345,26 @@ mod tests {
                 server(499, "HTTP response code: 404, NoSuchBucket"),
                 Verdict::Denied,
             ),
+            (
+                server(499, "Code: 198. Not found address of host: s3. (DNS_ERROR)"),
+                Verdict::Stream,
+            ),
+            (
+                server(198, "Not found address of host: s3"),
+                Verdict::Stream,
+            ),
+            (server(491, "URL is not allowed"), Verdict::Stream),
+            (
+                server(
+                    497,
+                    "S3 access from user queries is not allowed to use the server's own credentials",
+                ),
+                Verdict::Stream,
+            ),
+            (
+                server(497, "it is necessary to have the grant"),
+                Verdict::Halt,
+            ),
             (server(499, "Connection refused"), Verdict::Replay),
             (
                 server(
@@ -300,6 +375,28 @@ mod tests {
             ),
             (
                 server(499, "HTTP response code: 503, SlowDown"),
+                Verdict::Replay,
+            ),
+            (refused(404, "NoSuchKey").into(), Verdict::ObjectFault),
+            (refused(403, "AccessDenied").into(), Verdict::Denied),
+            (refused(404, "NoSuchBucket").into(), Verdict::Denied),
+            (refused(400, "ExpiredToken").into(), Verdict::Denied),
+            (refused(412, "PreconditionFailed").into(), Verdict::Changed),
+            (refused(503, "SlowDown").into(), Verdict::Replay),
+            (
+                StoreError::Content {
+                    text: "unexpected end of file".into(),
+                    path: "b/k".into(),
+                }
+                .into(),
+                Verdict::ObjectFault,
+            ),
+            (
+                StoreError::Unavailable {
+                    text: "connection reset".into(),
+                    path: "b/k".into(),
+                }
+                .into(),
                 Verdict::Replay,
             ),
             (server(516, "Authentication failed"), Verdict::Halt),

@@ -21,6 +21,7 @@ const OLDEST_HELD: &str = "sluice_oldest_held_message_age_seconds";
 const OBJECTS_WAITING: &str = "sluice_objects_waiting_for_window";
 const NOTIFICATIONS: &str = "sluice_notifications_total";
 const OBJECTS: &str = "sluice_objects_total";
+const OBJECTS_STREAMED: &str = "sluice_objects_streamed_total";
 const BATCHES_CLOSED: &str = "sluice_batches_closed_total";
 const BATCHES_IN_FLIGHT: &str = "sluice_batches_in_flight";
 const ROWS: &str = "sluice_rows_total";
@@ -61,6 +62,10 @@ fn describe() {
     describe_gauge!(OBJECTS_WAITING, "Objects in open batches");
     describe_counter!(NOTIFICATIONS, "Message bodies read, by `outcome`");
     describe_counter!(OBJECTS, "Objects settled, by `outcome`");
+    describe_counter!(
+        OBJECTS_STREAMED,
+        "Objects loaded that the worker read, and not ClickHouse"
+    );
     describe_counter!(BATCHES_CLOSED, "Batches closed, by `reason`");
     describe_gauge!(BATCHES_IN_FLIGHT, "Batches being loaded");
     describe_counter!(
@@ -108,6 +113,10 @@ pub fn notification(outcome: &'static str) {
 
 pub fn objects(outcome: &'static str, count: usize) {
     counter!(OBJECTS, "outcome" => outcome).increment(count as u64);
+}
+
+pub fn objects_streamed(count: usize) {
+    counter!(OBJECTS_STREAMED).increment(count as u64);
 }
 
 pub fn batch_closed(reason: &'static str) {

@@ -6,12 +6,14 @@ mod redact;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::config::{Secret, SecretSource};
 use crate::sql;
+use crate::store::StoreError;
 use crate::telemetry::with_sources;
 pub use http::TlsError;
 use redact::Redactor;
@@ -48,13 +50,16 @@ pub enum WarehouseError {
     /// running, and may have done its work.
     #[error("no answer from ClickHouse: {0}")]
     Unknown(String),
+    /// What was to be streamed could not be had; the connection was cut.
+    #[error(transparent)]
+    Source(#[from] StoreError),
 }
 
 impl WarehouseError {
     pub fn code(&self) -> Option<u32> {
         match self {
             Self::Server { code, .. } => Some(*code),
-            Self::Unknown(_) => None,
+            Self::Unknown(_) | Self::Source(_) => None,
         }
     }
 }
@@ -145,6 +150,40 @@ impl Warehouse {
         }
         bounded(timeout, async {
             query.execute().await.map_err(|error| self.classify(error))
+        })
+        .await
+    }
+
+    /// Runs an insert, followed by its data.
+    pub async fn stream(
+        &self,
+        statement: &Statement,
+        data: impl Stream<Item = Result<Vec<u8>, StoreError>>,
+        query_id: &str,
+        timeout: Duration,
+    ) -> Result<(), WarehouseError> {
+        // In the body, too: a URL has no room for it.
+        let mut insert = self
+            .client()?
+            .insert_formatted_with("")
+            .with_setting("query_id", query_id);
+        for (name, value) in &statement.settings {
+            insert = insert.with_setting(*name, value);
+        }
+        let text = statement.sql.clone();
+        bounded(timeout, async {
+            insert
+                .send(text.into())
+                .await
+                .map_err(|error| self.classify(error))?;
+            let mut data = std::pin::pin!(data);
+            while let Some(piece) = data.next().await {
+                insert
+                    .send(piece?.into())
+                    .await
+                    .map_err(|error| self.classify(error))?;
+            }
+            insert.end().await.map_err(|error| self.classify(error))
         })
         .await
     }

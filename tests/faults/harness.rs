@@ -476,6 +476,8 @@ pub(crate) enum Statement {
     Seal,
     Verify,
     Insert,
+    /// An insert whose data the worker reads.
+    Stream,
     Kill,
     ReadBack,
     Record,
@@ -503,6 +505,7 @@ impl Statement {
             Self::Verify => standings && has("batch_id != "),
             Self::Seal => has("INSERT INTO") && has("ledger_objects") && !inserts,
             Self::Insert => inserts,
+            Self::Stream => has("INSERT INTO") && has("input('framed String')"),
             Self::Kill => has("KILL QUERY"),
             Self::Delete => has("DELETE FROM"),
             Self::ReadBack => has("SELECT source_path, kind, sum(rows)"),

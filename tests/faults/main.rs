@@ -8,4 +8,5 @@ mod harness;
 mod objects;
 mod outages;
 mod plans;
+mod streams;
 mod workers;

@@ -359,6 +359,7 @@ fn plain_as(key: &str, bytes: Vec<u8>) -> Vec<u8> {
 async fn one_object_that_s3_refuses_harms_only_itself() -> Result<()> {
     let (mut lab, s3) = lab_behind_s3_proxy("refused", 2).await?;
     lab.put_bundles(6).await?;
+    lab.set("load.fallback", "never");
     let refused = lab.expected.remove(2);
     s3.inject(Fault::Status(403), usize::MAX, reads(&refused.key));
     let daemon = lab.start("")?;

@@ -8,7 +8,7 @@ use sluice_testkit::xapi::{Generator, Reckoning, gzip};
 use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
 
 use crate::harness::{
-    BOUND, Sluice, announcement, dead_letters, drained, expected, loaded, rows, upload,
+    BOUND, Sluice, announcement, dead_letters, drained, expected, line, loaded, names, rows, upload,
 };
 
 /// A site of its own, with its tables made and the daemon running.
@@ -28,21 +28,6 @@ async fn running_with(name: &str, options: SiteOptions) -> (&'static Stack, Site
 async fn check(stack: &Stack, site: &Site, reckoning: &Reckoning) {
     let found = rows(&stack.clickhouse, &site.database).await;
     assert_eq!(found, expected(reckoning));
-}
-
-/// One line of no event type, which can be found again by its name.
-fn line(name: &str) -> String {
-    format!("{{\"note\":\"{name}\"}}\n")
-}
-
-/// The names of the lines that were loaded, sorted.
-async fn names(stack: &Stack, site: &Site) -> Vec<String> {
-    let sql = format!(
-        "SELECT JSONExtractString(raw, 'note') FROM {}.unmatched_statements ORDER BY 1",
-        site.database
-    );
-    let text = stack.clickhouse.query(&sql).await.unwrap();
-    text.lines().map(str::to_owned).collect()
 }
 
 #[tokio::test]
@@ -300,12 +285,16 @@ async fn keys_of_all_kinds_are_read_as_they_are() {
 }
 
 #[tokio::test]
-async fn a_key_that_clickhouse_cannot_be_told_goes_to_the_dead_letters_and_reads_no_other() {
+async fn without_fallback_a_key_that_clickhouse_cannot_be_told_goes_to_the_dead_letters() {
     let options = SiteOptions {
         max_receive_count: 2,
         ..SiteOptions::default()
     };
-    let (stack, site, _sluice) = running_with("unnameable", options).await;
+    let stack = Stack::shared();
+    let site = stack.site_with("unnameable", options).await.unwrap();
+    let mut sluice = Sluice::new(stack, &site).set("load.fallback", "never");
+    sluice.migrate();
+    sluice.start();
     // Those that a pattern would name.
     for key in ["a1.jsonl", "b.jsonl", "c1"] {
         site.put(key, line(key)).await.unwrap();

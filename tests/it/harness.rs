@@ -192,6 +192,19 @@ impl Sluice {
         Ok((status.parse()?, body.to_owned()))
     }
 
+    /// Bytes of memory: what it has now, and the most that it ever had.
+    pub(crate) fn memory(&self) -> (u64, u64) {
+        let pid = self.child.as_ref().expect("it runs").id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a Linux");
+        let kilobytes = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name));
+            let value = line.and_then(|line| line.split_whitespace().nth(1));
+            value.and_then(|value| value.parse::<u64>().ok())
+        };
+        let [now, most] = ["VmRSS:", "VmHWM:"].map(|name| kilobytes(name).expect("a size") * 1024);
+        (now, most)
+    }
+
     /// Waits until it is ready.
     pub(crate) async fn ready(&self) {
         wait_for("sluice to be ready", BOUND, async || {
@@ -281,6 +294,21 @@ pub(crate) async fn upload(site: &Site, bundles: &[Bundle]) -> Reckoning {
         reckoning += &bundle.reckoning;
     }
     reckoning
+}
+
+/// One line of no event type, which can be found again by its name.
+pub(crate) fn line(name: &str) -> String {
+    format!("{{\"note\":\"{name}\"}}\n")
+}
+
+/// The names of the lines that were loaded, sorted.
+pub(crate) async fn names(stack: &Stack, site: &Site) -> Vec<String> {
+    let sql = format!(
+        "SELECT JSONExtractString(raw, 'note') FROM {}.unmatched_statements ORDER BY 1",
+        site.database
+    );
+    let text = stack.clickhouse.query(&sql).await.unwrap();
+    text.lines().map(str::to_owned).collect()
 }
 
 /// Rows of every table, by its name.

@@ -1,0 +1,52 @@
+//! The body of an insert whose objects this worker reads.
+
+use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
+use tokio::io::AsyncReadExt;
+
+use crate::failpoint;
+use crate::framing::Framer;
+use crate::object::ObjectRef;
+use crate::store::{Content, Store, StoreError, broken};
+
+/// Bounds the worker's memory: a load has a few pieces in hand at a time.
+const PIECE: u64 = 128 * 1024;
+/// Objects that are asked for before their turn: else small ones would come one a round trip.
+const ASKED_AHEAD: usize = 8;
+
+/// The lines of the objects, in order, framed.
+pub(super) fn body<'a>(
+    store: &'a Store,
+    objects: &'a [&ObjectRef],
+) -> impl Stream<Item = Result<Vec<u8>, StoreError>> + 'a {
+    stream::iter(objects.iter().copied().enumerate())
+        .map(async |(index, object)| {
+            let content = store.open(object).await?;
+            Ok(pieces(object, index, content))
+        })
+        .buffered(ASKED_AHEAD)
+        .try_flatten()
+}
+
+fn pieces(
+    object: &ObjectRef,
+    index: usize,
+    content: Content,
+) -> impl Stream<Item = Result<Vec<u8>, StoreError>> {
+    let begun = Some((content, Framer::new(index)));
+    stream::try_unfold(begun, async |state| {
+        let Some((mut content, mut framer)) = state else {
+            return Ok(None);
+        };
+        let mut piece = Vec::new();
+        let read = (&mut content).take(PIECE).read_to_end(&mut piece).await;
+        read.map_err(|error| broken(object, &error))?;
+        let mut framed = Vec::with_capacity(2 * piece.len());
+        framer.frame(&piece, &mut framed);
+        if piece.is_empty() {
+            framer.end(&mut framed);
+            return Ok(Some((framed, None)));
+        }
+        failpoint::reach("stream.piece");
+        Ok(Some((framed, Some((content, framer)))))
+    })
+}

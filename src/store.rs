@@ -1,0 +1,176 @@
+//! S3 as the worker itself reads it, for objects that ClickHouse cannot read. Here alone the S3 SDK
+//! is used.
+
+use std::io;
+use std::pin::Pin;
+
+use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::{Builder, Region};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::primitives::{ByteStream, ByteStreamError};
+use futures_util::{TryStreamExt, stream};
+use tokio::io::{AsyncBufRead, AsyncRead};
+use tokio_util::io::StreamReader;
+
+use crate::object::{Compression, ObjectRef};
+use crate::telemetry::with_sources;
+
+/// What kept an object from being read.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum StoreError {
+    /// S3 answered, and does not give the object. Worded as ClickHouse words it; `code` is S3's.
+    #[error("S3 tells the worker {code}. HTTP response code: {status}: while reading {path}")]
+    Refused {
+        status: u16,
+        code: String,
+        path: String,
+    },
+    /// Its content is not what its name says, or no request can be made for its name.
+    #[error("the worker cannot read it: {text}: while reading {path}")]
+    Content { text: String, path: String },
+    /// No answer, or one that breaks off.
+    #[error("S3 does not answer the worker: {text}: while reading {path}")]
+    Unavailable { text: String, path: String },
+}
+
+impl StoreError {
+    /// Whether S3 says that there is no such object.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Refused { status: 404, code, .. } if code != "NoSuchBucket")
+    }
+}
+
+/// What S3 has under a key at this moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Present {
+    pub etag: String,
+    pub size: Option<u64>,
+}
+
+/// The content of an object, decompressed.
+pub type Content = Pin<Box<dyn AsyncRead + Send>>;
+
+#[derive(Clone, Debug)]
+pub struct Store {
+    client: Client,
+}
+
+impl Store {
+    /// With the AWS environment's credentials and endpoint. Path-style, as ClickHouse is told.
+    pub fn new(aws: &aws_config::SdkConfig) -> Self {
+        let config = Builder::from(aws).force_path_style(true).build();
+        Self {
+            client: Client::from_conf(config),
+        }
+    }
+
+    /// What the key holds now, whatever was announced.
+    pub async fn present(&self, object: &ObjectRef) -> Result<Present, StoreError> {
+        let request = self.client.head_object();
+        let answer = request
+            .bucket(&object.bucket)
+            .key(&object.key)
+            .customize()
+            .config_override(in_region(object))
+            .send()
+            .await
+            .map_err(|error| refused(object, &error))?;
+        let etag = answer.e_tag().unwrap_or_default();
+        Ok(Present {
+            etag: etag.trim_matches('"').to_owned(),
+            size: answer
+                .content_length()
+                .and_then(|size| size.try_into().ok()),
+        })
+    }
+
+    /// Begins to read the object; one that has another etag by now is refused.
+    pub async fn open(&self, object: &ObjectRef) -> Result<Content, StoreError> {
+        let mut request = self.client.get_object();
+        if !object.etag.is_empty() {
+            request = request.if_match(format!("\"{}\"", object.etag));
+        }
+        let answer = request
+            .bucket(&object.bucket)
+            .key(&object.key)
+            .customize()
+            .config_override(in_region(object))
+            .send()
+            .await
+            .map_err(|error| refused(object, &error))?;
+        let stored = reader(answer.body);
+        Ok(match Compression::of(&object.key) {
+            // As ClickHouse, which takes an object of no bytes for one without lines.
+            _ if answer.content_length == Some(0) => Box::pin(tokio::io::empty()),
+            Compression::None => Box::pin(stored),
+            Compression::Gzip => {
+                let mut decoder = GzipDecoder::new(stored);
+                decoder.multiple_members(true);
+                Box::pin(decoder)
+            }
+            Compression::Zstd => {
+                let mut decoder = ZstdDecoder::new(stored);
+                decoder.multiple_members(true);
+                Box::pin(decoder)
+            }
+            Compression::Unsupported => {
+                let text = "what is streamed may be plain, gzip or zstd".to_owned();
+                let path = object.path();
+                return Err(StoreError::Content { text, path });
+            }
+        })
+    }
+}
+
+/// Marks what S3 broke off, so that it is told from what a decoder says of the content.
+const BROKEN_OFF: io::ErrorKind = io::ErrorKind::ConnectionAborted;
+
+fn reader(body: ByteStream) -> impl AsyncBufRead + Send + Unpin {
+    let chunks = stream::try_unfold(body, |mut body| async {
+        let chunk = body.try_next().await?;
+        Ok(chunk.map(|chunk| (chunk, body)))
+    });
+    let chunks = chunks.map_err(|error: ByteStreamError| io::Error::new(BROKEN_OFF, error));
+    StreamReader::new(Box::pin(chunks))
+}
+
+/// What went wrong while an object was read that [`Store::open`] gave.
+pub fn broken(object: &ObjectRef, error: &io::Error) -> StoreError {
+    let (text, path) = (with_sources(error), object.path());
+    if error.kind() == BROKEN_OFF {
+        StoreError::Unavailable { text, path }
+    } else {
+        StoreError::Content { text, path }
+    }
+}
+
+fn refused<E>(object: &ObjectRef, error: &SdkError<E>) -> StoreError
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    let path = object.path();
+    match error {
+        SdkError::ServiceError(answer) => StoreError::Refused {
+            status: answer.raw().status().as_u16(),
+            code: error.code().unwrap_or("no more than that").to_owned(),
+            path,
+        },
+        // The SDK takes a key of white space for none.
+        SdkError::ConstructionFailure(_) => StoreError::Content {
+            text: with_sources(error),
+            path,
+        },
+        _ => StoreError::Unavailable {
+            text: with_sources(error),
+            path,
+        },
+    }
+}
+
+/// A bucket answers in its own region only.
+fn in_region(object: &ObjectRef) -> Builder {
+    let mut config = Builder::new();
+    config.set_region(object.region.clone().map(Region::new));
+    config
+}

@@ -1,0 +1,246 @@
+//! Streams that break at either end: objects that the worker reads into its inserts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use sluice_testkit::proxy::{Fault, Proxy};
+use sluice_testkit::xapi::{Bundle, Reckoning};
+use sluice_testkit::{ClickHouse, Stack, wait_for};
+use tokio::task::spawn_blocking;
+
+use crate::harness::{BOUND, Lab, Statement, concurrently, scenario};
+
+/// 128 + SIGABRT.
+const ABORTED: i32 = 134;
+
+/// How the objects of a test are read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Objects {
+    /// Several, in one block a table.
+    Small,
+    /// One, in many.
+    Large,
+}
+
+fn streaming(lab: &mut Lab<'_>) {
+    lab.set("load.fallback", "always");
+    lab.set("batch.max_bytes", "1MiB");
+}
+
+async fn put(lab: &mut Lab<'_>, objects: Objects) -> Result<()> {
+    match objects {
+        Objects::Small => lab.put_bundles(6).await,
+        Objects::Large => put_large(lab).await,
+    }
+}
+
+/// More lines than three blocks hold, of all kinds.
+async fn put_large(lab: &mut Lab<'_>) -> Result<()> {
+    put_large_of(lab, 100_000).await
+}
+
+async fn put_large_of(lab: &mut Lab<'_>, lines: u64) -> Result<()> {
+    let mut large = Bundle {
+        key: "large.jsonl".to_owned(),
+        bytes: Vec::new(),
+        reckoning: Reckoning::default(),
+    };
+    for line in 0..lines {
+        let line = format!("{{\"line\":{line}}}\n");
+        large.bytes.extend_from_slice(line.as_bytes());
+    }
+    large.reckoning.unmatched = lines;
+    let plain = |bundle: &Bundle| bundle.key.ends_with(".jsonl");
+    for some in lab.generator.by_ref().filter(plain).take(20) {
+        large.bytes.extend_from_slice(&some.bytes);
+        large.bytes.push(b'\n');
+        large.reckoning += &some.reckoning;
+    }
+    large.reckoning.objects = 1;
+    lab.put(large).await
+}
+
+/// The way to ClickHouse is cut, and the next try finds what the first has left.
+async fn cut_on_the_way_to_clickhouse(fault: Fault, objects: Objects) -> Result<()> {
+    let mut lab = Lab::shared("cut-stream").await?;
+    streaming(&mut lab);
+    let proxy = Proxy::start(lab.clickhouse.url()).await?;
+    lab.set("clickhouse.url", proxy.url());
+    put(&mut lab, objects).await?;
+    proxy.inject(fault, 2, Statement::Stream.matcher());
+    let daemon = lab.start("")?;
+    lab.drained(&[&daemon]).await;
+    ensure!(proxy.hits() == 2, "{} streams met it", proxy.hits());
+    ensure!(daemon.metric("sluice_objects_streamed_total").await? > 0);
+    lab.finish(vec![daemon]).await
+}
+
+/// The way from S3 to the worker is cut.
+async fn cut_on_the_way_from_s3(fault: Fault, objects: Objects) -> Result<()> {
+    let mut lab = Lab::shared("cut-read").await?;
+    streaming(&mut lab);
+    let s3 = Proxy::start(lab.aws.endpoint()).await?;
+    put(&mut lab, objects).await?;
+    s3.inject(fault, 2, |parts, _| parts.method == "GET");
+    let daemon = lab.start_with("", &[("AWS_ENDPOINT_URL_S3", s3.url())])?;
+    lab.drained(&[&daemon]).await;
+    ensure!(s3.hits() == 2, "{} reads met it", s3.hits());
+    lab.finish(vec![daemon]).await
+}
+
+async fn cut_at_either_end(objects: Objects) -> Result<()> {
+    let to_clickhouse = [
+        Fault::CutBeforeRequest,
+        Fault::CutInRequest,
+        Fault::CutBeforeResponse,
+        Fault::Late(Duration::from_secs(2)),
+    ];
+    let from_s3 = [
+        Fault::CutBeforeRequest,
+        Fault::CutInResponse,
+        Fault::Status(503),
+    ];
+    let mut scenarios = Vec::new();
+    for fault in to_clickhouse {
+        let name = format!("{fault:?} to ClickHouse, {objects:?}");
+        scenarios.push(scenario(name, cut_on_the_way_to_clickhouse(fault, objects)));
+    }
+    for fault in from_s3 {
+        let name = format!("{fault:?} from S3, {objects:?}");
+        scenarios.push(scenario(name, cut_on_the_way_from_s3(fault, objects)));
+    }
+    concurrently(scenarios).await
+}
+
+#[tokio::test]
+async fn a_stream_can_be_cut_at_either_end() -> Result<()> {
+    cut_at_either_end(Objects::Small).await
+}
+
+#[tokio::test]
+async fn a_stream_of_many_blocks_can_be_cut_at_either_end() -> Result<()> {
+    cut_at_either_end(Objects::Large).await
+}
+
+/// Slow enough that somebody can die in mid-stream.
+const SLOWLY: &str = "stream.piece=sleep(500)";
+
+/// Where a worker ends.
+#[derive(Clone, Copy, Debug)]
+enum Death {
+    /// At a failpoint.
+    At(&'static str),
+    /// In mid-stream, once something is committed: the first block, when the second is full.
+    AfterABlock,
+}
+
+async fn die(lab: &Lab<'_>, death: Death) -> Result<()> {
+    match death {
+        Death::At(failpoint) => {
+            let code = lab.start(failpoint)?.ended().await?;
+            ensure!(code == ABORTED, "{death:?}: ended with {code}");
+            Ok(())
+        }
+        Death::AfterABlock => {
+            let daemon = lab.start(SLOWLY)?;
+            some_in(lab.clickhouse, &lab.table("unmatched_statements")).await;
+            daemon.kill()
+        }
+    }
+}
+
+async fn some_in(clickhouse: &ClickHouse, table: &str) {
+    let count = format!("SELECT count() FROM {table}");
+    wait_for(&format!("something in {table}"), BOUND, async || {
+        let rows: u64 = clickhouse.scalar(&count).await?;
+        Ok((rows > 0).then_some(()))
+    })
+    .await;
+}
+
+/// The last worker finishes the work of those before.
+async fn workers_die(deaths: Vec<Death>, objects: Objects, fallback: &str) -> Result<()> {
+    let mut lab = Lab::shared_with("dead-stream", 6).await?;
+    streaming(&mut lab);
+    put(&mut lab, objects).await?;
+    for death in deaths {
+        die(&lab, death).await?;
+    }
+    // What is sealed as streamed is replayed so, whatever the configuration says now.
+    lab.set("load.fallback", fallback);
+    let last = lab.start("")?;
+    lab.finish(vec![last]).await
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_while_it_streams_is_made_good() -> Result<()> {
+    use Death::{AfterABlock, At};
+    use Objects::{Large, Small};
+    let first = At("stream.piece=return");
+    let later = At("stream.piece=3*off->return");
+    let done = At("insert.after=return");
+    let cases = [
+        (vec![first], Small, "always"),
+        (vec![later], Small, "never"),
+        (vec![AfterABlock], Large, "never"),
+        (vec![AfterABlock, later], Large, "always"),
+        (vec![done], Large, "always"),
+    ];
+    let scenarios = cases.map(|(deaths, objects, fallback)| {
+        let name = format!("{deaths:?}, {objects:?}, then {fallback}");
+        scenario(name, workers_die(deaths, objects, fallback))
+    });
+    concurrently(scenarios).await
+}
+
+/// What `system.processes` has of streams.
+const STREAMS: &str = "system.processes WHERE query_kind = 'Insert' AND query LIKE '%framed%'";
+
+/// ClickHouse is killed when it has part of the stream.
+async fn clickhouse_dies(objects: Objects) -> Result<()> {
+    let clickhouse = Arc::new(spawn_blocking(ClickHouse::start).await??);
+    let mut lab = Lab::new(&clickhouse, Stack::shared(), "crashed-stream", 2).await?;
+    streaming(&mut lab);
+    put(&mut lab, objects).await?;
+    let daemon = lab.start(SLOWLY)?;
+    match objects {
+        Objects::Large => some_in(&clickhouse, &lab.table("unmatched_statements")).await,
+        Objects::Small => some_in(&clickhouse, STREAMS).await,
+    }
+    let killed = Arc::clone(&clickhouse);
+    spawn_blocking(move || killed.kill()).await??;
+    daemon.readiness(503, "no answer from ClickHouse").await;
+    let restarted = Arc::clone(&clickhouse);
+    spawn_blocking(move || restarted.restart()).await??;
+    lab.drained(&[&daemon]).await;
+    lab.finish(vec![daemon]).await
+}
+
+#[tokio::test]
+async fn clickhouse_that_dies_in_mid_stream_is_made_good() -> Result<()> {
+    clickhouse_dies(Objects::Small).await?;
+    clickhouse_dies(Objects::Large).await
+}
+
+/// The same object read by ClickHouse: its worker is killed when some blocks are in, and the insert
+/// ends there.
+#[tokio::test]
+async fn an_insert_of_many_blocks_that_breaks_off_is_made_exact() -> Result<()> {
+    let mut lab = Lab::shared_with("broken-off", 6).await?;
+    lab.set("load.fallback", "never");
+    lab.set("batch.max_bytes", "1MiB");
+    put_large_of(&mut lab, 1_500_000).await?;
+    let first = lab.start("")?;
+    let table = lab.table("unmatched_statements");
+    some_in(lab.clickhouse, &table).await;
+    // As the recovery would, after the lease.
+    let kill = format!(
+        "KILL QUERY WHERE query_kind = 'Insert' AND position(query, '{}') > 0 SYNC",
+        lab.site.bucket
+    );
+    lab.clickhouse.execute(&kill).await?;
+    first.kill()?;
+    let last = lab.start("")?;
+    lab.finish(vec![last]).await
+}

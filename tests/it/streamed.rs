@@ -1,0 +1,287 @@
+//! Objects that the worker reads, since ClickHouse cannot or shall not.
+
+use serde_json::Value;
+use sluice_testkit::proxy::{Fault, Proxy};
+use sluice_testkit::xapi::{Bundle, Generator, Reckoning, gzip};
+use sluice_testkit::{Site, SiteOptions, Stack};
+
+use crate::harness::{Sluice, dead_letters, drained, expected, line, rows, upload};
+
+/// What `ledger_objects` says of who read the objects that are loaded.
+async fn read_by(stack: &Stack, site: &Site) -> Vec<(String, u64)> {
+    let database = &site.database;
+    let sql = format!(
+        "SELECT read_by, uniqExact(object_id) AS objects FROM {database}.ledger_objects \
+         WHERE batch_id IN (SELECT batch_id FROM {database}.ledger_batches WHERE event = 'loaded') \
+         GROUP BY read_by ORDER BY read_by"
+    );
+    let rows = stack.clickhouse.rows(&sql).await.unwrap();
+    let row = |row: &Value| {
+        let way = row["read_by"].as_str().unwrap().to_owned();
+        (way, row["objects"].as_u64().unwrap())
+    };
+    rows.iter().map(row).collect()
+}
+
+/// Key and class of what is on record as failed.
+async fn failures(stack: &Stack, site: &Site) -> String {
+    let sql = format!(
+        "SELECT DISTINCT key, class FROM {}.ledger_failures ORDER BY key",
+        site.database
+    );
+    stack.clickhouse.query(&sql).await.unwrap()
+}
+
+/// Every value of every row but those that differ from load to load.
+async fn all_values(stack: &Stack, database: &str) -> Vec<String> {
+    let mut values = Vec::new();
+    for (table, _) in rows(&stack.clickhouse, database).await {
+        if table == "objects loaded" {
+            continue;
+        }
+        let sql = format!(
+            "SELECT '{table}', hex(toString(tuple(* EXCEPT (batch_id, ingested_at)))) AS row \
+             FROM {database}.{table} ORDER BY row"
+        );
+        let text = stack.clickhouse.query(&sql).await.unwrap();
+        values.extend(text.lines().map(str::to_owned));
+    }
+    values
+}
+
+/// Contents that say where lines begin and end.
+fn odd_contents() -> Vec<Bundle> {
+    let zstd = |text: &str| {
+        // A frame with one raw block, as the format has it for short contents.
+        let size = u8::try_from(text.len()).unwrap();
+        let block = (u32::from(size) << 3 | 1).to_le_bytes();
+        let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x20, size];
+        frame.extend_from_slice(&block[..3]);
+        frame.extend_from_slice(text.as_bytes());
+        frame
+    };
+    let members = [gzip(b"{\"a\":1}\n{\"a\""), gzip(b":2}\n")].concat();
+    let renamed = gzip(b"{\"a\":1}\n");
+    let garbage = renamed.split(|byte| *byte == b'\n');
+    let garbage = garbage.filter(|line| !line.trim_ascii().is_empty()).count() as u64;
+    let content = |key: &str, bytes: Vec<u8>, [unmatched, rejected]: [u64; 2]| {
+        let mut reckoning = Reckoning::default();
+        reckoning.objects = 1;
+        reckoning.unmatched = unmatched;
+        reckoning.rejected = rejected;
+        Bundle {
+            key: key.to_owned(),
+            bytes,
+            reckoning,
+        }
+    };
+    vec![
+        content("empty.jsonl", Vec::new(), [0, 0]),
+        content("empty.jsonl.gz", Vec::new(), [0, 0]),
+        content("zipped-empty.jsonl.gz", gzip(b""), [0, 0]),
+        content("blank.jsonl", b"\n\r\n  \n".to_vec(), [0, 0]),
+        content(
+            "no-final-newline.jsonl",
+            b"{\"a\":1}\n{\"a\":2}".to_vec(),
+            [2, 0],
+        ),
+        content(
+            "crlf.jsonl",
+            b"{\"a\":1}\r\n\r\n{\"a\":2}\r\n".to_vec(),
+            [2, 0],
+        ),
+        content(
+            "bom.jsonl",
+            b"\xef\xbb\xbf{\"a\":1}\n{\"a\":2}\n".to_vec(),
+            [2, 0],
+        ),
+        content(
+            "not-utf8.jsonl",
+            b"\xff\xfe\n{\"a\":1}\n\x00\n".to_vec(),
+            [1, 2],
+        ),
+        content(
+            "png.png",
+            b"\x89PNG\r\n\x1a\n\x00\x00\rIHDR".to_vec(),
+            [0, 3],
+        ),
+        content(
+            "parquet.parquet",
+            b"PAR1\x15\x04\n\x00PAR1".to_vec(),
+            [0, 2],
+        ),
+        content("two-members.jsonl.gz", members, [2, 0]),
+        content("UPPER.JSONL.GZ", gzip(b"{\"a\":1}\n"), [1, 0]),
+        content("small.jsonl.zst", zstd("{\"a\":1}\n\n{\"a\":2}"), [2, 0]),
+        content("gzip-by-another-name.jsonl", renamed, [0, garbage]),
+    ]
+}
+
+async fn streams_the_same_rows(strategy: &str) {
+    let stack = Stack::shared();
+    let site = stack.site("both-ways").await.unwrap();
+    let mut loaded = Vec::new();
+    let bundles: Vec<_> = Generator::new(31).take(40).chain(odd_contents()).collect();
+    for fallback in ["never", "always"] {
+        let database = format!("{}_{fallback}", site.database);
+        let mut sluice = Sluice::new(stack, &site)
+            .set("load.fallback", fallback)
+            .set("load.strategy", strategy)
+            .set("clickhouse.database", &database);
+        sluice.migrate();
+        let reckoning = upload(&site, &bundles).await;
+        sluice.start();
+        drained(&site).await;
+        let found = rows(&stack.clickhouse, &database).await;
+        assert_eq!(found, expected(&reckoning));
+        let streamed = sluice.metric("sluice_objects_streamed_total").await;
+        let all = if fallback == "always" {
+            bundles.len()
+        } else {
+            0
+        };
+        assert_eq!(streamed.unwrap_or_default() as usize, all);
+        assert_eq!(sluice.stop().await.code(), Some(0));
+        loaded.push(all_values(stack, &database).await);
+    }
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
+    assert_eq!(loaded[0], loaded[1]);
+}
+
+#[tokio::test]
+async fn what_is_streamed_has_the_same_rows() {
+    streams_the_same_rows("single_pass").await;
+}
+
+#[tokio::test]
+async fn what_is_streamed_by_type_has_the_same_rows() {
+    streams_the_same_rows("per_type").await;
+}
+
+#[tokio::test]
+async fn what_clickhouse_may_not_read_is_streamed_and_the_likely_cause_is_named() {
+    let stack = Stack::shared();
+    let site = stack.site("refused-to-clickhouse").await.unwrap();
+    let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
+    proxy.inject(Fault::Status(403), usize::MAX, |_, _| true);
+    let mut sluice = Sluice::new(stack, &site).set("s3.clickhouse_endpoint", proxy.url());
+    sluice.migrate();
+    let bundles: Vec<_> = Generator::new(32).take(60).collect();
+    let reckoning = upload(&site, &bundles).await;
+    sluice.start();
+    drained(&site).await;
+    let found = rows(&stack.clickhouse, &site.database).await;
+    assert_eq!(found, expected(&reckoning));
+    assert_eq!(read_by(stack, &site).await, [("stream".to_owned(), 60)]);
+    let log = sluice.log();
+    let warnings = log.matches("ClickHouse could not read any of the last");
+    assert_eq!(warnings.count(), 1, "{log}");
+    assert!(log.contains("load.fallback"), "{log}");
+    // Nothing of it paused intake.
+    assert!(!log.contains("intake paused"), "{log}");
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
+}
+
+/// No such host, nobody listens there, and a name that the bucket's objects do not have there.
+#[tokio::test]
+async fn what_clickhouse_cannot_reach_is_streamed() {
+    let stack = Stack::shared();
+    for (index, endpoint) in ["http://s3.invalid", "http://127.0.0.1:1"]
+        .iter()
+        .enumerate()
+    {
+        let site = stack.site("unreachable").await.unwrap();
+        let mut sluice = Sluice::new(stack, &site).set("s3.clickhouse_endpoint", endpoint);
+        sluice.migrate();
+        let bundles: Vec<_> = Generator::new(33 + index as u64).take(3).collect();
+        let reckoning = upload(&site, &bundles).await;
+        sluice.start();
+        drained(&site).await;
+        let found = rows(&stack.clickhouse, &site.database).await;
+        assert_eq!(found, expected(&reckoning));
+        assert_eq!(read_by(stack, &site).await, [("stream".to_owned(), 3)]);
+    }
+}
+
+/// The worker has no rights either: then it is as without a fallback.
+#[tokio::test]
+async fn what_nobody_may_read_pauses_intake_until_somebody_may() {
+    let stack = Stack::shared();
+    let site = stack.site("refused-to-all").await.unwrap();
+    let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
+    proxy.inject(Fault::Status(403), usize::MAX, |_, _| true);
+    let mut sluice = Sluice::new(stack, &site)
+        .set("s3.clickhouse_endpoint", proxy.url())
+        .environment("AWS_ENDPOINT_URL_S3", proxy.url());
+    sluice.migrate();
+    let bundles: Vec<_> = Generator::new(35).take(5).collect();
+    let reckoning = upload(&site, &bundles).await;
+    sluice.start();
+    sluice.not_ready("s3.clickhouse_access").await;
+    proxy.heal();
+    drained(&site).await;
+    let found = rows(&stack.clickhouse, &site.database).await;
+    assert_eq!(found, expected(&reckoning));
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
+}
+
+/// A key that ClickHouse cannot be told, and a worker without rights: nothing else waits for it.
+#[tokio::test]
+async fn what_nobody_can_read_harms_only_itself() {
+    let options = SiteOptions {
+        max_receive_count: 2,
+        ..SiteOptions::default()
+    };
+    let stack = Stack::shared();
+    let site = stack.site_with("unreadable", options).await.unwrap();
+    let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
+    proxy.inject(Fault::Status(403), usize::MAX, |_, _| true);
+    let mut sluice = Sluice::new(stack, &site).environment("AWS_ENDPOINT_URL_S3", proxy.url());
+    sluice.migrate();
+    site.put("a*.jsonl", line("odd")).await.unwrap();
+    let bundles: Vec<_> = Generator::new(37).take(5).collect();
+    let reckoning = upload(&site, &bundles).await;
+    sluice.start();
+    dead_letters(&site, 1).await;
+    drained(&site).await;
+    sluice.ready().await;
+    let found = rows(&stack.clickhouse, &site.database).await;
+    assert_eq!(found, expected(&reckoning));
+    assert_eq!(failures(stack, &site).await, "a*.jsonl\tdenied\n");
+}
+
+/// One among others, by its own fault: each as it would be without streaming.
+#[tokio::test]
+async fn a_bad_object_among_the_streamed_harms_only_itself() {
+    let options = SiteOptions {
+        max_receive_count: 2,
+        ..SiteOptions::default()
+    };
+    let stack = Stack::shared();
+    let site = stack.site_with("bad-stream", options).await.unwrap();
+    let mut sluice = Sluice::new(stack, &site).set("load.fallback", "always");
+    sluice.migrate();
+    let bundles: Vec<_> = Generator::new(36).take(20).collect();
+    let mut reckoning = upload(&site, &bundles).await;
+    let whole = gzip(line("truncated").repeat(2000).as_bytes());
+    let half = &whole[..whole.len() / 2];
+    site.put("a/truncated.jsonl.gz", half).await.unwrap();
+    site.put("b/garbage.jsonl.gz", "no gzip").await.unwrap();
+    site.put("c/missing.jsonl", line("missing")).await.unwrap();
+    site.delete("c/missing.jsonl").await.unwrap();
+    // Overwritten before it is read: the content that is there is loaded, once.
+    site.put("d/overwritten.jsonl", line("old")).await.unwrap();
+    site.put("d/overwritten.jsonl", line("new")).await.unwrap();
+    reckoning.unmatched += 1;
+    reckoning.objects += 1;
+    sluice.start();
+    dead_letters(&site, 3).await;
+    drained(&site).await;
+    let found = rows(&stack.clickhouse, &site.database).await;
+    assert_eq!(found, expected(&reckoning));
+    assert_eq!(
+        failures(stack, &site).await,
+        "a/truncated.jsonl.gz\tunloadable\nb/garbage.jsonl.gz\tunloadable\n\
+         c/missing.jsonl\tmissing\n"
+    );
+}
