@@ -1,10 +1,11 @@
-//! Large objects. They take minutes and gigabytes, hence are asked for by name:
+//! Large objects, and many. They take minutes and gigabytes, hence are asked for by name:
 //! `cargo test --test it large -- --ignored --test-threads 1 --nocapture`.
 
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use futures_util::stream::{self, StreamExt};
 use sluice_testkit::xapi::Generator;
 use sluice_testkit::{Site, Stack, wait_for};
 
@@ -140,4 +141,44 @@ async fn a_line_of_100_megabytes_is_a_line() {
         assert_eq!(found, format!("[(0,{first}),(1,{second}),(2,{third})]\n"));
         assert!(most - idle <= 64 * MIB, "{most} bytes, {idle} when idle");
     }
+}
+
+/// Ten thousand objects wait when the worker starts: one window takes them all.
+#[tokio::test]
+#[ignore = "minutes"]
+async fn ten_thousand_objects_of_one_window_are_loaded_once() {
+    const OBJECTS: u64 = 10_000;
+    let stack = Stack::shared();
+    let site = stack.site("ten-thousand").await.unwrap();
+    let mut sluice = Sluice::new(stack, &site)
+        .set("batch.window", "1m")
+        .set("queue.visibility_timeout", "2m")
+        .set("load.fallback", "never");
+    sluice.migrate();
+    let uploads = (0..OBJECTS).map(async |number| {
+        let name = format!("{number:05}");
+        site.put(&format!("{name}.jsonl"), line(&name)).await
+    });
+    stream::iter(uploads)
+        .buffer_unordered(16)
+        .for_each(async |uploaded| drop(uploaded.unwrap()))
+        .await;
+    sluice.start();
+    sluice.ready().await;
+    let begun = Instant::now();
+    drained(&site).await;
+    let (_, most) = sluice.memory();
+    report(
+        "ten thousand objects",
+        OBJECTS * line("00000").len() as u64,
+        begun,
+        most,
+    );
+    let sql = format!(
+        "SELECT uniqExact(raw) = {OBJECTS} AND count() = {OBJECTS} FROM {}.unmatched_statements",
+        site.database
+    );
+    let all: u64 = stack.clickhouse.scalar(&sql).await.unwrap();
+    assert_eq!(all, 1);
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
