@@ -10,6 +10,7 @@ pub mod config;
 pub mod event_types;
 mod failpoint;
 pub mod framing;
+pub mod glob;
 pub mod history;
 pub mod ledger;
 pub mod load;

@@ -18,7 +18,8 @@ use super::types::{
     S3Config,
 };
 use super::units::{HumanDuration, HumanSize};
-use crate::notification::filter::{created_event, key_pattern};
+use crate::glob::Globs;
+use crate::notification::filter::created_event;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -144,7 +145,7 @@ fn check_notifications(notifications: &NotificationsConfig, checks: &mut Checks)
         ("notifications.include", include),
         ("notifications.exclude", exclude),
     ] {
-        for error in patterns.iter().filter_map(|it| key_pattern(it).err()) {
+        for error in patterns.iter().filter_map(|it| Globs::new(&[it]).err()) {
             checks.fail(path, error, "give globs such as section/**/*.jsonl");
         }
     }

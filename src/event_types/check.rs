@@ -324,7 +324,7 @@ fn check_type(
     Some((file.to_owned(), event_type))
 }
 
-fn check_route(globs: &[String], report: &mut Report<'_>) -> Result<Route, regex::Error> {
+fn check_route(globs: &[String], report: &mut Report<'_>) -> Result<Route, String> {
     if globs.is_empty() {
         report.add(
             "keys",
@@ -339,7 +339,7 @@ fn check_route(globs: &[String], report: &mut Report<'_>) -> Result<Route, regex
             );
         }
     }
-    Route::new(globs).inspect_err(|error| report.add("keys", error.to_string()))
+    Route::new(globs).inspect_err(|error| report.add("keys", error.clone()))
 }
 
 fn check_tables(types: &[(String, EventType)], problems: &mut Vec<Problem>) {

@@ -1,0 +1,161 @@
+//! Globs on keys, the same in notification filters, in routes of event types and on the command
+//! line.
+//!
+//! A library's globs would do but for one thing: ClickHouse has to be asked the same question as
+//! Rust, and what both understand alike is a regular expression.
+
+use regex::Regex;
+
+/// Some globs, of which one must match a whole key.
+///
+/// `*` stands for anything but a slash, `**` for anything, `**/` also for nothing, `?` for one
+/// character but a slash, `{a,b}` for either, `[a-z]` and `[!a-z]` for one of these characters or
+/// any other, `\` takes what follows as it is.
+#[derive(Debug, Clone)]
+pub struct Globs(Regex);
+
+impl Globs {
+    /// The error names the glob that is none.
+    pub fn new<S: AsRef<str>>(globs: &[S]) -> Result<Self, String> {
+        let expressions: Result<Vec<String>, String> = globs
+            .iter()
+            .map(|glob| {
+                let glob = glob.as_ref();
+                expression(glob).map_err(|problem| format!("`{glob}` is no glob: {problem}"))
+            })
+            .collect();
+        let whole = format!("^(?s:{})$", expressions?.join("|"));
+        Regex::new(&whole)
+            .map(Self)
+            .map_err(|error| error.to_string())
+    }
+
+    pub fn take(&self, key: &str) -> bool {
+        self.0.is_match(key)
+    }
+
+    /// In the syntax that Rust and ClickHouse share.
+    pub fn expression(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+fn expression(glob: &str) -> Result<String, &'static str> {
+    let mut out = String::new();
+    let mut open = 0;
+    let mut rest = glob;
+    while let Some(c) = rest.chars().next() {
+        let at_segment =
+            out.is_empty() || rest.len() < glob.len() && before(glob, rest) == Some('/');
+        let (taken, written) = match c {
+            '*' if at_segment && rest.starts_with("**/") => (3, "(?:.*/)?".to_owned()),
+            '*' if rest.starts_with("**") => (2, ".*".to_owned()),
+            '*' => (1, "[^/]*".to_owned()),
+            '?' => (1, "[^/]".to_owned()),
+            '{' => {
+                open += 1;
+                (1, "(?:".to_owned())
+            }
+            ',' if open > 0 => (1, "|".to_owned()),
+            '}' if open > 0 => {
+                open -= 1;
+                (1, ")".to_owned())
+            }
+            '[' => class(rest)?,
+            '\\' => {
+                let next = rest.chars().nth(1).ok_or("nothing follows `\\`")?;
+                (1 + next.len_utf8(), regex::escape(&next.to_string()))
+            }
+            other => (other.len_utf8(), regex::escape(&other.to_string())),
+        };
+        out += &written;
+        rest = &rest[taken..];
+    }
+    if open > 0 {
+        return Err("a `{` is not closed");
+    }
+    Ok(out)
+}
+
+/// The character in front of `rest`, which is an end of `whole`.
+fn before(whole: &str, rest: &str) -> Option<char> {
+    whole[..whole.len() - rest.len()].chars().next_back()
+}
+
+/// `[…]` at the beginning of `rest`: its length, and what it becomes.
+fn class(rest: &str) -> Result<(usize, String), &'static str> {
+    let (inside, _) = rest[1..].split_once(']').ok_or("a `[` is not closed")?;
+    let (negation, ranges) = match inside.strip_prefix('!') {
+        Some(ranges) => ("^/", ranges),
+        None => ("", inside),
+    };
+    if ranges.is_empty()
+        || !ranges
+            .chars()
+            .all(|c| c.is_alphanumeric() || "-_. ".contains(c))
+    {
+        return Err("between `[` and `]` may be letters, digits, `-`, `_`, `.` and spaces");
+    }
+    let mut ends = ranges
+        .split('-')
+        .map(|part| (part.chars().next(), part.chars().next_back()));
+    let mut last = ends.next().and_then(|(_, last)| last);
+    for (first, end) in ends {
+        if last.zip(first).is_some_and(|(last, first)| last > first) {
+            return Err("a range in `[…]` ends before it begins");
+        }
+        last = end;
+    }
+    Ok((inside.len() + 2, format!("[{negation}{ranges}]")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs_match_whole_keys() {
+        for (glob, key, takes) in [
+            ("video/*.jsonl", "video/a.jsonl", true),
+            ("video/*.jsonl", "video/b/a.jsonl", false),
+            ("video/*.jsonl", "video/a.jsonl.gz", false),
+            ("video/*.jsonl{,.gz}", "video/a.jsonl.gz", true),
+            ("video/*.jsonl", "a/video/a.jsonl", false),
+            ("**/video/*", "section/1/video/a", true),
+            ("**/video/*", "video/a", true),
+            ("**/video/*", "avideo/a", false),
+            ("video/**", "video/b/a.jsonl", true),
+            ("video/**/a", "video/a", true),
+            ("a**z", "a/b/z", true),
+            ("**", "", true),
+            ("a.b+c(d)", "a.b+c(d)", true),
+            ("a.b", "aXb", false),
+            ("a?c", "abc", true),
+            ("a?c", "a/c", false),
+            ("flat-[0-9]", "flat-1", true),
+            ("flat-[0-9]", "flat-12", false),
+            ("[!a-c]x", "dx", true),
+            ("[!a-c]x", "ax", false),
+            ("[!a-c]x", "/x", false),
+            ("{a,b{1,2}}", "b2", true),
+            ("{a,b{1,2}}", "b", false),
+            ("a,b}", "a,b}", true),
+            ("\\*", "*", true),
+            ("\\*", "a", false),
+            ("é*", "éa", true),
+            ("a*", "a\nb", true),
+        ] {
+            let globs = Globs::new(&[glob]).unwrap();
+            assert_eq!(globs.take(key), takes, "{glob} {key}");
+        }
+        let either = Globs::new(&["a/**", "b/*"]).unwrap();
+        assert!(either.take("a/x/y") && either.take("b/x") && !either.take("xb/x"));
+    }
+
+    #[test]
+    fn what_is_no_glob_is_refused() {
+        for glob in ["a[", "{a", "[z-a]", "[]", "[a&&b]", "a\\"] {
+            assert!(Globs::new(&[glob]).is_err(), "{glob}");
+        }
+    }
+}
