@@ -215,7 +215,7 @@ fn lists_are_checked_as_one_value() {
         "notifications: {events: [ObjectRemoved:*, 'ObjectCreated:*'], include: ['a[', 'b']}",
         &[
             "notifications.events: `ObjectRemoved:*` is no event that creates an object (give names such as",
-            "notifications.include: `a[` is no glob: unclosed character class",
+            "notifications.include: `a[` is no glob: a `[` is not closed",
         ],
     );
     check(
