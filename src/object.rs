@@ -86,7 +86,24 @@ impl Compression {
             _ => Self::None,
         }
     }
+
+    /// What the content is by its first bytes; by its name, where they do not tell.
+    pub fn seen(key: &str, start: &[u8]) -> Self {
+        let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
+        if start.starts_with(&GZIP_MAGIC) {
+            Self::Gzip
+        } else if start.starts_with(&ZSTD_MAGIC) {
+            Self::Zstd
+        } else if text.trim_ascii_start().starts_with(b"{") {
+            Self::None
+        } else {
+            Self::of(key)
+        }
+    }
 }
+
+pub const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+pub const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// Never to change: the ledger's rows hold identities made with it.
 const OBJECT_NAMESPACE: Uuid = Uuid::from_u128(0x5b1e_9f0a_7c43_4d56_8a1d_0e5f_2c93_b7a4);
@@ -184,6 +201,28 @@ pub(crate) mod tests {
         assert_eq!(parse("s3://b"), is("b", ""));
         assert!(parse("s3:///k").is_err());
         assert!(parse("b/k").is_err());
+    }
+
+    #[test]
+    fn content_is_known_by_its_first_bytes_or_its_name() {
+        let cases: [(&str, &[u8], Compression); 9] = [
+            ("a.jsonl", b"\x1f\x8b\x08", Compression::Gzip),
+            ("a.jsonl", b"\x28\xb5\x2f\xfd", Compression::Zstd),
+            ("a.jsonl.zst", b"\x1f\x8b\x08", Compression::Gzip),
+            ("a.jsonl.GZ", b"{\"a\":1}", Compression::None),
+            ("a.jsonl.bz2", b"\xef\xbb\xbf \r\n{", Compression::None),
+            ("a.jsonl.gz", b"garbage", Compression::Gzip),
+            ("a.jsonl.bz2", b"BZh9", Compression::Unsupported),
+            ("a.jsonl", b"garbage", Compression::None),
+            ("a.jsonl", b"", Compression::None),
+        ];
+        for (key, start, compression) in cases {
+            assert_eq!(
+                Compression::seen(key, start),
+                compression,
+                "{key} {start:?}"
+            );
+        }
     }
 
     #[test]

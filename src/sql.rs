@@ -24,6 +24,12 @@ pub fn strings<S: AsRef<str>>(texts: impl IntoIterator<Item = S>) -> String {
         .join(", ")
 }
 
+/// Whether an expression of type String begins with these bytes.
+pub fn starts_with(expression: &str, bytes: &[u8]) -> String {
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02X}")).collect();
+    format!("startsWith({expression}, unhex('{hex}'))")
+}
+
 /// A condition that fails the statement with `text` instead of filtering rows.
 pub fn throw_if(condition: &str, text: &str) -> String {
     format!("throwIf({condition}, {}) = 0", string(text))

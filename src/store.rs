@@ -8,9 +8,10 @@ use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{Builder, Region};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::{ByteStream, ByteStreamError};
 use futures_util::{TryStreamExt, stream};
-use tokio::io::{AsyncBufRead, AsyncRead};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead};
 use tokio_util::io::StreamReader;
 
 use crate::object::{Compression, ObjectRef};
@@ -85,24 +86,50 @@ impl Store {
         })
     }
 
-    /// Begins to read the object; one that has another etag by now is refused.
-    pub async fn open(&self, object: &ObjectRef) -> Result<Content, StoreError> {
+    /// Whether the content is compressed in another way than the name says.
+    pub async fn is_misnamed(&self, object: &ObjectRef) -> Result<bool, StoreError> {
+        let start = self.get(object, Some("bytes=0-511")).await?;
+        let start = start
+            .body
+            .collect()
+            .await
+            .map_err(|error| broken(object, &io::Error::new(BROKEN_OFF, error)))?;
+        let seen = Compression::seen(&object.key, &start.into_bytes());
+        Ok(seen != Compression::of(&object.key))
+    }
+
+    /// One that has another etag by now is refused.
+    async fn get(
+        &self,
+        object: &ObjectRef,
+        range: Option<&str>,
+    ) -> Result<GetObjectOutput, StoreError> {
         let mut request = self.client.get_object();
         if !object.etag.is_empty() {
             request = request.if_match(format!("\"{}\"", object.etag));
         }
-        let answer = request
+        request
             .bucket(&object.bucket)
             .key(&object.key)
+            .set_range(range.map(str::to_owned))
             .customize()
             .config_override(in_region(object))
             .send()
             .await
-            .map_err(|error| refused(object, &error))?;
-        let stored = reader(answer.body);
-        Ok(match Compression::of(&object.key) {
-            // As ClickHouse, which takes an object of no bytes for one without lines.
-            _ if answer.content_length == Some(0) => Box::pin(tokio::io::empty()),
+            .map_err(|error| refused(object, &error))
+    }
+
+    /// Begins to read the object.
+    pub async fn open(&self, object: &ObjectRef) -> Result<Content, StoreError> {
+        let answer = self.get(object, None).await?;
+        // As ClickHouse, which takes an object of no bytes for one without lines.
+        if answer.content_length == Some(0) {
+            return Ok(Box::pin(tokio::io::empty()));
+        }
+        let mut stored = reader(answer.body);
+        let start = stored.fill_buf().await;
+        let start = start.map_err(|error| broken(object, &error))?;
+        Ok(match Compression::seen(&object.key, start) {
             Compression::None => Box::pin(stored),
             Compression::Gzip => {
                 let mut decoder = GzipDecoder::new(stored);

@@ -22,8 +22,9 @@ use crate::batch::{BatchId, ReadBy};
 use crate::event_types::select::{BLANK, Target};
 use crate::failpoint;
 use crate::ledger::protocol::{Action, DOOMED, End, Event, Run, Standing};
-use crate::object::{Compression, ObjectRef};
+use crate::object::{Compression, GZIP_MAGIC, ObjectRef, ZSTD_MAGIC};
 use crate::plan::Form;
+use crate::sql;
 use crate::telemetry::metrics;
 use crate::warehouse::{Statement, WarehouseError};
 
@@ -255,7 +256,11 @@ impl Loading<'_> {
         if is_replay && !self.tables_agree().await? {
             return Ok(self.torn());
         }
-        let Some(fault) = self.unread().or_else(|| self.too_many_rejected()) else {
+        let fault = match self.unread() {
+            None => self.misnamed().await?.or_else(|| self.too_many_rejected()),
+            unread => unread,
+        };
+        let Some(fault) = fault else {
             self.loader.successes.fetch_add(1, Ordering::Relaxed);
             return Ok(Event::Done);
         };
@@ -295,8 +300,22 @@ impl Loading<'_> {
         match verdict {
             Verdict::Denied => self.whose_fault(&text).await,
             Verdict::Stream => Ok(Verdict::Halt),
+            Verdict::ObjectFault => Ok(match self.items.as_slice() {
+                [alone] if self.is_misnamed(&alone.object).await => Verdict::Stream,
+                _ => Verdict::ObjectFault,
+            }),
             verdict => Ok(verdict),
         }
+    }
+
+    /// Whether ClickHouse would read the worker's next try no better than this one.
+    fn may_stream(&self) -> bool {
+        self.form.read_by == ReadBy::S3 && self.loader.fallback != Fallback::Never
+    }
+
+    /// ClickHouse goes by the name; the worker looks at the first bytes.
+    async fn is_misnamed(&self, object: &ObjectRef) -> bool {
+        self.may_stream() && self.loader.store.is_misnamed(object).await.unwrap_or(false)
     }
 
     /// Whether ClickHouse, as it seems, cannot read the whole of this batch. Of many objects one
@@ -313,7 +332,7 @@ impl Loading<'_> {
 
     /// Whether S3 shows the worker what it does not show ClickHouse, or tells it that it is gone.
     async fn worker_can_read(&self, text: &str) -> bool {
-        if self.form.read_by == ReadBy::Stream || self.loader.fallback == Fallback::Never {
+        if !self.may_stream() {
             return false;
         }
         let keys = self.items.iter().map(|item| item.object.key.as_str());
@@ -535,6 +554,43 @@ impl Loading<'_> {
             Verdict::ObjectFault
         };
         Some((verdict, text))
+    }
+
+    /// An object that was read as lines of text, and is compressed.
+    async fn misnamed(&self) -> Result<Option<(Verdict, String)>, Cancelled> {
+        #[derive(Deserialize)]
+        struct First {
+            source_path: String,
+        }
+        let rejected = Target::RejectedLines;
+        let has_any = self
+            .read
+            .iter()
+            .any(|row| rejected.kind() == Some(&row.kind));
+        if !has_any || !self.may_stream() {
+            return Ok(None);
+        }
+        let sql = format!(
+            "SELECT source_path FROM {} WHERE batch_id = '{}' AND row_number = 0 AND ({} OR {}) \
+             LIMIT 1",
+            self.loader.warehouse.table(rejected.table()),
+            self.batch,
+            sql::starts_with("raw", &GZIP_MAGIC),
+            sql::starts_with("raw", &ZSTD_MAGIC),
+        );
+        let found: Vec<First> = self.small(|| self.loader.warehouse.rows(&sql)).await?;
+        let Some(First { source_path }) = found.first() else {
+            return Ok(None);
+        };
+        let objects = self.objects();
+        let object = objects.iter().find(|object| object.path() == *source_path);
+        Ok(match object {
+            Some(object) if self.is_misnamed(object).await => Some((
+                Verdict::Stream,
+                format!("{object} is compressed, and its name does not say so"),
+            )),
+            _ => None,
+        })
     }
 
     /// An object of which a larger part was rejected than is allowed.

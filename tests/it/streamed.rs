@@ -5,7 +5,7 @@ use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{Bundle, Generator, Reckoning, gzip};
 use sluice_testkit::{Site, SiteOptions, Stack};
 
-use crate::harness::{Sluice, dead_letters, drained, expected, line, rows, upload};
+use crate::harness::{Sluice, dead_letters, drained, expected, line, names, rows, upload};
 
 /// What `ledger_objects` says of who read the objects that are loaded.
 async fn read_by(stack: &Stack, site: &Site) -> Vec<(String, u64)> {
@@ -49,21 +49,19 @@ async fn all_values(stack: &Stack, database: &str) -> Vec<String> {
     values
 }
 
+/// A frame with one raw block, as the format has it for short contents.
+fn zstd(text: &str) -> Vec<u8> {
+    let size = u8::try_from(text.len()).unwrap();
+    let block = (u32::from(size) << 3 | 1).to_le_bytes();
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x20, size];
+    frame.extend_from_slice(&block[..3]);
+    frame.extend_from_slice(text.as_bytes());
+    frame
+}
+
 /// Contents that say where lines begin and end.
 fn odd_contents() -> Vec<Bundle> {
-    let zstd = |text: &str| {
-        // A frame with one raw block, as the format has it for short contents.
-        let size = u8::try_from(text.len()).unwrap();
-        let block = (u32::from(size) << 3 | 1).to_le_bytes();
-        let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x20, size];
-        frame.extend_from_slice(&block[..3]);
-        frame.extend_from_slice(text.as_bytes());
-        frame
-    };
     let members = [gzip(b"{\"a\":1}\n{\"a\""), gzip(b":2}\n")].concat();
-    let renamed = gzip(b"{\"a\":1}\n");
-    let garbage = renamed.split(|byte| *byte == b'\n');
-    let garbage = garbage.filter(|line| !line.trim_ascii().is_empty()).count() as u64;
     let content = |key: &str, bytes: Vec<u8>, [unmatched, rejected]: [u64; 2]| {
         let mut reckoning = Reckoning::default();
         reckoning.objects = 1;
@@ -113,7 +111,6 @@ fn odd_contents() -> Vec<Bundle> {
         content("two-members.jsonl.gz", members, [2, 0]),
         content("UPPER.JSONL.GZ", gzip(b"{\"a\":1}\n"), [1, 0]),
         content("small.jsonl.zst", zstd("{\"a\":1}\n\n{\"a\":2}"), [2, 0]),
-        content("gzip-by-another-name.jsonl", renamed, [0, garbage]),
     ]
 }
 
@@ -284,4 +281,41 @@ async fn a_bad_object_among_the_streamed_harms_only_itself() {
         "a/truncated.jsonl.gz\tunloadable\nb/garbage.jsonl.gz\tunloadable\n\
          c/missing.jsonl\tmissing\n"
     );
+}
+
+/// Compressed under the name of plain text, and the other way round.
+#[tokio::test]
+async fn content_that_its_name_hides_is_streamed() {
+    let stack = Stack::shared();
+    let contents = [
+        ("gzip.jsonl", gzip(line("a").as_bytes())),
+        ("zstd.jsonl", zstd(&line("b"))),
+        ("zstd.jsonl.gz", zstd(&line("c"))),
+        ("plain.jsonl.gz", line("d").into_bytes()),
+        ("plain.jsonl.bz2", line("e").into_bytes()),
+        ("plain.jsonl", line("f").into_bytes()),
+    ];
+    for (fallback, expected) in [
+        ("auto", &["a", "b", "c", "d", "e", "f"][..]),
+        ("never", &["f"]),
+    ] {
+        let options = SiteOptions {
+            max_receive_count: 1,
+            ..SiteOptions::default()
+        };
+        let site = stack.site_with("misnamed", options).await.unwrap();
+        let mut sluice = Sluice::new(stack, &site).set("load.fallback", fallback);
+        sluice.migrate();
+        for (key, bytes) in &contents {
+            site.put(key, bytes.clone()).await.unwrap();
+        }
+        site.put("broken.jsonl.gz", "neither").await.unwrap();
+        sluice.start();
+        drained(&site).await;
+        assert_eq!(names(stack, &site).await, expected, "{fallback}");
+        let failed = failures(stack, &site).await;
+        assert!(failed.contains("broken.jsonl.gz\tunloadable"), "{failed}");
+        let dead = if fallback == "auto" { 1 } else { 4 };
+        dead_letters(&site, dead).await;
+    }
 }
