@@ -62,6 +62,15 @@ pub(super) fn shown(text: &str) -> String {
         .collect()
 }
 
+/// A reason in a table; the whole of it is shown with the object alone.
+pub(super) fn first_words(reason: &str) -> String {
+    const MOST: usize = 80;
+    match reason.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &reason[..end]),
+        None => reason.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,6 +2,7 @@
 
 mod cli;
 mod cost;
+mod dlq;
 mod end_to_end;
 mod harness;
 mod injection;
