@@ -4,6 +4,7 @@ use std::fmt::Display;
 
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use serde::Serialize;
 
 use super::print;
@@ -49,6 +50,16 @@ pub(super) fn table<S: AsRef<str>>(
         table.add_row(row.iter().map(|cell| shown(cell.as_ref())));
     }
     table.trim_fmt()
+}
+
+/// On standard error where that is a terminal, and gone once dropped.
+pub(super) fn progress(total: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} {pos} of about {len}, {per_sec}");
+    let bar = ProgressBar::new(total).with_finish(ProgressFinish::AndClear);
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
 }
 
 /// Text from elsewhere: what would move the cursor or end the line is escaped.

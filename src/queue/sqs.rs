@@ -1,5 +1,6 @@
 //! [`Queue`] on SQS: the only user of its SDK.
 
+pub mod move_task;
 pub mod whole;
 
 use std::time::Duration;

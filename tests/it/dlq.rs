@@ -1,9 +1,12 @@
 //! `sluice dlq`: what is in the dead-letter queue, and what is done about it.
 
-use serde_json::Value;
-use sluice_testkit::{Site, SiteOptions, Stack};
+use aws_sdk_sqs::types::{MessageAttributeValue, QueueAttributeName};
+use serde_json::{Value, json as object};
+use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
 
-use crate::harness::{Sluice, announcement, dead_letters, drained};
+use crate::harness::{
+    BOUND, Sluice, announcement, dead_letters, drained, loaded, remaining, terminate,
+};
 
 /// What it prints, with exit code 0.
 fn text(sluice: &Sluice, arguments: &[&str]) -> String {
@@ -136,4 +139,193 @@ async fn without_a_dead_letter_queue_that_is_said() {
     // It has none of its own.
     let sluice = Sluice::new(stack, &site).set("queue.url", &site.dlq_url);
     assert!(refused(&sluice, &["list"]).contains("has no redrive policy"));
+}
+
+#[tokio::test]
+async fn what_is_chosen_is_sent_again_and_what_is_loaded_is_done_with() {
+    let (site, mut sluice) = with_dead_letters("dlq-redrive").await;
+    let would = json(&sluice, &["redrive", "--dry-run"]);
+    assert_eq!(
+        would,
+        object!({"dry_run": true, "sent": 3, "done": 1, "left": 0, "stopped": false})
+    );
+    assert_eq!(dead_depth(&site).await, (4, 0));
+    assert_eq!(site.queue_depth().await.unwrap(), (0, 0));
+
+    // The object is there again; nobody announces it.
+    site.put("missing.jsonl", "{}\n").await.unwrap();
+    let did = json(&sluice, &["redrive", "--error-class", "missing"]);
+    assert_eq!(
+        did,
+        object!({"dry_run": false, "sent": 1, "done": 0, "left": 3, "stopped": false})
+    );
+    assert_eq!(dead_depth(&site).await, (3, 0));
+    sluice.start();
+    drained(&site).await;
+    assert_eq!(sluice.stop().await.code(), Some(0));
+    let clickhouse = &Stack::shared().clickhouse;
+    assert_eq!(loaded(clickhouse, &site.database).await, 2);
+
+    let did = text(&sluice, &["redrive"]);
+    assert!(
+        did.contains("2 messages sent") && did.contains("1 deleted"),
+        "{did}"
+    );
+    assert_eq!(dead_depth(&site).await, (0, 0));
+    remaining(&site, 2).await;
+    sluice.start();
+    dead_letters(&site, 2).await;
+    drained(&site).await;
+    assert_eq!(loaded(clickhouse, &site.database).await, 2);
+}
+
+#[tokio::test]
+async fn a_message_of_which_one_object_is_not_loaded_is_sent() {
+    let (site, sluice) = with_dead_letters("dlq-mixed").await;
+    json(&sluice, &["redrive", "--error-class", "loaded"]);
+    assert_eq!(dead_depth(&site).await, (3, 0));
+    let etag = site.put("loaded.jsonl", "{}\n").await.unwrap();
+    let mut both: Value =
+        serde_json::from_str(&announcement(&site, "loaded.jsonl", &etag)).unwrap();
+    let other: Value = serde_json::from_str(&announcement(&site, "other", "0")).unwrap();
+    let records = both["Records"].as_array_mut().unwrap();
+    records.push(other["Records"][0].clone());
+    put_into(&site, &site.dlq_url, &both.to_string()).await;
+    let listing = json(&sluice, &["list", "--error-class", "untried"]);
+    assert_eq!(only(&listing, "untried")["objects"][0]["loaded"], true);
+    let did = json(&sluice, &["redrive", "--error-class", "untried"]);
+    assert_eq!(
+        (&did["sent"], &did["done"]),
+        (&1.into(), &0.into()),
+        "{did}"
+    );
+}
+
+#[tokio::test]
+async fn attributes_are_kept_and_letters_of_other_queues_are_left_alone() {
+    let stack = Stack::shared();
+    let site = stack.site("dlq-others").await.unwrap();
+    let sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    drained_by_hand(&site).await;
+    let attribute = MessageAttributeValue::builder()
+        .data_type("String")
+        .string_value("me");
+    let request = site.sqs.send_message().queue_url(&site.dlq_url);
+    let request = request.message_attributes("who", attribute.build().unwrap());
+    request.message_body("no JSON").send().await.unwrap();
+
+    // Another queue with the same dead-letter queue, and a dead letter of it.
+    let policy = object!({"deadLetterTargetArn": site.dlq_arn, "maxReceiveCount": 1});
+    let other = site
+        .sqs
+        .create_queue()
+        .queue_name(format!("{}-other", site.bucket))
+        .attributes(QueueAttributeName::RedrivePolicy, policy.to_string())
+        .send()
+        .await
+        .unwrap();
+    let other = other.queue_url().unwrap();
+    put_into(&site, other, "not ours").await;
+    wait_for("it to be a dead letter", BOUND, async || {
+        let receive = site.sqs.receive_message().queue_url(other);
+        receive.visibility_timeout(0).send().await?;
+        Ok((site.dlq_depth().await? == 2).then_some(()))
+    })
+    .await;
+
+    let output = sluice.command(&["dlq", "redrive"]);
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("1 messages of other queues"), "{said}");
+    assert_eq!(dead_depth(&site).await, (1, 0));
+    let receive = site.sqs.receive_message().queue_url(&site.queue_url);
+    let received = receive.message_attribute_names("All").send().await.unwrap();
+    let message = &received.messages()[0];
+    assert_eq!(message.body(), Some("no JSON"));
+    let attributes = message.message_attributes().unwrap();
+    assert_eq!(attributes["who"].string_value(), Some("me"));
+}
+
+/// Takes the test event out of the queue.
+async fn drained_by_hand(site: &Site) {
+    wait_for("the test event", BOUND, async || {
+        let receive = site.sqs.receive_message().queue_url(&site.queue_url);
+        let received = receive.send().await?;
+        let Some(message) = received.messages().first() else {
+            return Ok(None);
+        };
+        let delete = site.sqs.delete_message().queue_url(&site.queue_url);
+        let delete = delete.receipt_handle(message.receipt_handle().unwrap());
+        delete.send().await?;
+        Ok(Some(()))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stop_in_the_middle_gives_back_what_is_held() {
+    let stack = Stack::shared();
+    let site = stack.site("dlq-stop").await.unwrap();
+    let sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    drained_by_hand(&site).await;
+    const ALL: u64 = 40;
+    for number in 0..ALL {
+        put_into(&site, &site.dlq_url, &format!("no JSON {number}")).await;
+    }
+    let redrive = sluice.spawn(&["dlq", "redrive", "--max-rate", "1", "--output", "json"]);
+    wait_for("the first to be sent", BOUND, async || {
+        let (visible, _) = site.queue_depth().await?;
+        Ok((visible > 0).then_some(()))
+    })
+    .await;
+    terminate(&redrive);
+    let output = redrive.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["stopped"], true, "{report}");
+    let sent = report["sent"].as_u64().unwrap();
+    assert!((1..ALL).contains(&sent), "{report}");
+    assert_eq!(site.queue_depth().await.unwrap(), (sent, 0));
+    assert_eq!(dead_depth(&site).await, (ALL - sent, 0));
+}
+
+#[tokio::test]
+async fn dead_letters_of_a_fifo_queue_are_sent_again() {
+    let stack = Stack::shared();
+    let site = stack.site("dlq-fifo").await.unwrap();
+    let dead = fifo(&site, "dead", None).await;
+    let policy = object!({
+        "deadLetterTargetArn": site.dlq_arn.replace("-dlq", "-dead.fifo"), "maxReceiveCount": 3,
+    });
+    let queue = fifo(&site, "live", Some(policy)).await;
+    let sluice = Sluice::new(stack, &site).set("queue.url", &queue);
+    sluice.migrate();
+    for number in 0..15 {
+        let request = site.sqs.send_message().queue_url(&dead);
+        let request = request.message_group_id("all");
+        let request = request.message_deduplication_id(number.to_string());
+        let request = request.message_body(format!("no JSON {number}"));
+        request.send().await.unwrap();
+    }
+    assert_eq!(json(&sluice, &["redrive"])["sent"], 15);
+    let live = Site {
+        queue_url: queue,
+        dlq_url: dead,
+        ..site
+    };
+    remaining(&live, 15).await;
+    assert_eq!(dead_depth(&live).await, (0, 0));
+}
+
+async fn fifo(site: &Site, name: &str, policy: Option<Value>) -> String {
+    let name = format!("{}-{name}.fifo", site.bucket);
+    let mut request = site.sqs.create_queue().queue_name(name);
+    request = request.attributes(QueueAttributeName::FifoQueue, "true");
+    if let Some(policy) = policy {
+        request = request.attributes(QueueAttributeName::RedrivePolicy, policy.to_string());
+    }
+    let output = request.send().await.unwrap();
+    output.queue_url().unwrap().to_owned()
 }

@@ -95,6 +95,13 @@ impl Sluice {
         command.args(arguments).output().expect("sluice runs")
     }
 
+    /// Starts a subcommand.
+    pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
+        let mut command = self.prepared();
+        command.args(arguments).stdout(Stdio::piped());
+        command.spawn().expect("sluice starts")
+    }
+
     pub(crate) fn migrate(&self) {
         let output = self.command(&["migrate"]);
         assert!(output.status.success(), "{output:?}");
@@ -128,9 +135,7 @@ impl Sluice {
     }
 
     pub(crate) fn terminate(&self) {
-        let pid = self.child.as_ref().expect("it runs").id().to_string();
-        let status = Command::new("kill").args(["-TERM", &pid]).status();
-        assert!(status.expect("`kill` runs").success());
+        terminate(self.child.as_ref().expect("it runs"));
     }
 
     /// Waits for its end.
@@ -211,6 +216,13 @@ impl Sluice {
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
         Ok(values.sum())
     }
+}
+
+/// SIGTERM.
+pub(crate) fn terminate(child: &Child) {
+    let pid = child.id().to_string();
+    let status = Command::new("kill").args(["-TERM", &pid]).status();
+    assert!(status.expect("`kill` runs").success());
 }
 
 impl Drop for Sluice {

@@ -6,7 +6,7 @@ use super::letter::Letter;
 use crate::config::HumanDuration;
 use crate::object::ObjectUrl;
 
-#[derive(clap::Args, Debug, Default)]
+#[derive(clap::Args, Debug, Default, PartialEq)]
 pub(super) struct Choice {
     /// Only messages that are here for this, such as missing, malformed or loaded
     #[arg(long, value_name = "CLASS")]
@@ -30,6 +30,10 @@ pub(super) struct Choice {
 }
 
 impl Choice {
+    pub(super) fn is_everything(&self) -> bool {
+        *self == Self::default()
+    }
+
     pub(super) fn takes(&self, letter: &Letter) -> bool {
         let Self {
             error_class,

@@ -14,7 +14,7 @@ use crate::queue::Message;
 use crate::queue::sqs::whole::{Attributes, WholeMessage};
 
 /// The class of a message all of whose objects are loaded.
-pub(super) const LOADED: &str = "loaded";
+const LOADED: &str = "loaded";
 const MALFORMED: &str = "malformed";
 /// No object is announced.
 const IGNORABLE: &str = "ignorable";
@@ -139,6 +139,11 @@ impl Letter {
             attributes: whole.attributes,
             body,
         }
+    }
+
+    /// Every object that it announces.
+    pub(super) fn is_loaded(&self) -> bool {
+        self.class == LOADED
     }
 
     /// Whether the message, or an object of it, is here for this.

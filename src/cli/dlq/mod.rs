@@ -3,6 +3,8 @@
 mod choice;
 mod letter;
 mod list;
+mod moved;
+mod redrive;
 mod show;
 mod sweep;
 
@@ -30,6 +32,13 @@ pub(super) enum Command {
     ///
     /// Receives, and gives back, as `list` does.
     Show(show::Arguments),
+    /// Send messages to the queue that they came from
+    ///
+    /// A message whose objects are all loaded by now is deleted instead. With no choice made, SQS
+    /// is asked to move all of them itself, and what is loaded is recognised later. Stopped or
+    /// killed at any point, this loses nothing: each message is sent before it is deleted, and an
+    /// object that is announced twice is loaded once.
+    Redrive(redrive::Arguments),
 }
 
 pub(super) async fn run(config: &Config, command: &Command) -> anyhow::Result<()> {
@@ -37,14 +46,17 @@ pub(super) async fn run(config: &Config, command: &Command) -> anyhow::Result<()
     match command {
         Command::List(arguments) => list::run(&desk, arguments).await,
         Command::Show(arguments) => show::run(&desk, arguments).await,
+        Command::Redrive(arguments) => redrive::run(&desk, arguments).await,
     }
 }
 
 /// What all of these commands work with.
 struct Desk {
+    /// The queue whose dead letters are meant.
+    queue: SqsQueue,
+    queue_arn: String,
     dead: SqsQueue,
-    /// The ARN of the queue whose dead letters are meant.
-    source_arn: String,
+    dead_arn: String,
     /// Messages in the dead-letter queue, approximately.
     approximately: u64,
     reader: Reader,
@@ -53,9 +65,9 @@ struct Desk {
 impl Desk {
     async fn open(config: &Config) -> anyhow::Result<Self> {
         let queue = SqsQueue::new(Client::new(&aws(config).await), config.queue.require_url()?);
-        let url = queue.url();
+        let url = queue.url().to_owned();
         let silent = || format!("the queue {url} does not tell of its dead-letter queue");
-        let source_arn = queue.attributes().await.with_context(silent)?.arn;
+        let queue_arn = queue.attributes().await.with_context(silent)?.arn;
         let dead = queue.dead_letter_queue().await.with_context(silent)?;
         let dead = dead.with_context(|| {
             format!("the queue {url} has no redrive policy, hence no dead-letter queue")
@@ -71,8 +83,10 @@ impl Desk {
             ));
         }
         Ok(Self {
+            queue,
+            queue_arn,
             dead,
-            source_arn,
+            dead_arn: attributes.arn,
             approximately: attributes.visible + attributes.in_flight,
             reader: Reader::new(History::new(warehouse(config)?), &config.clickhouse.url),
         })
@@ -84,7 +98,7 @@ impl Desk {
         work: impl AsyncFnOnce(&mut Sweep) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
         let stop = stop_on_signals()?;
-        let mut sweep = Sweep::new(self.dead.clone(), self.source_arn.clone(), stop);
+        let mut sweep = Sweep::new(self.dead.clone(), self.queue_arn.clone(), stop);
         let result = work(&mut sweep).await;
         if sweep.others() > 0 {
             note(&format!(

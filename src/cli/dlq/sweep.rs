@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +15,7 @@ use crate::queue::sqs::whole::WholeMessage;
 use crate::queue::{MAX_BATCH, Queue, QueueError, ReceiptHandle};
 
 /// After a crash of ours, everything is visible again in this time.
-pub(super) const VISIBILITY: Duration = Duration::from_secs(60);
+pub(super) const VISIBILITY: Duration = Duration::from_secs(30);
 const WAIT: Duration = Duration::from_secs(1);
 /// So many long polls without a message, and the queue is empty.
 const EMPTY_POLLS: u32 = 2;
@@ -77,6 +77,36 @@ impl Sweep {
     /// Messages that came from other queues than ours.
     pub(super) fn others(&self) -> usize {
         self.others
+    }
+
+    /// Waits, unless a stop is asked.
+    pub(super) async fn pause(&self, pause: Duration) {
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+
+    /// A message of this id is never handed out: it was sent by us, and may come back.
+    pub(super) fn disregard(&mut self, id: String) {
+        self.seen.insert(id);
+    }
+
+    /// Deletes messages that were handed out.
+    pub(super) async fn delete(
+        &mut self,
+        ids: impl IntoIterator<Item = &str>,
+    ) -> anyhow::Result<()> {
+        let held = ids.into_iter().filter_map(|id| self.held.remove(id));
+        let handles: Vec<_> = held.map(|held| held.handle).collect();
+        for handles in handles.chunks(MAX_BATCH) {
+            let failed = self.queue.delete(handles).await;
+            let failed = failed.with_context(|| format!("{} fails", self.queue.url()))?;
+            if let Some((_, error)) = failed.first() {
+                bail!("{} messages cannot be deleted: {error}", failed.len());
+            }
+        }
+        Ok(())
     }
 
     /// True if it is to be handed out.
