@@ -1,6 +1,7 @@
 //! One test's own queue, bucket, database and daemons, and the comparison at its end.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -158,14 +159,18 @@ impl<'a> Lab<'a> {
     }
 
     /// Runs a subcommand to its end. `failpoints` as for [`Lab::start`].
-    pub(crate) async fn command(&self, arguments: &[&str], failpoints: &str) -> Result<Output> {
+    pub(crate) async fn command(
+        &self,
+        arguments: &[impl AsRef<OsStr>],
+        failpoints: &str,
+    ) -> Result<Output> {
         self.execute(&self.config, arguments, failpoints).await
     }
 
     async fn execute(
         &self,
         config: &Value,
-        arguments: &[&str],
+        arguments: &[impl AsRef<OsStr>],
         failpoints: &str,
     ) -> Result<Output> {
         let path = self.directory.path().join("command.yaml");

@@ -329,3 +329,85 @@ async fn fifo(site: &Site, name: &str, policy: Option<Value>) -> String {
     let output = request.send().await.unwrap();
     output.queue_url().unwrap().to_owned()
 }
+
+#[tokio::test]
+async fn what_is_purged_is_in_the_archive_and_nothing_is_purged_unasked() {
+    let (site, sluice) = with_dead_letters("dlq-purge").await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("archive.jsonl");
+    let path = file.to_str().unwrap();
+    let archived = || -> Vec<Value> {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        lines.collect()
+    };
+    assert!(refused(&sluice, &["purge", "--archive", path]).contains("say --yes"));
+    let would = json(&sluice, &["purge", "--dry-run", "--archive", path]);
+    assert_eq!(
+        (&would["removed"], &would["archive"]),
+        (&4.into(), &Value::Null)
+    );
+    let none = [
+        "purge",
+        "--yes",
+        "--archive",
+        path,
+        "--error-class",
+        "denied",
+    ];
+    assert_eq!(json(&sluice, &none)["left"], 4);
+    assert_eq!(dead_depth(&site).await, (4, 0));
+    assert!(!file.exists());
+
+    let some = [
+        "purge",
+        "--yes",
+        "--archive",
+        path,
+        "--error-class",
+        "malformed",
+    ];
+    let did = json(&sluice, &some);
+    assert_eq!(did["classes"], object!({"malformed": 1}), "{did}");
+    assert_eq!((&did["removed"], &did["left"]), (&1.into(), &3.into()));
+    let lines = archived();
+    assert_eq!(lines.len(), 1);
+    assert_eq!(
+        (&lines[0]["body"], &lines[0]["class"]),
+        (&"no JSON".into(), &"malformed".into())
+    );
+    assert_eq!(dead_depth(&site).await, (3, 0));
+
+    // What is there is never written over.
+    assert!(refused(&sluice, &["purge", "--yes", "--archive", path]).contains("cannot be made"));
+    assert_eq!(archived(), lines);
+    assert_eq!(dead_depth(&site).await, (3, 0));
+
+    let rest = directory.path().join("rest.jsonl");
+    let told = text(
+        &sluice,
+        &["purge", "--yes", "--archive", rest.to_str().unwrap()],
+    );
+    assert!(
+        told.starts_with("3 messages removed; they are in "),
+        "{told}"
+    );
+    assert_eq!(dead_depth(&site).await, (0, 0));
+}
+
+#[tokio::test]
+async fn nothing_is_purged_that_cannot_be_archived() {
+    let stack = Stack::shared();
+    let site = stack.site("dlq-full").await.unwrap();
+    let sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    put_into(&site, &site.dlq_url, "no JSON").await;
+    let directory = tempfile::tempdir().unwrap();
+    let nowhere = directory.path().join("not/there.jsonl");
+    let said = refused(
+        &sluice,
+        &["purge", "--yes", "--archive", nowhere.to_str().unwrap()],
+    );
+    assert!(said.contains("cannot be made"), "{said}");
+    assert_eq!(dead_depth(&site).await, (1, 0));
+}

@@ -1,5 +1,6 @@
 //! A message of the dead-letter queue, with what the ledger says of its objects.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::SystemTime;
 
@@ -161,6 +162,27 @@ impl Letter {
             [first, rest @ ..] => format!("{first} and {} more", rest.len()),
         }
     }
+}
+
+pub(super) fn ids<'a>(
+    letters: impl IntoIterator<Item = &'a Letter>,
+) -> impl Iterator<Item = &'a str> {
+    letters.into_iter().map(|letter| letter.message_id.as_str())
+}
+
+/// How many there are of each class.
+pub(super) type Classes = BTreeMap<String, u64>;
+
+pub(super) fn count_classes(classes: &mut Classes, letters: &[Letter]) {
+    for letter in letters {
+        *classes.entry(letter.class.clone()).or_default() += 1;
+    }
+}
+
+pub(super) fn classes_table(classes: &Classes) -> String {
+    let rows = classes.iter();
+    let rows = rows.map(|(class, count)| vec![class.clone(), count.to_string()]);
+    table(&["class", "messages"], rows)
 }
 
 pub(super) fn letters_table(letters: &[Letter]) -> String {

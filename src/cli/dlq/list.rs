@@ -1,14 +1,13 @@
 //! `sluice dlq list`
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
 
 use super::Desk;
 use super::choice::Choice;
-use super::letter::{Letter, letters_table};
-use crate::cli::output::{Output, table};
+use super::letter::{Classes, Letter, classes_table, count_classes, letters_table};
+use crate::cli::output::Output;
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Arguments {
@@ -27,30 +26,22 @@ pub(super) async fn run(desk: &Desk, arguments: &Arguments) -> anyhow::Result<()
     let mut letters = Vec::new();
     desk.sweep(async |sweep| {
         while letters.len() < arguments.limit
-            && let Some(messages) = sweep.next().await?
+            && let Some((chosen, _)) = desk.page(sweep, &arguments.choice).await?
         {
-            letters.extend(desk.reader.read(messages).await?);
-            letters.retain(|letter| arguments.choice.takes(letter));
+            letters.extend(chosen);
         }
         Ok(())
     })
     .await?;
     letters.truncate(arguments.limit);
+    let mut classes = Classes::new();
+    count_classes(&mut classes, &letters);
     arguments.output.show(&Listing {
         queue: desk.dead.url().to_owned(),
         approximate_messages: desk.approximately,
-        classes: classes(&letters),
+        classes,
         messages: letters,
     })
-}
-
-/// How many there are of each.
-pub(super) fn classes<'a>(letters: impl IntoIterator<Item = &'a Letter>) -> BTreeMap<String, u64> {
-    let mut classes = BTreeMap::new();
-    for letter in letters {
-        *classes.entry(letter.class.clone()).or_default() += 1;
-    }
-    classes
 }
 
 #[derive(Serialize)]
@@ -58,7 +49,7 @@ struct Listing {
     queue: String,
     /// All that are there, as SQS estimates.
     approximate_messages: u64,
-    classes: BTreeMap<String, u64>,
+    classes: Classes,
     messages: Vec<Letter>,
 }
 
@@ -69,9 +60,7 @@ impl fmt::Display for Listing {
         if self.messages.is_empty() {
             return Ok(());
         }
-        let rows = self.classes.iter();
-        let rows = rows.map(|(class, count)| vec![class.clone(), count.to_string()]);
-        writeln!(f, "\n{}", table(&["class", "messages"], rows))?;
+        writeln!(f, "\n{}", classes_table(&self.classes))?;
         writeln!(f, "\n{}", letters_table(&self.messages))
     }
 }

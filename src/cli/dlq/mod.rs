@@ -4,6 +4,7 @@ mod choice;
 mod letter;
 mod list;
 mod moved;
+mod purge;
 mod redrive;
 mod show;
 mod sweep;
@@ -12,11 +13,13 @@ use anyhow::Context;
 use aws_sdk_sqs::Client;
 use clap::Subcommand;
 
-use self::letter::Reader;
+use self::choice::Choice;
+use self::letter::{Letter, Reader};
 use self::sweep::Sweep;
 use super::stop::stop_on_signals;
 use super::{aws, note, warehouse};
 use crate::config::Config;
+use crate::failpoint;
 use crate::history::History;
 use crate::queue::Queue;
 use crate::queue::sqs::SqsQueue;
@@ -39,14 +42,21 @@ pub(super) enum Command {
     /// killed at any point, this loses nothing: each message is sent before it is deleted, and an
     /// object that is announced twice is loaded once.
     Redrive(redrive::Arguments),
+    /// Take messages out for good, into a file
+    ///
+    /// Asks first. A message is deleted only once it is in the file, one line of JSON each, and the
+    /// file is on disk.
+    Purge(purge::Arguments),
 }
 
 pub(super) async fn run(config: &Config, command: &Command) -> anyhow::Result<()> {
+    let _armed = failpoint::arm();
     let desk = Desk::open(config).await?;
     match command {
         Command::List(arguments) => list::run(&desk, arguments).await,
         Command::Show(arguments) => show::run(&desk, arguments).await,
         Command::Redrive(arguments) => redrive::run(&desk, arguments).await,
+        Command::Purge(arguments) => purge::run(&desk, arguments).await,
     }
 }
 
@@ -90,6 +100,22 @@ impl Desk {
             approximately: attributes.visible + attributes.in_flight,
             reader: Reader::new(History::new(warehouse(config)?), &config.clickhouse.url),
         })
+    }
+
+    /// The next messages that are chosen, and how many were not.
+    async fn page(
+        &self,
+        sweep: &mut Sweep,
+        choice: &Choice,
+    ) -> anyhow::Result<Option<(Vec<Letter>, u64)>> {
+        let Some(messages) = sweep.next().await? else {
+            return Ok(None);
+        };
+        let mut letters = self.reader.read(messages).await?;
+        let all = letters.len();
+        letters.retain(|letter| choice.takes(letter));
+        let left = all - letters.len();
+        Ok(Some((letters, left as u64)))
     }
 
     /// Goes through the messages; whatever comes of it, what is held then is given back.

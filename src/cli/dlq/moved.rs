@@ -73,7 +73,10 @@ impl Moving<'_> {
                     return Ok(());
                 }
                 MoveTaskStatus::Failed { reason } => {
-                    bail!("SQS could not move all messages: {reason}")
+                    bail!(
+                        "SQS could not move all messages: {reason}. Where a choice is made, such \
+                         as --since 14d, Sluice sends each itself"
+                    )
                 }
             }
         }

@@ -9,7 +9,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::choice::Choice;
-use super::letter::Letter;
+use super::letter::{Letter, ids};
 use super::sweep::Sweep;
 use super::{Desk, moved};
 use crate::cli::note;
@@ -78,7 +78,6 @@ pub(super) async fn run(desk: &Desk, arguments: &Arguments) -> anyhow::Result<()
 
 /// Receives, sends and deletes.
 async fn each(desk: &Desk, arguments: &Arguments, report: &mut Report) -> anyhow::Result<()> {
-    let _armed = failpoint::arm();
     let bar = progress(desk.approximately);
     desk.sweep(async |sweep| {
         let mut redrive = Redrive {
@@ -88,9 +87,10 @@ async fn each(desk: &Desk, arguments: &Arguments, report: &mut Report) -> anyhow
             report,
             bar,
         };
-        while let Some(messages) = redrive.sweep.next().await? {
-            let letters = desk.reader.read(messages).await?;
-            redrive.page(letters).await?;
+        while let Some((letters, left)) = desk.page(redrive.sweep, &arguments.choice).await? {
+            redrive.report.left += left;
+            redrive.bar.inc(left);
+            redrive.settle(letters).await?;
         }
         redrive.report.stopped = redrive.sweep.stopped();
         Ok(())
@@ -107,11 +107,7 @@ struct Redrive<'a> {
 }
 
 impl Redrive<'_> {
-    async fn page(&mut self, mut letters: Vec<Letter>) -> anyhow::Result<()> {
-        let received = letters.len();
-        letters.retain(|letter| self.arguments.choice.takes(letter));
-        self.report.left += (received - letters.len()) as u64;
-        self.bar.inc((received - letters.len()) as u64);
+    async fn settle(&mut self, letters: Vec<Letter>) -> anyhow::Result<()> {
         let (done, due): (Vec<_>, Vec<_>) = letters.into_iter().partition(Letter::is_loaded);
         if self.arguments.dry_run {
             self.report.done += done.len() as u64;
@@ -175,10 +171,6 @@ impl<'a> From<&'a Letter> for Outgoing<'a> {
             attributes: Some(&letter.attributes),
         }
     }
-}
-
-fn ids<'a>(letters: impl IntoIterator<Item = &'a Letter>) -> impl Iterator<Item = &'a str> {
-    letters.into_iter().map(|letter| letter.message_id.as_str())
 }
 
 impl fmt::Display for Report {
