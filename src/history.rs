@@ -91,7 +91,7 @@ pub struct FailedObject {
 
 /// Whether an object is loaded, and how it failed last.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Standing {
+pub struct ObjectStanding {
     pub loaded: bool,
     /// Times that it failed, as far as they are on record.
     pub failures: u64,
@@ -265,12 +265,12 @@ impl History {
     pub async fn standings(
         &self,
         objects: &[&ObjectRef],
-    ) -> Result<HashMap<ObjectId, Standing>, WarehouseError> {
+    ) -> Result<HashMap<ObjectId, ObjectStanding>, WarehouseError> {
         #[derive(Deserialize)]
         struct Row {
             object_id: Uuid,
             #[serde(flatten)]
-            standing: Standing,
+            standing: ObjectStanding,
         }
         if objects.is_empty() {
             return Ok(HashMap::new());

@@ -54,7 +54,7 @@ pub(super) fn table<S: AsRef<str>>(
 
 /// On standard error where that is a terminal, and gone once dropped.
 pub(super) fn progress(total: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:40} {pos} of about {len}, {per_sec}");
+    let style = ProgressStyle::with_template("{bar:40} {pos} of about {len}, {elapsed}");
     let bar = ProgressBar::new(total).with_finish(ProgressFinish::AndClear);
     match style {
         Ok(style) => bar.with_style(style),

@@ -57,9 +57,7 @@ impl SqsQueue {
             url,
         }))
     }
-}
 
-impl SqsQueue {
     fn receive_request(
         &self,
         max: usize,

@@ -411,3 +411,54 @@ async fn nothing_is_purged_that_cannot_be_archived() {
     assert!(said.contains("cannot be made"), "{said}");
     assert_eq!(dead_depth(&site).await, (1, 0));
 }
+
+#[tokio::test]
+async fn without_the_ledger_nothing_is_moved_and_all_is_given_back() {
+    let stack = Stack::shared();
+    let site = stack.site("dlq-away").await.unwrap();
+    let sluice = Sluice::new(stack, &site).set("clickhouse.url", "http://127.0.0.1:1");
+    drained_by_hand(&site).await;
+    put_into(&site, &site.dlq_url, &announcement(&site, "a", "0")).await;
+    for command in ["list", "redrive"] {
+        let said = refused(&sluice, &[command]);
+        assert!(said.contains("http://127.0.0.1:1 does not tell"), "{said}");
+        assert_eq!(dead_depth(&site).await, (1, 0));
+    }
+    assert_eq!(site.queue_depth().await.unwrap(), (0, 0));
+}
+
+/// It takes longer than one visibility timeout.
+#[tokio::test]
+async fn what_is_held_stays_hidden_until_the_end() {
+    let stack = Stack::shared();
+    let site = stack.site("dlq-long").await.unwrap();
+    let sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    drained_by_hand(&site).await;
+    put_into(&site, &site.dlq_url, &announcement(&site, "held", "0")).await;
+    for number in 0..50 {
+        put_into(&site, &site.dlq_url, &format!("no JSON {number}")).await;
+    }
+    let chosen = ["--error-class", "malformed", "--max-rate", "1"];
+    let redrive = sluice.spawn(&[&["dlq", "redrive"], &chosen[..]].concat());
+    wait_for("the visibility timeout to be over", BOUND, async || {
+        let (visible, _) = site.queue_depth().await?;
+        Ok((visible >= 35).then_some(()))
+    })
+    .await;
+    let receive = site.sqs.receive_message().queue_url(&site.dlq_url);
+    let receive = receive.max_number_of_messages(10).visibility_timeout(0);
+    let received = receive.send().await.unwrap();
+    assert!(!received.messages().is_empty());
+    for message in received.messages() {
+        assert!(
+            message.body().unwrap().starts_with("no JSON"),
+            "{message:?}"
+        );
+    }
+    terminate(&redrive);
+    let output = redrive.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let (visible, in_flight) = dead_depth(&site).await;
+    assert!(visible > 0 && in_flight == 0, "{visible} {in_flight}");
+}

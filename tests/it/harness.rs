@@ -95,10 +95,11 @@ impl Sluice {
         command.args(arguments).output().expect("sluice runs")
     }
 
-    /// Starts a subcommand.
+    /// Starts a subcommand; its output is piped.
     pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
         let mut command = self.prepared();
-        command.args(arguments).stdout(Stdio::piped());
+        command.args(arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().expect("sluice starts")
     }
 

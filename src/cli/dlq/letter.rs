@@ -8,7 +8,7 @@ use anyhow::Context;
 use serde::{Serialize, Serializer};
 
 use crate::cli::output::{first_words, shown, table};
-use crate::history::{History, Standing};
+use crate::history::{History, ObjectStanding};
 use crate::notification::{Notification, parse_notification};
 use crate::object::ObjectRef;
 use crate::queue::Message;
@@ -45,7 +45,7 @@ pub(super) struct Announced {
     pub(super) key: String,
     etag: String,
     #[serde(flatten)]
-    standing: Standing,
+    standing: ObjectStanding,
 }
 
 /// Reads messages, and asks the ledger about their objects.
