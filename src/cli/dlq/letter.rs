@@ -30,7 +30,7 @@ pub(super) struct Letter {
     #[serde(serialize_with = "rfc3339")]
     first_received_at: SystemTime,
     receive_count: u32,
-    /// Why it is here, in one word: that of the first object that is not loaded.
+    /// Why it is here, in one word: the class of the first object that is not loaded.
     pub(super) class: String,
     reason: String,
     pub(super) objects: Vec<Announced>,
@@ -142,9 +142,9 @@ impl Letter {
         }
     }
 
-    /// Every object that it announces.
+    /// Every object that it announces is loaded, and there is one.
     pub(super) fn is_loaded(&self) -> bool {
-        self.class == LOADED
+        !self.objects.is_empty() && self.objects.iter().all(|it| it.standing.loaded)
     }
 
     /// Whether the message, or an object of it, is here for this.

@@ -10,6 +10,7 @@ use super::redrive::Report;
 use crate::cli::note;
 use crate::cli::output::progress;
 use crate::cli::stop::stop_on_signals;
+use crate::queue::QueueError;
 use crate::queue::sqs::move_task::MoveTaskStatus;
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -26,7 +27,7 @@ pub(super) async fn start(desk: &Desk, max_rate: Option<NonZeroU32>) -> Option<M
     let started = async {
         let before = desk.dead.latest_move(&desk.dead_arn).await?;
         let handle = desk.dead.start_move(&desk.dead_arn, max_rate).await?;
-        Ok::<_, crate::queue::QueueError>(Moving {
+        Ok::<_, QueueError>(Moving {
             desk,
             handle,
             before: before.map(|task| task.started_timestamp),
