@@ -2,13 +2,14 @@
 //!
 //! Nothing here is part of the protocol: reading is all it does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-use crate::ledger::{BATCHES_TABLE, FAILURES_TABLE, OBJECTS_TABLE};
-use crate::object::ObjectUrl;
+use crate::ledger::{BATCHES_TABLE, FAILURES_TABLE, OBJECTS_TABLE, quoted_list};
+use crate::object::{ObjectId, ObjectRef, ObjectUrl};
 use crate::sql;
 use crate::warehouse::{Warehouse, WarehouseError};
 
@@ -86,6 +87,18 @@ pub struct FailedObject {
     pub reason: String,
     pub tries: u64,
     pub last_at: String,
+}
+
+/// Whether an object is loaded, and how it failed last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectStanding {
+    pub loaded: bool,
+    /// Times that it failed, as far as they are on record.
+    pub failures: u64,
+    /// Of the last failure, as the two that follow; empty where there is none.
+    pub class: String,
+    pub reason: String,
+    pub failed_at: String,
 }
 
 /// Which failed objects are meant.
@@ -246,6 +259,56 @@ impl History {
             sql::string(&object.path()),
         );
         self.warehouse.rows(&sql).await
+    }
+
+    /// How these objects stand; what is not on record is neither loaded nor failed.
+    pub async fn standings(
+        &self,
+        objects: &[&ObjectRef],
+    ) -> Result<HashMap<ObjectId, ObjectStanding>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            object_id: Uuid,
+            #[serde(flatten)]
+            standing: ObjectStanding,
+        }
+        if objects.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let listed = quoted_list(objects.iter().map(|object| object.id().0));
+        // The order of the table of failures.
+        let named: Vec<_> = objects
+            .iter()
+            .map(|object| {
+                let (bucket, key) = (sql::string(&object.bucket), sql::string(&object.key));
+                format!("({bucket}, {key})")
+            })
+            .collect();
+        let sql = format!(
+            "WITH claims AS (SELECT object_id, batch_id FROM {claims} WHERE object_id IN ({listed})) \
+             SELECT object_id, toBool(max(done)) AS loaded, countIf(done = 0) AS failures, \
+               argMaxIf(s.class, s.at, done = 0) AS class, \
+               argMaxIf(s.reason, s.at, done = 0) AS reason, \
+               if(failures = 0, '', toString(maxIf(s.at, done = 0))) AS failed_at \
+             FROM (\
+               SELECT object_id, 1 AS done, '' AS class, '' AS reason, now64(3, 'UTC') AS at \
+               FROM claims WHERE batch_id IN (\
+                 SELECT batch_id FROM {batches} WHERE event = 'loaded' \
+                 AND batch_id IN (SELECT batch_id FROM claims)) \
+               UNION ALL \
+               SELECT object_id, 0 AS done, toString(f.class) AS class, f.reason AS reason, f.at AS at \
+               FROM {failures} AS f \
+               WHERE (f.bucket, f.key) IN ({named}) AND object_id IN ({listed})\
+             ) AS s GROUP BY object_id",
+            claims = self.warehouse.table(OBJECTS_TABLE),
+            batches = self.warehouse.table(BATCHES_TABLE),
+            failures = self.warehouse.table(FAILURES_TABLE),
+            named = named.join(", "),
+        );
+        let rows = self.warehouse.rows::<Row>(&sql).await?.into_iter();
+        Ok(rows
+            .map(|row| (ObjectId(row.object_id), row.standing))
+            .collect())
     }
 
     /// Versions of this object that failed and have not been loaded since.

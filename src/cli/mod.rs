@@ -1,11 +1,13 @@
 //! The command line: one file a subcommand. This is where the parts are put together.
 
 mod config;
+mod dlq;
 mod migrate;
 mod output;
 mod retry;
 mod run;
 mod status;
+mod stop;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -74,6 +76,9 @@ enum Command {
     /// They are announced as S3 announced them, and take the way of all others. What is loaded by
     /// then is recognised and not loaded twice.
     Retry(retry::Arguments),
+    /// List, send again or archive the messages of the dead-letter queue
+    #[command(subcommand)]
+    Dlq(dlq::Command),
     /// Show the configuration in force, or its schema
     #[command(subcommand)]
     Config(config::Command),
@@ -114,6 +119,12 @@ fn complain(error: &anyhow::Error) {
     eprintln!("error: {error:#}");
 }
 
+/// What a command says beside its result.
+#[expect(clippy::print_stderr, reason = "the command line's own messages")]
+fn note(text: &str) {
+    eprintln!("{text}");
+}
+
 /// What a command was asked to print.
 #[expect(clippy::print_stdout, reason = "the command line's own output")]
 fn print(text: &str) {
@@ -136,6 +147,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Migrate(arguments) => runtime.block_on(migrate::run(&config, &arguments)),
         Command::Status(arguments) => runtime.block_on(status::run(&config, &arguments)),
         Command::Retry(arguments) => runtime.block_on(retry::run(&config, &arguments)),
+        Command::Dlq(command) => runtime.block_on(dlq::run(&config, &command)),
         Command::Config(command) => config::run(&config, &command),
     }
 }

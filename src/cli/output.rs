@@ -4,6 +4,7 @@ use std::fmt::Display;
 
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use serde::Serialize;
 
 use super::print;
@@ -51,6 +52,16 @@ pub(super) fn table<S: AsRef<str>>(
     table.trim_fmt()
 }
 
+/// On standard error where that is a terminal, and gone once dropped.
+pub(super) fn progress(total: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} {pos} of about {len}, {elapsed}");
+    let bar = ProgressBar::new(total).with_finish(ProgressFinish::AndClear);
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
 /// Text from elsewhere: what would move the cursor or end the line is escaped.
 pub(super) fn shown(text: &str) -> String {
     text.chars()
@@ -60,6 +71,15 @@ pub(super) fn shown(text: &str) -> String {
             plain.into_iter().chain(escaped.into_iter().flatten())
         })
         .collect()
+}
+
+/// A reason in a table; the whole of it is shown with the object alone.
+pub(super) fn first_words(reason: &str) -> String {
+    const MOST: usize = 80;
+    match reason.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &reason[..end]),
+        None => reason.to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -5,10 +5,10 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use super::stop::stop_on_signals;
 use super::{aws, catalog, fallback, planner, warehouse};
 use crate::admin::{AdminListener, Health};
 use crate::batch::BatchLimits;
@@ -141,28 +141,6 @@ fn options(config: &Config) -> pipeline::Options {
         wait_time: config.queue.wait_time.get(),
         grace_period: config.shutdown.grace_period.get(),
     }
-}
-
-/// The first SIGTERM or Ctrl-C cancels the token, the second ends the process.
-fn stop_on_signals() -> anyhow::Result<CancellationToken> {
-    let stop = CancellationToken::new();
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
-    let stopping = stop.clone();
-    tokio::spawn(async move {
-        for _ in 0..2 {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            if stopping.is_cancelled() {
-                warn!("second signal: exiting at once; what is in flight is recovered later");
-                std::process::exit(130);
-            }
-            stopping.cancel();
-        }
-    });
-    Ok(stop)
 }
 
 /// Waits for the queue to answer, and refuses one from which nothing goes to a dead-letter queue.

@@ -7,7 +7,7 @@ use anyhow::Context;
 use aws_sdk_sqs::Client;
 use serde::Serialize;
 
-use super::output::{Output, shown, table};
+use super::output::{Output, first_words, shown, table};
 use super::{aws, warehouse};
 use crate::config::{Config, HumanDuration};
 use crate::history::{
@@ -249,15 +249,6 @@ impl fmt::Display for Failed {
         });
         let header = ["object", "class", "tries", "last (UTC)", "reason"];
         writeln!(f, "{}", table(&header, rows))
-    }
-}
-
-/// A reason in a table; the whole of it is in the object's story.
-fn first_words(reason: &str) -> String {
-    const MOST: usize = 80;
-    match reason.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{}…", &reason[..end]),
-        None => reason.to_owned(),
     }
 }
 

@@ -453,7 +453,7 @@ impl Ledger {
     }
 }
 
-fn quoted_list(ids: impl Iterator<Item = Uuid>) -> String {
+pub(crate) fn quoted_list(ids: impl Iterator<Item = Uuid>) -> String {
     ids.map(|id| format!("'{id}'"))
         .collect::<Vec<_>>()
         .join(",")

@@ -219,6 +219,7 @@ impl Queue for MemoryQueue {
             .filter(|m| m.visible_at <= now)
             .count();
         Ok(QueueAttributes {
+            arn: "arn:aws:sqs:memory:000000000000:queue".to_owned(),
             visible: visible as u64,
             in_flight: (state.messages.len() - visible) as u64,
             redrive_policy: Some(RedrivePolicy {

@@ -33,6 +33,7 @@ pub struct ReceiptHandle(pub String);
 /// What is known of a queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueueAttributes {
+    pub arn: String,
     /// Messages to be received, approximately.
     pub visible: u64,
     /// Messages received and neither deleted nor visible again, approximately.

@@ -1,19 +1,21 @@
 //! [`Queue`] on SQS: the only user of its SDK.
 
+pub mod move_task;
+pub mod whole;
+
 use std::time::Duration;
 
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_sqs::operation::receive_message::builders::ReceiveMessageFluentBuilder;
 use aws_sdk_sqs::types::{
     BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry,
     DeleteMessageBatchRequestEntry, MessageSystemAttributeName, QueueAttributeName,
-    SendMessageBatchRequestEntry,
 };
-use uuid::Uuid;
 
 use crate::telemetry::with_sources;
 
-use super::{FailedEntries, MAX_BATCH, Message, Queue, QueueAttributes, QueueError, ReceiptHandle};
+use super::{FailedEntries, Message, Queue, QueueAttributes, QueueError, ReceiptHandle};
 
 #[derive(Clone, Debug)]
 pub struct SqsQueue {
@@ -31,36 +33,6 @@ impl SqsQueue {
 
     pub fn url(&self) -> &str {
         &self.url
-    }
-
-    /// Sends messages, all of them or an error; some are sent then.
-    ///
-    /// Into a FIFO queue each goes as a group of its own, in no order.
-    pub async fn send(&self, bodies: &[String]) -> Result<(), QueueError> {
-        for bodies in bodies.chunks(MAX_BATCH) {
-            let mut request = self.client.send_message_batch().queue_url(&self.url);
-            for (index, body) in bodies.iter().enumerate() {
-                let unique = self.is_fifo().then(|| Uuid::now_v7().to_string());
-                request = request.entries(
-                    SendMessageBatchRequestEntry::builder()
-                        .id(index.to_string())
-                        .message_body(body)
-                        .set_message_group_id(unique.clone())
-                        .set_message_deduplication_id(unique)
-                        .build()
-                        .map_err(|error| QueueError::Transient(error.to_string()))?,
-                );
-            }
-            let output = request.send().await.map_err(classify)?;
-            if let Some(failed) = output.failed.first() {
-                return Err(QueueError::Transient(refusal(failed)));
-            }
-        }
-        Ok(())
-    }
-
-    fn is_fifo(&self) -> bool {
-        self.url.ends_with(".fifo")
     }
 
     /// The dead-letter queue of this one, if it has one.
@@ -85,6 +57,20 @@ impl SqsQueue {
             url,
         }))
     }
+
+    fn receive_request(
+        &self,
+        max: usize,
+        wait: Duration,
+        visibility: Duration,
+    ) -> ReceiveMessageFluentBuilder {
+        self.client
+            .receive_message()
+            .queue_url(&self.url)
+            .max_number_of_messages(i32::try_from(max).unwrap_or(i32::MAX))
+            .wait_time_seconds(whole_seconds(wait))
+            .visibility_timeout(whole_seconds(visibility))
+    }
 }
 
 impl Queue for SqsQueue {
@@ -95,12 +81,7 @@ impl Queue for SqsQueue {
         visibility: Duration,
     ) -> Result<Vec<Message>, QueueError> {
         let output = self
-            .client
-            .receive_message()
-            .queue_url(&self.url)
-            .max_number_of_messages(i32::try_from(max).unwrap_or(i32::MAX))
-            .wait_time_seconds(whole_seconds(wait))
-            .visibility_timeout(whole_seconds(visibility))
+            .receive_request(max, wait, visibility)
             .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount)
             .send()
             .await
@@ -163,6 +144,10 @@ impl Queue for SqsQueue {
                 .unwrap_or_default()
         };
         Ok(QueueAttributes {
+            arn: attributes
+                .get(&QueueAttributeName::QueueArn)
+                .cloned()
+                .unwrap_or_default(),
             visible: number(QueueAttributeName::ApproximateNumberOfMessages),
             in_flight: number(QueueAttributeName::ApproximateNumberOfMessagesNotVisible),
             redrive_policy: attributes

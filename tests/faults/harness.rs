@@ -1,8 +1,9 @@
 //! One test's own queue, bucket, database and daemons, and the comparison at its end.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -147,14 +148,7 @@ impl<'a> Lab<'a> {
         config["clickhouse"]["url"] = self.clickhouse.url().into();
         config["clickhouse"]["user"] = "default".into();
         config["clickhouse"]["password"] = "".into();
-        let path = self.directory.path().join("migrate.yaml");
-        std::fs::write(&path, config.to_string())?;
-        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_sluice"))
-            .args(["migrate", "--config"])
-            .arg(&path)
-            .envs(self.aws.environment())
-            .output()
-            .await?;
+        let output = self.execute(&config, &["migrate"], "").await?;
         ensure!(
             output.status.success(),
             "sluice migrate failed: {}{}",
@@ -162,6 +156,35 @@ impl<'a> Lab<'a> {
             String::from_utf8_lossy(&output.stderr)
         );
         Ok(())
+    }
+
+    /// Runs a subcommand to its end. `failpoints` as for [`Lab::start`].
+    pub(crate) async fn command(
+        &self,
+        arguments: &[impl AsRef<OsStr>],
+        failpoints: &str,
+    ) -> Result<Output> {
+        self.execute(&self.config, arguments, failpoints).await
+    }
+
+    async fn execute(
+        &self,
+        config: &Value,
+        arguments: &[impl AsRef<OsStr>],
+        failpoints: &str,
+    ) -> Result<Output> {
+        let path = self.directory.path().join("command.yaml");
+        std::fs::write(&path, config.to_string())?;
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_sluice"))
+            .args(arguments)
+            .arg("--config")
+            .arg(&path)
+            .envs(self.aws.environment())
+            .env("FAILPOINTS", failpoints)
+            .current_dir(self.directory.path())
+            .output()
+            .await?;
+        Ok(output)
     }
 
     /// Uploads `count` generated objects, whose rows the tables must have in the end.

@@ -3,6 +3,7 @@
 //! kind with what the generator reckoned.
 
 mod connections;
+mod dead_letters;
 mod failpoints;
 mod harness;
 mod objects;

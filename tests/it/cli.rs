@@ -44,18 +44,26 @@ fn assert_says(text: &str, words: &[&str]) {
 fn help_tells_of_every_command() {
     let help = printed(&["--help"]);
     insta::assert_snapshot!("help", help);
-    let commands: Vec<&str> = help
-        .lines()
+    let commands = commands_in(&help);
+    assert!(commands.contains(&"run"), "{commands:?}");
+    for command in commands {
+        let help = printed(&[command, "--help"]);
+        for inner in commands_in(&help) {
+            let name = format!("help_{command}_{inner}");
+            insta::assert_snapshot!(name, printed(&[command, inner, "--help"]));
+        }
+        insta::assert_snapshot!(format!("help_{command}"), help);
+    }
+}
+
+fn commands_in(help: &str) -> Vec<&str> {
+    help.lines()
         .skip_while(|line| *line != "Commands:")
         .skip(1)
         .take_while(|line| !line.is_empty())
         .filter_map(|line| line.strip_prefix("  ")?.split(' ').next())
         .filter(|name| !["", "help"].contains(name))
-        .collect();
-    assert!(commands.contains(&"run"), "{commands:?}");
-    for command in commands {
-        insta::assert_snapshot!(format!("help_{command}"), printed(&[command, "--help"]));
-    }
+        .collect()
 }
 
 #[test]

@@ -96,6 +96,14 @@ impl Sluice {
         command.args(arguments).output().expect("sluice runs")
     }
 
+    /// Starts a subcommand; its output is piped.
+    pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
+        let mut command = self.prepared();
+        command.args(arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().expect("sluice starts")
+    }
+
     pub(crate) fn migrate(&self) {
         let output = self.command(&["migrate"]);
         assert!(output.status.success(), "{output:?}");
@@ -129,9 +137,7 @@ impl Sluice {
     }
 
     pub(crate) fn terminate(&self) {
-        let pid = self.child.as_ref().expect("it runs").id().to_string();
-        let status = Command::new("kill").args(["-TERM", &pid]).status();
-        assert!(status.expect("`kill` runs").success());
+        terminate(self.child.as_ref().expect("it runs"));
     }
 
     /// Waits for its end.
@@ -234,6 +240,13 @@ impl Sluice {
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
         Ok(values.sum())
     }
+}
+
+/// SIGTERM.
+pub(crate) fn terminate(child: &Child) {
+    let pid = child.id().to_string();
+    let status = Command::new("kill").args(["-TERM", &pid]).status();
+    assert!(status.expect("`kill` runs").success());
 }
 
 impl Drop for Sluice {

@@ -3,6 +3,7 @@
 mod access;
 mod cli;
 mod cost;
+mod dlq;
 mod end_to_end;
 mod harness;
 mod injection;

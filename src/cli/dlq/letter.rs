@@ -1,0 +1,267 @@
+//! A message of the dead-letter queue, with what the ledger says of its objects.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::SystemTime;
+
+use anyhow::Context;
+use serde::{Serialize, Serializer};
+
+use crate::cli::output::{first_words, shown, table};
+use crate::history::{History, ObjectStanding};
+use crate::notification::{Notification, parse_notification};
+use crate::object::ObjectRef;
+use crate::queue::Message;
+use crate::queue::sqs::whole::{Attributes, WholeMessage};
+
+/// The class of a message all of whose objects are loaded.
+const LOADED: &str = "loaded";
+const MALFORMED: &str = "malformed";
+/// No object is announced.
+const IGNORABLE: &str = "ignorable";
+/// The ledger has neither loaded it nor seen it fail.
+const UNTRIED: &str = "untried";
+
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Letter {
+    pub(super) message_id: String,
+    #[serde(serialize_with = "rfc3339")]
+    pub(super) sent_at: SystemTime,
+    #[serde(serialize_with = "rfc3339")]
+    first_received_at: SystemTime,
+    receive_count: u32,
+    /// Why it is here, in one word: the class of the first object that is not loaded.
+    pub(super) class: String,
+    reason: String,
+    pub(super) objects: Vec<Announced>,
+    pub(super) attributes: Attributes,
+    pub(super) body: String,
+}
+
+/// An object of a message.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Announced {
+    pub(super) bucket: String,
+    pub(super) key: String,
+    etag: String,
+    #[serde(flatten)]
+    standing: ObjectStanding,
+}
+
+/// Reads messages, and asks the ledger about their objects.
+pub(super) struct Reader {
+    history: History,
+    clickhouse_url: String,
+}
+
+impl Reader {
+    pub(super) fn new(history: History, clickhouse_url: &str) -> Self {
+        Self {
+            history,
+            clickhouse_url: clickhouse_url.to_owned(),
+        }
+    }
+
+    pub(super) async fn read(&self, messages: Vec<WholeMessage>) -> anyhow::Result<Vec<Letter>> {
+        let contents: Vec<_> = messages.iter().map(Contents::of).collect();
+        let objects: Vec<_> = contents.iter().flat_map(Contents::objects).collect();
+        let standings = self.history.standings(&objects).await;
+        let standings = standings
+            .with_context(|| format!("ClickHouse at {} does not tell", self.clickhouse_url))?;
+        let letters = messages.into_iter().zip(&contents);
+        Ok(letters
+            .map(|(message, contents)| {
+                let objects = contents.objects().iter().map(|object| Announced {
+                    bucket: object.bucket.clone(),
+                    key: object.key.clone(),
+                    etag: object.etag.clone(),
+                    standing: standings.get(&object.id()).cloned().unwrap_or_default(),
+                });
+                Letter::new(message, contents, objects.collect())
+            })
+            .collect())
+    }
+}
+
+enum Contents {
+    Objects(Vec<ObjectRef>),
+    Ignorable(&'static str),
+    Malformed(String),
+}
+
+impl Contents {
+    fn of(whole: &WholeMessage) -> Self {
+        match parse_notification(&whole.message.body) {
+            Ok(Notification::Objects(announced)) => {
+                Self::Objects(announced.into_iter().map(|it| it.object).collect())
+            }
+            Ok(Notification::Ignorable(why)) => Self::Ignorable(why.label()),
+            Err(malformed) => Self::Malformed(malformed.to_string()),
+        }
+    }
+
+    fn objects(&self) -> &[ObjectRef] {
+        match self {
+            Self::Objects(objects) => objects,
+            Self::Ignorable(_) | Self::Malformed(_) => &[],
+        }
+    }
+
+    fn class_and_reason(&self, objects: &[Announced]) -> (String, String) {
+        let (class, reason) = match self {
+            Self::Malformed(problem) => (MALFORMED, problem.as_str()),
+            Self::Ignorable(why) => (IGNORABLE, *why),
+            Self::Objects(_) => match objects.iter().find(|object| !object.standing.loaded) {
+                Some(object) => (object.class(), object.standing.reason.as_str()),
+                None => (LOADED, ""),
+            },
+        };
+        (class.to_owned(), reason.to_owned())
+    }
+}
+
+impl Letter {
+    fn new(whole: WholeMessage, contents: &Contents, objects: Vec<Announced>) -> Self {
+        let (class, reason) = contents.class_and_reason(&objects);
+        let Message {
+            id,
+            handle: _,
+            body,
+            receive_count,
+        } = whole.message;
+        Self {
+            message_id: id,
+            sent_at: whole.sent_at,
+            first_received_at: whole.first_received_at,
+            receive_count,
+            class,
+            reason,
+            objects,
+            attributes: whole.attributes,
+            body,
+        }
+    }
+
+    /// Every object that it announces is loaded, and there is one.
+    pub(super) fn is_loaded(&self) -> bool {
+        !self.objects.is_empty() && self.objects.iter().all(|it| it.standing.loaded)
+    }
+
+    /// Whether the message, or an object of it, is here for this.
+    pub(super) fn is_of_class(&self, class: &str) -> bool {
+        let not_loaded = |object: &&Announced| !object.standing.loaded;
+        let mut objects = self.objects.iter().filter(not_loaded);
+        self.class == class || objects.any(|object| object.class() == class)
+    }
+
+    /// In one line of a table.
+    fn what(&self) -> String {
+        match self.objects.as_slice() {
+            [] => String::new(),
+            [object] => object.to_string(),
+            [first, rest @ ..] => format!("{first} and {} more", rest.len()),
+        }
+    }
+}
+
+pub(super) fn ids<'a>(
+    letters: impl IntoIterator<Item = &'a Letter>,
+) -> impl Iterator<Item = &'a str> {
+    letters.into_iter().map(|letter| letter.message_id.as_str())
+}
+
+/// How many there are of each class.
+pub(super) type Classes = BTreeMap<String, u64>;
+
+pub(super) fn count_classes(classes: &mut Classes, letters: &[Letter]) {
+    for letter in letters {
+        *classes.entry(letter.class.clone()).or_default() += 1;
+    }
+}
+
+pub(super) fn classes_table(classes: &Classes) -> String {
+    let rows = classes.iter();
+    let rows = rows.map(|(class, count)| vec![class.clone(), count.to_string()]);
+    table(&["class", "messages"], rows)
+}
+
+pub(super) fn letters_table(letters: &[Letter]) -> String {
+    let rows = letters.iter().map(|letter| {
+        vec![
+            letter.message_id.clone(),
+            utc(letter.sent_at),
+            letter.receive_count.to_string(),
+            letter.class.clone(),
+            letter.what(),
+            first_words(&letter.reason),
+        ]
+    });
+    let header = [
+        "message",
+        "sent (UTC)",
+        "receives",
+        "class",
+        "object",
+        "reason",
+    ];
+    table(&header, rows)
+}
+
+impl fmt::Display for Letter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "message         {}", shown(&self.message_id))?;
+        writeln!(f, "sent            {}", utc(self.sent_at))?;
+        writeln!(f, "first received  {}", utc(self.first_received_at))?;
+        writeln!(f, "receives        {}", self.receive_count)?;
+        write!(f, "class           {}", shown(&self.class))?;
+        if self.objects.is_empty() {
+            write!(f, ": {}", shown(&self.reason))?;
+        }
+        writeln!(f)?;
+        for object in &self.objects {
+            let etag = shown(&object.etag);
+            writeln!(f, "\n{}", shown(&object.to_string()))?;
+            writeln!(f, "  etag {etag}: {}", shown(object.class()))?;
+            let standing = &object.standing;
+            if standing.failures > 0 {
+                let (at, reason) = (&standing.failed_at, shown(&standing.reason));
+                writeln!(
+                    f,
+                    "  failed {} times, last {at}: {reason}",
+                    standing.failures
+                )?;
+            }
+        }
+        if !self.attributes.is_empty() {
+            let attributes = serde_json::to_string(&self.attributes).map_err(|_| fmt::Error)?;
+            writeln!(f, "\nattributes\n{}", shown(&attributes))?;
+        }
+        writeln!(f, "\nbody\n{}", shown(&self.body))
+    }
+}
+
+impl Announced {
+    fn class(&self) -> &str {
+        if self.standing.loaded {
+            LOADED
+        } else if self.standing.failures == 0 {
+            UNTRIED
+        } else {
+            &self.standing.class
+        }
+    }
+}
+
+impl fmt::Display for Announced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "s3://{}/{}", self.bucket, self.key)
+    }
+}
+
+fn utc(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
+}
+
+fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_rfc3339_millis(*time))
+}

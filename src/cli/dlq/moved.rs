@@ -1,0 +1,92 @@
+//! A redrive that SQS does itself.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use super::Desk;
+use super::redrive::Report;
+use crate::cli::note;
+use crate::cli::output::progress;
+use crate::cli::stop::stop_on_signals;
+use crate::queue::QueueError;
+use crate::queue::sqs::move_task::MoveTaskStatus;
+
+const INTERVAL: Duration = Duration::from_secs(1);
+
+pub(super) struct Moving<'a> {
+    desk: &'a Desk,
+    handle: String,
+    /// When the task before this one was started.
+    before: Option<i64>,
+}
+
+/// None where SQS does not do it; that is said.
+pub(super) async fn start(desk: &Desk, max_rate: Option<NonZeroU32>) -> Option<Moving<'_>> {
+    let started = async {
+        let before = desk.dead.latest_move(&desk.dead_arn).await?;
+        let handle = desk.dead.start_move(&desk.dead_arn, max_rate).await?;
+        Ok::<_, QueueError>(Moving {
+            desk,
+            handle,
+            before: before.map(|task| task.started_timestamp),
+        })
+    };
+    match started.await {
+        Ok(moving) => Some(moving),
+        Err(error) => {
+            note(&format!(
+                "SQS does not move them itself, so each is sent: {error}"
+            ));
+            None
+        }
+    }
+}
+
+impl Moving<'_> {
+    /// Until it has ended. Told to stop, it cancels the task.
+    pub(super) async fn follow(self, report: &mut Report) -> anyhow::Result<()> {
+        let stop = stop_on_signals()?;
+        let bar = progress(self.desk.approximately);
+        let mut cancelled = false;
+        loop {
+            tokio::select! {
+                () = stop.cancelled(), if !cancelled => {
+                    cancelled = true;
+                    self.cancel().await;
+                }
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+            let latest = self.desk.dead.latest_move(&self.desk.dead_arn).await;
+            let latest = latest.context("SQS moves the messages, but does not tell how far")?;
+            let Some(task) = latest.filter(|it| Some(it.started_timestamp) != self.before) else {
+                continue;
+            };
+            report.sent = task.moved;
+            bar.set_length(task.to_move);
+            bar.set_position(task.moved);
+            match task.status {
+                MoveTaskStatus::Running => {}
+                MoveTaskStatus::Completed => return Ok(()),
+                MoveTaskStatus::Cancelled => {
+                    report.stopped = true;
+                    return Ok(());
+                }
+                MoveTaskStatus::Failed { reason } => {
+                    bail!(
+                        "SQS could not move all messages: {reason}. Where a choice is made, such \
+                         as --since 14d, Sluice sends each itself"
+                    )
+                }
+            }
+        }
+    }
+
+    /// It may have ended meanwhile: what SQS says of it next tells.
+    async fn cancel(&self) {
+        if let Err(error) = self.desk.dead.cancel_move(&self.handle).await {
+            note(&format!("warning: SQS does not stop moving: {error}"));
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! `sluice dlq purge`
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context, bail};
+use serde::Serialize;
+
+use super::Desk;
+use super::choice::Choice;
+use super::letter::{Classes, Letter, classes_table, count_classes, ids};
+use crate::cli::note;
+use crate::cli::output::{Output, progress};
+use crate::failpoint;
+
+#[derive(clap::Args)]
+pub(in crate::cli) struct Arguments {
+    #[command(flatten)]
+    choice: Choice,
+
+    /// Only say what would be removed
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Where what is removed goes; must not be there yet [default: sluice-dlq-QUEUE-TIME.jsonl]
+    #[arg(long, value_name = "FILE")]
+    archive: Option<PathBuf>,
+
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+
+    #[command(flatten)]
+    output: Output,
+}
+
+/// What was done, or would be.
+#[derive(Default, Serialize)]
+struct Report {
+    dry_run: bool,
+    archive: Option<PathBuf>,
+    removed: u64,
+    /// Not chosen.
+    left: u64,
+    /// Of those removed.
+    classes: Classes,
+    /// Told to stop before the end.
+    stopped: bool,
+}
+
+pub(super) async fn run(desk: &Desk, arguments: &Arguments) -> anyhow::Result<()> {
+    let mut report = Report {
+        dry_run: arguments.dry_run,
+        ..Report::default()
+    };
+    let mut archive = None;
+    if !arguments.dry_run {
+        let path = arguments.archive.clone();
+        let path = path.unwrap_or_else(|| default_path(desk.dead.url()));
+        if !arguments.yes {
+            ask(desk, &path)?;
+        }
+        archive = Some(Archive::create(&path)?);
+        report.archive = Some(path);
+    }
+    let result = purge(desk, &arguments.choice, archive.as_mut(), &mut report).await;
+    if let Some(archive) = archive
+        && archive.is_empty
+    {
+        report.archive = None;
+        archive.remove()?;
+    }
+    arguments.output.show(&report)?;
+    result
+}
+
+/// Removes what is chosen, or without an archive only counts it.
+async fn purge(
+    desk: &Desk,
+    choice: &Choice,
+    mut archive: Option<&mut Archive>,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let bar = progress(desk.approximately);
+    desk.sweep(async |sweep| {
+        while let Some((letters, left)) = desk.page(sweep, choice).await? {
+            if let Some(archive) = &mut archive
+                && !letters.is_empty()
+            {
+                archive.append(&letters)?;
+                failpoint::reach("purge.archived");
+                sweep.delete(ids(&letters)).await?;
+                failpoint::reach("purge.deleted");
+            }
+            report.left += left;
+            report.removed += letters.len() as u64;
+            count_classes(&mut report.classes, &letters);
+            bar.inc(left + letters.len() as u64);
+        }
+        report.stopped = sweep.stopped();
+        Ok(())
+    })
+    .await
+}
+
+fn ask(desk: &Desk, archive: &Path) -> anyhow::Result<()> {
+    if !io::stdin().is_terminal() {
+        bail!("this deletes messages, and there is nobody to ask: say --yes");
+    }
+    note(&format!(
+        "What is chosen of about {} messages in {} is written to {}, and then deleted. Go on? [y/N]",
+        desk.approximately,
+        desk.dead.url(),
+        archive.display()
+    ));
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    if !["y", "yes"].contains(&answer.trim().to_lowercase().as_str()) {
+        bail!("nothing is deleted");
+    }
+    Ok(())
+}
+
+fn default_path(queue_url: &str) -> PathBuf {
+    let queue = queue_url.rsplit('/').next().unwrap_or(queue_url);
+    let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    format!("sluice-dlq-{queue}-{}.jsonl", time.replace(['-', ':'], "")).into()
+}
+
+/// What is removed, one line of JSON a message.
+struct Archive {
+    path: PathBuf,
+    file: File,
+    is_empty: bool,
+}
+
+impl Archive {
+    fn create(path: &Path) -> anyhow::Result<Self> {
+        let file = OpenOptions::new().write(true).create_new(true).open(path);
+        let file = file.with_context(|| format!("{} cannot be made", path.display()))?;
+        // So that its name is on disk, too.
+        let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
+        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            is_empty: true,
+        })
+    }
+
+    /// They are on disk when this returns.
+    fn append(&mut self, letters: &[Letter]) -> anyhow::Result<()> {
+        self.is_empty = false;
+        let mut lines = Vec::new();
+        for letter in letters {
+            serde_json::to_writer(&mut lines, letter)?;
+            lines.push(b'\n');
+        }
+        let written = self.file.write_all(&lines);
+        let synced = written.and_then(|()| self.file.sync_all());
+        synced.with_context(|| format!("{} cannot be written", self.path.display()))
+    }
+
+    fn remove(self) -> io::Result<()> {
+        fs::remove_file(self.path)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let would = if self.dry_run { "would be " } else { "" };
+        write!(f, "{} messages {would}removed", self.removed)?;
+        if let Some(archive) = &self.archive {
+            write!(f, "; they are in {}", archive.display())?;
+        }
+        writeln!(f, "\n{} {would}left: not chosen", self.left)?;
+        if self.stopped {
+            writeln!(f, "stopped before the end; the rest is where it was")?;
+        }
+        if self.removed > 0 {
+            writeln!(f, "\n{}", classes_table(&self.classes))?;
+        }
+        Ok(())
+    }
+}
