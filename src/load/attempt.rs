@@ -240,7 +240,7 @@ impl Loading<'_> {
                 self.replays += 1;
                 loader.note_failure(&error, Scope::Inserts).await;
                 if self.is_at_fault(&error) {
-                    self.failure = Some((Verdict::ObjectFault, error.to_string()));
+                    self.failure = Some((self.object_fault().await, error.to_string()));
                     return Ok(Event::ObjectFault);
                 }
                 loader.pause(self.replays, self.cancel).await?;
@@ -300,15 +300,19 @@ impl Loading<'_> {
         match verdict {
             Verdict::Denied => self.whose_fault(&text).await,
             Verdict::Stream => Ok(Verdict::Halt),
-            Verdict::ObjectFault => Ok(match self.items.as_slice() {
-                [alone] if self.is_misnamed(&alone.object).await => Verdict::Stream,
-                _ => Verdict::ObjectFault,
-            }),
+            Verdict::ObjectFault => Ok(self.object_fault().await),
             verdict => Ok(verdict),
         }
     }
 
-    /// Whether ClickHouse would read the worker's next try no better than this one.
+    /// An object is at fault. Alone, it may be one that the worker reads all the same.
+    async fn object_fault(&self) -> Verdict {
+        match self.items.as_slice() {
+            [alone] if self.is_misnamed(&alone.object).await => Verdict::Stream,
+            _ => Verdict::ObjectFault,
+        }
+    }
+
     fn may_stream(&self) -> bool {
         self.form.read_by == ReadBy::S3 && self.loader.fallback != Fallback::Never
     }
