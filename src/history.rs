@@ -58,6 +58,8 @@ pub struct BatchOfObject {
     pub batch_id: String,
     pub worker: String,
     pub size: u64,
+    /// `s3` or `stream`.
+    pub read_by: String,
     pub sealed_at: String,
     /// `loaded`, `released`, or `open`.
     pub state: String,
@@ -197,6 +199,7 @@ impl History {
         let sql = format!(
             "WITH claims AS (\
                SELECT etag, batch_id, any(worker) AS worker, max(size) AS size, \
+                 any(read_by) AS read_by, \
                  min(sealed_at) AS sealed FROM {} WHERE {} GROUP BY etag, batch_id\
              ), events AS (\
                SELECT batch_id, max(event = 'loaded') AS loaded, \
@@ -206,7 +209,7 @@ impl History {
                  anyIf(reason, event = 'released') AS reason \
                FROM {} WHERE batch_id IN (SELECT batch_id FROM claims) GROUP BY batch_id\
              ) \
-             SELECT etag, toString(claims.batch_id) AS batch_id, worker, size, \
+             SELECT etag, toString(claims.batch_id) AS batch_id, worker, size, read_by, \
                toString(sealed) AS sealed_at, \
                multiIf(loaded, 'loaded', released, 'released', 'open') AS state, \
                if(loaded OR released, toString(ended), '') AS ended_at, \

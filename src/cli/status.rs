@@ -296,6 +296,9 @@ impl fmt::Display for ObjectStory {
             if !batch.ended_at.is_empty() {
                 write!(f, " {}", batch.ended_at)?;
             }
+            if batch.read_by == "stream" {
+                write!(f, ", streamed")?;
+            }
             if batch.attempts > 1 {
                 write!(f, ", {} attempts", batch.attempts)?;
             }

@@ -53,6 +53,7 @@ async fn pain_16_everything_that_happened_to_an_object_can_be_asked_for() {
     let version = &story["versions"][0];
     assert_eq!(version["loaded"], true, "{story}");
     assert_eq!(version["rows"]["unmatched"], 2, "{story}");
+    assert_eq!(version["batches"][0]["read_by"], "s3", "{story}");
     assert_eq!(version["rejected"].as_object().unwrap().len(), 1, "{story}");
     let told = text(&sluice, &[&good]);
     assert!(
