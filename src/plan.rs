@@ -129,6 +129,15 @@ fn has_braces(key: &str) -> bool {
         .is_some_and(|(_, rest)| rest.contains('}'))
 }
 
+/// The query for the rows that a table would get from these lines.
+pub fn preview_of(catalog: &Catalog, target: Target<'_>, lines: &Lines) -> String {
+    format!(
+        "{}\nSETTINGS session_timezone = 'UTC', use_hive_partitioning = 0, \
+         s3_ignore_file_doesnt_exist = 0",
+        per_type_select(catalog, target, lines)
+    )
+}
+
 impl Planner {
     /// The statements that load these objects of one bucket, in order. Loaded is what all of them
     /// have succeeded for.
@@ -294,6 +303,11 @@ impl Planner {
         objects
             .iter()
             .any(|object| estimated_bytes(object) > self.max_bytes)
+    }
+
+    /// The table expression with the lines of an object, as the statements that load it have it.
+    pub fn lines_of(&self, object: &ObjectRef) -> String {
+        self.s3(&[object], "LineAsString", "line String")
     }
 
     /// A query for what these objects are now: rows of `path`, `etag` and `size`.

@@ -26,8 +26,13 @@ pub fn strings<S: AsRef<str>>(texts: impl IntoIterator<Item = S>) -> String {
 
 /// Whether an expression of type String begins with these bytes.
 pub fn starts_with(expression: &str, bytes: &[u8]) -> String {
+    format!("startsWith({expression}, {})", self::bytes(bytes))
+}
+
+/// Bytes of any kind, as a constant expression.
+pub fn bytes(bytes: &[u8]) -> String {
     let hex: String = bytes.iter().map(|byte| format!("{byte:02X}")).collect();
-    format!("startsWith({expression}, unhex('{hex}'))")
+    format!("unhex('{hex}')")
 }
 
 /// A condition that fails the statement with `text` instead of filtering rows.

@@ -8,6 +8,7 @@ mod retry;
 mod run;
 mod status;
 mod stop;
+mod types;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -71,6 +72,9 @@ enum Command {
     ///
     /// Reads the ledger and the queue's attributes; receives nothing.
     Status(status::Arguments),
+    /// List the declared event types, or preview what would become of lines
+    #[command(subcommand)]
+    Types(types::Command),
     /// Put objects that failed on the queue again
     ///
     /// They are announced as S3 announced them, and take the way of all others. What is loaded by
@@ -146,6 +150,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Run => runtime.block_on(run::run(&config)),
         Command::Migrate(arguments) => runtime.block_on(migrate::run(&config, &arguments)),
         Command::Status(arguments) => runtime.block_on(status::run(&config, &arguments)),
+        Command::Types(command) => runtime.block_on(types::run(&config, &command)),
         Command::Retry(arguments) => runtime.block_on(retry::run(&config, &arguments)),
         Command::Dlq(command) => runtime.block_on(dlq::run(&config, &command)),
         Command::Config(command) => config::run(&config, &command),

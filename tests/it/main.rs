@@ -17,3 +17,4 @@ mod rejects;
 mod status;
 mod strategies;
 mod streamed;
+mod types;

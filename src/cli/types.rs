@@ -1,0 +1,241 @@
+//! `sluice types`
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use clap::Subcommand;
+use flate2::read::MultiGzDecoder;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::output::{Output, shown, table};
+use super::{aws, catalog, planner, warehouse};
+use crate::config::Config;
+use crate::event_types::select::{Lines, Target};
+use crate::event_types::{Catalog, EventType};
+use crate::object::{Compression, ObjectRef, ObjectUrl};
+use crate::plan::preview_of;
+use crate::sql;
+use crate::warehouse::Warehouse;
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// The declared event types and their tables
+    List {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// What would become of the lines of a file or an object; nothing is written
+    ///
+    /// ClickHouse runs the same SELECTs as when it loads: which line would go where, with which
+    /// values in which columns, and why a line would be rejected.
+    Preview(Preview),
+}
+
+#[derive(clap::Args)]
+pub(super) struct Preview {
+    /// A file with lines of JSON, plain or gzip, or an object such as s3://bucket/key
+    source: String,
+
+    /// Look at so many lines
+    #[arg(long, value_name = "COUNT", default_value_t = 20,
+          value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    lines: u64,
+
+    /// The key under which the file would be uploaded, for event types that are routed by keys
+    #[arg(long, value_name = "KEY", default_value = "")]
+    key: String,
+
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) async fn run(config: &Config, command: &Command) -> anyhow::Result<()> {
+    let catalog = catalog(config)?;
+    match command {
+        Command::List { output } => output.show(&List::of(&catalog)),
+        Command::Preview(preview) => {
+            let from = match preview.source.parse::<ObjectUrl>() {
+                Ok(url) => from_object(config, &catalog, url, preview.lines).await?,
+                Err(_) => from_file(preview)?,
+            };
+            let previewed = previewed(&warehouse(config)?, &catalog, &from).await;
+            let previewed =
+                previewed.with_context(|| format!("{} cannot be previewed", preview.source))?;
+            preview.output.show(&previewed)
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct List(Vec<Listed>);
+
+#[derive(Serialize)]
+struct Listed {
+    name: String,
+    table: String,
+    columns: usize,
+    order_by: Vec<String>,
+    /// Whether it is looked for in some objects only.
+    routed: bool,
+}
+
+impl List {
+    fn of(catalog: &Catalog) -> Self {
+        let listed = |event_type: &EventType| Listed {
+            name: event_type.name.clone(),
+            table: event_type.table.clone(),
+            columns: event_type.columns.len(),
+            order_by: event_type.order_by.clone(),
+            routed: event_type.route.is_some(),
+        };
+        Self(catalog.types().iter().map(listed).collect())
+    }
+}
+
+impl fmt::Display for List {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows = self.0.iter().map(|listed| {
+            vec![
+                listed.name.clone(),
+                listed.table.clone(),
+                listed.columns.to_string(),
+                listed.order_by.join(", "),
+                if listed.routed { "by keys" } else { "all" }.to_owned(),
+            ]
+        });
+        let header = ["event type", "table", "columns", "sorted by", "objects"];
+        writeln!(f, "{}", table(&header, rows))
+    }
+}
+
+/// A table expression with the columns that [`Lines::of_objects`] expects.
+async fn from_object(
+    config: &Config,
+    catalog: &Catalog,
+    url: ObjectUrl,
+    lines: u64,
+) -> anyhow::Result<String> {
+    let aws = aws(config).await;
+    let region = aws.region().map_or("us-east-1", |region| region.as_ref());
+    let object = ObjectRef {
+        bucket: url.bucket,
+        key: url.key,
+        etag: String::new(),
+        size: None,
+        version_id: None,
+        sequencer: None,
+        region: None,
+    };
+    let source = planner(config, catalog.clone(), region)?.lines_of(&object);
+    Ok(format!(
+        "(SELECT line, _path, _etag, _row_number FROM {source} LIMIT {lines})"
+    ))
+}
+
+fn from_file(preview: &Preview) -> anyhow::Result<String> {
+    let path = PathBuf::from(&preview.source);
+    let open = || std::fs::File::open(&path);
+    let mut file = open().with_context(|| {
+        format!(
+            "{} cannot be read; an object is named s3://bucket/key",
+            path.display()
+        )
+    })?;
+    let mut start = [0; 512];
+    let read = file.read(&mut start)?;
+    let key = if preview.key.is_empty() {
+        &preview.source
+    } else {
+        &preview.key
+    };
+    let content: Box<dyn Read> = match Compression::seen(key, &start[..read]) {
+        Compression::Gzip => Box::new(MultiGzDecoder::new(open()?)),
+        Compression::None => Box::new(open()?),
+        Compression::Zstd | Compression::Unsupported => {
+            anyhow::bail!(
+                "{} is compressed: decompress it first, or name the object",
+                path.display()
+            )
+        }
+    };
+    let mut text = Vec::new();
+    let mut content = BufReader::new(content.take(MOST_BYTES + 1));
+    for _ in 0..preview.lines {
+        if content.read_until(b'\n', &mut text)? == 0 {
+            break;
+        }
+    }
+    ensure!(
+        text.len() as u64 <= MOST_BYTES,
+        "the lines are longer than {MOST_BYTES} bytes together; ask for fewer with --lines"
+    );
+    let path = sql::string(&format!("file/{}", preview.key));
+    Ok(format!(
+        "(SELECT line, {path} AS _path, '' AS _etag, rowNumberInAllBlocks() AS _row_number \
+         FROM format(LineAsString, 'line String', {}))",
+        sql::bytes(&text)
+    ))
+}
+
+/// They go to ClickHouse as part of the statement.
+const MOST_BYTES: u64 = 8 << 20;
+
+/// The rows of each table, by the kind of line.
+#[derive(Serialize)]
+struct Previewed(BTreeMap<String, Vec<Map<String, Value>>>);
+
+async fn previewed(
+    warehouse: &Warehouse,
+    catalog: &Catalog,
+    from: &str,
+) -> anyhow::Result<Previewed> {
+    let mut tables = BTreeMap::new();
+    for target in Target::all(catalog) {
+        let Some(kind) = target.kind() else { continue };
+        let lines = Lines::of_objects(from, Uuid::nil());
+        let mut rows: Vec<Map<String, Value>> =
+            warehouse.rows(&preview_of(catalog, target, &lines)).await?;
+        for row in &mut rows {
+            row.retain(|column, _| !LINEAGE.contains(&column.as_str()));
+        }
+        tables.insert(kind.to_owned(), rows);
+    }
+    Ok(Previewed(tables))
+}
+
+/// Of a preview these say nothing.
+const LINEAGE: &[&str] = &["source_path", "source_etag", "batch_id"];
+
+impl fmt::Display for Previewed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (kind, rows) in &self.0 {
+            writeln!(f, "{kind}: {} lines", rows.len())?;
+            for row in rows {
+                let values = row.iter().filter(|(_, value)| !is_nothing(value));
+                let columns = values.map(|(column, value)| {
+                    vec![
+                        format!("  {column}"),
+                        shown(value.as_str().unwrap_or(&value.to_string())),
+                    ]
+                });
+                writeln!(f, "{}\n", table(&["", ""], columns))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a column holds where a statement says nothing of it.
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        _ => false,
+    }
+}
