@@ -278,21 +278,16 @@ async fn hostile_users_passwords_and_clusters_are_refused_as_what_they_are() {
     let victim = Victim::new("hostile-users").await;
     let Victim { stack, site, .. } = &victim;
     for hostile in victim.hostile().into_iter().take(7) {
-        for field in [
-            "clickhouse.user",
-            "clickhouse.password",
-            "clickhouse.cluster",
+        for (field, says) in [
+            ("SLUICE__CLICKHOUSE__USER", "AUTHENTICATION_FAILED"),
+            ("SLUICE__CLICKHOUSE__PASSWORD", "REQUIRED_PASSWORD"),
+            ("SLUICE__CLICKHOUSE__CLUSTER", "CLUSTER_DOESNT_EXIST"),
         ] {
             let output = Sluice::new(stack, site)
-                .set(field, &hostile)
+                .environment(field, hostile.clone())
                 .command(&["migrate"]);
             let text = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(1), "{field}: {text}");
-            let says = match field {
-                "clickhouse.user" => "AUTHENTICATION_FAILED",
-                "clickhouse.password" => "REQUIRED_PASSWORD",
-                _ => "CLUSTER_DOESNT_EXIST",
-            };
             assert!(text.contains(says), "{field} {hostile}: {text}");
         }
     }
