@@ -25,7 +25,7 @@ use crate::notification::filter::Filter;
 use crate::pipeline::{self, core::Limits};
 use crate::queue::sqs::SqsQueue;
 use crate::queue::{Queue, QueueError};
-use crate::schema::LANDING;
+use crate::schema::landing_name;
 use crate::settle::VisibilityPolicy;
 use crate::store::Store;
 use crate::telemetry::{metrics, start_logging};
@@ -205,7 +205,8 @@ async fn probe(
         ledger::BATCHES_TABLE,
         ledger::FAILURES_TABLE,
     ];
-    let landing = (strategy == LoadStrategy::SinglePass).then_some(LANDING);
+    let landing = landing_name(&catalog);
+    let landing = (strategy == LoadStrategy::SinglePass).then_some(landing.as_str());
     let targets = Target::all(&catalog);
     let targets = targets.iter().map(Target::table);
     let tables: Vec<&str> = targets.chain(ledger).chain(landing).collect();
