@@ -17,6 +17,7 @@ pub const CLICKHOUSE_VERSION: &str = "26.7.3-stable.1";
 pub const MINISTACK_VERSION: &str = "1.5.33";
 
 const REQUIREMENTS: &str = include_str!("../requirements.txt");
+const CHART_REQUIREMENTS: &str = include_str!("../requirements-chart.txt");
 const LAUNCHER: &str = include_str!("../launcher/launcher.py");
 const STAMP: &str = "installed";
 
@@ -31,17 +32,30 @@ pub struct Installed {
     pub libchdb: PathBuf,
 }
 
+/// Installs Helm's engine and the schemas of Kubernetes, and says which Python has them.
+///
+/// # Errors
+///
+/// As for [`install`].
+pub fn install_chart_tools() -> Result<PathBuf> {
+    let root = stack_directory()?;
+    let _lock = lock(&root)?;
+    let environment = root.join("chart-tools");
+    let content = CHART_REQUIREMENTS;
+    once(&environment, content, "Helm's engine", "", |directory| {
+        install_python(directory, content)
+    })?;
+    Ok(environment.join("bin/python"))
+}
+
 /// Installs what is missing and says where everything is.
 ///
 /// # Errors
 ///
 /// When Python or npm is missing or cannot install; the text says what to do.
 pub fn install() -> Result<Installed> {
-    let root = target_directory().join("stack");
-    fs::create_dir_all(&root).with_context(|| format!("cannot create {}", root.display()))?;
-    let lock = File::create(root.join("lock"))?;
-    lock.lock()
-        .with_context(|| format!("cannot lock {}", root.display()))?;
+    let root = stack_directory()?;
+    let _lock = lock(&root)?;
 
     let environment = root.join(format!("ministack-{MINISTACK_VERSION}"));
     once(
@@ -49,7 +63,7 @@ pub fn install() -> Result<Installed> {
         REQUIREMENTS,
         "ministack",
         MINISTACK_VERSION,
-        install_ministack,
+        |directory| install_python(directory, REQUIREMENTS),
     )?;
 
     let engine = root.join(format!("clickhouse-{CLICKHOUSE_VERSION}"));
@@ -70,6 +84,20 @@ pub fn install() -> Result<Installed> {
             .join(format!("lib-{}", platform()?))
             .join("libchdb.so"),
     })
+}
+
+fn stack_directory() -> Result<PathBuf> {
+    let root = target_directory().join("stack");
+    fs::create_dir_all(&root).with_context(|| format!("cannot create {}", root.display()))?;
+    Ok(root)
+}
+
+/// Held until it is dropped.
+fn lock(root: &Path) -> Result<File> {
+    let lock = File::create(root.join("lock"))?;
+    lock.lock()
+        .with_context(|| format!("cannot lock {}", root.display()))?;
+    Ok(lock)
 }
 
 /// Cargo's target directory: this workspace's, unless the environment names another.
@@ -132,7 +160,8 @@ fn remove(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-fn install_ministack(directory: &Path) -> Result<()> {
+/// An environment of its own with these packages.
+fn install_python(directory: &Path, requirements: &str) -> Result<()> {
     let check = "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))";
     let fit = Command::new("python3").args(["-c", check]).output();
     ensure!(
@@ -140,12 +169,12 @@ fn install_ministack(directory: &Path) -> Result<()> {
         "Python 3.11 or newer with its venv module is needed: install python3 and python3-venv"
     );
     run(Command::new("python3").args(["-m", "venv"]).arg(directory))?;
-    let requirements = directory.join("requirements.txt");
-    fs::write(&requirements, REQUIREMENTS)?;
+    let listed = directory.join("requirements.txt");
+    fs::write(&listed, requirements)?;
     run(Command::new(directory.join("bin/python"))
         .args(["-m", "pip", "install", "--quiet", "--no-input", "--no-deps"])
         .args(["--disable-pip-version-check", "--requirement"])
-        .arg(&requirements))
+        .arg(&listed))
 }
 
 fn install_clickhouse(directory: &Path, package: &str) -> Result<()> {

@@ -1,0 +1,233 @@
+{{- define "sluice.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "sluice.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else if contains (include "sluice.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "sluice.name" .) | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "sluice.selector" -}}
+app.kubernetes.io/name: {{ include "sluice.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "sluice.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{ include "sluice.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{- define "sluice.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "sluice.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "sluice.image" -}}
+{{- if .Values.image.digest -}}
+{{- printf "%s@%s" .Values.image.repository .Values.image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Seconds of a duration such as 1h30m. */}}
+{{- define "sluice.seconds" -}}
+{{- $seconds := 0 -}}
+{{- range regexFindAll "[0-9]+ *[a-z]+" (toString .) -1 -}}
+{{- $count := regexFind "[0-9]+" . | int -}}
+{{- $unit := regexFind "[a-z]+" . -}}
+{{- if hasPrefix "h" $unit -}}{{- $seconds = add $seconds (mul $count 3600) -}}
+{{- else if or (eq $unit "ms") (hasPrefix "milli" $unit) -}}{{- $seconds = add $seconds 1 -}}
+{{- else if hasPrefix "m" $unit -}}{{- $seconds = add $seconds (mul $count 60) -}}
+{{- else if hasPrefix "s" $unit -}}{{- $seconds = add $seconds $count -}}
+{{- else -}}{{- fail (printf "%q: give this duration in h, m and s" (toString .)) -}}
+{{- end -}}
+{{- end -}}
+{{- $seconds -}}
+{{- end -}}
+
+{{/* Sluice cleans up for some seconds after its grace period. */}}
+{{- define "sluice.terminationGrace" -}}
+{{- $grace := include "sluice.seconds" .Values.config.shutdown.grace_period | int -}}
+{{- $needed := add $grace 15 -}}
+{{- $given := .Values.terminationGracePeriodSeconds -}}
+{{- if kindIs "invalid" $given -}}{{- $needed -}}
+{{- else if lt (int $given) (int $needed) -}}
+{{- fail (printf "terminationGracePeriodSeconds: %d is shorter than the %d that workers may need to end (config.shutdown.grace_period and 15 s): raise it, or lower config.shutdown.grace_period" (int $given) (int $needed)) -}}
+{{- else -}}{{- $given -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Refuses what can never work, and secrets where everybody can read them. */}}
+{{- define "sluice.check" -}}
+{{- $config := .Values.config -}}
+{{- if not (dig "queue" "url" "" $config) -}}
+{{- fail "config.queue.url: give the URL of the SQS queue" -}}
+{{- end -}}
+{{- if not (dig "clickhouse" "url" "" $config) -}}
+{{- fail "config.clickhouse.url: give the URL of ClickHouse's HTTP interface" -}}
+{{- end -}}
+{{- if dig "clickhouse" "password" "" $config -}}
+{{- fail "config.clickhouse.password: a ConfigMap is no place for a secret: give it as clickhousePassword.existingSecret" -}}
+{{- end -}}
+{{- if dig "s3" "clickhouse_access" "secret_access_key" "" $config -}}
+{{- fail "config.s3.clickhouse_access.secret_access_key: a ConfigMap is no place for a secret: give it as s3SecretAccessKey.existingSecret" -}}
+{{- end -}}
+{{- if and .Values.eventTypes (dig "event_types" "dir" "" $config) -}}
+{{- fail "eventTypes and config.event_types.dir: give one of the two" -}}
+{{- end -}}
+{{- if and .Values.keda.enabled (gt (int .Values.keda.minReplicas) (int .Values.keda.maxReplicas)) -}}
+{{- fail (printf "keda.minReplicas: %d is more than keda.maxReplicas, %d" (int .Values.keda.minReplicas) (int .Values.keda.maxReplicas)) -}}
+{{- end -}}
+{{- range $job := list "reconcile" "backfill" -}}
+{{- $values := index $.Values $job -}}
+{{- if and $values.enabled (not (hasPrefix "s3://" $values.url)) -}}
+{{- fail (printf "%s.url: give what to list, such as s3://bucket/prefix/" $job) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The configuration file: what was given, and where the chart puts files. */}}
+{{- define "sluice.config" -}}
+{{- include "sluice.check" . -}}
+{{- $config := deepCopy .Values.config -}}
+{{- if or .Values.clickhousePassword.existingSecret .Values.clickhousePassword.value -}}
+{{- $_ := set $config.clickhouse "password_file" "/etc/sluice/clickhouse/password" -}}
+{{- end -}}
+{{- if or .Values.s3SecretAccessKey.existingSecret .Values.s3SecretAccessKey.value -}}
+{{- $_ := set $config.s3.clickhouse_access "secret_access_key_file" "/etc/sluice/s3/secret_access_key" -}}
+{{- end -}}
+{{- if .Values.eventTypes -}}
+{{- $_ := set $config "event_types" (dict "dir" "/etc/sluice/event_types") -}}
+{{- end -}}
+{{- toYaml $config -}}
+{{- end -}}
+
+{{/* Data of the ConfigMap: the configuration, and the event types beside it. */}}
+{{- define "sluice.files" -}}
+sluice.yaml: |
+  {{- include "sluice.config" . | nindent 2 }}
+{{- range $file, $text := .Values.eventTypes }}
+{{ $file }}: {{ toYaml $text | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- define "sluice.secretData" -}}
+{{- with .Values.clickhousePassword.value }}
+password: {{ . | b64enc }}
+{{- end }}
+{{- with .Values.s3SecretAccessKey.value }}
+secret_access_key: {{ . | b64enc }}
+{{- end }}
+{{- end -}}
+
+{{/* A pod that runs one subcommand: (dict "root" $ "args" (list …) "suffix" "-migrate"). */}}
+{{- define "sluice.podSpec" -}}
+{{- $root := .root -}}
+{{- $values := $root.Values -}}
+{{- $named := printf "%s%s" (include "sluice.fullname" $root) (default "" .suffix) -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with $values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  fsGroup: 65532
+  seccompProfile:
+    type: RuntimeDefault
+containers:
+  - name: sluice
+    image: {{ include "sluice.image" $root }}
+    imagePullPolicy: {{ $values.image.pullPolicy }}
+    args: {{- toYaml .args | nindent 6 }}
+    env:
+      - name: SLUICE_CONFIG
+        value: /etc/sluice/sluice.yaml
+      {{- with $values.env }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+    {{- with .container }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+    resources: {{- toYaml $values.resources | nindent 6 }}
+    securityContext:
+      allowPrivilegeEscalation: false
+      readOnlyRootFilesystem: true
+      capabilities:
+        drop: [ALL]
+    volumeMounts:
+      - name: config
+        mountPath: /etc/sluice/sluice.yaml
+        subPath: sluice.yaml
+        readOnly: true
+      {{- if $values.eventTypes }}
+      - name: event-types
+        mountPath: /etc/sluice/event_types
+        readOnly: true
+      {{- end }}
+      {{- if or $values.clickhousePassword.existingSecret $values.clickhousePassword.value }}
+      - name: clickhouse
+        mountPath: /etc/sluice/clickhouse
+        readOnly: true
+      {{- end }}
+      {{- if or $values.s3SecretAccessKey.existingSecret $values.s3SecretAccessKey.value }}
+      - name: s3
+        mountPath: /etc/sluice/s3
+        readOnly: true
+      {{- end }}
+volumes:
+  - name: config
+    configMap:
+      name: {{ $named }}
+      items:
+        - {key: sluice.yaml, path: sluice.yaml}
+  {{- if $values.eventTypes }}
+  - name: event-types
+    configMap:
+      name: {{ $named }}
+      items:
+        {{- range $file, $text := $values.eventTypes }}
+        - {key: {{ $file | quote }}, path: {{ $file | quote }}}
+        {{- end }}
+  {{- end }}
+  {{- with $values.clickhousePassword }}
+  {{- if or .existingSecret .value }}
+  - name: clickhouse
+    secret:
+      secretName: {{ default $named .existingSecret }}
+      items:
+        - {key: {{ if .existingSecret }}{{ .key | quote }}{{ else }}password{{ end }}, path: password}
+  {{- end }}
+  {{- end }}
+  {{- with $values.s3SecretAccessKey }}
+  {{- if or .existingSecret .value }}
+  - name: s3
+    secret:
+      secretName: {{ default $named .existingSecret }}
+      items:
+        - {key: {{ if .existingSecret }}{{ .key | quote }}{{ else }}secret_access_key{{ end }}, path: secret_access_key}
+  {{- end }}
+  {{- end }}
+{{- with $values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,258 @@
+//! The chart, rendered by Helm's own engine and checked by Kubernetes' schemas.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use sluice_testkit::install::install_chart_tools;
+
+const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/helm/sluice");
+const RENDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chart/render.py");
+/// The oldest that the chart allows, the newest that there are schemas for, and some between.
+const VERSIONS: [&str; 4] = ["1.27", "1.30", "1.33", "1.37"];
+
+/// What Helm makes of these values.
+fn render(values: &Value) -> Value {
+    let python = install_chart_tools().unwrap();
+    let mut child = Command::new(python)
+        .arg(RENDER)
+        .arg(CHART)
+        .args(VERSIONS)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(values.to_string().as_bytes()).unwrap();
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The least that must be given.
+fn least() -> Value {
+    json!({"config": {
+        "queue": {"url": "https://sqs.eu-central-1.amazonaws.com/111122223333/uploads"},
+        "clickhouse": {"url": "https://clickhouse.example:8443"},
+    }})
+}
+
+/// `least`, with what is given here over it.
+fn values(over: Value) -> Value {
+    fn merge(under: &mut Value, over: Value) {
+        match (under, over) {
+            (Value::Object(under), Value::Object(over)) => {
+                for (key, value) in over {
+                    merge(under.entry(key).or_insert(Value::Null), value);
+                }
+            }
+            (under, over) => *under = over,
+        }
+    }
+    let mut values = least();
+    merge(&mut values, over);
+    values
+}
+
+fn everything() -> Value {
+    values(json!({
+        "image": {"digest": format!("sha256:{}", "0a".repeat(32))},
+        "imagePullSecrets": [{"name": "registry"}],
+        "replicas": 3,
+        "config": {
+            "s3": {"clickhouse_access": {"kind": "keys", "access_key_id": "AKIAEXAMPLE"}},
+            "shutdown": {"grace_period": "1h 2m 3s"},
+        },
+        "eventTypes": {"click.yaml": "table: clicks\nrule: {path: [verb], equals: click}\n"},
+        "clickhousePassword": {"existingSecret": "clickhouse", "key": "pass"},
+        "s3SecretAccessKey": {"value": "secret"},
+        "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/s"}},
+        "env": [{"name": "AWS_REGION", "value": "eu-central-1"}],
+        "keda": {"enabled": true, "awsRegion": "eu-central-1"},
+        "reconcile": {"enabled": true, "url": "s3://uploads/", "args": ["--since", "7d"]},
+        "backfill": {"enabled": true, "url": "s3://uploads/2026/"},
+        "podMonitor": {"enabled": true, "labels": {"release": "prometheus"}},
+        "networkPolicy": {"enabled": true, "from": [{"namespaceSelector": {}}]},
+        "terminationGracePeriodSeconds": 4000,
+        "podAnnotations": {"a": "b"},
+        "podLabels": {"team": "data"},
+        "priorityClassName": "high",
+        "nodeSelector": {"kubernetes.io/arch": "arm64"},
+        "tolerations": [{"operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+    }))
+}
+
+/// The manifests as one text, after Kubernetes and lint have found nothing wrong with them.
+#[track_caller]
+fn sound(values: &Value) -> String {
+    let rendered = render(values);
+    assert_eq!(rendered["error"], Value::Null);
+    assert_eq!(rendered["problems"], json!([]));
+    assert_eq!(rendered["findings"], json!([]));
+    let manifests = rendered["manifests"].as_object().unwrap();
+    manifests
+        .iter()
+        .map(|(name, text)| format!("# {name}\n{}\n", text.as_str().unwrap().trim()))
+        .collect()
+}
+
+#[test]
+fn defaults() {
+    insta::assert_snapshot!(sound(&least()));
+}
+
+#[test]
+fn everything_on() {
+    insta::assert_snapshot!(sound(&everything()));
+}
+
+#[test]
+fn what_cannot_work_is_refused_with_advice() {
+    let cases = [
+        (
+            json!({"config": {"queue": {"url": null}}}),
+            "config.queue.url: give",
+        ),
+        (
+            json!({"config": {"clickhouse": {"url": ""}}}),
+            "config.clickhouse.url: give",
+        ),
+        (
+            json!({"config": {"clickhouse": {"password": "p"}}}),
+            "clickhousePassword.existingSecret",
+        ),
+        (
+            json!({"config": {"s3": {"clickhouse_access": {
+                "kind": "keys", "access_key_id": "a", "secret_access_key": "s",
+            }}}}),
+            "s3SecretAccessKey.existingSecret",
+        ),
+        (
+            json!({"terminationGracePeriodSeconds": 600}),
+            "600 is shorter than the 615 that workers may need",
+        ),
+        (
+            json!({"keda": {"enabled": true, "minReplicas": 3, "maxReplicas": 2, "awsRegion": "e"}}),
+            "keda.minReplicas: 3 is more than",
+        ),
+        (json!({"keda": {"enabled": true}}), "keda.awsRegion: give"),
+        (
+            json!({"reconcile": {"enabled": true}}),
+            "reconcile.url: give",
+        ),
+        (
+            json!({"eventTypes": {"a.yaml": "x"}, "config": {"event_types": {"dir": "/x"}}}),
+            "give one of the two",
+        ),
+        // By the schema: of the chart, and of the configuration.
+        (json!({"replica": 2}), "replica"),
+        (json!({"image": {"digest": "latest"}}), "digest"),
+        (json!({"config": {"batch": {"windows": "5s"}}}), "windows"),
+        (json!({"config": {"queue": {"receivers": 99}}}), "receivers"),
+        (json!({"config": {"batch": {"window": 5}}}), "window"),
+    ];
+    for (over, says) in cases {
+        let rendered = render(&values(over.clone()));
+        let error = rendered["error"].as_str().unwrap_or_default();
+        assert!(error.contains(says), "{over}: {rendered}");
+    }
+}
+
+#[test]
+fn sluice_takes_the_configuration_that_the_chart_writes() {
+    for values in [least(), everything()] {
+        let rendered = render(&values);
+        let config_map = rendered["manifests"]["sluice/templates/configmap.yaml"].as_str();
+        let (_, file) = config_map.unwrap().split_once("sluice.yaml: |\n").unwrap();
+        let file: String = file
+            .lines()
+            .take_while(|line| line.starts_with("    "))
+            .flat_map(|line| [&line[4..], "\n"])
+            .collect();
+        // Files that are there only in the pod.
+        let directory = tempfile::tempdir().unwrap();
+        for name in [
+            "clickhouse/password",
+            "s3/secret_access_key",
+            "event_types/a.yaml",
+        ] {
+            let path = directory.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "secret").unwrap();
+        }
+        let here = directory.path().display().to_string();
+        let path = directory.path().join("sluice.yaml");
+        std::fs::write(&path, file.replace("/etc/sluice", &here)).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_sluice"))
+            .args(["config", "show", "--config"])
+            .arg(&path)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{file}{said}");
+    }
+}
+
+/// Compares a generated file, or writes it where `UPDATE_DOCS` is set.
+#[track_caller]
+fn is_up_to_date(path: &str, text: &str) {
+    let path = Path::new(CHART).join(path);
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&path, text).unwrap();
+    }
+    let found = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        found == text,
+        "{} is out of date: UPDATE_DOCS=1 cargo test --test chart",
+        path.display()
+    );
+}
+
+#[test]
+fn the_schema_has_that_of_the_configuration() {
+    let output = Command::new(env!("CARGO_BIN_EXE_sluice"))
+        .args(["config", "schema"])
+        .output()
+        .unwrap();
+    let mut config: Value = serde_json::from_slice(&output.stdout).unwrap();
+    // The chart's schema is of another draft; what is used of either is the same in both.
+    config.as_object_mut().unwrap().remove("$schema");
+    let path = Path::new(CHART).join("values.schema.json");
+    let mut schema: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    schema["properties"]["config"] = config;
+    let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+    is_up_to_date("values.schema.json", &text);
+}
+
+#[test]
+fn the_readme_has_every_value() {
+    let path = Path::new(CHART).join("values.yaml");
+    let values = std::fs::read_to_string(path).unwrap();
+    let mut text = String::from(
+        "<!-- Generated from values.yaml. Update it with: UPDATE_DOCS=1 cargo test --test chart -->\n\n\
+         # The Sluice chart\n\n\
+         ```sh\n\
+         helm install sluice helm/sluice --values values.yaml\n\
+         helm test sluice\n\
+         ```\n\n\
+         `config.queue.url` and `config.clickhouse.url` must be given. A key that is not known is \
+         refused, in `config` as everywhere. Before workers start, and before each upgrade, a Job \
+         runs `sluice migrate`; `helm test` runs `sluice check`.\n",
+    );
+    for block in values.split("\n\n").skip(1) {
+        let (comment, yaml): (Vec<_>, Vec<_>) = block
+            .trim_end()
+            .lines()
+            .partition(|line| line.starts_with('#'));
+        let comment: Vec<_> = comment.iter().map(|line| line[1..].trim()).collect();
+        text += &format!(
+            "\n{}\n\n```yaml\n{}\n```\n",
+            comment.join(" "),
+            yaml.join("\n")
+        );
+    }
+    is_up_to_date("README.md", &text);
+}

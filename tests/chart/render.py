@@ -1,0 +1,53 @@
+"""Renders the chart with Helm's engine, and checks what comes of it by Kubernetes' schemas.
+
+Arguments: the chart, then versions of Kubernetes. Values come as JSON on standard input. Prints
+JSON: `manifests` by template, `problems` by version and object, or `error`.
+"""
+
+import json
+import sys
+
+import helm_python as helm
+import kubernetes_validate
+import yaml
+
+
+def main() -> None:
+    path, versions = sys.argv[1], sys.argv[2:]
+    values = json.load(sys.stdin)
+    try:
+        with helm.Chart.load(path) as chart:
+            chart.validate_schema(values)
+            manifests = chart.render(values, name="demo", namespace="prod")
+    except helm.HelmError as error:
+        print(json.dumps({"error": str(error)}))
+        return
+    manifests = {name: text for name, text in manifests.items() if text.strip()}
+    # 2 is a warning.
+    messages = helm.lint(path, values)["messages"]
+    findings = [str(message) for message in messages if message["severity"] >= 2]
+    print(json.dumps({
+        "manifests": manifests,
+        "problems": problems(manifests, versions),
+        "findings": findings,
+    }))
+
+
+def problems(manifests: dict[str, str], versions: list[str]) -> list[str]:
+    found = []
+    for name, text in manifests.items():
+        if not name.endswith(".yaml"):
+            continue
+        for manifest in yaml.safe_load_all(text):
+            # Kinds of operators have no schema here.
+            if manifest["apiVersion"].split("/")[0] in ("keda.sh", "monitoring.coreos.com"):
+                continue
+            for version in versions:
+                try:
+                    kubernetes_validate.validate(manifest, version, strict=True)
+                except kubernetes_validate.ValidationError as error:
+                    found.append(f"{version} {name} {manifest['kind']}: {error.message}")
+    return found
+
+
+main()
