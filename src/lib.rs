@@ -12,6 +12,7 @@ mod failpoint;
 pub mod framing;
 pub mod glob;
 pub mod history;
+pub mod kept;
 pub mod ledger;
 pub mod load;
 pub mod notification;
