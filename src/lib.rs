@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod announce;
 pub mod batch;
+pub mod batch_rows;
 pub mod cli;
 pub mod config;
 pub mod event_types;

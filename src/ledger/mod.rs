@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tracing::debug;
 use uuid::Uuid;
 
 use crate::batch::{BatchId, ReadBy};
@@ -247,6 +248,24 @@ impl Ledger {
             },
         )
         .await
+    }
+
+    /// Keeps the lease for as long as some work takes.
+    pub async fn leased<T>(&self, batch: BatchId, work: impl Future<Output = T>) -> T {
+        let keep_lease = async {
+            let mut renewals = tokio::time::interval(self.lease / 3);
+            renewals.tick().await;
+            loop {
+                renewals.tick().await;
+                if let Err(error) = self.renew(batch).await {
+                    debug!(batch.id = %batch, "lease not renewed: {error}");
+                }
+            }
+        };
+        tokio::select! {
+            done = work => done,
+            () = keep_lease => unreachable!("it never ends"),
+        }
     }
 
     /// Ends this worker's lease now, so that another can recover the batch without waiting.
