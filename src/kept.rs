@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::batch::ReadBy;
 use crate::event_types::select::Target;
 use crate::ledger::BATCHES_TABLE;
 use crate::object::ObjectUrl;
@@ -37,6 +38,19 @@ impl Kept {
     /// As `object_rows` and `landing` have it.
     pub fn kind(self) -> &'static str {
         self.target().kind().unwrap_or_default()
+    }
+
+    /// How the ledger names a batch that moves such lines.
+    pub fn read_by(self) -> ReadBy {
+        match self {
+            Self::Rejected => ReadBy::RejectedLines,
+            Self::Unmatched => ReadBy::UnmatchedStatements,
+        }
+    }
+
+    /// What such a batch moves.
+    pub fn moved_by(read_by: ReadBy) -> Option<Self> {
+        Self::ALL.into_iter().find(|kept| kept.read_by() == read_by)
     }
 }
 
@@ -128,6 +142,53 @@ pub struct Line {
     pub line_base64: Option<String>,
 }
 
+/// The order of the tables; no two lines of a table have the same.
+#[derive(Clone, Debug, Deserialize)]
+pub struct LineKey {
+    source_path: String,
+    source_etag: String,
+    row_number: u64,
+}
+
+impl LineKey {
+    /// Said of the path, too: that is what the index is used for.
+    fn after(&self) -> String {
+        let path = sql::string(&self.source_path);
+        format!(
+            "source_path >= {path} AND {COLUMNS_OF_KEY} > {}",
+            self.tuple()
+        )
+    }
+
+    fn up_to(&self) -> String {
+        let path = sql::string(&self.source_path);
+        format!(
+            "source_path <= {path} AND {COLUMNS_OF_KEY} <= {}",
+            self.tuple()
+        )
+    }
+
+    fn tuple(&self) -> String {
+        let key = sql::strings([&self.source_path, &self.source_etag]);
+        format!("({key}, {})", self.row_number)
+    }
+}
+
+const COLUMNS_OF_KEY: &str = "(source_path, source_etag, row_number)";
+
+/// Lines that are moved at once, in one block.
+#[derive(Debug)]
+pub struct Page {
+    pub kept: Kept,
+    /// The lines, as what follows FROM.
+    pub rows: String,
+    pub last: LineKey,
+    pub lines: u64,
+}
+
+const PAGE_LINES: u64 = 20_000;
+const PAGE_BYTES: u64 = 64 << 20;
+
 /// What is kept, for people and for a replay.
 #[derive(Clone)]
 pub struct KeptLines {
@@ -141,16 +202,16 @@ impl KeptLines {
         Self { warehouse, timeout }
     }
 
-    /// A SELECT of these columns of the chosen lines of one table. Lines of a batch that is not on
-    /// record as loaded may be on their way back.
-    pub fn select(&self, columns: &str, kept: Kept, choice: &Choice, further: &[String]) -> String {
+    /// The chosen lines of one table, as what follows FROM. Lines of a batch that is not on record
+    /// as loaded may be on their way back.
+    fn rows(&self, kept: Kept, choice: &Choice, further: &[String]) -> String {
         let loaded = format!(
             "batch_id IN (SELECT batch_id FROM {} WHERE event = 'loaded')",
             self.warehouse.table(BATCHES_TABLE)
         );
         let conditions = [&[loaded], choice.conditions().as_slice(), further].concat();
         format!(
-            "SELECT {columns} FROM {} FINAL WHERE {}",
+            "{} FINAL WHERE {}",
             self.warehouse.table(kept.table()),
             conditions.join(" AND ")
         )
@@ -159,10 +220,64 @@ impl KeptLines {
     /// Chosen lines of all tables, with their kind.
     fn select_all(&self, columns: &str, choice: &Choice, further: &[String]) -> String {
         let selects = choice.kinds().map(|kept| {
-            let columns = format!("{} AS kind, {columns}", sql::string(kept.kind()));
-            self.select(&columns, kept, choice, further)
+            let rows = self.rows(kept, choice, further);
+            format!(
+                "SELECT {} AS kind, {columns} FROM {rows}",
+                sql::string(kept.kind())
+            )
         });
         selects.collect::<Vec<_>>().join(" UNION ALL ")
+    }
+
+    /// How many there are.
+    pub async fn count(&self, choice: &Choice) -> Result<u64, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Count {
+            lines: u64,
+        }
+        let lines = self.select_all("1", choice, &[]);
+        let sql = format!("SELECT count() AS lines FROM ({lines})");
+        let counts: Vec<Count> = self.warehouse.rows_within(&sql, self.timeout).await?;
+        Ok(counts.iter().map(|count| count.lines).sum())
+    }
+
+    /// The chosen lines of a table that come after `after`, as many as are moved at once.
+    pub async fn page(
+        &self,
+        kept: Kept,
+        choice: &Choice,
+        after: Option<&LineKey>,
+    ) -> Result<Option<Page>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            lines: u64,
+            #[serde(flatten)]
+            last: LineKey,
+        }
+        let after: Vec<String> = after.map(LineKey::after).into_iter().collect();
+        let rows = self.rows(kept, choice, &after);
+        // At least one, however long.
+        let sql = format!(
+            "SELECT source_path, source_etag, row_number, lines FROM (\
+               SELECT source_path, source_etag, row_number, \
+                 sum(bytes) OVER so_far AS so_many, row_number() OVER so_far AS lines FROM (\
+                 SELECT source_path, source_etag, row_number, length(raw) AS bytes FROM {rows} \
+                 ORDER BY source_path, source_etag, row_number LIMIT {PAGE_LINES}\
+               ) WINDOW so_far AS (ORDER BY source_path, source_etag, row_number \
+                 ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)\
+             ) WHERE lines = 1 OR so_many <= {PAGE_BYTES} ORDER BY lines DESC LIMIT 1"
+        );
+        let found: Vec<Row> = self.warehouse.rows_within(&sql, self.timeout).await?;
+        let Some(Row { lines, last }) = found.into_iter().next() else {
+            return Ok(None);
+        };
+        let range = [after, vec![last.up_to()]].concat();
+        Ok(Some(Page {
+            kept,
+            rows: self.rows(kept, choice, &range),
+            last,
+            lines,
+        }))
     }
 
     /// How many lines of which reason there are, the most first.
@@ -224,4 +339,3 @@ impl KeptLines {
         self.warehouse.rows_within(&sql, self.timeout).await
     }
 }
-

@@ -21,6 +21,7 @@ pub mod object;
 pub mod pipeline;
 pub mod plan;
 pub mod queue;
+pub mod replay;
 pub mod schema;
 pub mod settle;
 pub mod sql;

@@ -16,6 +16,9 @@ use crate::sql;
 /// The table that the inserts go to; it stores nothing.
 pub const LANDING: &str = "landing";
 
+/// The lines that are replayed, by the batch that moves them.
+pub const REPLAYED: &str = "replayed_lines";
+
 /// How the tables are laid out on the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SchemaOptions {
@@ -73,6 +76,7 @@ pub fn statements(catalog: &Catalog, options: &SchemaOptions) -> Vec<Statement> 
     }
     statements.push(options.table("rejected_lines", &kept_lines(options)));
     statements.push(options.table("unmatched_statements", &kept_lines(options)));
+    statements.push(options.table(REPLAYED, &replayed_lines(options)));
     statements.push(options.table("object_rows", &object_rows(options)));
     statements.push(options.table("ledger_objects", &ledger_objects(options)));
     statements.push(options.later_columns("ledger_objects", LATER_COLUMNS));
@@ -214,6 +218,30 @@ ORDER BY (`source_path`, `source_etag`, `row_number`)
 TTL toDateTime(`ingested_at`) + toIntervalSecond({ttl})
 SETTINGS {dedup}",
         engine = options.engine("Replacing", "ingested_at"),
+        ttl = options.reject_ttl.as_secs(),
+        dedup = options.dedup_settings(),
+    )
+}
+
+/// The frozen list of each replay, with the text: what is replayed must not change when the kept
+/// line is forgotten.
+fn replayed_lines(options: &SchemaOptions) -> String {
+    format!(
+        "(
+    `batch_id` UUID,
+    `source_path` String,
+    `source_etag` String,
+    `row_number` UInt64,
+    `raw` String CODEC(ZSTD),
+    `kept_batch_id` UUID,
+    `frozen_at` DateTime64(3, 'UTC') DEFAULT now64(3, 'UTC'),
+{BATCH_INDEX}
+)
+ENGINE = {engine}
+ORDER BY (`source_path`, `source_etag`, `row_number`)
+TTL toDateTime(`frozen_at`) + toIntervalSecond({ttl})
+SETTINGS {dedup}",
+        engine = options.engine("", ""),
         ttl = options.reject_ttl.as_secs(),
         dedup = options.dedup_settings(),
     )

@@ -84,7 +84,7 @@ enum Command {
     /// List, send again or archive the messages of the dead-letter queue
     #[command(subcommand)]
     Dlq(dlq::Command),
-    /// List or show the lines that became no row
+    /// List, show or replay the lines that became no row
     ///
     /// A line that cannot become a row (`rejected`), or that no event type takes (`unmatched`), is
     /// kept for `clickhouse.reject_ttl`.
@@ -203,6 +203,14 @@ fn warehouse(config: &Config) -> anyhow::Result<Warehouse> {
         cluster: clickhouse.cluster.clone(),
     };
     Warehouse::connect(&access).context("ClickHouse cannot be set up")
+}
+
+/// This process, as the ledger names it.
+fn worker_name() -> String {
+    let host = std::env::var("HOSTNAME")
+        .or_else(|_| std::fs::read_to_string("/etc/hostname").map(|name| name.trim().to_owned()))
+        .unwrap_or_else(|_| "worker".to_owned());
+    format!("{host}-{}", std::process::id())
 }
 
 fn s3_access(config: &Config) -> anyhow::Result<S3Access> {
