@@ -80,9 +80,10 @@ impl BatchRows<'_> {
 
     /// The statements that delete all of them.
     pub fn deletes(&self) -> Vec<Statement> {
-        let delete = |table| format!("DELETE FROM {table} WHERE batch_id = '{}'", self.batch);
-        self.tables()
-            .map(|(_, table)| Statement::new(delete(table)))
+        let of_batch = format!("batch_id = '{}'", self.batch);
+        let targets = Target::all(self.catalog).into_iter();
+        targets
+            .map(|target| self.warehouse.delete(target.table(), &of_batch))
             .collect()
     }
 

@@ -248,7 +248,9 @@ impl History {
         let sql = format!(
             "WITH read AS (\
                SELECT batch_id, multiIf({moved}, '') AS moved_from FROM {objects} \
-               WHERE {named} AND batch_id IN (SELECT batch_id FROM {batches} WHERE event = 'loaded') \
+               WHERE {named} AND batch_id IN (\
+                 SELECT batch_id FROM {batches} WHERE event = 'loaded' AND batch_id IN (\
+                   SELECT batch_id FROM {objects} WHERE {named})) \
                GROUP BY batch_id, moved_from\
              ), counted AS (\
                SELECT batch_id, source_etag, kind, toInt64(rows) AS lines FROM {rows} \

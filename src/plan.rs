@@ -170,9 +170,7 @@ impl Planner {
             .into_iter()
             .map(|sql| match read_by {
                 ReadBy::Stream => self.before_data(sql, batch, objects),
-                _ => self
-                    .with_settings(sql, batch, objects)
-                    .with("max_query_size", MAX_QUERY_BYTES),
+                _ => self.alone(sql, batch, objects),
             })
             .collect()
     }
@@ -213,10 +211,10 @@ impl Planner {
             self.landed(rows, batch),
             sql::strings(types.map(|event_type| &event_type.name)),
         );
-        self.with_settings(sql, batch, objects)
-            .with("max_query_size", MAX_QUERY_BYTES)
+        self.alone(sql, batch, objects)
     }
 
+    /// Kept lines as they would be in `landing` now.
     fn landed(&self, rows: &str, batch: BatchId) -> String {
         let lines = Lines {
             max_line_bytes: self.max_line_bytes,
@@ -290,6 +288,12 @@ impl Planner {
 
     fn insert_into(&self, table: &str) -> String {
         format!("INSERT INTO {}", sql::qualified(&self.database, table))
+    }
+
+    /// The statement without any data behind it.
+    fn alone(&self, sql: String, batch: BatchId, objects: &[&ObjectRef]) -> Statement {
+        self.with_settings(sql, batch, objects)
+            .with("max_query_size", MAX_QUERY_BYTES)
     }
 
     /// The statement in front of its data.

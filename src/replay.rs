@@ -96,13 +96,13 @@ impl Replayer {
             let Some(kept) = Kept::moved_by(replay.read_by) else {
                 continue;
             };
-            finished += 1;
             let mut moving = Moving::new(self, BatchId(replay.batch_id), kept, Vec::new());
-            if replay.loaded {
-                moving.clean().await?;
+            let end = if replay.loaded {
+                moving.clean().await?
             } else {
-                moving.recover().await?;
-            }
+                moving.recover().await?
+            };
+            finished += u64::from(end != End::Fenced);
             for (kind, rows) in moving.moved {
                 *tally.moved.entry(kind).or_default() += rows;
             }
@@ -198,10 +198,10 @@ impl<'a> Moving<'a> {
     }
 
     /// To its end. Where that is an error, the batch is left to the next replay.
-    async fn run(&mut self, run: Run) -> Result<(), WarehouseError> {
+    async fn run(&mut self, run: Run) -> Result<End, WarehouseError> {
         match self.drive(run).await {
             Ok(End::Loaded) => self.clean().await,
-            Ok(_) => Ok(()),
+            Ok(end) => Ok(end),
             Err(error) => {
                 self.abandon().await;
                 Err(error)
@@ -209,10 +209,11 @@ impl<'a> Moving<'a> {
         }
     }
 
-    async fn recover(&mut self) -> Result<(), WarehouseError> {
+    async fn recover(&mut self) -> Result<End, WarehouseError> {
         let sealed = self.replayer.ledger.sealed(self.batch).await?;
         let Some(sealed) = sealed else {
-            return Ok(());
+            // Somebody was faster.
+            return Ok(End::Fenced);
         };
         let replayable = sealed.form.plan == self.form.plan;
         self.form = sealed.form;
@@ -372,27 +373,29 @@ impl<'a> Moving<'a> {
 
     /// Deletes the lines from where they were kept. Whoever finds the batch on record may do so,
     /// at any time and again: these lines of these batches never come back.
-    async fn clean(&self) -> Result<(), WarehouseError> {
+    async fn clean(&self) -> Result<End, WarehouseError> {
         let Replayer {
             warehouse,
             ledger,
             timeout,
             ..
         } = self.replayer;
-        let sql = format!(
-            "DELETE FROM {} WHERE (source_path, source_etag, row_number, batch_id) IN (\
+        let listed = format!(
+            "(source_path, source_etag, row_number, batch_id) IN (\
                SELECT source_path, source_etag, row_number, kept_batch_id FROM {} \
                WHERE batch_id = '{}')",
-            warehouse.table(self.kept.table()),
             warehouse.table(REPLAYED),
             self.batch,
         );
-        // What the list says is the same on every replica.
-        let delete = Statement::new(sql).with("allow_nondeterministic_mutations", "1");
+        let delete = warehouse
+            .delete(self.kept.table(), &listed)
+            // Replicated tables take a subquery for that. The list is the same on every replica.
+            .with("allow_nondeterministic_mutations", "1");
         failpoint::reach("clean.before");
         warehouse.execute(&delete, None, *timeout).await?;
         failpoint::reach("clean.after");
-        ledger.cleaned(self.batch).await
+        ledger.cleaned(self.batch).await?;
+        Ok(End::Loaded)
     }
 
     async fn execute(&self, statement: &Statement, attempt: u32) -> Result<(), WarehouseError> {

@@ -126,6 +126,12 @@ impl Warehouse {
         format!("{}.{}", sql::ident(&self.database), sql::ident(name))
     }
 
+    /// Deletes rows of a table; once it has succeeded, no query sees them any more.
+    pub fn delete(&self, table: &str, condition: &str) -> Statement {
+        let sql = format!("DELETE FROM {} WHERE {condition}", self.table(table));
+        Statement::new(sql).with("lightweight_deletes_sync", "2")
+    }
+
     /// With the password as it is now.
     fn client(&self) -> Result<clickhouse::Client, WarehouseError> {
         let password = self.password.read().map_err(|problem| {

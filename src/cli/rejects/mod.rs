@@ -5,6 +5,7 @@ mod list;
 mod replay;
 mod show;
 
+use anyhow::Context;
 use clap::Subcommand;
 
 use super::{catalog, planner, warehouse, worker_name};
@@ -33,9 +34,10 @@ pub(super) async fn run(config: &Config, command: &Command) -> anyhow::Result<()
     let warehouse = warehouse(config)?;
     let timeout = config.clickhouse.insert_timeout.get();
     let kept = KeptLines::new(warehouse.clone(), timeout);
+    let unanswered = || format!("ClickHouse at {} does not tell", config.clickhouse.url);
     match command {
-        Command::List(arguments) => list::run(&kept, arguments).await,
-        Command::Show(arguments) => show::run(&kept, arguments).await,
+        Command::List(arguments) => list::run(&kept, arguments).await.with_context(unanswered),
+        Command::Show(arguments) => show::run(&kept, arguments).await.with_context(unanswered),
         Command::Replay(arguments) => {
             let lease = config.queue.visibility_timeout.get();
             let replayer = Replayer {
