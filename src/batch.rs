@@ -39,6 +39,9 @@ pub enum ReadBy {
     S3,
     /// This worker, which streams them into its insert.
     Stream,
+    /// ClickHouse, of what it kept of them: lines that are replayed.
+    RejectedLines,
+    UnmatchedStatements,
 }
 
 /// What closes a batch, whichever comes first.

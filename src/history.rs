@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::kept::Kept;
 use crate::ledger::{BATCHES_TABLE, FAILURES_TABLE, OBJECTS_TABLE, quoted_list};
 use crate::object::{ObjectId, ObjectRef, ObjectUrl};
 use crate::sql;
@@ -58,7 +59,7 @@ pub struct BatchOfObject {
     pub batch_id: String,
     pub worker: String,
     pub size: u64,
-    /// `s3` or `stream`.
+    /// `s3` or `stream`; `rejected_lines` or `unmatched_statements` where lines were moved.
     pub read_by: String,
     pub sealed_at: String,
     /// `loaded`, `released`, or `open`.
@@ -237,19 +238,37 @@ impl History {
         self.warehouse.rows(&sql).await
     }
 
-    /// Of batches that are loaded: rows of others may be on their way back.
+    /// Of batches that are loaded: rows of others may be on their way back. What a replay has moved
+    /// is not rejected, or unmatched, any more.
     async fn rows_of(&self, object: &ObjectUrl) -> Result<Vec<LinesOfObject>, WarehouseError> {
+        let moved: Vec<String> = Kept::ALL
+            .into_iter()
+            .map(|kept| format!("read_by = '{}', '{}'", kept.table(), kept.kind()))
+            .collect();
         let sql = format!(
-            "SELECT source_etag AS etag, kind AS name, sum(rows) AS lines FROM {} \
-             WHERE source_path = {} AND batch_id IN (\
-               SELECT batch_id FROM {} WHERE event = 'loaded' AND batch_id IN (\
-                 SELECT batch_id FROM {} WHERE {})) \
-             GROUP BY etag, name",
-            self.warehouse.table("object_rows"),
-            sql::string(&object.path()),
-            self.warehouse.table(BATCHES_TABLE),
-            self.warehouse.table(OBJECTS_TABLE),
-            named(object),
+            "WITH read AS (\
+               SELECT batch_id, multiIf({moved}, '') AS moved_from FROM {objects} \
+               WHERE {named} AND batch_id IN (\
+                 SELECT batch_id FROM {batches} WHERE event = 'loaded' AND batch_id IN (\
+                   SELECT batch_id FROM {objects} WHERE {named})) \
+               GROUP BY batch_id, moved_from\
+             ), counted AS (\
+               SELECT batch_id, source_etag, kind, toInt64(rows) AS lines FROM {rows} \
+               WHERE source_path = {path} AND batch_id IN (SELECT batch_id FROM read)\
+             ) \
+             SELECT source_etag AS etag, name, sum(lines) AS lines FROM (\
+               SELECT source_etag, toString(kind) AS name, lines FROM counted \
+               UNION ALL \
+               SELECT source_etag, moved_from AS name, -lines AS lines \
+               FROM counted INNER JOIN read ON counted.batch_id = read.batch_id \
+               WHERE moved_from != ''\
+             ) GROUP BY etag, name HAVING lines > 0",
+            moved = moved.join(", "),
+            rows = self.warehouse.table("object_rows"),
+            path = sql::string(&object.path()),
+            batches = self.warehouse.table(BATCHES_TABLE),
+            objects = self.warehouse.table(OBJECTS_TABLE),
+            named = named(object),
         );
         self.warehouse.rows(&sql).await
     }

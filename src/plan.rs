@@ -11,10 +11,12 @@ use uuid::Uuid;
 use crate::batch::{BatchId, ReadBy, estimated_bytes};
 use crate::config::Secret;
 use crate::event_types::Catalog;
-use crate::event_types::select::{Lines, Target, landing_select, per_type_select, view_select};
+use crate::event_types::select::{
+    Lines, Target, landed, landing_select, per_type_select, view_select,
+};
 use crate::load::verdict::{CHANGED_TEXT, FENCED_TEXT};
 use crate::object::ObjectRef;
-use crate::schema::landing_name;
+use crate::schema::{REPLAYED, landing_name};
 use crate::sql;
 use crate::warehouse::{MAX_QUERY_BYTES, Statement};
 
@@ -170,12 +172,58 @@ impl Planner {
         statements
             .into_iter()
             .map(|sql| match read_by {
-                ReadBy::S3 => self
-                    .with_settings(sql, batch, objects)
-                    .with("max_query_size", MAX_QUERY_BYTES),
                 ReadBy::Stream => self.before_data(sql, batch, objects),
+                _ => self.alone(sql, batch, objects),
             })
             .collect()
+    }
+
+    /// What would become of kept lines (`rows`: what follows FROM): how many lines there are of each
+    /// `source_path`, `source_etag`, `kind` and `reason`.
+    pub fn fates(&self, rows: &str) -> String {
+        format!(
+            "SELECT source_path, source_etag, kind, reason, count() AS lines FROM {} \
+             GROUP BY source_path, source_etag, kind, reason",
+            self.landed(rows, BatchId(Uuid::nil()))
+        )
+    }
+
+    /// The statement that lists, with their text, the kept lines that are rows by now: those that
+    /// a replay moves.
+    pub fn freeze(
+        &self,
+        batch: BatchId,
+        objects: &[&ObjectRef],
+        rows: &str,
+        guard: &str,
+    ) -> Statement {
+        let listed: Vec<String> = objects
+            .iter()
+            .map(|object| format!("({})", sql::strings([&object.path(), &object.etag])))
+            .collect();
+        let types = self.catalog.types().iter();
+        let sql = format!(
+            "{} (batch_id, source_path, source_etag, row_number, raw, kept_batch_id) \
+             SELECT toUUID('{batch}'), source_path, source_etag, row_number, raw, batch_id \
+             FROM {rows} AND {} AND (source_path, source_etag) IN ({}) \
+             AND (source_path, source_etag, row_number) IN (\
+               SELECT source_path, source_etag, row_number FROM {} WHERE kind IN ({}))",
+            self.insert_into(REPLAYED),
+            sql::throw_if(guard, FENCED_TEXT),
+            listed.join(","),
+            self.landed(rows, batch),
+            sql::strings(types.map(|event_type| &event_type.name)),
+        );
+        self.alone(sql, batch, objects)
+    }
+
+    /// Kept lines as they would be in `landing` now.
+    fn landed(&self, rows: &str, batch: BatchId) -> String {
+        let lines = Lines {
+            max_line_bytes: self.max_line_bytes,
+            ..Lines::of_kept(rows, batch.0)
+        };
+        landed(&self.catalog, &lines)
     }
 
     /// The statement that fills one table, unless none of the objects is on its route.
@@ -194,8 +242,8 @@ impl Planner {
         }
         let sources = match read_by {
             ReadBy::S3 => &on_route,
-            // The body has all of them.
-            ReadBy::Stream => objects,
+            // The body, or the list, has all of them.
+            ReadBy::Stream | ReadBy::RejectedLines | ReadBy::UnmatchedStatements => objects,
         };
         let columns = target.columns().into_iter().map(sql::ident);
         let columns: Vec<String> = columns.collect();
@@ -230,11 +278,25 @@ impl Planner {
                     ..Lines::of_body(&listed, batch.0)
                 }
             }
+            ReadBy::RejectedLines | ReadBy::UnmatchedStatements => {
+                let list = sql::qualified(&self.database, REPLAYED);
+                Lines {
+                    filter: Some(guard),
+                    max_line_bytes,
+                    ..Lines::of_kept(&format!("{list} WHERE batch_id = '{batch}'"), batch.0)
+                }
+            }
         }
     }
 
     fn insert_into(&self, table: &str) -> String {
         format!("INSERT INTO {}", sql::qualified(&self.database, table))
+    }
+
+    /// The statement without any data behind it.
+    fn alone(&self, sql: String, batch: BatchId, objects: &[&ObjectRef]) -> Statement {
+        self.with_settings(sql, batch, objects)
+            .with("max_query_size", MAX_QUERY_BYTES)
     }
 
     /// The statement in front of its data.

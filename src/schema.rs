@@ -26,6 +26,9 @@ use crate::sql;
 /// What the names of landing tables and of their views begin with.
 pub const LANDING_PREFIX: &str = "landing_";
 
+/// The lines that are replayed, by the batch that moves them.
+pub const REPLAYED: &str = "replayed_lines";
+
 /// How the tables are laid out on the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SchemaOptions {
@@ -141,6 +144,7 @@ pub fn tables(catalog: &Catalog, options: &SchemaOptions) -> Vec<Table> {
     tables.extend([
         kept_lines("rejected_lines", options),
         kept_lines("unmatched_statements", options),
+        replayed_lines(options),
         object_rows(options),
         ledger_objects(),
         ledger_batches(),
@@ -371,6 +375,32 @@ fn kept_lines(name: &str, options: &SchemaOptions) -> Table {
         order_by: names(&["source_path", "source_etag", "row_number"]),
         ttl: Some(Ttl {
             column: "ingested_at",
+            after: options.reject_ttl,
+        }),
+        settings: options.dedup_settings(),
+    }
+}
+
+/// The frozen list of each replay, with the text: what is replayed must not change when the kept
+/// line is forgotten.
+fn replayed_lines(options: &SchemaOptions) -> Table {
+    Table {
+        name: REPLAYED.to_owned(),
+        columns: vec![
+            TableColumn::new("batch_id", "UUID"),
+            TableColumn::new("source_path", "String"),
+            TableColumn::new("source_etag", "String"),
+            TableColumn::new("row_number", "UInt64"),
+            TableColumn::with("raw", "String", COMPRESSED),
+            TableColumn::new("kept_batch_id", "UUID"),
+            TableColumn::with("frozen_at", TIME, NOW),
+        ],
+        batch_index: true,
+        replacing: false,
+        partition_by: None,
+        order_by: names(&["source_path", "source_etag", "row_number"]),
+        ttl: Some(Ttl {
+            column: "frozen_at",
             after: options.reject_ttl,
         }),
         settings: options.dedup_settings(),

@@ -4,6 +4,7 @@ mod config;
 mod dlq;
 mod migrate;
 mod output;
+mod rejects;
 mod retry;
 mod run;
 mod status;
@@ -83,6 +84,12 @@ enum Command {
     /// List, send again or archive the messages of the dead-letter queue
     #[command(subcommand)]
     Dlq(dlq::Command),
+    /// List, show or replay the lines that became no row
+    ///
+    /// A line that cannot become a row (`rejected`), or that no event type takes (`unmatched`), is
+    /// kept for `clickhouse.reject_ttl`.
+    #[command(subcommand)]
+    Rejects(rejects::Command),
     /// Show the configuration in force, or its schema
     #[command(subcommand)]
     Config(config::Command),
@@ -153,6 +160,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Types(command) => runtime.block_on(types::run(&config, &command)),
         Command::Retry(arguments) => runtime.block_on(retry::run(&config, &arguments)),
         Command::Dlq(command) => runtime.block_on(dlq::run(&config, &command)),
+        Command::Rejects(command) => runtime.block_on(rejects::run(&config, &command)),
         Command::Config(command) => config::run(&config, &command),
     }
 }
@@ -195,6 +203,14 @@ fn warehouse(config: &Config) -> anyhow::Result<Warehouse> {
         cluster: clickhouse.cluster.clone(),
     };
     Warehouse::connect(&access).context("ClickHouse cannot be set up")
+}
+
+/// This process, as the ledger names it.
+fn worker_name() -> String {
+    let host = std::env::var("HOSTNAME")
+        .or_else(|_| std::fs::read_to_string("/etc/hostname").map(|name| name.trim().to_owned()))
+        .unwrap_or_else(|_| "worker".to_owned());
+    format!("{host}-{}", std::process::id())
 }
 
 fn s3_access(config: &Config) -> anyhow::Result<S3Access> {

@@ -30,6 +30,10 @@ pub(super) struct Output {
 }
 
 impl Output {
+    pub(super) fn is_json(&self) -> bool {
+        matches!(self.format, Format::Json)
+    }
+
     pub(super) fn show(&self, result: &(impl Serialize + Display)) -> anyhow::Result<()> {
         match self.format {
             Format::Text => print(result.to_string().trim_end()),

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::stop::stop_on_signals;
-use super::{aws, catalog, fallback, planner, warehouse};
+use super::{aws, catalog, fallback, planner, warehouse, worker_name};
 use crate::admin::{AdminListener, Health};
 use crate::batch::BatchLimits;
 use crate::config::{Config, LoadStrategy, NotificationsConfig, OnMissing};
@@ -78,9 +78,8 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     .await?
     {
         let visibility = config.queue.visibility_timeout.get();
-        let worker = format!("{}-{}", hostname(), std::process::id());
         let loader = Arc::new(Loader {
-            ledger: Ledger::new(warehouse.clone(), worker, visibility),
+            ledger: Ledger::new(warehouse.clone(), worker_name(), visibility),
             warehouse,
             planner,
             breaker: breaker.clone(),
@@ -226,10 +225,4 @@ async fn probe(
             Err(error) => breaker.open(Scope::Everything, halt_class(&error), &with_advice(&error)),
         }
     }
-}
-
-fn hostname() -> String {
-    std::env::var("HOSTNAME")
-        .or_else(|_| std::fs::read_to_string("/etc/hostname").map(|name| name.trim().to_owned()))
-        .unwrap_or_else(|_| "worker".to_owned())
 }

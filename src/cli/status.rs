@@ -409,8 +409,10 @@ impl fmt::Display for ObjectStory {
             if !batch.ended_at.is_empty() {
                 write!(f, " {}", batch.ended_at)?;
             }
-            if batch.read_by == "stream" {
-                write!(f, ", streamed")?;
+            match batch.read_by.as_str() {
+                "s3" => {}
+                "stream" => write!(f, ", streamed")?,
+                table => write!(f, ", replayed from {}", shown(table))?,
             }
             if batch.attempts > 1 {
                 write!(f, ", {} attempts", batch.attempts)?;

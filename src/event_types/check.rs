@@ -14,11 +14,12 @@ use columns::check_column;
 use rules::check_rule;
 
 /// Sluice's own tables; an event type's table cannot have one of these names.
-pub const RESERVED_TABLES: [&str; 6] = [
+pub const RESERVED_TABLES: [&str; 7] = [
     "landing",
     "rejected_lines",
     "unmatched_statements",
     "object_rows",
+    "replayed_lines",
     "ledger_objects",
     "ledger_batches",
 ];

@@ -49,6 +49,13 @@ impl Lines {
         }
     }
 
+    /// Lines that are kept in a table; `rows` is what follows FROM.
+    pub fn of_kept(rows: &str, batch_id: Uuid) -> Lines {
+        let columns = "raw AS line, source_path AS _path, source_etag AS _etag, \
+                       row_number AS _row_number";
+        Lines::of_objects(format!("(SELECT {columns} FROM {rows})"), batch_id)
+    }
+
     /// Lines that come as the body of the insert, each behind a prefix that says of which object it
     /// is and which line ([`crate::framing`]). `objects`: path and etag of each, in order.
     pub fn of_body(objects: &[(String, &str)], batch_id: Uuid) -> Lines {
@@ -382,17 +389,18 @@ pub fn view_select(catalog: &Catalog, target: Target<'_>, landing: &str) -> Stri
 }
 
 /// From lines to the rows of one table, for those who cannot have views.
+pub fn per_type_select(catalog: &Catalog, target: Target<'_>, lines: &Lines) -> String {
+    view_select(catalog, target, &landed(catalog, lines))
+}
+
+/// The rows of `landing` that these lines would be, as a table expression.
 ///
 /// The LIMIT limits nothing: it keeps the planner from carrying the condition on `kind` down to the
 /// lines, on the way to which it writes out the whole expression behind it once for each use, a
 /// second of work for a query that takes a tenth.
-pub fn per_type_select(catalog: &Catalog, target: Target<'_>, lines: &Lines) -> String {
-    let landing = format!(
-        "(\n{}\nLIMIT {}\n)",
-        landing_select(catalog, lines),
-        i64::MAX
-    );
-    view_select(catalog, target, &landing)
+pub fn landed(catalog: &Catalog, lines: &Lines) -> String {
+    let select = landing_select(catalog, lines);
+    format!("(\n{select}\nLIMIT {}\n)", i64::MAX)
 }
 
 /// A column's value, from a row of `landing`.

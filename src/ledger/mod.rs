@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tracing::debug;
 use uuid::Uuid;
 
 use crate::batch::{BatchId, ReadBy};
@@ -38,7 +39,12 @@ mod event {
     pub(super) const FENCED: &str = "fenced";
     pub(super) const RELEASED: &str = "released";
     pub(super) const LOADED: &str = "loaded";
+    /// What the batch replaces is deleted.
+    pub(super) const CLEANED: &str = "cleaned";
 }
+
+/// Of a claim: the batch moves lines that were kept.
+const IS_REPLAY: &str = "read_by IN ('rejected_lines', 'unmatched_statements')";
 
 #[derive(Clone)]
 pub struct Ledger {
@@ -93,6 +99,15 @@ struct FailureRow<'a> {
     class: &'a str,
     reason: &'a str,
     worker: &'a str,
+}
+
+/// A replay that is to be finished.
+#[derive(Debug, Deserialize)]
+pub struct UnfinishedReplay {
+    pub batch_id: Uuid,
+    pub read_by: ReadBy,
+    /// Only the kept lines are to be deleted.
+    pub loaded: bool,
 }
 
 /// What the ledger says of a batch that is to be recovered.
@@ -159,34 +174,10 @@ impl Ledger {
         if objects.is_empty() {
             return Ok(Vec::new());
         }
-        let listed = quoted_list(objects.iter().map(|object| object.0));
-        let but = but
-            .map(|batch| format!(" AND batch_id != '{batch}'"))
-            .unwrap_or_default();
-        let claims = self.warehouse.table(OBJECTS_TABLE);
-        let events = self.warehouse.table(BATCHES_TABLE);
-        let sql = format!(
-            "WITH claims AS (\
-               SELECT object_id, batch_id, max(sealed_at) AS sealed, \
-                 argMax(lease_seconds, sealed_at) AS lease \
-               FROM {claims} WHERE object_id IN ({listed}){but} GROUP BY object_id, batch_id\
-             ), events AS (\
-               SELECT batch_id, max(event = '{LOADED}') AS loaded, \
-                 max(event = '{RELEASED}') AS released, \
-                 maxIf(at, event = '{LEASED}') AS leased_at, \
-                 argMaxIf(lease_seconds, at, event = '{LEASED}') AS lease \
-               FROM {events} WHERE batch_id IN (SELECT batch_id FROM claims) GROUP BY batch_id\
-             ) \
-             SELECT claims.object_id AS object_id, claims.batch_id AS batch_id, \
-               events.loaded AS loaded, \
-               if(events.leased_at > claims.sealed, \
-                 events.leased_at + toIntervalSecond(events.lease), \
-                 claims.sealed + toIntervalSecond(claims.lease)) < now64(3) AS lapsed \
-             FROM claims LEFT JOIN events ON claims.batch_id = events.batch_id \
-             WHERE events.loaded OR NOT events.released",
-            LOADED = event::LOADED,
-            RELEASED = event::RELEASED,
-            LEASED = event::LEASED,
+        let sql = self.claims(
+            &among(objects, but),
+            "object_id, batch_id, loaded, lapsed",
+            "loaded OR NOT released",
         );
         let mut known: HashMap<ObjectId, Standing> = HashMap::new();
         for row in self.warehouse.rows::<Row>(&sql).await? {
@@ -205,6 +196,85 @@ impl Ledger {
         }
         let standing = |object| known.get(object).copied().unwrap_or(Standing::Free);
         Ok(objects.iter().map(standing).collect())
+    }
+
+    /// The standing of each object, in order, as far as lines that are kept of it are to be moved:
+    /// free, unless another batch than `but` works on it, or has to clean up after itself.
+    pub async fn standings_of_kept(
+        &self,
+        objects: &[ObjectId],
+        but: Option<BatchId>,
+    ) -> Result<Vec<Standing>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            object_id: Uuid,
+            batch_id: Uuid,
+        }
+        if objects.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sql = self.claims(
+            &among(objects, but),
+            "object_id, batch_id",
+            &format!("NOT released AND (NOT loaded OR ({IS_REPLAY} AND NOT cleaned))"),
+        );
+        let rows: Vec<Row> = self.warehouse.rows(&sql).await?;
+        let busy: HashMap<_, _> = rows
+            .iter()
+            .map(|row| (row.object_id, row.batch_id))
+            .collect();
+        let standing = |object: &ObjectId| match busy.get(&object.0) {
+            None => Standing::Free,
+            Some(batch) => Standing::Busy {
+                batch: BatchId(*batch),
+                // What is left behind is looked for by itself.
+                lapsed: false,
+            },
+        };
+        Ok(objects.iter().map(standing).collect())
+    }
+
+    /// Replays that somebody has left behind: their lease has run out, or the kept lines are still
+    /// there.
+    pub async fn unfinished_replays(&self) -> Result<Vec<UnfinishedReplay>, WarehouseError> {
+        let sql = self.claims(
+            IS_REPLAY,
+            "DISTINCT batch_id, read_by, toBool(loaded) AS loaded",
+            "NOT released AND if(loaded, NOT cleaned, lapsed) ORDER BY batch_id",
+        );
+        self.warehouse.rows(&sql).await
+    }
+
+    /// `columns` of the claims that `which` names, as far as `condition` holds.
+    fn claims(&self, which: &str, columns: &str, condition: &str) -> String {
+        format!(
+            "WITH claims AS (\
+               SELECT object_id, batch_id, any(read_by) AS reader, max(sealed_at) AS sealed, \
+                 argMax(lease_seconds, sealed_at) AS lease \
+               FROM {claims} WHERE {which} GROUP BY object_id, batch_id\
+             ), events AS (\
+               SELECT batch_id, max(event = '{LOADED}') AS loaded, \
+                 max(event = '{RELEASED}') AS released, max(event = '{CLEANED}') AS cleaned, \
+                 maxIf(at, event = '{LEASED}') AS leased_at, \
+                 argMaxIf(lease_seconds, at, event = '{LEASED}') AS lease \
+               FROM {events} WHERE batch_id IN (SELECT batch_id FROM claims) GROUP BY batch_id\
+             ), joined AS (\
+               SELECT claims.object_id AS object_id, claims.batch_id AS batch_id, \
+                 claims.reader AS read_by, events.loaded AS loaded, \
+                 events.released AS released, events.cleaned AS cleaned, \
+                 if(events.leased_at > claims.sealed, \
+                   events.leased_at + toIntervalSecond(events.lease), \
+                   claims.sealed + toIntervalSecond(claims.lease)) < now64(3) AS lapsed \
+               FROM claims LEFT JOIN events ON claims.batch_id = events.batch_id\
+             ) \
+             SELECT {columns} FROM joined WHERE {condition}",
+            claims = self.warehouse.table(OBJECTS_TABLE),
+            events = self.warehouse.table(BATCHES_TABLE),
+            LOADED = event::LOADED,
+            RELEASED = event::RELEASED,
+            CLEANED = event::CLEANED,
+            LEASED = event::LEASED,
+        )
     }
 
     /// Writes the frozen list of a batch.
@@ -247,6 +317,24 @@ impl Ledger {
             },
         )
         .await
+    }
+
+    /// Keeps the lease for as long as some work takes.
+    pub async fn leased<T>(&self, batch: BatchId, work: impl Future<Output = T>) -> T {
+        let keep_lease = async {
+            let mut renewals = tokio::time::interval(self.lease / 3);
+            renewals.tick().await;
+            loop {
+                renewals.tick().await;
+                if let Err(error) = self.renew(batch).await {
+                    debug!(batch.id = %batch, "lease not renewed: {error}");
+                }
+            }
+        };
+        tokio::select! {
+            done = work => done,
+            () = keep_lease => unreachable!("it never ends"),
+        }
     }
 
     /// Ends this worker's lease now, so that another can recover the batch without waiting.
@@ -330,6 +418,18 @@ impl Ledger {
         );
         let query_id = format!("{batch}-record-{}", Uuid::now_v7());
         self.warehouse.run_as(&sql, &query_id).await
+    }
+
+    /// What the batch replaces is deleted.
+    pub async fn cleaned(&self, batch: BatchId) -> Result<(), WarehouseError> {
+        self.note(
+            batch,
+            BatchRow {
+                event: event::CLEANED,
+                ..BatchRow::default()
+            },
+        )
+        .await
     }
 
     /// Puts on record why objects could not be loaded.
@@ -451,6 +551,15 @@ impl Ledger {
     fn lease_seconds(&self) -> u32 {
         u32::try_from(self.lease.as_secs()).unwrap_or(u32::MAX)
     }
+}
+
+/// The claims on these objects, but those of one batch.
+fn among(objects: &[ObjectId], but: Option<BatchId>) -> String {
+    let listed = quoted_list(objects.iter().map(|object| object.0));
+    let but = but
+        .map(|batch| format!(" AND batch_id != '{batch}'"))
+        .unwrap_or_default();
+    format!("object_id IN ({listed}){but}")
 }
 
 pub(crate) fn quoted_list(ids: impl Iterator<Item = Uuid>) -> String {

@@ -19,6 +19,7 @@ use super::{
     verdict,
 };
 use crate::batch::{BatchId, ReadBy};
+use crate::batch_rows::{BatchRows, Counted};
 use crate::event_types::select::{BLANK, Target};
 use crate::failpoint;
 use crate::ledger::protocol::{Action, DOOMED, End, Event, Run, Standing};
@@ -46,7 +47,7 @@ pub(super) struct Loading<'a> {
     /// How many inserts had succeeded when this batch began.
     pub(super) successes_before: u64,
     /// What the insert has brought.
-    pub(super) read: Vec<ReadBack>,
+    pub(super) read: Vec<Counted>,
     pub(super) sealed: bool,
     /// Sealed with the list: a replay must make the same statements, and cut the same blocks.
     pub(super) form: Form,
@@ -57,19 +58,6 @@ pub(super) struct Loading<'a> {
 const S3_ERROR: u32 = 499;
 /// The server has this long to answer that a statement took too long.
 const ANSWER_AFTER_TIMEOUT: Duration = Duration::from_secs(15);
-
-#[derive(Debug, Deserialize)]
-struct Count {
-    rows: u64,
-}
-
-/// Lines of one kind that came from one object.
-#[derive(Debug, Deserialize)]
-pub(super) struct ReadBack {
-    source_path: String,
-    kind: String,
-    rows: u64,
-}
 
 impl Loading<'_> {
     /// Drives a run to its end. Objects that turn out to be loaded, or in other hands, get their
@@ -121,7 +109,10 @@ impl Loading<'_> {
                         Event::Fenced
                     }
                 }
-                Action::CheckRows => Event::Rows(self.has_rows().await?),
+                Action::CheckRows => {
+                    let rows = self.rows();
+                    Event::Rows(self.small(|| rows.any()).await?)
+                }
                 Action::CheckComplete => {
                     if self.is_complete().await? {
                         Event::Complete
@@ -400,64 +391,41 @@ impl Loading<'_> {
         // The server's own limit comes first: its answer says that the statement has ended.
         let timeout = loader.limits.insert_timeout + ANSWER_AFTER_TIMEOUT;
         let objects = self.objects();
-        self.leased(async {
+        let leased = loader.ledger.leased(self.batch, async {
             loader.breaker.admit(Scope::Inserts).await;
             for (index, statement) in statements.iter().enumerate() {
                 let query_id = format!("{query_id}-{index}");
-                match self.form.read_by {
-                    ReadBy::S3 => {
-                        let warehouse = &loader.warehouse;
-                        let execute = warehouse.execute(statement, Some(&query_id), timeout);
-                        execute.await?;
-                    }
-                    ReadBy::Stream => {
-                        let body = stream::body(&loader.store, &objects);
-                        let warehouse = &loader.warehouse;
-                        let stream = warehouse.stream(statement, body, &query_id, timeout);
-                        stream.await?;
-                    }
+                let warehouse = &loader.warehouse;
+                if self.form.read_by == ReadBy::Stream {
+                    let body = stream::body(&loader.store, &objects);
+                    let stream = warehouse.stream(statement, body, &query_id, timeout);
+                    stream.await?;
+                } else {
+                    let execute = warehouse.execute(statement, Some(&query_id), timeout);
+                    execute.await?;
                 }
             }
             Ok(())
-        })
-        .await
+        });
+        leased.await
     }
 
-    /// Keeps the lease for as long as some work takes.
-    async fn leased<T>(&self, work: impl Future<Output = T>) -> T {
-        let ledger = &self.loader.ledger;
-        let keep_lease = async {
-            let mut renewals = tokio::time::interval(ledger.lease() / 3);
-            renewals.tick().await;
-            loop {
-                renewals.tick().await;
-                if let Err(error) = ledger.renew(self.batch).await {
-                    debug!(batch.id = %self.batch, "lease not renewed: {error}");
-                }
-            }
-        };
-        tokio::select! {
-            done = work => done,
-            () = keep_lease => unreachable!("it never ends"),
+    fn rows(&self) -> BatchRows<'_> {
+        BatchRows {
+            warehouse: &self.loader.warehouse,
+            catalog: &self.loader.planner.catalog,
+            batch: self.batch,
         }
     }
 
-    async fn has_rows(&self) -> Result<bool, Cancelled> {
-        #[derive(Deserialize)]
-        struct Found {}
-        let batch = self.batch;
-        let checks: Vec<String> = Target::all(&self.loader.planner.catalog)
-            .iter()
-            .map(|target| {
-                let table = self.loader.warehouse.table(target.table());
-                format!("SELECT 1 AS found FROM {table} WHERE batch_id = '{batch}' LIMIT 1")
-            })
-            .collect();
-        let sql = format!("SELECT * FROM ({}) LIMIT 1", checks.join(" UNION ALL "));
-        let found = self
-            .small(|| self.loader.warehouse.rows::<Found>(&sql))
-            .await?;
-        Ok(!found.is_empty())
+    async fn read_back(&self) -> Result<Vec<Counted>, Cancelled> {
+        let rows = self.rows();
+        self.small(|| rows.counted()).await
+    }
+
+    async fn tables_agree(&self) -> Result<bool, Cancelled> {
+        let rows = self.rows();
+        self.small(|| rows.agree_with(&self.read)).await
     }
 
     /// Whether every table has what the batch brought, so that only the record is missing: an
@@ -471,36 +439,6 @@ impl Loading<'_> {
         Ok(!self.read.is_empty() && self.tables_agree().await?)
     }
 
-    /// Whether the tables have as many rows of the batch as `object_rows` says. Of a kind that is
-    /// not declared any more nobody knows.
-    async fn tables_agree(&self) -> Result<bool, Cancelled> {
-        let targets = Target::all(&self.loader.planner.catalog);
-        let is_known =
-            |kind: &str| kind == BLANK || targets.iter().any(|target| target.kind() == Some(kind));
-        if !self.read.iter().all(|row| is_known(&row.kind)) {
-            return Ok(false);
-        }
-        for target in targets {
-            let Some(kind) = target.kind() else { continue };
-            let counted: u64 = self
-                .read
-                .iter()
-                .filter(|row| row.kind == kind)
-                .map(|row| row.rows)
-                .sum();
-            let table = self.loader.warehouse.table(target.table());
-            let sql = format!(
-                "SELECT count() AS rows FROM {table} WHERE batch_id = '{}'",
-                self.batch
-            );
-            let found: Vec<Count> = self.small(|| self.loader.warehouse.rows(&sql)).await?;
-            if found.first().is_none_or(|found| found.rows != counted) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
     /// Deletes what a batch that can never be completed has left.
     async fn take_back(&self) -> Result<Event, Cancelled> {
         // No record can come any more; one that came before stands.
@@ -510,30 +448,16 @@ impl Loading<'_> {
         }
         warn!(batch.id = %self.batch, "taking back the rows of a batch that cannot be completed");
         self.small(|| self.loader.ledger.renew(self.batch)).await?;
-        self.leased(async {
-            for target in Target::all(&self.loader.planner.catalog) {
-                let table = self.loader.warehouse.table(target.table());
-                let sql = format!("DELETE FROM {table} WHERE batch_id = '{}'", self.batch);
-                let delete = Statement::new(sql);
+        let deletes = async {
+            for delete in self.rows().deletes() {
                 // Not the short timeout: each repetition is one more mutation in the queue.
                 let timeout = self.loader.limits.insert_timeout;
                 self.small(|| self.loader.warehouse.execute(&delete, None, timeout))
                     .await?;
             }
             Ok(Event::Done)
-        })
-        .await
-    }
-
-    /// What the tables have of the batch.
-    async fn read_back(&self) -> Result<Vec<ReadBack>, Cancelled> {
-        let sql = format!(
-            "SELECT source_path, kind, sum(rows) AS rows FROM {} WHERE batch_id = '{}' \
-             GROUP BY source_path, kind",
-            self.loader.warehouse.table(Target::ObjectRows.table()),
-            self.batch,
-        );
-        self.small(|| self.loader.warehouse.rows(&sql)).await
+        };
+        self.loader.ledger.leased(self.batch, deletes).await
     }
 
     /// An object that has bytes and of which no line came, not even a blank one: ClickHouse read

@@ -47,6 +47,7 @@ impl Fallbacks {
         match read_by {
             ReadBy::S3 => self.unread.store(0, Ordering::Relaxed),
             ReadBy::Stream => metrics::objects_streamed(objects),
+            ReadBy::RejectedLines | ReadBy::UnmatchedStatements => {}
         }
     }
 }

@@ -369,9 +369,10 @@ impl Loader {
         read_by: ReadBy,
         cancel: &CancellationToken,
     ) -> Result<Vec<Item>, Refused> {
-        match read_by {
-            ReadBy::S3 => self.refresh_by_clickhouse(items, cancel).await,
-            ReadBy::Stream => self.refresh_by_worker(items, cancel).await,
+        if read_by == ReadBy::Stream {
+            self.refresh_by_worker(items, cancel).await
+        } else {
+            self.refresh_by_clickhouse(items, cancel).await
         }
     }
 
@@ -560,14 +561,12 @@ impl Loader {
     }
 
     async fn probe(&self, object: &ObjectRef, read_by: ReadBy) -> Result<(), WarehouseError> {
-        match read_by {
-            ReadBy::S3 => {
-                let query = self.planner.probe(&[object]);
-                let rows = self.warehouse.rows::<serde::de::IgnoredAny>(&query).await;
-                rows.map(drop)
-            }
-            ReadBy::Stream => Ok(self.store.present(object).await.map(drop)?),
+        if read_by == ReadBy::Stream {
+            return Ok(self.store.present(object).await.map(drop)?);
         }
+        let query = self.planner.probe(&[object]);
+        let rows = self.warehouse.rows::<serde::de::IgnoredAny>(&query).await;
+        rows.map(drop)
     }
 
     async fn pause(&self, tries: u32, cancel: &CancellationToken) -> Result<(), Cancelled> {

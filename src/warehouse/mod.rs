@@ -126,6 +126,12 @@ impl Warehouse {
         format!("{}.{}", sql::ident(&self.database), sql::ident(name))
     }
 
+    /// Deletes rows of a table; once it has succeeded, no query sees them any more.
+    pub fn delete(&self, table: &str, condition: &str) -> Statement {
+        let sql = format!("DELETE FROM {} WHERE {condition}", self.table(table));
+        Statement::new(sql).with("lightweight_deletes_sync", "2")
+    }
+
     /// With the password as it is now.
     fn client(&self) -> Result<clickhouse::Client, WarehouseError> {
         let password = self.password.read().map_err(|problem| {
@@ -202,6 +208,15 @@ impl Warehouse {
 
     /// The rows of a small query.
     pub async fn rows<T: DeserializeOwned>(&self, sql: &str) -> Result<Vec<T>, WarehouseError> {
+        self.rows_within(sql, self.query_timeout).await
+    }
+
+    /// The rows of a query that may take this long.
+    pub async fn rows_within<T: DeserializeOwned>(
+        &self,
+        sql: &str,
+        timeout: Duration,
+    ) -> Result<Vec<T>, WarehouseError> {
         let mut query = self
             .client()?
             .query_raw(sql)
@@ -210,7 +225,7 @@ impl Warehouse {
         for (name, value) in PLAIN_MEANING {
             query = query.with_setting(*name, *value);
         }
-        let text = bounded(self.query_timeout, async {
+        let text = bounded(timeout, async {
             let mut cursor = query
                 .fetch_bytes("JSONEachRow")
                 .map_err(|error| self.classify(error))?;

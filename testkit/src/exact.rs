@@ -38,22 +38,19 @@ pub async fn keep_duplicates(clickhouse: &ClickHouse, site: &Site) -> Result<()>
     Ok(())
 }
 
-/// What is wrong with the rows of these objects, a line each; nothing when all is right.
-///
-/// Counted are the tables themselves and `object_rows`, by object and kind; rows of one object that
-/// are there more than once; and objects that more than one loaded batch lists.
+/// What is wrong with the tables themselves: rows by object and kind, and rows that are there more
+/// than once.
 ///
 /// # Errors
 ///
 /// What ClickHouse says.
-pub async fn differences(
+pub async fn table_differences(
     clickhouse: &ClickHouse,
     site: &Site,
     expected: &[Bundle],
 ) -> Result<String> {
     let expected = reckoned(site, expected);
     let mut problems = String::new();
-
     let mut found = Rows::new();
     for (kind, table) in kinds() {
         let table = format!("{}.{table}", site.database);
@@ -79,6 +76,24 @@ pub async fn differences(
         }
     }
     compare("tables", &expected, &found, &mut problems)?;
+    Ok(problems)
+}
+
+/// What is wrong with the rows of these objects, a line each; nothing when all is right.
+///
+/// Counted are the tables themselves ([`table_differences`]) and `object_rows`, by object and kind;
+/// and objects that more than one loaded batch lists.
+///
+/// # Errors
+///
+/// What ClickHouse says.
+pub async fn differences(
+    clickhouse: &ClickHouse,
+    site: &Site,
+    expected: &[Bundle],
+) -> Result<String> {
+    let mut problems = table_differences(clickhouse, site, expected).await?;
+    let expected = reckoned(site, expected);
 
     let rows = clickhouse
         .rows(&format!(

@@ -173,12 +173,16 @@ impl<'a> Lab<'a> {
         arguments: &[impl AsRef<OsStr>],
         failpoints: &str,
     ) -> Result<Output> {
-        let path = self.directory.path().join("command.yaml");
-        std::fs::write(&path, config.to_string())?;
+        // A file of its own: commands can run side by side.
+        let file = tempfile::Builder::new()
+            .suffix(".yaml")
+            .tempfile_in(self.directory.path())?;
+        let path = file.path();
+        std::fs::write(path, config.to_string())?;
         let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_sluice"))
             .args(arguments)
             .arg("--config")
-            .arg(&path)
+            .arg(path)
             .envs(self.aws.environment())
             .env("FAILPOINTS", failpoints)
             .current_dir(self.directory.path())
@@ -509,14 +513,7 @@ pub(crate) enum Statement {
 
 impl Statement {
     pub(crate) fn matcher(self) -> impl Fn(&Parts, &[u8]) -> bool + Send + 'static {
-        move |parts, body| {
-            let query = parts.uri.query().unwrap_or_default();
-            let query = percent_decode_str(query)
-                .decode_utf8_lossy()
-                .replace('+', " ");
-            let text = format!("{query}\n{}", String::from_utf8_lossy(body));
-            self.is_in(&text)
-        }
+        move |parts, body| self.is_in(&text_of(parts, body))
     }
 
     fn is_in(self, text: &str) -> bool {
@@ -537,6 +534,15 @@ impl Statement {
             }
         }
     }
+}
+
+/// A request's statement, wherever it stands.
+pub(crate) fn text_of(parts: &Parts, body: &[u8]) -> String {
+    let query = parts.uri.query().unwrap_or_default();
+    let query = percent_decode_str(query)
+        .decode_utf8_lossy()
+        .replace('+', " ");
+    format!("{query}\n{}", String::from_utf8_lossy(body))
 }
 
 /// Waits until so many requests have met a fault.

@@ -9,5 +9,6 @@ mod harness;
 mod objects;
 mod outages;
 mod plans;
+mod replay;
 mod streams;
 mod workers;

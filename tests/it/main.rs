@@ -15,6 +15,7 @@ mod notifications;
 mod outages;
 mod queue_contract;
 mod rejects;
+mod replay;
 mod status;
 mod strategies;
 mod streamed;

@@ -1,0 +1,53 @@
+//! `sluice rejects`: lines that became no row.
+
+mod choice;
+mod list;
+mod replay;
+mod show;
+
+use anyhow::Context;
+use clap::Subcommand;
+
+use super::{catalog, planner, warehouse, worker_name};
+use crate::config::Config;
+use crate::failpoint;
+use crate::kept::KeptLines;
+use crate::ledger::Ledger;
+use crate::replay::Replayer;
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Count the kept lines by reason, or by object and reason
+    List(list::Arguments),
+    /// Show the kept lines of one object, with their reasons
+    Show(show::Arguments),
+    /// Move the kept lines that are rows by now to their tables
+    ///
+    /// For when an event type was mended or added, after `sluice migrate`. Each line is judged as
+    /// the event types are now; what is no row stays where it is. Stopped or killed at any point,
+    /// this loses and doubles nothing; the next replay finishes what it has begun.
+    Replay(replay::Arguments),
+}
+
+pub(super) async fn run(config: &Config, command: &Command) -> anyhow::Result<()> {
+    let _armed = failpoint::arm();
+    let warehouse = warehouse(config)?;
+    let timeout = config.clickhouse.insert_timeout.get();
+    let kept = KeptLines::new(warehouse.clone(), timeout);
+    let unanswered = || format!("ClickHouse at {} does not tell", config.clickhouse.url);
+    match command {
+        Command::List(arguments) => list::run(&kept, arguments).await.with_context(unanswered),
+        Command::Show(arguments) => show::run(&kept, arguments).await.with_context(unanswered),
+        Command::Replay(arguments) => {
+            let lease = config.queue.visibility_timeout.get();
+            let replayer = Replayer {
+                ledger: Ledger::new(warehouse.clone(), worker_name(), lease),
+                warehouse,
+                // Nothing is read from S3.
+                planner: planner(config, catalog(config)?, "")?,
+                timeout,
+            };
+            replay::run(&kept, &replayer, arguments).await
+        }
+    }
+}

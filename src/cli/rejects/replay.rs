@@ -1,0 +1,155 @@
+//! `sluice rejects replay`
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use anyhow::Context;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::choice::Filters;
+use crate::cli::note;
+use crate::cli::output::{Output, progress, shown};
+use crate::cli::stop::stop_on_signals;
+use crate::kept::{Choice, KeptLines, Page};
+use crate::replay::{Replayer, Tally};
+
+#[derive(clap::Args)]
+pub(in crate::cli) struct Arguments {
+    #[command(flatten)]
+    filters: Filters,
+
+    /// Only say what would be moved, and what would stay
+    #[arg(long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    output: Output,
+}
+
+/// What was done, or would be.
+#[derive(Default, Serialize)]
+struct Report {
+    dry_run: bool,
+    /// Lines, by event type.
+    moved: BTreeMap<String, u64>,
+    /// Lines that are no rows now, either, by reason.
+    left: BTreeMap<String, u64>,
+    /// Lines of objects that others work on.
+    in_hand: u64,
+    /// Replays that were left behind by others, and are finished now.
+    finished: u64,
+    /// Told to stop before the end.
+    stopped: bool,
+}
+
+pub(super) async fn run(
+    kept: &KeptLines,
+    replayer: &Replayer,
+    arguments: &Arguments,
+) -> anyhow::Result<()> {
+    let replay = Replay {
+        kept,
+        replayer,
+        choice: (&arguments.filters).into(),
+        dry_run: arguments.dry_run,
+        stop: stop_on_signals()?,
+    };
+    let mut report = Report {
+        dry_run: arguments.dry_run,
+        ..Report::default()
+    };
+    let result = replay.run(&mut report).await;
+    arguments.output.show(&report)?;
+    result.context("not all could be looked at; run it again, which also finishes what is begun")
+}
+
+struct Replay<'a> {
+    kept: &'a KeptLines,
+    replayer: &'a Replayer,
+    choice: Choice,
+    dry_run: bool,
+    stop: CancellationToken,
+}
+
+impl Replay<'_> {
+    async fn run(&self, report: &mut Report) -> anyhow::Result<()> {
+        if !self.dry_run {
+            let (finished, tally) = self.replayer.finish_others().await?;
+            report.finished = finished;
+            report.add(tally);
+        }
+        let lines = self.kept.count(&self.choice).await?;
+        if !self.dry_run {
+            note(&format!(
+                "replaying {lines} kept lines: those that are rows by now are moved to their tables"
+            ));
+        }
+        let bar = progress(lines);
+        for kind in self.choice.kinds() {
+            let mut last = None;
+            while let Some(page) = self.kept.page(kind, &self.choice, last.as_ref()).await? {
+                if self.stop.is_cancelled() {
+                    report.stopped = true;
+                    return Ok(());
+                }
+                report.add(self.page(&page).await?);
+                bar.inc(page.lines);
+                last = Some(page.last);
+            }
+        }
+        Ok(())
+    }
+
+    async fn page(&self, page: &Page) -> anyhow::Result<Tally> {
+        Ok(if self.dry_run {
+            self.replayer.preview(page).await?
+        } else {
+            self.replayer.replay(page).await?
+        })
+    }
+}
+
+impl Report {
+    fn add(&mut self, tally: Tally) {
+        for (sums, counts) in [(&mut self.moved, tally.moved), (&mut self.left, tally.left)] {
+            for (name, lines) in counts {
+                *sums.entry(name).or_default() += lines;
+            }
+        }
+        self.in_hand += tally.in_hand;
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let would = if self.dry_run { "would be " } else { "" };
+        if self.finished > 0 {
+            writeln!(
+                f,
+                "{} replays that were left behind finished",
+                self.finished
+            )?;
+        }
+        let sum = |counts: &BTreeMap<String, u64>| counts.values().sum::<u64>();
+        writeln!(f, "{} lines {would}moved", sum(&self.moved))?;
+        for (kind, lines) in &self.moved {
+            writeln!(f, "  {lines} {}", shown(kind))?;
+        }
+        writeln!(f, "{} {would}left", sum(&self.left))?;
+        for (reason, lines) in &self.left {
+            writeln!(f, "  {lines} {}", shown(reason))?;
+        }
+        if self.in_hand > 0 {
+            writeln!(
+                f,
+                "{} left: somebody else works on their objects; run it again later",
+                self.in_hand
+            )?;
+        }
+        if self.stopped {
+            writeln!(f, "stopped before the end; the rest is where it was")?;
+        }
+        Ok(())
+    }
+}

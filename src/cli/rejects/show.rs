@@ -1,0 +1,60 @@
+//! `sluice rejects show`
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::cli::output::{Output, shown};
+use crate::kept::{KeptLines, Line, SHOWN_BYTES};
+use crate::object::ObjectUrl;
+
+#[derive(clap::Args)]
+pub(in crate::cli) struct Arguments {
+    /// The object, such as s3://bucket/key
+    #[arg(value_name = "S3-URL")]
+    object: ObjectUrl,
+
+    /// Show so many lines at most
+    #[arg(long, value_name = "COUNT", default_value_t = 100)]
+    limit: u64,
+
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) async fn run(kept: &KeptLines, arguments: &Arguments) -> anyhow::Result<()> {
+    let whole = arguments.output.is_json();
+    let lines = kept.of_object(&arguments.object, whole, arguments.limit);
+    arguments.output.show(&Shown {
+        object: arguments.object.to_string(),
+        lines: lines.await?,
+    })
+}
+
+#[derive(Serialize)]
+struct Shown {
+    object: String,
+    lines: Vec<Line>,
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let object = shown(&self.object);
+        if self.lines.is_empty() {
+            return writeln!(f, "no line of {object} is kept");
+        }
+        writeln!(f, "{object}")?;
+        for line in &self.lines {
+            let Line {
+                row_number, reason, ..
+            } = line;
+            writeln!(f, "  row {row_number}: {}", shown(reason))?;
+            write!(f, "    {}", shown(&line.start))?;
+            if line.bytes > SHOWN_BYTES {
+                write!(f, "… ({} bytes)", line.bytes)?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+}
