@@ -103,6 +103,13 @@ pub struct ObjectStanding {
     pub failed_at: String,
 }
 
+/// How long loading took lately, for one batch at a time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    pub seconds_an_object: f64,
+    pub seconds_a_byte: f64,
+}
+
 /// Which failed objects are meant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FailureFilter {
@@ -140,6 +147,36 @@ impl History {
             since.as_secs(),
         );
         self.warehouse.rows(&sql).await
+    }
+
+    /// By the batches that were loaded last; none where there are none.
+    pub async fn pace(&self) -> Result<Option<Pace>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            seconds: f64,
+            objects: f64,
+            bytes: f64,
+        }
+        let sql = format!(
+            "WITH latest AS (\
+               SELECT batch_id, max(at) AS loaded FROM {batches} WHERE event = 'loaded' \
+               GROUP BY batch_id ORDER BY loaded DESC LIMIT 100\
+             ), sealed AS (\
+               SELECT batch_id, min(sealed_at) AS sealed, count() AS objects, sum(size) AS bytes \
+               FROM {objects} WHERE batch_id IN (SELECT batch_id FROM latest) GROUP BY batch_id\
+             ) \
+             SELECT sum(dateDiff('millisecond', sealed, loaded)) / 1000 AS seconds, \
+               toFloat64(sum(objects)) AS objects, toFloat64(sum(bytes)) AS bytes \
+             FROM latest JOIN sealed ON latest.batch_id = sealed.batch_id",
+            batches = self.warehouse.table(BATCHES_TABLE),
+            objects = self.warehouse.table(OBJECTS_TABLE),
+        );
+        let rows: Vec<Row> = self.warehouse.rows(&sql).await?;
+        let row = rows.into_iter().next().filter(|row| row.objects > 0.0);
+        Ok(row.map(|row| Pace {
+            seconds_an_object: row.seconds / row.objects,
+            seconds_a_byte: row.seconds / row.bytes.max(1.0),
+        }))
     }
 
     /// Batches that somebody works on, or has left behind.

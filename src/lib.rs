@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod announce;
+pub mod backfill;
 pub mod batch;
 pub mod cli;
 pub mod config;
@@ -13,6 +14,7 @@ pub mod framing;
 pub mod glob;
 pub mod history;
 pub mod ledger;
+pub mod listing;
 pub mod load;
 pub mod notification;
 pub mod object;

@@ -637,6 +637,7 @@ impl Loading<'_> {
         if !recorded {
             return Ok(Event::Fenced);
         }
+        self.loader.rows.add(&rows);
         for (kind, rows) in &rows {
             metrics::rows_loaded(kind, *rows);
         }

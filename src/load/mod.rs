@@ -8,9 +8,9 @@ mod progress;
 mod stream;
 pub mod verdict;
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::batch::{Batch, BatchId, ReadBy};
-use crate::ledger::protocol::{End, Run};
+use crate::ledger::protocol::{End, Run, Standing};
 use crate::ledger::{Failure, Ledger};
 use crate::object::{ObjectId, ObjectRef};
 use crate::plan::{Form, Naming, Planner, naming};
@@ -90,6 +90,28 @@ pub struct Loader {
     pub acknowledge_missing: bool,
     /// Inserts that have succeeded.
     pub successes: AtomicU64,
+    /// Rows that were put on record, by kind.
+    pub rows: RowCounts,
+}
+
+/// Rows by kind.
+#[derive(Debug, Default)]
+pub struct RowCounts(Mutex<BTreeMap<String, u64>>);
+
+impl RowCounts {
+    fn add(&self, rows: &BTreeMap<&str, u64>) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (kind, rows) in rows {
+            *counts.entry((*kind).to_owned()).or_default() += rows;
+        }
+    }
+
+    pub fn get(&self) -> BTreeMap<String, u64> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -175,6 +197,17 @@ struct Refused {
 }
 
 impl Loader {
+    /// How these objects stand, however long it takes to learn it; none if cancelled.
+    pub async fn look_up(
+        &self,
+        objects: &[ObjectId],
+        cancel: &CancellationToken,
+    ) -> Option<Vec<Standing>> {
+        self.persist(cancel, || self.ledger.standings(objects, None))
+            .await
+            .ok()
+    }
+
     /// Loads one batch; what is to be tried otherwise goes back to `progress.work`.
     async fn load_work(&self, work: Work, cancel: &CancellationToken, progress: &mut Progress) {
         let Work {
