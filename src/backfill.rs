@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -15,10 +15,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use crate::batch::{Batch, BatchLimits, Batcher};
+use crate::batch::{Batch, BatchId, BatchLimits, Batcher};
+use crate::ledger::Claims;
 use crate::ledger::protocol::Standing;
-use crate::listing::Lister;
-use crate::load::{Load, Loader, Outcome, Outcomes};
+use crate::listing::{CHUNK, Lister};
+use crate::load::{Loader, Outcome, Outcomes};
 use crate::object::ObjectRef;
 use crate::store::{Listed, StoreError};
 
@@ -38,6 +39,8 @@ pub struct Options {
     pub max_rate: Option<NonZeroU32>,
     /// So many objects, and no more, are loaded.
     pub limit: Option<u64>,
+    /// What was loaded before then is loaded again, and replaced.
+    pub replace_before: Option<SystemTime>,
     /// How long the batches in flight may take once told to stop.
     pub grace_period: Duration,
 }
@@ -49,6 +52,8 @@ pub struct Tally {
     /// Of what was found, as stored.
     pub bytes: u64,
     pub loaded: u64,
+    /// Of those that are loaded: the ones that were loaded before.
+    pub replaced: u64,
     pub already_loaded: u64,
     /// The ledger has the reasons.
     pub failed: u64,
@@ -71,7 +76,12 @@ impl Tally {
 pub struct Backfill<P> {
     loader: Arc<Loader>,
     options: Options,
-    batcher: Batcher,
+    /// Of what is not loaded yet, and of what is to be replaced.
+    batchers: [Batcher; 2],
+    /// Who has loaded the objects that are to be replaced, as long as they are not settled.
+    loaded_by: Claims,
+    /// Replacements that others had in hand at the beginning.
+    replacements: Vec<BatchId>,
     running: JoinSet<(Vec<ObjectRef>, Outcomes)>,
     /// In other hands when they were last looked up.
     busy: Vec<ObjectRef>,
@@ -100,7 +110,9 @@ impl<P: Fn(&Tally)> Backfill<P> {
         }
         Self {
             loader,
-            batcher: Batcher::new(options.batch),
+            batchers: [Batcher::new(options.batch), Batcher::new(options.batch)],
+            loaded_by: Claims::new(),
+            replacements: Vec::new(),
             running: JoinSet::new(),
             busy: Vec::new(),
             tally: Tally::default(),
@@ -116,9 +128,10 @@ impl<P: Fn(&Tally)> Backfill<P> {
     /// Loads what is listed. The error is why the listing broke off; what had been found is settled
     /// all the same.
     pub async fn run(mut self, lister: Lister) -> (Tally, Result<(), StoreError>) {
+        self.replacements = self.loader.finish_replacements(&self.stop).await;
         let listed = self.load_listed(lister).await;
         self.flush().await;
-        self.settle_busy().await;
+        self.wait_for_others().await;
         self.tally.in_other_hands = self.busy.len() as u64;
         (self.on_progress)(&self.tally);
         (self.tally, listed)
@@ -136,8 +149,13 @@ impl<P: Fn(&Tally)> Backfill<P> {
             self.tally.found += listed.len() as u64;
             let sizes = listed.iter().filter_map(|listed| listed.object.size);
             self.tally.bytes += sizes.sum::<u64>();
-            let objects = listed.into_iter().map(|listed| listed.object);
-            self.take(objects.collect()).await;
+            let objects: Vec<_> = listed.into_iter().map(|listed| listed.object).collect();
+            if let Some(before) = self.options.replace_before {
+                let ids: Vec<_> = objects.iter().map(ObjectRef::id).collect();
+                let claims = self.loader.loaded_claims(&ids, before, &self.stop).await;
+                self.loaded_by.extend(claims.unwrap_or_default());
+            }
+            self.take(objects).await;
         }
         Ok(())
     }
@@ -146,22 +164,31 @@ impl<P: Fn(&Tally)> Backfill<P> {
         self.options.limit.is_some_and(|limit| self.begun >= limit)
     }
 
-    /// Has loaded what is neither loaded nor in other hands.
+    /// Has loaded what is neither loaded, but for what is to be replaced, nor in other hands.
     async fn take(&mut self, objects: Vec<ObjectRef>) {
         let ids: Vec<_> = objects.iter().map(ObjectRef::id).collect();
-        let Some(standings) = self.loader.look_up(&ids, &self.stop).await else {
-            return;
-        };
+        let superseded: Vec<_> = ids
+            .iter()
+            .filter_map(|id| Some((id, self.loaded_by.get(id)?)))
+            .flat_map(|(id, batches)| batches.iter().map(|batch| (*id, *batch)))
+            .collect();
+        let standings = self.loader.look_up(&ids, &superseded, &self.stop).await;
+        let Some(standings) = standings else { return };
         for (object, standing) in objects.into_iter().zip(standings) {
             match standing {
-                Standing::Loaded => self.tally.already_loaded += 1,
+                Standing::Loaded => {
+                    self.loaded_by.remove(&object.id());
+                    self.tally.already_loaded += 1;
+                }
                 Standing::Busy { lapsed: false, .. } => self.busy.push(object),
                 Standing::Free | Standing::Busy { lapsed: true, .. } => {
                     if self.is_full() {
                         continue;
                     }
                     self.begun += 1;
-                    for batch in self.batcher.add(object, Instant::now()) {
+                    let replaces = self.loaded_by.contains_key(&object.id());
+                    let batcher = &mut self.batchers[usize::from(replaces)];
+                    for batch in batcher.add(object, Instant::now()) {
                         self.begin(batch).await;
                     }
                 }
@@ -184,15 +211,24 @@ impl<P: Fn(&Tally)> Backfill<P> {
             self.next_start = Instant::now() + share;
         }
         let (loader, cancel) = (self.loader.clone(), self.cancel.clone());
+        let ids = batch.objects.iter().map(ObjectRef::id);
+        let claims = ids.filter_map(|id| Some((id, self.loaded_by.get(&id)?.clone())));
+        let claims: Claims = claims.collect();
         self.running.spawn(async move {
             let objects = batch.objects.clone();
-            (objects, loader.load(batch, cancel).await)
+            (objects, loader.replace(batch, &claims, cancel).await)
         });
     }
 
     /// Loads what waits for more to come, and waits for all loads.
     async fn flush(&mut self) {
-        for batch in self.batcher.take_all() {
+        let [fresh, again] = &mut self.batchers;
+        let batches: Vec<_> = fresh
+            .take_all()
+            .into_iter()
+            .chain(again.take_all())
+            .collect();
+        for batch in batches {
             self.begin(batch).await;
         }
         while !self.running.is_empty() {
@@ -213,31 +249,45 @@ impl<P: Fn(&Tally)> Backfill<P> {
         let objects = objects.into_iter().map(|object| (object.id(), object));
         let mut objects: HashMap<_, _> = objects.collect();
         for (id, outcome) in outcomes {
+            if outcome == Outcome::Busy {
+                self.busy.extend(objects.remove(&id));
+                continue;
+            }
+            let replaces = self.loaded_by.remove(&id).is_some();
             match outcome {
-                Outcome::Loaded => self.tally.loaded += 1,
+                Outcome::Loaded => {
+                    self.tally.loaded += 1;
+                    self.tally.replaced += u64::from(replaces);
+                }
                 Outcome::Duplicate => self.tally.already_loaded += 1,
                 Outcome::Failed => self.tally.failed += 1,
                 Outcome::Missing { .. } => self.tally.missing += 1,
-                Outcome::Busy => self.busy.extend(objects.remove(&id)),
-                Outcome::Abandoned => {}
+                Outcome::Busy | Outcome::Abandoned => {}
             }
         }
     }
 
     /// Waits for others, and takes over from those that are gone.
-    async fn settle_busy(&mut self) {
+    async fn wait_for_others(&mut self) {
         let until = Instant::now() + self.loader.ledger.lease() * BUSY_LEASES;
-        while !self.busy.is_empty() && Instant::now() < until {
-            info!(objects = self.busy.len(), "others have these in hand");
+        while !(self.busy.is_empty() && self.replacements.is_empty()) && Instant::now() < until {
+            info!(
+                objects = self.busy.len(),
+                "waiting for what others have in hand"
+            );
             tokio::select! {
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(BUSY_RETRY) => {}
             }
             let busy = std::mem::take(&mut self.busy);
-            for objects in busy.chunks(READ_AHEAD * 1000) {
+            for objects in busy.chunks(CHUNK) {
                 self.take(objects.to_vec()).await;
             }
             self.flush().await;
+            if !self.replacements.is_empty() {
+                let open = self.loader.finish_replacements(&self.stop).await;
+                self.replacements.retain(|batch| open.contains(batch));
+            }
         }
     }
 }

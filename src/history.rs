@@ -2,7 +2,7 @@
 //!
 //! Nothing here is part of the protocol: reading is all it does.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -61,7 +61,7 @@ pub struct BatchOfObject {
     /// `s3` or `stream`.
     pub read_by: String,
     pub sealed_at: String,
-    /// `loaded`, `released`, or `open`.
+    /// `loaded`, `released`, `open`, or `superseded` by one that is loaded.
     pub state: String,
     pub ended_at: String,
     /// One more than were fenced.
@@ -248,7 +248,8 @@ impl History {
              ) \
              SELECT etag, toString(claims.batch_id) AS batch_id, worker, size, read_by, \
                toString(sealed) AS sealed_at, \
-               multiIf(loaded, 'loaded', released, 'released', 'open') AS state, \
+               multiIf(batch_id IN ({superseded}), 'superseded', loaded, 'loaded', \
+                 released, 'released', 'open') AS state, \
                if(loaded OR released, toString(ended), '') AS ended_at, \
                fenced + 1 AS attempts, reason \
              FROM claims LEFT JOIN events ON claims.batch_id = events.batch_id \
@@ -257,6 +258,7 @@ impl History {
             named(object),
             self.warehouse.table(BATCHES_TABLE),
             doomed = crate::ledger::protocol::DOOMED,
+            superseded = self.superseded(object),
         );
         self.warehouse.rows(&sql).await
     }
@@ -274,19 +276,32 @@ impl History {
         self.warehouse.rows(&sql).await
     }
 
-    /// Of batches that are loaded: rows of others may be on their way back.
+    /// The batches of an object that others have superseded.
+    fn superseded(&self, object: &ObjectUrl) -> String {
+        format!(
+            "SELECT toString(arrayJoin(supersedes)) FROM {} WHERE {} AND batch_id IN (\
+               SELECT batch_id FROM {} WHERE event = 'loaded')",
+            self.warehouse.table(OBJECTS_TABLE),
+            named(object),
+            self.warehouse.table(BATCHES_TABLE),
+        )
+    }
+
+    /// Of batches that are loaded: rows of others may be on their way back, or out.
     async fn rows_of(&self, object: &ObjectUrl) -> Result<Vec<LinesOfObject>, WarehouseError> {
         let sql = format!(
             "SELECT source_etag AS etag, kind AS name, sum(rows) AS lines FROM {} \
              WHERE source_path = {} AND batch_id IN (\
                SELECT batch_id FROM {} WHERE event = 'loaded' AND batch_id IN (\
                  SELECT batch_id FROM {} WHERE {})) \
+               AND toString(batch_id) NOT IN ({}) \
              GROUP BY etag, name",
             self.warehouse.table("object_rows"),
             sql::string(&object.path()),
             self.warehouse.table(BATCHES_TABLE),
             self.warehouse.table(OBJECTS_TABLE),
             named(object),
+            self.superseded(object),
         );
         self.warehouse.rows(&sql).await
     }
@@ -349,6 +364,31 @@ impl History {
         Ok(rows
             .map(|row| (ObjectId(row.object_id), row.standing))
             .collect())
+    }
+
+    /// Those of the objects' keys, all of one bucket, that were loaded, whatever the content.
+    pub async fn loaded_keys(
+        &self,
+        objects: &[&ObjectRef],
+    ) -> Result<HashSet<String>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            key: String,
+        }
+        let Some(first) = objects.first() else {
+            return Ok(HashSet::new());
+        };
+        let keys: Vec<_> = objects.iter().map(|object| object.key.as_str()).collect();
+        let sql = format!(
+            "SELECT DISTINCT key FROM {} WHERE bucket = {} AND key IN ({}) \
+             AND batch_id IN (SELECT batch_id FROM {} WHERE event = 'loaded')",
+            self.warehouse.table(OBJECTS_TABLE),
+            sql::string(&first.bucket),
+            sql::strings(&keys),
+            self.warehouse.table(BATCHES_TABLE),
+        );
+        let rows: Vec<Row> = self.warehouse.rows(&sql).await?;
+        Ok(rows.into_iter().map(|row| row.key).collect())
     }
 
     /// Versions of this object that failed and have not been loaded since.

@@ -91,7 +91,7 @@ enum Position {
 }
 
 /// As many as one page has, and as one look-up takes.
-const CHUNK: usize = 1000;
+pub const CHUNK: usize = 1000;
 
 impl Lister {
     pub fn new(

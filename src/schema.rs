@@ -244,6 +244,7 @@ const LATER_COLUMNS: &[&str] = &[
     "`plan` UUID",
     "`many_blocks` Bool DEFAULT true",
     "`read_by` LowCardinality(String) DEFAULT 's3'",
+    "`supersedes` Array(UUID)",
 ];
 
 /// Looked up by object before every batch: small granules, so that a lookup reads little.

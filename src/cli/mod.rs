@@ -6,6 +6,7 @@ mod dlq;
 mod migrate;
 mod moment;
 mod output;
+mod reconcile;
 mod retry;
 mod run;
 mod selection;
@@ -96,6 +97,10 @@ enum Command {
     /// List the declared event types, or preview what would become of lines
     #[command(subcommand)]
     Types(types::Command),
+    /// Compare a bucket with the ledger: what is not loaded, and why
+    ///
+    /// Lists the bucket and loads nothing. With --enqueue, what is not loaded is announced again.
+    Reconcile(reconcile::Arguments),
     /// Put objects that failed on the queue again
     ///
     /// They are announced as S3 announced them, and take the way of all others. What is loaded by
@@ -125,13 +130,14 @@ pub fn main() -> ExitCode {
     match execute(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let code = if error.is::<Problems>() || error.is::<BadEventTypes>() {
-                USAGE
-            } else if error.is::<Incomplete>() {
-                INCOMPLETE
-            } else {
-                1
-            };
+            let code =
+                if error.is::<Problems>() || error.is::<BadEventTypes>() || error.is::<Misuse>() {
+                    USAGE
+                } else if error.is::<Incomplete>() {
+                    INCOMPLETE
+                } else {
+                    1
+                };
             if tracing::dispatcher::has_been_set() {
                 error!("{error:#}");
             } else {
@@ -176,6 +182,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Migrate(arguments) => runtime.block_on(migrate::run(&config, &arguments)),
         Command::Status(arguments) => runtime.block_on(status::run(&config, &arguments)),
         Command::Types(command) => runtime.block_on(types::run(&config, &command)),
+        Command::Reconcile(arguments) => runtime.block_on(reconcile::run(&config, &arguments)),
         Command::Retry(arguments) => runtime.block_on(retry::run(&config, &arguments)),
         Command::Dlq(command) => runtime.block_on(dlq::run(&config, &command)),
         Command::Config(command) => config::run(&config, &command),
@@ -194,6 +201,11 @@ fn catalog(config: &Config) -> Result<Catalog, BadEventTypes> {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Incomplete(String);
+
+/// Options that do not go together.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Misuse(&'static str);
 
 /// Every problem of every declaration.
 #[derive(Debug)]
@@ -293,6 +305,7 @@ fn loader(
         fallbacks: Fallbacks::default(),
         successes: AtomicU64::new(0),
         rows: RowCounts::default(),
+        deletions: tokio::sync::Mutex::default(),
         acknowledge_missing: config.load.on_missing == OnMissing::Acknowledge,
     }
 }

@@ -35,7 +35,7 @@ impl Survey {
             return Ok(None);
         };
         let ids: Vec<_> = listed.iter().map(|listed| listed.object.id()).collect();
-        let standings = self.ledger.standings(&ids, None).await;
+        let standings = self.ledger.standings(&ids, None, &[]).await;
         let standings = standings
             .with_context(|| format!("ClickHouse at {} does not tell", self.clickhouse))?;
         Ok(Some(listed.into_iter().zip(standings).collect()))

@@ -10,7 +10,7 @@ pub mod protocol;
 mod model;
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -38,6 +38,8 @@ mod event {
     pub(super) const FENCED: &str = "fenced";
     pub(super) const RELEASED: &str = "released";
     pub(super) const LOADED: &str = "loaded";
+    /// The rows that the batch supersedes are deleted.
+    pub(super) const CLEANED: &str = "cleaned";
 }
 
 #[derive(Clone)]
@@ -46,6 +48,17 @@ pub struct Ledger {
     /// Named in the ledger's rows, for people.
     worker: String,
     lease: Duration,
+}
+
+/// Of each object, the batches that have loaded it.
+pub type Claims = HashMap<ObjectId, Vec<BatchId>>;
+
+/// What a batch claims.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    pub object: &'a ObjectRef,
+    /// The loaded batches whose rows of the object are replaced.
+    pub supersedes: &'a [BatchId],
 }
 
 #[derive(Serialize)]
@@ -61,6 +74,7 @@ struct SealedRow<'a> {
     batch_id: Uuid,
     plan: Uuid,
     many_blocks: bool,
+    supersedes: Vec<Uuid>,
     lease_seconds: u32,
     worker: &'a str,
 }
@@ -98,10 +112,24 @@ struct FailureRow<'a> {
 /// What the ledger says of a batch that is to be recovered.
 #[derive(Debug)]
 pub struct SealedBatch {
-    pub objects: Vec<ObjectRef>,
+    pub objects: Vec<SealedObject>,
     pub form: Form,
     /// The highest fenced attempt, 0 where none is.
     pub fenced: u32,
+}
+
+/// A [`Claim`] that is read back.
+#[derive(Debug)]
+pub struct SealedObject {
+    pub object: ObjectRef,
+    pub supersedes: Vec<BatchId>,
+}
+
+/// A batch that supersedes others, and has not been cleaned up after.
+#[derive(Clone, Copy, Debug)]
+pub struct Replacement {
+    pub batch: BatchId,
+    pub standing: Standing,
 }
 
 /// An object as `ledger_objects` has it.
@@ -113,6 +141,25 @@ struct Listed {
     version_id: String,
     region: String,
     size: u64,
+}
+
+#[derive(Deserialize)]
+struct ListedRow {
+    #[serde(flatten)]
+    object: Listed,
+    plan: Uuid,
+    many_blocks: bool,
+    read_by: ReadBy,
+    supersedes: Vec<Uuid>,
+}
+
+impl From<ListedRow> for SealedObject {
+    fn from(row: ListedRow) -> Self {
+        Self {
+            object: row.object.into(),
+            supersedes: row.supersedes.into_iter().map(BatchId).collect(),
+        }
+    }
 }
 
 impl From<Listed> for ObjectRef {
@@ -129,6 +176,11 @@ impl From<Listed> for ObjectRef {
     }
 }
 
+/// Whether the lease of a claim has run out, where `claims` and `events` are joined.
+const LAPSED: &str = "if(events.leased_at > claims.sealed, \
+    events.leased_at + toIntervalSecond(events.lease), \
+    claims.sealed + toIntervalSecond(claims.lease)) < now64(3)";
+
 impl Ledger {
     /// `lease`: how long others keep their hands off a batch after its worker was last heard of.
     pub fn new(warehouse: Warehouse, worker: impl Into<String>, lease: Duration) -> Self {
@@ -143,11 +195,12 @@ impl Ledger {
         self.lease
     }
 
-    /// The standing of each object, in order, leaving out batch `but`.
+    /// The standing of each object, in order, leaving out batch `but` and these superseded claims.
     pub async fn standings(
         &self,
         objects: &[ObjectId],
         but: Option<BatchId>,
+        superseded: &[(ObjectId, BatchId)],
     ) -> Result<Vec<Standing>, WarehouseError> {
         #[derive(Deserialize)]
         struct Row {
@@ -163,30 +216,22 @@ impl Ledger {
         let but = but
             .map(|batch| format!(" AND batch_id != '{batch}'"))
             .unwrap_or_default();
-        let claims = self.warehouse.table(OBJECTS_TABLE);
-        let events = self.warehouse.table(BATCHES_TABLE);
+        let superseded = superseded
+            .iter()
+            .map(|(object, batch)| format!("('{object}','{batch}')"));
+        let superseded = superseded.collect::<Vec<_>>().join(",");
+        let superseded = if superseded.is_empty() {
+            superseded
+        } else {
+            format!(" AND (object_id, batch_id) NOT IN ({superseded})")
+        };
+        let claims = format!("object_id IN ({listed}){but}{superseded}");
         let sql = format!(
-            "WITH claims AS (\
-               SELECT object_id, batch_id, max(sealed_at) AS sealed, \
-                 argMax(lease_seconds, sealed_at) AS lease \
-               FROM {claims} WHERE object_id IN ({listed}){but} GROUP BY object_id, batch_id\
-             ), events AS (\
-               SELECT batch_id, max(event = '{LOADED}') AS loaded, \
-                 max(event = '{RELEASED}') AS released, \
-                 maxIf(at, event = '{LEASED}') AS leased_at, \
-                 argMaxIf(lease_seconds, at, event = '{LEASED}') AS lease \
-               FROM {events} WHERE batch_id IN (SELECT batch_id FROM claims) GROUP BY batch_id\
-             ) \
-             SELECT claims.object_id AS object_id, claims.batch_id AS batch_id, \
-               events.loaded AS loaded, \
-               if(events.leased_at > claims.sealed, \
-                 events.leased_at + toIntervalSecond(events.lease), \
-                 claims.sealed + toIntervalSecond(claims.lease)) < now64(3) AS lapsed \
+            "{} SELECT claims.object_id AS object_id, claims.batch_id AS batch_id, \
+               events.loaded AS loaded, {LAPSED} AS lapsed \
              FROM claims LEFT JOIN events ON claims.batch_id = events.batch_id \
              WHERE events.loaded OR NOT events.released",
-            LOADED = event::LOADED,
-            RELEASED = event::RELEASED,
-            LEASED = event::LEASED,
+            self.claims_and_events(&claims),
         );
         let mut known: HashMap<ObjectId, Standing> = HashMap::new();
         for row in self.warehouse.rows::<Row>(&sql).await? {
@@ -207,16 +252,111 @@ impl Ledger {
         Ok(objects.iter().map(standing).collect())
     }
 
+    /// The beginning of a query about claims: which they are, and what became of their batches.
+    fn claims_and_events(&self, claims_are: &str) -> String {
+        format!(
+            "WITH claims AS (\
+               SELECT object_id, batch_id, max(sealed_at) AS sealed, \
+                 argMax(lease_seconds, sealed_at) AS lease \
+               FROM {claims} WHERE {claims_are} GROUP BY object_id, batch_id\
+             ), events AS (\
+               SELECT batch_id, max(event = '{LOADED}') AS loaded, \
+                 max(event = '{RELEASED}') AS released, max(event = '{CLEANED}') AS cleaned, \
+                 maxIf(at, event = '{LEASED}') AS leased_at, \
+                 argMaxIf(lease_seconds, at, event = '{LEASED}') AS lease \
+               FROM {events} WHERE batch_id IN (SELECT batch_id FROM claims) GROUP BY batch_id\
+             )",
+            claims = self.warehouse.table(OBJECTS_TABLE),
+            events = self.warehouse.table(BATCHES_TABLE),
+            LOADED = event::LOADED,
+            RELEASED = event::RELEASED,
+            CLEANED = event::CLEANED,
+            LEASED = event::LEASED,
+        )
+    }
+
+    /// Which batches have loaded these objects, the last of them before that time.
+    pub async fn loaded_claims(
+        &self,
+        objects: &[ObjectId],
+        before: SystemTime,
+    ) -> Result<Claims, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            object_id: Uuid,
+            batches: Vec<Uuid>,
+        }
+        if objects.is_empty() {
+            return Ok(Claims::new());
+        }
+        let listed = quoted_list(objects.iter().map(|object| object.0));
+        let before = before.duration_since(SystemTime::UNIX_EPOCH);
+        let sql = format!(
+            "{} SELECT object_id, groupUniqArray(claims.batch_id) AS batches \
+             FROM claims LEFT JOIN events ON claims.batch_id = events.batch_id \
+             WHERE events.loaded GROUP BY object_id \
+             HAVING max(sealed) < fromUnixTimestamp64Milli({})",
+            self.claims_and_events(&format!("object_id IN ({listed})")),
+            before.unwrap_or_default().as_millis(),
+        );
+        let rows: Vec<Row> = self.warehouse.rows(&sql).await?;
+        let claims = rows.into_iter().map(|row| {
+            let batches = row.batches.into_iter().map(BatchId);
+            (ObjectId(row.object_id), batches.collect())
+        });
+        Ok(claims.collect())
+    }
+
+    /// Batches that supersede others, and are open, or loaded and not cleaned up after.
+    pub async fn replacements(&self) -> Result<Vec<Replacement>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            batch_id: Uuid,
+            loaded: u8,
+            lapsed: u8,
+        }
+        let sql = format!(
+            "{} SELECT claims.batch_id AS batch_id, any(events.loaded) AS loaded, \
+               min({LAPSED}) AS lapsed \
+             FROM claims LEFT JOIN events ON claims.batch_id = events.batch_id \
+             WHERE NOT events.released AND NOT events.cleaned GROUP BY batch_id",
+            self.claims_and_events("notEmpty(supersedes)"),
+        );
+        let rows: Vec<Row> = self.warehouse.rows(&sql).await?;
+        let replacements = rows.into_iter().map(|row| {
+            let batch = BatchId(row.batch_id);
+            let lapsed = row.lapsed == 1;
+            let standing = match row.loaded {
+                1 => Standing::Loaded,
+                _ => Standing::Busy { batch, lapsed },
+            };
+            Replacement { batch, standing }
+        });
+        Ok(replacements.collect())
+    }
+
+    /// The rows that the loaded batch supersedes are gone.
+    pub async fn cleaned(&self, batch: BatchId) -> Result<(), WarehouseError> {
+        self.note(
+            batch,
+            BatchRow {
+                event: event::CLEANED,
+                ..BatchRow::default()
+            },
+        )
+        .await
+    }
+
     /// Writes the frozen list of a batch.
     pub async fn seal(
         &self,
         batch: BatchId,
-        objects: &[&ObjectRef],
+        claims: &[Claim<'_>],
         form: Form,
     ) -> Result<(), WarehouseError> {
-        let rows: Vec<SealedRow<'_>> = objects
+        let rows: Vec<SealedRow<'_>> = claims
             .iter()
-            .map(|object| SealedRow {
+            .map(|Claim { object, supersedes }| SealedRow {
                 object_id: object.id().0,
                 bucket: &object.bucket,
                 key: &object.key,
@@ -228,6 +368,7 @@ impl Ledger {
                 batch_id: batch.0,
                 plan: form.plan,
                 many_blocks: form.many_blocks,
+                supersedes: supersedes.iter().map(|batch| batch.0).collect(),
                 lease_seconds: self.lease_seconds(),
                 worker: &self.worker,
             })
@@ -377,20 +518,7 @@ impl Ledger {
         let Some(Events { ended: 0, fenced }) = events.into_iter().next() else {
             return Ok(None);
         };
-        #[derive(Deserialize)]
-        struct Row {
-            #[serde(flatten)]
-            object: Listed,
-            plan: Uuid,
-            many_blocks: bool,
-            read_by: ReadBy,
-        }
-        let sql = format!(
-            "SELECT DISTINCT bucket, key, etag, version_id, region, size, plan, many_blocks, read_by \
-             FROM {} WHERE batch_id = '{batch}' ORDER BY key",
-            self.warehouse.table(OBJECTS_TABLE),
-        );
-        let listed: Vec<Row> = self.warehouse.rows(&sql).await?;
+        let listed = self.list(batch).await?;
         let Some(first) = listed.first() else {
             return Ok(None);
         };
@@ -399,12 +527,28 @@ impl Ledger {
             many_blocks: first.many_blocks,
             read_by: first.read_by,
         };
-        let objects = listed.into_iter().map(|row| row.object.into()).collect();
+        let objects = listed.into_iter().map(SealedObject::from).collect();
         Ok(Some(SealedBatch {
             objects,
             form,
             fenced,
         }))
+    }
+
+    /// The frozen list of a batch, whatever became of it.
+    pub async fn objects(&self, batch: BatchId) -> Result<Vec<SealedObject>, WarehouseError> {
+        let listed = self.list(batch).await?;
+        Ok(listed.into_iter().map(SealedObject::from).collect())
+    }
+
+    async fn list(&self, batch: BatchId) -> Result<Vec<ListedRow>, WarehouseError> {
+        let sql = format!(
+            "SELECT DISTINCT bucket, key, etag, version_id, region, size, plan, many_blocks, \
+               read_by, supersedes \
+             FROM {} WHERE batch_id = '{batch}' ORDER BY key",
+            self.warehouse.table(OBJECTS_TABLE),
+        );
+        self.warehouse.rows(&sql).await
     }
 
     /// The objects that were loaded last: of the same bucket as `object`, or of any other.

@@ -3,8 +3,10 @@
 
 mod attempt;
 pub mod breaker;
+mod delete;
 pub mod fallback;
 mod progress;
+mod replace;
 mod stream;
 pub mod verdict;
 
@@ -92,6 +94,8 @@ pub struct Loader {
     pub successes: AtomicU64,
     /// Rows that were put on record, by kind.
     pub rows: RowCounts,
+    /// Held while rows are deleted, so that this process begins one mutation at a time.
+    pub deletions: tokio::sync::Mutex<()>,
 }
 
 /// Rows by kind.
@@ -157,13 +161,23 @@ struct Cancelled;
 
 impl Load for Loader {
     async fn load(&self, batch: Batch, cancel: CancellationToken) -> Outcomes {
+        let items = batch.objects.into_iter();
+        let items = items.map(|object| Item::new(object, Vec::new()));
+        self.load_items(items.collect(), cancel).await
+    }
+}
+
+/// Looking at the objects as they are now failed.
+struct Refused {
+    items: Vec<Item>,
+    text: String,
+}
+
+impl Loader {
+    async fn load_items(&self, items: Vec<Item>, cancel: CancellationToken) -> Outcomes {
         let mut progress = Progress::default();
         let (mut listed, mut streamed) = (Vec::new(), Vec::new());
-        for object in batch.objects {
-            let item = Item {
-                announced: object.id(),
-                object,
-            };
+        for item in items {
             match (naming(&item.object.key), self.fallback) {
                 (_, Fallback::Always) | (Naming::Impossible, Fallback::Auto) => streamed.push(item),
                 (Naming::Impossible, Fallback::Never) => {
@@ -188,22 +202,16 @@ impl Load for Loader {
         self.settle_failed(&mut progress, &cancel).await;
         progress.outcomes
     }
-}
 
-/// Looking at the objects as they are now failed.
-struct Refused {
-    items: Vec<Item>,
-    text: String,
-}
-
-impl Loader {
-    /// How these objects stand, however long it takes to learn it; none if cancelled.
+    /// How these objects stand but for superseded claims, however long it takes to learn it; none
+    /// if cancelled.
     pub async fn look_up(
         &self,
         objects: &[ObjectId],
+        superseded: &[(ObjectId, BatchId)],
         cancel: &CancellationToken,
     ) -> Option<Vec<Standing>> {
-        self.persist(cancel, || self.ledger.standings(objects, None))
+        self.persist(cancel, || self.ledger.standings(objects, None, superseded))
             .await
             .ok()
     }
@@ -369,6 +377,8 @@ impl Loader {
         };
         match loading.run(Run::load(), &mut progress.outcomes).await {
             Ok(End::Loaded) => {
+                // What is not cleaned now, a later backfill cleans.
+                drop(loading.clean().await);
                 progress.settle(&loading.items, &Outcome::Loaded);
                 BatchEnd::Settled
             }

@@ -35,9 +35,6 @@ async fn ends(lab: &Lab<'_>, arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// In the first batch, or in another one.
-const TIMES: [&str; 2] = ["", "1*off->"];
-
 async fn resumed(failpoint: String, nth: &'static str) -> Result<()> {
     let lab = with_history(&failpoint).await?;
     let arguments = backfill(&lab);
@@ -46,17 +43,95 @@ async fn resumed(failpoint: String, nth: &'static str) -> Result<()> {
     lab.assert_exact().await
 }
 
+fn forced(lab: &Lab<'_>) -> Vec<String> {
+    let mut arguments = backfill(lab);
+    arguments.push("--force".to_owned());
+    arguments
+}
+
+/// What is loaded is loaded again, and that is ended by another forced run, or by a plain one.
+async fn replaced(failpoint: String, nth: &'static str, again: bool) -> Result<()> {
+    let lab = with_history(&failpoint).await?;
+    ends(&lab, &backfill(&lab)).await?;
+    dies(&lab, &forced(&lab), nth, &failpoint).await?;
+    let rest = if again { forced(&lab) } else { backfill(&lab) };
+    ends(&lab, &rest).await?;
+    lab.assert_exact().await
+}
+
+#[tokio::test]
+async fn a_forced_backfill_that_dies_at_any_step_is_made_good() -> Result<()> {
+    for steps in [["look_up", "seal", "verify"], ["insert", "record", "clean"]] {
+        let deaths = steps.iter().flat_map(|step| {
+            let places = [
+                (format!("{step}.before"), true),
+                (format!("{step}.after"), false),
+            ];
+            places.map(|(failpoint, again)| {
+                scenario(failpoint.clone(), replaced(failpoint, "", again))
+            })
+        });
+        concurrently(deaths).await?;
+    }
+    let in_the_middle = [("", true), ("3*off->", false)];
+    concurrently(in_the_middle.map(|(nth, again)| {
+        scenario(
+            "clean.table",
+            replaced("clean.table".to_owned(), nth, again),
+        )
+    }))
+    .await
+}
+
+/// Who recovers the replacement dies, too.
+async fn replaced_at_last(second: &'static str) -> Result<()> {
+    let lab = with_history(&format!("second-{second}")).await?;
+    ends(&lab, &backfill(&lab)).await?;
+    dies(&lab, &forced(&lab), "", "insert.after").await?;
+    dies(&lab, &backfill(&lab), "", second).await?;
+    ends(&lab, &backfill(&lab)).await?;
+    lab.assert_exact().await
+}
+
+#[tokio::test]
+async fn a_backfill_that_dies_while_it_ends_a_forced_one_is_made_good() -> Result<()> {
+    let seconds = [
+        "fence.after",
+        "check_rows.after",
+        "insert.before",
+        "record.before",
+        "record.after",
+        "clean.table",
+    ];
+    concurrently(seconds.map(|second| scenario(second, replaced_at_last(second)))).await
+}
+
+/// Two at once, beside a worker.
+#[tokio::test]
+async fn forced_backfills_at_the_same_time_do_not_double() -> Result<()> {
+    let mut lab = Lab::shared("forced-together").await?;
+    lab.set("batch.max_objects", 3);
+    lab.put_bundles(9).await?;
+    let daemon = lab.start("")?;
+    lab.drained(&[&daemon]).await;
+    let arguments = forced(&lab);
+    let (first, second) = tokio::join!(lab.command(&arguments, ""), lab.command(&arguments, ""));
+    for output in [first?, second?] {
+        ensure!(output.status.success(), "{output:?}");
+    }
+    lab.finish(vec![daemon]).await
+}
+
 #[tokio::test]
 async fn pain_8_a_backfill_that_dies_at_any_step_is_resumed() -> Result<()> {
-    let mut scenarios = Vec::new();
-    for step in ["look_up", "seal", "verify", "insert", "record"] {
-        for when in ["before", "after"] {
-            for nth in TIMES {
-                let failpoint = format!("{step}.{when}");
-                let name = format!("{failpoint} {nth}");
-                scenarios.push(scenario(name, resumed(failpoint, nth)));
-            }
-        }
-    }
-    concurrently(scenarios).await
+    let steps = ["look_up", "seal", "verify", "insert", "record"];
+    // In the first batch, or in another one.
+    concurrently(steps.iter().flat_map(|step| {
+        let places = [
+            (format!("{step}.before"), ""),
+            (format!("{step}.after"), "1*off->"),
+        ];
+        places.map(|(failpoint, nth)| scenario(failpoint.clone(), resumed(failpoint, nth)))
+    }))
+    .await
 }

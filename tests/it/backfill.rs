@@ -2,9 +2,12 @@
 
 use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use serde_json::{Value, json as object};
+use sluice_testkit::listing::Listing;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{Bundle, Generator, Reckoning};
 use sluice_testkit::{Site, Stack, wait_for};
+
+use crate::reconcile::identity;
 
 use crate::harness::{
     BOUND, Sluice, drained, expected, line, loaded, names, remaining, rows, terminate, upload,
@@ -400,4 +403,124 @@ async fn an_outage_of_s3_or_of_clickhouse_is_waited_for() {
     assert_eq!(backfill(&sluice, &site, &[])["loaded"], 3);
     assert_eq!((s3.hits(), clickhouse.hits()), (7, 4));
     assert_eq!(names(stack, &site).await, ["a", "b", "c"]);
+}
+
+/// The same lines, read otherwise: what was a statement is too long by now.
+#[tokio::test]
+async fn forced_what_is_loaded_is_replaced_and_its_story_tells_so() {
+    let (stack, site, sluice) = silent("backfill-force").await;
+    let long = line(&"x".repeat(5000));
+    site.put("a", format!("{}{long}", line("short")))
+        .await
+        .unwrap();
+    site.put("b", line("b")).await.unwrap();
+    assert_eq!(backfill(&sluice, &site, &[])["loaded"], 2);
+    site.put("new", line("new")).await.unwrap();
+
+    let sluice = sluice.set("load.max_line_bytes", "1KiB");
+    assert_eq!(
+        backfill(&sluice, &site, &["--force", "--dry-run"])["to_load"],
+        3
+    );
+    let report = backfill(&sluice, &site, &["--force"]);
+    assert_eq!(
+        (&report["loaded"], &report["replaced"]),
+        (&3.into(), &2.into()),
+        "{report}"
+    );
+    assert_eq!(names(stack, &site).await, ["b", "new", "short"]);
+    let kept = format!("SELECT count() FROM {}.rejected_lines", site.database);
+    assert_eq!(stack.clickhouse.scalar::<u64>(&kept).await.unwrap(), 1);
+    assert_eq!(loaded(&stack.clickhouse, &site.database).await, 3);
+
+    let output = sluice.command(&[
+        "status",
+        &format!("s3://{}/a", site.bucket),
+        "--output",
+        "json",
+    ]);
+    let story: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let version = &story["versions"][0];
+    assert_eq!(version["loaded"], true, "{story}");
+    assert_eq!(
+        version["rows"],
+        object!({"rejected": 1, "unmatched": 1}),
+        "{story}"
+    );
+    let states = [0, 1].map(|at| version["batches"][at]["state"].as_str().unwrap());
+    assert_eq!(states, ["loaded", "superseded"], "{story}");
+
+    // What is newer than that is let be.
+    let none = backfill(&sluice, &site, &["--force", "--loaded-before", "1h"]);
+    assert_eq!(
+        (&none["loaded"], &none["already_loaded"]),
+        (&0.into(), &3.into()),
+        "{none}"
+    );
+    let said = refused(&sluice, 2, &["s3://bucket", "--force", "--via-queue"]);
+    assert!(
+        said.contains("--force alone loads in this process"),
+        "{said}"
+    );
+}
+
+/// Some minutes: `cargo test --test it million -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes"]
+async fn a_million_keys_are_listed_and_skipped_in_constant_memory() {
+    let (stack, site, _) = silent("backfill-million").await;
+    const OBJECTS: u64 = 1_000_000;
+    let batch = "00000000-0000-7000-8000-000000000001";
+    for first in (0..OBJECTS).step_by(50_000) {
+        let mut rows = String::new();
+        for number in first..first + 50_000 {
+            let (key, etag) = (Listing::key(number), Listing::etag(number));
+            let id = identity(&site.bucket, &key, &etag);
+            rows += &format!("{id}\t{}\t{key}\t{etag}\t{batch}\n", site.bucket);
+        }
+        let insert = format!(
+            "INSERT INTO {}.ledger_objects (object_id, bucket, key, etag, batch_id) \
+             SETTINGS max_query_size = 100000000 FORMAT TSV\n{rows}",
+            site.database
+        );
+        stack.clickhouse.execute(&insert).await.unwrap();
+    }
+    let loaded = format!(
+        "INSERT INTO {}.ledger_batches (batch_id, event) VALUES ('{batch}', 'loaded')",
+        site.database
+    );
+    stack.clickhouse.execute(&loaded).await.unwrap();
+
+    for objects in [OBJECTS / 10, OBJECTS] {
+        let s3 = Listing::start(objects).await.unwrap();
+        let url = format!("s3://{}", site.bucket);
+        let sluice = Sluice::new(stack, &site).environment("AWS_ENDPOINT_URL", s3.url());
+        let mut child = sluice.spawn(&["backfill", &url, "--output", "json"]);
+        let mut most = 0;
+        while child.try_wait().unwrap().is_none() {
+            most = peak_memory(child.id()).unwrap_or(most);
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        let output = child.wait_with_output().unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["already_loaded"], objects, "{report}");
+        show(&format!(
+            "{objects} keys: {} s, {most} bytes at most",
+            report["seconds"]
+        ));
+        assert!(most < 150 << 20, "{most}");
+    }
+}
+
+/// Bytes of memory that a process ever had, as long as it lives.
+fn peak_memory(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+#[expect(clippy::print_stderr, reason = "what the test is for")]
+fn show(text: &str) {
+    eprintln!("{text}");
 }

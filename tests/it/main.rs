@@ -14,6 +14,7 @@ mod mapping;
 mod notifications;
 mod outages;
 mod queue_contract;
+mod reconcile;
 mod rejects;
 mod status;
 mod strategies;

@@ -53,12 +53,15 @@ impl Estimate {
         match standing {
             Standing::Loaded => self.already_loaded += 1,
             Standing::Busy { lapsed: false, .. } => self.in_other_hands += 1,
-            Standing::Free | Standing::Busy { lapsed: true, .. } => {
-                if arguments.limit.is_none_or(|limit| self.to_load < limit) {
-                    self.to_load += 1;
-                    self.bytes_to_load += bytes;
-                }
-            }
+            Standing::Free | Standing::Busy { lapsed: true, .. } => {}
+        }
+        let due = match standing {
+            Standing::Loaded => arguments.force,
+            standing => standing == Standing::Free || standing.has_lapsed(),
+        };
+        if due && arguments.limit.is_none_or(|limit| self.to_load < limit) {
+            self.to_load += 1;
+            self.bytes_to_load += bytes;
         }
     }
 

@@ -16,7 +16,7 @@ use crate::batch::BatchLimits;
 use crate::cli::output::{shown, table};
 use crate::cli::stop::stop_on_signals;
 use crate::cli::{
-    Incomplete, aws, catalog, loader, needed_tables, planner, tables_are_missing, warehouse,
+    Incomplete, aws, catalog, loader, needed_tables, note, planner, tables_are_missing, warehouse,
 };
 use crate::config::{Config, LogConfig};
 use crate::listing::Lister;
@@ -34,6 +34,13 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
     if !bar.is_hidden() {
         tokio::spawn(count(lister()?, bar.clone()));
     }
+    let replace_before = arguments.replace_before();
+    if let Some(before) = replace_before {
+        let before = humantime::format_rfc3339_millis(before);
+        note(&format!(
+            "should it break off: --force --loaded-before {before} goes on with the rest"
+        ));
+    }
     let options = Options {
         batch: BatchLimits {
             window: config.batch.window.get(),
@@ -43,6 +50,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
         concurrency: arguments.concurrency(config),
         max_rate: arguments.max_rate,
         limit: arguments.limit,
+        replace_before,
         grace_period: config.shutdown.grace_period.get(),
     };
     let started = Instant::now();
@@ -164,6 +172,7 @@ impl fmt::Display for Report {
         )?;
         for (name, count) in [
             ("loaded", tally.loaded),
+            ("  replaced", tally.replaced),
             ("already loaded", tally.already_loaded),
             ("failed", tally.failed),
             ("missing", tally.missing),

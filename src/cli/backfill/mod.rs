@@ -1,11 +1,14 @@
 //! `sluice backfill`
 
-mod announce;
+pub(super) mod announce;
 mod dry_run;
 mod load;
 
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::time::SystemTime;
 
+use super::Misuse;
+use super::moment::moment;
 use super::output::Output;
 use super::selection::SelectionArguments;
 use crate::config::Config;
@@ -24,6 +27,17 @@ pub(super) struct Arguments {
     #[arg(long)]
     via_queue: bool,
 
+    /// Load again what is loaded, and replace its rows
+    ///
+    /// The earlier rows of an object go once its new ones are on record. Until then queries see
+    /// both for a moment.
+    #[arg(long)]
+    force: bool,
+
+    /// With --force: only what was loaded before then; the rest of a forced backfill that broke off
+    #[arg(long, value_name = "TIME", value_parser = moment, requires = "force", conflicts_with = "dry_run")]
+    loaded_before: Option<SystemTime>,
+
     /// Load so many objects at most
     #[arg(long, value_name = "COUNT")]
     limit: Option<u64>,
@@ -41,6 +55,13 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
+    if arguments.force && arguments.via_queue {
+        return Err(Misuse(
+            "--force cannot go with --via-queue: workers skip what is loaded. Leave one of them \
+             out; --force alone loads in this process, beside the workers",
+        )
+        .into());
+    }
     let _armed = failpoint::arm();
     if arguments.dry_run {
         dry_run::run(config, arguments).await
@@ -55,5 +76,11 @@ impl Arguments {
     fn concurrency(&self, config: &Config) -> usize {
         self.concurrency
             .map_or(config.load.concurrency, NonZeroUsize::get)
+    }
+
+    /// What was loaded before then is loaded again; none unless forced.
+    fn replace_before(&self) -> Option<SystemTime> {
+        self.force
+            .then(|| self.loaded_before.unwrap_or_else(SystemTime::now))
     }
 }
