@@ -76,7 +76,7 @@ impl Tally {
 pub struct Backfill<P> {
     loader: Arc<Loader>,
     options: Options,
-    /// Of what is not loaded yet, and of what is to be replaced.
+    /// Of what is not loaded yet, and of what is to be replaced: never in one batch.
     batchers: [Batcher; 2],
     /// Who has loaded the objects that are to be replaced, as long as they are not settled.
     loaded_by: Claims,
