@@ -90,8 +90,8 @@ enum Position {
     After(String),
 }
 
-/// As many as one page has, and as one look-up takes.
-pub const CHUNK: usize = 1000;
+/// As many as one look-up takes. It reads much the same of a large ledger for fewer.
+pub const CHUNK: usize = 5000;
 
 impl Lister {
     pub fn new(
