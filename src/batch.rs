@@ -178,6 +178,15 @@ impl Batcher {
             .collect()
     }
 
+    /// Every open batch, due or not.
+    pub fn take_all(&mut self) -> Vec<Batch> {
+        let buckets: Vec<String> = self.open.keys().cloned().collect();
+        buckets
+            .iter()
+            .filter_map(|bucket| self.close(bucket, CloseReason::Window))
+            .collect()
+    }
+
     /// When [`Batcher::take_due`] next has something to give.
     pub fn next_due(&self) -> Option<Instant> {
         self.open.values().map(|open| open.due).min()

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use crate::batch::BatchId;
 use crate::event_types::Catalog;
 use crate::event_types::select::{BLANK, Target};
-use crate::warehouse::{Statement, Warehouse, WarehouseError};
+use crate::warehouse::{Warehouse, WarehouseError};
 
 pub struct BatchRows<'a> {
     pub warehouse: &'a Warehouse,
@@ -76,15 +76,6 @@ impl BatchRows<'_> {
             }
         }
         Ok(true)
-    }
-
-    /// The statements that delete all of them.
-    pub fn deletes(&self) -> Vec<Statement> {
-        let of_batch = format!("batch_id = '{}'", self.batch);
-        let targets = Target::all(self.catalog).into_iter();
-        targets
-            .map(|target| self.warehouse.delete(target.table(), &of_batch))
-            .collect()
     }
 
     fn tables(&self) -> impl Iterator<Item = (Target<'_>, String)> {

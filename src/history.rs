@@ -2,7 +2,7 @@
 //!
 //! Nothing here is part of the protocol: reading is all it does.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -62,7 +62,7 @@ pub struct BatchOfObject {
     /// `s3` or `stream`; `rejected_lines` or `unmatched_statements` where lines were moved.
     pub read_by: String,
     pub sealed_at: String,
-    /// `loaded`, `released`, or `open`.
+    /// `loaded`, `released`, `open`, or `superseded` by one that is loaded.
     pub state: String,
     pub ended_at: String,
     /// One more than were fenced.
@@ -104,6 +104,13 @@ pub struct ObjectStanding {
     pub failed_at: String,
 }
 
+/// How long loading took lately, for one batch at a time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    pub seconds_an_object: f64,
+    pub seconds_a_byte: f64,
+}
+
 /// Which failed objects are meant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FailureFilter {
@@ -141,6 +148,36 @@ impl History {
             since.as_secs(),
         );
         self.warehouse.rows(&sql).await
+    }
+
+    /// By the batches that were loaded last; none where there are none.
+    pub async fn pace(&self) -> Result<Option<Pace>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            seconds: f64,
+            objects: f64,
+            bytes: f64,
+        }
+        let sql = format!(
+            "WITH latest AS (\
+               SELECT batch_id, max(at) AS loaded FROM {batches} WHERE event = 'loaded' \
+               GROUP BY batch_id ORDER BY loaded DESC LIMIT 100\
+             ), sealed AS (\
+               SELECT batch_id, min(sealed_at) AS sealed, count() AS objects, sum(size) AS bytes \
+               FROM {objects} WHERE batch_id IN (SELECT batch_id FROM latest) GROUP BY batch_id\
+             ) \
+             SELECT sum(dateDiff('millisecond', sealed, loaded)) / 1000 AS seconds, \
+               toFloat64(sum(objects)) AS objects, toFloat64(sum(bytes)) AS bytes \
+             FROM latest JOIN sealed ON latest.batch_id = sealed.batch_id",
+            batches = self.warehouse.table(BATCHES_TABLE),
+            objects = self.warehouse.table(OBJECTS_TABLE),
+        );
+        let rows: Vec<Row> = self.warehouse.rows(&sql).await?;
+        let row = rows.into_iter().next().filter(|row| row.objects > 0.0);
+        Ok(row.map(|row| Pace {
+            seconds_an_object: row.seconds / row.objects,
+            seconds_a_byte: row.seconds / row.bytes.max(1.0),
+        }))
     }
 
     /// Batches that somebody works on, or has left behind.
@@ -212,7 +249,8 @@ impl History {
              ) \
              SELECT etag, toString(claims.batch_id) AS batch_id, worker, size, read_by, \
                toString(sealed) AS sealed_at, \
-               multiIf(loaded, 'loaded', released, 'released', 'open') AS state, \
+               multiIf(batch_id IN ({superseded}), 'superseded', loaded, 'loaded', \
+                 released, 'released', 'open') AS state, \
                if(loaded OR released, toString(ended), '') AS ended_at, \
                fenced + 1 AS attempts, reason \
              FROM claims LEFT JOIN events ON claims.batch_id = events.batch_id \
@@ -221,6 +259,7 @@ impl History {
             named(object),
             self.warehouse.table(BATCHES_TABLE),
             doomed = crate::ledger::protocol::DOOMED,
+            superseded = self.superseded(object),
         );
         self.warehouse.rows(&sql).await
     }
@@ -238,8 +277,19 @@ impl History {
         self.warehouse.rows(&sql).await
     }
 
-    /// Of batches that are loaded: rows of others may be on their way back. What a replay has moved
-    /// is not rejected, or unmatched, any more.
+    /// The batches of an object that others have superseded.
+    fn superseded(&self, object: &ObjectUrl) -> String {
+        format!(
+            "SELECT toString(arrayJoin(supersedes)) FROM {} WHERE {} AND batch_id IN (\
+               SELECT batch_id FROM {} WHERE event = 'loaded')",
+            self.warehouse.table(OBJECTS_TABLE),
+            named(object),
+            self.warehouse.table(BATCHES_TABLE),
+        )
+    }
+
+    /// Of batches that are loaded: rows of others may be on their way back, or out. What a replay has
+    /// moved is not rejected, or unmatched, any more.
     async fn rows_of(&self, object: &ObjectUrl) -> Result<Vec<LinesOfObject>, WarehouseError> {
         let moved: Vec<String> = Kept::ALL
             .into_iter()
@@ -251,6 +301,7 @@ impl History {
                WHERE {named} AND batch_id IN (\
                  SELECT batch_id FROM {batches} WHERE event = 'loaded' AND batch_id IN (\
                    SELECT batch_id FROM {objects} WHERE {named})) \
+               AND toString(batch_id) NOT IN ({superseded}) \
                GROUP BY batch_id, moved_from\
              ), counted AS (\
                SELECT batch_id, source_etag, kind, toInt64(rows) AS lines FROM {rows} \
@@ -269,6 +320,7 @@ impl History {
             batches = self.warehouse.table(BATCHES_TABLE),
             objects = self.warehouse.table(OBJECTS_TABLE),
             named = named(object),
+            superseded = self.superseded(object),
         );
         self.warehouse.rows(&sql).await
     }
@@ -331,6 +383,31 @@ impl History {
         Ok(rows
             .map(|row| (ObjectId(row.object_id), row.standing))
             .collect())
+    }
+
+    /// Those of the objects' keys, all of one bucket, that were loaded, whatever the content.
+    pub async fn loaded_keys(
+        &self,
+        objects: &[&ObjectRef],
+    ) -> Result<HashSet<String>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            key: String,
+        }
+        let Some(first) = objects.first() else {
+            return Ok(HashSet::new());
+        };
+        let keys: Vec<_> = objects.iter().map(|object| object.key.as_str()).collect();
+        let sql = format!(
+            "SELECT DISTINCT key FROM {} WHERE bucket = {} AND key IN ({}) \
+             AND batch_id IN (SELECT batch_id FROM {} WHERE event = 'loaded')",
+            self.warehouse.table(OBJECTS_TABLE),
+            sql::string(&first.bucket),
+            sql::strings(&keys),
+            self.warehouse.table(BATCHES_TABLE),
+        );
+        let rows: Vec<Row> = self.warehouse.rows(&sql).await?;
+        Ok(rows.into_iter().map(|row| row.key).collect())
     }
 
     /// Versions of this object that failed and have not been loaded since.

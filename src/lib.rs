@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod announce;
+pub mod backfill;
 pub mod batch;
 pub mod batch_rows;
 pub mod cli;
@@ -15,6 +16,7 @@ pub mod glob;
 pub mod history;
 pub mod kept;
 pub mod ledger;
+pub mod listing;
 pub mod load;
 pub mod notification;
 pub mod object;

@@ -1,8 +1,10 @@
 //! An S3 object as the rest of Sluice knows it.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use percent_encoding::percent_decode_str;
 use uuid::Uuid;
 
 /// One version of one S3 object.
@@ -61,6 +63,21 @@ impl fmt::Display for ObjectRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "s3://{}/{}", self.bucket, self.key)
     }
+}
+
+/// A key as S3 writes it in its events and, when asked to, in its listings: form-urlencoded.
+/// `+` is a space, and a real plus is `%2B`. Which other bytes are escaped differs between
+/// implementations, and decoding takes all of it.
+pub(crate) fn decode_key(encoded: &str) -> Option<String> {
+    let spaced: Cow<'_, str> = if encoded.contains('+') {
+        encoded.replace('+', " ").into()
+    } else {
+        encoded.into()
+    };
+    percent_decode_str(&spaced)
+        .decode_utf8()
+        .ok()
+        .map(Cow::into_owned)
 }
 
 /// What an object's name says of its content. ClickHouse goes by the name, whatever its case, and so

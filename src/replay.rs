@@ -13,10 +13,11 @@ use uuid::Uuid;
 
 use crate::batch::BatchId;
 use crate::batch_rows::{BatchRows, Counted};
+use crate::event_types::select::Target;
 use crate::failpoint;
 use crate::kept::{Kept, Page};
-use crate::ledger::Ledger;
 use crate::ledger::protocol::{Action, DOOMED, End, Event, Run, Standing};
+use crate::ledger::{Claim, Ledger};
 use crate::load::verdict::{Verdict, verdict};
 use crate::object::ObjectRef;
 use crate::plan::{Form, Planner};
@@ -217,7 +218,7 @@ impl<'a> Moving<'a> {
         };
         let replayable = sealed.form.plan == self.form.plan;
         self.form = sealed.form;
-        self.objects = sealed.objects;
+        self.objects = sealed.objects.into_iter().map(|it| it.object).collect();
         self.run(Run::recover(sealed.fenced, replayable)).await
     }
 
@@ -231,7 +232,8 @@ impl<'a> Moving<'a> {
                 Action::LookUp => Event::Standings(self.look_up().await?),
                 Action::Recover(_) => unreachable!("no standing here is a lapsed one"),
                 Action::Seal => {
-                    ledger.seal(self.batch, &self.listed(), self.form).await?;
+                    let claims: Vec<_> = self.objects.iter().map(Claim::of).collect();
+                    ledger.seal(self.batch, &claims, self.form).await?;
                     Event::Done
                 }
                 Action::Verify => {
@@ -355,18 +357,15 @@ impl<'a> Moving<'a> {
     /// Deletes the rows of a batch that can be completed by nobody.
     async fn take_back(&self) -> Result<Event, WarehouseError> {
         let Replayer {
-            warehouse,
-            ledger,
-            timeout,
-            ..
+            ledger, planner, ..
         } = self.replayer;
         // No record can come any more; one that came before stands.
         if ledger.sealed(self.batch).await?.is_none() {
             return Ok(Event::Fenced);
         }
-        for delete in self.rows().deletes() {
-            let delete = warehouse.execute(&delete, None, *timeout);
-            ledger.leased(self.batch, delete).await?;
+        let of_batch = format!("batch_id = '{}'", self.batch);
+        for target in Target::all(&planner.catalog) {
+            self.delete(target.table(), &of_batch).await?;
         }
         Ok(Event::Done)
     }
@@ -375,10 +374,7 @@ impl<'a> Moving<'a> {
     /// at any time and again: these lines of these batches never come back.
     async fn clean(&self) -> Result<End, WarehouseError> {
         let Replayer {
-            warehouse,
-            ledger,
-            timeout,
-            ..
+            warehouse, ledger, ..
         } = self.replayer;
         let listed = format!(
             "(source_path, source_etag, row_number, batch_id) IN (\
@@ -387,15 +383,26 @@ impl<'a> Moving<'a> {
             warehouse.table(REPLAYED),
             self.batch,
         );
-        let delete = warehouse
-            .delete(self.kept.table(), &listed)
-            // Replicated tables take a subquery for that. The list is the same on every replica.
-            .with("allow_nondeterministic_mutations", "1");
         failpoint::reach("clean.before");
-        warehouse.execute(&delete, None, *timeout).await?;
+        self.delete(self.kept.table(), &listed).await?;
         failpoint::reach("clean.after");
         ledger.cleaned(self.batch).await?;
         Ok(End::Loaded)
+    }
+
+    /// Until there are none.
+    async fn delete(&self, table: &str, condition: &str) -> Result<(), WarehouseError> {
+        let Replayer {
+            warehouse,
+            ledger,
+            timeout,
+            ..
+        } = self.replayer;
+        while warehouse.has_rows(table, condition).await? {
+            let delete = warehouse.delete(table, condition, *timeout);
+            ledger.leased(self.batch, delete).await?;
+        }
+        Ok(())
     }
 
     async fn execute(&self, statement: &Statement, attempt: u32) -> Result<(), WarehouseError> {

@@ -440,11 +440,12 @@ fn ledger_objects() -> Table {
             TableColumn::new("region", WORD),
             TableColumn::new("size", "UInt64"),
             TableColumn::new("batch_id", "UUID"),
-            // The next three are not written by the first versions: what they have sealed is of no
+            // The next four are not written by the first versions: what they have sealed is of no
             // known plan, and may have been read in many blocks.
             TableColumn::new("plan", "UUID"),
             TableColumn::with("many_blocks", "Bool", "DEFAULT true"),
             TableColumn::with("read_by", WORD, "DEFAULT 's3'"),
+            TableColumn::new("supersedes", "Array(UUID)"),
             TableColumn::new("lease_seconds", "UInt32"),
             TableColumn::new("worker", WORD),
             TableColumn::with("sealed_at", TIME, NOW),

@@ -1,8 +1,9 @@
-//! S3 as the worker itself reads it, for objects that ClickHouse cannot read. Here alone the S3 SDK
-//! is used.
+//! S3 as the worker itself reads it: objects that ClickHouse cannot read, and listings. Here alone
+//! the S3 SDK is used.
 
 use std::io;
 use std::pin::Pin;
+use std::time::SystemTime;
 
 use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
 use aws_sdk_s3::Client;
@@ -10,11 +11,12 @@ use aws_sdk_s3::config::{Builder, Region};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::{ByteStream, ByteStreamError};
+use aws_sdk_s3::types::EncodingType;
 use futures_util::{TryStreamExt, stream};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead};
 use tokio_util::io::StreamReader;
 
-use crate::object::{Compression, ObjectRef};
+use crate::object::{Compression, ObjectRef, ObjectUrl, decode_key};
 use crate::telemetry::with_sources;
 
 /// What kept an object from being read.
@@ -49,6 +51,22 @@ pub struct Present {
     pub size: Option<u64>,
 }
 
+/// An object of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// With the identity that its announcement gives it.
+    pub object: ObjectRef,
+    pub last_modified: SystemTime,
+}
+
+/// A part of a listing, a thousand objects at most.
+#[derive(Clone, Debug)]
+pub struct Page {
+    pub objects: Vec<Listed>,
+    /// Where the next one begins.
+    pub next: Option<String>,
+}
+
 /// The content of an object, decompressed.
 pub type Content = Pin<Box<dyn AsyncRead + Send>>;
 
@@ -76,13 +94,65 @@ impl Store {
             .config_override(in_region(object))
             .send()
             .await
-            .map_err(|error| refused(object, &error))?;
+            .map_err(|error| refused(object.path(), &error))?;
         let etag = answer.e_tag().unwrap_or_default();
         Ok(Present {
             etag: etag.trim_matches('"').to_owned(),
             size: answer
                 .content_length()
                 .and_then(|size| size.try_into().ok()),
+        })
+    }
+
+    /// The objects whose keys begin with this one, in the order of S3; from `after`, where a page
+    /// before this one said so.
+    pub async fn list(&self, prefix: &ObjectUrl, after: Option<&str>) -> Result<Page, StoreError> {
+        let answer = self
+            .client
+            .list_objects_v2()
+            .bucket(&prefix.bucket)
+            .prefix(&prefix.key)
+            // XML has no way to write every key.
+            .encoding_type(EncodingType::Url)
+            .set_continuation_token(after.map(str::to_owned))
+            .send()
+            .await
+            .map_err(|error| refused(prefix.path(), &error))?;
+        let encoded = answer.encoding_type() == Some(&EncodingType::Url);
+        let region = self.client.config().region().map(ToString::to_string);
+        let objects = answer.contents().iter().map(|object| {
+            let key = object.key().unwrap_or_default();
+            let key = if encoded {
+                decode_key(key)
+            } else {
+                Some(key.to_owned())
+            };
+            let modified = object.last_modified();
+            Ok(Listed {
+                object: ObjectRef {
+                    bucket: prefix.bucket.clone(),
+                    key: key.ok_or_else(|| StoreError::Content {
+                        text: "S3 lists a key that is no UTF-8".to_owned(),
+                        path: prefix.path(),
+                    })?,
+                    etag: object
+                        .e_tag()
+                        .unwrap_or_default()
+                        .trim_matches('"')
+                        .to_owned(),
+                    size: object.size().and_then(|size| size.try_into().ok()),
+                    version_id: None,
+                    sequencer: None,
+                    region: region.clone(),
+                },
+                last_modified: modified
+                    .and_then(|time| SystemTime::try_from(*time).ok())
+                    .unwrap_or(SystemTime::UNIX_EPOCH),
+            })
+        });
+        Ok(Page {
+            objects: objects.collect::<Result<_, _>>()?,
+            next: answer.next_continuation_token().map(str::to_owned),
         })
     }
 
@@ -116,7 +186,7 @@ impl Store {
             .config_override(in_region(object))
             .send()
             .await
-            .map_err(|error| refused(object, &error))
+            .map_err(|error| refused(object.path(), &error))
     }
 
     /// Begins to read the object.
@@ -172,11 +242,10 @@ pub fn broken(object: &ObjectRef, error: &io::Error) -> StoreError {
     }
 }
 
-fn refused<E>(object: &ObjectRef, error: &SdkError<E>) -> StoreError
+fn refused<E>(path: String, error: &SdkError<E>) -> StoreError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
-    let path = object.path();
     match error {
         SdkError::ServiceError(answer) => StoreError::Refused {
             status: answer.raw().status().as_u16(),

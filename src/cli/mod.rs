@@ -1,30 +1,46 @@
 //! The command line: one file a subcommand. This is where the parts are put together.
 
+mod backfill;
 mod config;
 mod dlq;
 mod migrate;
+mod moment;
 mod output;
+mod reconcile;
 mod rejects;
 mod retry;
 mod run;
+mod selection;
 mod status;
 mod stop;
+mod survey;
 mod types;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use aws_config::SdkConfig;
 use clap::{Parser, Subcommand};
 use tracing::error;
 
 use crate::config::{
-    ClickHouseAccess, Config, LoadStrategy, Problems, SecretSource, Sources, process_environment,
+    ClickHouseAccess, Config, LoadStrategy, NotificationsConfig, OnMissing, Problems, SecretSource,
+    Sources, process_environment,
 };
 use crate::event_types::Catalog;
-use crate::load::fallback::Fallback;
+use crate::event_types::select::Target;
+use crate::ledger::{self, Ledger};
+use crate::load::breaker::Breaker;
+use crate::load::fallback::{Fallback, Fallbacks};
+use crate::load::{LoadLimits, Loader, RowCounts};
+use crate::notification::filter::Filter;
 use crate::plan::{Planner, S3Access, S3Source, Strategy};
+use crate::schema::landing_name;
+use crate::store::Store;
 use crate::warehouse::{Access, Warehouse};
 
 /// Loads S3 objects into ClickHouse, once each, as SQS announces them.
@@ -43,6 +59,7 @@ use crate::warehouse::{Access, Warehouse};
                   SLUICE__QUEUE__URL, or from --set queue.url=…; later ones win. AWS credentials, \
                   region and AWS_ENDPOINT_URL come from the environment, as with every AWS tool.\n\n\
                   Exit codes: 0 done; 1 failed; 2 the command line or the configuration is wrong; \
+                  3 some objects are not loaded (backfill, reconcile); \
                   130 stopped at once by a second signal."
 )]
 struct Cli {
@@ -65,6 +82,11 @@ enum Command {
     /// SIGTERM or Ctrl-C: batches in flight are finished within `shutdown.grace_period`, the rest
     /// goes back to the queue at once. A second signal exits at once; nothing is lost by that.
     Run,
+    /// Load what a bucket has already, beside the workers
+    ///
+    /// Lists the bucket, and loads what the ledger does not know as loaded: nothing is loaded twice,
+    /// whatever workers do meanwhile. Killed or stopped, it is resumed by running it again.
+    Backfill(backfill::Arguments),
     /// Make the database, tables and views that the event types declare
     ///
     /// Safe to run again, and by several at once.
@@ -76,6 +98,10 @@ enum Command {
     /// List the declared event types, or preview what would become of lines
     #[command(subcommand)]
     Types(types::Command),
+    /// Compare a bucket with the ledger: what is not loaded, and why
+    ///
+    /// Lists the bucket and loads nothing. With --enqueue, what is not loaded is announced again.
+    Reconcile(reconcile::Arguments),
     /// Put objects that failed on the queue again
     ///
     /// They are announced as S3 announced them, and take the way of all others. What is loaded by
@@ -103,6 +129,7 @@ fn parse_setting(text: &str) -> Result<(String, String), String> {
 }
 
 const USAGE: u8 = 2;
+const INCOMPLETE: u8 = 3;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
@@ -110,11 +137,14 @@ pub fn main() -> ExitCode {
     match execute(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let code = if error.is::<Problems>() || error.is::<BadEventTypes>() {
-                USAGE
-            } else {
-                1
-            };
+            let code =
+                if error.is::<Problems>() || error.is::<BadEventTypes>() || error.is::<Misuse>() {
+                    USAGE
+                } else if error.is::<Incomplete>() {
+                    INCOMPLETE
+                } else {
+                    1
+                };
             if tracing::dispatcher::has_been_set() {
                 error!("{error:#}");
             } else {
@@ -155,9 +185,11 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new().context("the async runtime did not start")?;
     match cli.command {
         Command::Run => runtime.block_on(run::run(&config)),
+        Command::Backfill(arguments) => runtime.block_on(backfill::run(&config, &arguments)),
         Command::Migrate(arguments) => runtime.block_on(migrate::run(&config, &arguments)),
         Command::Status(arguments) => runtime.block_on(status::run(&config, &arguments)),
         Command::Types(command) => runtime.block_on(types::run(&config, &command)),
+        Command::Reconcile(arguments) => runtime.block_on(reconcile::run(&config, &arguments)),
         Command::Retry(arguments) => runtime.block_on(retry::run(&config, &arguments)),
         Command::Dlq(command) => runtime.block_on(dlq::run(&config, &command)),
         Command::Rejects(command) => runtime.block_on(rejects::run(&config, &command)),
@@ -172,6 +204,16 @@ fn catalog(config: &Config) -> Result<Catalog, BadEventTypes> {
         Some(directory) => Catalog::from_dir(directory).map_err(BadEventTypes),
     }
 }
+
+/// The command did what it could, and some objects are not loaded.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Incomplete(String);
+
+/// Options that do not go together.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Misuse(&'static str);
 
 /// Every problem of every declaration.
 #[derive(Debug)]
@@ -255,6 +297,74 @@ fn planner(config: &Config, catalog: Catalog, region: &str) -> anyhow::Result<Pl
     })
 }
 
+/// What takes batches through the ledger protocol.
+fn loader(
+    config: &Config,
+    planner: Planner,
+    warehouse: Warehouse,
+    aws: &SdkConfig,
+    breaker: Arc<Breaker>,
+) -> Loader {
+    Loader {
+        ledger: ledger(config, warehouse.clone()),
+        warehouse,
+        planner,
+        breaker,
+        limits: LoadLimits {
+            insert_timeout: config.clickhouse.insert_timeout.get(),
+            retry_min: config.load.retry_backoff_min.get(),
+            retry_max: config.load.retry_backoff_max.get(),
+            max_rejected_ratio: config.load.max_rejected_ratio.get(),
+        },
+        store: Store::new(aws),
+        fallback: fallback(config),
+        fallbacks: Fallbacks::default(),
+        successes: AtomicU64::new(0),
+        rows: RowCounts::default(),
+        deletions: tokio::sync::Mutex::default(),
+        acknowledge_missing: config.load.on_missing == OnMissing::Acknowledge,
+    }
+}
+
+fn ledger(config: &Config, warehouse: Warehouse) -> Ledger {
+    Ledger::new(
+        warehouse,
+        worker_name(),
+        config.queue.visibility_timeout.get(),
+    )
+}
+
+/// The tables without which nothing can be loaded.
+fn needed_tables(catalog: &Catalog, strategy: LoadStrategy) -> Vec<String> {
+    let ledger = [
+        ledger::OBJECTS_TABLE,
+        ledger::BATCHES_TABLE,
+        ledger::FAILURES_TABLE,
+    ];
+    let targets = Target::all(catalog);
+    let tables = targets.iter().map(Target::table).chain(ledger);
+    let landing = (strategy == LoadStrategy::SinglePass).then(|| landing_name(catalog));
+    tables.map(str::to_owned).chain(landing).collect()
+}
+
+fn tables_are_missing(warehouse: &Warehouse, missing: &[&str]) -> String {
+    format!(
+        "tables are missing in database {}: {}; run `sluice migrate`",
+        warehouse.database(),
+        missing.join(", "),
+    )
+}
+
+/// What is to be loaded of what is announced.
+fn notification_filter(config: &Config) -> anyhow::Result<Filter> {
+    let NotificationsConfig {
+        events,
+        include,
+        exclude,
+    } = &config.notifications;
+    Filter::new(events, include, exclude).map_err(anyhow::Error::msg)
+}
+
 fn fallback(config: &Config) -> Fallback {
     match config.load.fallback {
         crate::config::Fallback::Auto => Fallback::Auto,
@@ -264,7 +374,7 @@ fn fallback(config: &Config) -> Fallback {
 }
 
 /// The AWS SDK's own chain of settings and credentials.
-async fn aws(config: &Config) -> aws_config::SdkConfig {
+async fn aws(config: &Config) -> SdkConfig {
     let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest());
     if let Some(region) = &config.s3.region {
         loader = loader.region(aws_config::Region::new(region.clone()));

@@ -1,7 +1,6 @@
 //! `sluice run`
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -9,25 +8,21 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::stop::stop_on_signals;
-use super::{aws, catalog, fallback, planner, warehouse, worker_name};
+use super::{
+    aws, catalog, loader, needed_tables, notification_filter, planner, tables_are_missing,
+    warehouse,
+};
 use crate::admin::{AdminListener, Health};
 use crate::batch::BatchLimits;
-use crate::config::{Config, LoadStrategy, NotificationsConfig, OnMissing};
+use crate::config::{Config, LoadStrategy};
 use crate::event_types::Catalog;
-use crate::event_types::select::Target;
 use crate::failpoint;
-use crate::ledger::{self, Ledger};
 use crate::load::breaker::{Breaker, Scope};
-use crate::load::fallback::Fallbacks;
 use crate::load::verdict::{halt_class, with_advice};
-use crate::load::{LoadLimits, Loader};
-use crate::notification::filter::Filter;
 use crate::pipeline::{self, core::Limits};
 use crate::queue::sqs::SqsQueue;
 use crate::queue::{Queue, QueueError};
-use crate::schema::landing_name;
 use crate::settle::VisibilityPolicy;
-use crate::store::Store;
 use crate::telemetry::{metrics, start_logging};
 use crate::warehouse::Warehouse;
 
@@ -37,7 +32,7 @@ const QUEUE_RETRY: Duration = Duration::from_secs(5);
 pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     let queue_url = config.queue.require_url()?;
     let catalog = catalog(config)?;
-    let filter = filter(config)?;
+    let filter = notification_filter(config)?;
     start_logging(&config.log)?;
     let _armed = failpoint::arm();
     let metrics = metrics::install().context("metrics could not be started")?;
@@ -77,24 +72,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     )
     .await?
     {
-        let visibility = config.queue.visibility_timeout.get();
-        let loader = Arc::new(Loader {
-            ledger: Ledger::new(warehouse.clone(), worker_name(), visibility),
-            warehouse,
-            planner,
-            breaker: breaker.clone(),
-            limits: LoadLimits {
-                insert_timeout: config.clickhouse.insert_timeout.get(),
-                retry_min: config.load.retry_backoff_min.get(),
-                retry_max: config.load.retry_backoff_max.get(),
-                max_rejected_ratio: config.load.max_rejected_ratio.get(),
-            },
-            store: Store::new(&aws),
-            fallback: fallback(config),
-            fallbacks: Fallbacks::default(),
-            successes: AtomicU64::new(0),
-            acknowledge_missing: config.load.on_missing == OnMissing::Acknowledge,
-        });
+        let loader = Arc::new(loader(config, planner, warehouse, &aws, breaker.clone()));
         pipeline::run(
             queue,
             loader,
@@ -109,15 +87,6 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     prober.abort();
     admin.abort();
     Ok(())
-}
-
-fn filter(config: &Config) -> anyhow::Result<Filter> {
-    let NotificationsConfig {
-        events,
-        include,
-        exclude,
-    } = &config.notifications;
-    Filter::new(events, include, exclude).map_err(anyhow::Error::msg)
 }
 
 fn options(config: &Config) -> pipeline::Options {
@@ -199,29 +168,15 @@ async fn probe(
     strategy: LoadStrategy,
     breaker: Arc<Breaker>,
 ) {
-    let ledger = [
-        ledger::OBJECTS_TABLE,
-        ledger::BATCHES_TABLE,
-        ledger::FAILURES_TABLE,
-    ];
-    let landing = landing_name(&catalog);
-    let landing = (strategy == LoadStrategy::SinglePass).then_some(landing.as_str());
-    let targets = Target::all(&catalog);
-    let targets = targets.iter().map(Target::table);
-    let tables: Vec<&str> = targets.chain(ledger).chain(landing).collect();
+    let tables = needed_tables(&catalog, strategy);
     loop {
         breaker.unprobed().await;
         match warehouse.missing_tables(&tables).await {
             Ok(missing) if missing.is_empty() => breaker.succeeded(Scope::Inserts),
-            Ok(missing) => breaker.open(
-                Scope::Everything,
-                "schema",
-                &format!(
-                    "tables are missing in database {}: {}; run `sluice migrate`",
-                    warehouse.database(),
-                    missing.join(", "),
-                ),
-            ),
+            Ok(missing) => {
+                let why = tables_are_missing(&warehouse, &missing);
+                breaker.open(Scope::Everything, "schema", &why);
+            }
             Err(error) => breaker.open(Scope::Everything, halt_class(&error), &with_advice(&error)),
         }
     }

@@ -10,7 +10,7 @@ pub mod protocol;
 mod model;
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tracing::debug;
@@ -54,6 +54,27 @@ pub struct Ledger {
     lease: Duration,
 }
 
+/// Of each object, the batches that have loaded it.
+pub type Claims = HashMap<ObjectId, Vec<BatchId>>;
+
+/// What a batch claims.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    pub object: &'a ObjectRef,
+    /// The loaded batches whose rows of the object are replaced.
+    pub supersedes: &'a [BatchId],
+}
+
+impl<'a> Claim<'a> {
+    /// Of an object that nobody has loaded.
+    pub fn of(object: &'a ObjectRef) -> Self {
+        Self {
+            object,
+            supersedes: &[],
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct SealedRow<'a> {
     object_id: Uuid,
@@ -67,6 +88,7 @@ struct SealedRow<'a> {
     batch_id: Uuid,
     plan: Uuid,
     many_blocks: bool,
+    supersedes: Vec<Uuid>,
     lease_seconds: u32,
     worker: &'a str,
 }
@@ -113,10 +135,24 @@ pub struct UnfinishedReplay {
 /// What the ledger says of a batch that is to be recovered.
 #[derive(Debug)]
 pub struct SealedBatch {
-    pub objects: Vec<ObjectRef>,
+    pub objects: Vec<SealedObject>,
     pub form: Form,
     /// The highest fenced attempt, 0 where none is.
     pub fenced: u32,
+}
+
+/// A [`Claim`] that is read back.
+#[derive(Debug)]
+pub struct SealedObject {
+    pub object: ObjectRef,
+    pub supersedes: Vec<BatchId>,
+}
+
+/// A batch that supersedes others, and has not been cleaned up after.
+#[derive(Clone, Copy, Debug)]
+pub struct Replacement {
+    pub batch: BatchId,
+    pub standing: Standing,
 }
 
 /// An object as `ledger_objects` has it.
@@ -128,6 +164,25 @@ struct Listed {
     version_id: String,
     region: String,
     size: u64,
+}
+
+#[derive(Deserialize)]
+struct ListedRow {
+    #[serde(flatten)]
+    object: Listed,
+    plan: Uuid,
+    many_blocks: bool,
+    read_by: ReadBy,
+    supersedes: Vec<Uuid>,
+}
+
+impl From<ListedRow> for SealedObject {
+    fn from(row: ListedRow) -> Self {
+        Self {
+            object: row.object.into(),
+            supersedes: row.supersedes.into_iter().map(BatchId).collect(),
+        }
+    }
 }
 
 impl From<Listed> for ObjectRef {
@@ -158,25 +213,36 @@ impl Ledger {
         self.lease
     }
 
-    /// The standing of each object, in order, leaving out batch `but`.
+    /// The standing of each object, in order, leaving out batch `but` and these superseded claims.
     pub async fn standings(
         &self,
         objects: &[ObjectId],
         but: Option<BatchId>,
+        superseded: &[(ObjectId, BatchId)],
     ) -> Result<Vec<Standing>, WarehouseError> {
         #[derive(Deserialize)]
         struct Row {
             object_id: Uuid,
             batch_id: Uuid,
             loaded: u8,
-            lapsed: u8,
+            recoverable: u8,
         }
         if objects.is_empty() {
             return Ok(Vec::new());
         }
+        let superseded = superseded
+            .iter()
+            .map(|(object, batch)| format!("('{object}','{batch}')"));
+        let superseded = superseded.collect::<Vec<_>>().join(",");
+        let superseded = if superseded.is_empty() {
+            superseded
+        } else {
+            format!(" AND (object_id, batch_id) NOT IN ({superseded})")
+        };
+        // A replay that is left behind is for the next replay to finish.
         let sql = self.claims(
-            &among(objects, but),
-            "object_id, batch_id, loaded, lapsed",
+            &format!("{}{superseded}", among(objects, but)),
+            &format!("object_id, batch_id, loaded, lapsed AND NOT {IS_REPLAY} AS recoverable"),
             "loaded OR NOT released",
         );
         let mut known: HashMap<ObjectId, Standing> = HashMap::new();
@@ -190,7 +256,7 @@ impl Ledger {
                 let batch = BatchId(row.batch_id);
                 *standing = Standing::Busy {
                     batch,
-                    lapsed: row.lapsed == 1,
+                    lapsed: row.recoverable == 1,
                 };
             }
         }
@@ -216,7 +282,9 @@ impl Ledger {
         let sql = self.claims(
             &among(objects, but),
             "object_id, batch_id",
-            &format!("NOT released AND (NOT loaded OR ({IS_REPLAY} AND NOT cleaned))"),
+            &format!(
+                "NOT released AND (NOT loaded OR (({IS_REPLAY} OR replaces) AND NOT cleaned))"
+            ),
         );
         let rows: Vec<Row> = self.warehouse.rows(&sql).await?;
         let busy: HashMap<_, _> = rows
@@ -249,7 +317,8 @@ impl Ledger {
     fn claims(&self, which: &str, columns: &str, condition: &str) -> String {
         format!(
             "WITH claims AS (\
-               SELECT object_id, batch_id, any(read_by) AS reader, max(sealed_at) AS sealed, \
+               SELECT object_id, batch_id, any(read_by) AS reader, \
+                 max(notEmpty(supersedes)) AS replaces, max(sealed_at) AS sealed, \
                  argMax(lease_seconds, sealed_at) AS lease \
                FROM {claims} WHERE {which} GROUP BY object_id, batch_id\
              ), events AS (\
@@ -260,7 +329,8 @@ impl Ledger {
                FROM {events} WHERE batch_id IN (SELECT batch_id FROM claims) GROUP BY batch_id\
              ), joined AS (\
                SELECT claims.object_id AS object_id, claims.batch_id AS batch_id, \
-                 claims.reader AS read_by, events.loaded AS loaded, \
+                 claims.reader AS read_by, claims.replaces AS replaces, \
+                 claims.sealed AS sealed, events.loaded AS loaded, \
                  events.released AS released, events.cleaned AS cleaned, \
                  if(events.leased_at > claims.sealed, \
                    events.leased_at + toIntervalSecond(events.lease), \
@@ -277,16 +347,73 @@ impl Ledger {
         )
     }
 
+    /// Which batches have loaded these objects, the last of them before that time.
+    pub async fn loaded_claims(
+        &self,
+        objects: &[ObjectId],
+        before: SystemTime,
+    ) -> Result<Claims, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            object_id: Uuid,
+            batches: Vec<Uuid>,
+        }
+        if objects.is_empty() {
+            return Ok(Claims::new());
+        }
+        let before = before.duration_since(SystemTime::UNIX_EPOCH);
+        let sql = self.claims(
+            &among(objects, None),
+            "object_id, groupUniqArray(batch_id) AS batches",
+            &format!(
+                "loaded GROUP BY object_id HAVING max(sealed) < fromUnixTimestamp64Milli({})",
+                before.unwrap_or_default().as_millis()
+            ),
+        );
+        let rows: Vec<Row> = self.warehouse.rows(&sql).await?;
+        let claims = rows.into_iter().map(|row| {
+            let batches = row.batches.into_iter().map(BatchId);
+            (ObjectId(row.object_id), batches.collect())
+        });
+        Ok(claims.collect())
+    }
+
+    /// Batches that supersede others, and are open, or loaded and not cleaned up after.
+    pub async fn replacements(&self) -> Result<Vec<Replacement>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            batch_id: Uuid,
+            is_loaded: u8,
+            is_lapsed: u8,
+        }
+        let sql = self.claims(
+            "notEmpty(supersedes)",
+            "batch_id, max(loaded) AS is_loaded, min(lapsed) AS is_lapsed",
+            "NOT released AND NOT cleaned GROUP BY batch_id",
+        );
+        let rows: Vec<Row> = self.warehouse.rows(&sql).await?;
+        let replacements = rows.into_iter().map(|row| {
+            let batch = BatchId(row.batch_id);
+            let lapsed = row.is_lapsed == 1;
+            let standing = match row.is_loaded {
+                1 => Standing::Loaded,
+                _ => Standing::Busy { batch, lapsed },
+            };
+            Replacement { batch, standing }
+        });
+        Ok(replacements.collect())
+    }
+
     /// Writes the frozen list of a batch.
     pub async fn seal(
         &self,
         batch: BatchId,
-        objects: &[&ObjectRef],
+        claims: &[Claim<'_>],
         form: Form,
     ) -> Result<(), WarehouseError> {
-        let rows: Vec<SealedRow<'_>> = objects
+        let rows: Vec<SealedRow<'_>> = claims
             .iter()
-            .map(|object| SealedRow {
+            .map(|Claim { object, supersedes }| SealedRow {
                 object_id: object.id().0,
                 bucket: &object.bucket,
                 key: &object.key,
@@ -298,6 +425,7 @@ impl Ledger {
                 batch_id: batch.0,
                 plan: form.plan,
                 many_blocks: form.many_blocks,
+                supersedes: supersedes.iter().map(|batch| batch.0).collect(),
                 lease_seconds: self.lease_seconds(),
                 worker: &self.worker,
             })
@@ -477,20 +605,7 @@ impl Ledger {
         let Some(Events { ended: 0, fenced }) = events.into_iter().next() else {
             return Ok(None);
         };
-        #[derive(Deserialize)]
-        struct Row {
-            #[serde(flatten)]
-            object: Listed,
-            plan: Uuid,
-            many_blocks: bool,
-            read_by: ReadBy,
-        }
-        let sql = format!(
-            "SELECT DISTINCT bucket, key, etag, version_id, region, size, plan, many_blocks, read_by \
-             FROM {} WHERE batch_id = '{batch}' ORDER BY key",
-            self.warehouse.table(OBJECTS_TABLE),
-        );
-        let listed: Vec<Row> = self.warehouse.rows(&sql).await?;
+        let listed = self.list(batch).await?;
         let Some(first) = listed.first() else {
             return Ok(None);
         };
@@ -499,12 +614,28 @@ impl Ledger {
             many_blocks: first.many_blocks,
             read_by: first.read_by,
         };
-        let objects = listed.into_iter().map(|row| row.object.into()).collect();
+        let objects = listed.into_iter().map(SealedObject::from).collect();
         Ok(Some(SealedBatch {
             objects,
             form,
             fenced,
         }))
+    }
+
+    /// The frozen list of a batch, whatever became of it.
+    pub async fn objects(&self, batch: BatchId) -> Result<Vec<SealedObject>, WarehouseError> {
+        let listed = self.list(batch).await?;
+        Ok(listed.into_iter().map(SealedObject::from).collect())
+    }
+
+    async fn list(&self, batch: BatchId) -> Result<Vec<ListedRow>, WarehouseError> {
+        let sql = format!(
+            "SELECT DISTINCT bucket, key, etag, version_id, region, size, plan, many_blocks, \
+               read_by, supersedes \
+             FROM {} WHERE batch_id = '{batch}' ORDER BY key",
+            self.warehouse.table(OBJECTS_TABLE),
+        );
+        self.warehouse.rows(&sql).await
     }
 
     /// The objects that were loaded last: of the same bucket as `object`, or of any other.

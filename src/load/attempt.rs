@@ -22,6 +22,7 @@ use crate::batch::{BatchId, ReadBy};
 use crate::batch_rows::{BatchRows, Counted};
 use crate::event_types::select::{BLANK, Target};
 use crate::failpoint;
+use crate::ledger::Claim;
 use crate::ledger::protocol::{Action, DOOMED, End, Event, Run, Standing};
 use crate::object::{Compression, GZIP_MAGIC, ObjectRef, ZSTD_MAGIC};
 use crate::plan::Form;
@@ -87,8 +88,8 @@ impl Loading<'_> {
                     self.sealed = true;
                     let form = self.loader.planner.form(&self.objects(), self.form.read_by);
                     self.form = form;
-                    let objects = self.objects();
-                    self.small(|| self.loader.ledger.seal(self.batch, &objects, form))
+                    let claims = self.claims();
+                    self.small(|| self.loader.ledger.seal(self.batch, &claims, form))
                         .await?;
                     Event::Done
                 }
@@ -165,9 +166,33 @@ impl Loading<'_> {
         self.loader.persist(self.cancel, work).await
     }
 
+    fn claims(&self) -> Vec<Claim<'_>> {
+        self.items.iter().map(Item::claim).collect()
+    }
+
     async fn standings(&self, but: Option<BatchId>) -> Result<Vec<Standing>, Cancelled> {
         let ids: Vec<_> = self.items.iter().map(|item| item.object.id()).collect();
-        self.small(|| self.loader.ledger.standings(&ids, but)).await
+        let superseded: Vec<_> = self
+            .claims()
+            .iter()
+            .zip(&ids)
+            .flat_map(|(claim, id)| claim.supersedes.iter().map(|batch| (*id, *batch)))
+            .collect();
+        self.small(|| self.loader.ledger.standings(&ids, but, &superseded))
+            .await
+    }
+
+    /// Once loaded, deletes what it supersedes.
+    pub(super) async fn clean(&self) -> Result<(), Cancelled> {
+        if self.replaces() {
+            self.loader.clean(self.batch, self.cancel).await?;
+        }
+        Ok(())
+    }
+
+    fn replaces(&self) -> bool {
+        let claims = self.claims();
+        claims.iter().any(|claim| !claim.supersedes.is_empty())
     }
 
     /// Unless something must be recovered first: then everything is looked up again.
@@ -449,11 +474,9 @@ impl Loading<'_> {
         warn!(batch.id = %self.batch, "taking back the rows of a batch that cannot be completed");
         self.small(|| self.loader.ledger.renew(self.batch)).await?;
         let deletes = async {
-            for delete in self.rows().deletes() {
-                // Not the short timeout: each repetition is one more mutation in the queue.
-                let timeout = self.loader.limits.insert_timeout;
-                self.small(|| self.loader.warehouse.execute(&delete, None, timeout))
-                    .await?;
+            let of_batch = format!("batch_id = '{}'", self.batch);
+            for target in Target::all(&self.loader.planner.catalog) {
+                self.loader.delete(target, &of_batch, self.cancel).await?;
             }
             Ok(Event::Done)
         };
@@ -523,6 +546,10 @@ impl Loading<'_> {
 
     /// An object of which a larger part was rejected than is allowed.
     fn too_many_rejected(&self) -> Option<(Verdict, String)> {
+        // A merge may have collapsed the rows that are replaced into these: they must not go.
+        if self.replaces() {
+            return None;
+        }
         let max = self.loader.limits.max_rejected_ratio;
         let mut lines: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
         for row in self.read.iter().filter(|row| row.kind != BLANK) {
@@ -561,6 +588,7 @@ impl Loading<'_> {
         if !recorded {
             return Ok(Event::Fenced);
         }
+        self.loader.rows.add(&rows);
         for (kind, rows) in &rows {
             metrics::rows_loaded(kind, *rows);
         }
@@ -586,7 +614,11 @@ fn is_s3_away(error: &WarehouseError) -> bool {
 
 impl Loader {
     /// Finishes, or releases, a batch whose worker was not heard of for longer than its lease.
-    async fn recover(&self, batch: BatchId, cancel: &CancellationToken) -> Result<(), Cancelled> {
+    pub(super) async fn recover(
+        &self,
+        batch: BatchId,
+        cancel: &CancellationToken,
+    ) -> Result<(), Cancelled> {
         let Some(sealed) = self.persist(cancel, || self.ledger.sealed(batch)).await? else {
             return Ok(());
         };
@@ -599,10 +631,7 @@ impl Loader {
             items: sealed
                 .objects
                 .into_iter()
-                .map(|object| Item {
-                    announced: object.id(),
-                    object,
-                })
+                .map(|sealed| Item::new(sealed.object, sealed.supersedes))
                 .collect(),
             failure: None,
             replays: 0,
@@ -627,6 +656,9 @@ impl Loader {
                 &mut Outcomes::new(),
             )
             .await?;
+        if end == End::Loaded {
+            loading.clean().await?;
+        }
         info!(batch.id = %batch, ?end, "recovered");
         Ok(())
     }

@@ -3,14 +3,16 @@
 
 mod attempt;
 pub mod breaker;
+mod delete;
 pub mod fallback;
 mod progress;
+mod replace;
 mod stream;
 pub mod verdict;
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -18,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::batch::{Batch, BatchId, ReadBy};
-use crate::ledger::protocol::{End, Run};
+use crate::ledger::protocol::{End, Run, Standing};
 use crate::ledger::{Failure, Ledger};
 use crate::object::{ObjectId, ObjectRef};
 use crate::plan::{Form, Naming, Planner, naming};
@@ -90,6 +92,30 @@ pub struct Loader {
     pub acknowledge_missing: bool,
     /// Inserts that have succeeded.
     pub successes: AtomicU64,
+    /// Rows that were put on record, by kind.
+    pub rows: RowCounts,
+    /// Held while rows are deleted, so that this process begins one mutation at a time.
+    pub deletions: tokio::sync::Mutex<()>,
+}
+
+/// Rows by kind.
+#[derive(Debug, Default)]
+pub struct RowCounts(Mutex<BTreeMap<String, u64>>);
+
+impl RowCounts {
+    fn add(&self, rows: &BTreeMap<&str, u64>) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (kind, rows) in rows {
+            *counts.entry((*kind).to_owned()).or_default() += rows;
+        }
+    }
+
+    pub fn get(&self) -> BTreeMap<String, u64> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -135,13 +161,23 @@ struct Cancelled;
 
 impl Load for Loader {
     async fn load(&self, batch: Batch, cancel: CancellationToken) -> Outcomes {
+        let items = batch.objects.into_iter();
+        let items = items.map(|object| Item::new(object, Vec::new()));
+        self.load_items(items.collect(), cancel).await
+    }
+}
+
+/// Looking at the objects as they are now failed.
+struct Refused {
+    items: Vec<Item>,
+    text: String,
+}
+
+impl Loader {
+    async fn load_items(&self, items: Vec<Item>, cancel: CancellationToken) -> Outcomes {
         let mut progress = Progress::default();
         let (mut listed, mut streamed) = (Vec::new(), Vec::new());
-        for object in batch.objects {
-            let item = Item {
-                announced: object.id(),
-                object,
-            };
+        for item in items {
             match (naming(&item.object.key), self.fallback) {
                 (_, Fallback::Always) | (Naming::Impossible, Fallback::Auto) => streamed.push(item),
                 (Naming::Impossible, Fallback::Never) => {
@@ -166,15 +202,20 @@ impl Load for Loader {
         self.settle_failed(&mut progress, &cancel).await;
         progress.outcomes
     }
-}
 
-/// Looking at the objects as they are now failed.
-struct Refused {
-    items: Vec<Item>,
-    text: String,
-}
+    /// How these objects stand but for superseded claims, however long it takes to learn it; none
+    /// if cancelled.
+    pub async fn look_up(
+        &self,
+        objects: &[ObjectId],
+        superseded: &[(ObjectId, BatchId)],
+        cancel: &CancellationToken,
+    ) -> Option<Vec<Standing>> {
+        self.persist(cancel, || self.ledger.standings(objects, None, superseded))
+            .await
+            .ok()
+    }
 
-impl Loader {
     /// Loads one batch; what is to be tried otherwise goes back to `progress.work`.
     async fn load_work(&self, work: Work, cancel: &CancellationToken, progress: &mut Progress) {
         let Work {
@@ -336,6 +377,8 @@ impl Loader {
         };
         match loading.run(Run::load(), &mut progress.outcomes).await {
             Ok(End::Loaded) => {
+                // What is not cleaned now, a later backfill cleans.
+                drop(loading.clean().await);
                 progress.settle(&loading.items, &Outcome::Loaded);
                 BatchEnd::Settled
             }

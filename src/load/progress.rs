@@ -4,7 +4,8 @@ use tracing::info;
 
 use super::verdict::{TOO_MANY_REJECTED_TEXT, is_missing, is_refusal, named_object};
 use super::{Outcome, Outcomes};
-use crate::batch::ReadBy;
+use crate::batch::{BatchId, ReadBy};
+use crate::ledger::Claim;
 use crate::object::{ObjectId, ObjectRef};
 
 /// Errors can name one object after the other; halves find many bad ones sooner.
@@ -15,6 +16,27 @@ const MAX_NAMED_SPLITS: u32 = 3;
 pub(super) struct Item {
     pub(super) announced: ObjectId,
     pub(super) object: ObjectRef,
+    /// The batches that have loaded what was announced, and are to be superseded.
+    pub(super) loaded_by: Vec<BatchId>,
+}
+
+impl Item {
+    pub(super) fn new(object: ObjectRef, loaded_by: Vec<BatchId>) -> Self {
+        Self {
+            announced: object.id(),
+            object,
+            loaded_by,
+        }
+    }
+
+    /// What has become another object meanwhile supersedes nothing.
+    pub(super) fn claim(&self) -> Claim<'_> {
+        let same = self.object.id() == self.announced;
+        Claim {
+            object: &self.object,
+            supersedes: if same { &self.loaded_by } else { &[] },
+        }
+    }
 }
 
 /// Objects to be loaded as one batch.

@@ -31,12 +31,15 @@ impl Filter {
     }
 
     pub fn takes(&self, announced: &Announced) -> bool {
-        let key = &announced.object.key;
-        let is_in = |globs: &Globs| globs.take(key);
         let event = &announced.event;
         (self.events.is_empty() || self.events.contains(event) || event == announce::EVENT)
-            && self.include.as_ref().is_none_or(is_in)
-            && !self.exclude.as_ref().is_some_and(is_in)
+            && self.takes_key(&announced.object.key)
+    }
+
+    /// Whatever the event.
+    pub fn takes_key(&self, key: &str) -> bool {
+        let is_in = |globs: &Globs| globs.take(key);
+        self.include.as_ref().is_none_or(is_in) && !self.exclude.as_ref().is_some_and(is_in)
     }
 }
 

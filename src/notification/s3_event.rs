@@ -1,13 +1,11 @@
 //! A record of S3's own events.
 
-use std::borrow::Cow;
-
-use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::object::{Parts, check};
 use super::{Announced, time_of};
+use crate::object::decode_key;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -62,18 +60,4 @@ pub(super) fn read(record: &Value) -> Result<Option<Announced>, String> {
         at: time_of(record.event_time.as_deref()),
         object,
     }))
-}
-
-/// Keys arrive form-urlencoded: `+` is a space, and a real plus is `%2B`. Which other bytes are
-/// escaped differs between implementations, and decoding takes all of it.
-fn decode_key(encoded: &str) -> Option<String> {
-    let spaced: Cow<'_, str> = if encoded.contains('+') {
-        encoded.replace('+', " ").into()
-    } else {
-        encoded.into()
-    };
-    percent_decode_str(&spaced)
-        .decode_utf8()
-        .ok()
-        .map(Cow::into_owned)
 }

@@ -126,10 +126,31 @@ impl Warehouse {
         format!("{}.{}", sql::ident(&self.database), sql::ident(name))
     }
 
-    /// Deletes rows of a table; once it has succeeded, no query sees them any more.
-    pub fn delete(&self, table: &str, condition: &str) -> Statement {
+    /// Whether a table has such rows.
+    pub async fn has_rows(&self, table: &str, condition: &str) -> Result<bool, WarehouseError> {
+        let table = self.table(table);
+        let sql = format!("SELECT 1 AS found FROM {table} WHERE {condition} LIMIT 1");
+        let found: Vec<serde::de::IgnoredAny> = self.rows(&sql).await?;
+        Ok(!found.is_empty())
+    }
+
+    /// Deletes rows of a table, if it has any; once it has succeeded, no query sees them any more.
+    ///
+    /// To be repeated until [`Warehouse::has_rows`] denies: of two mutations that are begun at
+    /// once, ClickHouse (26.7) can lose one without a word.
+    pub async fn delete(
+        &self,
+        table: &str,
+        condition: &str,
+        timeout: Duration,
+    ) -> Result<(), WarehouseError> {
         let sql = format!("DELETE FROM {} WHERE {condition}", self.table(table));
-        Statement::new(sql).with("lightweight_deletes_sync", "2")
+        let delete = Statement::new(sql)
+            .with("lightweight_deletes_sync", "2")
+            // A condition that asks another table says the same on every replica.
+            .with("allow_nondeterministic_mutations", "1")
+            .with("max_query_size", MAX_QUERY_BYTES);
+        self.execute(&delete, None, timeout).await
     }
 
     /// With the password as it is now.
@@ -304,7 +325,7 @@ impl Warehouse {
     /// Those of these tables that the database lacks.
     pub async fn missing_tables<'a>(
         &self,
-        tables: &[&'a str],
+        tables: &'a [String],
     ) -> Result<Vec<&'a str>, WarehouseError> {
         #[derive(serde::Deserialize)]
         struct Row {
@@ -316,8 +337,9 @@ impl Warehouse {
             sql::strings(tables),
         );
         let found: Vec<Row> = self.rows(&sql).await?;
-        let missing = |table: &&&str| !found.iter().any(|row| row.name == **table);
-        Ok(tables.iter().filter(missing).copied().collect())
+        let mut missing: Vec<_> = tables.iter().map(String::as_str).collect();
+        missing.retain(|table| found.iter().all(|row| row.name != *table));
+        Ok(missing)
     }
 
     pub async fn ping(&self) -> Result<(), WarehouseError> {

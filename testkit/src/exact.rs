@@ -38,8 +38,11 @@ pub async fn keep_duplicates(clickhouse: &ClickHouse, site: &Site) -> Result<()>
     Ok(())
 }
 
-/// What is wrong with the tables themselves: rows by object and kind, and rows that are there more
-/// than once.
+/// What is wrong with the rows of these objects, a line each; nothing when all is right.
+///
+/// Counted are the tables themselves and `object_rows`, by object and kind; rows of one object that
+/// are there more than once; and objects that more than one loaded batch lists, unless the other one
+/// supersedes it.
 ///
 /// # Errors
 ///
@@ -118,6 +121,10 @@ pub async fn differences(
              FROM {database}.ledger_objects \
              WHERE batch_id IN (SELECT batch_id FROM {database}.ledger_batches \
                WHERE event = 'loaded') \
+               AND (object_id, batch_id) NOT IN (\
+                 SELECT object_id, arrayJoin(supersedes) FROM {database}.ledger_objects \
+                 WHERE batch_id IN (SELECT batch_id FROM {database}.ledger_batches \
+                   WHERE event = 'loaded')) \
              GROUP BY bucket, key, etag HAVING length(batches) > 1"
         ))
         .await?;

@@ -19,6 +19,7 @@ mod clients;
 pub mod exact;
 pub mod install;
 pub mod launch;
+pub mod listing;
 mod ports;
 pub mod proxy;
 mod site;

@@ -2,6 +2,7 @@
 //! binary. Whatever happens, each test ends with the comparison of the rows of every object and
 //! kind with what the generator reckoned.
 
+mod backfill;
 mod connections;
 mod dead_letters;
 mod failpoints;

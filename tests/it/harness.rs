@@ -367,11 +367,15 @@ pub(crate) fn expected(reckoning: &Reckoning) -> Rows {
         .collect()
 }
 
-/// Objects that the ledger calls loaded, each counted as often as a loaded batch lists it.
+/// Objects that the ledger calls loaded, each counted as often as a loaded batch lists it that no
+/// other supersedes.
 pub(crate) async fn loaded(clickhouse: &ClickHouse, database: &str) -> u64 {
     let sql = format!(
         "SELECT count() FROM (SELECT DISTINCT object_id, batch_id FROM {database}.ledger_objects) \
-         WHERE batch_id IN (SELECT batch_id FROM {database}.ledger_batches WHERE event = 'loaded')"
+         WHERE batch_id IN (SELECT batch_id FROM {database}.ledger_batches WHERE event = 'loaded') \
+         AND (object_id, batch_id) NOT IN (\
+           SELECT object_id, arrayJoin(supersedes) FROM {database}.ledger_objects WHERE batch_id IN \
+           (SELECT batch_id FROM {database}.ledger_batches WHERE event = 'loaded'))"
     );
     clickhouse.scalar(&sql).await.unwrap()
 }

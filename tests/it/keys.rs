@@ -150,6 +150,11 @@ async fn each_key_is_read_as_it_is(fallback: &str) {
     put_each(&site, &keys).await;
     sluice.start();
     drained(&site).await;
+    assert_each_once(stack, &site, &keys).await;
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
+}
+
+async fn assert_each_once(stack: &Stack, site: &Site, keys: &BTreeSet<String>) {
     let sql = format!(
         "SELECT JSONExtractString(raw, 'note') AS note, source_path \
          FROM {}.unmatched_statements ORDER BY note",
@@ -163,9 +168,8 @@ async fn each_key_is_read_as_it_is(fallback: &str) {
     }
     let mut found: Vec<String> = rows.iter().map(|row| text(row, "note")).collect();
     found.sort_unstable();
-    let expected: Vec<String> = keys.into_iter().collect();
+    let expected: Vec<String> = keys.iter().cloned().collect();
     assert_eq!(found, expected);
-    assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
 #[tokio::test]
@@ -176,4 +180,22 @@ async fn every_key_is_loaded_and_reads_no_other() {
 #[tokio::test]
 async fn every_key_is_streamed_and_reads_no_other() {
     each_key_is_read_as_it_is("always").await;
+}
+
+/// In both ways the object has the same identity.
+#[tokio::test]
+async fn every_key_is_listed_as_it_is_announced() {
+    let stack = Stack::shared();
+    let site = stack.site("listed-keys").await.unwrap();
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    let keys = keys(fastrand::u64(..));
+    put_each(&site, &keys).await;
+    let output = sluice.command(&["backfill", &format!("s3://{}", site.bucket)]);
+    assert!(output.status.success(), "{output:?}");
+    assert_each_once(stack, &site, &keys).await;
+    sluice.start();
+    drained(&site).await;
+    assert_each_once(stack, &site, &keys).await;
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }

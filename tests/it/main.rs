@@ -1,6 +1,7 @@
 //! Tests on the embedded stack: the real engine, and S3 and SQS by their protocols.
 
 mod access;
+mod backfill;
 mod cli;
 mod cost;
 mod dlq;
@@ -14,6 +15,7 @@ mod mapping;
 mod notifications;
 mod outages;
 mod queue_contract;
+mod reconcile;
 mod rejects;
 mod replay;
 mod status;

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use super::letter::Letter;
-use crate::config::HumanDuration;
+use crate::cli::moment::moment;
 use crate::object::ObjectUrl;
 
 #[derive(clap::Args, Debug, Default, PartialEq)]
@@ -51,33 +51,5 @@ impl Choice {
             && since.is_none_or(|since| letter.sent_at >= since)
             && until.is_none_or(|until| letter.sent_at < until)
             && (message_ids.is_empty() || message_ids.contains(&letter.message_id))
-    }
-}
-
-/// So long ago, or a time.
-fn moment(text: &str) -> Result<SystemTime, String> {
-    if let Ok(time) = humantime::parse_rfc3339_weak(text) {
-        return Ok(time);
-    }
-    let ago: HumanDuration = text.parse()?;
-    SystemTime::now()
-        .checked_sub(ago.get())
-        .ok_or_else(|| format!("`{text}` is too long ago"))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn a_moment_is_a_time_or_so_long_ago() {
-        let told = moment("1970-01-01T01:00:00Z").unwrap();
-        assert_eq!(told, SystemTime::UNIX_EPOCH + Duration::from_secs(3600));
-        let earlier = moment("2h").unwrap();
-        assert!(earlier < moment("1h").unwrap());
-        assert!(moment("yesterday").is_err());
-        assert!(moment("5").is_err());
     }
 }

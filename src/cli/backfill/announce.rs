@@ -1,0 +1,116 @@
+//! `sluice backfill --via-queue`
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::Context;
+use aws_sdk_sqs::Client;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::Arguments;
+use crate::announce::announcement;
+use crate::cli::stop::stop_on_signals;
+use crate::cli::survey::Survey;
+use crate::cli::{Incomplete, aws};
+use crate::config::Config;
+use crate::failpoint;
+use crate::ledger::protocol::Standing;
+use crate::object::ObjectRef;
+use crate::queue::MAX_BATCH;
+use crate::queue::sqs::SqsQueue;
+use crate::store::Store;
+use crate::telemetry::start_logging;
+
+#[derive(Default, Serialize)]
+struct Report {
+    found: u64,
+    already_loaded: u64,
+    /// Workers have them.
+    in_other_hands: u64,
+    announced: u64,
+    /// Told to stop before the end.
+    stopped: bool,
+}
+
+pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
+    start_logging(&config.log)?;
+    let stop = stop_on_signals()?;
+    let aws = aws(config).await;
+    let queue = SqsQueue::new(Client::new(&aws), config.queue.require_url()?);
+    let mut survey = Survey::new(config, &arguments.selection, Store::new(&aws))?;
+    let mut report = Report::default();
+    let result = each(&mut survey, &queue, arguments, &stop, &mut report).await;
+    arguments.output.show(&report)?;
+    result?;
+    if report.stopped {
+        return Err(Incomplete("stopped: run it again to announce the rest".to_owned()).into());
+    }
+    Ok(())
+}
+
+async fn each(
+    survey: &mut Survey,
+    queue: &SqsQueue,
+    arguments: &Arguments,
+    stop: &CancellationToken,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    while let Some(objects) = survey.next().await? {
+        report.found += objects.len() as u64;
+        let mut due = Vec::new();
+        for (listed, standing) in objects {
+            match standing {
+                Standing::Loaded => report.already_loaded += 1,
+                Standing::Busy { lapsed: false, .. } => report.in_other_hands += 1,
+                Standing::Free | Standing::Busy { lapsed: true, .. } => due.push(listed.object),
+            }
+        }
+        if let Some(limit) = arguments.limit {
+            let room = limit.saturating_sub(report.announced);
+            due.truncate(usize::try_from(room).unwrap_or(usize::MAX));
+        }
+        for objects in due.chunks(MAX_BATCH) {
+            if stop.is_cancelled() {
+                report.stopped = true;
+                return Ok(());
+            }
+            announce(queue, objects).await?;
+            failpoint::reach("backfill.announced");
+            report.announced += objects.len() as u64;
+            if let Some(rate) = arguments.max_rate {
+                let share = Duration::from_secs(objects.len() as u64) / rate.get();
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = tokio::time::sleep(share) => {}
+                }
+            }
+        }
+        if arguments
+            .limit
+            .is_some_and(|limit| report.announced >= limit)
+        {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Sends an announcement of each object.
+pub(in crate::cli) async fn announce(
+    queue: &SqsQueue,
+    objects: &[ObjectRef],
+) -> anyhow::Result<()> {
+    let bodies: Vec<String> = objects.iter().map(announcement).collect();
+    let sent = queue.send(&bodies).await;
+    sent.context("not all could be announced; run it again")
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "found           {}", self.found)?;
+        writeln!(f, "already loaded  {}", self.already_loaded)?;
+        writeln!(f, "in other hands  {}", self.in_other_hands)?;
+        writeln!(f, "announced       {}", self.announced)
+    }
+}

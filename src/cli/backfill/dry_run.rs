@@ -1,0 +1,109 @@
+//! `sluice backfill --dry-run`
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::Context;
+use bytesize::ByteSize;
+use serde::Serialize;
+
+use super::Arguments;
+use crate::cli::survey::Survey;
+use crate::cli::{aws, warehouse};
+use crate::config::Config;
+use crate::history::{History, Pace};
+use crate::ledger::protocol::Standing;
+use crate::store::Store;
+
+#[derive(Default, Serialize)]
+struct Estimate {
+    found: u64,
+    bytes: u64,
+    already_loaded: u64,
+    in_other_hands: u64,
+    to_load: u64,
+    bytes_to_load: u64,
+    /// By the batches that were loaded last; none where nothing was.
+    estimated_seconds: Option<u64>,
+}
+
+pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
+    let store = Store::new(&aws(config).await);
+    let mut survey = Survey::new(config, &arguments.selection, store)?;
+    let mut estimate = Estimate::default();
+    while let Some(objects) = survey.next().await? {
+        for (listed, standing) in objects {
+            estimate.add(listed.object.size.unwrap_or_default(), standing, arguments);
+        }
+    }
+    let history = History::new(warehouse(config)?);
+    let pace = history.pace().await;
+    let pace = pace.with_context(|| {
+        let url = &config.clickhouse.url;
+        format!("ClickHouse at {url} does not tell")
+    })?;
+    estimate.estimated_seconds = pace.map(|pace| estimate.seconds(&pace, config, arguments));
+    arguments.output.show(&estimate)
+}
+
+impl Estimate {
+    fn add(&mut self, bytes: u64, standing: Standing, arguments: &Arguments) {
+        self.found += 1;
+        self.bytes += bytes;
+        match standing {
+            Standing::Loaded => self.already_loaded += 1,
+            Standing::Busy { lapsed: false, .. } => self.in_other_hands += 1,
+            Standing::Free | Standing::Busy { lapsed: true, .. } => {}
+        }
+        let due = match standing {
+            Standing::Loaded => arguments.force,
+            standing => standing == Standing::Free || standing.has_lapsed(),
+        };
+        if due && arguments.limit.is_none_or(|limit| self.to_load < limit) {
+            self.to_load += 1;
+            self.bytes_to_load += bytes;
+        }
+    }
+
+    /// Many small objects take their time by number, large ones by size.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an estimate"
+    )]
+    fn seconds(&self, pace: &Pace, config: &Config, arguments: &Arguments) -> u64 {
+        let by_number = self.to_load as f64 * pace.seconds_an_object;
+        let by_size = self.bytes_to_load as f64 * pace.seconds_a_byte;
+        let loading = by_number.max(by_size) / arguments.concurrency(config) as f64;
+        let rate = arguments
+            .max_rate
+            .map_or(f64::INFINITY, |rate| f64::from(rate.get()));
+        loading.max(self.to_load as f64 / rate).ceil() as u64
+    }
+}
+
+impl fmt::Display for Estimate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "found           {} ({})",
+            self.found,
+            ByteSize(self.bytes)
+        )?;
+        writeln!(f, "already loaded  {}", self.already_loaded)?;
+        writeln!(f, "in other hands  {}", self.in_other_hands)?;
+        let bytes = ByteSize(self.bytes_to_load);
+        writeln!(f, "to load         {} ({bytes})", self.to_load)?;
+        match self.estimated_seconds {
+            Some(seconds) => {
+                let time = humantime::format_duration(Duration::from_secs(seconds));
+                writeln!(
+                    f,
+                    "estimated time  {time}, by the batches that were loaded last"
+                )
+            }
+            None => writeln!(f, "estimated time  unknown: no batch was loaded yet"),
+        }
+    }
+}

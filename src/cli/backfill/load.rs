@@ -1,0 +1,193 @@
+//! `sluice backfill`, by this process.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use bytesize::ByteSize;
+use indicatif::{HumanDuration, ProgressBar, ProgressFinish, ProgressStyle};
+use serde::Serialize;
+
+use super::Arguments;
+use crate::backfill::{Backfill, Options, Tally};
+use crate::batch::BatchLimits;
+use crate::cli::output::{shown, table};
+use crate::cli::stop::stop_on_signals;
+use crate::cli::{
+    Incomplete, aws, catalog, loader, needed_tables, note, planner, tables_are_missing, warehouse,
+};
+use crate::config::{Config, LogConfig};
+use crate::listing::Lister;
+use crate::load::breaker::{Breaker, Scope};
+use crate::load::{Loader, verdict::with_advice};
+use crate::telemetry::start_logging;
+
+pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
+    let bar = bar();
+    start_logging(&log_beside(&bar, &config.log))?;
+    let stop = stop_on_signals()?;
+    let aws = aws(config).await;
+    let loader = Arc::new(ready_loader(config, &aws).await?);
+    let lister = || arguments.selection.lister(config, loader.store.clone());
+    if !bar.is_hidden() {
+        tokio::spawn(count(lister()?, bar.clone()));
+    }
+    let replace_before = arguments.replace_before();
+    if let Some(before) = replace_before {
+        let before = humantime::format_rfc3339_millis(before);
+        note(&format!(
+            "should it break off: --force --loaded-before {before} goes on with the rest"
+        ));
+    }
+    let options = Options {
+        batch: BatchLimits {
+            window: config.batch.window.get(),
+            max_objects: config.batch.max_objects,
+            max_bytes: config.batch.max_bytes.bytes(),
+        },
+        concurrency: arguments.concurrency(config),
+        max_rate: arguments.max_rate,
+        limit: arguments.limit,
+        replace_before,
+        grace_period: config.shutdown.grace_period.get(),
+    };
+    let started = Instant::now();
+    let show_progress = |tally: &Tally| progress(&bar, tally, &loader, started.elapsed());
+    let backfill = Backfill::new(loader.clone(), options, stop.clone(), show_progress);
+    let (tally, listed) = backfill.run(lister()?).await;
+    bar.finish_and_clear();
+    let report = Report {
+        left: tally.left(),
+        tally,
+        rows: loader.rows.get(),
+        seconds: started.elapsed().as_secs(),
+        stopped: stop.is_cancelled(),
+    };
+    arguments.output.show(&report)?;
+    listed
+        .context("the listing broke off: run it again, and it goes on with what is not loaded")?;
+    report.verdict(arguments.limit.is_some())
+}
+
+/// A person is waiting: what is wrong from the beginning is told at once. Later, an outage is waited
+/// for.
+async fn ready_loader(config: &Config, aws: &aws_config::SdkConfig) -> anyhow::Result<Loader> {
+    let catalog = catalog(config)?;
+    let warehouse = warehouse(config)?;
+    let needed = needed_tables(&catalog, config.load.strategy);
+    let missing = warehouse.missing_tables(&needed).await;
+    let missing = missing.map_err(|error| anyhow::anyhow!(with_advice(&error)))?;
+    ensure!(missing.is_empty(), tables_are_missing(&warehouse, &missing));
+    let region = aws.region().map_or("us-east-1", |region| region.as_ref());
+    let planner = planner(config, catalog.clone(), region)?;
+    let breaker = Arc::new(Breaker::new(config.load.probe_interval.get()));
+    breaker.succeeded(Scope::Everything);
+    Ok(loader(config, planner, warehouse, aws, breaker))
+}
+
+/// How many objects there are, so that the bar can tell how far it is.
+async fn count(mut lister: Lister, bar: ProgressBar) {
+    let mut found = 0;
+    while let Ok(Some(listed)) = lister.next().await {
+        found += listed.len() as u64;
+        bar.set_length(found);
+    }
+}
+
+/// On standard error where that is a terminal.
+fn bar() -> ProgressBar {
+    let template = "{bar:30} {pos} of {len} objects, {msg}, {eta} left";
+    let bar = ProgressBar::new(0).with_finish(ProgressFinish::AndClear);
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// Beside a bar, only what is wrong.
+fn log_beside(bar: &ProgressBar, config: &LogConfig) -> LogConfig {
+    let mut config = config.clone();
+    if !bar.is_hidden() && config.level == "info" {
+        config.level = "warn".to_owned();
+    }
+    config
+}
+
+fn progress(bar: &ProgressBar, tally: &Tally, loader: &Loader, elapsed: Duration) {
+    bar.set_position(tally.found - tally.left());
+    let rows: u64 = loader.rows.get().values().sum();
+    bar.set_message(format!(
+        "{}, {rows} rows, {} objects/s",
+        ByteSize(tally.bytes),
+        tally.loaded / elapsed.as_secs().max(1)
+    ));
+}
+
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    tally: Tally,
+    /// Found, and not tried to the end.
+    left: u64,
+    /// Rows that were loaded, by kind.
+    rows: BTreeMap<String, u64>,
+    seconds: u64,
+    /// Told to stop before the end.
+    stopped: bool,
+}
+
+impl Report {
+    fn verdict(&self, limited: bool) -> anyhow::Result<()> {
+        let Tally {
+            failed,
+            missing,
+            in_other_hands,
+            ..
+        } = self.tally;
+        let open = if self.stopped {
+            "stopped: run it again, and it goes on with what is not loaded"
+        } else if failed + missing > 0 {
+            "not all is loaded: `sluice status --failed` tells why"
+        } else if in_other_hands > 0 {
+            "other workers have the rest in hand: run it again to see what became of it"
+        } else if self.left > 0 && !limited {
+            "not all was tried: run it again"
+        } else {
+            return Ok(());
+        };
+        Err(Incomplete(open.to_owned()).into())
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tally = &self.tally;
+        writeln!(
+            f,
+            "found           {} ({})",
+            tally.found,
+            ByteSize(tally.bytes)
+        )?;
+        for (name, count) in [
+            ("loaded", tally.loaded),
+            ("  replaced", tally.replaced),
+            ("already loaded", tally.already_loaded),
+            ("failed", tally.failed),
+            ("missing", tally.missing),
+            ("in other hands", tally.in_other_hands),
+            ("left", self.left),
+        ] {
+            writeln!(f, "{name:<14}  {count}")?;
+        }
+        let time = HumanDuration(Duration::from_secs(self.seconds));
+        writeln!(f, "time            {time}")?;
+        if !self.rows.is_empty() {
+            let rows = self.rows.iter();
+            let rows = rows.map(|(kind, rows)| vec![shown(kind), rows.to_string()]);
+            writeln!(f, "\n{}", table(&["kind", "rows"], rows))?;
+        }
+        Ok(())
+    }
+}

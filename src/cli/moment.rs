@@ -1,0 +1,38 @@
+//! A time on the command line.
+
+use std::time::SystemTime;
+
+use crate::config::HumanDuration;
+
+/// So long ago, a day or a time, both in UTC.
+pub(super) fn moment(text: &str) -> Result<SystemTime, String> {
+    let midnight = format!("{text}T00:00:00Z");
+    if let Ok(time) =
+        humantime::parse_rfc3339_weak(text).or_else(|_| humantime::parse_rfc3339(&midnight))
+    {
+        return Ok(time);
+    }
+    let ago: HumanDuration = text.parse()?;
+    SystemTime::now()
+        .checked_sub(ago.get())
+        .ok_or_else(|| format!("`{text}` is too long ago"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_moment_is_a_time_or_so_long_ago() {
+        let told = moment("1970-01-01T01:00:00Z").unwrap();
+        assert_eq!(told, SystemTime::UNIX_EPOCH + Duration::from_secs(3600));
+        let day = moment("1970-01-02").unwrap();
+        assert_eq!(day, SystemTime::UNIX_EPOCH + Duration::from_secs(86_400));
+        let earlier = moment("2h").unwrap();
+        assert!(earlier < moment("1h").unwrap());
+        assert!(moment("yesterday").is_err());
+        assert!(moment("5").is_err());
+    }
+}

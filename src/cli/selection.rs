@@ -1,0 +1,85 @@
+//! Which objects of a bucket are meant.
+
+use std::time::SystemTime;
+
+use anyhow::ensure;
+
+use super::moment::moment;
+use super::notification_filter;
+use crate::config::Config;
+use crate::glob::Globs;
+use crate::listing::{Lister, Selection};
+use crate::notification::filter::Filter;
+use crate::object::ObjectUrl;
+use crate::store::Store;
+
+#[derive(clap::Args)]
+pub(super) struct SelectionArguments {
+    /// A bucket, and what the keys begin with, such as s3://bucket/2026/
+    #[arg(value_name = "S3-URL")]
+    prefix: ObjectUrl,
+
+    /// Only this section: keys that go on with section/ID/
+    #[arg(long, value_name = "ID", value_parser = section)]
+    section: Option<String>,
+
+    /// Only objects since then: 2h ago, or a day or a time in UTC such as 2026-07-14T08:00:00Z
+    ///
+    /// The time of an object is the day or the hour that its key names first, as in 2026/07/14/,
+    /// dt=2026-07-14, 2026-07-14T08 or 20260714; where it names none, the time of its upload.
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    since: Option<SystemTime>,
+
+    /// Only objects before then
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    until: Option<SystemTime>,
+
+    /// Only keys like this, such as "**/video/*.jsonl" (can be repeated: any of them)
+    #[arg(long, value_name = "GLOB", value_parser = glob)]
+    include: Vec<String>,
+
+    /// No keys like this (can be repeated)
+    #[arg(long, value_name = "GLOB", value_parser = glob)]
+    exclude: Vec<String>,
+}
+
+impl SelectionArguments {
+    /// Of what `notifications` lets through, since nothing else is ever loaded.
+    pub(super) fn selection(&self, config: &Config) -> anyhow::Result<Selection> {
+        let mut prefix = self.prefix.clone();
+        if let Some(section) = &self.section {
+            ensure!(
+                prefix.key.is_empty() || prefix.key.ends_with('/'),
+                "with --section, {prefix} must end with a slash"
+            );
+            prefix.key += &format!("section/{section}/");
+        }
+        let chosen = Filter::new(&[], &self.include, &self.exclude).map_err(anyhow::Error::msg)?;
+        Ok(Selection {
+            prefix,
+            filters: vec![notification_filter(config)?, chosen],
+            since: self.since,
+            until: self.until,
+        })
+    }
+
+    pub(super) fn lister(&self, config: &Config, store: Store) -> anyhow::Result<Lister> {
+        Ok(Lister::new(
+            store,
+            self.selection(config)?,
+            config.load.retry_backoff_min.get(),
+            config.load.retry_backoff_max.get(),
+        ))
+    }
+}
+
+fn section(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains('/') {
+        return Err("a section's id is one part of a key: not empty, and without slashes".into());
+    }
+    Ok(text.to_owned())
+}
+
+fn glob(text: &str) -> Result<String, String> {
+    Globs::new(&[text]).map(|_| text.to_owned())
+}

@@ -1,0 +1,43 @@
+//! How the objects of a listing stand, for commands that load nothing themselves.
+
+use anyhow::Context;
+
+use super::selection::SelectionArguments;
+use super::{ledger, warehouse};
+use crate::config::Config;
+use crate::ledger::Ledger;
+use crate::ledger::protocol::Standing;
+use crate::listing::Lister;
+use crate::store::{Listed, Store};
+
+pub(super) struct Survey {
+    lister: Lister,
+    ledger: Ledger,
+    clickhouse: String,
+}
+
+impl Survey {
+    pub(super) fn new(
+        config: &Config,
+        selection: &SelectionArguments,
+        store: Store,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            lister: selection.lister(config, store)?,
+            ledger: ledger(config, warehouse(config)?),
+            clickhouse: config.clickhouse.url.clone(),
+        })
+    }
+
+    /// The next objects; none at the end.
+    pub(super) async fn next(&mut self) -> anyhow::Result<Option<Vec<(Listed, Standing)>>> {
+        let Some(listed) = self.lister.next().await? else {
+            return Ok(None);
+        };
+        let ids: Vec<_> = listed.iter().map(|listed| listed.object.id()).collect();
+        let standings = self.ledger.standings(&ids, None, &[]).await;
+        let standings = standings
+            .with_context(|| format!("ClickHouse at {} does not tell", self.clickhouse))?;
+        Ok(Some(listed.into_iter().zip(standings).collect()))
+    }
+}

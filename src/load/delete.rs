@@ -1,0 +1,36 @@
+//! Deleting rows.
+
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::{Cancelled, Loader};
+use crate::event_types::select::Target;
+
+impl Loader {
+    /// Deletes rows of a table until there are none.
+    pub(super) async fn delete(
+        &self,
+        target: Target<'_>,
+        condition: &str,
+        cancel: &CancellationToken,
+    ) -> Result<(), Cancelled> {
+        let table = target.table();
+        // Not the short timeout: each repetition is one more mutation in the queue.
+        let timeout = self.limits.insert_timeout;
+        let mut tries = 0;
+        loop {
+            let has_rows = self.persist(cancel, || self.warehouse.has_rows(table, condition));
+            if !has_rows.await? {
+                return Ok(());
+            }
+            if tries > 0 {
+                warn!(table, "a deletion has left rows: deleting again");
+                self.pause(tries, cancel).await?;
+            }
+            tries += 1;
+            let _alone = self.deletions.lock().await;
+            self.persist(cancel, || self.warehouse.delete(table, condition, timeout))
+                .await?;
+        }
+    }
+}

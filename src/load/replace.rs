@@ -1,0 +1,107 @@
+//! Loading again what is loaded: the new batch supersedes those that had the objects before.
+//!
+//! The record of the new batch is the commit. Until then its rows are taken back if it fails, and
+//! those of the earlier batches stand. From then on those of the earlier ones are garbage, which is
+//! deleted at once, or by the next backfill.
+
+use std::collections::BTreeSet;
+use std::time::SystemTime;
+
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::progress::Item;
+use super::{Cancelled, Loader, Outcomes};
+use crate::batch::{Batch, BatchId};
+use crate::event_types::select::Target;
+use crate::failpoint;
+use crate::ledger::protocol::Standing;
+use crate::ledger::{Claims, SealedObject};
+use crate::object::ObjectId;
+use crate::sql;
+
+impl Loader {
+    /// Loads objects; of those that these batches have loaded, the rows are replaced.
+    pub async fn replace(
+        &self,
+        batch: Batch,
+        loaded_by: &Claims,
+        cancel: CancellationToken,
+    ) -> Outcomes {
+        let items = batch.objects.into_iter().map(|object| {
+            let loaded_by = loaded_by.get(&object.id()).cloned().unwrap_or_default();
+            Item::new(object, loaded_by)
+        });
+        self.load_items(items.collect(), cancel).await
+    }
+
+    /// As [`crate::ledger::Ledger::loaded_claims`], however long it takes; none if cancelled.
+    pub async fn loaded_claims(
+        &self,
+        objects: &[ObjectId],
+        before: SystemTime,
+        cancel: &CancellationToken,
+    ) -> Option<Claims> {
+        self.persist(cancel, || self.ledger.loaded_claims(objects, before))
+            .await
+            .ok()
+    }
+
+    /// Ends what others have left of their replacements. Gives those that somebody may still work
+    /// on.
+    pub async fn finish_replacements(&self, cancel: &CancellationToken) -> Vec<BatchId> {
+        self.try_to_finish(cancel).await.unwrap_or_default()
+    }
+
+    async fn try_to_finish(&self, cancel: &CancellationToken) -> Result<Vec<BatchId>, Cancelled> {
+        let mut in_hand = Vec::new();
+        for replacement in self.persist(cancel, || self.ledger.replacements()).await? {
+            let batch = replacement.batch;
+            match replacement.standing {
+                Standing::Loaded => self.clean(batch, cancel).await?,
+                standing if standing.has_lapsed() => self.recover(batch, cancel).await?,
+                _ => in_hand.push(batch),
+            }
+        }
+        Ok(in_hand)
+    }
+
+    /// Deletes the rows that a loaded batch supersedes.
+    pub(super) async fn clean(
+        &self,
+        batch: BatchId,
+        cancel: &CancellationToken,
+    ) -> Result<(), Cancelled> {
+        failpoint::reach("clean.before");
+        let objects = self.persist(cancel, || self.ledger.objects(batch)).await?;
+        let garbage = garbage_of(&objects);
+        for target in Target::all(&self.planner.catalog) {
+            self.delete(target, &garbage, cancel).await?;
+            failpoint::reach("clean.table");
+        }
+        self.persist(cancel, || self.ledger.cleaned(batch)).await?;
+        failpoint::reach("clean.after");
+        info!(batch.id = %batch, "rows that it replaces are deleted");
+        Ok(())
+    }
+}
+
+/// All batches that have loaded an object are superseded, so that it does not matter which of these
+/// batches had which of these objects.
+fn garbage_of(objects: &[SealedObject]) -> String {
+    let mut batches = BTreeSet::new();
+    let mut sources = Vec::new();
+    for SealedObject { object, supersedes } in objects {
+        if !supersedes.is_empty() {
+            batches.extend(supersedes.iter().map(|batch| format!("'{batch}'")));
+            let (path, etag) = (sql::string(&object.path()), sql::string(&object.etag));
+            sources.push(format!("({path},{etag})"));
+        }
+    }
+    let batches: Vec<_> = batches.into_iter().collect();
+    format!(
+        "batch_id IN ({}) AND (source_path, source_etag) IN ({})",
+        batches.join(","),
+        sources.join(",")
+    )
+}

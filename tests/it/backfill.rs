@@ -1,0 +1,526 @@
+//! `sluice backfill`: history is loaded once, beside the workers and in parts.
+
+use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
+use serde_json::{Value, json as object};
+use sluice_testkit::listing::Listing;
+use sluice_testkit::proxy::{Fault, Proxy};
+use sluice_testkit::xapi::{Bundle, Generator, Reckoning};
+use sluice_testkit::{Site, Stack, wait_for};
+
+use crate::reconcile::identity;
+
+use crate::harness::{
+    BOUND, Sluice, drained, expected, line, loaded, names, remaining, rows, terminate, upload,
+};
+
+/// Some objects are not loaded.
+const INCOMPLETE: Option<i32> = Some(3);
+
+/// A site that announces nothing any more, and its tables.
+async fn silent(name: &str) -> (&'static Stack, Site, Sluice) {
+    let stack = Stack::shared();
+    let site = stack.site(name).await.unwrap();
+    site.announce_no_more().await.unwrap();
+    let sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    (stack, site, sluice)
+}
+
+/// Its report; with the exit code, which need not be 0.
+fn reported(sluice: &Sluice, site: &Site, under: &str, arguments: &[&str]) -> (Option<i32>, Value) {
+    let url = format!("s3://{}/{under}", site.bucket);
+    let command = [&["backfill", &url, "--output", "json"], arguments].concat();
+    let output = sluice.command(&command);
+    let report = serde_json::from_slice(&output.stdout);
+    (
+        output.status.code(),
+        report.unwrap_or_else(|_| panic!("{output:?}")),
+    )
+}
+
+fn backfill(sluice: &Sluice, site: &Site, arguments: &[&str]) -> Value {
+    let (code, report) = reported(sluice, site, "", arguments);
+    assert_eq!(code, Some(0), "{report}");
+    report
+}
+
+/// What it says against that, with this exit code.
+fn refused(sluice: &Sluice, code: i32, arguments: &[&str]) -> String {
+    let output = sluice.command(&[&["backfill"], arguments].concat());
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn bundles(seed: u64, count: usize) -> Vec<Bundle> {
+    Generator::new(seed).take(count).collect()
+}
+
+async fn put_notes(site: &Site, keys: &[&str]) {
+    for key in keys {
+        site.put(key, line(key)).await.unwrap();
+    }
+}
+
+/// Rows of the ledger's tables.
+async fn ledger(stack: &Stack, site: &Site) -> Vec<u64> {
+    let mut counts = Vec::new();
+    for table in ["ledger_objects", "ledger_batches", "ledger_failures"] {
+        let sql = format!("SELECT count() FROM {}.{table}", site.database);
+        counts.push(stack.clickhouse.scalar(&sql).await.unwrap());
+    }
+    counts
+}
+
+#[tokio::test]
+async fn history_is_loaded_once_beside_workers_and_is_not_loaded_again() {
+    let stack = Stack::shared();
+    let site = stack.site("backfill").await.unwrap();
+    let mut sluice = Sluice::new(stack, &site)
+        .set("batch.max_objects", 7)
+        .set("load.concurrency", 3);
+    sluice.migrate();
+    let bundles = bundles(31, 90);
+    let reckoning = upload(&site, &bundles).await;
+    // The queue announces all of it, and the backfill lists all of it.
+    sluice.start();
+    let url = format!("s3://{}", site.bucket);
+    let first = sluice.spawn(&["backfill", &url, "--output", "json"]);
+    let second = sluice.spawn(&["backfill", &url, "--output", "json"]);
+    let mut by_backfills = 0;
+    for child in [first, second] {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["found"], 90, "{report}");
+        by_backfills += report["loaded"].as_u64().unwrap();
+    }
+    drained(&site).await;
+    sluice.must_run();
+    assert!(by_backfills <= 90);
+    assert_eq!(
+        rows(&stack.clickhouse, &site.database).await,
+        expected(&reckoning)
+    );
+
+    let again = backfill(&sluice, &site, &[]);
+    assert_eq!(
+        (&again["loaded"], &again["already_loaded"]),
+        (&0.into(), &90.into())
+    );
+    assert_eq!(again["rows"], object!({}));
+    assert_eq!(
+        rows(&stack.clickhouse, &site.database).await,
+        expected(&reckoning)
+    );
+}
+
+#[tokio::test]
+async fn the_report_tells_rows_by_kind_and_a_dry_run_writes_nothing() {
+    let (stack, site, sluice) = silent("backfill-report").await;
+    let bundles = bundles(32, 25);
+    let reckoning = upload(&site, &bundles).await;
+    let bytes: usize = bundles.iter().map(|bundle| bundle.bytes.len()).sum();
+    let some = format!("s3://{}/{}", site.bucket, bundles[0].key);
+    assert!(sluice.command(&["backfill", &some]).status.success());
+
+    let before = (
+        ledger(stack, &site).await,
+        rows(&stack.clickhouse, &site.database).await,
+    );
+    let would = backfill(&sluice, &site, &["--dry-run"]);
+    assert_eq!(
+        (&would["found"], &would["bytes"]),
+        (&25.into(), &bytes.into())
+    );
+    assert_eq!(
+        (&would["already_loaded"], &would["to_load"]),
+        (&1.into(), &24.into())
+    );
+    assert!(would["estimated_seconds"].is_u64(), "{would}");
+    let limited = backfill(
+        &sluice,
+        &site,
+        &["--dry-run", "--limit", "3", "--max-rate", "1"],
+    );
+    assert_eq!(limited["to_load"], 3);
+    assert!(
+        limited["estimated_seconds"].as_u64() >= Some(3),
+        "{limited}"
+    );
+    let after = (
+        ledger(stack, &site).await,
+        rows(&stack.clickhouse, &site.database).await,
+    );
+    assert_eq!(after, before);
+
+    let mut report = backfill(&sluice, &site, &[]);
+    let told: u64 = report["rows"]
+        .as_object()
+        .unwrap()
+        .values()
+        .filter_map(Value::as_u64)
+        .sum();
+    assert_eq!(
+        told,
+        reckoning.statements() - bundles[0].reckoning.statements()
+    );
+    assert_eq!(
+        rows(&stack.clickhouse, &site.database).await,
+        expected(&reckoning)
+    );
+    report["seconds"] = 0.into();
+    let report = serde_json::to_string_pretty(&report).unwrap();
+    insta::assert_snapshot!("backfill_report", report);
+
+    let text = sluice.command(&["backfill", &format!("s3://{}", site.bucket)]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("already loaded  25\n"), "{text}");
+}
+
+#[tokio::test]
+async fn what_is_meant_can_be_chosen() {
+    let (stack, site, sluice) = silent("backfill-chosen").await;
+    let sluice = sluice.set("notifications.exclude", r#"["**/_tmp*"]"#);
+    put_notes(
+        &site,
+        &[
+            "section/1/video/2026/01/10/a.jsonl",
+            "section/1/video/2026/01/11/a.jsonl",
+            "section/1/page/dt=2026-01-11/a.jsonl",
+            "section/12/video/2026/01/11/a.jsonl",
+            "section/2/20260112.jsonl",
+            "section/2/undated.jsonl",
+            "section/2/_tmp",
+        ],
+    )
+    .await;
+    let found = |under: &str, arguments: &[&str]| {
+        let (code, report) = reported(&sluice, &site, under, &[&["--dry-run"], arguments].concat());
+        assert_eq!(code, Some(0));
+        report["found"].as_u64().unwrap()
+    };
+    assert_eq!(found("", &[]), 6);
+    assert_eq!(found("section/1", &[]), 4);
+    assert_eq!(found("", &["--section", "1"]), 3);
+    assert_eq!(found("", &["--section", "nobody"]), 0);
+    assert_eq!(found("", &["--until", "2026-01-11"]), 1);
+    assert_eq!(
+        found("", &["--since", "2026-01-11", "--until", "2026-01-12"]),
+        3
+    );
+    assert_eq!(
+        found(
+            "",
+            &["--since", "2026-01-11T23:00:00Z", "--until", "2026-01-13"]
+        ),
+        4
+    );
+    // The one without a date in its key was uploaded just now.
+    assert_eq!(found("", &["--since", "1h"]), 1);
+    assert_eq!(
+        found("", &["--include", "**/video/**", "--include", "**/page/**"]),
+        4
+    );
+    assert_eq!(
+        found(
+            "",
+            &["--include", "**/video/**", "--exclude", "section/12/**"]
+        ),
+        2
+    );
+
+    for (arguments, says) in [
+        (["--section", "a/b"], "without slashes"),
+        (["--include", "a["], "is no glob"),
+        (["--since", "yesterday"], "yesterday"),
+        (["--max-rate", "0"], "--max-rate"),
+    ] {
+        let said = refused(&sluice, 2, &[&["s3://bucket"], &arguments[..]].concat());
+        assert!(said.contains(says), "{said}");
+    }
+    assert!(refused(&sluice, 1, &["s3://b/a", "--section", "1"]).contains("slash"));
+
+    // So many, and then the rest.
+    let some = backfill(&sluice, &site, &["--limit", "4", "--max-rate", "2"]);
+    assert_eq!(
+        (&some["loaded"], &some["left"]),
+        (&4.into(), &2.into()),
+        "{some}"
+    );
+    let rest = backfill(&sluice, &site, &["--limit", "4", "--concurrency", "1"]);
+    assert_eq!(
+        (&rest["loaded"], &rest["already_loaded"]),
+        (&2.into(), &4.into())
+    );
+    assert_eq!(names(stack, &site).await.len(), 6);
+}
+
+#[tokio::test]
+async fn objects_of_a_versioned_bucket_are_the_same_listed_and_announced() {
+    let stack = Stack::shared();
+    let site = stack.site("backfill-versions").await.unwrap();
+    let versioning = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled);
+    let request = site.s3.put_bucket_versioning().bucket(&site.bucket);
+    let request = request.versioning_configuration(versioning.build());
+    request.send().await.unwrap();
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    put_notes(&site, &["a", "b"]).await;
+    assert_eq!(backfill(&sluice, &site, &[])["loaded"], 2);
+    // Announced with their versions.
+    remaining(&site, 3).await;
+    sluice.start();
+    drained(&site).await;
+    assert_eq!(names(stack, &site).await, ["a", "b"]);
+    assert_eq!(loaded(&stack.clickhouse, &site.database).await, 2);
+}
+
+#[tokio::test]
+async fn what_cannot_be_loaded_fails_alone_and_the_exit_code_tells() {
+    let (stack, site, sluice) = silent("backfill-bad").await;
+    put_notes(&site, &["a.jsonl", "folder/", "z.jsonl"]).await;
+    site.put("empty", "").await.unwrap();
+    site.put("b.jsonl.gz", "no gzip").await.unwrap();
+    let (code, report) = reported(&sluice, &site, "", &[]);
+    assert_eq!(code, INCOMPLETE, "{report}");
+    assert_eq!(
+        (&report["loaded"], &report["failed"]),
+        (&4.into(), &1.into()),
+        "{report}"
+    );
+    assert_eq!(names(stack, &site).await, ["a.jsonl", "folder/", "z.jsonl"]);
+    let failed = sluice.command(&["status", "--failed"]);
+    let failed = String::from_utf8(failed.stdout).unwrap();
+    assert!(failed.contains("b.jsonl.gz"), "{failed}");
+}
+
+#[tokio::test]
+async fn what_is_wrong_from_the_beginning_is_told_at_once() {
+    let stack = Stack::shared();
+    let site = stack.site("backfill-wrong").await.unwrap();
+    let sluice = Sluice::new(stack, &site);
+    let url = format!("s3://{}", site.bucket);
+    assert!(refused(&sluice, 1, &[&url]).contains("sluice migrate"));
+    sluice.migrate();
+    assert!(refused(&sluice, 1, &["s3://no-such-bucket-here"]).contains("NoSuchBucket"));
+    let away = sluice.set("clickhouse.url", "http://127.0.0.1:1");
+    assert!(refused(&away, 1, &[&url]).contains("no answer from ClickHouse"));
+}
+
+#[tokio::test]
+async fn a_stop_ends_in_good_order_and_running_it_again_resumes() {
+    let (stack, site, sluice) = silent("backfill-stop").await;
+    let bundles = bundles(33, 40);
+    let reckoning = upload(&site, &bundles).await;
+    let url = format!("s3://{}", site.bucket);
+    let child = sluice.spawn(&["backfill", &url, "--max-rate", "2", "--output", "json"]);
+    wait_for("the first to be loaded", BOUND, async || {
+        let loaded = loaded(&stack.clickhouse, &site.database).await;
+        Ok((loaded > 0).then_some(()))
+    })
+    .await;
+    terminate(&child);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), INCOMPLETE, "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("run it again"), "{said}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["stopped"], true, "{report}");
+    let first = report["loaded"].as_u64().unwrap();
+    assert!((1..40).contains(&first), "{report}");
+    assert_eq!(loaded(&stack.clickhouse, &site.database).await, first);
+    let open = format!(
+        "SELECT count() FROM {0}.ledger_objects WHERE batch_id NOT IN \
+         (SELECT batch_id FROM {0}.ledger_batches WHERE event IN ('loaded', 'released'))",
+        site.database
+    );
+    assert_eq!(stack.clickhouse.scalar::<u64>(&open).await.unwrap(), 0);
+
+    let rest = backfill(&sluice, &site, &[]);
+    assert_eq!(rest["loaded"], 40 - first, "{rest}");
+    assert_eq!(
+        rows(&stack.clickhouse, &site.database).await,
+        expected(&reckoning)
+    );
+}
+
+#[tokio::test]
+async fn via_the_queue_the_workers_load_it() {
+    let (stack, site, mut sluice) = silent("backfill-queue").await;
+    let bundles = bundles(34, 25);
+    let reckoning: Reckoning = upload(&site, &bundles).await;
+    let one = format!("s3://{}/{}", site.bucket, bundles[0].key);
+    assert!(sluice.command(&["backfill", &one]).status.success());
+    let some = backfill(
+        &sluice,
+        &site,
+        &["--via-queue", "--limit", "4", "--max-rate", "100"],
+    );
+    assert_eq!(
+        (&some["announced"], &some["already_loaded"]),
+        (&4.into(), &1.into()),
+        "{some}"
+    );
+    // The test event is in there, too.
+    remaining(&site, 5).await;
+    let report = backfill(&sluice, &site, &["--via-queue"]);
+    assert_eq!(
+        (&report["found"], &report["announced"]),
+        (&25.into(), &24.into()),
+        "{report}"
+    );
+    remaining(&site, 29).await;
+    sluice.start();
+    drained(&site).await;
+    assert_eq!(
+        rows(&stack.clickhouse, &site.database).await,
+        expected(&reckoning)
+    );
+    let nothing = backfill(&sluice, &site, &["--via-queue"]);
+    assert_eq!(
+        (&nothing["announced"], &nothing["already_loaded"]),
+        (&0.into(), &25.into())
+    );
+}
+
+// The proxies run beside the command.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_s3_or_of_clickhouse_is_waited_for() {
+    let (stack, site, sluice) = silent("backfill-outage").await;
+    put_notes(&site, &["a", "b", "c"]).await;
+    let s3 = Proxy::start(stack.aws.endpoint()).await.unwrap();
+    let clickhouse = Proxy::start(stack.clickhouse.url()).await.unwrap();
+    let sluice = sluice
+        .environment("AWS_ENDPOINT_URL", s3.url())
+        .set("clickhouse.url", clickhouse.url());
+    // More often than the SDK itself tries.
+    s3.inject(Fault::Status(503), 7, |parts, _| {
+        parts.uri.to_string().contains("list-type")
+    });
+    clickhouse.inject(Fault::Status(502), 4, |_, body| {
+        String::from_utf8_lossy(body).contains("WITH claims AS")
+    });
+    assert_eq!(backfill(&sluice, &site, &[])["loaded"], 3);
+    assert_eq!((s3.hits(), clickhouse.hits()), (7, 4));
+    assert_eq!(names(stack, &site).await, ["a", "b", "c"]);
+}
+
+/// The same lines, read otherwise: what was a statement is too long by now.
+#[tokio::test]
+async fn forced_what_is_loaded_is_replaced_and_its_story_tells_so() {
+    let (stack, site, sluice) = silent("backfill-force").await;
+    let long = line(&"x".repeat(5000));
+    site.put("a", format!("{}{long}", line("short")))
+        .await
+        .unwrap();
+    site.put("b", line("b")).await.unwrap();
+    assert_eq!(backfill(&sluice, &site, &[])["loaded"], 2);
+    site.put("new", line("new")).await.unwrap();
+
+    let sluice = sluice.set("load.max_line_bytes", "1KiB");
+    assert_eq!(
+        backfill(&sluice, &site, &["--force", "--dry-run"])["to_load"],
+        3
+    );
+    let report = backfill(&sluice, &site, &["--force"]);
+    assert_eq!(
+        (&report["loaded"], &report["replaced"]),
+        (&3.into(), &2.into()),
+        "{report}"
+    );
+    assert_eq!(names(stack, &site).await, ["b", "new", "short"]);
+    let kept = format!("SELECT count() FROM {}.rejected_lines", site.database);
+    assert_eq!(stack.clickhouse.scalar::<u64>(&kept).await.unwrap(), 1);
+    assert_eq!(loaded(&stack.clickhouse, &site.database).await, 3);
+
+    let output = sluice.command(&[
+        "status",
+        &format!("s3://{}/a", site.bucket),
+        "--output",
+        "json",
+    ]);
+    let story: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let version = &story["versions"][0];
+    assert_eq!(version["loaded"], true, "{story}");
+    assert_eq!(
+        version["rows"],
+        object!({"rejected": 1, "unmatched": 1}),
+        "{story}"
+    );
+    let states = [0, 1].map(|at| version["batches"][at]["state"].as_str().unwrap());
+    assert_eq!(states, ["loaded", "superseded"], "{story}");
+
+    // What is newer than that is let be.
+    let none = backfill(&sluice, &site, &["--force", "--loaded-before", "1h"]);
+    assert_eq!(
+        (&none["loaded"], &none["already_loaded"]),
+        (&0.into(), &3.into()),
+        "{none}"
+    );
+    let said = refused(&sluice, 2, &["s3://bucket", "--force", "--via-queue"]);
+    assert!(
+        said.contains("--force alone loads in this process"),
+        "{said}"
+    );
+}
+
+/// Some minutes: `cargo test --test it million -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes"]
+async fn a_million_keys_are_listed_and_skipped_in_constant_memory() {
+    let (stack, site, _) = silent("backfill-million").await;
+    const OBJECTS: u64 = 1_000_000;
+    let batch = "00000000-0000-7000-8000-000000000001";
+    for first in (0..OBJECTS).step_by(50_000) {
+        let mut rows = String::new();
+        for number in first..first + 50_000 {
+            let (key, etag) = (Listing::key(number), Listing::etag(number));
+            let id = identity(&site.bucket, &key, &etag);
+            rows += &format!("{id}\t{}\t{key}\t{etag}\t{batch}\n", site.bucket);
+        }
+        let insert = format!(
+            "INSERT INTO {}.ledger_objects (object_id, bucket, key, etag, batch_id) \
+             SETTINGS max_query_size = 100000000 FORMAT TSV\n{rows}",
+            site.database
+        );
+        stack.clickhouse.execute(&insert).await.unwrap();
+    }
+    let loaded = format!(
+        "INSERT INTO {}.ledger_batches (batch_id, event) VALUES ('{batch}', 'loaded')",
+        site.database
+    );
+    stack.clickhouse.execute(&loaded).await.unwrap();
+
+    for objects in [OBJECTS / 10, OBJECTS] {
+        let s3 = Listing::start(objects).await.unwrap();
+        let url = format!("s3://{}", site.bucket);
+        let sluice = Sluice::new(stack, &site).environment("AWS_ENDPOINT_URL", s3.url());
+        let mut child = sluice.spawn(&["backfill", &url, "--output", "json"]);
+        let mut most = 0;
+        while child.try_wait().unwrap().is_none() {
+            most = peak_memory(child.id()).unwrap_or(most);
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        let output = child.wait_with_output().unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["already_loaded"], objects, "{report}");
+        show(&format!(
+            "{objects} keys: {} s, {most} bytes at most",
+            report["seconds"]
+        ));
+        assert!(most < 150 << 20, "{most}");
+    }
+}
+
+/// Bytes of memory that a process ever had, as long as it lives.
+fn peak_memory(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+#[expect(clippy::print_stderr, reason = "what the test is for")]
+fn show(text: &str) {
+    eprintln!("{text}");
+}

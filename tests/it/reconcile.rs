@@ -1,0 +1,125 @@
+//! `sluice reconcile`: the bucket against the ledger.
+
+use serde_json::{Value, json as object};
+use sluice_testkit::xapi::gzip;
+use sluice_testkit::{Site, SiteOptions, Stack};
+
+use crate::harness::{Sluice, dead_letters, drained, line, names, remaining};
+
+const INCOMPLETE: Option<i32> = Some(3);
+
+/// Its exit code and report.
+fn reconcile(sluice: &Sluice, site: &Site, arguments: &[&str]) -> (Option<i32>, Value) {
+    let url = format!("s3://{}/2026/", site.bucket);
+    let command = [&["reconcile", &url, "--output", "json"], arguments].concat();
+    let output = sluice.command(&command);
+    let report = serde_json::from_slice(&output.stdout);
+    let report = report.unwrap_or_else(|_| panic!("{output:?}"));
+    (output.status.code(), report)
+}
+
+/// Some objects were never announced: the notification was set up late, or lost.
+#[tokio::test]
+async fn pain_9_what_was_never_announced_is_found_and_mended() {
+    let stack = Stack::shared();
+    let options = SiteOptions {
+        max_receive_count: 1,
+        ..SiteOptions::default()
+    };
+    let site = stack.site_with("reconcile", options).await.unwrap();
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    for key in ["2026/01/10/loaded", "2026/01/10/changed"] {
+        site.put(key, line(key)).await.unwrap();
+    }
+    site.put("2026/01/11/broken.gz", "no gzip").await.unwrap();
+    sluice.start();
+    drained(&site).await;
+    dead_letters(&site, 1).await;
+    sluice.stop().await;
+    site.announce_no_more().await.unwrap();
+    site.put("2026/01/10/changed", line("now")).await.unwrap();
+    site.put("2026/01/12/never", line("never")).await.unwrap();
+    let etag = site
+        .put("2026/01/12/in hand", line("in hand"))
+        .await
+        .unwrap();
+
+    // As if a worker had it.
+    let sql = format!(
+        "INSERT INTO {}.ledger_objects (object_id, bucket, key, etag, batch_id, lease_seconds) \
+         SELECT toUUID('{}'), '{}', '2026/01/12/in hand', 'e', generateUUIDv4(), 600",
+        site.database,
+        identity(&site.bucket, "2026/01/12/in hand", &etag),
+        site.bucket
+    );
+    stack.clickhouse.execute(&sql).await.unwrap();
+
+    let (code, mut report) = reconcile(&sluice, &site, &[]);
+    assert_eq!(code, INCOMPLETE);
+    for finding in report["objects"].as_array_mut().unwrap() {
+        let key = finding["object"].as_str().unwrap();
+        finding["object"] = key.replace(&site.bucket, "bucket").into();
+        finding["last_modified"] = "then".into();
+        let reason = finding["reason"].as_str().unwrap();
+        finding["reason"] = reason.chars().take(20).collect::<String>().into();
+    }
+    let report = serde_json::to_string_pretty(&report).unwrap();
+    insta::assert_snapshot!("reconcile_report", report);
+
+    let (code, report) = reconcile(
+        &sluice,
+        &site,
+        &["--until", "2026-01-10T12:00:00Z", "--exclude", "**/changed"],
+    );
+    assert_eq!((code, &report["objects"]), (Some(0), &object!([])));
+    let (_, report) = reconcile(&sluice, &site, &["--limit", "1"]);
+    assert_eq!(report["objects"].as_array().unwrap().len(), 1);
+    let url = format!("s3://{}", site.bucket);
+    let text = sluice.command(&["reconcile", &url, "--limit", "2"]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("not on record         1\n"), "{text}");
+    assert!(text.contains("and 2 more: --limit lists them"), "{text}");
+
+    // Mended: what was broken is whole by now.
+    site.put("2026/01/11/broken.gz", gzip(line("mended").as_bytes()))
+        .await
+        .unwrap();
+    let (code, report) = reconcile(&sluice, &site, &["--enqueue"]);
+    assert_eq!(
+        (code, &report["announced"]),
+        (INCOMPLETE, &3.into()),
+        "{report}"
+    );
+    remaining(&site, 3).await;
+    sluice.start();
+    drained(&site).await;
+    let (_, report) = reconcile(&sluice, &site, &[]);
+    assert_eq!(
+        (&report["loaded"], &report["in_hand"]),
+        (&4.into(), &1.into()),
+        "{report}"
+    );
+    let expected = [
+        "2026/01/10/changed",
+        "2026/01/10/loaded",
+        "mended",
+        "never",
+        "now",
+    ];
+    assert_eq!(names(stack, &site).await, expected);
+}
+
+/// The ledger's identity of an object.
+pub(crate) fn identity(bucket: &str, key: &str, etag: &str) -> String {
+    let object = sluice::object::ObjectRef {
+        bucket: bucket.to_owned(),
+        key: key.to_owned(),
+        etag: etag.to_owned(),
+        size: None,
+        version_id: None,
+        sequencer: None,
+        region: None,
+    };
+    object.id().to_string()
+}
