@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand. This is where the parts are put together.
 
+mod check;
 mod config;
 mod dlq;
 mod migrate;
@@ -64,6 +65,12 @@ enum Command {
     /// SIGTERM or Ctrl-C: batches in flight are finished within `shutdown.grace_period`, the rest
     /// goes back to the queue at once. A second signal exits at once; nothing is lost by that.
     Run,
+    /// Check before the first start, or when something is wrong: queue, S3, ClickHouse, rights
+    ///
+    /// Says of each what is wrong and what to do. Receives no message and writes to no table of
+    /// yours: what it loads to see whether a repeated insert is recognised goes into scratch
+    /// tables, which it drops. Exits with 1 where something fails.
+    Check(check::Arguments),
     /// Make the database, tables and views that the event types declare
     ///
     /// Safe to run again, and by several at once.
@@ -148,6 +155,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new().context("the async runtime did not start")?;
     match cli.command {
         Command::Run => runtime.block_on(run::run(&config)),
+        Command::Check(arguments) => runtime.block_on(check::run(&config, &arguments)),
         Command::Migrate(arguments) => runtime.block_on(migrate::run(&config, &arguments)),
         Command::Status(arguments) => runtime.block_on(status::run(&config, &arguments)),
         Command::Types(command) => runtime.block_on(types::run(&config, &command)),

@@ -143,6 +143,14 @@ fn options(config: &Config) -> pipeline::Options {
     }
 }
 
+/// What is wrong with a queue without one, and what to do.
+pub(super) const NO_REDRIVE_POLICY: (&str, &str) = (
+    "the queue has no redrive policy: a message that can never be loaded would come back until \
+     its retention ends, and then be lost",
+    "give the queue a dead-letter queue (RedrivePolicy with deadLetterTargetArn and \
+     maxReceiveCount), or set `queue.allow_missing_dlq`",
+);
+
 /// Waits for the queue to answer, and refuses one from which nothing goes to a dead-letter queue.
 /// False when told to stop meanwhile.
 async fn check_queue(
@@ -168,12 +176,10 @@ async fn check_queue(
                 );
                 return Ok(true);
             }
-            Ok(_) => bail!(
-                "the queue has no redrive policy: a message that can never be loaded would come \
-                 back until its retention ends, and then be lost. Give the queue a dead-letter \
-                 queue (RedrivePolicy with deadLetterTargetArn and maxReceiveCount), or set \
-                 queue.allow_missing_dlq"
-            ),
+            Ok(_) => {
+                let (problem, advice) = NO_REDRIVE_POLICY;
+                bail!("{problem}; {advice}")
+            }
             Err(error) => {
                 let text = error.to_string();
                 health.queue_fails(text.clone());
@@ -200,15 +206,7 @@ async fn probe(
     strategy: LoadStrategy,
     breaker: Arc<Breaker>,
 ) {
-    let ledger = [
-        ledger::OBJECTS_TABLE,
-        ledger::BATCHES_TABLE,
-        ledger::FAILURES_TABLE,
-    ];
-    let landing = (strategy == LoadStrategy::SinglePass).then_some(LANDING);
-    let targets = Target::all(&catalog);
-    let targets = targets.iter().map(Target::table);
-    let tables: Vec<&str> = targets.chain(ledger).chain(landing).collect();
+    let tables = tables(&catalog, strategy);
     loop {
         breaker.unprobed().await;
         match warehouse.missing_tables(&tables).await {
@@ -225,6 +223,19 @@ async fn probe(
             Err(error) => breaker.open(Scope::Everything, halt_class(&error), &with_advice(&error)),
         }
     }
+}
+
+/// The tables without which nothing can be loaded.
+pub(super) fn tables(catalog: &Catalog, strategy: LoadStrategy) -> Vec<&str> {
+    let ledger = [
+        ledger::OBJECTS_TABLE,
+        ledger::BATCHES_TABLE,
+        ledger::FAILURES_TABLE,
+    ];
+    let landing = (strategy == LoadStrategy::SinglePass).then_some(LANDING);
+    let targets = Target::all(catalog);
+    let targets = targets.iter().map(Target::table);
+    targets.chain(ledger).chain(landing).collect()
 }
 
 fn hostname() -> String {

@@ -1,6 +1,7 @@
 //! Tests on the embedded stack: the real engine, and S3 and SQS by their protocols.
 
 mod access;
+mod check;
 mod cli;
 mod cost;
 mod dlq;

@@ -1,0 +1,93 @@
+//! `sluice check`: everything that `run` needs, asked beforehand.
+
+mod clickhouse;
+mod queue;
+mod report;
+mod storage;
+
+use std::time::Duration;
+
+use anyhow::ensure;
+
+use super::output::Output;
+use super::{aws, catalog, planner, warehouse};
+use crate::config::Config;
+use crate::ledger::Ledger;
+use crate::object::ObjectUrl;
+use crate::store::Store;
+use report::{Check, Outcome, Report};
+use storage::{Readers, Sample, nothing_to_read};
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// Read these objects, such as s3://bucket/key, rather than the one that was loaded last
+    #[arg(value_name = "S3-URL")]
+    objects: Vec<ObjectUrl>,
+
+    /// Check the access to this bucket (can be repeated)
+    #[arg(long = "bucket", value_name = "NAME")]
+    buckets: Vec<String>,
+
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
+    let catalog = catalog(config)?;
+    let warehouse = warehouse(config)?;
+    let aws = aws(config).await;
+    let region = aws.region().map_or("us-east-1", |region| region.as_ref());
+    let planner = planner(config, catalog.clone(), region)?;
+
+    let mut checks = vec![Check::pass(
+        "configuration",
+        format!("sound, with {} event types", catalog.types().len()),
+    )];
+    checks.extend(queue::check(config, &aws).await);
+    let (reached, version) = clickhouse::reach(config, &warehouse).await;
+    checks.push(reached);
+    match &version {
+        Some(version) => {
+            checks.extend(clickhouse::check(config, &catalog, &warehouse, version).await);
+        }
+        None => checks.extend(clickhouse::unasked()),
+    }
+    let readers = Readers {
+        planner: &planner,
+        warehouse: &warehouse,
+        store: &Store::new(&aws),
+        fallback: config.load.fallback,
+        clickhouse_answers: version.is_some(),
+    };
+    let ledger = Ledger::new(warehouse.clone(), "check", Duration::ZERO);
+    let samples = samples(arguments, &ledger).await;
+    if samples.is_empty() {
+        checks.extend(nothing_to_read());
+    }
+    for sample in samples {
+        checks.extend(readers.check(&sample).await);
+    }
+
+    let report = Report { checks };
+    arguments.output.show(&report)?;
+    ensure!(
+        report.count(Outcome::Fail) == 0,
+        "not everything is as it must be: see above"
+    );
+    Ok(())
+}
+
+/// What is to be read: what is asked for, else what was loaded last.
+async fn samples(arguments: &Arguments, ledger: &Ledger) -> Vec<Sample> {
+    let mut samples = Vec::new();
+    for url in &arguments.objects {
+        samples.push(Sample::of_url(url, ledger).await);
+    }
+    for bucket in &arguments.buckets {
+        samples.push(Sample::of_bucket(bucket, ledger).await);
+    }
+    if samples.is_empty() {
+        samples.extend(Sample::loaded_last(ledger).await);
+    }
+    samples
+}
