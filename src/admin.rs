@@ -1,4 +1,4 @@
-//! The admin listener: health, readiness, metrics. Read-only.
+//! The admin listener: health, readiness, metrics, status. Read-only.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,15 +6,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
 use crate::load::breaker::Breaker;
+use crate::telemetry::metrics::Holdings;
 
 /// An event loop that has not come round for this long is stuck: it does so every second.
 const STUCK: Duration = Duration::from_secs(30);
@@ -27,6 +29,7 @@ pub struct Health {
     last_beat: AtomicU64,
     /// Why nothing comes from the queue, while that is so.
     queue_away: Mutex<Option<String>>,
+    holdings: Mutex<Holdings>,
 }
 
 impl Default for Health {
@@ -35,6 +38,7 @@ impl Default for Health {
             started: Instant::now(),
             last_beat: AtomicU64::new(0),
             queue_away: Mutex::new(Some("the queue has not been reached yet".to_owned())),
+            holdings: Mutex::default(),
         }
     }
 }
@@ -53,6 +57,10 @@ impl Health {
         *self.queue_away() = Some(why);
     }
 
+    pub fn holds(&self, holdings: Holdings) {
+        *self.holdings.lock().unwrap_or_else(PoisonError::into_inner) = holdings;
+    }
+
     fn queue_away(&self) -> MutexGuard<'_, Option<String>> {
         self.queue_away
             .lock()
@@ -63,6 +71,19 @@ impl Health {
         let beat = Duration::from_millis(self.last_beat.load(Ordering::Relaxed));
         self.started.elapsed().saturating_sub(beat)
     }
+}
+
+/// What `/status.json` says of the worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    pub version: String,
+    pub uptime_seconds: u64,
+    /// Why intake is paused, if it is.
+    pub paused: Option<String>,
+    /// Why nothing comes from the queue, if that is so.
+    pub queue_away: Option<String>,
+    #[serde(flatten)]
+    pub holdings: Holdings,
 }
 
 struct Admin {
@@ -101,6 +122,7 @@ impl AdminListener {
             .route("/healthz", get(healthz))
             .route("/readyz", get(readyz))
             .route("/metrics", get(render_metrics))
+            .route("/status.json", get(status))
             .with_state(Arc::new(Admin {
                 health,
                 breaker,
@@ -134,6 +156,21 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
         reasons if reasons.is_empty() => (StatusCode::OK, "ready\n".to_owned()),
         reasons => (StatusCode::SERVICE_UNAVAILABLE, reasons),
     }
+}
+
+async fn status(State(admin): State<Arc<Admin>>) -> Json<WorkerStatus> {
+    let health = &admin.health;
+    Json(WorkerStatus {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_seconds: health.started.elapsed().as_secs(),
+        paused: admin.breaker.reason(),
+        queue_away: health.queue_away().clone(),
+        holdings: health
+            .holdings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone(),
+    })
 }
 
 async fn render_metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {

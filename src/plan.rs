@@ -14,7 +14,7 @@ use crate::event_types::Catalog;
 use crate::event_types::select::{Lines, Target, landing_select, per_type_select, view_select};
 use crate::load::verdict::{CHANGED_TEXT, FENCED_TEXT};
 use crate::object::ObjectRef;
-use crate::schema::LANDING;
+use crate::schema::landing_name;
 use crate::sql;
 use crate::warehouse::{MAX_QUERY_BYTES, Statement};
 
@@ -157,7 +157,10 @@ impl Planner {
             Strategy::SinglePass => {
                 let lines = self.lines(batch, objects, read_by, guard);
                 let select = landing_select(&self.catalog, &lines);
-                vec![format!("{} {select}", self.insert_into(LANDING))]
+                vec![format!(
+                    "{} {select}",
+                    self.insert_into(&landing_name(&self.catalog))
+                )]
             }
             Strategy::PerType => Target::all(&self.catalog)
                 .into_iter()
@@ -586,7 +589,7 @@ mod tests {
         assert!(
             statements
                 .iter()
-                .all(|statement| !statement.sql.contains("`landing`"))
+                .all(|statement| !statement.sql.contains("`landing_"))
         );
     }
 

@@ -226,6 +226,7 @@ mod tests {
             handle: ReceiptHandle(format!("h{id}.{delivery}")),
             body: String::new(),
             receive_count: delivery.into(),
+            age: Duration::ZERO,
         }
     }
 

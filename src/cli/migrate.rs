@@ -1,22 +1,72 @@
 //! `sluice migrate`
 
-use anyhow::Context;
-use clap::Args;
+use std::fmt;
+use std::time::Duration;
 
+use anyhow::{Context, ensure};
+use clap::Args;
+use serde::Serialize;
+
+use super::output::{Output, shown};
 use super::{catalog, print, warehouse};
 use crate::config::{Config, LoadStrategy, TableEngine};
-use crate::schema::{Engine, SchemaOptions, statements};
+use crate::schema::evolve::{self, Plan};
+use crate::schema::{Engine, SchemaOptions, Statement, statements};
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// Print the statements instead of running them
+    /// Print what would be run on this server instead of running it
     #[arg(long)]
     dry_run: bool,
+
+    /// Print what an empty server would need; asks nobody
+    #[arg(long, conflicts_with_all = ["dry_run", "prune"])]
+    print: bool,
+
+    /// Drop the landing tables and views of other declarations, too: they hold no rows
+    #[arg(long)]
+    prune: bool,
+
+    #[command(flatten)]
+    output: Output,
 }
 
 pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
+    let url = &config.clickhouse.url;
+    let options = schema_options(config);
+    let catalog = catalog(config)?;
+    if arguments.print {
+        print(statements_text(&statements(&catalog, &options)).trim_end());
+        return Ok(());
+    }
+    let warehouse = warehouse(config)?;
+    let mut plan = evolve::plan(&warehouse, &catalog, &options)
+        .await
+        .with_context(|| format!("the tables at {url} cannot be compared"))?;
+    let is_refused = !plan.refusals.is_empty();
+    if arguments.prune {
+        plan.kept.clear();
+        let dropped = evolve::prune(&warehouse, &catalog, &options).await;
+        plan.statements.extend(dropped?);
+    }
+    if !arguments.dry_run && !is_refused {
+        for Statement { what, sql } in &plan.statements {
+            let done = warehouse.run(sql).await;
+            done.with_context(|| format!("{what} could not be made or altered on {url}"))?;
+        }
+    }
+    let report = Report {
+        dry_run: arguments.dry_run,
+        plan,
+    };
+    arguments.output.show(&report)?;
+    ensure!(!is_refused, "nothing was changed: see above");
+    Ok(())
+}
+
+pub(super) fn schema_options(config: &Config) -> SchemaOptions {
     let clickhouse = &config.clickhouse;
-    let options = SchemaOptions {
+    SchemaOptions {
         database: clickhouse.database.clone(),
         cluster: clickhouse.cluster.clone(),
         engine: match clickhouse.engine {
@@ -27,24 +77,59 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
         dedup_age: DEDUP_AGE,
         views: config.load.strategy == LoadStrategy::SinglePass,
         reject_ttl: clickhouse.reject_ttl.get(),
-    };
-    let statements = statements(&catalog(config)?, &options);
-    if arguments.dry_run {
-        for statement in &statements {
-            print(&format!("-- {}\n{};\n", statement.what, statement.sql));
-        }
-        return Ok(());
     }
-    let warehouse = warehouse(config)?;
-    for statement in &statements {
-        warehouse.run(&statement.sql).await.with_context(|| {
-            format!("{} could not be made on {}", statement.what, clickhouse.url)
-        })?;
-    }
-    print(&format!("{} statements, all there", statements.len()));
-    Ok(())
 }
 
 /// How long replicated tables remember a token, beside the count: a week, since a worker can be
 /// away for a weekend.
-const DEDUP_AGE: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
+const DEDUP_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+fn statements_text(statements: &[Statement]) -> String {
+    statements
+        .iter()
+        .map(|statement| format!("-- {}\n{};\n\n", statement.what, statement.sql))
+        .collect()
+}
+
+#[derive(Serialize)]
+struct Report {
+    dry_run: bool,
+    #[serde(flatten)]
+    plan: Plan,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan {
+            statements,
+            refusals,
+            kept,
+        } = &self.plan;
+        for refusal in refusals {
+            writeln!(
+                f,
+                "refused: table {}: {}\n  help: {}",
+                shown(&refusal.table),
+                shown(&refusal.problem),
+                shown(&refusal.advice)
+            )?;
+        }
+        if !refusals.is_empty() {
+            return Ok(());
+        }
+        for kept in kept {
+            writeln!(f, "kept: {}", shown(kept))?;
+        }
+        if self.dry_run {
+            write!(f, "{}", statements_text(statements))?;
+        } else {
+            for statement in statements {
+                writeln!(f, "done: {}", shown(&statement.what))?;
+            }
+        }
+        if statements.is_empty() {
+            writeln!(f, "everything is as declared")?;
+        }
+        Ok(())
+    }
+}

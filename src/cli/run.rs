@@ -25,7 +25,7 @@ use crate::notification::filter::Filter;
 use crate::pipeline::{self, core::Limits};
 use crate::queue::sqs::SqsQueue;
 use crate::queue::{Queue, QueueError};
-use crate::schema::LANDING;
+use crate::schema::landing_name;
 use crate::settle::VisibilityPolicy;
 use crate::store::Store;
 use crate::telemetry::{metrics, start_logging};
@@ -206,7 +206,16 @@ async fn probe(
     strategy: LoadStrategy,
     breaker: Arc<Breaker>,
 ) {
-    let tables = tables(&catalog, strategy);
+    let ledger = [
+        ledger::OBJECTS_TABLE,
+        ledger::BATCHES_TABLE,
+        ledger::FAILURES_TABLE,
+    ];
+    let landing = landing_name(&catalog);
+    let landing = (strategy == LoadStrategy::SinglePass).then_some(landing.as_str());
+    let targets = Target::all(&catalog);
+    let targets = targets.iter().map(Target::table);
+    let tables: Vec<&str> = targets.chain(ledger).chain(landing).collect();
     loop {
         breaker.unprobed().await;
         match warehouse.missing_tables(&tables).await {
@@ -223,19 +232,6 @@ async fn probe(
             Err(error) => breaker.open(Scope::Everything, halt_class(&error), &with_advice(&error)),
         }
     }
-}
-
-/// The tables without which nothing can be loaded.
-pub(super) fn tables(catalog: &Catalog, strategy: LoadStrategy) -> Vec<&str> {
-    let ledger = [
-        ledger::OBJECTS_TABLE,
-        ledger::BATCHES_TABLE,
-        ledger::FAILURES_TABLE,
-    ];
-    let landing = (strategy == LoadStrategy::SinglePass).then_some(LANDING);
-    let targets = Target::all(catalog);
-    let targets = targets.iter().map(Target::table);
-    targets.chain(ledger).chain(landing).collect()
 }
 
 fn hostname() -> String {

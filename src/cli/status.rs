@@ -1,21 +1,28 @@
 //! `sluice status`
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::Context;
-use aws_sdk_sqs::Client;
+use axum::body::{Body, to_bytes};
+use futures_util::future::join_all;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
 
 use super::output::{Output, first_words, shown, table};
 use super::{aws, warehouse};
+use crate::admin::WorkerStatus;
 use crate::config::{Config, HumanDuration};
 use crate::history::{
     FailedObject, FailureFilter, History, ObjectStory, OpenBatches, WorkerActivity,
 };
 use crate::object::ObjectUrl;
+use crate::pipeline::recent::Summary;
 use crate::queue::Queue;
 use crate::queue::sqs::SqsQueue;
+use crate::telemetry::metrics::Holdings;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -43,6 +50,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "COUNT", default_value_t = 100, requires = "failed")]
     limit: u64,
 
+    /// Ask these workers, by their admin listeners, instead of the one of this configuration
+    #[arg(long = "worker", value_name = "HOST:PORT", conflicts_with_all = ["object", "failed"])]
+    workers: Vec<String>,
+
     #[command(flatten)]
     output: Output,
 }
@@ -69,21 +80,32 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
         return arguments.output.show(&Failed(failed));
     }
     let queues = async {
-        let queue = SqsQueue::new(Client::new(&aws(config).await), config.queue.require_url()?);
+        let queue = SqsQueue::new(
+            aws_sdk_sqs::Client::new(&aws(config).await),
+            config.queue.require_url()?,
+        );
         anyhow::Ok(queues(&queue).await?)
     };
     let since = since.unwrap_or(ACTIVITY);
-    let (queue, workers, open) =
-        tokio::join!(queues, history.workers(since), history.open_batches());
+    let (queue, loaded, open, processes) = tokio::join!(
+        queues,
+        history.workers(since),
+        history.open_batches(),
+        processes(config, &arguments.workers),
+    );
     let overview = Overview {
         queue: part(queue),
+        processes,
         since_seconds: since.as_secs(),
-        workers: part(workers.map_err(Into::into)),
+        workers: part(loaded.map_err(Into::into)),
         open_batches: part(open.map_err(Into::into)),
     };
     arguments.output.show(&overview)?;
+    let is_answered = |process: &Process| matches!(process.status, Part::Known(_));
     anyhow::ensure!(
-        overview.is_whole(),
+        // That no worker runs here is worth a line, and no failure.
+        overview.is_whole()
+            && (arguments.workers.is_empty() || overview.processes.iter().all(is_answered)),
         "not everything could be asked: see above"
     );
     Ok(())
@@ -122,10 +144,54 @@ impl<T> Part<T> {
 #[derive(Serialize)]
 struct Overview {
     queue: Part<Queues>,
+    processes: Vec<Process>,
     since_seconds: u64,
     workers: Part<Vec<WorkerActivity>>,
     open_batches: Part<OpenBatches>,
 }
+
+/// A worker, asked itself.
+#[derive(Serialize)]
+struct Process {
+    address: String,
+    status: Part<WorkerStatus>,
+}
+
+async fn processes(config: &Config, named: &[String]) -> Vec<Process> {
+    let mut addresses = named.to_vec();
+    let mut listen = config.admin.listen;
+    // On port 0 it is wherever there was room.
+    if addresses.is_empty() && listen.port() != 0 {
+        if listen.ip().is_unspecified() {
+            listen.set_ip(Ipv4Addr::LOCALHOST.into());
+        }
+        addresses.push(listen.to_string());
+    }
+    let asked = addresses.into_iter().map(async |address| Process {
+        status: part(status_of(&address).await),
+        address,
+    });
+    join_all(asked).await
+}
+
+async fn status_of(address: &str) -> anyhow::Result<WorkerStatus> {
+    let url = format!("http://{address}/status.json")
+        .parse()
+        .with_context(|| format!("{address} is no HOST:PORT"))?;
+    let client = Client::builder(TokioExecutor::new()).build_http::<Body>();
+    let answer = tokio::time::timeout(PATIENCE, async {
+        let response = client.get(url).await?;
+        let status = response.status();
+        anyhow::ensure!(status.is_success(), "it answers {status}");
+        Ok(to_bytes(Body::new(response.into_body()), MOST_STATUS_BYTES).await?)
+    });
+    let body = answer.await.context("it does not answer in time")??;
+    serde_json::from_slice(&body).context("it answers something else")
+}
+
+/// A worker that is well answers at once.
+const PATIENCE: Duration = Duration::from_secs(5);
+const MOST_STATUS_BYTES: usize = 1 << 20;
 
 #[derive(Serialize)]
 struct Queues {
@@ -185,6 +251,10 @@ impl fmt::Display for Overview {
                 None => writeln!(f, "dead letters  none: the queue has no redrive policy"),
             }
         })?;
+        for process in &self.processes {
+            write!(f, "worker        {}: ", shown(&process.address))?;
+            process.status.fmt(f, show_worker)?;
+        }
         write!(f, "open batches  ")?;
         self.open_batches.fmt(f, |open, f| {
             write!(f, "{} with {} objects", open.batches, open.objects)?;
@@ -219,6 +289,49 @@ impl fmt::Display for Overview {
             writeln!(f, "{}", table(&header, rows))
         })
     }
+}
+
+fn show_worker(worker: &WorkerStatus, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let mut held_up = [("paused", &worker.paused), ("no queue", &worker.queue_away)]
+        .into_iter()
+        .filter_map(|(what, why)| Some(format!("{what}: {}", shown(why.as_ref()?))))
+        .collect::<Vec<_>>()
+        .join("; ");
+    if held_up.is_empty() {
+        held_up = format!("well, up for {}", seconds(worker.uptime_seconds));
+    }
+    writeln!(f, "{held_up}")?;
+    let Holdings {
+        messages,
+        oldest_seconds,
+        objects_waiting,
+        batches_in_flight,
+        lag,
+        queue_age,
+        ..
+    } = &worker.holdings;
+    writeln!(
+        f,
+        "  holds       {messages} messages, the oldest for {oldest_seconds:.1} s; \
+         {objects_waiting} objects wait for their window, {batches_in_flight} batches being loaded"
+    )?;
+    let of_late = |what: &str, summary: &Option<Summary>| match summary {
+        None => format!("  {what}none of late\n"),
+        Some(Summary {
+            count,
+            p50,
+            p99,
+            max,
+        }) => format!(
+            "  {what}median {p50:.1} s, p99 {p99:.1} s, longest {max:.1} s ({count} of late)\n"
+        ),
+    };
+    write!(
+        f,
+        "{}{}",
+        of_late("lag         ", lag),
+        of_late("in queue    ", queue_age)
+    )
 }
 
 fn seconds(seconds: u64) -> String {

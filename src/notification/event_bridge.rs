@@ -3,12 +3,13 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Announced;
 use super::object::{Parts, check};
+use super::{Announced, time_of};
 
 #[derive(Deserialize)]
 struct Event {
     region: Option<String>,
+    time: Option<String>,
     detail: Detail,
 }
 
@@ -57,6 +58,7 @@ pub(super) fn read(event: &Value) -> Result<Option<Announced>, String> {
     })?;
     Ok(Some(Announced {
         event: event_name(event.detail.reason.unwrap_or_default()),
+        at: time_of(event.time.as_deref()),
         object,
     }))
 }

@@ -68,6 +68,7 @@ mod tests {
     fn takes(filter: &Filter, event: &str, key: &str) -> bool {
         filter.takes(&Announced {
             event: event.to_owned(),
+            at: None,
             object: object("bucket", key, "etag"),
         })
     }

@@ -10,6 +10,8 @@ mod s3_event;
 #[cfg(test)]
 mod tests;
 
+use std::time::SystemTime;
+
 use serde_json::Value;
 
 use crate::object::ObjectRef;
@@ -28,6 +30,8 @@ pub enum Notification {
 pub struct Announced {
     /// What stands behind `ObjectCreated:`, such as `Put`.
     pub event: String,
+    /// When it happened, where the event says so in a way that we know.
+    pub at: Option<SystemTime>,
     pub object: ObjectRef,
 }
 
@@ -73,6 +77,11 @@ pub fn parse_notification(body: &str) -> Result<Notification, Malformed> {
         Some(message) => read_event(&read_json(message)?),
         None => read_event(&body),
     }
+}
+
+/// Only statistics lean on it: what is written in another way is not told.
+fn time_of(text: Option<&str>) -> Option<SystemTime> {
+    humantime::parse_rfc3339(text?).ok()
 }
 
 fn read_json(text: &str) -> Result<Value, Malformed> {

@@ -6,13 +6,14 @@ use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Announced;
 use super::object::{Parts, check};
+use super::{Announced, time_of};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Record {
     aws_region: Option<String>,
+    event_time: Option<String>,
     s3: S3Entity,
 }
 
@@ -58,6 +59,7 @@ pub(super) fn read(record: &Value) -> Result<Option<Announced>, String> {
     })?;
     Ok(Some(Announced {
         event: event.to_owned(),
+        at: time_of(record.event_time.as_deref()),
         object,
     }))
 }

@@ -14,6 +14,7 @@ use crate::load::{Outcome, Outcomes};
 use crate::notification::filter::Filter;
 use crate::notification::{Announced, Ignorable, Notification, parse_notification};
 use crate::object::{ObjectId, ObjectRef};
+use crate::pipeline::recent::Recent;
 use crate::queue::{Message, ReceiptHandle};
 use crate::settle::{Fate, Held, Settlement, VisibilityPolicy};
 use crate::telemetry::metrics;
@@ -50,6 +51,12 @@ pub struct Core {
     batches_in_flight: usize,
     /// In another batch's hands, to be looked up again at the given time.
     revisit: HashMap<ObjectId, (Instant, ObjectRef)>,
+    /// When what is outstanding was created, where its event said so.
+    created: HashMap<ObjectId, Instant>,
+    /// From creation to being loaded.
+    lags: Recent,
+    /// How long messages had been in the queue.
+    ages: Recent,
     draining: bool,
 }
 
@@ -63,6 +70,9 @@ impl Core {
             loading: HashSet::new(),
             batches_in_flight: 0,
             revisit: HashMap::new(),
+            created: HashMap::new(),
+            lags: Recent::default(),
+            ages: Recent::default(),
             draining: false,
             limits,
         }
@@ -75,6 +85,7 @@ impl Core {
             let handle = message.handle.clone();
             return vec![Action::Settle(Settlement::Release { handle, delay })];
         }
+        self.ages.record(now, message.age);
         match parse_notification(&message.body) {
             Ok(Notification::Objects(announced)) => {
                 let objects = self.wanted(announced);
@@ -103,23 +114,28 @@ impl Core {
         }
     }
 
-    fn wanted(&self, announced: Vec<Announced>) -> Vec<ObjectRef> {
+    fn wanted(&self, announced: Vec<Announced>) -> Vec<Announced> {
         let (wanted, filtered): (Vec<_>, Vec<_>) =
             announced.into_iter().partition(|it| self.filter.takes(it));
         metrics::objects("filtered", filtered.len());
-        wanted.into_iter().map(|it| it.object).collect()
+        wanted
     }
 
     fn on_objects(
         &mut self,
         message: &Message,
-        objects: Vec<ObjectRef>,
+        announced: Vec<Announced>,
         now: Instant,
     ) -> Vec<Action> {
         // Two records can announce the same version of an object.
         let mut by_id: HashMap<ObjectId, ObjectRef> = HashMap::new();
-        for object in objects {
-            by_id.entry(object.id()).or_insert(object);
+        for Announced { at, object, .. } in announced {
+            let id = object.id();
+            let age = at.and_then(|at| at.elapsed().ok());
+            if let Some(created) = age.and_then(|age| now.checked_sub(age)) {
+                self.created.entry(id).or_insert(created);
+            }
+            by_id.entry(id).or_insert(object);
         }
         let mut ids: Vec<ObjectId> = by_id.keys().copied().collect();
         ids.sort_unstable();
@@ -148,6 +164,7 @@ impl Core {
             // back as one that failed, later each time.
             let outcome = outcomes.remove(&id).unwrap_or(Outcome::Failed);
             metrics::objects(outcome.label(), 1);
+            self.note_lag(id, &outcome, now);
             let fate = match outcome {
                 Outcome::Loaded | Outcome::Duplicate | Outcome::Missing { acknowledge: true } => {
                     Fate::Done
@@ -232,14 +249,28 @@ impl Core {
     pub fn holdings(&self, now: Instant, paused: Option<&'static str>) -> metrics::Holdings {
         metrics::Holdings {
             messages: self.held.len(),
-            oldest: self.held.oldest(now).unwrap_or_default(),
+            oldest_seconds: self.held.oldest(now).unwrap_or_default().as_secs_f64(),
             objects_waiting: self.batcher.waiting(),
             batches_in_flight: self.batches_in_flight,
-            paused,
+            pause_class: paused.map(str::to_owned),
+            lag: self.lags.summary(now),
+            queue_age: self.ages.summary(now),
+        }
+    }
+
+    fn note_lag(&mut self, id: ObjectId, outcome: &Outcome, now: Instant) {
+        if *outcome != Outcome::Loaded {
+            return;
+        }
+        if let Some(created) = self.created.get(&id) {
+            let lag = now.duration_since(*created);
+            metrics::lag(lag);
+            self.lags.record(now, lag);
         }
     }
 
     fn resolve(&mut self, object: ObjectId, fate: Fate) -> impl Iterator<Item = Action> + use<> {
+        self.created.remove(&object);
         let settlements = self.held.resolve(object, fate, fastrand::f64());
         settlements.into_iter().map(Action::Settle)
     }

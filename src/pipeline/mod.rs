@@ -5,6 +5,7 @@
 
 pub mod core;
 mod receiver;
+pub mod recent;
 mod settler;
 #[cfg(test)]
 mod tests;
@@ -113,7 +114,9 @@ pub async fn run<Q: Queue, L: Load>(
                     heartbeats.spawn(settler::extend(queue.clone(), handles, visibility));
                 }
                 while heartbeats.try_join_next().is_some() {}
-                metrics::holdings(&daemon.core.holdings(now, breaker.class()));
+                let holdings = daemon.core.holdings(now, breaker.class());
+                metrics::holdings(&holdings);
+                health.holds(holdings);
             }
             () = stop.cancelled(), if !stopping => {
                 stopping = true;

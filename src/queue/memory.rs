@@ -41,6 +41,7 @@ struct Stored {
     body: String,
     handle: Option<ReceiptHandle>,
     receive_count: u32,
+    sent_at: Instant,
     visible_at: Instant,
 }
 
@@ -66,6 +67,7 @@ impl MemoryQueue {
             body: body.into(),
             handle: None,
             receive_count: 0,
+            sent_at: Instant::now(),
             visible_at: Instant::now(),
         };
         state.messages.push_back(message);
@@ -132,6 +134,7 @@ impl MemoryQueue {
                 handle,
                 body: message.body.clone(),
                 receive_count: message.receive_count,
+                age: now.duration_since(message.sent_at),
             });
         }
         Ok(received)

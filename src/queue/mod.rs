@@ -24,6 +24,8 @@ pub struct Message {
     pub body: String,
     /// How often the message has been received, this time included.
     pub receive_count: u32,
+    /// How long it had been in the queue when it was received, as far as the clocks agree.
+    pub age: Duration,
 }
 
 /// What SQS gives with each delivery of a message, to delete it or to change its visibility.

@@ -3,7 +3,7 @@
 pub mod move_task;
 pub mod whole;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
@@ -83,6 +83,7 @@ impl Queue for SqsQueue {
         let output = self
             .receive_request(max, wait, visibility)
             .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount)
+            .message_system_attribute_names(MessageSystemAttributeName::SentTimestamp)
             .send()
             .await
             .map_err(classify)?;
@@ -158,17 +159,21 @@ impl Queue for SqsQueue {
 
 /// A message without id or receipt handle cannot be worked with; SQS sends none.
 fn read_message(message: aws_sdk_sqs::types::Message) -> Option<Message> {
-    let receive_count = message
-        .attributes
-        .as_ref()
-        .and_then(|a| a.get(&MessageSystemAttributeName::ApproximateReceiveCount))
-        .and_then(|count| count.parse().ok())
-        .unwrap_or(1);
+    let attributes = message.attributes.as_ref();
+    let number = |name| -> Option<u64> { attributes?.get(&name)?.parse().ok() };
+    let receive_count = number(MessageSystemAttributeName::ApproximateReceiveCount);
+    let sent_at = number(MessageSystemAttributeName::SentTimestamp)
+        .map_or_else(SystemTime::now, |millis| {
+            UNIX_EPOCH + Duration::from_millis(millis)
+        });
     Some(Message {
         id: message.message_id?,
         handle: ReceiptHandle(message.receipt_handle?),
         body: message.body.unwrap_or_default(),
-        receive_count,
+        receive_count: receive_count
+            .and_then(|count| u32::try_from(count).ok())
+            .unwrap_or(1),
+        age: sent_at.elapsed().unwrap_or_default(),
     })
 }
 

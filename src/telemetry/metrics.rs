@@ -7,9 +7,12 @@ use std::time::Duration;
 use metrics::{
     Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
+use serde::{Deserialize, Serialize};
+
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::load::verdict::Verdict;
+use crate::pipeline::recent::Summary;
 
 const MESSAGES_RECEIVED: &str = "sluice_sqs_messages_received_total";
 const MESSAGES_DELETED: &str = "sluice_sqs_messages_deleted_total";
@@ -25,6 +28,7 @@ const OBJECTS_STREAMED: &str = "sluice_objects_streamed_total";
 const BATCHES_CLOSED: &str = "sluice_batches_closed_total";
 const BATCHES_IN_FLIGHT: &str = "sluice_batches_in_flight";
 const ROWS: &str = "sluice_rows_total";
+const LAG_SECONDS: &str = "sluice_lag_seconds";
 const INSERT_SECONDS: &str = "sluice_insert_duration_seconds";
 const CLICKHOUSE_ERRORS: &str = "sluice_clickhouse_errors_total";
 const BREAKER_OPEN: &str = "sluice_breaker_open";
@@ -35,6 +39,12 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         .set_buckets_for_metric(
             Matcher::Full(INSERT_SECONDS.to_owned()),
             &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0],
+        )?
+        .set_buckets_for_metric(
+            Matcher::Full(LAG_SECONDS.to_owned()),
+            &[
+                1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0, 14400.0,
+            ],
         )?
         .install_recorder()?;
     describe();
@@ -71,6 +81,11 @@ fn describe() {
     describe_counter!(
         ROWS,
         "Rows loaded, by `kind`: an event type, rejected or unmatched"
+    );
+    describe_histogram!(
+        LAG_SECONDS,
+        Unit::Seconds,
+        "From the creation of an object, as its event says, to its rows being loaded"
     );
     describe_histogram!(
         INSERT_SECONDS,
@@ -127,6 +142,10 @@ pub fn rows_loaded(kind: &str, rows: u64) {
     counter!(ROWS, "kind" => kind.to_owned()).increment(rows);
 }
 
+pub fn lag(lag: Duration) {
+    histogram!(LAG_SECONDS).record(lag.as_secs_f64());
+}
+
 pub fn insert_seconds(duration: Duration) {
     histogram!(INSERT_SECONDS).record(duration.as_secs_f64());
 }
@@ -137,14 +156,19 @@ pub fn clickhouse_error(code: Option<u32>, verdict: Verdict) {
 }
 
 /// What the pipeline holds at this moment.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Holdings {
     pub messages: usize,
-    pub oldest: Duration,
+    /// Of the message held longest.
+    pub oldest_seconds: f64,
     pub objects_waiting: usize,
     pub batches_in_flight: usize,
     /// Why intake is paused, in one word.
-    pub paused: Option<&'static str>,
+    pub pause_class: Option<String>,
+    /// From the creation of objects to their being loaded.
+    pub lag: Option<Summary>,
+    /// How long messages had been in the queue when they came.
+    pub queue_age: Option<Summary>,
 }
 
 /// Every reason has a series, so that an end is seen as well as a beginning.
@@ -164,11 +188,11 @@ const PAUSE_REASONS: &[&str] = &[
 
 pub fn holdings(holdings: &Holdings) {
     gauge!(MESSAGES_HELD).set(holdings.messages as f64);
-    gauge!(OLDEST_HELD).set(holdings.oldest.as_secs_f64());
+    gauge!(OLDEST_HELD).set(holdings.oldest_seconds);
     gauge!(OBJECTS_WAITING).set(holdings.objects_waiting as f64);
     gauge!(BATCHES_IN_FLIGHT).set(holdings.batches_in_flight as f64);
     for reason in PAUSE_REASONS {
-        let open = holdings.paused == Some(*reason);
+        let open = holdings.pause_class.as_deref() == Some(*reason);
         gauge!(BREAKER_OPEN, "reason" => *reason).set(f64::from(u8::from(open)));
     }
 }

@@ -3,6 +3,8 @@
 
 use anyhow::ensure;
 use serde_json::json;
+use sluice::event_types::Catalog;
+use sluice::schema::landing_name;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::tls::TlsFront;
 use sluice_testkit::xapi::Generator;
@@ -307,7 +309,10 @@ async fn no_secret_is_told_whatever_fails() {
 
     // An error of the server about a statement that has the secret.
     let database = &site.database;
-    let drop = format!("DROP TABLE {database}.landing");
+    let drop = format!(
+        "DROP TABLE {database}.{}",
+        landing_name(&Catalog::builtin())
+    );
     clickhouse.execute(&drop).await.unwrap();
     put(&s3, &site, &site.bucket, "later.jsonl").await;
     sluice.not_ready("landing").await;

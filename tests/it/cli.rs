@@ -146,19 +146,19 @@ fn event_types_that_are_wrong_are_named() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("bad.yaml"), "nam: x\n").unwrap();
     let setting = format!("event_types.dir={}", directory.path().display());
-    let said = refused(&["--set", &setting, "migrate", "--dry-run"]);
+    let said = refused(&["--set", &setting, "migrate", "--print"]);
     assert_says(&said, &["bad.yaml"]);
 }
 
 #[test]
-fn a_dry_run_prints_the_statements_and_asks_nobody() {
+fn the_statements_are_printed_and_nobody_is_asked() {
     let text = printed(&[
         "--set",
         "clickhouse.url=http://127.0.0.1:1",
         "--set",
         "clickhouse.database=else`where",
         "migrate",
-        "--dry-run",
+        "--print",
     ]);
     assert_says(
         &text,
@@ -196,9 +196,11 @@ async fn migrate_can_run_again_and_by_several_at_once() {
     assert!(made.len() > 15, "{made:?}");
     sluice.migrate();
     assert_eq!(stack.clickhouse.rows(&tables).await.unwrap(), made);
+    let again = stdout(&sluice.command(&["migrate"]));
+    assert_eq!(again, "everything is as declared\n");
 
     // What it prints is what it does.
-    let printed = sluice.command(&["migrate", "--dry-run"]);
+    let printed = sluice.command(&["migrate", "--print"]);
     let count = stdout(&printed).matches("\nCREATE ").count();
     // The database is one more.
     assert_eq!(count, made.len() + 1);

@@ -181,14 +181,18 @@ impl Sluice {
             .join(format!("sluice-{}.log", self.starts))
     }
 
+    /// Where the admin listener is, once it is there.
+    pub(crate) fn admin_address(&self) -> Result<String> {
+        let log = self.log();
+        let address = log.split_once(" admin=");
+        let address = address.and_then(|(_, rest)| rest.split_whitespace().next());
+        Ok(address.context("not listening yet")?.to_owned())
+    }
+
     /// Status and body of a page of the admin listener.
     pub(crate) async fn get(&self, path: &str) -> Result<(u16, String)> {
-        let log = self.log();
-        let address = log
-            .split_once(" admin=")
-            .and_then(|(_, rest)| rest.split_whitespace().next())
-            .context("not listening yet")?;
-        let mut stream = TcpStream::connect(address).await?;
+        let address = self.admin_address()?;
+        let mut stream = TcpStream::connect(&address).await?;
         let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();

@@ -241,6 +241,8 @@ async fn hostile_names_in_configuration_and_event_types_are_only_names() {
     for strategy in ["single_pass", "per_type"] {
         sluice = sluice.set("load.strategy", strategy);
         sluice.migrate();
+        let again = sluice.command(&["migrate"]).stdout;
+        assert_eq!(again, b"everything is as declared\n");
         let line = json!({
             odd("verb"): {"id": odd("click")}, "n": odd("in"), odd("id"): odd("value"),
             odd("f"): odd(strategy),

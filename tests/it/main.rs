@@ -6,6 +6,7 @@ mod cli;
 mod cost;
 mod dlq;
 mod end_to_end;
+mod evolve;
 mod harness;
 mod injection;
 mod keys;

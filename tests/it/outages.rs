@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use aws_sdk_sqs::types::QueueAttributeName;
+use sluice::event_types::Catalog;
 use sluice::queue::Queue;
 use sluice::queue::sqs::SqsQueue;
+use sluice::schema::landing_name;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::Generator;
 use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, free_port, wait_for};
@@ -275,7 +277,11 @@ async fn tables_that_go_missing_are_named_and_waited_for() {
     sluice.migrate();
     sluice.start();
     sluice.ready().await;
-    let drop = format!("DROP TABLE {}.landing", site.database);
+    let drop = format!(
+        "DROP TABLE {}.{}",
+        site.database,
+        landing_name(&Catalog::builtin())
+    );
     stack.clickhouse.execute(&drop).await.unwrap();
     let bundles: Vec<_> = Generator::new(16).take(3).collect();
     let reckoning = upload(&site, &bundles).await;

@@ -16,6 +16,43 @@ fn json(sluice: &Sluice, arguments: &[&str]) -> Value {
 }
 
 #[tokio::test]
+async fn a_worker_tells_how_it_is_and_how_far_behind() {
+    let stack = Stack::shared();
+    let site = stack.site("status-worker").await.unwrap();
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    site.put("a.jsonl", "{\"note\":1}\n").await.unwrap();
+    sluice.start();
+    drained(&site).await;
+    let address = sluice.admin_address().unwrap();
+    let worker = async |what, is: &dyn Fn(&Value) -> bool| {
+        wait_for(what, BOUND, async || {
+            let overview = json(&sluice, &["--worker", &address]);
+            let status = overview["processes"][0]["status"].clone();
+            Ok(is(&status).then_some(status))
+        })
+        .await
+    };
+    let status = worker("the lag to be told", &|it| it["lag"]["count"] == 1).await;
+    assert_eq!(status["messages"], 0, "{status}");
+    assert_eq!(status["paused"], Value::Null, "{status}");
+    assert!(status["queue_age"]["max"].is_f64(), "{status}");
+    let told = text(&sluice, &["--worker", &address]);
+    assert!(told.contains(": well, up for "), "{told}");
+    assert!(told.contains("lag         median "), "{told}");
+
+    let drop = format!("DROP TABLE {}.ledger_batches", site.database);
+    stack.clickhouse.execute(&drop).await.unwrap();
+    site.put("b.jsonl", "{\"note\":1}\n").await.unwrap();
+    sluice.not_ready("ledger_batches").await;
+    let overview = sluice.command(&["status", "--worker", &address, "--worker", "127.0.0.1:1"]);
+    assert_eq!(overview.status.code(), Some(1));
+    let told = String::from_utf8(overview.stdout).unwrap();
+    assert!(told.contains(&format!("{address}: paused: ")), "{told}");
+    assert!(told.contains("127.0.0.1:1: unknown: "), "{told}");
+}
+
+#[tokio::test]
 async fn pain_16_everything_that_happened_to_an_object_can_be_asked_for() {
     let stack = Stack::shared();
     let options = SiteOptions {

@@ -5,13 +5,12 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::report::Check;
-use crate::cli::run::tables;
-use crate::config::{Config, LoadStrategy, TableEngine};
+use crate::cli::migrate::schema_options;
+use crate::config::{Config, TableEngine};
 use crate::event_types::Catalog;
-use crate::event_types::select::Target;
 use crate::load::verdict::advice;
 use crate::plan::setting_names;
-use crate::schema::view_name;
+use crate::schema::evolve::{self, Plan};
 use crate::sql;
 use crate::warehouse::{Warehouse, WarehouseError};
 
@@ -19,7 +18,6 @@ const CLICKHOUSE: &str = "clickhouse";
 const VERSION: &str = "version";
 const CONSISTENCY: &str = "consistency";
 const TABLES: &str = "tables";
-const WINDOW: &str = "deduplication window";
 
 /// What the tests of Sluice run on.
 const TESTED: (u32, u32) = (26, 7);
@@ -36,8 +34,8 @@ pub(super) async fn reach(config: &Config, warehouse: &Warehouse) -> (Check, Opt
     }
 }
 
-pub(super) fn unasked() -> [Check; 3] {
-    [VERSION, TABLES, WINDOW].map(|name| Check::skip(name, NO_CLICKHOUSE))
+pub(super) fn unasked() -> [Check; 2] {
+    [VERSION, TABLES].map(|name| Check::skip(name, NO_CLICKHOUSE))
 }
 
 pub(super) async fn check(
@@ -58,7 +56,7 @@ pub(super) async fn check(
             },
         );
     }
-    checks.extend(check_tables(config, catalog, warehouse).await);
+    checks.push(check_tables(config, catalog, warehouse).await);
     checks
 }
 
@@ -163,103 +161,31 @@ fn judge_consistency(settings: &BTreeMap<String, String>) -> Check {
     )
 }
 
-#[derive(Deserialize)]
-struct Table {
-    name: String,
-    engine_full: String,
-}
-
-async fn check_tables(config: &Config, catalog: &Catalog, warehouse: &Warehouse) -> [Check; 2] {
-    let targets: Vec<&str> = Target::all(catalog).iter().map(Target::table).collect();
-    let views = match config.load.strategy {
-        LoadStrategy::SinglePass => targets.iter().map(|table| view_name(table)).collect(),
-        LoadStrategy::PerType => Vec::new(),
-    };
-    let mut needed = tables(catalog, config.load.strategy);
-    needed.extend(views.iter().map(String::as_str));
-    let sql = format!(
-        "SELECT name, engine_full FROM system.tables WHERE database = {} AND name IN ({})",
-        sql::string(warehouse.database()),
-        sql::strings(&needed),
-    );
-    let found: Vec<Table> = match warehouse.rows(&sql).await {
-        Ok(found) => found,
-        Err(error) => {
-            let unasked = Check::skip(WINDOW, "the tables are not known");
-            return [failed(TABLES, &error), unasked];
-        }
-    };
-    needed.retain(|name| !found.iter().any(|table| table.name == *name));
-    let existence = if needed.is_empty() {
-        Check::pass(
-            TABLES,
-            format!("{} are there in {}", found.len(), warehouse.database()),
-        )
-    } else {
-        Check::fail(
-            TABLES,
-            format!(
-                "missing, or hidden from this user, in {}: {}",
-                warehouse.database(),
-                needed.join(", ")
-            ),
-            "run `sluice migrate`",
-        )
-    };
-    let filled: Vec<&Table> = found
-        .iter()
-        .filter(|table| targets.contains(&table.name.as_str()))
-        .collect();
-    [
-        existence,
-        judge_windows(&filled, config.clickhouse.dedup_window),
-    ]
-}
-
-/// How many blocks a table remembers. Replicated ones do by themselves, plain ones where told.
-fn window(engine_full: &str) -> u64 {
-    let of_replicated = "replicated_deduplication_window = ";
-    let told = engine_full
-        .split_once(of_replicated)
-        .map(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next());
-    match told.flatten().and_then(|number| number.parse().ok()) {
-        Some(window) => window,
-        None if engine_full.starts_with("Replicated") => 10_000,
-        None => 0,
+async fn check_tables(config: &Config, catalog: &Catalog, warehouse: &Warehouse) -> Check {
+    match evolve::plan(warehouse, catalog, &schema_options(config)).await {
+        Ok(plan) => judge_tables(&plan, warehouse.database()),
+        Err(error) => failed(TABLES, &error),
     }
 }
 
-fn judge_windows(tables: &[&Table], declared: u64) -> Check {
-    if tables.is_empty() {
-        return Check::skip(WINDOW, "there are no tables");
+fn judge_tables(plan: &Plan, database: &str) -> Check {
+    if let Some(refusal) = plan.refusals.first() {
+        let all = plan.refusals.iter();
+        let all = all.map(|refusal| format!("{}: {}", refusal.table, refusal.problem));
+        let all: Vec<String> = all.collect();
+        return Check::fail(TABLES, all.join("; "), &refusal.advice);
     }
-    let smaller: Vec<_> = tables
-        .iter()
-        .map(|table| (table.name.as_str(), window(&table.engine_full)))
-        .filter(|(_, window)| *window < declared)
-        .collect();
-    let Some(least) = smaller.iter().map(|(_, window)| *window).min() else {
-        let detail = format!("each table remembers {declared} blocks or more");
-        return Check::pass(WINDOW, detail);
-    };
-    let named: Vec<String> = smaller
-        .iter()
-        .map(|(name, window)| format!("{name} remembers {window}"))
-        .collect();
-    let detail = format!(
-        "{declared} blocks are to be remembered; {}",
-        named.join(", ")
-    );
-    let advice = format!(
-        "ALTER TABLE … MODIFY SETTING non_replicated_deduplication_window = {declared} \
-         (replicated_deduplication_window for replicated tables)"
-    );
-    if least == 0 {
-        return Check::fail(
-            WINDOW,
-            format!("{detail}: an insert that is repeated is there twice"),
-            advice,
-        );
+    if plan.statements.is_empty() {
+        return Check::pass(TABLES, format!("as declared, in {database}"));
     }
-    Check::warn(WINDOW, detail, advice)
+    let changes = plan.statements.iter();
+    let changes: Vec<&str> = changes.map(|change| change.what.as_str()).collect();
+    Check::fail(
+        TABLES,
+        format!(
+            "missing in {database}, hidden from this user, or not as declared: {}",
+            changes.join(", ")
+        ),
+        "run `sluice migrate`",
+    )
 }

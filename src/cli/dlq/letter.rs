@@ -128,6 +128,7 @@ impl Letter {
             handle: _,
             body,
             receive_count,
+            age: _,
         } = whole.message;
         Self {
             message_id: id,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use sluice::event_types::Catalog;
 use sluice::event_types::select::{Lines, Target, landing_select, per_type_select};
-use sluice::schema::{Engine, SchemaOptions, statements};
+use sluice::schema::{Engine, SchemaOptions, landing_name, statements};
 use sluice::sql;
 use sluice_testkit::{Site, Stack};
 use uuid::Uuid;
@@ -104,7 +104,7 @@ impl Rig {
     async fn load_lines(&self, lines: &Lines, token: &str) {
         let insert = format!(
             "INSERT INTO {} SETTINGS {INSERT_SETTINGS}, insert_deduplication_token = {}\n{}",
-            self.table("landing"),
+            self.table(&landing_name(&self.catalog)),
             sql::string(token),
             landing_select(&self.catalog, lines)
         );

@@ -70,14 +70,15 @@ async fn finished_inserts(
     let tables: Vec<String> = EventType::ALL
         .map(EventType::table)
         .into_iter()
-        .chain(["landing"])
         .map(|table| format!("'{}.{table}'", site.database))
         .collect();
     let sql = format!(
         "SELECT query_id, toUnixTimestamp64Micro(max(event_time_microseconds)) AS micros \
          FROM system.query_log WHERE type = 'QueryFinish' AND query_kind = 'Insert' \
-         AND hasAny(tables, [{}]) GROUP BY query_id",
-        tables.join(", ")
+         AND arrayExists(t -> t IN ({}) OR startsWith(t, '{}.landing_'), tables) \
+         GROUP BY query_id",
+        tables.join(", "),
+        site.database,
     );
     let rows = clickhouse.rows(&sql).await?;
     rows.iter()

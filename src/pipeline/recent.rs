@@ -1,0 +1,79 @@
+//! Durations of late, for people: medians and worst cases without a metrics server.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+/// How far back "of late" goes.
+pub const LATELY: Duration = Duration::from_secs(600);
+/// Under load the oldest make room earlier.
+const MOST: usize = 10_000;
+
+#[derive(Debug, Default)]
+pub struct Recent {
+    durations: VecDeque<(Instant, Duration)>,
+}
+
+/// Of the durations of late, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    pub count: usize,
+    pub p50: f64,
+    pub p99: f64,
+    pub max: f64,
+}
+
+impl Recent {
+    pub fn record(&mut self, now: Instant, duration: Duration) {
+        if self.durations.len() == MOST {
+            self.durations.pop_front();
+        }
+        self.durations.push_back((now, duration));
+    }
+
+    /// `None` where there was nothing.
+    pub fn summary(&self, now: Instant) -> Option<Summary> {
+        let late = self.durations.iter().rev();
+        let late = late.take_while(|(at, _)| now.duration_since(*at) <= LATELY);
+        let mut seconds: Vec<f64> = late.map(|(_, it)| it.as_secs_f64()).collect();
+        seconds.sort_unstable_by(f64::total_cmp);
+        let at = |percent: usize| seconds[(seconds.len() - 1) * percent / 100];
+        (!seconds.is_empty()).then(|| Summary {
+            count: seconds.len(),
+            p50: at(50),
+            p99: at(99),
+            max: at(100),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_is_of_late_and_of_bounded_size() {
+        let mut recent = Recent::default();
+        let start = Instant::now();
+        assert_eq!(recent.summary(start), None);
+        recent.record(start, Duration::from_secs(3600));
+        let later = start + LATELY + Duration::from_secs(1);
+        for seconds in 1..=100 {
+            recent.record(later, Duration::from_secs(seconds));
+        }
+        let summary = Summary {
+            count: 100,
+            p50: 50.0,
+            p99: 99.0,
+            max: 100.0,
+        };
+        assert_eq!(recent.summary(later), Some(summary));
+        for _ in 0..MOST {
+            recent.record(later, Duration::ZERO);
+        }
+        let of_late = recent.summary(later).unwrap();
+        assert_eq!((of_late.count, of_late.max), (MOST, 0.0));
+    }
+}

@@ -1,0 +1,199 @@
+//! `sluice migrate` on tables of other declarations, while workers of those go on.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use sluice_testkit::{Site, Stack};
+use tempfile::TempDir;
+
+use crate::harness::{Sluice, drained};
+
+/// The first declaration of clicks; `more` follows its columns.
+fn clicks(directory: &Path, equals: &str, more: &str) {
+    let text = format!(
+        "table: clicks\nrule: {{path: [verb], equals: {equals}}}\norder_by: [id]\ncolumns:\n\
+         - {{name: id, type: String, path: [id], required: true}}\n\
+         - {{name: n, type: Int32, path: [n]}}\n{more}"
+    );
+    std::fs::write(directory.join("click.yaml"), text).unwrap();
+}
+
+fn worker(stack: &Stack, site: &Site, types: &TempDir, strategy: &str) -> Sluice {
+    Sluice::new(stack, site)
+        .set("load.strategy", strategy)
+        .set("event_types.dir", types.path().display())
+}
+
+fn report(sluice: &Sluice, arguments: &[&str]) -> Value {
+    let all = [&["migrate", "--output", "json"], arguments].concat();
+    serde_json::from_slice(&sluice.command(&all).stdout).unwrap()
+}
+
+fn whats(report: &Value) -> Vec<&str> {
+    let statements = report["statements"].as_array().unwrap();
+    statements
+        .iter()
+        .map(|statement| statement["what"].as_str().unwrap())
+        .collect()
+}
+
+async fn put_clicks(site: &Site, key: &str, clicks: &[Value]) {
+    let lines: Vec<String> = clicks.iter().map(Value::to_string).collect();
+    site.put(key, lines.join("\n")).await.unwrap();
+    drained(site).await;
+}
+
+async fn loaded(stack: &Stack, site: &Site, columns: &str) -> Vec<Value> {
+    let sql = format!("SELECT {columns} FROM {}.clicks ORDER BY id", site.database);
+    stack.clickhouse.rows(&sql).await.unwrap()
+}
+
+async fn types_evolve_under_a_live_worker(strategy: &str) {
+    let stack = Stack::shared();
+    let site = stack.site("evolve").await.unwrap();
+    let (old_types, new_types) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    clicks(old_types.path(), "click", "");
+    // A wider type, a new column, another place for the verb, and another event type.
+    clicks(
+        new_types.path(),
+        "tap",
+        "- {name: page, type: LowCardinality(String), path: [page]}\n",
+    );
+    let declared = new_types.path().join("click.yaml");
+    let text = std::fs::read_to_string(&declared).unwrap();
+    std::fs::write(&declared, text.replace("Int32", "Nullable(Int64)")).unwrap();
+    let view = text.replace("clicks", "views").replace("tap", "view");
+    std::fs::write(new_types.path().join("view.yaml"), view).unwrap();
+
+    let mut old = worker(stack, &site, &old_types, strategy);
+    old.migrate();
+    old.start();
+    let click = json!({"verb": "click", "id": "1", "n": 1, "page": "p"});
+    put_clicks(&site, "1.jsonl", &[click]).await;
+
+    let new = worker(stack, &site, &new_types, strategy);
+    let would = report(&new, &["--dry-run"]);
+    assert_eq!(loaded(stack, &site, "*").await.len(), 1);
+    let done = report(&new, &[]);
+    assert_eq!(done["statements"], would["statements"]);
+    assert!(whats(&done).contains(&"columns of clicks"), "{done}");
+    assert!(whats(&done).contains(&"table views"), "{done}");
+    assert_eq!(whats(&report(&new, &[])), [""; 0]);
+
+    // The old worker knows nothing of it, and goes on by its own declarations.
+    let tap = json!({"verb": "tap", "id": "3", "n": 5_000_000_000_i64, "page": "p"});
+    let click = json!({"verb": "click", "id": "2", "n": 2, "page": "p"});
+    put_clicks(&site, "2.jsonl", &[click, tap.clone()]).await;
+    let of_old = [
+        json!({"id": "1", "n": 1, "page": ""}),
+        json!({"id": "2", "n": 2, "page": ""}),
+    ];
+    assert_eq!(loaded(stack, &site, "id, n, page").await, of_old);
+    let unmatched = format!("SELECT count() FROM {}.unmatched_statements", site.database);
+    assert_eq!(stack.clickhouse.query(&unmatched).await.unwrap(), "1\n");
+    assert_eq!(old.stop().await.code(), Some(0));
+
+    let mut new = new;
+    new.start();
+    let view = json!({"verb": "view", "id": "4"});
+    put_clicks(&site, "3.jsonl", &[tap, view]).await;
+    let found = loaded(stack, &site, "id, n, page").await;
+    assert_eq!(found[..2], of_old);
+    assert_eq!(
+        found[2],
+        json!({"id": "3", "n": 5_000_000_000_i64, "page": "p"})
+    );
+    let views = format!("SELECT id FROM {}.views", site.database);
+    assert_eq!(stack.clickhouse.query(&views).await.unwrap(), "4\n");
+
+    if strategy == "single_pass" {
+        // The landing table, and the views into `clicks` and the three tables of every catalog.
+        let kept = report(&new, &[])["kept"].to_string();
+        assert!(kept.contains("landing_"), "{kept}");
+        let pruned = report(&new, &["--prune"]);
+        assert_eq!(whats(&pruned).len(), 5, "{pruned}");
+        let kept = report(&new, &[])["kept"].to_string();
+        assert!(!kept.contains("landing_"), "{kept}");
+        assert_eq!(new.stop().await.code(), Some(0));
+        old.start();
+        old.not_ready("sluice migrate").await;
+    }
+}
+
+#[tokio::test]
+async fn event_types_evolve_while_workers_of_the_old_ones_go_on() {
+    types_evolve_under_a_live_worker("single_pass").await;
+}
+
+#[tokio::test]
+async fn event_types_without_views_evolve_while_workers_of_the_old_ones_go_on() {
+    types_evolve_under_a_live_worker("per_type").await;
+}
+
+#[tokio::test]
+async fn a_change_that_would_harm_rows_is_refused_whole() {
+    let stack = Stack::shared();
+    let site = stack.site("evolve-refused").await.unwrap();
+    let types = tempfile::tempdir().unwrap();
+    clicks(types.path(), "click", "");
+    let sluice = worker(stack, &site, &types, "single_pass");
+    sluice.migrate();
+    let tables = format!(
+        "SELECT name, create_table_query FROM system.tables WHERE database = '{}' ORDER BY name",
+        site.database
+    );
+    let before = stack.clickhouse.rows(&tables).await.unwrap();
+
+    let declared = types.path().join("click.yaml");
+    let text = std::fs::read_to_string(&declared).unwrap();
+    let page = "- {name: page, type: String, path: [page]}\n";
+    for (changed, says) in [
+        (
+            text.replace("Int32", "String"),
+            "column n is Int32, and declared as String",
+        ),
+        (
+            text.replace("[id]\ncolumns", "[n, id]\ncolumns"),
+            "it is sorted by id",
+        ),
+        (
+            text.replace("columns:", "partition_by: intDiv(n, 10)\ncolumns:"),
+            "it is partitioned by nothing, and declared as partitioned by intDiv(n, 10)",
+        ),
+    ] {
+        assert_ne!(changed, text);
+        std::fs::write(&declared, changed + page).unwrap();
+        let output = sluice.command(&["migrate"]);
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(said.contains(says) && said.contains("help: "), "{said}");
+        assert_eq!(stack.clickhouse.rows(&tables).await.unwrap(), before);
+    }
+}
+
+#[tokio::test]
+async fn tables_of_an_earlier_version_and_another_configuration_are_brought_up() {
+    let stack = Stack::shared();
+    let site = stack.site("evolve-earlier").await.unwrap();
+    let sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    let database = &site.database;
+    let drop =
+        format!("ALTER TABLE {database}.ledger_objects DROP COLUMN read_by, DROP COLUMN plan");
+    stack.clickhouse.execute(&drop).await.unwrap();
+    let sluice = sluice
+        .set("clickhouse.dedup_window", 777)
+        .set("clickhouse.reject_ttl", "2d");
+    let done = report(&sluice, &[]);
+    let whats = whats(&done);
+    assert_eq!(whats[0], "settings of activity_attempt_events");
+    for what in [
+        "columns of ledger_objects",
+        "retention of rejected_lines",
+        "retention of ledger_failures",
+        "settings of object_rows",
+    ] {
+        assert!(whats.contains(&what), "{whats:?}");
+    }
+    assert_eq!(report(&sluice, &[])["statements"], json!([]));
+}
