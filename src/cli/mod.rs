@@ -38,6 +38,7 @@ use crate::warehouse::{Access, Warehouse};
     version,
     after_help = "Start with:  sluice config show      what is in force, and from where to change it\n             \
                   sluice migrate          make the tables\n             \
+                  sluice check            is everything there that it needs?\n             \
                   sluice run              load\n\n\
                   Every field can come from --config FILE, from a variable such as \
                   SLUICE__QUEUE__URL, or from --set queue.url=…; later ones win. AWS credentials, \
@@ -65,7 +66,7 @@ enum Command {
     /// SIGTERM or Ctrl-C: batches in flight are finished within `shutdown.grace_period`, the rest
     /// goes back to the queue at once. A second signal exits at once; nothing is lost by that.
     Run,
-    /// Check before the first start, or when something is wrong: queue, S3, ClickHouse, rights
+    /// Check everything that `run` needs: queue, S3, ClickHouse, tables
     ///
     /// Says of each what is wrong and what to do. Receives no message and writes to no table of
     /// yours: what it loads to see whether a repeated insert is recognised goes into scratch

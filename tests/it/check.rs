@@ -2,7 +2,7 @@
 
 use aws_sdk_sqs::types::{MessageSystemAttributeName, QueueAttributeName};
 use serde_json::Value;
-use sluice_testkit::{AccessKey, Site, Stack};
+use sluice_testkit::{AccessKey, ClickHouse, Site, Stack};
 
 use crate::access::{daemon, keys, put, strict_s3, strict_site};
 use crate::harness::{Rows, Sluice, drained, rows};
@@ -285,4 +285,63 @@ async fn who_may_not_read_the_bucket_is_named() {
     let (_, checks) = check(&sluice, &[]);
     assert_eq!(of(&checks, "s3 by clickhouse").0, "skip");
     assert!(of(&checks, "s3 by clickhouse").1.contains("--bucket"));
+}
+
+/// Names of scratch tables.
+async fn scratch(clickhouse: &ClickHouse, site: &Site) -> String {
+    let sql = format!(
+        "SELECT name FROM system.tables WHERE database = '{}' AND name LIKE 'sluice_check%' \
+         ORDER BY name",
+        site.database
+    );
+    clickhouse.query(&sql).await.unwrap()
+}
+
+#[tokio::test]
+async fn pain_15_a_server_that_does_not_recognise_repeated_inserts_is_found_out() {
+    let stack = Stack::shared();
+    let (site, sluice) = good_site(stack, "check-canary").await;
+    for strategy in ["single_pass", "per_type"] {
+        let sluice = Sluice::new(stack, &site).set("load.strategy", strategy);
+        let (code, checks) = check(&sluice, &[]);
+        assert_eq!(of(&checks, "repeated inserts").0, "pass", "{checks:#?}");
+        assert_eq!(code, Some(0), "{checks:#?}");
+        let forgetful = sluice.set("clickhouse.user", "forgetful");
+        let (code, checks) = check(&forgetful, &[]);
+        assert_fails(&checks, &["repeated inserts"]);
+        let (_, detail, advice) = of(&checks, "repeated inserts");
+        assert!(detail.contains("instead of 4"), "{detail}");
+        assert!(advice.contains("deduplicate_insert_select"), "{advice}");
+        assert_eq!(code, Some(1));
+    }
+    assert_eq!(scratch(&stack.clickhouse, &site).await, "");
+
+    // What a check leaves that is killed.
+    let now: u64 = stack
+        .clickhouse
+        .scalar("SELECT toUnixTimestamp(now())")
+        .await
+        .unwrap();
+    for age in [60, 3700] {
+        let sql = format!(
+            "CREATE TABLE {}.sluice_check_{}_0_canaries (x UInt8) ENGINE = Null",
+            site.database,
+            now - age
+        );
+        stack.clickhouse.execute(&sql).await.unwrap();
+    }
+    check(&sluice, &[]);
+    let left = scratch(&stack.clickhouse, &site).await;
+    assert_eq!(left, format!("sluice_check_{}_0_canaries\n", now - 60));
+
+    // Tables cannot be made.
+    let sluice = sluice
+        .set("clickhouse.user", "reader")
+        .environment("SLUICE__CLICKHOUSE__PASSWORD", "look-only".into());
+    let (code, checks) = check(&sluice, &[]);
+    let (result, detail, advice) = of(&checks, "repeated inserts");
+    assert_eq!(result, "fail");
+    assert!(detail.contains("CREATE TABLE"), "{detail}");
+    assert!(advice.contains("--print-policy"), "{advice}");
+    assert_eq!(code, Some(1));
 }

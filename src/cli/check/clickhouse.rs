@@ -17,7 +17,7 @@ use crate::warehouse::{Warehouse, WarehouseError};
 const CLICKHOUSE: &str = "clickhouse";
 const VERSION: &str = "version";
 const CONSISTENCY: &str = "consistency";
-const TABLES: &str = "tables";
+pub(super) const TABLES: &str = "tables";
 
 /// What the tests of Sluice run on.
 const TESTED: (u32, u32) = (26, 7);

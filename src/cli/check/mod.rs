@@ -1,5 +1,6 @@
 //! `sluice check`: everything that `run` needs, asked beforehand.
 
+mod canary;
 mod clickhouse;
 mod queue;
 mod report;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 
+use super::migrate::schema_options;
 use super::output::Output;
 use super::{aws, catalog, planner, warehouse};
 use crate::config::Config;
@@ -67,6 +69,19 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
     for sample in samples {
         checks.extend(readers.check(&sample).await);
     }
+
+    let is_well = |check: &Check| check.result != Outcome::Fail;
+    checks.push(if version.is_none() {
+        canary::unasked(clickhouse::NO_CLICKHOUSE)
+    } else if checks
+        .iter()
+        .filter(|check| check.name == clickhouse::TABLES)
+        .all(is_well)
+    {
+        canary::check(&warehouse, &ledger, planner, schema_options(config)).await
+    } else {
+        canary::unasked("the tables are not as declared")
+    });
 
     let report = Report { checks };
     arguments.output.show(&report)?;
