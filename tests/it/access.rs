@@ -41,7 +41,7 @@ pub(crate) async fn strict_s3() -> Aws {
     start.await.unwrap().unwrap()
 }
 
-async fn clickhouse(options: ClickHouseOptions) -> ClickHouse {
+pub(crate) async fn clickhouse(options: ClickHouseOptions) -> ClickHouse {
     let start = tokio::task::spawn_blocking(|| ClickHouse::start_with(options));
     start.await.unwrap().unwrap()
 }

@@ -2,10 +2,10 @@
 
 use aws_sdk_sqs::types::{MessageSystemAttributeName, QueueAttributeName};
 use serde_json::Value;
-use sluice_testkit::{AccessKey, ClickHouse, Site, Stack};
+use sluice_testkit::{AccessKey, ClickHouse, ClickHouseOptions, Site, Stack, wait_for};
 
-use crate::access::{daemon, keys, put, strict_s3, strict_site};
-use crate::harness::{Rows, Sluice, drained, rows};
+use crate::access::{clickhouse, daemon, keys, put, strict_s3, strict_site};
+use crate::harness::{BOUND, Rows, Sluice, drained, loaded, rows};
 
 /// The exit code and the checks.
 fn check(sluice: &Sluice, arguments: &[&str]) -> (Option<i32>, Vec<Value>) {
@@ -344,4 +344,93 @@ async fn pain_15_a_server_that_does_not_recognise_repeated_inserts_is_found_out(
     assert!(detail.contains("CREATE TABLE"), "{detail}");
     assert!(advice.contains("--print-policy"), "{advice}");
     assert_eq!(code, Some(1));
+}
+
+/// As strict as a server can be.
+const STRICT: &str = "<access_control_improvements>\
+    <select_from_system_db_requires_grant>true</select_from_system_db_requires_grant>\
+    <table_engines_require_grant>true</table_engines_require_grant>\
+    </access_control_improvements>";
+
+fn user(name: &str, grants: &[&str]) -> String {
+    let grants = grants.iter().map(|g| format!("<query>GRANT {g}</query>"));
+    let grants: String = grants.collect();
+    format!(
+        "<{name}><password></password><networks><ip>127.0.0.1</ip></networks>\
+         <profile>default</profile><quota>default</quota><grants>{grants}</grants></{name}>"
+    )
+}
+
+#[tokio::test]
+async fn the_rights_that_are_printed_are_enough_and_each_that_is_missing_is_named() {
+    let stack = Stack::shared();
+    let site = stack.site("check-rights").await.unwrap();
+    let at = |url: &str, user: &str| {
+        Sluice::new(stack, &site)
+            .set("clickhouse.url", url)
+            .set("clickhouse.user", user)
+            .set("load.max_rejected_ratio", "0.5")
+    };
+    let printing = at("http://127.0.0.1:1", "least");
+    let print = ["check", "--print-policy", "--bucket", "uploads"];
+    let text = String::from_utf8(printing.command(&print).stdout).unwrap();
+    let text = text
+        .replace(&site.bucket, "SITE")
+        .replace(&site.database, "DATABASE");
+    insta::assert_snapshot!(text);
+    let json = printing.command(&[&print[..], &["--output", "json"]].concat());
+    let policies: Value = serde_json::from_slice(&json.stdout).unwrap();
+    let grants = |of: &str| -> Vec<&str> {
+        let grants = policies["clickhouse"][of].as_array().unwrap();
+        grants.iter().map(|grant| grant.as_str().unwrap()).collect()
+    };
+    let run = grants("run");
+
+    let mut users = user("least", &run)
+        + &user("checker", &[run.clone(), grants("check")].concat())
+        + &user("migrator", &grants("migrate"));
+    for missing in 0..run.len() {
+        let mut rest = run.clone();
+        rest.remove(missing);
+        users += &user(&format!("lacks{missing}"), &rest);
+    }
+    let clickhouse = clickhouse(ClickHouseOptions {
+        configuration: STRICT.to_owned(),
+        users,
+        ..ClickHouseOptions::default()
+    })
+    .await;
+    at(clickhouse.url(), "migrator").migrate();
+
+    // A load, with rejected lines, and one that is taken back.
+    site.put("some.jsonl", "{\"note\":\"a\"}\nno JSON\n")
+        .await
+        .unwrap();
+    let mut least = at(clickhouse.url(), "least");
+    least.start();
+    drained(&site).await;
+    site.put("none.jsonl", "no JSON\n").await.unwrap();
+    let database = &site.database;
+    wait_for("an object that is taken back", BOUND, async || {
+        let sql =
+            format!("SELECT count() FROM {database}.ledger_failures WHERE class = 'rejected'");
+        Ok((clickhouse.scalar::<u64>(&sql).await? > 0).then_some(()))
+    })
+    .await;
+    assert_eq!(least.stop().await.code(), Some(0));
+    assert_eq!(loaded(&clickhouse, database).await, 1);
+    let kept = format!("SELECT count() FROM {database}.rejected_lines");
+    assert_eq!(clickhouse.scalar::<u64>(&kept).await.unwrap(), 1);
+
+    let (code, checks) = check(&at(clickhouse.url(), "checker"), &[]);
+    assert_eq!(code, Some(0), "{checks:#?}");
+    let (_, checks) = check(&least, &[]);
+    assert_fails(&checks, &["repeated inserts"]);
+    for (missing, grant) in run.iter().enumerate() {
+        let user = format!("lacks{missing}");
+        let (code, checks) = check(&at(clickhouse.url(), &user), &[]);
+        let (result, _, advice) = of(&checks, "clickhouse rights");
+        assert_eq!((result, code), ("fail", Some(1)), "{grant}: {checks:#?}");
+        assert_eq!(advice, format!("GRANT {grant} TO `{user}`;"));
+    }
 }

@@ -2,6 +2,7 @@
 
 mod canary;
 mod clickhouse;
+mod policy;
 mod queue;
 mod report;
 mod storage;
@@ -30,14 +31,24 @@ pub(super) struct Arguments {
     #[arg(long = "bucket", value_name = "NAME")]
     buckets: Vec<String>,
 
+    /// Print the least rights that this configuration needs instead: policies of IAM, and GRANTs
+    #[arg(long)]
+    print_policy: bool,
+
     #[command(flatten)]
     output: Output,
 }
 
 pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
     let catalog = catalog(config)?;
-    let warehouse = warehouse(config)?;
     let aws = aws(config).await;
+    if arguments.print_policy {
+        // It names the dead-letter queue. Who may not ask it gets the rest all the same.
+        let queue = queue::attributes(config, &aws).await.unwrap_or_default();
+        let policies = policy::policies(config, &catalog, &buckets(arguments), &queue);
+        return arguments.output.show(&policies);
+    }
+    let warehouse = warehouse(config)?;
     let region = aws.region().map_or("us-east-1", |region| region.as_ref());
     let planner = planner(config, catalog.clone(), region)?;
 
@@ -50,9 +61,14 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
     checks.push(reached);
     match &version {
         Some(version) => {
+            let grants = policy::grants(config, &catalog, &arguments.buckets);
+            checks.push(policy::check(&warehouse, &config.clickhouse.user, &grants).await);
             checks.extend(clickhouse::check(config, &catalog, &warehouse, version).await);
         }
-        None => checks.extend(clickhouse::unasked()),
+        None => {
+            checks.push(policy::unasked());
+            checks.extend(clickhouse::unasked());
+        }
     }
     let readers = Readers {
         planner: &planner,
@@ -105,4 +121,19 @@ async fn samples(arguments: &Arguments, ledger: &Ledger) -> Vec<Sample> {
         samples.extend(Sample::loaded_last(ledger).await);
     }
     samples
+}
+
+/// Those that the command line names.
+fn buckets(arguments: &Arguments) -> Vec<String> {
+    let of_objects = arguments.objects.iter().map(|url| url.bucket.clone());
+    let mut buckets: Vec<String> = arguments
+        .buckets
+        .iter()
+        .cloned()
+        .chain(of_objects)
+        .collect();
+    if buckets.is_empty() {
+        buckets.push("NAME-OF-THE-BUCKET".to_owned());
+    }
+    buckets
 }

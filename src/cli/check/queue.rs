@@ -64,6 +64,11 @@ pub(super) async fn check(config: &Config, aws: &SdkConfig) -> Vec<Check> {
     ]
 }
 
+pub(super) async fn attributes(config: &Config, aws: &SdkConfig) -> Option<QueueAttributes> {
+    let queue = SqsQueue::new(Client::new(aws), config.queue.url.as_ref()?);
+    queue.attributes().await.ok()
+}
+
 fn unanswered(url: &str, error: &QueueError) -> Check {
     let advice = match error {
         QueueError::Denied(_) => {
