@@ -189,3 +189,23 @@ fn judge_tables(plan: &Plan, database: &str) -> Check {
         "run `sluice migrate`",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::check::report::Outcome;
+
+    #[test]
+    fn a_version_is_judged_by_what_it_knows() {
+        for (version, unknown, expected) in [
+            ("26.7.2.1", [].as_slice(), Outcome::Pass),
+            ("27.1.1.1", &[], Outcome::Pass),
+            ("26.6.9.9", &[], Outcome::Warn),
+            ("25.12.1.1", &[], Outcome::Warn),
+            ("26.7.2.1", &["max_block_size"], Outcome::Fail),
+        ] {
+            let check = judge_version(version, unknown);
+            assert_eq!(check.result, expected, "{check:?}");
+        }
+    }
+}

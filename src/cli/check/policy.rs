@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::canary::PREFIX;
 use super::report::Check;
-use crate::config::{ClickHouseAccess, Config, Fallback, LoadStrategy};
+use crate::config::{ClickHouseAccess, Config, Fallback, LoadStrategy, TableEngine};
 use crate::event_types::Catalog;
 use crate::event_types::select::Target;
 use crate::ledger::{BATCHES_TABLE, FAILURES_TABLE, OBJECTS_TABLE};
@@ -42,8 +42,8 @@ pub(super) fn grants(config: &Config, catalog: &Catalog, buckets: &[String]) -> 
             .map(|_| "CLUSTER ON *.*".to_owned())
     };
     let replicated = |engine: &str| match config.clickhouse.engine {
-        crate::config::TableEngine::Plain => engine.to_owned(),
-        crate::config::TableEngine::Replicated => format!("Replicated{engine}"),
+        TableEngine::Plain => engine.to_owned(),
+        TableEngine::Replicated => format!("Replicated{engine}"),
     };
     let engines = [
         replicated("MergeTree"),

@@ -255,3 +255,61 @@ fn visibility(config: &Config) -> Check {
         ),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::check::report::Outcome;
+
+    fn transient(text: &str) -> QueueError {
+        QueueError::Transient(text.to_owned())
+    }
+
+    #[test]
+    fn a_refused_handle_is_no_refused_action() {
+        let denied = QueueError::Denied("AccessDenied: not authorized".to_owned());
+        for (answer, expected) in [
+            (Ok(Vec::new()), Outcome::Pass),
+            (
+                Err(transient("ReceiptHandleIsInvalid: not a handle")),
+                Outcome::Pass,
+            ),
+            (Err(denied.clone()), Outcome::Fail),
+            (Ok(vec![(0, denied)]), Outcome::Fail),
+            (Err(transient("no route to host")), Outcome::Fail),
+        ] {
+            let check = judge_rights(&[("sqs:DeleteMessage", answer)]);
+            assert_eq!(check.result, expected, "{check:?}");
+        }
+    }
+
+    #[test]
+    fn dead_letters_are_kept_for_at_least_as_long() {
+        let kept = |days: u64, arn: &str| QueueAttributes {
+            arn: arn.to_owned(),
+            retention: Some(Duration::from_secs(days * 24 * 3600)),
+            ..QueueAttributes::default()
+        };
+        let policy = RedrivePolicy {
+            dead_letter_target_arn: "dead".to_owned(),
+            max_receive_count: 5,
+        };
+        for (queue, days, dead_days, expected) in [
+            ("queue", 14, 14, Outcome::Pass),
+            ("queue", 4, 4, Outcome::Warn),
+            ("queue", 14, 4, Outcome::Fail),
+            ("queue.fifo", 14, 4, Outcome::Warn),
+        ] {
+            let dead = Ok(kept(dead_days, "dead"));
+            let check = dead_letters(&kept(days, queue), &policy, dead);
+            assert_eq!(check.result, expected, "{check:?}");
+        }
+        // A worker needs no right to ask it; one that does not exist is another matter.
+        let denied = QueueError::Denied("AccessDenied".to_owned());
+        let check = dead_letters(&kept(14, "queue"), &policy, Err(denied));
+        assert_eq!(check.result, Outcome::Warn);
+        let gone = QueueError::Denied("AWS.SimpleQueueService.NonExistentQueue".to_owned());
+        let check = dead_letters(&kept(14, "queue"), &policy, Err(gone));
+        assert_eq!(check.result, Outcome::Fail);
+    }
+}
