@@ -48,7 +48,8 @@ fn failed(error: &anyhow::Error) -> Check {
     Check::fail(
         NAME,
         format!("{error:#}"),
-        "the user needs the rights for `sluice check` that `sluice check --print-policy` prints",
+        "see what ClickHouse says; the rights for `sluice check` are those that `sluice check \
+         --print-policy` prints",
     )
 }
 
