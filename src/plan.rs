@@ -532,6 +532,12 @@ const STREAM_SETTINGS: &[(&str, &str)] = &[
     ("input_format_max_block_wait_ms", "0"),
 ];
 
+/// Every setting that an insert can have: a server that lacks one refuses it.
+pub fn setting_names() -> impl Iterator<Item = &'static str> {
+    let all = [SETTINGS, ONE_BLOCK, MANY_BLOCKS, STREAM_SETTINGS];
+    all.into_iter().flatten().map(|(name, _)| *name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -167,7 +167,8 @@ pub fn views(catalog: &Catalog, options: &SchemaOptions) -> Vec<Statement> {
 }
 
 impl SchemaOptions {
-    fn on_cluster(&self) -> String {
+    /// ` ON CLUSTER …`, or nothing.
+    pub fn on_cluster(&self) -> String {
         self.cluster
             .as_ref()
             .map(|cluster| format!(" ON CLUSTER {}", sql::ident(cluster)))
@@ -185,7 +186,7 @@ impl SchemaOptions {
         }
     }
 
-    fn create(&self, table: &Table) -> Statement {
+    pub fn create(&self, table: &Table) -> Statement {
         let index = if table.batch_index { BATCH_INDEX } else { "" };
         let columns: Vec<_> = table.columns.iter().map(TableColumn::declared).collect();
         let keys: Vec<_> = table.order_by.iter().map(|key| sql::ident(key)).collect();

@@ -64,7 +64,7 @@ impl VisibilityPolicy {
 
 /// SQS ends the visibility of a message 12 hours after its receive, whatever is asked for.
 /// Messages are given back before that, while a change of visibility still works.
-const HELD_AT_MOST: Duration = Duration::from_secs(11 * 3600 + 1800);
+pub const HELD_AT_MOST: Duration = Duration::from_secs(11 * 3600 + 1800);
 
 /// The messages that are held.
 #[derive(Debug)]

@@ -266,7 +266,9 @@ where
 
 /// A bucket answers in its own region only.
 fn in_region(object: &ObjectRef) -> Builder {
-    let mut config = Builder::new();
-    config.set_region(object.region.clone().map(Region::new));
-    config
+    match &object.region {
+        Some(region) => Builder::new().region(Region::new(region.clone())),
+        // The environment's.
+        None => Builder::new(),
+    }
 }

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. This is where the parts are put together.
 
 mod backfill;
+mod check;
 mod config;
 mod dlq;
 mod migrate;
@@ -54,6 +55,7 @@ use crate::warehouse::{Access, Warehouse};
     version,
     after_help = "Start with:  sluice config show      what is in force, and from where to change it\n             \
                   sluice migrate          make the tables\n             \
+                  sluice check            is everything there that it needs?\n             \
                   sluice run              load\n\n\
                   Every field can come from --config FILE, from a variable such as \
                   SLUICE__QUEUE__URL, or from --set queue.url=…; later ones win. AWS credentials, \
@@ -87,6 +89,12 @@ enum Command {
     /// Lists the bucket, and loads what the ledger does not know as loaded: nothing is loaded twice,
     /// whatever workers do meanwhile. Killed or stopped, it is resumed by running it again.
     Backfill(backfill::Arguments),
+    /// Check everything that `run` needs: queue, S3, ClickHouse, tables
+    ///
+    /// Says of each what is wrong and what to do. Receives no message and writes to no table of
+    /// yours: what it loads to see whether a repeated insert is recognised goes into scratch
+    /// tables, which it drops. Exits with 1 where something fails.
+    Check(check::Arguments),
     /// Make the database, tables and views that the event types declare
     ///
     /// Safe to run again, and by several at once.
@@ -186,6 +194,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Run => runtime.block_on(run::run(&config)),
         Command::Backfill(arguments) => runtime.block_on(backfill::run(&config, &arguments)),
+        Command::Check(arguments) => runtime.block_on(check::run(&config, &arguments)),
         Command::Migrate(arguments) => runtime.block_on(migrate::run(&config, &arguments)),
         Command::Status(arguments) => runtime.block_on(status::run(&config, &arguments)),
         Command::Types(command) => runtime.block_on(types::run(&config, &command)),

@@ -111,6 +111,14 @@ fn options(config: &Config) -> pipeline::Options {
     }
 }
 
+/// What is wrong with a queue without one, and what to do.
+pub(super) const NO_REDRIVE_POLICY: (&str, &str) = (
+    "the queue has no redrive policy: a message that can never be loaded would come back until \
+     its retention ends, and then be lost",
+    "give the queue a dead-letter queue (RedrivePolicy with deadLetterTargetArn and \
+     maxReceiveCount), or set `queue.allow_missing_dlq`",
+);
+
 /// Waits for the queue to answer, and refuses one from which nothing goes to a dead-letter queue.
 /// False when told to stop meanwhile.
 async fn check_queue(
@@ -136,12 +144,10 @@ async fn check_queue(
                 );
                 return Ok(true);
             }
-            Ok(_) => bail!(
-                "the queue has no redrive policy: a message that can never be loaded would come \
-                 back until its retention ends, and then be lost. Give the queue a dead-letter \
-                 queue (RedrivePolicy with deadLetterTargetArn and maxReceiveCount), or set \
-                 queue.allow_missing_dlq"
-            ),
+            Ok(_) => {
+                let (problem, advice) = NO_REDRIVE_POLICY;
+                bail!("{problem}; {advice}")
+            }
             Err(error) => {
                 let text = error.to_string();
                 health.queue_fails(text.clone());

@@ -98,6 +98,12 @@ fn bare_number(text: &str) -> Option<&str> {
     number.parse::<f64>().is_ok().then_some(number)
 }
 
+impl From<Duration> for HumanDuration {
+    fn from(duration: Duration) -> Self {
+        Self(duration)
+    }
+}
+
 impl fmt::Display for HumanDuration {
     /// Days are the largest unit: humantime's own formatting turns `90d` into
     /// `2months 29days 3h`, which nobody wrote.

@@ -230,7 +230,15 @@ pub fn halt_class(error: &WarehouseError) -> &'static str {
 
 /// The error, and what to do about it where that can be said.
 pub fn with_advice(error: &WarehouseError) -> String {
-    let advice = match error {
+    match advice(error) {
+        Some(advice) => format!("{error}; {advice}"),
+        None => error.to_string(),
+    }
+}
+
+/// What to do about an error, where that can be said.
+pub fn advice(error: &WarehouseError) -> Option<&'static str> {
+    Some(match error {
         WarehouseError::Unknown(text) => unreachable_advice(text),
         WarehouseError::Source(_) => {
             "the worker may not read the bucket: grant its role `s3:GetObject`"
@@ -265,9 +273,8 @@ pub fn with_advice(error: &WarehouseError) -> String {
         WarehouseError::Server {
             code: 499 | 669, ..
         } => "ClickHouse may not read the bucket: check `s3.clickhouse_access`",
-        WarehouseError::Server { .. } => return error.to_string(),
-    };
-    format!("{error}; {advice}")
+        WarehouseError::Server { .. } => return None,
+    })
 }
 
 fn unreachable_advice(text: &str) -> &'static str {

@@ -225,6 +225,7 @@ impl Queue for MemoryQueue {
             arn: "arn:aws:sqs:memory:000000000000:queue".to_owned(),
             visible: visible as u64,
             in_flight: (state.messages.len() - visible) as u64,
+            retention: None,
             redrive_policy: Some(RedrivePolicy {
                 dead_letter_target_arn: "arn:aws:sqs:memory:000000000000:dead-letters".to_owned(),
                 max_receive_count: self.shared.max_receive_count,

@@ -40,8 +40,16 @@ pub struct QueueAttributes {
     pub visible: u64,
     /// Messages received and neither deleted nor visible again, approximately.
     pub in_flight: u64,
+    /// How long a message is kept, where the queue says so.
+    pub retention: Option<Duration>,
     /// What the redrive policy says, where there is one.
     pub redrive_policy: Option<RedrivePolicy>,
+}
+
+impl QueueAttributes {
+    pub fn is_fifo(&self) -> bool {
+        self.arn.ends_with(".fifo")
+    }
 }
 
 /// When a message goes to which dead-letter queue.

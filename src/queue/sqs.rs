@@ -138,19 +138,18 @@ impl Queue for SqsQueue {
             .await
             .map_err(classify)?;
         let attributes = output.attributes.unwrap_or_default();
-        let number = |name: QueueAttributeName| {
-            attributes
-                .get(&name)
-                .and_then(|value| value.parse().ok())
-                .unwrap_or_default()
+        let number = |name: QueueAttributeName| -> Option<u64> {
+            attributes.get(&name).and_then(|value| value.parse().ok())
         };
+        let count = |name| number(name).unwrap_or_default();
         Ok(QueueAttributes {
             arn: attributes
                 .get(&QueueAttributeName::QueueArn)
                 .cloned()
                 .unwrap_or_default(),
-            visible: number(QueueAttributeName::ApproximateNumberOfMessages),
-            in_flight: number(QueueAttributeName::ApproximateNumberOfMessagesNotVisible),
+            visible: count(QueueAttributeName::ApproximateNumberOfMessages),
+            in_flight: count(QueueAttributeName::ApproximateNumberOfMessagesNotVisible),
+            retention: number(QueueAttributeName::MessageRetentionPeriod).map(Duration::from_secs),
             redrive_policy: attributes
                 .get(&QueueAttributeName::RedrivePolicy)
                 .and_then(|policy| serde_json::from_str(policy).ok()),

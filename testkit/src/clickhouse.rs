@@ -28,12 +28,14 @@ pub struct Options {
     pub tcp_port: Option<u16>,
     /// More XML for the server's configuration file, inside `<clickhouse>`.
     pub configuration: String,
+    /// More XML for its users, inside `<users>`.
+    pub users: String,
 }
 
 /// A ClickHouse server that ends when this is dropped.
 ///
-/// Users: `default` without a password, `secured` with `correct-horse`, and `reader` with
-/// `look-only`, who may only SELECT.
+/// Users: `default` without a password, `secured` with `correct-horse`, `reader` with `look-only`,
+/// who may only SELECT, and `forgetful`, whose repeated inserts are not recognised.
 #[derive(Debug)]
 pub struct ClickHouse {
     url: String,
@@ -271,7 +273,8 @@ fn launch(
     std::fs::create_dir_all(directory)?;
     let configuration = directory.join("config.xml");
     let users = directory.join("users.xml");
-    std::fs::write(&users, include_str!("users.xml"))?;
+    let text = include_str!("users.xml").replace("{{extra}}", &options.users);
+    std::fs::write(&users, text)?;
     let text = include_str!("clickhouse.xml")
         .replace("{{users}}", &users.display().to_string())
         .replace(

@@ -18,7 +18,7 @@ use crate::harness::{
 /// A site whose bucket is in a strict S3; whoever is to read it must be allowed to. Queues are
 /// those of the shared stack: S3 and SQS have different endpoints, and so have Sluice and
 /// ClickHouse.
-async fn strict_site(s3: &Aws, name: &str) -> Site {
+pub(crate) async fn strict_site(s3: &Aws, name: &str) -> Site {
     let site = Stack::shared().site(name).await.unwrap();
     let create = s3.s3().create_bucket().bucket(&site.bucket);
     create.send().await.unwrap();
@@ -26,7 +26,7 @@ async fn strict_site(s3: &Aws, name: &str) -> Site {
 }
 
 /// Puts an object of one line into the bucket, and announces it in the site's queue.
-async fn put(s3: &Aws, site: &Site, bucket: &str, key: &str) {
+pub(crate) async fn put(s3: &Aws, site: &Site, bucket: &str, key: &str) {
     let put = s3.s3().put_object().bucket(bucket).key(key);
     let put = put.body(b"{\"note\":\"x\"}\n".to_vec().into());
     let etag = put.send().await.unwrap().e_tag.unwrap();
@@ -36,24 +36,24 @@ async fn put(s3: &Aws, site: &Site, bucket: &str, key: &str) {
         .unwrap();
 }
 
-async fn strict_s3() -> Aws {
+pub(crate) async fn strict_s3() -> Aws {
     let start = tokio::task::spawn_blocking(Aws::start_strict);
     start.await.unwrap().unwrap()
 }
 
-async fn clickhouse(options: ClickHouseOptions) -> ClickHouse {
+pub(crate) async fn clickhouse(options: ClickHouseOptions) -> ClickHouse {
     let start = tokio::task::spawn_blocking(|| ClickHouse::start_with(options));
     start.await.unwrap().unwrap()
 }
 
 /// A daemon for a strict site.
-fn daemon(clickhouse: &str, s3: &Aws, site: &Site, access: &str) -> Sluice {
+pub(crate) fn daemon(clickhouse: &str, s3: &Aws, site: &Site, access: &str) -> Sluice {
     Sluice::with_access(Stack::shared(), site, access)
         .set("clickhouse.url", clickhouse)
         .set("s3.clickhouse_endpoint", s3.endpoint())
 }
 
-fn keys(key: &AccessKey) -> String {
+pub(crate) fn keys(key: &AccessKey) -> String {
     json!({"kind": "keys", "access_key_id": key.id, "secret_access_key": key.secret}).to_string()
 }
 

@@ -2,6 +2,7 @@
 
 mod access;
 mod backfill;
+mod check;
 mod cli;
 mod cost;
 mod dlq;

@@ -1,0 +1,305 @@
+//! Whether this server drops an insert that is repeated. All of Sluice's recovery rests on it.
+//!
+//! The statements are those of a load, with their settings, views and engines; only the tables are
+//! scratch, and the lines come with the statement, as those of a streamed object do.
+
+use anyhow::{Context, anyhow};
+use futures_util::{StreamExt, stream};
+use serde::Deserialize;
+use tokio::sync::oneshot;
+
+use super::report::Check;
+use crate::batch::{BatchId, ReadBy};
+use crate::event_types::Catalog;
+use crate::event_types::select::Target;
+use crate::framing::Framer;
+use crate::ledger::Ledger;
+use crate::object::ObjectRef;
+use crate::plan::Planner;
+use crate::schema::{SchemaOptions, tables, views};
+use crate::sql;
+use crate::warehouse::{Statement, Warehouse, WarehouseError};
+
+const NAME: &str = "repeated inserts";
+
+/// What the names of all scratch tables begin with.
+pub(super) const PREFIX: &str = "sluice_check_";
+
+/// Scratch tables of so many seconds were left behind by a check that was killed.
+const LEFT_BEHIND: u32 = 3600;
+
+pub(super) fn unasked(why: &str) -> Check {
+    Check::skip(NAME, why)
+}
+
+pub(super) async fn check(
+    warehouse: &Warehouse,
+    ledger: &Ledger,
+    planner: Planner,
+    options: SchemaOptions,
+) -> Check {
+    match Canary::new(warehouse, ledger, planner, options).await {
+        Ok(canary) => canary.check().await,
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &anyhow::Error) -> Check {
+    Check::fail(
+        NAME,
+        format!("{error:#}"),
+        "see what ClickHouse says; the rights for `sluice check` are those that `sluice check \
+         --print-policy` prints",
+    )
+}
+
+/// What the tables have of each load.
+const ROWS: [(&str, u64); 4] = [
+    ("canaries", 4),
+    ("rejected_lines", 1),
+    ("unmatched_statements", 1),
+    // One for each kind of line.
+    ("object_rows", 3),
+];
+
+/// In two partitions; one that is rejected, and one of no event type.
+fn lines(load: u64) -> String {
+    let canary = |number, month| {
+        let at = format!("2026-{month}-01T00:00:00Z");
+        format!("{{\"kind\":\"canary\",\"id\":\"{load}-{number}\",\"at\":\"{at}\"}}\n")
+    };
+    [
+        canary(1, "01"),
+        canary(2, "01"),
+        canary(3, "02"),
+        canary(4, "02"),
+        "no JSON\n".to_owned(),
+        "{\"kind\":\"other\"}\n".to_owned(),
+    ]
+    .concat()
+}
+
+fn body(load: u64) -> Vec<u8> {
+    let mut framed = Vec::new();
+    Framer::new(0).frame(lines(load).as_bytes(), &mut framed);
+    framed
+}
+
+fn object(load: u64) -> ObjectRef {
+    ObjectRef {
+        bucket: "sluice-check".to_owned(),
+        key: format!("{load}.jsonl"),
+        etag: "canary".to_owned(),
+        size: None,
+        version_id: None,
+        sequencer: None,
+        region: None,
+    }
+}
+
+struct Canary<'a> {
+    warehouse: &'a Warehouse,
+    ledger: &'a Ledger,
+    planner: Planner,
+    options: SchemaOptions,
+    /// With the time of the server, by which its age is told.
+    prefix: String,
+}
+
+/// Stands for the database where a scratch table is meant.
+const SCRATCH: &str = "scratch";
+
+impl<'a> Canary<'a> {
+    async fn new(
+        warehouse: &'a Warehouse,
+        ledger: &'a Ledger,
+        planner: Planner,
+        options: SchemaOptions,
+    ) -> anyhow::Result<Self> {
+        #[derive(Deserialize)]
+        struct Row {
+            now: u64,
+        }
+        let now: Vec<Row> = warehouse
+            .rows("SELECT toUnixTimestamp(now()) AS now")
+            .await?;
+        let now = now.first().context("ClickHouse has no time")?.now;
+        let random = fastrand::u32(..);
+        let files = [(
+            "canary.yaml".to_owned(),
+            include_str!("canary.yaml").to_owned(),
+        )];
+        let catalog = Catalog::from_files(files)
+            .map_err(|problems| anyhow!("the canary's event type: {problems:?}"))?;
+        Ok(Self {
+            warehouse,
+            ledger,
+            planner: Planner {
+                catalog,
+                database: SCRATCH.to_owned(),
+                ..planner
+            },
+            options: SchemaOptions {
+                database: SCRATCH.to_owned(),
+                ..options
+            },
+            prefix: format!("{PREFIX}{now}_{random:08x}_"),
+        })
+    }
+
+    async fn check(&self) -> Check {
+        let outcome = self.run().await;
+        match (outcome, self.drop_tables().await) {
+            (Ok(Some(found)), _) => Check::fail(
+                NAME,
+                found,
+                "start no worker: rows would be doubled or lost. Look into the settings of the \
+                 user's profile (deduplicate_insert, deduplicate_insert_select) and of the server",
+            ),
+            (Ok(None), Ok(())) => Check::pass(
+                NAME,
+                "an insert that broke off, and was repeated although it had succeeded, is there once",
+            ),
+            (Ok(None), Err(error)) => Check::warn(
+                NAME,
+                format!("they are recognised, but scratch tables are left: {error}"),
+                format!("drop the tables whose names begin with {}", self.prefix),
+            ),
+            (Err(error), _) => failed(&error),
+        }
+    }
+
+    /// What is wrong, if anything is.
+    async fn run(&self) -> anyhow::Result<Option<String>> {
+        self.create()
+            .await
+            .context("scratch tables cannot be made")?;
+        // The second shows that what is not a repetition is kept.
+        for load in 1..=2 {
+            self.load(load).await?;
+            let differing = self.differing(load).await?;
+            if !differing.is_empty() {
+                return Ok(Some(differing.join(", ")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// As a worker that meets one trouble after the other: the insert breaks off, then its answer is
+    /// taken for lost, and then once more.
+    async fn load(&self, load: u64) -> Result<(), WarehouseError> {
+        let batch = BatchId::now();
+        let object = object(load);
+        let guard = self.ledger.guard(batch, 1);
+        let inserts = self
+            .planner
+            .inserts(batch, &[&object], ReadBy::Stream, &guard);
+        for (index, insert) in inserts.iter().enumerate() {
+            let insert = Statement {
+                sql: self.scratch(&insert.sql),
+                ..insert.clone()
+            };
+            let query_id = format!("{batch}-1-{index}");
+            self.break_off(&insert, load, &query_id).await;
+            for _ in 0..3 {
+                self.warehouse.kill(&batch.to_string()).await?;
+                self.insert(&insert, load, &query_id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The database and the names of the tables, put into what was made with [`SCRATCH`]: all names
+    /// are qualified.
+    fn scratch(&self, sql: &str) -> String {
+        let database = sql::ident(self.warehouse.database());
+        sql.replace(
+            &format!("{}.`", sql::ident(SCRATCH)),
+            &format!("{database}.`{}", self.prefix),
+        )
+    }
+
+    async fn create(&self) -> Result<(), WarehouseError> {
+        let catalog = &self.planner.catalog;
+        let targets: Vec<&str> = Target::all(catalog).iter().map(Target::table).collect();
+        let mut tables = tables(catalog, &self.options);
+        tables.retain(|table| targets.contains(&&*table.name));
+        let tables = tables.iter().map(|table| self.options.create(table));
+        for statement in tables.chain(views(catalog, &self.options)) {
+            self.warehouse.run(&self.scratch(&statement.sql)).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends all lines, and goes away before it says that they are all.
+    async fn break_off(&self, insert: &Statement, load: u64, query_id: &str) {
+        let (sent, all_are_sent) = oneshot::channel::<()>();
+        let end = async move {
+            drop(sent);
+            std::future::pending().await
+        };
+        let data = stream::iter([Ok(body(load))]).chain(stream::once(end));
+        let timeout = self.planner.insert_timeout;
+        tokio::select! {
+            _ = self.warehouse.stream(insert, data, query_id, timeout) => {}
+            _ = all_are_sent => {}
+        }
+    }
+
+    async fn insert(
+        &self,
+        insert: &Statement,
+        load: u64,
+        query_id: &str,
+    ) -> Result<(), WarehouseError> {
+        let data = stream::iter([Ok(body(load))]);
+        let timeout = self.planner.insert_timeout;
+        self.warehouse.stream(insert, data, query_id, timeout).await
+    }
+
+    /// Tables that have other rows than so many loads make.
+    async fn differing(&self, loads: u64) -> Result<Vec<String>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            rows: u64,
+        }
+        let mut differing = Vec::new();
+        for (table, rows) in ROWS {
+            let name = self.warehouse.table(&format!("{}{table}", self.prefix));
+            let found: Vec<Row> = self
+                .warehouse
+                .rows(&format!("SELECT count() AS rows FROM {name}"))
+                .await?;
+            let (found, expected) = (found.first().map_or(0, |row| row.rows), rows * loads);
+            if found != expected {
+                differing.push(format!("{table} has {found} rows instead of {expected}"));
+            }
+        }
+        Ok(differing)
+    }
+    /// This check's own tables, and those that one of long ago has left behind.
+    async fn drop_tables(&self) -> Result<(), WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            name: String,
+        }
+        let found: Vec<Row> = self
+            .warehouse
+            .rows(&format!(
+                "SELECT name FROM system.tables WHERE database = {} AND (startsWith(name, {own}) \
+                 OR (startsWith(name, '{PREFIX}') AND \
+                 toUInt64OrZero(splitByChar('_', name)[3]) < toUnixTimestamp(now()) - {LEFT_BEHIND})) \
+                 ORDER BY engine != 'MaterializedView', name",
+                sql::string(self.warehouse.database()),
+                own = sql::string(&self.prefix),
+            ))
+            .await?;
+        for Row { name } in found {
+            let table = self.warehouse.table(&name);
+            let on_cluster = self.options.on_cluster();
+            let drop = format!("DROP TABLE IF EXISTS {table}{on_cluster} SYNC");
+            self.warehouse.run(&drop).await?;
+        }
+        Ok(())
+    }
+}

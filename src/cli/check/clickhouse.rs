@@ -1,0 +1,211 @@
+//! ClickHouse: does it answer, is it new enough, are the tables as they must be?
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::report::Check;
+use crate::cli::migrate::schema_options;
+use crate::config::{Config, TableEngine};
+use crate::event_types::Catalog;
+use crate::load::verdict::advice;
+use crate::plan::setting_names;
+use crate::schema::evolve::{self, Plan};
+use crate::sql;
+use crate::warehouse::{Warehouse, WarehouseError};
+
+const CLICKHOUSE: &str = "clickhouse";
+const VERSION: &str = "version";
+const CONSISTENCY: &str = "consistency";
+pub(super) const TABLES: &str = "tables";
+
+/// What the tests of Sluice run on.
+const TESTED: (u32, u32) = (26, 7);
+
+/// The version, where it answers.
+pub(super) async fn reach(config: &Config, warehouse: &Warehouse) -> (Check, Option<String>) {
+    match version(warehouse).await {
+        Ok(version) => {
+            let (url, user) = (&config.clickhouse.url, &config.clickhouse.user);
+            let answers = format!("{url} answers to user {user}");
+            (Check::pass(CLICKHOUSE, answers), Some(version))
+        }
+        Err(error) => (failed(CLICKHOUSE, &error), None),
+    }
+}
+
+pub(super) fn unasked() -> [Check; 2] {
+    [VERSION, TABLES].map(|name| Check::skip(name, NO_CLICKHOUSE))
+}
+
+pub(super) async fn check(
+    config: &Config,
+    catalog: &Catalog,
+    warehouse: &Warehouse,
+    version: &str,
+) -> Vec<Check> {
+    let mut checks = vec![match unknown_settings(warehouse).await {
+        Ok(unknown) => judge_version(version, &unknown),
+        Err(error) => failed(VERSION, &error),
+    }];
+    if config.clickhouse.engine == TableEngine::Replicated {
+        checks.push(
+            match settings(warehouse, QUORUM.map(|(name, _)| name)).await {
+                Ok(found) => judge_consistency(&found),
+                Err(error) => failed(CONSISTENCY, &error),
+            },
+        );
+    }
+    checks.push(check_tables(config, catalog, warehouse).await);
+    checks
+}
+
+pub(super) const NO_CLICKHOUSE: &str = "ClickHouse does not answer";
+
+/// With what `run` would advise.
+fn failed(name: &'static str, error: &WarehouseError) -> Check {
+    Check::fail(
+        name,
+        error.to_string(),
+        advice(error).unwrap_or("see what ClickHouse says"),
+    )
+}
+
+async fn version(warehouse: &Warehouse) -> Result<String, WarehouseError> {
+    #[derive(Deserialize)]
+    struct Row {
+        version: String,
+    }
+    let rows: Vec<Row> = warehouse.rows("SELECT version() AS version").await?;
+    Ok(rows.into_iter().map(|row| row.version).collect())
+}
+
+/// Settings of this user's session, by name; those that the server does not have are left out.
+async fn settings(
+    warehouse: &Warehouse,
+    names: impl IntoIterator<Item = &'static str>,
+) -> Result<BTreeMap<String, String>, WarehouseError> {
+    #[derive(Deserialize)]
+    struct Row {
+        name: String,
+        value: String,
+    }
+    let names: Vec<&str> = names.into_iter().collect();
+    let sql = format!(
+        "SELECT name, value FROM system.settings WHERE name IN ({})",
+        sql::strings(&names)
+    );
+    let rows: Vec<Row> = warehouse.rows(&sql).await?;
+    Ok(rows.into_iter().map(|row| (row.name, row.value)).collect())
+}
+
+async fn unknown_settings(warehouse: &Warehouse) -> Result<Vec<&'static str>, WarehouseError> {
+    let known = settings(warehouse, setting_names()).await?;
+    let mut unknown: Vec<_> = setting_names()
+        .filter(|name| !known.contains_key(*name))
+        .collect();
+    unknown.dedup();
+    Ok(unknown)
+}
+
+fn judge_version(version: &str, unknown_settings: &[&str]) -> Check {
+    let (year, month) = TESTED;
+    if !unknown_settings.is_empty() {
+        return Check::fail(
+            VERSION,
+            format!(
+                "{version} does not know the settings {}, which inserts have",
+                unknown_settings.join(", ")
+            ),
+            format!("upgrade ClickHouse; Sluice is tested with {year}.{month}"),
+        );
+    }
+    let mut numbers = version.split('.').map(|part| part.parse().unwrap_or(0));
+    let of_server = (
+        numbers.next().unwrap_or_default(),
+        numbers.next().unwrap_or_default(),
+    );
+    if of_server < TESTED {
+        return Check::warn(
+            VERSION,
+            format!("{version} knows all settings that inserts have, and is not tested"),
+            format!("upgrade ClickHouse to {year}.{month}, which is"),
+        );
+    }
+    Check::pass(VERSION, version)
+}
+
+/// Under these a read finds what was written before, whichever replica is asked.
+const QUORUM: [(&str, &str); 3] = [
+    ("insert_quorum", "auto"),
+    ("insert_quorum_parallel", "0"),
+    ("select_sequential_consistency", "1"),
+];
+
+fn judge_consistency(settings: &BTreeMap<String, String>) -> Check {
+    let differing: Vec<String> = QUORUM
+        .iter()
+        .filter(|(name, value)| settings.get(*name).is_none_or(|found| found != value))
+        .map(|(name, value)| format!("{name} = {value}"))
+        .collect();
+    if differing.is_empty() {
+        return Check::pass(CONSISTENCY, "a read finds what any replica has confirmed");
+    }
+    Check::warn(
+        CONSISTENCY,
+        "behind a balancer a read of the ledger can miss what another replica has confirmed",
+        format!(
+            "unless the URL leads to one server always, set for the user: {}",
+            differing.join(", ")
+        ),
+    )
+}
+
+async fn check_tables(config: &Config, catalog: &Catalog, warehouse: &Warehouse) -> Check {
+    match evolve::plan(warehouse, catalog, &schema_options(config)).await {
+        Ok(plan) => judge_tables(&plan, warehouse.database()),
+        Err(error) => failed(TABLES, &error),
+    }
+}
+
+fn judge_tables(plan: &Plan, database: &str) -> Check {
+    if let Some(refusal) = plan.refusals.first() {
+        let all = plan.refusals.iter();
+        let all = all.map(|refusal| format!("{}: {}", refusal.table, refusal.problem));
+        let all: Vec<String> = all.collect();
+        return Check::fail(TABLES, all.join("; "), &refusal.advice);
+    }
+    if plan.statements.is_empty() {
+        return Check::pass(TABLES, format!("as declared, in {database}"));
+    }
+    let changes = plan.statements.iter();
+    let changes: Vec<&str> = changes.map(|change| change.what.as_str()).collect();
+    Check::fail(
+        TABLES,
+        format!(
+            "missing in {database}, hidden from this user, or not as declared: {}",
+            changes.join(", ")
+        ),
+        "run `sluice migrate`",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::check::report::Outcome;
+
+    #[test]
+    fn a_version_is_judged_by_what_it_knows() {
+        for (version, unknown, expected) in [
+            ("26.7.2.1", [].as_slice(), Outcome::Pass),
+            ("27.1.1.1", &[], Outcome::Pass),
+            ("26.6.9.9", &[], Outcome::Warn),
+            ("25.12.1.1", &[], Outcome::Warn),
+            ("26.7.2.1", &["max_block_size"], Outcome::Fail),
+        ] {
+            let check = judge_version(version, unknown);
+            assert_eq!(check.result, expected, "{check:?}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! `sluice check`: everything that `run` needs, asked beforehand.
+
+mod canary;
+mod clickhouse;
+mod policy;
+mod queue;
+mod report;
+mod storage;
+
+use std::time::Duration;
+
+use anyhow::ensure;
+
+use super::migrate::schema_options;
+use super::output::Output;
+use super::{aws, catalog, planner, warehouse};
+use crate::config::Config;
+use crate::ledger::Ledger;
+use crate::object::ObjectUrl;
+use crate::store::Store;
+use report::{Check, Outcome, Report};
+use storage::{Readers, Sample, nothing_to_read};
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// Read these objects, such as s3://bucket/key, rather than the one that was loaded last
+    #[arg(value_name = "S3-URL")]
+    objects: Vec<ObjectUrl>,
+
+    /// Check the access to this bucket (can be repeated)
+    #[arg(long = "bucket", value_name = "NAME")]
+    buckets: Vec<String>,
+
+    /// Print the least rights that this configuration needs instead: policies of IAM, and GRANTs
+    #[arg(long)]
+    print_policy: bool,
+
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
+    let catalog = catalog(config)?;
+    let aws = aws(config).await;
+    if arguments.print_policy {
+        // It names the dead-letter queue. Who may not ask it gets the rest all the same.
+        let queue = queue::attributes(config, &aws).await.unwrap_or_default();
+        let policies = policy::policies(config, &catalog, &buckets(arguments), &queue);
+        return arguments.output.show(&policies);
+    }
+    let warehouse = warehouse(config)?;
+    let region = aws.region().map_or("us-east-1", |region| region.as_ref());
+    let planner = planner(config, catalog.clone(), region)?;
+
+    let mut checks = vec![Check::pass(
+        "configuration",
+        format!("sound, with {} event types", catalog.types().len()),
+    )];
+    checks.extend(queue::check(config, &aws).await);
+    let (reached, version) = clickhouse::reach(config, &warehouse).await;
+    checks.push(reached);
+    match &version {
+        Some(version) => {
+            let grants = policy::grants(config, &catalog, &arguments.buckets);
+            checks.push(policy::check(&warehouse, &config.clickhouse.user, &grants).await);
+            checks.extend(clickhouse::check(config, &catalog, &warehouse, version).await);
+        }
+        None => {
+            checks.push(policy::unasked());
+            checks.extend(clickhouse::unasked());
+        }
+    }
+    let readers = Readers {
+        planner: &planner,
+        warehouse: &warehouse,
+        store: &Store::new(&aws),
+        fallback: config.load.fallback,
+        clickhouse_answers: version.is_some(),
+    };
+    let ledger = Ledger::new(warehouse.clone(), "check", Duration::ZERO);
+    let samples = samples(arguments, &ledger).await;
+    if samples.is_empty() {
+        checks.extend(nothing_to_read());
+    }
+    for sample in samples {
+        checks.extend(readers.check(&sample).await);
+    }
+
+    let is_well = |check: &Check| check.result != Outcome::Fail;
+    checks.push(if version.is_none() {
+        canary::unasked(clickhouse::NO_CLICKHOUSE)
+    } else if checks
+        .iter()
+        .filter(|check| check.name == clickhouse::TABLES)
+        .all(is_well)
+    {
+        canary::check(&warehouse, &ledger, planner, schema_options(config)).await
+    } else {
+        canary::unasked("the tables are not as declared")
+    });
+
+    let report = Report { checks };
+    arguments.output.show(&report)?;
+    ensure!(
+        report.count(Outcome::Fail) == 0,
+        "not everything is as it must be: see above"
+    );
+    Ok(())
+}
+
+/// What is to be read: what is asked for, else what was loaded last.
+async fn samples(arguments: &Arguments, ledger: &Ledger) -> Vec<Sample> {
+    let mut samples = Vec::new();
+    for url in &arguments.objects {
+        samples.push(Sample::of_url(url, ledger).await);
+    }
+    for bucket in &arguments.buckets {
+        samples.push(Sample::of_bucket(bucket, ledger).await);
+    }
+    if samples.is_empty() {
+        samples.extend(Sample::loaded_last(ledger).await);
+    }
+    samples
+}
+
+/// Those that the command line names.
+fn buckets(arguments: &Arguments) -> Vec<String> {
+    let of_objects = arguments.objects.iter().map(|url| url.bucket.clone());
+    let mut buckets: Vec<String> = arguments
+        .buckets
+        .iter()
+        .cloned()
+        .chain(of_objects)
+        .collect();
+    if buckets.is_empty() {
+        buckets.push("NAME-OF-THE-BUCKET".to_owned());
+    }
+    buckets
+}

@@ -1,0 +1,313 @@
+//! The least rights that this configuration needs: policies of IAM, and GRANTs.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::canary::PREFIX;
+use super::report::Check;
+use crate::config::{ClickHouseAccess, Config, Fallback, LoadStrategy, TableEngine};
+use crate::event_types::Catalog;
+use crate::event_types::select::Target;
+use crate::ledger::{BATCHES_TABLE, FAILURES_TABLE, OBJECTS_TABLE};
+use crate::queue::QueueAttributes;
+use crate::schema::LANDING_PREFIX;
+use crate::sql;
+use crate::warehouse::{Warehouse, WarehouseError};
+
+const RIGHTS: &str = "clickhouse rights";
+
+/// What the user needs in ClickHouse. `run` is needed for everything else, too.
+#[derive(Debug, Serialize)]
+pub(super) struct Grants {
+    run: Vec<String>,
+    /// For `sluice check`.
+    check: Vec<String>,
+    /// For `sluice status`, `retry` and `dlq`.
+    operate: Vec<String>,
+    migrate: Vec<String>,
+}
+
+/// Rights as they stand behind GRANT.
+pub(super) fn grants(config: &Config, catalog: &Catalog, buckets: &[String]) -> Grants {
+    let database = sql::ident(&config.clickhouse.database);
+    let on = |rights: &str, name: &str| format!("{rights} ON {database}.{name}");
+    let on_table = |rights: &str, table: &str| on(rights, &sql::ident(table));
+    let on_cluster = || {
+        config
+            .clickhouse
+            .cluster
+            .iter()
+            .map(|_| "CLUSTER ON *.*".to_owned())
+    };
+    let replicated = |engine: &str| match config.clickhouse.engine {
+        TableEngine::Plain => engine.to_owned(),
+        TableEngine::Replicated => format!("Replicated{engine}"),
+    };
+    let engines = [
+        replicated("MergeTree"),
+        replicated("ReplacingMergeTree"),
+        "Null".to_owned(),
+    ];
+    let engines = || {
+        engines
+            .iter()
+            .map(|engine| format!("TABLE ENGINE ON {engine}"))
+    };
+
+    let single_pass = config.load.strategy == LoadStrategy::SinglePass;
+    let of_target = if single_pass {
+        "SELECT, ALTER DELETE"
+    } else {
+        "SELECT, INSERT, ALTER DELETE"
+    };
+    let mut run = vec![
+        on("SHOW TABLES, SHOW COLUMNS", "*"),
+        on_table("SELECT, INSERT", OBJECTS_TABLE),
+        on_table("SELECT, INSERT", BATCHES_TABLE),
+        on_table("INSERT", FAILURES_TABLE),
+    ];
+    if single_pass {
+        // The views read it with the rights of who inserts, where they have no definer.
+        run.push(on("SELECT, INSERT", &format!("{LANDING_PREFIX}*")));
+    }
+    let targets = Target::all(catalog);
+    run.extend(
+        targets
+            .iter()
+            .map(|target| on_table(of_target, target.table())),
+    );
+    // KILL QUERY, also of one's own, looks there.
+    run.push("SELECT ON system.processes".to_owned());
+    // Table functions: s3(), input().
+    run.push("CREATE TEMPORARY TABLE ON *.*".to_owned());
+    if config.load.fallback != Fallback::Always {
+        run.push("READ ON S3".to_owned());
+        run.extend(
+            collections(&config.s3.clickhouse_access, buckets)
+                .iter()
+                .map(|name| format!("NAMED COLLECTION ON {}", sql::ident(name))),
+        );
+    }
+    run.extend(on_cluster());
+
+    let scratch = "CREATE TABLE, DROP TABLE, CREATE VIEW, DROP VIEW, SELECT, INSERT";
+    let mut check = vec![on(scratch, &format!("{PREFIX}*"))];
+    check.extend(engines());
+    let mut migrate = vec![
+        on(
+            "CREATE DATABASE, CREATE TABLE, CREATE VIEW, DROP TABLE, DROP VIEW, SHOW TABLES, SHOW \
+             COLUMNS, SELECT, INSERT, ALTER ADD COLUMN, ALTER MODIFY COLUMN, ALTER SETTINGS, ALTER \
+             MODIFY TTL",
+            "*",
+        ),
+        "CREATE TEMPORARY TABLE ON *.*".to_owned(),
+    ];
+    migrate.extend(engines());
+    migrate.extend(on_cluster());
+    Grants {
+        run,
+        check,
+        operate: vec![on_table("SELECT", FAILURES_TABLE)],
+        migrate,
+    }
+}
+
+fn collections(access: &ClickHouseAccess, buckets: &[String]) -> Vec<String> {
+    match access {
+        ClickHouseAccess::NamedCollection { name } if name.contains("{bucket}") => buckets
+            .iter()
+            .map(|bucket| name.replace("{bucket}", bucket))
+            .collect(),
+        ClickHouseAccess::NamedCollection { name } => vec![name.clone()],
+        _ => Vec::new(),
+    }
+}
+
+pub(super) fn unasked() -> Check {
+    Check::skip(RIGHTS, super::clickhouse::NO_CLICKHOUSE)
+}
+
+/// Whether the user has all that `run` needs.
+pub(super) async fn check(warehouse: &Warehouse, user: &str, grants: &Grants) -> Check {
+    let mut missing = Vec::new();
+    for grant in &grants.run {
+        match has(warehouse, grant).await {
+            Ok(true) => {}
+            Ok(false) => missing.push(grant.as_str()),
+            Err(error) => {
+                return Check::warn(
+                    RIGHTS,
+                    format!("{grant}: not told: {error}"),
+                    "compare with `sluice check --print-policy`",
+                );
+            }
+        }
+    }
+    if missing.is_empty() {
+        return Check::pass(RIGHTS, format!("user {user} has all that `run` needs"));
+    }
+    let missing = missing.iter().map(|grant| statement(grant, user));
+    let missing: Vec<String> = missing.collect();
+    Check::fail(
+        RIGHTS,
+        format!(
+            "user {user} lacks {} rights that `run` needs",
+            missing.len()
+        ),
+        missing.join(" "),
+    )
+}
+
+async fn has(warehouse: &Warehouse, grant: &str) -> Result<bool, WarehouseError> {
+    #[derive(serde::Deserialize)]
+    struct Row {
+        result: u8,
+    }
+    let rows: Vec<Row> = warehouse.rows(&format!("CHECK GRANT {grant}")).await?;
+    Ok(rows.first().is_some_and(|row| row.result == 1))
+}
+
+fn statement(grant: &str, user: &str) -> String {
+    format!("GRANT {grant} TO {};", sql::ident(user))
+}
+
+/// Policies of IAM.
+#[derive(Debug, Serialize)]
+struct Iam {
+    /// Of the role under which `sluice run` and `sluice check` run.
+    worker: Value,
+    /// What an operator needs besides: `sluice status`, `retry`, `dlq`.
+    operator: Value,
+    /// Of what ClickHouse reads S3 with; none where it reads without, or not at all.
+    clickhouse: Option<Value>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Policies {
+    #[serde(skip)]
+    user: String,
+    iam: Iam,
+    clickhouse: Grants,
+}
+
+/// `queue`: as it tells of itself.
+pub(super) fn policies(
+    config: &Config,
+    catalog: &Catalog,
+    buckets: &[String],
+    queue: &QueueAttributes,
+) -> Policies {
+    Policies {
+        user: config.clickhouse.user.clone(),
+        iam: iam(config, buckets, queue),
+        clickhouse: grants(config, catalog, buckets),
+    }
+}
+
+fn iam(config: &Config, buckets: &[String], queue: &QueueAttributes) -> Iam {
+    let dead_letters = queue.redrive_policy.as_ref();
+    let dead_letters = dead_letters.map_or("ARN-OF-THE-DEAD-LETTER-QUEUE", |policy| {
+        policy.dead_letter_target_arn.as_str()
+    });
+    let queue_arn = match queue.arn.as_str() {
+        "" => "ARN-OF-THE-QUEUE",
+        arn => arn,
+    };
+    // arn:aws:sqs:…
+    let partition = queue_arn.split(':').nth(1).unwrap_or("aws");
+    let of_buckets = |suffix: &str| -> Vec<String> {
+        let arn = |bucket: &String| format!("arn:{partition}:s3:::{bucket}{suffix}");
+        buckets.iter().map(arn).collect()
+    };
+    let read = allow(&["s3:GetObject"], json!(of_buckets("/*")));
+    let mut worker = vec![allow(
+        &[
+            "sqs:ReceiveMessage",
+            "sqs:DeleteMessage",
+            "sqs:ChangeMessageVisibility",
+            "sqs:GetQueueAttributes",
+        ],
+        json!(queue_arn),
+    )];
+    if config.load.fallback != Fallback::Never {
+        worker.push(read.clone());
+    }
+    let operator = vec![
+        allow(
+            &["sqs:GetQueueAttributes", "sqs:SendMessage"],
+            json!(queue_arn),
+        ),
+        allow(
+            &[
+                "sqs:GetQueueUrl",
+                "sqs:GetQueueAttributes",
+                "sqs:ReceiveMessage",
+                "sqs:ChangeMessageVisibility",
+                "sqs:DeleteMessage",
+                "sqs:StartMessageMoveTask",
+                "sqs:ListMessageMoveTasks",
+                "sqs:CancelMessageMoveTask",
+            ],
+            json!(dead_letters),
+        ),
+    ];
+    let clickhouse_reads = config.load.fallback != Fallback::Always
+        && config.s3.clickhouse_access != ClickHouseAccess::Anonymous;
+    let list = allow(&["s3:ListBucket"], json!(of_buckets("")));
+    Iam {
+        worker: policy(worker),
+        operator: policy(operator),
+        clickhouse: clickhouse_reads.then(|| policy(vec![read, list])),
+    }
+}
+
+fn allow(actions: &[&str], resource: Value) -> Value {
+    json!({"Effect": "Allow", "Action": actions, "Resource": resource})
+}
+
+fn policy(statements: Vec<Value>) -> Value {
+    json!({"Version": "2012-10-17", "Statement": statements})
+}
+
+impl fmt::Display for Policies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let iam = [
+            ("the worker's role (`sluice run`)", Some(&self.iam.worker)),
+            (
+                "besides, for `sluice status`, `retry` and `dlq`",
+                Some(&self.iam.operator),
+            ),
+            (
+                "what ClickHouse reads S3 with",
+                self.iam.clickhouse.as_ref(),
+            ),
+        ];
+        for (whose, policy) in iam {
+            if let Some(policy) = policy {
+                writeln!(f, "-- IAM: {whose}\n{policy:#}\n")?;
+            }
+        }
+        let grants = [
+            ("`sluice run`", &self.clickhouse.run),
+            ("besides, for `sluice check`", &self.clickhouse.check),
+            (
+                "besides, for `sluice status`, `retry` and `dlq`",
+                &self.clickhouse.operate,
+            ),
+            (
+                "`sluice migrate`, which can be another user",
+                &self.clickhouse.migrate,
+            ),
+        ];
+        for (what, grants) in grants {
+            writeln!(f, "-- ClickHouse: {what}")?;
+            for grant in grants {
+                writeln!(f, "{}", statement(grant, &self.user))?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,315 @@
+//! The queue and its dead-letter queue. Nothing is received: every receive counts.
+
+use std::time::Duration;
+
+use aws_config::SdkConfig;
+use aws_sdk_sqs::Client;
+
+use super::report::Check;
+use crate::cli::run::NO_REDRIVE_POLICY;
+use crate::config::{Config, HumanDuration};
+use crate::queue::sqs::SqsQueue;
+use crate::queue::{
+    FailedEntries, Queue, QueueAttributes, QueueError, ReceiptHandle, RedrivePolicy,
+};
+use crate::settle::HELD_AT_MOST;
+
+const QUEUE: &str = "queue";
+const RIGHTS: &str = "queue rights";
+const REDRIVE: &str = "redrive policy";
+const RETENTION: &str = "retention";
+const DEAD_LETTERS: &str = "dead-letter queue";
+const VISIBILITY: &str = "visibility timeout";
+
+pub(super) async fn check(config: &Config, aws: &SdkConfig) -> Vec<Check> {
+    let visibility = visibility(config);
+    let Some(url) = &config.queue.url else {
+        let missing = Check::fail(
+            QUEUE,
+            "no queue is given",
+            "set `queue.url` to what `aws sqs get-queue-url` prints",
+        );
+        return vec![missing, visibility];
+    };
+    let queue = SqsQueue::new(Client::new(aws), url);
+    let attributes = match queue.attributes().await {
+        Ok(attributes) => attributes,
+        Err(error) => {
+            let unasked = [RIGHTS, REDRIVE, RETENTION, DEAD_LETTERS];
+            let unasked = unasked.map(|name| Check::skip(name, "the queue does not answer"));
+            return [unanswered(url, &error)]
+                .into_iter()
+                .chain(unasked)
+                .chain([visibility])
+                .collect();
+        }
+    };
+    let allow_missing = config.queue.allow_missing_dlq;
+    vec![
+        Check::pass(
+            QUEUE,
+            format!(
+                "{url} answers: {} visible, {} in flight",
+                attributes.visible, attributes.in_flight
+            ),
+        ),
+        rights(&queue, config.queue.visibility_timeout.get()).await,
+        redrive(attributes.redrive_policy.as_ref(), allow_missing),
+        retention(&attributes),
+        match &attributes.redrive_policy {
+            None => Check::skip(DEAD_LETTERS, "there is none"),
+            Some(policy) => dead_letters(&attributes, policy, dead_letter_queue(&queue).await),
+        },
+        visibility,
+    ]
+}
+
+pub(super) async fn attributes(config: &Config, aws: &SdkConfig) -> Option<QueueAttributes> {
+    let queue = SqsQueue::new(Client::new(aws), config.queue.url.as_ref()?);
+    queue.attributes().await.ok()
+}
+
+fn unanswered(url: &str, error: &QueueError) -> Check {
+    let advice = match error {
+        QueueError::Denied(_) => {
+            "check `queue.url` and the AWS credentials; the role needs `sqs:GetQueueAttributes` \
+             (`sluice check --print-policy`)"
+        }
+        QueueError::Transient(_) => "check `queue.url`, the region and the way to SQS",
+    };
+    Check::fail(QUEUE, format!("{url} does not tell: {error}"), advice)
+}
+
+async fn dead_letter_queue(queue: &SqsQueue) -> Result<QueueAttributes, QueueError> {
+    match queue.dead_letter_queue().await? {
+        Some(dead) => dead.attributes().await,
+        None => Err(QueueError::Transient("its policy is gone".to_owned())),
+    }
+}
+
+/// What may be done with messages, asked with a receipt handle that belongs to none.
+async fn rights(queue: &SqsQueue, visibility: Duration) -> Check {
+    let nobodys = ReceiptHandle("made-up-by-sluice-check".to_owned());
+    let delete = queue.delete(std::slice::from_ref(&nobodys)).await;
+    let change = queue.change_visibility(&[(nobodys, visibility)]).await;
+    judge_rights(&[
+        ("sqs:DeleteMessage", delete),
+        ("sqs:ChangeMessageVisibility", change),
+    ])
+}
+
+fn judge_rights(answers: &[(&str, Result<FailedEntries, QueueError>)]) -> Check {
+    let mut refusals = Vec::new();
+    for (action, answer) in answers {
+        let refusal = match answer {
+            Err(error @ QueueError::Denied(_)) => Some(error),
+            // The handle is refused, so the action is not.
+            Err(QueueError::Transient(text)) if text.contains("ReceiptHandleIsInvalid") => None,
+            Err(error) => Some(error),
+            Ok(failed) => failed.first().map(|(_, error)| error),
+        };
+        refusals.extend(refusal.map(|error| format!("{action}: {error}")));
+    }
+    if refusals.is_empty() {
+        let actions: Vec<&str> = answers.iter().map(|(action, _)| *action).collect();
+        return Check::pass(
+            RIGHTS,
+            format!(
+                "{} and sqs:GetQueueAttributes; sqs:ReceiveMessage is not tried, since every \
+                 receive counts",
+                actions.join(", ")
+            ),
+        );
+    }
+    Check::fail(
+        RIGHTS,
+        refusals.join("; "),
+        "give the role what `sluice check --print-policy` prints",
+    )
+}
+
+fn redrive(policy: Option<&RedrivePolicy>, allow_missing: bool) -> Check {
+    /// What a passing fault of a worker uses up.
+    const FEW: u32 = 3;
+    let (problem, advice) = NO_REDRIVE_POLICY;
+    match policy {
+        None if allow_missing => Check::warn(REDRIVE, problem, advice),
+        None => Check::fail(REDRIVE, problem, advice),
+        Some(policy) if policy.max_receive_count < FEW => Check::warn(
+            REDRIVE,
+            format!(
+                "a message is a dead letter after {} receives; a worker that dies uses one up",
+                policy.max_receive_count
+            ),
+            format!("raise its maxReceiveCount to {FEW} or more; 5 is usual"),
+        ),
+        Some(policy) => Check::pass(
+            REDRIVE,
+            format!(
+                "to {} after {} receives",
+                policy.dead_letter_target_arn, policy.max_receive_count
+            ),
+        ),
+    }
+}
+
+/// The default of SQS.
+const FOUR_DAYS: Duration = Duration::from_secs(4 * 24 * 3600);
+/// The most that SQS has.
+const FOURTEEN_DAYS: Duration = Duration::from_secs(14 * 24 * 3600);
+
+fn retention(queue: &QueueAttributes) -> Check {
+    match queue.retention {
+        None => Check::skip(RETENTION, "the queue does not tell it"),
+        Some(kept) if kept < FOUR_DAYS => Check::warn(
+            RETENTION,
+            format!(
+                "messages are kept for {}: what an outage makes wait for longer is lost",
+                HumanDuration::from(kept)
+            ),
+            "raise MessageRetentionPeriod of the queue, to 14 days (1209600) at best",
+        ),
+        Some(kept) => Check::pass(
+            RETENTION,
+            format!("messages are kept for {}", HumanDuration::from(kept)),
+        ),
+    }
+}
+
+fn dead_letters(
+    queue: &QueueAttributes,
+    policy: &RedrivePolicy,
+    dead: Result<QueueAttributes, QueueError>,
+) -> Check {
+    let arn = &policy.dead_letter_target_arn;
+    let dead = match dead {
+        Ok(dead) => dead,
+        Err(error) if is_no_queue(&error) => {
+            return Check::fail(
+                DEAD_LETTERS,
+                format!("{arn}: {error}"),
+                "make the dead-letter queue that the redrive policy names: without it messages \
+                 come back until their retention ends, and are then lost",
+            );
+        }
+        Err(error) => {
+            return Check::warn(
+                DEAD_LETTERS,
+                format!("{arn} does not tell: {error}"),
+                "its retention could not be compared; `sqs:GetQueueUrl` and \
+                 `sqs:GetQueueAttributes` on it show it here and in `sluice status`",
+            );
+        }
+    };
+    let waiting = format!("{} messages", dead.visible + dead.in_flight);
+    let (Some(kept), Some(before)) = (dead.retention, queue.retention) else {
+        return Check::pass(DEAD_LETTERS, waiting);
+    };
+    let told = format!("{waiting}, kept for {}", HumanDuration::from(kept));
+    // A FIFO queue counts anew from the move.
+    if kept < before && !queue.is_fifo() {
+        return Check::fail(
+            DEAD_LETTERS,
+            format!(
+                "{told}, and {} in the queue: a message keeps its age when it moves, so one that \
+                 is older is deleted on arrival",
+                HumanDuration::from(before)
+            ),
+            "raise MessageRetentionPeriod of the dead-letter queue to 14 days (1209600)",
+        );
+    }
+    if kept < FOURTEEN_DAYS {
+        return Check::warn(
+            DEAD_LETTERS,
+            format!("{told}: the time left to mend what failed"),
+            "raise MessageRetentionPeriod of the dead-letter queue to 14 days (1209600)",
+        );
+    }
+    Check::pass(DEAD_LETTERS, told)
+}
+
+fn is_no_queue(error: &QueueError) -> bool {
+    let text = error.to_string();
+    text.contains("NonExistentQueue") || text.contains("QueueDoesNotExist")
+}
+
+/// A message is held for as long as its insert takes, and SQS has a limit to that.
+fn visibility(config: &Config) -> Check {
+    let timeout = config.queue.visibility_timeout;
+    let insert = config.clickhouse.insert_timeout;
+    if insert.get() >= HELD_AT_MOST {
+        return Check::fail(
+            VISIBILITY,
+            format!(
+                "an insert may take {insert}, and SQS hides a message for 12 hours at most: it \
+                 comes back while it is loaded"
+            ),
+            "lower `clickhouse.insert_timeout`, far below 11h",
+        );
+    }
+    Check::pass(
+        VISIBILITY,
+        format!(
+            "{timeout}, extended at every third of it for as long as an insert takes ({insert} \
+             at most)"
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::check::report::Outcome;
+
+    fn transient(text: &str) -> QueueError {
+        QueueError::Transient(text.to_owned())
+    }
+
+    #[test]
+    fn a_refused_handle_is_no_refused_action() {
+        let denied = QueueError::Denied("AccessDenied: not authorized".to_owned());
+        for (answer, expected) in [
+            (Ok(Vec::new()), Outcome::Pass),
+            (
+                Err(transient("ReceiptHandleIsInvalid: not a handle")),
+                Outcome::Pass,
+            ),
+            (Err(denied.clone()), Outcome::Fail),
+            (Ok(vec![(0, denied)]), Outcome::Fail),
+            (Err(transient("no route to host")), Outcome::Fail),
+        ] {
+            let check = judge_rights(&[("sqs:DeleteMessage", answer)]);
+            assert_eq!(check.result, expected, "{check:?}");
+        }
+    }
+
+    #[test]
+    fn dead_letters_are_kept_for_at_least_as_long() {
+        let kept = |days: u64, arn: &str| QueueAttributes {
+            arn: arn.to_owned(),
+            retention: Some(Duration::from_secs(days * 24 * 3600)),
+            ..QueueAttributes::default()
+        };
+        let policy = RedrivePolicy {
+            dead_letter_target_arn: "dead".to_owned(),
+            max_receive_count: 5,
+        };
+        for (queue, days, dead_days, expected) in [
+            ("queue", 14, 14, Outcome::Pass),
+            ("queue", 4, 4, Outcome::Warn),
+            ("queue", 14, 4, Outcome::Fail),
+            ("queue.fifo", 14, 4, Outcome::Warn),
+        ] {
+            let dead = Ok(kept(dead_days, "dead"));
+            let check = dead_letters(&kept(days, queue), &policy, dead);
+            assert_eq!(check.result, expected, "{check:?}");
+        }
+        // A worker needs no right to ask it; one that does not exist is another matter.
+        let denied = QueueError::Denied("AccessDenied".to_owned());
+        let check = dead_letters(&kept(14, "queue"), &policy, Err(denied));
+        assert_eq!(check.result, Outcome::Warn);
+        let gone = QueueError::Denied("AWS.SimpleQueueService.NonExistentQueue".to_owned());
+        let check = dead_letters(&kept(14, "queue"), &policy, Err(gone));
+        assert_eq!(check.result, Outcome::Fail);
+    }
+}

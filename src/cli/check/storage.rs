@@ -1,0 +1,252 @@
+//! S3, as ClickHouse and as the worker read it.
+
+use std::fmt;
+
+use serde::de::IgnoredAny;
+use tokio::io::AsyncReadExt;
+
+use super::clickhouse::NO_CLICKHOUSE;
+use super::report::Check;
+use crate::config::Fallback;
+use crate::ledger::Ledger;
+use crate::load::verdict::{Verdict, is_missing, verdict};
+use crate::object::{ObjectRef, ObjectUrl};
+use crate::plan::Planner;
+use crate::store::{Store, StoreError, broken};
+use crate::warehouse::{Warehouse, WarehouseError};
+
+const BY_CLICKHOUSE: &str = "s3 by clickhouse";
+const BY_WORKER: &str = "s3 by worker";
+
+/// What is to be read.
+#[derive(Clone, Debug)]
+pub(super) struct Sample {
+    object: ObjectRef,
+    origin: Origin,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// A person has named it: it must be there.
+    Named,
+    /// On the ledger; it may be gone by now.
+    Loaded,
+    /// A key that nobody has, since none of the bucket is known.
+    MadeUp,
+}
+
+const NOBODYS: &str = "made-up-by-sluice-check";
+
+impl Sample {
+    pub(super) async fn of_url(url: &ObjectUrl, ledger: &Ledger) -> Self {
+        if url.key.is_empty() {
+            return Self::of_bucket(&url.bucket, ledger).await;
+        }
+        Self {
+            object: object(&url.bucket, &url.key),
+            origin: Origin::Named,
+        }
+    }
+
+    /// The object of the bucket that was loaded last.
+    pub(super) async fn of_bucket(bucket: &str, ledger: &Ledger) -> Self {
+        let made_up = Self {
+            object: object(bucket, NOBODYS),
+            origin: Origin::MadeUp,
+        };
+        Self::latest(ledger, bucket, true).await.unwrap_or(made_up)
+    }
+
+    /// The object that was loaded last, if any was.
+    pub(super) async fn loaded_last(ledger: &Ledger) -> Option<Self> {
+        Self::latest(ledger, "", false).await
+    }
+
+    async fn latest(ledger: &Ledger, bucket: &str, same_bucket: bool) -> Option<Self> {
+        let none = object(bucket, "");
+        let latest = ledger.latest_loaded(&none, same_bucket, 1).await;
+        let object = ObjectRef {
+            // Whatever its content is by now.
+            etag: String::new(),
+            ..latest.unwrap_or_default().pop()?
+        };
+        let origin = Origin::Loaded;
+        Some(Self { object, origin })
+    }
+}
+
+impl fmt::Display for Sample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.origin {
+            Origin::MadeUp => write!(f, "s3://{}", self.object.bucket),
+            Origin::Named | Origin::Loaded => self.object.fmt(f),
+        }
+    }
+}
+
+fn object(bucket: &str, key: &str) -> ObjectRef {
+    ObjectRef {
+        bucket: bucket.to_owned(),
+        key: key.to_owned(),
+        etag: String::new(),
+        size: None,
+        version_id: None,
+        sequencer: None,
+        region: None,
+    }
+}
+
+/// That a sample may be read.
+#[derive(Debug, PartialEq, Eq)]
+enum Proof {
+    /// It was, whatever it holds.
+    Read,
+    /// S3 says that it is not there, which it tells only who may read it.
+    Missing,
+}
+
+pub(super) struct Readers<'a> {
+    pub(super) planner: &'a Planner,
+    pub(super) warehouse: &'a Warehouse,
+    pub(super) store: &'a Store,
+    pub(super) fallback: Fallback,
+    /// Else it cannot be asked to read.
+    pub(super) clickhouse_answers: bool,
+}
+
+pub(super) fn nothing_to_read() -> [Check; 2] {
+    [BY_CLICKHOUSE, BY_WORKER].map(|name| {
+        Check::skip(
+            name,
+            "no object is known: name one (`sluice check s3://bucket/key`) or a bucket (--bucket)",
+        )
+    })
+}
+
+impl Readers<'_> {
+    pub(super) async fn check(&self, sample: &Sample) -> [Check; 2] {
+        let worker = match self.fallback {
+            Fallback::Never => None,
+            Fallback::Auto | Fallback::Always => Some(self.by_worker(sample).await),
+        };
+        let clickhouse = if self.fallback == Fallback::Always {
+            Check::skip(BY_CLICKHOUSE, "not needed: `load.fallback` is `always`")
+        } else if self.clickhouse_answers {
+            let lists = self.lists(&sample.object.bucket).await;
+            let found = self.by_clickhouse(sample).await;
+            judge_clickhouse(sample, found, lists, matches!(worker, Some(Ok(_))))
+        } else {
+            Check::skip(BY_CLICKHOUSE, NO_CLICKHOUSE)
+        };
+        let worker = match worker {
+            Some(found) => judge_worker(sample, found, self.fallback),
+            None => Check::skip(BY_WORKER, "not needed: `load.fallback` is `never`"),
+        };
+        [clickhouse, worker]
+    }
+
+    async fn by_clickhouse(&self, sample: &Sample) -> Result<Proof, WarehouseError> {
+        match self.first_line(&sample.object).await {
+            Ok(()) => Ok(Proof::Read),
+            Err(error) if verdict(&error) != Verdict::ObjectFault => Err(error),
+            Err(error) if !is_missing(&error.to_string()) => Ok(Proof::Read),
+            Err(error) if sample.origin == Origin::Named => Err(error),
+            Err(_) => Ok(Proof::Missing),
+        }
+    }
+
+    /// Whether it may list the bucket.
+    async fn lists(&self, bucket: &str) -> Result<(), WarehouseError> {
+        // A pattern makes ClickHouse list, also where it is percent-encoded.
+        self.first_line(&object(bucket, &format!("{NOBODYS}/*")))
+            .await
+    }
+
+    /// As a load reads it, but for the retries, which take long where S3 is away.
+    async fn first_line(&self, object: &ObjectRef) -> Result<(), WarehouseError> {
+        let sql = format!(
+            "SELECT count() FROM (SELECT line FROM {} LIMIT 1) \
+             SETTINGS s3_ignore_file_doesnt_exist = 0, use_hive_partitioning = 0, \
+             s3_retry_attempts = 2",
+            self.planner.lines_of(object)
+        );
+        self.warehouse.rows::<IgnoredAny>(&sql).await.map(drop)
+    }
+
+    async fn by_worker(&self, sample: &Sample) -> Result<Proof, StoreError> {
+        let read = async {
+            let mut content = self.store.open(&sample.object).await?;
+            let first = content.read(&mut [0]).await;
+            first.map_err(|error| broken(&sample.object, &error))
+        };
+        match read.await {
+            Ok(_) | Err(StoreError::Content { .. }) => Ok(Proof::Read),
+            Err(error) if error.is_missing() && sample.origin != Origin::Named => {
+                Ok(Proof::Missing)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+const CLICKHOUSE_ADVICE: &str = "check `s3.clickhouse_access` and `s3.clickhouse_endpoint`; what \
+     ClickHouse reads with needs `s3:GetObject` on the objects and `s3:ListBucket` on the bucket";
+
+fn judge_clickhouse(
+    sample: &Sample,
+    found: Result<Proof, WarehouseError>,
+    lists: Result<(), WarehouseError>,
+    worker_reads: bool,
+) -> Check {
+    let bucket = &sample.object.bucket;
+    match (found, lists) {
+        (Ok(proof), Ok(())) => Check::pass(BY_CLICKHOUSE, readable(sample, &proof)),
+        (Ok(Proof::Read), Err(error)) => Check::warn(
+            BY_CLICKHOUSE,
+            format!(
+                "{sample} is read, but the bucket cannot be listed, so that an object that is \
+                 gone cannot be told from a right that is missing: {error}"
+            ),
+            format!("grant `s3:ListBucket` on {bucket} to what ClickHouse reads with"),
+        ),
+        (Ok(Proof::Missing), Err(error)) | (Err(error), _) => {
+            let detail = format!("{sample} is not read: {error}");
+            if worker_reads {
+                let detail = format!("the worker would stream all objects, since {detail}");
+                Check::warn(BY_CLICKHOUSE, detail, CLICKHOUSE_ADVICE)
+            } else {
+                Check::fail(BY_CLICKHOUSE, detail, CLICKHOUSE_ADVICE)
+            }
+        }
+    }
+}
+
+fn judge_worker(sample: &Sample, found: Result<Proof, StoreError>, fallback: Fallback) -> Check {
+    let error = match found {
+        Ok(proof) => return Check::pass(BY_WORKER, readable(sample, &proof)),
+        Err(error) => error,
+    };
+    let mut advice = "grant the worker's role `s3:GetObject` on the objects".to_owned();
+    if sample.origin == Origin::MadeUp {
+        advice += "; if it has that, name an object (`sluice check s3://bucket/key`): of one that \
+                   nobody has S3 tells only who may list the bucket";
+    }
+    if fallback == Fallback::Always {
+        return Check::fail(BY_WORKER, format!("{sample} is not read: {error}"), advice);
+    }
+    Check::warn(
+        BY_WORKER,
+        format!("what ClickHouse cannot read fails, since {sample} is not read: {error}"),
+        advice + "; or set `load.fallback` to `never`",
+    )
+}
+
+fn readable(sample: &Sample, proof: &Proof) -> String {
+    match proof {
+        Proof::Read => format!("{sample} is read"),
+        Proof::Missing => format!(
+            "s3://{} may be read; no object of it was there to be read",
+            sample.object.bucket
+        ),
+    }
+}

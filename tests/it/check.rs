@@ -1,0 +1,436 @@
+//! `sluice check`: what passes when all is well, and what each failure is called.
+
+use aws_sdk_sqs::types::{MessageSystemAttributeName, QueueAttributeName};
+use serde_json::Value;
+use sluice_testkit::{AccessKey, ClickHouse, ClickHouseOptions, Site, Stack, wait_for};
+
+use crate::access::{clickhouse, daemon, keys, put, strict_s3, strict_site};
+use crate::harness::{BOUND, Rows, Sluice, drained, loaded, rows};
+
+/// The exit code and the checks.
+fn check(sluice: &Sluice, arguments: &[&str]) -> (Option<i32>, Vec<Value>) {
+    let output = sluice.command(&[&["check", "--output", "json"], arguments].concat());
+    let document: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    let checks = document["checks"].as_array().expect("an array");
+    (output.status.code(), checks.clone())
+}
+
+/// Of the check of this name: its result, detail and advice.
+#[track_caller]
+fn of<'a>(checks: &'a [Value], name: &str) -> (&'a str, &'a str, &'a str) {
+    let check = checks.iter().find(|check| check["name"] == name);
+    let check = check.unwrap_or_else(|| panic!("no check {name} in {checks:?}"));
+    let text = |field: &str| check[field].as_str().unwrap_or_default();
+    (text("result"), text("detail"), text("advice"))
+}
+
+/// What fails, and nothing else does.
+#[track_caller]
+fn assert_fails(checks: &[Value], names: &[&str]) {
+    let failed = checks.iter().filter(|check| check["result"] == "fail");
+    let failed: Vec<_> = failed
+        .map(|check| check["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(failed, names, "{checks:#?}");
+}
+
+async fn set_attribute(site: &Site, url: &str, name: QueueAttributeName, value: &str) {
+    let request = site.sqs.set_queue_attributes().queue_url(url);
+    request.attributes(name, value).send().await.unwrap();
+}
+
+/// A site whose queues are set up as they should be, with its tables and a loaded object.
+async fn good_site(stack: &Stack, name: &str) -> (Site, Sluice) {
+    let site = stack.site(name).await.unwrap();
+    for url in [&site.queue_url, &site.dlq_url] {
+        let name = QueueAttributeName::MessageRetentionPeriod;
+        set_attribute(&site, url, name, "1209600").await;
+    }
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    site.put("a.jsonl", "{\"note\":\"a\"}\n").await.unwrap();
+    sluice.start();
+    drained(&site).await;
+    sluice.stop().await;
+    (site, sluice)
+}
+
+/// What is there before and after: rows of every table, and all tables.
+async fn everything(stack: &Stack, site: &Site) -> (Rows, String) {
+    let sql = format!(
+        "SELECT name, total_rows FROM system.tables WHERE database = '{}' ORDER BY name",
+        site.database
+    );
+    let tables = stack.clickhouse.query(&sql).await.unwrap();
+    (rows(&stack.clickhouse, &site.database).await, tables)
+}
+
+#[tokio::test]
+async fn pain_19_where_all_is_well_all_passes_and_nothing_is_touched() {
+    let stack = Stack::shared();
+    let (site, sluice) = good_site(stack, "check").await;
+    site.send("left alone").await.unwrap();
+    let before = everything(stack, &site).await;
+
+    let (code, checks) = check(&sluice, &[]);
+    assert_eq!(code, Some(0), "{checks:#?}");
+    let told = serde_json::to_string_pretty(&checks).unwrap();
+    let told = told
+        .replace(&site.bucket, "SITE")
+        .replace(&site.database, "DATABASE")
+        .replace(stack.aws.endpoint(), "AWS")
+        .replace(stack.clickhouse.url(), "CLICKHOUSE");
+    insta::assert_snapshot!(told);
+
+    assert_eq!(everything(stack, &site).await, before);
+    let receive = site.sqs.receive_message().queue_url(&site.queue_url);
+    let receive =
+        receive.message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
+    let messages = receive.send().await.unwrap().messages.unwrap_or_default();
+    let counts: Vec<_> = messages
+        .iter()
+        .filter_map(|message| message.attributes()?.values().next())
+        .collect();
+    assert_eq!(counts, ["1"], "{messages:?}");
+
+    let text = sluice.command(&["check"]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    let last = text.lines().last().unwrap_or_default();
+    assert_eq!(last, format!("{} pass", checks.len()), "{text}");
+    assert!(text.starts_with("pass  configuration "), "{text}");
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_the_queue_is_named() {
+    let stack = Stack::shared();
+    let (site, sluice) = good_site(stack, "check-queue").await;
+    let retention = QueueAttributeName::MessageRetentionPeriod;
+
+    set_attribute(&site, &site.dlq_url, retention.clone(), "345600").await;
+    let (code, checks) = check(&sluice, &[]);
+    assert_fails(&checks, &["dead-letter queue"]);
+    let (_, detail, advice) = of(&checks, "dead-letter queue");
+    assert!(detail.contains("kept for 4d, and 14d"), "{detail}");
+    assert!(advice.contains("14 days"), "{advice}");
+    assert_eq!(code, Some(1));
+
+    // Short for both.
+    set_attribute(&site, &site.queue_url, retention.clone(), "3600").await;
+    let (code, checks) = check(&sluice, &[]);
+    assert_eq!(code, Some(0), "{checks:#?}");
+    assert_eq!(of(&checks, "retention").0, "warn");
+    assert_eq!(of(&checks, "dead-letter queue").0, "warn");
+
+    let soon = serde_json::json!({"deadLetterTargetArn": site.dlq_arn, "maxReceiveCount": 1});
+    let redrive = QueueAttributeName::RedrivePolicy;
+    set_attribute(&site, &site.queue_url, redrive, &soon.to_string()).await;
+    let (_, checks) = check(&sluice, &[]);
+    assert_eq!(of(&checks, "redrive policy").0, "warn");
+
+    // The other way round: a queue without one.
+    let sluice = sluice.set("queue.url", &site.dlq_url);
+    let (code, checks) = check(&sluice, &[]);
+    assert_fails(&checks, &["redrive policy"]);
+    assert!(
+        of(&checks, "redrive policy")
+            .2
+            .contains("allow_missing_dlq")
+    );
+    assert_eq!(code, Some(1));
+    let sluice = sluice.set("queue.allow_missing_dlq", true);
+    let (code, checks) = check(&sluice, &[]);
+    assert_eq!(of(&checks, "redrive policy").0, "warn");
+    assert_eq!(code, Some(0), "{checks:#?}");
+
+    let delete = site.sqs.delete_queue().queue_url(&site.dlq_url);
+    delete.send().await.unwrap();
+    let (code, checks) = check(&sluice, &[]);
+    assert_fails(&checks, &["queue"]);
+    assert_eq!(of(&checks, "redrive policy").0, "skip");
+    assert_eq!(code, Some(1));
+    let (code, checks) = check(&sluice.set("queue.url", &site.queue_url), &[]);
+    assert_fails(&checks, &["dead-letter queue"]);
+    assert_eq!(code, Some(1));
+}
+
+#[tokio::test]
+async fn who_does_not_answer_is_named_and_the_rest_is_checked() {
+    let stack = Stack::shared();
+    let (_, sluice) = good_site(stack, "check-away").await;
+    let nowhere = "http://127.0.0.1:1";
+
+    let sluice = sluice.environment("AWS_ENDPOINT_URL", nowhere.to_owned());
+    let (code, checks) = check(&sluice, &[]);
+    assert_fails(&checks, &["queue"]);
+    assert_eq!(of(&checks, "s3 by clickhouse").0, "pass");
+    assert_eq!(of(&checks, "s3 by worker").0, "warn");
+    assert_eq!(code, Some(1));
+
+    let sluice = sluice.environment("AWS_ENDPOINT_URL", stack.aws.endpoint().to_owned());
+    let sluice = sluice.set("clickhouse.url", nowhere);
+    let (code, checks) = check(&sluice, &["s3://somewhere/a.jsonl"]);
+    assert_fails(&checks, &["clickhouse"]);
+    assert!(of(&checks, "clickhouse").2.contains("clickhouse.url"));
+    for skipped in ["version", "tables", "s3 by clickhouse"] {
+        assert_eq!(of(&checks, skipped).0, "skip", "{skipped}");
+    }
+    assert_eq!(of(&checks, "redrive policy").0, "pass");
+    assert_eq!(code, Some(1));
+}
+
+#[tokio::test]
+async fn what_is_wrong_in_clickhouse_is_named() {
+    let stack = Stack::shared();
+    let (site, sluice) = good_site(stack, "check-tables").await;
+    let execute = async |sql: &str| {
+        let sql = sql.replace("DB", &site.database);
+        stack.clickhouse.execute(&sql).await.unwrap();
+    };
+    let view = "SELECT name FROM system.tables WHERE database = 'DB' \
+                AND name LIKE 'landing%to_object_rows'";
+    let view = view.replace("DB", &site.database);
+    let view = stack.clickhouse.query(&view).await.unwrap();
+    let view = view.trim();
+    execute("DROP TABLE DB.ledger_failures").await;
+    execute(&format!("DROP TABLE DB.{view}")).await;
+    execute("ALTER TABLE DB.object_rows MODIFY SETTING non_replicated_deduplication_window = 0")
+        .await;
+    execute("ALTER TABLE DB.video_events DROP COLUMN page_attempt_number").await;
+    let (code, checks) = check(&sluice, &[]);
+    assert_fails(&checks, &["tables"]);
+    let (_, detail, advice) = of(&checks, "tables");
+    for what in [
+        "table ledger_failures",
+        "settings of object_rows",
+        "columns of video_events",
+        &format!("view {view}"),
+    ] {
+        assert!(detail.contains(what), "{detail}");
+    }
+    assert!(advice.contains("sluice migrate"), "{advice}");
+    assert_eq!(code, Some(1));
+    sluice.migrate();
+    let (code, checks) = check(&sluice, &[]);
+    assert_eq!(code, Some(0), "{checks:#?}");
+
+    // Nobody can know whether a balancer is in between.
+    let sluice = sluice.set("clickhouse.engine", "replicated");
+    let (_, checks) = check(&sluice, &[]);
+    let (result, _, advice) = of(&checks, "consistency");
+    assert_eq!(result, "warn");
+    assert!(
+        advice.contains("select_sequential_consistency = 1"),
+        "{advice}"
+    );
+
+    let sluice = sluice.set("clickhouse.insert_timeout", "12h");
+    let (_, checks) = check(&sluice, &[]);
+    assert_eq!(of(&checks, "visibility timeout").0, "fail");
+
+    let sluice = sluice
+        .set("clickhouse.user", "secured")
+        .environment("SLUICE__CLICKHOUSE__PASSWORD", "wrong".into());
+    let (code, checks) = check(&sluice, &[]);
+    let (result, _, advice) = of(&checks, "clickhouse");
+    assert_eq!(result, "fail");
+    assert!(advice.contains("clickhouse.password"), "{advice}");
+    assert_eq!(code, Some(1));
+}
+
+#[tokio::test]
+async fn who_may_not_read_the_bucket_is_named() {
+    let s3 = strict_s3().await;
+    let stack = Stack::shared();
+    let site = strict_site(&s3, "check-s3").await;
+    put(&s3, &site, &site.bucket, "a.jsonl").await;
+    let object = format!("s3://{}/a.jsonl", site.bucket);
+    let reader = s3.reader(&site.bucket).await.unwrap();
+    let stranger = s3.reader(&format!("{}-other", site.bucket)).await.unwrap();
+    // The worker reads at the strict S3 as well, and its queue is elsewhere.
+    let with = |clickhouse: &AccessKey, worker: &AccessKey, fallback: &str| {
+        daemon(stack.clickhouse.url(), &s3, &site, &keys(clickhouse))
+            .set("load.fallback", fallback)
+            .environment("AWS_ENDPOINT_URL_S3", s3.endpoint().to_owned())
+            .environment("AWS_ACCESS_KEY_ID", worker.id.clone())
+            .environment("AWS_SECRET_ACCESS_KEY", worker.secret.clone())
+    };
+    with(&reader, &reader, "auto").migrate();
+    for (clickhouse, worker, fallback, expected) in [
+        (&reader, &reader, "auto", ["pass", "pass"]),
+        (&reader, &stranger, "auto", ["pass", "warn"]),
+        (&stranger, &reader, "auto", ["warn", "pass"]),
+        (&stranger, &stranger, "auto", ["fail", "warn"]),
+        (&stranger, &reader, "never", ["fail", "skip"]),
+        (&stranger, &reader, "always", ["skip", "pass"]),
+        (&stranger, &stranger, "always", ["skip", "fail"]),
+    ] {
+        let sluice = with(clickhouse, worker, fallback);
+        let of_bucket = ["--bucket", &site.bucket];
+        for arguments in [[&*object].as_slice(), &of_bucket] {
+            let (code, checks) = check(&sluice, arguments);
+            let results = ["s3 by clickhouse", "s3 by worker"].map(|name| of(&checks, name).0);
+            assert_eq!(results, expected, "{fallback} {arguments:?} {checks:#?}");
+            let fails = expected.contains(&"fail");
+            assert_eq!(code, Some(i32::from(fails)));
+        }
+    }
+
+    let sluice = with(&reader, &reader, "auto");
+    let missing = format!("s3://{}/missing.jsonl", site.bucket);
+    let (_, checks) = check(&sluice, &[&missing]);
+    assert_fails(&checks, &["s3 by clickhouse"]);
+    let (_, checks) = check(&sluice, &["--bucket", "nobodys"]);
+    assert_fails(&checks, &["s3 by clickhouse"]);
+    let (_, checks) = check(&sluice, &[]);
+    assert_eq!(of(&checks, "s3 by clickhouse").0, "skip");
+    assert!(of(&checks, "s3 by clickhouse").1.contains("--bucket"));
+}
+
+/// Names of scratch tables.
+async fn scratch(clickhouse: &ClickHouse, site: &Site) -> String {
+    let sql = format!(
+        "SELECT name FROM system.tables WHERE database = '{}' AND name LIKE 'sluice_check%' \
+         ORDER BY name",
+        site.database
+    );
+    clickhouse.query(&sql).await.unwrap()
+}
+
+#[tokio::test]
+async fn pain_15_a_server_that_does_not_recognise_repeated_inserts_is_found_out() {
+    let stack = Stack::shared();
+    let (site, sluice) = good_site(stack, "check-canary").await;
+    for strategy in ["single_pass", "per_type"] {
+        let sluice = Sluice::new(stack, &site).set("load.strategy", strategy);
+        let (code, checks) = check(&sluice, &[]);
+        assert_eq!(of(&checks, "repeated inserts").0, "pass", "{checks:#?}");
+        assert_eq!(code, Some(0), "{checks:#?}");
+        let forgetful = sluice.set("clickhouse.user", "forgetful");
+        let (code, checks) = check(&forgetful, &[]);
+        assert_fails(&checks, &["repeated inserts"]);
+        let (_, detail, advice) = of(&checks, "repeated inserts");
+        assert!(detail.contains("instead of 4"), "{detail}");
+        assert!(advice.contains("deduplicate_insert_select"), "{advice}");
+        assert_eq!(code, Some(1));
+    }
+    assert_eq!(scratch(&stack.clickhouse, &site).await, "");
+
+    // What a check leaves that is killed.
+    let now: u64 = stack
+        .clickhouse
+        .scalar("SELECT toUnixTimestamp(now())")
+        .await
+        .unwrap();
+    for age in [60, 3700] {
+        let sql = format!(
+            "CREATE TABLE {}.sluice_check_{}_0_canaries (x UInt8) ENGINE = Null",
+            site.database,
+            now - age
+        );
+        stack.clickhouse.execute(&sql).await.unwrap();
+    }
+    check(&sluice, &[]);
+    let left = scratch(&stack.clickhouse, &site).await;
+    assert_eq!(left, format!("sluice_check_{}_0_canaries\n", now - 60));
+
+    // Tables cannot be made.
+    let sluice = sluice
+        .set("clickhouse.user", "reader")
+        .environment("SLUICE__CLICKHOUSE__PASSWORD", "look-only".into());
+    let (code, checks) = check(&sluice, &[]);
+    let (result, detail, advice) = of(&checks, "repeated inserts");
+    assert_eq!(result, "fail");
+    assert!(detail.contains("CREATE TABLE"), "{detail}");
+    assert!(advice.contains("--print-policy"), "{advice}");
+    assert_eq!(code, Some(1));
+}
+
+/// As strict as a server can be.
+const STRICT: &str = "<access_control_improvements>\
+    <select_from_system_db_requires_grant>true</select_from_system_db_requires_grant>\
+    <table_engines_require_grant>true</table_engines_require_grant>\
+    </access_control_improvements>";
+
+fn user(name: &str, grants: &[&str]) -> String {
+    let grants = grants.iter().map(|g| format!("<query>GRANT {g}</query>"));
+    let grants: String = grants.collect();
+    format!(
+        "<{name}><password></password><networks><ip>127.0.0.1</ip></networks>\
+         <profile>default</profile><quota>default</quota><grants>{grants}</grants></{name}>"
+    )
+}
+
+#[tokio::test]
+async fn the_rights_that_are_printed_are_enough_and_each_that_is_missing_is_named() {
+    let stack = Stack::shared();
+    let site = stack.site("check-rights").await.unwrap();
+    let at = |url: &str, user: &str| {
+        Sluice::new(stack, &site)
+            .set("clickhouse.url", url)
+            .set("clickhouse.user", user)
+            .set("load.max_rejected_ratio", "0.5")
+    };
+    let printing = at("http://127.0.0.1:1", "least");
+    let print = ["check", "--print-policy", "--bucket", "uploads"];
+    let text = String::from_utf8(printing.command(&print).stdout).unwrap();
+    let text = text
+        .replace(&site.bucket, "SITE")
+        .replace(&site.database, "DATABASE");
+    insta::assert_snapshot!(text);
+    let json = printing.command(&[&print[..], &["--output", "json"]].concat());
+    let policies: Value = serde_json::from_slice(&json.stdout).unwrap();
+    let grants = |of: &str| -> Vec<&str> {
+        let grants = policies["clickhouse"][of].as_array().unwrap();
+        grants.iter().map(|grant| grant.as_str().unwrap()).collect()
+    };
+    let run = grants("run");
+
+    let mut users = user("least", &run)
+        + &user("checker", &[run.clone(), grants("check")].concat())
+        + &user("migrator", &grants("migrate"));
+    for missing in 0..run.len() {
+        let mut rest = run.clone();
+        rest.remove(missing);
+        users += &user(&format!("lacks{missing}"), &rest);
+    }
+    let clickhouse = clickhouse(ClickHouseOptions {
+        configuration: STRICT.to_owned(),
+        users,
+        ..ClickHouseOptions::default()
+    })
+    .await;
+    at(clickhouse.url(), "migrator").migrate();
+
+    // A load, with rejected lines, and one that is taken back.
+    site.put("some.jsonl", "{\"note\":\"a\"}\nno JSON\n")
+        .await
+        .unwrap();
+    let mut least = at(clickhouse.url(), "least");
+    least.start();
+    drained(&site).await;
+    site.put("none.jsonl", "no JSON\n").await.unwrap();
+    let database = &site.database;
+    wait_for("an object that is taken back", BOUND, async || {
+        let sql =
+            format!("SELECT count() FROM {database}.ledger_failures WHERE class = 'rejected'");
+        Ok((clickhouse.scalar::<u64>(&sql).await? > 0).then_some(()))
+    })
+    .await;
+    assert_eq!(least.stop().await.code(), Some(0));
+    assert_eq!(loaded(&clickhouse, database).await, 1);
+    let kept = format!("SELECT count() FROM {database}.rejected_lines");
+    assert_eq!(clickhouse.scalar::<u64>(&kept).await.unwrap(), 1);
+
+    let (code, checks) = check(&at(clickhouse.url(), "checker"), &[]);
+    assert_eq!(code, Some(0), "{checks:#?}");
+    let (_, checks) = check(&least, &[]);
+    assert_fails(&checks, &["repeated inserts"]);
+    for (missing, grant) in run.iter().enumerate() {
+        let user = format!("lacks{missing}");
+        let (code, checks) = check(&at(clickhouse.url(), &user), &[]);
+        let (result, _, advice) = of(&checks, "clickhouse rights");
+        assert_eq!((result, code), ("fail", Some(1)), "{grant}: {checks:#?}");
+        assert_eq!(advice, format!("GRANT {grant} TO `{user}`;"));
+    }
+}
