@@ -4,6 +4,7 @@ mod backfill;
 mod check;
 mod config;
 mod dlq;
+mod health;
 mod migrate;
 mod moment;
 mod output;
@@ -16,6 +17,7 @@ mod status;
 mod stop;
 mod survey;
 mod types;
+mod worker;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -103,6 +105,10 @@ enum Command {
     ///
     /// Reads the ledger and the queue's attributes; receives nothing.
     Status(status::Arguments),
+    /// Ask the worker of this configuration whether its event loop turns
+    ///
+    /// For health checks where there is no other client: /healthz at `admin.listen`.
+    Health,
     /// List the declared event types, or preview what would become of lines
     #[command(subcommand)]
     Types(types::Command),
@@ -197,6 +203,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Check(arguments) => runtime.block_on(check::run(&config, &arguments)),
         Command::Migrate(arguments) => runtime.block_on(migrate::run(&config, &arguments)),
         Command::Status(arguments) => runtime.block_on(status::run(&config, &arguments)),
+        Command::Health => runtime.block_on(health::run(&config)),
         Command::Types(command) => runtime.block_on(types::run(&config, &command)),
         Command::Reconcile(arguments) => runtime.block_on(reconcile::run(&config, &arguments)),
         Command::Retry(arguments) => runtime.block_on(retry::run(&config, &arguments)),

@@ -1,18 +1,15 @@
 //! `sluice status`
 
 use std::fmt;
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::body::{Body, to_bytes};
+use aws_sdk_sqs::Client;
 use futures_util::future::join_all;
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
 
 use super::output::{Output, first_words, shown, table};
-use super::{aws, warehouse};
+use super::{aws, warehouse, worker};
 use crate::admin::WorkerStatus;
 use crate::config::{Config, HumanDuration};
 use crate::history::{
@@ -80,10 +77,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
         return arguments.output.show(&Failed(failed));
     }
     let queues = async {
-        let queue = SqsQueue::new(
-            aws_sdk_sqs::Client::new(&aws(config).await),
-            config.queue.require_url()?,
-        );
+        let queue = SqsQueue::new(Client::new(&aws(config).await), config.queue.require_url()?);
         anyhow::Ok(queues(&queue).await?)
     };
     let since = since.unwrap_or(ACTIVITY);
@@ -158,15 +152,11 @@ struct Process {
 }
 
 async fn processes(config: &Config, named: &[String]) -> Vec<Process> {
-    let mut addresses = named.to_vec();
-    let mut listen = config.admin.listen;
-    // On port 0 it is wherever there was room.
-    if addresses.is_empty() && listen.port() != 0 {
-        if listen.ip().is_unspecified() {
-            listen.set_ip(Ipv4Addr::LOCALHOST.into());
-        }
-        addresses.push(listen.to_string());
-    }
+    let addresses = if named.is_empty() {
+        worker::address_here(config).into_iter().collect()
+    } else {
+        named.to_vec()
+    };
     let asked = addresses.into_iter().map(async |address| Process {
         status: part(status_of(&address).await),
         address,
@@ -175,23 +165,10 @@ async fn processes(config: &Config, named: &[String]) -> Vec<Process> {
 }
 
 async fn status_of(address: &str) -> anyhow::Result<WorkerStatus> {
-    let url = format!("http://{address}/status.json")
-        .parse()
-        .with_context(|| format!("{address} is no HOST:PORT"))?;
-    let client = Client::builder(TokioExecutor::new()).build_http::<Body>();
-    let answer = tokio::time::timeout(PATIENCE, async {
-        let response = client.get(url).await?;
-        let status = response.status();
-        anyhow::ensure!(status.is_success(), "it answers {status}");
-        Ok(to_bytes(Body::new(response.into_body()), MOST_STATUS_BYTES).await?)
-    });
-    let body = answer.await.context("it does not answer in time")??;
+    let (status, body) = worker::get(address, "/status.json").await?;
+    anyhow::ensure!(status.is_success(), "it answers {status}");
     serde_json::from_slice(&body).context("it answers something else")
 }
-
-/// A worker that is well answers at once.
-const PATIENCE: Duration = Duration::from_secs(5);
-const MOST_STATUS_BYTES: usize = 1 << 20;
 
 #[derive(Serialize)]
 struct Queues {

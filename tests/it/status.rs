@@ -40,6 +40,10 @@ async fn a_worker_tells_how_it_is_and_how_far_behind() {
     let told = text(&sluice, &["--worker", &address]);
     assert!(told.contains(": well, up for "), "{told}");
     assert!(told.contains("lag         median "), "{told}");
+    let listen = format!("admin.listen={address}");
+    let health = |listen: &str| sluice.command(&["health", "--set", listen]).status.code();
+    assert_eq!(health(&listen), Some(0));
+    assert_eq!(health("admin.listen=127.0.0.1:1"), Some(1));
 
     let drop = format!("DROP TABLE {}.ledger_batches", site.database);
     stack.clickhouse.execute(&drop).await.unwrap();

@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask stack`, `test`, `demo` and `chaos`. None needs anything that runs
+//! Developer commands: `cargo xtask stack`, `test`, `demo`, `chaos` and `tour`. None needs anything that runs
 //! already; what they start ends with them.
 
 mod build;
@@ -8,6 +8,7 @@ mod demo;
 mod interrupt;
 mod stack;
 mod test;
+mod tour;
 
 use std::process::ExitCode;
 
@@ -32,6 +33,9 @@ enum Command {
     Demo(demo::Arguments),
     /// Load while everything goes wrong at random, and compare every row in the end
     Chaos(chaos::Arguments),
+    /// Run the operator's commands on a stack where some things went wrong, and write what they
+    /// print into docs/tour.md
+    Tour,
 }
 
 #[tokio::main]
@@ -41,6 +45,7 @@ async fn main() -> ExitCode {
         Command::Test(arguments) => test::run(arguments).await,
         Command::Demo(arguments) => demo::run(arguments).await,
         Command::Chaos(arguments) => chaos::run(arguments).await,
+        Command::Tour => tour::run().await,
     };
     outcome.unwrap_or_else(|error| {
         console::note(&format!("error: {error:#}"));

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 /// Enough to finish a batch; short enough that a killed demo leaves nothing for long.
 const GRACE: Duration = Duration::from_secs(3);
 
-pub(super) struct Daemon {
+pub(crate) struct Daemon {
     // Ended before its directory goes.
     process: Process,
     directory: TempDir,
@@ -21,7 +21,7 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    pub(super) async fn start(binary: &Path, stack: &Stack, site: &Site) -> Result<Self> {
+    pub(crate) async fn start(binary: &Path, stack: &Stack, site: &Site) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("sluice-demo-").tempdir()?;
         let admin_port = free_port()?;
         let path = directory.path().join("sluice.yaml");
@@ -57,7 +57,7 @@ impl Daemon {
     }
 
     /// The error with the end of Sluice's log; the whole log is put where it outlives the demo.
-    pub(super) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+    pub(crate) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         let kept = target_directory().join("stack").join("demo-sluice.log");
         let whole = match std::fs::copy(self.log(), &kept) {
             Ok(_) => format!("the whole log is in {}", kept.display()),
@@ -73,7 +73,7 @@ impl Daemon {
         self.directory.path().join("sluice.log")
     }
 
-    pub(super) fn configuration(&self) -> PathBuf {
+    pub(crate) fn configuration(&self) -> PathBuf {
         self.directory.path().join("sluice.yaml")
     }
 

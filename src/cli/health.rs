@@ -1,0 +1,15 @@
+//! `sluice health`
+
+use anyhow::{Context, ensure};
+
+use super::worker;
+use crate::config::Config;
+
+pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
+    let address = worker::address_here(config);
+    let address = address.context("`admin.listen` has port 0: the worker can be anywhere")?;
+    let (status, body) = worker::get(&address, "/healthz").await?;
+    let said = String::from_utf8_lossy(&body);
+    ensure!(status.is_success(), "{}", said.trim());
+    Ok(())
+}
