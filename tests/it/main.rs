@@ -10,6 +10,7 @@ mod end_to_end;
 mod evolve;
 mod harness;
 mod injection;
+mod json;
 mod keys;
 mod large;
 mod mapping;

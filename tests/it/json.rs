@@ -1,0 +1,110 @@
+//! What scripts read: every command's JSON, of one scenario.
+
+use std::process::Output;
+
+use regex::Regex;
+use serde_json::Value;
+use sluice_testkit::{Site, SiteOptions, Stack};
+
+use crate::harness::{Sluice, dead_letters, drained};
+
+/// Without what differs from run to run.
+fn stable(json: &str, site: &Site) -> String {
+    let mut text = json
+        .replace(&site.bucket, "SITE")
+        .replace(&site.database, "DATABASE");
+    for (what, name) in [
+        (r"http://127\.0\.0\.1:\d+", "URL"),
+        (
+            r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+            "UUID",
+        ),
+        (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?Z?", "TIME"),
+        (r"landing_[0-9a-f]{8}", "LANDING"),
+        (r"\(version [^)]*\)", "(VERSION)"),
+        (r#""[0-9.]+" answers"#, "VERSION answers"),
+        (r#"(?P<before>"worker": )"[^"]*""#, "${before}WORKER"),
+        (
+            r#"(?P<before>"(estimated|oldest)_seconds": )[0-9.]+"#,
+            "${before}SECONDS",
+        ),
+        // An event of S3: the stand-in's own ids.
+        (r#"(?P<before>"body": )".*""#, "${before}BODY"),
+    ] {
+        let found = Regex::new(what).unwrap();
+        text = found.replace_all(&text, name).into_owned();
+    }
+    text
+}
+
+fn printed(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn every_command_has_a_document_for_scripts() {
+    let stack = Stack::shared();
+    let options = SiteOptions {
+        max_receive_count: 1,
+        ..SiteOptions::default()
+    };
+    let site = stack.site_with("json", options).await.unwrap();
+    let types = tempfile::tempdir().unwrap();
+    let click = "table: clicks\nrule: {path: [verb], equals: click}\norder_by: [id]\ncolumns:\n\
+                 - {name: id, type: String, path: [id], required: true}\n";
+    std::fs::write(types.path().join("click.yaml"), click).unwrap();
+    let mut sluice = Sluice::new(stack, &site).set("event_types.dir", types.path().display());
+    let json = |sluice: &Sluice, arguments: &[&str]| {
+        let output = sluice.command(&[arguments, &["--output", "json"]].concat());
+        let parsed: Result<Value, _> = serde_json::from_slice(&output.stdout);
+        assert!(parsed.is_ok(), "{arguments:?}: {output:?}");
+        printed(&output).to_owned()
+    };
+    let check = |name: &str, document: &str| {
+        insta::assert_snapshot!(name, stable(document, &site));
+    };
+
+    let migrated: Value = serde_json::from_str(&json(&sluice, &["migrate"])).unwrap();
+    let whats: Vec<_> = migrated["statements"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|statement| statement["what"].as_str().unwrap())
+        .collect();
+    check("migrate", &whats.join("\n"));
+    check("migrate_again", &json(&sluice, &["migrate"]));
+
+    let lines = "{\"verb\":\"click\",\"id\":\"1\"}\nno JSON\n{\"verb\":\"other\"}\n";
+    site.put("good.jsonl", lines).await.unwrap();
+    sluice.start();
+    drained(&site).await;
+    // By itself, or it would be a matter of chance whether both are in one batch.
+    site.put("bad.jsonl.gz", "no gzip").await.unwrap();
+    dead_letters(&site, 1).await;
+    assert_eq!(sluice.stop().await.code(), Some(0));
+
+    let bucket = format!("s3://{}", site.bucket);
+    let (good, bad) = (
+        format!("{bucket}/good.jsonl"),
+        format!("{bucket}/bad.jsonl.gz"),
+    );
+    for (name, arguments) in [
+        ("status", &["status"][..]),
+        ("status_good", &["status", &good]),
+        ("status_bad", &["status", &bad]),
+        ("status_failed", &["status", "--failed"]),
+        ("retry", &["retry", "--all", "--dry-run"]),
+        ("dlq_list", &["dlq", "list"]),
+        ("dlq_redrive", &["dlq", "redrive", "--dry-run"]),
+        ("rejects_replay", &["rejects", "replay", "--dry-run"]),
+        ("types_list", &["types", "list"]),
+        ("types_preview", &["types", "preview", &good]),
+        ("backfill", &["backfill", &bucket, "--dry-run"]),
+        ("reconcile", &["reconcile", &bucket]),
+    ] {
+        check(name, &json(&sluice, arguments));
+    }
+    let letters: Value = serde_json::from_str(&json(&sluice, &["dlq", "list"])).unwrap();
+    let id = letters["messages"][0]["message_id"].as_str().unwrap();
+    check("dlq_show", &json(&sluice, &["dlq", "show", id]));
+}
