@@ -44,7 +44,7 @@ use crate::notification::filter::Filter;
 use crate::plan::{Planner, S3Access, S3Source, Strategy};
 use crate::schema::landing_name;
 use crate::store::Store;
-use crate::warehouse::{Access, Warehouse};
+use crate::warehouse::{Access, Warehouse, WarehouseError};
 
 /// Loads S3 objects into ClickHouse, once each, as SQS announces them.
 ///
@@ -363,12 +363,28 @@ fn needed_tables(catalog: &Catalog, strategy: LoadStrategy) -> Vec<String> {
     tables.map(str::to_owned).chain(landing).collect()
 }
 
-fn tables_are_missing(warehouse: &Warehouse, missing: &[&str]) -> String {
-    format!(
-        "tables are missing in database {}: {}; run `sluice migrate`",
-        warehouse.database(),
-        missing.join(", "),
-    )
+/// Why nothing must be loaded as things are, in one word and in many.
+async fn obstacle(
+    warehouse: &Warehouse,
+    tables: &[String],
+) -> Result<Option<(&'static str, String)>, WarehouseError> {
+    let missing = warehouse.missing_tables(tables).await?;
+    if !missing.is_empty() {
+        let why = format!(
+            "tables are missing in database {}: {}; run `sluice migrate`",
+            warehouse.database(),
+            missing.join(", "),
+        );
+        return Ok(Some(("schema", why)));
+    }
+    let forgetful = warehouse.forgetful_setting().await?;
+    Ok(forgetful.map(|setting| {
+        let why = format!(
+            "`{setting}` is 'disable' for this user: rows of a repeated insert would be doubled; \
+             take it out of the user's profile"
+        );
+        ("settings", why)
+    }))
 }
 
 /// What is to be loaded of what is announced.

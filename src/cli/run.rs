@@ -9,8 +9,7 @@ use tracing::{error, info, warn};
 
 use super::stop::stop_on_signals;
 use super::{
-    aws, catalog, loader, needed_tables, notification_filter, planner, tables_are_missing,
-    warehouse,
+    aws, catalog, loader, needed_tables, notification_filter, obstacle, planner, warehouse,
 };
 use crate::admin::{AdminListener, Health};
 use crate::batch::BatchLimits;
@@ -167,7 +166,8 @@ async fn check_queue(
     }
 }
 
-/// Asks ClickHouse, whenever the breaker is open, whether it is well: reachable, with the tables.
+/// Asks ClickHouse, whenever the breaker is open, whether it is well: reachable, with the tables, and with
+/// a memory for tokens.
 async fn probe(
     warehouse: Warehouse,
     catalog: Catalog,
@@ -177,12 +177,9 @@ async fn probe(
     let tables = needed_tables(&catalog, strategy);
     loop {
         breaker.unprobed().await;
-        match warehouse.missing_tables(&tables).await {
-            Ok(missing) if missing.is_empty() => breaker.succeeded(Scope::Inserts),
-            Ok(missing) => {
-                let why = tables_are_missing(&warehouse, &missing);
-                breaker.open(Scope::Everything, "schema", &why);
-            }
+        match obstacle(&warehouse, &tables).await {
+            Ok(None) => breaker.succeeded(Scope::Inserts),
+            Ok(Some((class, why))) => breaker.open(Scope::Everything, class, &why),
             Err(error) => breaker.open(Scope::Everything, halt_class(&error), &with_advice(&error)),
         }
     }

@@ -178,6 +178,7 @@ const PAUSE_REASONS: &[&str] = &[
     "authentication",
     "permission",
     "schema",
+    "settings",
     "read_only",
     "too_many_parts",
     "no_space",

@@ -342,6 +342,27 @@ impl Warehouse {
         Ok(missing)
     }
 
+    /// A setting of the user's under which a repeated insert is not recognised, although it asks
+    /// to be.
+    pub async fn forgetful_setting(&self) -> Result<Option<&'static str>, WarehouseError> {
+        #[derive(serde::Deserialize)]
+        struct Row {
+            off: u8,
+        }
+        // Servers from before 24.10 have neither this function nor such settings.
+        const UNKNOWN_FUNCTION: u32 = 46;
+        for name in ["deduplicate_insert", "deduplicate_insert_select"] {
+            let sql = format!("SELECT getSettingOrDefault('{name}', '') = 'disable' AS off");
+            match self.rows::<Row>(&sql).await {
+                Ok(rows) if rows.iter().any(|row| row.off == 1) => return Ok(Some(name)),
+                Ok(_) => {}
+                Err(error) if error.code() == Some(UNKNOWN_FUNCTION) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
     pub async fn ping(&self) -> Result<(), WarehouseError> {
         self.run("SELECT 1 FORMAT Null").await
     }

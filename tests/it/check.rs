@@ -313,6 +313,11 @@ async fn pain_15_a_server_that_does_not_recognise_repeated_inserts_is_found_out(
         assert!(detail.contains("instead of 4"), "{detail}");
         assert!(advice.contains("deduplicate_insert_select"), "{advice}");
         assert_eq!(code, Some(1));
+        // And nothing is loaded so.
+        let mut forgetful = forgetful;
+        forgetful.start();
+        forgetful.not_ready("deduplicate_insert_select").await;
+        assert_eq!(forgetful.stop().await.code(), Some(0));
     }
     assert_eq!(scratch(&stack.clickhouse, &site).await, "");
 

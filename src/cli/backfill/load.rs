@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail};
 use bytesize::ByteSize;
 use indicatif::{HumanDuration, ProgressBar, ProgressFinish, ProgressStyle};
 use serde::Serialize;
@@ -16,7 +16,7 @@ use crate::batch::BatchLimits;
 use crate::cli::output::{shown, table};
 use crate::cli::stop::stop_on_signals;
 use crate::cli::{
-    Incomplete, aws, catalog, loader, needed_tables, note, planner, tables_are_missing, warehouse,
+    Incomplete, aws, catalog, loader, needed_tables, note, obstacle, planner, warehouse,
 };
 use crate::config::{Config, LogConfig};
 use crate::listing::Lister;
@@ -77,9 +77,11 @@ async fn ready_loader(config: &Config, aws: &aws_config::SdkConfig) -> anyhow::R
     let catalog = catalog(config)?;
     let warehouse = warehouse(config)?;
     let needed = needed_tables(&catalog, config.load.strategy);
-    let missing = warehouse.missing_tables(&needed).await;
-    let missing = missing.map_err(|error| anyhow::anyhow!(with_advice(&error)))?;
-    ensure!(missing.is_empty(), tables_are_missing(&warehouse, &missing));
+    let obstacle = obstacle(&warehouse, &needed).await;
+    let obstacle = obstacle.map_err(|error| anyhow::anyhow!(with_advice(&error)))?;
+    if let Some((_, why)) = obstacle {
+        bail!(why);
+    }
     let region = aws.region().map_or("us-east-1", |region| region.as_ref());
     let planner = planner(config, catalog.clone(), region)?;
     let breaker = Arc::new(Breaker::new(config.load.probe_interval.get()));

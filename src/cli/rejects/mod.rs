@@ -5,14 +5,13 @@ mod list;
 mod replay;
 mod show;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Subcommand;
 
-use super::{catalog, planner, warehouse, worker_name};
+use super::{catalog, ledger, needed_tables, obstacle, planner, warehouse};
 use crate::config::Config;
 use crate::failpoint;
 use crate::kept::KeptLines;
-use crate::ledger::Ledger;
 use crate::replay::Replayer;
 
 #[derive(Subcommand)]
@@ -39,12 +38,17 @@ pub(super) async fn run(config: &Config, command: &Command) -> anyhow::Result<()
         Command::List(arguments) => list::run(&kept, arguments).await.with_context(unanswered),
         Command::Show(arguments) => show::run(&kept, arguments).await.with_context(unanswered),
         Command::Replay(arguments) => {
-            let lease = config.queue.visibility_timeout.get();
+            let catalog = catalog(config)?;
+            let needed = needed_tables(&catalog, config.load.strategy);
+            let obstacle = obstacle(&warehouse, &needed).await;
+            if let Some((_, why)) = obstacle.with_context(unanswered)? {
+                bail!(why);
+            }
             let replayer = Replayer {
-                ledger: Ledger::new(warehouse.clone(), worker_name(), lease),
+                ledger: ledger(config, warehouse.clone()),
                 warehouse,
                 // Nothing is read from S3.
-                planner: planner(config, catalog(config)?, "")?,
+                planner: planner(config, catalog, "")?,
                 timeout,
             };
             replay::run(&kept, &replayer, arguments).await
