@@ -2,6 +2,7 @@
 
 use aws_sdk_sqs::types::{MessageSystemAttributeName, QueueAttributeName};
 use serde_json::Value;
+use sluice_testkit::xapi::Generator;
 use sluice_testkit::{AccessKey, ClickHouse, ClickHouseOptions, Site, Stack, wait_for};
 
 use crate::access::{clickhouse, daemon, keys, put, strict_s3, strict_site};
@@ -366,6 +367,17 @@ fn user(name: &str, grants: &[&str]) -> String {
     )
 }
 
+/// Two lines that no event type takes, and one that an event type takes if it is not too long.
+fn with_a_long_line() -> String {
+    let bundles = Generator::new(3).faults(0.0, 0.0);
+    let mut plain = bundles.filter(|bundle| bundle.key.ends_with(".jsonl"));
+    let bytes = plain.next().unwrap().bytes;
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap();
+    let mut statement: Value = serde_json::from_slice(line).unwrap();
+    statement["pad"] = "p".repeat(5000).into();
+    format!("{{\"note\":1}}\n{{\"note\":2}}\n{statement}\n")
+}
+
 #[tokio::test]
 async fn the_rights_that_are_printed_are_enough_and_each_that_is_missing_is_named() {
     let stack = Stack::shared();
@@ -393,6 +405,7 @@ async fn the_rights_that_are_printed_are_enough_and_each_that_is_missing_is_name
 
     let mut users = user("least", &run)
         + &user("checker", &[run.clone(), grants("check")].concat())
+        + &user("operator", &[run.clone(), grants("operate")].concat())
         + &user("migrator", &grants("migrate"));
     for missing in 0..run.len() {
         let mut rest = run.clone();
@@ -411,7 +424,8 @@ async fn the_rights_that_are_printed_are_enough_and_each_that_is_missing_is_name
     site.put("some.jsonl", "{\"note\":\"a\"}\nno JSON\n")
         .await
         .unwrap();
-    let mut least = at(clickhouse.url(), "least");
+    site.put("long.jsonl", with_a_long_line()).await.unwrap();
+    let mut least = at(clickhouse.url(), "least").set("load.max_line_bytes", "4KiB");
     least.start();
     drained(&site).await;
     site.put("none.jsonl", "no JSON\n").await.unwrap();
@@ -423,8 +437,34 @@ async fn the_rights_that_are_printed_are_enough_and_each_that_is_missing_is_name
     })
     .await;
     assert_eq!(least.stop().await.code(), Some(0));
-    assert_eq!(loaded(&clickhouse, database).await, 1);
+    assert_eq!(loaded(&clickhouse, database).await, 2);
     let kept = format!("SELECT count() FROM {database}.rejected_lines");
+    assert_eq!(clickhouse.scalar::<u64>(&kept).await.unwrap(), 2);
+
+    let operator = at(clickhouse.url(), "operator");
+    let bucket = format!("s3://{}", site.bucket);
+    let some = format!("{bucket}/some.jsonl");
+    for (arguments, code) in [
+        (&["status"][..], 0),
+        (&["status", &some], 0),
+        (&["status", "--failed"], 0),
+        (&["retry", "--all", "--dry-run"], 0),
+        (&["dlq", "list"], 0),
+        (&["rejects", "list"], 0),
+        (&["rejects", "show", &some], 0),
+        (&["rejects", "replay"], 0),
+        (&["backfill", &some, "--force"], 0),
+        (&["types", "preview", &some], 0),
+        // One object is not loaded.
+        (&["reconcile", &bucket], 3),
+    ] {
+        let output = operator.command(arguments);
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{arguments:?}: {output:?}"
+        );
+    }
     assert_eq!(clickhouse.scalar::<u64>(&kept).await.unwrap(), 1);
 
     let (code, checks) = check(&at(clickhouse.url(), "checker"), &[]);

@@ -12,7 +12,7 @@ use crate::event_types::Catalog;
 use crate::event_types::select::Target;
 use crate::ledger::{BATCHES_TABLE, FAILURES_TABLE, OBJECTS_TABLE};
 use crate::queue::QueueAttributes;
-use crate::schema::LANDING_PREFIX;
+use crate::schema::{LANDING_PREFIX, REPLAYED};
 use crate::sql;
 use crate::warehouse::{Warehouse, WarehouseError};
 
@@ -24,7 +24,7 @@ pub(super) struct Grants {
     run: Vec<String>,
     /// For `sluice check`.
     check: Vec<String>,
-    /// For `sluice status`, `retry` and `dlq`.
+    /// For the operator's other commands.
     operate: Vec<String>,
     migrate: Vec<String>,
 }
@@ -109,7 +109,10 @@ pub(super) fn grants(config: &Config, catalog: &Catalog, buckets: &[String]) -> 
     Grants {
         run,
         check,
-        operate: vec![on_table("SELECT", FAILURES_TABLE)],
+        operate: vec![
+            on_table("SELECT", FAILURES_TABLE),
+            on_table("SELECT, INSERT", REPLAYED),
+        ],
         migrate,
     }
 }
@@ -178,7 +181,7 @@ fn statement(grant: &str, user: &str) -> String {
 struct Iam {
     /// Of the role under which `sluice run` and `sluice check` run.
     worker: Value,
-    /// What an operator needs besides: `sluice status`, `retry`, `dlq`.
+    /// What an operator needs besides.
     operator: Value,
     /// Of what ClickHouse reads S3 with; none where it reads without, or not at all.
     clickhouse: Option<Value>,
@@ -234,6 +237,7 @@ fn iam(config: &Config, buckets: &[String], queue: &QueueAttributes) -> Iam {
     if config.load.fallback != Fallback::Never {
         worker.push(read.clone());
     }
+    let list = allow(&["s3:ListBucket"], json!(of_buckets("")));
     let operator = vec![
         allow(
             &["sqs:GetQueueAttributes", "sqs:SendMessage"],
@@ -252,10 +256,10 @@ fn iam(config: &Config, buckets: &[String], queue: &QueueAttributes) -> Iam {
             ],
             json!(dead_letters),
         ),
+        list.clone(),
     ];
     let clickhouse_reads = config.load.fallback != Fallback::Always
         && config.s3.clickhouse_access != ClickHouseAccess::Anonymous;
-    let list = allow(&["s3:ListBucket"], json!(of_buckets("")));
     Iam {
         worker: policy(worker),
         operator: policy(operator),
@@ -276,7 +280,7 @@ impl fmt::Display for Policies {
         let iam = [
             ("the worker's role (`sluice run`)", Some(&self.iam.worker)),
             (
-                "besides, for `sluice status`, `retry` and `dlq`",
+                "besides, for the operator's commands",
                 Some(&self.iam.operator),
             ),
             (
@@ -293,7 +297,7 @@ impl fmt::Display for Policies {
             ("`sluice run`", &self.clickhouse.run),
             ("besides, for `sluice check`", &self.clickhouse.check),
             (
-                "besides, for `sluice status`, `retry` and `dlq`",
+                "besides, for the operator's commands",
                 &self.clickhouse.operate,
             ),
             (
