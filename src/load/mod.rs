@@ -365,7 +365,7 @@ impl Loader {
             failure: None,
             replays: 0,
             patience,
-            halted: None,
+            halted: progress.halted.take(),
             successes_before: self.successes.load(Ordering::Relaxed),
             read: Vec::new(),
             sealed: false,
@@ -375,7 +375,9 @@ impl Loader {
             },
             keep_nothing: false,
         };
-        match loading.run(Run::load(), &mut progress.outcomes).await {
+        let end = loading.run(Run::load(), &mut progress.outcomes).await;
+        progress.halted = loading.halted.take();
+        match end {
             Ok(End::Loaded) => {
                 // What is not cleaned now, a later backfill cleans.
                 drop(loading.clean().await);

@@ -2,6 +2,7 @@
 
 use tracing::info;
 
+use super::breaker::HaltedInsert;
 use super::verdict::{TOO_MANY_REJECTED_TEXT, is_missing, is_refusal, named_object};
 use super::{Outcome, Outcomes};
 use crate::batch::{BatchId, ReadBy};
@@ -56,6 +57,8 @@ pub(super) struct Progress {
     pub(super) failed: Vec<FailedItem>,
     /// Still to be tried; the last first.
     pub(super) work: Vec<Work>,
+    /// From a batch to what is split off it: the breaker still waits for these inserts.
+    pub(super) halted: Option<HaltedInsert>,
 }
 
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use crate::install::install;
 use crate::launch::{Mode, Place, Process, tail};
 use crate::ports::{free_port, get};
 
-const START_BOUND: Duration = Duration::from_secs(60);
+const START_BOUND: Duration = Duration::from_secs(180);
 const TRIES: usize = 5;
 
 /// S3 and SQS that end when this is dropped. Any credentials are good; `test`/`test` are used.

@@ -13,7 +13,7 @@ use crate::install::{Installed, install};
 use crate::launch::{Mode, Place, Process};
 use crate::ports::{free_port, get};
 
-const START_BOUND: Duration = Duration::from_secs(60);
+const START_BOUND: Duration = Duration::from_secs(180);
 const TRIES: usize = 5;
 
 /// How to start a server.

@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Longer than anything here takes on a busy machine.
-pub(crate) const BOUND: Duration = Duration::from_secs(120);
+pub(crate) const BOUND: Duration = Duration::from_secs(300);
 /// The least that the configuration allows: leases are as long.
 pub(crate) const VISIBILITY: Duration = Duration::from_secs(10);
 /// Longer than the grace period of the daemon.
