@@ -17,7 +17,7 @@ pub const CLICKHOUSE_VERSION: &str = "26.7.3-stable.1";
 pub const MINISTACK_VERSION: &str = "1.5.33";
 
 const REQUIREMENTS: &str = include_str!("../requirements.txt");
-const CHART_REQUIREMENTS: &str = include_str!("../requirements-chart.txt");
+const DEPLOY_REQUIREMENTS: &str = include_str!("../requirements-deploy.txt");
 const LAUNCHER: &str = include_str!("../launcher/launcher.py");
 const STAMP: &str = "installed";
 
@@ -32,19 +32,23 @@ pub struct Installed {
     pub libchdb: PathBuf,
 }
 
-/// Installs Helm's engine and the schemas of Kubernetes, and says which Python has them.
+/// Installs Helm's engine, the schemas of Kubernetes and cfn-lint, and says which Python has them.
 ///
 /// # Errors
 ///
 /// As for [`install`].
-pub fn install_chart_tools() -> Result<PathBuf> {
+pub fn install_deploy_tools() -> Result<PathBuf> {
     let root = stack_directory()?;
     let _lock = lock(&root)?;
-    let environment = root.join("chart-tools");
-    let content = CHART_REQUIREMENTS;
-    once(&environment, content, "Helm's engine", "", |directory| {
-        install_python(directory, content)
-    })?;
+    let environment = root.join("deploy-tools");
+    let content = DEPLOY_REQUIREMENTS;
+    once(
+        &environment,
+        content,
+        "Helm's engine and cfn-lint",
+        "",
+        |directory| install_python(directory, content),
+    )?;
     Ok(environment.join("bin/python"))
 }
 

@@ -5,16 +5,16 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use sluice_testkit::install::install_chart_tools;
+use sluice_testkit::install::install_deploy_tools;
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/helm/sluice");
-const RENDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chart/render.py");
+const RENDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/deploy/render.py");
 /// The oldest that the chart allows, the newest that there are schemas for, and some between.
 const VERSIONS: [&str; 4] = ["1.27", "1.30", "1.33", "1.37"];
 
 /// What Helm makes of these values.
 fn render(values: &Value) -> Value {
-    let python = install_chart_tools().unwrap();
+    let python = install_deploy_tools().unwrap();
     let mut child = Command::new(python)
         .arg(RENDER)
         .arg(CHART)
@@ -206,7 +206,7 @@ fn is_up_to_date(path: &str, text: &str) {
     let found = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
         found == text,
-        "{} is out of date: UPDATE_DOCS=1 cargo test --test chart",
+        "{} is out of date: UPDATE_DOCS=1 cargo test --test deploy",
         path.display()
     );
 }
@@ -232,7 +232,7 @@ fn the_readme_has_every_value() {
     let path = Path::new(CHART).join("values.yaml");
     let values = std::fs::read_to_string(path).unwrap();
     let mut text = String::from(
-        "<!-- Generated from values.yaml. Update it with: UPDATE_DOCS=1 cargo test --test chart -->\n\n\
+        "<!-- Generated from values.yaml. Update it with: UPDATE_DOCS=1 cargo test --test deploy -->\n\n\
          # The Sluice chart\n\n\
          ```sh\n\
          helm install sluice helm/sluice --values values.yaml\n\
@@ -255,14 +255,4 @@ fn the_readme_has_every_value() {
         );
     }
     is_up_to_date("README.md", &text);
-}
-
-#[test]
-fn the_image_is_built_with_the_toolchain_of_the_workspace() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let read = |name: &str| std::fs::read_to_string(root.join(name)).unwrap();
-    let toolchain = read("rust-toolchain.toml");
-    let (_, channel) = toolchain.split_once("channel = \"").unwrap();
-    let (channel, _) = channel.split_once('"').unwrap();
-    assert!(read("Dockerfile").contains(&format!("FROM rust:{channel}-slim-")));
 }

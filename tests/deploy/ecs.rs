@@ -1,0 +1,139 @@
+//! The CloudFormation template, read by cfn-lint.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+use sluice_testkit::install::install_deploy_tools;
+
+fn deploy() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy")
+}
+
+/// The template, in which cfn-lint has found nothing wrong.
+fn template() -> Value {
+    let output = Command::new(install_deploy_tools().unwrap())
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/deploy/template.py"))
+        .arg(deploy().join("ecs/cloudformation.yaml"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let mut read: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(read["findings"], json!([]));
+    read["template"].take()
+}
+
+/// The container's variables, those with a secret included.
+fn environment(template: &Value) -> Vec<(String, Value)> {
+    let container =
+        &template["Resources"]["TaskDefinition"]["Properties"]["ContainerDefinitions"][0];
+    let list = |name: &str, value: &'static str| {
+        let entries = container[name].as_array().unwrap().clone();
+        entries.into_iter().map(move |entry| {
+            let name = entry["Name"].as_str().unwrap().to_owned();
+            (name, entry[value].clone())
+        })
+    };
+    list("Environment", "Value")
+        .chain(list("Secrets", "ValueFrom"))
+        .collect()
+}
+
+/// What a parameter of the template, or one of AWS, could be.
+fn example(value: &Value) -> String {
+    match (value.as_str(), value["Ref"].as_str()) {
+        (Some(text), _) => text.to_owned(),
+        (_, Some("Queue")) => "https://sqs.eu-central-1.amazonaws.com/1/uploads".to_owned(),
+        (_, Some("ClickHouseUrl")) => "https://clickhouse.example:8443".to_owned(),
+        (_, Some("AWS::Region")) => "eu-central-1".to_owned(),
+        (_, Some(parameter)) => parameter.to_lowercase(),
+        _ => panic!("{value}"),
+    }
+}
+
+/// `sluice`, in the environment that the template gives to the task, and in no other.
+fn sluice(template: &Value, arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_sluice"))
+        .args(arguments)
+        .env_clear()
+        // Nobody is asked.
+        .env("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        .envs([
+            ("AWS_ACCESS_KEY_ID", "test"),
+            ("AWS_SECRET_ACCESS_KEY", "test"),
+        ])
+        .envs(
+            environment(template)
+                .iter()
+                .map(|(name, value)| (name, example(value))),
+        )
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_task_starts_with_a_sound_configuration() {
+    let shown = sluice(&template(), &["config", "show"]);
+    assert!(shown.contains("named_collection"), "{shown}");
+}
+
+/// What does not fit is killed by ECS, and found by the next worker: but it should fit.
+#[test]
+fn the_grace_period_fits_into_the_time_that_ecs_gives() {
+    let template = template();
+    let environment = environment(&template);
+    let grace = environment
+        .iter()
+        .find(|(name, _)| name == "SLUICE__SHUTDOWN__GRACE_PERIOD");
+    let grace = grace.unwrap().1.as_str().unwrap().strip_suffix('s');
+    let grace: u64 = grace.unwrap().parse().unwrap();
+    let container =
+        &template["Resources"]["TaskDefinition"]["Properties"]["ContainerDefinitions"][0];
+    // The releases at the end take up to 15 s.
+    assert!(grace + 15 <= container["StopTimeout"].as_u64().unwrap());
+}
+
+#[test]
+fn the_role_of_the_task_may_do_what_check_prints_for_the_worker() {
+    let template = template();
+    let printed = sluice(
+        &template,
+        &[
+            "check",
+            "--print-policy",
+            "--bucket",
+            "uploads",
+            "--output",
+            "json",
+        ],
+    );
+    let printed: Value = serde_json::from_str(&printed).unwrap();
+    let given = &template["Resources"]["TaskRole"]["Properties"]["Policies"][0]["PolicyDocument"];
+    let actions = |policy: &Value| -> Vec<Vec<String>> {
+        let statements = policy["Statement"].as_array().unwrap();
+        let of = |statement: &Value| match &statement["Action"] {
+            Value::String(one) => vec![one.clone()],
+            many => serde_json::from_value(many.clone()).unwrap(),
+        };
+        statements.iter().map(of).collect()
+    };
+    assert_eq!(actions(given), actions(&printed["iam"]["worker"]));
+}
+
+/// For buckets that are there already, and for those that the template makes, the same events.
+#[test]
+fn the_notification_of_a_bucket_is_that_of_the_template() {
+    let text = std::fs::read_to_string(deploy().join("s3-notification.json")).unwrap();
+    let by_hand: Value = serde_json::from_str(&text).unwrap();
+    let by_hand = &by_hand["QueueConfigurations"][0];
+    let template = template();
+    let bucket = &template["Resources"]["Bucket"]["Properties"]["NotificationConfiguration"];
+    let of_template = bucket["QueueConfigurations"].as_array().unwrap();
+    let events: Vec<_> = of_template.iter().map(|it| &it["Event"]).collect();
+    let events_by_hand: Vec<_> = by_hand["Events"].as_array().unwrap().iter().collect();
+    assert_eq!(events, events_by_hand);
+}

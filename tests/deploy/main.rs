@@ -1,0 +1,5 @@
+//! What Sluice is deployed with: the chart, the image, the CloudFormation template.
+
+mod chart;
+mod ecs;
+mod image;
