@@ -1,0 +1,43 @@
+//! The stack for those who have Docker.
+
+use std::path::Path;
+use std::process::Command;
+
+use sluice_testkit::install::{CLICKHOUSE_VERSION, MINISTACK_VERSION};
+use yaml_rust2::{Yaml, YamlLoader};
+
+fn services() -> Yaml {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("compose.yaml");
+    let text = std::fs::read_to_string(path).unwrap();
+    YamlLoader::load_from_str(&text).unwrap()[0].clone()
+}
+
+#[test]
+fn it_runs_what_the_tests_run() {
+    let services = &services()["services"];
+    let image = |service: &str| services[service]["image"].as_str().unwrap().to_owned();
+    let tag = image("clickhouse");
+    let (_, tag) = tag.split_once(':').unwrap();
+    assert!(CLICKHOUSE_VERSION.starts_with(tag), "{tag}");
+    assert!(image("aws").ends_with(&format!(":{MINISTACK_VERSION}")));
+}
+
+#[test]
+fn sluice_takes_its_configuration() {
+    let file = services();
+    let environment = file["x-sluice"]["environment"].as_hash().unwrap();
+    let text = |value: &Yaml| value.as_str().map(str::to_owned);
+    let variables: Vec<_> = environment
+        .iter()
+        .filter_map(|(name, value)| Some((text(name)?, text(value)?)))
+        .collect();
+    assert!(variables.len() > 5);
+    let output = Command::new(env!("CARGO_BIN_EXE_sluice"))
+        .args(["config", "show"])
+        .env_clear()
+        .envs(variables)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+}
