@@ -138,8 +138,11 @@ async fn a_right_that_is_missing_is_named_and_waited_for() {
         ("{kind: anonymous}".to_owned(), "499"),
         ("{kind: named_collection, name: later}".to_owned(), "669"),
     ] {
-        let mut sluice =
-            daemon(clickhouse.url(), &s3, &site, &access).set("shutdown.grace_period", "1s");
+        // The worker may not read in ClickHouse's place, either.
+        let mut sluice = daemon(clickhouse.url(), &s3, &site, &access)
+            .set("shutdown.grace_period", "1s")
+            .environment("AWS_ENDPOINT_URL_S3", s3.endpoint().to_owned())
+            .environment("AWS_ACCESS_KEY_ID", "nobody".to_owned());
         sluice.start();
         let why = sluice.not_ready(code).await;
         assert!(why.contains("s3.clickhouse_access"), "{why}");
