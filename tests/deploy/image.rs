@@ -1,6 +1,9 @@
 //! The image.
 
 use std::path::Path;
+use std::process::Command;
+
+use sluice_testkit::install::target_directory;
 
 #[test]
 fn the_image_is_built_with_the_toolchain_of_the_workspace() {
@@ -10,4 +13,37 @@ fn the_image_is_built_with_the_toolchain_of_the_workspace() {
     let (_, channel) = toolchain.split_once("channel = \"").unwrap();
     let (channel, _) = channel.split_once('"').unwrap();
     assert!(read("Dockerfile").contains(&format!("FROM rust:{channel}-slim-")));
+}
+
+/// What the Dockerfile runs, with this machine's toolchain.
+#[test]
+#[ignore = "builds with optimisation, which takes minutes: cargo test --test deploy -- --ignored"]
+fn the_binary_of_the_image_runs() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let dockerfile = std::fs::read_to_string(root.join("Dockerfile")).unwrap();
+    let build = dockerfile
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("&& cargo "))
+        .next_back()
+        .unwrap();
+    let built = Command::new(env!("CARGO"))
+        .args(build.split(' '))
+        .current_dir(root)
+        .status()
+        .unwrap();
+    assert!(built.success());
+    let sluice = target_directory().join("release/sluice");
+    let help = Command::new(sluice).args(["check", "--help"]).output();
+    let help = help.unwrap();
+    assert!(help.status.success());
+    assert!(String::from_utf8_lossy(&help.stdout).contains("Usage: sluice check"));
+}
+
+#[test]
+fn the_chart_is_of_this_version() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let chart = std::fs::read_to_string(root.join("helm/sluice/Chart.yaml")).unwrap();
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(chart.contains(&format!("\nversion: {version}\n")));
+    assert!(chart.contains(&format!("\nappVersion: {version}\n")));
 }

@@ -1,10 +1,11 @@
-//! Developer commands: `cargo xtask stack`, `test`, `demo`, `chaos` and `tour`. None needs anything that runs
-//! already; what they start ends with them.
+//! Developer commands: `cargo xtask stack`, `test`, `demo`, `chaos`, `tour` and `dist`. None needs
+//! anything that runs already; what they start ends with them.
 
 mod build;
 mod chaos;
 mod console;
 mod demo;
+mod dist;
 mod interrupt;
 mod stack;
 mod test;
@@ -36,6 +37,8 @@ enum Command {
     /// Run the operator's commands on a stack where some things went wrong, and write what they
     /// print into docs/tour.md
     Tour,
+    /// Build the release archive, its bill of materials and their checksums into target/dist
+    Dist(dist::Arguments),
 }
 
 #[tokio::main]
@@ -46,6 +49,7 @@ async fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(arguments).await,
         Command::Chaos(arguments) => chaos::run(arguments).await,
         Command::Tour => tour::run().await,
+        Command::Dist(arguments) => dist::run(&arguments),
     };
     outcome.unwrap_or_else(|error| {
         console::note(&format!("error: {error:#}"));

@@ -1,0 +1,107 @@
+//! What the documents refer to is there.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Every Markdown file of the project, with its text.
+fn documents() -> Vec<(PathBuf, String)> {
+    fn collect(directory: &Path, into: &mut Vec<(PathBuf, String)>) {
+        for entry in std::fs::read_dir(directory).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                collect(&path, into);
+            } else if path.extension().is_some_and(|it| it == "md") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                into.push((path, text));
+            }
+        }
+    }
+    let root = Path::new(ROOT);
+    let mut found = Vec::new();
+    for directory in ["docs", "helm"] {
+        collect(&root.join(directory), &mut found);
+    }
+    for file in [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
+    ] {
+        let path = root.join(file);
+        let text = std::fs::read_to_string(&path).unwrap();
+        found.push((path, text));
+    }
+    found
+}
+
+/// As GitHub names the heading's anchor.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().to_lowercase();
+    kept.chars()
+        .filter(|it| it.is_alphanumeric() || " -_".contains(*it))
+        .map(|it| if it == ' ' { '-' } else { it })
+        .collect()
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let mut dead = Vec::new();
+    for (path, text) in documents() {
+        let targets = text.split("](").skip(1);
+        for target in targets.filter_map(|rest| rest.split(')').next()) {
+            if target.contains("://") {
+                continue;
+            }
+            let (file, section) = target.split_once('#').unwrap_or((target, ""));
+            let file = match file {
+                "" => path.clone(),
+                file => path.parent().unwrap().join(file),
+            };
+            let leads = file.exists()
+                && (section.is_empty()
+                    || std::fs::read_to_string(&file)
+                        .unwrap()
+                        .lines()
+                        .filter(|line| line.starts_with('#'))
+                        .any(|line| anchor(line.trim_start_matches('#')) == section));
+            if !leads {
+                dead.push(format!("{}: {target}", path.display()));
+            }
+        }
+    }
+    assert!(dead.is_empty(), "{dead:#?}");
+}
+
+/// A field such as `batch.window`, wherever it is named in backticks.
+#[test]
+fn every_field_of_the_configuration_that_is_named_exists() {
+    let reference = std::fs::read_to_string(Path::new(ROOT).join("docs/configuration.md")).unwrap();
+    let headings = |marks: &str| -> BTreeSet<String> {
+        let lines = reference.lines();
+        lines
+            .filter_map(|line| line.strip_prefix(marks))
+            .map(|name| name.replace('`', ""))
+            .collect()
+    };
+    let fields = headings("### ");
+    let sections = headings("## ");
+    assert!(fields.contains("batch.window") && sections.contains("batch"));
+    let mut unknown = Vec::new();
+    for (path, text) in documents() {
+        for named in text.split('`').skip(1).step_by(2) {
+            let of_section = named.split_once('.').is_some_and(|(section, rest)| {
+                sections.contains(section)
+                    && rest
+                        .chars()
+                        .all(|it| it.is_ascii_lowercase() || "._".contains(it))
+            });
+            let is_file = [".json", ".yaml"].iter().any(|it| named.ends_with(it));
+            if of_section && !is_file && !fields.contains(named) && !sections.contains(named) {
+                unknown.push(format!("{}: {named}", path.display()));
+            }
+        }
+    }
+    assert!(unknown.is_empty(), "{unknown:#?}");
+}
