@@ -374,6 +374,7 @@ impl Loader {
                 ..Form::default()
             },
             keep_nothing: false,
+            step: "",
         };
         match loading.run(Run::load(), &mut progress.outcomes).await {
             Ok(End::Loaded) => {

@@ -14,6 +14,7 @@ mod json;
 mod keys;
 mod large;
 mod mapping;
+mod metrics;
 mod notifications;
 mod outages;
 mod queue_contract;
