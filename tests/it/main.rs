@@ -16,6 +16,7 @@ mod large;
 mod mapping;
 mod metrics;
 mod notifications;
+mod operations;
 mod outages;
 mod queue_contract;
 mod reconcile;
