@@ -21,6 +21,13 @@ pub struct Counted {
     pub rows: u64,
 }
 
+/// Lines that were rejected for one reason.
+#[derive(Debug, Deserialize)]
+pub struct Rejected {
+    pub reason: String,
+    pub lines: u64,
+}
+
 impl BatchRows<'_> {
     /// Whether any table has a row of it.
     pub async fn any(&self) -> Result<bool, WarehouseError> {
@@ -44,6 +51,16 @@ impl BatchRows<'_> {
             "SELECT source_path, kind, sum(rows) AS rows FROM {} WHERE batch_id = '{}' \
              GROUP BY source_path, kind",
             self.warehouse.table(Target::ObjectRows.table()),
+            self.batch,
+        );
+        self.warehouse.rows(&sql).await
+    }
+
+    /// Why lines were rejected.
+    pub async fn rejected(&self) -> Result<Vec<Rejected>, WarehouseError> {
+        let sql = format!(
+            "SELECT reason, count() AS lines FROM {} WHERE batch_id = '{}' GROUP BY reason",
+            self.warehouse.table(Target::RejectedLines.table()),
             self.batch,
         );
         self.warehouse.rows(&sql).await

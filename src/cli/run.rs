@@ -22,7 +22,7 @@ use crate::pipeline::{self, core::Limits};
 use crate::queue::sqs::SqsQueue;
 use crate::queue::{Queue, QueueError};
 use crate::settle::VisibilityPolicy;
-use crate::telemetry::{metrics, start_logging};
+use crate::telemetry::{depths, metrics, start_logging};
 use crate::warehouse::Warehouse;
 
 /// While the queue is away at start, it is tried this often.
@@ -34,7 +34,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     let filter = notification_filter(config)?;
     start_logging(&config.log)?;
     let _armed = failpoint::arm();
-    let metrics = metrics::install().context("metrics could not be started")?;
+    let metrics = metrics::install(&catalog).context("metrics could not be started")?;
     let stop = stop_on_signals()?;
 
     let aws = aws(config).await;
@@ -71,6 +71,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     )
     .await?
     {
+        let depths = tokio::spawn(depths::watch(SqsQueue::clone(&queue)));
         let loader = Arc::new(loader(config, planner, warehouse, &aws, breaker.clone()));
         pipeline::run(
             queue,
@@ -82,6 +83,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
             stop,
         )
         .await;
+        depths.abort();
     }
     prober.abort();
     admin.abort();

@@ -257,30 +257,49 @@ fn rules(catalog: &Catalog) -> String {
     branches.collect::<Vec<_>>().join("\n")
 }
 
+const TOO_LARGE: &str = "too large";
+
+/// What is wrong with lines that no event type took, in this order.
+const UNREADABLE: [(&str, &str); 3] = [
+    ("NOT isValidUTF8(line)", "bad UTF-8"),
+    ("NOT isValidJSON(line)", "not JSON"),
+    ("JSONType(line) != 'Object'", "not an object"),
+];
+
+fn no_value(column: &str) -> String {
+    format!("no {column}")
+}
+
+/// Every reason for which a line is rejected.
+pub fn rejection_reasons(catalog: &Catalog) -> Vec<String> {
+    let unreadable = UNREADABLE.iter().map(|(_, reason)| (*reason).to_owned());
+    let missing = missing_values(catalog).into_iter();
+    let mut reasons: Vec<String> = missing.map(|(_, column)| no_value(&column)).collect();
+    reasons.push(TOO_LARGE.to_owned());
+    reasons.extend(unreadable);
+    reasons.sort_unstable();
+    reasons.dedup();
+    reasons
+}
+
 /// '' for a line that becomes a row, else what is wrong with it.
 fn verdicts(catalog: &Catalog, lines: &Lines) -> String {
     let mut branches = vec![format!(
-        "length(line) > {}, 'too large'",
-        lines.max_line_bytes
+        "length(line) > {}, {}",
+        lines.max_line_bytes,
+        sql::string(TOO_LARGE)
     )];
     branches.extend(
         missing_values(catalog)
             .into_iter()
-            .map(|(condition, column)| {
-                format!("{condition}, {}", sql::string(&format!("no {column}")))
-            }),
+            .map(|(condition, column)| format!("{condition}, {}", sql::string(&no_value(&column)))),
     );
+    branches.push("taken != '', ''".to_owned());
+    branches.push(r"match(line, '^\\s*$'), 'blank'".to_owned());
     branches.extend(
-        [
-            "taken != '', ''",
-            "match(line, '^\\\\s*$'), 'blank'",
-            "NOT isValidUTF8(line), 'bad UTF-8'",
-            "NOT isValidJSON(line), 'not JSON'",
-            "JSONType(line) != 'Object', 'not an object'",
-            "'no event type'",
-        ]
-        .map(str::to_owned),
+        UNREADABLE.map(|(condition, reason)| format!("{condition}, {}", sql::string(reason))),
     );
+    branches.push("'no event type'".to_owned());
     branches
         .iter()
         .map(|branch| format!("            {branch}"))

@@ -126,6 +126,19 @@ pub enum End {
     Released,
 }
 
+impl End {
+    /// The value of the `outcome` label in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Loaded => "loaded",
+            Self::NothingFree => "nothing_free",
+            Self::Yielded => "yielded",
+            Self::Fenced => "fenced",
+            Self::Released => "released",
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Phase {
     LookUp,

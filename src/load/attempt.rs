@@ -19,9 +19,10 @@ use super::{
     verdict,
 };
 use crate::batch::{BatchId, ReadBy};
-use crate::batch_rows::{BatchRows, Counted};
+use crate::batch_rows::{BatchRows, Counted, Rejected};
 use crate::event_types::select::{BLANK, Target};
 use crate::failpoint;
+use crate::kept::Kept;
 use crate::ledger::Claim;
 use crate::ledger::protocol::{Action, DOOMED, End, Event, Run, Standing};
 use crate::object::{Compression, GZIP_MAGIC, ObjectRef, ZSTD_MAGIC};
@@ -54,6 +55,8 @@ pub(super) struct Loading<'a> {
     pub(super) form: Form,
     /// What was read is not what was asked for: it is taken back, complete or not.
     pub(super) keep_nothing: bool,
+    /// What the run is at, as the metrics name it.
+    pub(super) step: &'static str,
 }
 
 const S3_ERROR: u32 = 499;
@@ -71,9 +74,13 @@ impl Loading<'_> {
         loop {
             let action = run.action();
             debug!(batch.id = %self.batch, ?action, "step");
+            self.step = action.name();
             failpoint::reach(&format!("{}.before", action.name()));
             let event = match action {
-                Action::Finish(end) => return Ok(end),
+                Action::Finish(end) => {
+                    metrics::batch_ended(end.label());
+                    return Ok(end);
+                }
                 Action::LookUp => {
                     let standings = self.standings(None).await?;
                     self.keep_free(&standings, outcomes);
@@ -140,6 +147,7 @@ impl Loading<'_> {
 
     /// The batch stays sealed; whoever meets it need not wait for its lease to run out.
     pub(super) async fn abandon(&self) {
+        metrics::batch_ended("abandoned");
         if !self.sealed {
             return;
         }
@@ -159,11 +167,20 @@ impl Loading<'_> {
         self.items.iter().map(|item| &item.object).collect()
     }
 
-    async fn small<T, F>(&self, work: impl FnMut() -> F) -> Result<T, Cancelled>
+    async fn small<T, F>(&self, mut work: impl FnMut() -> F) -> Result<T, Cancelled>
     where
         F: Future<Output = Result<T, WarehouseError>>,
     {
-        self.loader.persist(self.cancel, work).await
+        let timed = || {
+            let work = work();
+            async {
+                let begun = Instant::now();
+                let done = work.await;
+                metrics::ledger_duration(self.step, begun.elapsed());
+                done
+            }
+        };
+        self.loader.persist(self.cancel, timed).await
     }
 
     fn claims(&self) -> Vec<Claim<'_>> {
@@ -220,12 +237,10 @@ impl Loading<'_> {
         // The stem by which a kill finds it, and what makes it unique: an old statement, or another
         // worker's, can still be about.
         let query_id = format!("{}-{attempt}-{}", self.batch, Uuid::now_v7());
-        let begun = Instant::now();
         let outcome = tokio::select! {
             () = self.cancel.cancelled() => return Err(Cancelled),
             outcome = self.admitted(&statements, &query_id) => outcome,
         };
-        metrics::insert_seconds(begun.elapsed());
         let Err(error) = outcome else {
             self.answered();
             return self.after_success(attempt).await;
@@ -413,26 +428,39 @@ impl Loading<'_> {
         query_id: &str,
     ) -> Result<(), WarehouseError> {
         let loader = self.loader;
-        // The server's own limit comes first: its answer says that the statement has ended.
-        let timeout = loader.limits.insert_timeout + ANSWER_AFTER_TIMEOUT;
-        let objects = self.objects();
         let leased = loader.ledger.leased(self.batch, async {
             loader.breaker.admit(Scope::Inserts).await;
-            for (index, statement) in statements.iter().enumerate() {
-                let query_id = format!("{query_id}-{index}");
-                let warehouse = &loader.warehouse;
-                if self.form.read_by == ReadBy::Stream {
-                    let body = stream::body(&loader.store, &objects);
-                    let stream = warehouse.stream(statement, body, &query_id, timeout);
-                    stream.await?;
-                } else {
-                    let execute = warehouse.execute(statement, Some(&query_id), timeout);
-                    execute.await?;
-                }
-            }
-            Ok(())
+            let begun = Instant::now();
+            let done = self.execute(statements, query_id).await;
+            metrics::insert_duration(begun.elapsed());
+            done
         });
         leased.await
+    }
+
+    async fn execute(
+        &self,
+        statements: &[Statement],
+        query_id: &str,
+    ) -> Result<(), WarehouseError> {
+        let Loader {
+            warehouse, store, ..
+        } = self.loader;
+        // The server's own limit comes first: its answer says that the statement has ended.
+        let timeout = self.loader.limits.insert_timeout + ANSWER_AFTER_TIMEOUT;
+        let objects = self.objects();
+        for (index, statement) in statements.iter().enumerate() {
+            let query_id = format!("{query_id}-{index}");
+            if self.form.read_by == ReadBy::Stream {
+                let body = stream::body(store, &objects);
+                let stream = warehouse.stream(statement, body, &query_id, timeout);
+                stream.await?;
+            } else {
+                let execute = warehouse.execute(statement, Some(&query_id), timeout);
+                execute.await?;
+            }
+        }
+        Ok(())
     }
 
     fn rows(&self) -> BatchRows<'_> {
@@ -569,6 +597,18 @@ impl Loading<'_> {
         Some((Verdict::ObjectFault, text))
     }
 
+    /// For the metrics alone: asked once, whatever comes of it.
+    async fn count_rejected(&self) {
+        match self.rows().rejected().await {
+            Ok(reasons) => {
+                for Rejected { reason, lines } in reasons {
+                    metrics::lines_rejected(&reason, lines);
+                }
+            }
+            Err(error) => debug!(batch.id = %self.batch, "rejected lines not counted: {error}"),
+        }
+    }
+
     async fn record(&self, attempt: u32) -> Result<Event, Cancelled> {
         let mut rows: BTreeMap<&str, u64> = BTreeMap::new();
         for row in self.read.iter().filter(|row| row.kind != BLANK) {
@@ -592,6 +632,11 @@ impl Loading<'_> {
         for (kind, rows) in &rows {
             metrics::rows_loaded(kind, *rows);
         }
+        if rows.contains_key(Kept::Rejected.kind()) {
+            self.count_rejected().await;
+        }
+        let sizes = self.items.iter().filter_map(|item| item.object.size);
+        metrics::object_bytes(sizes.sum());
         self.loader.fallbacks.loaded(self.form.read_by, objects);
         info!(
             batch.id = %self.batch,
@@ -642,6 +687,7 @@ impl Loader {
             sealed: true,
             form: sealed.form,
             keep_nothing: false,
+            step: "",
         };
         let replayable = sealed.form.plan == self.planner.plan_id();
         if !replayable {

@@ -374,6 +374,7 @@ impl Loader {
                 ..Form::default()
             },
             keep_nothing: false,
+            step: "",
         };
         let end = loading.run(Run::load(), &mut progress.outcomes).await;
         progress.halted = loading.halted.take();

@@ -8,6 +8,7 @@ use super::{Outcome, Outcomes};
 use crate::batch::{BatchId, ReadBy};
 use crate::ledger::Claim;
 use crate::object::{ObjectId, ObjectRef};
+use crate::telemetry::metrics;
 
 /// Errors can name one object after the other; halves find many bad ones sooner.
 const MAX_NAMED_SPLITS: u32 = 3;
@@ -158,6 +159,7 @@ impl Progress {
             rest = items.len(),
             "splitting a batch: {text}"
         );
+        metrics::batch_split();
         for items in [apart, items] {
             self.work.push(Work {
                 splits: splits + 1,

@@ -35,6 +35,32 @@ pub struct Announced {
     pub object: ObjectRef,
 }
 
+/// How a body is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// As S3 writes it.
+    S3,
+    /// The same in the envelope of SNS.
+    Sns,
+    EventBridge,
+    EventBridgeSns,
+    /// It is no event of S3.
+    Unknown,
+}
+
+impl Form {
+    /// The value of the `form` label in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::S3 => "s3",
+            Self::Sns => "sns",
+            Self::EventBridge => "event_bridge",
+            Self::EventBridgeSns => "event_bridge_sns",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// Why a message that was understood asks for nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ignorable {
@@ -72,11 +98,33 @@ pub enum Malformed {
 /// Reads the body of an SQS message: an event of S3, as S3 or EventBridge writes it, by itself or
 /// in the envelope of SNS.
 pub fn parse_notification(body: &str) -> Result<Notification, Malformed> {
+    parse_with_form(body).1
+}
+
+/// The same, with how the body is written.
+pub fn parse_with_form(body: &str) -> (Form, Result<Notification, Malformed>) {
+    let (event, in_sns) = match without_envelope(body) {
+        Ok(opened) => opened,
+        Err(malformed) => return (Form::Unknown, Err(malformed)),
+    };
+    let read = read_event(&event);
+    let form = match (&read, event.get("detail-type"), in_sns) {
+        (Err(Malformed::NotAnEvent(_)), ..) => Form::Unknown,
+        (_, None, false) => Form::S3,
+        (_, None, true) => Form::Sns,
+        (_, Some(_), false) => Form::EventBridge,
+        (_, Some(_), true) => Form::EventBridgeSns,
+    };
+    (form, read)
+}
+
+/// The event, and whether SNS delivered it in its envelope.
+fn without_envelope(body: &str) -> Result<(Value, bool), Malformed> {
     let body = read_json(body)?;
-    match message_of_sns(&body)? {
-        Some(message) => read_event(&read_json(message)?),
-        None => read_event(&body),
-    }
+    Ok(match message_of_sns(&body)? {
+        Some(message) => (read_json(message)?, true),
+        None => (body, false),
+    })
 }
 
 /// Only statistics lean on it: what is written in another way is not told.

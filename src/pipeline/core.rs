@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 use crate::batch::{Batch, BatchLimits, Batcher};
 use crate::load::{Outcome, Outcomes};
 use crate::notification::filter::Filter;
-use crate::notification::{Announced, Ignorable, Notification, parse_notification};
+use crate::notification::{Announced, Form, Ignorable, Notification, parse_with_form};
 use crate::object::{ObjectId, ObjectRef};
 use crate::pipeline::recent::Recent;
 use crate::queue::{Message, ReceiptHandle};
@@ -86,18 +86,20 @@ impl Core {
             return vec![Action::Settle(Settlement::Release { handle, delay })];
         }
         self.ages.record(now, message.age);
-        match parse_notification(&message.body) {
+        metrics::queue_age(message.age);
+        let (form, notification) = parse_with_form(&message.body);
+        match notification {
             Ok(Notification::Objects(announced)) => {
                 let objects = self.wanted(announced);
                 if objects.is_empty() {
-                    return ignore(message, Ignorable::Filtered);
+                    return ignore(message, form, Ignorable::Filtered);
                 }
-                metrics::notification("objects");
+                metrics::notification(form, "objects");
                 self.on_objects(message, objects, now)
             }
-            Ok(Notification::Ignorable(why)) => ignore(message, why),
+            Ok(Notification::Ignorable(why)) => ignore(message, form, why),
             Err(malformed) => {
-                metrics::notification("malformed");
+                metrics::notification(form, "malformed");
                 // Once a message: it comes back until the redrive policy takes it away.
                 if message.receive_count <= 1 {
                     warn!(
@@ -222,6 +224,7 @@ impl Core {
         let mut actions = Vec::new();
         for object in self.held.outstanding() {
             if !self.loading.contains(&object) {
+                metrics::objects(Outcome::Abandoned.label(), 1);
                 actions.extend(self.resolve(object, Fate::Returned));
             }
         }
@@ -291,8 +294,8 @@ impl Core {
 }
 
 /// A message that asks for nothing.
-fn ignore(message: &Message, why: Ignorable) -> Vec<Action> {
-    metrics::notification(why.label());
+fn ignore(message: &Message, form: Form, why: Ignorable) -> Vec<Action> {
+    metrics::notification(form, why.label());
     debug!(message.id = message.id, "asks for nothing: {}", why.label());
     vec![Action::Settle(Settlement::Delete(message.handle.clone()))]
 }

@@ -40,7 +40,11 @@ impl SqsQueue {
         let Some(policy) = self.attributes().await?.redrive_policy else {
             return Ok(None);
         };
-        let arn = policy.dead_letter_target_arn;
+        self.of_arn(&policy.dead_letter_target_arn).await.map(Some)
+    }
+
+    /// Another queue of this region.
+    pub async fn of_arn(&self, arn: &str) -> Result<Self, QueueError> {
         // arn:aws:sqs:region:account:name
         let mut parts = arn.rsplit(':');
         let (Some(name), Some(account)) = (parts.next(), parts.next()) else {
@@ -52,10 +56,10 @@ impl SqsQueue {
         let url = output
             .queue_url
             .ok_or_else(|| QueueError::Transient(format!("no URL for {arn}")))?;
-        Ok(Some(Self {
+        Ok(Self {
             client: self.client.clone(),
             url,
-        }))
+        })
     }
 
     fn receive_request(

@@ -1,158 +1,306 @@
-//! Every metric that Sluice exports: names, help, and the functions that count.
+//! Every metric that Sluice exports: declared here, once, and counted by the functions below.
 //!
 //! Labels have few values: never a key, a message or a batch.
 
+mod metric;
+mod reference;
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
-use metrics::{
-    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
-};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::{Deserialize, Serialize};
 
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
-
+use crate::event_types::Catalog;
+use crate::event_types::select::{Target, rejection_reasons};
 use crate::load::verdict::Verdict;
+use crate::notification::Form;
 use crate::pipeline::recent::Summary;
 
-const MESSAGES_RECEIVED: &str = "sluice_sqs_messages_received_total";
-const MESSAGES_DELETED: &str = "sluice_sqs_messages_deleted_total";
-const MESSAGES_RELEASED: &str = "sluice_sqs_messages_released_total";
-const HEARTBEATS: &str = "sluice_sqs_heartbeats_total";
-const SQS_FAILURES: &str = "sluice_sqs_failures_total";
-const MESSAGES_HELD: &str = "sluice_messages_held";
-const OLDEST_HELD: &str = "sluice_oldest_held_message_age_seconds";
-const OBJECTS_WAITING: &str = "sluice_objects_waiting_for_window";
-const NOTIFICATIONS: &str = "sluice_notifications_total";
-const OBJECTS: &str = "sluice_objects_total";
-const OBJECTS_STREAMED: &str = "sluice_objects_streamed_total";
-const BATCHES_CLOSED: &str = "sluice_batches_closed_total";
-const BATCHES_IN_FLIGHT: &str = "sluice_batches_in_flight";
-const ROWS: &str = "sluice_rows_total";
-const LAG_SECONDS: &str = "sluice_lag_seconds";
-const INSERT_SECONDS: &str = "sluice_insert_duration_seconds";
-const CLICKHOUSE_ERRORS: &str = "sluice_clickhouse_errors_total";
-const BREAKER_OPEN: &str = "sluice_breaker_open";
+pub use reference::reference_markdown;
+
+use metric::{Kind, Label, Metric, Values};
+
+use Kind::{Counter, Gauge, Histogram};
+use Values::{Declared, Only, Open};
+
+/// Declares each metric as a constant, and all of them as `ALL`.
+macro_rules! declare {
+    ($($id:ident: $kind:expr, $name:literal $({ $($label:ident: $values:expr),+ })?, $help:literal;)*) => {
+        $(const $id: Metric = Metric {
+            name: $name,
+            kind: $kind,
+            labels: &[$($(Label { name: stringify!($label), values: $values }),+)?],
+            help: $help,
+        };)*
+
+        /// Every metric, in the order of docs/metrics.md.
+        const ALL: &[Metric] = &[$($id),*];
+    };
+}
+
+declare! {
+    MESSAGES_RECEIVED: Counter, "sluice_sqs_messages_received_total",
+        "Messages received from SQS.";
+    MESSAGES_DELETED: Counter, "sluice_sqs_messages_deleted_total",
+        "Messages deleted: every object of theirs is done, or they ask for nothing.";
+    MESSAGES_RELEASED: Counter, "sluice_sqs_messages_released_total",
+        "Messages given back to the queue.";
+    HEARTBEATS: Counter, "sluice_sqs_heartbeats_total",
+        "Extensions of the visibility of held messages.";
+    SQS_FAILURES: Counter, "sluice_sqs_failures_total" { operation: Only(SQS_OPERATIONS) },
+        "Requests to SQS that failed, and entries of batch requests. `attributes` is the poll of the queues' depths.";
+    QUEUE_VISIBLE: Gauge, "sluice_queue_messages_visible",
+        "Messages in the queue that nobody holds, approximately.";
+    QUEUE_IN_FLIGHT: Gauge, "sluice_queue_messages_in_flight",
+        "Messages that workers hold, of all workers, approximately.";
+    DEAD_LETTERS: Gauge, "sluice_dlq_messages",
+        "Messages in the dead-letter queue, approximately. Not there where there is no such queue, or no right to ask it.";
+    QUEUE_AGE: Histogram(QUEUE_AGES), "sluice_queue_age_seconds",
+        "How long a message had been in the queue when it was received, at each receive. SQS tells the age of the oldest message to CloudWatch alone.";
+    NOTIFICATIONS: Counter, "sluice_notifications_total" { form: Only(FORMS), outcome: Only(NOTIFICATION_OUTCOMES) },
+        "Message bodies read. `form`: S3's own event or EventBridge's, by itself (or by SNS, raw) or in the envelope of SNS.";
+    MESSAGES_HELD: Gauge, "sluice_messages_held",
+        "Messages received and not yet settled.";
+    OLDEST_HELD: Gauge, "sluice_oldest_held_message_age_seconds",
+        "How long the message has been held that is held longest.";
+    OBJECTS_WAITING: Gauge, "sluice_objects_waiting_for_window",
+        "Objects in open batches.";
+    BACKLOG: Gauge, "sluice_backlog_messages",
+        "Messages held that do not merely wait for a window: `sluice_messages_held` less `sluice_objects_waiting_for_window`, at least 0. For autoscaling, with `sluice_queue_messages_visible`.";
+    OBJECTS: Counter, "sluice_objects_total" { outcome: Only(OBJECT_OUTCOMES) },
+        "What became of objects. `busy` are in another batch's hands and looked up again, `abandoned` are given back at a shutdown, `filtered` are left out by `notifications`.";
+    OBJECT_BYTES: Counter, "sluice_object_bytes_total",
+        "Bytes, as stored in S3, of the objects that were loaded.";
+    OBJECTS_STREAMED: Counter, "sluice_objects_streamed_total",
+        "Objects loaded that the worker read, and not ClickHouse.";
+    BATCHES_CLOSED: Counter, "sluice_batches_closed_total" { reason: Only(CLOSE_REASONS) },
+        "Batches handed to a load, by what closed them.";
+    BATCHES_IN_FLIGHT: Gauge, "sluice_batches_in_flight",
+        "Batches being loaded.";
+    BATCHES: Counter, "sluice_batches_total" { outcome: Only(BATCH_OUTCOMES) },
+        "How batches of the ledger ended. `nothing_free`: all was loaded or busy. `yielded` to a batch with the same objects. `fenced`: another worker took it over. `released`: nothing of it was loaded, and it is tried otherwise. `abandoned` at a shutdown.";
+    BATCH_SPLITS: Counter, "sluice_batch_splits_total",
+        "Batches divided in two, since something among their objects could not be loaded.";
+    ROWS: Counter, "sluice_rows_total" { kind: ROW_KINDS },
+        "Lines loaded, by what they became.";
+    REJECTED_LINES: Counter, "sluice_rejected_lines_total" { reason: REJECTION_REASONS },
+        "Lines kept in `rejected_lines`, of those that `sluice_rows_total` counts.";
+    LAG: Histogram(LAGS), "sluice_lag_seconds",
+        "From the creation of an object, as its event says, to its rows being queryable.";
+    INSERT_DURATION: Histogram(INSERT_DURATIONS), "sluice_insert_duration_seconds",
+        "How long the insert of a batch took, failed ones included.";
+    LEDGER_DURATION: Histogram(LEDGER_DURATIONS), "sluice_ledger_duration_seconds" { operation: Only(LEDGER_OPERATIONS) },
+        "How long a small statement took that a step of the ledger protocol needs, failed ones included. `insert` is the count of what an insert brought.";
+    CLICKHOUSE_ERRORS: Counter, "sluice_clickhouse_errors_total" { code: ERROR_CODES, verdict: Only(VERDICTS) },
+        "Statements that failed, and what was made of it.";
+    BREAKER_OPEN: Gauge, "sluice_breaker_open" { reason: Only(PAUSE_REASONS) },
+        "1 while intake is paused for this reason, else 0. `/readyz` tells it in words.";
+    BUILD_INFO: Gauge, "sluice_build_info" { version: VERSION },
+        "Always 1: the version is what its label says.";
+}
+
+const SQS_OPERATIONS: &[&str] = &["receive", "delete", "release", "heartbeat", "attributes"];
+const FORMS: &[&str] = &["s3", "sns", "event_bridge", "event_bridge_sns", "unknown"];
+const NOTIFICATION_OUTCOMES: &[&str] = &[
+    "objects",
+    "test_event",
+    "other_event",
+    "filtered",
+    "malformed",
+];
+const OBJECT_OUTCOMES: &[&str] = &[
+    "loaded",
+    "duplicate",
+    "missing",
+    "failed",
+    "busy",
+    "abandoned",
+    "filtered",
+];
+const CLOSE_REASONS: &[&str] = &["window", "count", "bytes", "same_key", "large"];
+const BATCH_OUTCOMES: &[&str] = &[
+    "loaded",
+    "nothing_free",
+    "yielded",
+    "fenced",
+    "released",
+    "abandoned",
+];
+const LEDGER_OPERATIONS: &[&str] = &[
+    "look_up",
+    "seal",
+    "verify",
+    "insert",
+    "record",
+    "kill",
+    "fence",
+    "check_rows",
+    "check_complete",
+    "take_back",
+    "release",
+];
+const VERDICTS: &[&str] = &[
+    "replay",
+    "overload",
+    "halt",
+    "object_fault",
+    "denied",
+    "stream",
+    "changed",
+    "fenced",
+];
+const PAUSE_REASONS: &[&str] = &[
+    "starting",
+    "unreachable",
+    "authentication",
+    "permission",
+    "schema",
+    "settings",
+    "read_only",
+    "too_many_parts",
+    "no_space",
+    "overload",
+    "s3_access",
+    "other",
+];
+const ROW_KINDS: Values = Declared {
+    by: |catalog| {
+        let kinds = Target::all(catalog).into_iter().filter_map(|it| it.kind());
+        kinds.map(str::to_owned).collect()
+    },
+    text: "the name of an event type, `rejected` or `unmatched`",
+};
+const REJECTION_REASONS: Values = Declared {
+    by: rejection_reasons,
+    text: "`too large`, `bad UTF-8`, `not JSON`, `not an object`, or `no` and the name of a \
+           required column",
+};
+const ERROR_CODES: Values = Open {
+    known: &["none"],
+    text: "ClickHouse's error code, or `none` where no answer came or S3 failed the worker",
+};
+const VERSION: Values = Open {
+    known: &[],
+    text: "the version of Sluice",
+};
+
+/// Seconds, as all buckets.
+const QUEUE_AGES: &[f64] = &[
+    0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0,
+];
+const LAGS: &[f64] = &[
+    1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0, 14400.0,
+];
+const INSERT_DURATIONS: &[f64] = &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+const LEDGER_DURATIONS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
 /// Installs the recorder; the handle renders what `/metrics` shows.
-pub fn install() -> Result<PrometheusHandle, BuildError> {
-    let handle = PrometheusBuilder::new()
-        .set_buckets_for_metric(
-            Matcher::Full(INSERT_SECONDS.to_owned()),
-            &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0],
-        )?
-        .set_buckets_for_metric(
-            Matcher::Full(LAG_SECONDS.to_owned()),
-            &[
-                1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0, 14400.0,
-            ],
-        )?
-        .install_recorder()?;
-    describe();
+pub fn install(catalog: &Catalog) -> Result<PrometheusHandle, BuildError> {
+    let mut builder = PrometheusBuilder::new();
+    for metric in ALL {
+        if let Histogram(buckets) = metric.kind {
+            let name = Matcher::Full(metric.name.to_owned());
+            builder = builder.set_buckets_for_metric(name, buckets)?;
+        }
+    }
+    let handle = builder.install_recorder()?;
+    for metric in ALL {
+        metric.begin(catalog);
+    }
+    BUILD_INFO.set(1.0, &[env!("CARGO_PKG_VERSION")]);
+    holdings(&Holdings {
+        pause_class: Some("starting".to_owned()),
+        ..Holdings::default()
+    });
     Ok(handle)
 }
 
-fn describe() {
-    describe_counter!(MESSAGES_RECEIVED, "Messages received from SQS");
-    describe_counter!(
-        MESSAGES_DELETED,
-        "Messages deleted: every object of theirs is done"
-    );
-    describe_counter!(MESSAGES_RELEASED, "Messages given back to the queue");
-    describe_counter!(HEARTBEATS, "Extensions of the visibility of held messages");
-    describe_counter!(
-        SQS_FAILURES,
-        "Failed SQS requests and batch entries, by `operation`"
-    );
-    describe_gauge!(MESSAGES_HELD, "Messages received and not yet settled");
-    describe_gauge!(
-        OLDEST_HELD,
-        Unit::Seconds,
-        "Age of the message held longest"
-    );
-    describe_gauge!(OBJECTS_WAITING, "Objects in open batches");
-    describe_counter!(NOTIFICATIONS, "Message bodies read, by `outcome`");
-    describe_counter!(OBJECTS, "Objects settled, by `outcome`");
-    describe_counter!(
-        OBJECTS_STREAMED,
-        "Objects loaded that the worker read, and not ClickHouse"
-    );
-    describe_counter!(BATCHES_CLOSED, "Batches closed, by `reason`");
-    describe_gauge!(BATCHES_IN_FLIGHT, "Batches being loaded");
-    describe_counter!(
-        ROWS,
-        "Rows loaded, by `kind`: an event type, rejected or unmatched"
-    );
-    describe_histogram!(
-        LAG_SECONDS,
-        Unit::Seconds,
-        "From the creation of an object, as its event says, to its rows being loaded"
-    );
-    describe_histogram!(
-        INSERT_SECONDS,
-        Unit::Seconds,
-        "Duration of insert statements"
-    );
-    describe_counter!(
-        CLICKHOUSE_ERRORS,
-        "Failed statements, by `code` and `verdict`"
-    );
-    describe_gauge!(
-        BREAKER_OPEN,
-        "1 while intake is paused, for the reason in /readyz"
-    );
-}
-
 pub fn messages_received(count: usize) {
-    counter!(MESSAGES_RECEIVED).increment(count as u64);
+    MESSAGES_RECEIVED.add(count as u64, &[]);
 }
 
 pub fn messages_deleted(count: usize) {
-    counter!(MESSAGES_DELETED).increment(count as u64);
+    MESSAGES_DELETED.add(count as u64, &[]);
 }
 
 pub fn messages_released(count: usize) {
-    counter!(MESSAGES_RELEASED).increment(count as u64);
+    MESSAGES_RELEASED.add(count as u64, &[]);
 }
 
 pub fn heartbeats(count: usize) {
-    counter!(HEARTBEATS).increment(count as u64);
+    HEARTBEATS.add(count as u64, &[]);
 }
 
 pub fn sqs_failures(operation: &'static str, count: usize) {
-    counter!(SQS_FAILURES, "operation" => operation).increment(count as u64);
+    SQS_FAILURES.add(count as u64, &[operation]);
 }
 
-pub fn notification(outcome: &'static str) {
-    counter!(NOTIFICATIONS, "outcome" => outcome).increment(1);
+pub fn queue_depth(visible: u64, in_flight: u64) {
+    QUEUE_VISIBLE.set(visible as f64, &[]);
+    QUEUE_IN_FLIGHT.set(in_flight as f64, &[]);
+}
+
+pub fn dead_letters(count: u64) {
+    DEAD_LETTERS.set(count as f64, &[]);
+}
+
+pub fn queue_age(age: Duration) {
+    QUEUE_AGE.record(age, &[]);
+}
+
+pub fn notification(form: Form, outcome: &'static str) {
+    NOTIFICATIONS.add(1, &[form.label(), outcome]);
 }
 
 pub fn objects(outcome: &'static str, count: usize) {
-    counter!(OBJECTS, "outcome" => outcome).increment(count as u64);
+    OBJECTS.add(count as u64, &[outcome]);
+}
+
+pub fn object_bytes(bytes: u64) {
+    OBJECT_BYTES.add(bytes, &[]);
 }
 
 pub fn objects_streamed(count: usize) {
-    counter!(OBJECTS_STREAMED).increment(count as u64);
+    OBJECTS_STREAMED.add(count as u64, &[]);
 }
 
 pub fn batch_closed(reason: &'static str) {
-    counter!(BATCHES_CLOSED, "reason" => reason).increment(1);
+    BATCHES_CLOSED.add(1, &[reason]);
+}
+
+pub fn batch_ended(outcome: &'static str) {
+    BATCHES.add(1, &[outcome]);
+}
+
+pub fn batch_split() {
+    BATCH_SPLITS.add(1, &[]);
 }
 
 pub fn rows_loaded(kind: &str, rows: u64) {
-    counter!(ROWS, "kind" => kind.to_owned()).increment(rows);
+    ROWS.add(rows, &[kind]);
+}
+
+pub fn lines_rejected(reason: &str, lines: u64) {
+    REJECTED_LINES.add(lines, &[reason]);
 }
 
 pub fn lag(lag: Duration) {
-    histogram!(LAG_SECONDS).record(lag.as_secs_f64());
+    LAG.record(lag, &[]);
 }
 
-pub fn insert_seconds(duration: Duration) {
-    histogram!(INSERT_SECONDS).record(duration.as_secs_f64());
+pub fn insert_duration(duration: Duration) {
+    INSERT_DURATION.record(duration, &[]);
+}
+
+pub fn ledger_duration(operation: &'static str, duration: Duration) {
+    LEDGER_DURATION.record(duration, &[operation]);
 }
 
 pub fn clickhouse_error(code: Option<u32>, verdict: Verdict) {
     let code = code.map_or_else(|| "none".to_owned(), |code| code.to_string());
-    counter!(CLICKHOUSE_ERRORS, "code" => code, "verdict" => verdict.label()).increment(1);
+    CLICKHOUSE_ERRORS.add(1, &[&code, verdict.label()]);
 }
 
 /// What the pipeline holds at this moment.
@@ -171,29 +319,25 @@ pub struct Holdings {
     pub queue_age: Option<Summary>,
 }
 
-/// Every reason has a series, so that an end is seen as well as a beginning.
-const PAUSE_REASONS: &[&str] = &[
-    "starting",
-    "unreachable",
-    "authentication",
-    "permission",
-    "schema",
-    "settings",
-    "read_only",
-    "too_many_parts",
-    "no_space",
-    "overload",
-    "s3_access",
-    "other",
-];
+impl Holdings {
+    /// Messages that this worker has to work on now. An object that waits for its window stands for
+    /// the message that announced it.
+    fn backlog(&self) -> usize {
+        self.messages.saturating_sub(self.objects_waiting)
+    }
+}
 
 pub fn holdings(holdings: &Holdings) {
-    gauge!(MESSAGES_HELD).set(holdings.messages as f64);
-    gauge!(OLDEST_HELD).set(holdings.oldest_seconds);
-    gauge!(OBJECTS_WAITING).set(holdings.objects_waiting as f64);
-    gauge!(BATCHES_IN_FLIGHT).set(holdings.batches_in_flight as f64);
+    MESSAGES_HELD.set(holdings.messages as f64, &[]);
+    OLDEST_HELD.set(holdings.oldest_seconds, &[]);
+    OBJECTS_WAITING.set(holdings.objects_waiting as f64, &[]);
+    BACKLOG.set(holdings.backlog() as f64, &[]);
+    BATCHES_IN_FLIGHT.set(holdings.batches_in_flight as f64, &[]);
+    let paused = holdings.pause_class.as_deref();
+    debug_assert!(paused.is_none_or(|class| PAUSE_REASONS.contains(&class)));
+    // Every reason has a series, so that an end is seen as well as a beginning.
     for reason in PAUSE_REASONS {
-        let open = holdings.pause_class.as_deref() == Some(*reason);
-        gauge!(BREAKER_OPEN, "reason" => *reason).set(f64::from(u8::from(open)));
+        let open = paused == Some(*reason);
+        BREAKER_OPEN.set(f64::from(u8::from(open)), &[reason]);
     }
 }

@@ -319,7 +319,7 @@ async fn dead_letters_of_a_fifo_queue_are_sent_again() {
     assert_eq!(dead_depth(&live).await, (0, 0));
 }
 
-async fn fifo(site: &Site, name: &str, policy: Option<Value>) -> String {
+pub(crate) async fn fifo(site: &Site, name: &str, policy: Option<Value>) -> String {
     let name = format!("{}-{name}.fifo", site.bucket);
     let mut request = site.sqs.create_queue().queue_name(name);
     request = request.attributes(QueueAttributeName::FifoQueue, "true");

@@ -225,15 +225,22 @@ fn iam(config: &Config, buckets: &[String], queue: &QueueAttributes) -> Iam {
         buckets.iter().map(arn).collect()
     };
     let read = allow(&["s3:GetObject"], json!(of_buckets("/*")));
-    let mut worker = vec![allow(
-        &[
-            "sqs:ReceiveMessage",
-            "sqs:DeleteMessage",
-            "sqs:ChangeMessageVisibility",
-            "sqs:GetQueueAttributes",
-        ],
-        json!(queue_arn),
-    )];
+    let mut worker = vec![
+        allow(
+            &[
+                "sqs:ReceiveMessage",
+                "sqs:DeleteMessage",
+                "sqs:ChangeMessageVisibility",
+                "sqs:GetQueueAttributes",
+            ],
+            json!(queue_arn),
+        ),
+        // Only for a metric, and for what `check` says of it.
+        allow(
+            &["sqs:GetQueueUrl", "sqs:GetQueueAttributes"],
+            json!(dead_letters),
+        ),
+    ];
     if config.load.fallback != Fallback::Never {
         worker.push(read.clone());
     }

@@ -197,7 +197,8 @@ fn dead_letters(
                 DEAD_LETTERS,
                 format!("{arn} does not tell: {error}"),
                 "its retention could not be compared; `sqs:GetQueueUrl` and \
-                 `sqs:GetQueueAttributes` on it show it here and in `sluice status`",
+                 `sqs:GetQueueAttributes` on it show it here, in `sluice status` and as \
+                 `sluice_dlq_messages`",
             );
         }
     };

@@ -1,0 +1,54 @@
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use super::*;
+
+#[test]
+fn names_follow_the_conventions_and_are_used_once() {
+    let names: BTreeSet<&str> = ALL.iter().map(|metric| metric.name).collect();
+    assert_eq!(names.len(), ALL.len());
+    for metric in ALL {
+        let name = metric.name;
+        let is_plain = |c: char| c.is_ascii_lowercase() || c == '_';
+        assert!(
+            name.starts_with("sluice_") && name.chars().all(is_plain),
+            "{name}"
+        );
+        let is_total = name.ends_with("_total");
+        assert_eq!(is_total, matches!(metric.kind, Counter), "{name}");
+        if let Histogram(buckets) = metric.kind {
+            assert_eq!(metric.unit(), "seconds", "{name}");
+            assert!(buckets.is_sorted(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_reference_is_up_to_date() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
+    let current = reference_markdown();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, &current).unwrap();
+    }
+    let written = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        written == current,
+        "docs/metrics.md is out of date, run `UPDATE_DOCS=1 cargo test --lib metrics`",
+    );
+}
+
+#[test]
+fn what_merely_waits_is_no_backlog() {
+    let backlog = |messages, objects_waiting| {
+        let holdings = Holdings {
+            messages,
+            objects_waiting,
+            ..Holdings::default()
+        };
+        holdings.backlog()
+    };
+    assert_eq!(backlog(5, 3), 2);
+    // One message of three objects.
+    assert_eq!(backlog(1, 3), 0);
+}

@@ -1,0 +1,419 @@
+//! docs/metrics.md against what the daemon exports after everything has happened to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use sluice::event_types::Catalog;
+use sluice_testkit::proxy::{Fault, Proxy};
+use sluice_testkit::xapi::{EventType, Generator, Reckoning, gzip};
+use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
+
+use crate::dlq::fifo;
+use crate::harness::{BOUND, Sluice, announcement, dead_letters, drained, line, loaded, upload};
+
+/// A row of the table.
+#[derive(Debug)]
+struct Documented {
+    kind: String,
+    unit: String,
+    labels: BTreeMap<String, Values>,
+}
+
+#[derive(Debug)]
+enum Values {
+    Only(BTreeSet<String>),
+    /// Described in words.
+    Open,
+}
+
+fn documented() -> BTreeMap<String, Documented> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let rows = page.lines().filter(|line| line.starts_with("| `"));
+    let rows = rows.map(|row| {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [name, kind, unit, labels, meaning] = cells[..] else {
+            panic!("not five cells: {row}")
+        };
+        assert!(!meaning.is_empty(), "{row}");
+        let documented = Documented {
+            kind: kind.to_owned(),
+            unit: unit.to_owned(),
+            labels: labels.split("; ").filter_map(label).collect(),
+        };
+        (name.trim_matches('`').to_owned(), documented)
+    });
+    rows.collect()
+}
+
+/// "`reason`: `window`, `count`", or words behind the colon.
+fn label(text: &str) -> Option<(String, Values)> {
+    let (name, values) = text.split_once(": ")?;
+    let values: Option<BTreeSet<String>> = values
+        .split(", ")
+        .map(|value| Some(value.strip_prefix('`')?.strip_suffix('`')?.to_owned()))
+        .collect();
+    let name = name.trim_matches('`').to_owned();
+    Some((name, values.map_or(Values::Open, Values::Only)))
+}
+
+type Labels = BTreeMap<String, String>;
+
+/// What `/metrics` says: the types, and each series with its value. Of histograms, their counts.
+#[derive(Debug, Default)]
+struct Exported {
+    kinds: BTreeMap<String, String>,
+    series: BTreeMap<(String, Labels), f64>,
+}
+
+impl Exported {
+    async fn by(sluice: &Sluice) -> Result<Self> {
+        let (_, text) = sluice.get("/metrics").await?;
+        let mut exported = Self::default();
+        for line in text.lines().filter(|line| !line.is_empty()) {
+            if let Some(kind) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = kind.split_once(' ').context("no type")?;
+                exported.kinds.insert(name.to_owned(), kind.to_owned());
+            } else if !line.starts_with('#') {
+                exported.take(line)?;
+            }
+        }
+        Ok(exported)
+    }
+
+    fn take(&mut self, line: &str) -> Result<()> {
+        let (series, value) = line.rsplit_once(' ').context("no value")?;
+        let (name, labels) = match series.split_once('{') {
+            Some((name, labels)) => (name, labels.trim_end_matches('}')),
+            None => (series, ""),
+        };
+        let name = match name.rsplit_once('_') {
+            Some((histogram, "count")) if self.kinds.contains_key(histogram) => histogram,
+            Some((histogram, "sum" | "bucket")) if self.kinds.contains_key(histogram) => {
+                return Ok(());
+            }
+            _ => name,
+        };
+        let labels = labels.split("\",").filter(|label| !label.is_empty());
+        let labels = labels.map(|label| {
+            let (name, value) = label.split_once("=\"").context("no label")?;
+            Ok((name.to_owned(), value.trim_end_matches('"').to_owned()))
+        });
+        let labels = labels.collect::<Result<Labels>>()?;
+        let series = (name.to_owned(), labels);
+        let before = self.series.insert(series, value.parse()?);
+        ensure!(before.is_none(), "twice: {line}");
+        Ok(())
+    }
+
+    /// All series that have these labels, added up.
+    fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let series = self.series.iter().filter(|((it, has), _)| {
+            let of = |(label, value): &(&str, &str)| has.get(*label).is_some_and(|it| it == value);
+            it == name && labels.iter().all(of)
+        });
+        series.map(|(_, value)| value).sum()
+    }
+}
+
+/// Waits until the series with these labels add up to what is wanted.
+async fn until(sluice: &Sluice, name: &str, labels: &[(&str, &str)], is: impl Fn(f64) -> bool) {
+    wait_for(&format!("{name} {labels:?}"), BOUND, async || {
+        let sum = Exported::by(sluice).await?.sum(name, labels);
+        ensure!(is(sum), "{sum}");
+        Ok(Some(()))
+    })
+    .await;
+}
+
+/// A daemon whose ways to ClickHouse and SQS can be cut, and what has been done to it.
+struct Scenario {
+    stack: &'static Stack,
+    site: Site,
+    clickhouse: Proxy,
+    sqs: Proxy,
+    sluice: Sluice,
+}
+
+impl Scenario {
+    async fn new() -> Self {
+        let stack = Stack::shared();
+        let options = SiteOptions {
+            max_receive_count: 2,
+            ..SiteOptions::default()
+        };
+        let site = stack.site_with("metrics", options).await.unwrap();
+        Sluice::new(stack, &site).migrate();
+        let clickhouse = Proxy::start(stack.clickhouse.url()).await.unwrap();
+        let sqs = Proxy::start(stack.aws.endpoint()).await.unwrap();
+        let sluice = Sluice::new(stack, &site)
+            .set("clickhouse.url", clickhouse.url())
+            .environment("AWS_ENDPOINT_URL_SQS", sqs.url());
+        Self {
+            stack,
+            site,
+            clickhouse,
+            sqs,
+            sluice,
+        }
+    }
+
+    /// Good lines of all kinds, lines that become no row, and a key that ClickHouse cannot be told.
+    async fn load_good_ones(&self) -> Reckoning {
+        let bundles: Vec<_> = Generator::new(61).take(20).collect();
+        let mut reckoning = upload(&self.site, &bundles).await;
+        self.site.put("odd*.jsonl", line("odd")).await.unwrap();
+        self.site.put("text.jsonl", "no JSON\n").await.unwrap();
+        reckoning.objects += 2;
+        reckoning.unmatched += 1;
+        reckoning.rejected += 1;
+        drained(&self.site).await;
+        reckoning
+    }
+
+    async fn announce_again(&self) {
+        let etag = self.site.put("again.jsonl", line("again")).await.unwrap();
+        drained(&self.site).await;
+        let body = announcement(&self.site, "again.jsonl", &etag);
+        self.site.send(&body).await.unwrap();
+        let duplicate = [("outcome", "duplicate")];
+        until(&self.sluice, "sluice_objects_total", &duplicate, |sum| {
+            sum > 0.0
+        })
+        .await;
+    }
+
+    /// One that is broken, one that is gone, and a message that is none.
+    async fn send_bad_ones(&self) {
+        let whole = gzip(line("truncated").repeat(2000).as_bytes());
+        let half = &whole[..whole.len() / 2];
+        self.site.put("truncated.jsonl.gz", half).await.unwrap();
+        let etag = "d41d8cd98f00b204e9800998ecf8427e";
+        let gone = announcement(&self.site, "gone.jsonl", etag);
+        self.site.send(&gone).await.unwrap();
+        self.site.send("not a notification").await.unwrap();
+        dead_letters(&self.site, 3).await;
+        drained(&self.site).await;
+    }
+
+    /// What is held meanwhile is held for long enough to need a heartbeat.
+    async fn lose_clickhouse(&self) {
+        self.clickhouse
+            .inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
+        self.site.put("held.jsonl", line("held")).await.unwrap();
+        let unreachable = [("reason", "unreachable")];
+        let is_one = |sum| sum == 1.0;
+        until(&self.sluice, "sluice_breaker_open", &unreachable, is_one).await;
+        until(&self.sluice, "sluice_backlog_messages", &[], is_one).await;
+        until(&self.sluice, "sluice_sqs_heartbeats_total", &[], |sum| {
+            sum > 0.0
+        })
+        .await;
+        self.clickhouse.heal();
+        drained(&self.site).await;
+        until(&self.sluice, "sluice_breaker_open", &[], |sum| sum == 0.0).await;
+        until(&self.sluice, "sluice_backlog_messages", &[], |sum| {
+            sum == 0.0
+        })
+        .await;
+    }
+
+    async fn lose_sqs(&self) {
+        self.sqs.inject(Fault::Status(500), usize::MAX, |_, _| true);
+        for operation in ["receive", "attributes"] {
+            let of = [("operation", operation)];
+            until(&self.sluice, "sluice_sqs_failures_total", &of, |sum| {
+                sum > 0.0
+            })
+            .await;
+        }
+        self.sqs.heal();
+    }
+}
+
+/// Types, labels and their values are as documented, and nothing is exported that is not.
+fn assert_documented(exported: &Exported, documented: &BTreeMap<String, Documented>) {
+    for (name, labels) in exported.series.keys() {
+        let documented = documented.get(name);
+        let documented = documented.unwrap_or_else(|| panic!("{name} is not documented"));
+        assert_eq!(exported.kinds[name], documented.kind, "{name}");
+        let ends_with_unit = name.trim_end_matches("_total").ends_with(&documented.unit);
+        assert!(ends_with_unit, "{name}");
+        let names = |it: &BTreeMap<String, Values>| it.keys().cloned().collect::<Vec<_>>();
+        let has: Vec<String> = labels.keys().cloned().collect();
+        assert_eq!(has, names(&documented.labels), "{name}");
+        for (label, value) in labels {
+            let is_documented = match &documented.labels[label] {
+                Values::Only(values) => values.contains(value),
+                Values::Open => is_of_open_label(label, value),
+            };
+            assert!(is_documented, "{name}: {label}={value}");
+        }
+    }
+}
+
+fn is_of_open_label(label: &str, value: &str) -> bool {
+    let catalog = Catalog::builtin();
+    let is_type = || catalog.types().iter().any(|it| it.name == value);
+    match label {
+        "code" => value == "none" || value.parse::<u32>().is_ok(),
+        "kind" => is_type() || ["rejected", "unmatched"].contains(&value),
+        "reason" => {
+            value.starts_with("no ")
+                || ["too large", "bad UTF-8", "not JSON", "not an object"].contains(&value)
+        }
+        "version" => value == env!("CARGO_PKG_VERSION"),
+        _ => false,
+    }
+}
+
+/// Each metric has a series; with labels that can be listed, one for each value.
+fn assert_whole(exported: &Exported, documented: &BTreeMap<String, Documented>) {
+    for (name, it) in documented {
+        let series = exported.series.keys().filter(|(series, _)| series == name);
+        let series: Vec<&Labels> = series.map(|(_, labels)| labels).collect();
+        assert!(!series.is_empty(), "{name} is not exported");
+        for (label, values) in &it.labels {
+            let Values::Only(values) = values else {
+                continue;
+            };
+            let found: BTreeSet<String> = series.iter().map(|it| it[label].clone()).collect();
+            assert_eq!(&found, values, "{name}: {label}");
+        }
+    }
+}
+
+/// Counters and histograms: what `rate()` must see from the beginning.
+fn cumulative(exported: &Exported) -> BTreeSet<&(String, Labels)> {
+    let series = exported.series.keys();
+    series
+        .filter(|(name, _)| exported.kinds[name] != "gauge")
+        .collect()
+}
+
+async fn assert_counts(scenario: &Scenario, exported: &Exported, reckoning: &Reckoning) {
+    let Scenario { stack, site, .. } = scenario;
+    let rows = |kind: &str| exported.sum("sluice_rows_total", &[("kind", kind)]) as u64;
+    for kind in EventType::ALL {
+        assert_eq!(rows(kind.name()), reckoning.rows(kind), "{kind:?}");
+    }
+    // Beside those of the first loads, one that was announced again and one that was held.
+    assert_eq!(rows("unmatched"), reckoning.unmatched + 2);
+    assert_eq!(rows("rejected"), reckoning.rejected);
+    let rejected = exported.sum("sluice_rejected_lines_total", &[]) as u64;
+    assert_eq!(rejected, reckoning.rejected);
+
+    let objects = |outcome| exported.sum("sluice_objects_total", &[("outcome", outcome)]) as u64;
+    assert_eq!(objects("loaded"), reckoning.objects + 2);
+    assert_eq!(objects("duplicate"), 1);
+    // Each of them twice, before it was a dead letter.
+    assert_eq!((objects("missing"), objects("failed")), (2, 2));
+    assert_eq!(exported.sum("sluice_objects_streamed_total", &[]), 1.0);
+    let of_ledger = loaded(&stack.clickhouse, &site.database).await;
+    assert_eq!(objects("loaded"), of_ledger);
+
+    let database = &site.database;
+    let batches =
+        format!("SELECT uniqExact(batch_id) FROM {database}.ledger_batches WHERE event = 'loaded'");
+    let batches: u64 = stack.clickhouse.scalar(&batches).await.unwrap();
+    let counted = exported.sum("sluice_batches_total", &[("outcome", "loaded")]);
+    assert_eq!(counted as u64, batches);
+    let bytes = format!(
+        "SELECT sum(size) FROM (SELECT DISTINCT object_id, size FROM {database}.ledger_objects \
+         WHERE batch_id IN (SELECT batch_id FROM {database}.ledger_batches WHERE event = 'loaded'))"
+    );
+    let bytes: u64 = stack.clickhouse.scalar(&bytes).await.unwrap();
+    let counted = exported.sum("sluice_object_bytes_total", &[]);
+    assert_eq!(counted as u64, bytes);
+    assert_eq!(exported.sum("sluice_dlq_messages", &[]), 3.0);
+    assert_eq!(exported.sum("sluice_build_info", &[]), 1.0);
+}
+
+#[tokio::test]
+async fn what_is_exported_is_what_is_documented() {
+    let documented = documented();
+    let mut scenario = Scenario::new().await;
+    scenario.sluice.start();
+    scenario.sluice.ready().await;
+    let first = Exported::by(&scenario.sluice).await.unwrap();
+    let reckoning = scenario.load_good_ones().await;
+    scenario.announce_again().await;
+    scenario.send_bad_ones().await;
+    scenario.lose_clickhouse().await;
+    scenario.lose_sqs().await;
+    until(&scenario.sluice, "sluice_dlq_messages", &[], |sum| {
+        sum == 3.0
+    })
+    .await;
+
+    let exported = Exported::by(&scenario.sluice).await.unwrap();
+    assert_documented(&exported, &documented);
+    assert_whole(&exported, &documented);
+    for (name, it) in &documented {
+        if it.kind != "gauge" {
+            assert!(exported.sum(name, &[]) > 0.0, "{name} never moved");
+        }
+    }
+    let new: Vec<_> = cumulative(&exported)
+        .difference(&cumulative(&first))
+        .filter(|(name, _)| name != "sluice_clickhouse_errors_total")
+        .copied()
+        .collect();
+    assert!(new.is_empty(), "not there from the start: {new:?}");
+    for (_, labels) in exported.series.keys() {
+        for value in labels.values() {
+            let names = [".jsonl", "odd", "section/", scenario.site.bucket.as_str()];
+            let names_one = names.iter().any(|name| value.contains(name));
+            assert!(!names_one, "{value} names an object");
+        }
+    }
+    assert_counts(&scenario, &exported, &reckoning).await;
+}
+
+#[tokio::test]
+async fn without_a_dead_letter_queue_its_depth_is_not_told_and_nothing_fails() {
+    let stack = Stack::shared();
+    let site = stack.site("no-dead-letters").await.unwrap();
+    // It has none of its own.
+    let mut sluice = Sluice::new(stack, &site)
+        .set("queue.url", &site.dlq_url)
+        .set("queue.allow_missing_dlq", true);
+    sluice.migrate();
+    sluice.start();
+    let exported = wait_for("the depth of the queue", BOUND, async || {
+        let exported = Exported::by(&sluice).await?;
+        let is_told = exported.kinds.contains_key("sluice_queue_messages_visible");
+        Ok(is_told.then_some(exported))
+    })
+    .await;
+    assert!(!exported.kinds.contains_key("sluice_dlq_messages"));
+    assert_eq!(exported.sum("sluice_sqs_failures_total", &[]), 0.0);
+}
+
+#[tokio::test]
+async fn the_depths_of_fifo_queues_are_told() {
+    let stack = Stack::shared();
+    let site = stack.site("depths-fifo").await.unwrap();
+    let dead = fifo(&site, "dead", None).await;
+    let policy = serde_json::json!({
+        "deadLetterTargetArn": site.dlq_arn.replace("-dlq", "-dead.fifo"), "maxReceiveCount": 3,
+    });
+    let queue = fifo(&site, "live", Some(policy)).await;
+    for (queue, group) in [(&dead, "a"), (&queue, "b"), (&queue, "c")] {
+        let request = site.sqs.send_message().queue_url(queue);
+        let request = request.message_group_id(group).message_body("no event");
+        let request = request.message_deduplication_id(group);
+        request.send().await.unwrap();
+    }
+    // While ClickHouse is not there, nothing is received.
+    let mut sluice = Sluice::new(stack, &site)
+        .set("queue.url", &queue)
+        .set("clickhouse.url", "http://127.0.0.1:1");
+    sluice.start();
+    until(&sluice, "sluice_dlq_messages", &[], |sum| sum == 1.0).await;
+    until(&sluice, "sluice_queue_messages_visible", &[], |sum| {
+        sum == 2.0
+    })
+    .await;
+}

@@ -1,0 +1,63 @@
+//! The queries of docs/operations.md, on a site that has something to tell.
+
+use std::path::Path;
+
+use sluice_testkit::xapi::Generator;
+use sluice_testkit::{SiteOptions, Stack, wait_for};
+
+use crate::harness::{BOUND, Sluice, dead_letters, drained, line, upload};
+
+/// The headings of the page that have a query, and these.
+fn queries() -> Vec<(String, String)> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let sections = page.split("\n### ").skip(1);
+    let query = |section: &str| {
+        let (heading, text) = section.split_once('\n').unwrap();
+        let (_, sql) = text.split_once("```sql\n").expect(heading);
+        let (sql, _) = sql.split_once(";\n```").expect(heading);
+        (heading.to_owned(), sql.to_owned())
+    };
+    sections.map(query).collect()
+}
+
+#[tokio::test]
+async fn each_query_of_the_page_has_an_answer() {
+    let stack = Stack::shared();
+    let options = SiteOptions {
+        max_receive_count: 1,
+        ..SiteOptions::default()
+    };
+    let site = stack.site_with("operations", options).await.unwrap();
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    let bundles: Vec<_> = Generator::new(71).take(5).collect();
+    upload(&site, &bundles).await;
+    site.put("mixed.jsonl", line("unmatched") + "no JSON\n")
+        .await
+        .unwrap();
+    site.put("broken.jsonl.gz", "no gzip").await.unwrap();
+    sluice.start();
+    dead_letters(&site, 1).await;
+    drained(&site).await;
+    // A batch that somebody has left behind.
+    let sealed = format!(
+        "INSERT INTO {}.ledger_objects (object_id, bucket, key, size, batch_id, worker) \
+         VALUES (generateUUIDv4(), 'bucket', 'key', 1, generateUUIDv4(), 'gone')",
+        site.database
+    );
+    stack.clickhouse.execute(&sealed).await.unwrap();
+
+    let queries = queries();
+    assert_eq!(queries.len(), 10);
+    for (heading, sql) in queries {
+        assert!(sql.contains("xapi"), "{heading}");
+        let sql = sql.replace("xapi", &site.database);
+        wait_for(&heading, BOUND, async || {
+            stack.clickhouse.execute("SYSTEM FLUSH LOGS").await?;
+            let rows = stack.clickhouse.rows(&sql).await?;
+            Ok((!rows.is_empty()).then_some(()))
+        })
+        .await;
+    }
+}
