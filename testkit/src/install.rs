@@ -52,6 +52,49 @@ pub fn install_deploy_tools() -> Result<PathBuf> {
     Ok(environment.join("bin/python"))
 }
 
+/// The folder that has `prometheus` and `promtool`: that of the machine, else those of Debian's
+/// package, unpacked under `target/stack`.
+///
+/// # Errors
+///
+/// Where there are none, and the machine is not a Debian or like it.
+pub fn install_prometheus() -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let has = |folder: &PathBuf| {
+        let has = |name: &str| folder.join(name).is_file();
+        has("prometheus") && has("promtool")
+    };
+    if let Some(folder) = std::env::split_paths(&path).find(has) {
+        return Ok(folder);
+    }
+    let root = stack_directory()?;
+    let _lock = lock(&root)?;
+    let directory = root.join("prometheus");
+    once(&directory, "", "Prometheus", "", install_package)?;
+    Ok(directory.join("usr/bin"))
+}
+
+/// Nothing but the program is wanted of the package: it is unpacked, and not installed.
+fn install_package(directory: &Path) -> Result<()> {
+    let download = || {
+        run(Command::new("apt-get")
+            .args(["download", "-qq", "prometheus"])
+            .current_dir(directory))
+    };
+    // A fresh machine may not know its packages yet.
+    download()
+        .or_else(|_| run(Command::new("apt-get").args(["update", "-qq"])).and_then(|()| download()))
+        .context("prometheus and promtool are needed: install Prometheus")?;
+    let mut files = fs::read_dir(directory)?.flatten().map(|file| file.path());
+    let package = files.find(|path| path.extension().is_some_and(|it| it == "deb"));
+    let package = package.context("apt-get left no package")?;
+    run(Command::new("dpkg-deb")
+        .arg("-x")
+        .arg(&package)
+        .arg(directory))?;
+    fs::remove_file(package).context("cannot remove the package")
+}
+
 /// Installs what is missing and says where everything is.
 ///
 /// # Errors

@@ -74,6 +74,9 @@ fn everything() -> Value {
         "reconcile": {"enabled": true, "url": "s3://uploads/", "args": ["--since", "7d"]},
         "backfill": {"enabled": true, "url": "s3://uploads/2026/"},
         "podMonitor": {"enabled": true, "labels": {"release": "prometheus"}},
+        "service": {"port": 80},
+        "prometheusRule": {"enabled": true, "runbookUrl": "https://wiki.example/runbooks/"},
+        "dashboard": {"enabled": true},
         "networkPolicy": {"enabled": true, "from": [{"namespaceSelector": {}}]},
         "terminationGracePeriodSeconds": 4000,
         "podAnnotations": {"a": "b"},
@@ -93,10 +96,18 @@ fn sound(values: &Value) -> String {
     assert_eq!(rendered["problems"], json!([]));
     assert_eq!(rendered["findings"], json!([]));
     let manifests = rendered["manifests"].as_object().unwrap();
-    manifests
+    let manifests: String = manifests
         .iter()
         .map(|(name, text)| format!("# {name}\n{}\n", text.as_str().unwrap().trim()))
-        .collect()
+        .collect();
+    // It is long, and there as a file.
+    let dashboard = Path::new(CHART).join("dashboards/sluice.json");
+    let dashboard = std::fs::read_to_string(dashboard).unwrap();
+    let indented: Vec<_> = dashboard
+        .lines()
+        .map(|line| format!("    {line}"))
+        .collect();
+    manifests.replace(&indented.join("\n"), "    (dashboards/sluice.json)")
 }
 
 #[test]
