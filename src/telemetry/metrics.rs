@@ -7,7 +7,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::{Deserialize, Serialize};
@@ -99,6 +99,8 @@ declare! {
         "1 while intake is paused for this reason, else 0. `/readyz` tells it in words.";
     BUILD_INFO: Gauge, "sluice_build_info" { version: VERSION },
         "Always 1: the version is what its label says.";
+    START_TIME: Gauge, "sluice_start_time_seconds",
+        "When the worker was started, in seconds since 1970.";
 }
 
 const SQS_OPERATIONS: &[&str] = &["receive", "delete", "release", "heartbeat", "attributes"];
@@ -210,6 +212,8 @@ pub fn install(catalog: &Catalog) -> Result<PrometheusHandle, BuildError> {
         metric.begin(catalog);
     }
     BUILD_INFO.set(1.0, &[env!("CARGO_PKG_VERSION")]);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    START_TIME.set(now.unwrap_or_default().as_secs_f64(), &[]);
     holdings(&Holdings {
         pause_class: Some("starting".to_owned()),
         ..Holdings::default()

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use sluice::event_types::Catalog;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{EventType, Generator, Reckoning, gzip};
-use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
+use sluice_testkit::{Prometheus, Site, SiteOptions, Stack, wait_for};
+use tokio::task::spawn_blocking;
 
 use crate::dlq::fifo;
 use crate::harness::{BOUND, Sluice, announcement, dead_letters, drained, line, loaded, upload};
@@ -330,12 +332,73 @@ async fn assert_counts(scenario: &Scenario, exported: &Exported, reckoning: &Rec
     assert_eq!(exported.sum("sluice_build_info", &[]), 1.0);
 }
 
+/// Every expression of the dashboard.
+fn drawn() -> Vec<String> {
+    fn collect(value: &Value, into: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                into.extend(
+                    fields
+                        .get("expr")
+                        .and_then(|it| Some(it.as_str()?.to_owned())),
+                );
+                fields.values().for_each(|it| collect(it, into));
+            }
+            Value::Array(items) => items.iter().for_each(|it| collect(it, into)),
+            _ => {}
+        }
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("helm/sluice/dashboards/sluice.json");
+    let dashboard = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let mut expressions = Vec::new();
+    collect(&dashboard, &mut expressions);
+    expressions
+}
+
+/// As Grafana asks them.
+async fn assert_drawn(prometheus: &Prometheus) {
+    let expressions = drawn();
+    assert!(expressions.len() > 30, "{}", expressions.len());
+    for expression in expressions {
+        let asked = expression.replace("$__rate_interval", "5m");
+        let asked = asked.replace("$__range", "1h");
+        // Those that say that something happens now, and it does not.
+        if asked.contains(" > 0") {
+            prometheus.query(&asked).unwrap();
+            continue;
+        }
+        wait_for(&asked, BOUND, async || {
+            let series = prometheus.query(&asked)?;
+            ensure!(!series.is_empty(), "no series");
+            Ok(Some(()))
+        })
+        .await;
+    }
+}
+
+/// The alerts ask for nothing that is not exported.
+fn assert_alerts_are_of(documented: &BTreeMap<String, Documented>) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("helm/sluice/alerts.yaml");
+    let text = std::fs::read_to_string(path).unwrap();
+    let words = text.split(|it: char| !it.is_alphanumeric() && it != '_');
+    let metrics: BTreeSet<&str> = words.filter(|it| it.starts_with("sluice_")).collect();
+    assert!(metrics.len() > 5);
+    for metric in metrics {
+        let name = metric.trim_end_matches("_bucket");
+        assert!(documented.contains_key(name), "{metric}");
+    }
+}
+
 #[tokio::test]
-async fn what_is_exported_is_what_is_documented() {
+async fn what_is_exported_is_what_is_documented_and_drawn() {
     let documented = documented();
+    assert_alerts_are_of(&documented);
     let mut scenario = Scenario::new().await;
     scenario.sluice.start();
     scenario.sluice.ready().await;
+    let worker = scenario.sluice.admin_address().unwrap().parse().unwrap();
+    let prometheus = spawn_blocking(move || Prometheus::start(&[worker]));
+    let prometheus = prometheus.await.unwrap().unwrap();
     let first = Exported::by(&scenario.sluice).await.unwrap();
     let reckoning = scenario.load_good_ones().await;
     scenario.announce_again().await;
@@ -369,6 +432,7 @@ async fn what_is_exported_is_what_is_documented() {
         }
     }
     assert_counts(&scenario, &exported, &reckoning).await;
+    assert_drawn(&prometheus).await;
 }
 
 #[tokio::test]
