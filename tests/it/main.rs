@@ -16,6 +16,7 @@ mod large;
 mod mapping;
 mod notifications;
 mod outages;
+mod page;
 mod queue_contract;
 mod reconcile;
 mod rejects;
