@@ -1,4 +1,4 @@
-//! The worker's status, made once a second however many look at it.
+//! The worker's status as a stream: made once a second, however many look at it.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,31 +21,46 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Pages that can be open at a time.
 const MAX_STREAMS: usize = 32;
 
-/// Makes the reports. Those who read one share it.
-pub(super) struct Reporter {
+/// What the status is made from.
+#[derive(Clone)]
+struct Source {
     vitals: Vitals,
     stop: CancellationToken,
+}
+
+impl Source {
+    fn json(&self) -> String {
+        let json = serde_json::to_string(&LiveStatus::of(&self.vitals, &self.stop));
+        json.unwrap_or_else(|failed| {
+            error!("the status cannot be written as JSON: {failed}");
+            "{}".to_owned()
+        })
+    }
+}
+
+/// Makes the events. Those who read one share it.
+pub(super) struct Reporter {
+    source: Source,
     latest: watch::Sender<Arc<str>>,
 }
 
-/// The reports, to be read.
+/// The events, to be read.
 pub(super) struct Events {
+    source: Source,
     latest: watch::Receiver<Arc<str>>,
     places: Arc<Semaphore>,
 }
 
 impl Reporter {
     pub(super) fn new(vitals: Vitals, stop: CancellationToken) -> Self {
-        let first = report(&vitals, &stop);
-        Self {
-            vitals,
-            stop,
-            latest: watch::Sender::new(first),
-        }
+        let source = Source { vitals, stop };
+        let latest = watch::Sender::new(source.json().into());
+        Self { source, latest }
     }
 
     pub(super) fn events(&self) -> Events {
         Events {
+            source: self.source.clone(),
             latest: self.latest.subscribe(),
             places: Arc::new(Semaphore::new(MAX_STREAMS)),
         }
@@ -60,27 +75,20 @@ impl Reporter {
             let now = tick.tick().await;
             if now >= step_at {
                 step_at += STEP;
-                let paused = self.vitals.breaker.class().is_some();
-                self.vitals.activity.step(now, paused);
+                let Vitals {
+                    breaker, activity, ..
+                } = &self.source.vitals;
+                activity.step(now, breaker.class().is_some());
             }
-            self.latest.send_replace(report(&self.vitals, &self.stop));
-        }
-    }
-}
-
-fn report(vitals: &Vitals, stop: &CancellationToken) -> Arc<str> {
-    match serde_json::to_string(&LiveStatus::of(vitals, stop)) {
-        Ok(json) => json.into(),
-        Err(failed) => {
-            error!("the status cannot be written as JSON: {failed}");
-            "{}".into()
+            self.latest.send_replace(self.source.json().into());
         }
     }
 }
 
 impl Events {
-    pub(super) fn latest(&self) -> Arc<str> {
-        self.latest.borrow().clone()
+    /// The status as of now.
+    pub(super) fn status(&self) -> String {
+        self.source.json()
     }
 
     /// One event a second, the first at once. A client that reads slowly gets fewer.
@@ -105,14 +113,10 @@ mod tests {
     use axum::body::to_bytes;
 
     use super::*;
-    use crate::load::breaker::Breaker;
+    use crate::activity::Activity;
 
     fn reporter() -> Reporter {
-        let vitals = Vitals {
-            health: Arc::default(),
-            breaker: Arc::new(Breaker::new(INTERVAL)),
-            activity: Arc::default(),
-        };
+        let vitals = Vitals::new(INTERVAL, Activity::default());
         Reporter::new(vitals, CancellationToken::new())
     }
 
@@ -130,10 +134,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stream_begins_at_once_and_ends_with_the_reporter() {
         let reporter = reporter();
-        let (events, health) = (reporter.events(), reporter.vitals.health.clone());
+        let (events, health) = (reporter.events(), reporter.source.vitals.health.clone());
         let page = events.stream();
-        let reporting = tokio::spawn(reporter.run());
         let reading = tokio::spawn(to_bytes(page.into_body(), usize::MAX));
+        tokio::task::yield_now().await;
+        let reporting = tokio::spawn(reporter.run());
         health.queue_fails("no <route>".to_owned());
         tokio::time::sleep(STEP * 5).await;
         reporting.abort();
@@ -143,7 +148,7 @@ mod tests {
         let first: serde_json::Value =
             serde_json::from_str(read[0].strip_prefix("data: ").unwrap()).unwrap();
         assert_eq!(first["condition"]["word"], "starting");
-        let last: serde_json::Value = serde_json::from_str(&events.latest()).unwrap();
+        let last: serde_json::Value = serde_json::from_str(&events.status()).unwrap();
         assert_eq!(last["condition"]["word"], "paused");
         assert_eq!(last["queue_away"], "no <route>");
         let steps = last["history"]["paused"].as_array().unwrap();

@@ -8,6 +8,7 @@ mod status;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
@@ -31,6 +32,17 @@ pub struct Vitals {
     pub health: Arc<Health>,
     pub breaker: Arc<Breaker>,
     pub activity: Arc<Activity>,
+}
+
+impl Vitals {
+    /// Nothing has been heard of yet. `probe_interval` is the breaker's.
+    pub fn new(probe_interval: Duration, activity: Activity) -> Self {
+        Self {
+            health: Arc::default(),
+            breaker: Arc::new(Breaker::new(probe_interval)),
+            activity: Arc::new(activity),
+        }
+    }
 }
 
 struct Admin {
@@ -115,7 +127,7 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
 
 async fn status(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
     let json = [(header::CONTENT_TYPE, "application/json")];
-    (json, admin.events.latest().to_string())
+    (json, admin.events.status())
 }
 
 async fn events(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
@@ -128,4 +140,27 @@ async fn render_metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
         admin.metrics.render(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stuck_loop_fails_healthz_until_it_turns_again() {
+        let vitals = Vitals::new(Duration::from_secs(1), Activity::default());
+        let admin = Arc::new(Admin {
+            metrics: PrometheusBuilder::new().build_recorder().handle(),
+            events: Reporter::new(vitals.clone(), CancellationToken::new()).events(),
+            vitals,
+        });
+        let alive = async || healthz(State(admin.clone())).await.into_response().status();
+        assert_eq!(alive().await, StatusCode::OK);
+        tokio::time::advance(Duration::from_secs(31)).await;
+        assert_eq!(alive().await, StatusCode::SERVICE_UNAVAILABLE);
+        admin.vitals.health.beat();
+        assert_eq!(alive().await, StatusCode::OK);
+    }
 }

@@ -29,6 +29,7 @@ function bytes(number) {
 }
 
 function duration(seconds) {
+  if (seconds > 0 && seconds < 0.1) return "<0.1 s";
   if (seconds < 10 && !Number.isInteger(seconds)) return `${seconds.toFixed(1)} s`;
   if (seconds < 100) return `${Math.round(seconds)} s`;
   const minutes = Math.floor(seconds / 60);
@@ -110,6 +111,8 @@ const NARROWEST = 200;
 
 // ---- Flow
 
+// From here on there is room for a row.
+const WIDE = 820;
 const MOST_KINDS = 9;
 const isAside = (kind) => kind === "rejected" || kind === "unmatched";
 
@@ -131,7 +134,7 @@ class Flow {
     this.texts = new Map();
     this.paths = [];
     this.boxes = [];
-    const height = width < 720 ? this.stack(width, kinds) : this.row(width, kinds);
+    const height = width < WIDE ? this.stack(width, kinds) : this.row(width, kinds);
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.style.height = `${height}px`;
     svg.replaceChildren(...this.paths, ...this.boxes);
@@ -146,7 +149,7 @@ class Flow {
 
   pill(name, label, x, y, width, kind) {
     this.boxes.push(shape("rect", { class: `node ${kind}`, x, y, width, height: 28, rx: 8 }));
-    this.text(x + 12, y + 18.5, "label", label);
+    this.text(x + 12, y + 18.5, "label", shortened(label, 24));
     const side = kind === "side" ? " side" : "";
     const value = this.text(x + width - 12, y + 18.5, `rate${side}`, "", "end");
     this.texts.set(name, value);
@@ -251,8 +254,7 @@ class Flow {
     this.set("queue", away ? "Away" : age ? duration(age.p50) : "–");
     this.set("queue-note", away || age ? "from sent to received" : "nothing came of late");
     this.set("held", count(status.messages));
-    const { objects_waiting: waiting } = status;
-    this.set("held-note", `${objects(waiting)} ${waiting === 1 ? "waits" : "wait"} for a batch`);
+    this.set("held-note", `${objects(status.objects_waiting)} to batch`);
     this.set("loading", count(status.in_flight.length));
     const loading = status.in_flight.reduce((sum, batch) => sum + batch.objects, 0);
     this.set("loading-note", `with ${objects(loading)}`);
@@ -341,8 +343,8 @@ function bands(paused, x) {
 class Plot {
   // `curves` gives lines of the history; `label` says a value in words, `tick` on the axis.
   constructor(figure, { curves, label, tick, least, area }) {
-    Object.assign(this, { svg: $("svg", figure), output: $("output", figure), curves, label, tick, least, area });
-    this.svg.addEventListener("pointermove", (event) => this.point(event.offsetX));
+    Object.assign(this, { svg: $("svg", figure), reading: $(".reading", figure), curves, label, tick, least, area });
+    this.svg.addEventListener("pointermove", ({ clientX }) => this.point(clientX - this.svg.getBoundingClientRect().left));
     this.svg.addEventListener("pointerleave", () => this.point(null));
   }
 
@@ -395,7 +397,7 @@ class Plot {
     const index = pointed ? known.reduce(near) : known.at(-1);
     const values = index === undefined ? null : lines.map((values) => values[index]);
     const ago = pointed ? `, ${duration((length - 1 - index) * history.step_seconds)} ago` : "";
-    this.output.textContent = this.label(values) + ago;
+    this.reading.textContent = this.label(values) + ago;
     const at = pointed ? x(index) : 0;
     return pointed ? [shape("line", { class: "cursor", x1: at, x2: at, y1: PLOT.top, y2: height - PLOT.bottom })] : [];
   }

@@ -45,11 +45,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     let queue = Arc::new(SqsQueue::new(aws_sdk_sqs::Client::new(&aws), queue_url));
     let warehouse = warehouse(config)?;
     let planner = planner(config, catalog.clone(), region)?;
-    let vitals = Vitals {
-        health: Arc::new(Health::default()),
-        breaker: Arc::new(Breaker::new(config.load.probe_interval.get())),
-        activity: Arc::new(activity(&catalog)),
-    };
+    let vitals = Vitals::new(config.load.probe_interval.get(), activity(&catalog));
     let breaker = vitals.breaker.clone();
 
     let admin = AdminListener::bind(config.admin.listen).await?;

@@ -10,9 +10,10 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::activity::Activity;
 use crate::batch::{Batch, BatchLimits};
 use crate::load::Outcome;
-use crate::load::breaker::{Breaker, Scope};
+use crate::load::breaker::Scope;
 use crate::queue::memory::MemoryQueue;
 use crate::queue::{FailedEntries, QueueAttributes, QueueError, ReceiptHandle};
 use crate::settle::VisibilityPolicy;
@@ -182,11 +183,7 @@ impl Rig {
             loads: Mutex::default(),
             script,
         });
-        let vitals = Vitals {
-            health: Arc::default(),
-            breaker: Arc::new(Breaker::new(SECOND)),
-            activity: Arc::default(),
-        };
+        let vitals = Vitals::new(SECOND, Activity::default());
         let stop = CancellationToken::new();
         let daemon = tokio::spawn(run(
             spied.clone(),

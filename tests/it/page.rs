@@ -1,7 +1,6 @@
 //! The live page, in Chromium.
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::ensure;
 use serde_json::{Value, json};
@@ -77,14 +76,14 @@ fn updates_docs() -> bool {
     std::env::var_os("UPDATE_DOCS").is_some()
 }
 
-/// Where pictures are taken: something for the plots to show. Gives what was uploaded.
+/// Where pictures are taken: something for the page to show. Gives what was uploaded.
 async fn busy(site: &Site, generator: &mut Generator) -> Reckoning {
     let mut reckoning = Reckoning::default();
-    let rounds = if updates_docs() { 80 } else { 0 };
+    let rounds = if updates_docs() { 16 } else { 0 };
     for round in 0..rounds {
-        let bundles: Vec<_> = generator.by_ref().take(2 + round % 40 / 5).collect();
+        let bundles: Vec<_> = generator.by_ref().take(4 + round % 8 * 3).collect();
         reckoning += &upload(site, &bundles).await;
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        drained(site).await;
     }
     reckoning
 }
@@ -172,6 +171,13 @@ async fn the_live_page_shows_what_happens_and_nothing_else() {
     );
     assert_eq!(page["alien"], 0, "{page:#}");
 
+    if updates_docs() {
+        upload(&site, &generator.take(30).collect::<Vec<_>>()).await;
+        shows(&mut browser, "a batch in flight", |page| {
+            page["in_flight"].as_str().unwrap().contains("Insert")
+        })
+        .await;
+    }
     picture(&mut browser, "light").await;
     browser.prefer("dark").await.unwrap();
     picture(&mut browser, "dark").await;
@@ -222,15 +228,24 @@ async fn the_live_page_names_an_outage_and_its_end_without_being_loaded_again() 
     shows_word(&mut browser, "Well").await;
     browser.evaluate("window.same = true").await.unwrap();
     let before = busy(&site, &mut Generator::new(32)).await;
-    drained(&site).await;
 
     proxy.inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
     site.put("a.jsonl", line("a")).await.unwrap();
     let page = shows_word(&mut browser, "Paused").await;
     let reason = page["reason"].as_str().unwrap();
-    assert!(reason.contains("no answer from ClickHouse"), "{page:#}");
+    assert!(reason.contains("No answer from ClickHouse"), "{page:#}");
     shows(&mut browser, "the batch that waits", |page| {
         page["in_flight"].as_str().unwrap().contains("\t1\t")
+    })
+    .await;
+    let points = if updates_docs() { 8 } else { 1 };
+    let shaded = format!(
+        "latest.history.paused.slice(-{points}).every(Boolean) && \
+         document.querySelectorAll('.plot .band').length"
+    );
+    wait_for("the pause in both plots", BOUND, async || {
+        let bands = browser.evaluate(&shaded).await?;
+        Ok((bands == 2).then_some(()))
     })
     .await;
     browser.prefer("dark").await.unwrap();
