@@ -43,7 +43,7 @@ struct State {
     lags: Recent,
     lag_history: VecDeque<Option<Summary>>,
     pauses: VecDeque<bool>,
-    in_flight: BTreeMap<BatchId, (BatchInfo, Instant, &'static str)>,
+    in_flight: BTreeMap<BatchId, Begun>,
     batches: VecDeque<LoadedBatch>,
     failures: VecDeque<Failure>,
 }
@@ -71,6 +71,13 @@ pub struct BatchInfo {
     /// As stored, where the announcements said so.
     pub bytes: u64,
     pub read_by: ReadBy,
+}
+
+#[derive(Debug)]
+struct Begun {
+    info: BatchInfo,
+    at: Instant,
+    step: &'static str,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -192,12 +199,16 @@ impl Activity {
     }
 
     /// A batch is in flight until what this returns is dropped.
-    pub fn begin(self: &Arc<Self>, batch: BatchInfo) -> InFlight {
-        let begun = (batch, Instant::now(), "");
-        self.state().in_flight.insert(batch.id, begun);
+    pub fn begin(self: &Arc<Self>, info: BatchInfo) -> InFlight {
+        let begun = Begun {
+            info,
+            at: Instant::now(),
+            step: "",
+        };
+        self.state().in_flight.insert(info.id, begun);
         InFlight {
             activity: self.clone(),
-            batch: batch.id,
+            batch: info.id,
         }
     }
 
@@ -278,10 +289,10 @@ impl Activity {
             in_flight: state
                 .in_flight
                 .values()
-                .map(|(info, since, step)| BatchInFlight {
-                    info: *info,
-                    age_seconds: now.duration_since(*since).as_secs_f64(),
-                    step,
+                .map(|begun| BatchInFlight {
+                    info: begun.info,
+                    age_seconds: now.duration_since(begun.at).as_secs_f64(),
+                    step: begun.step,
                 })
                 .collect(),
             batches: state.batches.iter().rev().cloned().collect(),
@@ -313,8 +324,8 @@ pub struct InFlight {
 impl InFlight {
     /// What the ledger protocol does with it now.
     pub fn step(&self, name: &'static str) {
-        if let Some((_, _, step)) = self.activity.state().in_flight.get_mut(&self.batch) {
-            *step = name;
+        if let Some(begun) = self.activity.state().in_flight.get_mut(&self.batch) {
+            begun.step = name;
         }
     }
 }

@@ -70,7 +70,7 @@ impl AdminListener {
         self.address
     }
 
-    /// Serves for as long as it is polled; says so once `stop` is cancelled.
+    /// Serves for as long as it is polled. Once `stop` is cancelled, the page says so.
     pub async fn serve(
         self,
         vitals: Vitals,
