@@ -2,6 +2,7 @@
 //!
 //! See `ARCHITECTURE.md` for the path of an object and the code map.
 
+pub mod activity;
 pub mod admin;
 pub mod announce;
 pub mod backfill;

@@ -39,7 +39,7 @@ use crate::event_types::select::Target;
 use crate::ledger::{self, Ledger};
 use crate::load::breaker::Breaker;
 use crate::load::fallback::{Fallback, Fallbacks};
-use crate::load::{LoadLimits, Loader, RowCounts};
+use crate::load::{LoadLimits, Loader};
 use crate::notification::filter::Filter;
 use crate::plan::{Planner, S3Access, S3Source, Strategy};
 use crate::schema::landing_name;
@@ -336,7 +336,7 @@ fn loader(
         fallback: fallback(config),
         fallbacks: Fallbacks::default(),
         successes: AtomicU64::new(0),
-        rows: RowCounts::default(),
+        activity: Arc::default(),
         deletions: tokio::sync::Mutex::default(),
         acknowledge_missing: config.load.on_missing == OnMissing::Acknowledge,
     }

@@ -11,11 +11,14 @@ use super::stop::stop_on_signals;
 use super::{
     aws, catalog, loader, needed_tables, notification_filter, obstacle, planner, warehouse,
 };
-use crate::admin::{AdminListener, Health};
+use crate::activity::Activity;
+use crate::admin::{AdminListener, Health, Vitals};
 use crate::batch::BatchLimits;
 use crate::config::{Config, LoadStrategy};
 use crate::event_types::Catalog;
+use crate::event_types::select::Target;
 use crate::failpoint;
+use crate::load::Loader;
 use crate::load::breaker::{Breaker, Scope};
 use crate::load::verdict::{halt_class, with_advice};
 use crate::pipeline::{self, core::Limits};
@@ -42,8 +45,8 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     let queue = Arc::new(SqsQueue::new(aws_sdk_sqs::Client::new(&aws), queue_url));
     let warehouse = warehouse(config)?;
     let planner = planner(config, catalog.clone(), region)?;
-    let breaker = Arc::new(Breaker::new(config.load.probe_interval.get()));
-    let health = Arc::new(Health::default());
+    let vitals = Vitals::new(config.load.probe_interval.get(), activity(&catalog));
+    let breaker = vitals.breaker.clone();
 
     let admin = AdminListener::bind(config.admin.listen).await?;
     info!(
@@ -55,7 +58,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
         event_types = catalog.types().len(),
         "starting"
     );
-    let admin = tokio::spawn(admin.serve(health.clone(), breaker.clone(), metrics));
+    let admin = tokio::spawn(admin.serve(vitals.clone(), metrics, stop.clone()));
     let prober = tokio::spawn(probe(
         warehouse.clone(),
         catalog,
@@ -66,28 +69,28 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     if check_queue(
         queue.as_ref(),
         config.queue.allow_missing_dlq,
-        &health,
+        &vitals.health,
         &stop,
     )
     .await?
     {
         let depths = tokio::spawn(depths::watch(SqsQueue::clone(&queue)));
-        let loader = Arc::new(loader(config, planner, warehouse, &aws, breaker.clone()));
-        pipeline::run(
-            queue,
-            loader,
-            breaker,
-            health,
-            filter,
-            options(config),
-            stop,
-        )
-        .await;
+        let loader = Arc::new(Loader {
+            activity: vitals.activity.clone(),
+            ..loader(config, planner, warehouse, &aws, breaker)
+        });
+        pipeline::run(queue, loader, vitals, filter, options(config), stop).await;
         depths.abort();
     }
     prober.abort();
     admin.abort();
     Ok(())
+}
+
+/// Shows every table, also while it gets no rows.
+fn activity(catalog: &Catalog) -> Activity {
+    let targets = Target::all(catalog);
+    Activity::of_kinds(targets.iter().filter_map(Target::kind))
 }
 
 fn options(config: &Config) -> pipeline::Options {

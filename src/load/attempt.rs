@@ -18,6 +18,7 @@ use super::{
     Cancelled, Item, Loader, MAX_REPLAYS, MAX_REPLAYS_ALONE, Outcome, Outcomes, Verdict, stream,
     verdict,
 };
+use crate::activity::{BatchInfo, InFlight};
 use crate::batch::{BatchId, ReadBy};
 use crate::batch_rows::{BatchRows, Counted, Rejected};
 use crate::event_types::select::{BLANK, Target};
@@ -36,6 +37,7 @@ pub(super) struct Loading<'a> {
     pub(super) loader: &'a Loader,
     pub(super) cancel: &'a CancellationToken,
     pub(super) batch: BatchId,
+    pub(super) in_flight: InFlight,
     pub(super) started: Instant,
     /// Sorted by key; once sealed, the frozen list.
     pub(super) items: Vec<Item>,
@@ -75,6 +77,7 @@ impl Loading<'_> {
             let action = run.action();
             debug!(batch.id = %self.batch, ?action, "step");
             self.step = action.name();
+            self.in_flight.step(self.step);
             failpoint::reach(&format!("{}.before", action.name()));
             let event = match action {
                 Action::Finish(end) => {
@@ -628,7 +631,9 @@ impl Loading<'_> {
         if !recorded {
             return Ok(Event::Fenced);
         }
-        self.loader.rows.add(&rows);
+        let info = batch_info(self.batch, &self.items, self.form.read_by);
+        let took = self.started.elapsed();
+        self.loader.activity.loaded(info, &rows, took);
         for (kind, rows) in &rows {
             metrics::rows_loaded(kind, *rows);
         }
@@ -645,10 +650,19 @@ impl Loading<'_> {
             batch.rows = total,
             batch.rows_by_type = %serde_json::json!(rows),
             batch.replays = self.replays,
-            batch.seconds = self.started.elapsed().as_secs_f64(),
+            batch.seconds = took.as_secs_f64(),
             "batch loaded"
         );
         Ok(Event::Done)
+    }
+}
+
+pub(super) fn batch_info(id: BatchId, items: &[Item], read_by: ReadBy) -> BatchInfo {
+    BatchInfo {
+        id,
+        objects: items.len(),
+        bytes: items.iter().filter_map(|item| item.object.size).sum(),
+        read_by,
     }
 }
 
@@ -668,16 +682,19 @@ impl Loader {
             return Ok(());
         };
         info!(batch.id = %batch, objects = sealed.objects.len(), "recovering: its lease ran out");
+        let items: Vec<Item> = sealed
+            .objects
+            .into_iter()
+            .map(|sealed| Item::new(sealed.object, sealed.supersedes))
+            .collect();
+        let info = batch_info(batch, &items, sealed.form.read_by);
         let mut loading = Loading {
             loader: self,
             cancel,
             batch,
+            in_flight: self.activity.begin(info),
             started: Instant::now(),
-            items: sealed
-                .objects
-                .into_iter()
-                .map(|sealed| Item::new(sealed.object, sealed.supersedes))
-                .collect(),
+            items,
             failure: None,
             replays: 0,
             patience: MAX_REPLAYS,

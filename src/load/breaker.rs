@@ -12,6 +12,9 @@ use tracing::{info, warn};
 /// While it stays open for the same reason, the log says so again this often.
 const REMINDER: Duration = Duration::from_secs(60);
 
+/// The class of the reason before ClickHouse was heard of.
+pub const STARTING: &str = "starting";
+
 /// What cannot be done while the breaker is open, and whose success closes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
@@ -72,7 +75,7 @@ impl Breaker {
         Self {
             open: watch::Sender::new(Some(Open {
                 scope: Scope::Everything,
-                class: "starting",
+                class: STARTING,
                 why,
             })),
             probing: Mutex::new(Probing {

@@ -10,15 +10,16 @@ mod replace;
 mod stream;
 pub mod verdict;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use crate::activity::Activity;
 use crate::batch::{Batch, BatchId, ReadBy};
 use crate::ledger::protocol::{End, Run, Standing};
 use crate::ledger::{Failure, Ledger};
@@ -27,7 +28,7 @@ use crate::plan::{Form, Naming, Planner, naming};
 use crate::store::{Present, Store, StoreError};
 use crate::telemetry::metrics;
 use crate::warehouse::{Warehouse, WarehouseError};
-use attempt::Loading;
+use attempt::{Loading, batch_info};
 use breaker::{Breaker, HaltedInsert, Scope};
 use fallback::{Fallback, Fallbacks};
 use progress::{FailedItem, FailureClass, Item, Progress, Work, unnameable};
@@ -92,30 +93,10 @@ pub struct Loader {
     pub acknowledge_missing: bool,
     /// Inserts that have succeeded.
     pub successes: AtomicU64,
-    /// Rows that were put on record, by kind.
-    pub rows: RowCounts,
+    /// Told of what is in flight, loaded or failed.
+    pub activity: Arc<Activity>,
     /// Held while rows are deleted, so that this process begins one mutation at a time.
     pub deletions: tokio::sync::Mutex<()>,
-}
-
-/// Rows by kind.
-#[derive(Debug, Default)]
-pub struct RowCounts(Mutex<BTreeMap<String, u64>>);
-
-impl RowCounts {
-    fn add(&self, rows: &BTreeMap<&str, u64>) {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for (kind, rows) in rows {
-            *counts.entry((*kind).to_owned()).or_default() += rows;
-        }
-    }
-
-    pub fn get(&self) -> BTreeMap<String, u64> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -305,6 +286,8 @@ impl Loader {
                 class,
                 "object cannot be loaded: {reason}"
             );
+            let what = item.object.to_string();
+            self.activity.failed(what, class, reason);
         }
         let rows: Vec<Failure<'_>> = failed
             .iter()
@@ -356,10 +339,12 @@ impl Loader {
         } else {
             items
         };
+        let batch = BatchId::now();
         let mut loading = Loading {
             loader: self,
             cancel,
-            batch: BatchId::now(),
+            batch,
+            in_flight: self.activity.begin(batch_info(batch, &items, read_by)),
             started: Instant::now(),
             items,
             failure: None,

@@ -4,11 +4,13 @@
 //! the [`Action`]s that it returns.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use crate::activity::Activity;
 use crate::batch::{Batch, BatchLimits, Batcher};
 use crate::load::{Outcome, Outcomes};
 use crate::notification::filter::Filter;
@@ -55,13 +57,14 @@ pub struct Core {
     created: HashMap<ObjectId, Instant>,
     /// From creation to being loaded.
     lags: Recent,
+    activity: Arc<Activity>,
     /// How long messages had been in the queue.
     ages: Recent,
     draining: bool,
 }
 
 impl Core {
-    pub fn new(limits: Limits, filter: Filter) -> Self {
+    pub fn new(limits: Limits, filter: Filter, activity: Arc<Activity>) -> Self {
         Self {
             filter,
             batcher: Batcher::new(limits.batch),
@@ -72,6 +75,7 @@ impl Core {
             revisit: HashMap::new(),
             created: HashMap::new(),
             lags: Recent::default(),
+            activity,
             ages: Recent::default(),
             draining: false,
             limits,
@@ -87,6 +91,7 @@ impl Core {
         }
         self.ages.record(now, message.age);
         metrics::queue_age(message.age);
+        self.activity.received(message, now);
         let (form, notification) = parse_with_form(&message.body);
         match notification {
             Ok(Notification::Objects(announced)) => {
@@ -107,6 +112,9 @@ impl Core {
                         "not a notification; it stays in the queue, and the redrive policy will \
                          move it to the dead-letter queue: {malformed}"
                     );
+                    let what = format!("message {}", message.id);
+                    self.activity
+                        .failed(what, "malformed", &malformed.to_string());
                 }
                 let policy = self.limits.visibility;
                 let delay = policy.retry_delay(message.receive_count, fastrand::f64());
@@ -268,6 +276,7 @@ impl Core {
         if let Some(created) = self.created.get(&id) {
             let lag = now.duration_since(*created);
             metrics::lag(lag);
+            self.activity.lag(lag, now);
             self.lags.record(now, lag);
         }
     }

@@ -20,8 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::core::{Action, Core, Limits};
-use crate::admin::Health;
-use crate::load::breaker::Breaker;
+use crate::admin::Vitals;
 use crate::load::{Load, Outcomes};
 use crate::notification::filter::Filter;
 use crate::object::ObjectRef;
@@ -53,14 +52,18 @@ pub struct Options {
 pub async fn run<Q: Queue, L: Load>(
     queue: Arc<Q>,
     loader: Arc<L>,
-    breaker: Arc<Breaker>,
-    health: Arc<Health>,
+    vitals: Vitals,
     filter: Filter,
     options: Options,
     stop: CancellationToken,
 ) {
+    let Vitals {
+        health,
+        breaker,
+        activity,
+    } = vitals;
     let (settle, settlements) = mpsc::unbounded_channel();
-    let settler = tokio::spawn(settler::run(queue.clone(), settlements));
+    let settler = tokio::spawn(settler::run(queue.clone(), activity.clone(), settlements));
     // A little room only: what waits here gets no heartbeats.
     let (send_messages, mut messages) = mpsc::channel(options.receivers);
     let room = watch::Sender::new(true);
@@ -82,7 +85,7 @@ pub async fn run<Q: Queue, L: Load>(
     drop(send_messages);
 
     let mut daemon = Daemon {
-        core: Core::new(options.limits, filter),
+        core: Core::new(options.limits, filter, activity),
         loader,
         loads: JoinSet::new(),
         cancel_loads: CancellationToken::new(),

@@ -35,8 +35,13 @@ impl Recent {
 
     /// `None` where there was nothing.
     pub fn summary(&self, now: Instant) -> Option<Summary> {
+        self.summary_within(LATELY, now)
+    }
+
+    /// Of what was recorded within this time.
+    pub fn summary_within(&self, period: Duration, now: Instant) -> Option<Summary> {
         let late = self.durations.iter().rev();
-        let late = late.take_while(|(at, _)| now.duration_since(*at) <= LATELY);
+        let late = late.take_while(|(at, _)| now.duration_since(*at) <= period);
         let mut seconds: Vec<f64> = late.map(|(_, it)| it.as_secs_f64()).collect();
         seconds.sort_unstable_by(f64::total_cmp);
         let at = |percent: usize| seconds[(seconds.len() - 1) * percent / 100];

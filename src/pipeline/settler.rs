@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::warn;
 
+use crate::activity::Activity;
 use crate::failpoint;
 use crate::queue::{FailedEntries, MAX_BATCH, Queue, QueueError, ReceiptHandle};
 use crate::settle::Settlement;
@@ -21,6 +22,7 @@ const BACKOFF: Duration = Duration::from_millis(500);
 /// Performs settlements until their sender is gone and all are done.
 pub(super) async fn run<Q: Queue>(
     queue: Arc<Q>,
+    activity: Arc<Activity>,
     mut settlements: mpsc::UnboundedReceiver<Settlement>,
 ) {
     let mut requests = JoinSet::new();
@@ -42,10 +44,10 @@ pub(super) async fn run<Q: Queue>(
             }
         }
         for chunk in deletes.chunks(MAX_BATCH) {
-            requests.spawn(delete(queue.clone(), chunk.to_vec()));
+            requests.spawn(delete(queue.clone(), activity.clone(), chunk.to_vec()));
         }
         for chunk in releases.chunks(MAX_BATCH) {
-            requests.spawn(release(queue.clone(), chunk.to_vec()));
+            requests.spawn(release(queue.clone(), activity.clone(), chunk.to_vec()));
         }
         while requests.len() > CONCURRENCY {
             requests.join_next().await;
@@ -54,7 +56,7 @@ pub(super) async fn run<Q: Queue>(
     requests.join_all().await;
 }
 
-async fn delete<Q: Queue>(queue: Arc<Q>, handles: Vec<ReceiptHandle>) {
+async fn delete<Q: Queue>(queue: Arc<Q>, activity: Arc<Activity>, handles: Vec<ReceiptHandle>) {
     failpoint::reach("delete.before");
     let done = persist("delete", handles, |handles| {
         let queue = queue.clone();
@@ -63,15 +65,21 @@ async fn delete<Q: Queue>(queue: Arc<Q>, handles: Vec<ReceiptHandle>) {
     .await;
     failpoint::reach("delete.after");
     metrics::messages_deleted(done);
+    activity.deleted(done);
 }
 
-async fn release<Q: Queue>(queue: Arc<Q>, entries: Vec<(ReceiptHandle, Duration)>) {
+async fn release<Q: Queue>(
+    queue: Arc<Q>,
+    activity: Arc<Activity>,
+    entries: Vec<(ReceiptHandle, Duration)>,
+) {
     let done = persist("release", entries, |entries| {
         let queue = queue.clone();
         async move { queue.change_visibility(&entries).await }
     })
     .await;
     metrics::messages_released(done);
+    activity.released(done);
 }
 
 /// Extends the visibility of held messages.

@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::activity::Activity;
 use crate::batch::{Batch, BatchLimits};
 use crate::load::Outcome;
 use crate::load::breaker::Scope;
@@ -18,6 +19,7 @@ use crate::queue::{FailedEntries, QueueAttributes, QueueError, ReceiptHandle};
 use crate::settle::VisibilityPolicy;
 
 const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const VISIBILITY: Duration = Duration::from_secs(30);
 const WINDOW: Duration = Duration::from_secs(10);
@@ -158,7 +160,7 @@ fn until_cancelled() -> Script {
 struct Rig {
     spied: Arc<Spied>,
     loader: Arc<Scripted>,
-    breaker: Arc<Breaker>,
+    vitals: Vitals,
     stop: CancellationToken,
     daemon: JoinHandle<()>,
 }
@@ -166,7 +168,7 @@ struct Rig {
 impl Rig {
     fn start(options: Options, script: Script) -> Self {
         let rig = Self::start_open(options, script);
-        rig.breaker.succeeded(Scope::Everything);
+        rig.vitals.breaker.succeeded(Scope::Everything);
         rig
     }
 
@@ -181,13 +183,12 @@ impl Rig {
             loads: Mutex::default(),
             script,
         });
-        let breaker = Arc::new(Breaker::new(SECOND));
+        let vitals = Vitals::new(SECOND, Activity::default());
         let stop = CancellationToken::new();
         let daemon = tokio::spawn(run(
             spied.clone(),
             loader.clone(),
-            breaker.clone(),
-            Arc::new(Health::default()),
+            vitals.clone(),
             Filter::default(),
             options,
             stop.clone(),
@@ -195,7 +196,7 @@ impl Rig {
         Self {
             spied,
             loader,
-            breaker,
+            vitals,
             stop,
             daemon,
         }
@@ -435,7 +436,7 @@ async fn pause_while_the_breaker_is_open_nothing_is_received() {
     rig.send(&["a"]);
     pass(24 * HOUR).await;
     assert_eq!((rig.receive_counts(), rig.receives()), (vec![0], 0));
-    rig.breaker.succeeded(Scope::Everything);
+    rig.vitals.breaker.succeeded(Scope::Everything);
     until("empty", || rig.is_empty()).await;
     assert_eq!(rig.loads(), [["a"]]);
 }
@@ -446,13 +447,15 @@ async fn pause_what_is_held_stays_held_and_nothing_more_comes() {
     let rig = Rig::start(one_object_a_batch(), gated(&gate));
     rig.send(&["a"]);
     until("a load", || rig.loads().len() == 1).await;
-    rig.breaker.open(Scope::Inserts, "unreachable", "away");
+    rig.vitals
+        .breaker
+        .open(Scope::Inserts, "unreachable", "away");
     // The long polls that are under way may still bring something.
     pass(OPTIONS.wait_time).await;
     rig.send(&["b"]);
     pass(8 * HOUR).await;
     assert_eq!(rig.receive_counts(), [1, 0]);
-    rig.breaker.succeeded(Scope::Inserts);
+    rig.vitals.breaker.succeeded(Scope::Inserts);
     gate.add_permits(2);
     until("empty", || rig.is_empty()).await;
     assert_eq!((rig.loads().len(), rig.deletes()), (2, 2));
@@ -638,6 +641,19 @@ async fn a_stop_while_clickhouse_is_away_ends_at_once() {
     pass(HOUR).await;
     assert!(rig.stop().await <= LAST_POLL);
     assert_eq!(rig.receive_counts(), [0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_loop_that_stands_still_is_noticed() {
+    let rig = Rig::start(OPTIONS, always(Outcome::Loaded, HOUR));
+    rig.send(&["a"]);
+    for _ in 0..60 {
+        pass(MINUTE).await;
+        assert_eq!(rig.vitals.health.stuck_for(), None);
+    }
+    rig.daemon.abort();
+    pass(MINUTE).await;
+    assert!(rig.vitals.health.stuck_for() >= Some(MINUTE / 2));
 }
 
 #[tokio::test(start_paused = true)]

@@ -133,6 +133,55 @@ pub fn install() -> Result<Installed> {
     })
 }
 
+/// Names a Chromium that tests shall use instead of the one in the path.
+pub const CHROMIUM_VARIABLE: &str = "SLUICE_TEST_CHROMIUM";
+
+/// Finds Chromium; where there is none, and this is root on a Debian, installs Debian's.
+///
+/// # Errors
+///
+/// When there is none; the text says what to do.
+pub fn chromium() -> Result<PathBuf> {
+    let _lock = lock(&stack_directory()?)?;
+    if let Some(found) = present_chromium() {
+        return Ok(found);
+    }
+    let advice = format!(
+        "the tests of the live page need Chromium: install it (on Debian as root: \
+         apt-get install chromium), or name one by {CHROMIUM_VARIABLE}"
+    );
+    ensure!(is_root() && in_path("apt-get").is_some(), advice);
+    say("installing Debian's chromium (once)");
+    let apt = || {
+        let mut command = Command::new("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive");
+        command
+    };
+    run(apt().arg("update")).context(advice.clone())?;
+    run(apt()
+        .args(["install", "--yes", "--no-install-recommends"])
+        .args(["chromium", "fonts-dejavu-core"]))
+    .context(advice.clone())?;
+    present_chromium().context(advice)
+}
+
+fn present_chromium() -> Option<PathBuf> {
+    let named = std::env::var_os(CHROMIUM_VARIABLE).map(PathBuf::from);
+    let names = ["chromium", "chromium-browser", "google-chrome"];
+    named.or_else(|| names.into_iter().find_map(in_path))
+}
+
+fn in_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let places = std::env::split_paths(&path).map(|place| place.join(program));
+    places.into_iter().find(|place| place.is_file())
+}
+
+fn is_root() -> bool {
+    let id = Command::new("id").arg("-u").output();
+    id.is_ok_and(|output| output.stdout == b"0\n")
+}
+
 fn stack_directory() -> Result<PathBuf> {
     let root = target_directory().join("stack");
     fs::create_dir_all(&root).with_context(|| format!("cannot create {}", root.display()))?;

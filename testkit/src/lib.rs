@@ -14,6 +14,7 @@
 
 mod announce;
 mod aws;
+pub mod browser;
 mod clickhouse;
 mod clients;
 pub mod exact;

@@ -365,9 +365,11 @@ async fn no_secret_is_told_whatever_fails() {
     sluice.ready().await;
 
     let (_, metrics) = sluice.get("/metrics").await.unwrap();
+    let (_, status) = sluice.get("/status.json").await.unwrap();
     for (what, text) in [
         ("/readyz", why),
         ("/metrics", metrics),
+        ("/status.json", status),
         ("the log", sluice.log()),
         ("the command line", sluice.command_line()),
         (

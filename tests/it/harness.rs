@@ -191,9 +191,13 @@ impl Sluice {
 
     /// Status and body of a page of the admin listener.
     pub(crate) async fn get(&self, path: &str) -> Result<(u16, String)> {
+        self.request("GET", path).await
+    }
+
+    pub(crate) async fn request(&self, method: &str, path: &str) -> Result<(u16, String)> {
         let address = self.admin_address()?;
         let mut stream = TcpStream::connect(&address).await?;
-        let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+        let request = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;

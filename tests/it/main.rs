@@ -18,6 +18,7 @@ mod metrics;
 mod notifications;
 mod operations;
 mod outages;
+mod page;
 mod queue_contract;
 mod reconcile;
 mod rejects;

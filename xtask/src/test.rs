@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use sluice_testkit::{AWS_ENDPOINT_VARIABLE, CLICKHOUSE_URL_VARIABLE, Stack};
+use sluice_testkit::{AWS_ENDPOINT_VARIABLE, CLICKHOUSE_URL_VARIABLE, Stack, install};
 use tokio::process::Command;
 
 use crate::interrupt::Interrupt;
@@ -16,6 +16,8 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
+    // What is missing is better told before the tests than by some of them.
+    install::chromium()?;
     let stack = Stack::given_or_started()?;
     let mut interrupt = Interrupt::new()?;
     let mut tests = Command::new(cargo())

@@ -61,7 +61,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
     let report = Report {
         left: tally.left(),
         tally,
-        rows: loader.rows.get(),
+        rows: loader.activity.rows(),
         seconds: started.elapsed().as_secs(),
         stopped: stop.is_cancelled(),
     };
@@ -119,7 +119,7 @@ fn log_beside(bar: &ProgressBar, config: &LogConfig) -> LogConfig {
 
 fn progress(bar: &ProgressBar, tally: &Tally, loader: &Loader, elapsed: Duration) {
     bar.set_position(tally.found - tally.left());
-    let rows: u64 = loader.rows.get().values().sum();
+    let rows: u64 = loader.activity.rows().values().sum();
     bar.set_message(format!(
         "{}, {rows} rows, {} objects/s",
         ByteSize(tally.bytes),

@@ -1,0 +1,166 @@
+//! The admin listener: health, readiness, metrics, status and the live page. Read-only.
+
+mod condition;
+mod events;
+mod health;
+mod page;
+mod status;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use self::events::{Events, Reporter};
+pub use self::health::Health;
+pub use self::status::WorkerStatus;
+use crate::activity::Activity;
+use crate::load::breaker::Breaker;
+
+/// What the parts of the daemon tell of themselves.
+#[derive(Clone, Debug)]
+pub struct Vitals {
+    pub health: Arc<Health>,
+    pub breaker: Arc<Breaker>,
+    pub activity: Arc<Activity>,
+}
+
+impl Vitals {
+    /// Nothing has been heard of yet. `probe_interval` is the breaker's.
+    pub fn new(probe_interval: Duration, activity: Activity) -> Self {
+        Self {
+            health: Arc::default(),
+            breaker: Arc::new(Breaker::new(probe_interval)),
+            activity: Arc::new(activity),
+        }
+    }
+}
+
+struct Admin {
+    vitals: Vitals,
+    metrics: PrometheusHandle,
+    events: Events,
+}
+
+/// A listener that is bound and not yet served: binding is the part that can fail.
+pub struct AdminListener {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl AdminListener {
+    pub async fn bind(address: SocketAddr) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(address).await.with_context(|| {
+            format!("cannot listen on {address}; change `admin.listen` or free the port")
+        })?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves for as long as it is polled. Once `stop` is cancelled, the page says so.
+    pub async fn serve(
+        self,
+        vitals: Vitals,
+        metrics: PrometheusHandle,
+        stop: CancellationToken,
+    ) -> std::io::Result<()> {
+        let reporter = Reporter::new(vitals.clone(), stop);
+        let admin = Admin {
+            vitals,
+            metrics,
+            events: reporter.events(),
+        };
+        let routes = Router::new()
+            .merge(page::routes())
+            .route("/events", get(events))
+            .route("/healthz", get(healthz))
+            .route("/readyz", get(readyz))
+            .route("/metrics", get(render_metrics))
+            .route("/status.json", get(status))
+            .with_state(Arc::new(admin));
+        tokio::select! {
+            served = axum::serve(self.listener, routes) => served,
+            never = reporter.run() => match never {},
+        }
+    }
+}
+
+async fn healthz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    match admin.vitals.health.stuck_for() {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(silent) => {
+            let seconds = silent.as_secs();
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("the event loop is stuck since {seconds} s\n"),
+            )
+        }
+    }
+}
+
+async fn readyz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    let Vitals {
+        health, breaker, ..
+    } = &admin.vitals;
+    let paused = breaker.reason();
+    let paused = paused.map(|why| format!("intake is paused: {why}\n"));
+    let queue = health.queue().away();
+    let queue = queue.map(|why| format!("nothing comes from the queue: {why}\n"));
+    match [paused, queue].into_iter().flatten().collect::<String>() {
+        reasons if reasons.is_empty() => (StatusCode::OK, "ready\n".to_owned()),
+        reasons => (StatusCode::SERVICE_UNAVAILABLE, reasons),
+    }
+}
+
+async fn status(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    let json = [(header::CONTENT_TYPE, "application/json")];
+    (json, admin.events.status())
+}
+
+async fn events(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    admin.events.stream()
+}
+
+async fn render_metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    admin.metrics.run_upkeep();
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
+        admin.metrics.render(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stuck_loop_fails_healthz_until_it_turns_again() {
+        let vitals = Vitals::new(Duration::from_secs(1), Activity::default());
+        let admin = Arc::new(Admin {
+            metrics: PrometheusBuilder::new().build_recorder().handle(),
+            events: Reporter::new(vitals.clone(), CancellationToken::new()).events(),
+            vitals,
+        });
+        let alive = async || healthz(State(admin.clone())).await.into_response().status();
+        assert_eq!(alive().await, StatusCode::OK);
+        tokio::time::advance(Duration::from_secs(31)).await;
+        assert_eq!(alive().await, StatusCode::SERVICE_UNAVAILABLE);
+        admin.vitals.health.beat();
+        assert_eq!(alive().await, StatusCode::OK);
+    }
+}

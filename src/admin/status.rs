@@ -1,0 +1,71 @@
+//! What `/status.json` and `/events` say.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Vitals;
+use super::condition::{Condition, Signs};
+use crate::activity::Snapshot;
+use crate::telemetry::metrics::Holdings;
+
+/// How the worker is.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    pub version: String,
+    pub uptime_seconds: u64,
+    /// Why intake is paused, if it is.
+    pub paused: Option<String>,
+    /// Why nothing comes from the queue, if that is so.
+    pub queue_away: Option<String>,
+    #[serde(flatten)]
+    pub holdings: Holdings,
+}
+
+/// All that the live page shows.
+#[derive(Debug, Serialize)]
+pub(super) struct LiveStatus {
+    /// Now, by the worker's clock.
+    at: String,
+    condition: Condition,
+    #[serde(flatten)]
+    worker: WorkerStatus,
+    #[serde(flatten)]
+    activity: Snapshot,
+}
+
+impl LiveStatus {
+    pub(super) fn of(vitals: &Vitals, stop: &CancellationToken) -> Self {
+        let Vitals {
+            health,
+            breaker,
+            activity,
+        } = vitals;
+        let now = Instant::now();
+        let paused = breaker.reason();
+        let queue = health.queue();
+        let condition = Condition::of(Signs {
+            stuck_for: health.stuck_for(),
+            stopping: stop.is_cancelled(),
+            pause: breaker.class().zip(paused.clone()),
+            queue: queue.clone(),
+            wait: activity
+                .waits(now)
+                .map(|waits| Duration::from_secs_f64(waits.p50)),
+        });
+        Self {
+            at: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+            condition,
+            worker: WorkerStatus {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                uptime_seconds: health.uptime().as_secs(),
+                paused,
+                queue_away: queue.away(),
+                holdings: health.holdings(),
+            },
+            activity: activity.snapshot(now),
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Chromium without a window, with one page, driven by the DevTools protocol.
+//!
+//! It talks over a pipe: there is no port, and it ends when this process does.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail, ensure};
+use base64::prelude::{BASE64_STANDARD, Engine};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+use crate::install;
+use crate::launch::tail;
+
+/// The protocol is spoken on the descriptors 3 and 4.
+const SCRIPT: &str = r#"exec "$0" "$@" 3<&0 4>&1 </dev/null >/dev/null"#;
+const FLAGS: [&str; 11] = [
+    "--headless",
+    "--remote-debugging-pipe",
+    // A container is sandbox enough, and has often no other; its /dev/shm can be small.
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+];
+
+/// A running browser, and what its page has done.
+#[derive(Debug)]
+pub struct Browser {
+    process: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+    directory: TempDir,
+    session: Option<String>,
+    calls: u64,
+    complaints: Vec<String>,
+    requests: Vec<String>,
+}
+
+impl Browser {
+    /// Starts one; installs it if need be.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or it does not start.
+    pub async fn start() -> Result<Self> {
+        let chromium = tokio::task::spawn_blocking(install::chromium).await??;
+        let directory = tempfile::Builder::new()
+            .prefix("sluice-chromium-")
+            .tempdir()?;
+        let log = std::fs::File::create(directory.path().join("log"))?;
+        let mut process = Command::new("sh")
+            .args(["-c", SCRIPT])
+            .arg(&chromium)
+            .args(FLAGS)
+            .arg(format!("--user-data-dir={}", directory.path().display()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot run {}", chromium.display()))?;
+        let input = process.stdin.take().context("it has an input")?;
+        let output = process.stdout.take().context("it has an output")?;
+        let mut browser = Self {
+            process,
+            input,
+            output: BufReader::new(output),
+            directory,
+            session: None,
+            calls: 0,
+            complaints: Vec::new(),
+            requests: Vec::new(),
+        };
+        browser.attach().await?;
+        Ok(browser)
+    }
+
+    async fn attach(&mut self) -> Result<()> {
+        let target = self
+            .call("Target.createTarget", json!({"url": "about:blank"}))
+            .await?;
+        let target = json!({"targetId": target["targetId"], "flatten": true});
+        let attached = self.call("Target.attachToTarget", target).await?;
+        let session = attached["sessionId"].as_str().context("no session")?;
+        self.session = Some(session.to_owned());
+        for domain in ["Page", "Runtime", "Log", "Network"] {
+            self.call(&format!("{domain}.enable"), json!({})).await?;
+        }
+        Ok(())
+    }
+
+    /// Opens a page; does not wait until it is there.
+    ///
+    /// # Errors
+    ///
+    /// When nothing answers there.
+    pub async fn open(&mut self, url: &str) -> Result<()> {
+        let answer = self.call("Page.navigate", json!({"url": url})).await?;
+        let error = &answer["errorText"];
+        ensure!(error.is_null(), "cannot open {url}: {error}");
+        Ok(())
+    }
+
+    /// The value of an expression in the page.
+    ///
+    /// # Errors
+    ///
+    /// When it throws.
+    pub async fn evaluate(&mut self, expression: &str) -> Result<Value> {
+        let what = json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
+        let mut answer = self.call("Runtime.evaluate", what).await?;
+        let thrown = &answer["exceptionDetails"];
+        ensure!(thrown.is_null(), "the page throws {thrown}");
+        Ok(answer["result"]["value"].take())
+    }
+
+    /// Gives the page this width, on a screen of that many dots a pixel.
+    ///
+    /// # Errors
+    ///
+    /// When the browser refuses.
+    pub async fn resize(&mut self, width: u32, dots: u32) -> Result<()> {
+        let metrics = json!({
+            "width": width, "height": 900, "deviceScaleFactor": dots, "mobile": dots > 1,
+        });
+        self.call("Emulation.setDeviceMetricsOverride", metrics)
+            .await?;
+        Ok(())
+    }
+
+    /// What the person prefers: `dark` or `light`.
+    ///
+    /// # Errors
+    ///
+    /// When the browser refuses.
+    pub async fn prefer(&mut self, scheme: &str) -> Result<()> {
+        let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
+        let media = json!({"features": features});
+        self.call("Emulation.setEmulatedMedia", media).await?;
+        Ok(())
+    }
+
+    /// Writes the whole page as a PNG.
+    ///
+    /// # Errors
+    ///
+    /// When the browser or the file system refuses.
+    pub async fn screenshot(&mut self, path: &Path) -> Result<()> {
+        let size = "[document.documentElement.clientWidth, document.documentElement.scrollHeight]";
+        let size = self.evaluate(size).await?;
+        let clip = json!({"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1});
+        let what = json!({"captureBeyondViewport": true, "clip": clip});
+        let answer = self.call("Page.captureScreenshot", what).await?;
+        let encoded = answer["data"].as_str().context("no picture")?;
+        let picture = BASE64_STANDARD.decode(encoded)?;
+        std::fs::write(path, picture).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Errors and warnings of the page, and dialogs that it opened.
+    pub fn complaints(&self) -> &[String] {
+        &self.complaints
+    }
+
+    /// The URLs that the page asked for.
+    pub fn requests(&self) -> &[String] {
+        &self.requests
+    }
+
+    /// Ends it, and waits for that.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end.
+    pub async fn close(mut self) -> Result<()> {
+        self.session = None;
+        self.call("Browser.close", json!({})).await?;
+        self.process.wait().await?;
+        Ok(self.directory.close()?)
+    }
+
+    async fn call(&mut self, method: &str, parameters: Value) -> Result<Value> {
+        self.calls += 1;
+        let mut call = json!({"id": self.calls, "method": method, "params": parameters});
+        if let Some(session) = &self.session {
+            call["sessionId"] = json!(session);
+        }
+        let mut message = call.to_string().into_bytes();
+        message.push(0);
+        self.input.write_all(&message).await?;
+        loop {
+            let mut message = self.next().await?;
+            if message["id"] != self.calls {
+                self.note(&message);
+                continue;
+            }
+            let error = &message["error"];
+            ensure!(error.is_null(), "{method}: {error}");
+            return Ok(message["result"].take());
+        }
+    }
+
+    async fn next(&mut self) -> Result<Value> {
+        let mut message = Vec::new();
+        self.output.read_until(0, &mut message).await?;
+        if message.pop() != Some(0) {
+            let log = tail(&self.directory.path().join("log"));
+            bail!("the browser has ended; its log ends with:\n{log}");
+        }
+        Ok(serde_json::from_slice(&message)?)
+    }
+
+    fn note(&mut self, event: &Value) {
+        let parameters = &event["params"];
+        match event["method"].as_str().unwrap_or_default() {
+            "Network.requestWillBeSent" => {
+                let url = parameters["request"]["url"].as_str();
+                self.requests.push(url.unwrap_or_default().to_owned());
+            }
+            "Log.entryAdded"
+            | "Runtime.exceptionThrown"
+            | "Runtime.consoleAPICalled"
+            | "Page.javascriptDialogOpening" => self.complaints.push(parameters.to_string()),
+            _ => {}
+        }
+    }
+}

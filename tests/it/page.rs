@@ -1,0 +1,346 @@
+//! The live page, in Chromium.
+
+use std::path::Path;
+
+use anyhow::ensure;
+use serde_json::{Value, json};
+use sluice_testkit::browser::Browser;
+use sluice_testkit::proxy::{Fault, Proxy};
+use sluice_testkit::xapi::{EventType, Generator, Reckoning};
+use sluice_testkit::{Site, SiteOptions, Stack, free_port, wait_for};
+
+use crate::harness::{BOUND, Sluice, drained, line, upload};
+
+const WIDE: u32 = 1180;
+const PHONE: u32 = 390;
+
+/// Opens the worker's page.
+async fn open(sluice: &Sluice) -> Browser {
+    wait_for("the worker to listen", BOUND, async || {
+        Ok(Some(sluice.get("/healthz").await?))
+    })
+    .await;
+    let mut browser = Browser::start().await.unwrap();
+    browser.resize(WIDE, 1).await.unwrap();
+    let url = format!("http://{}/", sluice.admin_address().unwrap());
+    browser.open(&url).await.unwrap();
+    browser
+}
+
+/// What a person reads on the page.
+const READ: &str = r##"(() => {
+    const text = (selector, root = document) => {
+        const found = root.querySelector(selector);
+        return (found?.innerText ?? found?.textContent ?? "").trim();
+    };
+    const rows = (id) => [...document.querySelectorAll(`#${id} tbody tr`)]
+        .map((row) => [...row.cells].map((cell) => cell.innerText.trim()));
+    return {
+        title: document.title,
+        word: text("#word"),
+        reason: text("#reason"),
+        connection: document.querySelector("#connection").hidden ? "" : text("#connection"),
+        flow: text("#flow svg"),
+        in_flight: text("#in-flight"),
+        batches: rows("batches"),
+        no_batches: text("#batches .empty"),
+        rows: Object.fromEntries(rows("rows").map(([kind, total]) => [kind, total.replaceAll(",", "")])),
+        failures: [...document.querySelectorAll("#failures li")].map((failure) => ({
+            what: text(".what", failure),
+            title: failure.querySelector(".what").title,
+            reason: text(".reason", failure),
+        })),
+        alien: document.querySelectorAll("img, iframe, object, embed, body script, [onerror]").length,
+    };
+})()"##;
+
+/// Waits until the page shows what is expected.
+async fn shows(browser: &mut Browser, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+    wait_for(what, BOUND, async || {
+        let page = browser.evaluate(READ).await?;
+        ensure!(is(&page), "{page:#}");
+        Ok(Some(page))
+    })
+    .await
+}
+
+async fn shows_word(browser: &mut Browser, word: &str) -> Value {
+    shows(browser, word, |page| page["word"] == word).await
+}
+
+fn assert_quiet(browser: &Browser) {
+    assert_eq!(browser.complaints(), Vec::<String>::new());
+}
+
+fn updates_docs() -> bool {
+    std::env::var_os("UPDATE_DOCS").is_some()
+}
+
+/// Where pictures are taken: something for the page to show. Gives what was uploaded.
+async fn busy(site: &Site, generator: &mut Generator) -> Reckoning {
+    let mut reckoning = Reckoning::default();
+    let rounds = if updates_docs() { 16 } else { 0 };
+    for round in 0..rounds {
+        let bundles: Vec<_> = generator.by_ref().take(4 + round % 8 * 3).collect();
+        reckoning += &upload(site, &bundles).await;
+        drained(site).await;
+    }
+    reckoning
+}
+
+/// Takes the pictures for the documentation, where that is to be updated.
+async fn picture(browser: &mut Browser, name: &str) {
+    if updates_docs() {
+        let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/images");
+        std::fs::create_dir_all(&images).unwrap();
+        let path = images.join(format!("live-{name}.png"));
+        browser.screenshot(&path).await.unwrap();
+    }
+}
+
+/// Markup, quotes, a line break, and a character that turns the direction of what follows.
+fn hostile_key() -> String {
+    let start = "<img src=x onerror=alert(1)>\"'&amp;\n\u{202e}";
+    let end = "</script>.jsonl.gz";
+    format!("{start}{}{end}", "x".repeat(1024 - start.len() - end.len()))
+}
+
+#[tokio::test]
+async fn the_live_page_shows_what_happens_and_nothing_else() {
+    let stack = Stack::shared();
+    let options = SiteOptions {
+        max_receive_count: 1,
+        ..SiteOptions::default()
+    };
+    let site = stack.site_with("uploads", options).await.unwrap();
+    let mut sluice = Sluice::new(stack, &site).set("batch.window", "1s");
+    sluice.migrate();
+    sluice.start();
+    let mut browser = open(&sluice).await;
+    let mut generator = Generator::new(31).faults(0.05, 0.05);
+    let bundles: Vec<_> = generator.by_ref().take(20).collect();
+    let mut reckoning = upload(&site, &bundles).await;
+    reckoning += &busy(&site, &mut generator).await;
+    site.put("broken.jsonl.gz", "no gzip").await.unwrap();
+    let key = hostile_key();
+    site.put(&key, "no gzip").await.unwrap();
+    let loaded = [
+        ("rejected", reckoning.rejected),
+        ("unmatched", reckoning.unmatched),
+    ];
+    let loaded = EventType::ALL
+        .map(|kind| (kind.name(), reckoning.rows(kind)))
+        .into_iter()
+        .chain(loaded);
+    let rows: Value = loaded
+        .map(|(kind, rows)| {
+            assert_ne!(rows, 0, "{kind}: nothing to be seen");
+            (kind.to_owned(), json!(rows.to_string()))
+        })
+        .collect::<serde_json::Map<_, _>>()
+        .into();
+    let page = shows(&mut browser, "rows and failures", |page| {
+        page["rows"] == rows && page["failures"].as_array().map(Vec::len) == Some(2)
+    })
+    .await;
+    assert_eq!(page["word"], "Well", "{page:#}");
+    assert_eq!(page["title"], "Well · Sluice", "{page:#}");
+    assert!(!page["batches"].as_array().unwrap().is_empty(), "{page:#}");
+    for kind in EventType::ALL.map(EventType::name) {
+        assert!(page["flow"].as_str().unwrap().contains(kind), "{page:#}");
+    }
+    let failures = page["failures"].as_array().unwrap();
+    let failed = |start: &str| {
+        let full = format!("s3://{}/{start}", site.bucket);
+        let is = |failure: &&Value| failure["title"].as_str().unwrap().starts_with(&full);
+        failures.iter().find(is).expect("it is shown").clone()
+    };
+    let broken = failed("broken.jsonl.gz");
+    assert!(broken["reason"].as_str().unwrap().starts_with("unloadable"));
+    let hostile = failed("<img src=x onerror=alert(1)>\"'&amp;\\u{a}\\u{202e}xxx");
+    assert!(
+        hostile["title"]
+            .as_str()
+            .unwrap()
+            .ends_with("x</script>.jsonl.gz")
+    );
+    let short = hostile["what"].as_str().unwrap();
+    assert!(
+        short.contains('…') && short.chars().count() <= 90,
+        "{short}"
+    );
+    assert_eq!(page["alien"], 0, "{page:#}");
+
+    if updates_docs() {
+        upload(&site, &generator.take(30).collect::<Vec<_>>()).await;
+        shows(&mut browser, "a batch in flight", |page| {
+            page["in_flight"].as_str().unwrap().contains("Insert")
+        })
+        .await;
+    }
+    picture(&mut browser, "light").await;
+    browser.prefer("dark").await.unwrap();
+    picture(&mut browser, "dark").await;
+    browser.prefer("light").await.unwrap();
+    browser.resize(PHONE, 2).await.unwrap();
+    let width = "[document.documentElement.scrollWidth, innerWidth, \
+                  document.querySelector('#flow svg').viewBox.baseVal.width]";
+    wait_for("a narrow page", BOUND, async || {
+        let widths = browser.evaluate(width).await?;
+        let flow = widths[2].as_f64().unwrap_or_default();
+        ensure!(flow < f64::from(PHONE), "{widths}");
+        assert_eq!((&widths[0], &widths[1]), (&json!(PHONE), &json!(PHONE)));
+        Ok(Some(()))
+    })
+    .await;
+    picture(&mut browser, "phone").await;
+
+    assert_quiet(&browser);
+    let own = format!("http://{}/", sluice.admin_address().unwrap());
+    let is_own = |url: &&String| !url.starts_with(&own) && !url.starts_with("data:");
+    assert_eq!(browser.requests().iter().find(is_own), None);
+
+    // Were markup put in all the same, it would not run.
+    let inject = "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"hit=1\">'); \
+                  new Promise((done) => setTimeout(() => done(typeof hit), 200))";
+    assert_eq!(browser.evaluate(inject).await.unwrap(), "undefined");
+    assert!(
+        browser
+            .complaints()
+            .iter()
+            .any(|it| it.contains("Content Security Policy"))
+    );
+    browser.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_live_page_names_an_outage_and_its_end_without_being_loaded_again() {
+    let stack = Stack::shared();
+    let site = stack.site("page-outage").await.unwrap();
+    let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
+    let mut sluice = Sluice::new(stack, &site)
+        .set("clickhouse.url", proxy.url())
+        .set("batch.window", "1s");
+    Sluice::new(stack, &site).migrate();
+    sluice.start();
+    sluice.ready().await;
+    let mut browser = open(&sluice).await;
+    shows_word(&mut browser, "Well").await;
+    browser.evaluate("window.same = true").await.unwrap();
+    let before = busy(&site, &mut Generator::new(32)).await;
+
+    proxy.inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
+    site.put("a.jsonl", line("a")).await.unwrap();
+    let page = shows_word(&mut browser, "Paused").await;
+    let reason = page["reason"].as_str().unwrap();
+    assert!(reason.contains("No answer from ClickHouse"), "{page:#}");
+    shows(&mut browser, "the batch that waits", |page| {
+        page["in_flight"].as_str().unwrap().contains("\t1\t")
+    })
+    .await;
+    let points = if updates_docs() { 8 } else { 1 };
+    let shaded = format!(
+        "latest.history.paused.slice(-{points}).every(Boolean) && \
+         document.querySelectorAll('.plot .band').length"
+    );
+    wait_for("the pause in both plots", BOUND, async || {
+        let bands = browser.evaluate(&shaded).await?;
+        Ok((bands == 2).then_some(()))
+    })
+    .await;
+    browser.prefer("dark").await.unwrap();
+    picture(&mut browser, "outage").await;
+
+    proxy.heal();
+    let unmatched = (before.unmatched + 1).to_string();
+    let page = shows(&mut browser, "the batch", |page| {
+        page["word"] == "Well" && page["rows"]["unmatched"] == *unmatched
+    })
+    .await;
+    assert_eq!(page["batches"][0][1], "1", "{page:#}");
+    assert_eq!(browser.evaluate("window.same").await.unwrap(), true);
+    assert_quiet(&browser);
+    browser.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_live_page_says_when_the_worker_is_gone_and_finds_it_again() {
+    let stack = Stack::shared();
+    let site = stack.site("page-gone").await.unwrap();
+    let listen = format!("127.0.0.1:{}", free_port().unwrap());
+    let mut sluice = Sluice::new(stack, &site).set("admin.listen", listen);
+    sluice.migrate();
+    sluice.start();
+    sluice.ready().await;
+    let mut browser = open(&sluice).await;
+    shows_word(&mut browser, "Well").await;
+    // An open page does not keep a worker that is told to stop.
+    assert_eq!(sluice.stop().await.code(), Some(0));
+    shows(&mut browser, "that nobody answers", |page| {
+        let connection = page["connection"].as_str().unwrap();
+        connection.starts_with("No answer from the worker since ")
+    })
+    .await;
+    sluice.start();
+    shows(&mut browser, "the worker again", |page| {
+        page["connection"] == "" && page["word"] == "Well"
+    })
+    .await;
+    browser.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_live_page_of_an_empty_start() {
+    let stack = Stack::shared();
+    let site = stack.site("page-empty").await.unwrap();
+    let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
+    let mut sluice = Sluice::new(stack, &site).set("clickhouse.url", proxy.url());
+    Sluice::new(stack, &site).migrate();
+    proxy.inject(Fault::Hold, usize::MAX, |_, _| true);
+    sluice.start();
+    let mut browser = open(&sluice).await;
+    let page = shows_word(&mut browser, "Starting").await;
+    assert_eq!(page["reason"], "ClickHouse has not been reached yet");
+    proxy.heal();
+    let page = shows_word(&mut browser, "Well").await;
+    let kinds = EventType::ALL.map(EventType::name);
+    let kinds = kinds.into_iter().chain(["rejected", "unmatched"]);
+    let nothing: Value = kinds.map(|kind| (kind.to_owned(), json!("0"))).collect();
+    assert_eq!(page["rows"], nothing, "{page:#}");
+    assert_eq!(page["failures"], json!([]), "{page:#}");
+    assert_eq!(page["no_batches"], "None since the start.", "{page:#}");
+    let in_flight = page["in_flight"].as_str().unwrap();
+    assert!(in_flight.contains("No batch is being loaded."), "{page:#}");
+    assert_quiet(&browser);
+    picture(&mut browser, "empty").await;
+    browser.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_admin_listener_takes_no_orders() {
+    let stack = Stack::shared();
+    let site = stack.site("page-orders").await.unwrap();
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    sluice.start();
+    sluice.ready().await;
+    let paths = [
+        "/",
+        "/page.css",
+        "/page.js",
+        "/events",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/status.json",
+    ];
+    for path in paths {
+        for method in ["POST", "PUT", "PATCH", "DELETE"] {
+            let (status, _) = sluice.request(method, path).await.unwrap();
+            assert_eq!(status, 405, "{method} {path}");
+        }
+    }
+    for path in ["/nothing", "/page.html", "/..", "/page.js/", "//"] {
+        assert_eq!(sluice.get(path).await.unwrap().0, 404, "{path}");
+    }
+}
