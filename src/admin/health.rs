@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::telemetry::depths::Depth;
 use crate::telemetry::metrics::Holdings;
 
 /// An event loop that has not come round for this long is stuck: it does so every second.
@@ -17,6 +18,7 @@ pub struct Health {
     /// Milliseconds after `started`.
     last_beat: AtomicU64,
     queue: Mutex<Contact>,
+    depth: Mutex<Option<Depth>>,
     holdings: Mutex<Holdings>,
 }
 
@@ -45,6 +47,7 @@ impl Default for Health {
             started: Instant::now(),
             last_beat: AtomicU64::new(0),
             queue: Mutex::new(Contact::NotYet),
+            depth: Mutex::default(),
             holdings: Mutex::default(),
         }
     }
@@ -64,6 +67,10 @@ impl Health {
         *lock(&self.queue) = Contact::Away(why);
     }
 
+    pub fn queue_is(&self, depth: Depth) {
+        *lock(&self.depth) = Some(depth);
+    }
+
     pub fn holds(&self, holdings: Holdings) {
         *lock(&self.holdings) = holdings;
     }
@@ -81,6 +88,10 @@ impl Health {
 
     pub(super) fn queue(&self) -> Contact {
         lock(&self.queue).clone()
+    }
+
+    pub(super) fn depth(&self) -> Option<Depth> {
+        *lock(&self.depth)
     }
 
     pub(super) fn holdings(&self) -> Holdings {

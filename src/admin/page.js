@@ -250,9 +250,12 @@ class Flow {
   }
 
   show(status) {
-    const { queue_away: away, queue_age: age } = status;
-    this.set("queue", away ? "Away" : age ? duration(age.p50) : "–");
-    this.set("queue-note", away || age ? "from sent to received" : "nothing came of late");
+    const { queue_away: away, queue_age: age, depth } = status;
+    this.set("queue", away ? "Away" : depth ? count(depth.visible) : "–");
+    const dead = depth?.dead_letters;
+    const wait = age ? `received after ${duration(age.p50)}` : "nothing came of late";
+    const letters = `${count(dead)} dead ${dead === 1 ? "letter" : "letters"}`;
+    this.set("queue-note", dead ? letters : wait).classList.toggle("bad", dead > 0);
     this.set("held", count(status.messages));
     this.set("held-note", `${objects(status.objects_waiting)} to batch`);
     this.set("loading", count(status.in_flight.length));

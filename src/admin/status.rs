@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::Vitals;
 use super::condition::{Condition, Signs};
 use crate::activity::Snapshot;
+use crate::telemetry::depths::Depth;
 use crate::telemetry::metrics::Holdings;
 
 /// How the worker is.
@@ -30,6 +31,8 @@ pub(super) struct LiveStatus {
     /// Now, by the worker's clock.
     at: String,
     condition: Condition,
+    /// None until SQS has told.
+    depth: Option<Depth>,
     #[serde(flatten)]
     worker: WorkerStatus,
     #[serde(flatten)]
@@ -58,6 +61,7 @@ impl LiveStatus {
         Self {
             at: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
             condition,
+            depth: health.depth(),
             worker: WorkerStatus {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 uptime_seconds: health.uptime().as_secs(),

@@ -74,7 +74,9 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     )
     .await?
     {
-        let depths = tokio::spawn(depths::watch(SqsQueue::clone(&queue)));
+        let health = vitals.health.clone();
+        let tell = move |depth| health.queue_is(depth);
+        let depths = tokio::spawn(depths::watch(SqsQueue::clone(&queue), tell));
         let loader = Arc::new(Loader {
             activity: vitals.activity.clone(),
             ..loader(config, planner, warehouse, &aws, breaker)

@@ -1,7 +1,8 @@
-//! Tells the metrics how deep the queue and its dead-letter queue are.
+//! How deep the queue and its dead-letter queue are, asked at times.
 
 use std::time::Duration;
 
+use serde::Serialize;
 use tokio::time::MissedTickBehavior;
 use tracing::warn;
 
@@ -12,8 +13,17 @@ use crate::queue::{Queue, QueueError};
 /// Two requests each time: a long poll that finds nothing costs as much.
 const INTERVAL: Duration = Duration::from_secs(15);
 
-/// Asks for as long as it is polled.
-pub async fn watch(queue: SqsQueue) {
+/// As SQS counts, which is approximate.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Depth {
+    pub visible: u64,
+    pub in_flight: u64,
+    /// None where there is no such queue.
+    pub dead_letters: Option<u64>,
+}
+
+/// Asks for as long as it is polled, and tells the metrics and whoever else is to know.
+pub async fn watch(queue: SqsQueue, tell: impl Fn(Depth)) {
     let mut depths = Depths {
         queue,
         dead_letters: None,
@@ -23,7 +33,7 @@ pub async fn watch(queue: SqsQueue) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let trouble = depths.tell().await.err();
+        let trouble = depths.ask(&tell).await.err();
         if let Some(error) = &trouble {
             metrics::sqs_failures("attributes", 1);
             if trouble != mentioned {
@@ -45,18 +55,31 @@ struct Depths {
 }
 
 impl Depths {
-    async fn tell(&mut self) -> Result<(), QueueError> {
+    async fn ask(&mut self, tell: impl Fn(Depth)) -> Result<(), QueueError> {
         let attributes = self.queue.attributes().await?;
-        metrics::queue_depth(attributes.visible, attributes.in_flight);
-        let Some(policy) = attributes.redrive_policy else {
-            return Ok(());
+        let mut depth = Depth {
+            visible: attributes.visible,
+            in_flight: attributes.in_flight,
+            dead_letters: None,
         };
-        let dead_letters = self
-            .dead_letter_queue(policy.dead_letter_target_arn)
-            .await?;
-        let attributes = dead_letters.attributes().await?;
-        metrics::dead_letters(attributes.visible + attributes.in_flight);
-        Ok(())
+        let policy = attributes.redrive_policy;
+        let dead_letters = match policy {
+            Some(policy) => self
+                .dead_letters(policy.dead_letter_target_arn)
+                .await
+                .map(Some),
+            None => Ok(None),
+        };
+        depth.dead_letters = *dead_letters.as_ref().unwrap_or(&None);
+        metrics::depth(depth);
+        tell(depth);
+        dead_letters.map(drop)
+    }
+
+    async fn dead_letters(&mut self, arn: String) -> Result<u64, QueueError> {
+        let queue = self.dead_letter_queue(arn).await?;
+        let attributes = queue.attributes().await?;
+        Ok(attributes.visible + attributes.in_flight)
     }
 
     async fn dead_letter_queue(&mut self, arn: String) -> Result<SqsQueue, QueueError> {

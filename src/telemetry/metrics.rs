@@ -17,6 +17,7 @@ use crate::event_types::select::{Target, rejection_reasons};
 use crate::load::verdict::Verdict;
 use crate::notification::Form;
 use crate::pipeline::recent::Summary;
+use crate::telemetry::depths::Depth;
 
 pub use reference::reference_markdown;
 
@@ -241,13 +242,12 @@ pub fn sqs_failures(operation: &'static str, count: usize) {
     SQS_FAILURES.add(count as u64, &[operation]);
 }
 
-pub fn queue_depth(visible: u64, in_flight: u64) {
-    QUEUE_VISIBLE.set(visible as f64, &[]);
-    QUEUE_IN_FLIGHT.set(in_flight as f64, &[]);
-}
-
-pub fn dead_letters(count: u64) {
-    DEAD_LETTERS.set(count as f64, &[]);
+pub fn depth(depth: Depth) {
+    QUEUE_VISIBLE.set(depth.visible as f64, &[]);
+    QUEUE_IN_FLIGHT.set(depth.in_flight as f64, &[]);
+    if let Some(count) = depth.dead_letters {
+        DEAD_LETTERS.set(count as f64, &[]);
+    }
 }
 
 pub fn queue_age(age: Duration) {

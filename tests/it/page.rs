@@ -170,6 +170,10 @@ async fn the_live_page_shows_what_happens_and_nothing_else() {
         "{short}"
     );
     assert_eq!(page["alien"], 0, "{page:#}");
+    shows(&mut browser, "dead letters", |page| {
+        page["flow"].as_str().unwrap().contains("2 dead letters")
+    })
+    .await;
 
     if updates_docs() {
         upload(&site, &generator.take(30).collect::<Vec<_>>()).await;
