@@ -14,6 +14,7 @@ mod failpoint;
 pub mod framing;
 pub mod glob;
 pub mod history;
+pub mod http;
 pub mod kept;
 pub mod ledger;
 pub mod listing;

@@ -1,6 +1,5 @@
 //! ClickHouse: the only user of its client.
 
-mod http;
 mod redact;
 
 use std::path::PathBuf;
@@ -12,10 +11,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::config::{Secret, SecretSource};
+use crate::http::{self, TlsError};
 use crate::sql;
 use crate::store::StoreError;
 use crate::telemetry::with_sources;
-pub use http::TlsError;
 use redact::Redactor;
 
 /// A statement and the settings that go with it, as URL parameters: some of them, such as
@@ -96,7 +95,8 @@ pub struct Warehouse {
 impl Warehouse {
     /// Opens no connection yet.
     pub fn connect(access: &Access) -> Result<Self, TlsError> {
-        let client = clickhouse::Client::with_http_client(http::client(access)?)
+        let http = http::client(access.connect_timeout, access.ca_file.as_deref())?;
+        let client = clickhouse::Client::with_http_client(http)
             .with_url(&access.url)
             .with_user(&access.user)
             .with_product_info("sluice", env!("CARGO_PKG_VERSION"))
