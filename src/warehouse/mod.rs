@@ -102,7 +102,8 @@ impl Warehouse {
             .with_product_info("sluice", env!("CARGO_PKG_VERSION"))
             // Without it an error that comes late is an answer 200 with an exception in its body.
             .with_setting("wait_end_of_query", "1")
-            .with_setting("async_insert", "0");
+            .with_setting("async_insert", "0")
+            .with_setting(LOG_COMMENT, "sluice");
         Ok(Self {
             client,
             password: access.password.clone(),
@@ -115,6 +116,14 @@ impl Warehouse {
                 .map(|cluster| format!(" ON CLUSTER {}", sql::ident(cluster)))
                 .unwrap_or_default(),
         })
+    }
+
+    /// The same, with another comment in `system.query_log`.
+    pub fn commented(&self, comment: &str) -> Self {
+        Self {
+            client: self.client.clone().with_setting(LOG_COMMENT, comment),
+            ..self.clone()
+        }
     }
 
     pub fn database(&self) -> &str {
@@ -367,6 +376,9 @@ impl Warehouse {
         self.run("SELECT 1 FORMAT Null").await
     }
 }
+
+/// Leads from `system.query_log` to what the statement is for.
+pub const LOG_COMMENT: &str = "log_comment";
 
 /// A profile can change what a query means, or have it answered from a cache. The ledger would then
 /// miss claims.
