@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{Instrument, warn};
 
 use crate::batch::{Batch, BatchId, ReadBy};
 use crate::ledger::protocol::{End, Run, Standing};
@@ -25,7 +25,7 @@ use crate::ledger::{Failure, Ledger};
 use crate::object::{ObjectId, ObjectRef};
 use crate::plan::{Form, Naming, Planner, naming};
 use crate::store::{Present, Store, StoreError};
-use crate::telemetry::metrics;
+use crate::telemetry::{metrics, trace};
 use crate::warehouse::{Warehouse, WarehouseError};
 use attempt::Loading;
 use breaker::{Breaker, HaltedInsert, Scope};
@@ -231,8 +231,10 @@ impl Loader {
         } else {
             MAX_REPLAYS_OF_A_PART
         };
+        let batch = BatchId::now();
         let end = self
-            .load_batch(items, read_by, patience, cancel, progress)
+            .load_batch(batch, items, read_by, patience, cancel, progress)
+            .instrument(trace::load(batch))
             .await;
         match end {
             BatchEnd::Settled => {}
@@ -294,16 +296,12 @@ impl Loader {
             reason,
         } in &failed
         {
-            let ObjectRef {
-                bucket, key, etag, ..
-            } = &item.object;
-            let class = class.label();
             warn!(
-                object.bucket = bucket,
-                object.key = key,
-                object.etag = etag,
-                class,
-                "object cannot be loaded: {reason}"
+                object = %item.object,
+                etag = item.object.etag,
+                class = class.label(),
+                error = reason,
+                "object cannot be loaded; the reason is on record, `sluice status --failed` shows it"
             );
         }
         let rows: Vec<Failure<'_>> = failed
@@ -336,6 +334,7 @@ impl Loader {
     /// Takes one batch through the protocol.
     async fn load_batch(
         &self,
+        batch: BatchId,
         items: Vec<Item>,
         read_by: ReadBy,
         patience: u32,
@@ -359,7 +358,7 @@ impl Loader {
         let mut loading = Loading {
             loader: self,
             cancel,
-            batch: BatchId::now(),
+            batch,
             started: Instant::now(),
             items,
             failure: None,
@@ -451,7 +450,7 @@ impl Loader {
             match self.store.present(object).await {
                 Err(error) if verdict(&error.clone().into()) == Verdict::Replay => {
                     tries += 1;
-                    warn!("trying again: {error}");
+                    warn!(object = %object, tries, error = %error, "S3 does not answer; trying again");
                     self.pause(tries, cancel).await?;
                 }
                 answer => return Ok(answer),
@@ -565,7 +564,11 @@ impl Loader {
             Verdict::Halt => self.halt(what, error),
             // One lost connection says little; no answer to a ping says all.
             _ => match self.warehouse.ping().await {
-                Ok(()) => warn!("trying again: {error}"),
+                Ok(()) => warn!(
+                    code = error.code(),
+                    error = %with_advice(error),
+                    "a statement failed; trying again"
+                ),
                 Err(ping) => self.halt(Scope::Everything, &ping),
             },
         }
