@@ -7,8 +7,9 @@
 use std::future::Future;
 use std::time::SystemTime;
 
+use opentelemetry::global::{self, BoxedTracer};
 use opentelemetry::trace::{FutureExt, Span as _, Status, TraceContextExt, Tracer, WithContext};
-use opentelemetry::{Array, Context, KeyValue, StringValue, Value, global};
+use opentelemetry::{Array, Context, KeyValue, StringValue, Value};
 use tokio::time::Instant;
 use tracing::{Metadata, Span, error_span, info_span};
 
@@ -74,7 +75,7 @@ impl BatchTrace {
     /// A batch begins to be loaded.
     pub fn begin(batch: &Batch, messages: impl FnOnce() -> Vec<String>) -> Self {
         let (opened, closed) = (time_of(batch.opened_at), time_of(batch.closed_at));
-        let tracer = global::tracer("sluice");
+        let tracer = tracer();
         let span = tracer
             .span_builder("batch")
             .with_start_time(opened)
@@ -104,18 +105,14 @@ impl BatchTrace {
 
     /// The load has ended; settling its messages begins.
     pub fn settle(&self, outcomes: &Outcomes) -> Settling {
-        let failed =
-            |outcome: &Outcome| matches!(outcome, Outcome::Failed | Outcome::Missing { .. });
-        let failed = outcomes
-            .iter()
-            .filter(|(_, outcome)| failed(outcome))
-            .count();
+        let outcomes = outcomes.iter().map(|(_, outcome)| outcome);
+        let failed = outcomes.filter(|it| matches!(it, Outcome::Failed | Outcome::Missing { .. }));
+        let failed = failed.count();
         if failed > 0 {
             let text = format!("{failed} objects cannot be loaded");
             self.0.span().set_status(Status::error(text));
         }
-        let tracer = global::tracer("sluice");
-        let span = tracer.start_with_context("settle", &self.0);
+        let span = tracer().start_with_context("settle", &self.0);
         Settling {
             _settle: self.0.with_span(span),
             _batch: self.clone(),
@@ -123,11 +120,16 @@ impl BatchTrace {
     }
 
     fn add(&self, name: &'static str, from: SystemTime, until: SystemTime) {
-        let tracer = global::tracer("sluice");
+        let tracer = tracer();
         let span = tracer.span_builder(name).with_start_time(from);
         span.start_with_context(&tracer, &self.0)
             .end_with_timestamp(until);
     }
+}
+
+/// Makes nothing where no traces were asked for.
+fn tracer() -> BoxedTracer {
+    global::tracer("sluice")
 }
 
 fn time_of(instant: Instant) -> SystemTime {
