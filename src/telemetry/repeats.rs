@@ -3,7 +3,8 @@
 
 use std::collections::HashMap;
 use std::fmt::{self, Debug};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::hash::Hash;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -22,10 +23,10 @@ const BURST: u32 = 10;
 const TICK: Duration = Duration::from_secs(1);
 
 /// Of this process: a place in the code is a kind of failure.
-pub(super) static REPEATS: Repeats<Identifier> = Repeats::new();
+static REPEATS: LazyLock<Repeats<Identifier>> = LazyLock::new(Repeats::new);
 
 /// What was left out, by kind.
-pub(super) struct Repeats<K>(Mutex<Option<HashMap<K, Kind>>>);
+struct Repeats<K>(Mutex<HashMap<K, Kind>>);
 
 struct Kind {
     window_began: Instant,
@@ -34,23 +35,22 @@ struct Kind {
 }
 
 /// Lines that were not written.
-#[derive(Debug, PartialEq)]
-pub(super) struct LeftOut {
+struct LeftOut {
     message: String,
     count: u64,
     since: Instant,
 }
 
-impl<K: Eq + std::hash::Hash> Repeats<K> {
-    const fn new() -> Self {
-        Self(Mutex::new(None))
+impl<K: Eq + Hash> Repeats<K> {
+    fn new() -> Self {
+        Self(Mutex::default())
     }
 
     /// Whether a line of this kind is to be written; if not, it is counted.
     fn admits(&self, kind: K, message: impl FnOnce() -> String) -> bool {
         let now = Instant::now();
         let mut kinds = self.kinds();
-        let kind = kinds.get_or_insert_default().entry(kind).or_insert(Kind {
+        let kind = kinds.entry(kind).or_insert(Kind {
             window_began: now,
             written: 0,
             left_out: None,
@@ -74,14 +74,13 @@ impl<K: Eq + std::hash::Hash> Repeats<K> {
 
     /// What has been left out since `before` or longer.
     fn take(&self, before: Instant) -> Vec<LeftOut> {
-        let mut kinds = self.kinds();
-        let kinds = kinds.iter_mut().flat_map(HashMap::values_mut);
-        kinds
+        self.kinds()
+            .values_mut()
             .filter_map(|kind| kind.left_out.take_if(|it| it.since <= before))
             .collect()
     }
 
-    fn kinds(&self) -> MutexGuard<'_, Option<HashMap<K, Kind>>> {
+    fn kinds(&self) -> MutexGuard<'_, HashMap<K, Kind>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
