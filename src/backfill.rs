@@ -222,12 +222,9 @@ impl<P: Fn(&Tally)> Backfill<P> {
 
     /// Loads what waits for more to come, and waits for all loads.
     async fn flush(&mut self) {
-        let [fresh, again] = &mut self.batchers;
-        let batches: Vec<_> = fresh
-            .take_all()
-            .into_iter()
-            .chain(again.take_all())
-            .collect();
+        let now = Instant::now();
+        let batchers = self.batchers.iter_mut();
+        let batches: Vec<_> = batchers.flat_map(|it| it.take_all(now)).collect();
         for batch in batches {
             self.begin(batch).await;
         }
@@ -239,7 +236,7 @@ impl<P: Fn(&Tally)> Backfill<P> {
     async fn settle_next(&mut self) {
         match self.running.join_next().await {
             Some(Ok((objects, outcomes))) => self.settle(objects, outcomes),
-            Some(Err(error)) => error!("a load broke off; its objects are left: {error}"),
+            Some(Err(error)) => error!(error = %error, "a load broke off; its objects are left"),
             None => {}
         }
         (self.on_progress)(&self.tally);

@@ -44,6 +44,17 @@ pub enum ReadBy {
     UnmatchedStatements,
 }
 
+impl ReadBy {
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::S3 => "s3",
+            Self::Stream => "stream",
+            Self::RejectedLines => "rejected_lines",
+            Self::UnmatchedStatements => "unmatched_statements",
+        }
+    }
+}
+
 /// What closes a batch, whichever comes first.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchLimits {
@@ -86,6 +97,9 @@ pub struct Batch {
     /// Sorted by key, every key once.
     pub objects: Vec<ObjectRef>,
     pub reason: CloseReason,
+    /// When its first object came.
+    pub opened_at: Instant,
+    pub closed_at: Instant,
 }
 
 /// Gathers objects into batches, one open batch a bucket.
@@ -100,15 +114,18 @@ struct OpenBatch {
     /// By key: what is read is named by its key.
     objects: BTreeMap<String, ObjectRef>,
     bytes: u64,
+    opened_at: Instant,
     due: Instant,
 }
 
 impl OpenBatch {
-    fn close(self, bucket: String, reason: CloseReason) -> Batch {
+    fn close(self, bucket: String, reason: CloseReason, now: Instant) -> Batch {
         Batch {
             bucket,
             objects: self.objects.into_values().collect(),
             reason,
+            opened_at: self.opened_at,
+            closed_at: now,
         }
     }
 }
@@ -132,6 +149,8 @@ impl Batcher {
                 bucket,
                 objects: vec![object],
                 reason: CloseReason::Large,
+                opened_at: now,
+                closed_at: now,
             });
             return closed;
         }
@@ -145,7 +164,7 @@ impl Batcher {
                 None => None,
             };
             if let Some(reason) = displaced {
-                closed.extend(self.close(&object.bucket, reason));
+                closed.extend(self.close(&object.bucket, reason, now));
             }
         }
         let bucket = object.bucket.clone();
@@ -155,12 +174,13 @@ impl Batcher {
             .or_insert_with(|| OpenBatch {
                 objects: BTreeMap::new(),
                 bytes: 0,
+                opened_at: now,
                 due: now + self.limits.window,
             });
         open.bytes += bytes;
         open.objects.insert(object.key.clone(), object);
         if open.objects.len() >= self.limits.max_objects {
-            closed.extend(self.close(&bucket, CloseReason::Count));
+            closed.extend(self.close(&bucket, CloseReason::Count, now));
         }
         closed
     }
@@ -174,16 +194,16 @@ impl Batcher {
             .map(|(bucket, _)| bucket.clone())
             .collect();
         due.iter()
-            .filter_map(|bucket| self.close(bucket, CloseReason::Window))
+            .filter_map(|bucket| self.close(bucket, CloseReason::Window, now))
             .collect()
     }
 
     /// Every open batch, due or not.
-    pub fn take_all(&mut self) -> Vec<Batch> {
+    pub fn take_all(&mut self, now: Instant) -> Vec<Batch> {
         let buckets: Vec<String> = self.open.keys().cloned().collect();
         buckets
             .iter()
-            .filter_map(|bucket| self.close(bucket, CloseReason::Window))
+            .filter_map(|bucket| self.close(bucket, CloseReason::Window, now))
             .collect()
     }
 
@@ -197,9 +217,9 @@ impl Batcher {
         self.open.values().map(|open| open.objects.len()).sum()
     }
 
-    fn close(&mut self, bucket: &str, reason: CloseReason) -> Option<Batch> {
+    fn close(&mut self, bucket: &str, reason: CloseReason, now: Instant) -> Option<Batch> {
         let (bucket, open) = self.open.remove_entry(bucket)?;
-        Some(open.close(bucket, reason))
+        Some(open.close(bucket, reason, now))
     }
 }
 

@@ -15,6 +15,7 @@ mod failpoint;
 pub mod framing;
 pub mod glob;
 pub mod history;
+pub mod http;
 pub mod kept;
 pub mod ledger;
 pub mod listing;

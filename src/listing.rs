@@ -134,7 +134,7 @@ impl Lister {
             match self.store.list(&self.selection.prefix, after).await {
                 Err(error) if verdict(&error.clone().into()) == Verdict::Replay => {
                     if !away {
-                        warn!("the listing waits: {error}");
+                        warn!(error = %error, "S3 does not answer; the listing waits");
                     }
                     away = true;
                     tokio::time::sleep(pause).await;

@@ -18,7 +18,7 @@ use crate::load::verdict::{CHANGED_TEXT, FENCED_TEXT};
 use crate::object::ObjectRef;
 use crate::schema::{REPLAYED, landing_name};
 use crate::sql;
-use crate::warehouse::{MAX_QUERY_BYTES, Statement};
+use crate::warehouse::{LOG_COMMENT, MAX_QUERY_BYTES, Statement};
 
 /// With what right ClickHouse reads S3.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -320,7 +320,7 @@ impl Planner {
                 self.insert_timeout.as_secs().to_string(),
             )
             .with(
-                "log_comment",
+                LOG_COMMENT,
                 format!("sluice batch {batch}, {} objects", objects.len()),
             );
         let blocks = if self.needs_many_blocks(objects) {

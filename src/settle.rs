@@ -3,7 +3,7 @@
 //! A message is deleted only when every object that it announces is done. Pure: time is an
 //! argument, and what is to be done with the queue is returned, not done.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -184,6 +184,13 @@ impl Held {
     /// The objects that messages wait for.
     pub fn outstanding(&self) -> Vec<ObjectId> {
         self.waiting.keys().copied().collect()
+    }
+
+    /// The ids of the messages that wait for one of these objects, once each.
+    pub fn waiting_for(&self, objects: impl IntoIterator<Item = ObjectId>) -> Vec<String> {
+        let waiting = objects.into_iter().filter_map(|it| self.waiting.get(&it));
+        let ids: BTreeSet<&String> = waiting.flatten().collect();
+        ids.into_iter().cloned().collect()
     }
 
     pub fn len(&self) -> usize {

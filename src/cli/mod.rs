@@ -44,6 +44,7 @@ use crate::notification::filter::Filter;
 use crate::plan::{Planner, S3Access, S3Source, Strategy};
 use crate::schema::landing_name;
 use crate::store::Store;
+use crate::telemetry::end_logging;
 use crate::warehouse::{Access, Warehouse, WarehouseError};
 
 /// Loads S3 objects into ClickHouse, once each, as SQS announces them.
@@ -148,7 +149,7 @@ const INCOMPLETE: u8 = 3;
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    match execute(cli) {
+    let code = match execute(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code =
@@ -166,7 +167,9 @@ pub fn main() -> ExitCode {
             }
             ExitCode::from(code)
         }
-    }
+    };
+    end_logging();
+    code
 }
 
 #[expect(clippy::print_stderr, reason = "the command line's own messages")]

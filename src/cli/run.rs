@@ -25,7 +25,7 @@ use crate::pipeline::{self, core::Limits};
 use crate::queue::sqs::SqsQueue;
 use crate::queue::{Queue, QueueError};
 use crate::settle::VisibilityPolicy;
-use crate::telemetry::{depths, metrics, start_logging};
+use crate::telemetry::{depths, metrics, start_logging_and_traces};
 use crate::warehouse::Warehouse;
 
 /// While the queue is away at start, it is tried this often.
@@ -35,7 +35,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     let queue_url = config.queue.require_url()?;
     let catalog = catalog(config)?;
     let filter = notification_filter(config)?;
-    start_logging(&config.log)?;
+    let traces = start_logging_and_traces(&config.log, &config.telemetry)?;
     let _armed = failpoint::arm();
     let metrics = metrics::install(&catalog).context("metrics could not be started")?;
     let stop = stop_on_signals()?;
@@ -86,6 +86,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     }
     prober.abort();
     admin.abort();
+    traces.end().await;
     Ok(())
 }
 
@@ -159,8 +160,13 @@ async fn check_queue(
                 health.queue_fails(text.clone());
                 if mentioned.as_ref() != Some(&text) {
                     match error {
-                        QueueError::Denied(_) => error!("the queue refuses; trying on: {text}"),
-                        QueueError::Transient(_) => warn!("the queue is away; trying on: {text}"),
+                        QueueError::Denied(_) => error!(
+                            error = text,
+                            "the queue refuses; trying on: check `queue.url` and the worker's rights"
+                        ),
+                        QueueError::Transient(_) => {
+                            warn!(error = text, "the queue is away; trying on")
+                        }
                     }
                     mentioned = Some(text);
                 }

@@ -48,7 +48,15 @@ pub(super) fn check(
         checks.name("s3.region", region);
     }
     if let Some(endpoint) = &raw.s3.clickhouse_endpoint {
-        check_endpoint(endpoint, &mut checks);
+        let form = "give the URL of the S3 endpoint without bucket, such as http://minio:9000";
+        let no_user = "remove them, and choose an s3.clickhouse_access.kind";
+        check_endpoint(
+            "s3.clickhouse_endpoint",
+            endpoint,
+            form,
+            no_user,
+            &mut checks,
+        );
     }
     if let Some(access) = &access {
         check_access_values(access, &mut checks);
@@ -57,6 +65,17 @@ pub(super) fn check(
     check_load(&raw.load, &mut checks);
     checks.positive("shutdown.grace_period", raw.shutdown.grace_period);
     check_log(&raw.log, &mut checks);
+    if let Some(endpoint) = &raw.telemetry.otlp_endpoint {
+        let form = "give the URL of an OTLP/HTTP receiver, such as http://127.0.0.1:4318";
+        let no_user = "remove them, and set OTEL_EXPORTER_OTLP_HEADERS";
+        check_endpoint(
+            "telemetry.otlp_endpoint",
+            endpoint,
+            form,
+            no_user,
+            &mut checks,
+        );
+    }
     check_relations(&raw.queue, &raw.batch, &mut checks);
     Some(Config {
         queue: raw.queue,
@@ -73,6 +92,7 @@ pub(super) fn check(
         shutdown: raw.shutdown,
         admin: raw.admin,
         log: raw.log,
+        telemetry: raw.telemetry,
     })
 }
 
@@ -197,15 +217,13 @@ fn check_clickhouse_url(clickhouse: &ClickHouseConfig, checks: &mut Checks) {
     }
 }
 
-fn check_endpoint(endpoint: &str, checks: &mut Checks) {
-    const PATH: &str = "s3.clickhouse_endpoint";
-    let form = "give the URL of the S3 endpoint without bucket, such as http://minio:9000";
-    let no_user = "remove them, and choose an s3.clickhouse_access.kind";
-    let Some(url) = checks.http_url(PATH, endpoint, form, no_user) else {
+/// A URL to which paths are added.
+fn check_endpoint(path: &str, endpoint: &str, form: &str, no_user: &str, checks: &mut Checks) {
+    let Some(url) = checks.http_url(path, endpoint, form, no_user) else {
         return;
     };
     if url.query().is_some() || url.fragment().is_some() {
-        checks.fail(PATH, "has a query or fragment", form);
+        checks.fail(path, "has a query or fragment", form);
     }
 }
 

@@ -11,7 +11,7 @@ use super::layers::{Merged, default_tree};
 use super::problems::{Findings, Problem};
 use super::types::{
     AdminConfig, BatchConfig, ClickHouseConfig, EventTypesConfig, LoadConfig, LogConfig,
-    NotificationsConfig, QueueConfig, ShutdownConfig,
+    NotificationsConfig, QueueConfig, ShutdownConfig, TelemetryConfig,
 };
 
 /// A configuration whose fields have the right types, and nothing more. It
@@ -29,6 +29,7 @@ pub(super) struct RawConfig {
     pub(super) shutdown: ShutdownConfig,
     pub(super) admin: AdminConfig,
     pub(super) log: LogConfig,
+    pub(super) telemetry: TelemetryConfig,
 }
 
 #[derive(Deserialize)]

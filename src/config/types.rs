@@ -30,6 +30,7 @@ pub struct Config {
     pub shutdown: ShutdownConfig,
     pub admin: AdminConfig,
     pub log: LogConfig,
+    pub telemetry: TelemetryConfig,
 }
 
 /// The SQS queue in which S3 announces objects.
@@ -338,6 +339,21 @@ pub struct LogConfig {
     /// What is logged: a level (`error`, `warn`, `info`, `debug`, `trace`,
     /// `off`), or levels by module, as in `sluice=debug,info`.
     pub level: String,
+}
+
+/// The traces that `run` sends to an OpenTelemetry collector: one a batch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TelemetryConfig {
+    /// URL of the collector's OTLP/HTTP receiver, such as
+    /// `http://127.0.0.1:4318`; traces go to `/v1/traces` below it. Unset, none
+    /// are made. Headers come from `OTEL_EXPORTER_OTLP_HEADERS`, further
+    /// attributes of the worker from `OTEL_RESOURCE_ATTRIBUTES`.
+    pub otlp_endpoint: Option<String>,
+
+    /// Which part of the batches is traced. Lower it when the collector cannot
+    /// keep up.
+    pub sample_ratio: Ratio,
 }
 
 /// The form of a log line.

@@ -430,7 +430,7 @@ impl Ledger {
                 worker: &self.worker,
             })
             .collect();
-        self.warehouse.insert(OBJECTS_TABLE, &rows).await
+        self.of(batch).insert(OBJECTS_TABLE, &rows).await
     }
 
     /// Says that this worker still works on the batch.
@@ -455,7 +455,7 @@ impl Ledger {
             loop {
                 renewals.tick().await;
                 if let Err(error) = self.renew(batch).await {
-                    debug!(batch.id = %batch, "lease not renewed: {error}");
+                    debug!(error = %error, "lease not renewed");
                 }
             }
         };
@@ -498,7 +498,7 @@ impl Ledger {
             row(event::LEASED, 0, self.lease_seconds()),
             row(event::FENCED, attempt, 0),
         ];
-        self.warehouse.insert(BATCHES_TABLE, &rows).await?;
+        self.of(batch).insert(BATCHES_TABLE, &rows).await?;
         let sql = format!(
             "SELECT worker = {} AS mine FROM {} \
              WHERE batch_id = '{batch}' AND event = '{}' AND attempt >= {attempt} \
@@ -545,7 +545,7 @@ impl Ledger {
             sql::throw_if(&guard, FENCED_TEXT),
         );
         let query_id = format!("{batch}-record-{}", Uuid::now_v7());
-        self.warehouse.run_as(&sql, &query_id).await
+        self.of(batch).run_as(&sql, &query_id).await
     }
 
     /// What the batch replaces is deleted.
@@ -583,7 +583,7 @@ impl Ledger {
             worker: &self.worker,
             ..row
         };
-        self.warehouse.insert(BATCHES_TABLE, &[row]).await
+        self.of(batch).insert(BATCHES_TABLE, &[row]).await
     }
 
     /// The frozen list of a batch and its fences; `None` when it needs no recovery any more.
@@ -677,6 +677,11 @@ impl Ledger {
             sql::strings(ended_by),
             event::FENCED,
         )
+    }
+
+    /// For statements of the batch.
+    fn of(&self, batch: BatchId) -> Warehouse {
+        self.warehouse.commented(&format!("sluice batch {batch}"))
     }
 
     fn lease_seconds(&self) -> u32 {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{Instrument, Span, debug, info, warn};
 use uuid::Uuid;
 
 use super::breaker::{HaltedInsert, Scope};
@@ -29,7 +29,7 @@ use crate::ledger::protocol::{Action, DOOMED, End, Event, Run, Standing};
 use crate::object::{Compression, GZIP_MAGIC, ObjectRef, ZSTD_MAGIC};
 use crate::plan::Form;
 use crate::sql;
-use crate::telemetry::metrics;
+use crate::telemetry::{metrics, trace};
 use crate::warehouse::{Statement, WarehouseError};
 
 /// One batch, and what its run has met so far.
@@ -75,9 +75,10 @@ impl Loading<'_> {
     ) -> Result<End, Cancelled> {
         loop {
             let action = run.action();
-            debug!(batch.id = %self.batch, ?action, "step");
+            debug!(?action, "step");
             self.step = action.name();
             self.in_flight.step(self.step);
+            let _step = step_of(action);
             failpoint::reach(&format!("{}.before", action.name()));
             let event = match action {
                 Action::Finish(end) => {
@@ -91,7 +92,8 @@ impl Loading<'_> {
                 }
                 Action::Verify => Event::Standings(self.standings(Some(self.batch)).await?),
                 Action::Recover(batch) => {
-                    Box::pin(self.loader.recover(batch, self.cancel)).await?;
+                    let recover = self.loader.recover(batch, self.cancel);
+                    Box::pin(recover.instrument(trace::recover(batch))).await?;
                     Event::Done
                 }
                 Action::Seal => {
@@ -161,8 +163,8 @@ impl Loading<'_> {
             loader.ledger.abandon(batch).await
         };
         match tokio::time::timeout(Duration::from_secs(2), work).await {
-            Ok(Ok(())) => info!(batch.id = %batch, "insert ended for the shutdown"),
-            _ => warn!(batch.id = %batch, "left behind: recovered once its lease has run out"),
+            Ok(Ok(())) => info!("insert ended for the shutdown; another worker goes on with it"),
+            _ => warn!("left behind: recovered once its lease has run out"),
         }
     }
 
@@ -231,18 +233,23 @@ impl Loading<'_> {
     }
 
     async fn insert(&mut self, attempt: u32) -> Result<Event, Cancelled> {
+        // The stem by which a kill finds it, and what makes it unique: an old statement, or another
+        // worker's, can still be about.
+        let query_id = format!("{}-{attempt}-{}", self.batch, Uuid::now_v7());
+        let span = trace::insert(attempt, &query_id);
+        self.insert_as(attempt, &query_id).instrument(span).await
+    }
+
+    async fn insert_as(&mut self, attempt: u32, query_id: &str) -> Result<Event, Cancelled> {
         let loader = self.loader;
         let guard = loader.ledger.guard(self.batch, attempt);
         let objects = self.objects();
         let statements = loader
             .planner
             .inserts(self.batch, &objects, self.form.read_by, &guard);
-        // The stem by which a kill finds it, and what makes it unique: an old statement, or another
-        // worker's, can still be about.
-        let query_id = format!("{}-{attempt}-{}", self.batch, Uuid::now_v7());
         let outcome = tokio::select! {
             () = self.cancel.cancelled() => return Err(Cancelled),
-            outcome = self.admitted(&statements, &query_id) => outcome,
+            outcome = self.admitted(&statements, query_id) => outcome,
         };
         let Err(error) = outcome else {
             self.answered();
@@ -308,7 +315,7 @@ impl Loading<'_> {
     /// under another token.
     fn torn(&mut self) -> Event {
         let text = "after a replay the tables have other rows than `object_rows` counts".to_owned();
-        warn!(batch.id = %self.batch, "{text}");
+        warn!("{text}; the batch is taken back, and loaded anew");
         self.failure = Some((Verdict::Changed, text));
         self.keep_nothing = true;
         Event::ObjectFault
@@ -453,14 +460,18 @@ impl Loading<'_> {
         let timeout = self.loader.limits.insert_timeout + ANSWER_AFTER_TIMEOUT;
         let objects = self.objects();
         for (index, statement) in statements.iter().enumerate() {
-            let query_id = format!("{query_id}-{index}");
+            let query_id = match index {
+                0 => query_id.to_owned(),
+                _ => format!("{query_id}-{index}"),
+            };
+            let span = trace::statement(&query_id);
             if self.form.read_by == ReadBy::Stream {
                 let body = stream::body(store, &objects);
                 let stream = warehouse.stream(statement, body, &query_id, timeout);
-                stream.await?;
+                stream.instrument(span).await?;
             } else {
                 let execute = warehouse.execute(statement, Some(&query_id), timeout);
-                execute.await?;
+                execute.instrument(span).await?;
             }
         }
         Ok(())
@@ -502,7 +513,7 @@ impl Loading<'_> {
         if sealed.is_none() {
             return Ok(Event::Fenced);
         }
-        warn!(batch.id = %self.batch, "taking back the rows of a batch that cannot be completed");
+        warn!("taking back the rows of a batch that cannot be completed");
         self.small(|| self.loader.ledger.renew(self.batch)).await?;
         let deletes = async {
             let of_batch = format!("batch_id = '{}'", self.batch);
@@ -641,16 +652,17 @@ impl Loading<'_> {
             self.count_rejected().await;
         }
         let sizes = self.items.iter().filter_map(|item| item.object.size);
-        metrics::object_bytes(sizes.sum());
+        let bytes = sizes.sum();
+        metrics::object_bytes(bytes);
         self.loader.fallbacks.loaded(self.form.read_by, objects);
         info!(
-            batch.id = %self.batch,
-            batch.objects = objects,
-            batch.read_by = ?self.form.read_by,
-            batch.rows = total,
-            batch.rows_by_type = %serde_json::json!(rows),
-            batch.replays = self.replays,
-            batch.seconds = took.as_secs_f64(),
+            objects,
+            rows = total,
+            bytes,
+            seconds = took.as_secs_f64(),
+            read_by = self.form.read_by.label(),
+            replays = self.replays,
+            rows_by_type = %serde_json::json!(rows),
             "batch loaded"
         );
         Ok(Event::Done)
@@ -663,6 +675,14 @@ pub(super) fn batch_info(id: BatchId, items: &[Item], read_by: ReadBy) -> BatchI
         objects: items.len(),
         bytes: items.iter().filter_map(|item| item.object.size).sum(),
         read_by,
+    }
+}
+
+/// A part of the trace. An insert has a span of its own.
+fn step_of(action: Action) -> Span {
+    match action {
+        Action::Insert { .. } | Action::Finish(_) => Span::none(),
+        _ => trace::step(action.name()),
     }
 }
 
@@ -681,7 +701,10 @@ impl Loader {
         let Some(sealed) = self.persist(cancel, || self.ledger.sealed(batch)).await? else {
             return Ok(());
         };
-        info!(batch.id = %batch, objects = sealed.objects.len(), "recovering: its lease ran out");
+        info!(
+            objects = sealed.objects.len(),
+            "recovering: its lease ran out"
+        );
         let items: Vec<Item> = sealed
             .objects
             .into_iter()
@@ -709,7 +732,7 @@ impl Loader {
         let replayable = sealed.form.plan == self.planner.plan_id();
         if !replayable {
             let text = "another configuration has sealed this batch: it cannot be replayed";
-            warn!(batch.id = %batch, "{text}");
+            warn!("{text}; its objects are loaded anew");
             loading.failure = Some((Verdict::Changed, text.to_owned()));
         }
         // Whatever became of it, its objects are looked up again.
@@ -722,7 +745,7 @@ impl Loader {
         if end == End::Loaded {
             loading.clean().await?;
         }
-        info!(batch.id = %batch, ?end, "recovered");
+        info!(?end, "recovered");
         Ok(())
     }
 }

@@ -180,8 +180,10 @@ impl Breaker {
             probing.reminded_at = now;
             let failures = probing.failures;
             warn!(
+                class,
                 failures,
-                "intake is paused, and what is held stays held: {why}"
+                error = why,
+                "intake is paused, and what is held stays held"
             );
         }
     }

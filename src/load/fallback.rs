@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::batch::ReadBy;
 use crate::telemetry::metrics;
@@ -30,14 +30,19 @@ pub struct Fallbacks {
 impl Fallbacks {
     /// ClickHouse cannot read these objects, says `text`: the worker is about to.
     pub(super) fn begun(&self, objects: usize, text: &str) {
-        info!(objects, "streaming what ClickHouse cannot read: {text}");
+        warn!(
+            objects,
+            error = text,
+            "ClickHouse cannot read objects; this worker streams them"
+        );
         let before = self.unread.fetch_add(objects, Ordering::Relaxed);
         if before < ALL_OF_THE_LAST && before + objects >= ALL_OF_THE_LAST {
             warn!(
+                error = text,
                 "ClickHouse could not read any of the last {} objects; this worker streams them. \
                  Check `s3.clickhouse_access` (its rights) and `s3.clickhouse_endpoint` (its way \
                  to S3); where it shall not read S3, set `load.fallback` to `always`, which saves \
-                 the attempts. ClickHouse says: {text}",
+                 the attempts",
                 before + objects,
             );
         }

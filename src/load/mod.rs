@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{Instrument, warn};
 
 use crate::activity::Activity;
 use crate::batch::{Batch, BatchId, ReadBy};
@@ -26,7 +26,7 @@ use crate::ledger::{Failure, Ledger};
 use crate::object::{ObjectId, ObjectRef};
 use crate::plan::{Form, Naming, Planner, naming};
 use crate::store::{Present, Store, StoreError};
-use crate::telemetry::metrics;
+use crate::telemetry::{metrics, trace};
 use crate::warehouse::{Warehouse, WarehouseError};
 use attempt::{Loading, batch_info};
 use breaker::{Breaker, HaltedInsert, Scope};
@@ -212,8 +212,10 @@ impl Loader {
         } else {
             MAX_REPLAYS_OF_A_PART
         };
+        let batch = BatchId::now();
         let end = self
-            .load_batch(items, read_by, patience, cancel, progress)
+            .load_batch(batch, items, read_by, patience, cancel, progress)
+            .instrument(trace::load(batch))
             .await;
         match end {
             BatchEnd::Settled => {}
@@ -275,19 +277,15 @@ impl Loader {
             reason,
         } in &failed
         {
-            let ObjectRef {
-                bucket, key, etag, ..
-            } = &item.object;
-            let class = class.label();
             warn!(
-                object.bucket = bucket,
-                object.key = key,
-                object.etag = etag,
-                class,
-                "object cannot be loaded: {reason}"
+                object = %item.object,
+                etag = item.object.etag,
+                class = class.label(),
+                error = reason,
+                "object cannot be loaded; the reason is on record, `sluice status --failed` shows it"
             );
             let what = item.object.to_string();
-            self.activity.failed(what, class, reason);
+            self.activity.failed(what, class.label(), reason);
         }
         let rows: Vec<Failure<'_>> = failed
             .iter()
@@ -319,6 +317,7 @@ impl Loader {
     /// Takes one batch through the protocol.
     async fn load_batch(
         &self,
+        batch: BatchId,
         items: Vec<Item>,
         read_by: ReadBy,
         patience: u32,
@@ -339,7 +338,6 @@ impl Loader {
         } else {
             items
         };
-        let batch = BatchId::now();
         let mut loading = Loading {
             loader: self,
             cancel,
@@ -439,7 +437,7 @@ impl Loader {
             match self.store.present(object).await {
                 Err(error) if verdict(&error.clone().into()) == Verdict::Replay => {
                     tries += 1;
-                    warn!("trying again: {error}");
+                    warn!(object = %object, tries, error = %error, "S3 does not answer; trying again");
                     self.pause(tries, cancel).await?;
                 }
                 answer => return Ok(answer),
@@ -553,7 +551,11 @@ impl Loader {
             Verdict::Halt => self.halt(what, error),
             // One lost connection says little; no answer to a ping says all.
             _ => match self.warehouse.ping().await {
-                Ok(()) => warn!("trying again: {error}"),
+                Ok(()) => warn!(
+                    code = error.code(),
+                    error = %with_advice(error),
+                    "a statement failed; trying again"
+                ),
                 Err(ping) => self.halt(Scope::Everything, &ping),
             },
         }

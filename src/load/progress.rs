@@ -1,6 +1,6 @@
 //! What has become of a load's objects so far, and what is still to be tried.
 
-use tracing::info;
+use tracing::debug;
 
 use super::breaker::HaltedInsert;
 use super::verdict::{TOO_MANY_REJECTED_TEXT, is_missing, is_refusal, named_object};
@@ -154,10 +154,11 @@ impl Progress {
             Some(index) => vec![items.remove(index)],
             None => items.split_off(items.len() / 2),
         };
-        info!(
+        debug!(
             apart = apart.len(),
             rest = items.len(),
-            "splitting a batch: {text}"
+            error = text,
+            "splitting a batch"
         );
         metrics::batch_split();
         for items in [apart, items] {

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{Instrument, info};
 
 use super::progress::Item;
 use super::{Cancelled, Loader, Outcomes};
@@ -19,6 +19,7 @@ use crate::ledger::protocol::Standing;
 use crate::ledger::{Claims, SealedObject};
 use crate::object::ObjectId;
 use crate::sql;
+use crate::telemetry::trace;
 
 impl Loader {
     /// Loads objects; of those that these batches have loaded, the rows are replaced.
@@ -57,9 +58,12 @@ impl Loader {
         let mut in_hand = Vec::new();
         for replacement in self.persist(cancel, || self.ledger.replacements()).await? {
             let batch = replacement.batch;
+            let span = trace::recover(batch);
             match replacement.standing {
-                Standing::Loaded => self.clean(batch, cancel).await?,
-                standing if standing.has_lapsed() => self.recover(batch, cancel).await?,
+                Standing::Loaded => self.clean(batch, cancel).instrument(span).await?,
+                standing if standing.has_lapsed() => {
+                    self.recover(batch, cancel).instrument(span).await?;
+                }
                 _ => in_hand.push(batch),
             }
         }
@@ -81,7 +85,7 @@ impl Loader {
         }
         self.persist(cancel, || self.ledger.cleaned(batch)).await?;
         failpoint::reach("clean.after");
-        info!(batch.id = %batch, "rows that it replaces are deleted");
+        info!("rows that it replaces are deleted");
         Ok(())
     }
 }

@@ -108,9 +108,9 @@ impl Core {
                 // Once a message: it comes back until the redrive policy takes it away.
                 if message.receive_count <= 1 {
                     warn!(
-                        message.id = message.id,
+                        error = %malformed,
                         "not a notification; it stays in the queue, and the redrive policy will \
-                         move it to the dead-letter queue: {malformed}"
+                         move it to the dead-letter queue"
                     );
                     let what = format!("message {}", message.id);
                     self.activity
@@ -247,6 +247,12 @@ impl Core {
             .collect()
     }
 
+    /// The ids of the messages that wait for the objects of a batch.
+    pub fn messages_of(&self, batch: &Batch) -> Vec<String> {
+        self.held
+            .waiting_for(batch.objects.iter().map(ObjectRef::id))
+    }
+
     /// Whether more messages may be received.
     pub fn has_room(&self) -> bool {
         !self.draining && self.held.len() < self.limits.max_held
@@ -305,6 +311,6 @@ impl Core {
 /// A message that asks for nothing.
 fn ignore(message: &Message, form: Form, why: Ignorable) -> Vec<Action> {
     metrics::notification(form, why.label());
-    debug!(message.id = message.id, "asks for nothing: {}", why.label());
+    debug!(why = why.label(), "asks for nothing");
     vec![Action::Settle(Settlement::Delete(message.handle.clone()))]
 }

@@ -27,6 +27,7 @@ use crate::object::ObjectRef;
 use crate::queue::{Message, Queue};
 use crate::settle::Settlement;
 use crate::telemetry::metrics;
+use crate::telemetry::trace::{self, BatchTrace, Settling};
 
 /// Gauges and the sign of life are renewed this often.
 const TICK: Duration = Duration::from_secs(1);
@@ -175,55 +176,68 @@ pub async fn run<Q: Queue, L: Load>(
     info!("stopped");
 }
 
-type Loaded = (Vec<ObjectRef>, Outcomes);
+type Loaded = (Vec<ObjectRef>, Outcomes, BatchTrace);
+
+/// What is to be done with a message, and the trace that this is a part of.
+type Traced = (Settlement, Option<Settling>);
 
 struct Daemon<L> {
     core: Core,
     loader: Arc<L>,
     loads: JoinSet<Loaded>,
     cancel_loads: CancellationToken,
-    settle: mpsc::UnboundedSender<Settlement>,
+    settle: mpsc::UnboundedSender<Traced>,
     /// What is given back while the last long polls are under way.
-    held_back: Option<Vec<Settlement>>,
+    held_back: Option<Vec<Traced>>,
 }
 
 impl<L: Load> Daemon<L> {
     fn take(&mut self, received: Vec<Message>) {
         for message in received {
+            let _within = trace::message(&message.id).entered();
             let actions = self.core.on_message(&message, Instant::now());
             self.perform(actions);
         }
     }
 
     fn perform(&mut self, actions: Vec<Action>) {
+        self.perform_within(None, actions);
+    }
+
+    /// What follows from a load is a part of its trace.
+    fn perform_within(&mut self, settling: Option<&Settling>, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Settle(settlement) => self.settle(settlement),
+                Action::Settle(settlement) => self.settle((settlement, settling.cloned())),
                 Action::Load(batch) => {
+                    let trace = BatchTrace::begin(&batch, || self.core.messages_of(&batch));
                     let (loader, cancel) = (self.loader.clone(), self.cancel_loads.clone());
                     let objects = batch.objects.clone();
                     self.loads.spawn(async move {
                         // A task of its own, so that a panic still says which objects it had.
-                        let load = tokio::spawn(async move { loader.load(batch, cancel).await });
+                        let load = async move { loader.load(batch, cancel).await };
+                        let load = tokio::spawn(trace.around(load));
                         let outcomes = load.await.unwrap_or_else(|failed| {
-                            error!("a load died, its objects go back to the queue: {failed}");
+                            error!(error = %failed, "a load died; its objects go back to the queue");
                             Outcomes::new()
                         });
-                        (objects, outcomes)
+                        (objects, outcomes, trace)
                     });
                 }
             }
         }
     }
 
-    fn settle(&mut self, settlement: Settlement) {
-        if let (Settlement::Release { .. }, Some(held_back)) = (&settlement, &mut self.held_back) {
+    fn settle(&mut self, settlement: Traced) {
+        if let ((Settlement::Release { .. }, _), Some(held_back)) =
+            (&settlement, &mut self.held_back)
+        {
             held_back.push(settlement);
             return;
         }
         // The settler ends only after this sender is gone.
         if self.settle.send(settlement).is_err() {
-            error!("the settler has ended: messages come back by themselves");
+            error!("the settler has ended; messages come back by themselves");
         }
     }
 
@@ -235,11 +249,15 @@ impl<L: Load> Daemon<L> {
 
     fn on_load_ended(&mut self, ended: Result<Loaded, JoinError>) {
         match ended {
-            Ok((objects, outcomes)) => {
+            Ok((objects, outcomes, trace)) => {
+                let settling = trace.settle(&outcomes);
                 let actions = self.core.on_loaded(objects, outcomes, Instant::now());
-                self.perform(actions);
+                self.perform_within(Some(&settling), actions);
             }
-            Err(failed) => error!("a load was lost: {failed}"),
+            Err(failed) => error!(
+                error = %failed,
+                "a load was lost; its messages come back after their visibility timeout"
+            ),
         }
     }
 
@@ -250,7 +268,7 @@ impl<L: Load> Daemon<L> {
             self.on_load_ended(ended);
         }
         if !self.loads.is_empty() {
-            warn!("some inserts do not end: the ledger keeps what they are still doing apart");
+            warn!("some inserts do not end; the ledger keeps what they are still doing apart");
             self.loads.abort_all();
             let actions = self.core.let_go();
             self.perform(actions);

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use crate::admin::Health;
 use crate::load::breaker::Breaker;
-use crate::queue::{MAX_BATCH, Message, Queue};
+use crate::queue::{MAX_BATCH, Message, Queue, QueueError};
 use crate::telemetry::metrics;
 
 #[derive(Clone, Copy, Debug)]
@@ -59,7 +59,7 @@ pub(super) async fn run<Q: Queue>(
             Err(error) => {
                 metrics::sqs_failures("receive", 1);
                 health.queue_fails(error.to_string());
-                let pause = outage.note(&error.to_string());
+                let pause = outage.note(&error);
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(pause) => {}
@@ -78,7 +78,7 @@ struct Outage {
 }
 
 impl Outage {
-    fn note(&mut self, error: &str) -> Duration {
+    fn note(&mut self, error: &QueueError) -> Duration {
         self.failures += 1;
         let now = Instant::now();
         self.since.get_or_insert(now);
@@ -89,7 +89,8 @@ impl Outage {
             self.mentioned = Some(now);
             warn!(
                 failures = self.failures,
-                "the queue cannot be received from; trying on: {error}"
+                error = %error,
+                "the queue cannot be received from; trying on"
             );
         }
         let (min, max) = BACKOFF;

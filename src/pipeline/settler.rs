@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::warn;
 
+use super::Traced;
 use crate::activity::Activity;
 use crate::failpoint;
 use crate::queue::{FailedEntries, MAX_BATCH, Queue, QueueError, ReceiptHandle};
@@ -23,7 +25,7 @@ const BACKOFF: Duration = Duration::from_millis(500);
 pub(super) async fn run<Q: Queue>(
     queue: Arc<Q>,
     activity: Arc<Activity>,
-    mut settlements: mpsc::UnboundedReceiver<Settlement>,
+    mut settlements: mpsc::UnboundedReceiver<Traced>,
 ) {
     let mut requests = JoinSet::new();
     let mut received = Vec::new();
@@ -37,23 +39,34 @@ pub(super) async fn run<Q: Queue>(
         }
         let mut deletes = Vec::new();
         let mut releases = Vec::new();
-        for settlement in received.drain(..) {
+        for (settlement, trace) in received.drain(..) {
             match settlement {
-                Settlement::Delete(handle) => deletes.push(handle),
-                Settlement::Release { handle, delay } => releases.push((handle, delay)),
+                Settlement::Delete(handle) => deletes.push((handle, trace)),
+                Settlement::Release { handle, delay } => releases.push(((handle, delay), trace)),
             }
         }
-        for chunk in deletes.chunks(MAX_BATCH) {
-            requests.spawn(delete(queue.clone(), activity.clone(), chunk.to_vec()));
+        for (handles, traces) in in_requests(deletes) {
+            let delete = delete(queue.clone(), activity.clone(), handles);
+            requests.spawn(delete.map(|()| drop(traces)));
         }
-        for chunk in releases.chunks(MAX_BATCH) {
-            requests.spawn(release(queue.clone(), activity.clone(), chunk.to_vec()));
+        for (entries, traces) in in_requests(releases) {
+            let release = release(queue.clone(), activity.clone(), entries);
+            requests.spawn(release.map(|()| drop(traces)));
         }
         while requests.len() > CONCURRENCY {
             requests.join_next().await;
         }
     }
     requests.join_all().await;
+}
+
+/// The entries of each request, and the traces that end with it.
+fn in_requests<T, U>(entries: Vec<(T, U)>) -> impl Iterator<Item = (Vec<T>, Vec<U>)> {
+    let mut entries = entries.into_iter();
+    std::iter::from_fn(move || {
+        let request: (Vec<_>, Vec<_>) = entries.by_ref().take(MAX_BATCH).unzip();
+        (!request.0.is_empty()).then_some(request)
+    })
 }
 
 async fn delete<Q: Queue>(queue: Arc<Q>, activity: Arc<Activity>, handles: Vec<ReceiptHandle>) {
@@ -138,9 +151,12 @@ where
         metrics::sqs_failures(operation, entries.len());
         if attempt == TRIES {
             warn!(
+                operation,
                 messages = entries.len(),
-                "{operation} failed {TRIES} times; the messages come back after their visibility \
-                 timeout: {error}"
+                tries = TRIES,
+                error = %error,
+                "the queue did not do as asked; the messages come back after their visibility \
+                 timeout"
             );
             break;
         }

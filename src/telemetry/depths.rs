@@ -41,7 +41,7 @@ pub async fn watch(queue: SqsQueue, tell: impl Fn(Depth)) {
                     QueueError::Denied(_) => "; `sluice check --print-policy` prints the rights",
                     QueueError::Transient(_) => "",
                 };
-                warn!("how deep the queues are is not known; trying on: {error}{advice}");
+                warn!(%error, "how deep the queues are is not known; trying on{advice}");
             }
         }
         mentioned = trouble;

@@ -1,32 +1,97 @@
-//! Logs and metrics.
+//! Logs, traces and metrics.
 
 pub mod depths;
+mod json;
 pub mod metrics;
+mod otlp;
+mod repeats;
+pub mod trace;
 
 use std::io::IsTerminal;
 
 use anyhow::Context;
-use tracing_subscriber::EnvFilter;
+use opentelemetry::trace::TracerProvider;
+use tracing::Subscriber;
+use tracing_subscriber::filter::{LevelFilter, filter_fn};
+use tracing_subscriber::fmt::format::JsonFields;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
-use crate::config::{LogConfig, LogFormat};
+use crate::config::{LogConfig, LogFormat, TelemetryConfig};
+pub use otlp::Traces;
+use repeats::FewOfEachKind;
 
 /// Starts logging to standard error; standard output is for what a command was asked to print.
 pub fn start_logging(config: &LogConfig) -> anyhow::Result<()> {
+    start(config, &Traces::none())
+}
+
+/// The same with traces, as far as they are configured.
+pub fn start_logging_and_traces(
+    log: &LogConfig,
+    telemetry: &TelemetryConfig,
+) -> anyhow::Result<Traces> {
+    let traces = Traces::start(telemetry)?;
+    start(log, &traces)?;
+    Ok(traces)
+}
+
+/// The process is about to end.
+pub fn end_logging() {
+    repeats::report_all();
+}
+
+fn start(config: &LogConfig, traces: &Traces) -> anyhow::Result<()> {
+    let started = Registry::default()
+        .with(traces.provider().map(spans))
+        .with(lines(config)?)
+        .try_init();
+    started.map_err(|error| anyhow::anyhow!("logging could not be started: {error}"))?;
+    tokio::spawn(repeats::report());
+    Ok(())
+}
+
+fn spans<S>(provider: &opentelemetry_sdk::trace::SdkTracerProvider) -> impl Layer<S>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    let traced = filter_fn(trace::is_traced).with_max_level_hint(LevelFilter::INFO);
+    tracing_opentelemetry::layer()
+        .with_tracer(provider.tracer("sluice"))
+        .with_location(false)
+        .with_threads(false)
+        .with_tracked_inactivity(false)
+        .with_filter(traced)
+}
+
+fn lines<S>(config: &LogConfig) -> anyhow::Result<Box<dyn Layer<S> + Send + Sync>>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
     // The client tells whole answers, in which ClickHouse can quote a statement with its secrets.
     // What matters of them is told here, without.
     let silent_client = "clickhouse=off".parse().context("a directive")?;
+    let no_steps = format!("{}=off", trace::STEP_TARGET);
     let filter = EnvFilter::try_new(&config.level)
         .context("`log.level` is no filter")?
-        .add_directive(silent_client);
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
-    let started = match config.format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    };
-    started.map_err(|error| anyhow::anyhow!("logging could not be started: {error}"))
+        .add_directive(silent_client)
+        .add_directive(no_steps.parse().context("a directive")?);
+    let layer = fmt::layer().with_writer(std::io::stderr);
+    Ok(match config.format {
+        LogFormat::Text => layer
+            .with_ansi(std::io::stderr().is_terminal())
+            .event_format(FewOfEachKind(fmt::format()))
+            .with_filter(filter)
+            .boxed(),
+        LogFormat::Json => layer
+            .with_ansi(false)
+            .fmt_fields(JsonFields::new())
+            .event_format(FewOfEachKind(json::FlatJson))
+            .with_filter(filter)
+            .boxed(),
+    })
 }
 
 /// An error and what caused it, in one line.

@@ -1,6 +1,5 @@
 //! ClickHouse: the only user of its client.
 
-mod http;
 mod redact;
 
 use std::path::PathBuf;
@@ -12,10 +11,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::config::{Secret, SecretSource};
+use crate::http::{self, TlsError};
 use crate::sql;
 use crate::store::StoreError;
 use crate::telemetry::with_sources;
-pub use http::TlsError;
 use redact::Redactor;
 
 /// A statement and the settings that go with it, as URL parameters: some of them, such as
@@ -96,13 +95,15 @@ pub struct Warehouse {
 impl Warehouse {
     /// Opens no connection yet.
     pub fn connect(access: &Access) -> Result<Self, TlsError> {
-        let client = clickhouse::Client::with_http_client(http::client(access)?)
+        let http = http::client(access.connect_timeout, access.ca_file.as_deref())?;
+        let client = clickhouse::Client::with_http_client(http)
             .with_url(&access.url)
             .with_user(&access.user)
             .with_product_info("sluice", env!("CARGO_PKG_VERSION"))
             // Without it an error that comes late is an answer 200 with an exception in its body.
             .with_setting("wait_end_of_query", "1")
-            .with_setting("async_insert", "0");
+            .with_setting("async_insert", "0")
+            .with_setting(LOG_COMMENT, "sluice");
         Ok(Self {
             client,
             password: access.password.clone(),
@@ -115,6 +116,14 @@ impl Warehouse {
                 .map(|cluster| format!(" ON CLUSTER {}", sql::ident(cluster)))
                 .unwrap_or_default(),
         })
+    }
+
+    /// The same, with another comment in `system.query_log`.
+    pub fn commented(&self, comment: &str) -> Self {
+        Self {
+            client: self.client.clone().with_setting(LOG_COMMENT, comment),
+            ..self.clone()
+        }
     }
 
     pub fn database(&self) -> &str {
@@ -367,6 +376,9 @@ impl Warehouse {
         self.run("SELECT 1 FORMAT Null").await
     }
 }
+
+/// Leads from `system.query_log` to what the statement is for.
+pub const LOG_COMMENT: &str = "log_comment";
 
 /// A profile can change what a query means, or have it answered from a cache. The ledger would then
 /// miss claims.

@@ -271,6 +271,14 @@ fn urls_are_checked() {
         "s3: {clickhouse_endpoint: 'http://h/?x=1'}",
         &["s3.clickhouse_endpoint: has a query"],
     );
+    check(
+        "telemetry: {otlp_endpoint: 'http://user:pw@h:4318'}",
+        &["telemetry.otlp_endpoint: has a user or password in it"],
+    );
+    check(
+        "telemetry: {sample_ratio: 2}",
+        &["telemetry.sample_ratio: `2` is not a number from 0 to 1"],
+    );
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The HTTP client under ClickHouse's: connect timeout, and certificate authorities of one's own.
+//! The HTTP client under those of ClickHouse and of the collector of traces: connect timeout, and
+//! certificate authorities of one's own.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,8 +14,6 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 
-use super::Access;
-
 /// ClickHouse closes idle connections after 3 s by default.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
@@ -27,8 +26,10 @@ pub enum TlsError {
     Rustls(#[from] rustls::Error),
 }
 
-pub(super) fn client<B>(
-    access: &Access,
+/// Trusts the system's authorities, and those of the file.
+pub(crate) fn client<B>(
+    connect_timeout: Duration,
+    ca_file: Option<&Path>,
 ) -> Result<Client<HttpsConnector<HttpConnector>, B>, TlsError>
 where
     B: hyper::body::Body + Send,
@@ -38,10 +39,10 @@ where
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_keepalive(Some(TCP_KEEPALIVE));
-    tcp.set_connect_timeout(Some(access.connect_timeout));
+    tcp.set_connect_timeout(Some(connect_timeout));
     let tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots(access.ca_file.as_deref())?)
+        .with_root_certificates(roots(ca_file)?)
         .with_no_client_auth();
     let connector = HttpsConnectorBuilder::new()
         .with_tls_config(tls)
@@ -53,7 +54,6 @@ where
         .build(connector))
 }
 
-/// The system's authorities, and those of the file.
 fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     // A system without any is no error: the file, or plain HTTP, may be all there is.

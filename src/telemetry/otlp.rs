@@ -1,0 +1,153 @@
+//! Traces on their way to a collector, by OTLP over HTTP. A collector that is away harms nothing: a
+//! bounded queue overflows.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Request, Response};
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use opentelemetry::{KeyValue, global};
+use opentelemetry_http::{HttpClient, HttpError};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use tokio::runtime::Handle;
+use tracing::{info, warn};
+
+use super::with_sources;
+use crate::config::TelemetryConfig;
+use crate::http;
+
+/// Of one request.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// What has not gone out at the end has this long.
+const FLUSH: Duration = Duration::from_secs(5);
+/// A collector answers with a few bytes.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// Where traces are made, if anywhere.
+pub struct Traces(Option<SdkTracerProvider>);
+
+impl Traces {
+    pub(super) fn none() -> Self {
+        Self(None)
+    }
+
+    /// For a running runtime, which sends them.
+    pub(super) fn start(config: &TelemetryConfig) -> anyhow::Result<Self> {
+        let Some(endpoint) = &config.otlp_endpoint else {
+            return Ok(Self::none());
+        };
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_http_client(Collector::new(endpoint)?)
+            .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
+            .with_protocol(Protocol::HttpBinary)
+            .build()
+            .context("traces cannot be set up")?;
+        let sampler = Sampler::TraceIdRatioBased(config.sample_ratio.get());
+        let provider = SdkTracerProvider::builder()
+            .with_batch_exporter(exporter)
+            .with_sampler(Sampler::ParentBased(Box::new(sampler)))
+            .with_resource(resource())
+            .build();
+        global::set_tracer_provider(provider.clone());
+        Ok(Self(Some(provider)))
+    }
+
+    pub(super) fn provider(&self) -> Option<&SdkTracerProvider> {
+        self.0.as_ref()
+    }
+
+    /// Sends what is left.
+    pub async fn end(self) {
+        let Some(provider) = self.0 else { return };
+        let flush = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FLUSH));
+        let error = match flush.await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        warn!(error, "some traces were not sent");
+    }
+}
+
+/// What the variables say wins.
+fn resource() -> Resource {
+    Resource::builder_empty()
+        .with_service_name("sluice")
+        .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        .with_detector(Box::new(TelemetryResourceDetector))
+        .with_detector(Box::new(EnvResourceDetector::new()))
+        .build()
+}
+
+/// Sends requests on the runtime: the exporter calls from a thread of its own.
+#[derive(Debug)]
+struct Collector {
+    endpoint: String,
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    runtime: Handle,
+    away: AtomicBool,
+}
+
+impl Collector {
+    fn new(endpoint: &str) -> anyhow::Result<Self> {
+        Ok(Self {
+            endpoint: endpoint.to_owned(),
+            client: http::client(TIMEOUT, None)?,
+            runtime: Handle::current(),
+            away: AtomicBool::new(false),
+        })
+    }
+
+    /// Once an outage.
+    fn note(&self, error: Option<&str>) {
+        let was_away = self.away.swap(error.is_some(), Ordering::Relaxed);
+        let endpoint = self.endpoint.as_str();
+        match error {
+            Some(error) if !was_away => warn!(
+                endpoint,
+                error,
+                "the collector takes no traces: they are dropped until it does; check \
+                 `telemetry.otlp_endpoint`"
+            ),
+            None if was_away => info!(endpoint, "the collector takes traces again"),
+            _ => {}
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl HttpClient for Collector {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let sent = send(self.client.clone(), request);
+        let answer = self.runtime.spawn(sent).await.map_err(HttpError::from);
+        let answer = answer.and_then(|answer| answer);
+        match &answer {
+            Ok(answer) if answer.status().is_success() => self.note(None),
+            Ok(answer) => self.note(Some(&format!("status {}", answer.status()))),
+            Err(error) => self.note(Some(&with_sources(error.as_ref()))),
+        }
+        answer
+    }
+}
+
+async fn send(
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    request: Request<Bytes>,
+) -> Result<Response<Bytes>, HttpError> {
+    let exchange = async {
+        let response = client.request(request.map(Full::new)).await?;
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, MAX_ANSWER).collect().await?;
+        Ok(Response::from_parts(parts, body.to_bytes()))
+    };
+    tokio::time::timeout(TIMEOUT, exchange).await?
+}

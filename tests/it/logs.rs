@@ -1,0 +1,247 @@
+//! What a run leaves in the log: lines that programs can read, few in an outage, and a way from
+//! each to the statements of ClickHouse and back.
+
+use serde_json::{Map, Value};
+use sluice_testkit::proxy::{Fault, Proxy};
+use sluice_testkit::xapi::Generator;
+use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
+
+use crate::harness::{BOUND, Sluice, dead_letters, drained, expected, rows, upload};
+
+type Line = Map<String, Value>;
+
+/// Every line, parsed.
+fn lines(log: &str) -> Vec<Line> {
+    let parse = |line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no object: {line}"));
+    log.lines().map(parse).collect()
+}
+
+fn text<'a>(line: &'a Line, field: &str) -> &'a str {
+    let value = line.get(field).and_then(Value::as_str);
+    value.unwrap_or_else(|| panic!("no {field}: {line:?}"))
+}
+
+fn number(line: &Line, field: &str) -> u64 {
+    let value = line.get(field).and_then(Value::as_u64);
+    value.unwrap_or_else(|| panic!("no {field}: {line:?}"))
+}
+
+fn saying<'a>(lines: &'a [Line], what: &str) -> Vec<&'a Line> {
+    let mut said: Vec<&Line> = lines.iter().collect();
+    said.retain(|line| text(line, "message").starts_with(what));
+    said
+}
+
+/// How often this was to be said: the lines that say it, and those that were counted instead.
+fn written_and_counted(lines: &[Line], what: &str) -> (u64, u64) {
+    let repeats = saying(lines, "… and ").into_iter();
+    let of_this = repeats.filter(|line| text(line, "message").contains(what));
+    let counted = of_this.map(|line| number(line, "repeated")).sum();
+    (saying(lines, what).len() as u64, counted)
+}
+
+fn failures(lines: &[Line]) -> usize {
+    let is_failure = |line: &&Line| ["WARN", "ERROR"].contains(&text(line, "level"));
+    lines.iter().filter(is_failure).count()
+}
+
+async fn site(name: &str, max_receive_count: u32) -> (&'static Stack, Site) {
+    let stack = Stack::shared();
+    let options = SiteOptions {
+        max_receive_count,
+        ..SiteOptions::default()
+    };
+    (stack, stack.site_with(name, options).await.unwrap())
+}
+
+#[tokio::test]
+async fn every_line_is_one_flat_object_and_leads_to_the_query_log_and_back() {
+    let (stack, site) = site("json-log", 1).await;
+    let mut sluice = Sluice::new(stack, &site).set("log.format", "json");
+    sluice.migrate();
+    let bundles: Vec<_> = Generator::new(41).take(3).collect();
+    let reckoning = upload(&site, &bundles).await;
+    sluice.start();
+    drained(&site).await;
+    site.put("bad.jsonl.gz", "no gzip").await.unwrap();
+    site.send("hello").await.unwrap();
+    dead_letters(&site, 2).await;
+    assert_eq!(sluice.stop().await.code(), Some(0));
+
+    let log = sluice.log();
+    assert!(!log.contains('\u{1b}'), "{log}");
+    let lines = lines(&log);
+    for line in &lines {
+        for field in ["timestamp", "level", "target", "message"] {
+            text(line, field);
+        }
+        let is_nested = |value: &Value| value.is_object() || value.is_array();
+        assert!(!line.values().any(is_nested), "{line:?}");
+    }
+
+    let loaded = saying(&lines, "batch loaded");
+    let sum = |field| loaded.iter().map(|line| number(line, field)).sum::<u64>();
+    assert_eq!(sum("objects"), reckoning.objects);
+    assert_eq!(sum("rows"), reckoning.statements());
+    let bytes: usize = bundles.iter().map(|bundle| bundle.bytes.len()).sum();
+    assert_eq!(sum("bytes"), bytes as u64);
+    assert!(loaded.iter().all(|line| text(line, "read_by") == "s3"));
+
+    let failed = saying(&lines, "object cannot be loaded");
+    assert_eq!(failed.len(), 1, "{log}");
+    let bad = format!("s3://{}/bad.jsonl.gz", site.bucket);
+    assert_eq!(text(failed[0], "object"), bad);
+    assert_eq!(text(failed[0], "class"), "unloadable");
+    assert!(text(failed[0], "error").contains("bad.jsonl.gz"), "{log}");
+    let malformed = saying(&lines, "not a notification");
+    assert_eq!(malformed.len(), 1, "{log}");
+    assert!(!text(malformed[0], "message.id").is_empty());
+    assert_eq!(failures(&lines), 2, "{log}");
+
+    stack.clickhouse.execute("SYSTEM FLUSH LOGS").await.unwrap();
+    let batch = text(loaded[0], "batch.id");
+    // From the line to the statements, and by their comment from each of them back to the batch.
+    let inserts = stack
+        .clickhouse
+        .rows(&format!(
+            "SELECT log_comment FROM system.query_log WHERE type = 'QueryFinish' \
+             AND startsWith(query_id, '{batch}-1-') AND query_kind = 'Insert'"
+        ))
+        .await
+        .unwrap();
+    assert_eq!(inserts.len(), 1, "{inserts:?}");
+    let comment = inserts[0]["log_comment"].as_str().unwrap();
+    assert!(
+        comment.starts_with(&format!("sluice batch {batch}")),
+        "{comment}"
+    );
+    let tables = stack
+        .clickhouse
+        .query(&format!(
+            "SELECT DISTINCT replaceOne(arrayJoin(tables), '{database}.', '') AS written \
+             FROM system.query_log WHERE type = 'QueryFinish' AND query_kind = 'Insert' \
+             AND startsWith(log_comment, 'sluice batch {batch}') \
+             AND written IN ('ledger_objects', 'ledger_batches', 'object_rows') ORDER BY written",
+            database = site.database,
+        ))
+        .await
+        .unwrap();
+    assert_eq!(tables, "ledger_batches\nledger_objects\nobject_rows\n");
+    let anonymous = format!(
+        "SELECT count() FROM system.query_log WHERE startsWith(http_user_agent, 'sluice/') \
+         AND has(databases, '{}') AND is_initial_query AND NOT startsWith(log_comment, 'sluice')",
+        site.database
+    );
+    let anonymous: u64 = stack.clickhouse.scalar(&anonymous).await.unwrap();
+    assert_eq!(anonymous, 0);
+}
+
+/// The fields stand in a line also where only failures are logged.
+#[tokio::test]
+async fn a_failure_names_its_batch_at_every_level() {
+    let (stack, site) = site("warn-log", 5).await;
+    let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
+    let mut sluice = Sluice::new(stack, &site)
+        .set("clickhouse.url", proxy.url())
+        .set("log.format", "json")
+        .set("log.level", "warn");
+    Sluice::new(stack, &site).migrate();
+    proxy.inject(Fault::Status(503), 1, |_, body| {
+        String::from_utf8_lossy(body).contains(" s3(")
+    });
+    let reckoning = upload(&site, &[Generator::new(42).bundle()]).await;
+    sluice.start();
+    drained(&site).await;
+    assert_eq!(sluice.stop().await.code(), Some(0));
+    let found = rows(&stack.clickhouse, &site.database).await;
+    assert_eq!(found, expected(&reckoning));
+    let log = sluice.log();
+    let lines = lines(&log);
+    let failed = saying(&lines, "a statement failed");
+    assert_eq!(failed.len(), 1, "{log}");
+    let query_id = text(failed[0], "query_id");
+    assert!(
+        query_id.starts_with(text(failed[0], "batch.id")),
+        "{query_id}"
+    );
+    assert!(text(failed[0], "error").contains("injected"), "{log}");
+}
+
+#[tokio::test]
+async fn pain_18_outages_with_many_messages_in_hand_are_few_lines_and_every_failure_counts() {
+    let (stack, site) = site("flood", 20).await;
+    let clickhouse = Proxy::start(stack.clickhouse.url()).await.unwrap();
+    let sqs = Proxy::start(stack.aws.endpoint()).await.unwrap();
+    let mut sluice = Sluice::new(stack, &site)
+        .set("clickhouse.url", clickhouse.url())
+        .environment("AWS_ENDPOINT_URL", sqs.url())
+        .set("batch.max_objects", 1)
+        .set("load.concurrency", 20)
+        .set("log.format", "json");
+    Sluice::new(stack, &site).migrate();
+    // A proxy before ClickHouse refuses the inserts alone: each of the loads tries on.
+    clickhouse.inject(Fault::Status(503), usize::MAX, |_, body| {
+        String::from_utf8_lossy(body).contains(" s3(")
+    });
+    let bundles: Vec<_> = Generator::new(43).sizes(1..=2).take(20).collect();
+    let reckoning = upload(&site, &bundles).await;
+    sluice.start();
+    let refused = async |proxy: &Proxy, count| {
+        wait_for("requests to fail", BOUND, async || {
+            Ok((proxy.hits() >= count).then_some(()))
+        })
+        .await;
+    };
+    refused(&clickhouse, 100).await;
+    sqs.inject(Fault::Status(503), usize::MAX, |_, _| true);
+    refused(&sqs, 20).await;
+    refused(&clickhouse, 200).await;
+    clickhouse.heal();
+    sqs.heal();
+    drained(&site).await;
+    assert_eq!(sluice.stop().await.code(), Some(0));
+
+    let found = rows(&stack.clickhouse, &site.database).await;
+    assert_eq!(found, expected(&reckoning));
+    let log = sluice.log();
+    let lines = lines(&log);
+    let (written, counted) = written_and_counted(&lines, "a statement failed");
+    assert_eq!(written + counted, clickhouse.hits() as u64, "{log}");
+    assert!(failures(&lines) <= 60, "{log}");
+    assert_eq!(
+        saying(&lines, "batch loaded").len() as u64,
+        reckoning.objects
+    );
+}
+
+#[tokio::test]
+async fn hundreds_of_broken_objects_are_few_lines_and_each_is_on_record() {
+    const OBJECTS: u64 = 200;
+    let (stack, site) = site("broken-many", 2).await;
+    let mut sluice = Sluice::new(stack, &site)
+        .set("load.fallback", "never")
+        .set("log.format", "json");
+    sluice.migrate();
+    for number in 0..OBJECTS {
+        // A key that ClickHouse cannot be told.
+        site.put(&format!("broken-*-{number}"), "{}").await.unwrap();
+    }
+    sluice.start();
+    dead_letters(&site, OBJECTS).await;
+    assert_eq!(sluice.stop().await.code(), Some(0));
+
+    let log = sluice.log();
+    let lines = lines(&log);
+    assert!(failures(&lines) <= 60, "{log}");
+    let count = |what: &str| format!("SELECT {what} FROM {}.ledger_failures", site.database);
+    let objects: u64 = stack
+        .clickhouse
+        .scalar(&count("uniqExact(key)"))
+        .await
+        .unwrap();
+    assert_eq!(objects, OBJECTS);
+    let on_record: u64 = stack.clickhouse.scalar(&count("count()")).await.unwrap();
+    let (written, counted) = written_and_counted(&lines, "object cannot be loaded");
+    assert_eq!(written + counted, on_record, "{log}");
+    assert!(on_record >= 2 * OBJECTS, "{on_record}");
+}
