@@ -437,6 +437,13 @@ impl Daemon {
         Ok(lines.iter().filter(says).count())
     }
 
+    /// Batches that it has recovered, and that ended so.
+    pub(crate) fn recovered(&self, end: &str) -> Result<usize> {
+        let lines = self.log_lines()?;
+        let is = |line: &&Value| line["message"] == "recovered" && line["end"] == end;
+        Ok(lines.iter().filter(is).count())
+    }
+
     /// A line with this text, at last.
     pub(crate) async fn says(&self, text: &str) {
         wait_for(

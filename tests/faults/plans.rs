@@ -48,7 +48,7 @@ async fn halfway(change: fn(&mut Lab<'_>, &Path) -> Result<()>, death: &'static 
     }
     let last = lab.start("")?;
     lab.drained(&[&last]).await;
-    ensure!(last.said("RolledForward")? == 0, "{}", lab.logs());
+    ensure!(last.recovered("Loaded")? == 0, "{}", lab.logs());
     if death.is_empty() {
         ensure!(last.said("another configuration")? == 1, "{}", lab.logs());
         ensure!(last.said("taking back")? == 1, "{}", lab.logs());
