@@ -1,7 +1,7 @@
 //! Deleting rows.
 
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::debug;
 
 use super::{Cancelled, Loader};
 use crate::event_types::select::Target;
@@ -15,7 +15,7 @@ impl Loader {
         cancel: &CancellationToken,
     ) -> Result<(), Cancelled> {
         let table = target.table();
-        // Not the short timeout: each repetition is one more mutation in the queue.
+        // Not the short timeout: a mutation of many parts takes its time.
         let timeout = self.limits.insert_timeout;
         let mut tries = 0;
         loop {
@@ -24,13 +24,19 @@ impl Loader {
                 return Ok(());
             }
             if tries > 0 {
-                warn!(table, "a deletion has left rows: deleting again");
                 self.pause(tries, cancel).await?;
             }
             tries += 1;
             let _alone = self.deletions.lock().await;
-            self.persist(cancel, || self.warehouse.delete(table, condition, timeout))
-                .await?;
+            self.persist(cancel, || async {
+                // Of a worker that is gone, or of a try whose answer did not come.
+                if self.warehouse.is_deleting(table, condition).await {
+                    return Ok(());
+                }
+                debug!(table, tries, "deleting rows");
+                self.warehouse.delete(table, condition, timeout).await
+            })
+            .await?;
         }
     }
 }

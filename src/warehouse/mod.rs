@@ -143,6 +143,21 @@ impl Warehouse {
         Ok(!found.is_empty())
     }
 
+    /// Whether the server is at work on just this deletion. One more would do all of the work again,
+    /// and keep the first one from its end. Where that cannot be known, it is not.
+    pub async fn is_deleting(&self, table: &str, condition: &str) -> bool {
+        let sql = format!(
+            "SELECT 1 AS found FROM system.mutations \
+             WHERE database = {} AND table = {} AND NOT is_done AND latest_fail_reason = '' \
+             AND position(command, {}) > 0 LIMIT 1",
+            sql::string(&self.database),
+            sql::string(table),
+            sql::string(condition),
+        );
+        let found: Result<Vec<serde::de::IgnoredAny>, _> = self.rows(&sql).await;
+        found.is_ok_and(|found| !found.is_empty())
+    }
+
     /// Deletes rows of a table, if it has any; once it has succeeded, no query sees them any more.
     ///
     /// To be repeated until [`Warehouse::has_rows`] denies: of two mutations that are begun at
