@@ -209,6 +209,7 @@ impl Activity {
         InFlight {
             activity: self.clone(),
             batch: info.id,
+            step: "",
         }
     }
 
@@ -319,14 +320,21 @@ impl Activity {
 pub struct InFlight {
     activity: Arc<Activity>,
     batch: BatchId,
+    step: &'static str,
 }
 
 impl InFlight {
     /// What the ledger protocol does with it now.
-    pub fn step(&self, name: &'static str) {
+    pub fn step(&mut self, name: &'static str) {
+        self.step = name;
         if let Some(begun) = self.activity.state().in_flight.get_mut(&self.batch) {
             begun.step = name;
         }
+    }
+
+    /// The last step that it was told.
+    pub fn at(&self) -> &'static str {
+        self.step
     }
 }
 
@@ -368,7 +376,7 @@ mod tests {
     fn a_batch_is_in_flight_until_it_is_dropped() {
         let activity = Arc::new(Activity::default());
         let first = activity.begin(info(1));
-        let second = activity.begin(info(2));
+        let mut second = activity.begin(info(2));
         second.step("insert");
         drop(first);
         let snapshot = activity.snapshot(Instant::now());

@@ -1,23 +1,18 @@
 //! Performs the actions of one protocol run.
 
-use std::collections::{BTreeMap, HashSet};
+mod judge;
+
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use serde::Deserialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, debug, info, warn};
 use uuid::Uuid;
 
 use super::breaker::{HaltedInsert, Scope};
-use super::fallback::Fallback;
-use super::verdict::TOO_MANY_REJECTED_TEXT;
-use super::verdict::named_object;
-use super::{
-    Cancelled, Item, Loader, MAX_REPLAYS, MAX_REPLAYS_ALONE, Outcome, Outcomes, Verdict, stream,
-    verdict,
-};
+use super::{Cancelled, Item, Loader, MAX_REPLAYS, Outcome, Outcomes, Verdict, stream, verdict};
 use crate::activity::{BatchInfo, InFlight};
 use crate::batch::{BatchId, ReadBy};
 use crate::batch_rows::{BatchRows, Counted, Rejected};
@@ -26,9 +21,8 @@ use crate::failpoint;
 use crate::kept::Kept;
 use crate::ledger::Claim;
 use crate::ledger::protocol::{Action, DOOMED, End, Event, Run, Standing};
-use crate::object::{Compression, GZIP_MAGIC, ObjectRef, ZSTD_MAGIC};
+use crate::object::ObjectRef;
 use crate::plan::Form;
-use crate::sql;
 use crate::telemetry::{metrics, trace};
 use crate::warehouse::{Statement, WarehouseError};
 
@@ -57,15 +51,41 @@ pub(super) struct Loading<'a> {
     pub(super) form: Form,
     /// What was read is not what was asked for: it is taken back, complete or not.
     pub(super) keep_nothing: bool,
-    /// What the run is at, as the metrics name it.
-    pub(super) step: &'static str,
 }
 
-const S3_ERROR: u32 = 499;
 /// The server has this long to answer that a statement took too long.
 const ANSWER_AFTER_TIMEOUT: Duration = Duration::from_secs(15);
 
-impl Loading<'_> {
+impl<'a> Loading<'a> {
+    /// One that begins, with nothing met so far.
+    pub(super) fn new(
+        loader: &'a Loader,
+        cancel: &'a CancellationToken,
+        batch: BatchId,
+        items: Vec<Item>,
+        form: Form,
+    ) -> Self {
+        Self {
+            loader,
+            cancel,
+            batch,
+            in_flight: loader
+                .activity
+                .begin(batch_info(batch, &items, form.read_by)),
+            started: Instant::now(),
+            items,
+            failure: None,
+            replays: 0,
+            patience: MAX_REPLAYS,
+            halted: None,
+            successes_before: loader.successes.load(Ordering::Relaxed),
+            read: Vec::new(),
+            sealed: false,
+            form,
+            keep_nothing: false,
+        }
+    }
+
     /// Drives a run to its end. Objects that turn out to be loaded, or in other hands, get their
     /// outcome and leave the list.
     pub(super) async fn run(
@@ -76,8 +96,7 @@ impl Loading<'_> {
         loop {
             let action = run.action();
             debug!(?action, "step");
-            self.step = action.name();
-            self.in_flight.step(self.step);
+            self.in_flight.step(action.name());
             let _step = step_of(action);
             failpoint::reach(&format!("{}.before", action.name()));
             let event = match action {
@@ -181,7 +200,7 @@ impl Loading<'_> {
             async {
                 let begun = Instant::now();
                 let done = work.await;
-                metrics::ledger_duration(self.step, begun.elapsed());
+                metrics::ledger_duration(self.in_flight.at(), begun.elapsed());
                 done
             }
         };
@@ -331,100 +350,6 @@ impl Loading<'_> {
         loader.halt(Scope::Inserts, error);
     }
 
-    /// What the error means for this batch, here and now.
-    async fn judge(&self, error: &WarehouseError) -> Result<Verdict, Cancelled> {
-        let verdict = verdict(error);
-        let text = error.to_string();
-        if self.is_unreadable(verdict, error) && self.worker_can_read(&text).await {
-            return Ok(Verdict::Stream);
-        }
-        match verdict {
-            Verdict::Denied => self.whose_fault(&text).await,
-            Verdict::Stream => Ok(Verdict::Halt),
-            Verdict::ObjectFault => Ok(self.object_fault().await),
-            verdict => Ok(verdict),
-        }
-    }
-
-    /// An object is at fault. Alone, it may be one that the worker reads all the same.
-    async fn object_fault(&self) -> Verdict {
-        match self.items.as_slice() {
-            [alone] if self.is_misnamed(&alone.object).await => Verdict::Stream,
-            _ => Verdict::ObjectFault,
-        }
-    }
-
-    fn may_stream(&self) -> bool {
-        self.form.read_by == ReadBy::S3 && self.loader.fallback != Fallback::Never
-    }
-
-    /// ClickHouse goes by the name; the worker looks at the first bytes.
-    async fn is_misnamed(&self, object: &ObjectRef) -> bool {
-        self.may_stream() && self.loader.store.is_misnamed(object).await.unwrap_or(false)
-    }
-
-    /// Whether ClickHouse, as it seems, cannot read the whole of this batch. Of many objects one
-    /// alone may be refused: it is set apart first.
-    fn is_unreadable(&self, verdict: Verdict, error: &WarehouseError) -> bool {
-        let whole = self.items.len() == 1 || self.patience < MAX_REPLAYS;
-        match verdict {
-            Verdict::Stream => true,
-            Verdict::Denied => whole,
-            Verdict::Replay => whole && is_s3_away(error) && self.replays >= self.patience,
-            _ => false,
-        }
-    }
-
-    /// Whether S3 shows the worker what it does not show ClickHouse, or tells it that it is gone.
-    async fn worker_can_read(&self, text: &str) -> bool {
-        if !self.may_stream() {
-            return false;
-        }
-        let keys = self.items.iter().map(|item| item.object.key.as_str());
-        let named = named_object(text, keys.enumerate()).unwrap_or(0);
-        match self.loader.store.present(&self.items[named].object).await {
-            Ok(_) => true,
-            Err(error) => error.is_missing(),
-        }
-    }
-
-    /// S3 refused an object: among others it is set apart; alone it is at fault if others can be
-    /// read.
-    async fn whose_fault(&self, text: &str) -> Result<Verdict, Cancelled> {
-        let [alone] = self.items.as_slice() else {
-            return Ok(Verdict::Denied);
-        };
-        // The worker need not have rights, where it reads only what ClickHouse cannot.
-        if self.form.read_by == ReadBy::Stream && self.loader.fallback != Fallback::Always {
-            return Ok(Verdict::Denied);
-        }
-        let readable = self
-            .loader
-            .can_read_others(&alone.object, self.form.read_by, text, self.cancel)
-            .await?;
-        Ok(if readable {
-            Verdict::Denied
-        } else {
-            Verdict::Halt
-        })
-    }
-
-    /// Whether an error that nobody knows has come often enough to look for an object at fault. As
-    /// long as no other insert succeeds, the server is the likelier culprit.
-    fn is_at_fault(&self, error: &WarehouseError) -> bool {
-        // Without an answer nothing is known of the statement.
-        if let WarehouseError::Unknown(_) = error {
-            return false;
-        }
-        if self.items.len() > 1 {
-            return self.replays > self.patience;
-        }
-        let others = self.loader.successes.load(Ordering::Relaxed) > self.successes_before;
-        // An S3 that is away is nobody's fault, however long.
-        self.replays > self.patience && others
-            || self.replays > MAX_REPLAYS_ALONE && !is_s3_away(error)
-    }
-
     /// The server does inserts: whatever was in their way is over.
     fn answered(&mut self) {
         self.loader.breaker.succeeded(Scope::Inserts);
@@ -525,92 +450,6 @@ impl Loading<'_> {
         self.loader.ledger.leased(self.batch, deletes).await
     }
 
-    /// An object that has bytes and of which no line came, not even a blank one: ClickHouse read
-    /// something else under its name, or nothing, and did not say so.
-    fn unread(&self) -> Option<(Verdict, String)> {
-        let paths: HashSet<&str> = self.read.iter().map(|it| it.source_path.as_str()).collect();
-        let unread = self.objects().into_iter().find(|object| {
-            // Nothing, compressed, has bytes too.
-            object.size.is_some_and(|size| size > 0)
-                && Compression::of(&object.key) == Compression::None
-                && !paths.contains(object.path().as_str())
-        })?;
-        let text = format!(
-            "ClickHouse read nothing of {unread}, although it has {} bytes",
-            unread.size.unwrap_or_default(),
-        );
-        // Alone, it is first looked at again: it may be empty by now.
-        let alone = self.items.len() == 1;
-        let verdict = if alone {
-            Verdict::Changed
-        } else {
-            Verdict::ObjectFault
-        };
-        Some((verdict, text))
-    }
-
-    /// An object that was read as lines of text, and is compressed.
-    async fn misnamed(&self) -> Result<Option<(Verdict, String)>, Cancelled> {
-        #[derive(Deserialize)]
-        struct First {
-            source_path: String,
-        }
-        let rejected = Target::RejectedLines;
-        let has_any = self
-            .read
-            .iter()
-            .any(|row| rejected.kind() == Some(&row.kind));
-        if !has_any || !self.may_stream() {
-            return Ok(None);
-        }
-        let sql = format!(
-            "SELECT source_path FROM {} WHERE batch_id = '{}' AND row_number = 0 AND ({} OR {}) \
-             LIMIT 1",
-            self.loader.warehouse.table(rejected.table()),
-            self.batch,
-            sql::starts_with("raw", &GZIP_MAGIC),
-            sql::starts_with("raw", &ZSTD_MAGIC),
-        );
-        let found: Vec<First> = self.small(|| self.loader.warehouse.rows(&sql)).await?;
-        let Some(First { source_path }) = found.first() else {
-            return Ok(None);
-        };
-        let objects = self.objects();
-        let object = objects.iter().find(|object| object.path() == *source_path);
-        Ok(match object {
-            Some(object) if self.is_misnamed(object).await => Some((
-                Verdict::Stream,
-                format!("{object} is compressed, and its name does not say so"),
-            )),
-            _ => None,
-        })
-    }
-
-    /// An object of which a larger part was rejected than is allowed.
-    fn too_many_rejected(&self) -> Option<(Verdict, String)> {
-        // A merge may have collapsed the rows that are replaced into these: they must not go.
-        if self.replaces() {
-            return None;
-        }
-        let max = self.loader.limits.max_rejected_ratio;
-        let mut lines: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-        for row in self.read.iter().filter(|row| row.kind != BLANK) {
-            let (all, rejected) = lines.entry(&row.source_path).or_default();
-            *all += row.rows;
-            if Target::RejectedLines.kind() == Some(&row.kind) {
-                *rejected += row.rows;
-            }
-        }
-        let (path, (all, rejected)) = lines
-            .into_iter()
-            .find(|(_, (all, rejected))| *rejected as f64 > *all as f64 * max)?;
-        let text = format!(
-            "{TOO_MANY_REJECTED_TEXT}: {rejected} of {all} of s3://{path}, more than \
-             load.max_rejected_ratio ({max})"
-        );
-        Some((Verdict::ObjectFault, text))
-    }
-
     /// For the metrics alone: asked once, whatever comes of it.
     async fn count_rejected(&self) {
         match self.rows().rejected().await {
@@ -619,7 +458,7 @@ impl Loading<'_> {
                     metrics::lines_rejected(&reason, lines);
                 }
             }
-            Err(error) => debug!(batch.id = %self.batch, "rejected lines not counted: {error}"),
+            Err(error) => debug!(%error, "rejected lines not counted"),
         }
     }
 
@@ -651,14 +490,12 @@ impl Loading<'_> {
         if rows.contains_key(Kept::Rejected.kind()) {
             self.count_rejected().await;
         }
-        let sizes = self.items.iter().filter_map(|item| item.object.size);
-        let bytes = sizes.sum();
-        metrics::object_bytes(bytes);
+        metrics::object_bytes(info.bytes);
         self.loader.fallbacks.loaded(self.form.read_by, objects);
         info!(
             objects,
             rows = total,
-            bytes,
+            bytes = info.bytes,
             seconds = took.as_secs_f64(),
             read_by = self.form.read_by.label(),
             replays = self.replays,
@@ -669,7 +506,7 @@ impl Loading<'_> {
     }
 }
 
-pub(super) fn batch_info(id: BatchId, items: &[Item], read_by: ReadBy) -> BatchInfo {
+fn batch_info(id: BatchId, items: &[Item], read_by: ReadBy) -> BatchInfo {
     BatchInfo {
         id,
         objects: items.len(),
@@ -684,11 +521,6 @@ fn step_of(action: Action) -> Span {
         Action::Insert { .. } | Action::Finish(_) => Span::none(),
         _ => trace::step(action.name()),
     }
-}
-
-/// What is left of [`S3_ERROR`] once missing objects and refusals are told apart: outages.
-fn is_s3_away(error: &WarehouseError) -> bool {
-    error.code() == Some(S3_ERROR) || matches!(error, WarehouseError::Source(_))
 }
 
 impl Loader {
@@ -710,25 +542,8 @@ impl Loader {
             .into_iter()
             .map(|sealed| Item::new(sealed.object, sealed.supersedes))
             .collect();
-        let info = batch_info(batch, &items, sealed.form.read_by);
-        let mut loading = Loading {
-            loader: self,
-            cancel,
-            batch,
-            in_flight: self.activity.begin(info),
-            started: Instant::now(),
-            items,
-            failure: None,
-            replays: 0,
-            patience: MAX_REPLAYS,
-            halted: None,
-            successes_before: self.successes.load(Ordering::Relaxed),
-            read: Vec::new(),
-            sealed: true,
-            form: sealed.form,
-            keep_nothing: false,
-            step: "",
-        };
+        let mut loading = Loading::new(self, cancel, batch, items, sealed.form);
+        loading.sealed = true;
         let replayable = sealed.form.plan == self.planner.plan_id();
         if !replayable {
             let text = "another configuration has sealed this batch: it cannot be replayed";

@@ -12,10 +12,9 @@ pub mod verdict;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, warn};
 
@@ -28,7 +27,7 @@ use crate::plan::{Form, Naming, Planner, naming};
 use crate::store::{Present, Store, StoreError};
 use crate::telemetry::{metrics, trace};
 use crate::warehouse::{Warehouse, WarehouseError};
-use attempt::{Loading, batch_info};
+use attempt::Loading;
 use breaker::{Breaker, HaltedInsert, Scope};
 use fallback::{Fallback, Fallbacks};
 use progress::{FailedItem, FailureClass, Item, Progress, Work, unnameable};
@@ -338,27 +337,13 @@ impl Loader {
         } else {
             items
         };
-        let mut loading = Loading {
-            loader: self,
-            cancel,
-            batch,
-            in_flight: self.activity.begin(batch_info(batch, &items, read_by)),
-            started: Instant::now(),
-            items,
-            failure: None,
-            replays: 0,
-            patience,
-            halted: progress.halted.take(),
-            successes_before: self.successes.load(Ordering::Relaxed),
-            read: Vec::new(),
-            sealed: false,
-            form: Form {
-                read_by,
-                ..Form::default()
-            },
-            keep_nothing: false,
-            step: "",
+        let form = Form {
+            read_by,
+            ..Form::default()
         };
+        let mut loading = Loading::new(self, cancel, batch, items, form);
+        loading.patience = patience;
+        loading.halted = progress.halted.take();
         let end = loading.run(Run::load(), &mut progress.outcomes).await;
         progress.halted = loading.halted.take();
         match end {

@@ -1,0 +1,205 @@
+//! What an error, or what an insert has brought, means for the objects of a batch.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::Ordering;
+
+use serde::Deserialize;
+
+use super::Loading;
+use crate::batch::ReadBy;
+use crate::event_types::select::{BLANK, Target};
+use crate::load::fallback::Fallback;
+use crate::load::verdict::{TOO_MANY_REJECTED_TEXT, named_object};
+use crate::load::{Cancelled, MAX_REPLAYS, MAX_REPLAYS_ALONE, Verdict, verdict};
+use crate::object::{Compression, GZIP_MAGIC, ObjectRef, ZSTD_MAGIC};
+use crate::sql;
+use crate::warehouse::WarehouseError;
+
+const S3_ERROR: u32 = 499;
+
+impl Loading<'_> {
+    /// What the error means for this batch, here and now.
+    pub(super) async fn judge(&self, error: &WarehouseError) -> Result<Verdict, Cancelled> {
+        let verdict = verdict(error);
+        let text = error.to_string();
+        if self.is_unreadable(verdict, error) && self.worker_can_read(&text).await {
+            return Ok(Verdict::Stream);
+        }
+        match verdict {
+            Verdict::Denied => self.whose_fault(&text).await,
+            Verdict::Stream => Ok(Verdict::Halt),
+            Verdict::ObjectFault => Ok(self.object_fault().await),
+            verdict => Ok(verdict),
+        }
+    }
+
+    /// An object is at fault. Alone, it may be one that the worker reads all the same.
+    pub(super) async fn object_fault(&self) -> Verdict {
+        match self.items.as_slice() {
+            [alone] if self.is_misnamed(&alone.object).await => Verdict::Stream,
+            _ => Verdict::ObjectFault,
+        }
+    }
+
+    fn may_stream(&self) -> bool {
+        self.form.read_by == ReadBy::S3 && self.loader.fallback != Fallback::Never
+    }
+
+    /// ClickHouse goes by the name; the worker looks at the first bytes.
+    async fn is_misnamed(&self, object: &ObjectRef) -> bool {
+        self.may_stream() && self.loader.store.is_misnamed(object).await.unwrap_or(false)
+    }
+
+    /// Whether ClickHouse, as it seems, cannot read the whole of this batch. Of many objects one
+    /// alone may be refused: it is set apart first.
+    fn is_unreadable(&self, verdict: Verdict, error: &WarehouseError) -> bool {
+        let whole = self.items.len() == 1 || self.patience < MAX_REPLAYS;
+        match verdict {
+            Verdict::Stream => true,
+            Verdict::Denied => whole,
+            Verdict::Replay => whole && is_s3_away(error) && self.replays >= self.patience,
+            _ => false,
+        }
+    }
+
+    /// Whether S3 shows the worker what it does not show ClickHouse, or tells it that it is gone.
+    async fn worker_can_read(&self, text: &str) -> bool {
+        if !self.may_stream() {
+            return false;
+        }
+        let keys = self.items.iter().map(|item| item.object.key.as_str());
+        let named = named_object(text, keys.enumerate()).unwrap_or(0);
+        match self.loader.store.present(&self.items[named].object).await {
+            Ok(_) => true,
+            Err(error) => error.is_missing(),
+        }
+    }
+
+    /// S3 refused an object: among others it is set apart; alone it is at fault if others can be
+    /// read.
+    async fn whose_fault(&self, text: &str) -> Result<Verdict, Cancelled> {
+        let [alone] = self.items.as_slice() else {
+            return Ok(Verdict::Denied);
+        };
+        // The worker need not have rights, where it reads only what ClickHouse cannot.
+        if self.form.read_by == ReadBy::Stream && self.loader.fallback != Fallback::Always {
+            return Ok(Verdict::Denied);
+        }
+        let readable = self
+            .loader
+            .can_read_others(&alone.object, self.form.read_by, text, self.cancel)
+            .await?;
+        Ok(if readable {
+            Verdict::Denied
+        } else {
+            Verdict::Halt
+        })
+    }
+
+    /// Whether an error that nobody knows has come often enough to look for an object at fault. As
+    /// long as no other insert succeeds, the server is the likelier culprit.
+    pub(super) fn is_at_fault(&self, error: &WarehouseError) -> bool {
+        // Without an answer nothing is known of the statement.
+        if let WarehouseError::Unknown(_) = error {
+            return false;
+        }
+        if self.items.len() > 1 {
+            return self.replays > self.patience;
+        }
+        let others = self.loader.successes.load(Ordering::Relaxed) > self.successes_before;
+        // An S3 that is away is nobody's fault, however long.
+        self.replays > self.patience && others
+            || self.replays > MAX_REPLAYS_ALONE && !is_s3_away(error)
+    }
+
+    /// An object that has bytes and of which no line came, not even a blank one: ClickHouse read
+    /// something else under its name, or nothing, and did not say so.
+    pub(super) fn unread(&self) -> Option<(Verdict, String)> {
+        let paths: HashSet<&str> = self.read.iter().map(|it| it.source_path.as_str()).collect();
+        let unread = self.objects().into_iter().find(|object| {
+            // Nothing, compressed, has bytes too.
+            object.size.is_some_and(|size| size > 0)
+                && Compression::of(&object.key) == Compression::None
+                && !paths.contains(object.path().as_str())
+        })?;
+        let text = format!(
+            "ClickHouse read nothing of {unread}, although it has {} bytes",
+            unread.size.unwrap_or_default(),
+        );
+        // Alone, it is first looked at again: it may be empty by now.
+        let alone = self.items.len() == 1;
+        let verdict = if alone {
+            Verdict::Changed
+        } else {
+            Verdict::ObjectFault
+        };
+        Some((verdict, text))
+    }
+
+    /// An object that was read as lines of text, and is compressed.
+    pub(super) async fn misnamed(&self) -> Result<Option<(Verdict, String)>, Cancelled> {
+        #[derive(Deserialize)]
+        struct First {
+            source_path: String,
+        }
+        let rejected = Target::RejectedLines;
+        let has_any = self
+            .read
+            .iter()
+            .any(|row| rejected.kind() == Some(&row.kind));
+        if !has_any || !self.may_stream() {
+            return Ok(None);
+        }
+        let sql = format!(
+            "SELECT source_path FROM {} WHERE batch_id = '{}' AND row_number = 0 AND ({} OR {}) \
+             LIMIT 1",
+            self.loader.warehouse.table(rejected.table()),
+            self.batch,
+            sql::starts_with("raw", &GZIP_MAGIC),
+            sql::starts_with("raw", &ZSTD_MAGIC),
+        );
+        let found: Vec<First> = self.small(|| self.loader.warehouse.rows(&sql)).await?;
+        let Some(First { source_path }) = found.first() else {
+            return Ok(None);
+        };
+        let objects = self.objects();
+        let object = objects.iter().find(|object| object.path() == *source_path);
+        Ok(match object {
+            Some(object) if self.is_misnamed(object).await => Some((
+                Verdict::Stream,
+                format!("{object} is compressed, and its name does not say so"),
+            )),
+            _ => None,
+        })
+    }
+
+    /// An object of which a larger part was rejected than is allowed.
+    pub(super) fn too_many_rejected(&self) -> Option<(Verdict, String)> {
+        // A merge may have collapsed the rows that are replaced into these: they must not go.
+        if self.replaces() {
+            return None;
+        }
+        let max = self.loader.limits.max_rejected_ratio;
+        let mut lines: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+        for row in self.read.iter().filter(|row| row.kind != BLANK) {
+            let (all, rejected) = lines.entry(&row.source_path).or_default();
+            *all += row.rows;
+            if Target::RejectedLines.kind() == Some(&row.kind) {
+                *rejected += row.rows;
+            }
+        }
+        let (path, (all, rejected)) = lines
+            .into_iter()
+            .find(|(_, (all, rejected))| *rejected as f64 > *all as f64 * max)?;
+        let text = format!(
+            "{TOO_MANY_REJECTED_TEXT}: {rejected} of {all} of s3://{path}, more than \
+             load.max_rejected_ratio ({max})"
+        );
+        Some((Verdict::ObjectFault, text))
+    }
+}
+
+/// What is left of [`S3_ERROR`] once missing objects and refusals are told apart: outages.
+fn is_s3_away(error: &WarehouseError) -> bool {
+    error.code() == Some(S3_ERROR) || matches!(error, WarehouseError::Source(_))
+}
