@@ -62,18 +62,17 @@ impl Depths {
             in_flight: attributes.in_flight,
             dead_letters: None,
         };
-        let policy = attributes.redrive_policy;
-        let dead_letters = match policy {
+        let asked = match attributes.redrive_policy {
             Some(policy) => self
                 .dead_letters(policy.dead_letter_target_arn)
                 .await
                 .map(Some),
             None => Ok(None),
         };
-        depth.dead_letters = *dead_letters.as_ref().unwrap_or(&None);
+        let asked = asked.map(|count| depth.dead_letters = count);
         metrics::depth(depth);
         tell(depth);
-        dead_letters.map(drop)
+        asked
     }
 
     async fn dead_letters(&mut self, arn: String) -> Result<u64, QueueError> {
