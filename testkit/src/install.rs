@@ -59,13 +59,8 @@ pub fn install_deploy_tools() -> Result<PathBuf> {
 ///
 /// Where there are none, and the machine is not a Debian or like it.
 pub fn install_prometheus() -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let has = |folder: &PathBuf| {
-        let has = |name: &str| folder.join(name).is_file();
-        has("prometheus") && has("promtool")
-    };
-    if let Some(folder) = std::env::split_paths(&path).find(has) {
-        return Ok(folder);
+    if let (Some(program), Some(_)) = (in_path("prometheus"), in_path("promtool")) {
+        return program.parent().map(Path::to_path_buf).context("a root");
     }
     let root = stack_directory()?;
     let _lock = lock(&root)?;
@@ -312,7 +307,12 @@ fn platform() -> Result<&'static str> {
     }
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// Runs a command to its end.
+///
+/// # Errors
+///
+/// When it cannot be run, or fails; the text has what it wrote.
+pub fn run(command: &mut Command) -> Result<()> {
     let shown = format!("{command:?}");
     let output = command
         .output()

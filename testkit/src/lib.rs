@@ -22,6 +22,7 @@ pub mod install;
 pub mod launch;
 pub mod listing;
 mod ports;
+pub mod project;
 mod prometheus;
 pub mod proxy;
 mod site;

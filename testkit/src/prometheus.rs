@@ -8,7 +8,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
 use crate::install::{install, install_prometheus};
-use crate::launch::{Mode, Place, Process};
+use crate::launch::{Mode, Place, Process, tail};
 use crate::ports::{free_port, get};
 
 const START_BOUND: Duration = Duration::from_secs(180);
@@ -66,7 +66,9 @@ impl Prometheus {
                 });
             }
         }
-        bail!("Prometheus found no free port")
+        let log = tail(&log);
+        drop(std::fs::remove_dir_all(&directory));
+        bail!("Prometheus did not start; its log ends with:\n{log}")
     }
 
     /// The series that an expression gives now.

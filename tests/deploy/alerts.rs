@@ -1,16 +1,10 @@
 //! The rules for Prometheus, run by promtool, and their runbooks.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::process::Command;
 
 use sluice_testkit::install::install_prometheus;
-
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-
-fn read(path: &str) -> String {
-    std::fs::read_to_string(Path::new(ROOT).join(path)).unwrap()
-}
+use sluice_testkit::project;
 
 /// The values of a field, wherever it stands.
 fn values<'a>(yaml: &'a str, field: &str) -> BTreeSet<&'a str> {
@@ -36,12 +30,12 @@ fn promtool(arguments: &[&str]) {
 
 #[test]
 fn every_alert_fires_when_it_should_and_not_before() {
-    let rules = Path::new(ROOT).join("helm/sluice/alerts.yaml");
+    let rules = project::path("helm/sluice/alerts.yaml");
     let rules = rules.display();
     promtool(&["check", "rules", &rules.to_string()]);
 
-    let tests = read("tests/deploy/alerts.test.yaml");
-    let alerts = read("helm/sluice/alerts.yaml");
+    let tests = project::read("tests/deploy/alerts.test.yaml");
+    let alerts = project::read("helm/sluice/alerts.yaml");
     for alert in values(&alerts, "alert") {
         let fires = format!("alertname: {alert}\n        exp_alerts:\n");
         assert!(tests.contains(&fires), "no test has {alert} fire");
@@ -56,13 +50,13 @@ fn every_alert_fires_when_it_should_and_not_before() {
 
 #[test]
 fn every_alert_has_a_runbook() {
-    let alerts = read("helm/sluice/alerts.yaml");
+    let alerts = project::read("helm/sluice/alerts.yaml");
     let runbooks = values(&alerts, "runbook_url");
     assert_eq!(runbooks.len(), values(&alerts, "alert").len());
     for block in alerts.split("- alert: ").skip(1) {
         let name = block.lines().next().unwrap();
         let runbook = values(block, "runbook_url").into_iter().next().unwrap();
-        let text = read(runbook);
+        let text = project::read(runbook);
         assert!(text.starts_with(&format!("# {name}\n")), "{runbook}");
         for part in ["\n## Meaning\n", "\n## First query\n", "\n## Safe action\n"] {
             assert!(text.contains(part), "{runbook} lacks {part:?}");

@@ -1,11 +1,11 @@
 //! The chart, rendered by Helm's own engine and checked by Kubernetes' schemas.
 
 use std::io::Write;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use sluice_testkit::install::install_deploy_tools;
+use sluice_testkit::project::{self, assert_generated};
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/helm/sluice");
 const RENDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/deploy/render.py");
@@ -101,8 +101,7 @@ fn sound(values: &Value) -> String {
         .map(|(name, text)| format!("# {name}\n{}\n", text.as_str().unwrap().trim()))
         .collect();
     // It is long, and there as a file.
-    let dashboard = Path::new(CHART).join("dashboards/sluice.json");
-    let dashboard = std::fs::read_to_string(dashboard).unwrap();
+    let dashboard = project::read("helm/sluice/dashboards/sluice.json");
     let indented: Vec<_> = dashboard
         .lines()
         .map(|line| format!("    {line}"))
@@ -207,21 +206,6 @@ fn sluice_takes_the_configuration_that_the_chart_writes() {
     }
 }
 
-/// Compares a generated file, or writes it where `UPDATE_DOCS` is set.
-#[track_caller]
-fn is_up_to_date(path: &str, text: &str) {
-    let path = Path::new(CHART).join(path);
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(&path, text).unwrap();
-    }
-    let found = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        found == text,
-        "{} is out of date: UPDATE_DOCS=1 cargo test --test deploy",
-        path.display()
-    );
-}
-
 #[test]
 fn the_schema_has_that_of_the_configuration() {
     let output = Command::new(env!("CARGO_BIN_EXE_sluice"))
@@ -231,17 +215,16 @@ fn the_schema_has_that_of_the_configuration() {
     let mut config: Value = serde_json::from_slice(&output.stdout).unwrap();
     // The chart's schema is of another draft; what is used of either is the same in both.
     config.as_object_mut().unwrap().remove("$schema");
-    let path = Path::new(CHART).join("values.schema.json");
-    let mut schema: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let schema = project::read("helm/sluice/values.schema.json");
+    let mut schema: Value = serde_json::from_str(&schema).unwrap();
     schema["properties"]["config"] = config;
     let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
-    is_up_to_date("values.schema.json", &text);
+    assert_generated("helm/sluice/values.schema.json", &text, "--test deploy");
 }
 
 #[test]
 fn the_readme_has_every_value() {
-    let path = Path::new(CHART).join("values.yaml");
-    let values = std::fs::read_to_string(path).unwrap();
+    let values = project::read("helm/sluice/values.yaml");
     let mut text = String::from(
         "<!-- Generated from values.yaml. Update it with: UPDATE_DOCS=1 cargo test --test deploy -->\n\n\
          # The Sluice chart\n\n\
@@ -265,5 +248,5 @@ fn the_readme_has_every_value() {
             yaml.join("\n")
         );
     }
-    is_up_to_date("README.md", &text);
+    assert_generated("helm/sluice/README.md", &text, "--test deploy");
 }

@@ -1,15 +1,13 @@
 //! The stack for those who have Docker.
 
-use std::path::Path;
 use std::process::Command;
 
 use sluice_testkit::install::{CLICKHOUSE_VERSION, MINISTACK_VERSION};
+use sluice_testkit::project;
 use yaml_rust2::{Yaml, YamlLoader};
 
 fn services() -> Yaml {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("compose.yaml");
-    let text = std::fs::read_to_string(path).unwrap();
-    YamlLoader::load_from_str(&text).unwrap()[0].clone()
+    YamlLoader::load_from_str(&project::read("compose.yaml")).unwrap()[0].clone()
 }
 
 #[test]

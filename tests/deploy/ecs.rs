@@ -1,20 +1,16 @@
 //! The CloudFormation template, read by cfn-lint.
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
 use sluice_testkit::install::install_deploy_tools;
-
-fn deploy() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy")
-}
+use sluice_testkit::project;
 
 /// The template, in which cfn-lint has found nothing wrong.
 fn template() -> Value {
     let output = Command::new(install_deploy_tools().unwrap())
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/deploy/template.py"))
-        .arg(deploy().join("ecs/cloudformation.yaml"))
+        .arg(project::path("tests/deploy/template.py"))
+        .arg(project::path("deploy/ecs/cloudformation.yaml"))
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
@@ -127,7 +123,7 @@ fn the_role_of_the_task_may_do_what_check_prints_for_the_worker() {
 /// For buckets that are there already, and for those that the template makes, the same events.
 #[test]
 fn the_notification_of_a_bucket_is_that_of_the_template() {
-    let text = std::fs::read_to_string(deploy().join("s3-notification.json")).unwrap();
+    let text = project::read("deploy/s3-notification.json");
     let by_hand: Value = serde_json::from_str(&text).unwrap();
     let by_hand = &by_hand["QueueConfigurations"][0];
     let template = template();

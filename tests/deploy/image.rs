@@ -1,26 +1,23 @@
 //! The image.
 
-use std::path::Path;
 use std::process::Command;
 
 use sluice_testkit::install::target_directory;
+use sluice_testkit::project;
 
 #[test]
 fn the_image_is_built_with_the_toolchain_of_the_workspace() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let read = |name: &str| std::fs::read_to_string(root.join(name)).unwrap();
-    let toolchain = read("rust-toolchain.toml");
+    let toolchain = project::read("rust-toolchain.toml");
     let (_, channel) = toolchain.split_once("channel = \"").unwrap();
     let (channel, _) = channel.split_once('"').unwrap();
-    assert!(read("Dockerfile").contains(&format!("FROM rust:{channel}-slim-")));
+    assert!(project::read("Dockerfile").contains(&format!("FROM rust:{channel}-slim-")));
 }
 
 /// What the Dockerfile runs, with this machine's toolchain.
 #[test]
 #[ignore = "builds with optimisation, which takes minutes: cargo test --test deploy -- --ignored"]
 fn the_binary_of_the_image_runs() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let dockerfile = std::fs::read_to_string(root.join("Dockerfile")).unwrap();
+    let dockerfile = project::read("Dockerfile");
     let build = dockerfile
         .lines()
         .filter_map(|line| line.trim().strip_prefix("&& cargo "))
@@ -28,7 +25,7 @@ fn the_binary_of_the_image_runs() {
         .unwrap();
     let built = Command::new(env!("CARGO"))
         .args(build.split(' '))
-        .current_dir(root)
+        .current_dir(project::path(""))
         .status()
         .unwrap();
     assert!(built.success());
@@ -41,8 +38,7 @@ fn the_binary_of_the_image_runs() {
 
 #[test]
 fn the_chart_is_of_this_version() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let chart = std::fs::read_to_string(root.join("helm/sluice/Chart.yaml")).unwrap();
+    let chart = project::read("helm/sluice/Chart.yaml");
     let version = env!("CARGO_PKG_VERSION");
     assert!(chart.contains(&format!("\nversion: {version}\n")));
     assert!(chart.contains(&format!("\nappVersion: {version}\n")));

@@ -16,7 +16,7 @@ use sluice_testkit::install::install;
 use sluice_testkit::launch::{Mode, Place, Process, tail};
 use sluice_testkit::proxy::Proxy;
 use sluice_testkit::xapi::{Bundle, EventType, Generator};
-use sluice_testkit::{Aws, ClickHouse, Site, SiteOptions, Stack, exact, wait_for};
+use sluice_testkit::{Aws, ClickHouse, Site, SiteOptions, Stack, exact, project, wait_for};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -501,6 +501,15 @@ impl Daemon {
     pub(crate) async fn is_ready(&self) {
         self.readiness(200, "ready").await;
     }
+}
+
+/// To be changed there.
+pub(crate) fn copy_builtin_event_types(directory: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(project::path("config/event_types"))? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), directory.join(entry.file_name()))?;
+    }
+    Ok(())
 }
 
 /// The statements of Sluice, as a proxy sees them.

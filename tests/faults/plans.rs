@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use sluice_testkit::proxy::{Fault, Proxy};
 use tempfile::TempDir;
 
-use crate::harness::{Lab, Statement, concurrently, hits, scenario};
+use crate::harness::{Lab, Statement, concurrently, copy_builtin_event_types, hits, scenario};
 
 /// The worker is gone when all rows are there, and this is not on record: they stay.
 async fn complete(before: &'static str, after: &'static str) -> Result<()> {
@@ -70,11 +70,7 @@ fn other_limit(lab: &mut Lab<'_>, _: &Path) -> Result<()> {
 
 /// One event type more, which takes nothing of what there is.
 fn other_event_types(lab: &mut Lab<'_>, directory: &Path) -> Result<()> {
-    let builtin = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/event_types");
-    for entry in std::fs::read_dir(builtin)? {
-        let entry = entry?;
-        std::fs::copy(entry.path(), directory.join(entry.file_name()))?;
-    }
+    copy_builtin_event_types(directory)?;
     let more = "table: mores\nrule: {path: [more], equals: yes}\norder_by: [id]\n\
                 columns:\n- {name: id, type: String, path: [id]}\n";
     std::fs::write(directory.join("more.yaml"), more)?;

@@ -1,7 +1,6 @@
 //! `sluice rejects replay` dies in the middle of its work, or is disturbed; run again, it ends it.
 
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -11,7 +10,7 @@ use sluice_testkit::xapi::{EventType, Generator};
 use sluice_testkit::{exact, wait_for};
 use tempfile::TempDir;
 
-use crate::harness::{BOUND, Lab, concurrently, scenario, text_of};
+use crate::harness::{BOUND, Lab, concurrently, copy_builtin_event_types, scenario, text_of};
 
 const SIGABRT: i32 = 6;
 
@@ -22,11 +21,7 @@ const REPLAY: [&str; 4] = ["rejects", "replay", "--output", "json"];
 async fn with_kept_lines(name: &str, strategy: &str) -> Result<Lab<'static>> {
     let mut lab = Lab::shared(name).await?;
     let directory = TempDir::new()?;
-    let builtin = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/event_types");
-    for entry in std::fs::read_dir(builtin)? {
-        let entry = entry?;
-        std::fs::copy(entry.path(), directory.path().join(entry.file_name()))?;
-    }
+    copy_builtin_event_types(directory.path())?;
     std::fs::remove_file(directory.path().join("video.yaml"))?;
     let page_viewed = directory.path().join("page_viewed.yaml");
     let right = std::fs::read_to_string(&page_viewed)?;

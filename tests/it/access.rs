@@ -12,7 +12,7 @@ use sluice_testkit::{AccessKey, Aws, ClickHouse, ClickHouseOptions, Site, Stack,
 use tempfile::TempDir;
 
 use crate::harness::{
-    BOUND, Sluice, announcement, drained, expected, loaded, remaining, rows, upload,
+    BOUND, Sluice, announcement, assert_rows, drained, loaded, remaining, upload,
 };
 
 /// A site whose bucket is in a strict S3; whoever is to read it must be allowed to. Queues are
@@ -233,8 +233,7 @@ async fn tls_under_an_authority_of_ones_own() {
         .set("clickhouse.ca_file", &right_ca);
     sluice.start();
     drained(&site).await;
-    let found = rows(&stack.clickhouse, &site.database).await;
-    assert_eq!(found, expected(&reckoning));
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use sluice_testkit::{Site, Stack, wait_for};
 use crate::reconcile::identity;
 
 use crate::harness::{
-    BOUND, Sluice, drained, expected, line, loaded, names, remaining, rows, terminate, upload,
+    BOUND, Sluice, assert_rows, drained, line, loaded, names, remaining, rows, terminate, upload,
 };
 
 /// Some objects are not loaded.
@@ -97,10 +97,7 @@ async fn history_is_loaded_once_beside_workers_and_is_not_loaded_again() {
     drained(&site).await;
     sluice.must_run();
     assert!(by_backfills <= 90);
-    assert_eq!(
-        rows(&stack.clickhouse, &site.database).await,
-        expected(&reckoning)
-    );
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
 
     let again = backfill(&sluice, &site, &[]);
     assert_eq!(
@@ -108,10 +105,7 @@ async fn history_is_loaded_once_beside_workers_and_is_not_loaded_again() {
         (&0.into(), &90.into())
     );
     assert_eq!(again["rows"], object!({}));
-    assert_eq!(
-        rows(&stack.clickhouse, &site.database).await,
-        expected(&reckoning)
-    );
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
 }
 
 #[tokio::test]
@@ -164,10 +158,7 @@ async fn the_report_tells_rows_by_kind_and_a_dry_run_writes_nothing() {
         told,
         reckoning.statements() - bundles[0].reckoning.statements()
     );
-    assert_eq!(
-        rows(&stack.clickhouse, &site.database).await,
-        expected(&reckoning)
-    );
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
     report["seconds"] = 0.into();
     let report = serde_json::to_string_pretty(&report).unwrap();
     insta::assert_snapshot!("backfill_report", report);
@@ -338,10 +329,7 @@ async fn a_stop_ends_in_good_order_and_running_it_again_resumes() {
 
     let rest = backfill(&sluice, &site, &[]);
     assert_eq!(rest["loaded"], 40 - first, "{rest}");
-    assert_eq!(
-        rows(&stack.clickhouse, &site.database).await,
-        expected(&reckoning)
-    );
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
 }
 
 #[tokio::test]
@@ -372,10 +360,7 @@ async fn via_the_queue_the_workers_load_it() {
     remaining(&site, 29).await;
     sluice.start();
     drained(&site).await;
-    assert_eq!(
-        rows(&stack.clickhouse, &site.database).await,
-        expected(&reckoning)
-    );
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
     let nothing = backfill(&sluice, &site, &["--via-queue"]);
     assert_eq!(
         (&nothing["announced"], &nothing["already_loaded"]),

@@ -8,7 +8,7 @@ use sluice_testkit::xapi::{Generator, Reckoning, gzip};
 use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
 
 use crate::harness::{
-    BOUND, Sluice, announcement, dead_letters, drained, expected, line, loaded, names, rows, upload,
+    BOUND, Sluice, announcement, assert_rows, dead_letters, drained, line, loaded, names, upload,
 };
 
 /// A site of its own, with its tables made and the daemon running.
@@ -26,8 +26,7 @@ async fn running_with(name: &str, options: SiteOptions) -> (&'static Stack, Site
 }
 
 async fn check(stack: &Stack, site: &Site, reckoning: &Reckoning) {
-    let found = rows(&stack.clickhouse, &site.database).await;
-    assert_eq!(found, expected(reckoning));
+    assert_rows(&stack.clickhouse, &site.database, reckoning).await;
 }
 
 #[tokio::test]

@@ -371,6 +371,11 @@ pub(crate) fn expected(reckoning: &Reckoning) -> Rows {
         .collect()
 }
 
+/// The tables have what they must have.
+pub(crate) async fn assert_rows(clickhouse: &ClickHouse, database: &str, reckoning: &Reckoning) {
+    assert_eq!(rows(clickhouse, database).await, expected(reckoning));
+}
+
 /// Objects that the ledger calls loaded, each counted as often as a loaded batch lists it that no
 /// other supersedes.
 pub(crate) async fn loaded(clickhouse: &ClickHouse, database: &str) -> u64 {

@@ -6,7 +6,7 @@ use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::Generator;
 use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
 
-use crate::harness::{BOUND, Sluice, dead_letters, drained, expected, rows, upload};
+use crate::harness::{BOUND, Sluice, assert_rows, dead_letters, drained, upload};
 
 type Line = Map<String, Value>;
 
@@ -153,8 +153,7 @@ async fn a_failure_names_its_batch_at_every_level() {
     sluice.start();
     drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
-    let found = rows(&stack.clickhouse, &site.database).await;
-    assert_eq!(found, expected(&reckoning));
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
     let log = sluice.log();
     let lines = lines(&log);
     let failed = saying(&lines, "a statement failed");
@@ -201,8 +200,7 @@ async fn pain_18_outages_with_many_messages_in_hand_are_few_lines_and_every_fail
     drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
 
-    let found = rows(&stack.clickhouse, &site.database).await;
-    assert_eq!(found, expected(&reckoning));
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
     let log = sluice.log();
     let lines = lines(&log);
     let (written, counted) = written_and_counted(&lines, "a statement failed");

@@ -1,14 +1,13 @@
 //! docs/metrics.md against what the daemon exports after everything has happened to it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sluice::event_types::Catalog;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{EventType, Generator, Reckoning, gzip};
-use sluice_testkit::{Prometheus, Site, SiteOptions, Stack, wait_for};
+use sluice_testkit::{Prometheus, Site, SiteOptions, Stack, project, wait_for};
 use tokio::task::spawn_blocking;
 
 use crate::dlq::fifo;
@@ -30,8 +29,7 @@ enum Values {
 }
 
 fn documented() -> BTreeMap<String, Documented> {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
-    let page = std::fs::read_to_string(page).unwrap();
+    let page = project::read("docs/metrics.md");
     let rows = page.lines().filter(|line| line.starts_with("| `"));
     let rows = rows.map(|row| {
         let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
@@ -348,8 +346,8 @@ fn drawn() -> Vec<String> {
             _ => {}
         }
     }
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("helm/sluice/dashboards/sluice.json");
-    let dashboard = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let dashboard = project::read("helm/sluice/dashboards/sluice.json");
+    let dashboard = serde_json::from_str(&dashboard).unwrap();
     let mut expressions = Vec::new();
     collect(&dashboard, &mut expressions);
     expressions
@@ -378,8 +376,7 @@ async fn assert_drawn(prometheus: &Prometheus) {
 
 /// The alerts ask for nothing that is not exported.
 fn assert_alerts_are_of(documented: &BTreeMap<String, Documented>) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("helm/sluice/alerts.yaml");
-    let text = std::fs::read_to_string(path).unwrap();
+    let text = project::read("helm/sluice/alerts.yaml");
     let words = text.split(|it: char| !it.is_alphanumeric() && it != '_');
     let metrics: BTreeSet<&str> = words.filter(|it| it.starts_with("sluice_")).collect();
     assert!(metrics.len() > 5);

@@ -1,16 +1,13 @@
 //! The queries of docs/operations.md, on a site that has something to tell.
 
-use std::path::Path;
-
 use sluice_testkit::xapi::Generator;
-use sluice_testkit::{SiteOptions, Stack, wait_for};
+use sluice_testkit::{SiteOptions, Stack, project, wait_for};
 
 use crate::harness::{BOUND, Sluice, dead_letters, drained, line, upload};
 
 /// The headings of the page that have a query, and these.
 fn queries() -> Vec<(String, String)> {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
-    let page = std::fs::read_to_string(page).unwrap();
+    let page = project::read("docs/operations.md");
     let sections = page.split("\n### ").skip(1);
     let query = |section: &str| {
         let (heading, text) = section.split_once('\n').unwrap();

@@ -13,7 +13,7 @@ use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::Generator;
 use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, free_port, wait_for};
 
-use crate::harness::{BOUND, Sluice, drained, expected, rows, upload};
+use crate::harness::{BOUND, Sluice, assert_rows, drained, upload};
 
 /// What came of an outage in the log: a few lines, however long it lasts.
 const FEW_LINES: usize = 12;
@@ -79,8 +79,7 @@ async fn clickhouse_and_then_its_tables_can_come_later() {
     sluice.migrate();
     sluice.ready().await;
     drained(&site).await;
-    let found = rows(&clickhouse, &site.database).await;
-    assert_eq!(found, expected(&reckoning));
+    assert_rows(&clickhouse, &site.database, &reckoning).await;
     sluice.must_run();
 }
 
@@ -103,8 +102,7 @@ async fn pause_no_messages_are_received_and_the_log_stays_short_while_clickhouse
     assert_never_received(&site, 6).await;
     proxy.heal();
     drained(&site).await;
-    let found = rows(&stack.clickhouse, &site.database).await;
-    assert_eq!(found, expected(&reckoning));
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
 }
 
 #[tokio::test]
@@ -126,8 +124,7 @@ async fn pause_what_is_held_when_clickhouse_goes_away_is_kept_and_loaded_later()
     hits(&proxy, 40).await;
     proxy.heal();
     drained(&site).await;
-    let found = rows(&stack.clickhouse, &site.database).await;
-    assert_eq!(found, expected(&reckoning));
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
     // The test event and five objects, each once.
     let received = sluice.metric("sluice_sqs_messages_received_total").await;
     assert_eq!(received.unwrap(), 6.0);
@@ -188,8 +185,7 @@ async fn pain_18_a_queue_that_is_away_at_start_is_waited_for_in_few_words() {
     let bundles: Vec<_> = Generator::new(14).take(2).collect();
     let reckoning = upload(&site, &bundles).await;
     drained(&site).await;
-    let found = rows(&stack.clickhouse, &site.database).await;
-    assert_eq!(found, expected(&reckoning));
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
 
     // And once it runs.
     let before = proxy.hits();
@@ -252,8 +248,7 @@ async fn a_queue_without_redrive_policy_is_refused_unless_allowed() {
     let bundles: Vec<_> = Generator::new(15).take(2).collect();
     let reckoning = upload(&site, &bundles).await;
     drained(&site).await;
-    let found = rows(&stack.clickhouse, &site.database).await;
-    assert_eq!(found, expected(&reckoning));
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
 }
 
 #[tokio::test]
@@ -289,8 +284,7 @@ async fn tables_that_go_missing_are_named_and_waited_for() {
     assert!(why.contains("landing"), "{why}");
     sluice.migrate();
     drained(&site).await;
-    let found = rows(&stack.clickhouse, &site.database).await;
-    assert_eq!(found, expected(&reckoning));
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
@@ -321,7 +315,6 @@ async fn pain_12_too_many_parts_pauses_and_multiplies_no_rows() {
     let raise = format!("ALTER TABLE {table} RESET SETTING parts_to_throw_insert");
     stack.clickhouse.execute(&raise).await.unwrap();
     drained(&site).await;
-    let found = rows(&stack.clickhouse, &site.database).await;
-    assert_eq!(found, expected(&reckoning));
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }

@@ -1,10 +1,9 @@
 //! The live page, in Chromium.
 
-use std::path::Path;
-
 use anyhow::ensure;
 use serde_json::{Value, json};
 use sluice_testkit::browser::Browser;
+use sluice_testkit::project::{self, updates_docs};
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{EventType, Generator, Reckoning};
 use sluice_testkit::{Site, SiteOptions, Stack, free_port, wait_for};
@@ -72,10 +71,6 @@ fn assert_quiet(browser: &Browser) {
     assert_eq!(browser.complaints(), Vec::<String>::new());
 }
 
-fn updates_docs() -> bool {
-    std::env::var_os("UPDATE_DOCS").is_some()
-}
-
 /// Where pictures are taken: something for the page to show. Gives what was uploaded.
 async fn busy(site: &Site, generator: &mut Generator) -> Reckoning {
     let mut reckoning = Reckoning::default();
@@ -91,9 +86,7 @@ async fn busy(site: &Site, generator: &mut Generator) -> Reckoning {
 /// Takes the pictures for the documentation, where that is to be updated.
 async fn picture(browser: &mut Browser, name: &str) {
     if updates_docs() {
-        let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/images");
-        std::fs::create_dir_all(&images).unwrap();
-        let path = images.join(format!("live-{name}.png"));
+        let path = project::path(&format!("docs/images/live-{name}.png"));
         browser.screenshot(&path).await.unwrap();
     }
 }

@@ -4,7 +4,7 @@ use sluice_testkit::xapi::Generator;
 use sluice_testkit::{Site, Stack};
 use tempfile::TempDir;
 
-use crate::harness::{Sluice, drained, expected, rows, upload};
+use crate::harness::{Sluice, assert_rows, drained, upload};
 
 #[tokio::test]
 async fn per_type_fills_the_same_tables_without_views() {
@@ -21,8 +21,7 @@ async fn per_type_fills_the_same_tables_without_views() {
     let reckoning = upload(&site, &bundles).await;
     sluice.start();
     drained(&site).await;
-    let found = rows(&stack.clickhouse, &site.database).await;
-    assert_eq!(found, expected(&reckoning));
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 

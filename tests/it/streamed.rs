@@ -5,7 +5,7 @@ use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{Bundle, Generator, Reckoning, gzip};
 use sluice_testkit::{Site, SiteOptions, Stack};
 
-use crate::harness::{Sluice, dead_letters, drained, expected, line, names, rows, upload};
+use crate::harness::{Sluice, assert_rows, dead_letters, drained, line, names, rows, upload};
 
 /// What `ledger_objects` says of who read the objects that are loaded.
 async fn read_by(stack: &Stack, site: &Site) -> Vec<(String, u64)> {
@@ -129,8 +129,7 @@ async fn streams_the_same_rows(strategy: &str) {
         let reckoning = upload(&site, &bundles).await;
         sluice.start();
         drained(&site).await;
-        let found = rows(&stack.clickhouse, &database).await;
-        assert_eq!(found, expected(&reckoning));
+        assert_rows(&stack.clickhouse, &database, &reckoning).await;
         let streamed = sluice.metric("sluice_objects_streamed_total").await;
         let all = if fallback == "always" {
             bundles.len()
@@ -167,8 +166,7 @@ async fn what_clickhouse_may_not_read_is_streamed_and_the_likely_cause_is_named(
     let reckoning = upload(&site, &bundles).await;
     sluice.start();
     drained(&site).await;
-    let found = rows(&stack.clickhouse, &site.database).await;
-    assert_eq!(found, expected(&reckoning));
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
     assert_eq!(read_by(stack, &site).await, [("stream".to_owned(), 60)]);
     let log = sluice.log();
     let warnings = log.matches("ClickHouse could not read any of the last");
@@ -194,8 +192,7 @@ async fn what_clickhouse_cannot_reach_is_streamed() {
         let reckoning = upload(&site, &bundles).await;
         sluice.start();
         drained(&site).await;
-        let found = rows(&stack.clickhouse, &site.database).await;
-        assert_eq!(found, expected(&reckoning));
+        assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
         assert_eq!(read_by(stack, &site).await, [("stream".to_owned(), 3)]);
     }
 }
@@ -217,8 +214,7 @@ async fn what_nobody_may_read_pauses_intake_until_somebody_may() {
     sluice.not_ready("s3.clickhouse_access").await;
     proxy.heal();
     drained(&site).await;
-    let found = rows(&stack.clickhouse, &site.database).await;
-    assert_eq!(found, expected(&reckoning));
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
@@ -242,8 +238,7 @@ async fn what_nobody_can_read_harms_only_itself() {
     dead_letters(&site, 1).await;
     drained(&site).await;
     sluice.ready().await;
-    let found = rows(&stack.clickhouse, &site.database).await;
-    assert_eq!(found, expected(&reckoning));
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
     assert_eq!(failures(stack, &site).await, "a*.jsonl\tdenied\n");
 }
 
@@ -274,8 +269,7 @@ async fn a_bad_object_among_the_streamed_harms_only_itself() {
     sluice.start();
     dead_letters(&site, 3).await;
     drained(&site).await;
-    let found = rows(&stack.clickhouse, &site.database).await;
-    assert_eq!(found, expected(&reckoning));
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
     assert_eq!(
         failures(stack, &site).await,
         "a/truncated.jsonl.gz\tunloadable\nb/garbage.jsonl.gz\tunloadable\n\

@@ -18,7 +18,7 @@ use sluice_testkit::xapi::Generator;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use crate::harness::{Sluice, drained, expected, rows, upload};
+use crate::harness::{Sluice, assert_rows, drained, upload};
 
 #[derive(Clone, Default)]
 struct Received(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
@@ -124,8 +124,7 @@ async fn a_batch_is_one_trace_from_the_first_receive_to_the_last_delete() {
     sluice.start();
     drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
-    let found = rows(&stack.clickhouse, &site.database).await;
-    assert_eq!(found, expected(&reckoning));
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
 
     for resource in collector.resources() {
         assert_eq!(text(&resource.attributes, "service.name"), "sluice");
@@ -222,8 +221,7 @@ async fn without_a_collector_all_is_loaded_and_one_line_says_so() {
     sluice.start();
     drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
-    let found = rows(&stack.clickhouse, &site.database).await;
-    assert_eq!(found, expected(&reckoning));
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
     let log = sluice.log();
     assert_eq!(
         log.matches("the collector takes no traces").count(),

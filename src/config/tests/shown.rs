@@ -1,5 +1,7 @@
 //! What is shown of a configuration, and what must not be.
 
+use sluice_testkit::project::assert_generated;
+
 use super::*;
 
 const SECRET: &str = "hunter2";
@@ -200,14 +202,9 @@ fn the_schema_describes_every_field() {
 
 #[test]
 fn the_reference_is_up_to_date() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
-    let current = reference_markdown();
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(&path, &current).unwrap();
-    }
-    let written = fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        written == current,
-        "docs/configuration.md is out of date, run `UPDATE_DOCS=1 cargo test --lib config`",
+    assert_generated(
+        "docs/configuration.md",
+        &reference_markdown(),
+        "--lib config",
     );
 }

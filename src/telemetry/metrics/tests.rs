@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
+
+use sluice_testkit::project::assert_generated;
 
 use super::*;
 
@@ -26,16 +26,7 @@ fn names_follow_the_conventions_and_are_used_once() {
 
 #[test]
 fn the_reference_is_up_to_date() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
-    let current = reference_markdown();
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(&path, &current).unwrap();
-    }
-    let written = fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        written == current,
-        "docs/metrics.md is out of date, run `UPDATE_DOCS=1 cargo test --lib metrics`",
-    );
+    assert_generated("docs/metrics.md", &reference_markdown(), "--lib metrics");
 }
 
 #[test]
