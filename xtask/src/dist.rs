@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
-use sluice_testkit::install::target_directory;
+use sluice_testkit::install::{self, target_directory};
+use sluice_testkit::project;
 
 use crate::console::note;
 
@@ -31,8 +32,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let root = root.canonicalize()?;
+    let root = project::path("");
     let built = crate::build::sluice(true, &[])?;
     let dist = target_directory().join("dist");
     if dist.exists() {
@@ -42,13 +42,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let directory = dist.join(&name);
     fs::create_dir_all(&directory)?;
     let program = directory.join("sluice");
-    execute(
+    install::run(
         Command::new("strip")
             .arg("--output-file")
             .arg(&program)
             .arg(built),
     )?;
-    execute(
+    install::run(
         Command::new("cp")
             .arg("--recursive")
             .args(FILES.iter().map(|file| root.join(file)))
@@ -56,7 +56,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     )?;
     // The same sources give the same archive.
     let archive = format!("{name}.tar.gz");
-    execute(
+    install::run(
         Command::new("tar")
             .args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner"])
             .args(["--mtime=2000-01-01 00:00Z", "--mode=go-w"])
@@ -97,7 +97,7 @@ fn bill_of_materials(root: &Path, dist: &Path) -> Result<String> {
     let program: PathBuf = tools.join("bin/cargo-cyclonedx");
     if !program.exists() {
         note(&format!("installing {CYCLONEDX} (once)"));
-        execute(
+        install::run(
             Command::new(crate::test::cargo())
                 .args(["install", "--quiet", "--locked", "--root"])
                 .arg(&tools)
@@ -105,7 +105,7 @@ fn bill_of_materials(root: &Path, dist: &Path) -> Result<String> {
         )?;
     }
     let name = "sluice.cdx";
-    execute(
+    install::run(
         Command::new(program)
             .args(["cyclonedx", "--quiet", "--format", "json"])
             .args(["--override-filename", name])
@@ -118,12 +118,4 @@ fn bill_of_materials(root: &Path, dist: &Path) -> Result<String> {
         fs::remove_file(root.join(package).join(&file))?;
     }
     Ok(file)
-}
-
-fn execute(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("cannot run {}", command.get_program().display()))?;
-    ensure!(status.success(), "{command:?} failed");
-    Ok(())
 }
