@@ -1,8 +1,8 @@
 //! S3 and SQS on loopback: ministack under the launcher.
 
-use std::time::Duration;
+use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_s3::config::{Credentials, SharedCredentialsProvider};
 use http_body_util::{BodyExt, Full};
@@ -13,11 +13,8 @@ use hyper_util::rt::TokioExecutor;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::install::install;
-use crate::launch::{Mode, Place, Process, tail};
-use crate::ports::{free_port, get};
-
-const START_BOUND: Duration = Duration::from_secs(180);
-const TRIES: usize = 5;
+use crate::launch::{Mode, Place, Process, start_on_free_port, tail};
+use crate::ports::get;
 
 /// S3 and SQS that end when this is dropped. Any credentials are good; `test`/`test` are used.
 #[derive(Debug)]
@@ -75,13 +72,7 @@ impl Aws {
 
     fn start_with(variable: Option<(&'static str, String)>) -> Result<Self> {
         let installed = install()?;
-        let directory = tempfile::Builder::new()
-            .prefix("sluice-aws-")
-            .tempdir()?
-            .keep();
-        let log = directory.join("output.log");
-        for _ in 0..TRIES {
-            let port = free_port()?;
+        let start = |place: &Place<'_>, directory: &Path, port: u16| {
             let inside = |name: &str| directory.join(name).display().to_string();
             let mut environment = vec![
                 ("BIND_HOST", String::from("127.0.0.1")),
@@ -94,27 +85,20 @@ impl Aws {
             ];
             environment.extend(variable.clone());
             let place = Place {
-                directory: Some(&directory),
-                log: &log,
                 environment: &environment,
-                grace: Duration::ZERO,
+                ..*place
             };
-            let mut process = Process::start(&installed, &Mode::Ministack, &place)?;
-            // It says in its log which port is its own; a stranger on the port cannot say that.
-            let own = format!("Running on http://127.0.0.1:{port}");
-            let serves = process.wait_until("ministack", START_BOUND, || {
-                tail(&log).contains(&own) && get(port, "/_ministack/health").is_some()
-            })?;
-            if serves {
-                return Ok(Self {
-                    endpoint: format!("http://127.0.0.1:{port}"),
-                    process: Some(process),
-                });
-            }
-        }
-        let log = tail(&log);
-        drop(std::fs::remove_dir_all(&directory));
-        bail!("ministack did not start; its log ends with:\n{log}")
+            Process::start(&installed, &Mode::Ministack, &place)
+        };
+        // It says in its log which port is its own; a stranger on the port cannot say that.
+        let (process, port) = start_on_free_port("ministack", start, |log, port| {
+            tail(log).contains(&format!("Running on http://127.0.0.1:{port}"))
+                && get(port, "/_ministack/health").is_some()
+        })?;
+        Ok(Self {
+            endpoint: format!("http://127.0.0.1:{port}"),
+            process: Some(process),
+        })
     }
 
     /// One that somebody else runs.

@@ -10,11 +10,8 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::clients::Clients;
 use crate::install::{Installed, install};
-use crate::launch::{Mode, Place, Process};
+use crate::launch::{Mode, PORT_TRIES, Place, Process, START_BOUND};
 use crate::ports::{free_port, get};
-
-const START_BOUND: Duration = Duration::from_secs(180);
-const TRIES: usize = 5;
 
 /// How to start a server.
 #[derive(Debug, Default, Clone)]
@@ -80,7 +77,7 @@ impl ClickHouse {
                 .keep(),
         };
         let fixed = options.http_port.is_some() || options.tcp_port.is_some();
-        for _ in 0..TRIES {
+        for _ in 0..PORT_TRIES {
             let http_port = options.http_port.map_or_else(free_port, Ok)?;
             let tcp_port = options.tcp_port.map_or_else(free_port, Ok)?;
             if let Some(process) = launch(&installed, &directory, &options, http_port, tcp_port)? {

@@ -11,8 +11,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::install::Installed;
+use crate::ports::free_port;
 use crate::wait::poll;
 
+/// How long a server may take to start.
+pub(crate) const START_BOUND: Duration = Duration::from_secs(180);
+/// How many ports are tried, as another program may take one before the server does.
+pub(crate) const PORT_TRIES: usize = 5;
 const LOG_TAIL_LINES: usize = 30;
 
 /// What to run.
@@ -176,6 +181,39 @@ impl Drop for Process {
         // The launcher ends when its child has; waiting leaves neither a zombie nor files.
         drop(self.launcher.wait());
     }
+}
+
+/// Starts a server in a fresh directory and on a free port, and waits until it serves. `start` is
+/// given the place, its directory and the port; `serves`, the log and the port.
+///
+/// # Errors
+///
+/// When it does not start; the text has the end of its log.
+pub(crate) fn start_on_free_port(
+    name: &str,
+    start: impl Fn(&Place<'_>, &Path, u16) -> Result<Process>,
+    serves: impl Fn(&Path, u16) -> bool,
+) -> Result<(Process, u16)> {
+    let directory = tempfile::Builder::new()
+        .prefix(&format!("sluice-{}-", name.to_lowercase()))
+        .tempdir()?;
+    let log = directory.path().join("output.log");
+    let place = Place {
+        directory: Some(directory.path()),
+        log: &log,
+        environment: &[],
+        grace: Duration::ZERO,
+    };
+    for _ in 0..PORT_TRIES {
+        let port = free_port()?;
+        let mut process = start(&place, directory.path(), port)?;
+        if process.wait_until(name, START_BOUND, || serves(&log, port))? {
+            // From now on the launcher removes it.
+            drop(directory.keep());
+            return Ok((process, port));
+        }
+    }
+    bail!("{name} did not start; its log ends with:\n{}", tail(&log))
 }
 
 /// The last lines of a file, or why there are none.

@@ -1,18 +1,15 @@
 //! A Prometheus that watches workers on loopback.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
 use crate::install::{install, install_prometheus};
-use crate::launch::{Mode, Place, Process, tail};
-use crate::ports::{free_port, get};
-
-const START_BOUND: Duration = Duration::from_secs(180);
-const TRIES: usize = 5;
+use crate::launch::{Mode, Place, Process, start_on_free_port};
+use crate::ports::get;
 
 /// Ends when it is dropped.
 #[derive(Debug)]
@@ -29,46 +26,29 @@ impl Prometheus {
     /// When it cannot be installed or started; the text has the end of its log.
     pub fn start(workers: &[SocketAddr]) -> Result<Self> {
         let program = install_prometheus()?.join("prometheus");
-        let directory = tempfile::Builder::new()
-            .prefix("sluice-prometheus-")
-            .tempdir()?
-            .keep();
-        let log = directory.join("output.log");
-        let file = directory.join("prometheus.yaml");
+        let installed = install()?;
         // JSON is YAML.
         let config = json!({
             "global": {"scrape_interval": "1s"},
             "scrape_configs": [{"job_name": "sluice", "static_configs": [{"targets": workers}]}],
         });
-        std::fs::write(&file, config.to_string())?;
-        for _ in 0..TRIES {
-            let port = free_port()?;
+        let start = |place: &Place<'_>, directory: &Path, port: u16| {
+            let file = directory.join("prometheus.yaml");
+            std::fs::write(&file, config.to_string())?;
             let arguments = [
                 format!("--config.file={}", file.display()),
                 format!("--storage.tsdb.path={}", directory.join("data").display()),
                 format!("--web.listen-address=127.0.0.1:{port}"),
             ];
-            let place = Place {
-                directory: Some(&directory),
-                log: &log,
-                environment: &[],
-                grace: Duration::ZERO,
-            };
-            let mode = Mode::Command(&program, &arguments);
-            let mut process = Process::start(&install()?, &mode, &place)?;
-            let serves = process.wait_until("Prometheus", START_BOUND, || {
-                get(port, "/-/ready").is_some_and(|answer| answer.contains(" 200 "))
-            })?;
-            if serves {
-                return Ok(Self {
-                    port,
-                    _process: process,
-                });
-            }
-        }
-        let log = tail(&log);
-        drop(std::fs::remove_dir_all(&directory));
-        bail!("Prometheus did not start; its log ends with:\n{log}")
+            Process::start(&installed, &Mode::Command(&program, &arguments), place)
+        };
+        let (process, port) = start_on_free_port("Prometheus", start, |_, port| {
+            get(port, "/-/ready").is_some_and(|answer| answer.contains(" 200 "))
+        })?;
+        Ok(Self {
+            port,
+            _process: process,
+        })
     }
 
     /// The series that an expression gives now.
