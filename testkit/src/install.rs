@@ -20,6 +20,21 @@ const REQUIREMENTS: &str = include_str!("../requirements.txt");
 const DEPLOY_REQUIREMENTS: &str = include_str!("../requirements-deploy.txt");
 const LAUNCHER: &str = include_str!("../launcher/launcher.py");
 const STAMP: &str = "installed";
+/// Debian's packages of ZooKeeper and of what a server on its own needs.
+const ZOOKEEPER_PACKAGES: [&str; 4] = [
+    "libzookeeper-java",
+    "libdropwizard-metrics-java",
+    "libslf4j-java",
+    "libsnappy-java",
+];
+const ZOOKEEPER_JARS: [&str; 6] = [
+    "zookeeper.jar",
+    "zookeeper-jute.jar",
+    "metrics-core.jar",
+    "slf4j-api.jar",
+    "slf4j-simple.jar",
+    "snappy-java.jar",
+];
 
 /// What is needed to start the servers.
 #[derive(Debug, Clone)]
@@ -65,29 +80,67 @@ pub fn install_prometheus() -> Result<PathBuf> {
     let root = stack_directory()?;
     let _lock = lock(&root)?;
     let directory = root.join("prometheus");
-    once(&directory, "", "Prometheus", "", install_package)?;
+    once(&directory, "", "Prometheus", "", |directory| {
+        unpack_packages(directory, &["prometheus"])
+            .context("prometheus and promtool are needed: install Prometheus")
+    })?;
     Ok(directory.join("usr/bin"))
 }
 
-/// Nothing but the program is wanted of the package: it is unpacked, and not installed.
-fn install_package(directory: &Path) -> Result<()> {
+/// What is needed to start ZooKeeper.
+#[derive(Debug, Clone)]
+pub struct ZooKeeper {
+    /// The Java of the machine.
+    pub java: PathBuf,
+    /// Its classes, and those of what it needs.
+    pub class_path: String,
+}
+
+/// ZooKeeper from Debian's packages, unpacked under `target/stack`.
+///
+/// # Errors
+///
+/// Where there is no Java, or the machine is not a Debian or like it.
+pub fn install_zookeeper() -> Result<ZooKeeper> {
+    let java = in_path("java").context("ZooKeeper needs Java: install a Java runtime")?;
+    let root = stack_directory()?;
+    let _lock = lock(&root)?;
+    let directory = root.join("zookeeper");
+    let content = ZOOKEEPER_PACKAGES.join(" ");
+    once(&directory, &content, "ZooKeeper", "", |directory| {
+        unpack_packages(directory, &ZOOKEEPER_PACKAGES)
+            .context("ZooKeeper comes as Debian's packages: apt-get and dpkg-deb are needed")
+    })?;
+    let jars = directory.join("usr/share/java");
+    let jars = ZOOKEEPER_JARS.map(|jar| jars.join(jar).display().to_string());
+    Ok(ZooKeeper {
+        java,
+        class_path: jars.join(":"),
+    })
+}
+
+/// Nothing but their files is wanted of Debian's packages: they are unpacked, and not installed.
+fn unpack_packages(directory: &Path, packages: &[&str]) -> Result<()> {
     let download = || {
         run(Command::new("apt-get")
-            .args(["download", "-qq", "prometheus"])
+            .args(["download", "-qq"])
+            .args(packages)
             .current_dir(directory))
     };
     // A fresh machine may not know its packages yet.
-    download()
-        .or_else(|_| run(Command::new("apt-get").args(["update", "-qq"])).and_then(|()| download()))
-        .context("prometheus and promtool are needed: install Prometheus")?;
-    let mut files = fs::read_dir(directory)?.flatten().map(|file| file.path());
-    let package = files.find(|path| path.extension().is_some_and(|it| it == "deb"));
-    let package = package.context("apt-get left no package")?;
-    run(Command::new("dpkg-deb")
-        .arg("-x")
-        .arg(&package)
-        .arg(directory))?;
-    fs::remove_file(package).context("cannot remove the package")
+    download().or_else(|_| {
+        run(Command::new("apt-get").args(["update", "-qq"])).and_then(|()| download())
+    })?;
+    let files = fs::read_dir(directory)?.collect::<Result<Vec<_>, _>>()?;
+    for file in files {
+        let package = file.path();
+        run(Command::new("dpkg-deb")
+            .arg("-x")
+            .arg(&package)
+            .arg(directory))?;
+        fs::remove_file(package).context("cannot remove a package")?;
+    }
+    Ok(())
 }
 
 /// Installs what is missing and says where everything is.

@@ -1,4 +1,4 @@
-//! Free ports on loopback, and the plainest possible HTTP request to see who answers there.
+//! Free ports on loopback, and the plainest possible requests to see who answers there.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -22,12 +22,19 @@ pub fn free_port() -> Result<u16> {
 
 /// The answer to `GET path`, head and body; `None` while nobody answers.
 pub(crate) fn get(port: u16, path: &str) -> Option<String> {
+    // HTTP/1.0, so that the answer is not chunked and ends with the connection.
+    ask(
+        port,
+        &format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\r\n"),
+    )
+}
+
+/// All that comes in answer to a request; `None` while nobody answers.
+pub(crate) fn ask(port: u16, request: &str) -> Option<String> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
     stream.set_write_timeout(Some(PATIENCE)).ok()?;
-    // HTTP/1.0, so that the answer is not chunked and ends with the connection.
-    let request = format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\r\n");
     stream.write_all(request.as_bytes()).ok()?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).ok()?;
