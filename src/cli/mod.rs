@@ -30,9 +30,10 @@ use aws_config::SdkConfig;
 use clap::{Parser, Subcommand};
 use tracing::error;
 
+use crate::batch::BatchLimits;
 use crate::config::{
-    ClickHouseAccess, Config, LoadStrategy, NotificationsConfig, OnMissing, Problems, SecretSource,
-    Sources, process_environment,
+    BatchConfig, ClickHouseAccess, Config, LoadStrategy, NotificationsConfig, OnMissing, Problems,
+    SecretSource, Sources, process_environment,
 };
 use crate::event_types::Catalog;
 use crate::event_types::select::Target;
@@ -342,6 +343,15 @@ fn loader(
         activity: Arc::default(),
         deletions: tokio::sync::Mutex::default(),
         acknowledge_missing: config.load.on_missing == OnMissing::Acknowledge,
+    }
+}
+
+fn batch_limits(batch: &BatchConfig) -> BatchLimits {
+    BatchLimits {
+        window: batch.window.get(),
+        flush_when_idle: batch.flush_when_idle,
+        max_objects: batch.max_objects,
+        max_bytes: batch.max_bytes.bytes(),
     }
 }
 

@@ -9,11 +9,11 @@ use tracing::{error, info, warn};
 
 use super::stop::stop_on_signals;
 use super::{
-    aws, catalog, loader, needed_tables, notification_filter, obstacle, planner, warehouse,
+    aws, batch_limits, catalog, loader, needed_tables, notification_filter, obstacle, planner,
+    warehouse,
 };
 use crate::activity::Activity;
 use crate::admin::{AdminListener, Health, Vitals};
-use crate::batch::BatchLimits;
 use crate::config::{Config, LoadStrategy};
 use crate::event_types::Catalog;
 use crate::event_types::select::Target;
@@ -99,11 +99,7 @@ fn activity(catalog: &Catalog) -> Activity {
 fn options(config: &Config) -> pipeline::Options {
     pipeline::Options {
         limits: Limits {
-            batch: BatchLimits {
-                window: config.batch.window.get(),
-                max_objects: config.batch.max_objects,
-                max_bytes: config.batch.max_bytes.bytes(),
-            },
+            batch: batch_limits(&config.batch),
             visibility: VisibilityPolicy {
                 timeout: config.queue.visibility_timeout.get(),
                 retry_min: config.queue.retry_backoff_min.get(),

@@ -202,9 +202,15 @@ pub struct S3Config {
 #[serde(deny_unknown_fields)]
 pub struct BatchConfig {
     /// How long a batch waits for more objects after its first one, 100ms to
-    /// 1h. It is the delay that Sluice adds to a quiet stream; a longer window
-    /// makes fewer and larger inserts.
+    /// 1h; longer while all loads are busy. It is the delay that Sluice adds to a
+    /// steady stream; a longer window makes fewer and larger inserts.
     pub window: HumanDuration,
+
+    /// Whether a worker that has nothing else to do loads what comes at once.
+    /// The more comes, the longer it waits; from an object a second, for the
+    /// window. Switch it off where each insert counts.
+    #[serde(deserialize_with = "boolean")]
+    pub flush_when_idle: bool,
 
     /// Objects in a batch at most, 1 to 5,000. More make fewer and larger inserts
     /// of small objects; one that fails costs more to try again.

@@ -154,7 +154,7 @@ impl Core {
                 self.ready.extend(self.batcher.add(object, now));
             }
         }
-        self.start_loads()
+        self.start_loads(now)
     }
 
     /// A load ended.
@@ -188,7 +188,7 @@ impl Core {
             };
             actions.extend(self.resolve(id, fate));
         }
-        actions.extend(self.start_loads());
+        actions.extend(self.start_loads(now));
         actions
     }
 
@@ -205,17 +205,17 @@ impl Core {
                 self.ready.extend(self.batcher.add(object, now));
             }
         }
-        self.ready.extend(self.batcher.take_due(now));
-        self.start_loads()
+        self.start_loads(now)
     }
 
     /// When [`Core::on_time`] next has something to do.
     pub fn next_wake(&self) -> Option<Instant> {
         let revisit = self.revisit.values().map(|(at, _)| *at).min();
-        [self.batcher.next_due(), revisit]
-            .into_iter()
-            .flatten()
-            .min()
+        // While every load is busy, the end of one is what a batch that is due waits for.
+        let due = self
+            .may_load()
+            .then(|| self.batcher.next_due(self.is_quiet()));
+        [due.flatten(), revisit].into_iter().flatten().min()
     }
 
     /// The receipt handles whose visibility is to be extended now.
@@ -267,7 +267,7 @@ impl Core {
         metrics::Holdings {
             messages: self.held.len(),
             oldest_seconds: self.held.oldest(now).unwrap_or_default().as_secs_f64(),
-            objects_waiting: self.batcher.waiting(),
+            objects_waiting: self.batcher.waiting(now),
             batches_in_flight: self.batches_in_flight,
             pause_class: paused.map(str::to_owned),
             lag: self.lags.summary(now),
@@ -293,10 +293,10 @@ impl Core {
         settlements.into_iter().map(Action::Settle)
     }
 
-    fn start_loads(&mut self) -> Vec<Action> {
+    fn start_loads(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
-        while self.batches_in_flight < self.limits.concurrency && !self.draining {
-            let Some(batch) = self.ready.pop_front() else {
+        while self.may_load() {
+            let Some(batch) = self.next_batch(now) else {
                 break;
             };
             metrics::batch_closed(batch.reason.label());
@@ -305,6 +305,27 @@ impl Core {
             actions.push(Action::Load(batch));
         }
         actions
+    }
+
+    fn may_load(&self) -> bool {
+        self.batches_in_flight < self.limits.concurrency && !self.draining
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.batches_in_flight == 0 && self.ready.is_empty()
+    }
+
+    /// What was opened first, of the batches that are closed and those that are due. A batch that is
+    /// due stays open until its turn, and goes on filling.
+    fn next_batch(&mut self, now: Instant) -> Option<Batch> {
+        let quiet = self.is_quiet();
+        let turn = self.ready.front().map_or(now, |closed| {
+            now.min(closed.opened_at + self.limits.batch.window)
+        });
+        match self.batcher.next_due(quiet) {
+            Some(due) if due <= turn => self.batcher.take_due(now, quiet),
+            _ => self.ready.pop_front(),
+        }
     }
 }
 

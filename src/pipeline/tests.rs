@@ -30,6 +30,7 @@ const OPTIONS: Options = Options {
     limits: Limits {
         batch: BatchLimits {
             window: WINDOW,
+            flush_when_idle: true,
             max_objects: 3,
             max_bytes: 1 << 20,
         },
@@ -50,6 +51,13 @@ const OPTIONS: Options = Options {
 fn one_object_a_batch() -> Options {
     let mut options = OPTIONS;
     options.limits.batch.max_objects = 1;
+    options
+}
+
+/// Every batch waits for its window.
+fn fixed_window() -> Options {
+    let mut options = OPTIONS;
+    options.limits.batch.flush_when_idle = false;
     options
 }
 
@@ -279,7 +287,7 @@ async fn pass(time: Duration) {
 
 #[tokio::test(start_paused = true)]
 async fn a_window_closes_a_batch() {
-    let rig = Rig::start(OPTIONS, always(Outcome::Loaded, Duration::ZERO));
+    let rig = Rig::start(fixed_window(), always(Outcome::Loaded, Duration::ZERO));
     let start = Instant::now();
     rig.send(&["a"]);
     pass(WINDOW - SECOND).await;
@@ -289,6 +297,91 @@ async fn a_window_closes_a_batch() {
     assert_eq!(rig.loads(), [["a", "b"]]);
     assert!(rig.load_times()[0] - start >= WINDOW);
     assert_eq!(rig.deletes(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_worker_loads_at_once_and_with_others_behind_waits_no_longer_than_the_window() {
+    let mut options = OPTIONS;
+    options.limits.batch.max_objects = 1000;
+    let rig = Rig::start(options, always(Outcome::Loaded, SECOND / 4));
+    for key in ["a", "b", "c"] {
+        let sent = Instant::now();
+        rig.send(&[key]);
+        until("empty", || rig.is_empty()).await;
+        assert!(sent.elapsed() < SECOND);
+        pass(WINDOW / 2).await;
+    }
+    assert_eq!(rig.loads(), [["a"], ["b"], ["c"]]);
+    // Twenty a second: none of them is alone.
+    for number in 0..1200 {
+        rig.send(&[&format!("k{number}")]);
+        pass(SECOND / 20).await;
+    }
+    until("empty", || rig.is_empty()).await;
+    let loads = rig.load_times();
+    assert!((3 + 6..=3 + 7).contains(&loads.len()), "{loads:?}");
+    for pair in loads[3..].windows(2) {
+        assert!(pair[1] - pair[0] <= WINDOW + SECOND / 10, "{loads:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_is_due_goes_on_filling_until_a_load_is_free() {
+    let gate = Arc::new(Semaphore::new(0));
+    let mut options = fixed_window();
+    options.limits.batch.max_objects = 100;
+    options.limits.concurrency = 1;
+    let rig = Rig::start(options, gated(&gate));
+    rig.send(&["a"]);
+    until("a load", || rig.loads().len() == 1).await;
+    // One an hour, long after the window of the first.
+    for key in ["b", "c", "d"] {
+        rig.send(&[key]);
+        pass(HOUR).await;
+    }
+    assert_eq!(rig.loads(), [["a"]]);
+    gate.add_permits(2);
+    until("empty", || rig.is_empty()).await;
+    assert_eq!(rig.loads(), [vec!["a"], vec!["b", "c", "d"]]);
+    assert_eq!(rig.deletes(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_is_due_is_not_overtaken_for_ever_by_full_ones() {
+    let gate = Arc::new(Semaphore::new(0));
+    let mut options = fixed_window();
+    options.limits.batch.max_objects = 2;
+    options.limits.concurrency = 1;
+    let rig = Rig::start(options, gated(&gate));
+    let send = |bucket: &str, keys: &[&str]| {
+        let body = announcement(keys).replace("uploads", bucket);
+        rig.spied.queue.send(body);
+    };
+    send("busy", &["a1", "a2"]);
+    send("busy", &["b1", "b2"]);
+    until("a load", || rig.loads().len() == 1).await;
+    send("quiet", &["alone"]);
+    pass(SECOND).await;
+    send("busy", &["c1", "c2"]);
+    pass(WINDOW).await;
+    gate.add_permits(4);
+    until("empty", || rig.is_empty()).await;
+    let loads: Vec<String> = rig.loads().iter().map(|keys| keys.concat()).collect();
+    assert_eq!(loads, ["a1a2", "b1b2", "alone", "c1c2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_while_a_due_batch_waits_for_a_load_gives_it_back() {
+    let mut options = fixed_window();
+    options.limits.concurrency = 1;
+    let mut rig = Rig::start(options, always(Outcome::Loaded, GRACE / 2 + WINDOW));
+    rig.send(&["a"]);
+    until("a load", || rig.loads().len() == 1).await;
+    rig.send(&["b"]);
+    pass(WINDOW * 2).await;
+    rig.stop().await;
+    assert_eq!((rig.loads().len(), rig.deletes()), (1, 1));
+    assert_eq!(rig.attributes().await.visible, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -521,7 +614,7 @@ async fn a_load_that_panics_gives_its_messages_back() {
         assert!(number > 0, "the first load panics");
         Outcome::Loaded
     });
-    let rig = Rig::start(OPTIONS, script);
+    let rig = Rig::start(fixed_window(), script);
     rig.send(&["a"]);
     rig.send(&["b"]);
     until("empty", || rig.is_empty()).await;
@@ -570,7 +663,7 @@ async fn no_more_is_held_than_allowed() {
 
 #[tokio::test(start_paused = true)]
 async fn pain_13_a_stop_during_the_window_gives_messages_back_at_once() {
-    let mut rig = Rig::start(OPTIONS, always(Outcome::Loaded, Duration::ZERO));
+    let mut rig = Rig::start(fixed_window(), always(Outcome::Loaded, Duration::ZERO));
     rig.send(&["a"]);
     rig.send(&["b"]);
     pass(WINDOW / 2).await;

@@ -67,7 +67,7 @@ declare! {
     OLDEST_HELD: Gauge, "sluice_oldest_held_message_age_seconds",
         "How long the message has been held that is held longest.";
     OBJECTS_WAITING: Gauge, "sluice_objects_waiting_for_window",
-        "Objects in open batches.";
+        "Objects in open batches whose window has not ended.";
     BACKLOG: Gauge, "sluice_backlog_messages",
         "Messages held that do not merely wait for a window: `sluice_messages_held` less `sluice_objects_waiting_for_window`, at least 0. For autoscaling, with `sluice_queue_messages_visible`.";
     OBJECTS: Counter, "sluice_objects_total" { outcome: Only(OBJECT_OUTCOMES) },
@@ -122,7 +122,7 @@ const OBJECT_OUTCOMES: &[&str] = &[
     "abandoned",
     "filtered",
 ];
-const CLOSE_REASONS: &[&str] = &["window", "count", "bytes", "same_key", "large"];
+const CLOSE_REASONS: &[&str] = &["window", "idle", "count", "bytes", "same_key", "large"];
 const BATCH_OUTCOMES: &[&str] = &[
     "loaded",
     "nothing_free",

@@ -94,7 +94,8 @@ impl<'a> Lab<'a> {
                     "kind": "keys", "access_key_id": "test", "secret_access_key": "test",
                 },
             },
-            "batch": { "window": "500ms" },
+            // What is announced together is loaded together.
+            "batch": { "window": "500ms", "flush_when_idle": false },
             "load": {
                 "retry_backoff_min": "100ms",
                 "retry_backoff_max": "1s",

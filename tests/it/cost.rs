@@ -71,6 +71,7 @@ async fn load(stack: &Stack, site: &Site, seed: u64, objects: usize) -> Cost {
     // A lease is renewed by time: here it never is.
     let mut sluice = Sluice::new(stack, site)
         .set("batch.window", "3s")
+        .set("batch.flush_when_idle", false)
         .set("queue.visibility_timeout", "10m");
     sluice.start();
     drained(site).await;

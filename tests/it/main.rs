@@ -29,3 +29,4 @@ mod strategies;
 mod streamed;
 mod traces;
 mod types;
+mod window;

@@ -112,6 +112,7 @@ async fn a_batch_is_one_trace_from_the_first_receive_to_the_last_delete() {
     let mut sluice = Sluice::new(stack, &site)
         .set("telemetry.otlp_endpoint", &collector.url)
         .set("batch.window", "2s")
+        .set("batch.flush_when_idle", false)
         // Nothing of a trace depends on what is logged.
         .set("log.level", "off")
         .environment(

@@ -12,11 +12,11 @@ use serde::Serialize;
 
 use super::Arguments;
 use crate::backfill::{Backfill, Options, Tally};
-use crate::batch::BatchLimits;
 use crate::cli::output::{shown, table};
 use crate::cli::stop::stop_on_signals;
 use crate::cli::{
-    Incomplete, aws, catalog, loader, needed_tables, note, obstacle, planner, warehouse,
+    Incomplete, aws, batch_limits, catalog, loader, needed_tables, note, obstacle, planner,
+    warehouse,
 };
 use crate::config::{Config, LogConfig};
 use crate::listing::Lister;
@@ -42,11 +42,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
         ));
     }
     let options = Options {
-        batch: BatchLimits {
-            window: config.batch.window.get(),
-            max_objects: config.batch.max_objects,
-            max_bytes: config.batch.max_bytes.bytes(),
-        },
+        batch: batch_limits(&config.batch),
         concurrency: arguments.concurrency(config),
         max_rate: arguments.max_rate,
         limit: arguments.limit,

@@ -152,7 +152,7 @@ fn the_schema_describes_every_field() {
     "1h30m",
     "90d"
   ],
-  "description": "How long a batch waits for more objects after its first one, 100ms to 1h. It is the delay that Sluice adds to a quiet stream; a longer window makes fewer and larger inserts.",
+  "description": "How long a batch waits for more objects after its first one, 100ms to 1h; longer while all loads are busy. It is the delay that Sluice adds to a steady stream; a longer window makes fewer and larger inserts.",
   "default": "10s"
 }
 "#);
