@@ -259,7 +259,7 @@ impl Planner {
         let max_line_bytes = self.max_line_bytes;
         match read_by {
             ReadBy::S3 => {
-                let source = self.s3(objects, "LineAsString", "line String");
+                let source = self.lines_of_all(objects);
                 let changed = sql::throw_if(&changed(objects), CHANGED_TEXT);
                 Lines {
                     filter: Some(format!("{guard} AND {changed}")),
@@ -347,8 +347,10 @@ impl Planner {
     /// and with which rights, makes no other rows.
     pub fn plan_id(&self) -> Uuid {
         let mut text = format!(
-            "{:?} {} {SETTINGS:?} {STREAM_SETTINGS:?} {ONE_BLOCK:?} {MANY_BLOCKS:?}",
-            self.strategy, self.max_bytes,
+            "{:?} {} {SETTINGS:?} {STREAM_SETTINGS:?} {ONE_BLOCK:?} {MANY_BLOCKS:?} {SMALL_OBJECT} {}",
+            self.strategy,
+            self.max_bytes,
+            gathered(""),
         );
         for mut lines in [
             Lines::of_objects("", Uuid::nil()),
@@ -373,6 +375,15 @@ impl Planner {
     /// The table expression with the lines of an object, as the statements that load it have it.
     pub fn lines_of(&self, object: &ObjectRef) -> String {
         self.s3(&[object], "LineAsString", "line String")
+    }
+
+    fn lines_of_all(&self, objects: &[&ObjectRef]) -> String {
+        let lines = self.s3(objects, "LineAsString", "line String");
+        if are_small(objects) {
+            gathered(&lines)
+        } else {
+            lines
+        }
     }
 
     /// A query for what these objects are now: rows of `path`, `etag` and `size`.
@@ -460,6 +471,22 @@ fn encode_key(key: &str) -> String {
     utf8_percent_encode(key, ESCAPED).to_string()
 }
 
+/// Lines in common blocks. ClickHouse evaluates a SELECT block by block, and each object that `s3()`
+/// reads begins a block of its own; only what sorts puts them together.
+fn gathered(lines: &str) -> String {
+    format!("(SELECT line, _path, _etag, _row_number FROM {lines} ORDER BY _path, _row_number)")
+}
+
+/// What one more block costs is as much as parsing so many bytes.
+const SMALL_OBJECT: u64 = 256 * 1024;
+
+/// Whether gathering the lines saves more than it costs: behind the sorting, one thread goes on
+/// alone.
+fn are_small(objects: &[&ObjectRef]) -> bool {
+    let bytes = objects.iter().map(|object| estimated_bytes(object));
+    objects.len() > 1 && bytes.sum::<u64>() < SMALL_OBJECT * objects.len() as u64
+}
+
 /// Whether a row comes from other content than was announced. An S3 that tells no etags leaves
 /// nothing to compare: its objects are let pass.
 fn changed(objects: &[&ObjectRef]) -> String {
@@ -509,6 +536,8 @@ const SETTINGS: &[(&str, &str)] = &[
     // `year=2026/` in a key is a name, not a column.
     ("use_hive_partitioning", "0"),
     ("session_timezone", "UTC"),
+    // The order is what the sorting is not for.
+    ("query_plan_remove_redundant_sorting", "0"),
 ];
 
 /// All or nothing a table and partition: everything in one block.
@@ -637,6 +666,29 @@ mod tests {
                 expected
             );
         }
+    }
+
+    #[test]
+    fn lines_of_small_objects_are_gathered() {
+        let sized = |key: &str, size| ObjectRef {
+            size: Some(size),
+            ..object("b", key, "1")
+        };
+        let (small, large) = (sized("a", 1000), sized("b", 2 * SMALL_OBJECT));
+        let (zipped, other) = (sized("a.gz", SMALL_OBJECT / 10 + 1), sized("c", 1000));
+        assert!(are_small(&[&small, &other]));
+        assert!(!are_small(&[&small]));
+        assert!(!are_small(&[&small, &large]));
+        assert!(are_small(&[&small, &other, &large]));
+        assert!(!are_small(&[&zipped, &zipped]));
+        let planner = planner(S3Access::Server, Some("http://e"));
+        let lines = "s3('http://e/b/{a,c}', 'LineAsString', 'line String')";
+        assert_eq!(
+            planner.lines_of_all(&[&small, &other]),
+            format!(
+                "(SELECT line, _path, _etag, _row_number FROM {lines} ORDER BY _path, _row_number)"
+            )
+        );
     }
 
     #[test]
