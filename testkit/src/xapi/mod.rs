@@ -41,6 +41,8 @@ pub struct Generator {
     sizes: RangeInclusive<usize>,
     malformed: f64,
     unmatched: f64,
+    zipped: f64,
+    only: Option<EventType>,
 }
 
 /// What a bundle is about: its category in the key, and the event types in it.
@@ -61,6 +63,8 @@ impl Generator {
             sizes: 3..=40,
             malformed: 0.01,
             unmatched: 0.02,
+            zipped: 0.3,
+            only: None,
         }
     }
 
@@ -76,6 +80,20 @@ impl Generator {
     pub fn faults(mut self, malformed: f64, unmatched: f64) -> Self {
         self.malformed = malformed;
         self.unmatched = unmatched;
+        self
+    }
+
+    /// Which share of bundles is gzipped.
+    #[must_use]
+    pub fn zipped(mut self, share: f64) -> Self {
+        self.zipped = share;
+        self
+    }
+
+    /// Statements of one event type, beside those of none.
+    #[must_use]
+    pub fn only(mut self, kind: EventType) -> Self {
+        self.only = Some(kind);
         self
     }
 
@@ -97,7 +115,7 @@ impl Generator {
         if self.rng.f64() < 0.1 && text.ends_with('\n') && !text.ends_with("\n\n") {
             text.pop();
         }
-        let zipped = self.rng.f64() < 0.3;
+        let zipped = self.rng.f64() < self.zipped;
         let bytes = if zipped {
             gzip(text.as_bytes())
         } else {
@@ -112,6 +130,17 @@ impl Generator {
 
     fn theme(&mut self) -> Theme {
         use EventType::{ActivityAttempt, PageAttempt, PageViewed, PartAttempt, Video};
+        if let Some(only) = self.only {
+            let types = EventType::ALL.as_slice();
+            return Theme {
+                category: only.name(),
+                types: types
+                    .split(|kind| *kind != only)
+                    .find(|it| !it.is_empty())
+                    .unwrap_or(types),
+                unmatched: self.unmatched,
+            };
+        }
         let attempts: &[EventType] = &[
             PartAttempt,
             PartAttempt,
