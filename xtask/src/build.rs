@@ -1,4 +1,4 @@
-//! Builds the daemon.
+//! Builds the programs of this workspace.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -8,19 +8,29 @@ use sluice_testkit::install::target_directory;
 
 use crate::console::note;
 
-/// Builds it, and says where its binary is.
+/// Builds the daemon, and says where its binary is.
 pub(crate) fn sluice(release: bool, features: &[&str]) -> Result<PathBuf> {
-    note("building sluice");
-    let mut cargo = Command::new(crate::test::cargo());
-    cargo.args(["build", "--quiet", "--package", "sluice", "--bin", "sluice"]);
-    for feature in features {
-        cargo.args(["--features", feature]);
-    }
+    let mut options: Vec<&str> = features.iter().flat_map(|it| ["--features", it]).collect();
     if release {
-        cargo.arg("--release");
+        options.push("--release");
     }
-    let status = cargo.status().context("cannot run cargo")?;
-    ensure!(status.success(), "sluice does not build: see above");
+    build("sluice", &options)
+}
+
+/// Builds a program with optimisations.
+pub(crate) fn release(program: &str) -> Result<PathBuf> {
+    build(program, &["--release"])
+}
+
+fn build(program: &str, options: &[&str]) -> Result<PathBuf> {
+    note(&format!("building {program}"));
+    let status = Command::new(crate::test::cargo())
+        .args(["build", "--quiet", "--package", program, "--bin", program])
+        .args(options)
+        .status()
+        .context("cannot run cargo")?;
+    ensure!(status.success(), "{program} does not build: see above");
+    let release = options.contains(&"--release");
     let profile = if release { "release" } else { "debug" };
-    Ok(target_directory().join(profile).join("sluice"))
+    Ok(target_directory().join(profile).join(program))
 }

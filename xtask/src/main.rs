@@ -1,6 +1,7 @@
-//! Developer commands: `cargo xtask stack`, `test`, `demo`, `chaos`, `tour` and `dist`. None needs
-//! anything that runs already; what they start ends with them.
+//! Developer commands: `cargo xtask stack`, `test`, `demo`, `chaos`, `tour`, `bench` and `dist`. None
+//! needs anything that runs already; what they start ends with them.
 
+mod bench;
 mod build;
 mod chaos;
 mod console;
@@ -39,6 +40,8 @@ enum Command {
     Tour,
     /// Build the release archive, its bill of materials and their checksums into target/dist
     Dist(dist::Arguments),
+    /// Measure Sluice against the bare engine and against other ways of loading
+    Bench(bench::Arguments),
 }
 
 #[tokio::main]
@@ -50,6 +53,7 @@ async fn main() -> ExitCode {
         Command::Chaos(arguments) => chaos::run(arguments).await,
         Command::Tour => tour::run().await,
         Command::Dist(arguments) => dist::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
     };
     outcome.unwrap_or_else(|error| {
         console::note(&format!("error: {error:#}"));

@@ -1,0 +1,100 @@
+//! Ways of loading against each other: the same objects, the same server, in turns, so that what
+//! the machine does meanwhile hits all of them alike.
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::lab::Lab;
+use crate::note;
+use crate::ways::Way;
+use crate::ways::sluice::Cost;
+use crate::workload::{Size, Workload};
+
+/// The runs of one workload.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Comparison {
+    pub(crate) workload: String,
+    pub(crate) size: Size,
+    pub(crate) ways: Vec<Measured>,
+}
+
+/// The runs of one way.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Measured {
+    pub(crate) way: String,
+    /// Of each run, how many of the workload's objects it loaded.
+    pub(crate) objects: usize,
+    /// In the order of the runs.
+    pub(crate) seconds: Vec<f64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) costs: Vec<Cost>,
+}
+
+impl Comparison {
+    /// For the whole workload, in the median of the runs: a way that was given some objects only is
+    /// taken to go on as it began.
+    #[expect(clippy::cast_precision_loss, reason = "object counts are small")]
+    pub(crate) fn seconds(&self, way: &str) -> Option<f64> {
+        let way = self.ways.iter().find(|it| it.way == way)?;
+        let part = way.objects as f64 / self.size.objects as f64;
+        Some(median(&way.seconds) / part)
+    }
+
+    /// Of Sluice: milliseconds of CPU for 1,000 objects, and MiB.
+    #[expect(clippy::cast_precision_loss, reason = "object counts are small")]
+    pub(crate) fn median_cost(&self) -> Option<(f64, f64)> {
+        let way = self.ways.iter().find(|it| !it.costs.is_empty())?;
+        let of = |value: fn(&Cost) -> f64| median(&way.costs.iter().map(value).collect::<Vec<_>>());
+        let cpu_ms = of(|cost| cost.cpu_seconds) * 1e6 / way.objects as f64;
+        Some((cpu_ms, of(|cost| cost.peak_mib)))
+    }
+}
+
+/// Runs each way once to warm up, then all of them in turns.
+pub(crate) async fn compare(
+    lab: &Lab,
+    workload: &Workload,
+    ways: &[Way],
+    samples: usize,
+    share: f64,
+) -> Result<Comparison> {
+    note(&format!("{}: uploading", workload.name));
+    let uploaded = workload.upload(&lab.stack, share).await?;
+    let mut measured: Vec<Measured> = ways
+        .iter()
+        .map(|way| Measured {
+            way: way.name().to_owned(),
+            objects: 0,
+            seconds: Vec::new(),
+            costs: Vec::new(),
+        })
+        .collect();
+    for round in 0..=samples {
+        for (way, measured) in ways.iter().zip(&mut measured) {
+            let run = way.run(lab, &uploaded).await?;
+            let (name, seconds) = (&measured.way, run.seconds);
+            note(&format!(
+                "{} {round}/{samples} {name}: {seconds:.2} s",
+                workload.name
+            ));
+            if round > 0 {
+                measured.objects = run.objects;
+                measured.seconds.push(run.seconds);
+                measured.costs.extend(run.cost);
+            }
+        }
+    }
+    Ok(Comparison {
+        workload: workload.name.to_owned(),
+        size: uploaded.size,
+        ways: measured,
+    })
+}
+
+/// The middle one; of an even number, the lower of the two.
+pub(crate) fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len().saturating_sub(1) / 2;
+    sorted.get(middle).copied().unwrap_or(f64::NAN)
+}

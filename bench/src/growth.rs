@@ -1,0 +1,111 @@
+//! Whether a batch costs more beside a large ledger: loads into tables with an empty ledger and with
+//! a full one, in turns.
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::compare::median;
+use crate::lab::{Database, Lab};
+use crate::note;
+use crate::ways::sluice::load;
+use crate::workload::Workload;
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Growth {
+    ledger_objects: u64,
+    objects: usize,
+    empty_seconds: Vec<f64>,
+    full_seconds: Vec<f64>,
+    ratio: f64,
+}
+
+impl Growth {
+    /// A row of a Markdown table.
+    pub(crate) fn row(&self) -> String {
+        format!(
+            "| {} objects beside a ledger of {}: time against that beside an empty one | {:.2} |\n",
+            self.objects, self.ledger_objects, self.ratio
+        )
+    }
+}
+
+pub(crate) async fn run(
+    lab: &Lab,
+    workload: &Workload,
+    share: f64,
+    ledger_objects: u64,
+    samples: usize,
+) -> Result<Growth> {
+    let uploaded = workload.upload(&lab.stack, share).await?;
+    let full = lab.migrated().await?;
+    note(&format!("filling a ledger with {ledger_objects} objects"));
+    fill(lab, &full, ledger_objects).await?;
+    let (mut empty_seconds, mut full_seconds) = (Vec::new(), Vec::new());
+    for round in 0..=samples {
+        let empty = lab.migrated().await?;
+        let seconds = load(lab, &uploaded, &empty).await?.seconds;
+        empty.remove().await?;
+        let beside = load(lab, &uploaded, &full).await?.seconds;
+        forget(lab, &full, ledger_objects).await?;
+        note(&format!(
+            "{round}/{samples}: {seconds:.2} s, and {beside:.2} s beside a full ledger"
+        ));
+        if round > 0 {
+            empty_seconds.push(seconds);
+            full_seconds.push(beside);
+        }
+    }
+    full.remove().await?;
+    Ok(Growth {
+        ledger_objects,
+        objects: uploaded.objects.len(),
+        ratio: median(&full_seconds) / median(&empty_seconds),
+        empty_seconds,
+        full_seconds,
+    })
+}
+
+/// Loaded batches of a thousand objects.
+async fn fill(lab: &Lab, database: &Database<'_>, objects: u64) -> Result<()> {
+    let name = &database.name;
+    let batch = "toUUID(concat('00000000-0000-7000-8000-', \
+                 leftPad(toString(intDiv(number, 1000)), 12, '0')))";
+    for sql in [
+        format!(
+            "INSERT INTO {name}.ledger_objects (object_id, bucket, key, etag, batch_id) \
+             SELECT generateUUIDv4(), 'bucket', concat('section/', toString(number)), \
+             lower(hex(sipHash128(number))), {batch} FROM numbers({objects})"
+        ),
+        format!(
+            "INSERT INTO {name}.ledger_batches (batch_id, event) \
+             SELECT DISTINCT {batch}, 'loaded' FROM numbers({objects})"
+        ),
+        format!("OPTIMIZE TABLE {name}.ledger_objects FINAL"),
+    ] {
+        lab.stack.clickhouse.execute(&sql).await?;
+    }
+    Ok(())
+}
+
+/// What was loaded, so that it can be loaded once more.
+async fn forget(lab: &Lab, database: &Database<'_>, kept: u64) -> Result<()> {
+    let name = &database.name;
+    for table in ["ledger_objects", "ledger_batches", "object_rows"] {
+        let sql = format!(
+            "DELETE FROM {name}.{table} WHERE toString(batch_id) NOT LIKE '00000000-0000-7000-%' \
+             SETTINGS mutations_sync = 1, lightweight_deletes_sync = 1"
+        );
+        lab.stack.clickhouse.execute(&sql).await?;
+    }
+    let left = format!("SELECT count() FROM {name}.ledger_objects");
+    let left: u64 = lab.stack.clickhouse.scalar(&left).await?;
+    anyhow::ensure!(
+        left == kept,
+        "{left} objects are left in the ledger, not {kept}"
+    );
+    for kind in sluice_testkit::xapi::EventType::ALL {
+        let sql = format!("TRUNCATE TABLE {name}.{}", kind.table());
+        lab.stack.clickhouse.execute(&sql).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! What a worker's memory is while it holds messages.
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use sluice::object::ObjectRef;
+use tokio::time::sleep;
+
+use crate::lab::Lab;
+use crate::note;
+use crate::ways::sluice::{POLL, Worker, announce};
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Held {
+    messages: usize,
+    rss_mib: f64,
+}
+
+impl Held {
+    /// A row of a Markdown table.
+    pub(crate) fn row(&self) -> String {
+        format!(
+            "| resident with {} messages held | {:.0} MiB |\n",
+            self.messages, self.rss_mib
+        )
+    }
+}
+
+/// Batches that never close keep what is received.
+const CONFIGURATION: &str = "batch:
+  window: 1d
+  flush_when_idle: false
+  max_objects: 1000000
+  max_bytes: 1TiB
+";
+
+pub(crate) async fn run(lab: &Lab, messages: usize) -> Result<Held> {
+    let database = lab.database().await?;
+    let site = lab.stack.site("held").await?;
+    let objects: Vec<ObjectRef> = (0..messages)
+        .map(|number| object(&site.bucket, number))
+        .collect();
+    announce(&site, &objects).await?;
+    let queue = format!("  max_held: {messages}\n  visibility_timeout: 1h\n");
+    let mut worker = Worker::prepare(lab, &site, &database, &queue, CONFIGURATION)?.start()?;
+    while site.queue_depth().await?.1 < messages as u64 {
+        worker.must_run()?;
+        sleep(POLL).await;
+    }
+    let rss_mib = worker.rss_mib()?;
+    drop(worker);
+    database.remove().await?;
+    note(&format!("{messages} messages held: {rss_mib:.1} MiB"));
+    Ok(Held { messages, rss_mib })
+}
+
+fn object(bucket: &str, number: usize) -> ObjectRef {
+    ObjectRef {
+        bucket: bucket.to_owned(),
+        key: format!(
+            "section/{}/attempt_evaluated/2026-07-14T12-00-00.{number:06}Z_{number:017x}.jsonl",
+            4000 + number % 800
+        ),
+        etag: format!("{number:032x}"),
+        size: Some(1500),
+        version_id: None,
+        sequencer: None,
+        region: None,
+    }
+}

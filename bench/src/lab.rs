@@ -1,0 +1,100 @@
+//! Where ways of loading are compared: one stack for all of them, and a database for each run.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use sluice::event_types::Catalog;
+use sluice::schema::{self, Engine, SchemaOptions};
+use sluice_testkit::xapi::{EventType, Reckoning};
+use sluice_testkit::{Aws, ClickHouse, ClickHouseOptions, Keeper, Stack};
+use uuid::Uuid;
+
+/// What every run has.
+pub(crate) struct Lab {
+    pub(crate) stack: Stack,
+    /// Why there is no Keeper, where there is none.
+    pub(crate) keeper: Result<Keeper, String>,
+    pub(crate) catalog: Catalog,
+    /// Sluice, built with optimisations.
+    pub(crate) sluice: PathBuf,
+}
+
+/// A database for one run; its tables go with [`Database::remove`].
+pub(crate) struct Database<'a> {
+    pub(crate) name: String,
+    clickhouse: &'a ClickHouse,
+}
+
+impl Lab {
+    pub(crate) fn start(sluice: PathBuf) -> Result<Self> {
+        let keeper = Keeper::start().map_err(|error| format!("{error:#}"));
+        let configuration = keeper.as_ref().map(Keeper::clickhouse_configuration);
+        let options = ClickHouseOptions {
+            configuration: configuration.unwrap_or_default(),
+            ..ClickHouseOptions::default()
+        };
+        Ok(Self {
+            stack: Stack {
+                clickhouse: ClickHouse::start_with(options)?,
+                aws: Aws::start()?,
+            },
+            keeper,
+            catalog: Catalog::builtin(),
+            sluice,
+        })
+    }
+
+    pub(crate) async fn database(&self) -> Result<Database<'_>> {
+        let name = format!("bench_{}", Uuid::now_v7().simple());
+        let clickhouse = &self.stack.clickhouse;
+        clickhouse
+            .execute(&format!("CREATE DATABASE {name}"))
+            .await?;
+        Ok(Database { name, clickhouse })
+    }
+
+    /// One with the tables, the landing table and the views that Sluice makes.
+    pub(crate) async fn migrated(&self) -> Result<Database<'_>> {
+        let database = self.database().await?;
+        let options = SchemaOptions {
+            database: database.name.clone(),
+            cluster: None,
+            engine: Engine::Plain,
+            dedup_window: 10_000,
+            dedup_age: Duration::from_secs(86_400),
+            views: true,
+            reject_ttl: Duration::from_secs(86_400),
+        };
+        for statement in schema::statements(&self.catalog, &options) {
+            self.stack.clickhouse.execute(&statement.sql).await?;
+        }
+        Ok(database)
+    }
+}
+
+impl Database<'_> {
+    /// An error unless the event tables have exactly as many rows as were generated. Asked with
+    /// merges still to come: a row that is there twice counts twice.
+    pub(crate) async fn must_have(&self, reckoning: &Reckoning) -> Result<()> {
+        for kind in EventType::ALL {
+            let sql = format!("SELECT count() FROM {}.{}", self.name, kind.table());
+            let found: u64 = self.clickhouse.scalar(&sql).await?;
+            let expected = reckoning.rows(kind);
+            ensure!(
+                found == expected,
+                "{} has {found} rows, not {expected}",
+                kind.table()
+            );
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn remove(self) -> Result<()> {
+        let sql = format!("DROP DATABASE {} SYNC", self.name);
+        self.clickhouse
+            .execute(&sql)
+            .await
+            .context("cannot clean up")
+    }
+}

@@ -1,0 +1,186 @@
+//! Benchmarks; `cargo xtask bench` builds and runs them. See docs/performance.md.
+
+mod compare;
+mod growth;
+mod held;
+mod lab;
+mod plot;
+mod report;
+mod steady;
+mod ways;
+mod workers;
+mod workload;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+use sluice_testkit::install::target_directory;
+
+use lab::Lab;
+use ways::Way;
+use workload::Workload;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask bench",
+    about = "Measures Sluice; results go to target/bench"
+)]
+struct Arguments {
+    /// The program that is measured
+    #[arg(long, hide = true)]
+    sluice: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Sluice against the bare engine and other ways of loading
+    Compare {
+        /// Some workloads only
+        #[arg(long, value_delimiter = ',')]
+        workloads: Vec<String>,
+        /// Some ways only
+        #[arg(long, value_delimiter = ',')]
+        ways: Vec<String>,
+        /// Load this share of each workload
+        #[arg(long, default_value_t = 1.0)]
+        share: f64,
+        /// How often each way runs
+        #[arg(long, default_value_t = 5)]
+        samples: usize,
+    },
+    /// One, two and four workers on one queue
+    Workers {
+        /// Load this share of the tiny workload
+        #[arg(long, default_value_t = 0.25)]
+        share: f64,
+        #[arg(long, default_value_t = 5)]
+        samples: usize,
+    },
+    /// A batch beside an empty ledger and beside a full one
+    Growth {
+        #[arg(long, default_value_t = 10_000_000)]
+        ledger_objects: u64,
+        /// Load this share of the tiny workload
+        #[arg(long, default_value_t = 0.1)]
+        share: f64,
+        #[arg(long, default_value_t = 5)]
+        samples: usize,
+    },
+    /// The worker's memory while it holds messages
+    Held {
+        #[arg(default_values_t = [10_000, 100_000])]
+        messages: Vec<usize>,
+    },
+    /// Objects that arrive one after the other: lag, parts, and memory over time
+    Steady {
+        /// Objects a second
+        #[arg(long, default_value_t = 50.0)]
+        rate: f64,
+        #[arg(long, default_value_t = 3.0)]
+        minutes: f64,
+        /// What the results are called
+        #[arg(long, default_value = "steady")]
+        name: String,
+        /// More configuration of the worker, as YAML
+        #[arg(long, default_value = "")]
+        configuration: String,
+    },
+    /// Put the results of target/bench into docs/performance.md
+    Report,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    if let Command::Report = arguments.command {
+        return report::write();
+    }
+    let lab = Lab::start(arguments.sluice)?;
+    match arguments.command {
+        Command::Compare {
+            workloads,
+            ways,
+            share,
+            samples,
+        } => {
+            let mut ways = chosen(&ways, Way::ALL.to_vec(), |way| way.name())?;
+            if let Err(why) = &lab.keeper {
+                note(&format!("s3queue is left out: {why}"));
+                ways.retain(|way| *way != Way::S3Queue);
+            }
+            for workload in chosen(&workloads, workload::all().to_vec(), |it| it.name)? {
+                let comparison = compare::compare(&lab, &workload, &ways, samples, share).await?;
+                keep(&format!("compare-{}", workload.name), &comparison)?;
+            }
+            Ok(())
+        }
+        Command::Workers { share, samples } => keep(
+            "workers",
+            &workers::run(&lab, &tiny(), share, samples).await?,
+        ),
+        Command::Growth {
+            ledger_objects,
+            share,
+            samples,
+        } => {
+            let growth = growth::run(&lab, &tiny(), share, ledger_objects, samples).await?;
+            keep("growth", &growth)
+        }
+        Command::Held { messages } => {
+            let mut held = Vec::new();
+            for messages in messages {
+                held.push(held::run(&lab, messages).await?);
+            }
+            keep("held", &held)
+        }
+        Command::Steady {
+            rate,
+            minutes,
+            name,
+            configuration,
+        } => keep(
+            &name,
+            &steady::run(&lab, rate, minutes, &configuration).await?,
+        ),
+        Command::Report => Ok(()),
+    }
+}
+
+fn tiny() -> Workload {
+    let [tiny, ..] = workload::all();
+    tiny
+}
+
+/// Those that are named; all, where none is.
+fn chosen<T>(names: &[String], mut all: Vec<T>, name: fn(&T) -> &'static str) -> Result<Vec<T>> {
+    let known: Vec<&str> = all.iter().map(name).collect();
+    if let Some(unknown) = names.iter().find(|it| !known.contains(&it.as_str())) {
+        bail!("there is no {unknown}; there are {}", known.join(", "));
+    }
+    all.retain(|it| names.is_empty() || names.iter().any(|wanted| wanted == name(it)));
+    Ok(all)
+}
+
+/// Where raw results are kept.
+fn results() -> PathBuf {
+    target_directory().join("bench")
+}
+
+fn keep(name: &str, results_of: &impl Serialize) -> Result<()> {
+    fs::create_dir_all(results())?;
+    let path = results().join(format!("{name}.json"));
+    let text = serde_json::to_string_pretty(results_of)?;
+    fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    note(&format!("written: {}", path.display()));
+    Ok(())
+}
+
+#[expect(clippy::print_stderr, reason = "a person waits for this")]
+fn note(text: &str) {
+    eprintln!("{text}");
+}

@@ -1,0 +1,147 @@
+//! Puts results into docs/performance.md: tables between markers, plots and raw results beside it.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use sluice_testkit::project;
+
+use crate::compare::Comparison;
+use crate::growth::Growth;
+use crate::held::Held;
+use crate::steady::Steady;
+use crate::workers::Workers;
+use crate::{plot, results};
+
+const PAGE: &str = "docs/performance.md";
+const RAW: &str = "docs/performance";
+
+pub(crate) fn write() -> Result<()> {
+    let raw = project::path(RAW);
+    fs::create_dir_all(&raw)?;
+    let mut page = project::read(PAGE);
+    let mut compared = Vec::new();
+    let mut figures = Vec::new();
+    for entry in fs::read_dir(results())? {
+        let path = entry?.path();
+        let (Some(name), Some(file)) = (path.file_stem(), path.file_name()) else {
+            continue;
+        };
+        let text = fs::read_to_string(&path)?;
+        fs::write(raw.join(file), &text)?;
+        let name = name.to_string_lossy();
+        match &*name {
+            "workers" => figures.push(serde_json::from_str::<Workers>(&text)?.rows()),
+            "growth" => figures.push(serde_json::from_str::<Growth>(&text)?.row()),
+            "held" => {
+                let held: Vec<Held> = serde_json::from_str(&text)?;
+                figures.extend(held.iter().map(Held::row));
+            }
+            name if name.starts_with("compare-") => {
+                compared.push(serde_json::from_str::<Comparison>(&text)?);
+            }
+            name => {
+                let steady: Steady = serde_json::from_str(&text)?;
+                steady.draw(&raw.join(format!("{name}.svg")))?;
+                figures.push(steady.rows());
+            }
+        }
+    }
+    compared.sort_by_key(|it| std::cmp::Reverse(it.size.objects));
+    for comparison in &compared {
+        draw(&raw, comparison)?;
+    }
+    page = replaced(&page, "compared", &table(&compared))?;
+    page = replaced(&page, "cost", &costs(&compared))?;
+    figures.sort_unstable();
+    let figures = format!("| | |\n|---|---|\n{}", figures.concat());
+    page = replaced(&page, "figures", &figures)?;
+    fs::write(project::path(PAGE), page)?;
+    Ok(())
+}
+
+/// The page with other text between the markers of this name.
+fn replaced(page: &str, name: &str, text: &str) -> Result<String> {
+    let (begin, end) = (
+        format!("<!-- {name} -->\n"),
+        format!("<!-- end of {name} -->"),
+    );
+    let missing = || format!("{PAGE} has no {name} between markers");
+    let (before, rest) = page.split_once(&begin).with_context(missing)?;
+    let (_, after) = rest.split_once(&end).with_context(missing)?;
+    Ok(format!("{before}{begin}{text}{end}{after}"))
+}
+
+/// Seconds for the whole workload, and in brackets as a ratio to the limit.
+fn table(compared: &[Comparison]) -> String {
+    let Some(first) = compared.first() else {
+        return String::new();
+    };
+    let names: Vec<&str> = first.ways.iter().map(|way| way.way.as_str()).collect();
+    let mut text = format!(
+        "| workload | {} |\n|---|{}\n",
+        names.join(" | "),
+        "---|".repeat(names.len())
+    );
+    for comparison in compared {
+        let cells = names.iter().map(|name| {
+            let (Some(seconds), Some(limit)) =
+                (comparison.seconds(name), comparison.seconds("limit"))
+            else {
+                return String::from("not run");
+            };
+            format!("{seconds:.2} s ({:.2})", seconds / limit)
+        });
+        let cells: Vec<String> = cells.collect();
+        let size = comparison.size;
+        text += &format!(
+            "| {}: {} objects, {:.0} MB | {} |\n",
+            comparison.workload,
+            size.objects,
+            megabytes(size.bytes),
+            cells.join(" | ")
+        );
+    }
+    text
+}
+
+fn costs(compared: &[Comparison]) -> String {
+    let mut text = String::from(
+        "| workload | CPU of the worker, per 1,000 objects | most resident |\n|---|---|---|\n",
+    );
+    for comparison in compared {
+        let Some(cost) = comparison.median_cost() else {
+            continue;
+        };
+        text += &format!(
+            "| {} | {:.0} ms | {:.0} MiB |\n",
+            comparison.workload, cost.0, cost.1
+        );
+    }
+    text
+}
+
+fn draw(raw: &Path, comparison: &Comparison) -> Result<()> {
+    let Some(limit) = comparison.seconds("limit") else {
+        return Ok(());
+    };
+    let bars: Vec<(String, f64)> = comparison
+        .ways
+        .iter()
+        .filter_map(|way| Some((way.way.clone(), comparison.seconds(&way.way)? / limit)))
+        .collect();
+    let title = format!(
+        "{}: time against the limit, shorter is better",
+        comparison.workload
+    );
+    plot::bars(
+        &raw.join(format!("{}.svg", comparison.workload)),
+        &title,
+        &bars,
+    )
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for a person to read")]
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}

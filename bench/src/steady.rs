@@ -1,0 +1,201 @@
+//! Objects that arrive one after the other, as in production: how soon each can be queried, and what
+//! the worker's memory and the tables' parts do meanwhile.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use sluice_testkit::Site;
+use sluice_testkit::xapi::{Generator, Reckoning};
+use tokio::task::JoinSet;
+use tokio::time::{interval, sleep_until};
+
+use crate::lab::{Database, Lab};
+use crate::note;
+use crate::plot;
+use crate::ways::sluice::{Cost, Running, Worker};
+
+/// What came of it.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Steady {
+    objects_per_second: f64,
+    minutes: f64,
+    /// More configuration of the worker.
+    configuration: String,
+    /// From the answer to an object's PUT to the end of the insert that loaded it.
+    p50_seconds: f64,
+    p99_seconds: f64,
+    inserts_per_minute: f64,
+    cost: Cost,
+    moments: Vec<Moment>,
+}
+
+/// The state at one time.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+struct Moment {
+    minute: f64,
+    rss_mib: f64,
+    /// Of the table that has the most.
+    active_parts: u64,
+}
+
+impl Steady {
+    /// The worker's memory over time.
+    pub(crate) fn draw(&self, path: &Path) -> Result<()> {
+        let points = self.moments.iter().map(|it| (it.minute, it.rss_mib));
+        let rate = self.objects_per_second;
+        let title = format!("the worker's resident memory in MiB at {rate} objects/s");
+        plot::line(path, &title, &points.collect::<Vec<_>>())
+    }
+
+    /// Rows of a Markdown table.
+    pub(crate) fn rows(&self) -> String {
+        let fixed = if self.configuration.is_empty() {
+            String::new()
+        } else {
+            format!(", `{}`", self.configuration.trim().replace('\n', " "))
+        };
+        let what = format!(
+            "{} objects/s for {} minutes{fixed}",
+            self.objects_per_second, self.minutes
+        );
+        let parts = self.moments.iter().map(|it| it.active_parts).max();
+        let third = |third: usize| {
+            let length = self.moments.len() / 3;
+            let some = self.moments.iter().skip(third * length).take(length);
+            some.map(|it| it.rss_mib).fold(0.0, f64::max)
+        };
+        format!(
+            "| {what}: PUT to queryable, p50 and p99 | {:.2} s, {:.2} s |\n\
+             | {what}: inserts a minute, most active parts of a table | {:.1}, {} |\n\
+             | {what}: most resident, in the first third and in the last | {:.1} MiB, {:.1} MiB |\n",
+            self.p50_seconds,
+            self.p99_seconds,
+            self.inserts_per_minute,
+            parts.unwrap_or_default(),
+            third(0),
+            third(2),
+        )
+    }
+}
+
+pub(crate) async fn run(lab: &Lab, rate: f64, minutes: f64, configuration: &str) -> Result<Steady> {
+    let database = lab.database().await?;
+    let site = lab.stack.site("steady").await?;
+    let mut worker = Worker::prepare(lab, &site, &database, "", configuration)?.start()?;
+    let length = Duration::from_secs_f64(minutes * 60.0);
+    let uploads = tokio::spawn(upload(site.clone(), rate, length));
+    let moments = watch(&mut worker, lab, &database, length).await?;
+    let (reckoning, put_at) = uploads.await??;
+    worker.until_drained(&site).await?;
+    let cost = worker.cost()?;
+    drop(worker);
+    database.must_have(&reckoning).await?;
+    let (lags, inserts) = lags(lab, &database, &put_at).await?;
+    database.remove().await?;
+    #[expect(clippy::cast_precision_loss, reason = "inserts are few")]
+    let inserts_per_minute = inserts as f64 / minutes;
+    let steady = Steady {
+        objects_per_second: rate,
+        minutes,
+        configuration: configuration.to_owned(),
+        p50_seconds: percentile(&lags, 50),
+        p99_seconds: percentile(&lags, 99),
+        inserts_per_minute,
+        cost,
+        moments,
+    };
+    note(&format!(
+        "{rate} objects/s: p50 {:.2} s, p99 {:.2} s, {inserts_per_minute:.1} inserts a minute",
+        steady.p50_seconds, steady.p99_seconds
+    ));
+    Ok(steady)
+}
+
+/// When the PUT of each key was answered.
+type PutAt = HashMap<String, SystemTime>;
+
+async fn upload(site: Site, rate: f64, length: Duration) -> Result<(Reckoning, PutAt)> {
+    let mut generator = Generator::new(2).sizes(1..=2).faults(0.0, 0.02);
+    let begun = tokio::time::Instant::now();
+    let mut puts = JoinSet::new();
+    let (mut reckoning, mut put_at) = (Reckoning::default(), PutAt::new());
+    let mut at = Duration::ZERO;
+    while at < length {
+        sleep_until(begun + at).await;
+        at += Duration::from_secs_f64(1.0 / rate);
+        let bundle = generator.bundle();
+        reckoning += &bundle.reckoning;
+        let site = site.clone();
+        puts.spawn(async move {
+            site.put(&bundle.key, bundle.bytes).await?;
+            anyhow::Ok((format!("{}/{}", site.bucket, bundle.key), SystemTime::now()))
+        });
+    }
+    while let Some(put) = puts.join_next().await {
+        put_at.extend([put??]);
+    }
+    Ok((reckoning, put_at))
+}
+
+async fn watch(
+    worker: &mut Running,
+    lab: &Lab,
+    database: &Database<'_>,
+    length: Duration,
+) -> Result<Vec<Moment>> {
+    let parts = format!(
+        "SELECT max(parts) FROM (SELECT count() AS parts FROM system.parts \
+         WHERE active AND database = '{}' AND table LIKE '%_events' GROUP BY table)",
+        database.name
+    );
+    let mut moments = Vec::new();
+    let begun = Instant::now();
+    let mut tick = interval(length / 30);
+    while begun.elapsed() < length {
+        tick.tick().await;
+        worker.must_run()?;
+        moments.push(Moment {
+            minute: begun.elapsed().as_secs_f64() / 60.0,
+            rss_mib: worker.rss_mib()?,
+            active_parts: lab.stack.clickhouse.scalar(&parts).await?,
+        });
+    }
+    Ok(moments)
+}
+
+/// In ascending order, in seconds; and the number of inserts.
+async fn lags(lab: &Lab, database: &Database<'_>, put_at: &PutAt) -> Result<(Vec<f64>, u64)> {
+    let clickhouse = &lab.stack.clickhouse;
+    clickhouse.execute("SYSTEM FLUSH LOGS").await?;
+    let name = &database.name;
+    // The query id of an insert begins with its batch's.
+    let loaded = clickhouse
+        .rows(&format!(
+            "SELECT source_path AS path, max(ended) AS ended FROM {name}.object_rows JOIN ( \
+               SELECT left(query_id, 36) AS batch, \
+                 toUnixTimestamp64Micro(max(event_time_microseconds)) / 1000000 AS ended \
+               FROM system.query_log WHERE type = 'QueryFinish' AND query_kind = 'Insert' \
+               AND arrayExists(it -> startsWith(it, '{name}.landing_'), tables) GROUP BY batch \
+             ) AS inserts ON inserts.batch = toString(batch_id) GROUP BY path"
+        ))
+        .await?;
+    let mut lags = Vec::new();
+    for row in loaded {
+        let path = row["path"].as_str().context("no path")?;
+        let ended = row["ended"].as_f64().context("no time")?;
+        let put = put_at.get(path).context("an object that was not put")?;
+        lags.push(ended - put.duration_since(UNIX_EPOCH)?.as_secs_f64());
+    }
+    lags.sort_by(f64::total_cmp);
+    let inserts = format!("SELECT uniqExact(batch_id) FROM {name}.object_rows");
+    Ok((lags, clickhouse.scalar(&inserts).await?))
+}
+
+/// The smallest value that so many percent do not exceed.
+fn percentile(sorted: &[f64], percent: usize) -> f64 {
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied().unwrap_or(f64::NAN)
+}

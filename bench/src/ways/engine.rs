@@ -1,0 +1,93 @@
+//! ClickHouse alone: the statements that do the work, sent one after the other.
+
+use anyhow::Result;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use sluice::event_types::select::{Lines, landing_select};
+use sluice::object::ObjectRef;
+use sluice::schema::landing_name;
+use uuid::Uuid;
+
+use super::{Run, timed};
+use crate::lab::Lab;
+use crate::workload::Uploaded;
+
+/// As Sluice's defaults have it.
+const MAX_OBJECTS: usize = 1_000;
+const MAX_BYTES: u64 = 128 << 20;
+const CONCURRENCY: usize = 2;
+
+/// Without these an insert of many objects would be refused, or its rows would make many parts.
+const SETTINGS: &str = "SETTINGS glob_expansion_max_elements = 1000000, async_insert = 0, \
+    throw_on_max_partitions_per_insert_block = 0, use_hive_partitioning = 0, \
+    min_insert_block_size_rows = 1000000000, min_insert_block_size_bytes = 100000000000, \
+    max_insert_threads = 1, optimize_on_insert = 0, query_plan_remove_redundant_sorting = 0";
+
+pub(super) async fn count(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
+    let statements = batches(&uploaded.objects)
+        .into_iter()
+        .map(|batch| format!("SELECT count() FROM {} {SETTINGS}", source(lab, batch)));
+    let ((), took) = timed(all(lab, statements.collect())).await?;
+    Ok(Run::of(uploaded.objects.len(), took))
+}
+
+pub(super) async fn limit(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
+    let database = lab.migrated().await?;
+    let landing = landing_name(&lab.catalog);
+    let statements = batches(&uploaded.objects).into_iter().map(|batch| {
+        let lines = Lines::of_objects(gathered(&source(lab, batch), batch), Uuid::now_v7());
+        let select = landing_select(&lab.catalog, &lines);
+        format!(
+            "INSERT INTO {}.{landing} {select} {SETTINGS}",
+            database.name
+        )
+    });
+    let ((), took) = timed(all(lab, statements.collect())).await?;
+    database.must_have(&uploaded.reckoning).await?;
+    database.remove().await?;
+    Ok(Run::of(uploaded.objects.len(), took))
+}
+
+async fn all(lab: &Lab, statements: Vec<String>) -> Result<()> {
+    let clickhouse = &lab.stack.clickhouse;
+    let sent = stream::iter(&statements).map(|sql| clickhouse.execute(sql));
+    sent.buffer_unordered(CONCURRENCY).try_collect().await
+}
+
+/// The objects as Sluice would batch them.
+pub(super) fn batches(objects: &[ObjectRef]) -> Vec<&[ObjectRef]> {
+    let mut bytes = 0;
+    let mut count = 0;
+    let cut = |_: &ObjectRef, next: &ObjectRef| {
+        let size = sluice::batch::estimated_bytes(next);
+        count += 1;
+        bytes += size;
+        let fits = count < MAX_OBJECTS && bytes <= MAX_BYTES;
+        if !fits {
+            (count, bytes) = (0, size);
+        }
+        fits
+    };
+    objects.chunk_by(cut).collect()
+}
+
+/// Small objects are worth sorting: it puts their lines into common blocks.
+fn gathered(source: &str, batch: &[ObjectRef]) -> String {
+    let bytes: u64 = batch.iter().filter_map(|object| object.size).sum();
+    if bytes < batch.len() as u64 * 100_000 {
+        format!("(SELECT line, _path, _etag, _row_number FROM {source} ORDER BY _path)")
+    } else {
+        source.to_owned()
+    }
+}
+
+/// The lines of these objects as a table expression.
+pub(super) fn source(lab: &Lab, objects: &[ObjectRef]) -> String {
+    let keys: Vec<&str> = objects.iter().map(|object| object.key.as_str()).collect();
+    let keys = match keys.as_slice() {
+        [only] => (*only).to_owned(),
+        several => format!("{{{}}}", several.join(",")),
+    };
+    let bucket = objects.first().map_or("", |object| &object.bucket);
+    let endpoint = lab.stack.aws.endpoint();
+    format!("s3('{endpoint}/{bucket}/{keys}', 'test', 'test', 'LineAsString', 'line String')")
+}

@@ -1,0 +1,137 @@
+//! The other usual design: a worker downloads the objects, parses them, and inserts rows.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use flate2::read::GzDecoder;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde_json::{Map, Value};
+use sluice::event_types::{Catalog, Column, EventType, Rule, Source};
+use sluice::object::ObjectRef;
+
+use super::{Run, engine, timed};
+use crate::lab::Lab;
+use crate::workload::Uploaded;
+
+/// Batches at a time, as for the other ways.
+const CONCURRENCY: usize = 2;
+const DOWNLOADS: usize = 16;
+/// So that ClickHouse takes a value for what the generator meant by it.
+const SETTINGS: &str = "SETTINGS async_insert = 0, date_time_input_format = 'best_effort', \
+    input_format_null_as_default = 1, throw_on_max_partitions_per_insert_block = 0";
+
+/// Rows as JSON lines, by table.
+type Rows = BTreeMap<String, String>;
+
+pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
+    let database = lab.migrated().await?;
+    let s3 = lab.stack.aws.s3();
+    let catalog = Arc::new(lab.catalog.clone());
+    let batches = stream::iter(engine::batches(&uploaded.objects)).map(|batch| async {
+        let objects = stream::iter(batch.to_vec()).map(|object| {
+            let (s3, catalog) = (s3.clone(), Arc::clone(&catalog));
+            // On any of the runtime's threads.
+            let parsed = tokio::spawn(async move { rows_of(&s3, &catalog, &object).await });
+            async { parsed.await? }
+        });
+        let all: Rows = objects
+            .buffer_unordered(DOWNLOADS)
+            .try_fold(Rows::new(), |mut all, rows| async move {
+                for (table, rows) in rows {
+                    all.entry(table).or_default().push_str(&rows);
+                }
+                Ok(all)
+            })
+            .await?;
+        for (table, rows) in all {
+            let sql = format!(
+                "INSERT INTO {}.{table} {SETTINGS} FORMAT JSONEachRow",
+                database.name
+            );
+            let mut insert = lab.stack.clickhouse.client().insert_formatted_with(sql);
+            insert.send(rows.into()).await?;
+            insert.end().await?;
+        }
+        anyhow::Ok(())
+    });
+    let ((), took) = timed(batches.buffer_unordered(CONCURRENCY).try_collect()).await?;
+    database.must_have(&uploaded.reckoning).await?;
+    database.remove().await?;
+    Ok(Run::of(uploaded.objects.len(), took))
+}
+
+async fn rows_of(s3: &aws_sdk_s3::Client, catalog: &Catalog, object: &ObjectRef) -> Result<Rows> {
+    let get = s3.get_object().bucket(&object.bucket).key(&object.key);
+    let body = get.send().await?.body.collect().await?.into_bytes();
+    let mut text = String::new();
+    if object.key.ends_with(".gz") {
+        GzDecoder::new(body.as_ref()).read_to_string(&mut text)?;
+    } else {
+        body.as_ref().read_to_string(&mut text)?;
+    }
+    let mut rows = Rows::new();
+    for (number, line) in text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.is_empty())
+    {
+        let statement: Value = serde_json::from_str(line).context("a line of the generator's")?;
+        let mut types = catalog.types().iter();
+        let taken = types.find(|it| holds(&it.rule, &statement));
+        let mut row = taken
+            .map(|it| columns_of(it, &statement))
+            .unwrap_or_default();
+        let table = taken.map_or("unmatched_statements", |it| &it.table);
+        if taken.is_none() {
+            row.insert("row_number".into(), number.into());
+            row.insert("raw".into(), line.into());
+            row.insert("reason".into(), "no event type".into());
+        }
+        row.insert("source_path".into(), object.path().into());
+        row.insert("source_etag".into(), object.etag.clone().into());
+        let rows = rows.entry(table.to_owned()).or_default();
+        rows.push_str(&serde_json::to_string(&row)?);
+        rows.push('\n');
+    }
+    Ok(rows)
+}
+
+fn columns_of(event_type: &EventType, statement: &Value) -> Map<String, Value> {
+    let values = event_type.columns.iter();
+    let values = values.filter_map(|column| Some((column.name.clone(), value(column, statement)?)));
+    values.collect()
+}
+
+fn value(column: &Column, statement: &Value) -> Option<Value> {
+    let Source::Paths { paths, .. } = &column.source else {
+        return None;
+    };
+    let found = paths.iter().find_map(|path| at(statement, path))?;
+    let is_text = column.column_type.to_string().contains("String");
+    Some(match found {
+        Value::String(_) => found.clone(),
+        other if is_text => other.to_string().into(),
+        Value::Array(several) => several.first()?.clone(),
+        other => other.clone(),
+    })
+}
+
+fn at<'a>(statement: &'a Value, path: &[String]) -> Option<&'a Value> {
+    let found = path
+        .iter()
+        .try_fold(statement, |value, key| value.get(key))?;
+    (!found.is_null()).then_some(found)
+}
+
+fn holds(rule: &Rule, statement: &Value) -> bool {
+    match rule {
+        Rule::All(rules) => rules.iter().all(|rule| holds(rule, statement)),
+        Rule::Any(rules) => rules.iter().any(|rule| holds(rule, statement)),
+        Rule::Not(rule) => !holds(rule, statement),
+        Rule::In(path, values) => at(statement, path)
+            .and_then(Value::as_str)
+            .is_some_and(|found| values.iter().any(|value| value == found)),
+    }
+}

@@ -1,0 +1,259 @@
+//! Sluice: a queue full of messages, and a worker that starts.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sluice::object::ObjectRef;
+use sluice_testkit::install::install;
+use sluice_testkit::launch::{Mode, Place, Process};
+use sluice_testkit::{Site, free_port};
+use tempfile::TempDir;
+use tokio::time::sleep;
+
+use super::Run;
+use crate::lab::{Database, Lab};
+use crate::workload::Uploaded;
+
+const SENDERS: usize = 8;
+/// As many as SQS takes in one request.
+const ENTRIES: usize = 10;
+pub(crate) const POLL: Duration = Duration::from_millis(50);
+/// In ticks a second, as Linux counts processor time for programs.
+const TICKS: f64 = 100.0;
+/// To stop in good order.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What a worker itself took for a run.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub(crate) struct Cost {
+    pub(crate) cpu_seconds: f64,
+    /// The most that was resident at any time.
+    pub(crate) peak_mib: f64,
+}
+
+pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
+    let database = lab.migrated().await?;
+    let run = load(lab, uploaded, &database).await?;
+    database.remove().await?;
+    Ok(run)
+}
+
+/// From the start of a worker beside a full queue until the last message is deleted.
+pub(crate) async fn load(lab: &Lab, uploaded: &Uploaded, database: &Database<'_>) -> Result<Run> {
+    load_by(1, lab, uploaded, database).await
+}
+
+/// The same with several workers.
+pub(crate) async fn load_by(
+    workers: usize,
+    lab: &Lab,
+    uploaded: &Uploaded,
+    database: &Database<'_>,
+) -> Result<Run> {
+    let site = lab.stack.site("bench").await?;
+    announce(&site, &uploaded.objects).await?;
+    let workers = (0..workers).map(|_| Worker::prepare(lab, &site, database, "", ""));
+    let workers: Vec<Worker> = workers.collect::<Result<_>>()?;
+    let begun = Instant::now();
+    let running = workers.into_iter().map(Worker::start);
+    let mut running: Vec<Running> = running.collect::<Result<_>>()?;
+    let Some(first) = running.first_mut() else {
+        bail!("no worker");
+    };
+    first.until_drained(&site).await?;
+    let took = begun.elapsed();
+    let cost = first.cost()?;
+    drop(running);
+    database.must_have(&uploaded.reckoning).await?;
+    Ok(Run {
+        cost: Some(cost),
+        ..Run::of(uploaded.objects.len(), took)
+    })
+}
+
+/// Puts a message for each object into the queue, as S3 sends them.
+pub(crate) async fn announce(site: &Site, objects: &[ObjectRef]) -> Result<()> {
+    // The test event, which S3 has sent when the bucket was told of the queue.
+    site.sqs
+        .purge_queue()
+        .queue_url(&site.queue_url)
+        .send()
+        .await?;
+    let requests = stream::iter(objects.chunks(ENTRIES)).map(|objects| async {
+        let entries = objects.iter().enumerate().map(|(id, object)| {
+            SendMessageBatchRequestEntry::builder()
+                .id(id.to_string())
+                .message_body(body(object))
+                .build()
+        });
+        let request = site.sqs.send_message_batch().queue_url(&site.queue_url);
+        let request = request.set_entries(Some(entries.collect::<Result<_, _>>()?));
+        let answer = request.send().await?;
+        ensure!(answer.failed.is_empty(), "{:?}", answer.failed);
+        Ok(())
+    });
+    requests.buffer_unordered(SENDERS).try_collect().await
+}
+
+fn body(object: &ObjectRef) -> String {
+    json!({"Records": [{
+        "eventVersion": "2.1",
+        "eventSource": "aws:s3",
+        "awsRegion": "us-east-1",
+        "eventTime": "2026-07-14T12:00:00.000Z",
+        "eventName": "ObjectCreated:Put",
+        "userIdentity": {"principalId": "AWS:AROAEXAMPLE:uploader"},
+        "requestParameters": {"sourceIPAddress": "192.0.2.1"},
+        "responseElements": {"x-amz-request-id": "C3D13FE58DE4C810", "x-amz-id-2": "FMyUVURIY8/IgAtTv8xRjskZQpcIZ9KG4V5Wp6S7S/JRWeUWerMUE5JgHvANOjpD"},
+        "s3": {
+            "s3SchemaVersion": "1.0",
+            "configurationId": "uploads",
+            "bucket": {"name": object.bucket, "ownerIdentity": {"principalId": "A3NL1KOZZKExample"}, "arn": format!("arn:aws:s3:::{}", object.bucket)},
+            "object": {"key": object.key, "size": object.size, "eTag": object.etag, "sequencer": "0062E99A88DC407460"},
+        },
+    }]})
+    .to_string()
+}
+
+/// A worker that is configured, and whose tables are there.
+pub(crate) struct Worker {
+    sluice: PathBuf,
+    directory: TempDir,
+    environment: [(&'static str, String); 4],
+}
+
+impl Worker {
+    /// `queue` and `more` are further configuration, as YAML: below `queue`, and at the top.
+    pub(crate) fn prepare(
+        lab: &Lab,
+        site: &Site,
+        database: &Database<'_>,
+        queue: &str,
+        more: &str,
+    ) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("sluice-bench-").tempdir()?;
+        let worker = Self {
+            sluice: lab.sluice.clone(),
+            directory,
+            environment: lab.stack.aws.environment(),
+        };
+        let text = format!(
+            r#"queue:
+  url: {}
+{queue}clickhouse:
+  url: {}
+  database: {}
+s3:
+  clickhouse_endpoint: {}
+  clickhouse_access:
+    kind: keys
+    access_key_id: test
+    secret_access_key: test
+admin:
+  listen: 127.0.0.1:{}
+{more}"#,
+            site.queue_url,
+            lab.stack.clickhouse.url(),
+            database.name,
+            lab.stack.aws.endpoint(),
+            free_port()?,
+        );
+        fs::write(worker.configuration(), text)?;
+        let migrated = Command::new(&worker.sluice)
+            .args(["migrate", "--config"])
+            .arg(worker.configuration())
+            .envs(worker.environment.clone())
+            .output()?;
+        let said = String::from_utf8_lossy(&migrated.stderr);
+        ensure!(migrated.status.success(), "sluice migrate: {said}");
+        Ok(worker)
+    }
+
+    fn configuration(&self) -> PathBuf {
+        self.directory.path().join("sluice.yaml")
+    }
+
+    pub(crate) fn start(self) -> Result<Running> {
+        let configuration = self.configuration().display().to_string();
+        let arguments = ["run", "--config", &configuration].map(str::to_owned);
+        let log = self.directory.path().join("sluice.log");
+        let place = Place {
+            directory: None,
+            log: &log,
+            environment: &self.environment,
+            grace: GRACE,
+        };
+        let mode = Mode::Command(&self.sluice, &arguments);
+        let process = Process::start(&install()?, &mode, &place)?;
+        Ok(Running {
+            process,
+            _worker: self,
+        })
+    }
+}
+
+/// Ended when it is dropped.
+pub(crate) struct Running {
+    process: Process,
+    /// Its directory.
+    _worker: Worker,
+}
+
+impl Running {
+    /// Until the queue has no message, visible or in flight.
+    pub(crate) async fn until_drained(&mut self, site: &Site) -> Result<()> {
+        while site.queue_depth().await? != (0, 0) {
+            self.must_run()?;
+            sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn must_run(&mut self) -> Result<()> {
+        if let Some(status) = self.process.ended()? {
+            bail!(
+                "sluice ended by itself ({status}):\n{}",
+                self.process.log_tail()
+            );
+        }
+        Ok(())
+    }
+
+    /// So far.
+    pub(crate) fn cost(&self) -> Result<Cost> {
+        let stat = fs::read_to_string(self.proc().join("stat"))?;
+        // Behind the name, which may hold anything: the state is field 3, utime 14, stime 15.
+        let (_, fields) = stat.rsplit_once(')').context("no name")?;
+        let times = fields.split_whitespace().skip(11).take(2);
+        let ticks: f64 = times.map(str::parse::<f64>).sum::<Result<_, _>>()?;
+        Ok(Cost {
+            cpu_seconds: ticks / TICKS,
+            peak_mib: self.memory("VmHWM:")?,
+        })
+    }
+
+    /// Resident now.
+    pub(crate) fn rss_mib(&self) -> Result<f64> {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, name: &str) -> Result<f64> {
+        let status = fs::read_to_string(self.proc().join("status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        let kib: f64 = kib.with_context(|| format!("no {name}"))?.parse()?;
+        Ok(kib / 1024.0)
+    }
+
+    fn proc(&self) -> PathBuf {
+        let [_, pid] = self.process.pids();
+        Path::new("/proc").join(pid.to_string())
+    }
+}

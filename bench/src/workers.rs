@@ -1,0 +1,74 @@
+//! Several workers on one queue.
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::compare::median;
+use crate::lab::Lab;
+use crate::note;
+use crate::ways::sluice::load_by;
+use crate::workload::Workload;
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Workers {
+    objects: usize,
+    runs: Vec<Runs>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+struct Runs {
+    workers: usize,
+    seconds: Vec<f64>,
+    /// Throughput against that of one.
+    ratio: f64,
+}
+
+impl Workers {
+    /// Rows of a Markdown table.
+    pub(crate) fn rows(&self) -> String {
+        let more = self.runs.iter().skip(1);
+        let rows = more.map(|it| {
+            format!(
+                "| {} workers on one queue, {} objects: throughput against that of one | {:.2} |\n",
+                it.workers, self.objects, it.ratio
+            )
+        });
+        rows.collect()
+    }
+}
+
+const COUNTS: [usize; 3] = [1, 2, 4];
+
+pub(crate) async fn run(
+    lab: &Lab,
+    workload: &Workload,
+    share: f64,
+    samples: usize,
+) -> Result<Workers> {
+    let uploaded = workload.upload(&lab.stack, share).await?;
+    let mut seconds = COUNTS.map(|_| Vec::new());
+    for round in 0..=samples {
+        for (workers, seconds) in COUNTS.iter().zip(&mut seconds) {
+            let database = lab.migrated().await?;
+            let run = load_by(*workers, lab, &uploaded, &database).await?;
+            database.remove().await?;
+            note(&format!(
+                "{round}/{samples} {workers} workers: {:.2} s",
+                run.seconds
+            ));
+            if round > 0 {
+                seconds.push(run.seconds);
+            }
+        }
+    }
+    let one = median(&seconds[0]);
+    let runs = COUNTS.iter().zip(seconds).map(|(workers, seconds)| Runs {
+        workers: *workers,
+        ratio: one / median(&seconds),
+        seconds,
+    });
+    Ok(Workers {
+        objects: uploaded.objects.len(),
+        runs: runs.collect(),
+    })
+}

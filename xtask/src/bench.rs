@@ -1,0 +1,29 @@
+//! `cargo xtask bench`: builds Sluice and its benchmarks with optimisations, and runs them.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+
+#[derive(clap::Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Arguments {
+    /// What to measure: `cargo xtask bench help` lists it
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    bench: Vec<String>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let sluice = crate::build::release("sluice")?;
+    let bench = crate::build::release("sluice-bench")?;
+    let status = Command::new(&bench)
+        .arg("--sluice")
+        .arg(sluice)
+        .args(&arguments.bench)
+        .status()
+        .with_context(|| format!("cannot run {}", bench.display()))?;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
