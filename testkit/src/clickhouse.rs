@@ -27,6 +27,8 @@ pub struct Options {
     pub configuration: String,
     /// More XML for its users, inside `<users>`.
     pub users: String,
+    /// How much it logs; `None`: warnings.
+    pub log_level: Option<&'static str>,
 }
 
 /// A ClickHouse server that ends when this is dropped.
@@ -292,7 +294,7 @@ fn launch(
         format!("--tcp_port={tcp_port}"),
         String::from("--listen_host=127.0.0.1"),
         // It would trace, whatever the configuration file says.
-        String::from("--logger.level=warning"),
+        format!("--log-level={}", options.log_level.unwrap_or("warning")),
         format!("--query={query}"),
     ];
     let place = Place {
