@@ -359,7 +359,7 @@ impl Planner {
         }
         for target in Target::all(&self.catalog) {
             text += target.table();
-            text += &view_select(&self.catalog, target, "");
+            text += &view_select(target, "");
         }
         Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes())
     }
