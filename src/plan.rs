@@ -361,7 +361,7 @@ impl Planner {
         }
         for target in Target::all(&self.catalog) {
             text += target.table();
-            text += &view_select(&self.catalog, target, "");
+            text += &view_select(target, "");
         }
         Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes())
     }
@@ -521,6 +521,9 @@ const SETTINGS: &[(&str, &str)] = &[
     ("async_insert", "0"),
     ("insert_deduplicate", "1"),
     ("deduplicate_blocks_in_dependent_materialized_views", "1"),
+    // Equal rows of one insert collapse at a merge, as those of two do: to find them costs more
+    // than it saves.
+    ("optimize_on_insert", "0"),
     ("materialized_views_ignore_errors", "0"),
     ("parallel_view_processing", "0"),
     ("max_insert_threads", "1"),

@@ -111,7 +111,7 @@ pub fn landing_name(catalog: &Catalog) -> String {
     let mut declared = format!("{:?}", landing_columns(catalog));
     for target in Target::all(catalog) {
         declared += target.table();
-        declared += &view_select(catalog, target, "");
+        declared += &view_select(target, "");
     }
     let digest = Uuid::new_v5(&Uuid::NAMESPACE_OID, declared.as_bytes()).simple();
     format!("{LANDING_PREFIX}{}", &digest.to_string()[..8])
@@ -161,7 +161,7 @@ pub fn views(catalog: &Catalog, options: &SchemaOptions) -> Vec<Statement> {
     let landing = landing_name(catalog);
     let mut statements = vec![options.landing(catalog, &landing)];
     for target in Target::all(catalog) {
-        statements.push(options.view(catalog, &landing, target));
+        statements.push(options.view(&landing, target));
     }
     statements
 }
@@ -217,7 +217,7 @@ impl SchemaOptions {
     fn landing(&self, catalog: &Catalog, landing: &str) -> Statement {
         let columns: Vec<_> = landing_columns(catalog)
             .into_iter()
-            .map(|(name, column_type)| format!("    {} {column_type}", sql::ident(name)))
+            .map(|(name, column_type)| format!("    {} {column_type}", sql::ident(&name)))
             .collect();
         Statement {
             what: format!("table {landing}"),
@@ -230,7 +230,7 @@ impl SchemaOptions {
         }
     }
 
-    fn view(&self, catalog: &Catalog, landing: &str, target: Target<'_>) -> Statement {
+    fn view(&self, landing: &str, target: Target<'_>) -> Statement {
         let name = view_name(landing, target.table());
         Statement {
             what: format!("view {name}"),
@@ -239,7 +239,7 @@ impl SchemaOptions {
                 sql::qualified(&self.database, &name),
                 self.on_cluster(),
                 sql::qualified(&self.database, target.table()),
-                view_select(catalog, target, &sql::qualified(&self.database, landing)),
+                view_select(target, &sql::qualified(&self.database, landing)),
             ),
         }
     }

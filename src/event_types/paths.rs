@@ -1,27 +1,25 @@
-//! The union of all declared JSON paths, as one ClickHouse Tuple.
+//! The union of all declared JSON paths, and how their values are read.
 //!
-//! A line is parsed once, into this tuple. JSON has a trap there: ClickHouse maps a JSON *list*
-//! onto a tuple by position, so that `"result": [1, 2]` would fill the first two declared keys of
-//! `result` with values that nobody named. Each tuple therefore begins with a guard element, whose
-//! name no JSON has: the first element of a list lands in it and gives the list away. A list that
-//! begins with null leaves the guard NULL, but must have `[null` in its line. Either sign makes the
-//! line a *suspect*, and a suspect is read again, path by path, where nothing goes by position.
+//! A line is parsed once, into one ClickHouse Tuple of all paths, of which each value then becomes a
+//! column. JSON has a trap there: ClickHouse maps a JSON *list* onto a tuple by position, so that
+//! `"result": [1, 2]` would fill the first two declared keys of `result` with values that nobody
+//! named. Each tuple therefore begins with a guard element, whose name no JSON has: the first element
+//! of a list lands in it and gives the list away. A list that begins with null leaves the guard NULL,
+//! but must have `[null` in its line. Either sign makes the line a *suspect*, of which only those
+//! values count whose path is there by name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::sql;
 
 /// Where a value is: the keys from the top of the statement down. A key may hold any character.
 pub type Path = Vec<String>;
 
-/// SOH: a key with it would be a suspect too, and so be read correctly.
+/// SOH: a line with it as a key would be a suspect too, and so be read correctly.
 const GUARD: &str = "\u{1}";
 
-/// What every declared path becomes on the wire; `column_type` says why.
-const TEXT: &str = "Nullable(String)";
-
-/// The name of the tuple column in `landing` and in the generated SELECTs.
-pub(super) const EVENT: &str = "event";
+/// The type of every declared path's value; `column_type` says why.
+pub(super) const TEXT: &str = "Nullable(String)";
 
 /// All declared paths by their keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -75,19 +73,53 @@ impl PathTree {
         format!("Tuple({})", elements.join(", "))
     }
 
-    /// The value at a path in the column `event`, as Nullable(String).
-    pub(super) fn text(&self, path: &[String]) -> String {
-        element(EVENT, path)
+    /// The paths of all values, in the order of their columns.
+    pub(super) fn leaves(&self) -> Vec<Path> {
+        let mut leaves = Vec::new();
+        for (key, node) in &self.children {
+            match node {
+                Node::Leaf => leaves.push(vec![key.clone()]),
+                Node::Parent(tree) => leaves.extend(tree.leaves().into_iter().map(|mut below| {
+                    below.insert(0, key.clone());
+                    below
+                })),
+            }
+        }
+        leaves
+    }
+
+    /// For each leaf, in order, whether its value in `parsed` is none of its own: a tuple of
+    /// conditions. ClickHouse evaluates them only for suspects.
+    pub(super) fn absent(&self, line: &str, parsed: &str) -> String {
+        let leaves = self.leaves();
+        let by_name = leaves
+            .iter()
+            .map(|path| format!("NOT JSONHas({line}, {})", sql::strings(path)));
+        format!(
+            "if({}, tuple({}), tuple({}))",
+            self.suspect(line, parsed),
+            by_name.collect::<Vec<_>>().join(", "),
+            vec!["false"; leaves.len()].join(", "),
+        )
+    }
+
+    /// The columns of all values, from the tuples `parsed` and `absent`.
+    pub(super) fn values(&self, parsed: &str, absent: &str) -> Vec<String> {
+        let values = self.leaves().into_iter().zip(1..).map(|(path, place)| {
+            let value = element(parsed, &path);
+            let column = column(&path);
+            format!("if(tupleElement({absent}, {place}), NULL, {value}) AS {column}")
+        });
+        values.collect()
     }
 
     /// Whether `line`, parsed as `parsed`, may hold a list where an object is declared.
-    pub(super) fn suspect(&self, line: &str, parsed: &str) -> String {
-        let mut signs = Vec::new();
-        self.each_tuple(&mut Vec::new(), &mut |path| {
-            let mut guard = path.to_vec();
-            guard.push(GUARD.to_owned());
-            signs.push(format!("isNotNull({})", element(parsed, &guard)));
+    fn suspect(&self, line: &str, parsed: &str) -> String {
+        let guards = self.parents().into_iter().map(|mut path| {
+            path.push(GUARD.to_owned());
+            format!("isNotNull({})", element(parsed, &path))
         });
+        let mut signs: Vec<String> = guards.collect();
         // A search for the word costs next to nothing and spares most lines the expression.
         signs.push(format!(
             "(position({line}, 'null') > 0 AND match({line}, '\\\\[\\\\s*null'))"
@@ -95,44 +127,22 @@ impl PathTree {
         signs.join(" OR ")
     }
 
-    /// The tuple read from `line` path by path: slow, and blind to positions.
-    pub(super) fn read_by_path(&self, line: &str) -> String {
-        format!(
-            "CAST({}, {})",
-            self.read_below(line, &mut Vec::new()),
-            sql::string(&self.tuple_type())
-        )
+    /// The paths of all tuples; the first is the statement itself.
+    fn parents(&self) -> BTreeSet<Path> {
+        let leaves = self.leaves();
+        let above = |leaf: &Path| {
+            (0..leaf.len())
+                .map(|depth| leaf[..depth].to_vec())
+                .collect::<Vec<_>>()
+        };
+        leaves.iter().flat_map(above).collect()
     }
+}
 
-    fn read_below(&self, line: &str, path: &mut Path) -> String {
-        let mut elements = vec!["NULL".to_owned()];
-        for (key, node) in &self.children {
-            path.push(key.clone());
-            elements.push(match node {
-                Node::Leaf => {
-                    format!(
-                        "JSONExtract({line}, {}, {})",
-                        sql::strings(&*path),
-                        sql::string(TEXT)
-                    )
-                }
-                Node::Parent(tree) => tree.read_below(line, path),
-            });
-            path.pop();
-        }
-        format!("tuple({})", elements.join(", "))
-    }
-
-    fn each_tuple(&self, path: &mut Path, visit: &mut impl FnMut(&[String])) {
-        visit(path);
-        for (key, node) in &self.children {
-            if let Node::Parent(tree) = node {
-                path.push(key.clone());
-                tree.each_tuple(path, visit);
-                path.pop();
-            }
-        }
-    }
+/// The column with the value at a path, in `landing` and in the generated SELECTs: it is named as
+/// people write the path.
+pub(super) fn column(path: &[String]) -> String {
+    sql::ident(&display(path))
 }
 
 /// An element of a tuple by function: with dots, the paths `a.b` and `a`, `b` would be one name.
@@ -184,6 +194,24 @@ mod tests {
         assert_eq!(tree.insert(&path(&["a"])), Err(path(&["a"])));
         assert_eq!(tree.insert(&path(&["a", "b", "c"])), Err(path(&["a", "b"])));
         assert_eq!(tree.insert(&path(&["a", "c"])), Ok(()));
+    }
+
+    #[test]
+    fn every_value_has_a_column_of_its_own() {
+        let mut tree = PathTree::default();
+        for keys in [&["a", "x"][..], &["a.x"], &["a", "y\"]"], &["b"]] {
+            tree.insert(&path(keys)).unwrap();
+        }
+        assert_eq!(
+            tree.values("parsed", "absent"),
+            [
+                "if(tupleElement(absent, 1), NULL, tupleElement(tupleElement(parsed, 'a'), 'x')) AS `$.a.x`",
+                r#"if(tupleElement(absent, 2), NULL, tupleElement(tupleElement(parsed, 'a'), 'y"]')) AS `$.a["y\\"]"]`"#,
+                r#"if(tupleElement(absent, 3), NULL, tupleElement(parsed, 'a.x')) AS `$["a.x"]`"#,
+                "if(tupleElement(absent, 4), NULL, tupleElement(parsed, 'b')) AS `$.b`",
+            ]
+        );
+        assert_eq!(column(&path(&["a", "x"])), "`$.a.x`");
     }
 
     #[test]

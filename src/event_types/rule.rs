@@ -1,6 +1,6 @@
 //! Rules: which statements belong to an event type.
 
-use super::paths::{Path, PathTree};
+use super::paths::{self, Path};
 use crate::sql;
 
 /// A condition on a statement.
@@ -18,13 +18,13 @@ pub enum Rule {
 
 impl Rule {
     /// A condition that is 0 or 1, never NULL.
-    pub(super) fn sql(&self, tree: &PathTree) -> String {
+    pub(super) fn sql(&self) -> String {
         match self {
-            Rule::All(rules) => join(rules, " AND ", tree),
-            Rule::Any(rules) => join(rules, " OR ", tree),
-            Rule::Not(rule) => format!("NOT ({})", rule.sql(tree)),
+            Rule::All(rules) => join(rules, " AND "),
+            Rule::Any(rules) => join(rules, " OR "),
+            Rule::Not(rule) => format!("NOT ({})", rule.sql()),
             Rule::In(path, values) => {
-                let value = tree.text(path);
+                let value = paths::column(path);
                 match values.as_slice() {
                     [one] => format!("ifNull({value} = {}, 0)", sql::string(one)),
                     many => format!("ifNull({value} IN ({}), 0)", sql::strings(many)),
@@ -53,10 +53,10 @@ impl Rule {
     }
 }
 
-fn join(rules: &[Rule], operator: &str, tree: &PathTree) -> String {
+fn join(rules: &[Rule], operator: &str) -> String {
     let parts: Vec<_> = rules
         .iter()
-        .map(|rule| format!("({})", rule.sql(tree)))
+        .map(|rule| format!("({})", rule.sql()))
         .collect();
     parts.join(operator)
 }

@@ -1,13 +1,13 @@
 //! The SELECTs: from lines to `landing`, and from `landing` to the tables.
 //!
-//! `landing` has a row for each line: the declared values as one tuple, and what the line is (its
-//! `kind`: an event type's name, `rejected`, `unmatched` or `blank`). The SELECTs that fill the
+//! `landing` has a row for each line: the declared values, each in a column, and what the line is
+//! (its `kind`: an event type's name, `rejected`, `unmatched` or `blank`). The SELECTs that fill the
 //! tables read from it, be it the table (as materialized views) or the SELECT that would fill it
 //! (`per_type_select`), so that both ways make the same rows.
 
 use uuid::Uuid;
 
-use super::paths::{EVENT, Path, PathTree};
+use super::paths::{self, Path};
 use super::{Catalog, Column, EventType, Otherwise, Source};
 use crate::framing::{OBJECT_DIGITS, ROW_DIGITS};
 use crate::sql;
@@ -163,26 +163,32 @@ impl<'a> Target<'a> {
 pub const BLANK: &str = "blank";
 
 /// Columns of `landing`, in the order of [`landing_select`], with their types.
-pub fn landing_columns(catalog: &Catalog) -> Vec<(&'static str, String)> {
-    vec![
-        (EVENT, catalog.tree().tuple_type()),
-        ("kind", "LowCardinality(String)".to_owned()),
-        ("reason", "LowCardinality(String)".to_owned()),
-        ("raw", "String".to_owned()),
-        ("line_hash", "FixedString(16)".to_owned()),
-        ("source_path", "String".to_owned()),
-        ("source_etag", "String".to_owned()),
-        ("row_number", "UInt64".to_owned()),
-        ("batch_id", "UUID".to_owned()),
-    ]
+pub fn landing_columns(catalog: &Catalog) -> Vec<(String, &'static str)> {
+    let values = catalog.tree().leaves().into_iter();
+    let values = values.map(|path| (paths::display(&path), paths::TEXT));
+    let of_the_line = [
+        ("kind", "LowCardinality(String)"),
+        ("reason", "LowCardinality(String)"),
+        ("raw", "String"),
+        ("line_hash", "FixedString(16)"),
+        ("source_path", "String"),
+        ("source_etag", "String"),
+        ("row_number", "UInt64"),
+        ("batch_id", "UUID"),
+    ];
+    values
+        .chain(of_the_line.map(|(name, column_type)| (name.to_owned(), column_type)))
+        .collect()
 }
 
 /// From lines to the rows of `landing`.
 ///
-/// Each line is parsed once. What costs more (validity, reading a suspect again, the hash) sits
+/// Each line is parsed once. What costs more (validity, looking at a suspect again, the hash) sits
 /// behind conditions, which ClickHouse evaluates only for the lines that they hold for.
 pub fn landing_select(catalog: &Catalog, lines: &Lines) -> String {
     let tree = catalog.tree();
+    let leaves = tree.leaves().into_iter();
+    let columns: Vec<String> = leaves.map(|path| paths::column(&path)).collect();
     let filter = lines
         .filter
         .as_ref()
@@ -190,7 +196,7 @@ pub fn landing_select(catalog: &Catalog, lines: &Lines) -> String {
         .unwrap_or_default();
     format!(
         "SELECT
-    event,
+    {columns},
     multiIf(verdict = '', taken, verdict = 'blank', 'blank', verdict = 'no event type', 'unmatched', 'rejected') AS kind,
     if(verdict = 'blank', '', verdict) AS reason,
     if(verdict = '' OR verdict = 'blank', '', line) AS raw,
@@ -199,13 +205,13 @@ pub fn landing_select(catalog: &Catalog, lines: &Lines) -> String {
     toUUID('{batch_id}') AS batch_id
 FROM (
     SELECT
-        event, taken, line, source_path, source_etag, row_number,
+        *,
         multiIf(
 {verdicts}
         ) AS verdict
     FROM (
         SELECT
-            event, line, source_path, source_etag, row_number,
+            *,
             multiIf(
 {rules}
                 ''
@@ -213,7 +219,7 @@ FROM (
         FROM (
             SELECT
                 line, source_path, source_etag, row_number,
-                if({suspect}, {read_by_path}, parsed) AS event
+                {values}
             FROM (
                 SELECT
                     {line} AS line,
@@ -221,7 +227,8 @@ FROM (
                     {source_path} AS source_path,
                     trim(BOTH '\"' FROM {source_etag}) AS source_etag,
                     {row_number} AS row_number,
-                    JSONExtract(json, {tuple_type}) AS parsed
+                    JSONExtract(json, {tuple_type}) AS parsed,
+                    {absent} AS absent
                 FROM {from}{filter}
             )
         )
@@ -231,8 +238,11 @@ FROM (
         batch_id = lines.batch_id,
         verdicts = verdicts(catalog, lines),
         rules = rules(catalog),
-        suspect = tree.suspect("json", "parsed"),
-        read_by_path = tree.read_by_path("json"),
+        columns = columns.join(",\n    "),
+        values = tree
+            .values("parsed", "absent")
+            .join(",\n                "),
+        absent = tree.absent("json", "parsed"),
         max_line_bytes = lines.max_line_bytes,
         line = lines.line,
         source_path = lines.source_path,
@@ -247,7 +257,7 @@ FROM (
 fn rules(catalog: &Catalog) -> String {
     let branches = catalog.types().iter().map(|event_type| {
         let name = sql::string(&event_type.name);
-        let rule = event_type.rule.sql(catalog.tree());
+        let rule = event_type.rule.sql();
         let rule = match &event_type.route {
             Some(route) => format!("{} AND ({rule})", route.sql()),
             None => rule,
@@ -315,7 +325,7 @@ fn missing_values(catalog: &Catalog) -> Vec<(String, String)> {
             let Source::Paths { paths, .. } = &column.source else {
                 continue;
             };
-            let value = column.column_type.read(&first_of(catalog.tree(), paths));
+            let value = column.column_type.read(&first_of(paths));
             match groups
                 .iter_mut()
                 .find(|(other, name, _)| *other == value && *name == column.name)
@@ -346,7 +356,7 @@ fn needs_hash(catalog: &Catalog) -> String {
             else {
                 continue;
             };
-            let text = format!("empty(ifNull({}, ''))", first_of(catalog.tree(), paths));
+            let text = format!("empty(ifNull({}, ''))", first_of(paths));
             match groups.iter_mut().find(|(other, _)| *other == text) {
                 Some((_, types)) => types.push(&event_type.name),
                 None => groups.push((text, vec![&event_type.name])),
@@ -372,16 +382,13 @@ fn taken_by(types: &[&str], catalog: &Catalog) -> String {
 }
 
 /// From `landing`, given as a table expression, to the rows of a table.
-pub fn view_select(catalog: &Catalog, target: Target<'_>, landing: &str) -> String {
+pub fn view_select(target: Target<'_>, landing: &str) -> String {
     match target {
         Target::EventType(event_type) => {
-            let columns = event_type.columns.iter().map(|column| {
-                format!(
-                    "    {} AS {},\n",
-                    value(catalog.tree(), column),
-                    sql::ident(&column.name)
-                )
-            });
+            let columns = event_type
+                .columns
+                .iter()
+                .map(|column| format!("    {} AS {},\n", value(column), sql::ident(&column.name)));
             format!(
                 "SELECT\n{}    source_path, source_etag, batch_id\nFROM {landing}\nWHERE kind = {}",
                 columns.collect::<String>(),
@@ -409,7 +416,7 @@ pub fn view_select(catalog: &Catalog, target: Target<'_>, landing: &str) -> Stri
 
 /// From lines to the rows of one table, for those who cannot have views.
 pub fn per_type_select(catalog: &Catalog, target: Target<'_>, lines: &Lines) -> String {
-    view_select(catalog, target, &landed(catalog, lines))
+    view_select(target, &landed(catalog, lines))
 }
 
 /// The rows of `landing` that these lines would be, as a table expression.
@@ -423,14 +430,14 @@ pub fn landed(catalog: &Catalog, lines: &Lines) -> String {
 }
 
 /// A column's value, from a row of `landing`.
-fn value(tree: &PathTree, column: &Column) -> String {
+fn value(column: &Column) -> String {
     let kind = column.column_type;
     match &column.source {
         Source::Paths {
             paths,
             otherwise: None,
         } => {
-            let text = first_of(tree, paths);
+            let text = first_of(paths);
             let read = if column.required {
                 kind.read_checked(&text)
             } else {
@@ -442,13 +449,13 @@ fn value(tree: &PathTree, column: &Column) -> String {
             paths,
             otherwise: Some(Otherwise::LineHash),
         } => {
-            let text = format!("ifNull({}, '')", first_of(tree, paths));
+            let text = format!("ifNull({}, '')", first_of(paths));
             format!("if(empty({text}), lower(hex(line_hash)), {text})")
         }
         Source::Expression { template, inputs } => {
             let expression = fill(template.trim(), |name| {
                 let input = inputs.iter().find(|(input, _)| input == name);
-                input.map_or_else(|| name.to_owned(), |(_, paths)| first_of(tree, paths))
+                input.map_or_else(|| name.to_owned(), |(_, paths)| first_of(paths))
             });
             kind.or_default(&expression)
         }
@@ -468,8 +475,8 @@ fn fill(template: &str, replace: impl Fn(&str) -> String) -> String {
 }
 
 /// The text at the first of these paths that is there.
-fn first_of(tree: &PathTree, paths: &[Path]) -> String {
-    let texts: Vec<_> = paths.iter().map(|path| tree.text(path)).collect();
+fn first_of(paths: &[Path]) -> String {
+    let texts: Vec<_> = paths.iter().map(|path| paths::column(path)).collect();
     match texts.as_slice() {
         [one] => one.clone(),
         many => format!("coalesce({})", many.join(", ")),
@@ -513,7 +520,7 @@ columns:
                     "-- {}: {:?}\n{}\n",
                     target.table(),
                     target.columns(),
-                    view_select(&catalog, target, "landing")
+                    view_select(target, "landing")
                 )
             })
             .collect();

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
+use sluice_testkit::exact::keep_duplicates;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{Generator, Reckoning, gzip};
 use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
@@ -49,6 +50,24 @@ async fn every_line_ends_in_its_table_and_health_and_metrics_are_shown() {
     let objects = sluice.metric("sluice_objects_total").await.unwrap();
     assert_eq!(objects as u64, reckoning.objects);
     assert_eq!(sluice.stop().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_statement_twice_in_an_object_is_two_rows_until_they_are_merged() {
+    let (stack, site, _sluice) = running("twice-in-one").await;
+    keep_duplicates(&stack.clickhouse, &site).await.unwrap();
+    let statement = r#"{"id":"1","timestamp":"2026-07-14T12:00:00Z","verb":{"id":"https://w3id.org/xapi/video/verbs/played"}}"#;
+    let twice = format!("{statement}\n{statement}\n");
+    site.put("twice.jsonl", twice).await.unwrap();
+    drained(&site).await;
+    let count = format!("SELECT count() FROM {}.video_events", site.database);
+    let rows: u64 = stack.clickhouse.scalar(&count).await.unwrap();
+    let merged: u64 = stack
+        .clickhouse
+        .scalar(&format!("{count} FINAL"))
+        .await
+        .unwrap();
+    assert_eq!((rows, merged), (2, 1));
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod columns;
 mod lines;
+mod lists;
 mod own_types;
 mod rig;
 mod statements;
