@@ -3,6 +3,7 @@
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use sluice::object::ObjectRef;
+use sluice_testkit::SiteOptions;
 use tokio::time::sleep;
 
 use crate::lab::Lab;
@@ -35,13 +36,14 @@ const CONFIGURATION: &str = "batch:
 
 pub(crate) async fn run(lab: &Lab, messages: usize) -> Result<Held> {
     let database = lab.database().await?;
-    let site = lab.stack.site("held").await?;
+    let site = lab.queues.site("held", SiteOptions::default()).await?;
     let objects: Vec<ObjectRef> = (0..messages)
         .map(|number| object(&site.bucket, number))
         .collect();
     announce(&site, &objects).await?;
     let queue = format!("  max_held: {messages}\n  visibility_timeout: 1h\n");
-    let mut worker = Worker::prepare(lab, &site, &database, &queue, CONFIGURATION)?.start()?;
+    let mut worker =
+        Worker::prepare(lab, &lab.queues, &site, &database, &queue, CONFIGURATION)?.start()?;
     while site.queue_depth().await?.1 < messages as u64 {
         worker.must_run()?;
         sleep(POLL).await;

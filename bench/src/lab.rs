@@ -13,6 +13,8 @@ use uuid::Uuid;
 /// What every run has.
 pub(crate) struct Lab {
     pub(crate) stack: Stack,
+    /// SQS in a process of its own, as it is a service of its own: S3's requests do not wait for it.
+    pub(crate) queues: Aws,
     /// Why there is no Keeper, where there is none.
     pub(crate) keeper: Result<Keeper, String>,
     pub(crate) catalog: Catalog,
@@ -39,6 +41,7 @@ impl Lab {
                 clickhouse: ClickHouse::start_with(options)?,
                 aws: Aws::start()?,
             },
+            queues: Aws::start()?,
             keeper,
             catalog: Catalog::builtin(),
             sluice,

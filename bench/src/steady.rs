@@ -84,7 +84,8 @@ impl Steady {
 pub(crate) async fn run(lab: &Lab, rate: f64, minutes: f64, configuration: &str) -> Result<Steady> {
     let database = lab.database().await?;
     let site = lab.stack.site("steady").await?;
-    let mut worker = Worker::prepare(lab, &site, &database, "", configuration)?.start()?;
+    let mut worker =
+        Worker::prepare(lab, &lab.stack.aws, &site, &database, "", configuration)?.start()?;
     let length = Duration::from_secs_f64(minutes * 60.0);
     let uploads = tokio::spawn(upload(site.clone(), rate, length));
     let moments = watch(&mut worker, lab, &database, length).await?;

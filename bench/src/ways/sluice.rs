@@ -13,7 +13,7 @@ use serde_json::json;
 use sluice::object::ObjectRef;
 use sluice_testkit::install::install;
 use sluice_testkit::launch::{Mode, Place, Process};
-use sluice_testkit::{Site, free_port};
+use sluice_testkit::{Aws, Site, SiteOptions, free_port};
 use tempfile::TempDir;
 use tokio::time::sleep;
 
@@ -23,7 +23,7 @@ use crate::workload::Uploaded;
 
 const SENDERS: usize = 8;
 /// As many as SQS takes in one request.
-const ENTRIES: usize = 10;
+pub(super) const ENTRIES: usize = 10;
 pub(crate) const POLL: Duration = Duration::from_millis(50);
 /// In ticks a second, as Linux counts processor time for programs.
 const TICKS: f64 = 100.0;
@@ -57,9 +57,9 @@ pub(crate) async fn load_by(
     uploaded: &Uploaded,
     database: &Database<'_>,
 ) -> Result<Run> {
-    let site = lab.stack.site("bench").await?;
+    let site = lab.queues.site("bench", SiteOptions::default()).await?;
     announce(&site, &uploaded.objects).await?;
-    let workers = (0..workers).map(|_| Worker::prepare(lab, &site, database, "", ""));
+    let workers = (0..workers).map(|_| Worker::prepare(lab, &lab.queues, &site, database, "", ""));
     let workers: Vec<Worker> = workers.collect::<Result<_>>()?;
     let begun = Instant::now();
     let running = workers.into_iter().map(Worker::start);
@@ -130,9 +130,10 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// `queue` and `more` are further configuration, as YAML: below `queue`, and at the top.
+    /// `aws` has the site's queue; `queue` and `more` are further configuration, as YAML: below `queue`, and at the top.
     pub(crate) fn prepare(
         lab: &Lab,
+        aws: &Aws,
         site: &Site,
         database: &Database<'_>,
         queue: &str,
@@ -142,7 +143,7 @@ impl Worker {
         let worker = Self {
             sluice: lab.sluice.clone(),
             directory,
-            environment: lab.stack.aws.environment(),
+            environment: aws.environment(),
         };
         let text = format!(
             r#"queue:
