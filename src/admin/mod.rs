@@ -6,6 +6,7 @@ mod health;
 mod page;
 mod status;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,9 @@ pub use self::health::Health;
 pub use self::status::WorkerStatus;
 use crate::activity::Activity;
 use crate::load::breaker::Breaker;
+
+/// Histograms are summed up this often.
+const UPKEEP: Duration = Duration::from_secs(5);
 
 /// What the parts of the daemon tell of themselves.
 #[derive(Clone, Debug)]
@@ -78,6 +82,7 @@ impl AdminListener {
         stop: CancellationToken,
     ) -> std::io::Result<()> {
         let reporter = Reporter::new(vitals.clone(), stop);
+        let upkeep = upkeep(metrics.clone());
         let admin = Admin {
             vitals,
             metrics,
@@ -94,7 +99,17 @@ impl AdminListener {
         tokio::select! {
             served = axum::serve(self.listener, routes) => served,
             never = reporter.run() => match never {},
+            never = upkeep => match never {},
         }
+    }
+}
+
+/// A histogram keeps every value until it is told to sum them up, and nobody may ever ask for them.
+async fn upkeep(metrics: PrometheusHandle) -> Infallible {
+    let mut tick = tokio::time::interval(UPKEEP);
+    loop {
+        tick.tick().await;
+        metrics.run_upkeep();
     }
 }
 
@@ -135,7 +150,6 @@ async fn events(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
 }
 
 async fn render_metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    admin.metrics.run_upkeep();
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
         admin.metrics.render(),
