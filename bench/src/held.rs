@@ -26,20 +26,19 @@ impl Held {
     }
 }
 
-/// Batches that never close keep what is received.
+/// Batches that do not close keep what is received.
 const CONFIGURATION: &str = "batch:
-  window: 1d
+  window: 1h
   flush_when_idle: false
-  max_objects: 1000000
-  max_bytes: 1TiB
+  max_objects: 5000
 ";
+/// Fewer than close a batch; each bucket has a batch of its own.
+const IN_A_BUCKET: usize = 4_000;
 
 pub(crate) async fn run(lab: &Lab, messages: usize) -> Result<Held> {
     let database = lab.database().await?;
     let site = lab.queues.site("held", SiteOptions::default()).await?;
-    let objects: Vec<ObjectRef> = (0..messages)
-        .map(|number| object(&site.bucket, number))
-        .collect();
+    let objects: Vec<ObjectRef> = (0..messages).map(object).collect();
     announce(&site, &objects).await?;
     let queue = format!("  max_held: {messages}\n  visibility_timeout: 1h\n");
     let mut worker =
@@ -55,9 +54,9 @@ pub(crate) async fn run(lab: &Lab, messages: usize) -> Result<Held> {
     Ok(Held { messages, rss_mib })
 }
 
-fn object(bucket: &str, number: usize) -> ObjectRef {
+fn object(number: usize) -> ObjectRef {
     ObjectRef {
-        bucket: bucket.to_owned(),
+        bucket: format!("uploads-{}", number / IN_A_BUCKET),
         key: format!(
             "section/{}/attempt_evaluated/2026-07-14T12-00-00.{number:06}Z_{number:017x}.jsonl",
             4000 + number % 800
