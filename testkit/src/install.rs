@@ -74,8 +74,8 @@ pub fn install_deploy_tools() -> Result<PathBuf> {
 ///
 /// Where there are none, and the machine is not a Debian or like it.
 pub fn install_prometheus() -> Result<PathBuf> {
-    if let (Some(program), Some(_)) = (in_path("prometheus"), in_path("promtool")) {
-        return program.parent().map(Path::to_path_buf).context("a root");
+    if let Some(folder) = folder_in_path(&["prometheus", "promtool"]) {
+        return Ok(folder);
     }
     let root = stack_directory()?;
     let _lock = lock(&root)?;
@@ -220,9 +220,17 @@ fn present_chromium() -> Option<PathBuf> {
 }
 
 fn in_path(program: &str) -> Option<PathBuf> {
+    folder_in_path(&[program]).map(|folder| folder.join(program))
+}
+
+/// The first folder of the path that has all of these programs.
+fn folder_in_path(programs: &[&str]) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    let places = std::env::split_paths(&path).map(|place| place.join(program));
-    places.into_iter().find(|place| place.is_file())
+    std::env::split_paths(&path).find(|folder| {
+        programs
+            .iter()
+            .all(|program| folder.join(program).is_file())
+    })
 }
 
 fn is_root() -> bool {
