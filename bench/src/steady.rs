@@ -3,11 +3,12 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sluice_testkit::Site;
+use sluice_testkit::latency::measure;
 use sluice_testkit::xapi::{Generator, Reckoning};
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep_until};
@@ -94,16 +95,26 @@ pub(crate) async fn run(lab: &Lab, rate: f64, minutes: f64, configuration: &str)
     let cost = worker.cost()?;
     drop(worker);
     database.must_have(&reckoning).await?;
-    let (lags, inserts) = lags(lab, &database, &put_at).await?;
+    let latencies = measure(&lab.stack.clickhouse, &database.name, &put_at).await?;
+    let inserts = format!(
+        "SELECT uniqExact(batch_id) FROM {}.object_rows",
+        database.name
+    );
+    let inserts: f64 = lab.stack.clickhouse.scalar(&inserts).await?;
     database.remove().await?;
-    #[expect(clippy::cast_precision_loss, reason = "inserts are few")]
-    let inserts_per_minute = inserts as f64 / minutes;
+    let inserts_per_minute = inserts / minutes;
+    let seconds = |percent| {
+        let latency = latencies
+            .percentile(percent)
+            .context("nothing was loaded")?;
+        anyhow::Ok(latency.as_secs_f64())
+    };
     let steady = Steady {
         objects_per_second: rate,
         minutes,
         configuration: configuration.to_owned(),
-        p50_seconds: percentile(&lags, 50),
-        p99_seconds: percentile(&lags, 99),
+        p50_seconds: seconds(50)?,
+        p99_seconds: seconds(99)?,
         inserts_per_minute,
         cost,
         moments,
@@ -165,38 +176,4 @@ async fn watch(
         });
     }
     Ok(moments)
-}
-
-/// In ascending order, in seconds; and the number of inserts.
-async fn lags(lab: &Lab, database: &Database<'_>, put_at: &PutAt) -> Result<(Vec<f64>, u64)> {
-    let clickhouse = &lab.stack.clickhouse;
-    clickhouse.execute("SYSTEM FLUSH LOGS").await?;
-    let name = &database.name;
-    // The query id of an insert begins with its batch's.
-    let loaded = clickhouse
-        .rows(&format!(
-            "SELECT source_path AS path, max(ended) AS ended FROM {name}.object_rows JOIN ( \
-               SELECT left(query_id, 36) AS batch, \
-                 toUnixTimestamp64Micro(max(event_time_microseconds)) / 1000000 AS ended \
-               FROM system.query_log WHERE type = 'QueryFinish' AND query_kind = 'Insert' \
-               AND arrayExists(it -> startsWith(it, '{name}.landing_'), tables) GROUP BY batch \
-             ) AS inserts ON inserts.batch = toString(batch_id) GROUP BY path"
-        ))
-        .await?;
-    let mut lags = Vec::new();
-    for row in loaded {
-        let path = row["path"].as_str().context("no path")?;
-        let ended = row["ended"].as_f64().context("no time")?;
-        let put = put_at.get(path).context("an object that was not put")?;
-        lags.push(ended - put.duration_since(UNIX_EPOCH)?.as_secs_f64());
-    }
-    lags.sort_by(f64::total_cmp);
-    let inserts = format!("SELECT uniqExact(batch_id) FROM {name}.object_rows");
-    Ok((lags, clickhouse.scalar(&inserts).await?))
-}
-
-/// The smallest value that so many percent do not exceed.
-fn percentile(sorted: &[f64], percent: usize) -> f64 {
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted.get(rank - 1).copied().unwrap_or(f64::NAN)
 }

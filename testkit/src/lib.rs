@@ -20,6 +20,7 @@ mod clients;
 pub mod exact;
 pub mod install;
 mod keeper;
+pub mod latency;
 pub mod launch;
 pub mod listing;
 mod ports;

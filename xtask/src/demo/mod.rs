@@ -1,7 +1,6 @@
 //! `cargo xtask demo`: the whole way, from ordinary PUTs to rows, and a reckoning at the end.
 
 pub(crate) mod daemon;
-mod latency;
 mod report;
 mod tables;
 mod upload;

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use sluice_testkit::latency::{Latencies, measure};
 use sluice_testkit::xapi::EventType;
 use sluice_testkit::{Site, Stack};
 
-use super::latency::measure;
 use super::tables::count;
 use super::upload::Ledger;
 use crate::console::print;
@@ -37,7 +37,7 @@ pub(super) async fn print_report(
     let batches: u64 = clickhouse
         .scalar(&format!("SELECT uniqExact(batch_id) FROM {rows_of}"))
         .await?;
-    let latencies = measure(clickhouse, site, &put_at).await?;
+    let latencies = measure(clickhouse, &site.database, &put_at).await?;
 
     let mut lines: Vec<(&str, u64, u64)> = EventType::ALL
         .iter()
@@ -84,7 +84,7 @@ pub(super) async fn print_report(
     Ok(differing.is_empty())
 }
 
-fn describe(latencies: &super::latency::Latencies, objects: usize) -> String {
+fn describe(latencies: &Latencies, objects: usize) -> String {
     let (Some(half), Some(most)) = (latencies.percentile(50), latencies.percentile(99)) else {
         return String::from("unknown: the query log has no insert with a batch's id");
     };

@@ -9,35 +9,42 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, SystemTime};
 
+use crate::ClickHouse;
+use crate::xapi::EventType;
 use anyhow::{Context, Result};
-use sluice_testkit::xapi::EventType;
-use sluice_testkit::{ClickHouse, Site};
 
 /// Latencies of the objects for which both times are known, in ascending order.
-pub(super) struct Latencies(Vec<Duration>);
+#[derive(Debug)]
+pub struct Latencies(Vec<Duration>);
 
 impl Latencies {
-    pub(super) fn objects(&self) -> usize {
+    /// How many objects these are.
+    pub fn objects(&self) -> usize {
         self.0.len()
     }
 
     /// The smallest latency that `percent` of the objects do not exceed.
-    pub(super) fn percentile(&self, percent: usize) -> Option<Duration> {
+    pub fn percentile(&self, percent: usize) -> Option<Duration> {
         let rank = (self.0.len() * percent).div_ceil(100).max(1);
         self.0.get(rank - 1).copied()
     }
 }
 
-pub(super) async fn measure(
+/// Of the objects of this database; `put_at` is when the PUT of each `bucket/key` was answered.
+///
+/// # Errors
+///
+/// What ClickHouse says.
+pub async fn measure(
     clickhouse: &ClickHouse,
-    site: &Site,
+    database: &str,
     put_at: &HashMap<String, SystemTime>,
 ) -> Result<Latencies> {
     clickhouse.execute("SYSTEM FLUSH LOGS").await?;
-    let finished = finished_inserts(clickhouse, site).await?;
+    let finished = finished_inserts(clickhouse, database).await?;
     let batches = format!(
         "SELECT DISTINCT source_path AS path, toString(batch_id) AS batch FROM {}.object_rows",
-        site.database
+        database
     );
     let mut queryable: HashMap<String, Duration> = HashMap::new();
     for row in clickhouse.rows(&batches).await? {
@@ -64,13 +71,13 @@ pub(super) async fn measure(
 /// Query id of every insert into the data tables, and when it finished, since 1970.
 async fn finished_inserts(
     clickhouse: &ClickHouse,
-    site: &Site,
+    database: &str,
 ) -> Result<BTreeMap<String, Duration>> {
     // The ledger's inserts carry the batch's id as well and are none of ours.
     let tables: Vec<String> = EventType::ALL
         .map(EventType::table)
         .into_iter()
-        .map(|table| format!("'{}.{table}'", site.database))
+        .map(|table| format!("'{database}.{table}'"))
         .collect();
     let sql = format!(
         "SELECT query_id, toUnixTimestamp64Micro(max(event_time_microseconds)) AS micros \
@@ -78,7 +85,7 @@ async fn finished_inserts(
          AND arrayExists(t -> t IN ({}) OR startsWith(t, '{}.landing_'), tables) \
          GROUP BY query_id",
         tables.join(", "),
-        site.database,
+        database,
     );
     let rows = clickhouse.rows(&sql).await?;
     rows.iter()
