@@ -42,7 +42,7 @@ pub(crate) async fn run(
     fill(lab, &full, ledger_objects).await?;
     let (mut empty_seconds, mut full_seconds) = (Vec::new(), Vec::new());
     for round in 0..=samples {
-        let empty = lab.migrated().await?;
+        let empty = lab.database().await?;
         let seconds = load(lab, &uploaded, &empty).await?.seconds;
         empty.remove().await?;
         let beside = load(lab, &uploaded, &full).await?.seconds;

@@ -49,7 +49,7 @@ pub(crate) async fn run(
     let mut seconds = COUNTS.map(|_| Vec::new());
     for round in 0..=samples {
         for (workers, seconds) in COUNTS.iter().zip(&mut seconds) {
-            let database = lab.migrated().await?;
+            let database = lab.database().await?;
             let run = load_by(*workers, lab, &uploaded, &database).await?;
             database.remove().await?;
             note(&format!(

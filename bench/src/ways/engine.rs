@@ -1,10 +1,14 @@
 //! ClickHouse alone: the statements that do the work, sent one after the other.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use futures_util::{StreamExt, TryStreamExt, stream};
+use sluice::batch::{Batch, BatchLimits, Batcher};
 use sluice::event_types::select::{Lines, landing_select};
 use sluice::object::ObjectRef;
 use sluice::schema::landing_name;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Run, timed};
@@ -12,8 +16,12 @@ use crate::lab::Lab;
 use crate::workload::Uploaded;
 
 /// As Sluice's defaults have it.
-const MAX_OBJECTS: usize = 1_000;
-const MAX_BYTES: u64 = 128 << 20;
+const LIMITS: BatchLimits = BatchLimits {
+    window: Duration::from_secs(10),
+    flush_when_idle: true,
+    max_objects: 1_000,
+    max_bytes: 128 << 20,
+};
 const CONCURRENCY: usize = 2;
 
 /// Without these an insert of many objects would be refused, or its rows would make many parts.
@@ -24,7 +32,7 @@ const SETTINGS: &str = "SETTINGS glob_expansion_max_elements = 1000000, async_in
 
 pub(super) async fn count(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
     let statements = batches(&uploaded.objects).into_iter().map(|batch| {
-        let source = source(lab, batch);
+        let source = source(lab, &batch);
         // A count() alone would be answered from what was counted before, without reading.
         format!("SELECT count(), sum(length(line)) FROM {source} {SETTINGS}")
     });
@@ -36,7 +44,7 @@ pub(super) async fn limit(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
     let database = lab.migrated().await?;
     let landing = landing_name(&lab.catalog);
     let statements = batches(&uploaded.objects).into_iter().map(|batch| {
-        let lines = Lines::of_objects(gathered(&source(lab, batch), batch), Uuid::now_v7());
+        let lines = Lines::of_objects(gathered(&source(lab, &batch), &batch), Uuid::now_v7());
         let select = landing_select(&lab.catalog, &lines);
         format!(
             "INSERT INTO {}.{landing} {select} {SETTINGS}",
@@ -55,21 +63,14 @@ async fn all(lab: &Lab, statements: Vec<String>) -> Result<()> {
     sent.buffer_unordered(CONCURRENCY).try_collect().await
 }
 
-/// The objects as Sluice would batch them.
-pub(super) fn batches(objects: &[ObjectRef]) -> Vec<&[ObjectRef]> {
-    let mut bytes = 0;
-    let mut count = 0;
-    let cut = |_: &ObjectRef, next: &ObjectRef| {
-        let size = sluice::batch::estimated_bytes(next);
-        count += 1;
-        bytes += size;
-        let fits = count < MAX_OBJECTS && bytes <= MAX_BYTES;
-        if !fits {
-            (count, bytes) = (0, size);
-        }
-        fits
-    };
-    objects.chunk_by(cut).collect()
+/// The objects as Sluice batches them.
+pub(super) fn batches(objects: &[ObjectRef]) -> Vec<Vec<ObjectRef>> {
+    let mut batcher = Batcher::new(LIMITS);
+    let now = Instant::now();
+    let full = objects.iter().flat_map(|it| batcher.add(it.clone(), now));
+    let mut batches: Vec<Batch> = full.collect();
+    batches.extend(batcher.take_all(now));
+    batches.into_iter().map(|batch| batch.objects).collect()
 }
 
 /// Small objects are worth sorting: it puts their lines into common blocks.

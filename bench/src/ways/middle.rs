@@ -30,7 +30,7 @@ pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
     let s3 = lab.stack.aws.s3();
     let catalog = Arc::new(lab.catalog.clone());
     let batches = stream::iter(engine::batches(&uploaded.objects)).map(|batch| async {
-        let objects = stream::iter(batch.to_vec()).map(|object| {
+        let objects = stream::iter(batch).map(|object| {
             let (s3, catalog) = (s3.clone(), Arc::clone(&catalog));
             // On any of the runtime's threads.
             let parsed = tokio::spawn(async move { rows_of(&s3, &catalog, &object).await });

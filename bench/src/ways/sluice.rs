@@ -39,7 +39,7 @@ pub(crate) struct Cost {
 }
 
 pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
-    let database = lab.migrated().await?;
+    let database = lab.database().await?;
     let run = load(lab, uploaded, &database).await?;
     database.remove().await?;
     Ok(run)
