@@ -15,8 +15,8 @@ pub(crate) struct Lab {
     pub(crate) stack: Stack,
     /// SQS in a process of its own, as it is a service of its own: S3's requests do not wait for it.
     pub(crate) queues: Aws,
-    /// Why there is no Keeper, where there is none.
-    pub(crate) keeper: Result<Keeper, String>,
+    /// Of the ClickHouse, where something needs one.
+    _keeper: Option<Keeper>,
     pub(crate) catalog: Catalog,
     /// Sluice, built with optimisations.
     pub(crate) sluice: PathBuf,
@@ -29,8 +29,7 @@ pub(crate) struct Database<'a> {
 }
 
 impl Lab {
-    pub(crate) fn start(sluice: PathBuf) -> Result<Self> {
-        let keeper = Keeper::start().map_err(|error| format!("{error:#}"));
+    pub(crate) fn start(sluice: PathBuf, keeper: Option<Keeper>) -> Result<Self> {
         let configuration = keeper.as_ref().map(Keeper::clickhouse_configuration);
         let options = ClickHouseOptions {
             configuration: configuration.unwrap_or_default(),
@@ -42,7 +41,7 @@ impl Lab {
                 aws: Aws::start()?,
             },
             queues: Aws::start()?,
-            keeper,
+            _keeper: keeper,
             catalog: Catalog::builtin(),
             sluice,
         })

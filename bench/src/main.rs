@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
+use sluice_testkit::Keeper;
 use sluice_testkit::install::target_directory;
 
 use lab::Lab;
@@ -97,10 +98,7 @@ enum Command {
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    if let Command::Report = arguments.command {
-        return report::write();
-    }
-    let lab = Lab::start(arguments.sluice)?;
+    let start = |keeper| Lab::start(arguments.sluice, keeper);
     match arguments.command {
         Command::Compare {
             workloads,
@@ -109,29 +107,38 @@ async fn main() -> Result<()> {
             samples,
         } => {
             let mut ways = chosen(&ways, Way::ALL.to_vec(), |way| way.name())?;
-            if let Err(why) = &lab.keeper {
-                note(&format!("s3queue is left out: {why}"));
+            let wants_keeper = ways.contains(&Way::S3Queue);
+            let keeper = wants_keeper.then(Keeper::start).transpose();
+            let keeper = keeper.unwrap_or_else(|why| {
+                note(&format!("s3queue is left out: {why:#}"));
                 ways.retain(|way| *way != Way::S3Queue);
-            }
+                None
+            });
+            let lab = start(keeper)?;
             for workload in chosen(&workloads, workload::all().to_vec(), |it| it.name)? {
                 let comparison = compare::compare(&lab, &workload, &ways, samples, share).await?;
                 keep(&format!("compare-{}", workload.name), &comparison)?;
             }
             Ok(())
         }
-        Command::Workers { share, samples } => keep(
-            "workers",
-            &workers::run(&lab, &tiny(), share, samples).await?,
-        ),
+        Command::Workers { share, samples } => {
+            let lab = start(None)?;
+            keep(
+                "workers",
+                &workers::run(&lab, &tiny(), share, samples).await?,
+            )
+        }
         Command::Growth {
             ledger_objects,
             share,
             samples,
         } => {
+            let lab = start(None)?;
             let growth = growth::run(&lab, &tiny(), share, ledger_objects, samples).await?;
             keep("growth", &growth)
         }
         Command::Held { messages } => {
+            let lab = start(None)?;
             let mut held = Vec::new();
             for messages in messages {
                 held.push(held::run(&lab, messages).await?);
@@ -143,11 +150,12 @@ async fn main() -> Result<()> {
             minutes,
             name,
             configuration,
-        } => keep(
-            &name,
-            &steady::run(&lab, rate, minutes, &configuration).await?,
-        ),
-        Command::Report => Ok(()),
+        } => {
+            let lab = start(None)?;
+            let steady = steady::run(&lab, rate, minutes, &configuration).await?;
+            keep(&name, &steady)
+        }
+        Command::Report => report::write(),
     }
 }
 
