@@ -280,10 +280,12 @@ impl Planner {
             }
             ReadBy::RejectedLines | ReadBy::UnmatchedStatements => {
                 let list = sql::qualified(&self.database, REPLAYED);
+                let kept = Lines::of_kept(&format!("{list} WHERE batch_id = '{batch}'"), batch.0);
                 Lines {
+                    from: gathered(&kept.from),
                     filter: Some(guard),
                     max_line_bytes,
-                    ..Lines::of_kept(&format!("{list} WHERE batch_id = '{batch}'"), batch.0)
+                    ..kept
                 }
             }
         }
@@ -471,17 +473,27 @@ fn encode_key(key: &str) -> String {
     utf8_percent_encode(key, ESCAPED).to_string()
 }
 
-/// Lines in common blocks. ClickHouse evaluates a SELECT block by block, and each object that `s3()`
-/// reads begins a block of its own; only what sorts puts them together.
+/// Lines in one block, whatever blocks they are read in.
+///
+/// ClickHouse evaluates a SELECT block by block, and each object that `s3()` reads begins a block of
+/// its own. And it recognises a repeated insert only where the SELECT gives as many blocks as it gave
+/// the first time: what depends on threads, or on how a table's parts have been merged, does not.
+/// One array of all lines is one row, and one block from there on.
 fn gathered(lines: &str) -> String {
-    format!("(SELECT line, _path, _etag, _row_number FROM {lines} ORDER BY _path, _row_number)")
+    format!(
+        "(SELECT tupleElement(gathered, 1) AS line, \
+         toLowCardinality(tupleElement(gathered, 2)) AS _path, \
+         toLowCardinality(tupleElement(gathered, 3)) AS _etag, \
+         tupleElement(gathered, 4) AS _row_number \
+         FROM (SELECT groupArray((line, _path, _etag, _row_number)) AS of_all FROM {lines}) \
+         ARRAY JOIN of_all AS gathered)"
+    )
 }
 
 /// What one more block costs is as much as parsing so many bytes.
 const SMALL_OBJECT: u64 = 256 * 1024;
 
-/// Whether gathering the lines saves more than it costs: behind the sorting, one thread goes on
-/// alone.
+/// Whether gathering the lines saves more than it costs: behind it, one thread goes on alone.
 fn are_small(objects: &[&ObjectRef]) -> bool {
     let bytes = objects.iter().map(|object| estimated_bytes(object));
     objects.len() > 1 && bytes.sum::<u64>() < SMALL_OBJECT * objects.len() as u64
@@ -539,8 +551,6 @@ const SETTINGS: &[(&str, &str)] = &[
     // `year=2026/` in a key is a name, not a column.
     ("use_hive_partitioning", "0"),
     ("session_timezone", "UTC"),
-    // The order is what the sorting is not for.
-    ("query_plan_remove_redundant_sorting", "0"),
 ];
 
 /// All or nothing a table and partition: everything in one block.
@@ -686,12 +696,7 @@ mod tests {
         assert!(!are_small(&[&zipped, &zipped]));
         let planner = planner(S3Access::Server, Some("http://e"));
         let lines = "s3('http://e/b/{a,c}', 'LineAsString', 'line String')";
-        assert_eq!(
-            planner.lines_of_all(&[&small, &other]),
-            format!(
-                "(SELECT line, _path, _etag, _row_number FROM {lines} ORDER BY _path, _row_number)"
-            )
-        );
+        assert_eq!(planner.lines_of_all(&[&small, &other]), gathered(lines));
     }
 
     #[test]

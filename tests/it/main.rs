@@ -23,6 +23,7 @@ mod page;
 mod queue_contract;
 mod reconcile;
 mod rejects;
+mod repeats;
 mod replay;
 mod status;
 mod strategies;

@@ -1,0 +1,155 @@
+//! An insert that is repeated under its token adds nothing: every statement of Sluice's must give
+//! ClickHouse as many blocks as it gave the first time, however threads and merges go.
+
+use std::time::Duration;
+
+use sluice::batch::{BatchId, ReadBy};
+use sluice::config::Secret;
+use sluice::event_types::Catalog;
+use sluice::object::ObjectRef;
+use sluice::plan::{Planner, S3Access, S3Source, Strategy};
+use sluice::schema::{Engine, REPLAYED, SchemaOptions, statements};
+use sluice_testkit::{Site, Stack};
+use uuid::Uuid;
+
+/// Tables, and who plans inserts into them.
+struct Rig {
+    stack: &'static Stack,
+    site: Site,
+    planner: Planner,
+}
+
+impl Rig {
+    async fn new(strategy: Strategy) -> Rig {
+        let stack = Stack::shared();
+        let site = stack.site("repeats").await.unwrap();
+        let catalog = Catalog::builtin();
+        let options = SchemaOptions {
+            views: strategy == Strategy::SinglePass,
+            database: site.database.clone(),
+            cluster: None,
+            engine: Engine::Plain,
+            dedup_window: 10_000,
+            dedup_age: Duration::from_secs(3_600),
+            reject_ttl: Duration::from_secs(86_400),
+        };
+        for statement in statements(&catalog, &options) {
+            stack.clickhouse.execute(&statement.sql).await.unwrap();
+        }
+        let planner = Planner {
+            catalog,
+            source: S3Source {
+                endpoint: Some(stack.aws.endpoint().to_owned()),
+                default_region: "us-east-1".to_owned(),
+                access: S3Access::Keys {
+                    access_key_id: "test".to_owned(),
+                    secret_access_key: Secret::new("test"),
+                },
+            },
+            strategy,
+            database: site.database.clone(),
+            max_bytes: 1 << 27,
+            max_line_bytes: 1 << 20,
+            insert_timeout: Duration::from_secs(600),
+        };
+        Rig {
+            stack,
+            site,
+            planner,
+        }
+    }
+
+    async fn insert(&self, batch: BatchId, objects: &[&ObjectRef], from: ReadBy, threads: usize) {
+        for statement in self.planner.inserts(batch, objects, from, "0") {
+            let client = self.stack.clickhouse.client();
+            let mut query = client.query_raw(&statement.sql);
+            for (name, value) in statement.settings {
+                query = query.with_setting(name, value);
+            }
+            let query = query.with_setting("max_threads", threads.to_string());
+            query.execute().await.unwrap();
+        }
+    }
+
+    /// How often each line of the batch is in `object_rows`.
+    async fn times(&self, batch: BatchId, lines: u64) -> f64 {
+        let sql = format!(
+            "SELECT sum(rows) FROM {}.object_rows WHERE batch_id = '{batch}'",
+            self.site.database
+        );
+        let rows: u64 = self.stack.clickhouse.scalar(&sql).await.unwrap();
+        rows as f64 / lines as f64
+    }
+}
+
+fn batch() -> BatchId {
+    BatchId(Uuid::now_v7())
+}
+
+/// Which thread reads which object, and when, decides in what pieces the lines come: of small
+/// objects, whose lines are gathered, and of large ones.
+#[tokio::test]
+async fn a_repeated_insert_adds_nothing_whatever_threads_read_the_objects() {
+    for (strategy, rounds) in [(Strategy::SinglePass, 3), (Strategy::PerType, 1)] {
+        let rig = Rig::new(strategy).await;
+        let mut small = Vec::new();
+        for n in 0..5 {
+            let key = format!("{n}.jsonl");
+            let body = "{\"id\":\"1\"}\n".repeat(20);
+            let etag = rig.site.put(&key, body).await.unwrap();
+            small.push(ObjectRef {
+                bucket: rig.site.bucket.clone(),
+                key,
+                etag,
+                size: Some(220),
+                version_id: None,
+                sequencer: None,
+                region: None,
+            });
+        }
+        // By what was announced.
+        let large: Vec<_> = small
+            .iter()
+            .map(|object| ObjectRef {
+                size: Some(10 << 20),
+                ..object.clone()
+            })
+            .collect();
+        for objects in [small, large] {
+            let objects: Vec<_> = objects.iter().collect();
+            for _ in 0..rounds {
+                let batch = batch();
+                for threads in [1, 2, 4, 8] {
+                    rig.insert(batch, &objects, ReadBy::S3, threads).await;
+                    assert_eq!(rig.times(batch, 100).await, 1.0, "{threads} threads");
+                }
+            }
+        }
+    }
+}
+
+/// The list of kept lines is a table, whose parts merge when they like.
+#[tokio::test]
+async fn a_repeated_insert_of_kept_lines_adds_nothing_when_their_list_was_merged() {
+    let rig = Rig::new(Strategy::SinglePass).await;
+    let table = format!("{}.{REPLAYED}", rig.site.database);
+    let list = async |batch: BatchId, from: usize, lines: usize| {
+        let sql = format!(
+            "INSERT INTO {table} (batch_id, source_path, source_etag, row_number, raw) \
+             SELECT '{batch}', 'b/k', 'e', {from} + number, 'no JSON' FROM numbers({lines})"
+        );
+        rig.stack.clickhouse.execute(&sql).await.unwrap();
+    };
+    let batch = batch();
+    list(batch, 0, 100_000).await;
+    rig.insert(batch, &[], ReadBy::RejectedLines, 4).await;
+    for other in 0..3 {
+        list(BatchId(Uuid::from_u128(other)), 50_000, 90_000).await;
+        let merge = format!("OPTIMIZE TABLE {table} FINAL");
+        rig.stack.clickhouse.execute(&merge).await.unwrap();
+        for threads in [1, 2, 8] {
+            rig.insert(batch, &[], ReadBy::RejectedLines, threads).await;
+            assert_eq!(rig.times(batch, 100_000).await, 1.0, "{threads} threads");
+        }
+    }
+}
