@@ -19,6 +19,8 @@ pub struct Counted {
     pub source_path: String,
     pub kind: String,
     pub rows: u64,
+    /// How many blocks brought them.
+    pub blocks: u64,
 }
 
 /// Lines that were rejected for one reason.
@@ -48,8 +50,8 @@ impl BatchRows<'_> {
     /// What was counted as it was inserted.
     pub async fn counted(&self) -> Result<Vec<Counted>, WarehouseError> {
         let sql = format!(
-            "SELECT source_path, kind, sum(rows) AS rows FROM {} WHERE batch_id = '{}' \
-             GROUP BY source_path, kind",
+            "SELECT source_path, kind, sum(rows) AS rows, count() AS blocks FROM {} \
+             WHERE batch_id = '{}' GROUP BY source_path, kind",
             self.warehouse.table(Target::ObjectRows.table()),
             self.batch,
         );
@@ -66,12 +68,20 @@ impl BatchRows<'_> {
         self.warehouse.rows(&sql).await
     }
 
-    /// Whether the tables have as many rows as were counted. Of a kind that is not declared any
-    /// more nobody knows.
-    pub async fn agree_with(&self, counted: &[Counted]) -> Result<bool, WarehouseError> {
+    /// Whether the tables have as many rows as were counted, and these were counted once. Of a kind
+    /// that is not declared any more nobody knows; nor, of a batch of many blocks, whether one came
+    /// twice.
+    pub async fn agree_with(
+        &self,
+        counted: &[Counted],
+        many_blocks: bool,
+    ) -> Result<bool, WarehouseError> {
         #[derive(Deserialize)]
         struct Count {
             rows: u64,
+        }
+        if !many_blocks && counted.iter().any(|it| it.blocks > 1) {
+            return Ok(false);
         }
         let targets = Target::all(self.catalog);
         let is_known =

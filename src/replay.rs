@@ -332,11 +332,12 @@ impl<'a> Moving<'a> {
         Ok(Event::Done)
     }
 
-    /// Whether the tables have what was counted.
+    /// Whether the tables have what was counted, once.
     async fn is_complete(&self) -> Result<bool, WarehouseError> {
         let rows = self.rows();
         let counted = rows.counted().await?;
-        Ok(!self.torn && !counted.is_empty() && rows.agree_with(&counted).await?)
+        let agree = rows.agree_with(&counted, self.form.many_blocks);
+        Ok(!self.torn && !counted.is_empty() && agree.await?)
     }
 
     async fn record(&mut self, attempt: u32) -> Result<Event, WarehouseError> {

@@ -329,11 +329,14 @@ impl<'a> Loading<'a> {
         Ok(Event::ObjectFault)
     }
 
-    /// A server that is killed can have noted a token and not yet the rows that go with it (or the
-    /// other way round): the replay then drops rows that are nowhere. All is taken back, and loaded
-    /// under another token.
+    /// A server that is killed can have noted a token and not yet the rows that go with it: the
+    /// replay then drops rows that are nowhere. Or it has not noted, or forgotten, the token: the
+    /// rows are there twice. All is taken back, and loaded under another token.
     fn torn(&mut self) -> Event {
-        let text = "after a replay the tables have other rows than `object_rows` counts".to_owned();
+        let text =
+            "after a replay the tables have other rows than `object_rows` counts, or have them \
+                    twice"
+                .to_owned();
         warn!("{text}; the batch is taken back, and loaded anew");
         self.failure = Some((Verdict::Changed, text));
         self.keep_nothing = true;
@@ -417,7 +420,8 @@ impl<'a> Loading<'a> {
 
     async fn tables_agree(&self) -> Result<bool, Cancelled> {
         let rows = self.rows();
-        self.small(|| rows.agree_with(&self.read)).await
+        self.small(|| rows.agree_with(&self.read, self.form.many_blocks))
+            .await
     }
 
     /// Whether every table has what the batch brought, so that only the record is missing: an

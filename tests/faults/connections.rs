@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use sluice::event_types::Catalog;
+use sluice::event_types::select::Target;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::EventType;
 
@@ -122,9 +124,8 @@ async fn a_worker_killed_during_its_insert_is_made_good() -> Result<()> {
     .await
 }
 
-/// What a crash of ClickHouse can leave: a token that is remembered although its rows are gone, or
-/// rows that are there although their token is not. The replay finds out.
-async fn torn_by_a_crash(meanwhile: &'static str, strategy: &'static str) -> Result<()> {
+/// Before the insert is repeated, this is done to one table, or to all. The replay finds out.
+async fn torn(meanwhile: &'static str, to_all: bool, strategy: &'static str) -> Result<()> {
     let mut lab = Lab::shared("torn").await?;
     lab.set("load.strategy", strategy);
     let proxy = Proxy::start(lab.clickhouse.url()).await?;
@@ -145,15 +146,21 @@ async fn torn_by_a_crash(meanwhile: &'static str, strategy: &'static str) -> Res
     lab.set("clickhouse.query_timeout", "5m");
     let daemon = lab.start("")?;
     hits(&proxy, passing + 2).await;
-    let table = lab.table(EventType::PageViewed.table());
-    let statement = meanwhile.replace("{table}", &table);
-    lab.clickhouse.execute(&statement).await?;
+    let catalog = Catalog::builtin();
+    for target in Target::all(&catalog) {
+        if to_all || target.table() == EventType::PageViewed.table() {
+            let statement = meanwhile.replace("{table}", &lab.table(target.table()));
+            lab.clickhouse.execute(&statement).await?;
+        }
+    }
     proxy.heal();
     lab.drained(&[&daemon]).await;
     ensure!(daemon.said("taking back")? == 1, "{}", lab.logs());
     lab.finish(vec![daemon]).await
 }
 
+/// A token that is remembered although its rows are gone, rows that are there although their token
+/// is not.
 #[tokio::test]
 async fn what_a_crash_of_clickhouse_tears_is_loaded_anew() -> Result<()> {
     let lost = "DELETE FROM {table} WHERE 1";
@@ -164,9 +171,20 @@ async fn what_a_crash_of_clickhouse_tears_is_loaded_anew() -> Result<()> {
             .flat_map(|strategy| {
                 [lost, doubled].map(|meanwhile| {
                     let name = format!("{strategy}, {meanwhile}");
-                    scenario(name, torn_by_a_crash(meanwhile, strategy))
+                    scenario(name, torn(meanwhile, false, strategy))
                 })
             }),
+    )
+    .await
+}
+
+/// The tables' memory for tokens is the owner's to change; Sluice does not trust in it.
+#[tokio::test]
+async fn what_clickhouse_does_not_recognise_as_repeated_is_loaded_anew() -> Result<()> {
+    let forget = "ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = 0";
+    concurrently(
+        ["single_pass", "per_type"]
+            .map(|strategy| scenario(strategy, torn(forget, true, strategy))),
     )
     .await
 }
