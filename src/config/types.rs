@@ -53,8 +53,10 @@ pub struct QueueConfig {
     pub receivers: usize,
 
     /// Messages held at most, 1 to 100,000. Sluice stops receiving when it
-    /// holds this many, so it bounds memory. SQS itself allows 120,000 in
-    /// flight for all workers together: lower it when there are many.
+    /// holds this many, so it bounds memory; and when as many full batches
+    /// wait as are loaded at a time (`load.concurrency`). SQS itself allows
+    /// 120,000 in flight for all workers together: lower it when there are
+    /// many.
     #[serde(deserialize_with = "whole_number")]
     #[schemars(range(min = 1, max = 100_000))]
     pub max_held: usize,

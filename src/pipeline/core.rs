@@ -253,9 +253,11 @@ impl Core {
             .waiting_for(batch.objects.iter().map(ObjectRef::id))
     }
 
-    /// Whether more messages may be received.
+    /// Whether more messages may be received. What the next loads do not need is left to others, and
+    /// takes no heartbeats.
     pub fn has_room(&self) -> bool {
-        !self.draining && self.held.len() < self.limits.max_held
+        let is_ahead = self.ready.len() >= self.limits.concurrency;
+        !self.draining && !is_ahead && self.held.len() < self.limits.max_held
     }
 
     pub fn is_idle(&self) -> bool {

@@ -641,20 +641,39 @@ async fn a_busy_object_is_looked_up_again_without_going_back_to_the_queue() {
     assert_eq!(rig.deletes(), 1);
 }
 
+/// What the receivers bring while the loop has not yet said that there is no room.
+const OVERRUN: usize = 2 * OPTIONS.receivers * crate::queue::MAX_BATCH;
+
 #[tokio::test(start_paused = true)]
 async fn no_more_is_held_than_allowed() {
+    let mut options = fixed_window();
+    options.limits.batch.window = HOUR;
+    options.limits.batch.max_objects = 1000;
+    options.limits.max_held = 100;
+    let rig = Rig::start(options, always(Outcome::Loaded, Duration::ZERO));
+    for number in 0..200 {
+        rig.send(&[&format!("k{number}")]);
+    }
+    pass(HOUR / 2).await;
+    let received = rig.receive_counts().iter().filter(|c| **c > 0).count();
+    assert!((100..=100 + OVERRUN).contains(&received), "{received}");
+    assert!(rig.receive_counts().iter().all(|count| *count <= 1));
+    until("empty", || rig.is_empty()).await;
+    assert_eq!((rig.loads().len(), rig.deletes()), (2, 200));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_is_received_than_the_next_loads_need() {
     let gate = Arc::new(Semaphore::new(0));
-    let mut options = one_object_a_batch();
-    options.limits.max_held = 10;
+    let options = one_object_a_batch();
     let rig = Rig::start(options, gated(&gate));
     for number in 0..200 {
         rig.send(&[&format!("k{number}")]);
     }
     pass(HOUR).await;
     let received = rig.receive_counts().iter().filter(|c| **c > 0).count();
-    // What the receivers bring while the loop has not yet said that there is no room.
-    let overrun = 2 * options.receivers * crate::queue::MAX_BATCH;
-    assert!((10..=10 + overrun).contains(&received), "{received}");
+    let needed = 2 * options.limits.concurrency;
+    assert!((needed..=needed + OVERRUN).contains(&received), "{received}");
     assert!(rig.receive_counts().iter().all(|count| *count <= 1));
     gate.add_permits(200);
     until("empty", || rig.is_empty()).await;
