@@ -673,7 +673,10 @@ async fn no_more_is_received_than_the_next_loads_need() {
     pass(HOUR).await;
     let received = rig.receive_counts().iter().filter(|c| **c > 0).count();
     let needed = 2 * options.limits.concurrency;
-    assert!((needed..=needed + OVERRUN).contains(&received), "{received}");
+    assert!(
+        (needed..=needed + OVERRUN).contains(&received),
+        "{received}"
+    );
     assert!(rig.receive_counts().iter().all(|count| *count <= 1));
     gate.add_permits(200);
     until("empty", || rig.is_empty()).await;
