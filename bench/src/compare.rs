@@ -40,13 +40,15 @@ impl Comparison {
         Some(median(&way.seconds) / part)
     }
 
-    /// Of Sluice: milliseconds of CPU for 1,000 objects, and MiB.
-    #[expect(clippy::cast_precision_loss, reason = "object counts are small")]
-    pub(crate) fn median_cost(&self) -> Option<(f64, f64)> {
+    /// Of Sluice: milliseconds of CPU for 1,000 objects, MiB, and requests to SQS for an object.
+    #[expect(clippy::cast_precision_loss, reason = "counts are small")]
+    pub(crate) fn median_cost(&self) -> Option<[f64; 3]> {
         let way = self.ways.iter().find(|it| !it.costs.is_empty())?;
         let of = |value: fn(&Cost) -> f64| median(&way.costs.iter().map(value).collect::<Vec<_>>());
         let cpu_ms = of(|cost| cost.cpu_seconds) * 1e6 / way.objects as f64;
-        Some((cpu_ms, of(|cost| cost.peak_mib)))
+        let requests = of(|cost| cost.sqs_requests.map_or(f64::NAN, |it| it as f64));
+        let mib = of(|cost| cost.peak_mib);
+        Some([cpu_ms, mib, requests / way.objects as f64])
     }
 }
 

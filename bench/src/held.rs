@@ -3,12 +3,11 @@
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use sluice::object::ObjectRef;
-use sluice_testkit::SiteOptions;
-use tokio::time::sleep;
 
 use crate::lab::Lab;
 use crate::note;
-use crate::ways::sluice::{POLL, Worker, announce};
+use crate::queue::QueueServer;
+use crate::ways::sluice::Worker;
 
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Held {
@@ -37,16 +36,15 @@ const IN_A_BUCKET: usize = 4_000;
 
 pub(crate) async fn run(lab: &Lab, messages: usize) -> Result<Held> {
     let database = lab.database().await?;
-    let site = lab.queues.site("held", SiteOptions::default()).await?;
     let objects: Vec<ObjectRef> = (0..messages).map(object).collect();
-    announce(&site, &objects).await?;
+    let server = QueueServer::start(&objects).await?;
     let queue = format!("  max_held: {messages}\n  visibility_timeout: 1h\n");
     let mut worker =
-        Worker::prepare(lab, &lab.queues, &site, &database, &queue, CONFIGURATION)?.start()?;
-    while site.queue_depth().await?.1 < messages as u64 {
-        worker.must_run()?;
-        sleep(POLL).await;
-    }
+        Worker::prepare(lab, &server.address(), &database, &queue, CONFIGURATION)?.start()?;
+    let all = messages as u64;
+    worker
+        .until(async || Ok(server.depth().await?.1 >= all))
+        .await?;
     let rss_mib = worker.rss_mib()?;
     drop(worker);
     database.remove().await?;

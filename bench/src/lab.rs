@@ -13,8 +13,6 @@ use uuid::Uuid;
 /// What every run has.
 pub(crate) struct Lab {
     pub(crate) stack: Stack,
-    /// SQS in a process of its own, as it is a service of its own: S3's requests do not wait for it.
-    pub(crate) queues: Aws,
     /// Of the ClickHouse, where something needs one.
     _keeper: Option<Keeper>,
     pub(crate) catalog: Catalog,
@@ -40,7 +38,6 @@ impl Lab {
                 clickhouse: ClickHouse::start_with(options)?,
                 aws: Aws::start()?,
             },
-            queues: Aws::start()?,
             _keeper: keeper,
             catalog: Catalog::builtin(),
             sluice,

@@ -5,6 +5,7 @@ mod growth;
 mod held;
 mod lab;
 mod plot;
+mod queue;
 mod report;
 mod steady;
 mod ways;

@@ -107,15 +107,16 @@ fn table(compared: &[Comparison]) -> String {
 
 fn costs(compared: &[Comparison]) -> String {
     let mut text = String::from(
-        "| workload | CPU of the worker, per 1,000 objects | most resident |\n|---|---|---|\n",
+        "| workload | CPU of the worker, per 1,000 objects | most resident | requests to SQS, per \
+         object |\n|---|---|---|---|\n",
     );
     for comparison in compared {
-        let Some(cost) = comparison.median_cost() else {
+        let Some([cpu_ms, mib, requests]) = comparison.median_cost() else {
             continue;
         };
         text += &format!(
-            "| {} | {:.0} ms | {:.0} MiB |\n",
-            comparison.workload, cost.0, cost.1
+            "| {} | {cpu_ms:.0} ms | {mib:.0} MiB | {requests:.2} |\n",
+            comparison.workload
         );
     }
     text

@@ -16,6 +16,7 @@ use tokio::time::{interval, sleep_until};
 use crate::lab::{Database, Lab};
 use crate::note;
 use crate::plot;
+use crate::queue::QueueAddress;
 use crate::ways::sluice::{Cost, Running, Worker};
 
 /// What came of it.
@@ -85,13 +86,18 @@ impl Steady {
 pub(crate) async fn run(lab: &Lab, rate: f64, minutes: f64, configuration: &str) -> Result<Steady> {
     let database = lab.database().await?;
     let site = lab.stack.site("steady").await?;
-    let mut worker =
-        Worker::prepare(lab, &lab.stack.aws, &site, &database, "", configuration)?.start()?;
+    let at = QueueAddress {
+        url: site.queue_url.clone(),
+        environment: lab.stack.aws.environment(),
+    };
+    let mut worker = Worker::prepare(lab, &at, &database, "", configuration)?.start()?;
     let length = Duration::from_secs_f64(minutes * 60.0);
     let uploads = tokio::spawn(upload(site.clone(), rate, length));
     let moments = watch(&mut worker, lab, &database, length).await?;
     let (reckoning, put_at) = uploads.await??;
-    worker.until_drained(&site).await?;
+    worker
+        .until(async || Ok(site.queue_depth().await? == (0, 0)))
+        .await?;
     let cost = worker.cost()?;
     drop(worker);
     database.must_have(&reckoning).await?;

@@ -1,6 +1,7 @@
 //! The other usual design: a worker downloads the objects, parses them, and inserts rows.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Read;
 use std::sync::Arc;
 
@@ -83,6 +84,10 @@ async fn rows_of(s3: &aws_sdk_s3::Client, catalog: &Catalog, object: &ObjectRef)
         let mut row = taken
             .map(|it| columns_of(it, &statement))
             .unwrap_or_default();
+        if taken.is_some() {
+            // A statement without an id would replace others.
+            row.entry("event_id").or_insert_with(|| id_of(line).into());
+        }
         let table = taken.map_or("unmatched_statements", |it| &it.table);
         if taken.is_none() {
             row.insert("row_number".into(), number.into());
@@ -96,6 +101,12 @@ async fn rows_of(s3: &aws_sdk_s3::Client, catalog: &Catalog, object: &ObjectRef)
         rows.push('\n');
     }
     Ok(rows)
+}
+
+fn id_of(line: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    line.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
 }
 
 fn columns_of(event_type: &EventType, statement: &Value) -> Map<String, Value> {

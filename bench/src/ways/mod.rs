@@ -1,6 +1,5 @@
 //! Ways to load the same objects into the same tables.
 
-mod drain;
 pub(crate) mod earlier;
 pub(crate) mod engine;
 pub(crate) mod middle;
@@ -19,8 +18,6 @@ use crate::workload::Uploaded;
 pub(crate) enum Way {
     /// The floor: ClickHouse counts the lines and stores nothing.
     Count,
-    /// The queue alone: its messages are received and deleted.
-    Drain,
     /// The bare engine: Sluice's tables and views, and nothing else of Sluice.
     Limit,
     Sluice,
@@ -33,9 +30,8 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    pub(crate) const ALL: [Way; 7] = [
+    pub(crate) const ALL: [Way; 6] = [
         Self::Count,
-        Self::Drain,
         Self::Limit,
         Self::Sluice,
         Self::Middle,
@@ -46,7 +42,6 @@ impl Way {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Count => "count",
-            Self::Drain => "drain",
             Self::Limit => "limit",
             Self::Sluice => "sluice",
             Self::Middle => "middle",
@@ -59,7 +54,6 @@ impl Way {
     pub(crate) async fn run(self, lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
         match self {
             Self::Count => engine::count(lab, uploaded).await,
-            Self::Drain => drain::run(lab, uploaded).await,
             Self::Limit => engine::limit(lab, uploaded).await,
             Self::Sluice => sluice::run(lab, uploaded).await,
             Self::Middle => middle::run(lab, uploaded).await,

@@ -6,25 +6,19 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
-use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
-use sluice::object::ObjectRef;
+use sluice_testkit::free_port;
 use sluice_testkit::install::install;
 use sluice_testkit::launch::{Mode, Place, Process};
-use sluice_testkit::{Aws, Site, SiteOptions, free_port};
 use tempfile::TempDir;
 use tokio::time::sleep;
 
 use super::Run;
 use crate::lab::{Database, Lab};
+use crate::queue::{QueueAddress, QueueServer};
 use crate::workload::Uploaded;
 
-const SENDERS: usize = 8;
-/// As many as SQS takes in one request.
-pub(super) const ENTRIES: usize = 10;
-pub(crate) const POLL: Duration = Duration::from_millis(50);
+const POLL: Duration = Duration::from_millis(50);
 /// In ticks a second, as Linux counts processor time for programs.
 const TICKS: f64 = 100.0;
 /// To stop in good order.
@@ -36,6 +30,9 @@ pub(crate) struct Cost {
     pub(crate) cpu_seconds: f64,
     /// The most that was resident at any time.
     pub(crate) peak_mib: f64,
+    /// Where they are counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sqs_requests: Option<u64>,
 }
 
 pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
@@ -57,9 +54,9 @@ pub(crate) async fn load_by(
     uploaded: &Uploaded,
     database: &Database<'_>,
 ) -> Result<Run> {
-    let site = lab.queues.site("bench", SiteOptions::default()).await?;
-    announce(&site, &uploaded.objects).await?;
-    let workers = (0..workers).map(|_| Worker::prepare(lab, &lab.queues, &site, database, "", ""));
+    let queue = QueueServer::start(&uploaded.objects).await?;
+    let at = queue.address();
+    let workers = (0..workers).map(|_| Worker::prepare(lab, &at, database, "", ""));
     let workers: Vec<Worker> = workers.collect::<Result<_>>()?;
     let begun = Instant::now();
     let running = workers.into_iter().map(Worker::start);
@@ -67,59 +64,20 @@ pub(crate) async fn load_by(
     let Some(first) = running.first_mut() else {
         bail!("no worker");
     };
-    first.until_drained(&site).await?;
+    first
+        .until(async || Ok(queue.depth().await? == (0, 0)))
+        .await?;
     let took = begun.elapsed();
-    let cost = first.cost()?;
+    let cost = Cost {
+        sqs_requests: Some(queue.requests()),
+        ..first.cost()?
+    };
     drop(running);
     database.must_have(&uploaded.reckoning).await?;
     Ok(Run {
         cost: Some(cost),
         ..Run::of(uploaded.objects.len(), took)
     })
-}
-
-/// Puts a message for each object into the queue, as S3 sends them.
-pub(crate) async fn announce(site: &Site, objects: &[ObjectRef]) -> Result<()> {
-    // The test event, which S3 has sent when the bucket was told of the queue.
-    site.sqs
-        .purge_queue()
-        .queue_url(&site.queue_url)
-        .send()
-        .await?;
-    let requests = stream::iter(objects.chunks(ENTRIES)).map(|objects| async {
-        let entries = objects.iter().enumerate().map(|(id, object)| {
-            SendMessageBatchRequestEntry::builder()
-                .id(id.to_string())
-                .message_body(body(object))
-                .build()
-        });
-        let request = site.sqs.send_message_batch().queue_url(&site.queue_url);
-        let request = request.set_entries(Some(entries.collect::<Result<_, _>>()?));
-        let answer = request.send().await?;
-        ensure!(answer.failed.is_empty(), "{:?}", answer.failed);
-        Ok(())
-    });
-    requests.buffer_unordered(SENDERS).try_collect().await
-}
-
-fn body(object: &ObjectRef) -> String {
-    json!({"Records": [{
-        "eventVersion": "2.1",
-        "eventSource": "aws:s3",
-        "awsRegion": "us-east-1",
-        "eventTime": "2026-07-14T12:00:00.000Z",
-        "eventName": "ObjectCreated:Put",
-        "userIdentity": {"principalId": "AWS:AROAEXAMPLE:uploader"},
-        "requestParameters": {"sourceIPAddress": "192.0.2.1"},
-        "responseElements": {"x-amz-request-id": "C3D13FE58DE4C810", "x-amz-id-2": "FMyUVURIY8/IgAtTv8xRjskZQpcIZ9KG4V5Wp6S7S/JRWeUWerMUE5JgHvANOjpD"},
-        "s3": {
-            "s3SchemaVersion": "1.0",
-            "configurationId": "uploads",
-            "bucket": {"name": object.bucket, "ownerIdentity": {"principalId": "A3NL1KOZZKExample"}, "arn": format!("arn:aws:s3:::{}", object.bucket)},
-            "object": {"key": object.key, "size": object.size, "eTag": object.etag, "sequencer": "0062E99A88DC407460"},
-        },
-    }]})
-    .to_string()
 }
 
 /// A worker that is configured, and whose tables are there.
@@ -130,11 +88,10 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// `aws` has the site's queue; `queue` and `more` are further configuration, as YAML: below `queue`, and at the top.
+    /// `queue` and `more` are further configuration, as YAML: below `queue`, and at the top.
     pub(crate) fn prepare(
         lab: &Lab,
-        aws: &Aws,
-        site: &Site,
+        at: &QueueAddress,
         database: &Database<'_>,
         queue: &str,
         more: &str,
@@ -143,7 +100,7 @@ impl Worker {
         let worker = Self {
             sluice: lab.sluice.clone(),
             directory,
-            environment: aws.environment(),
+            environment: at.environment.clone(),
         };
         let text = format!(
             r#"queue:
@@ -160,7 +117,7 @@ s3:
 admin:
   listen: 127.0.0.1:{}
 {more}"#,
-            site.queue_url,
+            at.url,
             lab.stack.clickhouse.url(),
             database.name,
             lab.stack.aws.endpoint(),
@@ -208,9 +165,9 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Until the queue has no message, visible or in flight.
-    pub(crate) async fn until_drained(&mut self, site: &Site) -> Result<()> {
-        while site.queue_depth().await? != (0, 0) {
+    /// Until something is so.
+    pub(crate) async fn until(&mut self, is_so: impl AsyncFn() -> Result<bool>) -> Result<()> {
+        while !is_so().await? {
             self.must_run()?;
             sleep(POLL).await;
         }
@@ -237,6 +194,7 @@ impl Running {
         Ok(Cost {
             cpu_seconds: ticks / TICKS,
             peak_mib: self.memory("VmHWM:")?,
+            sqs_requests: None,
         })
     }
 

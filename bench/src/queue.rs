@@ -1,0 +1,239 @@
+//! A queue that costs next to nothing: Sluice's own in memory, behind SQS's protocol.
+//!
+//! The stand-in for AWS looks at every message of a queue with each receive. In front of 20,000
+//! messages that is what a benchmark would measure.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::CONTENT_TYPE;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use sluice::object::ObjectRef;
+use sluice::queue::memory::MemoryQueue;
+use sluice::queue::{Queue, ReceiptHandle};
+use sluice_testkit::environment_at;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+const MAX_RECEIVE_COUNT: u32 = 20;
+const DEAD_LETTERS: &str = "dead-letters";
+
+/// Where a worker finds a queue.
+pub(crate) struct QueueAddress {
+    pub(crate) url: String,
+    pub(crate) environment: [(&'static str, String); 4],
+}
+
+/// It answers for as long as this lives.
+pub(crate) struct QueueServer {
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+struct Shared {
+    endpoint: String,
+    queue: MemoryQueue,
+    requests: AtomicU64,
+}
+
+/// What requests have in common with each other; the rest is left out where it has no meaning.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Asked {
+    queue_url: String,
+    max_number_of_messages: usize,
+    wait_time_seconds: u64,
+    visibility_timeout: u64,
+    entries: Vec<Entry>,
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self {
+            queue_url: String::new(),
+            max_number_of_messages: 1,
+            wait_time_seconds: 0,
+            visibility_timeout: 30,
+            entries: Vec::new(),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Entry {
+    id: String,
+    receipt_handle: String,
+    #[serde(default)]
+    visibility_timeout: u64,
+}
+
+impl QueueServer {
+    /// With a message for each object, as S3 sends them.
+    pub(crate) async fn start<'a>(
+        objects: impl IntoIterator<Item = &'a ObjectRef>,
+    ) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let shared = Arc::new(Shared {
+            endpoint: format!("http://{}", listener.local_addr()?),
+            queue: MemoryQueue::new(MAX_RECEIVE_COUNT),
+            requests: AtomicU64::new(0),
+        });
+        for object in objects {
+            shared.queue.send(announcement(object));
+        }
+        let served = shared.clone();
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let shared = served.clone();
+                tokio::spawn(async move {
+                    let service = service_fn(|request| shared.clone().answer(request));
+                    // A worker that stops leaves its connections.
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await
+                        .ok();
+                });
+            }
+        });
+        Ok(Self { shared, task })
+    }
+
+    /// For a worker.
+    pub(crate) fn address(&self) -> QueueAddress {
+        let endpoint = &self.shared.endpoint;
+        QueueAddress {
+            url: format!("{endpoint}/000000000000/queue"),
+            environment: environment_at(endpoint),
+        }
+    }
+
+    /// Messages visible, and in flight.
+    pub(crate) async fn depth(&self) -> Result<(u64, u64)> {
+        let attributes = self.shared.queue.attributes().await?;
+        Ok((attributes.visible, attributes.in_flight))
+    }
+
+    /// How many requests there were.
+    pub(crate) fn requests(&self) -> u64 {
+        self.shared.requests.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for QueueServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Shared {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let target = request.headers().get("x-amz-target");
+        let target = target.context("no x-amz-target")?.to_str()?.to_owned();
+        let body = request.into_body().collect().await?.to_bytes();
+        let asked: Asked = serde_json::from_slice(&body)?;
+        let answer = match target.trim_start_matches("AmazonSQS.") {
+            "ReceiveMessage" => self.receive(&asked).await?,
+            "DeleteMessageBatch" => {
+                let entries = asked.entries.iter();
+                let handles: Vec<_> = entries.map(|it| handle(&it.receipt_handle)).collect();
+                self.queue.delete(&handles).await?;
+                done(&asked)
+            }
+            "ChangeMessageVisibilityBatch" => {
+                let entries = asked.entries.iter().map(|it| {
+                    let timeout = Duration::from_secs(it.visibility_timeout);
+                    (handle(&it.receipt_handle), timeout)
+                });
+                let entries: Vec<_> = entries.collect();
+                self.queue.change_visibility(&entries).await?;
+                done(&asked)
+            }
+            "GetQueueAttributes" => self.attributes(&asked).await?,
+            "GetQueueUrl" => {
+                json!({"QueueUrl": format!("{}/000000000000/{DEAD_LETTERS}", self.endpoint)})
+            }
+            other => bail!("{other} is not answered here"),
+        };
+        let mut response = Response::new(Full::new(Bytes::from(answer.to_string())));
+        let json = "application/x-amz-json-1.0".parse()?;
+        response.headers_mut().insert(CONTENT_TYPE, json);
+        Ok(response)
+    }
+
+    async fn receive(&self, asked: &Asked) -> Result<Value> {
+        let wait = Duration::from_secs(asked.wait_time_seconds);
+        let visibility = Duration::from_secs(asked.visibility_timeout);
+        let max = asked.max_number_of_messages;
+        let received = self.queue.receive(max, wait, visibility).await?;
+        let messages = received.into_iter().map(|message| {
+            let sent_at = (SystemTime::now() - message.age).duration_since(UNIX_EPOCH);
+            json!({
+                "MessageId": message.id,
+                "ReceiptHandle": message.handle.0,
+                "Body": message.body,
+                "Attributes": {
+                    "ApproximateReceiveCount": message.receive_count.to_string(),
+                    "SentTimestamp": sent_at.unwrap_or_default().as_millis().to_string(),
+                },
+            })
+        });
+        Ok(json!({"Messages": messages.collect::<Vec<_>>()}))
+    }
+
+    async fn attributes(&self, asked: &Asked) -> Result<Value> {
+        if asked.queue_url.ends_with(DEAD_LETTERS) {
+            return Ok(json!({"Attributes": {"ApproximateNumberOfMessages": "0"}}));
+        }
+        let it = self.queue.attributes().await?;
+        let policy = json!({
+            "deadLetterTargetArn": format!("arn:aws:sqs:us-east-1:000000000000:{DEAD_LETTERS}"),
+            "maxReceiveCount": MAX_RECEIVE_COUNT,
+        });
+        Ok(json!({"Attributes": {
+            "QueueArn": it.arn,
+            "ApproximateNumberOfMessages": it.visible.to_string(),
+            "ApproximateNumberOfMessagesNotVisible": it.in_flight.to_string(),
+            "RedrivePolicy": policy.to_string(),
+        }}))
+    }
+}
+
+fn handle(text: &str) -> ReceiptHandle {
+    ReceiptHandle(text.to_owned())
+}
+
+fn done(asked: &Asked) -> Value {
+    let ids = asked.entries.iter().map(|entry| json!({"Id": entry.id}));
+    json!({"Successful": ids.collect::<Vec<_>>(), "Failed": []})
+}
+
+/// The message with which S3 announces an object.
+fn announcement(object: &ObjectRef) -> String {
+    json!({"Records": [{
+        "eventVersion": "2.1",
+        "eventSource": "aws:s3",
+        "awsRegion": "us-east-1",
+        "eventTime": "2026-07-14T12:00:00.000Z",
+        "eventName": "ObjectCreated:Put",
+        "userIdentity": {"principalId": "AWS:AROAEXAMPLE:uploader"},
+        "requestParameters": {"sourceIPAddress": "192.0.2.1"},
+        "responseElements": {"x-amz-request-id": "C3D13FE58DE4C810", "x-amz-id-2": "FMyUVURIY8/IgAtTv8xRjskZQpcIZ9KG4V5Wp6S7S/JRWeUWerMUE5JgHvANOjpD"},
+        "s3": {
+            "s3SchemaVersion": "1.0",
+            "configurationId": "uploads",
+            "bucket": {"name": object.bucket, "ownerIdentity": {"principalId": "A3NL1KOZZKExample"}, "arn": format!("arn:aws:s3:::{}", object.bucket)},
+            "object": {"key": object.key, "size": object.size, "eTag": object.etag, "sequencer": "0062E99A88DC407460"},
+        },
+    }]})
+    .to_string()
+}
