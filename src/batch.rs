@@ -71,7 +71,7 @@ pub struct BatchLimits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
     Window,
-    /// Before its window ended: there was nothing else to do.
+    /// Before its window ended: a load was free and had nothing else to do.
     Idle,
     Count,
     Bytes,
@@ -204,7 +204,8 @@ impl Batcher {
         closed
     }
 
-    /// Closes the batch that has been due longest. `idle`: nothing is being loaded, or waits for it.
+    /// Closes the batch that has been due longest. `idle`: a load is free, and no closed batch waits
+    /// for it.
     pub fn take_due(&mut self, now: Instant, idle: bool) -> Option<Batch> {
         let (due, bucket) = self.first_due(idle)?;
         if due > now {

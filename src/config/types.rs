@@ -208,9 +208,9 @@ pub struct BatchConfig {
     /// steady stream; a longer window makes fewer and larger inserts.
     pub window: HumanDuration,
 
-    /// Whether a worker that has nothing else to do loads what comes at once.
-    /// The more comes, the longer it waits; from an object a second, for the
-    /// window. Switch it off where each insert counts.
+    /// Whether what comes is loaded at once while a load is free. The more
+    /// comes, the longer it waits; from an object a second, for the window.
+    /// Switch it off where each insert counts.
     #[serde(deserialize_with = "boolean")]
     pub flush_when_idle: bool,
 

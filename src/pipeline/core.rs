@@ -313,8 +313,9 @@ impl Core {
         self.batches_in_flight < self.limits.concurrency && !self.draining
     }
 
+    /// Whether a load that is free has nothing else to do.
     fn is_quiet(&self) -> bool {
-        self.batches_in_flight == 0 && self.ready.is_empty()
+        self.may_load() && self.ready.is_empty()
     }
 
     /// What was opened first, of the batches that are closed and those that are due. A batch that is

@@ -662,6 +662,23 @@ async fn no_more_is_held_than_allowed() {
     assert_eq!((rig.loads().len(), rig.deletes()), (2, 200));
 }
 
+/// What is left over at the end of a full queue waits neither for the batches before it nor for the
+/// window.
+#[tokio::test(start_paused = true)]
+async fn a_load_that_is_free_does_not_wait_for_the_others() {
+    let gate = Arc::new(Semaphore::new(0));
+    let rig = Rig::start(OPTIONS, gated(&gate));
+    for key in ["a", "b", "c", "d"] {
+        rig.send(&[key]);
+    }
+    let start = Instant::now();
+    until("two loads", || rig.loads().len() == 2).await;
+    assert!(start.elapsed() < WINDOW / 2);
+    assert_eq!(rig.deletes(), 0);
+    gate.add_permits(2);
+    until("empty", || rig.is_empty()).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn no_more_is_received_than_the_next_loads_need() {
     let gate = Arc::new(Semaphore::new(0));
