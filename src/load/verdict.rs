@@ -241,7 +241,15 @@ pub fn advice(error: &WarehouseError) -> Option<&'static str> {
     Some(match error {
         WarehouseError::Unknown(text) => unreachable_advice(text),
         WarehouseError::Source(_) => {
-            "the worker may not read the bucket: grant its role `s3:GetObject`"
+            return match verdict(error) {
+                Verdict::Denied => {
+                    Some("the worker may not read the bucket: grant its role `s3:GetObject`")
+                }
+                Verdict::Replay => {
+                    Some("if it lasts, check the worker's way to S3 (network, `AWS_ENDPOINT_URL`)")
+                }
+                _ => None,
+            };
         }
         _ if verdict(error) == Verdict::Stream => {
             "ClickHouse cannot get at S3: check `s3.clickhouse_endpoint` and \
@@ -269,6 +277,9 @@ pub fn advice(error: &WarehouseError) -> Option<&'static str> {
         }
         WarehouseError::Server { code: 252, .. } => {
             "merges lag behind: Sluice slows down; a longer `batch.window` makes fewer parts"
+        }
+        WarehouseError::Server { code: 499, .. } if verdict(error) == Verdict::Replay => {
+            "if it lasts, check ClickHouse's way to S3 (network, `s3.clickhouse_endpoint`)"
         }
         WarehouseError::Server {
             code: 499 | 669, ..
@@ -308,12 +319,15 @@ pub fn named_object<'a>(
 mod tests {
     use super::*;
 
-    #[test]
-    fn every_outcome_has_its_verdict() {
-        let server = |code, text: &str| WarehouseError::Server {
+    fn server(code: u32, text: &str) -> WarehouseError {
+        WarehouseError::Server {
             code,
             text: text.into(),
-        };
+        }
+    }
+
+    #[test]
+    fn every_outcome_has_its_verdict() {
         let refused = |status, code: &str| StoreError::Refused {
             status,
             code: code.into(),
@@ -421,6 +435,30 @@ mod tests {
             (server(424242, "something new"), Verdict::Replay),
         ] {
             assert_eq!(verdict(&error), expected, "{error}");
+        }
+    }
+
+    #[test]
+    fn an_s3_that_is_away_is_not_taken_for_one_that_refuses() {
+        let away = StoreError::Unavailable {
+            text: "connection closed".into(),
+            path: "b/k".into(),
+        };
+        let refused = StoreError::Refused {
+            status: 403,
+            code: "AccessDenied".into(),
+            path: "b/k".into(),
+        };
+        let gone = "Connection refused: while reading b/k";
+        let denied = "AccessDenied. HTTP response code: 403: while reading b/k";
+        for (error, expected) in [
+            (away.into(), "the worker's way to S3"),
+            (refused.into(), "grant its role"),
+            (server(499, gone), "ClickHouse's way to S3"),
+            (server(499, denied), "ClickHouse may not read the bucket"),
+        ] {
+            let said = advice(&error).unwrap();
+            assert!(said.contains(expected), "{error}: {said}");
         }
     }
 
