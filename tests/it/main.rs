@@ -25,6 +25,7 @@ mod reconcile;
 mod rejects;
 mod repeats;
 mod replay;
+mod soak;
 mod status;
 mod strategies;
 mod streamed;

@@ -1,0 +1,55 @@
+//! Memory over time, in short; `cargo xtask bench steady --minutes 60` is the long form.
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde_json::{Value, json};
+use sluice_testkit::xapi::{Bundle, Generator, Reckoning};
+use sluice_testkit::{Site, Stack};
+
+use crate::harness::{Sluice, assert_rows, drained};
+
+const OBJECTS: usize = 100;
+const MESSAGES: usize = 300;
+const SENDERS: usize = 8;
+/// Rounds until the worker has all that it needs, and after.
+const WARM_UP: usize = 3;
+const ROUNDS: usize = 3;
+/// Of the allocator.
+const SLACK: u64 = 4 << 20;
+
+/// Nobody asks for metrics: what they are made of must not heap up either.
+#[tokio::test]
+async fn memory_does_not_grow_with_what_was_received() {
+    let stack = Stack::shared();
+    let site = stack.site("soak").await.unwrap();
+    site.announce_no_more().await.unwrap();
+    let mut sluice = Sluice::new(stack, &site).set("batch.window", "200ms");
+    sluice.migrate();
+    let bundles: Vec<Bundle> = Generator::new(63).take(OBJECTS).collect();
+    let mut reckoning = Reckoning::default();
+    let mut records = Vec::new();
+    for bundle in &bundles {
+        let etag = site.put(&bundle.key, bundle.bytes.clone()).await.unwrap();
+        let body: Value = serde_json::from_str(&site.announcement(bundle, &etag)).unwrap();
+        records.push(body["Records"][0].clone());
+        reckoning += &bundle.reckoning;
+    }
+    let body = json!({"Records": records}).to_string();
+    sluice.start();
+    sluice.ready().await;
+    let mut resident = Vec::new();
+    for _ in 0..WARM_UP + ROUNDS {
+        announce(&site, &body).await;
+        drained(&site).await;
+        resident.push(sluice.memory().0);
+    }
+    let (warm, last) = (resident[WARM_UP - 1], resident[WARM_UP + ROUNDS - 1]);
+    assert!(last <= warm + SLACK, "{resident:?}");
+    assert_eq!(sluice.stop().await.code(), Some(0));
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+}
+
+async fn announce(site: &Site, body: &str) {
+    let sent = stream::iter(0..MESSAGES).map(|_| site.send(body));
+    let sent = sent.buffer_unordered(SENDERS).try_collect::<Vec<_>>();
+    sent.await.unwrap();
+}
