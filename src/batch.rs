@@ -287,6 +287,16 @@ pub fn estimated_bytes(object: &ObjectRef) -> u64 {
     }
 }
 
+/// How many bytes an object of these has on average.
+pub fn mean_bytes<'a>(objects: impl IntoIterator<Item = &'a ObjectRef>) -> u64 {
+    let (mut count, mut bytes) = (0, 0_u64);
+    for object in objects {
+        count += 1;
+        bytes = bytes.saturating_add(estimated_bytes(object));
+    }
+    bytes.checked_div(count).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use uuid::Uuid;
 
-use crate::batch::{BatchId, ReadBy, estimated_bytes};
+use crate::batch::{BatchId, ReadBy, estimated_bytes, mean_bytes};
 use crate::config::Secret;
 use crate::event_types::Catalog;
 use crate::event_types::select::{
@@ -495,8 +495,7 @@ const SMALL_OBJECT: u64 = 256 * 1024;
 
 /// Whether gathering the lines saves more than it costs: behind it, one thread goes on alone.
 fn are_small(objects: &[&ObjectRef]) -> bool {
-    let bytes = objects.iter().map(|object| estimated_bytes(object));
-    objects.len() > 1 && bytes.sum::<u64>() < SMALL_OBJECT * objects.len() as u64
+    objects.len() > 1 && mean_bytes(objects.iter().copied()) < SMALL_OBJECT
 }
 
 /// Whether a row comes from other content than was announced. An S3 that tells no etags leaves

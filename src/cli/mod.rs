@@ -339,6 +339,7 @@ fn loader(
         store: Store::new(aws),
         fallback: fallback(config),
         fallbacks: Fallbacks::default(),
+        stream_below: config.load.stream_below.bytes(),
         successes: AtomicU64::new(0),
         activity: Arc::default(),
         deletions: tokio::sync::Mutex::default(),

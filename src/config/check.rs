@@ -14,8 +14,8 @@ use super::problems::{Findings, Problem};
 use super::raw::RawConfig;
 use super::secret::{Secret, SecretSource};
 use super::types::{
-    BatchConfig, ClickHouseConfig, Config, LoadConfig, LogConfig, NotificationsConfig, QueueConfig,
-    S3Config,
+    BatchConfig, ClickHouseConfig, Config, Fallback, LoadConfig, LoadStrategy, LogConfig,
+    NotificationsConfig, QueueConfig, S3Config,
 };
 use super::units::{HumanDuration, HumanSize};
 use crate::glob::Globs;
@@ -284,6 +284,22 @@ fn check_load(load: &LoadConfig, checks: &mut Checks) {
         ("load.retry_backoff_min", load.retry_backoff_min),
         ("load.retry_backoff_max", load.retry_backoff_max),
     );
+    checks.size("load.stream_below", load.stream_below, 0..=1 << 20);
+    let conflicts = [
+        (
+            load.fallback == Fallback::Never,
+            "with `load.fallback: never` the worker streams nothing",
+        ),
+        (
+            load.strategy == LoadStrategy::PerType,
+            "with `load.strategy: per_type` each object would be streamed once for each table",
+        ),
+    ];
+    for (conflict, message) in conflicts {
+        if conflict && load.stream_below.bytes() > 0 {
+            checks.fail("load.stream_below", message, "remove one of the two");
+        }
+    }
 }
 
 fn check_log(log: &LogConfig, checks: &mut Checks) {

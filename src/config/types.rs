@@ -278,6 +278,14 @@ pub struct LoadConfig {
     /// worker can. `always`: each one, for a ClickHouse that does not reach S3.
     /// `never`: the data stays out of the worker.
     pub fallback: Fallback,
+
+    /// Batches whose objects are smaller than this on average are streamed by the
+    /// worker too, 0B (none) to 1MiB. One request to S3 for each object in place
+    /// of two, and many at a time: faster where objects have a few lines, and paid
+    /// for with the worker's processor time ([performance](performance.md)).
+    /// ClickHouse reads what the worker cannot. Needs `load.strategy: single_pass`,
+    /// and `load.fallback` other than `never`.
+    pub stream_below: HumanSize,
 }
 
 /// When the worker streams objects.

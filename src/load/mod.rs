@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, warn};
 
 use crate::activity::Activity;
-use crate::batch::{Batch, BatchId, ReadBy};
+use crate::batch::{Batch, BatchId, ReadBy, mean_bytes};
 use crate::ledger::protocol::{End, Run, Standing};
 use crate::ledger::{Failure, Ledger};
 use crate::object::{ObjectId, ObjectRef};
@@ -86,6 +86,8 @@ pub struct Loader {
     pub store: Store,
     pub fallback: Fallback,
     pub fallbacks: Fallbacks,
+    /// Objects smaller than this on average are streamed, too.
+    pub stream_below: u64,
     pub breaker: Arc<Breaker>,
     pub limits: LoadLimits,
     /// Whether a missing object's message is done with.
@@ -167,10 +169,18 @@ impl Loader {
                 (Naming::Listed, _) => listed.push(item),
             }
         }
-        for (items, read_by) in [(streamed, ReadBy::Stream), (listed, ReadBy::S3)] {
-            if !items.is_empty() {
-                progress.work.push(Work::new(items, read_by));
-            }
+        if !streamed.is_empty() {
+            progress.work.push(Work::new(streamed, ReadBy::Stream));
+        }
+        if !listed.is_empty() {
+            let objects = listed.iter().map(|item| &item.object);
+            progress
+                .work
+                .push(if mean_bytes(objects) < self.stream_below {
+                    Work::by_choice(listed)
+                } else {
+                    Work::new(listed, ReadBy::S3)
+                });
         }
         while let Some(work) = progress.work.pop() {
             if cancel.is_cancelled() {
@@ -198,28 +208,21 @@ impl Loader {
 
     /// Loads one batch; what is to be tried otherwise goes back to `progress.work`.
     async fn load_work(&self, work: Work, cancel: &CancellationToken, progress: &mut Progress) {
-        let Work {
-            items,
-            read_by,
-            yields,
-            changes,
-            splits,
-        } = work;
         // What was split off because of such an error need not prove it at length again.
-        let patience = if splits == 0 {
+        let patience = if work.splits == 0 {
             MAX_REPLAYS
         } else {
             MAX_REPLAYS_OF_A_PART
         };
         let batch = BatchId::now();
         let end = self
-            .load_batch(batch, items, read_by, patience, cancel, progress)
+            .load_batch(batch, work.items, work.read_by, patience, cancel, progress)
             .instrument(trace::load(batch))
             .await;
         match end {
             BatchEnd::Settled => {}
             BatchEnd::Abandoned(items) => progress.settle(&items, &Outcome::Abandoned),
-            BatchEnd::Yielded(items) if yields >= MAX_YIELDS => {
+            BatchEnd::Yielded(items) if work.yields >= MAX_YIELDS => {
                 progress.settle(&items, &Outcome::Busy);
             }
             BatchEnd::Yielded(items) => {
@@ -230,26 +233,26 @@ impl Loader {
                 }
                 progress.work.push(Work {
                     items,
-                    read_by,
-                    yields: yields + 1,
-                    changes,
-                    splits,
+                    yields: work.yields + 1,
+                    ..work
                 });
             }
             BatchEnd::Released {
                 items,
                 verdict: Verdict::Changed,
                 ..
-            } if changes < MAX_CHANGES => match self.refresh(items, read_by, cancel).await {
-                Ok(items) => progress.work.push(Work {
-                    items,
-                    read_by,
-                    yields,
-                    changes: changes + 1,
-                    splits,
-                }),
-                Err(Refused { items, text }) => progress.split(items, read_by, splits, &text),
-            },
+            } if work.changes < MAX_CHANGES => {
+                match self.refresh(items, work.read_by, cancel).await {
+                    Ok(items) => progress.work.push(Work {
+                        items,
+                        changes: work.changes + 1,
+                        ..work
+                    }),
+                    Err(Refused { items, text }) => {
+                        progress.otherwise(Work { items, ..work }, &text);
+                    }
+                }
+            }
             BatchEnd::Released {
                 items,
                 verdict: Verdict::Stream,
@@ -259,7 +262,7 @@ impl Loader {
                 progress.work.push(Work::new(items, ReadBy::Stream));
             }
             BatchEnd::Released { items, text, .. } => {
-                progress.split(items, read_by, splits, &text);
+                progress.otherwise(Work { items, ..work }, &text);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! What has become of a load's objects so far, and what is still to be tried.
 
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::breaker::HaltedInsert;
 use super::verdict::{TOO_MANY_REJECTED_TEXT, is_missing, is_refusal, named_object};
@@ -46,6 +46,8 @@ impl Item {
 pub(super) struct Work {
     pub(super) items: Vec<Item>,
     pub(super) read_by: ReadBy,
+    /// Streamed, although ClickHouse is thought to be able to read all of them.
+    pub(super) by_choice: bool,
     pub(super) yields: u32,
     pub(super) changes: u32,
     pub(super) splits: u32,
@@ -108,9 +110,17 @@ impl Work {
         Self {
             items,
             read_by,
+            by_choice: false,
             yields: 0,
             changes: 0,
             splits: 0,
+        }
+    }
+
+    pub(super) fn by_choice(items: Vec<Item>) -> Self {
+        Self {
+            by_choice: true,
+            ..Self::new(items, ReadBy::Stream)
         }
     }
 }
@@ -135,9 +145,27 @@ impl Progress {
         });
     }
 
+    /// These objects cannot be loaded like this: ClickHouse is to read what the worker read by
+    /// choice; else they are tried in parts.
+    pub(super) fn otherwise(&mut self, work: Work, text: &str) {
+        if work.by_choice {
+            let objects = work.items.len();
+            warn!(
+                objects,
+                error = text,
+                "this worker cannot stream small objects; ClickHouse reads them. Where that lasts, \
+                 see what `sluice check` says of the worker, or set `load.stream_below` to 0B"
+            );
+            self.work.push(Work::new(work.items, ReadBy::S3));
+        } else {
+            self.split(work, text);
+        }
+    }
+
     /// The object that the error names alone, and the rest as a new batch; halves when it names
     /// none. An object that was alone already has failed.
-    pub(super) fn split(&mut self, mut items: Vec<Item>, read_by: ReadBy, splits: u32, text: &str) {
+    fn split(&mut self, work: Work, text: &str) {
+        let mut items = work.items;
         if items.len() <= 1 {
             let class = FailureClass::of(text);
             for item in items {
@@ -149,7 +177,7 @@ impl Progress {
             .iter()
             .map(|item| item.object.key.as_str())
             .enumerate();
-        let named = named_object(text, keys).filter(|_| splits < MAX_NAMED_SPLITS);
+        let named = named_object(text, keys).filter(|_| work.splits < MAX_NAMED_SPLITS);
         let apart = match named {
             Some(index) => vec![items.remove(index)],
             None => items.split_off(items.len() / 2),
@@ -163,8 +191,8 @@ impl Progress {
         metrics::batch_split();
         for items in [apart, items] {
             self.work.push(Work {
-                splits: splits + 1,
-                ..Work::new(items, read_by)
+                splits: work.splits + 1,
+                ..Work::new(items, work.read_by)
             });
         }
     }

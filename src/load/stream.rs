@@ -11,7 +11,7 @@ use crate::store::{Content, Store, StoreError, broken};
 /// Bounds the worker's memory: a load has a few pieces in hand at a time.
 const PIECE: u64 = 128 * 1024;
 /// Objects that are asked for before their turn: else small ones would come one a round trip.
-const ASKED_AHEAD: usize = 8;
+const ASKED_AHEAD: usize = 16;
 
 /// The lines of the objects, in order, framed.
 pub(super) fn body<'a>(

@@ -313,3 +313,71 @@ async fn content_that_its_name_hides_is_streamed() {
         dead_letters(&site, dead).await;
     }
 }
+
+/// Read by the worker for speed, and by ClickHouse where they are large.
+#[tokio::test]
+async fn small_objects_are_streamed_where_that_is_asked_for() {
+    let stack = Stack::shared();
+    let site = stack.site("small").await.unwrap();
+    let mut sluice = Sluice::new(stack, &site).set("load.stream_below", "64KiB");
+    sluice.migrate();
+    let bundles: Vec<_> = Generator::new(38).take(20).collect();
+    let mut reckoning = upload(&site, &bundles).await;
+    sluice.start();
+    drained(&site).await;
+    let lines = line("large").repeat(10_000);
+    site.put("large.jsonl", lines).await.unwrap();
+    reckoning.unmatched += 10_000;
+    reckoning.objects += 1;
+    drained(&site).await;
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    let ways = [("s3".to_owned(), 1), ("stream".to_owned(), 20)];
+    assert_eq!(read_by(stack, &site).await, ways);
+}
+
+/// What keeps the worker from small objects keeps nobody from loading them.
+#[tokio::test]
+async fn small_objects_that_the_worker_cannot_stream_are_read_by_clickhouse() {
+    let stack = Stack::shared();
+    for status in [403, 503] {
+        let site = stack.site("small-by-clickhouse").await.unwrap();
+        let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
+        proxy.inject(Fault::Status(status), usize::MAX, |_, _| true);
+        let mut sluice = Sluice::new(stack, &site)
+            .set("load.stream_below", "64KiB")
+            .environment("AWS_ENDPOINT_URL_S3", proxy.url());
+        sluice.migrate();
+        let bundles: Vec<_> = Generator::new(39).take(5).collect();
+        let reckoning = upload(&site, &bundles).await;
+        sluice.start();
+        drained(&site).await;
+        assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+        assert_eq!(read_by(stack, &site).await, [("s3".to_owned(), 5)]);
+        let log = sluice.log();
+        assert!(log.contains("ClickHouse reads them"), "{log}");
+        assert_eq!(site.dlq_depth().await.unwrap(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_bad_object_among_small_ones_harms_only_itself() {
+    let options = SiteOptions {
+        max_receive_count: 2,
+        ..SiteOptions::default()
+    };
+    let stack = Stack::shared();
+    let site = stack.site_with("bad-small", options).await.unwrap();
+    let mut sluice = Sluice::new(stack, &site).set("load.stream_below", "1MiB");
+    sluice.migrate();
+    let bundles: Vec<_> = Generator::new(40).take(10).collect();
+    let reckoning = upload(&site, &bundles).await;
+    site.put("garbage.jsonl.gz", "no gzip").await.unwrap();
+    sluice.start();
+    dead_letters(&site, 1).await;
+    drained(&site).await;
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_eq!(
+        failures(stack, &site).await,
+        "garbage.jsonl.gz\tunloadable\n"
+    );
+}

@@ -185,6 +185,18 @@ fn values_out_of_range_are_refused() {
         "load: {max_line_bytes: 2GiB}",
         &["load.max_line_bytes: `2GiB` is too large (give 1GiB or less)"],
     );
+    check(
+        "load: {stream_below: 2MiB}",
+        &["load.stream_below: `2MiB` is too large (give 1MiB or less)"],
+    );
+    check(
+        "load: {stream_below: 16KiB, fallback: never}",
+        &["load.stream_below: with `load.fallback: never` the worker streams nothing"],
+    );
+    check(
+        "load: {stream_below: 16KiB, strategy: per_type}",
+        &["load.stream_below: with `load.strategy: per_type` each object would be streamed once"],
+    );
     for ratio in ["1.1", "-0.1", "half"] {
         check(
             &format!("load: {{max_rejected_ratio: {ratio}}}"),
