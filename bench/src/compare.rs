@@ -39,16 +39,21 @@ impl Comparison {
         let part = way.objects as f64 / self.size.objects as f64;
         Some(median(&way.seconds) / part)
     }
+}
 
+impl Measured {
     /// Of Sluice: milliseconds of CPU for 1,000 objects, MiB, and requests to SQS for an object.
     #[expect(clippy::cast_precision_loss, reason = "counts are small")]
     pub(crate) fn median_cost(&self) -> Option<[f64; 3]> {
-        let way = self.ways.iter().find(|it| !it.costs.is_empty())?;
-        let of = |value: fn(&Cost) -> f64| median(&way.costs.iter().map(value).collect::<Vec<_>>());
-        let cpu_ms = of(|cost| cost.cpu_seconds) * 1e6 / way.objects as f64;
+        if self.costs.is_empty() {
+            return None;
+        }
+        let of =
+            |value: fn(&Cost) -> f64| median(&self.costs.iter().map(value).collect::<Vec<_>>());
+        let cpu_ms = of(|cost| cost.cpu_seconds) * 1e6 / self.objects as f64;
         let requests = of(|cost| cost.sqs_requests.map_or(f64::NAN, |it| it as f64));
         let mib = of(|cost| cost.peak_mib);
-        Some([cpu_ms, mib, requests / way.objects as f64])
+        Some([cpu_ms, mib, requests / self.objects as f64])
     }
 }
 

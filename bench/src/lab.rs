@@ -89,6 +89,16 @@ impl Database<'_> {
         Ok(())
     }
 
+    /// Active parts, of the event table that has the most.
+    pub(crate) async fn most_parts(&self) -> Result<u64> {
+        let sql = format!(
+            "SELECT max(parts) FROM (SELECT count() AS parts FROM system.parts \
+             WHERE active AND database = '{}' AND table LIKE '%_events' GROUP BY table)",
+            self.name
+        );
+        self.clickhouse.scalar(&sql).await
+    }
+
     pub(crate) async fn remove(self) -> Result<()> {
         let sql = format!("DROP DATABASE {} SYNC", self.name);
         self.clickhouse

@@ -1,5 +1,6 @@
 //! Benchmarks; `cargo xtask bench` builds and runs them. See docs/performance.md.
 
+mod backfill;
 mod compare;
 mod growth;
 mod held;
@@ -91,6 +92,14 @@ enum Command {
         /// More configuration of the worker, as YAML
         #[arg(long, default_value = "")]
         configuration: String,
+        /// The bare engine loads the same objects at the same time, once a window
+        #[arg(long)]
+        beside_engine: bool,
+    },
+    /// Listing keys of which all are loaded
+    Backfill {
+        #[arg(default_values_t = [100_000, 1_000_000])]
+        keys: Vec<u64>,
     },
     /// Put the results of target/bench into docs/performance.md
     Report,
@@ -151,10 +160,20 @@ async fn main() -> Result<()> {
             minutes,
             name,
             configuration,
+            beside_engine,
         } => {
             let lab = start(None)?;
-            let steady = steady::run(&lab, rate, minutes, &configuration).await?;
-            keep(&name, &steady)
+            let plan = steady::Plan {
+                objects_per_second: rate,
+                minutes,
+                configuration,
+                beside_engine,
+            };
+            keep(&name, &steady::run(&lab, plan).await?)
+        }
+        Command::Backfill { keys } => {
+            let lab = start(None)?;
+            keep("backfill", &backfill::run(&lab, &keys).await?)
         }
         Command::Report => report::write(),
     }

@@ -19,7 +19,6 @@ use serde_json::{Value, json};
 use sluice::object::ObjectRef;
 use sluice::queue::memory::MemoryQueue;
 use sluice::queue::{Queue, ReceiptHandle};
-use sluice_testkit::environment_at;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -29,7 +28,17 @@ const DEAD_LETTERS: &str = "dead-letters";
 /// Where a worker finds a queue.
 pub(crate) struct QueueAddress {
     pub(crate) url: String,
-    pub(crate) environment: [(&'static str, String); 4],
+    /// `http://127.0.0.1:PORT`
+    pub(crate) endpoint: String,
+}
+
+impl QueueAddress {
+    pub(crate) fn at(endpoint: &str) -> Self {
+        Self {
+            url: format!("{endpoint}/000000000000/queue"),
+            endpoint: endpoint.to_owned(),
+        }
+    }
 }
 
 /// It answers for as long as this lives.
@@ -109,11 +118,7 @@ impl QueueServer {
 
     /// For a worker.
     pub(crate) fn address(&self) -> QueueAddress {
-        let endpoint = &self.shared.endpoint;
-        QueueAddress {
-            url: format!("{endpoint}/000000000000/queue"),
-            environment: environment_at(endpoint),
-        }
+        QueueAddress::at(&self.shared.endpoint)
     }
 
     /// Messages visible, and in flight.

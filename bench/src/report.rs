@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use sluice_testkit::project;
 
+use crate::backfill::Backfill;
 use crate::compare::Comparison;
 use crate::growth::Growth;
 use crate::held::Held;
@@ -33,6 +34,10 @@ pub(crate) fn write() -> Result<()> {
         match &*name {
             "workers" => figures.push(serde_json::from_str::<Workers>(&text)?.rows()),
             "growth" => figures.push(serde_json::from_str::<Growth>(&text)?.row()),
+            "backfill" => {
+                let backfills: Vec<Backfill> = serde_json::from_str(&text)?;
+                figures.extend(backfills.iter().map(Backfill::row));
+            }
             "held" => {
                 let held: Vec<Held> = serde_json::from_str(&text)?;
                 figures.extend(held.iter().map(Held::row));
@@ -107,17 +112,19 @@ fn table(compared: &[Comparison]) -> String {
 
 fn costs(compared: &[Comparison]) -> String {
     let mut text = String::from(
-        "| workload | CPU of the worker, per 1,000 objects | most resident | requests to SQS, per \
-         object |\n|---|---|---|---|\n",
+        "| workload | | CPU of the worker, per 1,000 objects | most resident | requests to SQS, per \
+         object |\n|---|---|---|---|---|\n",
     );
     for comparison in compared {
-        let Some([cpu_ms, mib, requests]) = comparison.median_cost() else {
-            continue;
-        };
-        text += &format!(
-            "| {} | {cpu_ms:.0} ms | {mib:.0} MiB | {requests:.2} |\n",
-            comparison.workload
-        );
+        for way in &comparison.ways {
+            let Some([cpu_ms, mib, requests]) = way.median_cost() else {
+                continue;
+            };
+            text += &format!(
+                "| {} | {} | {cpu_ms:.0} ms | {mib:.0} MiB | {requests:.2} |\n",
+                comparison.workload, way.way
+            );
+        }
     }
     text
 }

@@ -2,14 +2,18 @@
 //! the worker's memory and the tables' parts do meanwhile.
 
 use std::collections::HashMap;
+use std::iter;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use sluice::object::ObjectRef;
 use sluice_testkit::Site;
 use sluice_testkit::latency::measure;
 use sluice_testkit::xapi::{Generator, Reckoning};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep_until};
 
@@ -17,7 +21,9 @@ use crate::lab::{Database, Lab};
 use crate::note;
 use crate::plot;
 use crate::queue::QueueAddress;
+use crate::ways::engine::{self, WINDOW};
 use crate::ways::sluice::{Cost, Running, Worker};
+use crate::workload::put;
 
 /// What came of it.
 #[derive(Debug, Deserialize, Serialize)]
@@ -41,6 +47,9 @@ struct Moment {
     rss_mib: f64,
     /// Of the table that has the most.
     active_parts: u64,
+    /// The same of the bare engine, where it loads the same objects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    engine_parts: Option<u64>,
 }
 
 impl Steady {
@@ -64,6 +73,10 @@ impl Steady {
             self.objects_per_second, self.minutes
         );
         let parts = self.moments.iter().map(|it| it.active_parts).max();
+        let engine_parts = self.moments.iter().filter_map(|it| it.engine_parts).max();
+        let engine = engine_parts.map_or(String::new(), |parts| {
+            format!("; of the bare engine with the same objects, an insert every 10 s: {parts}")
+        });
         let third = |third: usize| {
             let length = self.moments.len() / 3;
             let some = self.moments.iter().skip(third * length).take(length);
@@ -71,7 +84,7 @@ impl Steady {
         };
         format!(
             "| {what}: PUT to queryable, p50 and p99 | {:.2} s, {:.2} s |\n\
-             | {what}: inserts a minute, most active parts of a table | {:.1}, {} |\n\
+             | {what}: inserts a minute, most active parts of a table | {:.1}, {}{engine} |\n\
              | {what}: most resident, in the first third and in the last | {:.1} MiB, {:.1} MiB |\n",
             self.p50_seconds,
             self.p99_seconds,
@@ -83,17 +96,42 @@ impl Steady {
     }
 }
 
-pub(crate) async fn run(lab: &Lab, rate: f64, minutes: f64, configuration: &str) -> Result<Steady> {
+/// What is measured.
+pub(crate) struct Plan {
+    pub(crate) objects_per_second: f64,
+    pub(crate) minutes: f64,
+    /// More of the worker's, as YAML.
+    pub(crate) configuration: String,
+    /// Whether the bare engine loads the same objects at the same time, once a window.
+    pub(crate) beside_engine: bool,
+}
+
+pub(crate) async fn run(lab: &Lab, plan: Plan) -> Result<Steady> {
+    let Plan {
+        objects_per_second: rate,
+        minutes,
+        configuration,
+        beside_engine,
+    } = plan;
     let database = lab.database().await?;
-    let site = lab.stack.site("steady").await?;
+    let beside = if beside_engine {
+        Some(lab.migrated().await?)
+    } else {
+        None
+    };
+    let site = Arc::new(lab.stack.site("steady").await?);
     let at = QueueAddress {
         url: site.queue_url.clone(),
-        environment: lab.stack.aws.environment(),
+        endpoint: lab.stack.aws.endpoint().to_owned(),
     };
-    let mut worker = Worker::prepare(lab, &at, &database, "", configuration)?.start()?;
+    let mut worker = Worker::prepare(lab, &at, &database, "", &configuration)?.start()?;
     let length = Duration::from_secs_f64(minutes * 60.0);
-    let uploads = tokio::spawn(upload(site.clone(), rate, length));
-    let moments = watch(&mut worker, lab, &database, length).await?;
+    let (arrivals, arrived) = mpsc::unbounded_channel();
+    let uploads = tokio::spawn(upload(site.clone(), rate, length, arrivals));
+    let (moments, ()) = tokio::try_join!(
+        watch(&mut worker, &database, beside.as_ref(), length),
+        load_beside(lab, beside.as_ref(), arrived),
+    )?;
     let (reckoning, put_at) = uploads.await??;
     worker
         .until(async || Ok(site.queue_depth().await? == (0, 0)))
@@ -101,6 +139,10 @@ pub(crate) async fn run(lab: &Lab, rate: f64, minutes: f64, configuration: &str)
     let cost = worker.cost()?;
     drop(worker);
     database.must_have(&reckoning).await?;
+    if let Some(beside) = beside {
+        beside.must_have(&reckoning).await?;
+        beside.remove().await?;
+    }
     let latencies = measure(&lab.stack.clickhouse, &database.name, &put_at).await?;
     let inserts = format!(
         "SELECT uniqExact(batch_id) FROM {}.object_rows",
@@ -118,7 +160,7 @@ pub(crate) async fn run(lab: &Lab, rate: f64, minutes: f64, configuration: &str)
     let steady = Steady {
         objects_per_second: rate,
         minutes,
-        configuration: configuration.to_owned(),
+        configuration,
         p50_seconds: seconds(50)?,
         p99_seconds: seconds(99)?,
         inserts_per_minute,
@@ -135,7 +177,12 @@ pub(crate) async fn run(lab: &Lab, rate: f64, minutes: f64, configuration: &str)
 /// When the PUT of each key was answered.
 type PutAt = HashMap<String, SystemTime>;
 
-async fn upload(site: Site, rate: f64, length: Duration) -> Result<(Reckoning, PutAt)> {
+async fn upload(
+    site: Arc<Site>,
+    rate: f64,
+    length: Duration,
+    arrivals: mpsc::UnboundedSender<ObjectRef>,
+) -> Result<(Reckoning, PutAt)> {
     let mut generator = Generator::new(2).sizes(1..=2).faults(0.0, 0.02);
     let begun = tokio::time::Instant::now();
     let mut puts = JoinSet::new();
@@ -146,10 +193,13 @@ async fn upload(site: Site, rate: f64, length: Duration) -> Result<(Reckoning, P
         at += Duration::from_secs_f64(1.0 / rate);
         let bundle = generator.bundle();
         reckoning += &bundle.reckoning;
-        let site = site.clone();
+        let (site, arrivals) = (site.clone(), arrivals.clone());
         puts.spawn(async move {
-            site.put(&bundle.key, bundle.bytes).await?;
-            anyhow::Ok((format!("{}/{}", site.bucket, bundle.key), SystemTime::now()))
+            let object = put(site, bundle).await?;
+            let at = (object.path(), SystemTime::now());
+            // Nobody may want to know.
+            arrivals.send(object).ok();
+            anyhow::Ok(at)
         });
     }
     while let Some(put) = puts.join_next().await {
@@ -158,17 +208,32 @@ async fn upload(site: Site, rate: f64, length: Duration) -> Result<(Reckoning, P
     Ok((reckoning, put_at))
 }
 
+/// The bare engine loads what has arrived, once a window, until nothing arrives any more.
+async fn load_beside(
+    lab: &Lab,
+    database: Option<&Database<'_>>,
+    mut arrived: mpsc::UnboundedReceiver<ObjectRef>,
+) -> Result<()> {
+    let Some(database) = database else {
+        return Ok(());
+    };
+    let mut window = interval(WINDOW);
+    let mut ended = false;
+    while !ended {
+        window.tick().await;
+        ended = arrived.is_closed();
+        let objects: Vec<ObjectRef> = iter::from_fn(|| arrived.try_recv().ok()).collect();
+        engine::load(lab, &objects, database).await?;
+    }
+    Ok(())
+}
+
 async fn watch(
     worker: &mut Running,
-    lab: &Lab,
     database: &Database<'_>,
+    beside: Option<&Database<'_>>,
     length: Duration,
 ) -> Result<Vec<Moment>> {
-    let parts = format!(
-        "SELECT max(parts) FROM (SELECT count() AS parts FROM system.parts \
-         WHERE active AND database = '{}' AND table LIKE '%_events' GROUP BY table)",
-        database.name
-    );
     let mut moments = Vec::new();
     let begun = Instant::now();
     let mut tick = interval(length / 30);
@@ -178,7 +243,11 @@ async fn watch(
         moments.push(Moment {
             minute: begun.elapsed().as_secs_f64() / 60.0,
             rss_mib: worker.rss_mib()?,
-            active_parts: lab.stack.clickhouse.scalar(&parts).await?,
+            active_parts: database.most_parts().await?,
+            engine_parts: match beside {
+                Some(beside) => Some(beside.most_parts().await?),
+                None => None,
+            },
         });
     }
     Ok(moments)

@@ -50,7 +50,7 @@ pub(crate) async fn run(
     for round in 0..=samples {
         for (workers, seconds) in COUNTS.iter().zip(&mut seconds) {
             let database = lab.database().await?;
-            let run = load_by(*workers, lab, &uploaded, &database).await?;
+            let run = load_by(*workers, "", lab, &uploaded, &database).await?;
             database.remove().await?;
             note(&format!(
                 "{round}/{samples} {workers} workers: {:.2} s",

@@ -116,7 +116,8 @@ impl Workload {
     }
 }
 
-async fn put(site: Arc<Site>, bundle: Bundle) -> Result<ObjectRef> {
+/// Uploads one object.
+pub(crate) async fn put(site: Arc<Site>, bundle: Bundle) -> Result<ObjectRef> {
     let size = bundle.bytes.len() as u64;
     let etag = site
         .put(&bundle.key, bundle.bytes)

@@ -138,7 +138,12 @@ impl Aws {
 
     /// The environment that makes an AWS SDK in another process use this.
     pub fn environment(&self) -> [(&'static str, String); 4] {
-        environment_at(&self.endpoint)
+        [
+            ("AWS_ENDPOINT_URL", self.endpoint.clone()),
+            ("AWS_ACCESS_KEY_ID", String::from("test")),
+            ("AWS_SECRET_ACCESS_KEY", String::from("test")),
+            ("AWS_REGION", String::from("us-east-1")),
+        ]
     }
 
     /// A new user who may read this bucket and nothing else.
@@ -221,14 +226,4 @@ impl Aws {
             .endpoint_url(&self.endpoint)
             .build()
     }
-}
-
-/// The environment that makes an AWS SDK in another process use what answers there.
-pub fn environment_at(endpoint: &str) -> [(&'static str, String); 4] {
-    [
-        ("AWS_ENDPOINT_URL", endpoint.to_owned()),
-        ("AWS_ACCESS_KEY_ID", String::from("test")),
-        ("AWS_SECRET_ACCESS_KEY", String::from("test")),
-        ("AWS_REGION", String::from("us-east-1")),
-    ]
 }

@@ -34,7 +34,7 @@ mod wait;
 pub mod xapi;
 
 pub use announce::Way;
-pub use aws::{AccessKey, Aws, environment_at};
+pub use aws::{AccessKey, Aws};
 pub use clickhouse::{ClickHouse, Options as ClickHouseOptions};
 pub use keeper::Keeper;
 pub use ports::free_port;

@@ -2,12 +2,9 @@
 
 use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use serde_json::{Value, json as object};
-use sluice_testkit::listing::Listing;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{Bundle, Generator, Reckoning};
 use sluice_testkit::{Site, Stack, wait_for};
-
-use crate::reconcile::identity;
 
 use crate::harness::{
     BOUND, Sluice, assert_rows, drained, line, loaded, names, remaining, rows, terminate, upload,
@@ -447,65 +444,4 @@ async fn forced_what_is_loaded_is_replaced_and_its_story_tells_so() {
         said.contains("--force alone loads in this process"),
         "{said}"
     );
-}
-
-/// Some minutes: `cargo test --test it million -- --ignored --nocapture`
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes minutes"]
-async fn a_million_keys_are_listed_and_skipped_in_constant_memory() {
-    let (stack, site, _) = silent("backfill-million").await;
-    const OBJECTS: u64 = 1_000_000;
-    let batch = "00000000-0000-7000-8000-000000000001";
-    for first in (0..OBJECTS).step_by(50_000) {
-        let mut rows = String::new();
-        for number in first..first + 50_000 {
-            let (key, etag) = (Listing::key(number), Listing::etag(number));
-            let id = identity(&site.bucket, &key, &etag);
-            rows += &format!("{id}\t{}\t{key}\t{etag}\t{batch}\n", site.bucket);
-        }
-        let insert = format!(
-            "INSERT INTO {}.ledger_objects (object_id, bucket, key, etag, batch_id) \
-             SETTINGS max_query_size = 100000000 FORMAT TSV\n{rows}",
-            site.database
-        );
-        stack.clickhouse.execute(&insert).await.unwrap();
-    }
-    let loaded = format!(
-        "INSERT INTO {}.ledger_batches (batch_id, event) VALUES ('{batch}', 'loaded')",
-        site.database
-    );
-    stack.clickhouse.execute(&loaded).await.unwrap();
-
-    for objects in [OBJECTS / 10, OBJECTS] {
-        let s3 = Listing::start(objects).await.unwrap();
-        let url = format!("s3://{}", site.bucket);
-        let sluice = Sluice::new(stack, &site).environment("AWS_ENDPOINT_URL", s3.url());
-        let mut child = sluice.spawn(&["backfill", &url, "--output", "json"]);
-        let mut most = 0;
-        while child.try_wait().unwrap().is_none() {
-            most = peak_memory(child.id()).unwrap_or(most);
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
-        let output = child.wait_with_output().unwrap();
-        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert_eq!(report["already_loaded"], objects, "{report}");
-        show(&format!(
-            "{objects} keys: {} s, {most} bytes at most",
-            report["seconds"]
-        ));
-        assert!(most < 150 << 20, "{most}");
-    }
-}
-
-/// Bytes of memory that a process ever had, as long as it lives.
-fn peak_memory(pid: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kilobytes * 1024)
-}
-
-#[expect(clippy::print_stderr, reason = "what the test is for")]
-fn show(text: &str) {
-    eprintln!("{text}");
 }

@@ -111,7 +111,7 @@ async fn pain_9_what_was_never_announced_is_found_and_mended() {
 }
 
 /// The ledger's identity of an object.
-pub(crate) fn identity(bucket: &str, key: &str, etag: &str) -> String {
+fn identity(bucket: &str, key: &str, etag: &str) -> String {
     let object = sluice::object::ObjectRef {
         bucket: bucket.to_owned(),
         key: key.to_owned(),

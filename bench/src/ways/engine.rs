@@ -12,12 +12,13 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Run, timed};
-use crate::lab::Lab;
+use crate::lab::{Database, Lab};
 use crate::workload::Uploaded;
 
 /// As Sluice's defaults have it.
+pub(crate) const WINDOW: Duration = Duration::from_secs(10);
 const LIMITS: BatchLimits = BatchLimits {
-    window: Duration::from_secs(10),
+    window: WINDOW,
     flush_when_idle: true,
     max_objects: 1_000,
     max_bytes: 128 << 20,
@@ -42,8 +43,16 @@ pub(super) async fn count(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
 
 pub(super) async fn limit(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
     let database = lab.migrated().await?;
+    let ((), took) = timed(load(lab, &uploaded.objects, &database)).await?;
+    database.must_have(&uploaded.reckoning).await?;
+    database.remove().await?;
+    Ok(Run::of(uploaded.objects.len(), took))
+}
+
+/// Loads objects as fast as it can be done.
+pub(crate) async fn load(lab: &Lab, objects: &[ObjectRef], database: &Database<'_>) -> Result<()> {
     let landing = landing_name(&lab.catalog);
-    let statements = batches(&uploaded.objects).into_iter().map(|batch| {
+    let statements = batches(objects).into_iter().map(|batch| {
         let lines = Lines::of_objects(gathered(&source(lab, &batch), &batch), Uuid::now_v7());
         let select = landing_select(&lab.catalog, &lines);
         format!(
@@ -51,10 +60,7 @@ pub(super) async fn limit(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
             database.name
         )
     });
-    let ((), took) = timed(all(lab, statements.collect())).await?;
-    database.must_have(&uploaded.reckoning).await?;
-    database.remove().await?;
-    Ok(Run::of(uploaded.objects.len(), took))
+    all(lab, statements.collect()).await
 }
 
 async fn all(lab: &Lab, statements: Vec<String>) -> Result<()> {

@@ -13,6 +13,10 @@ use anyhow::Result;
 use crate::lab::Lab;
 use crate::workload::Uploaded;
 
+const STREAMED: &str = "load:
+  stream_below: 64KiB
+";
+
 /// How objects get into tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
@@ -21,6 +25,8 @@ pub(crate) enum Way {
     /// The bare engine: Sluice's tables and views, and nothing else of Sluice.
     Limit,
     Sluice,
+    /// Sluice, whose worker reads small objects itself.
+    Streamed,
     /// A worker downloads, parses and inserts rows.
     Middle,
     /// An INSERT for each object and event type.
@@ -30,10 +36,11 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    pub(crate) const ALL: [Way; 6] = [
+    pub(crate) const ALL: [Way; 7] = [
         Self::Count,
         Self::Limit,
         Self::Sluice,
+        Self::Streamed,
         Self::Middle,
         Self::Earlier,
         Self::S3Queue,
@@ -44,6 +51,7 @@ impl Way {
             Self::Count => "count",
             Self::Limit => "limit",
             Self::Sluice => "sluice",
+            Self::Streamed => "streamed",
             Self::Middle => "middle",
             Self::Earlier => "earlier",
             Self::S3Queue => "s3queue",
@@ -55,7 +63,8 @@ impl Way {
         match self {
             Self::Count => engine::count(lab, uploaded).await,
             Self::Limit => engine::limit(lab, uploaded).await,
-            Self::Sluice => sluice::run(lab, uploaded).await,
+            Self::Sluice => sluice::run(lab, uploaded, "").await,
+            Self::Streamed => sluice::run(lab, uploaded, STREAMED).await,
             Self::Middle => middle::run(lab, uploaded).await,
             Self::Earlier => earlier::run(lab, uploaded).await,
             Self::S3Queue => queue_engine::run(lab, uploaded).await,

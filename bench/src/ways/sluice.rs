@@ -35,28 +35,25 @@ pub(crate) struct Cost {
     pub(crate) sqs_requests: Option<u64>,
 }
 
-pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
+/// `more`: of the configuration, as YAML.
+pub(super) async fn run(lab: &Lab, uploaded: &Uploaded, more: &str) -> Result<Run> {
     let database = lab.database().await?;
-    let run = load(lab, uploaded, &database).await?;
+    let run = load_by(1, more, lab, uploaded, &database).await?;
     database.remove().await?;
     Ok(run)
 }
 
-/// From the start of a worker beside a full queue until the last message is deleted.
-pub(crate) async fn load(lab: &Lab, uploaded: &Uploaded, database: &Database<'_>) -> Result<Run> {
-    load_by(1, lab, uploaded, database).await
-}
-
-/// The same with several workers.
+/// From the start of workers beside a full queue until the last message is deleted.
 pub(crate) async fn load_by(
     workers: usize,
+    more: &str,
     lab: &Lab,
     uploaded: &Uploaded,
     database: &Database<'_>,
 ) -> Result<Run> {
     let queue = QueueServer::start(&uploaded.objects).await?;
     let at = queue.address();
-    let workers = (0..workers).map(|_| Worker::prepare(lab, &at, database, "", ""));
+    let workers = (0..workers).map(|_| Worker::prepare(lab, &at, database, "", more));
     let workers: Vec<Worker> = workers.collect::<Result<_>>()?;
     let begun = Instant::now();
     let running = workers.into_iter().map(Worker::start);
@@ -84,7 +81,7 @@ pub(crate) async fn load_by(
 pub(crate) struct Worker {
     sluice: PathBuf,
     directory: TempDir,
-    environment: [(&'static str, String); 4],
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Worker {
@@ -97,10 +94,12 @@ impl Worker {
         more: &str,
     ) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("sluice-bench-").tempdir()?;
+        let mut environment = lab.stack.aws.environment().to_vec();
+        environment.push(("AWS_ENDPOINT_URL_SQS", at.endpoint.clone()));
         let worker = Self {
             sluice: lab.sluice.clone(),
             directory,
-            environment: at.environment.clone(),
+            environment,
         };
         let text = format!(
             r#"queue:
@@ -124,14 +123,21 @@ admin:
             free_port()?,
         );
         fs::write(worker.configuration(), text)?;
-        let migrated = Command::new(&worker.sluice)
-            .args(["migrate", "--config"])
-            .arg(worker.configuration())
-            .envs(worker.environment.clone())
-            .output()?;
+        let migrated = worker.command(&["migrate"]).output()?;
         let said = String::from_utf8_lossy(&migrated.stderr);
         ensure!(migrated.status.success(), "sluice migrate: {said}");
         Ok(worker)
+    }
+
+    /// One of its other commands.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.sluice);
+        command
+            .args(arguments)
+            .arg("--config")
+            .arg(self.configuration())
+            .envs(self.environment.clone());
+        command
     }
 
     fn configuration(&self) -> PathBuf {
@@ -186,33 +192,38 @@ impl Running {
 
     /// So far.
     pub(crate) fn cost(&self) -> Result<Cost> {
-        let stat = fs::read_to_string(self.proc().join("stat"))?;
+        let stat = fs::read_to_string(proc(self.pid()).join("stat"))?;
         // Behind the name, which may hold anything: the state is field 3, utime 14, stime 15.
         let (_, fields) = stat.rsplit_once(')').context("no name")?;
         let times = fields.split_whitespace().skip(11).take(2);
         let ticks: f64 = times.map(str::parse::<f64>).sum::<Result<_, _>>()?;
         Ok(Cost {
             cpu_seconds: ticks / TICKS,
-            peak_mib: self.memory("VmHWM:")?,
+            peak_mib: memory(self.pid(), "VmHWM:")?,
             sqs_requests: None,
         })
     }
 
     /// Resident now.
     pub(crate) fn rss_mib(&self) -> Result<f64> {
-        self.memory("VmRSS:")
+        memory(self.pid(), "VmRSS:")
     }
 
-    fn memory(&self, name: &str) -> Result<f64> {
-        let status = fs::read_to_string(self.proc().join("status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-        let kib: f64 = kib.with_context(|| format!("no {name}"))?.parse()?;
-        Ok(kib / 1024.0)
-    }
-
-    fn proc(&self) -> PathBuf {
+    fn pid(&self) -> u32 {
         let [_, pid] = self.process.pids();
-        Path::new("/proc").join(pid.to_string())
+        pid
     }
+}
+
+/// MiB of a running process, as Linux calls them.
+pub(crate) fn memory(pid: u32, name: &str) -> Result<f64> {
+    let status = fs::read_to_string(proc(pid).join("status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    let kib: f64 = kib.with_context(|| format!("no {name}"))?.parse()?;
+    Ok(kib / 1024.0)
+}
+
+fn proc(pid: u32) -> PathBuf {
+    Path::new("/proc").join(pid.to_string())
 }

@@ -1,0 +1,118 @@
+//! A backfill that finds everything loaded: what listing and skipping keys takes.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sluice::object::ObjectRef;
+use sluice_testkit::listing::Listing;
+use tokio::time::sleep;
+
+use crate::lab::{Database, Lab};
+use crate::note;
+use crate::queue::QueueAddress;
+use crate::ways::sluice::{Worker, memory};
+
+const BUCKET: &str = "uploads";
+const BATCH: &str = "00000000-0000-7000-8000-000000000001";
+/// In one insert into the ledger.
+const AT_A_TIME: u64 = 50_000;
+const POLL: Duration = Duration::from_millis(20);
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Backfill {
+    keys: u64,
+    seconds: f64,
+    /// The most that was resident at any time.
+    peak_mib: f64,
+}
+
+impl Backfill {
+    /// A row of a Markdown table.
+    #[expect(clippy::cast_precision_loss, reason = "for a person to read")]
+    pub(crate) fn row(&self) -> String {
+        format!(
+            "| backfill of {} keys, all of them loaded: keys a second, most resident | {:.0}, {:.0} MiB |\n",
+            self.keys,
+            self.keys as f64 / self.seconds,
+            self.peak_mib
+        )
+    }
+}
+
+/// Of so many keys, one backfill after the other.
+pub(crate) async fn run(lab: &Lab, keys: &[u64]) -> Result<Vec<Backfill>> {
+    let database = lab.migrated().await?;
+    let most = keys.iter().copied().max().unwrap_or_default();
+    note(&format!("filling a ledger with {most} keys"));
+    fill(lab, &database, most).await?;
+    let mut backfills = Vec::new();
+    for keys in keys {
+        let backfill = skip(lab, &database, *keys).await?;
+        note(&format!(
+            "{keys} keys: {:.1} s, {:.1} MiB",
+            backfill.seconds, backfill.peak_mib
+        ));
+        backfills.push(backfill);
+    }
+    database.remove().await?;
+    Ok(backfills)
+}
+
+async fn skip(lab: &Lab, database: &Database<'_>, keys: u64) -> Result<Backfill> {
+    let listing = Listing::start(keys).await?;
+    // Nothing asks for a message.
+    let at = QueueAddress::at(lab.stack.aws.endpoint());
+    let worker = Worker::prepare(lab, &at, database, "", "")?;
+    let bucket = format!("s3://{BUCKET}");
+    let mut command = worker.command(&["backfill", &bucket, "--output", "json"]);
+    command.env("AWS_ENDPOINT_URL", listing.url());
+    let begun = Instant::now();
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
+    let mut peak_mib = 0.0;
+    while child.try_wait()?.is_none() {
+        // It may be about to end.
+        peak_mib = memory(child.id(), "VmHWM:").unwrap_or(peak_mib);
+        sleep(POLL).await;
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let output = child.wait_with_output()?;
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(report["already_loaded"] == keys, "{report}");
+    Ok(Backfill {
+        keys,
+        seconds,
+        peak_mib,
+    })
+}
+
+/// The first keys of the listing, as one loaded batch.
+async fn fill(lab: &Lab, database: &Database<'_>, keys: u64) -> Result<()> {
+    let (name, clickhouse) = (&database.name, &lab.stack.clickhouse);
+    for first in (0..keys).step_by(AT_A_TIME as usize) {
+        let rows = (first..keys.min(first + AT_A_TIME)).map(|number| {
+            let object = ObjectRef {
+                bucket: BUCKET.to_owned(),
+                key: Listing::key(number),
+                etag: Listing::etag(number),
+                version_id: None,
+                size: None,
+                sequencer: None,
+                region: None,
+            };
+            let ObjectRef { key, etag, .. } = &object;
+            format!("{}\t{BUCKET}\t{key}\t{etag}\t{BATCH}\n", object.id())
+        });
+        let rows: String = rows.collect();
+        let insert = format!(
+            "INSERT INTO {name}.ledger_objects (object_id, bucket, key, etag, batch_id) \
+             SETTINGS max_query_size = 100000000 FORMAT TSV\n{rows}"
+        );
+        clickhouse.execute(&insert).await?;
+    }
+    let loaded =
+        format!("INSERT INTO {name}.ledger_batches (batch_id, event) VALUES ('{BATCH}', 'loaded')");
+    clickhouse.execute(&loaded).await
+}
