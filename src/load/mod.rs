@@ -173,14 +173,12 @@ impl Loader {
             progress.work.push(Work::new(streamed, ReadBy::Stream));
         }
         if !listed.is_empty() {
-            let objects = listed.iter().map(|item| &item.object);
-            progress
-                .work
-                .push(if mean_bytes(objects) < self.stream_below {
-                    Work::by_choice(listed)
-                } else {
-                    Work::new(listed, ReadBy::S3)
-                });
+            let are_small = mean_bytes(listed.iter().map(|item| &item.object)) < self.stream_below;
+            progress.work.push(if are_small {
+                Work::by_choice(listed)
+            } else {
+                Work::new(listed, ReadBy::S3)
+            });
         }
         while let Some(work) = progress.work.pop() {
             if cancel.is_cancelled() {
