@@ -27,6 +27,10 @@ pub struct Summary {
 
 impl Recent {
     pub fn record(&mut self, now: Instant, duration: Duration) {
+        let is_old = |at: Instant| now.duration_since(at) > LATELY;
+        while self.durations.front().is_some_and(|(at, _)| is_old(*at)) {
+            self.durations.pop_front();
+        }
         if self.durations.len() == MOST {
             self.durations.pop_front();
         }
@@ -75,6 +79,8 @@ mod tests {
             max: 100.0,
         };
         assert_eq!(recent.summary(later), Some(summary));
+        // What is old is not kept either.
+        assert_eq!(recent.durations.len(), 100);
         for _ in 0..MOST {
             recent.record(later, Duration::ZERO);
         }
