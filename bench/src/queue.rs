@@ -3,9 +3,9 @@
 //! The stand-in for AWS looks at every message of a queue with each receive. In front of 20,000
 //! messages that is what a benchmark would measure.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use http_body_util::{BodyExt, Full};
@@ -51,6 +51,8 @@ struct Shared {
     endpoint: String,
     queue: MemoryQueue,
     requests: AtomicU64,
+    first_receive: OnceLock<Instant>,
+    last_delete: Mutex<Option<Instant>>,
 }
 
 /// What requests have in common with each other; the rest is left out where it has no meaning.
@@ -95,6 +97,8 @@ impl QueueServer {
             endpoint: format!("http://{}", listener.local_addr()?),
             queue: MemoryQueue::new(MAX_RECEIVE_COUNT),
             requests: AtomicU64::new(0),
+            first_receive: OnceLock::new(),
+            last_delete: Mutex::new(None),
         });
         for object in objects {
             shared.queue.send(announcement(object));
@@ -127,6 +131,18 @@ impl QueueServer {
         Ok((attributes.visible, attributes.in_flight))
     }
 
+    /// From the first receive to the last delete.
+    pub(crate) fn worked(&self) -> Result<Duration> {
+        let first = self.shared.first_receive.get();
+        let last = *self
+            .shared
+            .last_delete
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let first = *first.context("nothing was received")?;
+        Ok(last.context("nothing was deleted")? - first)
+    }
+
     /// How many requests there were.
     pub(crate) fn requests(&self) -> u64 {
         self.shared.requests.load(Ordering::Relaxed)
@@ -147,11 +163,18 @@ impl Shared {
         let body = request.into_body().collect().await?.to_bytes();
         let asked: Asked = serde_json::from_slice(&body)?;
         let answer = match target.trim_start_matches("AmazonSQS.") {
-            "ReceiveMessage" => self.receive(&asked).await?,
+            "ReceiveMessage" => {
+                self.first_receive.get_or_init(Instant::now);
+                self.receive(&asked).await?
+            }
             "DeleteMessageBatch" => {
                 let entries = asked.entries.iter();
                 let handles: Vec<_> = entries.map(|it| handle(&it.receipt_handle)).collect();
                 self.queue.delete(&handles).await?;
+                *self
+                    .last_delete
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
                 done(&asked)
             }
             "ChangeMessageVisibilityBatch" => {

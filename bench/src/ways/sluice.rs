@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -43,7 +43,7 @@ pub(super) async fn run(lab: &Lab, uploaded: &Uploaded, more: &str) -> Result<Ru
     Ok(run)
 }
 
-/// From the start of workers beside a full queue until the last message is deleted.
+/// From the first receive from a full queue until the last message is deleted.
 pub(crate) async fn load_by(
     workers: usize,
     more: &str,
@@ -55,7 +55,6 @@ pub(crate) async fn load_by(
     let at = queue.address();
     let workers = (0..workers).map(|_| Worker::prepare(lab, &at, database, "", more));
     let workers: Vec<Worker> = workers.collect::<Result<_>>()?;
-    let begun = Instant::now();
     let running = workers.into_iter().map(Worker::start);
     let mut running: Vec<Running> = running.collect::<Result<_>>()?;
     let Some(first) = running.first_mut() else {
@@ -64,7 +63,7 @@ pub(crate) async fn load_by(
     first
         .until(async || Ok(queue.depth().await? == (0, 0)))
         .await?;
-    let took = begun.elapsed();
+    let took = queue.worked()?;
     let cost = Cost {
         sqs_requests: Some(queue.requests()),
         ..first.cost()?
