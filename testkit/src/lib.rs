@@ -27,6 +27,7 @@ mod ports;
 pub mod project;
 mod prometheus;
 pub mod proxy;
+pub mod serve;
 mod site;
 mod stack;
 pub mod tls;

@@ -2,16 +2,12 @@
 
 use std::convert::Infallible;
 use std::fmt::Write;
-use std::net::SocketAddr;
 
-use anyhow::{Context, Result};
-use http_body_util::Full;
+use anyhow::Result;
 use hyper::body::{Bytes, Incoming};
-use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+
+use crate::serve::{Answer, Server};
 
 /// As on AWS.
 const PAGE: u64 = 1000;
@@ -19,8 +15,7 @@ const PAGE: u64 = 1000;
 /// The server; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Listing {
-    address: SocketAddr,
-    task: JoinHandle<()>,
+    server: Server,
 }
 
 impl Listing {
@@ -30,26 +25,14 @@ impl Listing {
     ///
     /// No port is free.
     pub async fn start(objects: u64) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.context("no port")?;
-        let address = listener.local_addr()?;
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let service = service_fn(move |request| answer(request, objects));
-                tokio::spawn(async move {
-                    hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await
-                        .ok();
-                });
-            }
-        });
-        Ok(Self { address, task })
+        let server = Server::start(move |request| answer(request, objects)).await?;
+        Ok(Self { server })
     }
 
     /// `http://127.0.0.1:PORT`
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        self.server.url()
     }
 
     /// The key of an object.
@@ -68,16 +51,7 @@ impl Listing {
     }
 }
 
-impl Drop for Listing {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn answer(
-    request: Request<Incoming>,
-    objects: u64,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(request: Request<Incoming>, objects: u64) -> Result<Answer, Infallible> {
     let query = request.uri().query().unwrap_or_default();
     let token = query
         .split('&')
@@ -102,6 +76,6 @@ async fn answer(
         write!(page, "<NextContinuationToken>{end}</NextContinuationToken>").ok();
     }
     page.push_str("</ListBucketResult>");
-    let response = Response::new(Full::new(Bytes::from(page)));
+    let response = Response::new(Bytes::from(page).into());
     Ok(response)
 }

@@ -3,25 +3,23 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use futures_util::stream::{self, Iter};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::header::{CONTENT_LENGTH, HOST};
 use hyper::http::request::Parts;
-use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpListener;
+use hyper_util::rt::TokioExecutor;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+
+use crate::serve::Server;
 
 /// What is done to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,12 +75,11 @@ struct Rule {
 
 /// A proxy on a port of its own; it ends when dropped.
 pub struct Proxy {
-    address: SocketAddr,
+    server: Server,
     rules: Arc<Mutex<Vec<Rule>>>,
     met: Arc<Mutex<Met>>,
     late: Arc<AtomicUsize>,
     healed: watch::Sender<()>,
-    task: JoinHandle<()>,
 }
 
 struct Shared {
@@ -105,10 +102,6 @@ impl Proxy {
             .trim_start_matches("http://")
             .trim_end_matches('/')
             .to_owned();
-        let listener = TcpListener::bind("127.0.0.1:0")
-            .await
-            .context("no port for a proxy")?;
-        let address = listener.local_addr()?;
         let rules = Arc::new(Mutex::new(Vec::new()));
         let met = Arc::new(Mutex::new(Met::new()));
         let late = Arc::new(AtomicUsize::new(0));
@@ -121,32 +114,20 @@ impl Proxy {
             late: late.clone(),
             healed: healed.clone(),
         });
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let shared = shared.clone();
-                tokio::spawn(async move {
-                    let service = service_fn(|request| shared.clone().pass(request));
-                    // An error is a cut connection: somebody's purpose.
-                    hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await
-                        .ok();
-                });
-            }
-        });
+        // An error is a cut connection: somebody's purpose.
+        let server = Server::start(move |request| shared.clone().pass(request)).await?;
         Ok(Self {
-            address,
+            server,
             rules,
             met,
             late,
             healed,
-            task,
         })
     }
 
     /// `http://127.0.0.1:PORT`
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        self.server.url()
     }
 
     /// The next `times` requests that match meet the fault. Earlier rules come first.
@@ -182,12 +163,6 @@ impl Proxy {
     /// How many requests are still to reach the server late.
     pub fn late(&self) -> usize {
         self.late.load(Ordering::SeqCst)
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
