@@ -8,11 +8,12 @@ WORKDIR /sluice
 # Dependencies by themselves: this layer stays while only the sources change. What is in it of
 # Sluice is empty.
 COPY Cargo.toml Cargo.lock ./
+COPY bench/Cargo.toml bench/
 COPY testkit/Cargo.toml testkit/
 COPY xtask/Cargo.toml xtask/
-RUN mkdir -p src testkit/src xtask/src \
-    && touch src/lib.rs testkit/src/lib.rs \
-    && echo 'fn main() {}' | tee src/main.rs > xtask/src/main.rs \
+RUN mkdir -p src bench/src bench/benches testkit/src/bin xtask/src \
+    && touch src/lib.rs testkit/src/lib.rs bench/benches/core.rs testkit/src/bin/testkit-hold.rs \
+    && echo 'fn main() {}' | tee src/main.rs bench/src/main.rs > xtask/src/main.rs \
     && cargo build --release --locked --package sluice --bin sluice
 
 COPY config config

@@ -1,5 +1,6 @@
 //! The image.
 
+use std::fs;
 use std::process::Command;
 
 use sluice_testkit::install::target_directory;
@@ -11,6 +12,38 @@ fn the_image_is_built_with_the_toolchain_of_the_workspace() {
     let (_, channel) = toolchain.split_once("channel = \"").unwrap();
     let (channel, _) = channel.split_once('"').unwrap();
     assert!(project::read("Dockerfile").contains(&format!("FROM rust:{channel}-slim-")));
+}
+
+/// The layer of the dependencies has the workspace without its sources: cargo must take it for whole.
+#[test]
+fn the_image_has_every_member_of_the_workspace() {
+    let (dockerfile, lets_in) = (project::read("Dockerfile"), project::read(".dockerignore"));
+    let layer = tempfile::tempdir().unwrap();
+    for line in dockerfile.lines() {
+        let Some(files) = line.strip_prefix("COPY ").filter(|it| it.contains("Cargo")) else {
+            continue;
+        };
+        let (files, to) = files.rsplit_once(' ').unwrap();
+        for file in files.split(' ') {
+            assert!(lets_in.contains(&format!("\n!{file}\n")), "{file}");
+            let name = file.rsplit('/').next().unwrap();
+            fs::create_dir_all(layer.path().join(to)).unwrap();
+            fs::copy(project::path(file), layer.path().join(to).join(name)).unwrap();
+        }
+    }
+    let (_, commands) = dockerfile.split_once("RUN mkdir").unwrap();
+    let (commands, _) = commands.split_once("&& cargo").unwrap();
+    let commands = format!("mkdir{commands}&& {} metadata", env!("CARGO"));
+    let made = Command::new("bash")
+        .args([
+            "-c",
+            &format!("{commands} --locked --offline --format-version 1"),
+        ])
+        .current_dir(layer.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&made.stderr);
+    assert!(made.status.success(), "{said}");
 }
 
 /// What the Dockerfile runs, with this machine's toolchain.
