@@ -212,12 +212,11 @@ impl<'a> Loading<'a> {
     }
 
     async fn standings(&self, but: Option<BatchId>) -> Result<Vec<Standing>, Cancelled> {
-        let ids: Vec<_> = self.items.iter().map(|item| item.object.id()).collect();
-        let superseded: Vec<_> = self
-            .claims()
+        let claims = self.claims();
+        let ids: Vec<_> = claims.iter().map(|claim| claim.id).collect();
+        let superseded: Vec<_> = claims
             .iter()
-            .zip(&ids)
-            .flat_map(|(claim, id)| claim.supersedes.iter().map(|batch| (*id, *batch)))
+            .flat_map(|claim| claim.supersedes.iter().map(|batch| (claim.id, *batch)))
             .collect();
         self.small(|| self.loader.ledger.standings(&ids, but, &superseded))
             .await

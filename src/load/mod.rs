@@ -399,8 +399,7 @@ impl Loader {
         for at in 0..items.len() {
             match self.present(&items[at].object, cancel).await {
                 Ok(Ok(present)) => {
-                    items[at].object.etag = present.etag;
-                    items[at].object.size = present.size;
+                    items[at].becomes(&present.etag, present.size);
                 }
                 Ok(Err(error)) => {
                     let text = error.to_string();
@@ -477,8 +476,7 @@ impl Loader {
             .collect();
         let refreshed = items.into_iter().map(|mut item| {
             if let Some(row) = now.get(&item.object.path()) {
-                item.object.etag.clone_from(&row.etag);
-                item.object.size = Some(row.size);
+                item.becomes(&row.etag, Some(row.size));
             }
             item
         });

@@ -18,24 +18,36 @@ const MAX_NAMED_SPLITS: u32 = 3;
 pub(super) struct Item {
     pub(super) announced: ObjectId,
     pub(super) object: ObjectRef,
+    /// Of `object`; it is a hash, and asked for at each step.
+    pub(super) id: ObjectId,
     /// The batches that have loaded what was announced, and are to be superseded.
     pub(super) loaded_by: Vec<BatchId>,
 }
 
 impl Item {
     pub(super) fn new(object: ObjectRef, loaded_by: Vec<BatchId>) -> Self {
+        let id = object.id();
         Self {
-            announced: object.id(),
+            announced: id,
             object,
+            id,
             loaded_by,
         }
     }
 
+    /// What is there now is this.
+    pub(super) fn becomes(&mut self, etag: &str, size: Option<u64>) {
+        etag.clone_into(&mut self.object.etag);
+        self.object.size = size;
+        self.id = self.object.id();
+    }
+
     /// What has become another object meanwhile supersedes nothing.
     pub(super) fn claim(&self) -> Claim<'_> {
-        let same = self.object.id() == self.announced;
+        let same = self.id == self.announced;
         Claim {
             object: &self.object,
+            id: self.id,
             supersedes: if same { &self.loaded_by } else { &[] },
         }
     }
