@@ -325,12 +325,14 @@ impl Planner {
                 LOG_COMMENT,
                 format!("sluice batch {batch}, {} objects", objects.len()),
             );
-        let blocks = if self.needs_many_blocks(objects) {
-            MANY_BLOCKS
+        let forms: &[&[(&'static str, &str)]] = if self.needs_many_blocks(objects) {
+            &[MANY_BLOCKS]
+        } else if are_small(objects) {
+            &[ONE_BLOCK, SMALL_OBJECTS]
         } else {
-            ONE_BLOCK
+            &[ONE_BLOCK]
         };
-        for (name, value) in SETTINGS.iter().chain(blocks) {
+        for (name, value) in SETTINGS.iter().chain(forms.iter().copied().flatten()) {
             statement = statement.with(name, *value);
         }
         statement
@@ -349,7 +351,8 @@ impl Planner {
     /// and with which rights, makes no other rows.
     pub fn plan_id(&self) -> Uuid {
         let mut text = format!(
-            "{:?} {} {SETTINGS:?} {STREAM_SETTINGS:?} {ONE_BLOCK:?} {MANY_BLOCKS:?} {SMALL_OBJECT} {}",
+            "{:?} {} {SETTINGS:?} {STREAM_SETTINGS:?} {ONE_BLOCK:?} {SMALL_OBJECTS:?} \
+             {MANY_BLOCKS:?} {SMALL_OBJECT} {}",
             self.strategy,
             self.max_bytes,
             gathered(""),
@@ -536,7 +539,6 @@ const SETTINGS: &[(&str, &str)] = &[
     // than it saves.
     ("optimize_on_insert", "0"),
     ("materialized_views_ignore_errors", "0"),
-    ("parallel_view_processing", "0"),
     ("max_insert_threads", "1"),
     ("input_format_parallel_parsing", "0"),
     ("max_read_buffer_size", "1048576"),
@@ -552,16 +554,27 @@ const SETTINGS: &[(&str, &str)] = &[
     ("session_timezone", "UTC"),
 ];
 
-/// All or nothing a table and partition: everything in one block.
+/// All or nothing a table and partition: everything in one block. Then it does not matter in which
+/// order it is read, and the server may use all its threads; without parallel views it would read,
+/// too, with a single one.
 const ONE_BLOCK: &[(&str, &str)] = &[
     ("min_insert_block_size_rows", "1000000000"),
     ("min_insert_block_size_bytes", "100000000000"),
+    ("parallel_view_processing", "1"),
+];
+
+/// For small objects, of which each thread reads one at a time: what they wait for is S3, and not a
+/// processor. There is nothing in them to be read ahead.
+const SMALL_OBJECTS: &[(&str, &str)] = &[
+    ("max_threads", "16"),
+    ("remote_filesystem_read_prefetch", "0"),
 ];
 
 /// For one large object: blocks that fit into memory.
 const MANY_BLOCKS: &[(&str, &str)] = &[
     ("min_insert_block_size_rows", "30000"),
     ("min_insert_block_size_bytes", "100000000000"),
+    ("parallel_view_processing", "0"),
     ("max_threads", "1"),
 ];
 
@@ -575,7 +588,13 @@ const STREAM_SETTINGS: &[(&str, &str)] = &[
 
 /// Every setting that an insert can have: a server that lacks one refuses it.
 pub fn setting_names() -> impl Iterator<Item = &'static str> {
-    let all = [SETTINGS, ONE_BLOCK, MANY_BLOCKS, STREAM_SETTINGS];
+    let all = [
+        SETTINGS,
+        ONE_BLOCK,
+        SMALL_OBJECTS,
+        MANY_BLOCKS,
+        STREAM_SETTINGS,
+    ];
     all.into_iter().flatten().map(|(name, _)| *name)
 }
 
