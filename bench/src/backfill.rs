@@ -12,8 +12,9 @@ use tokio::time::sleep;
 
 use crate::lab::{Database, Lab};
 use crate::note;
-use crate::queue::QueueAddress;
+use crate::queue::{Addresses, QueueServer};
 use crate::ways::sluice::{Worker, memory};
+use crate::workload::object;
 
 const BUCKET: &str = "uploads";
 const BATCH: &str = "00000000-0000-7000-8000-000000000001";
@@ -63,12 +64,14 @@ pub(crate) async fn run(lab: &Lab, keys: &[u64]) -> Result<Vec<Backfill>> {
 
 async fn skip(lab: &Lab, database: &Database<'_>, keys: u64) -> Result<Backfill> {
     let listing = Listing::start(keys).await?;
-    // Nothing asks for a message.
-    let at = QueueAddress::at(lab.stack.aws.endpoint());
+    let queue = QueueServer::start([]).await?;
+    let at = Addresses {
+        s3: listing.url(),
+        ..queue.addresses(&lab.objects)
+    };
     let worker = Worker::prepare(lab, &at, database, "", "")?;
     let bucket = format!("s3://{BUCKET}");
     let mut command = worker.command(&["backfill", &bucket, "--output", "json"]);
-    command.env("AWS_ENDPOINT_URL", listing.url());
     let begun = Instant::now();
     let mut child = command.stdout(Stdio::piped()).spawn()?;
     let mut peak_mib = 0.0;
@@ -93,15 +96,7 @@ async fn fill(lab: &Lab, database: &Database<'_>, keys: u64) -> Result<()> {
     let (name, clickhouse) = (&database.name, &lab.stack.clickhouse);
     for first in (0..keys).step_by(AT_A_TIME as usize) {
         let rows = (first..keys.min(first + AT_A_TIME)).map(|number| {
-            let object = ObjectRef {
-                bucket: BUCKET.to_owned(),
-                key: Listing::key(number),
-                etag: Listing::etag(number),
-                version_id: None,
-                size: None,
-                sequencer: None,
-                region: None,
-            };
+            let object = object(BUCKET, Listing::key(number), Listing::etag(number), None);
             let ObjectRef { key, etag, .. } = &object;
             format!("{}\t{BUCKET}\t{key}\t{etag}\t{BATCH}\n", object.id())
         });

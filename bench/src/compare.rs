@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lab::Lab;
 use crate::note;
+use crate::objects::Requests;
 use crate::ways::Way;
 use crate::ways::sluice::Cost;
 use crate::workload::{Size, Workload};
@@ -42,9 +43,10 @@ impl Comparison {
 }
 
 impl Measured {
-    /// Of Sluice: milliseconds of CPU for 1,000 objects, MiB, and requests to SQS for an object.
+    /// Of Sluice: milliseconds of CPU for 1,000 objects, MiB, and for an object requests to SQS,
+    /// requests to S3 for one, and for a listing.
     #[expect(clippy::cast_precision_loss, reason = "counts are small")]
-    pub(crate) fn median_cost(&self) -> Option<[f64; 3]> {
+    pub(crate) fn median_cost(&self) -> Option<[f64; 5]> {
         if self.costs.is_empty() {
             return None;
         }
@@ -53,7 +55,18 @@ impl Measured {
         let cpu_ms = of(|cost| cost.cpu_seconds) * 1e6 / self.objects as f64;
         let requests = of(|cost| cost.sqs_requests.map_or(f64::NAN, |it| it as f64));
         let mib = of(|cost| cost.peak_mib);
-        Some([cpu_ms, mib, requests / self.objects as f64])
+        let s3 = |count: fn(Requests) -> u64| {
+            let of_all = self.costs.iter().filter_map(|cost| cost.s3_requests);
+            median(&of_all.map(|it| count(it) as f64).collect::<Vec<_>>())
+        };
+        let objects = self.objects as f64;
+        Some([
+            cpu_ms,
+            mib,
+            requests / objects,
+            s3(|it| it.heads + it.gets) / objects,
+            s3(|it| it.lists) / objects,
+        ])
     }
 }
 
@@ -66,7 +79,7 @@ pub(crate) async fn compare(
     share: f64,
 ) -> Result<Comparison> {
     note(&format!("{}: uploading", workload.name));
-    let uploaded = workload.upload(&lab.stack, share).await?;
+    let uploaded = workload.upload(&lab.objects, share);
     let mut measured: Vec<Measured> = ways
         .iter()
         .map(|way| Measured {

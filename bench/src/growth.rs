@@ -36,7 +36,7 @@ pub(crate) async fn run(
     ledger_objects: u64,
     samples: usize,
 ) -> Result<Growth> {
-    let uploaded = workload.upload(&lab.stack, share).await?;
+    let uploaded = workload.upload(&lab.objects, share);
     let full = lab.migrated().await?;
     note(&format!("filling a ledger with {ledger_objects} objects"));
     fill(lab, &full, ledger_objects).await?;

@@ -8,6 +8,7 @@ use crate::lab::Lab;
 use crate::note;
 use crate::queue::QueueServer;
 use crate::ways::sluice::Worker;
+use crate::workload::object;
 
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Held {
@@ -36,11 +37,11 @@ const IN_A_BUCKET: usize = 4_000;
 
 pub(crate) async fn run(lab: &Lab, messages: usize) -> Result<Held> {
     let database = lab.database().await?;
-    let objects: Vec<ObjectRef> = (0..messages).map(object).collect();
+    let objects: Vec<ObjectRef> = (0..messages).map(numbered).collect();
     let server = QueueServer::start(&objects).await?;
     let queue = format!("  max_held: {messages}\n  visibility_timeout: 1h\n");
-    let mut worker =
-        Worker::prepare(lab, &server.address(), &database, &queue, CONFIGURATION)?.start()?;
+    let at = server.addresses(&lab.objects);
+    let mut worker = Worker::prepare(lab, &at, &database, &queue, CONFIGURATION)?.start()?;
     let all = messages as u64;
     worker
         .until(async || Ok(server.depth().await?.1 >= all))
@@ -52,17 +53,11 @@ pub(crate) async fn run(lab: &Lab, messages: usize) -> Result<Held> {
     Ok(Held { messages, rss_mib })
 }
 
-fn object(number: usize) -> ObjectRef {
-    ObjectRef {
-        bucket: format!("uploads-{}", number / IN_A_BUCKET),
-        key: format!(
-            "section/{}/attempt_evaluated/2026-07-14T12-00-00.{number:06}Z_{number:017x}.jsonl",
-            4000 + number % 800
-        ),
-        etag: format!("{number:032x}"),
-        size: Some(1500),
-        version_id: None,
-        sequencer: None,
-        region: None,
-    }
+fn numbered(number: usize) -> ObjectRef {
+    let bucket = format!("uploads-{}", number / IN_A_BUCKET);
+    let key = format!(
+        "section/{}/attempt_evaluated/2026-07-14T12-00-00.{number:06}Z_{number:017x}.jsonl",
+        4000 + number % 800
+    );
+    object(&bucket, key, format!("{number:032x}"), Some(1_500))
 }

@@ -1,4 +1,4 @@
-//! Where ways of loading are compared: one stack for all of them, and a database for each run.
+//! Where ways of loading are compared: the same servers for all of them, and a database for each run.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,9 +10,13 @@ use sluice_testkit::xapi::{EventType, Reckoning};
 use sluice_testkit::{Aws, ClickHouse, ClickHouseOptions, Keeper, Stack};
 use uuid::Uuid;
 
+use crate::objects::ObjectServer;
+
 /// What every run has.
 pub(crate) struct Lab {
     pub(crate) stack: Stack,
+    /// The S3 of all that does not need one that announces its objects.
+    pub(crate) objects: ObjectServer,
     /// Of the ClickHouse, where something needs one.
     _keeper: Option<Keeper>,
     pub(crate) catalog: Catalog,
@@ -27,7 +31,12 @@ pub(crate) struct Database<'a> {
 }
 
 impl Lab {
-    pub(crate) fn start(sluice: PathBuf, keeper: Option<Keeper>) -> Result<Self> {
+    /// `latency`: of its S3.
+    pub(crate) async fn start(
+        sluice: PathBuf,
+        keeper: Option<Keeper>,
+        latency: Duration,
+    ) -> Result<Self> {
         let configuration = keeper.as_ref().map(Keeper::clickhouse_configuration);
         let options = ClickHouseOptions {
             configuration: configuration.unwrap_or_default(),
@@ -38,6 +47,7 @@ impl Lab {
                 clickhouse: ClickHouse::start_with(options)?,
                 aws: Aws::start()?,
             },
+            objects: ObjectServer::start(latency).await?,
             _keeper: keeper,
             catalog: Catalog::builtin(),
             sluice,

@@ -5,6 +5,7 @@ mod compare;
 mod growth;
 mod held;
 mod lab;
+mod objects;
 mod plot;
 mod queue;
 mod report;
@@ -15,6 +16,7 @@ mod workload;
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
@@ -55,6 +57,9 @@ enum Command {
         /// How often each way runs
         #[arg(long, default_value_t = 5)]
         samples: usize,
+        /// How long S3 takes for each request
+        #[arg(long, default_value_t = 0)]
+        latency_ms: u64,
     },
     /// One, two and four workers on one queue
     Workers {
@@ -108,13 +113,14 @@ enum Command {
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let start = |keeper| Lab::start(arguments.sluice, keeper);
+    let start = |keeper, latency| Lab::start(arguments.sluice, keeper, latency);
     match arguments.command {
         Command::Compare {
             workloads,
             ways,
             share,
             samples,
+            latency_ms,
         } => {
             let mut ways = chosen(&ways, Way::ALL.to_vec(), |way| way.name())?;
             let wants_keeper = ways.contains(&Way::S3Queue);
@@ -124,15 +130,19 @@ async fn main() -> Result<()> {
                 ways.retain(|way| *way != Way::S3Queue);
                 None
             });
-            let lab = start(keeper)?;
+            let lab = start(keeper, Duration::from_millis(latency_ms)).await?;
             for workload in chosen(&workloads, workload::all().to_vec(), |it| it.name)? {
-                let comparison = compare::compare(&lab, &workload, &ways, samples, share).await?;
-                keep(&format!("compare-{}", workload.name), &comparison)?;
+                let mut comparison =
+                    compare::compare(&lab, &workload, &ways, samples, share).await?;
+                if latency_ms > 0 {
+                    comparison.workload += &format!("-{latency_ms}ms");
+                }
+                keep(&format!("compare-{}", comparison.workload), &comparison)?;
             }
             Ok(())
         }
         Command::Workers { share, samples } => {
-            let lab = start(None)?;
+            let lab = start(None, Duration::ZERO).await?;
             keep(
                 "workers",
                 &workers::run(&lab, &tiny(), share, samples).await?,
@@ -143,12 +153,12 @@ async fn main() -> Result<()> {
             share,
             samples,
         } => {
-            let lab = start(None)?;
+            let lab = start(None, Duration::ZERO).await?;
             let growth = growth::run(&lab, &tiny(), share, ledger_objects, samples).await?;
             keep("growth", &growth)
         }
         Command::Held { messages } => {
-            let lab = start(None)?;
+            let lab = start(None, Duration::ZERO).await?;
             let mut held = Vec::new();
             for messages in messages {
                 held.push(held::run(&lab, messages).await?);
@@ -162,7 +172,7 @@ async fn main() -> Result<()> {
             configuration,
             beside_engine,
         } => {
-            let lab = start(None)?;
+            let lab = start(None, Duration::ZERO).await?;
             let plan = steady::Plan {
                 objects_per_second: rate,
                 minutes,
@@ -172,7 +182,7 @@ async fn main() -> Result<()> {
             keep(&name, &steady::run(&lab, plan).await?)
         }
         Command::Backfill { keys } => {
-            let lab = start(None)?;
+            let lab = start(None, Duration::ZERO).await?;
             keep("backfill", &backfill::run(&lab, &keys).await?)
         }
         Command::Report => report::write(),

@@ -8,47 +8,37 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::CONTENT_TYPE;
-use hyper::service::service_fn;
+use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sluice::object::ObjectRef;
 use sluice::queue::memory::MemoryQueue;
 use sluice::queue::{Queue, ReceiptHandle};
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use sluice_testkit::serve::{Answer, Server};
+
+use crate::objects::ObjectServer;
 
 const MAX_RECEIVE_COUNT: u32 = 20;
 const DEAD_LETTERS: &str = "dead-letters";
 
-/// Where a worker finds a queue.
-pub(crate) struct QueueAddress {
-    pub(crate) url: String,
-    /// `http://127.0.0.1:PORT`
-    pub(crate) endpoint: String,
-}
-
-impl QueueAddress {
-    pub(crate) fn at(endpoint: &str) -> Self {
-        Self {
-            url: format!("{endpoint}/000000000000/queue"),
-            endpoint: endpoint.to_owned(),
-        }
-    }
+/// Where a worker finds a queue, and the objects that it announces.
+pub(crate) struct Addresses {
+    pub(crate) queue_url: String,
+    /// `http://127.0.0.1:PORT`, as is the next.
+    pub(crate) sqs: String,
+    pub(crate) s3: String,
 }
 
 /// It answers for as long as this lives.
 pub(crate) struct QueueServer {
     shared: Arc<Shared>,
-    task: JoinHandle<()>,
+    server: Server,
 }
 
 struct Shared {
-    endpoint: String,
     queue: MemoryQueue,
     requests: AtomicU64,
     first_receive: OnceLock<Instant>,
@@ -92,9 +82,7 @@ impl QueueServer {
     pub(crate) async fn start<'a>(
         objects: impl IntoIterator<Item = &'a ObjectRef>,
     ) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
         let shared = Arc::new(Shared {
-            endpoint: format!("http://{}", listener.local_addr()?),
             queue: MemoryQueue::new(MAX_RECEIVE_COUNT),
             requests: AtomicU64::new(0),
             first_receive: OnceLock::new(),
@@ -104,25 +92,18 @@ impl QueueServer {
             shared.queue.send(announcement(object));
         }
         let served = shared.clone();
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let shared = served.clone();
-                tokio::spawn(async move {
-                    let service = service_fn(|request| shared.clone().answer(request));
-                    // A worker that stops leaves its connections.
-                    hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await
-                        .ok();
-                });
-            }
-        });
-        Ok(Self { shared, task })
+        let server = Server::start(move |request| served.clone().answer(request)).await?;
+        Ok(Self { shared, server })
     }
 
     /// For a worker.
-    pub(crate) fn address(&self) -> QueueAddress {
-        QueueAddress::at(&self.shared.endpoint)
+    pub(crate) fn addresses(&self, objects: &ObjectServer) -> Addresses {
+        let sqs = self.server.url();
+        Addresses {
+            queue_url: format!("{sqs}/000000000000/queue"),
+            sqs,
+            s3: objects.endpoint().to_owned(),
+        }
     }
 
     /// Messages visible, and in flight.
@@ -149,15 +130,11 @@ impl QueueServer {
     }
 }
 
-impl Drop for QueueServer {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 impl Shared {
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>> {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Answer> {
         self.requests.fetch_add(1, Ordering::Relaxed);
+        let host = request.headers().get(HOST).context("no host")?;
+        let host = host.to_str()?.to_owned();
         let target = request.headers().get("x-amz-target");
         let target = target.context("no x-amz-target")?.to_str()?.to_owned();
         let body = request.into_body().collect().await?.to_bytes();
@@ -188,11 +165,11 @@ impl Shared {
             }
             "GetQueueAttributes" => self.attributes(&asked).await?,
             "GetQueueUrl" => {
-                json!({"QueueUrl": format!("{}/000000000000/{DEAD_LETTERS}", self.endpoint)})
+                json!({"QueueUrl": format!("http://{host}/000000000000/{DEAD_LETTERS}")})
             }
             other => bail!("{other} is not answered here"),
         };
-        let mut response = Response::new(Full::new(Bytes::from(answer.to_string())));
+        let mut response = Response::new(Bytes::from(answer.to_string()).into());
         let json = "application/x-amz-json-1.0".parse()?;
         response.headers_mut().insert(CONTENT_TYPE, json);
         Ok(response)

@@ -113,15 +113,15 @@ fn table(compared: &[Comparison]) -> String {
 fn costs(compared: &[Comparison]) -> String {
     let mut text = String::from(
         "| workload | | CPU of the worker, per 1,000 objects | most resident | requests to SQS, per \
-         object |\n|---|---|---|---|---|\n",
+         object | HEAD and GET, per object | listings, per object |\n|---|---|---|---|---|---|---|\n",
     );
     for comparison in compared {
         for way in &comparison.ways {
-            let Some([cpu_ms, mib, requests]) = way.median_cost() else {
+            let Some([cpu_ms, mib, sqs, s3, lists]) = way.median_cost() else {
                 continue;
             };
             text += &format!(
-                "| {} | {} | {cpu_ms:.0} ms | {mib:.0} MiB | {requests:.2} |\n",
+                "| {} | {} | {cpu_ms:.0} ms | {mib:.0} MiB | {sqs:.2} | {s3:.2} | {lists:.2} |\n",
                 comparison.workload, way.way
             );
         }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sluice::object::ObjectRef;
 use sluice_testkit::Site;
 use sluice_testkit::latency::measure;
-use sluice_testkit::xapi::{Generator, Reckoning};
+use sluice_testkit::xapi::{Bundle, Generator, Reckoning};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep_until};
@@ -20,10 +20,10 @@ use tokio::time::{interval, sleep_until};
 use crate::lab::{Database, Lab};
 use crate::note;
 use crate::plot;
-use crate::queue::QueueAddress;
+use crate::queue::Addresses;
 use crate::ways::engine::{self, WINDOW};
 use crate::ways::sluice::{Cost, Running, Worker};
-use crate::workload::put;
+use crate::workload::object;
 
 /// What came of it.
 #[derive(Debug, Deserialize, Serialize)]
@@ -120,9 +120,11 @@ pub(crate) async fn run(lab: &Lab, plan: Plan) -> Result<Steady> {
         None
     };
     let site = Arc::new(lab.stack.site("steady").await?);
-    let at = QueueAddress {
-        url: site.queue_url.clone(),
-        endpoint: lab.stack.aws.endpoint().to_owned(),
+    let aws = lab.stack.aws.endpoint();
+    let at = Addresses {
+        queue_url: site.queue_url.clone(),
+        sqs: aws.to_owned(),
+        s3: aws.to_owned(),
     };
     let mut worker = Worker::prepare(lab, &at, &database, "", &configuration)?.start()?;
     let length = Duration::from_secs_f64(minutes * 60.0);
@@ -208,6 +210,15 @@ async fn upload(
     Ok((reckoning, put_at))
 }
 
+async fn put(site: Arc<Site>, bundle: Bundle) -> Result<ObjectRef> {
+    let size = bundle.bytes.len() as u64;
+    let etag = site
+        .put(&bundle.key, bundle.bytes)
+        .await
+        .context("cannot upload")?;
+    Ok(object(&site.bucket, bundle.key, etag, Some(size)))
+}
+
 /// The bare engine loads what has arrived, once a window, until nothing arrives any more.
 async fn load_beside(
     lab: &Lab,
@@ -223,7 +234,8 @@ async fn load_beside(
         window.tick().await;
         ended = arrived.is_closed();
         let objects: Vec<ObjectRef> = iter::from_fn(|| arrived.try_recv().ok()).collect();
-        engine::load(lab, &objects, database).await?;
+        let endpoint = lab.stack.aws.endpoint();
+        engine::load(lab, endpoint, &objects, database).await?;
     }
     Ok(())
 }

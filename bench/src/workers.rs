@@ -45,7 +45,7 @@ pub(crate) async fn run(
     share: f64,
     samples: usize,
 ) -> Result<Workers> {
-    let uploaded = workload.upload(&lab.stack, share).await?;
+    let uploaded = workload.upload(&lab.objects, share);
     let mut seconds = COUNTS.map(|_| Vec::new());
     for round in 0..=samples {
         for (workers, seconds) in COUNTS.iter().zip(&mut seconds) {

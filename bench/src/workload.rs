@@ -1,16 +1,12 @@
 //! What is loaded: objects that are uploaded once and loaded many times.
 
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 
-use anyhow::{Context, Result};
-use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use sluice::object::ObjectRef;
 use sluice_testkit::xapi::{Bundle, EventType, Generator, Reckoning};
-use sluice_testkit::{Site, Stack};
 
-const UPLOADERS: usize = 8;
+use crate::objects::ObjectServer;
 
 /// Objects of one kind.
 #[derive(Clone, Debug)]
@@ -76,7 +72,7 @@ impl Uploaded {
 
 impl Workload {
     /// Uploads a share of its objects, 1 being all of them.
-    pub(crate) async fn upload(&self, stack: &Stack, share: f64) -> Result<Uploaded> {
+    pub(crate) fn upload(&self, to: &ObjectServer, share: f64) -> Uploaded {
         #[expect(
             clippy::cast_precision_loss,
             clippy::cast_possible_truncation,
@@ -84,9 +80,6 @@ impl Workload {
             reason = "a share of a count"
         )]
         let count = ((self.objects as f64 * share).ceil() as usize).max(1);
-        let site = Arc::new(stack.site(self.name).await?);
-        // Announced is what a way of loading is to load, once for each time that it does.
-        site.announce_no_more().await?;
         let zipped = if self.zipped { 1.0 } else { 0.0 };
         let mut generator = Generator::new(1)
             .faults(0.0, 0.02)
@@ -99,8 +92,12 @@ impl Workload {
         let bundles = generator
             .take(count)
             .inspect(|bundle| reckoning += &bundle.reckoning);
-        let puts = stream::iter(bundles).map(|bundle| put(Arc::clone(&site), bundle));
-        let mut objects: Vec<ObjectRef> = puts.buffer_unordered(UPLOADERS).try_collect().await?;
+        let put = |bundle: Bundle| {
+            let size = bundle.bytes.len() as u64;
+            let etag = to.put(self.name, &bundle.key, bundle.bytes);
+            object(self.name, bundle.key, etag, Some(size))
+        };
+        let mut objects: Vec<ObjectRef> = bundles.map(put).collect();
         objects.sort_unstable_by(|one, other| one.key.cmp(&other.key));
         let bytes = objects.iter().filter_map(|object| object.size).sum();
         let size = Size {
@@ -108,28 +105,23 @@ impl Workload {
             bytes,
             lines: reckoning.statements() + reckoning.blank,
         };
-        Ok(Uploaded {
+        Uploaded {
             objects,
             reckoning,
             size,
-        })
+        }
     }
 }
 
-/// Uploads one object.
-pub(crate) async fn put(site: Arc<Site>, bundle: Bundle) -> Result<ObjectRef> {
-    let size = bundle.bytes.len() as u64;
-    let etag = site
-        .put(&bundle.key, bundle.bytes)
-        .await
-        .context("cannot upload")?;
-    Ok(ObjectRef {
-        bucket: site.bucket.clone(),
-        key: bundle.key,
+/// As S3 announces it.
+pub(crate) fn object(bucket: &str, key: String, etag: String, size: Option<u64>) -> ObjectRef {
+    ObjectRef {
+        bucket: bucket.to_owned(),
+        key,
         etag,
+        size,
         version_id: None,
-        size: Some(size),
         sequencer: None,
         region: None,
-    })
+    }
 }

@@ -25,17 +25,22 @@ const LIMITS: BatchLimits = BatchLimits {
 };
 const CONCURRENCY: usize = 2;
 
-/// Without these an insert of many objects would be refused, or its rows would make many parts.
+/// Without these an insert of many objects would be refused, or its rows would make many parts; and
+/// what was found to be fastest.
 const SETTINGS: &str = "SETTINGS glob_expansion_max_elements = 1000000, async_insert = 0, \
     throw_on_max_partitions_per_insert_block = 0, use_hive_partitioning = 0, \
     min_insert_block_size_rows = 1000000000, min_insert_block_size_bytes = 100000000000, \
-    max_insert_threads = 1, optimize_on_insert = 0, query_plan_remove_redundant_sorting = 0";
+    max_insert_threads = 1, optimize_on_insert = 0, query_plan_remove_redundant_sorting = 0, \
+    parallel_view_processing = 1";
+/// For small objects.
+const SMALL: &str = ", max_threads = 16, remote_filesystem_read_prefetch = 0";
 
 pub(super) async fn count(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
     let statements = batches(&uploaded.objects).into_iter().map(|batch| {
-        let source = source(lab, &batch);
+        let source = source(lab.objects.endpoint(), &batch);
         // A count() alone would be answered from what was counted before, without reading.
-        format!("SELECT count(), sum(length(line)) FROM {source} {SETTINGS}")
+        let settings = settings(&batch);
+        format!("SELECT count(), sum(length(line)) FROM {source} {settings}")
     });
     let ((), took) = timed(all(lab, statements.collect())).await?;
     Ok(Run::of(uploaded.objects.len(), took))
@@ -43,21 +48,33 @@ pub(super) async fn count(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
 
 pub(super) async fn limit(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
     let database = lab.migrated().await?;
-    let ((), took) = timed(load(lab, &uploaded.objects, &database)).await?;
+    let ((), took) = timed(load(
+        lab,
+        lab.objects.endpoint(),
+        &uploaded.objects,
+        &database,
+    ))
+    .await?;
     database.must_have(&uploaded.reckoning).await?;
     database.remove().await?;
     Ok(Run::of(uploaded.objects.len(), took))
 }
 
 /// Loads objects as fast as it can be done.
-pub(crate) async fn load(lab: &Lab, objects: &[ObjectRef], database: &Database<'_>) -> Result<()> {
+pub(crate) async fn load(
+    lab: &Lab,
+    endpoint: &str,
+    objects: &[ObjectRef],
+    database: &Database<'_>,
+) -> Result<()> {
     let landing = landing_name(&lab.catalog);
     let statements = batches(objects).into_iter().map(|batch| {
-        let lines = Lines::of_objects(gathered(&source(lab, &batch), &batch), Uuid::now_v7());
+        let lines = Lines::of_objects(gathered(&source(endpoint, &batch), &batch), Uuid::now_v7());
         let select = landing_select(&lab.catalog, &lines);
         format!(
-            "INSERT INTO {}.{landing} {select} {SETTINGS}",
-            database.name
+            "INSERT INTO {}.{landing} {select} {}",
+            database.name,
+            settings(&batch)
         )
     });
     all(lab, statements.collect()).await
@@ -81,22 +98,30 @@ pub(super) fn batches(objects: &[ObjectRef]) -> Vec<Vec<ObjectRef>> {
 
 /// Small objects are worth sorting: it puts their lines into common blocks.
 fn gathered(source: &str, batch: &[ObjectRef]) -> String {
-    let bytes: u64 = batch.iter().filter_map(|object| object.size).sum();
-    if bytes < batch.len() as u64 * 100_000 {
+    if are_small(batch) {
         format!("(SELECT line, _path, _etag, _row_number FROM {source} ORDER BY _path)")
     } else {
         source.to_owned()
     }
 }
 
+fn settings(batch: &[ObjectRef]) -> String {
+    let small = if are_small(batch) { SMALL } else { "" };
+    format!("{SETTINGS}{small}")
+}
+
+fn are_small(batch: &[ObjectRef]) -> bool {
+    let bytes: u64 = batch.iter().filter_map(|object| object.size).sum();
+    bytes < batch.len() as u64 * 100_000
+}
+
 /// The lines of these objects as a table expression.
-pub(super) fn source(lab: &Lab, objects: &[ObjectRef]) -> String {
+pub(super) fn source(endpoint: &str, objects: &[ObjectRef]) -> String {
     let keys: Vec<&str> = objects.iter().map(|object| object.key.as_str()).collect();
     let keys = match keys.as_slice() {
         [only] => (*only).to_owned(),
         several => format!("{{{}}}", several.join(",")),
     };
     let bucket = objects.first().map_or("", |object| &object.bucket);
-    let endpoint = lab.stack.aws.endpoint();
     format!("s3('{endpoint}/{bucket}/{keys}', 'test', 'test', 'LineAsString', 'line String')")
 }

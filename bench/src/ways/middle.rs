@@ -28,7 +28,7 @@ type Rows = BTreeMap<String, String>;
 
 pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
     let database = lab.migrated().await?;
-    let s3 = lab.stack.aws.s3();
+    let s3 = lab.objects.aws.s3();
     let catalog = Arc::new(lab.catalog.clone());
     let batches = stream::iter(engine::batches(&uploaded.objects)).map(|batch| async {
         let objects = stream::iter(batch).map(|object| {

@@ -25,7 +25,7 @@ const SETTINGS: &str = "mode = 'unordered', tracked_files_limit = 1000000, \
 pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
     let database = lab.migrated().await?;
     let (name, landing) = (&database.name, landing_name(&lab.catalog));
-    let (endpoint, bucket) = (lab.stack.aws.endpoint(), uploaded.bucket());
+    let (endpoint, bucket) = (lab.objects.endpoint(), uploaded.bucket());
     let clickhouse = &lab.stack.clickhouse;
     clickhouse
         .execute(&format!(

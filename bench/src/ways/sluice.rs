@@ -15,7 +15,8 @@ use tokio::time::sleep;
 
 use super::Run;
 use crate::lab::{Database, Lab};
-use crate::queue::{QueueAddress, QueueServer};
+use crate::objects::Requests;
+use crate::queue::{Addresses, QueueServer};
 use crate::workload::Uploaded;
 
 const POLL: Duration = Duration::from_millis(50);
@@ -33,6 +34,9 @@ pub(crate) struct Cost {
     /// Where they are counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) sqs_requests: Option<u64>,
+    /// ClickHouse's are in it; where they are counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) s3_requests: Option<Requests>,
 }
 
 /// `more`: of the configuration, as YAML.
@@ -51,8 +55,9 @@ pub(crate) async fn load_by(
     uploaded: &Uploaded,
     database: &Database<'_>,
 ) -> Result<Run> {
+    let before = lab.objects.requests();
     let queue = QueueServer::start(&uploaded.objects).await?;
-    let at = queue.address();
+    let at = queue.addresses(&lab.objects);
     let workers = (0..workers).map(|_| Worker::prepare(lab, &at, database, "", more));
     let workers: Vec<Worker> = workers.collect::<Result<_>>()?;
     let running = workers.into_iter().map(Worker::start);
@@ -66,6 +71,7 @@ pub(crate) async fn load_by(
     let took = queue.worked()?;
     let cost = Cost {
         sqs_requests: Some(queue.requests()),
+        s3_requests: Some(lab.objects.requests().since(before)),
         ..first.cost()?
     };
     drop(running);
@@ -87,14 +93,15 @@ impl Worker {
     /// `queue` and `more` are further configuration, as YAML: below `queue`, and at the top.
     pub(crate) fn prepare(
         lab: &Lab,
-        at: &QueueAddress,
+        at: &Addresses,
         database: &Database<'_>,
         queue: &str,
         more: &str,
     ) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("sluice-bench-").tempdir()?;
         let mut environment = lab.stack.aws.environment().to_vec();
-        environment.push(("AWS_ENDPOINT_URL_SQS", at.endpoint.clone()));
+        environment.push(("AWS_ENDPOINT_URL_S3", at.s3.clone()));
+        environment.push(("AWS_ENDPOINT_URL_SQS", at.sqs.clone()));
         let worker = Self {
             sluice: lab.sluice.clone(),
             directory,
@@ -115,10 +122,10 @@ s3:
 admin:
   listen: 127.0.0.1:{}
 {more}"#,
-            at.url,
+            at.queue_url,
             lab.stack.clickhouse.url(),
             database.name,
-            lab.stack.aws.endpoint(),
+            at.s3,
             free_port()?,
         );
         fs::write(worker.configuration(), text)?;
@@ -200,6 +207,7 @@ impl Running {
             cpu_seconds: ticks / TICKS,
             peak_mib: memory(self.pid(), "VmHWM:")?,
             sqs_requests: None,
+            s3_requests: None,
         })
     }
 
