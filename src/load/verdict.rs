@@ -68,6 +68,7 @@ const HALT: &[u32] = &[
     243, // NOT_ENOUGH_SPACE
     252, // TOO_MANY_PARTS
     291, // DATABASE_ACCESS_DENIED
+    452, // SETTING_CONSTRAINT_VIOLATION
     497, // ACCESS_DENIED
     516, // AUTHENTICATION_FAILED
     669, // NAMED_COLLECTION_DOESNT_EXIST
@@ -218,6 +219,7 @@ pub fn halt_class(error: &WarehouseError) -> &'static str {
             _ if verdict(error) == Verdict::Stream => "s3_access",
             291 | 497 => "permission",
             164 | 242 => "read_only",
+            452 => "settings",
             252 => "too_many_parts",
             202 | 241 => "overload",
             243 => "no_space",
@@ -269,6 +271,10 @@ pub fn advice(error: &WarehouseError) -> Option<&'static str> {
         WarehouseError::Server {
             code: 164 | 242, ..
         } => "make the server or table writable",
+        WarehouseError::Server { code: 452, .. } => {
+            "a constraint of the user's profile forbids what an insert must set: lift it for \
+             `clickhouse.user`"
+        }
         WarehouseError::Server {
             code: 202 | 241, ..
         } => {

@@ -34,7 +34,8 @@ pub struct Options {
 /// A ClickHouse server that ends when this is dropped.
 ///
 /// Users: `default` without a password, `secured` with `correct-horse`, `reader` with `look-only`,
-/// who may only SELECT, and `forgetful`, whose repeated inserts are not recognised.
+/// who may only SELECT, `forgetful`, whose repeated inserts are not recognised, and `confined`, who may
+/// not change a setting that inserts have.
 #[derive(Debug)]
 pub struct ClickHouse {
     url: String,

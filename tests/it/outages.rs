@@ -318,3 +318,26 @@ async fn pain_12_too_many_parts_pauses_and_multiplies_no_rows() {
     assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
+
+/// What the user's profile does not let an insert set is nobody's fault but the profile's.
+#[tokio::test]
+async fn a_constraint_on_a_setting_pauses_intake_and_blames_no_object() {
+    let stack = Stack::shared();
+    let site = stack.site("confined").await.unwrap();
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    let bundles: Vec<_> = Generator::new(18).take(3).collect();
+    let reckoning = upload(&site, &bundles).await;
+    let mut confined = Sluice::new(stack, &site).set("clickhouse.user", "confined");
+    confined.start();
+    let why = confined.not_ready("parallel_view_processing").await;
+    assert!(why.contains("profile"), "{why}");
+    assert_eq!(confined.stop().await.code(), Some(0));
+    let failures = format!("SELECT count() FROM {}.ledger_failures", site.database);
+    let failures: u64 = stack.clickhouse.scalar(&failures).await.unwrap();
+    assert_eq!(failures, 0);
+    sluice.start();
+    drained(&site).await;
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
+}
