@@ -8,7 +8,11 @@ use anyhow::{Context, Result};
 #[command(disable_help_flag = true)]
 pub(crate) struct Arguments {
     /// What to measure: `cargo xtask bench help` lists it
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        default_value = "compare"
+    )]
     bench: Vec<String>,
 }
 
