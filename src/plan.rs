@@ -832,16 +832,36 @@ mod tests {
             setting("insert_deduplication_token"),
             Some(batch.to_string().as_str())
         );
-        assert_eq!(setting("min_insert_block_size_rows"), Some("1000000000"));
-        let large = ObjectRef {
-            size: Some(1001),
-            ..a
+    }
+
+    #[test]
+    fn what_must_keep_its_order_is_read_by_one_thread() {
+        let planner = planner(S3Access::Server, Some("http://e"));
+        let settings = |sizes: [u64; 2], count: usize| {
+            let objects = sizes.map(|size| ObjectRef {
+                size: Some(size),
+                ..object("b", &size.to_string(), "1")
+            });
+            let objects: Vec<&ObjectRef> = objects.iter().take(count).collect();
+            let batch = BatchId(Uuid::from_u128(7));
+            let [statement] = &planner.inserts(batch, &objects, ReadBy::S3, "0")[..] else {
+                panic!("one statement")
+            };
+            let value = |name| {
+                let mut settings = statement.settings.iter();
+                let found = settings.find(|(setting, _)| *setting == name);
+                found.map(|(_, value)| value.clone()).unwrap_or_default()
+            };
+            [
+                "min_insert_block_size_rows",
+                "parallel_view_processing",
+                "max_threads",
+            ]
+            .map(value)
         };
-        let statements = planner.inserts(batch, &[&large], ReadBy::S3, "0");
-        assert!(
-            statements[0]
-                .settings
-                .contains(&("min_insert_block_size_rows", "30000".to_owned()))
-        );
+        // More than `max_bytes`.
+        assert_eq!(settings([1001, 1], 1), ["30000", "0", "1"]);
+        assert_eq!(settings([1000, 1], 1), ["1000000000", "1", ""]);
+        assert_eq!(settings([1000, 1], 2), ["1000000000", "1", "16"]);
     }
 }

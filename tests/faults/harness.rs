@@ -535,7 +535,7 @@ impl Statement {
 
     fn is_in(self, text: &str) -> bool {
         let has = |word: &str| text.contains(word);
-        let standings = has("WITH claims AS");
+        let standings = has("object_id IN (");
         let inserts = has("INSERT INTO") && has(" s3(");
         match self {
             Self::LookUp => standings && !has("batch_id != "),
