@@ -93,7 +93,7 @@ async fn skip(lab: &Lab, database: &Database<'_>, keys: u64) -> Result<Backfill>
 
 /// The first keys of the listing, as one loaded batch.
 async fn fill(lab: &Lab, database: &Database<'_>, keys: u64) -> Result<()> {
-    let (name, clickhouse) = (&database.name, &lab.stack.clickhouse);
+    let (name, clickhouse) = (&database.name, &lab.clickhouse);
     for first in (0..keys).step_by(AT_A_TIME as usize) {
         let rows = (first..keys.min(first + AT_A_TIME)).map(|number| {
             let object = object(BUCKET, Listing::key(number), Listing::etag(number), None);

@@ -82,7 +82,7 @@ async fn fill(lab: &Lab, database: &Database<'_>, objects: u64) -> Result<()> {
         ),
         format!("OPTIMIZE TABLE {name}.ledger_objects FINAL"),
     ] {
-        lab.stack.clickhouse.execute(&sql).await?;
+        lab.clickhouse.execute(&sql).await?;
     }
     Ok(())
 }
@@ -95,17 +95,17 @@ async fn forget(lab: &Lab, database: &Database<'_>, kept: u64) -> Result<()> {
             "DELETE FROM {name}.{table} WHERE toString(batch_id) NOT LIKE '00000000-0000-7000-%' \
              SETTINGS mutations_sync = 1, lightweight_deletes_sync = 1"
         );
-        lab.stack.clickhouse.execute(&sql).await?;
+        lab.clickhouse.execute(&sql).await?;
     }
     let left = format!("SELECT count() FROM {name}.ledger_objects");
-    let left: u64 = lab.stack.clickhouse.scalar(&left).await?;
+    let left: u64 = lab.clickhouse.scalar(&left).await?;
     anyhow::ensure!(
         left == kept,
         "{left} objects are left in the ledger, not {kept}"
     );
     for kind in sluice_testkit::xapi::EventType::ALL {
         let sql = format!("TRUNCATE TABLE {name}.{}", kind.table());
-        lab.stack.clickhouse.execute(&sql).await?;
+        lab.clickhouse.execute(&sql).await?;
     }
     Ok(())
 }

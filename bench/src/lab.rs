@@ -7,15 +7,14 @@ use anyhow::{Context, Result, ensure};
 use sluice::event_types::Catalog;
 use sluice::schema::{self, Engine, SchemaOptions};
 use sluice_testkit::xapi::{EventType, Reckoning};
-use sluice_testkit::{Aws, ClickHouse, ClickHouseOptions, Keeper, Stack};
+use sluice_testkit::{ClickHouse, ClickHouseOptions, Keeper};
 use uuid::Uuid;
 
 use crate::objects::ObjectServer;
 
 /// What every run has.
 pub(crate) struct Lab {
-    pub(crate) stack: Stack,
-    /// The S3 of all that does not need one that announces its objects.
+    pub(crate) clickhouse: ClickHouse,
     pub(crate) objects: ObjectServer,
     /// Of the ClickHouse, where something needs one.
     _keeper: Option<Keeper>,
@@ -43,10 +42,7 @@ impl Lab {
             ..ClickHouseOptions::default()
         };
         Ok(Self {
-            stack: Stack {
-                clickhouse: ClickHouse::start_with(options)?,
-                aws: Aws::start()?,
-            },
+            clickhouse: ClickHouse::start_with(options)?,
             objects: ObjectServer::start(latency).await?,
             _keeper: keeper,
             catalog: Catalog::builtin(),
@@ -56,7 +52,7 @@ impl Lab {
 
     pub(crate) async fn database(&self) -> Result<Database<'_>> {
         let name = format!("bench_{}", Uuid::now_v7().simple());
-        let clickhouse = &self.stack.clickhouse;
+        let clickhouse = &self.clickhouse;
         clickhouse
             .execute(&format!("CREATE DATABASE {name}"))
             .await?;
@@ -76,7 +72,7 @@ impl Lab {
             reject_ttl: Duration::from_secs(86_400),
         };
         for statement in schema::statements(&self.catalog, &options) {
-            self.stack.clickhouse.execute(&statement.sql).await?;
+            self.clickhouse.execute(&statement.sql).await?;
         }
         Ok(database)
     }

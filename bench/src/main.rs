@@ -68,6 +68,9 @@ enum Command {
         share: f64,
         #[arg(long, default_value_t = 5)]
         samples: usize,
+        /// How long S3 takes for each request
+        #[arg(long, default_value_t = 0)]
+        latency_ms: u64,
     },
     /// A batch beside an empty ledger and beside a full one
     Growth {
@@ -134,19 +137,19 @@ async fn main() -> Result<()> {
             for workload in chosen(&workloads, workload::all().to_vec(), |it| it.name)? {
                 let mut comparison =
                     compare::compare(&lab, &workload, &ways, samples, share).await?;
-                if latency_ms > 0 {
-                    comparison.workload += &format!("-{latency_ms}ms");
-                }
+                comparison.workload = named(workload.name, latency_ms);
                 keep(&format!("compare-{}", comparison.workload), &comparison)?;
             }
             Ok(())
         }
-        Command::Workers { share, samples } => {
-            let lab = start(None, Duration::ZERO).await?;
-            keep(
-                "workers",
-                &workers::run(&lab, &tiny(), share, samples).await?,
-            )
+        Command::Workers {
+            share,
+            samples,
+            latency_ms,
+        } => {
+            let lab = start(None, Duration::from_millis(latency_ms)).await?;
+            let workers = workers::run(&lab, &tiny(), share, samples, latency_ms).await?;
+            keep(&named("workers", latency_ms), &workers)
         }
         Command::Growth {
             ledger_objects,
@@ -186,6 +189,15 @@ async fn main() -> Result<()> {
             keep("backfill", &backfill::run(&lab, &keys).await?)
         }
         Command::Report => report::write(),
+    }
+}
+
+/// What is measured with an S3 that takes its time has another name.
+fn named(what: &str, latency_ms: u64) -> String {
+    if latency_ms > 0 {
+        format!("{what}-{latency_ms}ms")
+    } else {
+        what.to_owned()
     }
 }
 

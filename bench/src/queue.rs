@@ -88,12 +88,18 @@ impl QueueServer {
             first_receive: OnceLock::new(),
             last_delete: Mutex::new(None),
         });
-        for object in objects {
-            shared.queue.send(announcement(object));
-        }
         let served = shared.clone();
         let server = Server::start(move |request| served.clone().answer(request)).await?;
-        Ok(Self { shared, server })
+        let queue = Self { shared, server };
+        for object in objects {
+            queue.announce(object);
+        }
+        Ok(queue)
+    }
+
+    /// Sends the message for one more.
+    pub(crate) fn announce(&self, object: &ObjectRef) {
+        self.shared.queue.send(announcement(object));
     }
 
     /// For a worker.

@@ -32,7 +32,6 @@ pub(crate) fn write() -> Result<()> {
         fs::write(raw.join(file), &text)?;
         let name = name.to_string_lossy();
         match &*name {
-            "workers" => figures.push(serde_json::from_str::<Workers>(&text)?.rows()),
             "growth" => figures.push(serde_json::from_str::<Growth>(&text)?.row()),
             "backfill" => {
                 let backfills: Vec<Backfill> = serde_json::from_str(&text)?;
@@ -41,6 +40,9 @@ pub(crate) fn write() -> Result<()> {
             "held" => {
                 let held: Vec<Held> = serde_json::from_str(&text)?;
                 figures.extend(held.iter().map(Held::row));
+            }
+            name if name.starts_with("workers") => {
+                figures.push(serde_json::from_str::<Workers>(&text)?.rows());
             }
             name if name.starts_with("compare-") => {
                 compared.push(serde_json::from_str::<Comparison>(&text)?);

@@ -4,26 +4,25 @@
 use std::collections::HashMap;
 use std::iter;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sluice::object::ObjectRef;
-use sluice_testkit::Site;
 use sluice_testkit::latency::measure;
-use sluice_testkit::xapi::{Bundle, Generator, Reckoning};
+use sluice_testkit::xapi::{Generator, Reckoning};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio::time::{interval, sleep_until};
 
 use crate::lab::{Database, Lab};
 use crate::note;
 use crate::plot;
-use crate::queue::Addresses;
+use crate::queue::QueueServer;
 use crate::ways::engine::{self, WINDOW};
 use crate::ways::sluice::{Cost, Running, Worker};
 use crate::workload::object;
+
+const BUCKET: &str = "steady";
 
 /// What came of it.
 #[derive(Debug, Deserialize, Serialize)]
@@ -119,24 +118,18 @@ pub(crate) async fn run(lab: &Lab, plan: Plan) -> Result<Steady> {
     } else {
         None
     };
-    let site = Arc::new(lab.stack.site("steady").await?);
-    let aws = lab.stack.aws.endpoint();
-    let at = Addresses {
-        queue_url: site.queue_url.clone(),
-        sqs: aws.to_owned(),
-        s3: aws.to_owned(),
-    };
+    let queue = QueueServer::start([]).await?;
+    let at = queue.addresses(&lab.objects);
     let mut worker = Worker::prepare(lab, &at, &database, "", &configuration)?.start()?;
     let length = Duration::from_secs_f64(minutes * 60.0);
     let (arrivals, arrived) = mpsc::unbounded_channel();
-    let uploads = tokio::spawn(upload(site.clone(), rate, length, arrivals));
-    let (moments, ()) = tokio::try_join!(
+    let ((reckoning, put_at), moments, ()) = tokio::try_join!(
+        upload(lab, &queue, rate, length, arrivals),
         watch(&mut worker, &database, beside.as_ref(), length),
         load_beside(lab, beside.as_ref(), arrived),
     )?;
-    let (reckoning, put_at) = uploads.await??;
     worker
-        .until(async || Ok(site.queue_depth().await? == (0, 0)))
+        .until(async || Ok(queue.depth().await? == (0, 0)))
         .await?;
     let cost = worker.cost()?;
     drop(worker);
@@ -145,12 +138,12 @@ pub(crate) async fn run(lab: &Lab, plan: Plan) -> Result<Steady> {
         beside.must_have(&reckoning).await?;
         beside.remove().await?;
     }
-    let latencies = measure(&lab.stack.clickhouse, &database.name, &put_at).await?;
+    let latencies = measure(&lab.clickhouse, &database.name, &put_at).await?;
     let inserts = format!(
         "SELECT uniqExact(batch_id) FROM {}.object_rows",
         database.name
     );
-    let inserts: f64 = lab.stack.clickhouse.scalar(&inserts).await?;
+    let inserts: f64 = lab.clickhouse.scalar(&inserts).await?;
     database.remove().await?;
     let inserts_per_minute = inserts / minutes;
     let seconds = |percent| {
@@ -180,14 +173,14 @@ pub(crate) async fn run(lab: &Lab, plan: Plan) -> Result<Steady> {
 type PutAt = HashMap<String, SystemTime>;
 
 async fn upload(
-    site: Arc<Site>,
+    lab: &Lab,
+    queue: &QueueServer,
     rate: f64,
     length: Duration,
     arrivals: mpsc::UnboundedSender<ObjectRef>,
 ) -> Result<(Reckoning, PutAt)> {
     let mut generator = Generator::new(2).sizes(1..=2).faults(0.0, 0.02);
     let begun = tokio::time::Instant::now();
-    let mut puts = JoinSet::new();
     let (mut reckoning, mut put_at) = (Reckoning::default(), PutAt::new());
     let mut at = Duration::ZERO;
     while at < length {
@@ -195,28 +188,15 @@ async fn upload(
         at += Duration::from_secs_f64(1.0 / rate);
         let bundle = generator.bundle();
         reckoning += &bundle.reckoning;
-        let (site, arrivals) = (site.clone(), arrivals.clone());
-        puts.spawn(async move {
-            let object = put(site, bundle).await?;
-            let at = (object.path(), SystemTime::now());
-            // Nobody may want to know.
-            arrivals.send(object).ok();
-            anyhow::Ok(at)
-        });
-    }
-    while let Some(put) = puts.join_next().await {
-        put_at.extend([put??]);
+        let size = bundle.bytes.len() as u64;
+        let etag = lab.objects.put(BUCKET, &bundle.key, bundle.bytes);
+        let object = object(BUCKET, bundle.key, etag, Some(size));
+        put_at.insert(object.path(), SystemTime::now());
+        queue.announce(&object);
+        // Nobody may want to know.
+        arrivals.send(object).ok();
     }
     Ok((reckoning, put_at))
-}
-
-async fn put(site: Arc<Site>, bundle: Bundle) -> Result<ObjectRef> {
-    let size = bundle.bytes.len() as u64;
-    let etag = site
-        .put(&bundle.key, bundle.bytes)
-        .await
-        .context("cannot upload")?;
-    Ok(object(&site.bucket, bundle.key, etag, Some(size)))
 }
 
 /// The bare engine loads what has arrived, once a window, until nothing arrives any more.
@@ -234,8 +214,7 @@ async fn load_beside(
         window.tick().await;
         ended = arrived.is_closed();
         let objects: Vec<ObjectRef> = iter::from_fn(|| arrived.try_recv().ok()).collect();
-        let endpoint = lab.stack.aws.endpoint();
-        engine::load(lab, endpoint, &objects, database).await?;
+        engine::load(lab, &objects, database).await?;
     }
     Ok(())
 }

@@ -12,6 +12,9 @@ use crate::workload::Workload;
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Workers {
     objects: usize,
+    /// Of S3.
+    #[serde(default)]
+    latency_ms: u64,
     runs: Vec<Runs>,
 }
 
@@ -26,10 +29,14 @@ struct Runs {
 impl Workers {
     /// Rows of a Markdown table.
     pub(crate) fn rows(&self) -> String {
+        let slow = match self.latency_ms {
+            0 => String::new(),
+            latency => format!(", S3 takes {latency} ms for an answer"),
+        };
         let more = self.runs.iter().skip(1);
         let rows = more.map(|it| {
             format!(
-                "| {} workers on one queue, {} objects: throughput against that of one | {:.2} |\n",
+                "| {} workers on one queue, {} objects{slow}: throughput against that of one | {:.2} |\n",
                 it.workers, self.objects, it.ratio
             )
         });
@@ -44,6 +51,7 @@ pub(crate) async fn run(
     workload: &Workload,
     share: f64,
     samples: usize,
+    latency_ms: u64,
 ) -> Result<Workers> {
     let uploaded = workload.upload(&lab.objects, share);
     let mut seconds = COUNTS.map(|_| Vec::new());
@@ -69,6 +77,7 @@ pub(crate) async fn run(
     });
     Ok(Workers {
         objects: uploaded.objects.len(),
+        latency_ms,
         runs: runs.collect(),
     })
 }

@@ -19,9 +19,9 @@ const MAX_BYTES: u64 = 100 << 20;
 pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
     let database = lab.migrated().await?;
     let objects = some_of(&uploaded.objects);
-    let clickhouse = &lab.stack.clickhouse;
+    let clickhouse = &lab.clickhouse;
     let loads = stream::iter(objects).map(|object| async {
-        let source = engine::source(lab.objects.endpoint(), std::slice::from_ref(object));
+        let source = engine::source(lab, std::slice::from_ref(object));
         for event_type in lab.catalog.types() {
             let insert = insert(event_type, &database.name, &source, object);
             clickhouse.execute(&insert).await?;

@@ -37,7 +37,7 @@ const SMALL: &str = ", max_threads = 16, remote_filesystem_read_prefetch = 0";
 
 pub(super) async fn count(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
     let statements = batches(&uploaded.objects).into_iter().map(|batch| {
-        let source = source(lab.objects.endpoint(), &batch);
+        let source = source(lab, &batch);
         // A count() alone would be answered from what was counted before, without reading.
         let settings = settings(&batch);
         format!("SELECT count(), sum(length(line)) FROM {source} {settings}")
@@ -48,28 +48,17 @@ pub(super) async fn count(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
 
 pub(super) async fn limit(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
     let database = lab.migrated().await?;
-    let ((), took) = timed(load(
-        lab,
-        lab.objects.endpoint(),
-        &uploaded.objects,
-        &database,
-    ))
-    .await?;
+    let ((), took) = timed(load(lab, &uploaded.objects, &database)).await?;
     database.must_have(&uploaded.reckoning).await?;
     database.remove().await?;
     Ok(Run::of(uploaded.objects.len(), took))
 }
 
 /// Loads objects as fast as it can be done.
-pub(crate) async fn load(
-    lab: &Lab,
-    endpoint: &str,
-    objects: &[ObjectRef],
-    database: &Database<'_>,
-) -> Result<()> {
+pub(crate) async fn load(lab: &Lab, objects: &[ObjectRef], database: &Database<'_>) -> Result<()> {
     let landing = landing_name(&lab.catalog);
     let statements = batches(objects).into_iter().map(|batch| {
-        let lines = Lines::of_objects(gathered(&source(endpoint, &batch), &batch), Uuid::now_v7());
+        let lines = Lines::of_objects(gathered(&source(lab, &batch), &batch), Uuid::now_v7());
         let select = landing_select(&lab.catalog, &lines);
         format!(
             "INSERT INTO {}.{landing} {select} {}",
@@ -81,7 +70,7 @@ pub(crate) async fn load(
 }
 
 async fn all(lab: &Lab, statements: Vec<String>) -> Result<()> {
-    let clickhouse = &lab.stack.clickhouse;
+    let clickhouse = &lab.clickhouse;
     let sent = stream::iter(&statements).map(|sql| clickhouse.execute(sql));
     sent.buffer_unordered(CONCURRENCY).try_collect().await
 }
@@ -116,12 +105,13 @@ fn are_small(batch: &[ObjectRef]) -> bool {
 }
 
 /// The lines of these objects as a table expression.
-pub(super) fn source(endpoint: &str, objects: &[ObjectRef]) -> String {
+pub(super) fn source(lab: &Lab, objects: &[ObjectRef]) -> String {
     let keys: Vec<&str> = objects.iter().map(|object| object.key.as_str()).collect();
     let keys = match keys.as_slice() {
         [only] => (*only).to_owned(),
         several => format!("{{{}}}", several.join(",")),
     };
     let bucket = objects.first().map_or("", |object| &object.bucket);
+    let endpoint = lab.objects.endpoint();
     format!("s3('{endpoint}/{bucket}/{keys}', 'test', 'test', 'LineAsString', 'line String')")
 }

@@ -51,7 +51,7 @@ pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
                 "INSERT INTO {}.{table} {SETTINGS} FORMAT JSONEachRow",
                 database.name
             );
-            let mut insert = lab.stack.clickhouse.client().insert_formatted_with(sql);
+            let mut insert = lab.clickhouse.client().insert_formatted_with(sql);
             insert.send(rows.into()).await?;
             insert.end().await?;
         }

@@ -26,7 +26,7 @@ pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
     let database = lab.migrated().await?;
     let (name, landing) = (&database.name, landing_name(&lab.catalog));
     let (endpoint, bucket) = (lab.objects.endpoint(), uploaded.bucket());
-    let clickhouse = &lab.stack.clickhouse;
+    let clickhouse = &lab.clickhouse;
     clickhouse
         .execute(&format!(
             "CREATE TABLE {name}.queue (line String) \

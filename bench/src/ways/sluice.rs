@@ -99,7 +99,7 @@ impl Worker {
         more: &str,
     ) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("sluice-bench-").tempdir()?;
-        let mut environment = lab.stack.aws.environment().to_vec();
+        let mut environment = lab.objects.aws.environment().to_vec();
         environment.push(("AWS_ENDPOINT_URL_S3", at.s3.clone()));
         environment.push(("AWS_ENDPOINT_URL_SQS", at.sqs.clone()));
         let worker = Self {
@@ -123,7 +123,7 @@ admin:
   listen: 127.0.0.1:{}
 {more}"#,
             at.queue_url,
-            lab.stack.clickhouse.url(),
+            lab.clickhouse.url(),
             database.name,
             at.s3,
             free_port()?,
