@@ -92,10 +92,12 @@ impl Workload {
         let bundles = generator
             .take(count)
             .inspect(|bundle| reckoning += &bundle.reckoning);
+        // S3 has names of three letters and more.
+        let bucket = format!("bench-{}", self.name);
         let put = |bundle: Bundle| {
             let size = bundle.bytes.len() as u64;
-            let etag = to.put(self.name, &bundle.key, bundle.bytes);
-            object(self.name, bundle.key, etag, Some(size))
+            let etag = to.put(&bucket, &bundle.key, bundle.bytes);
+            object(&bucket, bundle.key, etag, Some(size))
         };
         let mut objects: Vec<ObjectRef> = bundles.map(put).collect();
         objects.sort_unstable_by(|one, other| one.key.cmp(&other.key));
