@@ -20,9 +20,13 @@ use hyper::header::{
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
+use sluice::object::ObjectRef;
 use sluice_testkit::Aws;
 use sluice_testkit::serve::{Answer, Server};
+use sluice_testkit::xapi::Bundle;
 use tokio::time::sleep;
+
+use crate::workload::object;
 
 /// As on AWS.
 const PAGE: usize = 1_000;
@@ -82,19 +86,21 @@ impl ObjectServer {
         self.aws.endpoint()
     }
 
-    /// The etag.
-    pub(crate) fn put(&self, bucket: &str, key: &str, bytes: Vec<u8>) -> String {
+    /// What S3 would announce.
+    pub(crate) fn put(&self, bucket: &str, bundle: Bundle) -> ObjectRef {
         let mut hasher = DefaultHasher::new();
-        bytes.hash(&mut hasher);
+        bundle.bytes.hash(&mut hasher);
         let etag = format!("{:032x}", hasher.finish());
-        let object = Object {
-            bytes: bytes.into(),
-            etag: etag.clone(),
+        let size = bundle.bytes.len() as u64;
+        let announced = object(bucket, bundle.key, etag.clone(), Some(size));
+        let stored = Object {
+            bytes: bundle.bytes.into(),
+            etag,
         };
         let mut objects = self.shared.objects.write();
         let objects = objects.as_mut().unwrap_or_else(|it| it.get_mut());
-        objects.insert(format!("{bucket}/{key}"), object);
-        etag
+        objects.insert(announced.path(), stored);
+        announced
     }
 
     /// Since it was started.

@@ -20,7 +20,6 @@ use crate::plot;
 use crate::queue::QueueServer;
 use crate::ways::engine::{self, WINDOW};
 use crate::ways::sluice::{Cost, Running, Worker};
-use crate::workload::object;
 
 const BUCKET: &str = "steady";
 
@@ -188,9 +187,7 @@ async fn upload(
         at += Duration::from_secs_f64(1.0 / rate);
         let bundle = generator.bundle();
         reckoning += &bundle.reckoning;
-        let size = bundle.bytes.len() as u64;
-        let etag = lab.objects.put(BUCKET, &bundle.key, bundle.bytes);
-        let object = object(BUCKET, bundle.key, etag, Some(size));
+        let object = lab.objects.put(BUCKET, bundle);
         put_at.insert(object.path(), SystemTime::now());
         queue.announce(&object);
         // Nobody may want to know.

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 use sluice::object::ObjectRef;
-use sluice_testkit::xapi::{Bundle, EventType, Generator, Reckoning};
+use sluice_testkit::xapi::{EventType, Generator, Reckoning};
 
 use crate::objects::ObjectServer;
 
@@ -94,12 +94,8 @@ impl Workload {
             .inspect(|bundle| reckoning += &bundle.reckoning);
         // S3 has names of three letters and more.
         let bucket = format!("bench-{}", self.name);
-        let put = |bundle: Bundle| {
-            let size = bundle.bytes.len() as u64;
-            let etag = to.put(&bucket, &bundle.key, bundle.bytes);
-            object(&bucket, bundle.key, etag, Some(size))
-        };
-        let mut objects: Vec<ObjectRef> = bundles.map(put).collect();
+        let put = bundles.map(|bundle| to.put(&bucket, bundle));
+        let mut objects: Vec<ObjectRef> = put.collect();
         objects.sort_unstable_by(|one, other| one.key.cmp(&other.key));
         let bytes = objects.iter().filter_map(|object| object.size).sum();
         let size = Size {
