@@ -9,17 +9,19 @@ WORKDIR /sluice
 # Sluice is empty.
 COPY Cargo.toml Cargo.lock ./
 COPY bench/Cargo.toml bench/
+COPY core/Cargo.toml core/
 COPY testkit/Cargo.toml testkit/
 COPY xtask/Cargo.toml xtask/
-RUN mkdir -p src bench/src bench/benches testkit/src/bin xtask/src \
-    && touch src/lib.rs testkit/src/lib.rs bench/benches/core.rs testkit/src/bin/testkit-hold.rs \
+RUN mkdir -p src core/src bench/src bench/benches testkit/src/bin xtask/src \
+    && touch src/lib.rs core/src/lib.rs testkit/src/lib.rs bench/benches/core.rs testkit/src/bin/testkit-hold.rs \
     && echo 'fn main() {}' | tee src/main.rs bench/src/main.rs > xtask/src/main.rs \
     && cargo build --release --locked --package sluice --bin sluice
 
 COPY config config
+COPY core core
 COPY src src
 # Newer than the empty ones.
-RUN touch src/lib.rs src/main.rs \
+RUN touch core/src/lib.rs src/lib.rs src/main.rs \
     && cargo build --release --locked --package sluice --bin sluice
 
 # The binary with the libraries that it is linked to, and the authorities that it trusts.

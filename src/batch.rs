@@ -4,31 +4,14 @@
 //! call names keys of one bucket.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use uuid::Uuid;
+
+pub use sluice_core::BatchId;
 
 use crate::object::{Compression, ObjectRef};
-
-/// Time-ordered (UUID version 7). It is the stem of the batch's query ids, its dedup token and the
-/// `batch_id` of its rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BatchId(pub Uuid);
-
-impl BatchId {
-    pub fn now() -> Self {
-        Self(Uuid::now_v7())
-    }
-}
-
-impl fmt::Display for BatchId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// Who reads the objects of a batch; `ledger_objects.read_by` says it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

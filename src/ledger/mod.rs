@@ -4,11 +4,6 @@
 //! the objects and batches that it names. All of them may be repeated: a ledger row that is there
 //! twice says the same as one. See [`protocol`] for the order in which they are used.
 
-pub mod protocol;
-
-#[cfg(test)]
-mod model;
-
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
@@ -23,6 +18,7 @@ use crate::plan::Form;
 use crate::sql;
 use crate::warehouse::{Warehouse, WarehouseError};
 use protocol::Standing;
+pub use sluice_core::protocol;
 
 /// One row an object and batch: the frozen list of each batch.
 pub const OBJECTS_TABLE: &str = "ledger_objects";

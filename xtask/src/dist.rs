@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let root = project::path("");
-    let built = crate::build::sluice(true, &[])?;
+    let built = crate::build::release("sluice")?;
     let dist = target_directory().join("dist");
     if dist.exists() {
         fs::remove_dir_all(&dist)?;
@@ -114,7 +114,7 @@ fn bill_of_materials(root: &Path, dist: &Path) -> Result<String> {
     let file = format!("{name}.json");
     fs::rename(root.join(&file), dist.join(&file))?;
     // Those of the packages that are not released.
-    for package in ["testkit", "xtask"] {
+    for package in ["core", "testkit", "xtask"] {
         fs::remove_file(root.join(package).join(&file))?;
     }
     Ok(file)

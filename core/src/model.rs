@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 use uuid::Uuid;
 
-use super::protocol::{Action, DOOMED, End, Event, Run, Standing};
-use crate::batch::BatchId;
+use crate::BatchId;
+use crate::protocol::{Action, DOOMED, End, Event, Run, Standing};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mutation {

@@ -2,7 +2,7 @@
 //!
 //! A [`Run`] says what to do next ([`Run::action`]) and is told what came of it ([`Run::on`]). It
 //! does no I/O and knows no time, so that a model can search all interleavings of several runs, crashes
-//! and late commits (the tests of this module do). [`crate::load`] performs the actions.
+//! and late commits (the tests of this crate do). `sluice::load` performs the actions.
 //!
 //! The rules, each of which the search shows to be needed:
 //! - write the seal before reading it back; whoever then sees another's claim yields;
@@ -12,7 +12,7 @@
 //!   statements of it, never the other way;
 //! - rows are taken back only once no attempt and no record of the batch can succeed ever again.
 
-use crate::batch::BatchId;
+use crate::BatchId;
 
 /// What the ledger says of an object, leaving out the batch that asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
