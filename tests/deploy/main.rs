@@ -4,4 +4,5 @@ mod alerts;
 mod chart;
 mod compose;
 mod ecs;
+mod features;
 mod image;

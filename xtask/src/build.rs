@@ -8,29 +8,28 @@ use sluice_testkit::install::target_directory;
 
 use crate::console::note;
 
-/// Builds the daemon, and says where its binary is.
-pub(crate) fn sluice(release: bool, features: &[&str]) -> Result<PathBuf> {
-    let mut options: Vec<&str> = features.iter().flat_map(|it| ["--features", it]).collect();
-    if release {
-        options.push("--release");
-    }
-    build("sluice", &options)
+/// With what the tests are built.
+pub(crate) const TEST_FEATURES: &str = "sluice/failpoints";
+
+/// Builds the daemon as the tests do, so that they share all that is compiled, and returns the path
+/// of its binary.
+pub(crate) fn sluice() -> Result<PathBuf> {
+    let options = ["--workspace", "--features", TEST_FEATURES];
+    build("sluice", "debug", &options)
 }
 
-/// Builds a program with optimisations.
+/// Builds a program with optimisations, and returns the path of its binary.
 pub(crate) fn release(program: &str) -> Result<PathBuf> {
-    build(program, &["--release"])
+    build(program, "release", &["--release", "--package", program])
 }
 
-fn build(program: &str, options: &[&str]) -> Result<PathBuf> {
+fn build(program: &str, profile: &str, options: &[&str]) -> Result<PathBuf> {
     note(&format!("building {program}"));
     let status = Command::new(crate::test::cargo())
-        .args(["build", "--quiet", "--package", program, "--bin", program])
+        .args(["build", "--quiet", "--bin", program])
         .args(options)
         .status()
         .context("cannot run cargo")?;
     ensure!(status.success(), "{program} does not build: see above");
-    let release = options.contains(&"--release");
-    let profile = if release { "release" } else { "debug" };
     Ok(target_directory().join(profile).join(program))
 }

@@ -16,7 +16,7 @@ const PAGE: &str = "docs/tour.md";
 const BOUND: Duration = Duration::from_secs(120);
 
 pub(crate) async fn run() -> Result<ExitCode> {
-    let binary = crate::build::sluice(false, &[])?;
+    let binary = crate::build::sluice()?;
     let stack = Stack::given_or_started()?;
     let options = SiteOptions {
         max_receive_count: 1,

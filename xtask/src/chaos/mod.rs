@@ -131,7 +131,7 @@ impl World {
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     let binary = match &arguments.sluice {
         Some(binary) => binary.clone(),
-        None => crate::build::sluice(false, &["failpoints"])?,
+        None => crate::build::sluice()?,
     };
     let mut interrupt = Interrupt::new()?;
     let world = World::start().await?;

@@ -51,7 +51,8 @@ fn positive(text: &str) -> Result<f64, String> {
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     let binary = match &arguments.sluice {
         Some(binary) => binary.clone(),
-        None => crate::build::sluice(arguments.release, &[])?,
+        None if arguments.release => crate::build::release("sluice")?,
+        None => crate::build::sluice()?,
     };
     let stack = Stack::given_or_started()?;
     let mut interrupt = Interrupt::new()?;

@@ -1,0 +1,42 @@
+//! The dependencies are compiled once for all that is built without optimisation.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use sluice_testkit::project;
+
+/// The packages and features that cargo resolves for this selection, one a line.
+fn resolved(selection: &[&str]) -> BTreeSet<String> {
+    let tree = Command::new(env!("CARGO"))
+        .args(["tree", "--quiet", "--locked", "--offline"])
+        .args(["--prefix", "none", "--format", "{p} [{f}]"])
+        .args(selection)
+        .current_dir(project::path(""))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&tree.stderr);
+    assert!(tree.status.success(), "{said}");
+    let text = String::from_utf8(tree.stdout).unwrap();
+    text.lines()
+        .map(|line| line.trim_end_matches(" (*)").to_owned())
+        .collect()
+}
+
+/// Cargo compiles a package once for each set of features that is asked of it. `cargo xtask`, the
+/// daemon that it builds and the tests are three selections of packages: a feature that only one of
+/// them asks for has all that depends on it compiled again, for minutes.
+#[test]
+fn xtask_the_daemon_and_the_tests_share_their_dependencies() {
+    let all = ["--workspace", "--features", "sluice/failpoints"];
+    let tests = resolved(&[all.as_slice(), &["--edges", "normal,build,dev"]].concat());
+    let daemon = resolved(&[all.as_slice(), &["--edges", "normal,build"]].concat());
+    let xtask = resolved(&["--package", "xtask", "--edges", "normal,build"]);
+    for (name, selection) in [("the daemon", daemon), ("xtask", xtask)] {
+        let others: Vec<_> = selection.difference(&tests).collect();
+        assert!(
+            others.is_empty(),
+            "{name} has other features than the tests; name those of the tests in \
+             xtask/Cargo.toml: {others:#?}"
+        );
+    }
+}
