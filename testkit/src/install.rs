@@ -18,6 +18,7 @@ pub const MINISTACK_VERSION: &str = "1.5.33";
 
 const REQUIREMENTS: &str = include_str!("../requirements.txt");
 const DEPLOY_REQUIREMENTS: &str = include_str!("../requirements-deploy.txt");
+const CARGO_REQUIREMENTS: &str = include_str!("../requirements-cargo.txt");
 const LAUNCHER: &str = include_str!("../launcher/launcher.py");
 const STAMP: &str = "installed";
 /// Debian's packages of ZooKeeper and of what a server on its own needs.
@@ -65,6 +66,27 @@ pub fn install_deploy_tools() -> Result<PathBuf> {
         |directory| install_python(directory, content),
     )?;
     Ok(environment.join("bin/python"))
+}
+
+/// Installs cargo-nextest and cargo-deny as their own projects build them, and returns the folder
+/// that has the programs.
+///
+/// # Errors
+///
+/// As for [`install`].
+pub fn install_cargo_tools() -> Result<PathBuf> {
+    let root = stack_directory()?;
+    let _lock = lock(&root)?;
+    let environment = root.join("cargo-tools");
+    let content = CARGO_REQUIREMENTS;
+    once(
+        &environment,
+        content,
+        "cargo-nextest and cargo-deny",
+        "",
+        |directory| install_python(directory, content),
+    )?;
+    Ok(environment.join("bin"))
 }
 
 /// The folder that has `prometheus` and `promtool`: that of the machine, else those of Debian's

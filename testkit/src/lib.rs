@@ -1,16 +1,7 @@
 //! The embedded stack for Sluice's tests and developer commands: a real ClickHouse engine, S3 and
 //! SQS, all on loopback and all ending with the process that started them, however that ends.
 //!
-//! A test needs two lines:
-//!
-//! ```no_run
-//! # async fn example() -> anyhow::Result<()> {
-//! let stack = sluice_testkit::Stack::shared();
-//! let site = stack.site("my-test").await?;
-//! # site.put("a.jsonl", b"{}".to_vec()).await?;
-//! # Ok(())
-//! # }
-//! ```
+//! A test begins with [`Stack::shared`] and [`Stack::site`].
 
 mod announce;
 mod aws;
@@ -27,6 +18,7 @@ mod ports;
 pub mod project;
 mod prometheus;
 pub mod proxy;
+pub mod requirement;
 pub mod serve;
 mod site;
 mod stack;
@@ -40,6 +32,7 @@ pub use clickhouse::{ClickHouse, Options as ClickHouseOptions};
 pub use keeper::Keeper;
 pub use ports::free_port;
 pub use prometheus::Prometheus;
+pub use requirement::Requirement;
 pub use site::{Site, SiteOptions};
 pub use stack::{AWS_ENDPOINT_VARIABLE, CLICKHOUSE_URL_VARIABLE, Stack};
 pub use wait::wait_for;

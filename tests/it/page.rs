@@ -6,7 +6,7 @@ use sluice_testkit::browser::Browser;
 use sluice_testkit::project::{self, updates_docs};
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{EventType, Generator, Reckoning};
-use sluice_testkit::{Site, SiteOptions, Stack, free_port, wait_for};
+use sluice_testkit::{Requirement, Site, SiteOptions, Stack, free_port, wait_for};
 
 use crate::harness::{BOUND, Sluice, drained, line, upload};
 
@@ -100,6 +100,9 @@ fn hostile_key() -> String {
 
 #[tokio::test]
 async fn the_live_page_shows_what_happens_and_nothing_else() {
+    if !Requirement::Chromium.is_met() {
+        return;
+    }
     let stack = Stack::shared();
     let options = SiteOptions {
         max_receive_count: 1,
@@ -212,6 +215,9 @@ async fn the_live_page_shows_what_happens_and_nothing_else() {
 
 #[tokio::test]
 async fn the_live_page_names_an_outage_and_its_end_without_being_loaded_again() {
+    if !Requirement::Chromium.is_met() {
+        return;
+    }
     let stack = Stack::shared();
     let site = stack.site("page-outage").await.unwrap();
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
@@ -262,6 +268,9 @@ async fn the_live_page_names_an_outage_and_its_end_without_being_loaded_again() 
 
 #[tokio::test]
 async fn the_live_page_says_when_the_worker_is_gone_and_finds_it_again() {
+    if !Requirement::Chromium.is_met() {
+        return;
+    }
     let stack = Stack::shared();
     let site = stack.site("page-gone").await.unwrap();
     let listen = format!("127.0.0.1:{}", free_port().unwrap());
@@ -288,6 +297,9 @@ async fn the_live_page_says_when_the_worker_is_gone_and_finds_it_again() {
 
 #[tokio::test]
 async fn the_live_page_of_an_empty_start() {
+    if !Requirement::Chromium.is_met() {
+        return;
+    }
     let stack = Stack::shared();
     let site = stack.site("page-empty").await.unwrap();
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();

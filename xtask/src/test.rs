@@ -1,44 +1,58 @@
 //! `cargo xtask test`: all tests, with one stack for all of them.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use sluice_testkit::requirement::SKIPPED_FILE_VARIABLE;
 use sluice_testkit::{AWS_ENDPOINT_VARIABLE, CLICKHOUSE_URL_VARIABLE, Stack, install};
 use tokio::process::Command;
 
+use crate::console::note;
 use crate::interrupt::Interrupt;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Passed on to cargo test
+    /// Passed on to cargo-nextest, such as the name of a test
     #[arg(last = true)]
-    cargo: Vec<String>,
+    nextest: Vec<String>,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
-    // What is missing is better told before the tests than by some of them.
-    install::chromium()?;
+    let nextest = install::install_cargo_tools()?.join("cargo-nextest");
     let stack = Stack::given_or_started()?;
+    let skipped = tempfile::NamedTempFile::new()?;
     let mut interrupt = Interrupt::new()?;
-    let mut tests = Command::new(cargo())
-        .args(["test", "--workspace", "--features", "sluice/failpoints"])
-        .args(arguments.cargo)
+    let mut tests = Command::new(nextest)
+        .args(["nextest", "run", "--workspace", "--no-fail-fast"])
+        .args(["--features", crate::build::TEST_FEATURES])
+        .args(arguments.nextest)
         .env(CLICKHOUSE_URL_VARIABLE, stack.clickhouse.url())
         .env(AWS_ENDPOINT_VARIABLE, stack.aws.endpoint())
+        .env(SKIPPED_FILE_VARIABLE, skipped.path())
         .kill_on_drop(true)
         .spawn()
-        .context("cannot run cargo")?;
+        .context("cannot run cargo-nextest")?;
     let status = tokio::select! {
         status = tests.wait() => status?,
-        // A Ctrl-C reaches cargo as well; whatever else ends us must end it too.
+        // A Ctrl-C reaches nextest as well; whatever else ends us must end it too.
         () = interrupt.wait() => {
             tests.kill().await?;
             return Ok(ExitCode::FAILURE);
         }
     };
-    // Cargo's code, as far as it fits; none when a signal ended it.
+    report_skipped(skipped.path())?;
+    // Its own code, as far as it fits; none when a signal ended it.
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// Repeats why tests were skipped: what a test that passes prints is not shown.
+fn report_skipped(lines: &Path) -> Result<()> {
+    for line in std::fs::read_to_string(lines)?.lines() {
+        note(line);
+    }
+    Ok(())
 }
 
 /// The cargo that runs us, else the one in the path.

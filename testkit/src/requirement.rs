@@ -1,0 +1,73 @@
+//! Programs that some tests need and that not every machine has.
+//!
+//! A test that cannot run says so in one line and passes. `cargo xtask test` repeats these lines at
+//! its end; where [`SKIP_VARIABLE`] is `deny`, as in `.ci/run`, such a test fails instead.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::install;
+
+/// `deny`: a test that cannot run fails.
+pub const SKIP_VARIABLE: &str = "SLUICE_TEST_SKIP";
+/// Names the file to which the lines of skipped tests are appended.
+pub const SKIPPED_FILE_VARIABLE: &str = "SLUICE_TEST_SKIPPED_FILE";
+
+/// A program that is not among those which every test needs.
+#[derive(Clone, Copy, Debug)]
+pub enum Requirement {
+    /// Chromium, for the tests of the live page.
+    Chromium,
+    /// `prometheus` and `promtool`, for the tests of alerts and dashboards.
+    Prometheus,
+    /// Java and ZooKeeper, for the tests of what needs a Keeper.
+    ZooKeeper,
+}
+
+impl Requirement {
+    /// Installs the program where that is possible, and returns whether the test can run.
+    ///
+    /// # Panics
+    ///
+    /// When the program is missing and [`SKIP_VARIABLE`] is `deny`.
+    #[must_use]
+    pub fn is_met(self) -> bool {
+        let Err(missing) = self.install() else {
+            return true;
+        };
+        let thread = std::thread::current();
+        let test = thread.name().unwrap_or("a test");
+        let line = format!("SKIPPED {test}: {missing:#}").replace('\n', " ");
+        let is_denied = std::env::var_os(SKIP_VARIABLE).is_some_and(|value| value == "deny");
+        assert!(!is_denied, "{line}");
+        report(&line);
+        false
+    }
+
+    fn install(self) -> Result<()> {
+        match self {
+            Self::Chromium => install::chromium().map(drop),
+            Self::Prometheus => install::install_prometheus().map(drop),
+            Self::ZooKeeper => install::install_zookeeper().map(drop),
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a person reads it")]
+fn report(line: &str) {
+    eprintln!("{line}");
+    let Some(file) = std::env::var_os(SKIPPED_FILE_VARIABLE).map(PathBuf::from) else {
+        return;
+    };
+    let append = || -> Result<()> {
+        let mut file = File::options().create(true).append(true).open(&file)?;
+        // One write, so that the lines of tests that run side by side do not mix.
+        Ok(file.write_all(format!("{line}\n").as_bytes())?)
+    };
+    append()
+        .with_context(|| format!("cannot write to {}", file.display()))
+        .expect("a skipped test is reported");
+}
