@@ -45,6 +45,22 @@ fn anchor(heading: &str) -> String {
         .collect()
 }
 
+/// `.ci/run` runs the two commands with these programs alone.
+#[test]
+fn the_readme_names_every_program_that_its_commands_need() {
+    let read = |file: &str| std::fs::read_to_string(Path::new(ROOT).join(file)).unwrap();
+    let (script, readme) = (read(".ci/run"), read("README.md"));
+    let (_, section) = readme.split_once("\n## Try it\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    for list in ["NEEDED=(", "OPTIONAL=("] {
+        let (_, programs) = script.split_once(list).unwrap();
+        let (programs, _) = programs.split_once(')').unwrap();
+        for program in programs.split_whitespace() {
+            assert!(section.contains(&format!("`{program}`")), "{program}");
+        }
+    }
+}
+
 #[test]
 fn every_link_leads_somewhere() {
     let mut dead = Vec::new();
