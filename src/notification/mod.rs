@@ -5,6 +5,7 @@
 
 mod event_bridge;
 pub mod filter;
+mod names;
 mod object;
 mod s3_event;
 #[cfg(test)]
@@ -28,7 +29,8 @@ pub enum Notification {
 /// An object and what was done to create it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Announced {
-    /// What stands behind `ObjectCreated:`, such as `Put`.
+    /// What follows `ObjectCreated:` in S3's name of the event, such as `Put`; `*` where it does not
+    /// say how the object was created.
     pub event: String,
     /// When it happened, where the event says so in a way that we know.
     pub at: Option<SystemTime>,
@@ -66,7 +68,7 @@ impl Form {
 pub enum Ignorable {
     /// S3 sends one when a notification configuration is saved.
     TestEvent,
-    /// Only events other than `ObjectCreated:*`, such as a removal.
+    /// Only events that are known to write nothing, such as a removal.
     OtherEvents,
     /// Only objects that the configured filter leaves out.
     Filtered,

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use crate::object::ObjectRef;
 
 /// What a record says, the key decoded.
+#[derive(Default)]
 pub(super) struct Parts {
     pub(super) bucket: String,
     pub(super) key: String,

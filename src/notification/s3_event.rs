@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::names::{Meaning, meaning};
 use super::object::{Parts, check};
 use super::{Announced, time_of};
 use crate::object::decode_key;
@@ -36,12 +37,10 @@ struct Object {
     sequencer: Option<String>,
 }
 
-/// `None` for an event that creates nothing.
+/// Returns `None` for an event that is known to write nothing.
 pub(super) fn read(record: &Value) -> Result<Option<Announced>, String> {
-    let event = record["eventName"].as_str().ok_or("no `eventName`")?;
-    // The prefix is there in configurations and, with some implementations, in events too.
-    let event = event.strip_prefix("s3:").unwrap_or(event);
-    let Some(event) = event.strip_prefix("ObjectCreated:") else {
+    let name = record["eventName"].as_str().ok_or("no `eventName`")?;
+    let Meaning::Written(event) = meaning(name)? else {
         return Ok(None);
     };
     let record = Record::deserialize(record).map_err(|error| error.to_string())?;
@@ -56,7 +55,7 @@ pub(super) fn read(record: &Value) -> Result<Option<Announced>, String> {
         region: record.aws_region,
     })?;
     Ok(Some(Announced {
-        event: event.to_owned(),
+        event,
         at: time_of(record.event_time.as_deref()),
         object,
     }))
