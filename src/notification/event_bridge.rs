@@ -54,22 +54,31 @@ struct RequestParameters {
     key: String,
 }
 
+/// Returns whether EventBridge wrote this body.
+pub(super) fn wrote(body: &Value) -> bool {
+    body.get("detail-type").or(body.get("detail")).is_some()
+}
+
 /// Returns `None` for an event that is known to write nothing.
 pub(super) fn read(event: &Value) -> Result<Option<Announced>, String> {
     // A rule without a source sends everything of the account.
     if event["source"] != "aws.s3" {
         return Err("its source is not `aws.s3`".to_owned());
     }
-    let name = event["detail-type"]
-        .as_str()
-        .ok_or("`detail-type` is not a text")?;
+    let reason = event["detail"]["reason"].as_str();
+    let reason = reason.filter(|reason| !reason.is_empty());
+    let name = match event.get("detail-type") {
+        Some(name) => name.as_str().ok_or("`detail-type` is not a text")?,
+        // Security Lake leaves it out, and tells its subscribers of written objects only.
+        None => reason.unwrap_or(OBJECT_CREATED),
+    };
     if name == CLOUD_TRAIL {
         return read_call(event);
     }
     let Meaning::Written(written) = meaning(name)? else {
         return Ok(None);
     };
-    let written = match event["detail"]["reason"].as_str() {
+    let written = match reason {
         Some(request) if name == OBJECT_CREATED => names::kind(request),
         _ => written,
     };

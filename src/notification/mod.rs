@@ -110,12 +110,12 @@ pub fn parse_with_form(body: &str) -> (Form, Result<Notification, Malformed>) {
         Err(malformed) => return (Form::Unknown, Err(malformed)),
     };
     let read = read_event(&event);
-    let form = match (&read, event.get("detail-type"), in_sns) {
+    let form = match (&read, event_bridge::wrote(&event), in_sns) {
         (Err(Malformed::NotAnEvent(_)), ..) => Form::Unknown,
-        (_, None, false) => Form::S3,
-        (_, None, true) => Form::Sns,
-        (_, Some(_), false) => Form::EventBridge,
-        (_, Some(_), true) => Form::EventBridgeSns,
+        (_, false, false) => Form::S3,
+        (_, false, true) => Form::Sns,
+        (_, true, false) => Form::EventBridge,
+        (_, true, true) => Form::EventBridgeSns,
     };
     (form, read)
 }
@@ -158,13 +158,13 @@ fn read_event(event: &Value) -> Result<Notification, Malformed> {
             return Err(Malformed::NotAnEvent("`Records` is no list, or empty"));
         };
         read_records(records, s3_event::read)
-    } else if event.get("detail-type").is_some() {
+    } else if event_bridge::wrote(event) {
         read_records(std::slice::from_ref(event), event_bridge::read)
     } else if event["Event"] == "s3:TestEvent" {
         Ok(Notification::Ignorable(Ignorable::TestEvent))
     } else {
         Err(Malformed::NotAnEvent(
-            "there is neither `Records` nor `detail-type`",
+            "there is neither `Records` nor `detail-type` nor `detail`",
         ))
     }
 }

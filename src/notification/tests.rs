@@ -258,6 +258,21 @@ fn a_request_that_failed_wrote_nothing() {
 }
 
 #[test]
+fn security_lake_tells_of_written_objects_without_a_type() {
+    let body = CORPUS.get_file("written-security-lake.json").unwrap();
+    let body = body.contents_utf8().unwrap();
+    let in_sns = json!({"Type": "Notification", "TopicArn": "arn", "Message": body}).to_string();
+    for (body, expected) in [
+        (body, Form::EventBridge),
+        (in_sns.as_str(), Form::EventBridgeSns),
+    ] {
+        let (form, read) = parse_with_form(body);
+        assert_eq!(form, expected);
+        assert!(matches!(read, Ok(Notification::Objects(_))), "{read:?}");
+    }
+}
+
+#[test]
 fn never_calls_garbage_an_object() {
     for body in [
         "[]",

@@ -221,6 +221,7 @@ async fn whatever_names_a_written_object_is_loaded_and_what_is_unknown_is_never_
         "oss-post",
         "s3-mixed",
         "s3-no-kind",
+        "security-lake",
     ] {
         let body = corpus[&format!("written-{name}.json")].replace("uploads", &site.bucket);
         let mut body = serde_json::from_str(&body).unwrap();
@@ -232,6 +233,7 @@ async fn whatever_names_a_written_object_is_loaded_and_what_is_unknown_is_never_
     let unknown = [
         "cloud-trail-other-call",
         "cloud-trail-other-service",
+        "event-bridge-no-type-removed",
         "event-bridge-unknown",
         "s3-unknown-beside-good",
     ];
