@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::names::{self, Meaning, OBJECT_CREATED, meaning};
-use super::object::{Parts, check};
+use super::object::{Parts, check, size};
 use super::{Announced, time_of};
 
 const CLOUD_TRAIL: &str = "AWS API Call via CloudTrail";
@@ -34,6 +34,7 @@ struct Bucket {
 #[serde(rename_all = "kebab-case")]
 struct Object {
     key: String,
+    #[serde(default, deserialize_with = "size")]
     size: Option<u64>,
     etag: Option<String>,
     version_id: Option<String>,

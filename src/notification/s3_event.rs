@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::names::{Meaning, meaning};
-use super::object::{Parts, check};
+use super::object::{Parts, check, size};
 use super::{Announced, time_of};
 use crate::object::decode_key;
 
@@ -31,6 +31,7 @@ struct Bucket {
 #[serde(rename_all = "camelCase")]
 struct Object {
     key: String,
+    #[serde(default, deserialize_with = "size")]
     size: Option<u64>,
     e_tag: Option<String>,
     version_id: Option<String>,
