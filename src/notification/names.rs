@@ -93,6 +93,11 @@ pub(super) fn kind(request: &str) -> String {
     }
 }
 
+/// Returns whether EventBridge writes this name, and S3 does not.
+pub(super) fn is_of_event_bridge(name: &str) -> bool {
+    name == OBJECT_CREATED || REQUESTS.iter().any(|(request, _)| *request == name)
+}
+
 /// Returns what follows `ObjectCreated:`, whatever service's prefix precedes it (`s3:`, `cos:`).
 fn created(name: &str) -> Option<&str> {
     let (prefix, rest) = name.split_once("ObjectCreated")?;

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::names::{Meaning, meaning};
+use super::names::{self, Meaning, meaning};
 use super::object::{Parts, check, size};
 use super::{Announced, time_of};
 use crate::object::decode_key;
@@ -44,11 +44,16 @@ pub(super) fn read(record: &Value) -> Result<Option<Announced>, String> {
     let Meaning::Written(event) = meaning(name)? else {
         return Ok(None);
     };
+    let is_raw = has_raw_key(record, name);
     let record = Record::deserialize(record).map_err(|error| error.to_string())?;
     let object = record.s3.object;
     let object = check(Parts {
         bucket: record.s3.bucket.name,
-        key: decode_key(&object.key).ok_or("the key is no UTF-8 once decoded")?,
+        key: if is_raw {
+            object.key
+        } else {
+            decode_key(&object.key).ok_or("the key is no UTF-8 once decoded")?
+        },
         etag: object.e_tag,
         size: object.size,
         version_id: object.version_id,
@@ -60,4 +65,10 @@ pub(super) fn read(record: &Value) -> Result<Option<Announced>, String> {
         at: time_of(record.event_time.as_deref()),
         object,
     }))
+}
+
+/// Returns whether the key stands as it is, where S3 would encode it: Ceph encodes none, and what an
+/// input transformer makes of an event of EventBridge has EventBridge's key, as it has its name.
+fn has_raw_key(record: &Value, name: &str) -> bool {
+    record["eventSource"] == "ceph:s3" || names::is_of_event_bridge(name)
 }

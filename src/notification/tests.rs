@@ -307,6 +307,19 @@ fn a_size_may_be_a_text_or_a_float_and_what_is_no_size_is_none() {
 }
 
 #[test]
+fn ceph_and_input_transformers_do_not_encode_keys() {
+    for key in ["raw+plus", "raw%41percent", "raw%FF", "raw space", "é"] {
+        let mut of_ceph = record("s3:ObjectCreated:Put", key);
+        of_ceph["eventSource"] = json!("ceph:s3");
+        let mut of_transformer = record("PutObject", key);
+        assert_eq!(only(of_transformer.clone()).key, key);
+        of_transformer["eventName"] = json!("Object Created");
+        assert_eq!(only(of_transformer).key, key);
+        assert_eq!(only(of_ceph).key, key);
+    }
+}
+
+#[test]
 fn never_calls_garbage_an_object() {
     for body in [
         "[]",
