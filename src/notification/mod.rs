@@ -129,9 +129,10 @@ fn without_envelope(body: &str) -> Result<(Value, bool), Malformed> {
     })
 }
 
-/// Only statistics lean on it: what is written in another way is not told.
+/// Only statistics lean on it: what is written in another way is not told. RFC 3339 lets `T` and `Z`
+/// be lower case, and the parser does not.
 fn time_of(text: Option<&str>) -> Option<SystemTime> {
-    humantime::parse_rfc3339(text?).ok()
+    humantime::parse_rfc3339(&text?.to_ascii_uppercase()).ok()
 }
 
 fn read_json(text: &str) -> Result<Value, Malformed> {

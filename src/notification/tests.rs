@@ -320,6 +320,22 @@ fn ceph_and_input_transformers_do_not_encode_keys() {
 }
 
 #[test]
+fn the_time_of_an_event_may_be_in_lower_case() {
+    let at = |text: &str| {
+        let mut record = record("ObjectCreated:Put", "a");
+        record["eventTime"] = json!(text);
+        match read_all(&[record]) {
+            Ok(Notification::Objects(announced)) => announced[0].at,
+            other => panic!("{other:?}"),
+        }
+    };
+    let noon = at("2026-07-14T12:00:00.500Z");
+    assert!(noon.is_some());
+    assert_eq!(at("2026-07-14t12:00:00.500z"), noon);
+    assert_eq!(at("noon"), None);
+}
+
+#[test]
 fn never_calls_garbage_an_object() {
     for body in [
         "[]",
