@@ -92,7 +92,10 @@ pub struct NotificationsConfig {
     /// The events that count, by the names that a bucket's notification
     /// configuration has for them: `ObjectCreated:*`, `ObjectCreated:Put`,
     /// `ObjectCreated:Post`, `ObjectCreated:Copy`,
-    /// `ObjectCreated:CompleteMultipartUpload`.
+    /// `ObjectCreated:CompleteMultipartUpload`. An event under the name of its
+    /// request counts as the event of that request (`PutObject` as
+    /// `ObjectCreated:Put`), and one that does not say how its object was
+    /// created counts as each of them.
     #[serde(deserialize_with = "texts")]
     pub events: Vec<String>,
 

@@ -1,6 +1,6 @@
 //! Which of the announced objects are to be loaded.
 
-use super::Announced;
+use super::{Announced, names};
 use crate::announce;
 use crate::glob::Globs;
 
@@ -20,7 +20,7 @@ impl Filter {
         let read: Result<Vec<String>, String> =
             events.iter().map(|event| created_event(event)).collect();
         let mut events = read?;
-        if events.iter().any(|event| event == "*") {
+        if events.iter().any(|event| event == names::ANY) {
             events.clear();
         }
         Ok(Self {
@@ -30,9 +30,13 @@ impl Filter {
         })
     }
 
+    /// An event that does not say how its object was created may be any of those that count.
     pub fn takes(&self, announced: &Announced) -> bool {
         let event = &announced.event;
-        (self.events.is_empty() || self.events.contains(event) || event == announce::EVENT)
+        let any_kind = [names::ANY, announce::EVENT];
+        (self.events.is_empty()
+            || self.events.contains(event)
+            || any_kind.contains(&event.as_str()))
             && self.takes_key(&announced.object.key)
     }
 
@@ -56,8 +60,8 @@ pub fn created_event(name: &str) -> Result<String, String> {
     let bare = name.strip_prefix("s3:").unwrap_or(name);
     let event = bare.strip_prefix("ObjectCreated:").unwrap_or_default();
     let is_word = !event.is_empty() && event.chars().all(|c| c.is_ascii_alphabetic());
-    if is_word || event == "*" {
-        Ok(event.to_owned())
+    if is_word || event == names::ANY {
+        Ok(names::kind(event))
     } else {
         Err(format!("`{name}` is no event that creates an object"))
     }
@@ -98,7 +102,7 @@ mod tests {
             ),
         ] {
             assert!(takes(&all, "Put", "a/b/c.jsonl"));
-            assert!(takes(&all, "", "/.\n"));
+            assert!(takes(&all, "*", "/.\n"));
         }
     }
 
@@ -107,7 +111,12 @@ mod tests {
         let puts = filter(&["s3:ObjectCreated:Put", "ObjectCreated:Post"], &[], &[]);
         assert!(takes(&puts, "Put", "a") && takes(&puts, "Post", "a"));
         assert!(takes(&puts, announce::EVENT, "a"));
-        assert!(!takes(&puts, "Copy", "a") && !takes(&puts, "", "a"));
+        assert!(takes(&puts, "*", "a") && !takes(&puts, "Copy", "a"));
+        assert!(takes(
+            &filter(&["ObjectCreated:PutObject"], &[], &[]),
+            "Put",
+            "a"
+        ));
     }
 
     #[test]

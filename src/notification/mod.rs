@@ -5,6 +5,7 @@
 
 mod event_bridge;
 pub mod filter;
+mod names;
 mod object;
 mod s3_event;
 #[cfg(test)]
@@ -28,7 +29,8 @@ pub enum Notification {
 /// An object and what was done to create it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Announced {
-    /// What stands behind `ObjectCreated:`, such as `Put`.
+    /// What follows `ObjectCreated:` in S3's name of the event, such as `Put`; `*` where it does not
+    /// say how the object was created.
     pub event: String,
     /// When it happened, where the event says so in a way that we know.
     pub at: Option<SystemTime>,
@@ -66,7 +68,7 @@ impl Form {
 pub enum Ignorable {
     /// S3 sends one when a notification configuration is saved.
     TestEvent,
-    /// Only events other than `ObjectCreated:*`, such as a removal.
+    /// Only events that are known to write nothing, such as a removal.
     OtherEvents,
     /// Only objects that the configured filter leaves out.
     Filtered,
@@ -108,12 +110,12 @@ pub fn parse_with_form(body: &str) -> (Form, Result<Notification, Malformed>) {
         Err(malformed) => return (Form::Unknown, Err(malformed)),
     };
     let read = read_event(&event);
-    let form = match (&read, event.get("detail-type"), in_sns) {
+    let form = match (&read, event_bridge::wrote(&event), in_sns) {
         (Err(Malformed::NotAnEvent(_)), ..) => Form::Unknown,
-        (_, None, false) => Form::S3,
-        (_, None, true) => Form::Sns,
-        (_, Some(_), false) => Form::EventBridge,
-        (_, Some(_), true) => Form::EventBridgeSns,
+        (_, false, false) => Form::S3,
+        (_, false, true) => Form::Sns,
+        (_, true, false) => Form::EventBridge,
+        (_, true, true) => Form::EventBridgeSns,
     };
     (form, read)
 }
@@ -127,9 +129,10 @@ fn without_envelope(body: &str) -> Result<(Value, bool), Malformed> {
     })
 }
 
-/// Only statistics lean on it: what is written in another way is not told.
+/// Only statistics lean on it: what is written in another way is not told. RFC 3339 lets `T` and `Z`
+/// be lower case, and the parser does not.
 fn time_of(text: Option<&str>) -> Option<SystemTime> {
-    humantime::parse_rfc3339(text?).ok()
+    humantime::parse_rfc3339(&text?.to_ascii_uppercase()).ok()
 }
 
 fn read_json(text: &str) -> Result<Value, Malformed> {
@@ -156,13 +159,13 @@ fn read_event(event: &Value) -> Result<Notification, Malformed> {
             return Err(Malformed::NotAnEvent("`Records` is no list, or empty"));
         };
         read_records(records, s3_event::read)
-    } else if event.get("detail-type").is_some() {
+    } else if event_bridge::wrote(event) {
         read_records(std::slice::from_ref(event), event_bridge::read)
     } else if event["Event"] == "s3:TestEvent" {
         Ok(Notification::Ignorable(Ignorable::TestEvent))
     } else {
         Err(Malformed::NotAnEvent(
-            "there is neither `Records` nor `detail-type`",
+            "there is neither `Records` nor `detail-type` nor `detail`",
         ))
     }
 }

@@ -2,9 +2,13 @@
 
 use std::ops::RangeInclusive;
 
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
 use crate::object::ObjectRef;
 
 /// What a record says, the key decoded.
+#[derive(Default)]
 pub(super) struct Parts {
     pub(super) bucket: String,
     pub(super) key: String,
@@ -59,6 +63,17 @@ pub(super) fn check(parts: Parts) -> Result<ObjectRef, String> {
         return Err(format!("a name in it is longer than {MAX_BYTES} bytes"));
     }
     Ok(object)
+}
+
+/// Reads a size, which is only an estimate. The documentation of Ceph has it as a text, and an encoder
+/// that has floats only writes `20.0`; whatever is no number of bytes counts as none.
+pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let text = match Value::deserialize(deserializer)? {
+        Value::String(text) => text,
+        other => other.to_string(),
+    };
+    let digits = text.strip_suffix(".0").unwrap_or(&text);
+    Ok(digits.parse().ok())
 }
 
 /// Capitals and underscores are in the names of old buckets.

@@ -3,7 +3,8 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::object::{Parts, check};
+use super::names::{self, Meaning, meaning};
+use super::object::{Parts, check, size};
 use super::{Announced, time_of};
 use crate::object::decode_key;
 
@@ -30,25 +31,29 @@ struct Bucket {
 #[serde(rename_all = "camelCase")]
 struct Object {
     key: String,
+    #[serde(default, deserialize_with = "size")]
     size: Option<u64>,
     e_tag: Option<String>,
     version_id: Option<String>,
     sequencer: Option<String>,
 }
 
-/// `None` for an event that creates nothing.
+/// Returns `None` for an event that is known to write nothing.
 pub(super) fn read(record: &Value) -> Result<Option<Announced>, String> {
-    let event = record["eventName"].as_str().ok_or("no `eventName`")?;
-    // The prefix is there in configurations and, with some implementations, in events too.
-    let event = event.strip_prefix("s3:").unwrap_or(event);
-    let Some(event) = event.strip_prefix("ObjectCreated:") else {
+    let name = record["eventName"].as_str().ok_or("no `eventName`")?;
+    let Meaning::Written(event) = meaning(name)? else {
         return Ok(None);
     };
+    let is_raw = has_raw_key(record, name);
     let record = Record::deserialize(record).map_err(|error| error.to_string())?;
     let object = record.s3.object;
     let object = check(Parts {
         bucket: record.s3.bucket.name,
-        key: decode_key(&object.key).ok_or("the key is no UTF-8 once decoded")?,
+        key: if is_raw {
+            object.key
+        } else {
+            decode_key(&object.key).ok_or("the key is no UTF-8 once decoded")?
+        },
         etag: object.e_tag,
         size: object.size,
         version_id: object.version_id,
@@ -56,8 +61,14 @@ pub(super) fn read(record: &Value) -> Result<Option<Announced>, String> {
         region: record.aws_region,
     })?;
     Ok(Some(Announced {
-        event: event.to_owned(),
+        event,
         at: time_of(record.event_time.as_deref()),
         object,
     }))
+}
+
+/// Returns whether the key stands as it is, where S3 would encode it: Ceph encodes none, and what an
+/// input transformer makes of an event of EventBridge has EventBridge's key, as it has its name.
+fn has_raw_key(record: &Value, name: &str) -> bool {
+    record["eventSource"] == "ceph:s3" || names::is_of_event_bridge(name)
 }

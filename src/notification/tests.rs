@@ -87,6 +87,16 @@ fn record(event: &str, key: &str) -> Value {
     })
 }
 
+/// The one object that a record of S3's announces.
+fn only(record: Value) -> ObjectRef {
+    match read_all(&[record]) {
+        Ok(Notification::Objects(mut announced)) if announced.len() == 1 => {
+            announced.remove(0).object
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
 fn read_all(records: &[Value]) -> Result<Notification, Malformed> {
     parse_notification(&json!({ "Records": records }).to_string())
 }
@@ -111,6 +121,220 @@ fn decodes_keys_as_form_urlencoded() {
     }
 }
 
+/// What a record of this event, and one of EventBridge's with this type, are read as.
+fn read_both(name: &str) -> [Result<Notification, Malformed>; 2] {
+    let bridge = json!({
+        "source": "aws.s3", "detail-type": name,
+        "detail": {"bucket": {"name": "events"}, "object": {"key": "a"}},
+    });
+    [
+        read_all(&[record(name, "a")]),
+        parse_notification(&bridge.to_string()),
+    ]
+}
+
+fn is_acknowledged(read: &Result<Notification, Malformed>) -> bool {
+    *read == Ok(Notification::Ignorable(Ignorable::OtherEvents))
+}
+
+/// Every event but those that write objects: the names that a bucket's notifications may have in the
+/// documentation of S3, EventBridge's types, and what Ceph and MinIO have of their own.
+const HARMLESS: &[&str] = &[
+    "IntelligentTiering",
+    "LifecycleExpiration:Delete",
+    "LifecycleExpiration:DeleteMarkerCreated",
+    "LifecycleTransition",
+    "ObjectAcl:Put",
+    "ObjectAnnotation:Delete",
+    "ObjectAnnotation:Put",
+    "ObjectRemoved:Delete",
+    "ObjectRemoved:DeleteMarkerCreated",
+    "ObjectRestore:Completed",
+    "ObjectRestore:Delete",
+    "ObjectRestore:Post",
+    "ObjectTagging:Delete",
+    "ObjectTagging:Put",
+    "ReducedRedundancyLostObject",
+    "Replication:OperationFailedReplication",
+    "Replication:OperationMissedThreshold",
+    "Replication:OperationNotTracked",
+    "Replication:OperationReplicatedAfterThreshold",
+    "TestEvent",
+    "Object ACL Updated",
+    "Object Access Tier Changed",
+    "Object Annotation Created",
+    "Object Annotation Removed",
+    "Object Deleted",
+    "Object Restore Completed",
+    "Object Restore Expired",
+    "Object Restore Initiated",
+    "Object Storage Class Changed",
+    "Object Tags Added",
+    "Object Tags Deleted",
+    "ObjectLifecycle:Expiration:Current",
+    "ObjectLifecycle:Transition:NonCurrent",
+    "ObjectSynced:Delete",
+    "ObjectSynced:DeletionMarkerCreated",
+    "Replication:Delete",
+    "Replication:DeletionMarkerCreated",
+    "ObjectAccessed:Get",
+];
+
+#[test]
+fn what_is_known_to_write_nothing_is_acknowledged() {
+    for name in HARMLESS {
+        for name in [(*name).to_owned(), format!("s3:{name}")] {
+            for read in read_both(&name) {
+                assert!(is_acknowledged(&read), "{name}: {read:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_names_a_written_object_is_loaded_under_the_name_that_s3_has_for_it() {
+    for (name, event) in [
+        ("ObjectCreated:Put", "Put"),
+        ("s3:ObjectCreated:Put", "Put"),
+        ("cos:ObjectCreated:Put", "Put"),
+        ("oss:ObjectCreated:PutObject", "Put"),
+        ("acs:oss:ObjectCreated:AppendObject", "AppendObject"),
+        ("ObjectCreated", "*"),
+        ("ObjectCreated:", "*"),
+        ("s3:ObjectCreated:*", "*"),
+        ("Object Created", "*"),
+        ("PutObject", "Put"),
+        ("POST Object", "Post"),
+        ("PostObject", "Post"),
+        ("CopyObject", "Copy"),
+        ("CompleteMultipartUpload", "CompleteMultipartUpload"),
+        ("s3:ObjectSynced:Create", "*"),
+        ("s3:Replication:Create", "*"),
+    ] {
+        for read in read_both(name) {
+            let Ok(Notification::Objects(announced)) = read else {
+                panic!("{name}: {read:?}");
+            };
+            assert_eq!((announced.len(), announced[0].event.as_str()), (1, event));
+        }
+    }
+}
+
+#[test]
+fn what_is_not_known_is_malformed_even_beside_what_is() {
+    let long = "x".repeat(300_000);
+    for name in [
+        "",
+        "GetObject",
+        "UploadPart",
+        "objectcreated:put",
+        "NotObjectCreated:Put",
+        "ObjectCreatedBy:Put",
+        "ObjectCreated Put",
+        "ObjectAcl:PutAll",
+        "Object Moved",
+        "Replication:CreateAll",
+        "cos:ObjectRemoved:Delete",
+        "s3:s3:TestEvent",
+        "line\nbreak",
+        &long,
+    ] {
+        for other in ["ObjectCreated:Put", "ObjectRemoved:Delete"] {
+            let read = read_all(&[record(other, "good"), record(name, "a")]);
+            let Err(Malformed::Record { index: 1, problem }) = read else {
+                panic!("{name}: {read:?}");
+            };
+            let shown: String = name.chars().take(100).collect();
+            assert!(problem.contains(&format!("{shown:?}")), "{problem}");
+            assert!(problem.contains("sluice backfill"), "{problem}");
+            assert!(problem.len() < 400 && !problem.contains('\n'), "{problem}");
+        }
+        for read in read_both(name) {
+            assert!(matches!(read, Err(Malformed::Record { .. })), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_request_that_failed_wrote_nothing() {
+    let body = CORPUS.get_file("written-cloud-trail-put.json").unwrap();
+    let mut call: Value = serde_json::from_str(body.contents_utf8().unwrap()).unwrap();
+    let read = |call: &Value| parse_notification(&call.to_string());
+    assert!(matches!(read(&call), Ok(Notification::Objects(_))));
+    call["detail"]["errorCode"] = json!(null);
+    assert!(matches!(read(&call), Ok(Notification::Objects(_))));
+    call["detail"]["errorCode"] = json!("AccessDenied");
+    assert!(is_acknowledged(&read(&call)));
+}
+
+#[test]
+fn security_lake_tells_of_written_objects_without_a_type() {
+    let body = CORPUS.get_file("written-security-lake.json").unwrap();
+    let body = body.contents_utf8().unwrap();
+    let in_sns = json!({"Type": "Notification", "TopicArn": "arn", "Message": body}).to_string();
+    for (body, expected) in [
+        (body, Form::EventBridge),
+        (in_sns.as_str(), Form::EventBridgeSns),
+    ] {
+        let (form, read) = parse_with_form(body);
+        assert_eq!(form, expected);
+        assert!(matches!(read, Ok(Notification::Objects(_))), "{read:?}");
+    }
+}
+
+#[test]
+fn a_size_may_be_a_text_or_a_float_and_what_is_no_size_is_none() {
+    for (written, size) in [
+        (json!(20), Some(20)),
+        (json!(20.0), Some(20)),
+        (json!("20"), Some(20)),
+        (json!("20.0"), Some(20)),
+        (json!(u64::MAX), Some(u64::MAX)),
+        (json!(0.0), Some(0)),
+        (json!(null), None),
+        (json!(-1), None),
+        (json!(1.5), None),
+        (json!(1e300), None),
+        (json!(""), None),
+        (json!("eight"), None),
+        (json!(true), None),
+        (json!([20]), None),
+    ] {
+        let mut record = record("ObjectCreated:Put", "a");
+        record["s3"]["object"]["size"] = written.clone();
+        assert_eq!(only(record).size, size, "{written}");
+    }
+}
+
+#[test]
+fn ceph_and_input_transformers_do_not_encode_keys() {
+    for key in ["raw+plus", "raw%41percent", "raw%FF", "raw space", "é"] {
+        let mut of_ceph = record("s3:ObjectCreated:Put", key);
+        of_ceph["eventSource"] = json!("ceph:s3");
+        let mut of_transformer = record("PutObject", key);
+        assert_eq!(only(of_transformer.clone()).key, key);
+        of_transformer["eventName"] = json!("Object Created");
+        assert_eq!(only(of_transformer).key, key);
+        assert_eq!(only(of_ceph).key, key);
+    }
+}
+
+#[test]
+fn the_time_of_an_event_may_be_in_lower_case() {
+    let at = |text: &str| {
+        let mut record = record("ObjectCreated:Put", "a");
+        record["eventTime"] = json!(text);
+        match read_all(&[record]) {
+            Ok(Notification::Objects(announced)) => announced[0].at,
+            other => panic!("{other:?}"),
+        }
+    };
+    let noon = at("2026-07-14T12:00:00.500Z");
+    assert!(noon.is_some());
+    assert_eq!(at("2026-07-14t12:00:00.500z"), noon);
+    assert_eq!(at("noon"), None);
+}
+
 #[test]
 fn never_calls_garbage_an_object() {
     for body in [
@@ -128,8 +352,6 @@ fn never_calls_garbage_an_object() {
         ("/s3/object/key", json!("")),
         ("/s3/object/key", json!("%FF")),
         ("/s3/object/key", json!("k".repeat(1025))),
-        ("/s3/object/size", json!(-1)),
-        ("/s3/object/size", json!(1.5)),
         ("/s3/object/eTag", json!("e".repeat(1025))),
         ("/s3/bucket/name", json!("")),
         ("/s3/bucket/name", json!("ab")),
@@ -230,6 +452,9 @@ fn mutation() -> impl Strategy<Value = Mutation> {
         "\"Records\":[],",
         "\"TopicArn\":0,",
         "ObjectCreated:",
+        "PutObject",
+        "Object Created",
+        "ObjectRemoved:Delete",
         "s3:TestEvent",
     ];
     let word = prop::sample::select(words.to_vec());
@@ -269,6 +494,25 @@ proptest! {
     #[test]
     fn spoilt_text_is_read_without_a_panic(body in ".{0,300}") {
         check_objects(&body)?;
+    }
+
+    #[test]
+    fn a_name_is_acknowledged_only_if_it_is_known(name in "(s3:)?(Object|Replication:)?[ A-Za-z:]{0,20}") {
+        let bare = name.strip_prefix("s3:").unwrap_or(&name);
+        let families = [
+            "LifecycleExpiration:",
+            "ObjectAccessed:",
+            "ObjectAnnotation:",
+            "ObjectLifecycle:",
+            "ObjectRemoved:",
+            "ObjectRestore:",
+            "ObjectTagging:",
+            "Replication:Operation",
+        ];
+        let is_known = HARMLESS.contains(&bare) || families.iter().any(|it| bare.starts_with(it));
+        for read in read_both(&name) {
+            prop_assert_eq!(is_acknowledged(&read), is_known);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::ensure;
+use serde_json::Value;
 use sluice::notification::{Notification, parse_notification};
 use sluice::object::ObjectRef;
 use sluice_testkit::{Site, SiteOptions, Stack, Way, wait_for};
@@ -172,6 +173,97 @@ async fn every_body_of_the_corpus_has_its_objects_loaded_or_goes_to_the_dead_let
     sluice.must_run();
 }
 
+/// Puts an object for every key that the body names, and returns the paths; nothing but the bucket
+/// and the etags of the body is replaced.
+async fn put_named(site: &Site, body: &mut Value) -> Vec<String> {
+    let mut paths = Vec::new();
+    match body {
+        Value::Object(fields) => {
+            if let Some(key) = fields.get("key").and_then(Value::as_str) {
+                let path = format!("{}/{key}", site.bucket);
+                let etag = site.put(key, line(&site.bucket, key)).await.unwrap();
+                paths.push(path);
+                for name in ["eTag", "etag"] {
+                    if let Some(Value::String(text)) = fields.get_mut(name)
+                        && !text.is_empty()
+                    {
+                        text.clone_from(&etag);
+                    }
+                }
+            }
+            for value in fields.values_mut() {
+                paths.extend(Box::pin(put_named(site, value)).await);
+            }
+        }
+        Value::Array(values) => {
+            for value in values {
+                paths.extend(Box::pin(put_named(site, value)).await);
+            }
+        }
+        _ => {}
+    }
+    paths
+}
+
+#[tokio::test]
+async fn whatever_names_a_written_object_is_loaded_and_what_is_unknown_is_never_deleted() {
+    let (stack, site) = site("forms").await;
+    stack.aws.announce_by(&site, &[]).await.unwrap();
+    let corpus = corpus();
+    let mut expected = Vec::new();
+    for name in [
+        "ceph-put",
+        "ceph-raw-keys",
+        "ceph-synced",
+        "cloud-trail-copy",
+        "cloud-trail-put",
+        "cos-put",
+        "input-transformer-created",
+        "input-transformer-put",
+        "input-transformer-raw-key",
+        "oss-post",
+        "s3-mixed",
+        "s3-no-kind",
+        "s3-size-as-float",
+        "s3-size-as-text",
+        "s3-size-no-number",
+        "security-lake",
+    ] {
+        let body = corpus[&format!("written-{name}.json")].replace("uploads", &site.bucket);
+        let mut body = serde_json::from_str(&body).unwrap();
+        let named = put_named(&site, &mut body).await;
+        assert!(!named.is_empty(), "{name}");
+        expected.extend(named);
+        site.send(&body.to_string()).await.unwrap();
+    }
+    let unknown = [
+        "cloud-trail-other-call",
+        "cloud-trail-other-service",
+        "event-bridge-no-type-removed",
+        "event-bridge-unknown",
+        "s3-unknown-beside-good",
+    ];
+    for name in unknown {
+        let body = &corpus[&format!("malformed-{name}.json")];
+        site.send(body).await.unwrap();
+    }
+    for name in ["cloud-trail-failed", "event-bridge-tags", "s3-harmless"] {
+        let body = &corpus[&format!("written-{name}.json")];
+        site.send(body).await.unwrap();
+    }
+    drop(migrated(stack, &site));
+    // An object that is looked for under a wrong key is lost with this.
+    let mut sluice = Sluice::new(stack, &site).set("load.on_missing", "acknowledge");
+    sluice.start();
+    notifications(&sluice, "s3", "other_event", 1).await;
+    notifications(&sluice, "event_bridge", "other_event", 2).await;
+    dead_letters(&site, unknown.len() as u64).await;
+    drained(&site).await;
+    expected.sort_unstable();
+    assert_eq!(paths(stack, &site).await, expected);
+    assert!(sluice.log().contains("\"ObjectMoved:Put\" is not known"));
+}
+
 #[tokio::test]
 async fn pain_4_a_malformed_body_is_told_of_once() {
     let (stack, site) = site("told-once").await;
@@ -217,8 +309,7 @@ async fn what_the_filter_leaves_out_is_acknowledged_and_counted() {
     // One message of which a part is wanted.
     let etag = site.put("also", line(&site.bucket, "also")).await.unwrap();
     let both = ["also", "unwanted"].map(|key| {
-        let body: serde_json::Value =
-            serde_json::from_str(&announcement(&site, key, &etag)).unwrap();
+        let body: Value = serde_json::from_str(&announcement(&site, key, &etag)).unwrap();
         body["Records"][0].clone()
     });
     site.send(&serde_json::json!({ "Records": both }).to_string())
