@@ -28,6 +28,9 @@ pub enum Requirement {
 }
 
 impl Requirement {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Chromium, Self::Prometheus, Self::ZooKeeper];
+
     /// Installs the program where that is possible, and returns whether the test can run.
     ///
     /// # Panics
@@ -47,7 +50,12 @@ impl Requirement {
         false
     }
 
-    fn install(self) -> Result<()> {
+    /// Installs the program where that is possible.
+    ///
+    /// # Errors
+    ///
+    /// When it is missing and cannot be installed; the text says what to do.
+    pub fn install(self) -> Result<()> {
         match self {
             Self::Chromium => install::chromium().map(drop),
             Self::Prometheus => install::install_prometheus().map(drop),

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use sluice_testkit::requirement::SKIPPED_FILE_VARIABLE;
-use sluice_testkit::{AWS_ENDPOINT_VARIABLE, CLICKHOUSE_URL_VARIABLE, Stack, install};
-use tokio::process::Command;
+use sluice_testkit::{AWS_ENDPOINT_VARIABLE, CLICKHOUSE_URL_VARIABLE, Requirement, Stack, install};
+use tokio::process::{Child, Command};
 
 use crate::console::note;
 use crate::interrupt::Interrupt;
@@ -20,6 +20,7 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     let nextest = install::install_cargo_tools()?.join("cargo-nextest");
+    std::thread::spawn(install_while_tests_compile);
     let stack = Stack::given_or_started()?;
     let skipped = tempfile::NamedTempFile::new()?;
     let mut interrupt = Interrupt::new()?;
@@ -35,9 +36,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         .context("cannot run cargo-nextest")?;
     let status = tokio::select! {
         status = tests.wait() => status?,
-        // A Ctrl-C reaches nextest as well; whatever else ends us must end it too.
         () = interrupt.wait() => {
-            tests.kill().await?;
+            end(&mut tests).await?;
             return Ok(ExitCode::FAILURE);
         }
     };
@@ -45,6 +45,26 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     // Its own code, as far as it fits; none when a signal ended it.
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// Asks nextest to end the tests and what they have started, and waits for that. (A Ctrl-C reaches it
+/// by itself; whatever else ends us must end it, too.)
+async fn end(nextest: &mut Child) -> Result<()> {
+    if let Some(pid) = nextest.id() {
+        let kill = Command::new("kill").arg(pid.to_string()).status();
+        kill.await.context("cannot run kill")?;
+    }
+    nextest.wait().await?;
+    Ok(())
+}
+
+/// Installs what some tests need. A test that comes first waits for it, or does it again and says
+/// what is wrong.
+fn install_while_tests_compile() {
+    drop(install::install_deploy_tools());
+    for requirement in Requirement::ALL {
+        drop(requirement.install());
+    }
 }
 
 /// Repeats why tests were skipped: what a test that passes prints is not shown.
