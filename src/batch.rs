@@ -257,13 +257,17 @@ impl Batcher {
 }
 
 /// JSON of events compresses to a tenth or so: a batch must not surprise the server's memory.
-const ASSUMED_COMPRESSION_RATIO: u64 = 10;
+pub(crate) const ASSUMED_COMPRESSION_RATIO: u64 = 10;
 /// What an object without an announced size is taken for.
-const ASSUMED_BYTES: u64 = 64 * 1024;
+pub(crate) const ASSUMED_BYTES: u64 = 64 * 1024;
 
-/// The bytes that an object will be once uncompressed, estimated upwards.
+/// Returns the bytes that an object will be once uncompressed, estimated upwards.
+///
+/// Statements depend on it, and the ledger records an unknown size as 0: both must come to the same,
+/// or a recovery would make another statement under the same token.
 pub fn estimated_bytes(object: &ObjectRef) -> u64 {
-    let stored = object.size.unwrap_or(ASSUMED_BYTES);
+    let stored = object.size.filter(|size| *size > 0);
+    let stored = stored.unwrap_or(ASSUMED_BYTES);
     match Compression::of(&object.key) {
         Compression::None => stored,
         _ => stored.saturating_mul(ASSUMED_COMPRESSION_RATIO),

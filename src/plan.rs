@@ -8,7 +8,9 @@ use std::time::Duration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use uuid::Uuid;
 
-use crate::batch::{BatchId, ReadBy, estimated_bytes, mean_bytes};
+use crate::batch::{
+    ASSUMED_BYTES, ASSUMED_COMPRESSION_RATIO, BatchId, ReadBy, estimated_bytes, mean_bytes,
+};
 use crate::config::Secret;
 use crate::event_types::Catalog;
 use crate::event_types::select::{
@@ -352,7 +354,7 @@ impl Planner {
     pub fn plan_id(&self) -> Uuid {
         let mut text = format!(
             "{:?} {} {SETTINGS:?} {STREAM_SETTINGS:?} {ONE_BLOCK:?} {SMALL_OBJECTS:?} \
-             {MANY_BLOCKS:?} {SMALL_OBJECT} {}",
+             {MANY_BLOCKS:?} {SMALL_OBJECT} {ASSUMED_BYTES} {ASSUMED_COMPRESSION_RATIO} {}",
             self.strategy,
             self.max_bytes,
             gathered(""),
@@ -599,11 +601,11 @@ pub fn setting_names() -> impl Iterator<Item = &'static str> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::object::tests::object;
 
-    fn planner(access: S3Access, endpoint: Option<&str>) -> Planner {
+    pub(crate) fn planner(access: S3Access, endpoint: Option<&str>) -> Planner {
         Planner {
             catalog: Catalog::builtin(),
             source: S3Source {

@@ -4,6 +4,9 @@
 //! the objects and batches that it names. All of them may be repeated: a ledger row that is there
 //! twice says the same as one. See [`protocol`] for the order in which they are used.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
@@ -89,6 +92,30 @@ struct SealedRow<'a> {
     supersedes: Vec<Uuid>,
     lease_seconds: u32,
     worker: &'a str,
+}
+
+impl<'a> SealedRow<'a> {
+    /// Without a lease.
+    fn of(batch: BatchId, claim: &Claim<'a>, form: Form) -> Self {
+        let object = claim.object;
+        Self {
+            object_id: claim.id.0,
+            bucket: &object.bucket,
+            key: &object.key,
+            etag: &object.etag,
+            version_id: object.version_id.as_deref().unwrap_or_default(),
+            region: object.region.as_deref().unwrap_or_default(),
+            // An unknown size is planned as one of 0 is (`batch::estimated_bytes`).
+            size: object.size.unwrap_or_default(),
+            read_by: form.read_by,
+            batch_id: batch.0,
+            plan: form.plan,
+            many_blocks: form.many_blocks,
+            supersedes: claim.supersedes.iter().map(|batch| batch.0).collect(),
+            lease_seconds: 0,
+            worker: "",
+        }
+    }
 }
 
 #[derive(Serialize, Default)]
@@ -416,28 +443,11 @@ impl Ledger {
     ) -> Result<(), WarehouseError> {
         let rows: Vec<SealedRow<'_>> = claims
             .iter()
-            .map(
-                |Claim {
-                     object,
-                     id,
-                     supersedes,
-                 }| SealedRow {
-                    object_id: id.0,
-                    bucket: &object.bucket,
-                    key: &object.key,
-                    etag: &object.etag,
-                    version_id: object.version_id.as_deref().unwrap_or_default(),
-                    region: object.region.as_deref().unwrap_or_default(),
-                    size: object.size.unwrap_or_default(),
-                    read_by: form.read_by,
-                    batch_id: batch.0,
-                    plan: form.plan,
-                    many_blocks: form.many_blocks,
-                    supersedes: supersedes.iter().map(|batch| batch.0).collect(),
-                    lease_seconds: self.lease_seconds(),
-                    worker: &self.worker,
-                },
-            )
+            .map(|claim| SealedRow {
+                lease_seconds: self.lease_seconds(),
+                worker: &self.worker,
+                ..SealedRow::of(batch, claim, form)
+            })
             .collect();
         self.of(batch).insert(OBJECTS_TABLE, &rows).await
     }

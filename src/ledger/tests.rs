@@ -1,0 +1,48 @@
+use serde_json::{from_value, to_value};
+
+use super::*;
+use crate::object::tests::object;
+use crate::plan::{Planner, S3Access, tests::planner};
+
+/// What a recovery reads back of a claim.
+fn recovered(object: &ObjectRef) -> ObjectRef {
+    let row = SealedRow::of(BatchId(Uuid::nil()), &Claim::of(object), Form::default());
+    let listed: Listed = from_value(to_value(row).unwrap()).unwrap();
+    listed.into()
+}
+
+fn statements(planner: &Planner, objects: &[ObjectRef]) -> String {
+    let objects: Vec<_> = objects.iter().collect();
+    let inserts = planner.inserts(BatchId(Uuid::nil()), &objects, ReadBy::S3, "guard");
+    format!("{:?} {inserts:?}", planner.form(&objects, ReadBy::S3))
+}
+
+/// Another statement under the same token would be dropped, or double rows.
+#[test]
+fn a_recovery_makes_the_statements_of_the_worker_that_claimed() {
+    let mut planner = planner(S3Access::Server, None);
+    planner.max_bytes = 256 << 20;
+    let sizes = [
+        None,
+        Some(0),
+        Some(1),
+        Some(64 << 10),
+        Some(1 << 20),
+        Some(1 << 40),
+    ];
+    for key in ["a.jsonl", "a.jsonl.gz"] {
+        for first in sizes {
+            for second in sizes {
+                let objects = [("1", first), ("2", second)].map(|(prefix, size)| ObjectRef {
+                    size,
+                    version_id: Some("v".to_owned()),
+                    sequencer: Some("1".to_owned()),
+                    ..object("b", &format!("{prefix}/{key}"), "e")
+                });
+                let again = objects.each_ref().map(recovered);
+                let claimed = statements(&planner, &objects);
+                assert_eq!(claimed, statements(&planner, &again), "{objects:?}");
+            }
+        }
+    }
+}
