@@ -255,18 +255,13 @@ impl Ledger {
         if objects.is_empty() {
             return Ok(Vec::new());
         }
-        let superseded = superseded
-            .iter()
-            .map(|(object, batch)| format!("('{object}','{batch}')"));
-        let superseded = superseded.collect::<Vec<_>>().join(",");
-        let superseded = if superseded.is_empty() {
-            superseded
-        } else {
-            format!(" AND (object_id, batch_id) NOT IN ({superseded})")
-        };
-        let which = format!("{}{superseded}", among(objects, but));
         // Of new objects nobody has a claim, which is told for a third of what the rest costs.
-        if !self.warehouse.has_rows(OBJECTS_TABLE, &which).await? {
+        let which = format!("{}{}", among(objects, but), without(superseded));
+        let is_claimed = match but {
+            None => self.warehouse.has_rows(OBJECTS_TABLE, &which).await?,
+            Some(batch) => self.is_claimed_beside(batch, objects, superseded).await?,
+        };
+        if !is_claimed {
             return Ok(vec![Standing::Free; objects.len()]);
         }
         // A replay that is left behind is for the next replay to finish.
@@ -294,6 +289,44 @@ impl Ledger {
         Ok(objects.iter().map(standing).collect())
     }
 
+    /// Returns whether there are claims on these objects beside those of a batch, which must be there
+    /// whole.
+    ///
+    /// # Errors
+    ///
+    /// [`WarehouseError::Hidden`] where the ledger does not show what the batch has written to it:
+    /// then it cannot be believed about others either.
+    async fn is_claimed_beside(
+        &self,
+        batch: BatchId,
+        objects: &[ObjectId],
+        superseded: &[(ObjectId, BatchId)],
+    ) -> Result<bool, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Counts {
+            own: u64,
+            others: u64,
+        }
+        let sql = format!(
+            "SELECT uniqExactIf(object_id, batch_id = '{batch}') AS own, \
+               countIf(batch_id != '{batch}') AS others FROM {} WHERE {}{}",
+            self.warehouse.table(OBJECTS_TABLE),
+            among(objects, None),
+            without(superseded),
+        );
+        let counts: Vec<Counts> = self.warehouse.rows(&sql).await?;
+        let (own, others) = counts.first().map_or((0, 0), |it| (it.own, it.others));
+        let written = objects.len() as u64;
+        if own < written {
+            return Err(WarehouseError::Hidden {
+                table: OBJECTS_TABLE,
+                shown: own,
+                written,
+            });
+        }
+        Ok(others > 0)
+    }
+
     /// The standing of each object, in order, as far as lines that are kept of it are to be moved:
     /// free, unless another batch than `but` works on it, or has to clean up after itself.
     pub async fn standings_of_kept(
@@ -308,6 +341,9 @@ impl Ledger {
         }
         if objects.is_empty() {
             return Ok(Vec::new());
+        }
+        if let Some(batch) = but {
+            self.is_claimed_beside(batch, objects, &[]).await?;
         }
         let sql = self.claims(
             &among(objects, but),
@@ -500,6 +536,11 @@ impl Ledger {
     ///
     /// Whether this worker was the first to do so: of several that recover a batch at once, the
     /// others had better leave it to that one. Nothing but work depends on it.
+    ///
+    /// # Errors
+    ///
+    /// [`WarehouseError::Hidden`] where the ledger does not show the fence: then the guard of a
+    /// statement does not see it either.
     pub async fn fence(&self, batch: BatchId, attempt: u32) -> Result<bool, WarehouseError> {
         #[derive(Deserialize)]
         struct First {
@@ -527,7 +568,13 @@ impl Ledger {
             event::FENCED,
         );
         let first: Vec<First> = self.warehouse.rows(&sql).await?;
-        Ok(first.first().is_some_and(|first| first.mine == 1))
+        let hidden = WarehouseError::Hidden {
+            table: BATCHES_TABLE,
+            shown: 0,
+            written: 1,
+        };
+        let first = first.first().ok_or(hidden)?;
+        Ok(first.mine == 1)
     }
 
     /// The batch has no rows, and never will have.
@@ -706,6 +753,18 @@ impl Ledger {
     fn lease_seconds(&self) -> u32 {
         u32::try_from(self.lease.as_secs()).unwrap_or(u32::MAX)
     }
+}
+
+/// But not these claims.
+fn without(superseded: &[(ObjectId, BatchId)]) -> String {
+    let claims: Vec<String> = superseded
+        .iter()
+        .map(|(object, batch)| format!("('{object}','{batch}')"))
+        .collect();
+    if claims.is_empty() {
+        return String::new();
+    }
+    format!(" AND (object_id, batch_id) NOT IN ({})", claims.join(","))
 }
 
 /// The claims on these objects, but those of one batch.

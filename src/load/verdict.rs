@@ -101,6 +101,7 @@ pub fn verdict(error: &WarehouseError) -> Verdict {
         WarehouseError::Server { code, text } => (code, text),
         WarehouseError::Unknown(_) => return Verdict::Replay,
         WarehouseError::Source(error) => return source_verdict(error),
+        WarehouseError::Hidden { .. } => return Verdict::Halt,
     };
     match *code {
         395 => thrown(text),
@@ -214,6 +215,7 @@ pub fn halt_class(error: &WarehouseError) -> &'static str {
     match error {
         WarehouseError::Unknown(_) => "unreachable",
         WarehouseError::Source(_) => "s3_access",
+        WarehouseError::Hidden { .. } => "ledger",
         WarehouseError::Server { code, .. } => match code {
             192..=194 | 516 => "authentication",
             _ if verdict(error) == Verdict::Stream => "s3_access",
@@ -252,6 +254,10 @@ pub fn advice(error: &WarehouseError) -> Option<&'static str> {
                 }
                 _ => None,
             };
+        }
+        WarehouseError::Hidden { .. } => {
+            "without the whole ledger, objects would be loaded twice: drop the row policy that hides \
+             rows of it from `clickhouse.user`, and let `clickhouse.url` lead to one server"
         }
         _ if verdict(error) == Verdict::Stream => {
             "ClickHouse cannot get at S3: check `s3.clickhouse_endpoint` and \

@@ -161,6 +161,7 @@ const PAUSE_REASONS: &[&str] = &[
     "permission",
     "schema",
     "settings",
+    "ledger",
     "read_only",
     "too_many_parts",
     "no_space",

@@ -52,13 +52,20 @@ pub enum WarehouseError {
     /// What was to be streamed could not be had; the connection was cut.
     #[error(transparent)]
     Source(#[from] StoreError),
+    /// A table of the ledger was written to, and does not show it.
+    #[error("{table} shows {shown} of {written} rows that were just written to it")]
+    Hidden {
+        table: &'static str,
+        shown: u64,
+        written: u64,
+    },
 }
 
 impl WarehouseError {
     pub fn code(&self) -> Option<u32> {
         match self {
             Self::Server { code, .. } => Some(*code),
-            Self::Unknown(_) | Self::Source(_) => None,
+            Self::Unknown(_) | Self::Source(_) | Self::Hidden { .. } => None,
         }
     }
 }

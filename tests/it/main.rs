@@ -9,6 +9,7 @@ mod dlq;
 mod end_to_end;
 mod evolve;
 mod harness;
+mod hidden;
 mod injection;
 mod json;
 mod keys;

@@ -1,0 +1,78 @@
+//! A ledger that does not show what was written to it: row policies here, stale replicas elsewhere.
+
+use anyhow::ensure;
+use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, wait_for};
+
+use crate::access;
+use crate::harness::{BOUND, Sluice, drained, line};
+
+const DATABASE: &str = "hidden";
+
+/// A server with a user who sees no row of this table.
+async fn clickhouse_that_hides(table: &str) -> ClickHouse {
+    access::clickhouse(ClickHouseOptions {
+        users: format!(
+            "<blinded><password></password><networks><ip>127.0.0.1</ip></networks>\
+             <profile>default</profile><quota>default</quota>\
+             <databases><{DATABASE}><{table}><filter>0</filter></{table}></{DATABASE}></databases>\
+             </blinded>"
+        ),
+        ..ClickHouseOptions::default()
+    })
+    .await
+}
+
+async fn lines_of(clickhouse: &ClickHouse) -> u64 {
+    let sql = format!("SELECT count() FROM {DATABASE}.unmatched_statements");
+    clickhouse.scalar(&sql).await.unwrap()
+}
+
+fn sluice(clickhouse: &ClickHouse, site: &Site, user: &str) -> Sluice {
+    Sluice::new(Stack::shared(), site)
+        .set("clickhouse.url", clickhouse.url())
+        .set("clickhouse.database", DATABASE)
+        .set("clickhouse.user", user)
+}
+
+#[tokio::test]
+async fn a_ledger_that_hides_claims_loads_nothing_until_it_shows_them() {
+    let site = Stack::shared().site("hidden-claims").await.unwrap();
+    let clickhouse = clickhouse_that_hides("ledger_objects").await;
+    let mut sighted = sluice(&clickhouse, &site, "default");
+    sighted.migrate();
+    site.put("a.jsonl", line("a")).await.unwrap();
+
+    let mut blinded = sluice(&clickhouse, &site, "blinded");
+    blinded.start();
+    let why = blinded.not_ready("ledger_objects shows 0 of 1 rows").await;
+    assert!(why.contains("row policy"), "{why}");
+    blinded.kill();
+    assert_eq!(lines_of(&clickhouse).await, 0);
+
+    sighted.start();
+    drained(&site).await;
+    assert_eq!(lines_of(&clickhouse).await, 1);
+}
+
+#[tokio::test]
+async fn a_ledger_that_hides_events_loads_nothing_twice() {
+    let site = Stack::shared().site("hidden-events").await.unwrap();
+    let clickhouse = clickhouse_that_hides("ledger_batches").await;
+    let mut blinded = sluice(&clickhouse, &site, "blinded");
+    blinded.migrate();
+    blinded.start();
+    let etag = site.put("a.jsonl", line("a")).await.unwrap();
+    drained(&site).await;
+    let body = crate::harness::announcement(&site, "a.jsonl", &etag);
+    site.send(&body).await.unwrap();
+    let why = blinded.not_ready("ledger_batches shows 0 of 1 rows").await;
+    assert!(why.contains("row policy"), "{why}");
+    assert_eq!(lines_of(&clickhouse).await, 1);
+
+    wait_for("the reason to be exported", BOUND, async || {
+        let (_, metrics) = blinded.get("/metrics").await?;
+        ensure!(metrics.contains("sluice_breaker_open{reason=\"ledger\"} 1"));
+        Ok(Some(()))
+    })
+    .await;
+}
