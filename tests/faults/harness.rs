@@ -68,6 +68,19 @@ impl<'a> Lab<'a> {
         name: &str,
         max_receive_count: u32,
     ) -> Result<Self> {
+        let lab = Self::unmigrated(clickhouse, stack, name, max_receive_count).await?;
+        lab.migrate().await?;
+        exact::keep_duplicates(clickhouse, &lab.site).await?;
+        Ok(lab)
+    }
+
+    /// An empty queue, and the name of a database that does not exist.
+    pub(crate) async fn unmigrated(
+        clickhouse: &'a ClickHouse,
+        stack: &'a Stack,
+        name: &str,
+        max_receive_count: u32,
+    ) -> Result<Self> {
         let options = SiteOptions {
             max_receive_count,
             visibility_timeout: VISIBILITY,
@@ -110,7 +123,7 @@ impl<'a> Lab<'a> {
         let seed = site.bucket.bytes().fold(7, |seed: u64, byte| {
             seed.wrapping_mul(31).wrapping_add(u64::from(byte))
         });
-        let lab = Self {
+        Ok(Self {
             clickhouse,
             aws: &stack.aws,
             site,
@@ -121,10 +134,7 @@ impl<'a> Lab<'a> {
                 .prefix("sluice-faults-")
                 .tempdir()?,
             daemons: AtomicU32::new(0),
-        };
-        lab.migrate().await?;
-        exact::keep_duplicates(clickhouse, &lab.site).await?;
-        Ok(lab)
+        })
     }
 
     /// Sets a field such as `clickhouse.url`.
@@ -533,7 +543,7 @@ impl Statement {
         move |parts, body| self.is_in(&text_of(parts, body))
     }
 
-    fn is_in(self, text: &str) -> bool {
+    pub(crate) fn is_in(self, text: &str) -> bool {
         let has = |word: &str| text.contains(word);
         let standings = has("object_id IN (");
         let inserts = has("INSERT INTO") && has(" s3(");
@@ -573,7 +583,7 @@ pub(crate) async fn hits(proxy: &Proxy, count: usize) {
 }
 
 /// S3 announces itself in a new queue; here only objects shall count.
-async fn forget_test_event(site: &Site) -> Result<()> {
+pub(crate) async fn forget_test_event(site: &Site) -> Result<()> {
     wait_for("the test event", BOUND, async || {
         let received = site
             .sqs

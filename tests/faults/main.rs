@@ -12,4 +12,5 @@ mod outages;
 mod plans;
 mod replay;
 mod streams;
+mod upgrade;
 mod workers;

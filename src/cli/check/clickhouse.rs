@@ -22,6 +22,10 @@ pub(super) const TABLES: &str = "tables";
 /// What the tests of Sluice run on.
 const TESTED: (u32, u32) = (26, 7);
 
+/// The oldest version that is supported: the first with long-term support that has every setting of
+/// an insert (`input_format_max_block_wait_ms` came with 26.2).
+const OLDEST: (u32, u32) = (26, 3);
+
 /// The version, where it answers.
 pub(super) async fn reach(config: &Config, warehouse: &Warehouse) -> (Check, Option<String>) {
     match version(warehouse).await {
@@ -109,7 +113,7 @@ async fn unknown_settings(warehouse: &Warehouse) -> Result<Vec<&'static str>, Wa
 }
 
 fn judge_version(version: &str, unknown_settings: &[&str]) -> Check {
-    let (year, month) = TESTED;
+    let [tested, oldest] = [TESTED, OLDEST].map(|(year, month)| format!("{year}.{month}"));
     if !unknown_settings.is_empty() {
         return Check::fail(
             VERSION,
@@ -117,7 +121,7 @@ fn judge_version(version: &str, unknown_settings: &[&str]) -> Check {
                 "{version} does not know the settings {}, which inserts have",
                 unknown_settings.join(", ")
             ),
-            format!("upgrade ClickHouse; Sluice is tested with {year}.{month}"),
+            format!("upgrade ClickHouse to {oldest} or newer; Sluice is tested with {tested}"),
         );
     }
     let mut numbers = version.split('.').map(|part| part.parse().unwrap_or(0));
@@ -125,14 +129,18 @@ fn judge_version(version: &str, unknown_settings: &[&str]) -> Check {
         numbers.next().unwrap_or_default(),
         numbers.next().unwrap_or_default(),
     );
-    if of_server < TESTED {
-        return Check::warn(
-            VERSION,
-            format!("{version} knows all settings that inserts have, and is not tested"),
-            format!("upgrade ClickHouse to {year}.{month}, which is"),
-        );
-    }
-    Check::pass(VERSION, version)
+    let problem = if of_server < OLDEST {
+        format!("{version} is older than {oldest}, the oldest supported version")
+    } else if of_server < TESTED {
+        format!("{version} knows all settings that inserts have, and is not tested")
+    } else {
+        return Check::pass(VERSION, version);
+    };
+    Check::warn(
+        VERSION,
+        problem,
+        format!("upgrade ClickHouse to {tested}, which is tested"),
+    )
 }
 
 /// Under these a read finds what was written before, whichever replica is asked.
@@ -197,15 +205,23 @@ mod tests {
 
     #[test]
     fn a_version_is_judged_by_what_it_knows() {
-        for (version, unknown, expected) in [
-            ("26.7.2.1", [].as_slice(), Outcome::Pass),
-            ("27.1.1.1", &[], Outcome::Pass),
-            ("26.6.9.9", &[], Outcome::Warn),
-            ("25.12.1.1", &[], Outcome::Warn),
-            ("26.7.2.1", &["max_block_size"], Outcome::Fail),
+        for (version, unknown, expected, says) in [
+            ("26.7.2.1", [].as_slice(), Outcome::Pass, "26.7.2.1"),
+            ("27.1.1.1", &[], Outcome::Pass, "27.1.1.1"),
+            ("26.6.9.9", &[], Outcome::Warn, "is not tested"),
+            ("26.3.9.1", &[], Outcome::Warn, "is not tested"),
+            ("26.2.1.1", &[], Outcome::Warn, "older than 26.3"),
+            ("25.12.1.1", &[], Outcome::Warn, "older than 26.3"),
+            (
+                "26.7.2.1",
+                &["max_block_size"],
+                Outcome::Fail,
+                "max_block_size",
+            ),
         ] {
             let check = judge_version(version, unknown);
             assert_eq!(check.result, expected, "{check:?}");
+            assert!(check.detail.contains(says), "{check:?}");
         }
     }
 }

@@ -80,7 +80,8 @@ impl Reckoning {
         self.loaded() + self.rejected + self.unmatched
     }
 
-    pub(super) fn add(&mut self, kind: EventType, count: u64) {
+    /// Adds rows to those that the event type's table must have.
+    pub fn add(&mut self, kind: EventType, count: u64) {
         self.rows[kind as usize] += count;
     }
 }

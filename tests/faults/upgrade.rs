@@ -1,0 +1,188 @@
+//! The present version takes over what each earlier one left behind, while a worker of that one is
+//! still loading.
+
+mod fixture;
+mod write;
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use sluice_testkit::xapi::Bundle;
+use sluice_testkit::{Aws, ClickHouse, Stack, exact};
+use uuid::Uuid;
+
+use crate::harness::{Lab, concurrently, scenario};
+use fixture::{BUCKET, Fixture, Object, Recorded, Rows, State, places};
+
+/// Returns the shared ClickHouse and an S3 of its own, where no other test has the same bucket.
+fn own_aws() -> Result<Stack> {
+    Ok(Stack {
+        clickhouse: ClickHouse::at(Stack::shared().clickhouse.url()),
+        aws: Aws::start()?,
+    })
+}
+
+/// Loads objects as a worker of the fixture's version does, with the requests that one has sent.
+/// The reads between them are left out: nobody else works on these objects until they are sealed.
+struct OldWorker<'a> {
+    lab: &'a Lab<'a>,
+    requests: [Recorded; 3],
+}
+
+/// A batch of the old worker: the values of the placeholders in its requests.
+struct OldBatch(BTreeMap<&'static str, String>);
+
+impl OldWorker<'_> {
+    fn batch(&self, object: &Object, bundle: &Bundle) -> OldBatch {
+        let rows: u64 = object.rows.values().sum();
+        let mut values = places(self.lab);
+        values.extend([
+            ("{batch}", Uuid::now_v7().to_string()),
+            ("{unique}", Uuid::now_v7().to_string()),
+            ("{object_id}", object.id.clone()),
+            ("{key}", object.key.clone()),
+            ("{etag}", object.etag.clone()),
+            ("{size}", bundle.bytes.len().to_string()),
+            ("{rows}", rows.to_string()),
+        ]);
+        OldBatch(values)
+    }
+
+    async fn seal(&self, batch: &OldBatch) -> Result<()> {
+        self.send(0, batch).await.context("the old worker's seal")
+    }
+
+    async fn insert(&self, batch: &OldBatch) -> Result<()> {
+        self.send(1, batch).await.context("the old worker's insert")
+    }
+
+    async fn record(&self, batch: &OldBatch) -> Result<()> {
+        self.send(2, batch).await.context("the old worker's record")
+    }
+
+    async fn load(&self, batch: &OldBatch) -> Result<()> {
+        self.seal(batch).await?;
+        self.insert(batch).await?;
+        self.record(batch).await
+    }
+
+    async fn send(&self, step: usize, batch: &OldBatch) -> Result<()> {
+        let url = self.lab.clickhouse.url();
+        self.requests[step].send(url, &batch.0).await
+    }
+}
+
+/// Uploads the objects that the fixture has; the old worker's batches are of those that it is to
+/// load itself.
+async fn upload(fixture: &Fixture, lab: &mut Lab<'_>) -> Result<()> {
+    for object in &fixture.manifest.objects {
+        let bundle = fixture.bundle(object)?;
+        let etag = lab.site.put(&bundle.key, bundle.bytes.clone()).await?;
+        ensure!(
+            etag == object.etag,
+            "{} has another etag: {etag}",
+            object.key
+        );
+        lab.expected.push(bundle);
+    }
+    Ok(())
+}
+
+async fn announce_all(fixture: &Fixture, lab: &Lab<'_>) -> Result<()> {
+    for (object, bundle) in fixture.manifest.objects.iter().zip(&lab.expected) {
+        let body = lab.site.announcement(bundle, &object.etag);
+        lab.site.send(&body).await?;
+    }
+    Ok(())
+}
+
+/// A worker of this version refuses to let a batch of the old one end that it has taken over.
+fn unless_taken_over(outcome: Result<()>) -> Result<()> {
+    match outcome {
+        Err(error) if format!("{error:#}").contains(sluice::load::verdict::FENCED_TEXT) => Ok(()),
+        other => other,
+    }
+}
+
+/// Every row that was there before is there after.
+fn nothing_is_lost(before: &Rows, after: &Rows) -> Result<()> {
+    for (table, rows) in before {
+        let lost: Vec<_> = rows.difference(&after[table]).collect();
+        ensure!(lost.is_empty(), "{table} has lost rows: {lost:#?}");
+    }
+    let [failures, now] = [before, after].map(|rows| rows.get("ledger_failures"));
+    ensure!(failures == now, "more objects have failed: {now:#?}");
+    Ok(())
+}
+
+async fn upgrade(fixture: Fixture) -> Result<()> {
+    let stack = own_aws()?;
+    let mut lab = Lab::unmigrated(&stack.clickhouse, &stack, "upgrade", 20).await?;
+    lab.site.s3.create_bucket().bucket(BUCKET).send().await?;
+    BUCKET.clone_into(&mut lab.site.bucket);
+    fixture.restore(&lab, SystemTime::now()).await?;
+    exact::keep_duplicates(lab.clickhouse, &lab.site).await?;
+    upload(&fixture, &mut lab).await?;
+    let before = fixture.settled_rows(&lab).await?;
+
+    let old = OldWorker {
+        lab: &lab,
+        requests: fixture.worker()?,
+    };
+    let later = fixture.objects(State::Later);
+    let batches = later.iter().map(|object| {
+        let bundle = fixture.bundle(object)?;
+        Ok(old.batch(object, &bundle))
+    });
+    let batches: Vec<OldBatch> = batches.collect::<Result<_>>()?;
+    let [first, across, during, after, dying, overtaken] = batches.as_slice() else {
+        anyhow::bail!("{} objects are to be loaded later, not six", batches.len())
+    };
+
+    old.load(first).await?;
+    old.seal(across).await?;
+    let meanwhile = async {
+        old.insert(across).await?;
+        old.load(during).await
+    };
+    tokio::try_join!(lab.migrate(), meanwhile)?;
+    old.record(across).await?;
+    old.load(after).await?;
+    old.seal(dying).await?;
+    old.insert(dying).await?;
+    old.seal(overtaken).await?;
+
+    announce_all(&fixture, &lab).await?;
+    let worker = lab.start("")?;
+    worker.is_ready().await;
+    unless_taken_over(old.insert(overtaken).await)?;
+    unless_taken_over(old.record(overtaken).await)?;
+    lab.drained(&[&worker]).await;
+
+    let recovered = worker.recovered("Loaded")? + worker.recovered("Released")?;
+    ensure!(
+        recovered >= 5,
+        "{recovered} batches recovered\n{}",
+        lab.logs()
+    );
+    lab.finish(vec![worker]).await?;
+    nothing_is_lost(&before, &fixture.settled_rows(&lab).await?)?;
+
+    let again = lab.command(&["migrate", "--output", "json"], "").await?;
+    let again: Value = serde_json::from_slice(&again.stdout)?;
+    ensure!(again["statements"] == json!([]), "{again}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_earlier_version_is_upgraded_while_its_worker_is_loading() -> Result<()> {
+    let fixtures = Fixture::all()?;
+    ensure!(!fixtures.is_empty(), "there is no fixture");
+    concurrently(fixtures.into_iter().map(|fixture| {
+        let version = fixture.manifest.version.clone();
+        scenario(version, upgrade(fixture))
+    }))
+    .await
+}
