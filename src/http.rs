@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::Uri;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 
 /// ClickHouse closes idle connections after 3 s by default.
@@ -26,15 +27,39 @@ pub enum TlsError {
     Rustls(#[from] rustls::Error),
 }
 
+/// What opens the connections of a client.
+pub(crate) type Connector = HttpsConnector<HttpConnector>;
+
 /// Trusts the system's authorities, and those of the file.
 pub(crate) fn client<B>(
     connect_timeout: Duration,
     ca_file: Option<&Path>,
-) -> Result<Client<HttpsConnector<HttpConnector>, B>, TlsError>
+) -> Result<Client<Connector, B>, TlsError>
 where
     B: hyper::body::Body + Send,
     B::Data: Send,
 {
+    Ok(client_with(connector(connect_timeout, ca_file, None)?))
+}
+
+/// Makes a client with no connection yet: it shares none with others of the same connector.
+pub(crate) fn client_with<B>(connector: Connector) -> Client<Connector, B>
+where
+    B: hyper::body::Body + Send,
+    B::Data: Send,
+{
+    Client::builder(TokioExecutor::new())
+        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+        .build(connector)
+}
+
+/// Trusts the system's authorities, and those of the file. With a server name, certificates must
+/// have that name rather than the host of the URL.
+pub(crate) fn connector(
+    connect_timeout: Duration,
+    ca_file: Option<&Path>,
+    server_name: Option<&str>,
+) -> Result<Connector, TlsError> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
@@ -44,14 +69,16 @@ where
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots(ca_file)?)
         .with_no_client_auth();
-    let connector = HttpsConnectorBuilder::new()
+    let mut connector = HttpsConnectorBuilder::new()
         .with_tls_config(tls)
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(tcp);
-    Ok(Client::builder(TokioExecutor::new())
-        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-        .build(connector))
+        .https_or_http();
+    if let Some(name) = server_name {
+        // An IPv6 address stands in brackets in a URL, and without them in a certificate.
+        let name = name.trim_matches(['[', ']']).to_owned();
+        let resolver = move |_: &Uri| ServerName::try_from(name.clone());
+        connector = connector.with_server_name_resolver(resolver);
+    }
+    Ok(connector.enable_http1().wrap_connector(tcp))
 }
 
 fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {

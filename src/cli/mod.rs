@@ -8,6 +8,7 @@ mod health;
 mod migrate;
 mod moment;
 mod output;
+mod preflight;
 mod reconcile;
 mod rejects;
 mod retry;
@@ -16,6 +17,7 @@ mod selection;
 mod status;
 mod stop;
 mod survey;
+mod topology;
 mod types;
 mod worker;
 
@@ -36,17 +38,15 @@ use crate::config::{
     SecretSource, Sources, process_environment,
 };
 use crate::event_types::Catalog;
-use crate::event_types::select::Target;
-use crate::ledger::{self, Ledger};
+use crate::ledger::Ledger;
 use crate::load::breaker::Breaker;
 use crate::load::fallback::{Fallback, Fallbacks};
 use crate::load::{LoadLimits, Loader};
 use crate::notification::filter::Filter;
 use crate::plan::{Planner, S3Access, S3Source, Strategy};
-use crate::schema::landing_name;
 use crate::store::Store;
 use crate::telemetry::end_logging;
-use crate::warehouse::{Access, Warehouse, WarehouseError};
+use crate::warehouse::{Access, Warehouse};
 
 /// Loads S3 objects into ClickHouse, once each, as SQS announces them.
 ///
@@ -251,9 +251,9 @@ impl std::fmt::Display for BadEventTypes {
 
 impl std::error::Error for BadEventTypes {}
 
-fn warehouse(config: &Config) -> anyhow::Result<Warehouse> {
+fn access(config: &Config) -> anyhow::Result<Access> {
     let clickhouse = &config.clickhouse;
-    let access = Access {
+    Ok(Access {
         url: clickhouse.url.clone(),
         user: clickhouse.user.clone(),
         password: clickhouse.password(),
@@ -263,8 +263,11 @@ fn warehouse(config: &Config) -> anyhow::Result<Warehouse> {
         query_timeout: clickhouse.query_timeout.get(),
         ca_file: clickhouse.ca_file.clone(),
         cluster: clickhouse.cluster.clone(),
-    };
-    Warehouse::connect(&access).context("ClickHouse cannot be set up")
+    })
+}
+
+fn warehouse(config: &Config) -> anyhow::Result<Warehouse> {
+    Warehouse::connect(&access(config)?).context("ClickHouse cannot be set up")
 }
 
 /// This process, as the ledger names it.
@@ -362,43 +365,6 @@ fn ledger(config: &Config, warehouse: Warehouse) -> Ledger {
         worker_name(),
         config.queue.visibility_timeout.get(),
     )
-}
-
-/// The tables without which nothing can be loaded.
-fn needed_tables(catalog: &Catalog, strategy: LoadStrategy) -> Vec<String> {
-    let ledger = [
-        ledger::OBJECTS_TABLE,
-        ledger::BATCHES_TABLE,
-        ledger::FAILURES_TABLE,
-    ];
-    let targets = Target::all(catalog);
-    let tables = targets.iter().map(Target::table).chain(ledger);
-    let landing = (strategy == LoadStrategy::SinglePass).then(|| landing_name(catalog));
-    tables.map(str::to_owned).chain(landing).collect()
-}
-
-/// Why nothing must be loaded as things are, in one word and in many.
-async fn obstacle(
-    warehouse: &Warehouse,
-    tables: &[String],
-) -> Result<Option<(&'static str, String)>, WarehouseError> {
-    let missing = warehouse.missing_tables(tables).await?;
-    if !missing.is_empty() {
-        let why = format!(
-            "tables are missing in database {}: {}; run `sluice migrate`",
-            warehouse.database(),
-            missing.join(", "),
-        );
-        return Ok(Some(("schema", why)));
-    }
-    let forgetful = warehouse.forgetful_setting().await?;
-    Ok(forgetful.map(|setting| {
-        let why = format!(
-            "`{setting}` is 'disable' for this user: rows of a repeated insert would be doubled; \
-             take it out of the user's profile"
-        );
-        ("settings", why)
-    }))
 }
 
 /// What is to be loaded of what is announced.

@@ -7,14 +7,12 @@ use anyhow::{Context, bail};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use super::preflight::Preflight;
 use super::stop::stop_on_signals;
-use super::{
-    aws, batch_limits, catalog, loader, needed_tables, notification_filter, obstacle, planner,
-    warehouse,
-};
+use super::{aws, batch_limits, catalog, loader, notification_filter, planner, warehouse};
 use crate::activity::Activity;
 use crate::admin::{AdminListener, Health, Vitals};
-use crate::config::{Config, LoadStrategy};
+use crate::config::Config;
 use crate::event_types::Catalog;
 use crate::event_types::select::Target;
 use crate::failpoint;
@@ -26,7 +24,6 @@ use crate::queue::sqs::SqsQueue;
 use crate::queue::{Queue, QueueError};
 use crate::settle::VisibilityPolicy;
 use crate::telemetry::{depths, metrics, start_logging_and_traces};
-use crate::warehouse::Warehouse;
 
 /// While the queue is away at start, it is tried this often.
 const QUEUE_RETRY: Duration = Duration::from_secs(5);
@@ -45,6 +42,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     let queue = Arc::new(SqsQueue::new(aws_sdk_sqs::Client::new(&aws), queue_url));
     let warehouse = warehouse(config)?;
     let planner = planner(config, catalog.clone(), region)?;
+    let preflight = Preflight::new(config, &catalog)?;
     let vitals = Vitals::new(config.load.probe_interval.get(), activity(&catalog));
     let breaker = vitals.breaker.clone();
 
@@ -59,12 +57,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
         "starting"
     );
     let admin = tokio::spawn(admin.serve(vitals.clone(), metrics, stop.clone()));
-    let prober = tokio::spawn(probe(
-        warehouse.clone(),
-        catalog,
-        config.load.strategy,
-        breaker.clone(),
-    ));
+    let prober = tokio::spawn(probe(preflight, breaker.clone()));
 
     if check_queue(
         queue.as_ref(),
@@ -175,18 +168,12 @@ async fn check_queue(
     }
 }
 
-/// Asks ClickHouse, whenever the breaker is open, whether it is well: reachable, with the tables, and with
-/// a memory for tokens.
-async fn probe(
-    warehouse: Warehouse,
-    catalog: Catalog,
-    strategy: LoadStrategy,
-    breaker: Arc<Breaker>,
-) {
-    let tables = needed_tables(&catalog, strategy);
+/// Asks ClickHouse, whenever the breaker is open, whether it is well: reachable, with the tables, with
+/// a memory for tokens, and a set-up on which loading each object once is proven.
+async fn probe(preflight: Preflight, breaker: Arc<Breaker>) {
     loop {
         breaker.unprobed().await;
-        match obstacle(&warehouse, &tables).await {
+        match preflight.problem().await {
             Ok(None) => breaker.succeeded(Scope::Inserts),
             Ok(Some((class, why))) => breaker.open(Scope::Everything, class, &why),
             Err(error) => breaker.open(Scope::Everything, halt_class(&error), &with_advice(&error)),

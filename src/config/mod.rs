@@ -32,7 +32,7 @@ pub use secret::{Secret, SecretSource};
 pub use types::{
     AdminConfig, BatchConfig, ClickHouseConfig, Config, EventTypesConfig, Fallback, LoadConfig,
     LoadStrategy, LogConfig, LogFormat, NotificationsConfig, OnMissing, QueueConfig, S3Config,
-    ShutdownConfig, TableEngine, TelemetryConfig,
+    ShutdownConfig, TableEngine, TelemetryConfig, Unproven,
 };
 pub use units::{HumanDuration, HumanSize, Ratio};
 

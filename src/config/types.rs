@@ -142,8 +142,17 @@ pub struct ClickHouseConfig {
     pub cluster: Option<String>,
 
     /// The engines of the tables: `plain` MergeTree engines, or `replicated`
-    /// ones. Choose before the first `migrate`: it does not convert tables.
+    /// ones, with which nothing is loaded unless `clickhouse.unproven` accepts
+    /// it. Choose before the first `migrate`: it does not convert tables.
     pub engine: TableEngine,
+
+    /// Whether `run`, `backfill` and `rejects replay` load where loading each
+    /// object once is not proven: with `Replicated*` or `Shared*` tables, on
+    /// ClickHouse Cloud, and where more than one server answers at
+    /// `clickhouse.url`. `refuse`: they say what they found, and load nothing.
+    /// `accept`: they warn, and rows can be loaded twice
+    /// ([guarantees](guarantees.md#under-which-settings)).
+    pub unproven: Unproven,
 
     /// How long to wait for a connection, 1ms to 1d.
     pub connect_timeout: HumanDuration,
@@ -183,6 +192,15 @@ pub struct ClickHouseConfig {
 pub enum TableEngine {
     Plain,
     Replicated,
+}
+
+/// What becomes of a set-up on which loading each object once is not proven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum Unproven {
+    Refuse,
+    Accept,
 }
 
 /// How ClickHouse reaches the objects.

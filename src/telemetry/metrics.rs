@@ -162,6 +162,7 @@ const PAUSE_REASONS: &[&str] = &[
     "schema",
     "settings",
     "ledger",
+    "unproven",
     "read_only",
     "too_many_parts",
     "no_space",

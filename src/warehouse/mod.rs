@@ -1,6 +1,7 @@
 //! ClickHouse: the only user of its client.
 
 mod redact;
+pub mod topology;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::config::{Secret, SecretSource};
-use crate::http::{self, TlsError};
+use crate::http::{self, Connector, TlsError};
 use crate::sql;
 use crate::store::StoreError;
 use crate::telemetry::with_sources;
@@ -102,16 +103,21 @@ pub struct Warehouse {
 impl Warehouse {
     /// Opens no connection yet.
     pub fn connect(access: &Access) -> Result<Self, TlsError> {
-        let http = http::client(access.connect_timeout, access.ca_file.as_deref())?;
-        let client = clickhouse::Client::with_http_client(http)
-            .with_url(&access.url)
+        let connector = http::connector(access.connect_timeout, access.ca_file.as_deref(), None)?;
+        Ok(Self::over(connector, access, &access.url))
+    }
+
+    /// Opens connections of its own, to that URL.
+    fn over(connector: Connector, access: &Access, url: &str) -> Self {
+        let client = clickhouse::Client::with_http_client(http::client_with(connector))
+            .with_url(url)
             .with_user(&access.user)
             .with_product_info("sluice", env!("CARGO_PKG_VERSION"))
             // Without it an error that comes late is an answer 200 with an exception in its body.
             .with_setting("wait_end_of_query", "1")
             .with_setting("async_insert", "0")
             .with_setting(LOG_COMMENT, "sluice");
-        Ok(Self {
+        Self {
             client,
             password: access.password.clone(),
             redactor: Redactor::new(&access.secrets),
@@ -122,7 +128,7 @@ impl Warehouse {
                 .as_ref()
                 .map(|cluster| format!(" ON CLUSTER {}", sql::ident(cluster)))
                 .unwrap_or_default(),
-        })
+        }
     }
 
     /// The same, with another comment in `system.query_log`.

@@ -34,8 +34,8 @@ pub struct Options {
 /// A ClickHouse server that ends when this is dropped.
 ///
 /// Users: `default` without a password, `secured` with `correct-horse`, `reader` with `look-only`,
-/// who may only SELECT, `forgetful`, whose repeated inserts are not recognised, and `confined`, who may
-/// not change a setting that inserts have.
+/// who may only SELECT, `forgetful`, whose repeated inserts are not recognised, `confined`, who may not
+/// change a setting that inserts have, and `tenant`, to whom it looks like ClickHouse Cloud.
 #[derive(Debug)]
 pub struct ClickHouse {
     url: String,

@@ -5,6 +5,7 @@
 
 mod announce;
 mod aws;
+pub mod balancer;
 pub mod browser;
 mod clickhouse;
 mod clients;

@@ -173,7 +173,13 @@ async fn who_does_not_answer_is_named_and_the_rest_is_checked() {
     let (code, checks) = check(&sluice, &["s3://somewhere/a.jsonl"]);
     assert_fails(&checks, &["clickhouse"]);
     assert!(of(&checks, "clickhouse").2.contains("clickhouse.url"));
-    for skipped in ["version", "tables", "s3 by clickhouse"] {
+    for skipped in [
+        "version",
+        "tables",
+        "replication",
+        "servers",
+        "s3 by clickhouse",
+    ] {
         assert_eq!(of(&checks, skipped).0, "skip", "{skipped}");
     }
     assert_eq!(of(&checks, "redrive policy").0, "pass");
@@ -214,16 +220,6 @@ async fn what_is_wrong_in_clickhouse_is_named() {
     sluice.migrate();
     let (code, checks) = check(&sluice, &[]);
     assert_eq!(code, Some(0), "{checks:#?}");
-
-    // Nobody can know whether a balancer is in between.
-    let sluice = sluice.set("clickhouse.engine", "replicated");
-    let (_, checks) = check(&sluice, &[]);
-    let (result, _, advice) = of(&checks, "consistency");
-    assert_eq!(result, "warn");
-    assert!(
-        advice.contains("select_sequential_consistency = 1"),
-        "{advice}"
-    );
 
     let sluice = sluice.set("clickhouse.insert_timeout", "12h");
     let (_, checks) = check(&sluice, &[]);

@@ -32,4 +32,5 @@ mod strategies;
 mod streamed;
 mod traces;
 mod types;
+mod unproven;
 mod window;

@@ -13,11 +13,9 @@ use serde::Serialize;
 use super::Arguments;
 use crate::backfill::{Backfill, Options, Tally};
 use crate::cli::output::{shown, table};
+use crate::cli::preflight::Preflight;
 use crate::cli::stop::stop_on_signals;
-use crate::cli::{
-    Incomplete, aws, batch_limits, catalog, loader, needed_tables, note, obstacle, planner,
-    warehouse,
-};
+use crate::cli::{Incomplete, aws, batch_limits, catalog, loader, note, planner, warehouse};
 use crate::config::{Config, LogConfig};
 use crate::listing::Lister;
 use crate::load::breaker::{Breaker, Scope};
@@ -72,10 +70,9 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
 async fn ready_loader(config: &Config, aws: &aws_config::SdkConfig) -> anyhow::Result<Loader> {
     let catalog = catalog(config)?;
     let warehouse = warehouse(config)?;
-    let needed = needed_tables(&catalog, config.load.strategy);
-    let obstacle = obstacle(&warehouse, &needed).await;
-    let obstacle = obstacle.map_err(|error| anyhow::anyhow!(with_advice(&error)))?;
-    if let Some((_, why)) = obstacle {
+    let problem = Preflight::new(config, &catalog)?.problem().await;
+    let problem = problem.map_err(|error| anyhow::anyhow!(with_advice(&error)))?;
+    if let Some((_, why)) = problem {
         bail!(why);
     }
     let region = aws.region().map_or("us-east-1", |region| region.as_ref());

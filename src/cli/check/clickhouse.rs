@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::report::Check;
 use crate::cli::migrate::schema_options;
-use crate::config::{Config, TableEngine};
+use crate::config::Config;
 use crate::event_types::Catalog;
 use crate::load::verdict::advice;
 use crate::plan::setting_names;
@@ -16,7 +16,6 @@ use crate::warehouse::{Warehouse, WarehouseError};
 
 const CLICKHOUSE: &str = "clickhouse";
 const VERSION: &str = "version";
-const CONSISTENCY: &str = "consistency";
 pub(super) const TABLES: &str = "tables";
 
 /// What the tests of Sluice run on.
@@ -48,26 +47,17 @@ pub(super) async fn check(
     warehouse: &Warehouse,
     version: &str,
 ) -> Vec<Check> {
-    let mut checks = vec![match unknown_settings(warehouse).await {
+    let version = match unknown_settings(warehouse).await {
         Ok(unknown) => judge_version(version, &unknown),
         Err(error) => failed(VERSION, &error),
-    }];
-    if config.clickhouse.engine == TableEngine::Replicated {
-        checks.push(
-            match settings(warehouse, QUORUM.map(|(name, _)| name)).await {
-                Ok(found) => judge_consistency(&found),
-                Err(error) => failed(CONSISTENCY, &error),
-            },
-        );
-    }
-    checks.push(check_tables(config, catalog, warehouse).await);
-    checks
+    };
+    vec![version, check_tables(config, catalog, warehouse).await]
 }
 
 pub(super) const NO_CLICKHOUSE: &str = "ClickHouse does not answer";
 
 /// With what `run` would advise.
-fn failed(name: &'static str, error: &WarehouseError) -> Check {
+pub(super) fn failed(name: &'static str, error: &WarehouseError) -> Check {
     Check::fail(
         name,
         error.to_string(),
@@ -140,32 +130,6 @@ fn judge_version(version: &str, unknown_settings: &[&str]) -> Check {
         VERSION,
         problem,
         format!("upgrade ClickHouse to {tested}, which is tested"),
-    )
-}
-
-/// Under these a read finds what was written before, whichever replica is asked.
-const QUORUM: [(&str, &str); 3] = [
-    ("insert_quorum", "auto"),
-    ("insert_quorum_parallel", "0"),
-    ("select_sequential_consistency", "1"),
-];
-
-fn judge_consistency(settings: &BTreeMap<String, String>) -> Check {
-    let differing: Vec<String> = QUORUM
-        .iter()
-        .filter(|(name, value)| settings.get(*name).is_none_or(|found| found != value))
-        .map(|(name, value)| format!("{name} = {value}"))
-        .collect();
-    if differing.is_empty() {
-        return Check::pass(CONSISTENCY, "a read finds what any replica has confirmed");
-    }
-    Check::warn(
-        CONSISTENCY,
-        "behind a balancer a read of the ledger can miss what another replica has confirmed",
-        format!(
-            "unless the URL leads to one server always, set for the user: {}",
-            differing.join(", ")
-        ),
     )
 }
 

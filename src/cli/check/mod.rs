@@ -6,6 +6,7 @@ mod policy;
 mod queue;
 mod report;
 mod storage;
+mod topology;
 
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use anyhow::ensure;
 
 use super::migrate::schema_options;
 use super::output::Output;
+use super::preflight::Preflight;
 use super::{aws, catalog, planner, warehouse};
 use crate::config::Config;
 use crate::ledger::Ledger;
@@ -64,10 +66,13 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
             let grants = policy::grants(config, &catalog, &arguments.buckets);
             checks.push(policy::check(&warehouse, &config.clickhouse.user, &grants).await);
             checks.extend(clickhouse::check(config, &catalog, &warehouse, version).await);
+            let preflight = Preflight::new(config, &catalog)?;
+            checks.extend(topology::check(&preflight, config.clickhouse.unproven).await);
         }
         None => {
             checks.push(policy::unasked());
             checks.extend(clickhouse::unasked());
+            checks.extend(topology::unasked());
         }
     }
     let readers = Readers {

@@ -8,7 +8,8 @@ mod show;
 use anyhow::{Context, bail};
 use clap::Subcommand;
 
-use super::{catalog, ledger, needed_tables, obstacle, planner, warehouse};
+use super::preflight::Preflight;
+use super::{catalog, ledger, planner, warehouse};
 use crate::config::Config;
 use crate::failpoint;
 use crate::kept::KeptLines;
@@ -39,9 +40,8 @@ pub(super) async fn run(config: &Config, command: &Command) -> anyhow::Result<()
         Command::Show(arguments) => show::run(&kept, arguments).await.with_context(unanswered),
         Command::Replay(arguments) => {
             let catalog = catalog(config)?;
-            let needed = needed_tables(&catalog, config.load.strategy);
-            let obstacle = obstacle(&warehouse, &needed).await;
-            if let Some((_, why)) = obstacle.with_context(unanswered)? {
+            let problem = Preflight::new(config, &catalog)?.problem().await;
+            if let Some((_, why)) = problem.with_context(unanswered)? {
                 bail!(why);
             }
             let replayer = Replayer {

@@ -1,0 +1,55 @@
+//! Is it one server with plain tables, on which loading each object once is proven?
+
+use super::clickhouse::{NO_CLICKHOUSE, failed};
+use super::report::Check;
+use crate::cli::preflight::Preflight;
+use crate::cli::topology::{ADVICE, Finding};
+use crate::config::Unproven;
+use crate::warehouse::WarehouseError;
+
+const REPLICATION: &str = "replication";
+const SERVERS: &str = "servers";
+
+/// What `run` refuses, unless the configuration accepts it.
+pub(super) async fn check(preflight: &Preflight, unproven: Unproven) -> [Check; 2] {
+    let topology = preflight.topology();
+    [
+        judge(
+            REPLICATION,
+            "plain tables",
+            topology.replication().await,
+            unproven,
+        ),
+        judge(
+            SERVERS,
+            "one server answers",
+            topology.servers().await,
+            unproven,
+        ),
+    ]
+}
+
+pub(super) fn unasked() -> [Check; 2] {
+    [REPLICATION, SERVERS].map(|name| Check::skip(name, NO_CLICKHOUSE))
+}
+
+fn judge(
+    name: &'static str,
+    well: &str,
+    found: Result<Option<Finding>, WarehouseError>,
+    unproven: Unproven,
+) -> Check {
+    match found {
+        Ok(None) => Check::pass(name, well),
+        Ok(Some(finding)) if unproven == Unproven::Refuse => {
+            Check::fail(name, finding.risk(), ADVICE)
+        }
+        Ok(Some(finding)) => Check::warn(
+            name,
+            finding.risk(),
+            "`clickhouse.unproven: accept` takes the risk: compare the tables with the objects \
+             after outages",
+        ),
+        Err(error) => failed(name, &error),
+    }
+}

@@ -1,0 +1,130 @@
+//! Reasons not to load: looked for before the first insert, and while intake is paused.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tracing::{debug, warn};
+
+use super::topology::Topology;
+use super::{access, note, warehouse};
+use crate::config::{Config, LoadStrategy, Unproven};
+use crate::event_types::Catalog;
+use crate::event_types::select::Target;
+use crate::ledger;
+use crate::schema::landing_name;
+use crate::warehouse::{Warehouse, WarehouseError};
+
+/// Why nothing must be loaded: a class, for the label of a metric, and the reason in words.
+pub(super) type Problem = (&'static str, String);
+
+const UNPROVEN: &str = "unproven";
+
+/// Asks ClickHouse whether anything speaks against loading.
+pub(super) struct Preflight {
+    warehouse: Warehouse,
+    tables: Vec<String>,
+    topology: Topology,
+    unproven: Unproven,
+    /// Whether the warning of a set-up that is accepted has been given, or there is none to give.
+    warned: AtomicBool,
+}
+
+impl Preflight {
+    pub(super) fn new(config: &Config, catalog: &Catalog) -> anyhow::Result<Self> {
+        let tables = needed_tables(catalog, config.load.strategy);
+        let warehouse = warehouse(config)?;
+        Ok(Self {
+            topology: Topology::new(
+                access(config)?,
+                warehouse.clone(),
+                config.clickhouse.engine,
+                &tables,
+            ),
+            warehouse,
+            tables,
+            unproven: config.clickhouse.unproven,
+            warned: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// Returns what speaks against loading.
+    pub(super) async fn problem(&self) -> Result<Option<Problem>, WarehouseError> {
+        // Before it is advised to make such tables.
+        if let Some(found) = self.topology.configured()
+            && self.unproven == Unproven::Refuse
+        {
+            return Ok(Some((UNPROVEN, found.refusal())));
+        }
+        let missing = self.warehouse.missing_tables(&self.tables).await?;
+        if !missing.is_empty() {
+            let why = format!(
+                "tables are missing in database {}: {}; run `sluice migrate`",
+                self.warehouse.database(),
+                missing.join(", "),
+            );
+            return Ok(Some(("schema", why)));
+        }
+        if let Some(setting) = self.warehouse.forgetful_setting().await? {
+            let why = format!(
+                "`{setting}` is 'disable' for this user: rows of a repeated insert would be \
+                 doubled; take it out of the user's profile"
+            );
+            return Ok(Some(("settings", why)));
+        }
+        match self.unproven {
+            Unproven::Refuse => {
+                let found = self.topology.unproven().await?;
+                Ok(found.map(|found| (UNPROVEN, found.refusal())))
+            }
+            Unproven::Accept => {
+                self.warn_once().await;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Says what is accepted. Nothing depends on it: where that cannot be found out, loading
+    /// begins all the same.
+    async fn warn_once(&self) {
+        if self.warned.load(Ordering::Relaxed) {
+            return;
+        }
+        match self.topology.unproven().await {
+            Ok(found) => {
+                self.warned.store(true, Ordering::Relaxed);
+                if let Some(found) = found {
+                    warning(&format!(
+                        "`clickhouse.unproven` is accept: {}",
+                        found.risk()
+                    ));
+                }
+            }
+            Err(error) => debug!(%error, "failed to find out which servers and tables there are"),
+        }
+    }
+}
+
+/// Says it in the log, or where there is none, as commands say what goes with their result.
+fn warning(text: &str) {
+    if tracing::dispatcher::has_been_set() {
+        warn!("{text}");
+    } else {
+        note(&format!("warning: {text}"));
+    }
+}
+
+/// The tables without which nothing can be loaded.
+fn needed_tables(catalog: &Catalog, strategy: LoadStrategy) -> Vec<String> {
+    let ledger = [
+        ledger::OBJECTS_TABLE,
+        ledger::BATCHES_TABLE,
+        ledger::FAILURES_TABLE,
+    ];
+    let targets = Target::all(catalog);
+    let tables = targets.iter().map(Target::table).chain(ledger);
+    let landing = (strategy == LoadStrategy::SinglePass).then(|| landing_name(catalog));
+    tables.map(str::to_owned).chain(landing).collect()
+}

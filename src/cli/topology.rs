@@ -1,0 +1,108 @@
+//! Set-ups of ClickHouse on which loading each object once is not proven.
+
+use crate::config::TableEngine;
+use crate::schema::REPLAYED;
+use crate::warehouse::topology::servers;
+use crate::warehouse::{Access, Warehouse, WarehouseError};
+
+/// What to do about such a set-up.
+pub(super) const ADVICE: &str = "use plain tables on one server and a `clickhouse.url` that leads \
+                                 to it alone, or set `clickhouse.unproven: accept` to take the risk";
+
+/// Asks which servers and tables there are.
+pub(super) struct Topology {
+    access: Access,
+    warehouse: Warehouse,
+    engine: TableEngine,
+    tables: Vec<String>,
+}
+
+/// What was found, in words.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Finding(String);
+
+impl Finding {
+    /// What can happen on such a set-up.
+    pub(super) fn risk(&self) -> String {
+        format!(
+            "{}; loading each object once is proven with plain tables on one server only, and here \
+             rows can be loaded twice",
+            self.0
+        )
+    }
+
+    /// The same, and what to do.
+    pub(super) fn refusal(&self) -> String {
+        format!("{}; {ADVICE}", self.risk())
+    }
+}
+
+impl Topology {
+    /// Of these tables, and of the list of replayed lines.
+    pub(super) fn new(
+        access: Access,
+        warehouse: Warehouse,
+        engine: TableEngine,
+        tables: &[String],
+    ) -> Self {
+        let replayed = [REPLAYED.to_owned()];
+        Self {
+            access,
+            warehouse,
+            engine,
+            tables: tables.iter().cloned().chain(replayed).collect(),
+        }
+    }
+
+    /// What the configuration alone says.
+    pub(super) fn configured(&self) -> Option<Finding> {
+        (self.engine == TableEngine::Replicated).then(|| {
+            let found = "`clickhouse.engine` is replicated: `sluice migrate` makes such tables";
+            Finding(found.to_owned())
+        })
+    }
+
+    /// What is unproven, if anything is.
+    pub(super) async fn unproven(&self) -> Result<Option<Finding>, WarehouseError> {
+        match self.replication().await? {
+            None => self.servers().await,
+            found => Ok(found),
+        }
+    }
+
+    /// Whether anything is replicated: by configuration, by ClickHouse Cloud, by its database or
+    /// by a table.
+    pub(super) async fn replication(&self) -> Result<Option<Finding>, WarehouseError> {
+        if let Some(found) = self.configured() {
+            return Ok(Some(found));
+        }
+        let database = self.warehouse.database();
+        if let Some((table, engine)) = self.warehouse.replicated_table(&self.tables).await? {
+            let found = format!("table {table} of database {database} has the engine {engine}");
+            return Ok(Some(Finding(found)));
+        }
+        if let Some(engine) = self.warehouse.replicated_database().await? {
+            let found = format!("database {database} has the engine {engine}");
+            return Ok(Some(Finding(found)));
+        }
+        let is_cloud = self.warehouse.is_cloud().await?;
+        Ok(is_cloud.then(|| {
+            let found = "the server is one of ClickHouse Cloud (`cloud_mode`), where every table \
+                         is replicated";
+            Finding(found.to_owned())
+        }))
+    }
+
+    /// Whether more than one server answers.
+    pub(super) async fn servers(&self) -> Result<Option<Finding>, WarehouseError> {
+        let servers = servers(&self.access).await?;
+        let mut servers = servers.iter();
+        let (Some(first), Some(second)) = (servers.next(), servers.next()) else {
+            return Ok(None);
+        };
+        let url = &self.access.url;
+        Ok(Some(Finding(format!(
+            "more than one server answers at {url}: {first}, and {second}"
+        ))))
+    }
+}
