@@ -69,7 +69,7 @@ async fn skip(lab: &Lab, database: &Database<'_>, keys: u64) -> Result<Backfill>
         s3: listing.url(),
         ..queue.addresses(&lab.objects)
     };
-    let worker = Worker::prepare(lab, &at, database, "", "")?;
+    let worker = Worker::prepare(&lab.sluice, lab, &at, database, "", "")?;
     let bucket = format!("s3://{BUCKET}");
     let mut command = worker.command(&["backfill", &bucket, "--output", "json"]);
     let begun = Instant::now();

@@ -3,6 +3,7 @@
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use sluice_bench::gate::median;
 
 use crate::lab::Lab;
 use crate::note;
@@ -109,12 +110,4 @@ pub(crate) async fn compare(
         size: uploaded.size,
         ways: measured,
     })
-}
-
-/// The middle one; of an even number, the lower of the two.
-pub(crate) fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len().saturating_sub(1) / 2;
-    sorted.get(middle).copied().unwrap_or(f64::NAN)
 }

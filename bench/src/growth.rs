@@ -3,8 +3,8 @@
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use sluice_bench::gate::median;
 
-use crate::compare::median;
 use crate::lab::{Database, Lab};
 use crate::note;
 use crate::ways::sluice::load_by;
@@ -43,9 +43,13 @@ pub(crate) async fn run(
     let (mut empty_seconds, mut full_seconds) = (Vec::new(), Vec::new());
     for round in 0..=samples {
         let empty = lab.database().await?;
-        let seconds = load_by(1, "", lab, &uploaded, &empty).await?.seconds;
+        let seconds = load_by(&lab.sluice, 1, "", lab, &uploaded, &empty)
+            .await?
+            .seconds;
         empty.remove().await?;
-        let beside = load_by(1, "", lab, &uploaded, &full).await?.seconds;
+        let beside = load_by(&lab.sluice, 1, "", lab, &uploaded, &full)
+            .await?
+            .seconds;
         forget(lab, &full, ledger_objects).await?;
         note(&format!(
             "{round}/{samples}: {seconds:.2} s, and {beside:.2} s beside a full ledger"

@@ -41,7 +41,8 @@ pub(crate) async fn run(lab: &Lab, messages: usize) -> Result<Held> {
     let server = QueueServer::start(&objects).await?;
     let queue = format!("  max_held: {messages}\n  visibility_timeout: 1h\n");
     let at = server.addresses(&lab.objects);
-    let mut worker = Worker::prepare(lab, &at, &database, &queue, CONFIGURATION)?.start()?;
+    let mut worker =
+        Worker::prepare(&lab.sluice, lab, &at, &database, &queue, CONFIGURATION)?.start()?;
     let all = messages as u64;
     worker
         .until(async || Ok(server.depth().await?.1 >= all))

@@ -1,10 +1,12 @@
 //! Benchmarks; `cargo xtask bench` builds and runs them. See docs/performance.md.
 
 mod backfill;
+mod baseline;
 mod compare;
 mod growth;
 mod held;
 mod lab;
+mod meter;
 mod objects;
 mod plot;
 mod queue;
@@ -15,12 +17,14 @@ mod workers;
 mod workload;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
+use sluice_bench::gate::{Policy, Verdict, overall};
 use sluice_testkit::Keeper;
 use sluice_testkit::install::target_directory;
 
@@ -43,24 +47,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Sluice against the bare engine and other ways of loading
-    Compare {
-        /// Some workloads only
-        #[arg(long, value_delimiter = ',')]
-        workloads: Vec<String>,
-        /// Some ways only
-        #[arg(long, value_delimiter = ',')]
-        ways: Vec<String>,
-        /// Load this share of each workload
-        #[arg(long, default_value_t = 1.0)]
-        share: f64,
-        /// How often each way runs
-        #[arg(long, default_value_t = 5)]
-        samples: usize,
-        /// How long S3 takes for each request
-        #[arg(long, default_value_t = 0)]
-        latency_ms: u64,
-    },
+    /// Sluice against the bare engine and other ways of loading, or against an older Sluice
+    Compare(Compare),
     /// One, two and four workers on one queue
     Workers {
         /// Load this share of the tiny workload
@@ -113,41 +101,65 @@ enum Command {
     Report,
 }
 
+#[derive(Args)]
+struct Compare {
+    /// Some workloads only
+    #[arg(long, value_delimiter = ',')]
+    workloads: Vec<String>,
+    /// Some ways only
+    #[arg(long, value_delimiter = ',', conflicts_with = "baseline")]
+    ways: Vec<String>,
+    /// Load this share of each workload
+    #[arg(long, default_value_t = 1.0)]
+    share: f64,
+    /// How often each way runs
+    #[arg(long, default_value_t = 5)]
+    samples: usize,
+    /// How long S3 takes for each request
+    #[arg(long, default_value_t = 0)]
+    latency_ms: u64,
+    /// Compare processor time with this older sluice instead; exits with 1 where a workload is
+    /// over the limit, and with 3 where the machine was too busy for a verdict
+    #[arg(long, value_name = "BINARY")]
+    baseline: Option<PathBuf>,
+    /// Allow this ratio of the median processor times
+    #[arg(long, default_value_t = 1.05, requires = "baseline")]
+    limit: f64,
+    /// Throw a sample away when other programs used more than this share of the cores
+    #[arg(long, default_value_t = 0.1, requires = "baseline")]
+    max_other_load: f64,
+    /// Throw away and repeat at most COUNT samples of each workload
+    #[arg(
+        long,
+        default_value_t = 10,
+        value_name = "COUNT",
+        requires = "baseline"
+    )]
+    max_discarded: usize,
+    /// Keep disturbed samples after that, instead of giving no verdict
+    #[arg(long, requires = "baseline")]
+    accept_disturbed: bool,
+}
+
+/// The exit code where the machine was too busy; 2 is that of wrong arguments.
+const UNDECIDED: u8 = 3;
+
 #[tokio::main]
-async fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    let start = |keeper, latency| Lab::start(arguments.sluice, keeper, latency);
-    match arguments.command {
-        Command::Compare {
-            workloads,
-            ways,
-            share,
-            samples,
-            latency_ms,
-        } => {
-            let mut ways = chosen(&ways, Way::ALL.to_vec(), |way| way.name())?;
-            let wants_keeper = ways.contains(&Way::S3Queue);
-            let keeper = wants_keeper.then(Keeper::start).transpose();
-            let keeper = keeper.unwrap_or_else(|why| {
-                note(&format!("s3queue is left out: {why:#}"));
-                ways.retain(|way| *way != Way::S3Queue);
-                None
-            });
-            let lab = start(keeper, Duration::from_millis(latency_ms)).await?;
-            for workload in chosen(&workloads, workload::all().to_vec(), |it| it.name)? {
-                let mut comparison =
-                    compare::compare(&lab, &workload, &ways, samples, share).await?;
-                comparison.workload = named(workload.name, latency_ms);
-                keep(&format!("compare-{}", comparison.workload), &comparison)?;
-            }
-            Ok(())
+async fn main() -> Result<ExitCode> {
+    let Arguments { sluice, command } = Arguments::parse();
+    match command {
+        Command::Compare(asked) => {
+            return match &asked.baseline {
+                None => compare_ways(sluice, &asked).await,
+                Some(baseline) => compare_with(baseline, sluice, &asked).await,
+            };
         }
         Command::Workers {
             share,
             samples,
             latency_ms,
         } => {
-            let lab = start(None, Duration::from_millis(latency_ms)).await?;
+            let lab = Lab::start(sluice, None, Duration::from_millis(latency_ms)).await?;
             let workers = workers::run(&lab, &tiny(), share, samples, latency_ms).await?;
             keep(&named("workers", latency_ms), &workers)
         }
@@ -156,12 +168,12 @@ async fn main() -> Result<()> {
             share,
             samples,
         } => {
-            let lab = start(None, Duration::ZERO).await?;
+            let lab = Lab::start(sluice, None, Duration::ZERO).await?;
             let growth = growth::run(&lab, &tiny(), share, ledger_objects, samples).await?;
             keep("growth", &growth)
         }
         Command::Held { messages } => {
-            let lab = start(None, Duration::ZERO).await?;
+            let lab = Lab::start(sluice, None, Duration::ZERO).await?;
             let mut held = Vec::new();
             for messages in messages {
                 held.push(held::run(&lab, messages).await?);
@@ -175,7 +187,7 @@ async fn main() -> Result<()> {
             configuration,
             beside_engine,
         } => {
-            let lab = start(None, Duration::ZERO).await?;
+            let lab = Lab::start(sluice, None, Duration::ZERO).await?;
             let plan = steady::Plan {
                 objects_per_second: rate,
                 minutes,
@@ -185,10 +197,73 @@ async fn main() -> Result<()> {
             keep(&name, &steady::run(&lab, plan).await?)
         }
         Command::Backfill { keys } => {
-            let lab = start(None, Duration::ZERO).await?;
+            let lab = Lab::start(sluice, None, Duration::ZERO).await?;
             keep("backfill", &backfill::run(&lab, &keys).await?)
         }
         Command::Report => report::write(),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn compare_ways(sluice: PathBuf, asked: &Compare) -> Result<ExitCode> {
+    let mut ways = chosen(&asked.ways, Way::ALL.to_vec(), |way| way.name())?;
+    let wants_keeper = ways.contains(&Way::S3Queue);
+    let keeper = wants_keeper.then(Keeper::start).transpose();
+    let keeper = keeper.unwrap_or_else(|why| {
+        note(&format!("s3queue is left out: {why:#}"));
+        ways.retain(|way| *way != Way::S3Queue);
+        None
+    });
+    let lab = Lab::start(sluice, keeper, Duration::from_millis(asked.latency_ms)).await?;
+    for workload in asked.workloads()? {
+        let mut comparison =
+            compare::compare(&lab, &workload, &ways, asked.samples, asked.share).await?;
+        comparison.workload = named(workload.name, asked.latency_ms);
+        keep(&format!("compare-{}", comparison.workload), &comparison)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn compare_with(baseline: &Path, sluice: PathBuf, asked: &Compare) -> Result<ExitCode> {
+    let baseline = fs::canonicalize(baseline)
+        .with_context(|| format!("cannot find the baseline {}", baseline.display()))?;
+    let terms = baseline::Terms {
+        baseline: &baseline,
+        limit: asked.limit,
+        samples: asked.samples,
+        share: asked.share,
+        policy: Policy {
+            max_other_load: asked.max_other_load,
+            max_discarded: asked.max_discarded,
+            accept_disturbed: asked.accept_disturbed,
+        },
+    };
+    let workloads = asked.workloads()?;
+    let lab = Lab::start(sluice, None, Duration::from_millis(asked.latency_ms)).await?;
+    let mut results = Vec::new();
+    for workload in workloads {
+        let mut judged = baseline::compare(&lab, &workload, &terms).await?;
+        judged.workload = named(workload.name, asked.latency_ms);
+        keep(
+            &format!("{}{}", report::BASELINE_PREFIX, judged.workload),
+            &judged,
+        )?;
+        results.push(judged);
+    }
+    for judged in &results {
+        note(&format!("{}\n{}", judged.line(), judged.details()));
+    }
+    let verdicts: Vec<Verdict> = results.iter().map(|it| it.verdict).collect();
+    Ok(match overall(&verdicts) {
+        Verdict::WithinLimit => ExitCode::SUCCESS,
+        Verdict::OverLimit => ExitCode::FAILURE,
+        Verdict::Undecided => ExitCode::from(UNDECIDED),
+    })
+}
+
+impl Compare {
+    fn workloads(&self) -> Result<Vec<Workload>> {
+        chosen(&self.workloads, workload::all().to_vec(), |it| it.name)
     }
 }
 

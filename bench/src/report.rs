@@ -16,6 +16,8 @@ use crate::{plot, results};
 
 const PAGE: &str = "docs/performance.md";
 const RAW: &str = "docs/performance";
+/// How the names of the results against an older program begin.
+pub(crate) const BASELINE_PREFIX: &str = "baseline-";
 
 pub(crate) fn write() -> Result<()> {
     let raw = project::path(RAW);
@@ -28,9 +30,13 @@ pub(crate) fn write() -> Result<()> {
         let (Some(name), Some(file)) = (path.file_stem(), path.file_name()) else {
             continue;
         };
+        let name = name.to_string_lossy();
+        // A comparison with an older program is a verdict on a change, and no figure of the page.
+        if name.starts_with(BASELINE_PREFIX) {
+            continue;
+        }
         let text = fs::read_to_string(&path)?;
         fs::write(raw.join(file), &text)?;
-        let name = name.to_string_lossy();
         match &*name {
             "growth" => figures.push(serde_json::from_str::<Growth>(&text)?.row()),
             "backfill" => {

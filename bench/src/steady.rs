@@ -119,7 +119,8 @@ pub(crate) async fn run(lab: &Lab, plan: Plan) -> Result<Steady> {
     };
     let queue = QueueServer::start([]).await?;
     let at = queue.addresses(&lab.objects);
-    let mut worker = Worker::prepare(lab, &at, &database, "", &configuration)?.start()?;
+    let mut worker =
+        Worker::prepare(&lab.sluice, lab, &at, &database, "", &configuration)?.start()?;
     let length = Duration::from_secs_f64(minutes * 60.0);
     let (arrivals, arrived) = mpsc::unbounded_channel();
     let ((reckoning, put_at), moments, ()) = tokio::try_join!(

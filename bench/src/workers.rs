@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use sluice_bench::gate::median;
 
-use crate::compare::median;
 use crate::lab::Lab;
 use crate::note;
 use crate::ways::sluice::load_by;
@@ -58,7 +58,7 @@ pub(crate) async fn run(
     for round in 0..=samples {
         for (workers, seconds) in COUNTS.iter().zip(&mut seconds) {
             let database = lab.database().await?;
-            let run = load_by(*workers, "", lab, &uploaded, &database).await?;
+            let run = load_by(&lab.sluice, *workers, "", lab, &uploaded, &database).await?;
             database.remove().await?;
             note(&format!(
                 "{round}/{samples} {workers} workers: {:.2} s",

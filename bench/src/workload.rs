@@ -1,10 +1,10 @@
 //! What is loaded: objects that are uploaded once and loaded many times.
 
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
 use serde::{Deserialize, Serialize};
 use sluice::object::ObjectRef;
-use sluice_testkit::xapi::{EventType, Generator, Reckoning};
+use sluice_testkit::xapi::{Compression, EventType, Generator, Reckoning};
 
 use crate::objects::ObjectServer;
 
@@ -15,18 +15,25 @@ pub(crate) struct Workload {
     pub(crate) objects: usize,
     /// Statements in an object; one has about 1.2 KB.
     statements: RangeInclusive<usize>,
-    zipped: bool,
+    compression: Option<Compression>,
     only: Option<EventType>,
+    /// When the statements were made; the generator's own times where there are none.
+    times: Option<Range<u64>>,
 }
 
+/// April 2018 to July 2026, in seconds since 1970: one hundred months, and a partition for each.
+/// The first two hours are left out, since a timestamp with an offset can be two hours earlier.
+const HUNDRED_MONTHS: Range<u64> = 1_522_548_000..1_785_542_400;
+
 /// The workloads by name.
-pub(crate) fn all() -> [Workload; 5] {
+pub(crate) fn all() -> [Workload; 7] {
     let workload = |name, objects, statements| Workload {
         name,
         objects,
         statements,
-        zipped: false,
+        compression: None,
         only: None,
+        times: None,
     };
     let mixed = workload("mixed", 2_000, 35..=45);
     [
@@ -35,7 +42,17 @@ pub(crate) fn all() -> [Workload; 5] {
         workload("large", 100, 4_000..=4_000),
         Workload {
             name: "gz",
-            zipped: true,
+            compression: Some(Compression::Gzip),
+            ..mixed.clone()
+        },
+        Workload {
+            name: "zst",
+            compression: Some(Compression::Zstd),
+            ..mixed.clone()
+        },
+        Workload {
+            name: "partitions",
+            times: Some(HUNDRED_MONTHS),
             ..mixed.clone()
         },
         Workload {
@@ -80,11 +97,16 @@ impl Workload {
             reason = "a share of a count"
         )]
         let count = ((self.objects as f64 * share).ceil() as usize).max(1);
-        let zipped = if self.zipped { 1.0 } else { 0.0 };
         let mut generator = Generator::new(1)
             .faults(0.0, 0.02)
-            .sizes(self.statements.clone())
-            .zipped(zipped);
+            .sizes(self.statements.clone());
+        generator = match self.compression {
+            None => generator.compressed(0.0, Compression::Gzip),
+            Some(compression) => generator.compressed(1.0, compression),
+        };
+        if let Some(times) = &self.times {
+            generator = generator.times(times.clone());
+        }
         if let Some(only) = self.only {
             generator = generator.only(only);
         }

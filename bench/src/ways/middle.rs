@@ -67,11 +67,11 @@ async fn rows_of(s3: &aws_sdk_s3::Client, catalog: &Catalog, object: &ObjectRef)
     let get = s3.get_object().bucket(&object.bucket).key(&object.key);
     let body = get.send().await?.body.collect().await?.into_bytes();
     let mut text = String::new();
-    if object.key.ends_with(".gz") {
-        GzDecoder::new(body.as_ref()).read_to_string(&mut text)?;
-    } else {
-        body.as_ref().read_to_string(&mut text)?;
-    }
+    match object.key.rsplit_once('.') {
+        Some((_, "gz")) => GzDecoder::new(body.as_ref()).read_to_string(&mut text)?,
+        Some((_, "zst")) => zstd::Decoder::new(body.as_ref())?.read_to_string(&mut text)?,
+        _ => body.as_ref().read_to_string(&mut text)?,
+    };
     let mut rows = Rows::new();
     for (number, line) in text
         .lines()

@@ -63,8 +63,8 @@ impl Way {
         match self {
             Self::Count => engine::count(lab, uploaded).await,
             Self::Limit => engine::limit(lab, uploaded).await,
-            Self::Sluice => sluice::run(lab, uploaded, "").await,
-            Self::Streamed => sluice::run(lab, uploaded, STREAMED).await,
+            Self::Sluice => sluice::run(&lab.sluice, lab, uploaded, "").await,
+            Self::Streamed => sluice::run(&lab.sluice, lab, uploaded, STREAMED).await,
             Self::Middle => middle::run(lab, uploaded).await,
             Self::Earlier => earlier::run(lab, uploaded).await,
             Self::S3Queue => queue_engine::run(lab, uploaded).await,

@@ -15,13 +15,12 @@ use tokio::time::sleep;
 
 use super::Run;
 use crate::lab::{Database, Lab};
+use crate::meter::{Meter, processor_seconds};
 use crate::objects::Requests;
 use crate::queue::{Addresses, QueueServer};
 use crate::workload::Uploaded;
 
 const POLL: Duration = Duration::from_millis(50);
-/// In ticks a second, as Linux counts processor time for programs.
-const TICKS: f64 = 100.0;
 /// To stop in good order.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -37,18 +36,25 @@ pub(crate) struct Cost {
     /// ClickHouse's are in it; where they are counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) s3_requests: Option<Requests>,
+    /// Of ClickHouse for the statements of the run; where it is measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) clickhouse_cpu_seconds: Option<f64>,
+    /// The share of the cores that other programs used; where it is measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) other_load: Option<f64>,
 }
 
-/// `more`: of the configuration, as YAML.
-pub(super) async fn run(lab: &Lab, uploaded: &Uploaded, more: &str) -> Result<Run> {
+/// Runs the program `sluice`. `more`: of the configuration, as YAML.
+pub(crate) async fn run(sluice: &Path, lab: &Lab, uploaded: &Uploaded, more: &str) -> Result<Run> {
     let database = lab.database().await?;
-    let run = load_by(1, more, lab, uploaded, &database).await?;
+    let run = load_by(sluice, 1, more, lab, uploaded, &database).await?;
     database.remove().await?;
     Ok(run)
 }
 
 /// From the first receive from a full queue until the last message is deleted.
 pub(crate) async fn load_by(
+    sluice: &Path,
     workers: usize,
     more: &str,
     lab: &Lab,
@@ -58,8 +64,9 @@ pub(crate) async fn load_by(
     let before = lab.objects.requests();
     let queue = QueueServer::start(&uploaded.objects).await?;
     let at = queue.addresses(&lab.objects);
-    let workers = (0..workers).map(|_| Worker::prepare(lab, &at, database, "", more));
+    let workers = (0..workers).map(|_| Worker::prepare(sluice, lab, &at, database, "", more));
     let workers: Vec<Worker> = workers.collect::<Result<_>>()?;
+    let meter = Meter::start(lab)?;
     let running = workers.into_iter().map(Worker::start);
     let mut running: Vec<Running> = running.collect::<Result<_>>()?;
     let Some(first) = running.first_mut() else {
@@ -73,6 +80,13 @@ pub(crate) async fn load_by(
         sqs_requests: Some(queue.requests()),
         s3_requests: Some(lab.objects.requests().since(before)),
         ..first.cost()?
+    };
+    let programs: Vec<u32> = running.iter().flat_map(|it| it.process.pids()).collect();
+    let used = meter.stop(lab, &programs).await?;
+    let cost = Cost {
+        clickhouse_cpu_seconds: Some(used.clickhouse_seconds),
+        other_load: Some(used.other_load),
+        ..cost
     };
     drop(running);
     database.must_have(&uploaded.reckoning).await?;
@@ -90,8 +104,10 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// `queue` and `more` are further configuration, as YAML: below `queue`, and at the top.
+    /// Has the program `sluice` make the tables. `queue` and `more` are further configuration, as
+    /// YAML: below `queue`, and at the top. The rest of it is what every version understands.
     pub(crate) fn prepare(
+        sluice: &Path,
         lab: &Lab,
         at: &Addresses,
         database: &Database<'_>,
@@ -103,7 +119,7 @@ impl Worker {
         environment.push(("AWS_ENDPOINT_URL_S3", at.s3.clone()));
         environment.push(("AWS_ENDPOINT_URL_SQS", at.sqs.clone()));
         let worker = Self {
-            sluice: lab.sluice.clone(),
+            sluice: sluice.to_owned(),
             directory,
             environment,
         };
@@ -198,16 +214,13 @@ impl Running {
 
     /// So far.
     pub(crate) fn cost(&self) -> Result<Cost> {
-        let stat = fs::read_to_string(proc(self.pid()).join("stat"))?;
-        // Behind the name, which may hold anything: the state is field 3, utime 14, stime 15.
-        let (_, fields) = stat.rsplit_once(')').context("no name")?;
-        let times = fields.split_whitespace().skip(11).take(2);
-        let ticks: f64 = times.map(str::parse::<f64>).sum::<Result<_, _>>()?;
         Ok(Cost {
-            cpu_seconds: ticks / TICKS,
+            cpu_seconds: processor_seconds(self.pid())?,
             peak_mib: memory(self.pid(), "VmHWM:")?,
             sqs_requests: None,
             s3_requests: None,
+            clickhouse_cpu_seconds: None,
+            other_load: None,
         })
     }
 
@@ -224,13 +237,9 @@ impl Running {
 
 /// MiB of a running process, as Linux calls them.
 pub(crate) fn memory(pid: u32, name: &str) -> Result<f64> {
-    let status = fs::read_to_string(proc(pid).join("status"))?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
     let kib: f64 = kib.with_context(|| format!("no {name}"))?.parse()?;
     Ok(kib / 1024.0)
-}
-
-fn proc(pid: u32) -> PathBuf {
-    Path::new("/proc").join(pid.to_string())
 }

@@ -1,5 +1,7 @@
 //! Lines that must not become rows of an event table.
 
+use std::ops::Range;
+
 use fastrand::Rng;
 use serde_json::{Value, json};
 
@@ -14,8 +16,13 @@ const NO_TIMES: [&str; 4] = [
 ];
 
 /// A line that must be rejected: no JSON object, or an event type without a usable time.
-pub(super) fn malformed(rng: &mut Rng, kind: EventType, serial: &str) -> String {
-    let mut whole = statement(rng, kind, serial);
+pub(super) fn malformed(
+    rng: &mut Rng,
+    kind: EventType,
+    serial: &str,
+    times: &Range<u64>,
+) -> String {
+    let mut whole = statement(rng, kind, serial, times);
     match rng.u32(0..8) {
         0 | 1 => half(&whole.to_string()),
         2 => format!("<html>504 Gateway Time-out {serial}</html>"),

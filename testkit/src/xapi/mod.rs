@@ -8,10 +8,9 @@ mod reckoning;
 mod statement;
 
 use std::io::Write;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
 use fastrand::Rng;
-use flate2::Compression;
 use flate2::write::GzEncoder;
 
 pub use reckoning::{EventType, Reckoning};
@@ -24,7 +23,7 @@ const FIRST_BUNDLE: u64 = 1_784_030_400;
 pub struct Bundle {
     /// As Torus names them; unique for a seed.
     pub key: String,
-    /// JSON lines, gzipped where the key ends in `.gz`.
+    /// JSON lines, compressed where the key ends in `.gz` or `.zst`.
     pub bytes: Vec<u8>,
     /// What a loader must make of it.
     pub reckoning: Reckoning,
@@ -41,8 +40,19 @@ pub struct Generator {
     sizes: RangeInclusive<usize>,
     malformed: f64,
     unmatched: f64,
-    zipped: f64,
+    compressed: f64,
+    compression: Compression,
     only: Option<EventType>,
+    times: Range<u64>,
+}
+
+/// How bundles are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// The key ends in `.gz`.
+    Gzip,
+    /// The key ends in `.zst`.
+    Zstd,
 }
 
 /// What a bundle is about: its category in the key, and the event types in it.
@@ -63,8 +73,10 @@ impl Generator {
             sizes: 3..=40,
             malformed: 0.01,
             unmatched: 0.02,
-            zipped: 0.3,
+            compressed: 0.3,
+            compression: Compression::Gzip,
             only: None,
+            times: statement::RECENT,
         }
     }
 
@@ -83,10 +95,19 @@ impl Generator {
         self
     }
 
-    /// Which share of bundles is gzipped.
+    /// Sets which share of bundles is compressed, and how.
     #[must_use]
-    pub fn zipped(mut self, share: f64) -> Self {
-        self.zipped = share;
+    pub fn compressed(mut self, share: f64, compression: Compression) -> Self {
+        self.compressed = share;
+        self.compression = compression;
+        self
+    }
+
+    /// Sets the range of the statements' timestamps, in seconds since 1970. A timestamp that is
+    /// written with an offset can be two hours earlier.
+    #[must_use]
+    pub fn times(mut self, times: Range<u64>) -> Self {
+        self.times = times;
         self
     }
 
@@ -115,14 +136,15 @@ impl Generator {
         if self.rng.f64() < 0.1 && text.ends_with('\n') && !text.ends_with("\n\n") {
             text.pop();
         }
-        let zipped = self.rng.f64() < self.zipped;
-        let bytes = if zipped {
-            gzip(text.as_bytes())
-        } else {
-            text.into_bytes()
+        let is_compressed = self.rng.f64() < self.compressed;
+        let compression = is_compressed.then_some(self.compression);
+        let bytes = match compression {
+            None => text.into_bytes(),
+            Some(Compression::Gzip) => gzip(text.as_bytes()),
+            Some(Compression::Zstd) => zstd(text.as_bytes()),
         };
         Bundle {
-            key: self.key(&theme, zipped),
+            key: self.key(&theme, compression),
             bytes,
             reckoning,
         }
@@ -173,17 +195,17 @@ impl Generator {
         let dice = self.rng.f64();
         if dice < self.malformed {
             reckoning.rejected += 1;
-            faults::malformed(&mut self.rng, kind, &serial)
+            faults::malformed(&mut self.rng, kind, &serial, &self.times)
         } else if dice < self.malformed + theme.unmatched {
             reckoning.unmatched += 1;
             faults::unmatched(&mut self.rng, &serial)
         } else {
             reckoning.add(kind, 1);
-            statement::statement(&mut self.rng, kind, &serial).to_string()
+            statement::statement(&mut self.rng, kind, &serial, &self.times).to_string()
         }
     }
 
-    fn key(&mut self, theme: &Theme, zipped: bool) -> String {
+    fn key(&mut self, theme: &Theme, compression: Option<Compression>) -> String {
         self.bundles += 1;
         let owner = if self.rng.f64() < 0.9 {
             "section"
@@ -194,7 +216,11 @@ impl Generator {
         let time = clock::iso(FIRST_BUNDLE + self.bundles, self.rng.u32(..1_000_000));
         let time = time.replace(':', "-");
         let bundle = format!("{:016x}{:x}", self.rng.u64(..), self.bundles);
-        let suffix = if zipped { ".gz" } else { "" };
+        let suffix = match compression {
+            None => "",
+            Some(Compression::Gzip) => ".gz",
+            Some(Compression::Zstd) => ".zst",
+        };
         format!(
             "{owner}/{id}/{}/{time}_{bundle}.jsonl{suffix}",
             theme.category
@@ -216,9 +242,19 @@ impl Iterator for Generator {
 ///
 /// Never: writing to memory cannot fail.
 pub fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
     let written = encoder.write_all(bytes).and_then(|()| encoder.finish());
     written.expect("writing to memory cannot fail")
+}
+
+/// Returns the bytes as a zstd stream.
+///
+/// # Panics
+///
+/// Never: writing to memory cannot fail.
+pub fn zstd(bytes: &[u8]) -> Vec<u8> {
+    let level = zstd::DEFAULT_COMPRESSION_LEVEL;
+    zstd::encode_all(bytes, level).expect("writing to memory cannot fail")
 }
 
 #[cfg(test)]
@@ -229,11 +265,13 @@ mod tests {
 
     fn text(bundle: &Bundle) -> String {
         use std::io::Read;
-        let mut text = String::new();
-        if bundle.key.ends_with(".gz") {
-            flate2::read::GzDecoder::new(bundle.bytes.as_slice()).read_to_string(&mut text)
-        } else {
-            bundle.bytes.as_slice().read_to_string(&mut text)
+        let (mut text, mut bytes) = (String::new(), bundle.bytes.as_slice());
+        match bundle.key.rsplit_once('.') {
+            Some((_, "gz")) => flate2::read::GzDecoder::new(bytes).read_to_string(&mut text),
+            Some((_, "zst")) => {
+                zstd::Decoder::new(bytes).and_then(|mut decoder| decoder.read_to_string(&mut text))
+            }
+            _ => bytes.read_to_string(&mut text),
         }
         .expect("the bundle is readable");
         text
@@ -283,6 +321,38 @@ mod tests {
             total.rejected > 20 && total.unmatched > 50 && total.blank > 5,
             "{total:?}"
         );
+    }
+
+    #[test]
+    fn compression_changes_nothing_but_keys_and_bytes() {
+        let some = |share, compression| {
+            let generator = Generator::new(4).compressed(share, compression);
+            generator.take(50).collect::<Vec<_>>()
+        };
+        let plain = some(0.0, Compression::Gzip);
+        for (compression, suffix) in [(Compression::Gzip, ".gz"), (Compression::Zstd, ".zst")] {
+            for (plain, compressed) in plain.iter().zip(some(1.0, compression)) {
+                assert_eq!(compressed.key, format!("{}{suffix}", plain.key));
+                assert_eq!(text(&compressed), text(plain));
+                assert_ne!(compressed.bytes, plain.bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn timestamps_are_within_the_given_times() {
+        // January to April 2000.
+        let generator = Generator::new(5).faults(0.0, 0.0);
+        let mut months = HashSet::new();
+        for bundle in generator.times(946_684_800..957_139_200).take(50) {
+            for line in text(&bundle).lines().filter(|line| !line.is_empty()) {
+                let statement: serde_json::Value = serde_json::from_str(line).expect("a statement");
+                let time = statement["timestamp"].as_str().expect("a timestamp");
+                months.insert(time[..7].to_owned());
+            }
+        }
+        let expected = ["2000-01", "2000-02", "2000-03", "2000-04"];
+        assert_eq!(months, expected.map(str::to_owned).into());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Realistic statements of the five event types, odd values included.
 
+use std::ops::Range;
+
 use fastrand::Rng;
 use serde_json::{Map, Value, json};
 
@@ -21,11 +23,10 @@ const TITLES: [&str; 5] = [
     "🧪 日本語",
 ];
 /// 2026-05-01T00:00:00Z and 75 days: several months in a bundle, so several partitions.
-const FIRST_EVENT: u64 = 1_777_593_600;
-const SPAN: u64 = 75 * 86_400;
+pub(super) const RECENT: Range<u64> = 1_777_593_600..1_777_593_600 + 75 * 86_400;
 
 /// A statement that must become one row. `serial` makes it different from all others.
-pub(super) fn statement(rng: &mut Rng, kind: EventType, serial: &str) -> Value {
+pub(super) fn statement(rng: &mut Rng, kind: EventType, serial: &str, times: &Range<u64>) -> Value {
     let (verb, object, result) = match kind {
         EventType::Video => video(rng),
         EventType::PageViewed => page_viewed(rng, serial),
@@ -37,7 +38,7 @@ pub(super) fn statement(rng: &mut Rng, kind: EventType, serial: &str) -> Value {
         "object": object,
         "result": result,
         "context": {"extensions": context(rng, kind, serial)},
-        "timestamp": timestamp(rng),
+        "timestamp": timestamp(rng, times),
     });
     if kind == EventType::Video {
         statement["context"]["contextActivities"] =
@@ -51,8 +52,8 @@ pub(super) fn statement(rng: &mut Rng, kind: EventType, serial: &str) -> Value {
 }
 
 /// In the forms that producers write: UTC, an offset, or neither.
-fn timestamp(rng: &mut Rng) -> String {
-    let seconds = FIRST_EVENT + rng.u64(..SPAN);
+fn timestamp(rng: &mut Rng, times: &Range<u64>) -> String {
+    let seconds = rng.u64(times.clone());
     match rng.u32(0..10) {
         0..5 => format!("{}Z", clock::plain(seconds)),
         5..8 => clock::iso(seconds, rng.u32(..1_000_000)),

@@ -1,0 +1,258 @@
+//! The verdict on a newer program against an older one: which samples count, their medians, and
+//! whether their ratio is within the limit.
+
+use std::fmt::{self, Display, Formatter};
+
+use serde::Serialize;
+
+/// One of the two programs that are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The older program.
+    Baseline,
+    /// The program under test.
+    Candidate,
+}
+
+/// Returns the order of the two programs in a round. They take turns in going first, so that a
+/// machine that becomes slower or faster favors neither.
+pub fn order(round: usize) -> [Side; 2] {
+    if round.is_multiple_of(2) {
+        [Side::Baseline, Side::Candidate]
+    } else {
+        [Side::Candidate, Side::Baseline]
+    }
+}
+
+/// One run of one program.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Sample {
+    /// Processor time of the worker.
+    pub worker_seconds: f64,
+    /// Processor time of ClickHouse for the worker's statements.
+    pub clickhouse_seconds: f64,
+    /// For information: it depends on everything else that the machine does.
+    pub wall_seconds: f64,
+    /// The share of the cores that other programs used during the run.
+    pub other_load: f64,
+}
+
+impl Sample {
+    /// Returns the processor time that the gate compares.
+    pub fn processor_seconds(&self) -> f64 {
+        self.worker_seconds + self.clickhouse_seconds
+    }
+}
+
+/// Which samples are disturbed, and what happens to them.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// A sample is disturbed when other programs used more than this share of the cores.
+    pub max_other_load: f64,
+    /// How many disturbed samples of a workload are thrown away and repeated.
+    pub max_discarded: usize,
+    /// Whether disturbed samples are kept from then on, instead of giving no verdict.
+    pub accept_disturbed: bool,
+}
+
+/// What happens to a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Keep,
+    /// The sample is disturbed, and repeated.
+    Discard,
+    /// The sample is disturbed, and enough were repeated.
+    KeepDisturbed,
+    /// The machine is too busy for a verdict.
+    GiveUp,
+}
+
+impl Policy {
+    /// Decides on a sample after `discarded` others of the workload were thrown away.
+    pub fn decide(&self, sample: &Sample, discarded: usize) -> Decision {
+        if sample.other_load <= self.max_other_load {
+            Decision::Keep
+        } else if discarded < self.max_discarded {
+            Decision::Discard
+        } else if self.accept_disturbed {
+            Decision::KeepDisturbed
+        } else {
+            Decision::GiveUp
+        }
+    }
+}
+
+/// Whether the newer program costs more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    WithinLimit,
+    OverLimit,
+    /// The machine was too busy.
+    Undecided,
+}
+
+/// Returns the median processor time of the newer program's samples against the older one's.
+pub fn ratio(baseline: &[Sample], candidate: &[Sample]) -> f64 {
+    let median_of = |samples: &[Sample]| {
+        let seconds: Vec<f64> = samples.iter().map(Sample::processor_seconds).collect();
+        median(&seconds)
+    };
+    median_of(candidate) / median_of(baseline)
+}
+
+/// Judges a ratio. One that is not a number is over every limit.
+pub fn judge(ratio: f64, limit: f64) -> Verdict {
+    if ratio <= limit {
+        Verdict::WithinLimit
+    } else {
+        Verdict::OverLimit
+    }
+}
+
+/// Returns the most severe verdict: a workload over its limit, then one without a verdict.
+pub fn overall(verdicts: &[Verdict]) -> Verdict {
+    [Verdict::OverLimit, Verdict::Undecided]
+        .into_iter()
+        .find(|severe| verdicts.contains(severe))
+        .unwrap_or(Verdict::WithinLimit)
+}
+
+/// The median of some seconds, the least and the most.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    pub median: f64,
+    pub least: f64,
+    pub most: f64,
+}
+
+impl Spread {
+    pub fn of(seconds: impl IntoIterator<Item = f64>) -> Self {
+        let seconds: Vec<f64> = seconds.into_iter().collect();
+        Self {
+            median: median(&seconds),
+            least: seconds.iter().copied().fold(f64::NAN, f64::min),
+            most: seconds.iter().copied().fold(f64::NAN, f64::max),
+        }
+    }
+}
+
+impl Display for Spread {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self {
+            median,
+            least,
+            most,
+        } = self;
+        write!(f, "{median:.3} s ({least:.3} to {most:.3})")
+    }
+}
+
+/// The middle one; of an even number, the lower of the two.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len().saturating_sub(1) / 2;
+    sorted.get(middle).copied().unwrap_or(f64::NAN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(worker_seconds: f64, clickhouse_seconds: f64) -> Sample {
+        Sample {
+            worker_seconds,
+            clickhouse_seconds,
+            wall_seconds: 1.0,
+            other_load: 0.0,
+        }
+    }
+
+    fn disturbed(other_load: f64) -> Sample {
+        Sample {
+            other_load,
+            ..sample(1.0, 1.0)
+        }
+    }
+
+    #[test]
+    fn the_programs_take_turns_in_going_first() {
+        let firsts = [0, 1, 2, 3].map(|round| order(round)[0]);
+        let [one, other] = order(0);
+        assert_eq!(firsts, [one, other, one, other]);
+        for round in 0..4 {
+            let [first, second] = order(round);
+            assert_ne!(first, second);
+        }
+    }
+
+    #[test]
+    fn medians_ignore_order_and_outliers() {
+        assert!((median(&[5.0, 1.0, 100.0, 2.0, 3.0]) - 3.0).abs() < 1e-9);
+        assert!((median(&[4.0, 1.0, 3.0, 2.0]) - 2.0).abs() < 1e-9);
+        assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn a_spread_has_median_least_and_most() {
+        let spread = Spread::of([2.0, 1.0, 4.0]);
+        assert_eq!(spread.to_string(), "2.000 s (1.000 to 4.000)");
+    }
+
+    #[test]
+    fn the_ratio_is_of_the_medians_of_both_parts_together() {
+        let baseline = [sample(1.0, 3.0), sample(2.0, 2.0), sample(50.0, 50.0)];
+        let candidate = [sample(0.5, 0.5), sample(3.0, 2.0), sample(1.0, 5.0)];
+        assert!((ratio(&baseline, &candidate) - 1.25).abs() < 1e-9);
+        assert!((ratio(&candidate, &baseline) - 0.8).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_ratio_above_the_limit_is_over_it() {
+        assert_eq!(judge(1.05, 1.05), Verdict::WithinLimit);
+        assert_eq!(judge(0.5, 1.05), Verdict::WithinLimit);
+        assert_eq!(judge(1.051, 1.05), Verdict::OverLimit);
+    }
+
+    #[test]
+    fn no_ratio_is_over_the_limit() {
+        assert_eq!(judge(ratio(&[], &[]), 1.05), Verdict::OverLimit);
+        let nothing = [sample(0.0, 0.0)];
+        assert_eq!(judge(ratio(&nothing, &nothing), 1.05), Verdict::OverLimit);
+    }
+
+    #[test]
+    fn one_workload_over_its_limit_decides() {
+        use Verdict::{OverLimit, Undecided, WithinLimit};
+        assert_eq!(overall(&[WithinLimit, Undecided, OverLimit]), OverLimit);
+        assert_eq!(overall(&[WithinLimit, Undecided]), Undecided);
+        assert_eq!(overall(&[WithinLimit, WithinLimit]), WithinLimit);
+    }
+
+    #[test]
+    fn disturbed_samples_are_repeated_a_bounded_number_of_times() {
+        let policy = Policy {
+            max_other_load: 0.1,
+            max_discarded: 2,
+            accept_disturbed: false,
+        };
+        assert_eq!(policy.decide(&disturbed(0.1), 0), Decision::Keep);
+        assert_eq!(policy.decide(&disturbed(0.1), 2), Decision::Keep);
+        assert_eq!(policy.decide(&disturbed(0.11), 0), Decision::Discard);
+        assert_eq!(policy.decide(&disturbed(0.11), 1), Decision::Discard);
+        assert_eq!(policy.decide(&disturbed(0.11), 2), Decision::GiveUp);
+    }
+
+    #[test]
+    fn disturbed_samples_are_kept_where_that_is_accepted() {
+        let policy = Policy {
+            max_other_load: 0.1,
+            max_discarded: 1,
+            accept_disturbed: true,
+        };
+        assert_eq!(policy.decide(&disturbed(0.5), 0), Decision::Discard);
+        assert_eq!(policy.decide(&disturbed(0.5), 1), Decision::KeepDisturbed);
+        assert_eq!(policy.decide(&disturbed(0.0), 1), Decision::Keep);
+    }
+}
