@@ -244,7 +244,7 @@ impl History {
                  max(event = 'released') AS released, \
                  maxIf(at, event IN ('loaded', 'released')) AS ended, \
                  maxIf(attempt, event = 'fenced' AND attempt < {doomed}) AS fenced, \
-                 anyIf(reason, event = 'released') AS reason \
+                 anyIf(reason, event IN ('loaded', 'released') AND reason != '') AS reason \
                FROM {} WHERE batch_id IN (SELECT batch_id FROM claims) GROUP BY batch_id\
              ) \
              SELECT etag, toString(claims.batch_id) AS batch_id, worker, size, read_by, \

@@ -12,6 +12,7 @@ pub mod cli;
 pub mod config;
 pub mod event_types;
 mod failpoint;
+pub mod frames;
 pub mod framing;
 pub mod glob;
 pub mod history;

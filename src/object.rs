@@ -82,25 +82,66 @@ pub(crate) fn decode_key(encoded: &str) -> Option<String> {
 
 /// What an object's name says of its content. ClickHouse goes by the name, whatever its case, and so
 /// does everything here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Compression {
     None,
     Gzip,
     Zstd,
-    /// ClickHouse can read it; this worker cannot.
-    Unsupported,
+    Lz4,
+    Brotli,
+    Bzip2,
+    Xz,
+    Snappy,
+    Deflate,
 }
 
 impl Compression {
+    /// All but [`Compression::None`].
+    pub const ALL: [Self; 8] = [
+        Self::Gzip,
+        Self::Zstd,
+        Self::Lz4,
+        Self::Brotli,
+        Self::Bzip2,
+        Self::Xz,
+        Self::Snappy,
+        Self::Deflate,
+    ];
+
     pub fn of(key: &str) -> Self {
-        let Some((_, extension)) = key.rsplit_once('.') else {
-            return Self::None;
-        };
+        match key.rsplit_once('.') {
+            Some((_, extension)) => Self::of_extension(extension),
+            None => Self::None,
+        }
+    }
+
+    /// As [`Compression::of`], for what follows the last dot of a name.
+    pub fn of_extension(extension: &str) -> Self {
         match extension.to_ascii_lowercase().as_str() {
             "gz" | "gzip" => Self::Gzip,
             "zst" | "zstd" => Self::Zstd,
-            "br" | "brotli" | "bz2" | "lz4" | "lzma" | "snappy" | "xz" => Self::Unsupported,
+            "lz4" => Self::Lz4,
+            "br" | "brotli" => Self::Brotli,
+            "bz2" => Self::Bzip2,
+            "xz" | "lzma" => Self::Xz,
+            "snappy" => Self::Snappy,
+            "deflate" => Self::Deflate,
             _ => Self::None,
+        }
+    }
+
+    /// Returns the usual extension of such names, without the dot.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Gzip => "gz",
+            Self::Zstd => "zst",
+            Self::Lz4 => "lz4",
+            Self::Brotli => "br",
+            Self::Bzip2 => "bz2",
+            Self::Xz => "xz",
+            Self::Snappy => "snappy",
+            Self::Deflate => "deflate",
         }
     }
 
@@ -229,7 +270,7 @@ pub(crate) mod tests {
             ("a.jsonl.GZ", b"{\"a\":1}", Compression::None),
             ("a.jsonl.bz2", b"\xef\xbb\xbf \r\n{", Compression::None),
             ("a.jsonl.gz", b"garbage", Compression::Gzip),
-            ("a.jsonl.bz2", b"BZh9", Compression::Unsupported),
+            ("a.jsonl.bz2", b"BZh9", Compression::Bzip2),
             ("a.jsonl", b"garbage", Compression::None),
             ("a.jsonl", b"", Compression::None),
         ];

@@ -347,7 +347,7 @@ impl<'a> Moving<'a> {
         }
         let (objects, rows) = (self.objects.len(), moved.values().sum());
         let ledger = &self.replayer.ledger;
-        match ledger.record(self.batch, attempt, objects, rows).await {
+        match ledger.record(self.batch, attempt, objects, rows, "").await {
             Err(error) if verdict(&error) == Verdict::Fenced => return Ok(Event::Fenced),
             other => other?,
         }

@@ -16,6 +16,7 @@ use futures_util::{TryStreamExt, stream};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead};
 use tokio_util::io::StreamReader;
 
+use crate::frames::{Format, Frames};
 use crate::object::{Compression, ObjectRef, ObjectUrl, decode_key};
 use crate::telemetry::with_sources;
 
@@ -49,6 +50,18 @@ impl StoreError {
 pub struct Present {
     pub etag: String,
     pub size: Option<u64>,
+}
+
+/// Whether an object ends where its content does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Completeness {
+    Whole,
+    /// It does not, for this reason.
+    Cut(String),
+    /// Its content is not what its name says.
+    Malformed(String),
+    /// The worker has no decoder for it.
+    Unknown,
 }
 
 /// An object of a listing.
@@ -189,6 +202,43 @@ impl Store {
             .map_err(|error| refused(object.path(), &error))
     }
 
+    /// Reads the object to its end, and returns whether its content, compressed as its name says,
+    /// ends there too. zstd and lz4 are not decompressed for that.
+    pub async fn completeness(&self, object: &ObjectRef) -> Result<Completeness, StoreError> {
+        let format = match Compression::of(&object.key) {
+            Compression::Zstd => Format::Zstd,
+            Compression::Lz4 => Format::Lz4,
+            Compression::Gzip => return self.gzip_completeness(object).await,
+            _ => return Ok(Completeness::Unknown),
+        };
+        let mut body = self.get(object, None).await?.body;
+        let mut frames = Frames::new(format);
+        let broken_off = |error| broken(object, &io::Error::new(BROKEN_OFF, error));
+        while let Some(piece) = body.try_next().await.map_err(broken_off)? {
+            if let Err(error) = frames.push(&piece) {
+                return Ok(Completeness::Malformed(error.to_string()));
+            }
+        }
+        Ok(match frames.finish() {
+            Ok(()) => Completeness::Whole,
+            Err(error) => Completeness::Cut(error.to_string()),
+        })
+    }
+
+    async fn gzip_completeness(&self, object: &ObjectRef) -> Result<Completeness, StoreError> {
+        let mut content = self.open(object).await?;
+        match tokio::io::copy(&mut content, &mut tokio::io::sink()).await {
+            Ok(_) => Ok(Completeness::Whole),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Ok(Completeness::Cut(format!("cut short: {error}")))
+            }
+            Err(error) => match broken(object, &error) {
+                StoreError::Content { text, .. } => Ok(Completeness::Malformed(text)),
+                error => Err(error),
+            },
+        }
+    }
+
     /// Begins to read the object.
     pub async fn open(&self, object: &ObjectRef) -> Result<Content, StoreError> {
         let answer = self.get(object, None).await?;
@@ -211,7 +261,7 @@ impl Store {
                 decoder.multiple_members(true);
                 Box::pin(decoder)
             }
-            Compression::Unsupported => {
+            _ => {
                 let text = "what is streamed may be plain, gzip or zstd".to_owned();
                 let path = object.path();
                 return Err(StoreError::Content { text, path });

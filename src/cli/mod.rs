@@ -41,8 +41,10 @@ use crate::event_types::Catalog;
 use crate::ledger::Ledger;
 use crate::load::breaker::Breaker;
 use crate::load::fallback::{Fallback, Fallbacks};
+use crate::load::truncation::Truncations;
 use crate::load::{LoadLimits, Loader};
 use crate::notification::filter::Filter;
+use crate::object::Compression;
 use crate::plan::{Planner, S3Access, S3Source, Strategy};
 use crate::store::Store;
 use crate::telemetry::end_logging;
@@ -343,6 +345,8 @@ fn loader(
         fallback: fallback(config),
         fallbacks: Fallbacks::default(),
         stream_below: config.load.stream_below.bytes(),
+        accept_unproven: accept_unproven(config),
+        truncations: Truncations::default(),
         successes: AtomicU64::new(0),
         activity: Arc::default(),
         deletions: tokio::sync::Mutex::default(),
@@ -375,6 +379,12 @@ fn notification_filter(config: &Config) -> anyhow::Result<Filter> {
         exclude,
     } = &config.notifications;
     Filter::new(events, include, exclude).map_err(anyhow::Error::msg)
+}
+
+/// Objects that may be loaded without proof that they are whole.
+fn accept_unproven(config: &Config) -> Vec<Compression> {
+    let names = config.load.accept_unproven.iter();
+    names.map(|name| Compression::of_extension(name)).collect()
 }
 
 fn fallback(config: &Config) -> Fallback {

@@ -156,7 +156,7 @@ fn from_file(preview: &Preview) -> anyhow::Result<String> {
     let content: Box<dyn Read> = match Compression::seen(key, &start[..read]) {
         Compression::Gzip => Box::new(MultiGzDecoder::new(open()?)),
         Compression::None => Box::new(open()?),
-        Compression::Zstd | Compression::Unsupported => {
+        _ => {
             anyhow::bail!(
                 "{} is compressed: decompress it first, or name the object",
                 path.display()

@@ -20,6 +20,7 @@ use super::types::{
 use super::units::{HumanDuration, HumanSize};
 use crate::glob::Globs;
 use crate::notification::filter::created_event;
+use crate::object::Compression;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -285,6 +286,13 @@ fn check_load(load: &LoadConfig, checks: &mut Checks) {
         ("load.retry_backoff_max", load.retry_backoff_max),
     );
     checks.size("load.stream_below", load.stream_below, 0..=1 << 20);
+    for name in &load.accept_unproven {
+        if Compression::of_extension(name) == Compression::None {
+            let known = Compression::ALL.map(Compression::extension).join(", ");
+            let message = format!("`{name}` is not the extension of a compressed object");
+            checks.fail("load.accept_unproven", message, format!("give {known}"));
+        }
+    }
     let conflicts = [
         (
             load.fallback == Fallback::Never,

@@ -307,6 +307,16 @@ pub struct LoadConfig {
     /// ClickHouse reads what the worker cannot. Needs `load.strategy: single_pass`,
     /// and `load.fallback` other than `never`.
     pub stream_below: HumanSize,
+
+    /// Compressions, by the extensions of objects' names (`[zst, lz4]`), whose
+    /// objects are loaded without proof that they are whole. ClickHouse reads a
+    /// `.zst` or `.lz4` object that is cut short without an error. Unless they are
+    /// listed here, the worker therefore reads such objects too, to see that they
+    /// end where they should, which needs `s3:GetObject`; what nobody can prove to
+    /// be whole fails as `unproven`. What ClickHouse notices itself (gzip and
+    /// others) is not concerned.
+    #[serde(deserialize_with = "texts")]
+    pub accept_unproven: Vec<String>,
 }
 
 /// When the worker streams objects.

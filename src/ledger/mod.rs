@@ -600,14 +600,16 @@ impl Ledger {
         attempt: u32,
         objects: usize,
         rows: u64,
+        remark: &str,
     ) -> Result<(), WarehouseError> {
         let guard = self.refusal(batch, attempt, &[event::RELEASED]);
         let sql = format!(
-            "INSERT INTO {} (batch_id, event, attempt, worker, objects, rows) \
-             SELECT toUUID('{batch}'), '{}', {attempt}, {}, {objects}, {rows} WHERE {}",
+            "INSERT INTO {} (batch_id, event, attempt, worker, objects, rows, reason) \
+             SELECT toUUID('{batch}'), '{}', {attempt}, {}, {objects}, {rows}, {} WHERE {}",
             self.warehouse.table(BATCHES_TABLE),
             event::LOADED,
             sql::string(&self.worker),
+            sql::string(remark),
             sql::throw_if(&guard, FENCED_TEXT),
         );
         let query_id = format!("{batch}-record-{}", Uuid::now_v7());

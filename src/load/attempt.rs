@@ -1,6 +1,7 @@
 //! Performs the actions of one protocol run.
 
 mod judge;
+mod prove;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -259,6 +260,9 @@ impl<'a> Loading<'a> {
     }
 
     async fn insert_as(&mut self, attempt: u32, query_id: &str) -> Result<Event, Cancelled> {
+        if let Some(fault) = self.prove().await? {
+            return Ok(fault);
+        }
         let loader = self.loader;
         let guard = loader.ledger.guard(self.batch, attempt);
         let objects = self.objects();
@@ -315,9 +319,9 @@ impl<'a> Loading<'a> {
         if is_replay && !self.tables_agree().await? {
             return Ok(self.torn());
         }
-        let fault = match self.unread() {
+        let fault = match self.unread().or_else(|| self.doubtful()) {
             None => self.misnamed().await?.or_else(|| self.too_many_rejected()),
-            unread => unread,
+            fault => fault,
         };
         let Some(fault) = fault else {
             self.loader.successes.fetch_add(1, Ordering::Relaxed);
@@ -473,9 +477,11 @@ impl<'a> Loading<'a> {
         let total = rows.values().sum();
         let objects = self.items.len();
         let ledger = &self.loader.ledger;
+        let waiver = self.waiver();
         let recorded = self
             .small(|| async {
-                match ledger.record(self.batch, attempt, objects, total).await {
+                let record = ledger.record(self.batch, attempt, objects, total, &waiver);
+                match record.await {
                     Err(error) if verdict(&error) == Verdict::Fenced => Ok(false),
                     other => other.map(|()| true),
                 }

@@ -8,6 +8,7 @@ pub mod fallback;
 mod progress;
 mod replace;
 mod stream;
+pub mod truncation;
 pub mod verdict;
 
 use std::collections::HashMap;
@@ -22,7 +23,7 @@ use crate::activity::Activity;
 use crate::batch::{Batch, BatchId, ReadBy, mean_bytes};
 use crate::ledger::protocol::{End, Run, Standing};
 use crate::ledger::{Failure, Ledger};
-use crate::object::{ObjectId, ObjectRef};
+use crate::object::{Compression, ObjectId, ObjectRef};
 use crate::plan::{Form, Naming, Planner, naming};
 use crate::store::{Present, Store, StoreError};
 use crate::telemetry::{metrics, trace};
@@ -31,6 +32,7 @@ use attempt::Loading;
 use breaker::{Breaker, HaltedInsert, Scope};
 use fallback::{Fallback, Fallbacks};
 use progress::{FailedItem, FailureClass, Item, Progress, Work, unnameable};
+use truncation::Truncations;
 use verdict::{Verdict, halt_class, is_missing, verdict, with_advice};
 
 /// What became of an object.
@@ -92,6 +94,9 @@ pub struct Loader {
     pub limits: LoadLimits,
     /// Whether a missing object's message is done with.
     pub acknowledge_missing: bool,
+    /// Objects that nobody can prove to be whole, and that are loaded all the same.
+    pub accept_unproven: Vec<Compression>,
+    pub truncations: Truncations,
     /// Inserts that have succeeded.
     pub successes: AtomicU64,
     /// Told of what is in flight, loaded or failed.
@@ -308,7 +313,8 @@ impl Loader {
                 FailureClass::Denied
                 | FailureClass::Rejected
                 | FailureClass::Unnameable
-                | FailureClass::Unloadable => Outcome::Failed,
+                | FailureClass::Unloadable
+                | FailureClass::Unproven => Outcome::Failed,
             };
             progress.outcomes.push((item.announced, outcome));
         }

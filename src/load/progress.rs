@@ -22,6 +22,26 @@ pub(super) struct Item {
     pub(super) id: ObjectId,
     /// The batches that have loaded what was announced, and are to be superseded.
     pub(super) loaded_by: Vec<BatchId>,
+    /// Of `object`.
+    pub(super) proof: Proof,
+}
+
+/// What is known of the completeness of an object that ClickHouse reads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// Nothing yet, or ClickHouse itself notices what is missing.
+    #[default]
+    None,
+    Whole,
+    /// Nobody proves it, and the configuration accepts that.
+    Waived,
+    /// Neither shown nor refuted: ClickHouse is expected to refuse it. If it does not, the object
+    /// fails for this reason.
+    Doubtful(FailureClass, String),
+    /// It is not to be loaded.
+    Failed(FailureClass, String),
+    /// The object is not what was announced any more.
+    Changed(String),
 }
 
 impl Item {
@@ -32,6 +52,7 @@ impl Item {
             object,
             id,
             loaded_by,
+            proof: Proof::None,
         }
     }
 
@@ -40,6 +61,7 @@ impl Item {
         etag.clone_into(&mut self.object.etag);
         self.object.size = size;
         self.id = self.object.id();
+        self.proof = Proof::None;
     }
 
     /// What has become another object meanwhile supersedes nothing.
@@ -91,6 +113,8 @@ pub(super) enum FailureClass {
     Rejected,
     Unnameable,
     Unloadable,
+    /// Nobody can tell whether it is whole.
+    Unproven,
 }
 
 impl FailureClass {
@@ -113,6 +137,7 @@ impl FailureClass {
             Self::Rejected => "rejected",
             Self::Unnameable => "unnameable",
             Self::Unloadable => "unloadable",
+            Self::Unproven => "unproven",
         }
     }
 }
@@ -159,8 +184,12 @@ impl Progress {
 
     /// These objects cannot be loaded like this: ClickHouse is to read what the worker read by
     /// choice; else they are tried in parts.
-    pub(super) fn otherwise(&mut self, work: Work, text: &str) {
-        if work.by_choice {
+    pub(super) fn otherwise(&mut self, mut work: Work, text: &str) {
+        if self.fail_the_unproven(&mut work) {
+            if !work.items.is_empty() {
+                self.work.push(work);
+            }
+        } else if work.by_choice {
             let objects = work.items.len();
             warn!(
                 objects,
@@ -172,6 +201,18 @@ impl Progress {
         } else {
             self.split(work, text);
         }
+    }
+
+    /// Removes the objects that must not be loaded, and returns whether there were any.
+    fn fail_the_unproven(&mut self, work: &mut Work) -> bool {
+        let before = work.items.len();
+        for item in std::mem::take(&mut work.items) {
+            match item.proof.clone() {
+                Proof::Failed(class, reason) => self.fail(item, class, reason),
+                _ => work.items.push(item),
+            }
+        }
+        work.items.len() < before
     }
 
     /// The object that the error names alone, and the rest as a new batch; halves when it names

@@ -6,6 +6,7 @@ pub mod topology;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -262,6 +263,23 @@ impl Warehouse {
     pub async fn run_as(&self, sql: &str, query_id: &str) -> Result<(), WarehouseError> {
         self.execute(&Statement::new(sql), Some(query_id), self.query_timeout)
             .await
+    }
+
+    /// Runs a small statement that gives no rows and that continues in a compressed body.
+    pub async fn run_encoded(
+        &self,
+        sql: &str,
+        encoding: &str,
+        body: &'static [u8],
+    ) -> Result<(), WarehouseError> {
+        let client = self.client()?.with_header("Content-Encoding", encoding);
+        let mut request = client.insert_formatted_with(sql);
+        bounded(self.query_timeout, async {
+            let sent = request.send(Bytes::from_static(body)).await;
+            sent.map_err(|error| self.classify(error))?;
+            request.end().await.map_err(|error| self.classify(error))
+        })
+        .await
     }
 
     /// The rows of a small query.

@@ -270,6 +270,9 @@ async fn who_may_not_read_the_bucket_is_named() {
             assert_eq!(results, expected, "{fallback} {arguments:?} {checks:#?}");
             let fails = expected.contains(&"fail");
             assert_eq!(code, Some(i32::from(fails)));
+            let proves = fallback == "always" || worker.id == reader.id;
+            let whole = if proves { "pass" } else { "warn" };
+            assert_eq!(of(&checks, "whole objects").0, whole, "{checks:#?}");
         }
     }
 

@@ -31,6 +31,7 @@ mod status;
 mod strategies;
 mod streamed;
 mod traces;
+mod truncated;
 mod types;
 mod unproven;
 mod window;

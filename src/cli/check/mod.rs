@@ -15,7 +15,7 @@ use anyhow::ensure;
 use super::migrate::schema_options;
 use super::output::Output;
 use super::preflight::Preflight;
-use super::{aws, catalog, planner, warehouse};
+use super::{accept_unproven, aws, catalog, planner, warehouse};
 use crate::config::Config;
 use crate::ledger::Ledger;
 use crate::object::ObjectUrl;
@@ -81,6 +81,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
         store: &Store::new(&aws),
         fallback: config.load.fallback,
         clickhouse_answers: version.is_some(),
+        accept_unproven: accept_unproven(config),
     };
     let ledger = Ledger::new(warehouse.clone(), "check", Duration::ZERO);
     let samples = samples(arguments, &ledger).await;

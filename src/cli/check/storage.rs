@@ -5,18 +5,20 @@ use std::fmt;
 use serde::de::IgnoredAny;
 use tokio::io::AsyncReadExt;
 
-use super::clickhouse::NO_CLICKHOUSE;
+use super::clickhouse::{NO_CLICKHOUSE, failed};
 use super::report::Check;
 use crate::config::Fallback;
 use crate::ledger::Ledger;
+use crate::load::truncation::{Truncation, Truncations};
 use crate::load::verdict::{Verdict, is_missing, verdict};
-use crate::object::{ObjectRef, ObjectUrl};
+use crate::object::{Compression, ObjectRef, ObjectUrl};
 use crate::plan::Planner;
 use crate::store::{Store, StoreError, broken};
 use crate::warehouse::{Warehouse, WarehouseError};
 
 const BY_CLICKHOUSE: &str = "s3 by clickhouse";
 const BY_WORKER: &str = "s3 by worker";
+const WHOLE: &str = "whole objects";
 
 /// What is to be read.
 #[derive(Clone, Debug)]
@@ -112,10 +114,12 @@ pub(super) struct Readers<'a> {
     pub(super) fallback: Fallback,
     /// Else it cannot be asked to read.
     pub(super) clickhouse_answers: bool,
+    /// Objects that are loaded without proof that they are whole.
+    pub(super) accept_unproven: Vec<Compression>,
 }
 
-pub(super) fn nothing_to_read() -> [Check; 2] {
-    [BY_CLICKHOUSE, BY_WORKER].map(|name| {
+pub(super) fn nothing_to_read() -> [Check; 3] {
+    [BY_CLICKHOUSE, BY_WORKER, WHOLE].map(|name| {
         Check::skip(
             name,
             "no object is known: name one (`sluice check s3://bucket/key`) or a bucket (--bucket)",
@@ -124,11 +128,12 @@ pub(super) fn nothing_to_read() -> [Check; 2] {
 }
 
 impl Readers<'_> {
-    pub(super) async fn check(&self, sample: &Sample) -> [Check; 2] {
+    pub(super) async fn check(&self, sample: &Sample) -> [Check; 3] {
         let worker = match self.fallback {
             Fallback::Never => None,
             Fallback::Auto | Fallback::Always => Some(self.by_worker(sample).await),
         };
+        let whole = self.whole(sample).await;
         let clickhouse = if self.fallback == Fallback::Always {
             Check::skip(BY_CLICKHOUSE, "not needed: `load.fallback` is `always`")
         } else if self.clickhouse_answers {
@@ -142,7 +147,37 @@ impl Readers<'_> {
             Some(found) => judge_worker(sample, found, self.fallback),
             None => Check::skip(BY_WORKER, "not needed: `load.fallback` is `never`"),
         };
-        [clickhouse, worker]
+        [clickhouse, worker, whole]
+    }
+
+    /// Whether it would be noticed that an object is cut short.
+    async fn whole(&self, sample: &Sample) -> Check {
+        if self.fallback == Fallback::Always {
+            return Check::pass(WHOLE, "the worker notices where an object is cut short");
+        }
+        if !self.clickhouse_answers {
+            return Check::skip(WHOLE, NO_CLICKHOUSE);
+        }
+        match self.silent().await {
+            Err(error) => failed(WHOLE, &error),
+            Ok(silent) if silent.is_empty() => {
+                Check::pass(WHOLE, "where an object is cut short, that is noticed")
+            }
+            Ok(silent) => judge_whole(sample, &silent.join(", "), self.by_worker(sample).await),
+        }
+    }
+
+    /// The extensions of objects that ClickHouse takes for whole where they are cut short.
+    async fn silent(&self) -> Result<Vec<String>, WarehouseError> {
+        let truncations = Truncations::default();
+        let mut silent = Vec::new();
+        for compression in Compression::ALL {
+            let truncation = truncations.ask(compression, self.warehouse).await?;
+            if truncation == Truncation::Silent && !self.accept_unproven.contains(&compression) {
+                silent.push(format!(".{}", compression.extension()));
+            }
+        }
+        Ok(silent)
     }
 
     async fn by_clickhouse(&self, sample: &Sample) -> Result<Proof, WarehouseError> {
@@ -239,6 +274,24 @@ fn judge_worker(sample: &Sample, found: Result<Proof, StoreError>, fallback: Fal
         format!("what ClickHouse cannot read fails, since {sample} is not read: {error}"),
         advice + "; or set `load.fallback` to `never`",
     )
+}
+
+fn judge_whole(sample: &Sample, silent: &str, found: Result<Proof, StoreError>) -> Check {
+    match found {
+        Ok(_) => Check::pass(
+            WHOLE,
+            format!("ClickHouse does not notice where {silent} is cut short; the worker does"),
+        ),
+        Err(error) => Check::warn(
+            WHOLE,
+            format!(
+                "objects that end in {silent} fail as `unproven`: ClickHouse does not notice where \
+                 they are cut short, and the worker cannot: {sample} is not read: {error}"
+            ),
+            "grant the worker's role `s3:GetObject` on the objects, compress them with gzip, or list \
+             the extensions in `load.accept_unproven`",
+        ),
+    }
 }
 
 fn readable(sample: &Sample, proof: &Proof) -> String {

@@ -186,6 +186,13 @@ fn values_out_of_range_are_refused() {
         &["load.max_line_bytes: `2GiB` is too large (give 1GiB or less)"],
     );
     check(
+        "load: {accept_unproven: [zst, zip, '']}",
+        &[
+            "load.accept_unproven: `zip` is not the extension of a compressed object (give gz, zst, lz4,",
+            "load.accept_unproven: `` is not",
+        ],
+    );
+    check(
         "load: {stream_below: 2MiB}",
         &["load.stream_below: `2MiB` is too large (give 1MiB or less)"],
     );

@@ -1,0 +1,208 @@
+//! Shows that the objects of a batch are whole where ClickHouse does not notice that they are not.
+//!
+//! This comes before the insert: of a batch that has rows, each object was proven, so that one that is
+//! cut short is set apart without a rollback, and a recovery needs no proof of what others inserted.
+
+use std::collections::BTreeSet;
+
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use tracing::warn;
+
+use super::Loading;
+use crate::batch::ReadBy;
+use crate::ledger::protocol::Event;
+use crate::load::progress::{FailureClass, Proof};
+use crate::load::truncation::Truncation;
+use crate::load::verdict::{Verdict, verdict};
+use crate::load::{Cancelled, MAX_REPLAYS};
+use crate::object::{Compression, ObjectRef};
+use crate::store::{Completeness, StoreError};
+
+/// Objects that are read at a time.
+const READ_AT_ONCE: usize = 16;
+
+impl Loading<'_> {
+    /// Proves what is not proven yet; returns what ends the attempt where an object must not be
+    /// loaded.
+    pub(super) async fn prove(&mut self) -> Result<Option<Event>, Cancelled> {
+        if self.form.read_by != ReadBy::S3 {
+            // The worker's decoders notice themselves.
+            for item in &mut self.items {
+                item.proof = Proof::None;
+            }
+            return Ok(None);
+        }
+        let proofs = tokio::select! {
+            () = self.cancel.cancelled() => return Err(Cancelled),
+            proofs = self.loader.ledger.leased(self.batch, self.proofs()) => proofs?,
+        };
+        for (index, proof) in proofs {
+            self.items[index].proof = proof;
+        }
+        let failure = self.items.iter().find_map(|item| match &item.proof {
+            Proof::Failed(_, text) => Some((Verdict::ObjectFault, text.clone())),
+            _ => None,
+        });
+        let changed = || {
+            self.items.iter().find_map(|item| match &item.proof {
+                Proof::Changed(text) => Some((Verdict::Changed, text.clone())),
+                _ => None,
+            })
+        };
+        let Some(fault) = failure.or_else(changed) else {
+            return Ok(None);
+        };
+        // Rows of it can be there from a worker of an earlier version.
+        self.keep_nothing = fault.0 == Verdict::ObjectFault;
+        self.failure = Some(fault);
+        Ok(Some(Event::ObjectFault))
+    }
+
+    /// Returns the proofs that are missing, each with its item's place in the list.
+    async fn proofs(&self) -> Result<Vec<(usize, Proof)>, Cancelled> {
+        let mut proofs = Vec::new();
+        let mut unread = Vec::new();
+        for (index, item) in self.items.iter().enumerate() {
+            let is_settled = matches!(item.proof, Proof::Whole | Proof::Waived);
+            // Of an object without bytes nothing can be missing.
+            if is_settled || item.object.size == Some(0) {
+                continue;
+            }
+            let compression = Compression::of(&item.object.key);
+            match self.truncation(compression).await? {
+                Truncation::Noticed => {}
+                _ if self.loader.accept_unproven.contains(&compression) => {
+                    proofs.push((index, Proof::Waived));
+                }
+                truncation => unread.push(self.numbered_proof(index, truncation)),
+            }
+        }
+        let read = stream::iter(unread).buffer_unordered(READ_AT_ONCE);
+        proofs.extend(read.try_collect::<Vec<_>>().await?);
+        Ok(proofs)
+    }
+
+    async fn numbered_proof(
+        &self,
+        index: usize,
+        truncation: Truncation,
+    ) -> Result<(usize, Proof), Cancelled> {
+        let object = &self.items[index].object;
+        Ok((index, self.proof_of(object, truncation).await?))
+    }
+
+    /// Returns what this server does with a stream of this compression that is cut short.
+    async fn truncation(&self, compression: Compression) -> Result<Truncation, Cancelled> {
+        let loader = self.loader;
+        if compression == Compression::None {
+            return Ok(Truncation::Noticed);
+        }
+        // What is known says nothing to the breaker.
+        if let Some(truncation) = loader.truncations.known(compression) {
+            return Ok(truncation);
+        }
+        let ask = || loader.truncations.ask(compression, &loader.warehouse);
+        loader.persist(self.cancel, ask).await
+    }
+
+    /// Reads an object to its end.
+    async fn proof_of(
+        &self,
+        object: &ObjectRef,
+        truncation: Truncation,
+    ) -> Result<Proof, Cancelled> {
+        let mut tries = 0;
+        loop {
+            let error = match self.loader.store.completeness(object).await {
+                Ok(found) => return Ok(proof(object, found, truncation)),
+                Err(error) => error,
+            };
+            match verdict(&error.clone().into()) {
+                Verdict::Changed => return Ok(Proof::Changed(error.to_string())),
+                Verdict::Replay if tries < MAX_REPLAYS => {
+                    tries += 1;
+                    warn!(
+                        object = %object, tries, error = %error,
+                        "failed to read an object to prove that it is whole; retrying"
+                    );
+                    self.loader.pause(tries, self.cancel).await?;
+                }
+                _ => return Ok(self.proof_without_worker(object, &error).await),
+            }
+        }
+    }
+
+    /// The worker cannot read the object. Where ClickHouse cannot either, its insert says why.
+    async fn proof_without_worker(&self, object: &ObjectRef, error: &StoreError) -> Proof {
+        let reason = unproven(
+            object,
+            &format!("this worker cannot read it to check: {error}"),
+            "grant the worker's role `s3:GetObject`, compress it with gzip",
+        );
+        match self.loader.probe(object, ReadBy::S3).await {
+            Ok(()) => Proof::Failed(FailureClass::Unproven, reason),
+            Err(_) => Proof::Doubtful(FailureClass::Unproven, reason),
+        }
+    }
+
+    /// Returns an object that ClickHouse has loaded against expectation, so that nobody knows
+    /// whether it did so in full.
+    pub(super) fn doubtful(&mut self) -> Option<(Verdict, String)> {
+        let mut fault = None;
+        for item in &mut self.items {
+            if let Proof::Doubtful(class, text) = &item.proof {
+                fault.get_or_insert_with(|| (Verdict::ObjectFault, text.clone()));
+                item.proof = Proof::Failed(*class, text.clone());
+            }
+        }
+        fault
+    }
+
+    /// Returns what the ledger says of a batch with objects that nobody proves to be whole.
+    pub(super) fn waiver(&self) -> String {
+        let waived = self.items.iter().filter(|it| it.proof == Proof::Waived);
+        let extensions: BTreeSet<&str> = waived
+            .map(|item| Compression::of(&item.object.key).extension())
+            .collect();
+        if extensions.is_empty() {
+            return String::new();
+        }
+        let extensions: Vec<String> = extensions.iter().map(|it| format!(".{it}")).collect();
+        format!(
+            "not proven to be whole: {} (load.accept_unproven)",
+            extensions.join(", ")
+        )
+    }
+}
+
+fn proof(object: &ObjectRef, found: Completeness, truncation: Truncation) -> Proof {
+    match found {
+        Completeness::Whole => Proof::Whole,
+        Completeness::Cut(text) => {
+            let text = format!("{text}: while reading {}", object.path());
+            Proof::Failed(FailureClass::Unloadable, text)
+        }
+        // ClickHouse goes by the name, and fails over the content.
+        Completeness::Malformed(text) => {
+            let text = format!("{text}: while reading {}", object.path());
+            Proof::Doubtful(FailureClass::Unloadable, text)
+        }
+        Completeness::Unknown => {
+            let why = "this worker cannot follow this compression";
+            let reason = unproven(object, why, "compress it with gzip");
+            if truncation == Truncation::Unreadable {
+                Proof::Doubtful(FailureClass::Unproven, reason)
+            } else {
+                Proof::Failed(FailureClass::Unproven, reason)
+            }
+        }
+    }
+}
+
+fn unproven(object: &ObjectRef, why: &str, advice: &str) -> String {
+    let extension = Compression::of(&object.key).extension();
+    format!(
+        "nobody can tell whether {object} is whole: ClickHouse does not notice that a .{extension} \
+         stream is cut short, and {why}; {advice}, or set `load.accept_unproven: [{extension}]`"
+    )
+}
