@@ -1,8 +1,8 @@
 //! Whether ClickHouse notices that a compressed stream is cut short.
 //!
-//! It ends some of them without an error (26.7: zstd and lz4), and loads an object of which a part is
-//! missing as if it were whole. Which ones is asked of the server itself: the body of a request passes
-//! through the same decoders as an object does.
+//! It ends some of them without an error (26.7: zstd and lz4), and loads an object of which a part
+//! is missing as if it were whole. Which ones is asked of the server itself: the body of a request
+//! passes through the same decoders as an object does.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};

@@ -147,8 +147,8 @@ async fn what_is_streamed_and_cut_short_fails_too() {
     the_cut_fail_alone("auto", "1MiB").await;
 }
 
-/// A worker that S3 refuses proves nothing.
-#[tokio::test]
+/// A worker that S3 refuses proves nothing. The proxy runs while `check` is waited for.
+#[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_can_prove_fails_unless_that_is_accepted() {
     let stack = Stack::shared();
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();

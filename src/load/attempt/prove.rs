@@ -1,7 +1,7 @@
 //! Shows that the objects of a batch are whole where ClickHouse does not notice that they are not.
 //!
-//! This comes before the insert: of a batch that has rows, each object was proven, so that one that is
-//! cut short is set apart without a rollback, and a recovery needs no proof of what others inserted.
+//! This comes before the insert: of a batch that has rows, each object was proven, so that one that
+//! is cut short is set apart without a rollback, and whoever records the batch needs no proof.
 
 use std::collections::BTreeSet;
 
