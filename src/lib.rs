@@ -14,6 +14,7 @@ pub mod event_types;
 mod failpoint;
 pub mod framing;
 pub mod glob;
+pub mod heartbeats;
 pub mod history;
 pub mod http;
 pub mod kept;
