@@ -144,6 +144,11 @@ pub async fn differences(
     Ok(problems)
 }
 
+/// The tables that rows of objects are in, kept lines included.
+pub fn tables() -> impl Iterator<Item = &'static str> {
+    kinds().map(|(_, table)| table)
+}
+
 /// Each kind of row, and its table.
 fn kinds() -> impl Iterator<Item = (&'static str, &'static str)> {
     EventType::ALL
