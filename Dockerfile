@@ -13,7 +13,7 @@ COPY core/Cargo.toml core/
 COPY testkit/Cargo.toml testkit/
 COPY xtask/Cargo.toml xtask/
 RUN mkdir -p src core/src bench/src bench/benches testkit/src/bin xtask/src \
-    && touch src/lib.rs core/src/lib.rs testkit/src/lib.rs bench/benches/core.rs testkit/src/bin/testkit-hold.rs \
+    && touch src/lib.rs core/src/lib.rs bench/src/lib.rs testkit/src/lib.rs bench/benches/core.rs testkit/src/bin/testkit-hold.rs \
     && echo 'fn main() {}' | tee src/main.rs bench/src/main.rs > xtask/src/main.rs \
     && cargo build --release --locked --package sluice --bin sluice
 

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::batch::{Batch, BatchId, BatchLimits, Batcher};
 use crate::ledger::Claims;
@@ -265,9 +265,14 @@ impl<P: Fn(&Tally)> Backfill<P> {
     }
 
     /// Waits for others, and takes over from those that are gone.
+    ///
+    /// It looks once more after the bound, however long that takes: by then the lease of whoever is
+    /// gone has run out, and what is still in other hands is being worked on.
     async fn wait_for_others(&mut self) {
         let until = Instant::now() + self.loader.ledger.lease() * BUSY_LEASES;
-        while !(self.busy.is_empty() && self.replacements.is_empty()) && Instant::now() < until {
+        let mut is_last = false;
+        while !(self.busy.is_empty() && self.replacements.is_empty() || is_last) {
+            is_last = Instant::now() >= until;
             info!(
                 objects = self.busy.len(),
                 "waiting for what others have in hand"
@@ -285,6 +290,13 @@ impl<P: Fn(&Tally)> Backfill<P> {
                 let open = self.loader.finish_replacements(&self.stop).await;
                 self.replacements.retain(|batch| open.contains(batch));
             }
+        }
+        if !self.replacements.is_empty() {
+            warn!(
+                batches = self.replacements.len(),
+                "others are still replacing objects; run the backfill again to finish what they \
+                 may leave"
+            );
         }
     }
 }

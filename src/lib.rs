@@ -15,6 +15,7 @@ mod failpoint;
 pub mod frames;
 pub mod framing;
 pub mod glob;
+pub mod heartbeats;
 pub mod history;
 pub mod http;
 pub mod kept;

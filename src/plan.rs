@@ -20,7 +20,7 @@ use crate::load::verdict::{CHANGED_TEXT, FENCED_TEXT};
 use crate::object::ObjectRef;
 use crate::schema::{REPLAYED, landing_name};
 use crate::sql;
-use crate::warehouse::{LOG_COMMENT, MAX_QUERY_BYTES, Statement};
+use crate::warehouse::{LOG_COMMENT, MAX_QUERY_BYTES, PINNED, Statement};
 
 /// With what right ClickHouse reads S3.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -354,7 +354,7 @@ impl Planner {
     pub fn plan_id(&self) -> Uuid {
         let mut text = format!(
             "{:?} {} {SETTINGS:?} {STREAM_SETTINGS:?} {ONE_BLOCK:?} {SMALL_OBJECTS:?} \
-             {MANY_BLOCKS:?} {SMALL_OBJECT} {ASSUMED_BYTES} {ASSUMED_COMPRESSION_RATIO} {}",
+             {MANY_BLOCKS:?} {PINNED:?} {SMALL_OBJECT} {ASSUMED_BYTES} {ASSUMED_COMPRESSION_RATIO} {}",
             self.strategy,
             self.max_bytes,
             gathered(""),

@@ -1,4 +1,5 @@
-//! Which messages are held, what each still waits for, and what then becomes of it.
+//! Which messages are held, what each still waits for, and what then becomes of it. (How they stay
+//! hidden meanwhile is [`crate::heartbeats`].)
 //!
 //! A message is deleted only when every object that it announces is done. Pure: time is an
 //! argument, and what is to be done with the queue is returned, not done.
@@ -62,10 +63,6 @@ impl VisibilityPolicy {
     }
 }
 
-/// SQS ends the visibility of a message 12 hours after its receive, whatever is asked for.
-/// Messages are given back before that, while a change of visibility still works.
-pub const HELD_AT_MOST: Duration = Duration::from_secs(11 * 3600 + 1800);
-
 /// The messages that are held.
 #[derive(Debug)]
 pub struct Held {
@@ -80,7 +77,6 @@ struct HeldMessage {
     handle: ReceiptHandle,
     receive_count: u32,
     received_at: Instant,
-    visible_at: Instant,
     outstanding: usize,
     /// The worst fate of its objects so far.
     worst: Fate,
@@ -101,12 +97,10 @@ impl Held {
     /// A message that is held and comes again (its visibility ran out) is not held twice: the new
     /// receipt handle replaces the old one.
     pub fn hold(&mut self, message: &Message, objects: &[ObjectId], now: Instant) -> Vec<ObjectId> {
-        let visible_at = now + self.policy.timeout;
         if let Some(held) = self.messages.get_mut(&message.id) {
             held.handle = message.handle.clone();
             held.receive_count = message.receive_count;
             held.received_at = now;
-            held.visible_at = visible_at;
             return Vec::new();
         }
         self.messages.insert(
@@ -115,7 +109,6 @@ impl Held {
                 handle: message.handle.clone(),
                 receive_count: message.receive_count,
                 received_at: now,
-                visible_at,
                 outstanding: objects.len(),
                 worst: Fate::Done,
             },
@@ -167,18 +160,9 @@ impl Held {
         settlements
     }
 
-    /// The messages whose visibility is to be extended now, to the policy's timeout. Those held
-    /// for close to SQS's limit are let go instead: they come back by themselves.
-    pub fn take_heartbeats(&mut self, now: Instant) -> Vec<ReceiptHandle> {
-        let due = now + self.policy.timeout - self.policy.heartbeat();
-        let mut handles = Vec::new();
-        for message in self.messages.values_mut() {
-            if message.visible_at <= due && now < message.received_at + HELD_AT_MOST {
-                message.visible_at = now + self.policy.timeout;
-                handles.push(message.handle.clone());
-            }
-        }
-        handles
+    /// Returns the receipt handle under which a message is held.
+    pub fn handle(&self, message_id: &str) -> Option<&ReceiptHandle> {
+        self.messages.get(message_id).map(|held| &held.handle)
     }
 
     /// The objects that messages wait for.
@@ -289,20 +273,6 @@ mod tests {
         assert_eq!(held.hold(&message(1, 2), &[object(1)], now), []);
         assert_eq!(held.len(), 1);
         assert_eq!(deleted(&held.resolve(object(1), Fate::Done, 0.0)), ["h1.2"]);
-    }
-
-    #[test]
-    fn pain_1_visibility_is_extended_well_before_it_ends() {
-        let mut held = Held::new(POLICY);
-        let start = Instant::now();
-        held.hold(&message(1, 1), &[object(1)], start);
-        assert_eq!(held.take_heartbeats(start + Duration::from_secs(39)), []);
-        for beat in 1..=3 {
-            let now = start + POLICY.heartbeat() * beat;
-            assert_eq!(held.take_heartbeats(now).len(), 1, "beat {beat}");
-            assert_eq!(held.take_heartbeats(now), [], "beat {beat}");
-        }
-        assert_eq!(held.take_heartbeats(start + HELD_AT_MOST), []);
     }
 
     #[test]

@@ -153,7 +153,7 @@ async fn check_queue(
                             error = text,
                             "the queue refuses; trying on: check `queue.url` and the worker's rights"
                         ),
-                        QueueError::Transient(_) => {
+                        QueueError::Transient(_) | QueueError::Gone(_) => {
                             warn!(error = text, "the queue is away; trying on")
                         }
                     }

@@ -223,8 +223,8 @@ pub fn halt_class(error: &WarehouseError) -> &'static str {
             192..=194 | 516 => "authentication",
             _ if verdict(error) == Verdict::Stream => "s3_access",
             291 | 497 => "permission",
+            _ if forbids_setting(error) => "settings",
             164 | 242 => "read_only",
-            452 => "settings",
             252 => "too_many_parts",
             202 | 241 => "overload",
             243 => "no_space",
@@ -232,6 +232,16 @@ pub fn halt_class(error: &WarehouseError) -> &'static str {
             16 | 36 | 47 | 53 | 60 | 81 => "schema",
             _ => "other",
         },
+    }
+}
+
+/// Returns whether the user may not set what a statement sets: a constraint of its profile forbids
+/// that, or `readonly`. ClickHouse names the setting.
+fn forbids_setting(error: &WarehouseError) -> bool {
+    match error {
+        WarehouseError::Server { code: 452, .. } => true,
+        WarehouseError::Server { code: 164, text } => text.contains("setting in readonly mode"),
+        _ => false,
     }
 }
 
@@ -277,13 +287,13 @@ pub fn advice(error: &WarehouseError) -> Option<&'static str> {
         WarehouseError::Server {
             code: 291 | 497, ..
         } => "grant the user what the error names",
+        _ if forbids_setting(error) => {
+            "every statement of Sluice sets this, so that the user's profile changes no results: \
+             lift the constraint, or `readonly`, in the profile of `clickhouse.user`"
+        }
         WarehouseError::Server {
             code: 164 | 242, ..
         } => "make the server or table writable",
-        WarehouseError::Server { code: 452, .. } => {
-            "a constraint of the user's profile forbids what an insert must set: lift it for \
-             `clickhouse.user`"
-        }
         WarehouseError::Server {
             code: 202 | 241, ..
         } => {

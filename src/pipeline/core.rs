@@ -12,12 +12,13 @@ use tracing::{debug, warn};
 
 use crate::activity::Activity;
 use crate::batch::{Batch, BatchLimits, Batcher};
+use crate::heartbeats::{Delivery, Extension, Heartbeats};
 use crate::load::{Outcome, Outcomes};
 use crate::notification::filter::Filter;
 use crate::notification::{Announced, Form, Ignorable, Notification, parse_with_form};
 use crate::object::{ObjectId, ObjectRef};
 use crate::pipeline::recent::Recent;
-use crate::queue::{Message, ReceiptHandle};
+use crate::queue::{FailedEntries, MAX_BATCH, Message, QueueError, ReceiptHandle};
 use crate::settle::{Fate, Held, Settlement, VisibilityPolicy};
 use crate::telemetry::metrics;
 
@@ -46,6 +47,7 @@ pub struct Core {
     filter: Filter,
     batcher: Batcher,
     held: Held,
+    heartbeats: Heartbeats,
     /// Closed, and waiting for a place among the loads.
     ready: VecDeque<Batch>,
     /// Being loaded.
@@ -69,6 +71,7 @@ impl Core {
             filter,
             batcher: Batcher::new(limits.batch),
             held: Held::new(limits.visibility),
+            heartbeats: Heartbeats::new(limits.visibility.timeout, limits.visibility.heartbeat()),
             ready: VecDeque::new(),
             loading: HashSet::new(),
             batches_in_flight: 0,
@@ -83,7 +86,12 @@ impl Core {
     }
 
     /// A message came.
-    pub fn on_message(&mut self, message: &Message, now: Instant) -> Vec<Action> {
+    pub fn on_message(
+        &mut self,
+        message: &Message,
+        delivery: Delivery,
+        now: Instant,
+    ) -> Vec<Action> {
         if self.draining {
             let delay = Duration::ZERO;
             let handle = message.handle.clone();
@@ -97,12 +105,13 @@ impl Core {
             Ok(Notification::Objects(announced)) => {
                 let objects = self.wanted(announced);
                 if objects.is_empty() {
-                    return ignore(message, form, Ignorable::Filtered);
+                    return self.ignore(message, delivery, form, Ignorable::Filtered);
                 }
                 metrics::notification(form, "objects");
+                self.keep_hidden(message, delivery, now);
                 self.on_objects(message, objects, now)
             }
-            Ok(Notification::Ignorable(why)) => ignore(message, form, why),
+            Ok(Notification::Ignorable(why)) => self.ignore(message, delivery, form, why),
             Err(malformed) => {
                 metrics::notification(form, "malformed");
                 // Once a message: it comes back until the redrive policy takes it away.
@@ -218,9 +227,32 @@ impl Core {
         [due.flatten(), revisit].into_iter().flatten().min()
     }
 
-    /// The receipt handles whose visibility is to be extended now.
-    pub fn take_heartbeats(&mut self, now: Instant) -> Vec<ReceiptHandle> {
-        self.held.take_heartbeats(now)
+    /// Looks which messages are to be extended.
+    pub fn on_tick(&mut self, now: Instant) {
+        self.heartbeats.tick(now);
+    }
+
+    /// The next request that extends the visibility of messages, if one is to be sent now.
+    pub fn take_extension(&mut self, now: Instant) -> Option<Extension> {
+        self.heartbeats.take(now)
+    }
+
+    /// A request of [`Core::take_extension`] ended.
+    pub fn on_extended(
+        &mut self,
+        request: u64,
+        result: Result<FailedEntries, QueueError>,
+        now: Instant,
+    ) {
+        self.heartbeats
+            .on_extended(request, result, now, fastrand::f64());
+    }
+
+    /// Messages were deleted, or could not be.
+    pub fn on_deleted(&mut self, handles: &[ReceiptHandle]) {
+        for handle in handles {
+            self.heartbeats.forget(handle);
+        }
     }
 
     /// Takes no more in, starts no more loads, and gives back what no load has begun with.
@@ -253,11 +285,14 @@ impl Core {
             .waiting_for(batch.objects.iter().map(ObjectRef::id))
     }
 
-    /// Whether more messages may be received. What the next loads do not need is left to others, and
-    /// takes no heartbeats.
-    pub fn has_room(&self) -> bool {
+    /// How many receives may be under way. What the next loads do not need is left to others, and
+    /// takes no heartbeats; so is what heartbeats could not keep hidden.
+    pub fn room(&self, now: Instant) -> usize {
         let is_ahead = self.ready.len() >= self.limits.concurrency;
-        !self.draining && !is_ahead && self.held.len() < self.limits.max_held
+        if self.draining || is_ahead || self.held.len() >= self.limits.max_held {
+            return 0;
+        }
+        self.heartbeats.room(now).div_ceil(MAX_BATCH)
     }
 
     pub fn is_idle(&self) -> bool {
@@ -289,10 +324,46 @@ impl Core {
         }
     }
 
-    fn resolve(&mut self, object: ObjectId, fate: Fate) -> impl Iterator<Item = Action> + use<> {
+    fn resolve(&mut self, object: ObjectId, fate: Fate) -> Vec<Action> {
         self.created.remove(&object);
         let settlements = self.held.resolve(object, fate, fastrand::f64());
-        settlements.into_iter().map(Action::Settle)
+        let settlements = settlements.into_iter();
+        settlements.filter_map(|it| self.settle(it)).collect()
+    }
+
+    /// A message stays hidden until it is deleted. Nothing is asked for one that is visible again
+    /// and would only be given back: by now it may be in another worker's hands.
+    fn settle(&mut self, settlement: Settlement) -> Option<Action> {
+        let is_needed = match &settlement {
+            Settlement::Delete(handle) => {
+                self.heartbeats.settle(handle);
+                true
+            }
+            Settlement::Release { handle, .. } => self.heartbeats.forget(handle),
+        };
+        is_needed.then_some(Action::Settle(settlement))
+    }
+
+    fn keep_hidden(&mut self, message: &Message, delivery: Delivery, now: Instant) {
+        if let Some(before) = self.held.handle(&message.id) {
+            self.heartbeats.on_redelivered(before, now);
+        }
+        self.heartbeats.track(&message.handle, delivery);
+    }
+
+    /// A message that asks for nothing.
+    fn ignore(
+        &mut self,
+        message: &Message,
+        delivery: Delivery,
+        form: Form,
+        why: Ignorable,
+    ) -> Vec<Action> {
+        metrics::notification(form, why.label());
+        debug!(why = why.label(), "asks for nothing");
+        self.heartbeats.track(&message.handle, delivery);
+        let delete = Settlement::Delete(message.handle.clone());
+        self.settle(delete).into_iter().collect()
     }
 
     fn start_loads(&mut self, now: Instant) -> Vec<Action> {
@@ -330,11 +401,4 @@ impl Core {
             _ => self.ready.pop_front(),
         }
     }
-}
-
-/// A message that asks for nothing.
-fn ignore(message: &Message, form: Form, why: Ignorable) -> Vec<Action> {
-    metrics::notification(form, why.label());
-    debug!(why = why.label(), "asks for nothing");
-    vec![Action::Settle(Settlement::Delete(message.handle.clone()))]
 }

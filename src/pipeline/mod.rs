@@ -20,11 +20,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::core::{Action, Core, Limits};
+use self::receiver::Received;
 use crate::admin::Vitals;
 use crate::load::{Load, Outcomes};
 use crate::notification::filter::Filter;
 use crate::object::ObjectRef;
-use crate::queue::{Message, Queue};
+use crate::queue::{FailedEntries, Queue, QueueError};
 use crate::settle::Settlement;
 use crate::telemetry::metrics;
 use crate::telemetry::trace::{self, BatchTrace, Settling};
@@ -64,12 +65,14 @@ pub async fn run<Q: Queue, L: Load>(
         activity,
     } = vitals;
     let (settle, settlements) = mpsc::unbounded_channel();
-    let settler = tokio::spawn(settler::run(queue.clone(), activity.clone(), settlements));
+    let (report_deleted, mut deleted) = mpsc::unbounded_channel();
+    let settler = settler::run(queue.clone(), activity.clone(), settlements, report_deleted);
+    let settler = tokio::spawn(settler);
     // A little room only: what waits here gets no heartbeats.
     let (send_messages, mut messages) = mpsc::channel(options.receivers);
-    let room = watch::Sender::new(true);
+    let room = watch::Sender::new(options.receivers);
     let mut receivers = JoinSet::new();
-    for _ in 0..options.receivers {
+    for number in 0..options.receivers {
         receivers.spawn(receiver::run(
             queue.clone(),
             breaker.clone(),
@@ -77,6 +80,7 @@ pub async fn run<Q: Queue, L: Load>(
             room.subscribe(),
             send_messages.clone(),
             receiver::Options {
+                number,
                 wait_time: options.wait_time,
                 visibility: options.limits.visibility.timeout,
             },
@@ -95,7 +99,7 @@ pub async fn run<Q: Queue, L: Load>(
     };
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut heartbeats = JoinSet::new();
+    let mut extensions = JoinSet::new();
     let mut stopping = false;
     let mut last_polls = None;
     let mut give_up = None;
@@ -103,21 +107,20 @@ pub async fn run<Q: Queue, L: Load>(
         let wake = daemon.core.next_wake();
         tokio::select! {
             received = messages.recv(), if !messages.is_closed() || !messages.is_empty() => {
-                daemon.take(received.unwrap_or_default());
+                if let Some(received) = received {
+                    daemon.take(received);
+                }
             }
             Some(ended) = daemon.loads.join_next() => daemon.on_load_ended(ended),
+            Some(handles) = deleted.recv() => daemon.core.on_deleted(&handles),
+            Some(ended) = extensions.join_next() => daemon.on_extension_ended(ended),
             () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
                 let actions = daemon.core.on_time(Instant::now());
                 daemon.perform(actions);
             }
             _ = tick.tick() => {
                 let now = Instant::now();
-                let handles = daemon.core.take_heartbeats(now);
-                if !handles.is_empty() {
-                    let visibility = options.limits.visibility.timeout;
-                    heartbeats.spawn(settler::extend(queue.clone(), handles, visibility));
-                }
-                while heartbeats.try_join_next().is_some() {}
+                daemon.core.on_tick(now);
                 let holdings = daemon.core.holdings(now, breaker.class());
                 metrics::holdings(&holdings);
                 health.holds(holdings);
@@ -151,8 +154,12 @@ pub async fn run<Q: Queue, L: Load>(
             }
         }
         health.beat();
+        let now = Instant::now();
+        while let Some(extension) = daemon.core.take_extension(now) {
+            extensions.spawn(settler::extend(queue.clone(), extension));
+        }
         room.send_if_modified(|room| {
-            let before = std::mem::replace(room, daemon.core.has_room());
+            let before = std::mem::replace(room, daemon.core.room(now).min(options.receivers));
             before != *room
         });
         if !stopping || last_polls.is_some() {
@@ -167,7 +174,7 @@ pub async fn run<Q: Queue, L: Load>(
         }
     }
     drop(daemon);
-    heartbeats.shutdown().await;
+    extensions.shutdown().await;
     if timeout(CLEAN_UP, settler).await.is_err() {
         warn!(
             "some messages were not settled in time: they come back after their visibility timeout"
@@ -175,6 +182,9 @@ pub async fn run<Q: Queue, L: Load>(
     }
     info!("stopped");
 }
+
+/// The number of a heartbeat, and what came of it.
+type Extended = (u64, Result<FailedEntries, QueueError>);
 
 type Loaded = (Vec<ObjectRef>, Outcomes, BatchTrace);
 
@@ -192,10 +202,10 @@ struct Daemon<L> {
 }
 
 impl<L: Load> Daemon<L> {
-    fn take(&mut self, received: Vec<Message>) {
-        for message in received {
+    fn take(&mut self, (messages, delivery): Received) {
+        for message in messages {
             let _within = trace::message(&message.id).entered();
-            let actions = self.core.on_message(&message, Instant::now());
+            let actions = self.core.on_message(&message, delivery, Instant::now());
             self.perform(actions);
         }
     }
@@ -244,6 +254,16 @@ impl<L: Load> Daemon<L> {
     fn give_back(&mut self) {
         for settlement in self.held_back.take().unwrap_or_default() {
             self.settle(settlement);
+        }
+    }
+
+    fn on_extension_ended(&mut self, ended: Result<Extended, JoinError>) {
+        match ended {
+            Ok((number, result)) => self.core.on_extended(number, result, Instant::now()),
+            Err(failed) => error!(
+                error = %failed,
+                "a heartbeat was lost; its messages come back after their visibility timeout"
+            ),
         }
     }
 

@@ -9,15 +9,21 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::admin::Health;
+use crate::heartbeats::Delivery;
 use crate::load::breaker::Breaker;
 use crate::queue::{MAX_BATCH, Message, Queue, QueueError};
 use crate::telemetry::metrics;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Options {
+    /// From 0. A receiver polls while there is room for more receives than this.
+    pub(super) number: usize,
     pub(super) wait_time: Duration,
     pub(super) visibility: Duration,
 }
+
+/// What one receive brought.
+pub(super) type Received = (Vec<Message>, Delivery);
 
 /// After a failed receive: doubled each time, up to the second value.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -28,8 +34,8 @@ pub(super) async fn run<Q: Queue>(
     queue: Arc<Q>,
     breaker: Arc<Breaker>,
     health: Arc<Health>,
-    mut room: watch::Receiver<bool>,
-    messages: mpsc::Sender<Vec<Message>>,
+    mut room: watch::Receiver<usize>,
+    messages: mpsc::Sender<Received>,
     options: Options,
     stop: CancellationToken,
 ) {
@@ -38,12 +44,13 @@ pub(super) async fn run<Q: Queue>(
         let may_receive = async {
             breaker.closed().await;
             // An error means that the loop is gone, and with it this task.
-            room.wait_for(|room| *room).await.is_ok()
+            room.wait_for(|room| *room > options.number).await.is_ok()
         };
         tokio::select! {
             () = stop.cancelled() => return,
             room = may_receive => if !room { return },
         }
+        let sent_at = Instant::now();
         match queue
             .receive(MAX_BATCH, options.wait_time, options.visibility)
             .await
@@ -52,7 +59,10 @@ pub(super) async fn run<Q: Queue>(
                 outage.end();
                 health.queue_answers();
                 metrics::messages_received(received.len());
-                if !received.is_empty() && messages.send(received).await.is_err() {
+                // Before the messages wait for the loop.
+                let (wait, visibility) = (options.wait_time, options.visibility);
+                let delivery = Delivery::of_receive(sent_at, Instant::now(), wait, visibility);
+                if !received.is_empty() && messages.send((received, delivery)).await.is_err() {
                     return;
                 }
             }

@@ -1,17 +1,21 @@
-//! Deletes, releases and heartbeats, in batch requests; what fails is tried again.
+//! Deletes and releases, in batch requests; what fails is tried again. Heartbeats, which are tried
+//! again by [`crate::heartbeats`].
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::timeout_at;
 use tracing::warn;
 
 use super::Traced;
 use crate::activity::Activity;
 use crate::failpoint;
-use crate::queue::{FailedEntries, MAX_BATCH, Queue, QueueError, ReceiptHandle};
+use crate::heartbeats::Extension;
+use crate::queue::{FailedEntries, MAX_BATCH, Queue, QueueError, ReceiptHandle, except_gone};
 use crate::settle::Settlement;
 use crate::telemetry::metrics;
 
@@ -21,11 +25,13 @@ const CONCURRENCY: usize = 8;
 const TRIES: u32 = 6;
 const BACKOFF: Duration = Duration::from_millis(500);
 
-/// Performs settlements until their sender is gone and all are done.
+/// Performs settlements until their sender is gone and all are done. Reports the handles of messages
+/// that are deleted, or could not be.
 pub(super) async fn run<Q: Queue>(
     queue: Arc<Q>,
     activity: Arc<Activity>,
     mut settlements: mpsc::UnboundedReceiver<Traced>,
+    deleted: mpsc::UnboundedSender<Vec<ReceiptHandle>>,
 ) {
     let mut requests = JoinSet::new();
     let mut received = Vec::new();
@@ -46,8 +52,13 @@ pub(super) async fn run<Q: Queue>(
             }
         }
         for (handles, traces) in in_requests(deletes) {
-            let delete = delete(queue.clone(), activity.clone(), handles);
-            requests.spawn(delete.map(|()| drop(traces)));
+            let delete = delete(queue.clone(), activity.clone(), handles.clone());
+            let deleted = deleted.clone();
+            requests.spawn(delete.map(move |()| {
+                drop(traces);
+                // While the worker stops, nobody asks any more.
+                drop(deleted.send(handles));
+            }));
         }
         for (entries, traces) in in_requests(releases) {
             let release = release(queue.clone(), activity.clone(), entries);
@@ -95,32 +106,23 @@ async fn release<Q: Queue>(
     activity.released(done);
 }
 
-/// Extends the visibility of held messages.
+/// Sends a heartbeat once. Returns its number, with what came of it.
 pub(super) async fn extend<Q: Queue>(
     queue: Arc<Q>,
-    handles: Vec<ReceiptHandle>,
-    visibility: Duration,
-) {
-    let mut requests = JoinSet::new();
-    for chunk in handles.chunks(MAX_BATCH) {
-        let entries: Vec<_> = chunk
-            .iter()
-            .map(|handle| (handle.clone(), visibility))
-            .collect();
-        let queue = queue.clone();
-        requests.spawn(async move {
-            let done = persist("heartbeat", entries, |entries| {
-                let queue = queue.clone();
-                async move { queue.change_visibility(&entries).await }
-            })
-            .await;
-            metrics::heartbeats(done);
-        });
-        while requests.len() >= CONCURRENCY {
-            requests.join_next().await;
+    extension: Extension,
+) -> (u64, Result<FailedEntries, QueueError>) {
+    let request = queue.change_visibility(&extension.entries);
+    // A request that panics must not keep its place among those in flight.
+    let request = AssertUnwindSafe(request).catch_unwind();
+    let result = match timeout_at(extension.give_up, request).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(QueueError::Transient("the request panicked".to_owned())),
+        Err(_) => {
+            let text = "no answer before the visibility timeout".to_owned();
+            Err(QueueError::Transient(text))
         }
-    }
-    requests.join_all().await;
+    };
+    (extension.number, result)
 }
 
 /// Repeats a batch request for the entries that failed; gives how many succeeded in the end.
@@ -137,6 +139,7 @@ where
     for attempt in 1.. {
         let error = match request(entries.clone()).await {
             Ok(failed) => {
+                let failed = except_gone(failed);
                 let Some((_, error)) = failed.first().cloned() else {
                     return total;
                 };

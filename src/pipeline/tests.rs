@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::json;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
 
 use super::*;
@@ -15,7 +15,7 @@ use crate::batch::{Batch, BatchLimits};
 use crate::load::Outcome;
 use crate::load::breaker::Scope;
 use crate::queue::memory::MemoryQueue;
-use crate::queue::{FailedEntries, QueueAttributes, QueueError, ReceiptHandle};
+use crate::queue::{Message, QueueAttributes, ReceiptHandle};
 use crate::settle::VisibilityPolicy;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -61,12 +61,27 @@ fn fixed_window() -> Options {
     options
 }
 
+/// How slow a queue is.
+#[derive(Clone, Copy, Default)]
+struct Slowness {
+    /// Of any request, half of it before and half of it after it takes effect.
+    request: Duration,
+    /// The answer to a receive is under way for this much longer.
+    receive_answer: Duration,
+    /// A delete takes this much longer to take effect.
+    delete: Duration,
+}
+
 /// The queue, and a count of what is asked of it.
 struct Spied {
     queue: MemoryQueue,
+    slowness: Slowness,
+    /// The requests that the queue works on at a time.
+    lanes: Semaphore,
     receives: AtomicUsize,
     /// Of messages, asked for or not.
     deletes: AtomicUsize,
+    changes: AtomicUsize,
 }
 
 impl Queue for Spied {
@@ -77,23 +92,55 @@ impl Queue for Spied {
         visibility: Duration,
     ) -> Result<Vec<Message>, QueueError> {
         self.receives.fetch_add(1, Ordering::Relaxed);
-        self.queue.receive(max, wait, visibility).await
+        // Waiting for messages keeps no other request waiting.
+        drop(self.begin().await);
+        let received = self.queue.receive(max, wait, visibility).await;
+        drop(self.begin().await);
+        pass(self.slowness.receive_answer).await;
+        received
     }
 
     async fn delete(&self, handles: &[ReceiptHandle]) -> Result<FailedEntries, QueueError> {
         self.deletes.fetch_add(handles.len(), Ordering::Relaxed);
-        self.queue.delete(handles).await
+        let _lane = self.begin().await;
+        pass(self.slowness.delete).await;
+        let deleted = self.queue.delete(handles).await;
+        pass(self.slowness.request / 2).await;
+        deleted
     }
 
     async fn change_visibility(
         &self,
         entries: &[(ReceiptHandle, Duration)],
     ) -> Result<FailedEntries, QueueError> {
-        self.queue.change_visibility(entries).await
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        let _lane = self.begin().await;
+        let changed = self.queue.change_visibility(entries).await;
+        pass(self.slowness.request / 2).await;
+        changed
     }
 
     async fn attributes(&self) -> Result<QueueAttributes, QueueError> {
         self.queue.attributes().await
+    }
+}
+
+impl Spied {
+    fn new(max_receives: u32) -> Self {
+        Self {
+            queue: MemoryQueue::new(max_receives),
+            slowness: Slowness::default(),
+            lanes: Semaphore::new(Semaphore::MAX_PERMITS),
+            receives: AtomicUsize::new(0),
+            deletes: AtomicUsize::new(0),
+            changes: AtomicUsize::new(0),
+        }
+    }
+
+    async fn begin(&self) -> SemaphorePermit<'_> {
+        let lane = self.lanes.acquire().await.unwrap();
+        pass(self.slowness.request / 2).await;
+        lane
     }
 }
 
@@ -182,11 +229,11 @@ impl Rig {
 
     /// With an open breaker.
     fn start_open(options: Options, script: Script) -> Self {
-        let spied = Arc::new(Spied {
-            queue: MemoryQueue::new(MAX_RECEIVES),
-            receives: AtomicUsize::new(0),
-            deletes: AtomicUsize::new(0),
-        });
+        Self::start_on(Spied::new(MAX_RECEIVES), options, script)
+    }
+
+    fn start_on(spied: Spied, options: Options, script: Script) -> Self {
+        let spied = Arc::new(spied);
         let loader = Arc::new(Scripted {
             loads: Mutex::default(),
             script,
@@ -463,6 +510,9 @@ async fn pain_1_what_is_held_longer_than_sqs_allows_is_given_back_in_time() {
     let rig = Rig::start(OPTIONS, always(Outcome::Loaded, 20 * HOUR));
     rig.send(&["a"]);
     let start = Instant::now();
+    // In one step: to look every few milliseconds for half a day takes minutes.
+    pass(11 * HOUR).await;
+    assert_eq!(rig.receive_counts(), [1]);
     until("received again", || rig.receive_counts() == [2]).await;
     assert!((11 * HOUR..12 * HOUR).contains(&start.elapsed()));
     until("empty", || rig.is_empty()).await;
@@ -800,4 +850,123 @@ async fn two_messages_of_one_object_cause_one_load() {
     gate.add_permits(1);
     until("empty", || rig.is_empty()).await;
     assert_eq!((rig.loads().len(), rig.deletes()), (1, 2));
+}
+
+/// A queue that dead-letters whatever lapses once, with messages that stay in an open batch.
+fn start_slow(slowness: Slowness, lanes: usize, messages: usize) -> Rig {
+    let mut options = fixed_window();
+    options.limits.batch.window = 10 * HOUR;
+    options.limits.batch.max_objects = 10_000;
+    options.limits.max_held = 10_000;
+    options.wait_time = SECOND;
+    let spied = Spied {
+        slowness,
+        lanes: Semaphore::new(lanes),
+        ..Spied::new(1)
+    };
+    let rig = Rig::start_on(spied, options, always(Outcome::Loaded, Duration::ZERO));
+    for number in 0..messages {
+        rig.send(&[&format!("k{number}")]);
+    }
+    rig.vitals.breaker.succeeded(Scope::Everything);
+    rig
+}
+
+/// Fails when a message that was received is visible again within this time.
+async fn nothing_lapses(rig: &Rig, time: Duration) {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        pass(SECOND).await;
+        let counts = rig.receive_counts();
+        let unreceived = counts.iter().filter(|count| **count == 0).count();
+        assert_eq!(rig.attributes().await.visible, unreceived as u64);
+        assert_eq!(rig.spied.queue.dead_letters(), Vec::<String>::new());
+    }
+}
+
+fn received(rig: &Rig) -> usize {
+    rig.receive_counts().iter().filter(|it| **it > 0).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_is_too_slow_is_not_received_from_and_no_message_lapses() {
+    for (millis, lanes) in [(100, 1), (500, 1), (1000, 2), (2000, 8)] {
+        let request = Duration::from_millis(millis);
+        let slowness = Slowness {
+            request,
+            ..Slowness::default()
+        };
+        let rig = start_slow(slowness, lanes, 2000);
+        nothing_lapses(&rig, 3 * MINUTE).await;
+        // At most what one request after another extends in a visibility timeout.
+        let extended = VISIBILITY.as_millis() as usize / millis as usize * lanes * 10;
+        let received = received(&rig);
+        assert!(
+            (20..=extended).contains(&received),
+            "{millis} ms, {lanes} lanes: {received}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_becomes_slow_is_not_received_from_until_it_is_fast_again() {
+    let slowness = Slowness {
+        request: Duration::from_millis(20),
+        ..Slowness::default()
+    };
+    let rig = start_slow(slowness, 100, 1000);
+    nothing_lapses(&rig, MINUTE).await;
+    assert_eq!(received(&rig), 1000);
+    let blocked = rig.spied.lanes.acquire_many(100).await.unwrap();
+    let receives = rig.receives();
+    nothing_lapses(&rig, VISIBILITY / 2).await;
+    drop(blocked);
+    nothing_lapses(&rig, MINUTE).await;
+    assert!(rig.receives() > receives);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_whose_receive_was_answered_late_does_not_lapse() {
+    let slowness = Slowness {
+        receive_answer: VISIBILITY * 3 / 4,
+        ..Slowness::default()
+    };
+    let rig = start_slow(slowness, 100, 20);
+    nothing_lapses(&rig, 3 * MINUTE).await;
+    assert_eq!(received(&rig), 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_waits_for_its_deletion_does_not_lapse() {
+    let mut options = OPTIONS;
+    options.limits.batch.max_objects = 1000;
+    let spied = Spied {
+        slowness: Slowness {
+            delete: VISIBILITY / 2,
+            ..Slowness::default()
+        },
+        ..Spied::new(1)
+    };
+    let rig = Rig::start_on(spied, options, always(Outcome::Loaded, SECOND));
+    for number in 0..500 {
+        rig.send(&[&format!("k{number}")]);
+    }
+    rig.vitals.breaker.succeeded(Scope::Everything);
+    until("empty", || rig.is_empty()).await;
+    assert_eq!(rig.spied.queue.dead_letters(), Vec::<String>::new());
+    assert_eq!(rig.deletes(), 500);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_takes_one_heartbeat_for_each_third_of_the_visibility_timeout() {
+    let rig = start_slow(Slowness::default(), 100, 200);
+    pass(SECOND).await;
+    assert_eq!(
+        (received(&rig), rig.spied.changes.load(Ordering::Relaxed)),
+        (200, 0)
+    );
+    pass(10 * VISIBILITY).await;
+    let changes = rig.spied.changes.load(Ordering::Relaxed);
+    // Ten messages a request.
+    assert!((25 * 20..=30 * 20).contains(&changes), "{changes}");
 }

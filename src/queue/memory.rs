@@ -192,22 +192,24 @@ impl Queue for MemoryQueue {
         entries: &[(ReceiptHandle, Duration)],
     ) -> Result<FailedEntries, QueueError> {
         let now = Instant::now();
+        let mut failed = Vec::new();
         {
             let mut state = self.state();
             if let Some(error) = &state.failing {
                 return Err(error.clone());
             }
-            for (handle, timeout) in entries {
+            for (index, (handle, timeout)) in entries.iter().enumerate() {
                 let held = state.messages.iter_mut().find(|message| {
                     message.handle.as_ref() == Some(handle) && message.visible_at > now
                 });
-                if let Some(message) = held {
-                    message.visible_at = now + *timeout;
+                match held {
+                    Some(message) => message.visible_at = now + *timeout,
+                    None => failed.push((index, QueueError::Gone("not in flight".to_owned()))),
                 }
             }
         }
         self.shared.changed.notify_waiters();
-        Ok(Vec::new())
+        Ok(failed)
     }
 
     async fn attributes(&self) -> Result<QueueAttributes, QueueError> {

@@ -87,6 +87,17 @@ pub enum QueueError {
     /// mended it.
     #[error("{0}")]
     Denied(String),
+    /// The message is deleted, or visible again and so not this worker's any more: there is nothing
+    /// left to change.
+    #[error("{0}")]
+    Gone(String),
+}
+
+/// Removes the messages of which nothing is left to change: whoever gives messages back, or tries
+/// what is permitted, has nothing to do for them.
+pub fn except_gone(mut failed: FailedEntries) -> FailedEntries {
+    failed.retain(|(_, error)| !matches!(error, QueueError::Gone(_)));
+    failed
 }
 
 /// A queue with visibility timeouts.
@@ -106,8 +117,8 @@ pub trait Queue: Send + Sync + 'static {
         handles: &[ReceiptHandle],
     ) -> impl Future<Output = Result<FailedEntries, QueueError>> + Send;
 
-    /// Makes up to [`MAX_BATCH`] messages visible again after the given time from now. A message
-    /// that is gone, or somebody else's by now, is a success: there is nothing left to change.
+    /// Makes up to [`MAX_BATCH`] messages visible again after the given time from now. The entry of a
+    /// message that is gone, or somebody else's by now, fails with [`QueueError::Gone`].
     fn change_visibility(
         &self,
         entries: &[(ReceiptHandle, Duration)],

@@ -15,7 +15,9 @@ use aws_sdk_sqs::types::{
 
 use crate::telemetry::with_sources;
 
-use super::{FailedEntries, Message, Queue, QueueAttributes, QueueError, ReceiptHandle};
+use super::{
+    FailedEntries, Message, Queue, QueueAttributes, QueueError, ReceiptHandle, except_gone,
+};
 
 #[derive(Clone, Debug)]
 pub struct SqsQueue {
@@ -107,7 +109,7 @@ impl Queue for SqsQueue {
             );
         }
         let output = request.send().await.map_err(classify)?;
-        Ok(failed_entries(&output.failed))
+        Ok(except_gone(failed_entries(&output.failed)))
     }
 
     async fn change_visibility(
@@ -188,14 +190,17 @@ fn whole_seconds(duration: Duration) -> i32 {
 fn failed_entries(failed: &[BatchResultErrorEntry]) -> FailedEntries {
     failed
         .iter()
-        .filter(|entry| !is_gone(&entry.code))
-        .filter_map(|entry| {
-            Some((
-                entry.id.parse().ok()?,
-                QueueError::Transient(refusal(entry)),
-            ))
-        })
+        .filter_map(|entry| Some((entry.id.parse().ok()?, classify_entry(entry))))
         .collect()
+}
+
+fn classify_entry(entry: &BatchResultErrorEntry) -> QueueError {
+    let text = refusal(entry);
+    if is_gone(&entry.code) {
+        QueueError::Gone(text)
+    } else {
+        QueueError::Transient(text)
+    }
 }
 
 fn refusal(entry: &BatchResultErrorEntry) -> String {

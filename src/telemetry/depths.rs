@@ -39,7 +39,7 @@ pub async fn watch(queue: SqsQueue, tell: impl Fn(Depth)) {
             if trouble != mentioned {
                 let advice = match error {
                     QueueError::Denied(_) => "; `sluice check --print-policy` prints the rights",
-                    QueueError::Transient(_) => "",
+                    QueueError::Transient(_) | QueueError::Gone(_) => "",
                 };
                 warn!(%error, "how deep the queues are is not known; trying on{advice}");
             }

@@ -50,6 +50,8 @@ declare! {
         "Messages given back to the queue.";
     HEARTBEATS: Counter, "sluice_sqs_heartbeats_total",
         "Extensions of the visibility of held messages.";
+    HEARTBEATS_MISSED: Counter, "sluice_sqs_heartbeats_missed_total",
+        "Held messages whose visibility was not extended in time. They are delivered again, which uses up a receive.";
     SQS_FAILURES: Counter, "sluice_sqs_failures_total" { operation: Only(SQS_OPERATIONS) },
         "Requests to SQS that failed, and entries of batch requests. `attributes` is the poll of the queues' depths.";
     QUEUE_VISIBLE: Gauge, "sluice_queue_messages_visible",
@@ -238,6 +240,10 @@ pub fn messages_released(count: usize) {
 
 pub fn heartbeats(count: usize) {
     HEARTBEATS.add(count as u64, &[]);
+}
+
+pub fn heartbeat_missed() {
+    HEARTBEATS_MISSED.add(1, &[]);
 }
 
 pub fn sqs_failures(operation: &'static str, count: usize) {

@@ -1,5 +1,6 @@
 //! ClickHouse: the only user of its client.
 
+mod pins;
 mod redact;
 pub mod topology;
 
@@ -17,6 +18,8 @@ use crate::http::{self, Connector, TlsError};
 use crate::sql;
 use crate::store::StoreError;
 use crate::telemetry::with_sources;
+pub use pins::PINNED;
+use pins::Pins;
 use redact::Redactor;
 
 /// A statement and the settings that go with it, as URL parameters: some of them, such as
@@ -93,6 +96,7 @@ pub struct Access {
 #[derive(Clone)]
 pub struct Warehouse {
     client: clickhouse::Client,
+    pins: Pins,
     password: SecretSource,
     redactor: Redactor,
     database: String,
@@ -105,11 +109,11 @@ impl Warehouse {
     /// Opens no connection yet.
     pub fn connect(access: &Access) -> Result<Self, TlsError> {
         let connector = http::connector(access.connect_timeout, access.ca_file.as_deref(), None)?;
-        Ok(Self::over(connector, access, &access.url))
+        Ok(Self::over(connector, access, &access.url, Pins::default()))
     }
 
     /// Opens connections of its own, to that URL.
-    fn over(connector: Connector, access: &Access, url: &str) -> Self {
+    fn over(connector: Connector, access: &Access, url: &str, pins: Pins) -> Self {
         let client = clickhouse::Client::with_http_client(http::client_with(connector))
             .with_url(url)
             .with_user(&access.user)
@@ -120,6 +124,7 @@ impl Warehouse {
             .with_setting(LOG_COMMENT, "sluice");
         Self {
             client,
+            pins,
             password: access.password.clone(),
             redactor: Redactor::new(&access.secrets),
             database: access.database.clone(),
@@ -191,8 +196,8 @@ impl Warehouse {
         self.execute(&delete, None, timeout).await
     }
 
-    /// With the password as it is now.
-    fn client(&self) -> Result<clickhouse::Client, WarehouseError> {
+    /// Returns the client with the password as it is now.
+    fn logged_in(&self) -> Result<clickhouse::Client, WarehouseError> {
         let password = self.password.read().map_err(|problem| {
             WarehouseError::Unknown(format!("clickhouse.password_file: {problem}"))
         })?;
@@ -206,7 +211,7 @@ impl Warehouse {
         query_id: Option<&str>,
         timeout: Duration,
     ) -> Result<(), WarehouseError> {
-        let mut query = self.client()?.query_raw(&statement.sql);
+        let mut query = self.client().await?.query_raw(&statement.sql);
         for (name, value) in &statement.settings {
             query = query.with_setting(*name, value);
         }
@@ -229,7 +234,8 @@ impl Warehouse {
     ) -> Result<(), WarehouseError> {
         // In the body, too: a URL has no room for it.
         let mut insert = self
-            .client()?
+            .client()
+            .await?
             .insert_formatted_with("")
             .with_setting("query_id", query_id);
         for (name, value) in &statement.settings {
@@ -293,22 +299,27 @@ impl Warehouse {
         sql: &str,
         timeout: Duration,
     ) -> Result<Vec<T>, WarehouseError> {
-        let mut query = self
-            .client()?
+        bounded(timeout, async {
+            let client = self.client().await?;
+            self.fetch(client, sql).await
+        })
+        .await
+    }
+
+    async fn fetch<T: DeserializeOwned>(
+        &self,
+        client: clickhouse::Client,
+        sql: &str,
+    ) -> Result<Vec<T>, WarehouseError> {
+        let mut cursor = client
             .query_raw(sql)
             .with_setting("max_query_size", MAX_QUERY_BYTES)
-            .with_setting("output_format_json_quote_64bit_integers", "0");
-        for (name, value) in PLAIN_MEANING {
-            query = query.with_setting(*name, *value);
-        }
-        let text = bounded(timeout, async {
-            let mut cursor = query
-                .fetch_bytes("JSONEachRow")
-                .map_err(|error| self.classify(error))?;
-            cursor.collect().await.map_err(|error| self.classify(error))
-        })
-        .await?;
-        text.split(|byte| *byte == b'\n')
+            .with_setting("output_format_json_quote_64bit_integers", "0")
+            .fetch_bytes("JSONEachRow")
+            .map_err(|error| self.classify(error))?;
+        let text = cursor.collect().await;
+        text.map_err(|error| self.classify(error))?
+            .split(|byte| *byte == b'\n')
             .filter(|line| !line.is_empty())
             .map(|line| {
                 serde_json::from_slice(line)
@@ -340,7 +351,8 @@ impl Warehouse {
             columns.join(", ")
         );
         let mut insert = self
-            .client()?
+            .client()
+            .await?
             .insert_formatted_with(sql)
             .with_setting("input_format_parallel_parsing", "0")
             .with_setting("max_insert_block_size", "1000000")
@@ -361,10 +373,12 @@ impl Warehouse {
             _ => (with_sources(&error), false),
         };
         let text = shorten(&self.redactor.redact(&text));
-        match exception_code(&text).filter(|_| answered) {
+        let error = match exception_code(&text).filter(|_| answered) {
             Some(code) => WarehouseError::Server { code, text },
             None => WarehouseError::Unknown(text),
-        }
+        };
+        self.pins.note(&error);
+        error
     }
 
     /// Ends every statement whose query id starts with `prefix`, and waits for their end.
@@ -425,14 +439,6 @@ impl Warehouse {
 
 /// Leads from `system.query_log` to what the statement is for.
 pub const LOG_COMMENT: &str = "log_comment";
-
-/// A profile can change what a query means, or have it answered from a cache. The ledger would then
-/// miss claims.
-const PLAIN_MEANING: &[(&str, &str)] = &[
-    ("join_use_nulls", "0"),
-    ("aggregate_functions_null_for_empty", "0"),
-    ("use_query_cache", "0"),
-];
 
 /// Room for thousands of keys of 1,024 bytes, percent-encoded.
 pub const MAX_QUERY_BYTES: &str = "67108864";

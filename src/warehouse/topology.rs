@@ -11,6 +11,7 @@ use serde::Deserialize;
 use tracing::debug;
 use url::{Host, Url};
 
+use super::pins::Pins;
 use super::{Access, Warehouse, WarehouseError, bounded};
 use crate::http::{self, Connector};
 use crate::sql;
@@ -143,6 +144,7 @@ struct Site<'a> {
     access: &'a Access,
     url: &'a Url,
     connector: Connector,
+    pins: Pins,
 }
 
 impl<'a> Site<'a> {
@@ -156,6 +158,7 @@ impl<'a> Site<'a> {
             access,
             url,
             connector: connector.map_err(unusable)?,
+            pins: Pins::default(),
         })
     }
 
@@ -164,7 +167,8 @@ impl<'a> Site<'a> {
         // Impossible only for URLs that have no host.
         url.set_ip_host(address.ip())
             .map_err(|()| unusable("the URL takes no address"))?;
-        let mut warehouse = Warehouse::over(self.connector.clone(), self.access, url.as_str());
+        let (connector, pins) = (self.connector.clone(), self.pins.clone());
+        let mut warehouse = Warehouse::over(connector, self.access, url.as_str(), pins);
         warehouse.client = warehouse
             .client
             .with_header(HOST.as_str(), self.authority());

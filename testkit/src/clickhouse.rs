@@ -27,6 +27,8 @@ pub struct Options {
     pub configuration: String,
     /// More XML for its users, inside `<users>`.
     pub users: String,
+    /// More XML for the profiles of users, inside `<profiles>`.
+    pub profiles: String,
     /// How much it logs; `None`: warnings.
     pub log_level: Option<&'static str>,
 }
@@ -35,7 +37,8 @@ pub struct Options {
 ///
 /// Users: `default` without a password, `secured` with `correct-horse`, `reader` with `look-only`,
 /// who may only SELECT, `forgetful`, whose repeated inserts are not recognised, `confined`, who may not
-/// change a setting that inserts have, and `tenant`, to whom it looks like ClickHouse Cloud.
+/// change a setting that inserts have, `limited`, who gets 100 rows and may not change that, `viewer`,
+/// who may change no setting, and `tenant`, to whom it looks like ClickHouse Cloud.
 #[derive(Debug)]
 pub struct ClickHouse {
     url: String,
@@ -273,7 +276,9 @@ fn launch(
     std::fs::create_dir_all(directory)?;
     let configuration = directory.join("config.xml");
     let users = directory.join("users.xml");
-    let text = include_str!("users.xml").replace("{{extra}}", &options.users);
+    let text = include_str!("users.xml")
+        .replace("{{extra}}", &options.users)
+        .replace("{{profiles}}", &options.profiles);
     std::fs::write(&users, text)?;
     let text = include_str!("clickhouse.xml")
         .replace("{{users}}", &users.display().to_string())

@@ -55,8 +55,8 @@ pub async fn table_differences(
     let expected = reckoned(site, expected);
     let mut problems = String::new();
     let mut found = Rows::new();
-    for (kind, table) in kinds() {
-        let table = format!("{}.{table}", site.database);
+    for (kind, name) in kinds() {
+        let table = format!("{}.{name}", site.database);
         let rows = clickhouse
             .rows(&format!(
                 "SELECT source_path AS path, count() AS rows FROM {table} GROUP BY path"
@@ -66,7 +66,8 @@ pub async fn table_differences(
         let identity: String = clickhouse
             .scalar(&format!(
                 "SELECT sorting_key FROM system.tables \
-                 WHERE concat(database, '.', name) = '{table}'"
+                 WHERE database = '{}' AND name = '{name}'",
+                site.database
             ))
             .await?;
         let doubled: u64 = clickhouse
@@ -141,6 +142,11 @@ pub async fn differences(
         writeln!(problems, "has rows, and is not loaded: batch {line}")?;
     }
     Ok(problems)
+}
+
+/// The tables that rows of objects are in, kept lines included.
+pub fn tables() -> impl Iterator<Item = &'static str> {
+    kinds().map(|(_, table)| table)
 }
 
 /// Each kind of row, and its table.

@@ -159,6 +159,8 @@ impl<'a> Lab<'a> {
         config["clickhouse"]["url"] = self.clickhouse.url().into();
         config["clickhouse"]["user"] = "default".into();
         config["clickhouse"]["password"] = "".into();
+        // Many tests make their tables at the same time.
+        config["clickhouse"]["query_timeout"] = "5m".into();
         let output = self.execute(&config, &["migrate"], "").await?;
         ensure!(
             output.status.success(),

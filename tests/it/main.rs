@@ -21,6 +21,7 @@ mod notifications;
 mod operations;
 mod outages;
 mod page;
+mod profiles;
 mod queue_contract;
 mod reconcile;
 mod rejects;

@@ -110,6 +110,15 @@ trait SubjectExt: Subject {
         assert_eq!(failed, Ok(vec![]));
     }
 
+    async fn cannot_change(&self, handle: &ReceiptHandle) {
+        let entries = [(handle.clone(), LONG)];
+        let failed = self.queue().change_visibility(&entries).await.unwrap();
+        assert!(
+            matches!(failed[..], [(0, QueueError::Gone(_))]),
+            "{failed:?}"
+        );
+    }
+
     async fn delete(&self, handles: &[ReceiptHandle]) {
         assert_eq!(self.queue().delete(handles).await, Ok(vec![]));
     }
@@ -194,13 +203,14 @@ async fn deleting_twice_is_a_success(subject: &impl Subject) {
     assert_eq!(subject.depth().await, (0, 0));
 }
 
-async fn changing_what_is_gone_or_held_anew_is_a_success(subject: &impl Subject) {
+/// Heartbeats go by it: a message that is gone must not be extended again.
+async fn changing_what_is_gone_or_delivered_again_is_reported(subject: &impl Subject) {
     subject.send("m").await;
     let first = subject.one(SECOND).await;
     let second = subject.one(LONG).await;
-    subject.change(&first.handle, LONG).await;
+    subject.cannot_change(&first.handle).await;
     subject.delete(std::slice::from_ref(&second.handle)).await;
-    subject.change(&second.handle, LONG).await;
+    subject.cannot_change(&second.handle).await;
     assert_eq!(subject.depth().await, (0, 0));
 }
 
@@ -292,7 +302,7 @@ contract!(
     a_change_of_visibility_extends,
     a_deleted_message_is_gone,
     deleting_twice_is_a_success,
-    changing_what_is_gone_or_held_anew_is_a_success,
+    changing_what_is_gone_or_delivered_again_is_reported,
     ten_go_in_one_request,
     a_long_poll_waits_and_wakes_when_something_comes,
     a_message_received_too_often_goes_to_the_dead_letters,

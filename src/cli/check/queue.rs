@@ -8,11 +8,11 @@ use aws_sdk_sqs::Client;
 use super::report::Check;
 use crate::cli::run::NO_REDRIVE_POLICY;
 use crate::config::{Config, HumanDuration};
+use crate::heartbeats::HELD_AT_MOST;
 use crate::queue::sqs::SqsQueue;
 use crate::queue::{
     FailedEntries, Queue, QueueAttributes, QueueError, ReceiptHandle, RedrivePolicy,
 };
-use crate::settle::HELD_AT_MOST;
 
 const QUEUE: &str = "queue";
 const RIGHTS: &str = "queue rights";
@@ -75,7 +75,9 @@ fn unanswered(url: &str, error: &QueueError) -> Check {
             "check `queue.url` and the AWS credentials; the role needs `sqs:GetQueueAttributes` \
              (`sluice check --print-policy`)"
         }
-        QueueError::Transient(_) => "check `queue.url`, the region and the way to SQS",
+        QueueError::Transient(_) | QueueError::Gone(_) => {
+            "check `queue.url`, the region and the way to SQS"
+        }
     };
     Check::fail(QUEUE, format!("{url} does not tell: {error}"), advice)
 }
@@ -106,7 +108,10 @@ fn judge_rights(answers: &[(&str, Result<FailedEntries, QueueError>)]) -> Check 
             // The handle is refused, so the action is not.
             Err(QueueError::Transient(text)) if text.contains("ReceiptHandleIsInvalid") => None,
             Err(error) => Some(error),
-            Ok(failed) => failed.first().map(|(_, error)| error),
+            Ok(failed) => failed
+                .iter()
+                .map(|(_, error)| error)
+                .find(|error| !matches!(error, QueueError::Gone(_))),
         };
         refusals.extend(refusal.map(|error| format!("{action}: {error}")));
     }

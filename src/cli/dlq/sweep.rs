@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::queue::sqs::SqsQueue;
 use crate::queue::sqs::whole::WholeMessage;
-use crate::queue::{MAX_BATCH, Queue, QueueError, ReceiptHandle};
+use crate::queue::{MAX_BATCH, Queue, QueueError, ReceiptHandle, except_gone};
 
 /// After a crash of ours, everything is visible again in this time.
 pub(super) const VISIBILITY: Duration = Duration::from_secs(30);
@@ -152,7 +152,7 @@ impl Sweep {
     ) -> Result<(), QueueError> {
         for handles in handles.chunks(MAX_BATCH) {
             let entries: Vec<_> = handles.iter().map(|it| (it.clone(), visibility)).collect();
-            let failed = self.queue.change_visibility(&entries).await?;
+            let failed = except_gone(self.queue.change_visibility(&entries).await?);
             if let Some((_, error)) = failed.into_iter().next() {
                 return Err(error);
             }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, ensure};
 use regex::Regex;
 use sluice_testkit::proxy::{Fault, Proxy};
-use sluice_testkit::xapi::{Bundle, EventType, Generator};
+use sluice_testkit::xapi::{Bundle, Compression, EventType, Generator};
 use sluice_testkit::{SiteOptions, Stack};
 
 use super::fixture::{BUCKET, Fixture, Manifest, Object, Recorded, STEPS, State, emptied, places};
@@ -62,7 +62,10 @@ impl<'a> Writer<'a> {
         }
         Ok(Self {
             lab,
-            mixed: Generator::new(15).sizes(3..=4).faults(0.3, 0.2).zipped(0.0),
+            mixed: Generator::new(15)
+                .sizes(3..=4)
+                .faults(0.3, 0.2)
+                .compressed(0.0, Compression::Gzip),
             objects: Vec::new(),
         })
     }

@@ -1,0 +1,472 @@
+//! Settings of the user's profile: whatever they are, what the ledger calls loaded has the rows that
+//! it has without them. An error is no difference.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::io::{BufRead, BufReader, Read};
+
+use anyhow::ensure;
+use sluice_testkit::xapi::{Bundle, Compression, Generator, Reckoning, gzip};
+use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, exact, wait_for};
+
+use crate::harness::{BOUND, Sluice};
+
+/// A user whose profile has these settings.
+#[derive(Clone, Debug, Default)]
+struct Flip {
+    settings: Vec<(String, String)>,
+    /// What is configured for the loading under them.
+    options: Vec<(&'static str, &'static str)>,
+    /// Whether the settings harm nothing once the pins are sent: all is loaded.
+    loads: bool,
+    /// Whether an object is loaded that is read in many blocks.
+    many_blocks: bool,
+    /// Whether all is loaded again, by force.
+    again: bool,
+}
+
+impl Flip {
+    fn of(settings: &[(&str, &str)]) -> Self {
+        let owned = settings.iter();
+        Self {
+            settings: owned
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
+            ..Self::default()
+        }
+    }
+
+    /// With settings under which everything must be loaded.
+    fn harmless(settings: &[(&str, &str)]) -> Self {
+        Self {
+            loads: true,
+            ..Self::of(settings)
+        }
+    }
+
+    fn profile(&self) -> String {
+        let mut xml = String::new();
+        for (name, value) in &self.settings {
+            write!(xml, "<{name}><![CDATA[{value}]]></{name}>").unwrap();
+        }
+        xml
+    }
+}
+
+/// Rows of an object: by table, how many there are and the sum of their hashes.
+type Rows = BTreeMap<String, (u64, u64)>;
+
+/// Objects, each loaded by each user from below a prefix of its own.
+struct Lab {
+    stack: &'static Stack,
+    site: Site,
+    clickhouse: ClickHouse,
+    flips: Vec<Flip>,
+}
+
+impl Lab {
+    /// `settings` make the users, which can depend on the name of the database.
+    async fn new(name: &str, flips: impl FnOnce(&Site) -> Vec<Flip>) -> Self {
+        let stack = Stack::shared();
+        let site = stack.site(name).await.unwrap();
+        let flips = flips(&site);
+        let (mut users, mut profiles) = (String::new(), String::new());
+        for (number, flip) in flips.iter().enumerate() {
+            write!(
+                users,
+                "<flip{number}><password></password><networks><ip>127.0.0.1</ip></networks>\
+                 <profile>flip{number}</profile><quota>default</quota></flip{number}>"
+            )
+            .unwrap();
+            let profile = flip.profile();
+            write!(profiles, "<flip{number}>{profile}</flip{number}>").unwrap();
+        }
+        let options = ClickHouseOptions {
+            users,
+            profiles,
+            ..ClickHouseOptions::default()
+        };
+        let lab = Self {
+            stack,
+            site,
+            clickhouse: ClickHouse::start_with(options).unwrap(),
+            flips,
+        };
+        lab.sluice(&Flip::default(), "default").migrate();
+        exact::keep_duplicates(&lab.clickhouse, &lab.site)
+            .await
+            .unwrap();
+        lab
+    }
+
+    fn sluice(&self, flip: &Flip, user: &str) -> Sluice {
+        let sluice = Sluice::new(self.stack, &self.site)
+            .set("clickhouse.url", self.clickhouse.url())
+            .set("clickhouse.user", user)
+            .set("batch.max_bytes", "1MiB");
+        let options = flip.options.iter();
+        options.fold(sluice, |sluice, (path, value)| sluice.set(path, value))
+    }
+
+    async fn upload(&self, prefix: &str, bundles: &[Bundle]) -> Vec<Bundle> {
+        let mut uploaded = bundles.to_vec();
+        for bundle in &mut uploaded {
+            bundle.key = format!("{prefix}/{}", bundle.key);
+            let put = self.site.put(&bundle.key, bundle.bytes.clone());
+            put.await.unwrap();
+        }
+        uploaded
+    }
+
+    /// The rows of each object below a prefix, by the rest of its key, as far as the ledger calls it
+    /// loaded.
+    async fn loaded(&self, prefix: &str) -> BTreeMap<String, Rows> {
+        let database = &self.site.database;
+        let source = format!("{}/{prefix}/", self.site.bucket);
+        let keys = self
+            .clickhouse
+            .query(&format!(
+                "SELECT DISTINCT substring(key, {}) FROM {database}.ledger_objects \
+                 WHERE startsWith(key, '{prefix}/') AND batch_id IN \
+                   (SELECT batch_id FROM {database}.ledger_batches WHERE event = 'loaded')",
+                prefix.len() + 2
+            ))
+            .await
+            .unwrap();
+        let mut loaded: BTreeMap<String, Rows> = keys
+            .lines()
+            .map(|key| (key.to_owned(), Rows::new()))
+            .collect();
+        for table in exact::tables() {
+            let sql = format!(
+                "SELECT substring(source_path, {}) AS key, count() AS rows, \
+                   sum(cityHash64(toString(tuple(* EXCEPT (batch_id, ingested_at, source_path))))) \
+                   AS hash \
+                 FROM {database}.{table} WHERE startsWith(source_path, '{source}') GROUP BY key",
+                source.len() + 1
+            );
+            for row in self.clickhouse.rows(&sql).await.unwrap() {
+                let number = |name: &str| row[name].as_u64().expect("a number");
+                let key = row["key"].as_str().expect("a key");
+                if let Some(rows) = loaded.get_mut(key) {
+                    rows.insert(table.to_owned(), (number("rows"), number("hash")));
+                }
+            }
+        }
+        loaded
+    }
+}
+
+/// Runs a backfill until it ends, or until it says that ClickHouse refuses something: it would try
+/// that again without end. Gives why it failed.
+async fn backfill(sluice: &Sluice, arguments: &[&str]) -> Result<(), String> {
+    let mut child = sluice.spawn(&[&["backfill"], arguments].concat());
+    let log = child.stderr.take().expect("it is piped");
+    let read = tokio::task::spawn_blocking(move || refusal(log));
+    let refusal = match tokio::time::timeout(BOUND, read).await {
+        Ok(refusal) => refusal.expect("no panic"),
+        Err(_) => Some("it does not end".to_owned()),
+    };
+    if let Some(refusal) = refusal {
+        child.kill().expect("it can be killed");
+        child.wait().expect("it ends");
+        return Err(refusal);
+    }
+    let status = child.wait().expect("it ends");
+    if status.success() {
+        Ok(())
+    } else {
+        Err(status.to_string())
+    }
+}
+
+/// The first line of a log that has an error of ClickHouse, if any.
+fn refusal(log: impl Read) -> Option<String> {
+    let lines = BufReader::new(log).lines().map_while(Result::ok);
+    let errors = ["ClickHouse error ", "no answer from ClickHouse"];
+    let mut refusals = lines.filter(|line| errors.iter().any(|error| line.contains(error)));
+    refusals.next()
+}
+
+impl Lab {
+    /// Loads the objects as a user; gives what is wrong with the rows of those that are called
+    /// loaded.
+    async fn try_flip(
+        &self,
+        number: usize,
+        bundles: &[Bundle],
+        expected: &BTreeMap<String, Rows>,
+    ) -> String {
+        let flip = &self.flips[number];
+        let prefix = format!("flip{number}");
+        let mut bundles = bundles.to_vec();
+        bundles.retain(|bundle| flip.many_blocks || bundle.key != LARGE);
+        self.upload(&prefix, &bundles).await;
+        let sluice = self.sluice(flip, &prefix);
+        let source = format!("s3://{}/{prefix}/", self.site.bucket);
+        let mut runs = vec![vec![source.as_str()]; 2];
+        if flip.again {
+            runs.push(vec![&source, "--force"]);
+        }
+        let mut failure = None;
+        for arguments in &runs {
+            failure = backfill(&sluice, arguments).await.err();
+            if failure.is_some() {
+                break;
+            }
+        }
+
+        // A few settings crash the engine.
+        if failure.is_some() && self.clickhouse.query("SELECT 1").await.is_err() {
+            self.clickhouse.restart().unwrap();
+        }
+        let mut problems = String::new();
+        let loaded = self.loaded(&prefix).await;
+        for (key, rows) in &loaded {
+            if expected.get(key) != Some(rows) {
+                let expected = expected.get(key);
+                writeln!(problems, "{key}: expected {expected:?}, found {rows:?}").unwrap();
+            }
+        }
+        let is_whole = failure.is_none() && loaded.len() == bundles.len();
+        if !is_whole && (flip.loads || failure.is_none()) {
+            let all = bundles.len();
+            let loaded = loaded.len();
+            writeln!(problems, "{loaded} of {all} are loaded: {failure:?}").unwrap();
+        }
+        if problems.is_empty() {
+            return problems;
+        }
+        format!("{:?}:\n{problems}", flip.settings)
+    }
+
+    /// What is wrong under any of the settings.
+    async fn try_all(&self) -> String {
+        let sluice = self.sluice(&Flip::default(), "default");
+        let source = format!("s3://{}/plain/", self.site.bucket);
+        let uploaded = self.upload("plain", &counted_objects()).await;
+        backfill(&sluice, &[&source]).await.unwrap();
+        let wrong = exact::differences(&self.clickhouse, &self.site, &uploaded).await;
+        assert_eq!(wrong.unwrap(), "");
+        let mut bundles = counted_objects();
+        bundles.push(odd_object());
+        self.upload("plain", &[odd_object()]).await;
+        backfill(&sluice, &[&source]).await.unwrap();
+
+        let expected = self.loaded("plain").await;
+        assert_eq!(expected.len(), bundles.len());
+        let mut problems = String::new();
+        for number in 0..self.flips.len() {
+            problems += &self.try_flip(number, &bundles, &expected).await;
+        }
+        problems
+    }
+}
+
+const LARGE: &str = "large.jsonl.gz";
+
+/// A small object, a compressed one, and one that is read in many blocks.
+fn counted_objects() -> Vec<Bundle> {
+    let mut bundles: Vec<Bundle> = Generator::new(61).sizes(300..=300).take(1).collect();
+    bundles.extend(
+        Generator::new(62)
+            .compressed(1.0, Compression::Gzip)
+            .take(1),
+    );
+    bundles[0].key = "small.jsonl".to_owned();
+    bundles[1].key = "zipped.jsonl.gz".to_owned();
+    let lines: String = (0..LINES)
+        .map(|number| format!("{{\"n\":{number}}}\n"))
+        .collect();
+    let mut reckoning = Reckoning::default();
+    (reckoning.objects, reckoning.unmatched) = (1, LINES);
+    bundles.push(Bundle {
+        key: LARGE.to_owned(),
+        bytes: gzip(lines.as_bytes()),
+        reckoning,
+    });
+    bundles
+}
+
+/// More than a block has.
+const LINES: u64 = 100_000;
+
+/// Lines that not every parser takes for the same.
+fn odd_object() -> Bundle {
+    let lines = [
+        r#"{"a":"\ud800"}"#,
+        r#"{"a":1,"a":2}"#,
+        r#"{"n":1e999}"#,
+        r#"{"n":123456789012345678901234567890}"#,
+        r#"{"a":1,}"#,
+        r#"{"a":tru}"#,
+        "{\"a\":\"\u{1}\"}",
+        "[1]",
+        "",
+    ];
+    Bundle {
+        key: "odd.jsonl".to_owned(),
+        bytes: lines.join("\n").into_bytes(),
+        reckoning: Reckoning::default(),
+    }
+}
+
+/// The settings that are known to change rows, each with what sets it off.
+fn known(site: &Site) -> Vec<Flip> {
+    let hidden = ["ledger_objects", "ledger_batches", "object_rows"];
+    let hidden = hidden.map(|table| format!("'{}.{table}': '0'", site.database));
+    let hidden = format!("{{{}}}", hidden.join(", "));
+    let harmless = [
+        ("limit", "100"),
+        ("offset", "1"),
+        ("additional_result_filter", "0"),
+        ("additional_table_filters", &hidden),
+        ("final", "1"),
+        ("empty_result_for_aggregation_by_empty_set", "1"),
+        (
+            "empty_result_for_aggregation_by_constant_keys_on_empty_set",
+            "0",
+        ),
+        ("allow_simdjson", "0"),
+    ];
+    let mut flips: Vec<Flip> = harmless.map(|flip| Flip::harmless(&[flip])).into();
+    // None of these is known to change rows by itself.
+    flips.push(Flip::harmless(&[
+        ("join_use_nulls", "1"),
+        ("aggregate_functions_null_for_empty", "1"),
+        ("use_query_cache", "1"),
+        ("partial_result_on_first_cancel", "1"),
+        ("enable_parallel_replicas", "1"),
+        ("parallel_distributed_insert_select", "0"),
+    ]));
+    flips.push(Flip {
+        again: true,
+        ..Flip::harmless(&[("apply_deleted_mask", "0")])
+    });
+    for (mode, limit) in [
+        ("read_overflow_mode", ("max_rows_to_read", "100")),
+        ("read_overflow_mode_leaf", ("max_rows_to_read_leaf", "100")),
+        ("result_overflow_mode", ("max_result_rows", "1")),
+        ("sort_overflow_mode", ("max_rows_to_sort", "1")),
+        ("distinct_overflow_mode", ("max_rows_in_distinct", "1")),
+        ("set_overflow_mode", ("max_rows_in_set", "1")),
+        ("join_overflow_mode", ("max_rows_in_join", "1")),
+        ("transfer_overflow_mode", ("max_rows_to_transfer", "1")),
+    ] {
+        flips.push(Flip::of(&[(mode, "break"), limit]));
+    }
+    flips.push(Flip::of(&[
+        ("group_by_overflow_mode", "any"),
+        ("max_rows_to_group_by", "1"),
+    ]));
+    // Sluice's own `max_execution_time` sets these off.
+    for mode in ["timeout_overflow_mode", "timeout_overflow_mode_leaf"] {
+        flips.push(Flip {
+            options: vec![("clickhouse.insert_timeout", "1s")],
+            many_blocks: true,
+            ..Flip::of(&[
+                (mode, "break"),
+                ("max_execution_speed", "10000"),
+                ("timeout_before_checking_execution_speed", "0"),
+            ])
+        });
+    }
+    flips
+}
+
+#[tokio::test]
+async fn settings_of_a_profile_that_are_known_to_change_rows_do_not() {
+    let lab = Lab::new("profiles", known).await;
+    assert_eq!(lab.try_all().await, "");
+}
+
+#[tokio::test]
+async fn a_profile_that_forbids_what_statements_must_set_pauses_intake_and_fails_the_check() {
+    let stack = Stack::shared();
+    let site = stack.site("forbidden").await.unwrap();
+    Sluice::new(stack, &site).migrate();
+    for (user, named) in [("limited", "limit"), ("viewer", "setting in readonly mode")] {
+        let mut sluice = Sluice::new(stack, &site).set("clickhouse.user", user);
+        sluice.start();
+        let why = sluice.not_ready(named).await;
+        assert!(why.contains("in the profile of `clickhouse.user`"), "{why}");
+        wait_for("the metric", BOUND, async || {
+            let (_, metrics) = sluice.get("/metrics").await?;
+            let paused = metrics.contains("sluice_breaker_open{reason=\"settings\"} 1");
+            ensure!(paused, "{metrics}");
+            Ok(Some(()))
+        })
+        .await;
+        assert_eq!(sluice.stop().await.code(), Some(0));
+
+        let output = sluice.command(&["check"]);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(named), "{said}");
+    }
+}
+
+/// Compatibility with these versions changes many settings at once.
+const VERSIONS: [&str; 9] = [
+    "20.3", "21.3", "21.8", "22.8", "23.8", "24.8", "25.3", "25.8", "26.3",
+];
+
+/// Another value that a setting can have, as far as that follows from its type.
+fn flipped(name: &str, kind: &str, value: &str) -> Option<&'static str> {
+    Some(match kind {
+        "Bool" | "BoolAuto" if matches!(value, "1" | "true") => "0",
+        "Bool" | "BoolAuto" => "1",
+        "OverflowMode" => "break",
+        "OverflowModeGroupBy" => "any",
+        // Of the settings themselves: a connection, or the profile.
+        _ if matches!(name, "readonly" | "limit" | "offset") => "1",
+        "NonZeroUInt64" if value == "1" => "2",
+        "UInt64" | "Int64" | "Int32" | "UInt64Auto" | "NonZeroUInt64" | "MaxThreads" => {
+            if value == "1" { "0" } else { "1" }
+        }
+        "Float" | "Double" | "FloatAuto" => {
+            if value == "1" {
+                "0.5"
+            } else {
+                "1"
+            }
+        }
+        "Seconds" | "Milliseconds" => "1",
+        _ => return None,
+    })
+}
+
+/// Every setting of the server that can be flipped, and every version.
+async fn every_flip(clickhouse: &ClickHouse) -> Vec<Flip> {
+    let sql = "SELECT name, type, value FROM system.settings \
+               WHERE NOT is_obsolete AND alias_for = '' ORDER BY name";
+    let mut flips = Vec::new();
+    for row in clickhouse.rows(sql).await.unwrap() {
+        let text = |field: &str| row[field].as_str().unwrap_or_default();
+        let (name, kind, value) = (text("name"), text("type"), text("value"));
+        let Some(value) = flipped(name, kind, value) else {
+            continue;
+        };
+        // A server does not start with a profile that it finds invalid.
+        let select = format!("SELECT 1 SETTINGS {name} = '{value}'");
+        if clickhouse.query(&select).await.is_ok() {
+            flips.push(Flip::of(&[(name, value)]));
+        }
+    }
+    flips.extend(VERSIONS.map(|version| Flip::of(&[("compatibility", version)])));
+    for flip in &mut flips {
+        flip.many_blocks = true;
+        // Some make blocks of a line.
+        flip.options = vec![("clickhouse.insert_timeout", "20s")];
+    }
+    flips
+}
+
+#[tokio::test]
+#[ignore = "it loads under each of some 1,400 settings, which takes most of an hour"]
+async fn no_setting_of_a_profile_changes_rows() {
+    let flips = every_flip(&Stack::shared().clickhouse).await;
+    assert!(flips.len() > 1000, "{}", flips.len());
+    let lab = Lab::new("all-profiles", |_| flips).await;
+    assert_eq!(lab.try_all().await, "");
+}
