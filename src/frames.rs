@@ -372,8 +372,8 @@ mod tests {
                 (Format::Zstd, [0x28, 0xb5, 0x2f, 0xfd]),
                 (Format::Lz4, [0x04, 0x22, 0x4d, 0x18]),
             ] {
-                let _ = walk(format, &stream, piece);
-                let _ = walk(format, &[magic.as_slice(), &stream].concat(), piece);
+                drop(walk(format, &stream, piece));
+                drop(walk(format, &[magic.as_slice(), &stream].concat(), piece));
             }
         }
     }

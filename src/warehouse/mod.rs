@@ -278,7 +278,10 @@ impl Warehouse {
         encoding: &str,
         body: &'static [u8],
     ) -> Result<(), WarehouseError> {
-        let client = self.client()?.with_header("Content-Encoding", encoding);
+        let client = self
+            .client()
+            .await?
+            .with_header("Content-Encoding", encoding);
         let mut request = client.insert_formatted_with(sql);
         bounded(self.query_timeout, async {
             let sent = request.send(Bytes::from_static(body)).await;
