@@ -296,7 +296,8 @@ fn once(
     if fs::read_to_string(&stamp).is_ok_and(|found| found == content) {
         return Ok(());
     }
-    say(&format!("installing {name} {version} (once)"));
+    let what = format!("{name} {version}");
+    say(&format!("installing {} (once)", what.trim_end()));
     // Installed beside its place and renamed into it: npm or pip of a run that was killed may
     // still be writing where that run had them write. What such a run left goes, if it can.
     let name_of = |path: &Path| {
