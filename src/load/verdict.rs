@@ -110,6 +110,8 @@ pub fn verdict(error: &WarehouseError) -> Verdict {
         395 => thrown(text),
         // S3_ERROR: a missing object, a refusal and an S3 that is away look alike but for the text.
         499 => s3_verdict(text),
+        // NOT_IMPLEMENTED: what the object's name says of its compression.
+        48 if says(text, &["Unsupported compression method"]) => Verdict::ObjectFault,
         code if NO_WAY.contains(&code) => Verdict::Stream,
         // It may not use the server's own rights in S3; else it is the user's right to a table.
         497 if says(

@@ -284,6 +284,10 @@ fn assert_whole(exported: &Exported, documented: &BTreeMap<String, Documented>) 
     }
 }
 
+/// Moves only where the queue takes no heartbeat for as long as it hides a message: the tests of
+/// src/heartbeats and src/pipeline play that.
+const UNMOVED: &str = "sluice_sqs_heartbeats_missed_total";
+
 /// Counters and histograms: what `rate()` must see from the beginning.
 fn cumulative(exported: &Exported) -> BTreeSet<&(String, Labels)> {
     let series = exported.series.keys();
@@ -414,7 +418,7 @@ async fn what_is_exported_is_what_is_documented_and_drawn() {
     assert_documented(&exported, &documented);
     assert_whole(&exported, &documented);
     for (name, it) in &documented {
-        if it.kind != "gauge" {
+        if it.kind != "gauge" && name != UNMOVED {
             assert!(exported.sum(name, &[]) > 0.0, "{name} never moved");
         }
     }
