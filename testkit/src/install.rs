@@ -54,18 +54,9 @@ pub struct Installed {
 ///
 /// As for [`install`].
 pub fn install_deploy_tools() -> Result<PathBuf> {
-    let root = stack_directory()?;
-    let _lock = lock(&root)?;
-    let environment = root.join("deploy-tools");
-    let content = DEPLOY_REQUIREMENTS;
-    once(
-        &environment,
-        content,
-        "Helm's engine and cfn-lint",
-        "",
-        |directory| install_python(directory, content),
-    )?;
-    Ok(environment.join("bin/python"))
+    let name = "Helm's engine and cfn-lint";
+    let programs = install_python_tools("deploy-tools", DEPLOY_REQUIREMENTS, name)?;
+    Ok(programs.join("python"))
 }
 
 /// Installs cargo-nextest and cargo-deny as their own projects build them, and returns the folder
@@ -75,17 +66,19 @@ pub fn install_deploy_tools() -> Result<PathBuf> {
 ///
 /// As for [`install`].
 pub fn install_cargo_tools() -> Result<PathBuf> {
+    let name = "cargo-nextest and cargo-deny";
+    install_python_tools("cargo-tools", CARGO_REQUIREMENTS, name)
+}
+
+/// Installs these packages into an environment of their own under `target/stack`, and returns the
+/// folder that has its programs.
+fn install_python_tools(folder: &str, requirements: &str, name: &str) -> Result<PathBuf> {
     let root = stack_directory()?;
     let _lock = lock(&root)?;
-    let environment = root.join("cargo-tools");
-    let content = CARGO_REQUIREMENTS;
-    once(
-        &environment,
-        content,
-        "cargo-nextest and cargo-deny",
-        "",
-        |directory| install_python(directory, content),
-    )?;
+    let environment = root.join(folder);
+    once(&environment, requirements, name, "", |directory| {
+        install_python(directory, requirements)
+    })?;
     Ok(environment.join("bin"))
 }
 

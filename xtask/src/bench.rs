@@ -26,6 +26,5 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         .status()
         .with_context(|| format!("cannot run {}", bench.display()))?;
     // It has one code for a program over its limit, and one for a machine too busy for a verdict.
-    let code = status.code().and_then(|code| u8::try_from(code).ok());
-    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+    Ok(crate::build::exit_code(status))
 }

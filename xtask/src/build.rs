@@ -1,7 +1,7 @@
 //! Builds the programs of this workspace.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitCode, ExitStatus};
 
 use anyhow::{Context, Result, ensure};
 use sluice_testkit::install::target_directory;
@@ -21,6 +21,12 @@ pub(crate) fn sluice() -> Result<PathBuf> {
 /// Builds a program with optimisations, and returns the path of its binary.
 pub(crate) fn release(program: &str) -> Result<PathBuf> {
     build(program, "release", &["--release", "--package", program])
+}
+
+/// Returns a program's own exit code, as far as it fits; a failure where a signal ended it.
+pub(crate) fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    code.map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
 fn build(program: &str, profile: &str, options: &[&str]) -> Result<PathBuf> {

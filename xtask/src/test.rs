@@ -42,9 +42,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         }
     };
     report_skipped(skipped.path())?;
-    // Its own code, as far as it fits; none when a signal ended it.
-    let code = status.code().and_then(|code| u8::try_from(code).ok());
-    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+    Ok(crate::build::exit_code(status))
 }
 
 /// Asks nextest to end the tests and what they have started, and waits for that. (A Ctrl-C reaches it
