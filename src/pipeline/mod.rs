@@ -32,10 +32,11 @@ use crate::telemetry::trace::{self, BatchTrace, Settling};
 
 /// Gauges and the sign of life are renewed this often.
 const TICK: Duration = Duration::from_secs(1);
-/// Long polls that are under way when the worker is told to stop have this long to end, so that
-/// messages which are just coming are not left invisible. What is given back waits for their end:
-/// they would receive it again.
-const LAST_POLL: Duration = Duration::from_secs(1);
+/// Long polls that are under way when the worker is told to stop have their own time and this much
+/// longer to end. A poll that was cut short would leave the messages hidden that it is just being
+/// sent, and the queue may go on with it, so that it takes what is given back. For the same reason
+/// what is given back waits for the end of the polls.
+const LATE_ANSWER: Duration = Duration::from_secs(5);
 /// Loads that are cancelled have this long to clean up, and settlements to be sent.
 const CLEAN_UP: Duration = Duration::from_secs(5);
 
@@ -127,7 +128,8 @@ pub async fn run<Q: Queue, L: Load>(
             }
             () = stop.cancelled(), if !stopping => {
                 stopping = true;
-                last_polls = Some(Instant::now() + LAST_POLL);
+                let last_answer = options.wait_time + LATE_ANSWER;
+                last_polls = Some(Instant::now() + last_answer.min(options.grace_period));
                 give_up = Some(Instant::now() + options.grace_period);
                 info!("stopping: batches in flight are finished, the rest goes back to the queue");
                 daemon.held_back = Some(Vec::new());
