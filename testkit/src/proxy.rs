@@ -43,6 +43,8 @@ pub enum Fault {
     Status(u16),
     /// Status 500 with this text, and nothing is passed on.
     Error(&'static str),
+    /// Status 200 with this content, and nothing is passed on.
+    Content(&'static [u8]),
 }
 
 impl Fault {
@@ -57,6 +59,7 @@ impl Fault {
             Self::Late(_) => "late",
             Self::Status(_) => "refused by a status",
             Self::Error(_) => "refused by an error",
+            Self::Content(_) => "answered with other content",
         }
     }
 }
@@ -223,6 +226,7 @@ impl Shared {
                 StatusCode::INTERNAL_SERVER_ERROR,
                 Bytes::from_static(text.as_bytes()),
             )),
+            Some(Fault::Content(content)) => Ok(whole(StatusCode::OK, Bytes::from_static(content))),
             Some(Fault::Late(delay)) => {
                 // A task of its own: this one ends with the connection.
                 self.late.fetch_add(1, Ordering::SeqCst);
