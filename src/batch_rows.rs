@@ -10,6 +10,7 @@ use crate::batch::BatchId;
 use crate::event_types::Catalog;
 use crate::event_types::select::{BLANK, Target};
 use crate::plan::Strategy;
+use crate::schema::dependents::{dependents, filled};
 use crate::schema::{landing_name, view_name};
 use crate::sql;
 use crate::warehouse::{Warehouse, WarehouseError};
@@ -144,6 +145,12 @@ impl<'a> BatchRows<'a> {
         })
     }
 
+    /// Returns the tables of users' views that a deletion of its rows does not reach, for messages.
+    pub async fn left_in_views(&self) -> Result<Option<String>, WarehouseError> {
+        let views = dependents(self.warehouse, self.catalog).await?;
+        Ok(filled(&views))
+    }
+
     /// Why lines were rejected.
     pub async fn rejected(&self) -> Result<Vec<Rejected>, WarehouseError> {
         let sql = format!(
@@ -229,10 +236,11 @@ impl<'a> BatchRows<'a> {
         Ok(views.into_iter().find(|view| !is_there(view)))
     }
 
-    fn tables_of(&self, kinds: &[String]) -> Vec<&'a str> {
+    /// Returns the tables of these kinds.
+    pub fn tables_of<S: AsRef<str>>(&self, kinds: &[S]) -> Vec<&'a str> {
         let is_of = |target: &Target<'_>| {
             let kind = target.kind();
-            kind.is_some_and(|kind| kinds.iter().any(|it| it == kind))
+            kind.is_some_and(|kind| kinds.iter().any(|it| it.as_ref() == kind))
         };
         let targets = Target::all(self.catalog).into_iter();
         let targets = targets.filter(is_of);

@@ -12,6 +12,7 @@
 //! windows, and hence no table is partitioned by the time of the insert (a replay after midnight
 //! would fall into another partition, where its token is unknown).
 
+pub mod dependents;
 pub mod evolve;
 
 use std::time::Duration;

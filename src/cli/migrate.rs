@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::output::{Output, shown};
 use super::{catalog, print, warehouse};
 use crate::config::{Config, LoadStrategy, TableEngine};
+use crate::schema::dependents::{Dependent, Memory, adopt, dependents};
 use crate::schema::evolve::{self, Plan};
 use crate::schema::{Engine, SchemaOptions, Statement, statements};
 
@@ -26,6 +27,11 @@ pub(super) struct Arguments {
     /// Drop the landing tables and views of other declarations, too: they hold no rows
     #[arg(long)]
     prune: bool,
+
+    /// Make the targets of your own views on the tables recognise repeated inserts, where they can:
+    /// alters these tables' settings
+    #[arg(long, conflicts_with = "print")]
+    adopt_views: bool,
 
     #[command(flatten)]
     output: Output,
@@ -49,6 +55,14 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
         let dropped = evolve::prune(&warehouse, &catalog, &options).await;
         plan.statements.extend(dropped?);
     }
+    let mut views = dependents(&warehouse, &catalog)
+        .await
+        .with_context(|| format!("the views at {url} cannot be listed"))?;
+    views.retain(|view| view.memory != Memory::Remembers);
+    if arguments.adopt_views {
+        plan.statements.extend(adopt(&views, &options));
+        views.retain(|view| view.memory == Memory::Never);
+    }
     if !arguments.dry_run && !is_refused {
         for Statement { what, sql } in &plan.statements {
             let done = warehouse.run(sql).await;
@@ -58,6 +72,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
     let report = Report {
         dry_run: arguments.dry_run,
         plan,
+        forgetful_views: views,
     };
     arguments.output.show(&report)?;
     ensure!(!is_refused, "nothing was changed: see above");
@@ -96,6 +111,7 @@ struct Report {
     dry_run: bool,
     #[serde(flatten)]
     plan: Plan,
+    forgetful_views: Vec<Dependent>,
 }
 
 impl fmt::Display for Report {
@@ -129,6 +145,14 @@ impl fmt::Display for Report {
         }
         if statements.is_empty() {
             writeln!(f, "everything is as declared")?;
+        }
+        for view in &self.forgetful_views {
+            writeln!(
+                f,
+                "warning: {}\n  help: {}",
+                shown(&view.problem()),
+                shown(view.advice())
+            )?;
         }
         Ok(())
     }

@@ -42,6 +42,7 @@ use crate::ledger::Ledger;
 use crate::load::breaker::Breaker;
 use crate::load::fallback::{Fallback, Fallbacks};
 use crate::load::truncation::Truncations;
+use crate::load::views::Views;
 use crate::load::{LoadLimits, Loader};
 use crate::notification::filter::Filter;
 use crate::object::Compression;
@@ -348,6 +349,7 @@ fn loader(
         accept_unproven: accept_unproven(config),
         truncations: Truncations::default(),
         successes: AtomicU64::new(0),
+        views: Views::default(),
         activity: Arc::default(),
         deletions: tokio::sync::Mutex::default(),
         acknowledge_missing: config.load.on_missing == OnMissing::Acknowledge,

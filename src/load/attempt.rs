@@ -13,6 +13,7 @@ use tracing::{Instrument, Span, debug, info, warn};
 use uuid::Uuid;
 
 use super::breaker::{HaltedInsert, Scope};
+use super::views::{Successes, failing_view};
 use super::{Cancelled, Item, Loader, MAX_REPLAYS, Outcome, Outcomes, Verdict, stream, verdict};
 use crate::activity::{BatchInfo, InFlight};
 use crate::batch::{BatchId, ReadBy};
@@ -52,7 +53,16 @@ pub(super) struct Loading<'a> {
     pub(super) form: Form,
     /// What was read is not what was asked for: it is taken back, complete or not.
     pub(super) keep_nothing: bool,
+    /// The tables of users' views that keep the rows of a batch that was rolled back.
+    left_in_views: Option<String>,
+    /// Whether an object that fails alone can be tried again after others.
+    pub(super) may_wait: bool,
+    /// What had come through users' views when the load began.
+    pub(super) passed_before: Successes,
 }
+
+/// What a rollback does not reach.
+const LEFT_IN_VIEWS: &str = "rows of this batch can be left in tables that users' views fill";
 
 /// The server has this long to answer that a statement took too long.
 const ANSWER_AFTER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -84,6 +94,9 @@ impl<'a> Loading<'a> {
             sealed: false,
             form,
             keep_nothing: false,
+            left_in_views: None,
+            may_wait: false,
+            passed_before: loader.views.successes(),
         }
     }
 
@@ -155,11 +168,14 @@ impl<'a> Loading<'a> {
                 }
                 Action::TakeBack => self.take_back().await?,
                 Action::Release => {
-                    let reason = match &self.failure {
-                        Some((_, text)) => text.as_str(),
-                        None => "another batch lists an object too, or nothing was inserted",
+                    let mut reason = match &self.failure {
+                        Some((_, text)) => text.clone(),
+                        None => "another batch lists an object too, or nothing was inserted".into(),
                     };
-                    self.small(|| self.loader.ledger.release(self.batch, reason))
+                    if let Some(filled) = &self.left_in_views {
+                        reason += &format!("; {LEFT_IN_VIEWS}: {filled}");
+                    }
+                    self.small(|| self.loader.ledger.release(self.batch, &reason))
                         .await?;
                     Event::Done
                 }
@@ -278,6 +294,11 @@ impl<'a> Loading<'a> {
             self.answered();
             return self.after_success(attempt, begun).await;
         };
+        if let Some(failing) = failing_view(&error)
+            && matches!(verdict(&error), Verdict::Replay | Verdict::ObjectFault)
+        {
+            return self.view_failed(&failing, &error).await;
+        }
         match self.judge(&error).await? {
             Verdict::Fenced => {
                 self.answered();
@@ -286,6 +307,7 @@ impl<'a> Loading<'a> {
             fault @ (Verdict::ObjectFault
             | Verdict::Denied
             | Verdict::Stream
+            | Verdict::View
             | Verdict::Changed) => {
                 self.answered();
                 metrics::clickhouse_error(error.code(), fault);
@@ -326,6 +348,8 @@ impl<'a> Loading<'a> {
         }
         let Some(fault) = fault else {
             self.loader.successes.fetch_add(1, Ordering::Relaxed);
+            let kinds: Vec<&str> = self.read.iter().map(|it| it.kind.as_str()).collect();
+            self.loader.views.succeeded(&self.rows().tables_of(&kinds));
             return Ok(Event::Done);
         };
         self.failure = Some(fault);
@@ -445,13 +469,19 @@ impl<'a> Loading<'a> {
     }
 
     /// Deletes what a batch that can never be completed has left.
-    async fn take_back(&self) -> Result<Event, Cancelled> {
+    async fn take_back(&mut self) -> Result<Event, Cancelled> {
         // No record can come any more; one that came before stands.
         let sealed = self.small(|| self.loader.ledger.sealed(self.batch)).await?;
         if sealed.is_none() {
             return Ok(Event::Fenced);
         }
-        warn!("taking back the rows of a batch that cannot be completed");
+        warn!("rolling back a batch that cannot be completed");
+        let of_batch = self.rows();
+        if let Some(filled) = self.small(|| of_batch.left_in_views()).await? {
+            metrics::left_in_views();
+            warn!(tables = filled, "{LEFT_IN_VIEWS}");
+            self.left_in_views = Some(filled);
+        }
         self.small(|| self.loader.ledger.renew(self.batch)).await?;
         let deletes = async {
             let of_batch = format!("batch_id = '{}'", self.batch);

@@ -10,6 +10,7 @@ mod replace;
 mod stream;
 pub mod truncation;
 pub mod verdict;
+pub mod views;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use fallback::{Fallback, Fallbacks};
 use progress::{FailedItem, FailureClass, Item, Progress, Work, unnameable};
 use truncation::Truncations;
 use verdict::{Verdict, halt_class, is_missing, verdict, with_advice};
+use views::Views;
 
 /// What became of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +101,7 @@ pub struct Loader {
     pub truncations: Truncations,
     /// Inserts that have succeeded.
     pub successes: AtomicU64,
+    pub views: Views,
     /// Told of what is in flight, loaded or failed.
     pub activity: Arc<Activity>,
     /// Held while rows are deleted, so that this process begins one mutation at a time.
@@ -162,7 +165,10 @@ struct Refused {
 
 impl Loader {
     async fn load_items(&self, items: Vec<Item>, cancel: CancellationToken) -> Outcomes {
-        let mut progress = Progress::default();
+        let mut progress = Progress {
+            passed_before: self.views.successes(),
+            ..Progress::default()
+        };
         let (mut listed, mut streamed) = (Vec::new(), Vec::new());
         for item in items {
             match (naming(&item.object.key), self.fallback) {
@@ -217,9 +223,18 @@ impl Loader {
         } else {
             MAX_REPLAYS_OF_A_PART
         };
+        let may_wait = !work.waited && !progress.work.is_empty();
         let batch = BatchId::now();
         let end = self
-            .load_batch(batch, work.items, work.read_by, patience, cancel, progress)
+            .load_batch(
+                batch,
+                work.items,
+                work.read_by,
+                patience,
+                may_wait,
+                cancel,
+                progress,
+            )
             .instrument(trace::load(batch))
             .await;
         match end {
@@ -258,11 +273,25 @@ impl Loader {
             }
             BatchEnd::Released {
                 items,
+                verdict: Verdict::View,
+                ..
+            } if items.len() == 1 && may_wait => progress.wait(Work { items, ..work }),
+            BatchEnd::Released {
+                items,
                 verdict: Verdict::Stream,
                 text,
             } => {
                 self.fallbacks.begun(items.len(), &text);
                 progress.work.push(Work::new(items, ReadBy::Stream));
+            }
+            BatchEnd::Released {
+                items,
+                verdict: Verdict::View,
+                text,
+            } if items.len() == 1 => {
+                for item in items {
+                    progress.fail(item, FailureClass::View, text.clone());
+                }
             }
             BatchEnd::Released { items, text, .. } => {
                 progress.otherwise(Work { items, ..work }, &text);
@@ -314,7 +343,8 @@ impl Loader {
                 | FailureClass::Rejected
                 | FailureClass::Unnameable
                 | FailureClass::Unloadable
-                | FailureClass::Unproven => Outcome::Failed,
+                | FailureClass::Unproven
+                | FailureClass::View => Outcome::Failed,
             };
             progress.outcomes.push((item.announced, outcome));
         }
@@ -327,6 +357,7 @@ impl Loader {
         items: Vec<Item>,
         read_by: ReadBy,
         patience: u32,
+        may_wait: bool,
         cancel: &CancellationToken,
         progress: &mut Progress,
     ) -> BatchEnd {
@@ -350,6 +381,8 @@ impl Loader {
         };
         let mut loading = Loading::new(self, cancel, batch, items, form);
         loading.patience = patience;
+        loading.may_wait = may_wait;
+        loading.passed_before = progress.passed_before.clone();
         loading.halted = progress.halted.take();
         let end = loading.run(Run::load(), &mut progress.outcomes).await;
         progress.halted = loading.halted.take();

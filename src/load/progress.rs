@@ -4,6 +4,7 @@ use tracing::{debug, warn};
 
 use super::breaker::HaltedInsert;
 use super::verdict::{TOO_MANY_REJECTED_TEXT, is_missing, is_refusal, named_object};
+use super::views::Successes;
 use super::{Outcome, Outcomes};
 use crate::batch::{BatchId, ReadBy};
 use crate::ledger::Claim;
@@ -85,6 +86,8 @@ pub(super) struct Work {
     pub(super) yields: u32,
     pub(super) changes: u32,
     pub(super) splits: u32,
+    /// It has given others the turn, to see whether they are loaded.
+    pub(super) waited: bool,
 }
 
 /// What has become of a load's objects so far.
@@ -96,6 +99,8 @@ pub(super) struct Progress {
     pub(super) work: Vec<Work>,
     /// From a batch to what is split off it: the breaker still waits for these inserts.
     pub(super) halted: Option<HaltedInsert>,
+    /// What had come through users' views when this load began.
+    pub(super) passed_before: Successes,
 }
 
 #[derive(Debug)]
@@ -115,6 +120,8 @@ pub(super) enum FailureClass {
     Unloadable,
     /// Nobody can tell whether it is whole.
     Unproven,
+    /// A user's view fails over it.
+    View,
 }
 
 impl FailureClass {
@@ -138,6 +145,7 @@ impl FailureClass {
             Self::Unnameable => "unnameable",
             Self::Unloadable => "unloadable",
             Self::Unproven => "unproven",
+            Self::View => "view",
         }
     }
 }
@@ -151,6 +159,7 @@ impl Work {
             yields: 0,
             changes: 0,
             splits: 0,
+            waited: false,
         }
     }
 
@@ -180,6 +189,12 @@ impl Progress {
             class,
             reason,
         });
+    }
+
+    /// Gives everything else the turn first.
+    pub(super) fn wait(&mut self, work: Work) {
+        let waited = true;
+        self.work.insert(0, Work { waited, ..work });
     }
 
     /// These objects cannot be loaded like this: ClickHouse is to read what the worker read by

@@ -1,5 +1,6 @@
 //! What a failed insert means: one table for every outcome.
 
+use super::views::failing_view;
 use crate::store::StoreError;
 use crate::warehouse::WarehouseError;
 
@@ -19,6 +20,8 @@ pub enum Verdict {
     Denied,
     /// ClickHouse cannot read it and never will: the worker does, where it can; else as `Halt`.
     Stream,
+    /// A user's view fails over an object: it is set apart, and nothing of it is kept.
+    View,
     /// An object is not what was announced any more: look at what is there now.
     Changed,
     /// Somebody else has taken the batch over.
@@ -35,6 +38,7 @@ impl Verdict {
             Self::ObjectFault => "object_fault",
             Self::Denied => "denied",
             Self::Stream => "stream",
+            Self::View => "view",
             Self::Changed => "changed",
             Self::Fenced => "fenced",
         }
@@ -223,6 +227,7 @@ pub fn halt_class(error: &WarehouseError) -> &'static str {
         WarehouseError::Source(_) => "s3_access",
         WarehouseError::Hidden { .. } => "ledger",
         WarehouseError::Unfilled { .. } => "schema",
+        _ if failing_view(error).is_some() => "view",
         WarehouseError::Server { code, .. } => match code {
             192..=194 | 516 => "authentication",
             _ if verdict(error) == Verdict::Stream => "s3_access",
@@ -275,6 +280,9 @@ pub fn advice(error: &WarehouseError) -> Option<&'static str> {
         WarehouseError::Hidden { .. } => {
             "without the whole ledger, objects would be loaded twice: drop the row policy that hides \
              rows of it from `clickhouse.user`, and let `clickhouse.url` lead to one server"
+        }
+        _ if failing_view(error).is_some() => {
+            "the insert fails in a view that is not Sluice's: mend or drop it"
         }
         WarehouseError::Unfilled { .. } => {
             "run `sluice migrate`, which creates it; the batch is then rolled back and loaded again"

@@ -84,6 +84,8 @@ declare! {
         "Batches being loaded.";
     BATCHES: Counter, "sluice_batches_total" { outcome: Only(BATCH_OUTCOMES) },
         "How batches of the ledger ended. `nothing_free`: all was loaded or busy. `yielded` to a batch with the same objects. `fenced`: another worker took it over. `released`: nothing of it was loaded, and it is tried otherwise. `abandoned` at a shutdown.";
+    LEFT_IN_VIEWS: Counter, "sluice_rollbacks_left_in_views_total",
+        "Batches that were rolled back while users' views read the tables: what the views had made of their rows stays in the views' own tables.";
     BATCH_SPLITS: Counter, "sluice_batch_splits_total",
         "Batches divided in two, since something among their objects could not be loaded.";
     ROWS: Counter, "sluice_rows_total" { kind: ROW_KINDS },
@@ -153,6 +155,7 @@ const VERDICTS: &[&str] = &[
     "object_fault",
     "denied",
     "stream",
+    "view",
     "changed",
     "fenced",
 ];
@@ -164,6 +167,7 @@ const PAUSE_REASONS: &[&str] = &[
     "schema",
     "settings",
     "ledger",
+    "view",
     "unproven",
     "read_only",
     "too_many_parts",
@@ -280,6 +284,10 @@ pub fn objects_streamed(count: usize) {
 
 pub fn batch_closed(reason: &'static str) {
     BATCHES_CLOSED.add(1, &[reason]);
+}
+
+pub fn left_in_views() {
+    LEFT_IN_VIEWS.add(1, &[]);
 }
 
 pub fn batch_ended(outcome: &'static str) {

@@ -36,4 +36,5 @@ mod traces;
 mod truncated;
 mod types;
 mod unproven;
+mod views;
 mod window;

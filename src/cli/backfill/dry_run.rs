@@ -7,9 +7,9 @@ use anyhow::Context;
 use bytesize::ByteSize;
 use serde::Serialize;
 
-use super::Arguments;
+use super::{Arguments, note_views};
 use crate::cli::survey::Survey;
-use crate::cli::{aws, warehouse};
+use crate::cli::{aws, catalog, warehouse};
 use crate::config::Config;
 use crate::history::{History, Pace};
 use crate::ledger::protocol::Standing;
@@ -36,7 +36,11 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
             estimate.add(listed.object.size.unwrap_or_default(), standing, arguments);
         }
     }
-    let history = History::new(warehouse(config)?);
+    let warehouse = warehouse(config)?;
+    if arguments.force {
+        note_views(&warehouse, &catalog(config)?).await?;
+    }
+    let history = History::new(warehouse);
     let pace = history.pace().await;
     let pace = pace.with_context(|| {
         let url = &config.clickhouse.url;

@@ -10,7 +10,7 @@ use bytesize::ByteSize;
 use indicatif::{HumanDuration, ProgressBar, ProgressFinish, ProgressStyle};
 use serde::Serialize;
 
-use super::Arguments;
+use super::{Arguments, note_views};
 use crate::backfill::{Backfill, Options, Tally};
 use crate::cli::output::{shown, table};
 use crate::cli::preflight::Preflight;
@@ -34,6 +34,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
     }
     let replace_before = arguments.replace_before();
     if let Some(before) = replace_before {
+        note_views(&loader.warehouse, &loader.planner.catalog).await?;
         let before = humantime::format_rfc3339_millis(before);
         note(&format!(
             "should it break off: --force --loaded-before {before} goes on with the rest"

@@ -7,12 +7,16 @@ mod load;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::SystemTime;
 
-use super::Misuse;
 use super::moment::moment;
 use super::output::Output;
 use super::selection::SelectionArguments;
+use super::{Misuse, note};
 use crate::config::Config;
+use crate::event_types::Catalog;
 use crate::failpoint;
+use crate::load::verdict::with_advice;
+use crate::schema::dependents::{dependents, filled};
+use crate::warehouse::Warehouse;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -70,6 +74,19 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
     } else {
         load::run(config, arguments).await
     }
+}
+
+/// Says beforehand what a replacement does not reach.
+async fn note_views(warehouse: &Warehouse, catalog: &Catalog) -> anyhow::Result<()> {
+    let views = dependents(warehouse, catalog).await;
+    let views = views.map_err(|error| anyhow::anyhow!(with_advice(&error)))?;
+    if let Some(filled) = filled(&views) {
+        note(&format!(
+            "what is replaced stays in {filled}: Sluice deletes rows of its own tables alone. \
+             Make such tables anew afterwards"
+        ));
+    }
+    Ok(())
 }
 
 impl Arguments {

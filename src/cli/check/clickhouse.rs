@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::event_types::Catalog;
 use crate::load::verdict::advice;
 use crate::plan::setting_names;
+use crate::schema::dependents::{Dependent, Memory, dependents};
 use crate::schema::evolve::{self, Plan};
 use crate::sql;
 use crate::warehouse::{Warehouse, WarehouseError};
@@ -17,6 +18,7 @@ use crate::warehouse::{Warehouse, WarehouseError};
 const CLICKHOUSE: &str = "clickhouse";
 const VERSION: &str = "version";
 pub(super) const TABLES: &str = "tables";
+const VIEWS: &str = "views";
 
 /// What the tests of Sluice run on.
 const TESTED: (u32, u32) = (26, 7);
@@ -37,8 +39,8 @@ pub(super) async fn reach(config: &Config, warehouse: &Warehouse) -> (Check, Opt
     }
 }
 
-pub(super) fn unasked() -> [Check; 2] {
-    [VERSION, TABLES].map(|name| Check::skip(name, NO_CLICKHOUSE))
+pub(super) fn unasked() -> [Check; 3] {
+    [VERSION, TABLES, VIEWS].map(|name| Check::skip(name, NO_CLICKHOUSE))
 }
 
 pub(super) async fn check(
@@ -51,7 +53,34 @@ pub(super) async fn check(
         Ok(unknown) => judge_version(version, &unknown),
         Err(error) => failed(VERSION, &error),
     };
-    vec![version, check_tables(config, catalog, warehouse).await]
+    vec![
+        version,
+        check_tables(config, catalog, warehouse).await,
+        check_views(catalog, warehouse).await,
+    ]
+}
+
+/// Whether a repeated insert is exact in what users' own views fill.
+async fn check_views(catalog: &Catalog, warehouse: &Warehouse) -> Check {
+    let views = match dependents(warehouse, catalog).await {
+        Ok(views) => views,
+        Err(error) => return failed(VIEWS, &error),
+    };
+    let forgetful: Vec<&Dependent> = views
+        .iter()
+        .filter(|view| view.memory != Memory::Remembers)
+        .collect();
+    match (views.len(), forgetful.first()) {
+        (0, _) => Check::pass(VIEWS, "no other views read the tables"),
+        (_, Some(first)) => {
+            let problems: Vec<String> = forgetful.iter().map(|view| view.problem()).collect();
+            Check::warn(VIEWS, problems.join("; "), first.advice())
+        }
+        (count, None) => Check::pass(
+            VIEWS,
+            format!("what {count} other views fill recognises repeated inserts"),
+        ),
+    }
 }
 
 pub(super) const NO_CLICKHOUSE: &str = "ClickHouse does not answer";

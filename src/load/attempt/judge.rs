@@ -4,15 +4,23 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::Loading;
 use crate::batch::ReadBy;
 use crate::event_types::select::{BLANK, Target};
+use crate::ledger::BATCHES_TABLE;
+use crate::ledger::protocol::Event;
+use crate::load::breaker::Scope;
 use crate::load::fallback::Fallback;
 use crate::load::verdict::{TOO_MANY_REJECTED_TEXT, named_object};
-use crate::load::{Cancelled, MAX_REPLAYS, MAX_REPLAYS_ALONE, Verdict, verdict};
+use crate::load::views::Failing;
+use crate::load::{
+    Cancelled, MAX_REPLAYS, MAX_REPLAYS_ALONE, MAX_REPLAYS_OF_A_PART, Verdict, verdict,
+};
 use crate::object::{Compression, GZIP_MAGIC, ObjectRef, ZSTD_MAGIC};
 use crate::sql;
+use crate::telemetry::metrics;
 use crate::warehouse::WarehouseError;
 
 const S3_ERROR: u32 = 499;
@@ -31,6 +39,67 @@ impl Loading<'_> {
             Verdict::ObjectFault => Ok(self.object_fault().await),
             verdict => Ok(verdict),
         }
+    }
+
+    /// A user's view has failed the insert. Several objects are tried in parts. One alone is at
+    /// fault if others came through the view: in this load, or before it while no other object fails
+    /// like it. Else the view fails for all: intake pauses.
+    pub(super) async fn view_failed(
+        &mut self,
+        failing: &Failing,
+        error: &WarehouseError,
+    ) -> Result<Event, Cancelled> {
+        let loader = self.loader;
+        self.replays += 1;
+        if self.replays <= MAX_REPLAYS_OF_A_PART {
+            loader.note_failure(error, Scope::Inserts).await;
+            loader.pause(self.replays, self.cancel).await?;
+            return Ok(Event::Unknown);
+        }
+        let is_at_fault = match self.items.as_slice() {
+            [alone] => {
+                self.may_wait
+                    || loader.views.has_passed_since(&self.passed_before, failing)
+                    || loader.views.failed_alone(failing, alone.id) == 1
+                        && self.has_passed_before(failing).await?
+            }
+            _ => true,
+        };
+        if !is_at_fault {
+            self.halt(error);
+            return Ok(Event::Unknown);
+        }
+        self.answered();
+        metrics::clickhouse_error(error.code(), Verdict::View);
+        self.failure = Some((Verdict::View, error.to_string()));
+        // Sluice's own tables can have all rows, and the view's none.
+        self.keep_nothing = true;
+        Ok(Event::ObjectFault)
+    }
+
+    /// Returns whether a loaded batch has brought rows to the table that the view reads since the
+    /// view was last changed.
+    async fn has_passed_before(&self, failing: &Failing) -> Result<bool, Cancelled> {
+        let warehouse = &self.loader.warehouse;
+        let targets = Target::all(&self.loader.planner.catalog);
+        let target = targets
+            .iter()
+            .find(|target| Some(target.table()) == failing.table.as_deref());
+        let Some(kind) = target.and_then(|target| target.kind()) else {
+            return Ok(false);
+        };
+        let sql = format!(
+            "SELECT 1 AS found FROM {} WHERE kind = {} AND ingested_at > (\
+               SELECT max(metadata_modification_time) FROM system.tables \
+               WHERE concat(database, '.', name) = {}) \
+             AND batch_id IN (SELECT batch_id FROM {} WHERE event = 'loaded') LIMIT 1",
+            warehouse.table(Target::ObjectRows.table()),
+            sql::string(kind),
+            sql::string(&failing.view.replace('`', "")),
+            warehouse.table(BATCHES_TABLE),
+        );
+        let found: Vec<IgnoredAny> = self.small(|| warehouse.rows(&sql)).await?;
+        Ok(!found.is_empty())
     }
 
     /// An object is at fault. Alone, it may be one that the worker reads all the same.

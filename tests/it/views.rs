@@ -1,0 +1,243 @@
+//! Users' own materialized views on the tables: retries are exact through them, and one that throws
+//! is told from an object that it cannot take.
+
+use anyhow::ensure;
+use serde_json::Value;
+use sluice_testkit::proxy::{Fault, Proxy};
+use sluice_testkit::xapi::{Bundle, EventType, Generator, Reckoning};
+use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
+
+use crate::harness::{BOUND, Sluice, assert_rows, dead_letters, drained, loaded, upload};
+
+struct Lab {
+    stack: &'static Stack,
+    site: Site,
+}
+
+impl Lab {
+    /// A site with its tables.
+    async fn new(name: &str) -> (Self, Sluice) {
+        let stack = Stack::shared();
+        let options = SiteOptions {
+            max_receive_count: 3,
+            ..SiteOptions::default()
+        };
+        let site = stack.site_with(name, options).await.unwrap();
+        let sluice = Sluice::new(stack, &site);
+        sluice.migrate();
+        (Self { stack, site }, sluice)
+    }
+
+    /// Runs statements, in which `{db}` is the database.
+    async fn execute(&self, statements: &[&str]) {
+        for statement in statements {
+            let sql = statement.replace("{db}", &self.site.database);
+            self.stack.clickhouse.execute(&sql).await.unwrap();
+        }
+    }
+
+    async fn scalar(&self, sql: &str) -> u64 {
+        let sql = sql.replace("{db}", &self.site.database);
+        self.stack.clickhouse.scalar(&sql).await.unwrap()
+    }
+
+    /// A view that counts videos by day, and one that reads what it fills.
+    async fn count_videos(&self) {
+        self.execute(&[
+            "CREATE TABLE {db}.days (day Date, videos UInt64) ENGINE = SummingMergeTree ORDER BY day",
+            "CREATE MATERIALIZED VIEW {db}.video_days TO {db}.days AS \
+             SELECT toDate(timestamp) AS day, count() AS videos FROM {db}.video_events GROUP BY day",
+            "CREATE MATERIALIZED VIEW {db}.video_total ENGINE = SummingMergeTree ORDER BY one AS \
+             SELECT 1 AS one, sum(videos) AS total FROM {db}.days",
+        ])
+        .await;
+    }
+
+    async fn counted_videos(&self) -> [u64; 2] {
+        [
+            self.scalar("SELECT sum(videos) FROM {db}.days").await,
+            self.scalar("SELECT sum(total) FROM {db}.video_total").await,
+        ]
+    }
+}
+
+fn bundles(seed: u64) -> (Vec<Bundle>, u64) {
+    let bundles: Vec<_> = Generator::new(seed).take(12).collect();
+    let mut reckoning = Reckoning::default();
+    for bundle in &bundles {
+        reckoning += &bundle.reckoning;
+    }
+    let videos = reckoning.rows(EventType::Video);
+    assert!(videos > 0);
+    (bundles, videos)
+}
+
+/// The line of `check` about views.
+fn checked(sluice: &Sluice) -> Value {
+    let output = sluice.command(&["check", "--output", "json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let checks = report["checks"].as_array().unwrap();
+    let of_views = checks.iter().find(|check| check["name"] == "views");
+    of_views.unwrap().clone()
+}
+
+fn printed(sluice: &Sluice, arguments: &[&str]) -> String {
+    let output = sluice.command(arguments);
+    assert!(output.status.success(), "{output:?}");
+    let text = [output.stdout, output.stderr].concat();
+    String::from_utf8(text).unwrap()
+}
+
+#[tokio::test]
+async fn views_whose_tables_forget_inserts_are_found_and_adopted() {
+    let (lab, sluice) = Lab::new("views-found").await;
+    assert_eq!(checked(&sluice)["result"], "pass");
+    lab.count_videos().await;
+    let check = checked(&sluice);
+    assert_eq!(check["result"], "warn", "{check}");
+    for name in ["video_days", "days", "video_total", "inner"] {
+        assert!(check["detail"].as_str().unwrap().contains(name), "{check}");
+    }
+    let text = printed(&sluice, &["migrate"]);
+    assert!(
+        text.contains("--adopt-views") && text.contains("video_total"),
+        "{text}"
+    );
+    assert_eq!(checked(&sluice)["result"], "warn");
+
+    let text = printed(&sluice, &["migrate", "--adopt-views"]);
+    assert!(!text.contains("warning"), "{text}");
+    let check = checked(&sluice);
+    assert_eq!(check["result"], "pass", "{check}");
+    let text = printed(&sluice, &["migrate", "--adopt-views"]);
+    assert!(text.contains("everything is as declared"), "{text}");
+
+    lab.execute(&[
+        "CREATE TABLE {db}.fleeting (id String) ENGINE = Memory",
+        "CREATE MATERIALIZED VIEW {db}.into_memory TO {db}.fleeting AS \
+         SELECT event_id AS id FROM {db}.video_events",
+    ])
+    .await;
+    let text = printed(&sluice, &["migrate", "--adopt-views"]);
+    assert!(
+        text.contains("into_memory") && text.contains("MergeTree"),
+        "{text}"
+    );
+}
+
+/// The answers to inserts are lost, and the worker is killed before it repeats them.
+#[tokio::test]
+async fn retries_are_exact_in_what_adopted_views_fill() {
+    let (lab, sluice) = Lab::new("views-retried").await;
+    lab.count_videos().await;
+    printed(&sluice, &["migrate", "--adopt-views"]);
+    let proxy = Proxy::start(lab.stack.clickhouse.url()).await.unwrap();
+    proxy.inject(Fault::CutBeforeResponse, 4, |_, sql| {
+        sql.starts_with(b"INSERT INTO") && sql.windows(9).any(|part| part == b"`landing_")
+    });
+    let mut sluice = sluice.set("clickhouse.url", proxy.url());
+    let (bundles, videos) = bundles(91);
+    let reckoning = upload(&lab.site, &bundles).await;
+    sluice.start();
+    let cut = async |times: usize| {
+        wait_for("answers to be lost", BOUND, async || {
+            let met = proxy.met();
+            let cut = met.get("cut before the response").copied();
+            ensure!(cut >= Some(times), "{met:?}");
+            Ok(Some(()))
+        })
+        .await;
+    };
+    cut(1).await;
+    sluice.kill();
+    sluice.start();
+    cut(4).await;
+    drained(&lab.site).await;
+    assert_rows(&lab.stack.clickhouse, &lab.site.database, &reckoning).await;
+    assert_eq!(lab.counted_videos().await, [videos; 2], "{}", sluice.log());
+}
+
+#[tokio::test]
+async fn an_object_that_a_view_cannot_take_fails_alone() {
+    let (lab, mut sluice) = Lab::new("views-one-bad").await;
+    lab.count_videos().await;
+    printed(&sluice, &["migrate", "--adopt-views"]);
+    lab.execute(&[
+        "CREATE TABLE {db}.picky (path String) ENGINE = MergeTree ORDER BY path \
+         SETTINGS non_replicated_deduplication_window = 1000",
+        "CREATE MATERIALIZED VIEW {db}.picky_view TO {db}.picky AS \
+         SELECT concat(source_path, if(throwIf(source_path LIKE '%/bad-%', 'bad'), '', '')) AS path \
+         FROM {db}.video_events",
+    ])
+    .await;
+    let (mut bundles, _) = bundles(92);
+    let is_video = |bundle: &Bundle| bundle.reckoning.rows(EventType::Video) > 0;
+    let at = bundles.iter().position(is_video).unwrap();
+    let bad = bundles.remove(at);
+    let site = &lab.site;
+    site.put("x/bad-one.jsonl.gz", bad.bytes.clone())
+        .await
+        .unwrap();
+    let reckoning = upload(site, &bundles).await;
+    sluice.start();
+    dead_letters(site, 1).await;
+    drained(site).await;
+    assert_rows(&lab.stack.clickhouse, &site.database, &reckoning).await;
+    let videos = reckoning.rows(EventType::Video);
+    assert_eq!(lab.scalar("SELECT count() FROM {db}.picky").await, videos);
+    let failed = "SELECT count() FROM {db}.ledger_failures WHERE class = 'view' \
+                  AND key = 'x/bad-one.jsonl.gz' AND position(reason, 'picky_view') > 0";
+    assert!(lab.scalar(failed).await > 0, "{}", sluice.log());
+    let others = "SELECT count() FROM {db}.ledger_failures WHERE key != 'x/bad-one.jsonl.gz'";
+    assert_eq!(lab.scalar(others).await, 0);
+    sluice.must_run();
+}
+
+#[tokio::test]
+async fn a_view_that_takes_nothing_pauses_intake_and_costs_no_receive() {
+    let (lab, mut sluice) = Lab::new("views-all-bad").await;
+    lab.execute(&[
+        "CREATE MATERIALIZED VIEW {db}.broken ENGINE = MergeTree ORDER BY n AS \
+         SELECT throwIf(1, 'never') AS n FROM {db}.video_events",
+    ])
+    .await;
+    let (bundles, _) = bundles(93);
+    let only_videos = |bundle: &Bundle| bundle.reckoning.rows(EventType::Video) > 0;
+    let bundles: Vec<_> = bundles.into_iter().filter(only_videos).collect();
+    let reckoning = upload(&lab.site, &bundles).await;
+    sluice.start();
+    let why = sluice.not_ready("broken").await;
+    assert!(why.contains("mend or drop it"), "{why}");
+    wait_for("the reason to be exported", BOUND, async || {
+        let (_, metrics) = sluice.get("/metrics").await?;
+        ensure!(metrics.contains("sluice_breaker_open{reason=\"view\"} 1"));
+        Ok(Some(()))
+    })
+    .await;
+    assert_eq!(loaded(&lab.stack.clickhouse, &lab.site.database).await, 0);
+    lab.execute(&["DROP VIEW {db}.broken SYNC"]).await;
+    drained(&lab.site).await;
+    assert_rows(&lab.stack.clickhouse, &lab.site.database, &reckoning).await;
+    assert_eq!(lab.site.dlq_depth().await.unwrap(), 0);
+    let failed = "SELECT count() FROM {db}.ledger_failures";
+    assert_eq!(lab.scalar(failed).await, 0, "{}", sluice.log());
+}
+
+/// What is replaced cannot be reached behind a view: a person who asks for it is told.
+#[tokio::test]
+async fn a_forced_backfill_says_what_it_does_not_reach() {
+    let (lab, sluice) = Lab::new("views-forced").await;
+    lab.site.announce_no_more().await.unwrap();
+    let (bundles, _) = bundles(94);
+    upload(&lab.site, &bundles[..2]).await;
+    let url = format!("s3://{}/", lab.site.bucket);
+    printed(&sluice, &["backfill", &url]);
+    let text = printed(&sluice, &["backfill", &url, "--force", "--dry-run"]);
+    assert!(!text.contains("what is replaced stays"), "{text}");
+    lab.count_videos().await;
+    for arguments in [&["--force", "--dry-run"][..], &["--force"]] {
+        let text = printed(&sluice, &[&["backfill", &url], arguments].concat());
+        assert!(text.contains("what is replaced stays"), "{text}");
+        assert!(text.contains("video_days"), "{text}");
+    }
+}
