@@ -1,20 +1,47 @@
 //! What the tables have of a batch.
 
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use crate::batch::BatchId;
 use crate::event_types::Catalog;
 use crate::event_types::select::{BLANK, Target};
+use crate::plan::Strategy;
+use crate::schema::{landing_name, view_name};
+use crate::sql;
 use crate::warehouse::{Warehouse, WarehouseError};
 
 pub struct BatchRows<'a> {
     pub warehouse: &'a Warehouse,
     pub catalog: &'a Catalog,
+    pub strategy: Strategy,
     pub batch: BatchId,
 }
 
+/// What the tables have of a batch.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// What was counted as it was inserted.
+    pub counted: Vec<Counted>,
+    /// The rows of each kind that are in the kind's table now.
+    stored: BTreeMap<String, u64>,
+}
+
+/// How the rows in the tables of a batch compare with what was counted as it was inserted.
+#[derive(Debug, PartialEq, Eq)]
+enum Agreement {
+    Equal,
+    /// The tables of these kinds have fewer rows, and no table has more.
+    Fewer(Vec<String>),
+    /// A table has more rows, or rows of a kind that nobody knows.
+    Other,
+}
+
 /// Lines of one kind that came from one object, as `object_rows` counts them.
-#[derive(Debug, Deserialize)]
+#[derive(Debug)]
 pub struct Counted {
     pub source_path: String,
     pub kind: String,
@@ -30,7 +57,38 @@ pub struct Rejected {
     pub lines: u64,
 }
 
-impl BatchRows<'_> {
+impl Contents {
+    /// Compares the tables with what was counted. Of a kind that is not declared any more nobody
+    /// knows; nor, of a batch of many blocks, whether one came twice.
+    fn agreement(&self, many_blocks: bool) -> Agreement {
+        let mut expected: BTreeMap<&str, u64> = BTreeMap::new();
+        for Counted { kind, rows, .. } in &self.counted {
+            *expected.entry(kind).or_default() += rows;
+        }
+        expected.remove(BLANK);
+        let is_twice = !many_blocks && self.counted.iter().any(|it| it.blocks > 1);
+        let is_unknown = expected.keys().any(|kind| !self.stored.contains_key(*kind));
+        if is_twice || is_unknown {
+            return Agreement::Other;
+        }
+        let mut fewer = Vec::new();
+        for (kind, stored) in &self.stored {
+            let expected = expected.get(kind.as_str()).copied().unwrap_or_default();
+            match stored.cmp(&expected) {
+                Ordering::Equal => {}
+                Ordering::Less => fewer.push(kind.clone()),
+                Ordering::Greater => return Agreement::Other,
+            }
+        }
+        if fewer.is_empty() {
+            Agreement::Equal
+        } else {
+            Agreement::Fewer(fewer)
+        }
+    }
+}
+
+impl<'a> BatchRows<'a> {
     /// Whether any table has a row of it.
     pub async fn any(&self) -> Result<bool, WarehouseError> {
         #[derive(Deserialize)]
@@ -47,15 +105,43 @@ impl BatchRows<'_> {
         Ok(!found.is_empty())
     }
 
-    /// What was counted as it was inserted.
-    pub async fn counted(&self) -> Result<Vec<Counted>, WarehouseError> {
-        let sql = format!(
+    /// What the tables have of it, asked in one statement.
+    pub async fn contents(&self) -> Result<Contents, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            source_path: String,
+            kind: String,
+            rows: u64,
+            /// 0: `rows` are in the table of this kind.
+            blocks: u64,
+        }
+        let batch = self.batch;
+        let mut parts = vec![format!(
             "SELECT source_path, kind, sum(rows) AS rows, count() AS blocks FROM {} \
-             WHERE batch_id = '{}' GROUP BY source_path, kind",
+             WHERE batch_id = '{batch}' GROUP BY source_path, kind",
             self.warehouse.table(Target::ObjectRows.table()),
-            self.batch,
-        );
-        self.warehouse.rows(&sql).await
+        )];
+        parts.extend(self.tables().filter_map(|(target, table)| {
+            let kind = sql::string(target.kind()?);
+            Some(format!(
+                "SELECT '' AS source_path, {kind} AS kind, count() AS rows, 0 AS blocks \
+                 FROM {table} WHERE batch_id = '{batch}'"
+            ))
+        }));
+        let rows: Vec<Row> = self.warehouse.rows(&parts.join(" UNION ALL ")).await?;
+        let (stored, counted): (Vec<_>, Vec<_>) = rows.into_iter().partition(|it| it.blocks == 0);
+        Ok(Contents {
+            counted: counted
+                .into_iter()
+                .map(|row| Counted {
+                    source_path: row.source_path,
+                    kind: row.kind,
+                    rows: row.rows,
+                    blocks: row.blocks,
+                })
+                .collect(),
+            stored: stored.into_iter().map(|it| (it.kind, it.rows)).collect(),
+        })
     }
 
     /// Why lines were rejected.
@@ -68,45 +154,148 @@ impl BatchRows<'_> {
         self.warehouse.rows(&sql).await
     }
 
-    /// Whether the tables have as many rows as were counted, and these were counted once. Of a kind
-    /// that is not declared any more nobody knows; nor, of a batch of many blocks, whether one came
-    /// twice.
-    pub async fn agree_with(
+    /// Returns whether the tables have what was counted. `since`: when the only attempt to insert it
+    /// began. What is missing after a single attempt can have been merged away (equal rows
+    /// collapse), or deleted by a user or a time to live; after several it counts as lost.
+    ///
+    /// Fails with [`WarehouseError::Unfilled`] where the view is gone that fills a table.
+    pub async fn are_complete(
         &self,
-        counted: &[Counted],
+        contents: &Contents,
         many_blocks: bool,
+        since: Option<Instant>,
     ) -> Result<bool, WarehouseError> {
-        #[derive(Deserialize)]
-        struct Count {
-            rows: u64,
+        let agreement = contents.agreement(many_blocks);
+        if agreement == Agreement::Equal {
+            return Ok(true);
         }
-        if !many_blocks && counted.iter().any(|it| it.blocks > 1) {
-            return Ok(false);
+        if let Some(view) = self.missing_view().await? {
+            return Err(WarehouseError::Unfilled { view });
         }
-        let targets = Target::all(self.catalog);
-        let is_known =
-            |kind: &str| kind == BLANK || targets.iter().any(|target| target.kind() == Some(kind));
-        if !counted.iter().all(|it| is_known(&it.kind)) {
-            return Ok(false);
+        match (agreement, since) {
+            (Agreement::Fewer(kinds), Some(since)) => self.are_rewritten(&kinds, since).await,
+            _ => Ok(false),
         }
-        for (target, table) in self.tables() {
-            let Some(kind) = target.kind() else { continue };
-            let of_kind = counted.iter().filter(|it| it.kind == kind);
-            let expected: u64 = of_kind.map(|it| it.rows).sum();
-            let sql = format!(
-                "SELECT count() AS rows FROM {table} WHERE batch_id = '{}'",
-                self.batch
-            );
-            let found: Vec<Count> = self.warehouse.rows(&sql).await?;
-            if found.first().is_none_or(|found| found.rows != expected) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 
-    fn tables(&self) -> impl Iterator<Item = (Target<'_>, String)> {
+    /// Returns whether each table of these kinds has had parts merged or mutated since.
+    async fn are_rewritten(
+        &self,
+        kinds: &[String],
+        since: Instant,
+    ) -> Result<bool, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            tables: u64,
+        }
+        let tables = self.tables_of(kinds);
+        // Parts that have been replaced again stay in `system.parts` for some minutes.
+        let sql = format!(
+            "SELECT uniqExact(table) AS tables FROM system.parts \
+             WHERE database = {} AND table IN ({}) \
+             AND modification_time >= now() - toIntervalSecond({}) \
+             AND (level > 0 OR data_version > max_block_number)",
+            sql::string(self.warehouse.database()),
+            sql::strings(&tables),
+            since.elapsed().as_secs() + 2,
+        );
+        let rows: Vec<Row> = self.warehouse.rows(&sql).await?;
+        let rewritten = rows.first().map_or(0, |row| row.tables);
+        Ok(usize::try_from(rewritten) == Ok(tables.len()))
+    }
+
+    /// Returns a view that should fill a table, and does not exist.
+    async fn missing_view(&self) -> Result<Option<String>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            name: String,
+        }
+        if self.strategy != Strategy::SinglePass {
+            return Ok(None);
+        }
+        let landing = landing_name(self.catalog);
+        let targets = Target::all(self.catalog).into_iter();
+        let views: Vec<String> = targets
+            .map(|target| view_name(&landing, target.table()))
+            .collect();
+        let names: Vec<&str> = views.iter().map(String::as_str).collect();
+        let sql = format!(
+            "SELECT name FROM system.tables WHERE database = {} AND name IN ({})",
+            sql::string(self.warehouse.database()),
+            sql::strings(&names),
+        );
+        let found: Vec<Row> = self.warehouse.rows(&sql).await?;
+        let is_there = |view: &String| found.iter().any(|row| row.name == *view);
+        Ok(views.into_iter().find(|view| !is_there(view)))
+    }
+
+    fn tables_of(&self, kinds: &[String]) -> Vec<&'a str> {
+        let is_of = |target: &Target<'_>| {
+            let kind = target.kind();
+            kind.is_some_and(|kind| kinds.iter().any(|it| it == kind))
+        };
+        let targets = Target::all(self.catalog).into_iter();
+        let targets = targets.filter(is_of);
+        targets.map(|target| target.table()).collect()
+    }
+
+    fn tables(&self) -> impl Iterator<Item = (Target<'a>, String)> {
         let targets = Target::all(self.catalog).into_iter();
         targets.map(|target| (target, self.warehouse.table(target.table())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(kind: &str, rows: u64, blocks: u64) -> Counted {
+        Counted {
+            source_path: "b/k".to_owned(),
+            kind: kind.to_owned(),
+            rows,
+            blocks,
+        }
+    }
+
+    fn contents(counted: Vec<Counted>, stored: &[(&str, u64)]) -> Contents {
+        let stored = stored.iter().map(|(kind, rows)| ((*kind).to_owned(), *rows));
+        Contents {
+            counted,
+            stored: stored.collect(),
+        }
+    }
+
+    #[test]
+    fn tables_are_compared_with_what_was_counted() {
+        let stored = [("click", 3), ("view", 0)];
+        let of = |counted| contents(counted, &stored).agreement(false);
+        let two_objects = vec![counted("click", 1, 1), counted("click", 2, 1)];
+        assert_eq!(of(two_objects), Agreement::Equal);
+        assert_eq!(
+            of(vec![counted("click", 3, 1), counted(BLANK, 7, 1)]),
+            Agreement::Equal
+        );
+        assert_eq!(
+            of(vec![counted("click", 4, 1)]),
+            Agreement::Fewer(vec!["click".to_owned()])
+        );
+        assert_eq!(
+            of(vec![counted("click", 4, 1), counted("view", 1, 1)]),
+            Agreement::Fewer(vec!["click".to_owned(), "view".to_owned()])
+        );
+        assert_eq!(of(vec![counted("click", 2, 1)]), Agreement::Other);
+        assert_eq!(of(vec![]), Agreement::Other);
+        assert_eq!(
+            of(vec![counted("click", 3, 1), counted("gone", 1, 1)]),
+            Agreement::Other
+        );
+    }
+
+    #[test]
+    fn one_block_is_counted_once() {
+        let twice = || contents(vec![counted("click", 3, 2)], &[("click", 3)]);
+        assert_eq!(twice().agreement(false), Agreement::Other);
+        assert_eq!(twice().agreement(true), Agreement::Equal);
     }
 }

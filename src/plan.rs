@@ -403,6 +403,15 @@ impl Planner {
         )
     }
 
+    /// A query for those of these objects that have a line, blank or not: rows of `path`.
+    pub fn paths_with_lines(&self, objects: &[&ObjectRef]) -> String {
+        format!(
+            "SELECT DISTINCT _path AS path FROM {} SETTINGS s3_ignore_file_doesnt_exist = 0, \
+             use_hive_partitioning = 0, glob_expansion_max_elements = 1000000",
+            self.s3(objects, "LineAsString", "line String"),
+        )
+    }
+
     fn s3(&self, objects: &[&ObjectRef], format: &str, structure: &str) -> String {
         let url = sql::string(&self.url(objects));
         let (format, structure) = (sql::string(format), sql::string(structure));

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Deserialize;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::batch::BatchId;
@@ -256,7 +257,7 @@ impl<'a> Moving<'a> {
                 }
                 Action::CheckRows => Event::Rows(self.rows().any().await?),
                 Action::CheckComplete => {
-                    if self.is_complete().await? {
+                    if self.is_complete(None).await? {
                         Event::Complete
                     } else {
                         Event::Done
@@ -293,6 +294,7 @@ impl<'a> Moving<'a> {
         BatchRows {
             warehouse: &self.replayer.warehouse,
             catalog: &self.replayer.planner.catalog,
+            strategy: self.replayer.planner.strategy,
             batch: self.batch,
         }
     }
@@ -310,6 +312,7 @@ impl<'a> Moving<'a> {
         let Replayer {
             ledger, planner, ..
         } = self.replayer;
+        let begun = Instant::now();
         let guard = ledger.guard(self.batch, attempt);
         let objects = self.listed();
         let freeze = self
@@ -325,24 +328,25 @@ impl<'a> Moving<'a> {
         }
         // A server that was killed can have noted a token without the rows.
         let is_recovery = self.lines.is_none();
-        if is_recovery && !self.is_complete().await? {
+        if !self.is_complete((!is_recovery).then_some(begun)).await? {
             self.torn = true;
             return Ok(Event::ObjectFault);
         }
         Ok(Event::Done)
     }
 
-    /// Whether the tables have what was counted, once.
-    async fn is_complete(&self) -> Result<bool, WarehouseError> {
+    /// Returns whether the tables have what was counted, once; [`BatchRows::are_complete`] says what
+    /// `since` is.
+    async fn is_complete(&self, since: Option<Instant>) -> Result<bool, WarehouseError> {
         let rows = self.rows();
-        let counted = rows.counted().await?;
-        let agree = rows.agree_with(&counted, self.form.many_blocks);
-        Ok(!self.torn && !counted.is_empty() && agree.await?)
+        let contents = rows.contents().await?;
+        let complete = rows.are_complete(&contents, self.form.many_blocks, since);
+        Ok(!self.torn && !contents.counted.is_empty() && complete.await?)
     }
 
     async fn record(&mut self, attempt: u32) -> Result<Event, WarehouseError> {
         let mut moved: BTreeMap<String, u64> = BTreeMap::new();
-        for Counted { kind, rows, .. } in self.rows().counted().await? {
+        for Counted { kind, rows, .. } in self.rows().contents().await?.counted {
             *moved.entry(kind).or_default() += rows;
         }
         let (objects, rows) = (self.objects.len(), moved.values().sum());

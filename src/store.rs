@@ -13,7 +13,7 @@ use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::{ByteStream, ByteStreamError};
 use aws_sdk_s3::types::EncodingType;
 use futures_util::{TryStreamExt, stream};
-use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt};
 use tokio_util::io::StreamReader;
 
 use crate::frames::{Format, Frames};
@@ -237,6 +237,13 @@ impl Store {
                 error => Err(error),
             },
         }
+    }
+
+    /// Returns whether the content, decompressed, has no byte.
+    pub async fn is_empty(&self, object: &ObjectRef) -> Result<bool, StoreError> {
+        let mut content = self.open(object).await?;
+        let read = content.read(&mut [0]).await;
+        Ok(read.map_err(|error| broken(object, &error))? == 0)
     }
 
     /// Begins to read the object.

@@ -269,13 +269,14 @@ impl<'a> Loading<'a> {
         let statements = loader
             .planner
             .inserts(self.batch, &objects, self.form.read_by, &guard);
+        let begun = Instant::now();
         let outcome = tokio::select! {
             () = self.cancel.cancelled() => return Err(Cancelled),
             outcome = self.admitted(&statements, query_id) => outcome,
         };
         let Err(error) = outcome else {
             self.answered();
-            return self.after_success(attempt).await;
+            return self.after_success(attempt, begun).await;
         };
         match self.judge(&error).await? {
             Verdict::Fenced => {
@@ -313,16 +314,16 @@ impl<'a> Loading<'a> {
     }
 
     /// The insert went through: nothing is wrong only if every object was read.
-    async fn after_success(&mut self, attempt: u32) -> Result<Event, Cancelled> {
-        self.read = self.read_back().await?;
+    async fn after_success(&mut self, attempt: u32, begun: Instant) -> Result<Event, Cancelled> {
         let is_replay = attempt > 1 || self.replays > 0;
-        if is_replay && !self.tables_agree().await? {
+        let since = (!is_replay).then_some(begun);
+        if !self.are_tables_complete(since).await? {
             return Ok(self.torn());
         }
-        let fault = match self.unread().or_else(|| self.doubtful()) {
-            None => self.misnamed().await?.or_else(|| self.too_many_rejected()),
-            fault => fault,
-        };
+        let mut fault = self.unread().await?.or_else(|| self.doubtful());
+        if fault.is_none() {
+            fault = self.misnamed().await?.or_else(|| self.too_many_rejected());
+        }
         let Some(fault) = fault else {
             self.loader.successes.fetch_add(1, Ordering::Relaxed);
             return Ok(Event::Done);
@@ -334,13 +335,11 @@ impl<'a> Loading<'a> {
 
     /// A server that is killed can have noted a token and not yet the rows that go with it: the
     /// replay then drops rows that are nowhere. Or it has not noted, or forgotten, the token: the
-    /// rows are there twice. All is taken back, and loaded under another token.
+    /// rows are there twice. Or something on the server has kept rows from a table. All is taken
+    /// back, and loaded under another token.
     fn torn(&mut self) -> Event {
-        let text =
-            "after a replay the tables have other rows than `object_rows` counts, or have them \
-                    twice"
-                .to_owned();
-        warn!("{text}; the batch is taken back, and loaded anew");
+        let text = "the tables have other rows than `object_rows` counts, or have them twice".to_owned();
+        warn!("{text}; the batch is rolled back, and loaded again");
         self.failure = Some((Verdict::Changed, text));
         self.keep_nothing = true;
         Event::ObjectFault
@@ -412,19 +411,25 @@ impl<'a> Loading<'a> {
         BatchRows {
             warehouse: &self.loader.warehouse,
             catalog: &self.loader.planner.catalog,
+            strategy: self.loader.planner.strategy,
             batch: self.batch,
         }
     }
 
-    async fn read_back(&self) -> Result<Vec<Counted>, Cancelled> {
+    /// Notes what the batch has brought, and returns whether the tables have it;
+    /// [`BatchRows::are_complete`] says what `since` is.
+    async fn are_tables_complete(&mut self, since: Option<Instant>) -> Result<bool, Cancelled> {
         let rows = self.rows();
-        self.small(|| rows.counted()).await
-    }
-
-    async fn tables_agree(&self) -> Result<bool, Cancelled> {
-        let rows = self.rows();
-        self.small(|| rows.agree_with(&self.read, self.form.many_blocks))
-            .await
+        let (contents, are_complete) = self
+            .small(|| async {
+                let contents = rows.contents().await?;
+                let complete = rows.are_complete(&contents, self.form.many_blocks, since);
+                let are_complete = complete.await?;
+                Ok((contents, are_complete))
+            })
+            .await?;
+        self.read = contents.counted;
+        Ok(are_complete)
     }
 
     /// Whether every table has what the batch brought, so that only the record is missing: an
@@ -434,8 +439,8 @@ impl<'a> Loading<'a> {
         if self.form.many_blocks || self.keep_nothing {
             return Ok(false);
         }
-        self.read = self.read_back().await?;
-        Ok(!self.read.is_empty() && self.tables_agree().await?)
+        let are_complete = self.are_tables_complete(None).await?;
+        Ok(are_complete && !self.read.is_empty())
     }
 
     /// Deletes what a batch that can never be completed has left.

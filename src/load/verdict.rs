@@ -68,6 +68,7 @@ const HALT: &[u32] = &[
     243, // NOT_ENOUGH_SPACE
     252, // TOO_MANY_PARTS
     291, // DATABASE_ACCESS_DENIED
+    344, // SUPPORT_IS_DISABLED
     452, // SETTING_CONSTRAINT_VIOLATION
     497, // ACCESS_DENIED
     516, // AUTHENTICATION_FAILED
@@ -104,7 +105,7 @@ pub fn verdict(error: &WarehouseError) -> Verdict {
         WarehouseError::Server { code, text } => (code, text),
         WarehouseError::Unknown(_) => return Verdict::Replay,
         WarehouseError::Source(error) => return source_verdict(error),
-        WarehouseError::Hidden { .. } => return Verdict::Halt,
+        WarehouseError::Hidden { .. } | WarehouseError::Unfilled { .. } => return Verdict::Halt,
     };
     match *code {
         395 => thrown(text),
@@ -221,6 +222,7 @@ pub fn halt_class(error: &WarehouseError) -> &'static str {
         WarehouseError::Unknown(_) => "unreachable",
         WarehouseError::Source(_) => "s3_access",
         WarehouseError::Hidden { .. } => "ledger",
+        WarehouseError::Unfilled { .. } => "schema",
         WarehouseError::Server { code, .. } => match code {
             192..=194 | 516 => "authentication",
             _ if verdict(error) == Verdict::Stream => "s3_access",
@@ -274,6 +276,9 @@ pub fn advice(error: &WarehouseError) -> Option<&'static str> {
             "without the whole ledger, objects would be loaded twice: drop the row policy that hides \
              rows of it from `clickhouse.user`, and let `clickhouse.url` lead to one server"
         }
+        WarehouseError::Unfilled { .. } => {
+            "run `sluice migrate`, which creates it; the batch is then rolled back and loaded again"
+        }
         _ if verdict(error) == Verdict::Stream => {
             "ClickHouse cannot get at S3: check `s3.clickhouse_endpoint` and \
              `s3.clickhouse_access`, or let the worker read the objects (`load.fallback`)"
@@ -304,6 +309,10 @@ pub fn advice(error: &WarehouseError) -> Option<&'static str> {
         }
         WarehouseError::Server { code: 252, .. } => {
             "merges lag behind: Sluice slows down; a longer `batch.window` makes fewer parts"
+        }
+        WarehouseError::Server { code: 344, .. } => {
+            "the engine, a projection or a setting of the table does not allow this statement: \
+             lift what the error names"
         }
         WarehouseError::Server { code: 499, .. } if verdict(error) == Verdict::Replay => {
             "if it lasts, check ClickHouse's way to S3 (network, `s3.clickhouse_endpoint`)"

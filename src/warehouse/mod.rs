@@ -44,6 +44,8 @@ impl Statement {
     }
 }
 
+const SUPPORT_IS_DISABLED: u32 = 344;
+
 /// What ClickHouse, or the way to it, answered.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum WarehouseError {
@@ -64,13 +66,19 @@ pub enum WarehouseError {
         shown: u64,
         written: u64,
     },
+    /// A view is gone that fills a table: rows that were inserted are not there.
+    #[error("rows are missing: the view {view}, which inserts them, does not exist")]
+    Unfilled { view: String },
 }
 
 impl WarehouseError {
     pub fn code(&self) -> Option<u32> {
         match self {
             Self::Server { code, .. } => Some(*code),
-            Self::Unknown(_) | Self::Source(_) | Self::Hidden { .. } => None,
+            Self::Unknown(_)
+            | Self::Source(_)
+            | Self::Hidden { .. }
+            | Self::Unfilled { .. } => None,
         }
     }
 }
@@ -187,13 +195,27 @@ impl Warehouse {
         condition: &str,
         timeout: Duration,
     ) -> Result<(), WarehouseError> {
-        let sql = format!("DELETE FROM {} WHERE {condition}", self.table(table));
-        let delete = Statement::new(sql)
-            .with("lightweight_deletes_sync", "2")
-            // A condition that asks another table says the same on every replica.
-            .with("allow_nondeterministic_mutations", "1")
-            .with("max_query_size", MAX_QUERY_BYTES);
-        self.execute(&delete, None, timeout).await
+        let table = self.table(table);
+        let statement = |sql: String| {
+            Statement::new(sql)
+                // A condition that asks another table says the same on every replica.
+                .with("allow_nondeterministic_mutations", "1")
+                .with("max_query_size", MAX_QUERY_BYTES)
+        };
+        let lightweight = statement(format!("DELETE FROM {table} WHERE {condition}"))
+            .with("lightweight_deletes_sync", "2");
+        match self.execute(&lightweight, None, timeout).await {
+            // The table has a projection, for one: its parts are written anew instead.
+            Err(WarehouseError::Server {
+                code: SUPPORT_IS_DISABLED,
+                ..
+            }) => {
+                let mutation = statement(format!("ALTER TABLE {table} DELETE WHERE {condition}"))
+                    .with("mutations_sync", "2");
+                self.execute(&mutation, None, timeout).await
+            }
+            outcome => outcome,
+        }
     }
 
     /// Returns the client with the password as it is now.

@@ -3,7 +3,7 @@
 use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use serde_json::{Value, json as object};
 use sluice_testkit::proxy::{Fault, Proxy};
-use sluice_testkit::xapi::{Bundle, Generator, Reckoning};
+use sluice_testkit::xapi::{Bundle, EventType, Generator, Reckoning};
 use sluice_testkit::{Site, Stack, wait_for};
 
 use crate::harness::{
@@ -385,6 +385,28 @@ async fn an_outage_of_s3_or_of_clickhouse_is_waited_for() {
     assert_eq!(backfill(&sluice, &site, &[])["loaded"], 3);
     assert_eq!((s3.hits(), clickhouse.hits()), (7, 4));
     assert_eq!(names(stack, &site).await, ["a", "b", "c"]);
+}
+
+/// ClickHouse refuses lightweight deletes of a table with a projection.
+#[tokio::test]
+async fn forced_rows_are_replaced_in_a_table_with_a_projection() {
+    let (stack, site, sluice) = silent("backfill-projection").await;
+    let bundles = bundles(37, 5);
+    let reckoning = upload(&site, &bundles).await;
+    for kind in EventType::ALL {
+        let table = format!("{}.{}", site.database, kind.table());
+        for change in [
+            "MODIFY SETTING deduplicate_merge_projection_mode = 'rebuild'",
+            "ADD PROJECTION objects (SELECT source_path, count() GROUP BY source_path)",
+        ] {
+            let alter = format!("ALTER TABLE {table} {change}");
+            stack.clickhouse.execute(&alter).await.unwrap();
+        }
+    }
+    assert_eq!(backfill(&sluice, &site, &[])["loaded"], 5);
+    let report = backfill(&sluice, &site, &["--force"]);
+    assert_eq!(report["replaced"], 5, "{report}");
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
 }
 
 /// The same lines, read otherwise: what was a statement is too long by now.

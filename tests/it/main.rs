@@ -4,6 +4,7 @@ mod access;
 mod backfill;
 mod check;
 mod cli;
+mod compared;
 mod cost;
 mod dlq;
 mod end_to_end;

@@ -112,28 +112,71 @@ impl Loading<'_> {
             || self.replays > MAX_REPLAYS_ALONE && !is_s3_away(error)
     }
 
-    /// An object that has bytes and of which no line came, not even a blank one: ClickHouse read
-    /// something else under its name, or nothing, and did not say so.
-    pub(super) fn unread(&self) -> Option<(Verdict, String)> {
+    /// Returns an object that has bytes and of which no line came, not even a blank one: ClickHouse
+    /// read something else under its name, or nothing, and did not say so.
+    pub(super) async fn unread(&self) -> Result<Option<(Verdict, String)>, Cancelled> {
         let paths: HashSet<&str> = self.read.iter().map(|it| it.source_path.as_str()).collect();
-        let unread = self.objects().into_iter().find(|object| {
-            // Nothing, compressed, has bytes too.
-            object.size.is_some_and(|size| size > 0)
-                && Compression::of(&object.key) == Compression::None
-                && !paths.contains(object.path().as_str())
-        })?;
-        let text = format!(
-            "ClickHouse read nothing of {unread}, although it has {} bytes",
-            unread.size.unwrap_or_default(),
-        );
+        let unread: Vec<&ObjectRef> = self
+            .objects()
+            .into_iter()
+            .filter(|object| object.size != Some(0) && !paths.contains(object.path().as_str()))
+            .collect();
+        // Nothing, compressed, has bytes too.
+        let (plain, doubtful): (Vec<_>, Vec<_>) = unread.into_iter().partition(|object| {
+            object.size.is_some() && Compression::of(&object.key) == Compression::None
+        });
+        let unread = match plain.first() {
+            Some(plain) => Ok(Some(*plain)),
+            None => self.with_content(&doubtful).await?,
+        };
+        let text = match unread {
+            Ok(None) => return Ok(None),
+            Ok(Some(unread)) => {
+                format!("ClickHouse read nothing of {unread}, although it is not empty")
+            }
+            Err(error) => {
+                return Ok(Some((Verdict::Changed, error.to_string())));
+            }
+        };
         // Alone, it is first looked at again: it may be empty by now.
-        let alone = self.items.len() == 1;
-        let verdict = if alone {
+        let verdict = if self.items.len() == 1 {
             Verdict::Changed
         } else {
             Verdict::ObjectFault
         };
-        Some((verdict, text))
+        Ok(Some((verdict, text)))
+    }
+
+    /// Returns an object, of these, that is not empty once it is decompressed.
+    async fn with_content<'o>(
+        &self,
+        objects: &[&'o ObjectRef],
+    ) -> Result<Result<Option<&'o ObjectRef>, WarehouseError>, Cancelled> {
+        #[derive(Deserialize)]
+        struct Row {
+            path: String,
+        }
+        if objects.is_empty() {
+            return Ok(Ok(None));
+        }
+        if self.form.read_by == ReadBy::Stream {
+            for object in objects {
+                match self.loader.store.is_empty(object).await {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(Ok(Some(object))),
+                    Err(error) => return Ok(Err(error.into())),
+                }
+            }
+            return Ok(Ok(None));
+        }
+        let query = self.loader.planner.paths_with_lines(objects);
+        Ok(match self.loader.warehouse.rows::<Row>(&query).await {
+            Ok(rows) => Ok(rows.first().and_then(|row| {
+                let of_row = |object: &&&ObjectRef| object.path() == row.path;
+                objects.iter().find(of_row).copied()
+            })),
+            Err(error) => Err(error),
+        })
     }
 
     /// An object that was read as lines of text, and is compressed.
