@@ -299,6 +299,7 @@ fn check_type(
     let partition_by = chain
         .iter()
         .find_map(|(_, declaration)| declaration.partition_by.clone());
+    check_key(&order_by, &columns, &mut report);
     if let Some(expression) = &partition_by {
         for column in LINEAGE.iter().filter(|column| expression.contains(*column)) {
             report.add(
@@ -328,6 +329,26 @@ fn check_type(
 fn check_route(globs: &[String], report: &mut Report<'_>) -> Result<Route, String> {
     if globs.is_empty() {
         report.add(
+/// Reports a sorting key in which all columns can be without a value.
+fn check_key(order_by: &[String], columns: &[(&Placed, Option<Column>)], report: &mut Report<'_>) {
+    let declared = |key: &String| {
+        let mut declared = columns.iter().map(|(placed, _)| &placed.column);
+        declared.find(|column| column.name == *key)
+    };
+    let Some(keys) = order_by.iter().map(declared).collect::<Option<Vec<_>>>() else {
+        return;
+    };
+    if !keys.is_empty() && !keys.iter().any(|key| key.keeps_rows_apart()) {
+        report.add(
+            "order_by",
+            "no column of it is sure to identify a row: rows without a value in any of them, for \
+             instance because a path is mistyped, collapse into one when they are merged; give one \
+             `otherwise: line_hash` or `required: true`, or declare `identifies: true` for one of \
+             which every row has a value",
+        );
+    }
+}
+
             "keys",
             "is an empty list, so that no object would be looked at; leave it out for all objects",
         );
