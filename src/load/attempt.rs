@@ -475,6 +475,26 @@ impl<'a> Loading<'a> {
     }
 
     async fn record(&self, attempt: u32) -> Result<Event, Cancelled> {
+    /// Looks at the first rows of each event type for columns without any value.
+    async fn look_for_empty_columns(&self, rows: &BTreeMap<&str, u64>) {
+        let Loader {
+            warehouse,
+            planner,
+            empty_columns,
+            ..
+        } = self.loader;
+        let look = async {
+            for event_type in rows.keys().filter_map(|kind| planner.catalog.get(kind)) {
+                let look = empty_columns.look_at_batch(warehouse, event_type, self.batch);
+                look.await;
+            }
+        };
+        tokio::select! {
+            () = self.cancel.cancelled() => {}
+            () = look => {}
+        }
+    }
+
         let mut rows: BTreeMap<&str, u64> = BTreeMap::new();
         for row in self.read.iter().filter(|row| row.kind != BLANK) {
             *rows.entry(&row.kind).or_default() += row.rows;
@@ -517,6 +537,7 @@ impl<'a> Loading<'a> {
             "batch loaded"
         );
         Ok(Event::Done)
+        self.look_for_empty_columns(&rows).await;
     }
 }
 
