@@ -27,6 +27,9 @@ pub const RESERVED_TABLES: [&str; 7] = [
 /// Prefixes that Sluice's own tables and views have, those of later versions included.
 const RESERVED_PREFIXES: [&str; 2] = ["landing_", "ledger_"];
 
+/// A field that the JSON of `sluice types preview` has beside those of the event types.
+const EMPTY_COLUMNS: &str = "empty_columns";
+
 /// The columns that say where a row is from; every table has them without being told.
 pub(crate) const LINEAGE: [&str; 4] = ["source_path", "source_etag", "batch_id", "ingested_at"];
 
@@ -206,7 +209,7 @@ fn check_type(
     let own = chain.first().map(|(_, declaration)| *declaration)?;
     let mut report = Report { file, problems };
 
-    if name.is_empty() || RESERVED_KINDS.contains(&name) {
+    if name.is_empty() || name == EMPTY_COLUMNS || RESERVED_KINDS.contains(&name) {
         report.add(
             "",
             format!("an event type cannot be called {name:?}; rename the file"),
@@ -296,10 +299,10 @@ fn check_type(
             Some(_) => {}
         }
     }
+    check_key(&order_by, &columns, &mut report);
     let partition_by = chain
         .iter()
         .find_map(|(_, declaration)| declaration.partition_by.clone());
-    check_key(&order_by, &columns, &mut report);
     if let Some(expression) = &partition_by {
         for column in LINEAGE.iter().filter(|column| expression.contains(*column)) {
             report.add(
@@ -326,9 +329,6 @@ fn check_type(
     Some((file.to_owned(), event_type))
 }
 
-fn check_route(globs: &[String], report: &mut Report<'_>) -> Result<Route, String> {
-    if globs.is_empty() {
-        report.add(
 /// Reports a sorting key in which all columns can be without a value.
 fn check_key(order_by: &[String], columns: &[(&Placed, Option<Column>)], report: &mut Report<'_>) {
     let declared = |key: &String| {
@@ -349,6 +349,9 @@ fn check_key(order_by: &[String], columns: &[(&Placed, Option<Column>)], report:
     }
 }
 
+fn check_route(globs: &[String], report: &mut Report<'_>) -> Result<Route, String> {
+    if globs.is_empty() {
+        report.add(
             "keys",
             "is an empty list, so that no object would be looked at; leave it out for all objects",
         );

@@ -252,13 +252,13 @@ fn all_problems_of_all_files_come_at_once() {
         ("a.yaml", &broken),
         ("b.yaml", "tabel: x"),
         ("rejected.yaml", SOUND),
+        ("empty_columns.yaml", &SOUND.replace("clicks", "others")),
     ]);
-    assert_eq!(found.len(), 4, "{found:#?}");
-    assert!(
-        found
-            .iter()
-            .any(|problem| problem.contains("cannot be called \"rejected\""))
-    );
+    assert_eq!(found.len(), 5, "{found:#?}");
+    for name in ["rejected", "empty_columns"] {
+        let refused = format!("cannot be called {name:?}");
+        assert!(found.iter().any(|problem| problem.contains(&refused)));
+    }
 }
 
 #[test]
