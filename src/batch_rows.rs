@@ -259,7 +259,9 @@ mod tests {
     }
 
     fn contents(counted: Vec<Counted>, stored: &[(&str, u64)]) -> Contents {
-        let stored = stored.iter().map(|(kind, rows)| ((*kind).to_owned(), *rows));
+        let stored = stored
+            .iter()
+            .map(|(kind, rows)| ((*kind).to_owned(), *rows));
         Contents {
             counted,
             stored: stored.collect(),

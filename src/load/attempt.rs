@@ -338,7 +338,8 @@ impl<'a> Loading<'a> {
     /// rows are there twice. Or something on the server has kept rows from a table. All is taken
     /// back, and loaded under another token.
     fn torn(&mut self) -> Event {
-        let text = "the tables have other rows than `object_rows` counts, or have them twice".to_owned();
+        let text =
+            "the tables have other rows than `object_rows` counts, or have them twice".to_owned();
         warn!("{text}; the batch is rolled back, and loaded again");
         self.failure = Some((Verdict::Changed, text));
         self.keep_nothing = true;
@@ -474,7 +475,6 @@ impl<'a> Loading<'a> {
         }
     }
 
-    async fn record(&self, attempt: u32) -> Result<Event, Cancelled> {
     /// Looks at the first rows of each event type for columns without any value.
     async fn look_for_empty_columns(&self, rows: &BTreeMap<&str, u64>) {
         let Loader {
@@ -495,6 +495,7 @@ impl<'a> Loading<'a> {
         }
     }
 
+    async fn record(&self, attempt: u32) -> Result<Event, Cancelled> {
         let mut rows: BTreeMap<&str, u64> = BTreeMap::new();
         for row in self.read.iter().filter(|row| row.kind != BLANK) {
             *rows.entry(&row.kind).or_default() += row.rows;
@@ -536,8 +537,8 @@ impl<'a> Loading<'a> {
             rows_by_type = %serde_json::json!(rows),
             "batch loaded"
         );
-        Ok(Event::Done)
         self.look_for_empty_columns(&rows).await;
+        Ok(Event::Done)
     }
 }
 

@@ -75,10 +75,9 @@ impl WarehouseError {
     pub fn code(&self) -> Option<u32> {
         match self {
             Self::Server { code, .. } => Some(*code),
-            Self::Unknown(_)
-            | Self::Source(_)
-            | Self::Hidden { .. }
-            | Self::Unfilled { .. } => None,
+            Self::Unknown(_) | Self::Source(_) | Self::Hidden { .. } | Self::Unfilled { .. } => {
+                None
+            }
         }
     }
 }

@@ -82,7 +82,12 @@ async fn rows_that_merges_collapse_are_not_missed() {
     upload(&site, &twins).await;
     drained(&site).await;
     merges.abort();
-    assert_eq!(events(stack, &site, "released").await, 0, "{}", sluice.log());
+    assert_eq!(
+        events(stack, &site, "released").await,
+        0,
+        "{}",
+        sluice.log()
+    );
     for kind in EventType::ALL {
         let table = format!("{}.{}", site.database, kind.table());
         let merge = format!("OPTIMIZE TABLE {table} FINAL");
@@ -103,7 +108,9 @@ async fn a_compressed_object_of_which_nothing_was_read_is_read_again() {
     });
     let mut sluice = sluice.set("s3.clickhouse_endpoint", proxy.url());
     sluice.start();
-    site.put("a.jsonl.gz", gzip(line("a").as_bytes())).await.unwrap();
+    site.put("a.jsonl.gz", gzip(line("a").as_bytes()))
+        .await
+        .unwrap();
     site.put("nothing.jsonl.gz", gzip(b"")).await.unwrap();
     drained(&site).await;
     assert_eq!(names(stack, &site).await, ["a"]);
