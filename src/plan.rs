@@ -761,7 +761,7 @@ pub(crate) mod tests {
         let typed = |keys: &str, column: &str| {
             let text = format!(
                 "table: t\n{keys}rule: {{path: [a], equals: b}}\norder_by: [id]\n\
-                 columns:\n- {{name: id, type: {column}, path: [id]}}\n"
+                 columns:\n- {{name: id, type: {column}, path: [id], identifies: true}}\n"
             );
             Catalog::from_files([("t.yaml".to_owned(), text)]).unwrap()
         };
@@ -778,7 +778,7 @@ pub(crate) mod tests {
         let declared = |name: &str, keys: &str| {
             let text = format!(
                 "table: {name}s\n{keys}rule: {{path: [verb], equals: {name}}}\norder_by: [id]\n\
-                 columns:\n- {{name: id, type: String, path: [id]}}\n"
+                 columns:\n- {{name: id, type: String, path: [id], identifies: true}}\n"
             );
             (format!("{name}.yaml"), text)
         };

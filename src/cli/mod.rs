@@ -40,6 +40,7 @@ use crate::config::{
 use crate::event_types::Catalog;
 use crate::ledger::Ledger;
 use crate::load::breaker::Breaker;
+use crate::load::empty_columns::EmptyColumns;
 use crate::load::fallback::{Fallback, Fallbacks};
 use crate::load::truncation::Truncations;
 use crate::load::views::Views;
@@ -348,6 +349,7 @@ fn loader(
         stream_below: config.load.stream_below.bytes(),
         accept_unproven: accept_unproven(config),
         truncations: Truncations::default(),
+        empty_columns: EmptyColumns::default(),
         successes: AtomicU64::new(0),
         views: Views::default(),
         activity: Arc::default(),

@@ -185,27 +185,64 @@ fn from_file(preview: &Preview) -> anyhow::Result<String> {
 /// They go to ClickHouse as part of the statement.
 const MOST_BYTES: u64 = 8 << 20;
 
-/// The rows of each table, by the kind of line.
-#[derive(Serialize)]
-struct Previewed(BTreeMap<String, Vec<Map<String, Value>>>);
+type Row = Map<String, Value>;
+
+#[derive(Default, Serialize)]
+struct Previewed {
+    /// The rows of each table, by the kind of line.
+    #[serde(flatten)]
+    rows: BTreeMap<String, Vec<Row>>,
+    /// For each event type that has rows, the columns in which none of them has a value.
+    empty_columns: BTreeMap<String, Vec<String>>,
+}
 
 async fn previewed(
     warehouse: &Warehouse,
     catalog: &Catalog,
     from: &str,
 ) -> anyhow::Result<Previewed> {
-    let mut tables = BTreeMap::new();
+    let mut previewed = Previewed::default();
     for target in Target::all(catalog) {
         let Some(kind) = target.kind() else { continue };
         let lines = Lines::of_objects(from, Uuid::nil());
-        let mut rows: Vec<Map<String, Value>> =
-            warehouse.rows(&preview_of(catalog, target, &lines)).await?;
+        let mut rows: Vec<Row> = warehouse.rows(&preview_of(catalog, target, &lines)).await?;
         for row in &mut rows {
             row.retain(|column, _| !LINEAGE.contains(&column.as_str()));
         }
-        tables.insert(kind.to_owned(), rows);
+        if let Target::EventType(event_type) = target
+            && !rows.is_empty()
+        {
+            let empty = empty_columns(warehouse, event_type, &rows).await?;
+            previewed.empty_columns.insert(kind.to_owned(), empty);
+        }
+        previewed.rows.insert(kind.to_owned(), rows);
     }
-    Ok(Previewed(tables))
+    Ok(previewed)
+}
+
+/// Returns the columns in which each row has the default of the column's type.
+async fn empty_columns(
+    warehouse: &Warehouse,
+    event_type: &EventType,
+    rows: &[Row],
+) -> anyhow::Result<Vec<String>> {
+    let columns = event_type.optional_columns();
+    let defaults = columns.iter().map(|column| {
+        let column_type = sql::string(&column.column_type.to_string());
+        let name = sql::ident(&column.name);
+        format!("defaultValueOfTypeName({column_type}) AS {name}")
+    });
+    let defaults: Vec<String> = defaults.collect();
+    if defaults.is_empty() {
+        return Ok(Vec::new());
+    }
+    let defaults: Vec<Row> = warehouse
+        .rows(&format!("SELECT {}", defaults.join(", ")))
+        .await?;
+    let defaults = defaults.first().context("there are no defaults")?;
+    let names = columns.into_iter().map(|column| column.name.clone());
+    let is_empty = |name: &String| rows.iter().all(|row| row.get(name) == defaults.get(name));
+    Ok(names.filter(is_empty).collect())
 }
 
 /// Of a preview these say nothing.
@@ -213,7 +250,7 @@ const LINEAGE: &[&str] = &["source_path", "source_etag", "batch_id"];
 
 impl fmt::Display for Previewed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (kind, rows) in &self.0 {
+        for (kind, rows) in &self.rows {
             writeln!(f, "{kind}: {} lines", rows.len())?;
             for row in rows {
                 let values = row.iter().filter(|(_, value)| !is_nothing(value));
@@ -224,6 +261,12 @@ impl fmt::Display for Previewed {
                     ]
                 });
                 writeln!(f, "{}\n", table(&["", ""], columns))?;
+            }
+            match self.empty_columns.get(kind) {
+                Some(empty) if !empty.is_empty() => {
+                    writeln!(f, "  no value in any row: {}\n", shown(&empty.join(", ")))?;
+                }
+                _ => {}
             }
         }
         Ok(())

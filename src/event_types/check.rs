@@ -27,6 +27,9 @@ pub const RESERVED_TABLES: [&str; 7] = [
 /// Prefixes that Sluice's own tables and views have, those of later versions included.
 const RESERVED_PREFIXES: [&str; 2] = ["landing_", "ledger_"];
 
+/// A field that the JSON of `sluice types preview` has beside those of the event types.
+const EMPTY_COLUMNS: &str = "empty_columns";
+
 /// The columns that say where a row is from; every table has them without being told.
 pub(crate) const LINEAGE: [&str; 4] = ["source_path", "source_etag", "batch_id", "ingested_at"];
 
@@ -206,7 +209,7 @@ fn check_type(
     let own = chain.first().map(|(_, declaration)| *declaration)?;
     let mut report = Report { file, problems };
 
-    if name.is_empty() || RESERVED_KINDS.contains(&name) {
+    if name.is_empty() || name == EMPTY_COLUMNS || RESERVED_KINDS.contains(&name) {
         report.add(
             "",
             format!("an event type cannot be called {name:?}; rename the file"),
@@ -296,6 +299,7 @@ fn check_type(
             Some(_) => {}
         }
     }
+    check_key(&order_by, &columns, &mut report);
     let partition_by = chain
         .iter()
         .find_map(|(_, declaration)| declaration.partition_by.clone());
@@ -323,6 +327,26 @@ fn check_type(
         columns,
     };
     Some((file.to_owned(), event_type))
+}
+
+/// Reports a sorting key in which all columns can be without a value.
+fn check_key(order_by: &[String], columns: &[(&Placed, Option<Column>)], report: &mut Report<'_>) {
+    let declared = |key: &String| {
+        let mut declared = columns.iter().map(|(placed, _)| &placed.column);
+        declared.find(|column| column.name == *key)
+    };
+    let Some(keys) = order_by.iter().map(declared).collect::<Option<Vec<_>>>() else {
+        return;
+    };
+    if !keys.is_empty() && !keys.iter().any(|key| key.keeps_rows_apart()) {
+        report.add(
+            "order_by",
+            "no column of it is sure to identify a row: rows without a value in any of them, for \
+             instance because a path is mistyped, collapse into one when they are merged; give one \
+             `otherwise: line_hash` or `required: true`, or declare `identifies: true` for one of \
+             which every row has a value",
+        );
+    }
 }
 
 fn check_route(globs: &[String], report: &mut Report<'_>) -> Result<Route, String> {

@@ -46,9 +46,20 @@ pub(super) struct DeclaredColumn {
     pub otherwise: Option<Otherwise>,
     #[serde(default)]
     pub required: bool,
+    /// The author says that every row has a value here that identifies it.
+    #[serde(default)]
+    pub identifies: bool,
     pub expression: Option<String>,
     #[serde(default)]
     pub inputs: BTreeMap<String, Path>,
+}
+
+impl DeclaredColumn {
+    /// Returns whether no rows collapse because they lack this value of their sorting key: the line's
+    /// hash stands in for it, such lines are rejected, or the author says that there are none.
+    pub(super) fn keeps_rows_apart(&self) -> bool {
+        self.otherwise.is_some() || self.required || self.identifies
+    }
 }
 
 /// What stands in for a text that is missing or empty.

@@ -90,9 +90,29 @@ pub enum Source {
 }
 
 impl EventType {
+    /// Returns the columns in which a row can be without a value.
+    pub fn optional_columns(&self) -> Vec<&Column> {
+        let columns = self.columns.iter();
+        columns.filter(|column| column.is_optional()).collect()
+    }
+
     /// Whether statements of it can be in the object of this key.
     pub fn is_looked_for_in(&self, key: &str) -> bool {
         self.route.as_ref().is_none_or(|route| route.takes(key))
+    }
+}
+
+impl Column {
+    /// Returns whether a row can be without a value in it.
+    pub fn is_optional(&self) -> bool {
+        let has_substitute = matches!(
+            self.source,
+            Source::Paths {
+                otherwise: Some(_),
+                ..
+            }
+        );
+        !self.required && !has_substitute
     }
 }
 

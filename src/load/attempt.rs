@@ -505,6 +505,26 @@ impl<'a> Loading<'a> {
         }
     }
 
+    /// Looks at the first rows of each event type for columns without any value.
+    async fn look_for_empty_columns(&self, rows: &BTreeMap<&str, u64>) {
+        let Loader {
+            warehouse,
+            planner,
+            empty_columns,
+            ..
+        } = self.loader;
+        let look = async {
+            for event_type in rows.keys().filter_map(|kind| planner.catalog.get(kind)) {
+                let look = empty_columns.look_at_batch(warehouse, event_type, self.batch);
+                look.await;
+            }
+        };
+        tokio::select! {
+            () = self.cancel.cancelled() => {}
+            () = look => {}
+        }
+    }
+
     async fn record(&self, attempt: u32) -> Result<Event, Cancelled> {
         let mut rows: BTreeMap<&str, u64> = BTreeMap::new();
         for row in self.read.iter().filter(|row| row.kind != BLANK) {
@@ -547,6 +567,7 @@ impl<'a> Loading<'a> {
             rows_by_type = %serde_json::json!(rows),
             "batch loaded"
         );
+        self.look_for_empty_columns(&rows).await;
         Ok(Event::Done)
     }
 }

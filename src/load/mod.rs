@@ -4,6 +4,7 @@
 mod attempt;
 pub mod breaker;
 mod delete;
+pub mod empty_columns;
 pub mod fallback;
 mod progress;
 mod replace;
@@ -31,6 +32,7 @@ use crate::telemetry::{metrics, trace};
 use crate::warehouse::{Warehouse, WarehouseError};
 use attempt::Loading;
 use breaker::{Breaker, HaltedInsert, Scope};
+use empty_columns::EmptyColumns;
 use fallback::{Fallback, Fallbacks};
 use progress::{FailedItem, FailureClass, Item, Progress, Work, unnameable};
 use truncation::Truncations;
@@ -99,6 +101,7 @@ pub struct Loader {
     /// Objects that nobody can prove to be whole, and that are loaded all the same.
     pub accept_unproven: Vec<Compression>,
     pub truncations: Truncations,
+    pub empty_columns: EmptyColumns,
     /// Inserts that have succeeded.
     pub successes: AtomicU64,
     pub views: Views,

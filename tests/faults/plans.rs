@@ -72,7 +72,7 @@ fn other_limit(lab: &mut Lab<'_>, _: &Path) -> Result<()> {
 fn other_event_types(lab: &mut Lab<'_>, directory: &Path) -> Result<()> {
     copy_builtin_event_types(directory)?;
     let more = "table: mores\nrule: {path: [more], equals: yes}\norder_by: [id]\n\
-                columns:\n- {name: id, type: String, path: [id]}\n";
+                columns:\n- {name: id, type: String, path: [id], identifies: true}\n";
     std::fs::write(directory.join("more.yaml"), more)?;
     lab.set("event_types.dir", directory.display().to_string());
     Ok(())

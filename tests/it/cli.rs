@@ -150,6 +150,21 @@ fn event_types_that_are_wrong_are_named() {
     assert_says(&said, &["bad.yaml"]);
 }
 
+/// As the paths of all key columns can be mistyped, and nothing else would be said.
+#[test]
+fn a_sorting_key_that_identifies_no_row_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let declared = "table: clicks\nrule: {path: [verb], equals: click}\norder_by: [shop, id]\n\
+                    columns:\n- {name: shop, type: String, path: [shop]}\n\
+                    - {name: id, type: String, path: [idd]}\n";
+    std::fs::write(directory.path().join("click.yaml"), declared).unwrap();
+    let setting = format!("event_types.dir={}", directory.path().display());
+    for command in [&["check"][..], &["migrate", "--print"], &["types", "list"]] {
+        let said = refused(&[&["--set", &setting], command].concat());
+        assert_says(&said, &["click.yaml: order_by: ", "otherwise: line_hash"]);
+    }
+}
+
 #[test]
 fn the_statements_are_printed_and_nobody_is_asked() {
     let text = printed(&[

@@ -7,6 +7,7 @@ mod cli;
 mod compared;
 mod cost;
 mod dlq;
+mod empty_columns;
 mod end_to_end;
 mod evolve;
 mod harness;

@@ -104,7 +104,7 @@ const FIRST: &[(&str, &str)] = &[(
 rule: {path: [verb], equals: click}
 order_by: [id]
 columns:
-- {name: id, type: String, path: [id]}
+- {name: id, type: String, path: [id], identifies: true}
 - {name: at, type: \"DateTime64(3, 'UTC')\", path: [at], required: true}
 ",
 )];
@@ -117,7 +117,7 @@ const MENDED: &[(&str, &str)] = &[
 rule: {path: [verb], equals: click}
 order_by: [id]
 columns:
-- {name: id, type: String, path: [id]}
+- {name: id, type: String, path: [id], identifies: true}
 - {name: at, type: \"DateTime64(3, 'UTC')\", path: [at], fallbacks: [[when]], required: true}
 ",
     ),

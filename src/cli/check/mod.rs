@@ -2,6 +2,7 @@
 
 mod canary;
 mod clickhouse;
+mod columns;
 mod policy;
 mod queue;
 mod report;
@@ -66,12 +67,18 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
             let grants = policy::grants(config, &catalog, &arguments.buckets);
             checks.push(policy::check(&warehouse, &config.clickhouse.user, &grants).await);
             checks.extend(clickhouse::check(config, &catalog, &warehouse, version).await);
+            checks.push(if are_tables_well(&checks) {
+                columns::check(&warehouse, &catalog).await
+            } else {
+                columns::unasked(OTHER_TABLES)
+            });
             let preflight = Preflight::new(config, &catalog)?;
             checks.extend(topology::check(&preflight, config.clickhouse.unproven).await);
         }
         None => {
             checks.push(policy::unasked());
             checks.extend(clickhouse::unasked());
+            checks.push(columns::unasked(clickhouse::NO_CLICKHOUSE));
             checks.extend(topology::unasked());
         }
     }
@@ -92,17 +99,12 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
         checks.extend(readers.check(&sample).await);
     }
 
-    let is_well = |check: &Check| check.result != Outcome::Fail;
     checks.push(if version.is_none() {
         canary::unasked(clickhouse::NO_CLICKHOUSE)
-    } else if checks
-        .iter()
-        .filter(|check| check.name == clickhouse::TABLES)
-        .all(is_well)
-    {
+    } else if are_tables_well(&checks) {
         canary::check(&warehouse, &ledger, planner, schema_options(config)).await
     } else {
-        canary::unasked("the tables are not as declared")
+        canary::unasked(OTHER_TABLES)
     });
 
     let report = Report { checks };
@@ -112,6 +114,13 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
         "not everything is as it must be: see above"
     );
     Ok(())
+}
+
+const OTHER_TABLES: &str = "the tables are not as declared";
+
+fn are_tables_well(checks: &[Check]) -> bool {
+    let mut of_tables = checks.iter();
+    of_tables.all(|check| check.name != clickhouse::TABLES || check.result != Outcome::Fail)
 }
 
 /// What is to be read: what is asked for, else what was loaded last.

@@ -5,7 +5,7 @@ table: clicks
 rule: {path: [verb], equals: click}
 order_by: [id]
 columns:
-  - {name: id, type: String, path: [id]}
+  - {name: id, type: String, identifies: true, path: [id]}
 ";
 
 fn problems(files: &[(&str, &str)]) -> Vec<String> {
@@ -223,6 +223,27 @@ fn each_problem_names_file_and_place() {
 }
 
 #[test]
+fn a_sorting_key_identifies_rows() {
+    let problem = problem_of("identifies: true, ", "");
+    assert!(
+        problem.starts_with("click.yaml: order_by: no column of it is sure to identify a row"),
+        "{problem}"
+    );
+    for advice in ["otherwise: line_hash", "required: true", "identifies: true"] {
+        assert!(problem.contains(advice), "{problem}");
+        let sound = SOUND.replace("identifies: true", advice);
+        assert_eq!(problems(&[("click.yaml", &sound)]), Vec::<String>::new());
+    }
+    let other_column = SOUND.replace(
+        "identifies: true, path: [id]}",
+        "path: [id]}\n  - {name: at, type: String, identifies: true, path: [at]}",
+    );
+    assert_eq!(problems(&[("click.yaml", &other_column)]), [problem]);
+    let both = other_column.replace("[id]\ncol", "[id, at]\ncol");
+    assert_eq!(problems(&[("click.yaml", &both)]), Vec::<String>::new());
+}
+
+#[test]
 fn all_problems_of_all_files_come_at_once() {
     let broken = SOUND
         .replace("type: String", "type: Strng")
@@ -231,13 +252,13 @@ fn all_problems_of_all_files_come_at_once() {
         ("a.yaml", &broken),
         ("b.yaml", "tabel: x"),
         ("rejected.yaml", SOUND),
+        ("empty_columns.yaml", &SOUND.replace("clicks", "others")),
     ]);
-    assert_eq!(found.len(), 4, "{found:#?}");
-    assert!(
-        found
-            .iter()
-            .any(|problem| problem.contains("cannot be called \"rejected\""))
-    );
+    assert_eq!(found.len(), 5, "{found:#?}");
+    for name in ["rejected", "empty_columns"] {
+        let refused = format!("cannot be called {name:?}");
+        assert!(found.iter().any(|problem| problem.contains(&refused)));
+    }
 }
 
 #[test]
@@ -251,7 +272,7 @@ fn two_types_cannot_share_a_table() {
 
 #[test]
 fn a_problem_of_a_shared_file_is_told_once() {
-    let base = "abstract: true\norder_by: [x]\ncolumns:\n  - {name: x, type: Wrong, path: [x]}\n";
+    let base = "abstract: true\norder_by: [x]\ncolumns:\n  - {name: x, type: Wrong, path: [x], required: true}\n";
     let child = "extends: base\ntable: T\nrule: {path: [v], equals: T}\n";
     let found = problems(&[
         ("a.yaml", &child.replace('T', "a")),

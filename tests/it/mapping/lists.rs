@@ -73,7 +73,7 @@ fn catalog() -> Catalog {
     });
     let text = format!(
         "table: none\nrule: {{path: [d], equals: none}}\norder_by: [id]\ncolumns:\n\
-         - {{name: id, type: String, expression: \"''\"}}\n{}",
+         - {{name: id, type: String, path: [d], required: true}}\n{}",
         columns.collect::<String>()
     );
     Catalog::from_files([("none.yaml".to_owned(), text)]).unwrap()

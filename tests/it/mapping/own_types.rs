@@ -12,7 +12,7 @@ table: odd events
 rule: {path: ["it's"], equals: "a\\b'c"}
 order_by: [id]
 columns:
-  - {name: id, type: UUID, path: [id]}
+  - {name: id, type: UUID, path: [id], identifies: true}
   - {name: "b`t\\n", type: String, path: ["x`y\\z'\"{w}"]}
   - {name: dotted, type: String, path: [a.b]}
   - {name: nested, type: String, path: [a, b]}
