@@ -290,6 +290,8 @@ fn target_of(view: &Row) -> Option<Name> {
         let (name, _) = identifier(rest.strip_prefix('.')?)?;
         return Some(Name { database, name });
     }
+    // Its columns.
+    rest.strip_prefix(" (")?;
     Some(Name {
         database: view.database.clone(),
         name: if view.uuid == UUID_OF_NONE {
