@@ -28,8 +28,8 @@ pub(super) struct Arguments {
     #[arg(long)]
     prune: bool,
 
-    /// Make the targets of your own views on the tables recognise repeated inserts, where they can:
-    /// alters these tables' settings
+    /// Set the deduplication windows of the tables that your own views fill, so that a retry doubles
+    /// no rows there
     #[arg(long, conflicts_with = "print")]
     adopt_views: bool,
 

@@ -190,7 +190,11 @@ async fn an_object_that_a_view_cannot_take_fails_alone() {
     assert!(lab.scalar(failed).await > 0, "{}", sluice.log());
     let others = "SELECT count() FROM {db}.ledger_failures WHERE key != 'x/bad-one.jsonl.gz'";
     assert_eq!(lab.scalar(others).await, 0);
-    sluice.must_run();
+    let left = sluice.metric("sluice_rollbacks_left_in_views_total").await;
+    assert!(left.unwrap() > 0.0);
+    let named = "SELECT count() FROM {db}.ledger_batches WHERE event = 'released' \
+                 AND position(reason, '.picky (by the view') > 0";
+    assert!(lab.scalar(named).await > 0);
 }
 
 #[tokio::test]
