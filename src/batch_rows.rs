@@ -10,7 +10,7 @@ use crate::batch::BatchId;
 use crate::event_types::Catalog;
 use crate::event_types::select::{BLANK, Target};
 use crate::plan::Strategy;
-use crate::schema::dependents::{dependents, filled};
+use crate::schema::dependents::filled_by_views;
 use crate::schema::{landing_name, view_name};
 use crate::sql;
 use crate::warehouse::{Warehouse, WarehouseError};
@@ -147,8 +147,7 @@ impl<'a> BatchRows<'a> {
 
     /// Returns the tables of users' views that a deletion of its rows does not reach, for messages.
     pub async fn left_in_views(&self) -> Result<Option<String>, WarehouseError> {
-        let views = dependents(self.warehouse, self.catalog).await?;
-        Ok(filled(&views))
+        filled_by_views(self.warehouse, self.catalog).await
     }
 
     /// Why lines were rejected.

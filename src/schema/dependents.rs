@@ -83,16 +83,6 @@ impl Dependent {
     }
 }
 
-/// Returns the tables that these views fill, for messages; none where nothing is filled.
-pub fn filled(dependents: &[Dependent]) -> Option<String> {
-    let of_view = |it: &Dependent| match &it.target {
-        Some(target) => format!("{target} (by the view {})", it.view),
-        None => format!("what the view {} fills", it.view),
-    };
-    let filled: Vec<String> = dependents.iter().map(of_view).collect();
-    (!filled.is_empty()).then(|| filled.join(", "))
-}
-
 /// A row of `system.tables`.
 #[derive(Debug, Deserialize)]
 struct Row {
@@ -127,10 +117,18 @@ impl Row {
 }
 
 /// How many inserts a table remembers whose own settings do not say so.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct Defaults {
     plain: u64,
     replicated: u64,
+}
+
+impl Defaults {
+    /// Where the server's configuration does not say otherwise.
+    const OF_CLICKHOUSE: Self = Self {
+        plain: 0,
+        replicated: 10_000,
+    };
 }
 
 /// Returns every view that reads what is inserted into the tables of these declarations, those that
@@ -142,6 +140,45 @@ pub async fn dependents(
     warehouse: &Warehouse,
     catalog: &Catalog,
 ) -> Result<Vec<Dependent>, WarehouseError> {
+    let rows = reached(warehouse, catalog).await?;
+    let views: Vec<&Row> = rows.iter().filter(|row| row.is_view()).collect();
+    if views.is_empty() {
+        return Ok(Vec::new());
+    }
+    let defaults = defaults(warehouse).await?;
+    let dependents = views.into_iter().map(|view| {
+        let target = target_of(view);
+        let mut rows = rows.iter();
+        let of_target = rows.find(|row| Some(row.named()) == target);
+        Dependent {
+            view: view.named(),
+            memory: of_target.map_or(Memory::Never, |row| memory(row, defaults)),
+            target,
+        }
+    });
+    Ok(dependents.collect())
+}
+
+/// Returns the tables that such views fill, for messages; none where there are no views.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn filled_by_views(
+    warehouse: &Warehouse,
+    catalog: &Catalog,
+) -> Result<Option<String>, WarehouseError> {
+    let rows = reached(warehouse, catalog).await?;
+    let views = rows.iter().filter(|row| row.is_view());
+    let filled = views.map(|view| match target_of(view) {
+        Some(target) => format!("{target} (by the view {})", view.named()),
+        None => format!("what the view {} fills", view.named()),
+    });
+    let filled: Vec<String> = filled.collect();
+    Ok((!filled.is_empty()).then(|| filled.join(", ")))
+}
+
+/// Returns the tables of these declarations, the views on them, what these fill, and so on.
+async fn reached(warehouse: &Warehouse, catalog: &Catalog) -> Result<Vec<Row>, WarehouseError> {
     let mut next: BTreeSet<Name> = Target::all(catalog)
         .iter()
         .map(|target| Name {
@@ -157,33 +194,12 @@ pub async fn dependents(
         next = BTreeSet::new();
         for row in found {
             next.extend(row.dependencies());
-            if row.is_view() {
-                next.extend(target_of(&row));
-            }
+            next.extend(target_of(&row));
             rows.push(row);
         }
         next.retain(|name| !seen.contains(name));
     }
-    if !rows.iter().any(Row::is_view) {
-        return Ok(Vec::new());
-    }
-    let defaults = defaults(warehouse).await?;
-    let views = rows.iter().filter(|row| row.is_view());
-    Ok(views
-        .map(|view| {
-            let target = target_of(view);
-            let of_target = |row: &&Row| Some(row.named()) == target;
-            let memory = match rows.iter().find(of_target) {
-                Some(row) => memory(row, defaults),
-                None => Memory::Never,
-            };
-            Dependent {
-                view: view.named(),
-                target,
-                memory,
-            }
-        })
-        .collect())
+    Ok(rows)
 }
 
 /// Returns the statements after which every target that can remember tokens does so.
@@ -232,7 +248,11 @@ async fn defaults(warehouse: &Warehouse) -> Result<Defaults, WarehouseError> {
         "SELECT name, value FROM system.merge_tree_settings WHERE name IN ({})",
         sql::strings(&names)
     );
-    let settings: Vec<Setting> = warehouse.rows(&sql).await?;
+    let settings: Vec<Setting> = match warehouse.rows(&sql).await {
+        // A user without the right to see them.
+        Err(WarehouseError::Server { .. }) => return Ok(Defaults::OF_CLICKHOUSE),
+        settings => settings?,
+    };
     let value = |name: &str| {
         let setting = settings.iter().find(|it| it.name == name);
         setting.and_then(|it| it.value.parse().ok()).unwrap_or(0)

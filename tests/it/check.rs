@@ -2,11 +2,27 @@
 
 use aws_sdk_sqs::types::{MessageSystemAttributeName, QueueAttributeName};
 use serde_json::Value;
+use sluice::config::{Secret, SecretSource};
+use sluice::warehouse::{Access, Warehouse};
 use sluice_testkit::xapi::Generator;
 use sluice_testkit::{AccessKey, ClickHouse, ClickHouseOptions, Site, Stack, wait_for};
 
 use crate::access::{clickhouse, daemon, keys, put, strict_s3, strict_site};
 use crate::harness::{BOUND, Rows, Sluice, drained, loaded, rows};
+
+fn access_as(url: &str, user: &str, database: &str) -> Access {
+    Access {
+        url: url.to_owned(),
+        user: user.to_owned(),
+        password: SecretSource::Given(Secret::new("")),
+        secrets: Vec::new(),
+        database: database.to_owned(),
+        connect_timeout: BOUND,
+        query_timeout: BOUND,
+        ca_file: None,
+        cluster: None,
+    }
+}
 
 /// The exit code and the checks.
 fn check(sluice: &Sluice, arguments: &[&str]) -> (Option<i32>, Vec<Value>) {
@@ -422,8 +438,18 @@ async fn the_rights_that_are_printed_are_enough_and_each_that_is_missing_is_name
     })
     .await;
     at(clickhouse.url(), "migrator").migrate();
+    let database = &site.database;
+    for sql in [
+        format!("CREATE TABLE {database}.seen (raw String) ENGINE = MergeTree ORDER BY raw"),
+        format!(
+            "CREATE MATERIALIZED VIEW {database}.seen_view TO {database}.seen AS \
+             SELECT raw FROM {database}.rejected_lines"
+        ),
+    ] {
+        clickhouse.execute(&sql).await.unwrap();
+    }
 
-    // A load, with rejected lines, and one that is taken back.
+    // A load, with rejected lines, and one that is rolled back beside somebody's view.
     site.put("some.jsonl", "{\"note\":\"a\"}\nno JSON\n")
         .await
         .unwrap();
@@ -432,15 +458,20 @@ async fn the_rights_that_are_printed_are_enough_and_each_that_is_missing_is_name
     least.start();
     drained(&site).await;
     site.put("none.jsonl", "no JSON\n").await.unwrap();
-    let database = &site.database;
-    wait_for("an object that is taken back", BOUND, async || {
+    wait_for("an object that is rolled back", BOUND, async || {
         let sql =
             format!("SELECT count() FROM {database}.ledger_failures WHERE class = 'rejected'");
         Ok((clickhouse.scalar::<u64>(&sql).await? > 0).then_some(()))
     })
     .await;
+    assert!(least.log().contains("seen_view"), "{}", least.log());
     assert_eq!(least.stop().await.code(), Some(0));
     assert_eq!(loaded(&clickhouse, database).await, 2);
+    // What is asked only when merges have taken rows between an insert and its comparison.
+    let access = access_as(clickhouse.url(), "least", database);
+    let parts = Warehouse::connect(&access).unwrap();
+    let sql = "SELECT count() AS parts FROM system.parts WHERE level > 0";
+    assert_eq!(parts.rows::<Value>(sql).await.unwrap().len(), 1);
     let kept = format!("SELECT count() FROM {database}.rejected_lines");
     assert_eq!(clickhouse.scalar::<u64>(&kept).await.unwrap(), 2);
 

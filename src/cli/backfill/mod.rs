@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::event_types::Catalog;
 use crate::failpoint;
 use crate::load::verdict::with_advice;
-use crate::schema::dependents::{dependents, filled};
+use crate::schema::dependents::filled_by_views;
 use crate::warehouse::Warehouse;
 
 #[derive(clap::Args)]
@@ -78,9 +78,8 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
 
 /// Says beforehand what a replacement does not reach.
 async fn note_views(warehouse: &Warehouse, catalog: &Catalog) -> anyhow::Result<()> {
-    let views = dependents(warehouse, catalog).await;
-    let views = views.map_err(|error| anyhow::anyhow!(with_advice(&error)))?;
-    if let Some(filled) = filled(&views) {
+    let filled = filled_by_views(warehouse, catalog).await;
+    if let Some(filled) = filled.map_err(|error| anyhow::anyhow!(with_advice(&error)))? {
         note(&format!(
             "what is replaced stays in {filled}: Sluice deletes rows of its own tables alone. \
              Make such tables anew afterwards"

@@ -80,6 +80,8 @@ pub(super) fn grants(config: &Config, catalog: &Catalog, buckets: &[String]) -> 
     );
     // KILL QUERY, also of one's own, looks there.
     run.push("SELECT ON system.processes".to_owned());
+    // Whether merges have taken rows between an insert and its comparison.
+    run.push("SELECT ON system.parts".to_owned());
     // Table functions: s3(), input().
     run.push("CREATE TEMPORARY TABLE ON *.*".to_owned());
     if config.load.fallback != Fallback::Always {
