@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::breaker::{HaltedInsert, Scope};
 use super::views::{Successes, failing_view};
-use super::{Cancelled, Item, Loader, MAX_REPLAYS, Outcome, Outcomes, Verdict, stream, verdict};
+use super::{Cancelled, Item, Loader, Outcome, Outcomes, Trying, Verdict, stream, verdict};
 use crate::activity::{BatchInfo, InFlight};
 use crate::batch::{BatchId, ReadBy};
 use crate::batch_rows::{BatchRows, Counted, Rejected};
@@ -40,8 +40,7 @@ pub(super) struct Loading<'a> {
     /// Why the insert was given up.
     pub(super) failure: Option<(Verdict, String)>,
     pub(super) replays: u32,
-    /// How many replays show that the objects, together, are not to be loaded.
-    pub(super) patience: u32,
+    pub(super) trying: Trying,
     /// While the breaker waits for this insert.
     pub(super) halted: Option<HaltedInsert>,
     /// How many inserts had succeeded when this batch began.
@@ -55,8 +54,6 @@ pub(super) struct Loading<'a> {
     pub(super) keep_nothing: bool,
     /// The tables of users' views that keep the rows of a batch that was rolled back.
     left_in_views: Option<String>,
-    /// Whether an object that fails alone can be tried again after others.
-    pub(super) may_wait: bool,
     /// What had come through users' views when the load began.
     pub(super) passed_before: Successes,
 }
@@ -87,7 +84,7 @@ impl<'a> Loading<'a> {
             items,
             failure: None,
             replays: 0,
-            patience: MAX_REPLAYS,
+            trying: Trying::default(),
             halted: None,
             successes_before: loader.successes.load(Ordering::Relaxed),
             read: Vec::new(),
@@ -95,7 +92,6 @@ impl<'a> Loading<'a> {
             form,
             keep_nothing: false,
             left_in_views: None,
-            may_wait: false,
             passed_before: loader.views.successes(),
         }
     }

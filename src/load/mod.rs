@@ -135,6 +135,24 @@ const MAX_YIELDS: u32 = 5;
 /// An object that changes faster than it can be read is left for a later delivery.
 const MAX_CHANGES: u32 = 5;
 
+/// For how long a batch is tried.
+#[derive(Clone, Copy, Debug)]
+struct Trying {
+    /// How many replays show that the objects, together, are not to be loaded.
+    patience: u32,
+    /// Whether an object that fails alone can be tried again after others.
+    may_wait: bool,
+}
+
+impl Default for Trying {
+    fn default() -> Self {
+        Self {
+            patience: MAX_REPLAYS,
+            may_wait: false,
+        }
+    }
+}
+
 /// How one batch ended.
 enum BatchEnd {
     /// Every item has its outcome.
@@ -227,17 +245,10 @@ impl Loader {
             MAX_REPLAYS_OF_A_PART
         };
         let may_wait = !work.waited && !progress.work.is_empty();
+        let trying = Trying { patience, may_wait };
         let batch = BatchId::now();
         let end = self
-            .load_batch(
-                batch,
-                work.items,
-                work.read_by,
-                patience,
-                may_wait,
-                cancel,
-                progress,
-            )
+            .load_batch(batch, work.items, work.read_by, trying, cancel, progress)
             .instrument(trace::load(batch))
             .await;
         match end {
@@ -359,8 +370,7 @@ impl Loader {
         batch: BatchId,
         items: Vec<Item>,
         read_by: ReadBy,
-        patience: u32,
-        may_wait: bool,
+        trying: Trying,
         cancel: &CancellationToken,
         progress: &mut Progress,
     ) -> BatchEnd {
@@ -383,8 +393,7 @@ impl Loader {
             ..Form::default()
         };
         let mut loading = Loading::new(self, cancel, batch, items, form);
-        loading.patience = patience;
-        loading.may_wait = may_wait;
+        loading.trying = trying;
         loading.passed_before = progress.passed_before.clone();
         loading.halted = progress.halted.take();
         let end = loading.run(Run::load(), &mut progress.outcomes).await;

@@ -246,7 +246,7 @@ async fn defaults(warehouse: &Warehouse) -> Result<Defaults, WarehouseError> {
     let names = [PLAIN_WINDOW, REPLICATED_WINDOW];
     let sql = format!(
         "SELECT name, value FROM system.merge_tree_settings WHERE name IN ({})",
-        sql::strings(&names)
+        sql::strings(names)
     );
     let settings: Vec<Setting> = match warehouse.rows(&sql).await {
         // A user without the right to see them.

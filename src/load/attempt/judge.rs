@@ -58,7 +58,7 @@ impl Loading<'_> {
         }
         let is_at_fault = match self.items.as_slice() {
             [alone] => {
-                self.may_wait
+                self.trying.may_wait
                     || loader.views.has_passed_since(&self.passed_before, failing)
                     || loader.views.failed_alone(failing, alone.id) == 1
                         && self.has_passed_before(failing).await?
@@ -122,11 +122,11 @@ impl Loading<'_> {
     /// Whether ClickHouse, as it seems, cannot read the whole of this batch. Of many objects one
     /// alone may be refused: it is set apart first.
     fn is_unreadable(&self, verdict: Verdict, error: &WarehouseError) -> bool {
-        let whole = self.items.len() == 1 || self.patience < MAX_REPLAYS;
+        let whole = self.items.len() == 1 || self.trying.patience < MAX_REPLAYS;
         match verdict {
             Verdict::Stream => true,
             Verdict::Denied => whole,
-            Verdict::Replay => whole && is_s3_away(error) && self.replays >= self.patience,
+            Verdict::Replay => whole && is_s3_away(error) && self.replays >= self.trying.patience,
             _ => false,
         }
     }
@@ -173,11 +173,11 @@ impl Loading<'_> {
             return false;
         }
         if self.items.len() > 1 {
-            return self.replays > self.patience;
+            return self.replays > self.trying.patience;
         }
         let others = self.loader.successes.load(Ordering::Relaxed) > self.successes_before;
         // An S3 that is away is nobody's fault, however long.
-        self.replays > self.patience && others
+        self.replays > self.trying.patience && others
             || self.replays > MAX_REPLAYS_ALONE && !is_s3_away(error)
     }
 
