@@ -145,9 +145,13 @@ impl<'a> BatchRows<'a> {
         })
     }
 
-    /// Returns the tables of users' views that a deletion of its rows does not reach, for messages.
+    /// Returns what a deletion of its rows does not reach, for messages; none where no views of users
+    /// read the tables.
     pub async fn left_in_views(&self) -> Result<Option<String>, WarehouseError> {
-        filled_by_views(self.warehouse, self.catalog).await
+        let filled = filled_by_views(self.warehouse, self.catalog).await?;
+        Ok(filled.map(|tables| {
+            format!("rows of this batch can be left in tables that users' views fill: {tables}")
+        }))
     }
 
     /// Why lines were rejected.

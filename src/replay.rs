@@ -182,6 +182,8 @@ struct Moving<'a> {
     moved: BTreeMap<String, u64>,
     /// The tables have other rows than were counted.
     torn: bool,
+    /// What a rollback has not reached.
+    left_in_views: Option<String>,
 }
 
 impl<'a> Moving<'a> {
@@ -196,6 +198,7 @@ impl<'a> Moving<'a> {
             lines: None,
             moved: BTreeMap::new(),
             torn: false,
+            left_in_views: None,
         }
     }
 
@@ -265,8 +268,11 @@ impl<'a> Moving<'a> {
                 }
                 Action::TakeBack => self.take_back().await?,
                 Action::Release => {
-                    let reason = "a replay that moved nothing";
-                    ledger.release(self.batch, reason).await?;
+                    let mut reason = "a replay that moved nothing".to_owned();
+                    if let Some(left) = &self.left_in_views {
+                        reason += &format!("; {left}");
+                    }
+                    ledger.release(self.batch, &reason).await?;
                     Event::Done
                 }
                 Action::Record { attempt } => self.record(attempt).await?,
@@ -360,7 +366,7 @@ impl<'a> Moving<'a> {
     }
 
     /// Deletes the rows of a batch that can be completed by nobody.
-    async fn take_back(&self) -> Result<Event, WarehouseError> {
+    async fn take_back(&mut self) -> Result<Event, WarehouseError> {
         let Replayer {
             ledger, planner, ..
         } = self.replayer;
@@ -368,6 +374,7 @@ impl<'a> Moving<'a> {
         if ledger.sealed(self.batch).await?.is_none() {
             return Ok(Event::Fenced);
         }
+        self.left_in_views = self.rows().left_in_views().await?;
         let of_batch = format!("batch_id = '{}'", self.batch);
         for target in Target::all(&planner.catalog) {
             self.delete(target.table(), &of_batch).await?;

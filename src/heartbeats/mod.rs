@@ -399,6 +399,9 @@ impl Heartbeats {
                 .remove(&(message.is_late, message.deadline, number)),
             Stage::Requested => false,
         };
+        if self.due.is_empty() {
+            self.backlog_since = None;
+        }
         Some(message)
     }
 
@@ -446,6 +449,17 @@ mod tests {
         let now = start + INTERVAL + Duration::from_millis(count as u64);
         heartbeats.tick(now);
         (heartbeats, now)
+    }
+
+    #[test]
+    fn what_is_done_with_before_its_turn_leaves_no_backlog() {
+        let count = (CONCURRENCY + 1) * MAX_BATCH;
+        let (mut heartbeats, now) = due(count, Instant::now());
+        while heartbeats.take(now).is_some() {}
+        for number in 0..count {
+            heartbeats.forget(&handle(number));
+        }
+        assert!(heartbeats.room(now + VISIBILITY) > 0);
     }
 
     #[test]

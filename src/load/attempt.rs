@@ -52,14 +52,11 @@ pub(super) struct Loading<'a> {
     pub(super) form: Form,
     /// What was read is not what was asked for: it is taken back, complete or not.
     pub(super) keep_nothing: bool,
-    /// The tables of users' views that keep the rows of a batch that was rolled back.
+    /// What a rollback has not reached.
     left_in_views: Option<String>,
     /// What had come through users' views when the load began.
     pub(super) passed_before: Successes,
 }
-
-/// What a rollback does not reach.
-const LEFT_IN_VIEWS: &str = "rows of this batch can be left in tables that users' views fill";
 
 /// The server has this long to answer that a statement took too long.
 const ANSWER_AFTER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -168,8 +165,8 @@ impl<'a> Loading<'a> {
                         Some((_, text)) => text.clone(),
                         None => "another batch lists an object too, or nothing was inserted".into(),
                     };
-                    if let Some(filled) = &self.left_in_views {
-                        reason += &format!("; {LEFT_IN_VIEWS}: {filled}");
+                    if let Some(left) = &self.left_in_views {
+                        reason += &format!("; {left}");
                     }
                     self.small(|| self.loader.ledger.release(self.batch, &reason))
                         .await?;
@@ -473,10 +470,10 @@ impl<'a> Loading<'a> {
         }
         warn!("rolling back a batch that cannot be completed");
         let of_batch = self.rows();
-        if let Some(filled) = self.small(|| of_batch.left_in_views()).await? {
+        self.left_in_views = self.small(|| of_batch.left_in_views()).await?;
+        if let Some(left) = &self.left_in_views {
             metrics::left_in_views();
-            warn!(tables = filled, "{LEFT_IN_VIEWS}");
-            self.left_in_views = Some(filled);
+            warn!("{left}");
         }
         self.small(|| self.loader.ledger.renew(self.batch)).await?;
         let deletes = async {

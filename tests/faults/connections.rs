@@ -155,7 +155,7 @@ async fn torn(meanwhile: &'static str, to_all: bool, strategy: &'static str) -> 
     }
     proxy.heal();
     lab.drained(&[&daemon]).await;
-    ensure!(daemon.said("taking back")? == 1, "{}", lab.logs());
+    ensure!(daemon.said("rolling back a batch")? == 1, "{}", lab.logs());
     lab.finish(vec![daemon]).await
 }
 

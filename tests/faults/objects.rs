@@ -283,7 +283,7 @@ async fn changed_in_the_middle(how: Change, deaths: &'static [&'static str]) -> 
     let last = lab.start("")?;
     lab.drained(&[&last]).await;
     if deaths.is_empty() {
-        ensure!(last.said("taking back")? == 1, "{}", lab.logs());
+        ensure!(last.said("rolling back a batch")? == 1, "{}", lab.logs());
     }
     lab.finish(vec![last]).await
 }

@@ -20,7 +20,7 @@ async fn complete(before: &'static str, after: &'static str) -> Result<()> {
     let last = lab.start("")?;
     lab.drained(&[&last]).await;
     ensure!(last.said("another configuration")? == 1, "{}", lab.logs());
-    ensure!(last.said("taking back")? == 0, "{}", lab.logs());
+    ensure!(last.said("rolling back a batch")? == 0, "{}", lab.logs());
     lab.finish(vec![last]).await
 }
 
@@ -51,7 +51,7 @@ async fn halfway(change: fn(&mut Lab<'_>, &Path) -> Result<()>, death: &'static 
     ensure!(last.recovered("Loaded")? == 0, "{}", lab.logs());
     if death.is_empty() {
         ensure!(last.said("another configuration")? == 1, "{}", lab.logs());
-        ensure!(last.said("taking back")? == 1, "{}", lab.logs());
+        ensure!(last.said("rolling back a batch")? == 1, "{}", lab.logs());
     }
     lab.finish(vec![last]).await
 }
