@@ -30,9 +30,9 @@ pub(super) fn failing_view(error: &WarehouseError) -> Option<Failing> {
     };
     // Behind the views stand the code's name and the version; before them anything, such as the name
     // of an object.
-    let text = text.rsplit_once(". (").map_or(text.as_str(), |(text, _)| {
-        text.rsplit_once(". (").map_or(text, |(text, _)| text)
-    });
+    let text = text
+        .rsplit_once(". (")
+        .map_or(text.as_str(), |(text, _)| text);
     let mut views: Vec<&str> = text.split(PUSHING).skip(1).collect();
     let first = views
         .iter()
@@ -145,6 +145,10 @@ mod tests {
             None
         );
         assert_eq!(of("Bad. (X) (version 1)"), None);
+        assert_eq!(
+            of("Bad. (At row 1): while pushing to view d.user_view. (X) (version 1)"),
+            Some(("d.user_view".to_owned(), None))
+        );
     }
 
     #[test]
