@@ -42,7 +42,7 @@ enum Agreement {
 }
 
 /// Lines of one kind that came from one object, as `object_rows` counts them.
-#[derive(Debug)]
+#[derive(Debug, Deserialize)]
 pub struct Counted {
     pub source_path: String,
     pub kind: String,
@@ -108,14 +108,6 @@ impl<'a> BatchRows<'a> {
 
     /// What the tables have of it, asked in one statement.
     pub async fn contents(&self) -> Result<Contents, WarehouseError> {
-        #[derive(Deserialize)]
-        struct Row {
-            source_path: String,
-            kind: String,
-            rows: u64,
-            /// 0: `rows` are in the table of this kind.
-            blocks: u64,
-        }
         let batch = self.batch;
         let mut parts = vec![format!(
             "SELECT source_path, kind, sum(rows) AS rows, count() AS blocks FROM {} \
@@ -129,18 +121,11 @@ impl<'a> BatchRows<'a> {
                  FROM {table} WHERE batch_id = '{batch}'"
             ))
         }));
-        let rows: Vec<Row> = self.warehouse.rows(&parts.join(" UNION ALL ")).await?;
+        let rows: Vec<Counted> = self.warehouse.rows(&parts.join(" UNION ALL ")).await?;
+        // No block brought what is counted in the tables themselves.
         let (stored, counted): (Vec<_>, Vec<_>) = rows.into_iter().partition(|it| it.blocks == 0);
         Ok(Contents {
-            counted: counted
-                .into_iter()
-                .map(|row| Counted {
-                    source_path: row.source_path,
-                    kind: row.kind,
-                    rows: row.rows,
-                    blocks: row.blocks,
-                })
-                .collect(),
+            counted,
             stored: stored.into_iter().map(|it| (it.kind, it.rows)).collect(),
         })
     }
@@ -228,11 +213,10 @@ impl<'a> BatchRows<'a> {
         let views: Vec<String> = targets
             .map(|target| view_name(&landing, target.table()))
             .collect();
-        let names: Vec<&str> = views.iter().map(String::as_str).collect();
         let sql = format!(
             "SELECT name FROM system.tables WHERE database = {} AND name IN ({})",
             sql::string(self.warehouse.database()),
-            sql::strings(&names),
+            sql::strings(&views),
         );
         let found: Vec<Row> = self.warehouse.rows(&sql).await?;
         let is_there = |view: &String| found.iter().any(|row| row.name == *view);

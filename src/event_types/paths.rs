@@ -88,8 +88,8 @@ impl PathTree {
         leaves
     }
 
-    /// For each leaf, in the order of [`PathTree::leaves_by_depth`], whether its value in `parsed` is
-    /// none of its own: an array, which is empty where nothing is suspect. ClickHouse looks for the
+    /// For each leaf, in the order of [`PathTree::leaves_by_depth`], whether the line has
+    /// no value at its path, so that what `parsed` has there comes from a list: an array, which is empty where nothing is suspect. ClickHouse looks for the
     /// paths of suspects alone.
     ///
     /// The paths of one depth are arguments of one function: to plan a function for each of them

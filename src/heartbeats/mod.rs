@@ -233,9 +233,7 @@ impl Heartbeats {
                 give_up = give_up.max(message.deadline);
             }
         }
-        if self.due.is_empty() {
-            self.backlog_since = None;
-        }
+        self.end_backlog_if_empty();
         let number = self.next_number();
         let sent_at = now;
         self.requests.insert(number, Request { sent_at, messages });
@@ -399,10 +397,14 @@ impl Heartbeats {
                 .remove(&(message.is_late, message.deadline, number)),
             Stage::Requested => false,
         };
+        self.end_backlog_if_empty();
+        Some(message)
+    }
+
+    fn end_backlog_if_empty(&mut self) {
         if self.due.is_empty() {
             self.backlog_since = None;
         }
-        Some(message)
     }
 
     fn next_number(&mut self) -> u64 {

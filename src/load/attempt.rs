@@ -13,7 +13,7 @@ use tracing::{Instrument, Span, debug, info, warn};
 use uuid::Uuid;
 
 use super::breaker::{HaltedInsert, Scope};
-use super::views::{Successes, failing_view};
+use super::views::Successes;
 use super::{Cancelled, Item, Loader, Outcome, Outcomes, Trying, Verdict, stream, verdict};
 use crate::activity::{BatchInfo, InFlight};
 use crate::batch::{BatchId, ReadBy};
@@ -287,11 +287,6 @@ impl<'a> Loading<'a> {
             self.answered();
             return self.after_success(attempt, begun).await;
         };
-        if let Some(failing) = failing_view(&error)
-            && matches!(verdict(&error), Verdict::Replay | Verdict::ObjectFault)
-        {
-            return self.view_failed(&failing, &error).await;
-        }
         match self.judge(&error).await? {
             Verdict::Fenced => {
                 self.answered();
@@ -300,13 +295,13 @@ impl<'a> Loading<'a> {
             fault @ (Verdict::ObjectFault
             | Verdict::Denied
             | Verdict::Stream
-            | Verdict::View
             | Verdict::Changed) => {
                 self.answered();
                 metrics::clickhouse_error(error.code(), fault);
                 self.failure = Some((fault, error.to_string()));
                 Ok(Event::ObjectFault)
             }
+            Verdict::View => self.view_failed(&error).await,
             Verdict::Halt => {
                 self.halt(&error);
                 Ok(Event::Unknown)
@@ -335,7 +330,7 @@ impl<'a> Loading<'a> {
         if !self.are_tables_complete(since).await? {
             return Ok(self.torn());
         }
-        let mut fault = self.unread().await?.or_else(|| self.doubtful());
+        let mut fault = self.unread().await.or_else(|| self.doubtful());
         if fault.is_none() {
             fault = self.misnamed().await?.or_else(|| self.too_many_rejected());
         }

@@ -287,11 +287,6 @@ impl Loader {
             }
             BatchEnd::Released {
                 items,
-                verdict: Verdict::View,
-                ..
-            } if items.len() == 1 && may_wait => progress.wait(Work { items, ..work }),
-            BatchEnd::Released {
-                items,
                 verdict: Verdict::Stream,
                 text,
             } => {
@@ -303,8 +298,12 @@ impl Loader {
                 verdict: Verdict::View,
                 text,
             } if items.len() == 1 => {
-                for item in items {
-                    progress.fail(item, FailureClass::View, text.clone());
+                if may_wait {
+                    progress.wait(Work { items, ..work });
+                } else {
+                    for item in items {
+                        progress.fail(item, FailureClass::View, text.clone());
+                    }
                 }
             }
             BatchEnd::Released { items, text, .. } => {

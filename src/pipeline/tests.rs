@@ -94,7 +94,7 @@ impl Queue for Spied {
         self.receives.fetch_add(1, Ordering::Relaxed);
         // Waiting for messages keeps no other request waiting.
         drop(self.begin().await);
-        // The service goes on with a request whose client has hung up.
+        // SQS keeps serving a receive after its client has disconnected.
         let queue = self.queue.clone();
         let received = tokio::spawn(async move { queue.receive(max, wait, visibility).await });
         let received = received.await.expect("a receive does not panic");

@@ -82,7 +82,7 @@ async fn note_views(warehouse: &Warehouse, catalog: &Catalog) -> anyhow::Result<
     if let Some(filled) = filled.map_err(|error| anyhow::anyhow!(with_advice(&error)))? {
         note(&format!(
             "what is replaced stays in {filled}: Sluice deletes rows of its own tables alone. \
-             Make such tables anew afterwards"
+             Rebuild these tables afterwards"
         ));
     }
     Ok(())

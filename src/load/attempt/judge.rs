@@ -14,7 +14,7 @@ use crate::ledger::protocol::Event;
 use crate::load::breaker::Scope;
 use crate::load::fallback::Fallback;
 use crate::load::verdict::{TOO_MANY_REJECTED_TEXT, named_object};
-use crate::load::views::Failing;
+use crate::load::views::{Failing, failing_view};
 use crate::load::{
     Cancelled, MAX_REPLAYS, MAX_REPLAYS_ALONE, MAX_REPLAYS_OF_A_PART, Verdict, verdict,
 };
@@ -29,6 +29,11 @@ impl Loading<'_> {
     /// What the error means for this batch, here and now.
     pub(super) async fn judge(&self, error: &WarehouseError) -> Result<Verdict, Cancelled> {
         let verdict = verdict(error);
+        if matches!(verdict, Verdict::Replay | Verdict::ObjectFault)
+            && failing_view(error).is_some()
+        {
+            return Ok(Verdict::View);
+        }
         let text = error.to_string();
         if self.is_unreadable(verdict, error) && self.worker_can_read(&text).await {
             return Ok(Verdict::Stream);
@@ -44,11 +49,7 @@ impl Loading<'_> {
     /// A user's view has failed the insert. Several objects are tried in parts. One alone is at
     /// fault if others came through the view: in this load, or before it while no other object fails
     /// like it. Else the view fails for all: intake pauses.
-    pub(super) async fn view_failed(
-        &mut self,
-        failing: &Failing,
-        error: &WarehouseError,
-    ) -> Result<Event, Cancelled> {
+    pub(super) async fn view_failed(&mut self, error: &WarehouseError) -> Result<Event, Cancelled> {
         let loader = self.loader;
         self.replays += 1;
         if self.replays <= MAX_REPLAYS_OF_A_PART {
@@ -56,12 +57,12 @@ impl Loading<'_> {
             loader.pause(self.replays, self.cancel).await?;
             return Ok(Event::Unknown);
         }
-        let is_at_fault = match self.items.as_slice() {
-            [alone] => {
+        let is_at_fault = match (self.items.as_slice(), failing_view(error)) {
+            ([alone], Some(failing)) => {
                 self.trying.may_wait
-                    || loader.views.has_passed_since(&self.passed_before, failing)
-                    || loader.views.failed_alone(failing, alone.id) == 1
-                        && self.has_passed_before(failing).await?
+                    || loader.views.has_passed_since(&self.passed_before, &failing)
+                    || loader.views.failed_alone(&failing, alone.id) == 1
+                        && self.has_passed_before(&failing).await?
             }
             _ => true,
         };
@@ -183,7 +184,7 @@ impl Loading<'_> {
 
     /// Returns an object that has bytes and of which no line came, not even a blank one: ClickHouse
     /// read something else under its name, or nothing, and did not say so.
-    pub(super) async fn unread(&self) -> Result<Option<(Verdict, String)>, Cancelled> {
+    pub(super) async fn unread(&self) -> Option<(Verdict, String)> {
         let paths: HashSet<&str> = self.read.iter().map(|it| it.source_path.as_str()).collect();
         let unread: Vec<&ObjectRef> = self
             .objects()
@@ -196,16 +197,14 @@ impl Loading<'_> {
         });
         let unread = match plain.first() {
             Some(plain) => Ok(Some(*plain)),
-            None => self.with_content(&doubtful).await?,
+            None => self.with_content(&doubtful).await,
         };
         let text = match unread {
-            Ok(None) => return Ok(None),
-            Ok(Some(unread)) => {
-                format!("ClickHouse read nothing of {unread}, although it is not empty")
-            }
-            Err(error) => {
-                return Ok(Some((Verdict::Changed, error.to_string())));
-            }
+            Ok(unread) => format!(
+                "ClickHouse read nothing of {}, although it is not empty",
+                unread?
+            ),
+            Err(error) => return Some((Verdict::Changed, error.to_string())),
         };
         // Alone, it is first looked at again: it may be empty by now.
         let verdict = if self.items.len() == 1 {
@@ -213,39 +212,33 @@ impl Loading<'_> {
         } else {
             Verdict::ObjectFault
         };
-        Ok(Some((verdict, text)))
+        Some((verdict, text))
     }
 
     /// Returns an object, of these, that is not empty once it is decompressed.
     async fn with_content<'o>(
         &self,
         objects: &[&'o ObjectRef],
-    ) -> Result<Result<Option<&'o ObjectRef>, WarehouseError>, Cancelled> {
+    ) -> Result<Option<&'o ObjectRef>, WarehouseError> {
         #[derive(Deserialize)]
         struct Row {
             path: String,
         }
         if objects.is_empty() {
-            return Ok(Ok(None));
+            return Ok(None);
         }
         if self.form.read_by == ReadBy::Stream {
             for object in objects {
-                match self.loader.store.is_empty(object).await {
-                    Ok(true) => {}
-                    Ok(false) => return Ok(Ok(Some(object))),
-                    Err(error) => return Ok(Err(error.into())),
+                if !self.loader.store.is_empty(object).await? {
+                    return Ok(Some(object));
                 }
             }
-            return Ok(Ok(None));
+            return Ok(None);
         }
         let query = self.loader.planner.paths_with_lines(objects);
-        Ok(match self.loader.warehouse.rows::<Row>(&query).await {
-            Ok(rows) => Ok(rows.first().and_then(|row| {
-                let of_row = |object: &&&ObjectRef| object.path() == row.path;
-                objects.iter().find(of_row).copied()
-            })),
-            Err(error) => Err(error),
-        })
+        let rows: Vec<Row> = self.loader.warehouse.rows(&query).await?;
+        let is_read = |object: &&&ObjectRef| rows.iter().any(|row| row.path == object.path());
+        Ok(objects.iter().find(is_read).copied())
     }
 
     /// An object that was read as lines of text, and is compressed.
