@@ -29,6 +29,8 @@ pub struct Options {
     pub users: String,
     /// More XML for the profiles of users, inside `<profiles>`.
     pub profiles: String,
+    /// More XML for its quotas, inside `<quotas>`.
+    pub quotas: String,
     /// How much it logs; `None`: warnings.
     pub log_level: Option<&'static str>,
 }
@@ -278,7 +280,8 @@ fn launch(
     let users = directory.join("users.xml");
     let text = include_str!("users.xml")
         .replace("{{extra}}", &options.users)
-        .replace("{{profiles}}", &options.profiles);
+        .replace("{{profiles}}", &options.profiles)
+        .replace("{{quotas}}", &options.quotas);
     std::fs::write(&users, text)?;
     let text = include_str!("clickhouse.xml")
         .replace("{{users}}", &users.display().to_string())

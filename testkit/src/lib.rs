@@ -34,6 +34,6 @@ pub use keeper::Keeper;
 pub use ports::free_port;
 pub use prometheus::Prometheus;
 pub use requirement::Requirement;
-pub use site::{Site, SiteOptions};
+pub use site::{Cleanup, Site, SiteOptions};
 pub use stack::{AWS_ENDPOINT_VARIABLE, CLICKHOUSE_URL_VARIABLE, Stack};
 pub use wait::wait_for;

@@ -29,6 +29,17 @@ pub(crate) fn get(port: u16, path: &str) -> Option<String> {
     )
 }
 
+/// The answer to `POST /` with this body, head and body; `None` while nobody answers. `url` is
+/// `http://127.0.0.1:PORT`.
+pub(crate) fn post(url: &str, body: &str) -> Option<String> {
+    let port = url.rsplit_once(':')?.1.parse().ok()?;
+    let length = body.len();
+    ask(
+        port,
+        &format!("POST / HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}"),
+    )
+}
+
 /// All that comes in answer to a request; `None` while nobody answers.
 pub(crate) fn ask(port: u16, request: &str) -> Option<String> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));

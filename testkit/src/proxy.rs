@@ -39,7 +39,7 @@ pub enum Fault {
     /// The connection is closed, and the server gets the request after a while all the same, as if
     /// it had been stuck on the way.
     Late(Duration),
-    /// This status, and nothing is passed on.
+    /// This status with a page that names it, and nothing is passed on.
     Status(u16),
     /// Status 500 with this text, and nothing is passed on.
     Error(&'static str),
@@ -212,10 +212,11 @@ impl Shared {
                 tokio::time::sleep(delay).await;
                 self.forward(parts, body).await
             }
-            Some(Fault::Status(status)) => Ok(whole(
-                StatusCode::from_u16(status)?,
-                Bytes::from_static(b"injected"),
-            )),
+            Some(Fault::Status(status)) => {
+                let status = StatusCode::from_u16(status)?;
+                let page = format!("<html><title>{status}</title>injected</html>");
+                Ok(whole(status, page.into()))
+            }
             Some(Fault::Hold) => {
                 let mut healed = self.healed.subscribe();
                 // The sender lives as long as `self`.

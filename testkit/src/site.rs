@@ -1,6 +1,7 @@
 //! What one test or demo has for itself: a bucket that announces its objects to a queue, a
 //! dead-letter queue behind that, and the name of a database.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -8,6 +9,7 @@ use anyhow::{Context, Result};
 use aws_sdk_s3::types::{Event, NotificationConfiguration, QueueConfiguration};
 use aws_sdk_sqs::types::QueueAttributeName;
 
+use crate::ports::post;
 use crate::xapi::Bundle;
 use crate::{Aws, Stack};
 
@@ -44,6 +46,8 @@ pub struct Site {
     pub dlq_arn: String,
     /// A database name; the database is not created.
     pub database: String,
+    /// Drops the database with the last clone of this site, where its server is known.
+    pub cleanup: Option<Arc<Cleanup>>,
     /// A client of this site.
     pub s3: aws_sdk_s3::Client,
     /// A client of this site.
@@ -67,7 +71,28 @@ impl Stack {
     ///
     /// What AWS says.
     pub async fn site_with(&self, name: &str, options: SiteOptions) -> Result<Site> {
-        self.aws.site(name, options).await
+        let mut site = self.aws.site(name, options).await?;
+        site.cleanup = Some(Arc::new(Cleanup {
+            server: self.clickhouse.url().to_owned(),
+            database: site.database.clone(),
+        }));
+        Ok(site)
+    }
+}
+
+/// Drops a database when it is dropped itself: a server spends time on every table it has, and the
+/// databases of a whole test run would cost it a third of its time.
+#[derive(Debug)]
+pub struct Cleanup {
+    server: String,
+    database: String,
+}
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        let sql = format!("DROP DATABASE IF EXISTS {}", self.database);
+        // The server may have ended, and its data with it.
+        drop(post(&self.server, &sql));
     }
 }
 
@@ -123,6 +148,7 @@ impl Aws {
             dlq_url,
             dlq_arn,
             database,
+            cleanup: None,
             s3,
             sqs,
         })
