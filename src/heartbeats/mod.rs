@@ -24,6 +24,10 @@ pub const CONCURRENCY: usize = 8;
 /// Messages are given back before that, while a change of visibility still works.
 pub const HELD_AT_MOST: Duration = Duration::from_secs(11 * 3600 + 1800);
 
+/// SQS refuses an extension that ends later than 12 hours after the receive. It counts from before
+/// its answer arrives: hence the minute.
+const HIDDEN_AT_MOST: Duration = Duration::from_secs(12 * 3600 - 60);
+
 /// The pause after the first failed extension of a message; doubled for each further one.
 const BACKOFF: Duration = Duration::from_millis(500);
 
@@ -105,6 +109,14 @@ struct Message {
     is_settled: bool,
     failures: u32,
     stage: Stage,
+}
+
+impl Message {
+    /// Returns for how long a request that is sent now may hide it.
+    fn extension(&self, visibility: Duration, now: Instant) -> Duration {
+        let held = now.saturating_duration_since(self.received_at);
+        visibility.min(HIDDEN_AT_MOST.saturating_sub(held))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,7 +240,8 @@ impl Heartbeats {
         {
             if let Some(message) = self.messages.get_mut(&number) {
                 message.stage = Stage::Requested;
-                entries.push((message.handle.clone(), self.visibility));
+                let visibility = message.extension(self.visibility, now);
+                entries.push((message.handle.clone(), visibility));
                 messages.push(number);
                 give_up = give_up.max(message.deadline);
             }
@@ -341,7 +354,7 @@ impl Heartbeats {
             return;
         };
         self.deadlines.remove(&(message.deadline, number));
-        message.deadline = sent_at + self.visibility;
+        message.deadline = sent_at + message.extension(self.visibility, sent_at);
         message.is_late = false;
         message.failures = 0;
         let due = sent_at + self.interval;
@@ -484,6 +497,21 @@ mod tests {
         heartbeats.tick(start + HELD_AT_MOST);
         assert_eq!(heartbeats.take(start + HELD_AT_MOST), None);
         assert!(!heartbeats.forget(&handle(0)));
+    }
+
+    /// SQS refuses to hide a message for longer than 12 hours after its receive.
+    #[test]
+    fn an_extension_ends_before_the_queue_ends_the_visibility() {
+        let hour = SECOND * 3600;
+        let (visibility, interval) = (hour * 12 - SECOND * 60, hour * 4);
+        let mut heartbeats = Heartbeats::new(visibility, interval);
+        let start = Instant::now();
+        heartbeats.track(&handle(0), at(start));
+        let now = start + hour * 4;
+        heartbeats.tick(now);
+        let request = heartbeats.take(now).unwrap();
+        let left = hour * 8 - SECOND * 60;
+        assert_eq!(request.entries, [(handle(0), left)]);
     }
 
     #[test]

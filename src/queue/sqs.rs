@@ -196,7 +196,7 @@ fn failed_entries(failed: &[BatchResultErrorEntry]) -> FailedEntries {
 
 fn classify_entry(entry: &BatchResultErrorEntry) -> QueueError {
     let text = refusal(entry);
-    if is_gone(&entry.code) {
+    if is_gone(&entry.code, entry.message.as_deref().unwrap_or_default()) {
         QueueError::Gone(text)
     } else {
         QueueError::Transient(text)
@@ -209,14 +209,15 @@ fn refusal(entry: &BatchResultErrorEntry) -> String {
 }
 
 /// The message is deleted, or visible again and so not ours any more.
-fn is_gone(code: &str) -> bool {
-    [
-        "ReceiptHandleIsInvalid",
-        "MessageNotInflight",
-        "InvalidParameterValue",
-    ]
-    .iter()
-    .any(|gone| code.ends_with(gone))
+fn is_gone(code: &str, message: &str) -> bool {
+    let says = ["ReceiptHandleIsInvalid", "MessageNotInflight"];
+    // The code is that of any parameter.
+    let is_of_handle = || {
+        let message = message.to_ascii_lowercase();
+        message.contains("receipthandle") || message.contains("receipt handle")
+    };
+    says.iter().any(|gone| code.ends_with(gone))
+        || code.ends_with("InvalidParameterValue") && is_of_handle()
 }
 
 /// SQS's own words for what trying again does not mend.

@@ -259,6 +259,7 @@ fn iam(config: &Config, buckets: &[String], queue: &QueueAttributes) -> Iam {
                 "sqs:ReceiveMessage",
                 "sqs:ChangeMessageVisibility",
                 "sqs:DeleteMessage",
+                "sqs:ListDeadLetterSourceQueues",
                 "sqs:StartMessageMoveTask",
                 "sqs:ListMessageMoveTasks",
                 "sqs:CancelMessageMoveTask",

@@ -22,8 +22,25 @@ pub(super) struct Moving<'a> {
     before: Option<i64>,
 }
 
-/// None where SQS does not do it; that is said.
+/// None where SQS does not do it, or would move the messages of other queues, too; that is said.
 pub(super) async fn start(desk: &Desk, max_rate: Option<NonZeroU32>) -> Option<Moving<'_>> {
+    match desk.dead.sources().await {
+        Ok(sources) if sources.len() == 1 => {}
+        Ok(_) => {
+            note(
+                "other queues use this dead-letter queue, and SQS would move their messages, too: \
+                 each message of this queue is sent",
+            );
+            return None;
+        }
+        Err(error) => {
+            note(&format!(
+                "SQS does not tell which queues use this dead-letter queue, so each message is sent: \
+                 {error}"
+            ));
+            return None;
+        }
+    }
     let started = async {
         let before = desk.dead.latest_move(&desk.dead_arn).await?;
         let handle = desk.dead.start_move(&desk.dead_arn, max_rate).await?;

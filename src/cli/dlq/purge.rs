@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -139,7 +140,10 @@ struct Archive {
 
 impl Archive {
     fn create(path: &Path) -> anyhow::Result<Self> {
-        let file = OpenOptions::new().write(true).create_new(true).open(path);
+        let mut options = OpenOptions::new();
+        // Bodies name buckets and keys: nobody else's business.
+        options.write(true).create_new(true).mode(0o600);
+        let file = options.open(path);
         let file = file.with_context(|| format!("{} cannot be made", path.display()))?;
         // So that its name is on disk, too.
         let directory = path.parent().filter(|it| !it.as_os_str().is_empty());

@@ -43,6 +43,14 @@ impl SqsQueue {
         Ok(output.task_handle.unwrap_or_default())
     }
 
+    /// Returns the URLs of the queues whose dead-letter queue this is, up to two.
+    pub async fn sources(&self) -> Result<Vec<String>, QueueError> {
+        let request = self.client.list_dead_letter_source_queues();
+        let request = request.queue_url(&self.url).max_results(2);
+        let output = request.send().await.map_err(classify)?;
+        Ok(output.queue_urls)
+    }
+
     pub async fn latest_move(&self, dead_arn: &str) -> Result<Option<MoveTask>, QueueError> {
         let request = self.client.list_message_move_tasks().source_arn(dead_arn);
         let output = request.max_results(1).send().await.map_err(classify)?;
