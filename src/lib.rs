@@ -19,6 +19,7 @@ pub mod heartbeats;
 pub mod history;
 pub mod http;
 pub mod kept;
+mod label;
 pub mod ledger;
 pub mod listing;
 pub mod load;

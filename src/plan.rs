@@ -14,7 +14,7 @@ use crate::batch::{
 use crate::config::Secret;
 use crate::event_types::Catalog;
 use crate::event_types::select::{
-    Lines, Target, landed, landing_select, per_type_select, view_select,
+    Lines, Target, TimeRange, landed, landing_select, per_type_select, view_select,
 };
 use crate::load::verdict::{CHANGED_TEXT, FENCED_TEXT};
 use crate::object::ObjectRef;
@@ -74,6 +74,25 @@ pub enum Strategy {
     PerType,
 }
 
+/// Which times are plausible for columns by which tables are partitioned.
+#[derive(Clone, Copy, Debug)]
+pub struct TimeLimits {
+    /// The first moment, in seconds after 1970.
+    pub start: u64,
+    /// How long after the batch was made.
+    pub max_future: Duration,
+}
+
+impl TimeLimits {
+    /// Literals, which follow from the batch: a replay must make the same rows.
+    pub fn of(self, batch: BatchId) -> Option<TimeRange> {
+        Some(TimeRange {
+            start: self.start,
+            end: batch.made_at()? + self.max_future.as_secs(),
+        })
+    }
+}
+
 /// What the planner needs to know beside the batch.
 pub struct Planner {
     pub catalog: Catalog,
@@ -84,6 +103,7 @@ pub struct Planner {
     pub max_bytes: u64,
     /// Longer lines are rejected.
     pub max_line_bytes: u64,
+    pub times: TimeLimits,
     pub insert_timeout: Duration,
 }
 
@@ -96,6 +116,16 @@ pub struct Form {
     pub many_blocks: bool,
     /// Who reads them.
     pub read_by: ReadBy,
+}
+
+impl Form {
+    /// One block, and not yet of any plan.
+    pub fn of(read_by: ReadBy) -> Self {
+        Self {
+            read_by,
+            ..Self::default()
+        }
+    }
 }
 
 /// How keys can be named in one `s3()` call.
@@ -154,9 +184,14 @@ impl Planner {
         &self,
         batch: BatchId,
         objects: &[&ObjectRef],
-        read_by: ReadBy,
+        form: Form,
         guard: &str,
     ) -> Vec<Statement> {
+        let Form {
+            read_by,
+            many_blocks,
+            ..
+        } = form;
         let statements = match self.strategy {
             Strategy::SinglePass => {
                 let lines = self.lines(batch, objects, read_by, guard);
@@ -174,8 +209,8 @@ impl Planner {
         statements
             .into_iter()
             .map(|sql| match read_by {
-                ReadBy::Stream => self.before_data(sql, batch, objects),
-                _ => self.alone(sql, batch, objects),
+                ReadBy::Stream => self.before_data(sql, batch, objects, many_blocks),
+                _ => self.alone(sql, batch, objects, many_blocks),
             })
             .collect()
     }
@@ -186,7 +221,7 @@ impl Planner {
         format!(
             "SELECT source_path, source_etag, kind, reason, count() AS lines FROM {} \
              GROUP BY source_path, source_etag, kind, reason",
-            self.landed(rows, BatchId(Uuid::nil()))
+            self.landed(rows, BatchId::now())
         )
     }
 
@@ -216,13 +251,14 @@ impl Planner {
             self.landed(rows, batch),
             sql::strings(types.map(|event_type| &event_type.name)),
         );
-        self.alone(sql, batch, objects)
+        self.alone(sql, batch, objects, self.needs_many_blocks(objects))
     }
 
     /// Kept lines as they would be in `landing` now.
     fn landed(&self, rows: &str, batch: BatchId) -> String {
         let lines = Lines {
             max_line_bytes: self.max_line_bytes,
+            times: self.times.of(batch),
             ..Lines::of_kept(rows, batch.0)
         };
         landed(&self.catalog, &lines)
@@ -258,7 +294,7 @@ impl Planner {
     /// Where the lines come from, on condition that the batch may be loaded as it was announced.
     fn lines(&self, batch: BatchId, objects: &[&ObjectRef], read_by: ReadBy, guard: &str) -> Lines {
         let guard = sql::throw_if(guard, FENCED_TEXT);
-        let max_line_bytes = self.max_line_bytes;
+        let (max_line_bytes, times) = (self.max_line_bytes, self.times.of(batch));
         match read_by {
             ReadBy::S3 => {
                 let source = self.lines_of_all(objects);
@@ -266,6 +302,7 @@ impl Planner {
                 Lines {
                     filter: Some(format!("{guard} AND {changed}")),
                     max_line_bytes,
+                    times,
                     ..Lines::of_objects(source, batch.0)
                 }
             }
@@ -277,6 +314,7 @@ impl Planner {
                 Lines {
                     filter: Some(guard),
                     max_line_bytes,
+                    times,
                     ..Lines::of_body(&listed, batch.0)
                 }
             }
@@ -287,6 +325,7 @@ impl Planner {
                     from: gathered(&kept.from),
                     filter: Some(guard),
                     max_line_bytes,
+                    times,
                     ..kept
                 }
             }
@@ -298,24 +337,42 @@ impl Planner {
     }
 
     /// The statement without any data behind it.
-    fn alone(&self, sql: String, batch: BatchId, objects: &[&ObjectRef]) -> Statement {
-        self.with_settings(sql, batch, objects)
+    fn alone(
+        &self,
+        sql: String,
+        batch: BatchId,
+        objects: &[&ObjectRef],
+        many_blocks: bool,
+    ) -> Statement {
+        self.with_settings(sql, batch, objects, many_blocks)
             .with("max_query_size", MAX_QUERY_BYTES)
     }
 
     /// The statement in front of its data.
-    fn before_data(&self, sql: String, batch: BatchId, objects: &[&ObjectRef]) -> Statement {
+    fn before_data(
+        &self,
+        sql: String,
+        batch: BatchId,
+        objects: &[&ObjectRef],
+        many_blocks: bool,
+    ) -> Statement {
         let sql = format!("{sql} FORMAT LineAsString\n");
         // What is left of this room is filled with data before the server looks at the statement.
         let room = sql.len() + 1024;
         STREAM_SETTINGS.iter().fold(
-            self.with_settings(sql, batch, objects)
+            self.with_settings(sql, batch, objects, many_blocks)
                 .with("max_query_size", room.to_string()),
             |statement, (name, value)| statement.with(name, *value),
         )
     }
 
-    fn with_settings(&self, sql: String, batch: BatchId, objects: &[&ObjectRef]) -> Statement {
+    fn with_settings(
+        &self,
+        sql: String,
+        batch: BatchId,
+        objects: &[&ObjectRef],
+        many_blocks: bool,
+    ) -> Statement {
         let mut statement = Statement::new(sql)
             // One token for all statements: every table remembers its own.
             .with("insert_deduplication_token", batch.to_string())
@@ -327,7 +384,7 @@ impl Planner {
                 LOG_COMMENT,
                 format!("sluice batch {batch}, {} objects", objects.len()),
             );
-        let forms: &[&[(&'static str, &str)]] = if self.needs_many_blocks(objects) {
+        let forms: &[&[(&'static str, &str)]] = if many_blocks {
             &[MANY_BLOCKS]
         } else if are_small(objects) {
             &[ONE_BLOCK, SMALL_OBJECTS]
@@ -340,12 +397,12 @@ impl Planner {
         statement
     }
 
-    /// In what form the statements of these objects are.
-    pub fn form(&self, objects: &[&ObjectRef], read_by: ReadBy) -> Form {
+    /// In what form the statements of these objects are. What was asked for in many blocks stays so.
+    pub fn form(&self, objects: &[&ObjectRef], asked: Form) -> Form {
         Form {
             plan: self.plan_id(),
-            many_blocks: self.needs_many_blocks(objects),
-            read_by,
+            many_blocks: asked.many_blocks || self.needs_many_blocks(objects),
+            read_by: asked.read_by,
         }
     }
 
@@ -354,9 +411,11 @@ impl Planner {
     pub fn plan_id(&self) -> Uuid {
         let mut text = format!(
             "{:?} {} {SETTINGS:?} {STREAM_SETTINGS:?} {ONE_BLOCK:?} {SMALL_OBJECTS:?} \
-             {MANY_BLOCKS:?} {PINNED:?} {SMALL_OBJECT} {ASSUMED_BYTES} {ASSUMED_COMPRESSION_RATIO} {}",
+             {MANY_BLOCKS:?} {PINNED:?} {SMALL_OBJECT} {ASSUMED_BYTES} {ASSUMED_COMPRESSION_RATIO} \
+             {:?} {}",
             self.strategy,
             self.max_bytes,
+            self.times,
             gathered(""),
         );
         for mut lines in [
@@ -364,6 +423,7 @@ impl Planner {
             Lines::of_body(&[], Uuid::nil()),
         ] {
             lines.max_line_bytes = self.max_line_bytes;
+            lines.times = Some(TimeRange { start: 0, end: 0 });
             text += &landing_select(&self.catalog, &lines);
         }
         for target in Target::all(&self.catalog) {
@@ -556,8 +616,6 @@ const SETTINGS: &[(&str, &str)] = &[
     ("input_format_parallel_parsing", "0"),
     ("max_read_buffer_size", "1048576"),
     ("max_block_size", "65409"),
-    // Months may be many in one batch.
-    ("throw_on_max_partitions_per_insert_block", "0"),
     // A missing object is an error with the key in it, never silence.
     ("s3_ignore_file_doesnt_exist", "0"),
     // Some seconds. What fails then is replayed from here, or read by the worker.
@@ -574,6 +632,9 @@ const ONE_BLOCK: &[(&str, &str)] = &[
     ("min_insert_block_size_rows", "1000000000"),
     ("min_insert_block_size_bytes", "100000000000"),
     ("parallel_view_processing", "1"),
+    // Each is a part, and a token to remember: more of them are loaded in smaller batches.
+    ("max_partitions_per_insert_block", "100"),
+    ("throw_on_max_partitions_per_insert_block", "1"),
 ];
 
 /// For small objects, of which each thread reads one at a time: what they wait for is S3, and not a
@@ -587,6 +648,7 @@ const SMALL_OBJECTS: &[(&str, &str)] = &[
 const MANY_BLOCKS: &[(&str, &str)] = &[
     ("min_insert_block_size_rows", "30000"),
     ("min_insert_block_size_bytes", "100000000000"),
+    ("throw_on_max_partitions_per_insert_block", "0"),
     ("parallel_view_processing", "0"),
     ("max_threads", "1"),
 ];
@@ -628,6 +690,10 @@ pub(crate) mod tests {
             database: "db".into(),
             max_bytes: 1000,
             max_line_bytes: 100,
+            times: TimeLimits {
+                start: 0,
+                max_future: Duration::from_secs(86_400),
+            },
             insert_timeout: Duration::from_secs(600),
         }
     }
@@ -737,7 +803,8 @@ pub(crate) mod tests {
             ..planner(S3Access::Server, Some("http://e"))
         };
         let batch = BatchId(Uuid::from_u128(7));
-        let statements = planner.inserts(batch, &[&object("b", "a", "1")], ReadBy::S3, "0");
+        let statements =
+            planner.inserts(batch, &[&object("b", "a", "1")], Form::of(ReadBy::S3), "0");
         assert_eq!(statements.len(), Target::all(&planner.catalog).len());
         assert!(
             statements
@@ -795,7 +862,7 @@ pub(crate) mod tests {
         let batch = BatchId(Uuid::from_u128(7));
         let (click, other) = (object("b", "clicks/1", "1"), object("b", "others/2", "2"));
         let read: Vec<(String, bool, bool)> = planner
-            .inserts(batch, &[&click, &other], ReadBy::S3, "0")
+            .inserts(batch, &[&click, &other], Form::of(ReadBy::S3), "0")
             .into_iter()
             .map(|statement| {
                 let table = statement
@@ -826,10 +893,10 @@ pub(crate) mod tests {
         let planner = planner(S3Access::Server, Some("http://e"));
         let batch = BatchId(Uuid::from_u128(7));
         let (a, b) = (object("b", "a", "1"), object("b", "b", "2"));
-        let statements = planner.inserts(batch, &[&a, &b], ReadBy::S3, "0");
+        let statements = planner.inserts(batch, &[&a, &b], Form::of(ReadBy::S3), "0");
         assert_eq!(
             statements,
-            planner.inserts(batch, &[&b, &a], ReadBy::S3, "0")
+            planner.inserts(batch, &[&b, &a], Form::of(ReadBy::S3), "0")
         );
         let [statement] = statements.as_slice() else {
             panic!("one statement")
@@ -857,7 +924,8 @@ pub(crate) mod tests {
             });
             let objects: Vec<&ObjectRef> = objects.iter().take(count).collect();
             let batch = BatchId(Uuid::from_u128(7));
-            let [statement] = &planner.inserts(batch, &objects, ReadBy::S3, "0")[..] else {
+            let form = planner.form(&objects, Form::of(ReadBy::S3));
+            let [statement] = &planner.inserts(batch, &objects, form, "0")[..] else {
                 panic!("one statement")
             };
             let value = |name| {

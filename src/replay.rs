@@ -190,7 +190,7 @@ impl<'a> Moving<'a> {
     fn new(replayer: &'a Replayer, batch: BatchId, kept: Kept, objects: Vec<ObjectRef>) -> Self {
         let listed: Vec<_> = objects.iter().collect();
         Self {
-            form: replayer.planner.form(&listed, kept.read_by()),
+            form: replayer.planner.form(&listed, Form::of(kept.read_by())),
             replayer,
             batch,
             kept,
@@ -324,7 +324,7 @@ impl<'a> Moving<'a> {
         let freeze = self
             .lines
             .map(|lines| planner.freeze(self.batch, &objects, lines, &guard));
-        let inserts = planner.inserts(self.batch, &objects, self.form.read_by, &guard);
+        let inserts = planner.inserts(self.batch, &objects, self.form, &guard);
         for statement in freeze.iter().chain(&inserts) {
             match self.execute(statement, attempt).await {
                 Err(error) if verdict(&error) == Verdict::Fenced => return Ok(Event::Fenced),

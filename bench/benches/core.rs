@@ -9,7 +9,7 @@ use sluice::batch::{Batch, BatchId, BatchLimits, Batcher, ReadBy};
 use sluice::event_types::Catalog;
 use sluice::notification::{Notification, parse_notification};
 use sluice::object::ObjectRef;
-use sluice::plan::{Planner, S3Access, S3Source, Strategy};
+use sluice::plan::{Form, Planner, S3Access, S3Source, Strategy, TimeLimits};
 use sluice::queue::{Message, ReceiptHandle};
 use sluice::settle::{Fate, Held, VisibilityPolicy};
 use tokio::time::Instant;
@@ -109,13 +109,18 @@ fn plan(bencher: Bencher) {
         database: "sluice".into(),
         max_bytes: 128 << 20,
         max_line_bytes: 16 << 20,
+        times: TimeLimits {
+            start: 0,
+            max_future: Duration::from_secs(86_400),
+        },
         insert_timeout: Duration::from_secs(600),
     };
     let batches = batches();
     bencher.counter(ItemsCount::new(MESSAGES)).bench(|| {
         for batch in &batches {
             let objects: Vec<&ObjectRef> = batch.objects.iter().collect();
-            black_box(planner.inserts(BatchId::now(), &objects, ReadBy::S3, "0"));
+            let form = Form::of(ReadBy::S3);
+            black_box(planner.inserts(BatchId::now(), &objects, form, "0"));
         }
     });
 }

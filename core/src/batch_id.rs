@@ -12,6 +12,13 @@ impl BatchId {
     pub fn now() -> Self {
         Self(Uuid::now_v7())
     }
+
+    /// Returns when the id was made, in seconds after 1970; none for ids that [`BatchId::now`] has
+    /// not made.
+    pub fn made_at(self) -> Option<u64> {
+        let (seconds, _) = self.0.get_timestamp()?.to_unix();
+        Some(seconds)
+    }
 }
 
 impl fmt::Display for BatchId {

@@ -38,6 +38,11 @@ impl Meter {
         self.steps.iter().copied().collect()
     }
 
+    /// Of all steps of the history.
+    pub(super) fn of_late(&self) -> u64 {
+        self.current + self.steps.iter().sum::<u64>()
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "for people")]
     pub(super) fn per_second(&self) -> f64 {
         let steps = self.steps.len().min(RATE_STEPS);

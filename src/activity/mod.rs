@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use self::meter::{Meter, STEPS, push_bounded};
 use crate::batch::{BatchId, ReadBy};
+use crate::event_types::select::Target;
 use crate::pipeline::recent::{Recent, Summary};
 use crate::queue::Message;
 
@@ -44,6 +45,7 @@ struct State {
     lag_history: VecDeque<Option<Summary>>,
     pauses: VecDeque<bool>,
     in_flight: BTreeMap<BatchId, Begun>,
+    last_loaded: Option<Instant>,
     batches: VecDeque<LoadedBatch>,
     failures: VecDeque<Failure>,
 }
@@ -222,6 +224,7 @@ impl Activity {
         let rows = rows.values().sum();
         state.rows.add(rows);
         state.loaded.add(info.objects as u64);
+        state.last_loaded = Some(Instant::now());
         let batch = LoadedBatch {
             info,
             at: SystemTime::now(),
@@ -250,6 +253,23 @@ impl Activity {
         let rows = state.rows_by_kind.iter();
         rows.map(|(kind, meter)| (kind.clone(), meter.total()))
             .collect()
+    }
+
+    /// For how long nothing has been loaded although batches are in flight, if there are any.
+    pub fn unloaded_for(&self, now: Instant) -> Option<Duration> {
+        let state = self.state();
+        let oldest = state.in_flight.values().map(|begun| begun.at).min()?;
+        let since = state.last_loaded.map_or(oldest, |last| last.max(oldest));
+        Some(now.saturating_duration_since(since))
+    }
+
+    /// Which part of the lines of the last 15 minutes was rejected; none where there were no lines.
+    pub fn rejected_ratio(&self) -> Option<f64> {
+        let state = self.state();
+        let rejected = Target::RejectedLines.kind();
+        let rejected = rejected.and_then(|kind| state.rows_by_kind.get(kind));
+        let lines = state.rows.of_late();
+        (lines > 0).then(|| rejected.map_or(0, Meter::of_late) as f64 / lines as f64)
     }
 
     /// How long messages had been in the queue that came for the first time within a minute.

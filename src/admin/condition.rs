@@ -3,12 +3,18 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use tokio::time::Instant;
 
+use super::Vitals;
 use super::health::Contact;
-use crate::load::breaker::STARTING;
+use crate::load::breaker::PauseReason;
 
 /// New messages that wait longer than this in the queue mean that the worker is behind.
 const LONG_WAIT: Duration = Duration::from_secs(60);
+/// Batches are in flight, and nothing has been loaded for this long: something is wrong.
+const LONG_IDLE: Duration = Duration::from_secs(300);
+/// A larger part of the lines is rejected: whoever writes the objects has changed something.
+const MANY_REJECTED: f64 = 0.01;
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Condition {
@@ -23,6 +29,8 @@ enum Word {
     Well,
     /// It loads, and not as fast as objects are announced.
     Behind,
+    /// It may load, and a person should look.
+    Attention,
     Paused,
     Stopping,
     Stuck,
@@ -34,11 +42,78 @@ pub(super) struct Signs {
     /// Since when the event loop has been stuck.
     pub(super) stuck_for: Option<Duration>,
     pub(super) stopping: bool,
-    /// Why intake is paused: its class and the reason.
-    pub(super) pause: Option<(&'static str, String)>,
+    /// Why intake is paused, and the same in words.
+    pub(super) pause: Option<(PauseReason, String)>,
     pub(super) queue: Contact,
     /// How long new messages had been in the queue: the median.
     pub(super) wait: Option<Duration>,
+    /// For how long nothing has been loaded although batches are in flight.
+    pub(super) unloaded_for: Option<Duration>,
+    /// Messages in the dead-letter queue.
+    pub(super) dead_letters: u64,
+    /// Which part of the lines was rejected of late.
+    pub(super) rejected_ratio: f64,
+}
+
+impl Signs {
+    pub(super) fn of(vitals: &Vitals, stopping: bool, now: Instant) -> Self {
+        let Vitals {
+            health,
+            breaker,
+            activity,
+        } = vitals;
+        let waits = activity.waits(now);
+        Self {
+            stuck_for: health.stuck_for(),
+            stopping,
+            pause: breaker.pause_reason().zip(breaker.reason()),
+            queue: health.queue(),
+            wait: waits.map(|waits| Duration::from_secs_f64(waits.p50)),
+            unloaded_for: activity.unloaded_for(now),
+            dead_letters: health
+                .depth()
+                .and_then(|depth| depth.dead_letters)
+                .unwrap_or_default(),
+            rejected_ratio: activity.rejected_ratio().unwrap_or_default(),
+        }
+    }
+
+    /// Returns what a person should look at, in whole sentences.
+    pub(super) fn concerns(&self) -> Vec<String> {
+        let mut concerns = Vec::new();
+        if let Some(idle) = self.unloaded_for.filter(|idle| *idle >= LONG_IDLE) {
+            let idle = in_seconds(idle);
+            concerns.push(format!(
+                "Nothing has been loaded for {idle}, although batches are in flight: the log says \
+                 what they meet."
+            ));
+        }
+        if self.dead_letters > 0 {
+            concerns.push(format!(
+                "The dead-letter queue has about {} messages: `sluice dlq list` says why.",
+                self.dead_letters
+            ));
+        }
+        if self.rejected_ratio > MANY_REJECTED {
+            concerns.push(format!(
+                "Of the lines of the last 15 minutes, {:.1} % were rejected: `sluice rejects list` \
+                 shows them.",
+                self.rejected_ratio * 100.0
+            ));
+        }
+        concerns
+    }
+
+    fn delay(&self) -> Option<String> {
+        let wait = in_seconds(self.wait.filter(|wait| *wait > LONG_WAIT)?);
+        Some(format!(
+            "New messages wait {wait} in the queue, by the median."
+        ))
+    }
+}
+
+fn in_seconds(duration: Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_secs(duration.as_secs()))
 }
 
 impl Condition {
@@ -57,28 +132,26 @@ impl Condition {
             let reason = "What is in flight is finished, the rest goes back to the queue.";
             return (Word::Stopping, reason.to_owned());
         }
+        let concerns = signs.concerns();
+        let delay = signs.delay();
         match (signs.pause, signs.queue) {
-            (Some((class, why)), _) if class != STARTING => (Word::Paused, why),
+            (Some((reason, why)), _) if reason != PauseReason::Starting => (Word::Paused, why),
             (_, Contact::Away(why)) => {
                 (Word::Paused, format!("Nothing comes from the queue: {why}"))
             }
             (Some((_, why)), _) => (Word::Starting, why),
             (None, queue @ Contact::NotYet) => (Word::Starting, queue.away().unwrap_or_default()),
-            (None, Contact::Answers) => Self::pace(signs.wait),
-        }
-    }
-
-    fn pace(wait: Option<Duration>) -> (Word, String) {
-        match wait.filter(|wait| *wait > LONG_WAIT) {
-            Some(wait) => {
-                let wait = humantime::format_duration(Duration::from_secs(wait.as_secs()));
-                let reason = format!("New messages wait {wait} in the queue, by the median.");
-                (Word::Behind, reason)
+            (None, Contact::Answers) if !concerns.is_empty() => {
+                let all: Vec<_> = concerns.into_iter().chain(delay).collect();
+                (Word::Attention, all.join(" "))
             }
-            None => (
-                Word::Well,
-                "Objects are loaded as they are announced.".to_owned(),
-            ),
+            (None, Contact::Answers) => match delay {
+                Some(delay) => (Word::Behind, delay),
+                None => (
+                    Word::Well,
+                    "Objects are loaded as they are announced.".to_owned(),
+                ),
+            },
         }
     }
 }
@@ -93,6 +166,9 @@ mod tests {
         pause: None,
         queue: Contact::Answers,
         wait: None,
+        unloaded_for: None,
+        dead_letters: 0,
+        rejected_ratio: 0.0,
     };
 
     #[test]
@@ -120,6 +196,50 @@ mod tests {
             ),
             (
                 Signs {
+                    unloaded_for: seconds(299),
+                    rejected_ratio: 0.01,
+                    ..WELL
+                },
+                Word::Well,
+                "",
+            ),
+            (
+                Signs {
+                    unloaded_for: seconds(300),
+                    wait: seconds(61),
+                    ..WELL
+                },
+                Word::Attention,
+                "for 5m, although batches are in flight: the log says what they meet. New messages \
+                 wait 1m 1s",
+            ),
+            (
+                Signs {
+                    dead_letters: 1,
+                    ..WELL
+                },
+                Word::Attention,
+                "about 1 messages",
+            ),
+            (
+                Signs {
+                    rejected_ratio: 0.25,
+                    ..WELL
+                },
+                Word::Attention,
+                "25.0 % were rejected",
+            ),
+            (
+                Signs {
+                    dead_letters: 1,
+                    pause: pause(PauseReason::Schema),
+                    ..WELL
+                },
+                Word::Paused,
+                "refused",
+            ),
+            (
+                Signs {
                     queue: Contact::NotYet,
                     ..WELL
                 },
@@ -128,7 +248,7 @@ mod tests {
             ),
             (
                 Signs {
-                    pause: pause(STARTING),
+                    pause: pause(PauseReason::Starting),
                     ..WELL
                 },
                 Word::Starting,
@@ -136,7 +256,7 @@ mod tests {
             ),
             (
                 Signs {
-                    pause: pause("schema"),
+                    pause: pause(PauseReason::Schema),
                     wait: seconds(61),
                     ..WELL
                 },
@@ -154,7 +274,7 @@ mod tests {
             (
                 Signs {
                     queue: away(),
-                    pause: pause(STARTING),
+                    pause: pause(PauseReason::Starting),
                     ..WELL
                 },
                 Word::Paused,
@@ -163,7 +283,7 @@ mod tests {
             (
                 Signs {
                     stopping: true,
-                    pause: pause("schema"),
+                    pause: pause(PauseReason::Schema),
                     ..WELL
                 },
                 Word::Stopping,

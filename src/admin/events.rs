@@ -78,7 +78,7 @@ impl Reporter {
                 let Vitals {
                     breaker, activity, ..
                 } = &self.source.vitals;
-                activity.step(now, breaker.class().is_some());
+                activity.step(now, breaker.pause_reason().is_some());
             }
             self.latest.send_replace(self.source.json().into());
         }

@@ -1,6 +1,7 @@
 //! The admin listener: health, readiness, metrics, status and the live page. Read-only.
 
 mod condition;
+mod connections;
 mod events;
 mod health;
 mod page;
@@ -19,8 +20,10 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::condition::Signs;
 use self::events::{Events, Reporter};
 pub use self::health::Health;
 pub use self::status::WorkerStatus;
@@ -74,13 +77,15 @@ impl AdminListener {
         self.address
     }
 
-    /// Serves for as long as it is polled. Once `stop` is cancelled, the page says so.
+    /// Serves for as long as it is polled, under addresses and these names. Once `stop` is cancelled,
+    /// the page says so.
     pub async fn serve(
         self,
         vitals: Vitals,
         metrics: PrometheusHandle,
+        allowed_hosts: Vec<String>,
         stop: CancellationToken,
-    ) -> std::io::Result<()> {
+    ) -> Infallible {
         let reporter = Reporter::new(vitals.clone(), stop);
         let upkeep = upkeep(metrics.clone());
         let admin = Admin {
@@ -97,9 +102,9 @@ impl AdminListener {
             .route("/status.json", get(status))
             .with_state(Arc::new(admin));
         tokio::select! {
-            served = axum::serve(self.listener, routes) => served,
-            never = reporter.run() => match never {},
-            never = upkeep => match never {},
+            never = connections::serve(self.listener, routes, allowed_hosts) => never,
+            never = reporter.run() => never,
+            never = upkeep => never,
         }
     }
 }
@@ -134,9 +139,15 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
     let paused = paused.map(|why| format!("intake is paused: {why}\n"));
     let queue = health.queue().away();
     let queue = queue.map(|why| format!("nothing comes from the queue: {why}\n"));
+    let concerns: String = Signs::of(&admin.vitals, false, Instant::now())
+        .concerns()
+        .iter()
+        .map(|concern| format!("attention: {concern}\n"))
+        .collect();
     match [paused, queue].into_iter().flatten().collect::<String>() {
-        reasons if reasons.is_empty() => (StatusCode::OK, "ready\n".to_owned()),
-        reasons => (StatusCode::SERVICE_UNAVAILABLE, reasons),
+        // It loads: what a person should look at is no reason to restart it.
+        reasons if reasons.is_empty() => (StatusCode::OK, format!("ready\n{concerns}")),
+        reasons => (StatusCode::SERVICE_UNAVAILABLE, reasons + &concerns),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What `/status.json` and `/events` say.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -47,17 +47,7 @@ impl LiveStatus {
             activity,
         } = vitals;
         let now = Instant::now();
-        let paused = breaker.reason();
-        let queue = health.queue();
-        let condition = Condition::of(Signs {
-            stuck_for: health.stuck_for(),
-            stopping: stop.is_cancelled(),
-            pause: breaker.class().zip(paused.clone()),
-            queue: queue.clone(),
-            wait: activity
-                .waits(now)
-                .map(|waits| Duration::from_secs_f64(waits.p50)),
-        });
+        let condition = Condition::of(Signs::of(vitals, stop.is_cancelled(), now));
         Self {
             at: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
             condition,
@@ -65,8 +55,8 @@ impl LiveStatus {
             worker: WorkerStatus {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 uptime_seconds: health.uptime().as_secs(),
-                paused,
-                queue_away: queue.away(),
+                paused: breaker.reason(),
+                queue_away: health.queue().away(),
                 holdings: health.holdings(),
             },
             activity: activity.snapshot(now),

@@ -38,7 +38,9 @@ use crate::config::{
     SecretSource, Sources, process_environment,
 };
 use crate::event_types::Catalog;
+use crate::event_types::select::Target;
 use crate::ledger::Ledger;
+use crate::load::bounds::Bounds;
 use crate::load::breaker::Breaker;
 use crate::load::empty_columns::EmptyColumns;
 use crate::load::fallback::{Fallback, Fallbacks};
@@ -47,7 +49,7 @@ use crate::load::views::Views;
 use crate::load::{LoadLimits, Loader};
 use crate::notification::filter::Filter;
 use crate::object::Compression;
-use crate::plan::{Planner, S3Access, S3Source, Strategy};
+use crate::plan::{Planner, S3Access, S3Source, Strategy, TimeLimits};
 use crate::store::Store;
 use crate::telemetry::end_logging;
 use crate::warehouse::{Access, Warehouse};
@@ -320,8 +322,23 @@ fn planner(config: &Config, catalog: Catalog, region: &str) -> anyhow::Result<Pl
         database: config.clickhouse.database.clone(),
         max_bytes: config.batch.max_bytes.bytes(),
         max_line_bytes: config.load.max_line_bytes.bytes(),
+        times: time_limits(config),
         insert_timeout: config.clickhouse.insert_timeout.get(),
     })
+}
+
+fn time_limits(config: &Config) -> TimeLimits {
+    TimeLimits {
+        start: start_of_year(config.event_types.min_year),
+        max_future: config.event_types.max_future.get(),
+    }
+}
+
+/// In seconds after 1970, from which on years are valid here.
+fn start_of_year(year: u16) -> u64 {
+    let before = u64::from(year.saturating_sub(1));
+    let days = |years: u64| years * 365 + years / 4 - years / 100 + years / 400;
+    (days(before) - days(1969)) * 86_400
 }
 
 /// What takes batches through the ledger protocol.
@@ -332,6 +349,11 @@ fn loader(
     aws: &SdkConfig,
     breaker: Arc<Breaker>,
 ) -> Loader {
+    let bounds = Bounds::new(
+        config.batch.max_bytes.bytes(),
+        config.load.max_memory.bytes(),
+        Target::all(&planner.catalog).len(),
+    );
     Loader {
         ledger: ledger(config, warehouse.clone()),
         warehouse,
@@ -343,6 +365,7 @@ fn loader(
             retry_max: config.load.retry_backoff_max.get(),
             max_rejected_ratio: config.load.max_rejected_ratio.get(),
         },
+        bounds,
         store: Store::new(aws),
         fallback: fallback(config),
         fallbacks: Fallbacks::default(),

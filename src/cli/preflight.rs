@@ -10,13 +10,12 @@ use crate::config::{Config, LoadStrategy, Unproven};
 use crate::event_types::Catalog;
 use crate::event_types::select::Target;
 use crate::ledger;
+use crate::load::breaker::PauseReason;
 use crate::schema::landing_name;
 use crate::warehouse::{Warehouse, WarehouseError};
 
-/// Why nothing must be loaded: a class, for the label of a metric, and the reason in words.
-pub(super) type Problem = (&'static str, String);
-
-const UNPROVEN: &str = "unproven";
+/// Why nothing must be loaded, and the same in words.
+pub(super) type Problem = (PauseReason, String);
 
 /// Asks ClickHouse whether anything speaks against loading.
 pub(super) struct Preflight {
@@ -56,7 +55,7 @@ impl Preflight {
         if let Some(found) = self.topology.configured()
             && self.unproven == Unproven::Refuse
         {
-            return Ok(Some((UNPROVEN, found.refusal())));
+            return Ok(Some((PauseReason::Unproven, found.refusal())));
         }
         let missing = self.warehouse.missing_tables(&self.tables).await?;
         if !missing.is_empty() {
@@ -65,19 +64,19 @@ impl Preflight {
                 self.warehouse.database(),
                 missing.join(", "),
             );
-            return Ok(Some(("schema", why)));
+            return Ok(Some((PauseReason::Schema, why)));
         }
         if let Some(setting) = self.warehouse.forgetful_setting().await? {
             let why = format!(
                 "`{setting}` is 'disable' for this user: rows of a repeated insert would be \
                  doubled; take it out of the user's profile"
             );
-            return Ok(Some(("settings", why)));
+            return Ok(Some((PauseReason::Settings, why)));
         }
         match self.unproven {
             Unproven::Refuse => {
                 let found = self.topology.unproven().await?;
-                Ok(found.map(|found| (UNPROVEN, found.refusal())))
+                Ok(found.map(|found| (PauseReason::Unproven, found.refusal())))
             }
             Unproven::Accept => {
                 self.warn_once().await;

@@ -1,11 +1,10 @@
 //! `sluice run`
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::preflight::Preflight;
 use super::stop::stop_on_signals;
@@ -18,15 +17,12 @@ use crate::event_types::select::Target;
 use crate::failpoint;
 use crate::load::Loader;
 use crate::load::breaker::{Breaker, Scope};
-use crate::load::verdict::{halt_class, with_advice};
-use crate::pipeline::{self, core::Limits};
+use crate::load::verdict::{pause_reason, with_advice};
+use crate::pipeline::{self, Outage, core::Limits};
+use crate::queue::Queue;
 use crate::queue::sqs::SqsQueue;
-use crate::queue::{Queue, QueueError};
 use crate::settle::VisibilityPolicy;
 use crate::telemetry::{depths, metrics, start_logging_and_traces};
-
-/// While the queue is away at start, it is tried this often.
-const QUEUE_RETRY: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     let queue_url = config.queue.require_url()?;
@@ -56,7 +52,18 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
         event_types = catalog.types().len(),
         "starting"
     );
-    let admin = tokio::spawn(admin.serve(vitals.clone(), metrics, stop.clone()));
+    if config.clickhouse.is_in_clear() {
+        warn!(
+            "`clickhouse.url` is http:// and leads off this machine: the password and all rows pass \
+             in clear; use https:// unless the network is trusted"
+        );
+    }
+    let admin = tokio::spawn(admin.serve(
+        vitals.clone(),
+        metrics,
+        config.admin.allowed_hosts.clone(),
+        stop.clone(),
+    ));
     let prober = tokio::spawn(probe(preflight, breaker.clone()));
 
     if check_queue(
@@ -123,7 +130,7 @@ async fn check_queue(
     health: &Health,
     stop: &CancellationToken,
 ) -> anyhow::Result<bool> {
-    let mut mentioned = None;
+    let mut outage = Outage::default();
     loop {
         health.beat();
         let attributes = tokio::select! {
@@ -145,23 +152,12 @@ async fn check_queue(
                 bail!("{problem}; {advice}")
             }
             Err(error) => {
-                let text = error.to_string();
-                health.queue_fails(text.clone());
-                if mentioned.as_ref() != Some(&text) {
-                    match error {
-                        QueueError::Denied(_) => error!(
-                            error = text,
-                            "the queue refuses; trying on: check `queue.url` and the worker's rights"
-                        ),
-                        QueueError::Transient(_) | QueueError::Gone(_) => {
-                            warn!(error = text, "the queue is away; trying on")
-                        }
-                    }
-                    mentioned = Some(text);
-                }
+                metrics::sqs_failures("attributes", 1);
+                health.queue_fails(error.to_string());
+                let pause = outage.note(&error);
                 tokio::select! {
                     () = stop.cancelled() => return Ok(false),
-                    () = tokio::time::sleep(QUEUE_RETRY) => {}
+                    () = tokio::time::sleep(pause) => {}
                 }
             }
         }
@@ -175,8 +171,14 @@ async fn probe(preflight: Preflight, breaker: Arc<Breaker>) {
         breaker.unprobed().await;
         match preflight.problem().await {
             Ok(None) => breaker.succeeded(Scope::Inserts),
-            Ok(Some((class, why))) => breaker.open(Scope::Everything, class, &why),
-            Err(error) => breaker.open(Scope::Everything, halt_class(&error), &with_advice(&error)),
+            Ok(Some((reason, why))) => breaker.open(Scope::Everything, reason, &why),
+            Err(error) => {
+                breaker.open(
+                    Scope::Everything,
+                    pause_reason(&error),
+                    &with_advice(&error),
+                );
+            }
         }
     }
 }

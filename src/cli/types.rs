@@ -13,9 +13,10 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::output::{Output, shown, table};
-use super::{aws, catalog, planner, warehouse};
+use super::{aws, catalog, planner, time_limits, warehouse};
+use crate::batch::BatchId;
 use crate::config::Config;
-use crate::event_types::select::{Lines, Target};
+use crate::event_types::select::{Lines, Target, TimeRange};
 use crate::event_types::{Catalog, EventType};
 use crate::object::{Compression, ObjectRef, ObjectUrl};
 use crate::plan::preview_of;
@@ -63,7 +64,8 @@ pub(super) async fn run(config: &Config, command: &Command) -> anyhow::Result<()
                 Ok(url) => from_object(config, &catalog, url, preview.lines).await?,
                 Err(_) => from_file(preview)?,
             };
-            let previewed = previewed(&warehouse(config)?, &catalog, &from).await;
+            let times = time_limits(config).of(BatchId::now());
+            let previewed = previewed(&warehouse(config)?, &catalog, &from, times).await;
             let previewed =
                 previewed.with_context(|| format!("{} cannot be previewed", preview.source))?;
             preview.output.show(&previewed)
@@ -200,11 +202,15 @@ async fn previewed(
     warehouse: &Warehouse,
     catalog: &Catalog,
     from: &str,
+    times: Option<TimeRange>,
 ) -> anyhow::Result<Previewed> {
     let mut previewed = Previewed::default();
     for target in Target::all(catalog) {
         let Some(kind) = target.kind() else { continue };
-        let lines = Lines::of_objects(from, Uuid::nil());
+        let lines = Lines {
+            times,
+            ..Lines::of_objects(from, Uuid::nil())
+        };
         let mut rows: Vec<Row> = warehouse.rows(&preview_of(catalog, target, &lines)).await?;
         for row in &mut rows {
             row.retain(|column, _| !LINEAGE.contains(&column.as_str()));

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::body::{Body, Bytes, to_bytes};
-use hyper::StatusCode;
+use hyper::header::HOST;
+use hyper::{Request, StatusCode};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 
@@ -26,12 +27,14 @@ pub(super) fn address_here(config: &Config) -> Option<String> {
 }
 
 pub(super) async fn get(address: &str, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
-    let url = format!("http://{address}{path}")
-        .parse()
+    // Under no name of its own: it need not know by which one it was found.
+    let request = Request::get(format!("http://{address}{path}"))
+        .header(HOST, "localhost")
+        .body(Body::empty())
         .with_context(|| format!("{address} is no HOST:PORT"))?;
     let client = Client::builder(TokioExecutor::new()).build_http::<Body>();
     let answer = async {
-        let response = client.get(url).await?;
+        let response = client.request(request).await?;
         let status = response.status();
         let body = to_bytes(Body::new(response.into_body()), MOST_BYTES).await?;
         anyhow::Ok((status, body))

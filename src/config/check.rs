@@ -14,8 +14,8 @@ use super::problems::{Findings, Problem};
 use super::raw::RawConfig;
 use super::secret::{Secret, SecretSource};
 use super::types::{
-    BatchConfig, ClickHouseConfig, Config, Fallback, LoadConfig, LoadStrategy, LogConfig,
-    NotificationsConfig, QueueConfig, S3Config,
+    BatchConfig, ClickHouseConfig, Config, EventTypesConfig, Fallback, LoadConfig, LoadStrategy,
+    LogConfig, NotificationsConfig, QueueConfig, S3Config,
 };
 use super::units::{HumanDuration, HumanSize};
 use crate::glob::Globs;
@@ -64,6 +64,7 @@ pub(super) fn check(
     }
     check_batch(&raw.batch, &mut checks);
     check_load(&raw.load, &mut checks);
+    check_event_types(&raw.event_types, &mut checks);
     checks.positive("shutdown.grace_period", raw.shutdown.grace_period);
     check_log(&raw.log, &mut checks);
     if let Some(endpoint) = &raw.telemetry.otlp_endpoint {
@@ -271,6 +272,15 @@ fn check_batch(batch: &BatchConfig, checks: &mut Checks) {
     checks.size("batch.max_bytes", batch.max_bytes, 1 << 20..=u64::MAX);
 }
 
+fn check_event_types(event_types: &EventTypesConfig, checks: &mut Checks) {
+    checks.integer("event_types.min_year", u64::from(event_types.min_year));
+    checks.duration(
+        "event_types.max_future",
+        event_types.max_future,
+        Duration::ZERO..=DAY * 36_500,
+    );
+}
+
 fn check_load(load: &LoadConfig, checks: &mut Checks) {
     checks.integer("load.concurrency", load.concurrency as u64);
     checks.positive("load.retry_backoff_min", load.retry_backoff_min);
@@ -281,6 +291,7 @@ fn check_load(load: &LoadConfig, checks: &mut Checks) {
         load.max_line_bytes,
         1 << 10..=1 << 30,
     );
+    checks.size("load.max_memory", load.max_memory, 256 << 20..=1 << 40);
     checks.ordered(
         ("load.retry_backoff_min", load.retry_backoff_min),
         ("load.retry_backoff_max", load.retry_backoff_max),

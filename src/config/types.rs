@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use url::{Host, Url};
 
 use super::access::ClickHouseAccess;
 use super::problems::{Problem, Problems};
@@ -185,6 +186,22 @@ pub struct ClickHouseConfig {
     pub ca_file: Option<PathBuf>,
 }
 
+impl ClickHouseConfig {
+    /// Returns whether what is sent to it can be read on the way: plain HTTP, to another machine.
+    pub fn is_in_clear(&self) -> bool {
+        let Ok(url) = Url::parse(&self.url) else {
+            return false;
+        };
+        let is_local = match url.host() {
+            Some(Host::Domain(name)) => name == "localhost",
+            Some(Host::Ipv4(address)) => address.is_loopback(),
+            Some(Host::Ipv6(address)) => address.is_loopback(),
+            None => true,
+        };
+        url.scheme() == "http" && !is_local
+    }
+}
+
 /// The engines of the tables that `migrate` creates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -281,6 +298,12 @@ pub struct LoadConfig {
     /// course.
     pub on_missing: OnMissing,
 
+    /// Memory that one insert may take in ClickHouse, 256MiB to 1TiB. A batch that
+    /// needs more is divided, and an object alone is loaded in several blocks; one
+    /// that needs more even then fails. Where the profile of `clickhouse.user` has
+    /// a `max_memory_usage`, that one counts.
+    pub max_memory: HumanSize,
+
     /// The longest line that is read, 1KiB to 1GiB. A longer one is kept in
     /// `rejected_lines`, whole, as `too large`. ClickHouse needs about twenty
     /// times a line's size to read it, and three times to keep it.
@@ -354,6 +377,16 @@ pub struct EventTypesConfig {
     /// A directory of event type declarations (`*.yaml`). Unset, the built-in
     /// five are used.
     pub dir: Option<PathBuf>,
+
+    /// The first year that a time can be in by which a table is partitioned
+    /// (`partition_by` of its event type), 1970 to 2299. Lines with earlier times
+    /// are rejected as `NAME out of range`: each month would be a part.
+    #[serde(deserialize_with = "whole_number")]
+    #[schemars(range(min = 1970, max = 2299))]
+    pub min_year: u16,
+
+    /// How far after its batch such a time can be, 0s to 36500d.
+    pub max_future: HumanDuration,
 }
 
 /// How Sluice stops.
@@ -374,6 +407,12 @@ pub struct AdminConfig {
     /// Address and port to listen on; port 0 takes any free one. In a container
     /// use `0.0.0.0:9464`, so that probes reach it.
     pub listen: SocketAddr,
+
+    /// Host names under which it answers, beside addresses and `localhost`, such
+    /// as `[sluice.internal]`. Under any other name a page of somebody else could
+    /// have a browser read it.
+    #[serde(deserialize_with = "texts")]
+    pub allowed_hosts: Vec<String>,
 }
 
 /// What Sluice logs.

@@ -104,6 +104,10 @@ impl ColumnType {
         self.nullable
     }
 
+    pub(super) fn is_time(&self) -> bool {
+        matches!(self.kind, Kind::Time { .. })
+    }
+
     pub(super) fn is_text(&self) -> bool {
         self.kind == Kind::String
     }

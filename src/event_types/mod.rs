@@ -96,6 +96,24 @@ impl EventType {
         columns.filter(|column| column.is_optional()).collect()
     }
 
+    /// Returns the columns of time by which its table is partitioned.
+    pub fn partitioning_times(&self) -> Vec<&Column> {
+        let expression = self.partition_by.as_deref().unwrap_or_default();
+        let names: Vec<&str> = expression
+            .split(|c: char| !c.is_alphanumeric() && c != '_')
+            .collect();
+        let times = self.columns.iter().filter(|it| it.column_type.is_time());
+        times
+            .filter(|column| names.contains(&column.name.as_str()))
+            .collect()
+    }
+
+    /// Returns the columns without which a line is rejected.
+    pub fn required_columns(&self) -> Vec<&Column> {
+        let columns = self.columns.iter();
+        columns.filter(|column| column.required).collect()
+    }
+
     /// Whether statements of it can be in the object of this key.
     pub fn is_looked_for_in(&self, key: &str) -> bool {
         self.route.as_ref().is_none_or(|route| route.takes(key))

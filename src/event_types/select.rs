@@ -29,8 +29,19 @@ pub struct Lines {
     pub row_number: String,
     /// Longer lines are rejected unread: a parser needs twenty times their size.
     pub max_line_bytes: u64,
+    /// Other times are rejected in the columns by which a table is partitioned.
+    pub times: Option<TimeRange>,
     /// The batch that reads.
     pub batch_id: Uuid,
+}
+
+/// Times that are plausible. Others would make partitions, and with them parts, without limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeRange {
+    /// The first moment, in seconds after 1970.
+    pub start: u64,
+    /// The first moment that is too late.
+    pub end: u64,
 }
 
 impl Lines {
@@ -45,6 +56,7 @@ impl Lines {
             source_etag: "_etag".to_owned(),
             row_number: "_row_number".to_owned(),
             max_line_bytes: u64::MAX,
+            times: None,
             batch_id,
         }
     }
@@ -72,6 +84,7 @@ impl Lines {
             source_etag: of_object(objects.iter().map(|(_, etag)| *etag).collect()),
             row_number: format!("toUInt64(substring(framed, {row_at}, {ROW_DIGITS}))"),
             max_line_bytes: u64::MAX,
+            times: None,
             batch_id,
         }
     }
@@ -280,11 +293,20 @@ fn no_value(column: &str) -> String {
     format!("no {column}")
 }
 
+fn out_of_range(column: &str) -> String {
+    format!("{column} out of range")
+}
+
 /// Every reason for which a line is rejected.
 pub fn rejection_reasons(catalog: &Catalog) -> Vec<String> {
     let unreadable = UNREADABLE.iter().map(|(_, reason)| (*reason).to_owned());
     let missing = missing_values(catalog).into_iter();
     let mut reasons: Vec<String> = missing.map(|(_, column)| no_value(&column)).collect();
+    let times = catalog
+        .types()
+        .iter()
+        .flat_map(EventType::partitioning_times);
+    reasons.extend(times.map(|column| out_of_range(&column.name)));
     reasons.push(TOO_LARGE.to_owned());
     reasons.extend(unreadable);
     reasons.sort_unstable();
@@ -304,6 +326,12 @@ fn verdicts(catalog: &Catalog, lines: &Lines) -> String {
             .into_iter()
             .map(|(condition, column)| format!("{condition}, {}", sql::string(&no_value(&column)))),
     );
+    if let Some(range) = lines.times {
+        let implausible = implausible_times(catalog, range).into_iter();
+        branches.extend(implausible.map(|(condition, column)| {
+            format!("{condition}, {}", sql::string(&out_of_range(&column)))
+        }));
+    }
     branches.push("taken != '', ''".to_owned());
     branches.push(r"match(line, '^\\s*$'), 'blank'".to_owned());
     branches.extend(
@@ -319,9 +347,32 @@ fn verdicts(catalog: &Catalog, lines: &Lines) -> String {
 
 /// For each required value the condition that a recognised event lacks it, and its column's name.
 fn missing_values(catalog: &Catalog) -> Vec<(String, String)> {
+    conditions(catalog, EventType::required_columns, |value| {
+        format!("isNull({value})")
+    })
+}
+
+/// For each time by which a table is partitioned the condition that it is not plausible, and its
+/// column's name.
+fn implausible_times(catalog: &Catalog, range: TimeRange) -> Vec<(String, String)> {
+    let TimeRange { start, end } = range;
+    let moment = |seconds| format!("toDateTime64({seconds}, 0, 'UTC')");
+    let (start, end) = (moment(start), moment(end));
+    conditions(catalog, EventType::partitioning_times, |value| {
+        format!("ifNull({value} < {start} OR {value} >= {end}, false)")
+    })
+}
+
+/// For each value in these columns the condition that holds of it in a recognised event, and its
+/// column's name.
+fn conditions(
+    catalog: &Catalog,
+    columns: impl Fn(&EventType) -> Vec<&Column>,
+    condition: impl Fn(&str) -> String,
+) -> Vec<(String, String)> {
     let mut groups: Vec<(String, String, Vec<&str>)> = Vec::new();
     for event_type in catalog.types() {
-        for column in event_type.columns.iter().filter(|column| column.required) {
+        for column in columns(event_type) {
             let Source::Paths { paths, .. } = &column.source else {
                 continue;
             };
@@ -336,10 +387,8 @@ fn missing_values(catalog: &Catalog) -> Vec<(String, String)> {
         }
     }
     let conditions = groups.into_iter().map(|(value, column, types)| {
-        (
-            format!("{} AND isNull({value})", taken_by(&types, catalog)),
-            column,
-        )
+        let (taken, holds) = (taken_by(&types, catalog), condition(&value));
+        (format!("{taken} AND {holds}"), column)
     });
     conditions.collect()
 }

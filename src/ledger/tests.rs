@@ -2,7 +2,7 @@ use serde_json::{from_value, to_value};
 
 use super::*;
 use crate::object::tests::object;
-use crate::plan::{Planner, S3Access, tests::planner};
+use crate::plan::{Form, Planner, S3Access, tests::planner};
 
 /// What a recovery reads back of a claim.
 fn recovered(object: &ObjectRef) -> ObjectRef {
@@ -13,8 +13,9 @@ fn recovered(object: &ObjectRef) -> ObjectRef {
 
 fn statements(planner: &Planner, objects: &[ObjectRef]) -> String {
     let objects: Vec<_> = objects.iter().collect();
-    let inserts = planner.inserts(BatchId(Uuid::nil()), &objects, ReadBy::S3, "guard");
-    format!("{:?} {inserts:?}", planner.form(&objects, ReadBy::S3))
+    let form = planner.form(&objects, Form::of(ReadBy::S3));
+    let inserts = planner.inserts(BatchId(Uuid::nil()), &objects, form, "guard");
+    format!("{form:?} {inserts:?}")
 }
 
 /// Another statement under the same token would be dropped, or double rows.

@@ -43,8 +43,10 @@ pub(super) struct Loading<'a> {
     pub(super) trying: Trying,
     /// While the breaker waits for this insert.
     pub(super) halted: Option<HaltedInsert>,
-    /// How many inserts had succeeded when this batch began.
+    /// How many inserts had succeeded when this batch began, or last failed for no known reason.
     pub(super) successes_before: u64,
+    /// How often it has failed for no known reason while others were loaded.
+    pub(super) failures_alone: u32,
     /// What the insert has brought.
     pub(super) read: Vec<Counted>,
     pub(super) sealed: bool,
@@ -84,6 +86,7 @@ impl<'a> Loading<'a> {
             trying: Trying::default(),
             halted: None,
             successes_before: loader.successes.load(Ordering::Relaxed),
+            failures_alone: 0,
             read: Vec::new(),
             sealed: false,
             form,
@@ -124,7 +127,7 @@ impl<'a> Loading<'a> {
                 }
                 Action::Seal => {
                     self.sealed = true;
-                    let form = self.loader.planner.form(&self.objects(), self.form.read_by);
+                    let form = self.loader.planner.form(&self.objects(), self.form);
                     self.form = form;
                     let claims = self.claims();
                     self.small(|| self.loader.ledger.seal(self.batch, &claims, form))
@@ -277,7 +280,7 @@ impl<'a> Loading<'a> {
         let objects = self.objects();
         let statements = loader
             .planner
-            .inserts(self.batch, &objects, self.form.read_by, &guard);
+            .inserts(self.batch, &objects, self.form, &guard);
         let begun = Instant::now();
         let outcome = tokio::select! {
             () = self.cancel.cancelled() => return Err(Cancelled),
@@ -295,30 +298,15 @@ impl<'a> Loading<'a> {
             fault @ (Verdict::ObjectFault
             | Verdict::Denied
             | Verdict::Stream
-            | Verdict::Changed) => {
-                self.answered();
-                metrics::clickhouse_error(error.code(), fault);
-                self.failure = Some((fault, error.to_string()));
-                Ok(Event::ObjectFault)
-            }
+            | Verdict::Changed) => Ok(self.at_fault(&error, fault, error.to_string())),
             Verdict::View => self.view_failed(&error).await,
+            Verdict::TooLarge => self.too_large(&error).await,
             Verdict::Halt => {
                 self.halt(&error);
                 Ok(Event::Unknown)
             }
-            Verdict::Overload if !self.is_at_fault(&error) => {
-                self.halt(&error);
-                Ok(Event::Unknown)
-            }
-            Verdict::Replay | Verdict::Overload => {
-                self.replays += 1;
-                loader.note_failure(&error, Scope::Inserts).await;
-                if self.is_at_fault(&error) {
-                    self.failure = Some((self.object_fault().await, error.to_string()));
-                    return Ok(Event::ObjectFault);
-                }
-                loader.pause(self.replays, self.cancel).await?;
-                Ok(Event::Unknown)
+            verdict @ (Verdict::Replay | Verdict::Overload) => {
+                self.unexplained(verdict, &error).await
             }
         }
     }
@@ -402,7 +390,17 @@ impl<'a> Loading<'a> {
         // The server's own limit comes first: its answer says that the statement has ended.
         let timeout = self.loader.limits.insert_timeout + ANSWER_AFTER_TIMEOUT;
         let objects = self.objects();
+        let bounds = self
+            .loader
+            .bounds
+            .settings(warehouse, self.form.many_blocks);
+        let bounds = bounds.await?;
         for (index, statement) in statements.iter().enumerate() {
+            let bounded = bounds
+                .iter()
+                .fold(statement.clone(), |statement, (name, bound)| {
+                    statement.with(name, bound.to_string())
+                });
             let query_id = match index {
                 0 => query_id.to_owned(),
                 _ => format!("{query_id}-{index}"),
@@ -410,10 +408,10 @@ impl<'a> Loading<'a> {
             let span = trace::statement(&query_id);
             if self.form.read_by == ReadBy::Stream {
                 let body = stream::body(store, &objects);
-                let stream = warehouse.stream(statement, body, &query_id, timeout);
+                let stream = warehouse.stream(&bounded, body, &query_id, timeout);
                 stream.instrument(span).await?;
             } else {
-                let execute = warehouse.execute(statement, Some(&query_id), timeout);
+                let execute = warehouse.execute(&bounded, Some(&query_id), timeout);
                 execute.instrument(span).await?;
             }
         }

@@ -9,11 +9,39 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::label::labelled;
+
 /// While it stays open for the same reason, the log says so again this often.
 const REMINDER: Duration = Duration::from_secs(60);
 
-/// The class of the reason before ClickHouse was heard of.
-pub const STARTING: &str = "starting";
+labelled! {
+    /// Why intake is paused.
+    pub enum PauseReason {
+        /// ClickHouse has not been heard of yet.
+        Starting = "starting",
+        Unreachable = "unreachable",
+        /// What is between Sluice and ClickHouse answers in its place.
+        Proxy = "proxy",
+        Authentication = "authentication",
+        Permission = "permission",
+        Schema = "schema",
+        Settings = "settings",
+        Ledger = "ledger",
+        View = "view",
+        Unproven = "unproven",
+        ReadOnly = "read_only",
+        TooManyParts = "too_many_parts",
+        NoSpace = "no_space",
+        Overload = "overload",
+        Quota = "quota",
+        /// Of the user's profile.
+        Limits = "limits",
+        /// Replicas, their quorum, or ClickHouse Keeper.
+        Replication = "replication",
+        S3Access = "s3_access",
+        Other = "other",
+    }
+}
 
 /// What cannot be done while the breaker is open, and whose success closes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,11 +52,21 @@ pub enum Scope {
     Inserts,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 struct Open {
     scope: Scope,
-    class: &'static str,
+    reason: PauseReason,
     why: String,
+}
+
+impl Open {
+    /// Returns whether it says the same as another but for numbers: an error that counts is no news.
+    fn says_the_same(&self, other: &Self) -> bool {
+        let words = |text: &str| text.replace(|c: char| c.is_ascii_digit(), "");
+        self.scope == other.scope
+            && self.reason == other.reason
+            && words(&self.why) == words(&other.why)
+    }
 }
 
 /// Half-open probing is part of being open: whoever comes first after the interval is let through.
@@ -75,7 +113,7 @@ impl Breaker {
         Self {
             open: watch::Sender::new(Some(Open {
                 scope: Scope::Everything,
-                class: STARTING,
+                reason: PauseReason::Starting,
                 why,
             })),
             probing: Mutex::new(Probing {
@@ -94,9 +132,9 @@ impl Breaker {
         self.open.borrow().as_ref().map(|open| open.why.clone())
     }
 
-    /// One word for that reason.
-    pub fn class(&self) -> Option<&'static str> {
-        self.open.borrow().as_ref().map(|open| open.class)
+    /// The kind of that reason.
+    pub fn pause_reason(&self) -> Option<PauseReason> {
+        self.open.borrow().as_ref().map(|open| open.reason)
     }
 
     /// Waits until the breaker is closed.
@@ -158,21 +196,23 @@ impl Breaker {
     }
 
     /// A statement met a reason to halt.
-    pub fn open(&self, scope: Scope, class: &'static str, why: &str) {
+    pub fn open(&self, scope: Scope, reason: PauseReason, why: &str) {
         let now = Instant::now();
         let mut probing = self.probing();
         probing.failures += 1;
         probing.next = now + self.interval;
         let opened = Open {
             scope,
-            class,
+            reason,
             why: why.to_owned(),
         };
         let news = self.open.send_if_modified(|open| {
             if open.is_none() {
                 probing.opened_at = now;
             }
-            let news = open.as_ref() != Some(&opened);
+            let news = !open
+                .as_ref()
+                .is_some_and(|open| open.says_the_same(&opened));
             *open = Some(opened);
             news
         });
@@ -180,7 +220,7 @@ impl Breaker {
             probing.reminded_at = now;
             let failures = probing.failures;
             warn!(
-                class,
+                class = reason.label(),
                 failures,
                 error = why,
                 "intake is paused, and what is held stays held"
@@ -203,7 +243,7 @@ impl Breaker {
             info!(
                 paused_seconds,
                 failures = probing.failures,
-                "ClickHouse answers: intake is open"
+                "ClickHouse answers: loading goes on"
             );
             probing.failures = 0;
         }
@@ -224,7 +264,7 @@ mod tests {
         let breaker = Breaker::new(INTERVAL);
         breaker.succeeded(Scope::Everything);
         assert_eq!(breaker.reason(), None);
-        breaker.open(scope, "unreachable", "away");
+        breaker.open(scope, PauseReason::Unreachable, "away");
         Arc::new(breaker)
     }
 

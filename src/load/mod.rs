@@ -2,12 +2,15 @@
 //! cannot be loaded together.
 
 mod attempt;
+pub mod bounds;
 pub mod breaker;
+pub mod codes;
 mod delete;
 pub mod empty_columns;
 pub mod fallback;
 mod progress;
 mod replace;
+mod sample;
 mod stream;
 pub mod truncation;
 pub mod verdict;
@@ -30,13 +33,16 @@ use crate::plan::{Form, Naming, Planner, naming};
 use crate::store::{Present, Store, StoreError};
 use crate::telemetry::{metrics, trace};
 use crate::warehouse::{Warehouse, WarehouseError};
+pub use progress::FailureClass;
+
 use attempt::Loading;
+use bounds::Bounds;
 use breaker::{Breaker, HaltedInsert, Scope};
 use empty_columns::EmptyColumns;
 use fallback::{Fallback, Fallbacks};
-use progress::{FailedItem, FailureClass, Item, Progress, Work, unnameable};
+use progress::{FailedItem, Item, Progress, Work, unnameable};
 use truncation::Truncations;
-use verdict::{Verdict, halt_class, is_missing, verdict, with_advice};
+use verdict::{Verdict, is_missing, pause_reason, verdict, with_advice};
 use views::Views;
 
 /// What became of an object.
@@ -96,6 +102,7 @@ pub struct Loader {
     pub stream_below: u64,
     pub breaker: Arc<Breaker>,
     pub limits: LoadLimits,
+    pub bounds: Bounds,
     /// Whether a missing object's message is done with.
     pub acknowledge_missing: bool,
     /// Objects that nobody can prove to be whole, and that are loaded all the same.
@@ -122,12 +129,12 @@ pub struct LoadLimits {
     pub max_rejected_ratio: f64,
 }
 
-/// A batch that fails this often for no known reason is split.
+/// A batch that fails this often for no known reason is split, if the server does load otherwise.
 const MAX_REPLAYS: u32 = 5;
 const MAX_REPLAYS_OF_A_PART: u32 = 1;
-/// One object that fails this often, and while others succeed, is at fault itself; one that fails
-/// this often without any other succeeding is given back all the same, after half an hour or so.
-const MAX_REPLAYS_ALONE: u32 = 40;
+/// One object that fails for no known reason is at fault once other loads have succeeded this often
+/// between its failures.
+const MAX_FAILURES_ALONE: u32 = 2;
 /// Loaded objects that are read again to find out whether ClickHouse may read at all.
 const CANARIES: usize = 5;
 /// Another worker's claim on the same objects, met this often, means that they are in good hands.
@@ -246,9 +253,13 @@ impl Loader {
         };
         let may_wait = !work.waited && !progress.work.is_empty();
         let trying = Trying { patience, may_wait };
+        let form = Form {
+            many_blocks: work.many_blocks,
+            ..Form::of(work.read_by)
+        };
         let batch = BatchId::now();
         let end = self
-            .load_batch(batch, work.items, work.read_by, trying, cancel, progress)
+            .load_batch(batch, work.items, form, trying, cancel, progress)
             .instrument(trace::load(batch))
             .await;
         match end {
@@ -295,6 +306,23 @@ impl Loader {
             }
             BatchEnd::Released {
                 items,
+                verdict: Verdict::Replay,
+                ..
+            } if may_wait => progress.wait(Work { items, ..work }),
+            BatchEnd::Released {
+                items,
+                verdict: Verdict::TooLarge,
+                ..
+            } if items.len() == 1 && !self.is_in_many_blocks(&items, form) => {
+                let many_blocks = true;
+                progress.work.push(Work {
+                    items,
+                    many_blocks,
+                    ..work
+                });
+            }
+            BatchEnd::Released {
+                items,
                 verdict: Verdict::View,
                 text,
             } if items.len() == 1 => {
@@ -310,6 +338,11 @@ impl Loader {
                 progress.otherwise(Work { items, ..work }, &text);
             }
         }
+    }
+
+    fn is_in_many_blocks(&self, items: &[Item], asked: Form) -> bool {
+        let objects: Vec<&ObjectRef> = items.iter().map(|item| &item.object).collect();
+        self.planner.form(&objects, asked).many_blocks
     }
 
     /// Puts the reasons on record, and says what becomes of the objects.
@@ -368,13 +401,13 @@ impl Loader {
         &self,
         batch: BatchId,
         items: Vec<Item>,
-        read_by: ReadBy,
+        form: Form,
         trying: Trying,
         cancel: &CancellationToken,
         progress: &mut Progress,
     ) -> BatchEnd {
         let items = if items.iter().any(|item| item.object.etag.is_empty()) {
-            match self.refresh(items, read_by, cancel).await {
+            match self.refresh(items, form.read_by, cancel).await {
                 Ok(items) => items,
                 Err(Refused { items, text }) => {
                     return BatchEnd::Released {
@@ -386,10 +419,6 @@ impl Loader {
             }
         } else {
             items
-        };
-        let form = Form {
-            read_by,
-            ..Form::default()
         };
         let mut loading = Loading::new(self, cancel, batch, items, form);
         loading.trying = trying;
@@ -563,7 +592,11 @@ impl Loader {
                     self.breaker.succeeded(scope);
                     return Ok(value);
                 }
-                Err(error) if verdict(&error) == Verdict::Halt => {
+                // Nothing is loaded without it, whatever the error is, once it does not pass.
+                Err(error)
+                    if verdict(&error) == Verdict::Halt
+                        || tries >= MAX_REPLAYS && error.code().is_some() =>
+                {
                     halted.get_or_insert_with(|| HaltedInsert::new(&self.breaker));
                     metrics::clickhouse_error(error.code(), Verdict::Halt);
                     self.halt(Scope::Inserts, &error);
@@ -597,7 +630,7 @@ impl Loader {
 
     fn halt(&self, what: Scope, error: &WarehouseError) {
         self.breaker
-            .open(what, halt_class(error), &with_advice(error));
+            .open(what, pause_reason(error), &with_advice(error));
     }
 
     /// Whether who was refused can read what was read before: then a refusal is the object's fault,
@@ -625,6 +658,27 @@ impl Loader {
             }
         }
         Ok(false)
+    }
+
+    /// Has ClickHouse read another object of the bucket, the smallest of those that were loaded last;
+    /// none where there is none.
+    async fn read_another(
+        &self,
+        object: &ObjectRef,
+        cancel: &CancellationToken,
+    ) -> Result<Option<Result<(), WarehouseError>>, Cancelled> {
+        let mut others = self
+            .persist(cancel, || self.ledger.latest_loaded(object, true, CANARIES))
+            .await?;
+        others.sort_by_key(|other| other.size);
+        for other in others {
+            let query = self.planner.paths_with_lines(&[&other]);
+            match self.warehouse.rows::<serde::de::IgnoredAny>(&query).await {
+                Err(error) if is_missing(&error.to_string()) => {}
+                read => return Ok(Some(read.map(drop))),
+            }
+        }
+        Ok(None)
     }
 
     async fn probe(&self, object: &ObjectRef, read_by: ReadBy) -> Result<(), WarehouseError> {

@@ -7,6 +7,7 @@ use super::verdict::{TOO_MANY_REJECTED_TEXT, is_missing, is_refusal, named_objec
 use super::views::Successes;
 use super::{Outcome, Outcomes};
 use crate::batch::{BatchId, ReadBy};
+use crate::label::labelled;
 use crate::ledger::Claim;
 use crate::object::{ObjectId, ObjectRef};
 use crate::telemetry::metrics;
@@ -83,6 +84,8 @@ pub(super) struct Work {
     pub(super) read_by: ReadBy,
     /// Streamed, although ClickHouse is thought to be able to read all of them.
     pub(super) by_choice: bool,
+    /// One object that is too much for a block.
+    pub(super) many_blocks: bool,
     pub(super) yields: u32,
     pub(super) changes: u32,
     pub(super) splits: u32,
@@ -110,18 +113,19 @@ pub(super) struct FailedItem {
     pub(super) reason: String,
 }
 
-/// Why an object cannot be loaded, as `ledger_failures.class` has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FailureClass {
-    Missing,
-    Denied,
-    Rejected,
-    Unnameable,
-    Unloadable,
-    /// Nobody can tell whether it is whole.
-    Unproven,
-    /// A user's view fails over it.
-    View,
+labelled! {
+    /// Why an object cannot be loaded, as `ledger_failures.class` has it.
+    pub enum FailureClass {
+        Missing = "missing",
+        Denied = "denied",
+        Rejected = "rejected",
+        Unnameable = "unnameable",
+        Unloadable = "unloadable",
+        /// Nobody can tell whether it is whole.
+        Unproven = "unproven",
+        /// A user's view fails over it.
+        View = "view",
+    }
 }
 
 impl FailureClass {
@@ -136,18 +140,6 @@ impl FailureClass {
             Self::Unloadable
         }
     }
-
-    pub(super) fn label(self) -> &'static str {
-        match self {
-            Self::Missing => "missing",
-            Self::Denied => "denied",
-            Self::Rejected => "rejected",
-            Self::Unnameable => "unnameable",
-            Self::Unloadable => "unloadable",
-            Self::Unproven => "unproven",
-            Self::View => "view",
-        }
-    }
 }
 
 impl Work {
@@ -156,6 +148,7 @@ impl Work {
             items,
             read_by,
             by_choice: false,
+            many_blocks: false,
             yields: 0,
             changes: 0,
             splits: 0,

@@ -1,47 +1,37 @@
 //! What a failed insert means: one table for every outcome.
 
+use super::breaker::PauseReason;
+use super::codes::{CONTENT, LIMITS, NO_WAY, OVERLOAD, TOO_LARGE, halt_reason, is_in};
 use super::views::failing_view;
+use crate::label::labelled;
 use crate::store::StoreError;
 use crate::warehouse::WarehouseError;
 
-/// What to do about an insert that failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Verdict {
-    /// Transient, or nobody knows: kill what may run, then the identical statement again.
-    Replay,
-    /// ClickHouse has too much to do: as `Replay`, and intake pauses meanwhile.
-    Overload,
-    /// ClickHouse is away or wrongly set up: pause intake, hold what is held, probe, resume.
-    Halt,
-    /// An object's own fault: isolate it, load its batch-mates.
-    ObjectFault,
-    /// S3 refuses: as `Stream` where the worker can read it, as `ObjectFault` where other objects
-    /// can be read, else as `Halt`.
-    Denied,
-    /// ClickHouse cannot read it and never will: the worker does, where it can; else as `Halt`.
-    Stream,
-    /// A user's view fails over an object: it is set apart, and nothing of it is kept.
-    View,
-    /// An object is not what was announced any more: look at what is there now.
-    Changed,
-    /// Somebody else has taken the batch over.
-    Fenced,
-}
-
-impl Verdict {
-    /// The value of the `verdict` label in metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Replay => "replay",
-            Self::Overload => "overload",
-            Self::Halt => "halt",
-            Self::ObjectFault => "object_fault",
-            Self::Denied => "denied",
-            Self::Stream => "stream",
-            Self::View => "view",
-            Self::Changed => "changed",
-            Self::Fenced => "fenced",
-        }
+labelled! {
+    /// What to do about an insert that failed. The labels are values of the `verdict` label in metrics.
+    pub enum Verdict {
+        /// Transient, or nobody knows: kill what may run, then the identical statement again.
+        Replay = "replay",
+        /// ClickHouse has too much to do: as `Replay`, and intake pauses meanwhile.
+        Overload = "overload",
+        /// ClickHouse is away or wrongly set up: pause intake, hold what is held, probe, resume.
+        Halt = "halt",
+        /// An object's own fault: isolate it, load its batch-mates.
+        ObjectFault = "object_fault",
+        /// S3 refuses: as `Stream` where the worker can read it, as `ObjectFault` where other objects
+        /// can be read, else as `Halt`.
+        Denied = "denied",
+        /// ClickHouse cannot read it and never will: the worker does, where it can; else as `Halt`.
+        Stream = "stream",
+        /// The objects need more than one insert may take: they are tried in parts, and one alone in
+        /// many blocks.
+        TooLarge = "too_large",
+        /// A user's view fails over an object: it is set apart, and nothing of it is kept.
+        View = "view",
+        /// An object is not what was announced any more: look at what is there now.
+        Changed = "changed",
+        /// Somebody else has taken the batch over.
+        Fenced = "fenced",
     }
 }
 
@@ -53,61 +43,10 @@ pub const CHANGED_TEXT: &str = "sluice: an object changed since it was announced
 /// What begins the reason why an object failed of which too much was rejected.
 pub const TOO_MANY_REJECTED_TEXT: &str = "too many lines are rejected";
 
-/// Nothing that a batch could be blamed for: the server, the account or the schema. Names are
-/// ClickHouse's own, from `system.errors`.
-const HALT: &[u32] = &[
-    16,  // NO_SUCH_COLUMN_IN_TABLE
-    36,  // BAD_ARGUMENTS
-    47,  // UNKNOWN_IDENTIFIER
-    53,  // TYPE_MISMATCH
-    60,  // UNKNOWN_TABLE
-    62,  // SYNTAX_ERROR
-    81,  // UNKNOWN_DATABASE
-    115, // UNKNOWN_SETTING
-    164, // READONLY
-    192, // UNKNOWN_USER
-    193, // WRONG_PASSWORD
-    194, // REQUIRED_PASSWORD
-    242, // TABLE_IS_READ_ONLY
-    243, // NOT_ENOUGH_SPACE
-    252, // TOO_MANY_PARTS
-    291, // DATABASE_ACCESS_DENIED
-    344, // SUPPORT_IS_DISABLED
-    452, // SETTING_CONSTRAINT_VIOLATION
-    497, // ACCESS_DENIED
-    516, // AUTHENTICATION_FAILED
-    669, // NAMED_COLLECTION_DOESNT_EXIST
-];
-
-/// The server as a whole is short of something; a batch can also be too much for it.
-const OVERLOAD: &[u32] = &[
-    202, // TOO_MANY_SIMULTANEOUS_QUERIES
-    241, // MEMORY_LIMIT_EXCEEDED
-];
-
-/// The content of an object.
-const OBJECT_FAULT: &[u32] = &[
-    27,  // CANNOT_PARSE_INPUT_ASSERTION_FAILED
-    72,  // CANNOT_PARSE_NUMBER
-    117, // INCORRECT_DATA
-    354, // ZLIB_INFLATE_FAILED
-    448, // BROTLI_READ_FAILED
-    554, // LZMA_STREAM_DECODER_FAILED
-    561, // ZSTD_DECODER_FAILED
-    618, // LZ4_DECODER_FAILED
-    638, // SNAPPY_UNCOMPRESS_FAILED
-];
-
-/// From this server no way leads to this address.
-const NO_WAY: &[u32] = &[
-    198, // DNS_ERROR
-    491, // UNACCEPTABLE_URL
-];
-
 pub fn verdict(error: &WarehouseError) -> Verdict {
     let (code, text) = match error {
         WarehouseError::Server { code, text } => (code, text),
-        WarehouseError::Unknown(_) => return Verdict::Replay,
+        WarehouseError::Unknown(_) | WarehouseError::Foreign { .. } => return Verdict::Replay,
         WarehouseError::Source(error) => return source_verdict(error),
         WarehouseError::Hidden { .. } | WarehouseError::Unfilled { .. } => return Verdict::Halt,
     };
@@ -117,7 +56,7 @@ pub fn verdict(error: &WarehouseError) -> Verdict {
         499 => s3_verdict(text),
         // NOT_IMPLEMENTED: what the object's name says of its compression.
         48 if says(text, &["Unsupported compression method"]) => Verdict::ObjectFault,
-        code if NO_WAY.contains(&code) => Verdict::Stream,
+        code if is_in(NO_WAY, code) => Verdict::Stream,
         // It may not use the server's own rights in S3; else it is the user's right to a table.
         497 if says(
             text,
@@ -126,9 +65,14 @@ pub fn verdict(error: &WarehouseError) -> Verdict {
         {
             Verdict::Stream
         }
-        code if HALT.contains(&code) => Verdict::Halt,
-        code if OVERLOAD.contains(&code) => Verdict::Overload,
-        code if OBJECT_FAULT.contains(&code) => Verdict::ObjectFault,
+        // Of one statement, not of the server.
+        241 if says(text, &["(for query)", "Query memory limit exceeded"]) => Verdict::TooLarge,
+        // Of one block, not of the table.
+        252 if says(text, &["Too many partitions for single INSERT block"]) => Verdict::TooLarge,
+        code if is_in(TOO_LARGE, code) => Verdict::TooLarge,
+        code if halt_reason(code).is_some() => Verdict::Halt,
+        code if is_in(OVERLOAD, code) => Verdict::Overload,
+        code if is_in(CONTENT, code) => Verdict::ObjectFault,
         // What is not known to be somebody's fault is taken for passing: a replay harms nothing,
         // and the attempts are bounded.
         _ => Verdict::Replay,
@@ -220,26 +164,22 @@ const REFUSALS: &[&str] = &[
     "ExpiredToken",
 ];
 
-/// One word for why intake is paused, for a metric's label.
-pub fn halt_class(error: &WarehouseError) -> &'static str {
+/// Why intake is paused.
+pub fn pause_reason(error: &WarehouseError) -> PauseReason {
     match error {
-        WarehouseError::Unknown(_) => "unreachable",
-        WarehouseError::Source(_) => "s3_access",
-        WarehouseError::Hidden { .. } => "ledger",
-        WarehouseError::Unfilled { .. } => "schema",
-        _ if failing_view(error).is_some() => "view",
-        WarehouseError::Server { code, .. } => match code {
-            192..=194 | 516 => "authentication",
-            _ if verdict(error) == Verdict::Stream => "s3_access",
-            291 | 497 => "permission",
-            _ if forbids_setting(error) => "settings",
-            164 | 242 => "read_only",
-            252 => "too_many_parts",
-            202 | 241 => "overload",
-            243 => "no_space",
-            499 | 669 => "s3_access",
-            16 | 36 | 47 | 53 | 60 | 81 => "schema",
-            _ => "other",
+        WarehouseError::Unknown(_) => PauseReason::Unreachable,
+        WarehouseError::Foreign { .. } => PauseReason::Proxy,
+        WarehouseError::Source(_) => PauseReason::S3Access,
+        WarehouseError::Hidden { .. } => PauseReason::Ledger,
+        WarehouseError::Unfilled { .. } => PauseReason::Schema,
+        _ if failing_view(error).is_some() => PauseReason::View,
+        _ if verdict(error) == Verdict::Stream => PauseReason::S3Access,
+        _ if forbids_setting(error) => PauseReason::Settings,
+        WarehouseError::Server { code, .. } => match *code {
+            499 => PauseReason::S3Access,
+            code if is_in(LIMITS, code) || is_in(TOO_LARGE, code) => PauseReason::Limits,
+            code if is_in(OVERLOAD, code) => PauseReason::Overload,
+            code => halt_reason(code).unwrap_or(PauseReason::Other),
         },
     }
 }
@@ -248,7 +188,9 @@ pub fn halt_class(error: &WarehouseError) -> &'static str {
 /// that, or `readonly`. ClickHouse names the setting.
 fn forbids_setting(error: &WarehouseError) -> bool {
     match error {
-        WarehouseError::Server { code: 452, .. } => true,
+        WarehouseError::Server {
+            code: 452 | 472, ..
+        } => true,
         WarehouseError::Server { code: 164, text } => text.contains("setting in readonly mode"),
         _ => false,
     }
@@ -264,6 +206,7 @@ pub fn with_advice(error: &WarehouseError) -> String {
 
 /// What to do about an error, where that can be said.
 pub fn advice(error: &WarehouseError) -> Option<&'static str> {
+    let reason = pause_reason(error);
     Some(match error {
         WarehouseError::Unknown(text) => unreachable_advice(text),
         WarehouseError::Source(_) => {
@@ -291,27 +234,43 @@ pub fn advice(error: &WarehouseError) -> Option<&'static str> {
             "ClickHouse cannot get at S3: check `s3.clickhouse_endpoint` and \
              `s3.clickhouse_access`, or let the worker read the objects (`load.fallback`)"
         }
-        WarehouseError::Server {
-            code: 192..=194 | 516,
-            ..
-        } => "check `clickhouse.user` and `clickhouse.password`",
-        WarehouseError::Server {
-            code: 16 | 36 | 47 | 53 | 60 | 81,
-            ..
-        } => "the tables are not as the event types declare them: run `sluice migrate`",
-        WarehouseError::Server {
-            code: 291 | 497, ..
-        } => "grant the user what the error names",
+        WarehouseError::Foreign { .. } if is_too_large(error) => {
+            "something between Sluice and ClickHouse limits the size of requests: raise its limit \
+             (nginx: `client_max_body_size`)"
+        }
+        WarehouseError::Foreign { .. } => {
+            "something between Sluice and ClickHouse answers in its place: check that it leads to \
+             ClickHouse, and that it waits for as long as `clickhouse.insert_timeout`"
+        }
+        _ if reason == PauseReason::Authentication => {
+            "check `clickhouse.user` and `clickhouse.password`"
+        }
+        _ if reason == PauseReason::Quota => {
+            "intake goes on when the quota's interval ends: raise the quota of `clickhouse.user`, or \
+             make longer batches (`batch.window`), which need fewer statements"
+        }
+        _ if reason == PauseReason::Replication => {
+            "the table's replicas or ClickHouse Keeper do not keep up: check `system.replicas`, and \
+             `insert_quorum` in the profile of `clickhouse.user`"
+        }
+        _ if verdict(error) == Verdict::TooLarge => {
+            "`load.max_memory`, or a limit of the user's profile, is lower than what this needs: \
+             raise it, or make smaller batches (`batch.max_bytes`)"
+        }
+        _ if reason == PauseReason::Limits => {
+            "a limit of the user's profile is lower than what Sluice's statements need: raise what \
+             the error names in the profile of `clickhouse.user`"
+        }
+        _ if reason == PauseReason::Schema => {
+            "the tables are not as the event types declare them: run `sluice migrate`"
+        }
+        _ if reason == PauseReason::Permission => "grant the user what the error names",
         _ if forbids_setting(error) => {
             "every statement of Sluice sets this, so that the user's profile changes no results: \
              lift the constraint, or `readonly`, in the profile of `clickhouse.user`"
         }
-        WarehouseError::Server {
-            code: 164 | 242, ..
-        } => "make the server or table writable",
-        WarehouseError::Server {
-            code: 202 | 241, ..
-        } => {
+        _ if reason == PauseReason::ReadOnly => "make the server or table writable",
+        _ if reason == PauseReason::Overload => {
             "ClickHouse is short of memory or slots: Sluice slows down; smaller `batch.max_bytes` \
              or `load.concurrency` ask less of it"
         }
@@ -345,6 +304,17 @@ fn unreachable_advice(text: &str) -> &'static str {
     } else {
         "check that ClickHouse runs, and `clickhouse.url`"
     }
+}
+
+/// Returns whether something on the way to ClickHouse has refused a request for its size.
+pub fn is_too_large(error: &WarehouseError) -> bool {
+    let WarehouseError::Foreign { text } = error else {
+        return false;
+    };
+    let text = text.to_ascii_lowercase();
+    ["413", "too large", "too big"]
+        .iter()
+        .any(|words| text.contains(words))
 }
 
 /// The object that an error names, out of those of the batch: the one whose path stands in the

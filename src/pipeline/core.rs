@@ -13,6 +13,7 @@ use tracing::{debug, warn};
 use crate::activity::Activity;
 use crate::batch::{Batch, BatchLimits, Batcher};
 use crate::heartbeats::{Delivery, Extension, Heartbeats};
+use crate::load::breaker::PauseReason;
 use crate::load::{Outcome, Outcomes};
 use crate::notification::filter::Filter;
 use crate::notification::{Announced, Form, Ignorable, Notification, parse_with_form};
@@ -300,13 +301,13 @@ impl Core {
     }
 
     /// For the gauges.
-    pub fn holdings(&self, now: Instant, paused: Option<&'static str>) -> metrics::Holdings {
+    pub fn holdings(&self, now: Instant, paused: Option<PauseReason>) -> metrics::Holdings {
         metrics::Holdings {
             messages: self.held.len(),
             oldest_seconds: self.held.oldest(now).unwrap_or_default().as_secs_f64(),
             objects_waiting: self.batcher.waiting(now),
             batches_in_flight: self.batches_in_flight,
-            pause_class: paused.map(str::to_owned),
+            pause_class: paused.map(|reason| reason.label().to_owned()),
             lag: self.lags.summary(now),
             queue_age: self.ages.summary(now),
         }

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::core::{Action, Core, Limits};
+pub use self::receiver::Outage;
 use self::receiver::Received;
 use crate::admin::Vitals;
 use crate::load::{Load, Outcomes};
@@ -122,7 +123,7 @@ pub async fn run<Q: Queue, L: Load>(
             _ = tick.tick() => {
                 let now = Instant::now();
                 daemon.core.on_tick(now);
-                let holdings = daemon.core.holdings(now, breaker.class());
+                let holdings = daemon.core.holdings(now, breaker.pause_reason());
                 metrics::holdings(&holdings);
                 health.holds(holdings);
             }

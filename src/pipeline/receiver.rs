@@ -81,14 +81,15 @@ pub(super) async fn run<Q: Queue>(
 
 /// A series of failures: how long to pause, and when to speak of it.
 #[derive(Default)]
-struct Outage {
+pub struct Outage {
     failures: u32,
     since: Option<Instant>,
     mentioned: Option<Instant>,
 }
 
 impl Outage {
-    fn note(&mut self, error: &QueueError) -> Duration {
+    /// Counts a failure, speaks of it now and then, and returns how long to wait.
+    pub fn note(&mut self, error: &QueueError) -> Duration {
         self.failures += 1;
         let now = Instant::now();
         self.since.get_or_insert(now);
@@ -97,10 +98,14 @@ impl Outage {
             .is_none_or(|mentioned| now >= mentioned + REMINDER)
         {
             self.mentioned = Some(now);
+            let advice = match error {
+                QueueError::Denied(_) => ": check `queue.url` and the worker's rights",
+                QueueError::Transient(_) | QueueError::Gone(_) => "",
+            };
             warn!(
                 failures = self.failures,
                 error = %error,
-                "the queue cannot be received from; trying on"
+                "the queue cannot be received from; trying on{advice}"
             );
         }
         let (min, max) = BACKOFF;

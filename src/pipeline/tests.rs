@@ -13,7 +13,7 @@ use super::*;
 use crate::activity::Activity;
 use crate::batch::{Batch, BatchLimits};
 use crate::load::Outcome;
-use crate::load::breaker::Scope;
+use crate::load::breaker::{PauseReason, Scope};
 use crate::queue::memory::MemoryQueue;
 use crate::queue::{Message, QueueAttributes, ReceiptHandle};
 use crate::settle::VisibilityPolicy;
@@ -595,7 +595,7 @@ async fn pause_what_is_held_stays_held_and_nothing_more_comes() {
     until("a load", || rig.loads().len() == 1).await;
     rig.vitals
         .breaker
-        .open(Scope::Inserts, "unreachable", "away");
+        .open(Scope::Inserts, PauseReason::Unreachable, "away");
     // The long polls that are under way may still bring something.
     pass(OPTIONS.wait_time).await;
     rig.send(&["b"]);

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event_types::Catalog;
 use crate::event_types::select::{Target, rejection_reasons};
+use crate::load::breaker::PauseReason;
 use crate::load::verdict::Verdict;
 use crate::notification::Form;
 use crate::pipeline::recent::Summary;
@@ -98,9 +99,9 @@ declare! {
         "How long the insert of a batch took, failed ones included.";
     LEDGER_DURATION: Histogram(LEDGER_DURATIONS), "sluice_ledger_duration_seconds" { operation: Only(LEDGER_OPERATIONS) },
         "How long a small statement took that a step of the ledger protocol needs, failed ones included. `insert` is the count of what an insert brought.";
-    CLICKHOUSE_ERRORS: Counter, "sluice_clickhouse_errors_total" { code: ERROR_CODES, verdict: Only(VERDICTS) },
+    CLICKHOUSE_ERRORS: Counter, "sluice_clickhouse_errors_total" { code: ERROR_CODES, verdict: Only(Verdict::LABELS) },
         "Statements that failed, and what was made of it.";
-    BREAKER_OPEN: Gauge, "sluice_breaker_open" { reason: Only(PAUSE_REASONS) },
+    BREAKER_OPEN: Gauge, "sluice_breaker_open" { reason: Only(PauseReason::LABELS) },
         "1 while intake is paused for this reason, else 0. `/readyz` tells it in words.";
     BUILD_INFO: Gauge, "sluice_build_info" { version: VERSION },
         "Always 1: the version is what its label says.";
@@ -148,34 +149,6 @@ const LEDGER_OPERATIONS: &[&str] = &[
     "take_back",
     "release",
 ];
-const VERDICTS: &[&str] = &[
-    "replay",
-    "overload",
-    "halt",
-    "object_fault",
-    "denied",
-    "stream",
-    "view",
-    "changed",
-    "fenced",
-];
-const PAUSE_REASONS: &[&str] = &[
-    "starting",
-    "unreachable",
-    "authentication",
-    "permission",
-    "schema",
-    "settings",
-    "ledger",
-    "view",
-    "unproven",
-    "read_only",
-    "too_many_parts",
-    "no_space",
-    "overload",
-    "s3_access",
-    "other",
-];
 const ROW_KINDS: Values = Declared {
     by: |catalog| {
         let kinds = Target::all(catalog).into_iter().filter_map(|it| it.kind());
@@ -185,8 +158,8 @@ const ROW_KINDS: Values = Declared {
 };
 const REJECTION_REASONS: Values = Declared {
     by: rejection_reasons,
-    text: "`too large`, `bad UTF-8`, `not JSON`, `not an object`, or `no` and the name of a \
-           required column",
+    text: "`too large`, `bad UTF-8`, `not JSON`, `not an object`, `no` and the name of a required \
+           column, or the name of a column and `out of range`",
 };
 const ERROR_CODES: Values = Open {
     known: &["none"],
@@ -354,9 +327,8 @@ pub fn holdings(holdings: &Holdings) {
     BACKLOG.set(holdings.backlog() as f64, &[]);
     BATCHES_IN_FLIGHT.set(holdings.batches_in_flight as f64, &[]);
     let paused = holdings.pause_class.as_deref();
-    debug_assert!(paused.is_none_or(|class| PAUSE_REASONS.contains(&class)));
     // Every reason has a series, so that an end is seen as well as a beginning.
-    for reason in PAUSE_REASONS {
+    for reason in PauseReason::LABELS {
         let open = paused == Some(*reason);
         BREAKER_OPEN.set(f64::from(u8::from(open)), &[reason]);
     }

@@ -52,10 +52,14 @@ pub enum WarehouseError {
     /// ClickHouse refused or gave up the statement: it has ended.
     #[error("ClickHouse error {code}: {text}")]
     Server { code: u32, text: String },
-    /// The connection failed or broke, a proxy answered, or time ran out: the statement may be
-    /// running, and may have done its work.
+    /// The connection failed or broke, or time ran out: the statement may be running, and may have
+    /// done its work.
     #[error("no answer from ClickHouse: {0}")]
     Unknown(String),
+    /// A proxy or a load balancer answered, and not ClickHouse: the statement may be running, and may
+    /// have done its work.
+    #[error("an answer that is not ClickHouse's: {text}")]
+    Foreign { text: String },
     /// What was to be streamed could not be had; the connection was cut.
     #[error(transparent)]
     Source(#[from] StoreError),
@@ -75,9 +79,11 @@ impl WarehouseError {
     pub fn code(&self) -> Option<u32> {
         match self {
             Self::Server { code, .. } => Some(*code),
-            Self::Unknown(_) | Self::Source(_) | Self::Hidden { .. } | Self::Unfilled { .. } => {
-                None
-            }
+            Self::Unknown(_)
+            | Self::Foreign { .. }
+            | Self::Source(_)
+            | Self::Hidden { .. }
+            | Self::Unfilled { .. } => None,
         }
     }
 }
@@ -397,9 +403,10 @@ impl Warehouse {
             _ => (with_sources(&error), false),
         };
         let text = shorten(&self.redactor.redact(&text));
-        let error = match exception_code(&text).filter(|_| answered) {
-            Some(code) => WarehouseError::Server { code, text },
-            None => WarehouseError::Unknown(text),
+        let error = match exception_code(&text) {
+            Some(code) if answered => WarehouseError::Server { code, text },
+            None if answered => WarehouseError::Foreign { text },
+            _ => WarehouseError::Unknown(text),
         };
         self.pins.note(&error);
         error
@@ -408,11 +415,19 @@ impl Warehouse {
     /// Ends every statement whose query id starts with `prefix`, and waits for their end.
     pub async fn kill(&self, prefix: &str) -> Result<(), WarehouseError> {
         let prefix = sql::string(prefix);
-        self.run(&format!(
+        let kill = format!(
             "KILL QUERY{} WHERE startsWith(query_id, {prefix}) SYNC",
             self.on_cluster
-        ))
-        .await
+        );
+        let mut kill = Statement::new(kill);
+        if !self.on_cluster.is_empty() {
+            // A profile may have it return before the other servers have done it.
+            kill = kill.with("distributed_ddl_output_mode", "throw").with(
+                "distributed_ddl_task_timeout",
+                self.query_timeout.as_secs().to_string(),
+            );
+        }
+        self.execute(&kill, None, self.query_timeout).await
     }
 
     /// Those of these tables that the database lacks.

@@ -196,8 +196,18 @@ impl Sluice {
 
     pub(crate) async fn request(&self, method: &str, path: &str) -> Result<(u16, String)> {
         let address = self.admin_address()?;
-        let mut stream = TcpStream::connect(&address).await?;
-        let request = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+        self.request_as(&address, method, path).await
+    }
+
+    /// The same with another `Host`.
+    pub(crate) async fn request_as(
+        &self,
+        host: &str,
+        method: &str,
+        path: &str,
+    ) -> Result<(u16, String)> {
+        let mut stream = TcpStream::connect(&self.admin_address()?).await?;
+        let request = format!("{method} {path} HTTP/1.0\r\nHost: {host}\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;

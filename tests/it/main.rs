@@ -2,6 +2,8 @@
 
 mod access;
 mod backfill;
+mod blame;
+mod bounds;
 mod check;
 mod cli;
 mod compared;

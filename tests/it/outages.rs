@@ -176,7 +176,10 @@ async fn pain_18_a_queue_that_is_away_at_start_is_waited_for_in_few_words() {
     sluice.start();
     hits(&proxy, 4).await;
     wait_for("a word about the queue", BOUND, async || {
-        Ok(sluice.log().contains("the queue is away").then_some(()))
+        Ok(sluice
+            .log()
+            .contains("the queue cannot be received from")
+            .then_some(()))
     })
     .await;
     assert_few_lines(&sluice);
@@ -211,10 +214,21 @@ async fn a_queue_that_does_not_exist_is_named() {
     let mut sluice = Sluice::new(stack, &site).set("queue.url", url);
     sluice.start();
     wait_for("a word about the queue", BOUND, async || {
-        Ok(sluice.log().contains("the queue refuses").then_some(()))
+        Ok(sluice
+            .log()
+            .contains("the queue cannot be received from")
+            .then_some(()))
     })
     .await;
     sluice.not_ready("nothing comes from the queue").await;
+    wait_for("the failures to be counted", BOUND, async || {
+        let failures = sluice.metric("sluice_sqs_failures_total").await?;
+        Ok((failures > 1.0).then_some(()))
+    })
+    .await;
+    let (_, status) = sluice.get("/status.json").await.unwrap();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["condition"]["word"], "paused", "{status}");
     sluice.must_run();
     assert_eq!(sluice.stop().await.code(), Some(0));
 }

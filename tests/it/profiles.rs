@@ -4,12 +4,15 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::io::{BufRead, BufReader, Read};
+use std::time::Duration;
 
 use anyhow::ensure;
+use hyper::http::request::Parts;
+use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{Bundle, Compression, Generator, Reckoning, gzip};
 use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, exact, wait_for};
 
-use crate::harness::{BOUND, Sluice};
+use crate::harness::{BOUND, Sluice, drained, line, names};
 
 /// A user whose profile has these settings.
 #[derive(Clone, Debug, Default)]
@@ -256,10 +259,21 @@ impl Lab {
         let expected = self.loaded("plain").await;
         assert_eq!(expected.len(), bundles.len());
         let mut problems = String::new();
-        for number in 0..self.flips.len() {
-            problems += &self.try_flip(number, &bundles, &expected).await;
+        let all = self.flips.len();
+        for number in 0..all {
+            let problem = self.try_flip(number, &bundles, &expected).await;
+            report(number + 1, all, &problem);
+            problems += &problem;
         }
         problems
+    }
+}
+
+/// With a thousand settings it takes an hour: whoever waits learns what was found so far.
+#[expect(clippy::print_stderr, reason = "for whoever waits")]
+fn report(done: usize, all: usize, problem: &str) {
+    if !problem.is_empty() || done.is_multiple_of(50) {
+        eprintln!("{done} of {all}: {problem}");
     }
 }
 
@@ -404,6 +418,47 @@ async fn a_profile_that_forbids_what_statements_must_set_pauses_intake_and_fails
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(said.contains(named), "{said}");
     }
+}
+
+/// A worker outlives an upgrade, and a downgrade, of the server: what it knows of the server's
+/// settings can be wrong by then.
+#[tokio::test]
+async fn a_server_that_turns_out_to_lack_a_setting_is_asked_again() {
+    let stack = Stack::shared();
+    let site = stack.site("lacks-setting").await.unwrap();
+    let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
+    let mut sluice = Sluice::new(stack, &site).set("clickhouse.url", proxy.url());
+    Sluice::new(stack, &site).migrate();
+    let unknown = "Code: 115. DB::Exception: Setting limit is neither a builtin setting nor started \
+                   with the prefix 'custom_' registered for user-defined settings. (UNKNOWN_SETTING)";
+    let asks = |sql: &[u8]| {
+        let question = b"FROM system.settings WHERE name IN ('limit'";
+        sql.windows(question.len()).any(|part| part == question)
+    };
+    let pins = |parts: &Parts| {
+        parts
+            .uri
+            .query()
+            .is_some_and(|it| it.contains("allow_simdjson="))
+    };
+    // At first the server has none of them.
+    proxy.inject(Fault::Error(unknown), 1, move |parts, sql| {
+        pins(parts) && asks(sql)
+    });
+    sluice.start();
+    sluice.ready().await;
+    assert_eq!(proxy.hits(), 1);
+    // Then a load meets a server that lacks one: it is asked again, and the load goes on.
+    let loads = |sql: &[u8]| sql.starts_with(b"INSERT INTO");
+    proxy.inject(Fault::Error(unknown), 1, move |_, sql| loads(sql));
+    proxy.inject(Fault::Delay(Duration::ZERO), usize::MAX, move |_, sql| {
+        asks(sql)
+    });
+    site.put("a.jsonl", line("a")).await.unwrap();
+    drained(&site).await;
+    assert_eq!(names(stack, &site).await, ["a"]);
+    assert_eq!(proxy.met()["refused by an error"], 2);
+    assert!(proxy.met()["delayed"] >= 1, "{:?}", proxy.met());
 }
 
 /// Compatibility with these versions changes many settings at once.

@@ -7,7 +7,7 @@ use sluice::batch::{BatchId, ReadBy};
 use sluice::config::Secret;
 use sluice::event_types::Catalog;
 use sluice::object::ObjectRef;
-use sluice::plan::{Planner, S3Access, S3Source, Strategy};
+use sluice::plan::{Form, Planner, S3Access, S3Source, Strategy, TimeLimits};
 use sluice::schema::{Engine, REPLAYED, SchemaOptions, statements};
 use sluice_testkit::{Site, Stack};
 use uuid::Uuid;
@@ -50,6 +50,10 @@ impl Rig {
             database: site.database.clone(),
             max_bytes: 1 << 27,
             max_line_bytes: 1 << 20,
+            times: TimeLimits {
+                start: 0,
+                max_future: Duration::from_secs(86_400),
+            },
             insert_timeout: Duration::from_secs(600),
         };
         Rig {
@@ -60,7 +64,8 @@ impl Rig {
     }
 
     async fn insert(&self, batch: BatchId, objects: &[&ObjectRef], from: ReadBy, threads: usize) {
-        for statement in self.planner.inserts(batch, objects, from, "0") {
+        let form = self.planner.form(objects, Form::of(from));
+        for statement in self.planner.inserts(batch, objects, form, "0") {
             let client = self.stack.clickhouse.client();
             let mut query = client.query_raw(&statement.sql);
             for (name, value) in statement.settings {

@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 use sluice_testkit::{SiteOptions, Stack, wait_for};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 
 use crate::harness::{BOUND, Sluice, dead_letters, drained};
 
@@ -13,6 +15,42 @@ fn text(sluice: &Sluice, arguments: &[&str]) -> String {
 
 fn json(sluice: &Sluice, arguments: &[&str]) -> Value {
     serde_json::from_str(&text(sluice, &[&["--output", "json"], arguments].concat())).unwrap()
+}
+
+/// Whoever reaches the listener can neither use up its connections nor have a browser read it under
+/// another name.
+#[tokio::test]
+async fn silent_connections_and_foreign_hosts_do_no_harm() {
+    let stack = Stack::shared();
+    let site = stack.site("half-open").await.unwrap();
+    let mut sluice = Sluice::new(stack, &site).set("admin.allowed_hosts", r#"["sluice.internal"]"#);
+    sluice.migrate();
+    sluice.start();
+    sluice.ready().await;
+    let address = sluice.admin_address().unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..256 {
+        silent.push(TcpStream::connect(&address).await.unwrap());
+    }
+    assert_eq!(sluice.get("/healthz").await.unwrap().0, 200);
+    site.put("a.jsonl", "{\"note\":1}\n").await.unwrap();
+    drained(&site).await;
+    // All of them are closed in the end.
+    for mut stream in silent {
+        let mut rest = Vec::new();
+        drop(stream.read_to_end(&mut rest).await);
+    }
+
+    for (host, status) in [
+        (address.as_str(), 200),
+        ("localhost", 200),
+        ("sluice.internal:9464", 200),
+        ("evil.example", 421),
+    ] {
+        let answer = sluice.request_as(host, "GET", "/status.json").await;
+        let (found, body) = answer.unwrap();
+        assert_eq!(found, status, "{host}: {body}");
+    }
 }
 
 #[tokio::test]

@@ -3,6 +3,8 @@
 //! The statements are those of a load, with their settings, views and engines; only the tables are
 //! scratch, and the lines come with the statement, as those of a streamed object do.
 
+use std::time::Duration;
+
 use anyhow::{Context, anyhow};
 use futures_util::{StreamExt, stream};
 use serde::Deserialize;
@@ -15,7 +17,7 @@ use crate::event_types::select::Target;
 use crate::framing::Framer;
 use crate::ledger::Ledger;
 use crate::object::ObjectRef;
-use crate::plan::Planner;
+use crate::plan::{Form, Planner, TimeLimits};
 use crate::schema::{SchemaOptions, tables, views};
 use crate::sql;
 use crate::warehouse::{Statement, Warehouse, WarehouseError};
@@ -137,6 +139,10 @@ impl<'a> Canary<'a> {
             planner: Planner {
                 catalog,
                 database: SCRATCH.to_owned(),
+                times: TimeLimits {
+                    start: 0,
+                    max_future: Duration::from_secs(u64::from(u32::MAX)),
+                },
                 ..planner
             },
             options: SchemaOptions {
@@ -193,7 +199,7 @@ impl<'a> Canary<'a> {
         let guard = self.ledger.guard(batch, 1);
         let inserts = self
             .planner
-            .inserts(batch, &[&object], ReadBy::Stream, &guard);
+            .inserts(batch, &[&object], Form::of(ReadBy::Stream), &guard);
         for (index, insert) in inserts.iter().enumerate() {
             let insert = Statement {
                 sql: self.scratch(&insert.sql),

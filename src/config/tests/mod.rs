@@ -104,6 +104,22 @@ fn the_defaults_name_every_field_that_is_not_optional() {
 }
 
 #[test]
+fn only_plain_http_to_another_machine_is_in_clear() {
+    for (url, in_clear) in [
+        ("http://clickhouse:8123", true),
+        ("http://10.0.0.7:8123", true),
+        ("https://clickhouse:8443", false),
+        ("http://localhost:8123", false),
+        ("http://127.0.0.1:8123", false),
+        ("http://[::1]:8123", false),
+    ] {
+        let yaml = format!("clickhouse: {{url: '{url}'}}");
+        let config = load(&yaml).unwrap();
+        assert_eq!(config.clickhouse.is_in_clear(), in_clear, "{url}");
+    }
+}
+
+#[test]
 fn later_layers_win_field_by_field() {
     let yaml = "batch: {window: 1s, max_objects: 7, max_bytes: 1MiB}\nload: {concurrency: 3}";
     let env = [

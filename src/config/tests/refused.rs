@@ -193,6 +193,14 @@ fn values_out_of_range_are_refused() {
         ],
     );
     check(
+        "load: {max_memory: 100MiB}",
+        &["load.max_memory: `100MiB` is too small (give 256MiB or more)"],
+    );
+    check(
+        "event_types: {min_year: 1969}",
+        &["event_types.min_year: `1969` is out of range (give a whole number, 1970 to 2299"],
+    );
+    check(
         "load: {stream_below: 2MiB}",
         &["load.stream_below: `2MiB` is too large (give 1MiB or less)"],
     );

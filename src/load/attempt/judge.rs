@@ -13,10 +13,10 @@ use crate::ledger::BATCHES_TABLE;
 use crate::ledger::protocol::Event;
 use crate::load::breaker::Scope;
 use crate::load::fallback::Fallback;
-use crate::load::verdict::{TOO_MANY_REJECTED_TEXT, named_object};
+use crate::load::verdict::{TOO_MANY_REJECTED_TEXT, is_too_large, named_object};
 use crate::load::views::{Failing, failing_view};
 use crate::load::{
-    Cancelled, MAX_REPLAYS, MAX_REPLAYS_ALONE, MAX_REPLAYS_OF_A_PART, Verdict, verdict,
+    Cancelled, MAX_FAILURES_ALONE, MAX_REPLAYS, MAX_REPLAYS_OF_A_PART, Verdict, verdict,
 };
 use crate::object::{Compression, GZIP_MAGIC, ObjectRef, ZSTD_MAGIC};
 use crate::sql;
@@ -24,6 +24,16 @@ use crate::telemetry::metrics;
 use crate::warehouse::WarehouseError;
 
 const S3_ERROR: u32 = 499;
+
+/// Who is to blame for a failed insert.
+enum Blame {
+    /// The objects: others can be loaded.
+    Objects,
+    /// The server: others fail, too, and how.
+    Server(WarehouseError),
+    /// Nobody can tell: there is nothing to compare with.
+    Unknown,
+}
 
 impl Loading<'_> {
     /// What the error means for this batch, here and now.
@@ -70,12 +80,9 @@ impl Loading<'_> {
             self.halt(error);
             return Ok(Event::Unknown);
         }
-        self.answered();
-        metrics::clickhouse_error(error.code(), Verdict::View);
-        self.failure = Some((Verdict::View, error.to_string()));
         // Sluice's own tables can have all rows, and the view's none.
         self.keep_nothing = true;
-        Ok(Event::ObjectFault)
+        Ok(self.at_fault(error, Verdict::View, error.to_string()))
     }
 
     /// Returns whether a loaded batch has brought rows to the table that the view reads since the
@@ -166,20 +173,109 @@ impl Loading<'_> {
         })
     }
 
-    /// Whether an error that nobody knows has come often enough to look for an object at fault. As
-    /// long as no other insert succeeds, the server is the likelier culprit.
-    pub(super) fn is_at_fault(&self, error: &WarehouseError) -> bool {
-        // Without an answer nothing is known of the statement.
-        if let WarehouseError::Unknown(_) = error {
-            return false;
+    /// The objects need more than one insert may take. Several are tried in parts, and one alone in
+    /// many blocks; one that needs too much even then has failed, unless the limit lets nothing pass.
+    pub(super) async fn too_large(&mut self, error: &WarehouseError) -> Result<Event, Cancelled> {
+        if self.items.len() == 1
+            && self.form.many_blocks
+            && let Err(of_sample) = self.sample().await?
+        {
+            self.halt(&of_sample);
+            return Ok(Event::Unknown);
         }
-        if self.items.len() > 1 {
-            return self.replays > self.trying.patience;
+        let text = format!("one insert may not take so much (`load.max_memory`): {error}");
+        Ok(self.at_fault(error, Verdict::TooLarge, text))
+    }
+
+    /// An error that blames nobody by itself, or the server for now. Either it passes, or the
+    /// objects are at fault, or the server is: which of these, other loads tell.
+    pub(super) async fn unexplained(
+        &mut self,
+        verdict: Verdict,
+        error: &WarehouseError,
+    ) -> Result<Event, Cancelled> {
+        let mut pause_for = (verdict == Verdict::Overload).then(|| error.clone());
+        // The same body will not be smaller.
+        let is_final = is_too_large(error);
+        if is_final || self.replays >= self.trying.patience {
+            match self.blame(error).await? {
+                Blame::Objects => {
+                    self.failures_alone += 1;
+                    let enough = self.items.len() > 1 || self.failures_alone >= MAX_FAILURES_ALONE;
+                    if is_final || enough {
+                        let fault = self.object_fault().await;
+                        return Ok(self.at_fault(error, fault, error.to_string()));
+                    }
+                }
+                Blame::Server(why) => pause_for = Some(why),
+                // Others get the turn: what becomes of them tells more.
+                Blame::Unknown if self.trying.may_wait => {
+                    return Ok(self.at_fault(error, Verdict::Replay, error.to_string()));
+                }
+                Blame::Unknown if is_s3_away(error) => {}
+                Blame::Unknown => pause_for = Some(error.clone()),
+            }
         }
-        let others = self.loader.successes.load(Ordering::Relaxed) > self.successes_before;
-        // An S3 that is away is nobody's fault, however long.
-        self.replays > self.trying.patience && others
-            || self.replays > MAX_REPLAYS_ALONE && !is_s3_away(error)
+        if let Some(why) = pause_for {
+            self.halt(&why);
+        } else {
+            self.replays += 1;
+            self.loader.note_failure(error, Scope::Inserts).await;
+            self.loader.pause(self.replays, self.cancel).await?;
+        }
+        Ok(Event::Unknown)
+    }
+
+    pub(super) fn at_fault(
+        &mut self,
+        error: &WarehouseError,
+        fault: Verdict,
+        text: String,
+    ) -> Event {
+        self.answered();
+        metrics::clickhouse_error(error.code(), fault);
+        self.failure = Some((fault, text));
+        Event::ObjectFault
+    }
+
+    /// Finds out who is to blame for an error that does not say it.
+    async fn blame(&mut self, error: &WarehouseError) -> Result<Blame, Cancelled> {
+        let successes = self.loader.successes.load(Ordering::Relaxed);
+        let have_others = successes > self.successes_before;
+        self.successes_before = successes;
+        if have_others {
+            return Ok(Blame::Objects);
+        }
+        // The sample does not ask S3.
+        if !is_s3_away(error)
+            && let Err(of_sample) = self.sample().await?
+        {
+            return Ok(Blame::Server(of_sample));
+        }
+        let [alone] = self.items.as_slice() else {
+            // To try them in parts does no harm.
+            return Ok(Blame::Objects);
+        };
+        if is_s3_away(error) {
+            // It is nobody's fault, however long.
+            return Ok(Blame::Unknown);
+        }
+        if self.form.read_by != ReadBy::S3 {
+            return Ok(Blame::Objects);
+        }
+        let read = self.loader.read_another(&alone.object, self.cancel).await?;
+        Ok(match read {
+            Some(Ok(())) => Blame::Objects,
+            Some(Err(of_other)) => Blame::Server(of_other),
+            None => Blame::Unknown,
+        })
+    }
+
+    async fn sample(&self) -> Result<Result<(), WarehouseError>, Cancelled> {
+        tokio::select! {
+            () = self.cancel.cancelled() => Err(Cancelled),
+            loaded = self.loader.load_sample() => Ok(loaded),
+        }
     }
 
     /// Returns an object that has bytes and of which no line came, not even a blank one: ClickHouse

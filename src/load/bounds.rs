@@ -1,0 +1,95 @@
+//! How much one insert may take in ClickHouse, so that no object takes all of the server.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use crate::sql;
+use crate::warehouse::{Warehouse, WarehouseError};
+
+/// Lines of one block. Each takes some 600 bytes of memory, however short it is.
+const MAX_LINES: u64 = 2_000_000;
+/// How far lines may exceed `batch.max_bytes` in one block, which is an estimate: nobody knows how
+/// far an object expands before it is read.
+const MAX_EXPANSION: u64 = 4;
+/// What a row of the landing table takes beside the text of its line.
+const ROW_BYTES: u64 = 256;
+const SHORTEST_LINE: u64 = 4;
+/// The profile can have been changed by then.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(600);
+
+const ROWS: &str = "max_rows_to_read";
+const BYTES: &str = "max_bytes_to_read";
+const MEMORY: &str = "max_memory_usage";
+
+/// The bounds of an insert. Where the user's profile has a limit of its own, that one counts.
+///
+/// No bound changes what an insert writes: one that is over it fails.
+#[derive(Debug)]
+pub struct Bounds {
+    rows: u64,
+    bytes: u64,
+    memory: u64,
+    /// Those that the profile leaves to Sluice, and when that was asked.
+    unlimited: Mutex<Option<(Vec<String>, Instant)>>,
+}
+
+impl Bounds {
+    /// `views`: how many tables are filled from the landing table. ClickHouse counts what an insert
+    /// reads once for its source and once for each of them.
+    pub fn new(max_batch_bytes: u64, max_memory: u64, views: usize) -> Self {
+        let times = views as u64 + 1;
+        let lines = MAX_LINES.min(max_batch_bytes / SHORTEST_LINE);
+        let bytes = max_batch_bytes.saturating_mul(MAX_EXPANSION);
+        Self {
+            rows: MAX_LINES * times,
+            bytes: bytes
+                .saturating_add(lines * ROW_BYTES)
+                .saturating_mul(times),
+            memory: max_memory,
+            unlimited: Mutex::default(),
+        }
+    }
+
+    /// Returns the settings of an insert. Many blocks may come to any size, one at a time.
+    pub async fn settings(
+        &self,
+        warehouse: &Warehouse,
+        many_blocks: bool,
+    ) -> Result<Vec<(&'static str, u64)>, WarehouseError> {
+        let unlimited = self.unlimited(warehouse).await?;
+        let mut settings = vec![(MEMORY, self.memory)];
+        if !many_blocks {
+            settings.extend([(ROWS, self.rows), (BYTES, self.bytes)]);
+        }
+        settings.retain(|(name, _)| unlimited.iter().any(|it| it == name));
+        Ok(settings)
+    }
+
+    async fn unlimited(&self, warehouse: &Warehouse) -> Result<Vec<String>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            name: String,
+        }
+        let known = || {
+            self.unlimited
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        if let Some((names, asked)) = &*known()
+            && asked.elapsed() < ASK_AGAIN_AFTER
+        {
+            return Ok(names.clone());
+        }
+        let sql = format!(
+            "SELECT name FROM system.settings WHERE name IN ({}) AND value = '0'",
+            sql::strings([ROWS, BYTES, MEMORY]),
+        );
+        let rows: Vec<Row> = warehouse.rows(&sql).await?;
+        let names: Vec<String> = rows.into_iter().map(|row| row.name).collect();
+        *known() = Some((names.clone(), Instant::now()));
+        Ok(names)
+    }
+}

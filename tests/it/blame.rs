@@ -1,0 +1,389 @@
+//! Who is at fault where ClickHouse refuses something: an object, which then fails alone, or the
+//! server, the account and what is on the way, for which intake pauses.
+
+use anyhow::ensure;
+use sluice::load::codes::{BY_TEXT, CONTENT, HALT, LIMITS, NO_WAY, OVERLOAD, TOO_LARGE};
+use sluice_testkit::proxy::{Fault, Proxy};
+use sluice_testkit::xapi::Generator;
+use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, SiteOptions, Stack, wait_for};
+
+use crate::harness::{
+    BOUND, Sluice, announcement, assert_rows, dead_letters, drained, line, names, upload,
+};
+
+#[tokio::test]
+async fn errors_have_the_names_that_the_server_gives_them() {
+    let halting = HALT.iter().map(|(code, name, _)| (*code, *name));
+    let others = [OVERLOAD, TOO_LARGE, LIMITS, CONTENT, NO_WAY, BY_TEXT].concat();
+    let clickhouse = &Stack::shared().clickhouse;
+    for (code, name) in halting.chain(others) {
+        let sql = format!("SELECT errorCodeToName({code})");
+        let named: String = clickhouse.scalar(&sql).await.unwrap();
+        assert_eq!(named, name, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn every_error_of_a_decoder_blames_the_object() {
+    let sql = "SELECT number AS code, errorCodeToName(number) AS name FROM numbers(3000) \
+               WHERE match(name, '(DECODER|INFLATE|DECOMPRESS|UNCOMPRESS|READ)_FAILED$')";
+    let rows = Stack::shared().clickhouse.rows(sql).await.unwrap();
+    assert!(rows.len() >= 7, "{rows:?}");
+    for row in rows {
+        let code = row["code"].as_u64().unwrap();
+        assert!(
+            CONTENT.iter().any(|(known, _)| u64::from(*known) == code),
+            "{row} is not in CONTENT (src/load/codes.rs)"
+        );
+    }
+}
+
+/// Failures by key: class and reason.
+async fn failures(stack: &Stack, site: &Site) -> Vec<(String, String, String)> {
+    let sql = format!(
+        "SELECT key, class, reason FROM {}.ledger_failures ORDER BY key",
+        site.database
+    );
+    let rows = stack.clickhouse.rows(&sql).await.unwrap();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let failure =
+        |row: &serde_json::Value| (text(&row["key"]), text(&row["class"]), text(&row["reason"]));
+    rows.iter().map(failure).collect()
+}
+
+async fn site_of_one_receive(name: &str) -> Site {
+    let options = SiteOptions {
+        max_receive_count: 1,
+        ..SiteOptions::default()
+    };
+    Stack::shared().site_with(name, options).await.unwrap()
+}
+
+const SUFFIXES: [&str; 8] = ["gz", "zst", "lz4", "br", "xz", "bz2", "snappy", "deflate"];
+
+#[tokio::test]
+async fn what_no_decoder_reads_fails_at_its_first_error() {
+    let stack = Stack::shared();
+    let site = site_of_one_receive("undecodable").await;
+    let mut sluice = Sluice::new(stack, &site)
+        .set("load.stream_below", "0B")
+        .set("batch.window", "2s");
+    sluice.migrate();
+    let mut broken = SUFFIXES
+        .map(|suffix| format!("garbage.jsonl.{suffix}"))
+        .to_vec();
+    for key in &broken {
+        site.put(key, "\u{1}no such thing\n".repeat(40))
+            .await
+            .unwrap();
+    }
+    for (key, bytes) in [
+        (
+            "cut.jsonl.bz2",
+            include_bytes!("../fixtures/truncated/cut.jsonl.bz2").to_vec(),
+        ),
+        (
+            "cut.jsonl.xz",
+            include_bytes!("../fixtures/truncated/cut.jsonl.xz").to_vec(),
+        ),
+    ] {
+        site.put(key, bytes).await.unwrap();
+        broken.push(key.to_owned());
+    }
+    let healthy: Vec<String> = (0..20).map(|number| format!("good-{number:02}")).collect();
+    for name in &healthy {
+        site.put(&format!("{name}.jsonl"), line(name))
+            .await
+            .unwrap();
+    }
+    broken.sort();
+    sluice.start();
+    drained(&site).await;
+    assert_eq!(names(stack, &site).await, healthy);
+    let failures = failures(stack, &site).await;
+    let keys: Vec<&String> = failures.iter().map(|(key, ..)| key).collect();
+    assert_eq!(keys, broken.iter().collect::<Vec<_>>(), "{failures:#?}");
+    assert!(
+        failures.iter().all(|(_, class, _)| class == "unloadable"),
+        "{failures:#?}"
+    );
+    let (_, metrics) = sluice.get("/metrics").await.unwrap();
+    let is_replayed = |line: &&str| line.contains("verdict=\"replay\"") && !line.ends_with(" 0");
+    let replays: Vec<&str> = metrics.lines().filter(is_replayed).collect();
+    assert!(replays.is_empty(), "{replays:?}");
+}
+
+/// Whether a request inserts lines: a load, or the sample that shows whether any load works.
+fn loads(body: &[u8]) -> bool {
+    body.starts_with(b"INSERT INTO")
+}
+
+fn contains(text: &[u8], part: &str) -> bool {
+    text.windows(part.len())
+        .any(|window| window == part.as_bytes())
+}
+
+/// Errors of the server, the account or the replicas, one that no list has, and a limit that nothing
+/// passes.
+const SERVERS: [(&str, &str); 9] = [
+    (
+        "Code: 201. DB::Exception: Quota for user `u` for 1h has been exceeded: queries = 565/120. \
+      (QUOTA_EXCEEDED)",
+        "quota",
+    ),
+    (
+        "Code: 285. DB::Exception: Number of alive replicas (1) is less than requested quorum (2). \
+      (TOO_FEW_LIVE_REPLICAS)",
+        "replication",
+    ),
+    (
+        "Code: 286. DB::Exception: Quorum for previous write has not been satisfied yet. \
+      (UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE)",
+        "replication",
+    ),
+    (
+        "Code: 289. DB::Exception: Replica is not in quorum. (REPLICA_IS_NOT_IN_QUORUM)",
+        "replication",
+    ),
+    (
+        "Code: 319. DB::Exception: Unknown status, client must retry. (UNKNOWN_STATUS_OF_INSERT)",
+        "replication",
+    ),
+    (
+        "Code: 745. DB::Exception: CPU is overloaded. (SERVER_OVERLOADED)",
+        "overload",
+    ),
+    (
+        "Code: 999. Coordination::Exception: Session expired. (KEEPER_EXCEPTION)",
+        "replication",
+    ),
+    (
+        "Code: 425. DB::Exception: Something is wrong with the system. (SYSTEM_ERROR)",
+        "other",
+    ),
+    (
+        "Code: 158. DB::Exception: Limit for rows to read exceeded. (TOO_MANY_ROWS)",
+        "limits",
+    ),
+];
+
+async fn pauses_and_blames_nobody(fault: Fault, words: &str, reason: &str) {
+    let stack = Stack::shared();
+    let site = site_of_one_receive("blameless").await;
+    let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
+    Sluice::new(stack, &site).migrate();
+    let mut sluice = Sluice::new(stack, &site).set("clickhouse.url", proxy.url());
+    sluice.start();
+    sluice.ready().await;
+    let bundles: Vec<_> = Generator::new(91).take(6).collect();
+    proxy.inject(fault, usize::MAX, |_, sql| loads(sql));
+    let reckoning = upload(&site, &bundles).await;
+    let why = sluice.not_ready(words).await;
+    // It stays so, while it is tried again and again.
+    let hits = proxy.hits();
+    wait_for("it to be tried again", BOUND, async || {
+        let now = proxy.hits();
+        ensure!(now >= hits + 10, "{hits} {now}");
+        Ok(Some(()))
+    })
+    .await;
+    let (status, body) = sluice.get("/readyz").await.unwrap();
+    assert_eq!((status, &body), (503, &why));
+    let (_, metrics) = sluice.get("/metrics").await.unwrap();
+    let gauge = format!("sluice_breaker_open{{reason=\"{reason}\"}} 1");
+    assert!(metrics.contains(&gauge), "{reason}: {metrics}");
+    assert_eq!(failures(stack, &site).await, []);
+
+    proxy.heal();
+    drained(&site).await;
+    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_eq!(failures(stack, &site).await, []);
+    // Each once, and the test event.
+    let received = sluice.metric("sluice_sqs_messages_received_total").await;
+    assert_eq!(received.unwrap(), 7.0);
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn errors_of_the_server_pause_intake_and_blame_no_object() {
+    for (error, reason) in SERVERS {
+        pauses_and_blames_nobody(Fault::Error(error), error, reason).await;
+    }
+}
+
+#[tokio::test]
+async fn answers_of_a_proxy_pause_intake_and_blame_no_object() {
+    for status in [413, 502, 504] {
+        pauses_and_blames_nobody(Fault::Status(status), "not ClickHouse's", "proxy").await;
+    }
+}
+
+/// Of these objects just one fails, whenever it is tried.
+async fn fails_alone(fault: Fault, words: &str, settings: &[(&str, &str)]) {
+    let stack = Stack::shared();
+    let site = site_of_one_receive("alone").await;
+    let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
+    let sluice = Sluice::new(stack, &site).set("clickhouse.url", proxy.url());
+    let set = |sluice: Sluice, (path, value): &(&str, &str)| sluice.set(path, value);
+    let mut sluice = settings.iter().fold(sluice, set);
+    Sluice::new(stack, &site).migrate();
+    let healthy: Vec<String> = (0..5).map(|number| format!("good-{number}")).collect();
+    for name in &healthy {
+        site.put(&format!("{name}.jsonl"), line(name))
+            .await
+            .unwrap();
+    }
+    site.put("odd.jsonl", line("odd")).await.unwrap();
+    proxy.inject(fault, usize::MAX, |_, sql| {
+        loads(sql) && contains(sql, "odd.jsonl")
+    });
+    sluice.start();
+    dead_letters(&site, 1).await;
+    drained(&site).await;
+    assert_eq!(names(stack, &site).await, healthy);
+    let failures = failures(stack, &site).await;
+    let [(key, class, reason)] = failures.as_slice() else {
+        panic!("{failures:#?}");
+    };
+    assert_eq!((key.as_str(), class.as_str()), ("odd.jsonl", "unloadable"));
+    assert!(reason.contains(words), "{reason}");
+    sluice.ready().await;
+}
+
+#[tokio::test]
+async fn an_object_with_an_error_that_nobody_knows_fails_alone() {
+    let error = "Code: 1001. DB::Exception: std::exception. (STD_EXCEPTION)";
+    for strategy in ["single_pass", "per_type"] {
+        fails_alone(Fault::Error(error), error, &[("load.strategy", strategy)]).await;
+    }
+}
+
+#[tokio::test]
+async fn an_object_that_a_proxy_does_not_let_through_fails_alone() {
+    for status in [413, 504] {
+        let words = format!("{status} ");
+        fails_alone(
+            Fault::Status(status),
+            &words,
+            &[("load.fallback", "always")],
+        )
+        .await;
+    }
+}
+
+/// A server whose user `bounded` has a profile and a quota like this.
+async fn bounded_server(profile: &str, quota: &str) -> ClickHouse {
+    let options = ClickHouseOptions {
+        users: "<bounded><password></password><networks><ip>127.0.0.1</ip></networks>\
+                <profile>bounded</profile><quota>bounded</quota></bounded>"
+            .to_owned(),
+        profiles: format!("<bounded>{profile}</bounded>"),
+        quotas: format!("<bounded>{quota}</bounded>"),
+        ..ClickHouseOptions::default()
+    };
+    let start = tokio::task::spawn_blocking(|| ClickHouse::start_with(options));
+    start.await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn an_object_beyond_a_limit_of_the_profile_fails_alone() {
+    let stack = Stack::shared();
+    let site = site_of_one_receive("limits").await;
+    let limit = "<max_rows_to_read>100000</max_rows_to_read>";
+    let clickhouse = bounded_server(limit, "").await;
+    let mut sluice = Sluice::new(stack, &site)
+        .set("clickhouse.url", clickhouse.url())
+        .set("clickhouse.user", "bounded");
+    Sluice::new(stack, &site)
+        .set("clickhouse.url", clickhouse.url())
+        .migrate();
+    // Together they are beyond it, too: lines count once more for each table that is filled.
+    for number in 0..5 {
+        let lines = line("healthy").repeat(8_000);
+        site.put(&format!("{number}.jsonl"), lines).await.unwrap();
+    }
+    site.put("long.jsonl", line("long").repeat(60_000))
+        .await
+        .unwrap();
+    sluice.start();
+    dead_letters(&site, 1).await;
+    drained(&site).await;
+    let sql = format!(
+        "SELECT count(), countIf(position(raw, 'healthy') > 0) FROM {}.unmatched_statements",
+        site.database
+    );
+    assert_eq!(clickhouse.query(&sql).await.unwrap(), "40000\t40000\n");
+    let sql = format!(
+        "SELECT key, position(reason, 'TOO_MANY_ROWS') > 0 FROM {}.ledger_failures",
+        site.database
+    );
+    assert_eq!(clickhouse.query(&sql).await.unwrap(), "long.jsonl\t1\n");
+}
+
+#[tokio::test]
+async fn a_quota_that_is_used_up_pauses_intake_and_is_told_of_once() {
+    let stack = Stack::shared();
+    let site = site_of_one_receive("quota").await;
+    let quota = "<interval><duration>86400</duration><queries>120</queries></interval>";
+    let clickhouse = bounded_server("", quota).await;
+    let mut sluice = Sluice::new(stack, &site)
+        .set("clickhouse.url", clickhouse.url())
+        .set("clickhouse.user", "bounded");
+    Sluice::new(stack, &site)
+        .set("clickhouse.url", clickhouse.url())
+        .migrate();
+    sluice.start();
+    sluice.ready().await;
+    // Loaded before: it needs statements all the same.
+    let etag = site.put("a.jsonl", line("a")).await.unwrap();
+    wait_for("the quota to be used up", BOUND, async || {
+        let again = announcement(&site, "a.jsonl", &etag);
+        site.send(&again).await?;
+        let (status, body) = sluice.get("/readyz").await?;
+        Ok((status == 503 && body.contains("QUOTA_EXCEEDED")).then_some(()))
+    })
+    .await;
+    let probes = async || sluice.metric("sluice_clickhouse_errors_total").await;
+    let before = probes().await.unwrap();
+    wait_for("it to be tried again", BOUND, async || {
+        let now = probes().await?;
+        ensure!(now >= before + 5.0, "{before} {now}");
+        Ok(Some(()))
+    })
+    .await;
+    let (_, status) = sluice.get("/status.json").await.unwrap();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["condition"]["word"], "paused", "{status}");
+    let log = sluice.log();
+    assert_eq!(log.matches("intake is paused").count(), 1, "{log}");
+    let sql = format!("SELECT count() FROM {}.ledger_failures", site.database);
+    assert_eq!(clickhouse.query(&sql).await.unwrap(), "0\n");
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
+}
+
+/// What is wrong with the dead-letter queue or with the content does not stop loading, and is told.
+#[tokio::test]
+async fn dead_letters_and_rejected_lines_call_for_attention() {
+    let stack = Stack::shared();
+    let site = site_of_one_receive("attention").await;
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    site.put("half.jsonl", format!("{}no JSON\n", line("half")))
+        .await
+        .unwrap();
+    site.put("garbage.jsonl.gz", "no gzip").await.unwrap();
+    sluice.start();
+    wait_for("attention", BOUND, async || {
+        let (status, body) = sluice.get("/readyz").await?;
+        ensure!(status == 200, "{body}");
+        let told = [
+            "attention: The dead-letter queue",
+            "attention: Of the lines",
+        ];
+        Ok(told.iter().all(|words| body.contains(words)).then_some(()))
+    })
+    .await;
+    let (_, status) = sluice.get("/status.json").await.unwrap();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["condition"]["word"], "attention", "{status}");
+}
