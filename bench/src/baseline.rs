@@ -16,7 +16,7 @@ use crate::workload::{Size, Uploaded, Workload};
 pub(crate) struct Terms<'a> {
     /// The older program.
     pub(crate) baseline: &'a Path,
-    /// The most that the ratio of the medians may be.
+    /// The most that the median of the ratios may be.
     pub(crate) limit: f64,
     /// How many samples each program needs.
     pub(crate) samples: usize,
@@ -62,7 +62,7 @@ pub(crate) async fn compare(lab: &Lab, workload: &Workload, terms: &Terms<'_>) -
     }
     let mut samples = Samples::default();
     let is_complete = runner.collect(&mut samples).await?;
-    let ratio = gate::ratio(&samples.baseline, &samples.candidate);
+    let ratio = gate::median(&gate::ratios(&samples.baseline, &samples.candidate));
     Ok(Judged {
         workload: workload.name.to_owned(),
         size: runner.uploaded.size,
@@ -194,11 +194,16 @@ impl Judged {
             )
         };
         let samples = &self.samples;
+        let ratios: Vec<String> = gate::ratios(&samples.baseline, &samples.candidate)
+            .iter()
+            .map(|ratio| format!("{ratio:.3}"))
+            .collect();
         let loads = |samples: &[Sample]| {
             let loads: Vec<String> = samples.iter().map(|it| percent(it.other_load)).collect();
             loads.join(", ")
         };
         let mut text = of("baseline", &samples.baseline) + &of("candidate", &samples.candidate);
+        text += &format!("  ratios, round by round: {}\n", ratios.join(", "));
         if samples.discarded.is_empty() {
             text += "  no sample was thrown away";
         } else {

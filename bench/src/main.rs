@@ -122,7 +122,7 @@ struct Compare {
     /// over the limit, and with 3 where the machine was too busy for a verdict
     #[arg(long, value_name = "BINARY")]
     baseline: Option<PathBuf>,
-    /// Allow this ratio of the median processor times
+    /// Allow this ratio of processor times, in the median of the rounds
     #[arg(long, default_value_t = 1.05, requires = "baseline")]
     limit: f64,
     /// Throw a sample away when other programs used more than this share of the cores
