@@ -47,6 +47,7 @@ use crate::load::fallback::{Fallback, Fallbacks};
 use crate::load::truncation::Truncations;
 use crate::load::views::Views;
 use crate::load::{LoadLimits, Loader};
+use crate::notification::Envelopes;
 use crate::notification::filter::Filter;
 use crate::object::Compression;
 use crate::plan::{Planner, S3Access, S3Source, Strategy, TimeLimits};
@@ -399,11 +400,23 @@ fn ledger(config: &Config, warehouse: Warehouse) -> Ledger {
 }
 
 /// What is to be loaded of what is announced.
+fn envelopes(config: &Config) -> anyhow::Result<Envelopes> {
+    let Some(path) = &config.notifications.envelopes else {
+        return Ok(Envelopes::default());
+    };
+    let shown = path.display();
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("notifications.envelopes: {shown} cannot be read"))?;
+    Envelopes::from_yaml(&text)
+        .map_err(|problem| anyhow!("notifications.envelopes: {shown}: {problem}"))
+}
+
 fn notification_filter(config: &Config) -> anyhow::Result<Filter> {
     let NotificationsConfig {
         events,
         include,
         exclude,
+        envelopes: _,
     } = &config.notifications;
     Filter::new(events, include, exclude).map_err(anyhow::Error::msg)
 }

@@ -8,7 +8,9 @@ use tracing::{info, warn};
 
 use super::preflight::Preflight;
 use super::stop::stop_on_signals;
-use super::{aws, batch_limits, catalog, loader, notification_filter, planner, warehouse};
+use super::{
+    aws, batch_limits, catalog, envelopes, loader, notification_filter, planner, warehouse,
+};
 use crate::activity::Activity;
 use crate::admin::{AdminListener, Health, Vitals};
 use crate::config::Config;
@@ -27,6 +29,7 @@ use crate::telemetry::{depths, metrics, start_logging_and_traces};
 pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     let queue_url = config.queue.require_url()?;
     let catalog = catalog(config)?;
+    let envelopes = envelopes(config)?;
     let filter = notification_filter(config)?;
     let traces = start_logging_and_traces(&config.log, &config.telemetry)?;
     let _armed = failpoint::arm();
@@ -81,7 +84,16 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
             activity: vitals.activity.clone(),
             ..loader(config, planner, warehouse, &aws, breaker)
         });
-        pipeline::run(queue, loader, vitals, filter, options(config), stop).await;
+        pipeline::run(
+            queue,
+            loader,
+            vitals,
+            envelopes,
+            filter,
+            options(config),
+            stop,
+        )
+        .await;
         depths.abort();
     }
     prober.abort();

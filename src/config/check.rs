@@ -154,6 +154,7 @@ fn check_notifications(notifications: &NotificationsConfig, checks: &mut Checks)
         events,
         include,
         exclude,
+        envelopes: _,
     } = notifications;
     const EVENTS: &str = "notifications.events";
     let names = "give names such as ObjectCreated:* or ObjectCreated:Put";

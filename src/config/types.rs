@@ -112,6 +112,11 @@ pub struct NotificationsConfig {
     /// `notifications.include`.
     #[serde(deserialize_with = "texts")]
     pub exclude: Vec<String>,
+
+    /// A YAML file that declares other envelopes: how messages of other services
+    /// name the objects that were written ([notifications](notifications.md)).
+    /// Unset, messages are those of S3, SNS and EventBridge.
+    pub envelopes: Option<PathBuf>,
 }
 
 /// The ClickHouse server that reads the objects and keeps the rows.

@@ -3,6 +3,7 @@
 //! Pure: nothing here knows of queues or of the network. Whoever may send to the queue writes these
 //! bodies, so whatever goes from here into a statement or a URL is checked in `object`.
 
+mod envelope;
 mod event_bridge;
 pub mod filter;
 mod names;
@@ -12,6 +13,8 @@ mod s3_event;
 mod tests;
 
 use std::time::SystemTime;
+
+pub use self::envelope::Envelopes;
 
 use serde_json::Value;
 
@@ -46,6 +49,8 @@ pub enum Form {
     Sns,
     EventBridge,
     EventBridgeSns,
+    /// In an envelope that is declared.
+    Declared,
     /// It is no event of S3.
     Unknown,
 }
@@ -58,6 +63,7 @@ impl Form {
             Self::Sns => "sns",
             Self::EventBridge => "event_bridge",
             Self::EventBridgeSns => "event_bridge_sns",
+            Self::Declared => "declared",
             Self::Unknown => "unknown",
         }
     }
@@ -100,16 +106,24 @@ pub enum Malformed {
 /// Reads the body of an SQS message: an event of S3, as S3 or EventBridge writes it, by itself or
 /// in the envelope of SNS.
 pub fn parse_notification(body: &str) -> Result<Notification, Malformed> {
-    parse_with_form(body).1
+    parse_with_form(body, &Envelopes::default()).1
 }
 
-/// The same, with how the body is written.
-pub fn parse_with_form(body: &str) -> (Form, Result<Notification, Malformed>) {
+/// The same or in a declared envelope, with how the body is written.
+pub fn parse_with_form(
+    body: &str,
+    envelopes: &Envelopes,
+) -> (Form, Result<Notification, Malformed>) {
     let (event, in_sns) = match without_envelope(body) {
         Ok(opened) => opened,
         Err(malformed) => return (Form::Unknown, Err(malformed)),
     };
     let read = read_event(&event);
+    if let Err(Malformed::NotAnEvent(_)) = read
+        && let Some(read) = envelopes.read(&event)
+    {
+        return (Form::Declared, read);
+    }
     let form = match (&read, event_bridge::wrote(&event), in_sns) {
         (Err(Malformed::NotAnEvent(_)), ..) => Form::Unknown,
         (_, false, false) => Form::S3,

@@ -68,12 +68,15 @@ pub(super) fn check(parts: Parts) -> Result<ObjectRef, String> {
 /// Reads a size, which is only an estimate. The documentation of Ceph has it as a text, and an encoder
 /// that has floats only writes `20.0`; whatever is no number of bytes counts as none.
 pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
-    let text = match Value::deserialize(deserializer)? {
-        Value::String(text) => text,
+    Value::deserialize(deserializer).map(|value| size_of(&value))
+}
+
+pub(super) fn size_of(value: &Value) -> Option<u64> {
+    let text = match value {
+        Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    let digits = text.strip_suffix(".0").unwrap_or(&text);
-    Ok(digits.parse().ok())
+    text.strip_suffix(".0").unwrap_or(&text).parse().ok()
 }
 
 /// Capitals and underscores are in the names of old buckets.

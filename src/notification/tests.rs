@@ -276,7 +276,7 @@ fn security_lake_tells_of_written_objects_without_a_type() {
         (body, Form::EventBridge),
         (in_sns.as_str(), Form::EventBridgeSns),
     ] {
-        let (form, read) = parse_with_form(body);
+        let (form, read) = parse_with_form(body, &Envelopes::default());
         assert_eq!(form, expected);
         assert!(matches!(read, Ok(Notification::Objects(_))), "{read:?}");
     }
@@ -538,6 +538,127 @@ proptest! {
                 return Err(TestCaseError::fail(format!("{read:?}")));
             };
             prop_assert_eq!(&announced[0].object.key, &key);
+        }
+    }
+}
+
+mod declared {
+    use serde_json::{Value, json};
+
+    use super::super::{Envelopes, Form, Ignorable, Malformed, Notification, parse_with_form};
+
+    fn examples() -> Envelopes {
+        Envelopes::from_yaml(include_str!("../../config/envelopes.yaml")).unwrap()
+    }
+
+    fn parse(body: &Value) -> (Form, Result<Notification, Malformed>) {
+        parse_with_form(&body.to_string(), &examples())
+    }
+
+    /// URL, etag and size of each object.
+    fn objects(body: &Value) -> Vec<(String, String, Option<u64>)> {
+        let (form, Ok(Notification::Objects(announced))) = parse(body) else {
+            panic!("{:?}", parse(body));
+        };
+        assert_eq!(form, Form::Declared);
+        let objects = announced.into_iter().map(|it| it.object);
+        objects
+            .map(|it| (it.to_string(), it.etag, it.size))
+            .collect()
+    }
+
+    fn r2(action: &str) -> Value {
+        json!({
+            "account": "3f4b7e3dcab231cbfdaa90a6a28bd548", "action": action,
+            "bucket": "my-bucket", "eventTime": "2026-05-24T19:36:44.379Z",
+            "object": {"key": "a+b%20c.jsonl", "size": 65536, "eTag": "c846ff7a18f28c2e262116d6e8719ef0"},
+        })
+    }
+
+    fn fdr() -> Value {
+        json!({
+            "cid": "0123456789abcdef", "timestamp": 1_492_726_639_137_u64, "fileCount": 2,
+            "totalSize": 300, "bucket": "cs-prod-cannon", "pathPrefix": "data/2026",
+            "files": [
+                {"path": "data/2026/part-00000.gz", "size": 100, "checksum": "69fe068c"},
+                {"path": "data/2026/part-00001.gz", "size": 200, "checksum": "b2b40767"},
+            ],
+        })
+    }
+
+    #[test]
+    fn messages_of_r2_gcs_and_the_falcon_data_replicator_name_their_objects() {
+        let found = objects(&r2("PutObject"));
+        let etag = "c846ff7a18f28c2e262116d6e8719ef0".to_owned();
+        let url = "s3://my-bucket/a+b%20c.jsonl".to_owned();
+        assert_eq!(found, [(url, etag, Some(65536))]);
+
+        let gcs = json!({
+            "kind": "storage#object", "id": "lake/a.jsonl/1700000000", "name": "a.jsonl",
+            "bucket": "lake", "generation": "1700000000", "size": "352", "etag": "CMjyk4=",
+            "timeCreated": "2026-05-24T19:36:44.379Z",
+        });
+        let url = "s3://lake/a.jsonl".to_owned();
+        assert_eq!(objects(&gcs), [(url, String::new(), Some(352))]);
+
+        let part = |number, size| {
+            let url = format!("s3://cs-prod-cannon/data/2026/part-0000{number}.gz");
+            (url, String::new(), Some(size))
+        };
+        assert_eq!(objects(&fdr()), [part(0, 100), part(1, 200)]);
+    }
+
+    #[test]
+    fn what_sns_delivers_is_read_too() {
+        let body = json!({
+            "Type": "Notification", "TopicArn": "arn:aws:sns:eu-west-1:1:t",
+            "Message": r2("PutObject").to_string(),
+        });
+        assert_eq!(objects(&body).len(), 1);
+    }
+
+    #[test]
+    fn what_wrote_nothing_is_acknowledged_and_what_is_not_declared_is_kept() {
+        let (form, ignored) = parse(&r2("DeleteObject"));
+        let expected = Ok(Notification::Ignorable(Ignorable::OtherEvents));
+        assert_eq!((form, ignored), (Form::Declared, expected));
+
+        let unknown = parse(&r2("RestoreObject")).1.unwrap_err().to_string();
+        assert!(
+            unknown.contains("neither `created` nor `ignored`"),
+            "{unknown}"
+        );
+        let mut without_path = fdr();
+        without_path["files"][1]["path"] = Value::Null;
+        let missing = parse(&without_path).1.unwrap_err().to_string();
+        assert!(missing.contains("record 1"), "{missing}");
+        let mut elsewhere = r2("PutObject");
+        elsewhere["bucket"] = json!("a@evil.example");
+        assert!(parse(&elsewhere).1.is_err());
+        let (form, other) = parse(&json!({"hello": "world"}));
+        assert_eq!(form, Form::Unknown);
+        assert!(matches!(other, Err(Malformed::NotAnEvent(_))), "{other:?}");
+    }
+
+    #[test]
+    fn a_declaration_that_cannot_work_is_refused() {
+        for (yaml, problem) in [
+            ("envelopes: [{name: a, bucket: [b]}]", "key"),
+            (
+                "envelopes: [{name: a, bucket: [b], key: [], size: [s]}]",
+                "a path is empty",
+            ),
+            (
+                "envelopes: [{name: a, bucket: [b], key: [k], event: [e]}]",
+                "go together",
+            ),
+            (
+                "envelopes: [{name: a, bucket: [b], key: [k], kee: [x]}]",
+                "kee",
+            ),
+        ] {
+            let error = Envelopes::from_yaml(yaml).unwrap_err();
+            assert!(error.contains(problem), "{yaml}: {error}");
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::heartbeats::{Delivery, Extension, Heartbeats};
 use crate::load::breaker::PauseReason;
 use crate::load::{Outcome, Outcomes};
 use crate::notification::filter::Filter;
-use crate::notification::{Announced, Form, Ignorable, Notification, parse_with_form};
+use crate::notification::{Announced, Envelopes, Form, Ignorable, Notification, parse_with_form};
 use crate::object::{ObjectId, ObjectRef};
 use crate::pipeline::recent::Recent;
 use crate::queue::{FailedEntries, MAX_BATCH, Message, QueueError, ReceiptHandle};
@@ -45,6 +45,7 @@ pub struct Limits {
 
 pub struct Core {
     limits: Limits,
+    envelopes: Envelopes,
     filter: Filter,
     batcher: Batcher,
     held: Held,
@@ -67,8 +68,14 @@ pub struct Core {
 }
 
 impl Core {
-    pub fn new(limits: Limits, filter: Filter, activity: Arc<Activity>) -> Self {
+    pub fn new(
+        limits: Limits,
+        envelopes: Envelopes,
+        filter: Filter,
+        activity: Arc<Activity>,
+    ) -> Self {
         Self {
+            envelopes,
             filter,
             batcher: Batcher::new(limits.batch),
             held: Held::new(limits.visibility),
@@ -101,7 +108,7 @@ impl Core {
         self.ages.record(now, message.age);
         metrics::queue_age(message.age);
         self.activity.received(message, now);
-        let (form, notification) = parse_with_form(&message.body);
+        let (form, notification) = parse_with_form(&message.body, &self.envelopes);
         match notification {
             Ok(Notification::Objects(announced)) => {
                 let objects = self.wanted(announced);

@@ -24,6 +24,7 @@ pub use self::receiver::Outage;
 use self::receiver::Received;
 use crate::admin::Vitals;
 use crate::load::{Load, Outcomes};
+use crate::notification::Envelopes;
 use crate::notification::filter::Filter;
 use crate::object::ObjectRef;
 use crate::queue::{FailedEntries, Queue, QueueError};
@@ -57,6 +58,7 @@ pub async fn run<Q: Queue, L: Load>(
     queue: Arc<Q>,
     loader: Arc<L>,
     vitals: Vitals,
+    envelopes: Envelopes,
     filter: Filter,
     options: Options,
     stop: CancellationToken,
@@ -92,7 +94,7 @@ pub async fn run<Q: Queue, L: Load>(
     drop(send_messages);
 
     let mut daemon = Daemon {
-        core: Core::new(options.limits, filter, activity),
+        core: Core::new(options.limits, envelopes, filter, activity),
         loader,
         loads: JoinSet::new(),
         cancel_loads: CancellationToken::new(),

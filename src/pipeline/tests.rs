@@ -247,6 +247,7 @@ impl Rig {
             spied.clone(),
             loader.clone(),
             vitals.clone(),
+            Envelopes::default(),
             Filter::default(),
             options,
             stop.clone(),

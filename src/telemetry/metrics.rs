@@ -110,7 +110,14 @@ declare! {
 }
 
 const SQS_OPERATIONS: &[&str] = &["receive", "delete", "release", "heartbeat", "attributes"];
-const FORMS: &[&str] = &["s3", "sns", "event_bridge", "event_bridge_sns", "unknown"];
+const FORMS: &[&str] = &[
+    "s3",
+    "sns",
+    "event_bridge",
+    "event_bridge_sns",
+    "declared",
+    "unknown",
+];
 const NOTIFICATION_OUTCOMES: &[&str] = &[
     "objects",
     "test_event",

@@ -261,6 +261,7 @@ fn is_of_open_label(label: &str, value: &str) -> bool {
         "kind" => is_type() || ["rejected", "unmatched"].contains(&value),
         "reason" => {
             value.starts_with("no ")
+                || value.ends_with(" out of range")
                 || ["too large", "bad UTF-8", "not JSON", "not an object"].contains(&value)
         }
         "version" => value == env!("CARGO_PKG_VERSION"),

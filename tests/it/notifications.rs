@@ -97,6 +97,48 @@ async fn whichever_way_an_object_is_announced_it_is_loaded_once() {
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
+#[tokio::test]
+async fn a_declared_message_of_many_files_is_deleted_once_all_are_loaded() {
+    let stack = Stack::shared();
+    let options = SiteOptions {
+        max_receive_count: 100,
+        ..SiteOptions::default()
+    };
+    let site = stack.site_with("declared", options).await.unwrap();
+    let envelopes = concat!(env!("CARGO_MANIFEST_DIR"), "/config/envelopes.yaml");
+    let mut sluice = Sluice::new(stack, &site).set("notifications.envelopes", envelopes);
+    sluice.migrate();
+    stack.aws.announce_by(&site, &[]).await.unwrap();
+    let keys = ["data/part-0.jsonl", "data/part-1.jsonl", "data/later.jsonl"];
+    for key in &keys[..2] {
+        site.put(key, line(&site.bucket, key)).await.unwrap();
+    }
+    let files: Vec<Value> = keys
+        .iter()
+        .map(|key| serde_json::json!({"path": key, "size": 100}))
+        .collect();
+    let body = serde_json::json!({"bucket": site.bucket, "fileCount": 3, "files": files});
+    site.send(&body.to_string()).await.unwrap();
+    sluice.start();
+    notifications(&sluice, "declared", "objects", 1).await;
+    wait_for("two files to be loaded", BOUND, async || {
+        let loaded = loaded(&stack.clickhouse, &site.database).await;
+        Ok((loaded == 2).then_some(()))
+    })
+    .await;
+    // One is missing yet: the message stays.
+    let (visible, in_flight) = site.queue_depth().await.unwrap();
+    assert_eq!(visible + in_flight, 1);
+    site.put(keys[2], line(&site.bucket, keys[2]))
+        .await
+        .unwrap();
+    drained(&site).await;
+    let mut expected = keys.map(|key| format!("{}/{key}", site.bucket)).to_vec();
+    expected.sort_unstable();
+    assert_eq!(paths(stack, &site).await, expected);
+    assert_eq!(site.dlq_depth().await.unwrap(), 0);
+}
+
 /// The bodies of src/notification/corpus by name.
 fn corpus() -> BTreeMap<String, String> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/notification/corpus");

@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 
 use crate::cli::output::{first_words, shown, table};
 use crate::history::{History, ObjectStanding};
-use crate::notification::{Notification, parse_notification};
+use crate::notification::{Envelopes, Notification, parse_with_form};
 use crate::object::ObjectRef;
 use crate::queue::Message;
 use crate::queue::sqs::whole::{Attributes, WholeMessage};
@@ -51,19 +51,23 @@ pub(super) struct Announced {
 /// Reads messages, and asks the ledger about their objects.
 pub(super) struct Reader {
     history: History,
+    envelopes: Envelopes,
     clickhouse_url: String,
 }
 
 impl Reader {
-    pub(super) fn new(history: History, clickhouse_url: &str) -> Self {
+    pub(super) fn new(history: History, envelopes: Envelopes, clickhouse_url: &str) -> Self {
         Self {
             history,
+            envelopes,
             clickhouse_url: clickhouse_url.to_owned(),
         }
     }
 
     pub(super) async fn read(&self, messages: Vec<WholeMessage>) -> anyhow::Result<Vec<Letter>> {
-        let contents: Vec<_> = messages.iter().map(Contents::of).collect();
+        let contents = messages.iter();
+        let contents = contents.map(|whole| Contents::of(whole, &self.envelopes));
+        let contents: Vec<_> = contents.collect();
         let objects: Vec<_> = contents.iter().flat_map(Contents::objects).collect();
         let standings = self.history.standings(&objects).await;
         let standings = standings
@@ -90,8 +94,9 @@ enum Contents {
 }
 
 impl Contents {
-    fn of(whole: &WholeMessage) -> Self {
-        match parse_notification(&whole.message.body) {
+    fn of(whole: &WholeMessage, envelopes: &Envelopes) -> Self {
+        let (_, notification) = parse_with_form(&whole.message.body, envelopes);
+        match notification {
             Ok(Notification::Objects(announced)) => {
                 Self::Objects(announced.into_iter().map(|it| it.object).collect())
             }

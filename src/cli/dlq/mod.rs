@@ -17,7 +17,7 @@ use self::choice::Choice;
 use self::letter::{Letter, Reader};
 use self::sweep::Sweep;
 use super::stop::stop_on_signals;
-use super::{aws, note, warehouse};
+use super::{aws, envelopes, note, warehouse};
 use crate::config::Config;
 use crate::failpoint;
 use crate::history::History;
@@ -98,7 +98,11 @@ impl Desk {
             dead,
             dead_arn: attributes.arn,
             approximately: attributes.visible + attributes.in_flight,
-            reader: Reader::new(History::new(warehouse(config)?), &config.clickhouse.url),
+            reader: Reader::new(
+                History::new(warehouse(config)?),
+                envelopes(config)?,
+                &config.clickhouse.url,
+            ),
         })
     }
 

@@ -1,0 +1,175 @@
+//! Envelopes that are declared: messages of other services that name written objects.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::object::{Parts, check, size_of};
+use super::{Announced, Ignorable, Malformed, Notification, names, time_of};
+
+/// The declared envelopes, in the order in which they are tried.
+#[derive(Clone, Debug, Default)]
+pub struct Envelopes(Vec<Envelope>);
+
+/// Where a message has what is needed of an object.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope {
+    /// For messages to people.
+    name: String,
+    /// Where the message says what happened. Without it every object was written.
+    event: Option<Path>,
+    /// What it says there of an object that was written.
+    #[serde(default)]
+    created: Vec<String>,
+    /// What it says there of anything else, which is acknowledged.
+    #[serde(default)]
+    ignored: Vec<String>,
+    /// The list of files, where a message has several. The paths that follow begin at a file; the
+    /// bucket's may begin at the message.
+    files: Option<Path>,
+    bucket: Path,
+    key: Path,
+    size: Option<Path>,
+    etag: Option<Path>,
+    version: Option<Path>,
+    time: Option<Path>,
+}
+
+/// Names of fields, from the outermost in.
+#[derive(Clone, Debug, Deserialize)]
+struct Path(Vec<String>);
+
+impl Path {
+    fn of<'v>(&self, value: &'v Value) -> &'v Value {
+        self.0
+            .iter()
+            .fold(value, |value, name| &value[name.as_str()])
+    }
+
+    fn text(&self, value: &Value) -> Option<String> {
+        self.of(value).as_str().map(str::to_owned)
+    }
+}
+
+impl Envelopes {
+    /// Reads the text of a YAML file with a list `envelopes`. The error says what is wrong with it.
+    pub fn from_yaml(text: &str) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct File {
+            envelopes: Vec<Envelope>,
+        }
+        let source = config::File::from_str(text, config::FileFormat::Yaml);
+        let file = config::Config::builder().add_source(source).build();
+        let file: File = file
+            .and_then(config::Config::try_deserialize)
+            .map_err(|error| error.to_string())?;
+        for envelope in &file.envelopes {
+            envelope.check()?;
+        }
+        Ok(Self(file.envelopes))
+    }
+
+    /// Reads a message by the first envelope that has its bucket and key.
+    pub(super) fn read(&self, message: &Value) -> Option<Result<Notification, Malformed>> {
+        let envelope = self.0.iter().find(|envelope| envelope.fits(message))?;
+        Some(envelope.read(message))
+    }
+}
+
+impl Envelope {
+    fn check(&self) -> Result<(), String> {
+        let name = &self.name;
+        let paths = [
+            &self.event,
+            &self.files,
+            &Some(self.bucket.clone()),
+            &Some(self.key.clone()),
+            &self.size,
+            &self.etag,
+            &self.version,
+            &self.time,
+        ];
+        if paths.into_iter().flatten().any(|path| path.0.is_empty()) {
+            return Err(format!(
+                "envelope {name}: a path is empty; name the fields that lead there"
+            ));
+        }
+        if self.event.is_some() == self.created.is_empty() {
+            return Err(format!(
+                "envelope {name}: `event` and `created` go together: where the message says what \
+                 happened, and what it says of an object that was written"
+            ));
+        }
+        Ok(())
+    }
+
+    /// The files of a message, or the message itself.
+    fn files<'v>(&self, message: &'v Value) -> &'v [Value] {
+        match &self.files {
+            Some(path) => path.of(message).as_array().map_or(&[], Vec::as_slice),
+            None => std::slice::from_ref(message),
+        }
+    }
+
+    fn bucket(&self, message: &Value, file: &Value) -> Option<String> {
+        self.bucket.text(file).or_else(|| self.bucket.text(message))
+    }
+
+    fn fits(&self, message: &Value) -> bool {
+        let says_event = self
+            .event
+            .as_ref()
+            .is_none_or(|it| it.of(message).is_string());
+        let first = self.files(message).first();
+        says_event
+            && first.is_some_and(|file| {
+                self.bucket(message, file).is_some() && self.key.of(file).is_string()
+            })
+    }
+
+    fn read(&self, message: &Value) -> Result<Notification, Malformed> {
+        let event = self.event.as_ref().and_then(|path| path.text(message));
+        if let Some(event) = event
+            && !self.created.contains(&event)
+        {
+            if self.ignored.contains(&event) {
+                return Ok(Notification::Ignorable(Ignorable::OtherEvents));
+            }
+            let problem = format!(
+                "`{event}` is in neither `created` nor `ignored` of the envelope {}",
+                self.name
+            );
+            return Err(Malformed::Record { index: 0, problem });
+        }
+        let files = self.files(message).iter().enumerate();
+        let announced: Result<Vec<Announced>, Malformed> = files
+            .map(|(index, file)| {
+                let announced = self.announced(message, file);
+                announced.map_err(|problem| Malformed::Record { index, problem })
+            })
+            .collect();
+        announced.map(Notification::Objects)
+    }
+
+    fn announced(&self, message: &Value, file: &Value) -> Result<Announced, String> {
+        // What is said once, of all files, stands in the message.
+        let text = |path: &Option<Path>| {
+            let path = path.as_ref()?;
+            path.text(file).or_else(|| path.text(message))
+        };
+        let object = check(Parts {
+            bucket: self.bucket(message, file).ok_or("there is no bucket")?,
+            key: self.key.text(file).ok_or("there is no key")?,
+            etag: text(&self.etag),
+            size: self.size.as_ref().and_then(|path| size_of(path.of(file))),
+            version_id: text(&self.version),
+            ..Parts::default()
+        })?;
+        Ok(Announced {
+            event: names::ANY.to_owned(),
+            at: time_of(text(&self.time).as_deref()),
+            object,
+        })
+    }
+}
