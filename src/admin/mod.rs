@@ -125,7 +125,7 @@ async fn healthz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
             let seconds = silent.as_secs();
             (
                 StatusCode::SERVICE_UNAVAILABLE,
-                format!("the event loop is stuck since {seconds} s\n"),
+                format!("the event loop has been stuck for {seconds} s\n"),
             )
         }
     }

@@ -105,7 +105,7 @@ impl Outage {
             warn!(
                 failures = self.failures,
                 error = %error,
-                "the queue cannot be received from; trying on{advice}"
+                "failed to receive from SQS; retrying{advice}"
             );
         }
         let (min, max) = BACKOFF;

@@ -178,7 +178,7 @@ async fn pain_18_a_queue_that_is_away_at_start_is_waited_for_in_few_words() {
     wait_for("a word about the queue", BOUND, async || {
         Ok(sluice
             .log()
-            .contains("the queue cannot be received from")
+            .contains("failed to receive from SQS")
             .then_some(()))
     })
     .await;
@@ -195,7 +195,7 @@ async fn pain_18_a_queue_that_is_away_at_start_is_waited_for_in_few_words() {
     proxy.inject(Fault::Status(503), usize::MAX, |_, _| true);
     hits(&proxy, before + 8).await;
     wait_for("a word about the queue", BOUND, async || {
-        let said = sluice.log().contains("the queue cannot be received from");
+        let said = sluice.log().contains("failed to receive from SQS");
         Ok(said.then_some(()))
     })
     .await;
@@ -216,7 +216,7 @@ async fn a_queue_that_does_not_exist_is_named() {
     wait_for("a word about the queue", BOUND, async || {
         Ok(sluice
             .log()
-            .contains("the queue cannot be received from")
+            .contains("failed to receive from SQS")
             .then_some(()))
     })
     .await;
