@@ -202,6 +202,20 @@ impl Store {
             .map_err(|error| refused(object.path(), &error))
     }
 
+    /// Returns the object as text, up to so many bytes.
+    pub async fn text(&self, object: &ObjectRef, max_bytes: u64) -> Result<String, StoreError> {
+        let output = self.get(object, None).await?;
+        let length = output.content_length.and_then(|it| u64::try_from(it).ok());
+        if length.is_none_or(|length| length > max_bytes) {
+            let problem = format!("it has more than {max_bytes} bytes");
+            return Err(broken(object, &io::Error::other(problem)));
+        }
+        let bytes = output.body.collect().await;
+        let bytes = bytes.map_err(|error| broken(object, &io::Error::new(BROKEN_OFF, error)))?;
+        String::from_utf8(bytes.to_vec())
+            .map_err(|error| broken(object, &io::Error::new(io::ErrorKind::InvalidData, error)))
+    }
+
     /// Reads the object to its end, and returns whether its content, compressed as its name says,
     /// ends there too. zstd and lz4 are not decompressed for that.
     pub async fn completeness(&self, object: &ObjectRef) -> Result<Completeness, StoreError> {

@@ -22,8 +22,10 @@ use crate::load::breaker::{Breaker, Scope};
 use crate::load::verdict::{pause_reason, with_advice};
 use crate::pipeline::{self, Outage, core::Limits};
 use crate::queue::Queue;
+use crate::queue::payload::WithPayloads;
 use crate::queue::sqs::SqsQueue;
 use crate::settle::VisibilityPolicy;
+use crate::store::Store;
 use crate::telemetry::{depths, metrics, start_logging_and_traces};
 
 pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
@@ -84,8 +86,9 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
             activity: vitals.activity.clone(),
             ..loader(config, planner, warehouse, &aws, breaker)
         });
+        let queue = WithPayloads::new(SqsQueue::clone(&queue), Store::new(&aws));
         pipeline::run(
-            queue,
+            Arc::new(queue),
             loader,
             vitals,
             envelopes,

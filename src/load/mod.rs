@@ -135,6 +135,8 @@ const MAX_REPLAYS_OF_A_PART: u32 = 1;
 /// One object that fails for no known reason is at fault once other loads have succeeded this often
 /// between its failures.
 const MAX_FAILURES_ALONE: u32 = 2;
+/// Where there is nothing to compare it with, it is given up after so many failures.
+const MAX_REPLAYS_ALONE: u32 = 40;
 /// Loaded objects that are read again to find out whether ClickHouse may read at all.
 const CANARIES: usize = 5;
 /// Another worker's claim on the same objects, met this often, means that they are in good hands.

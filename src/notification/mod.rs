@@ -8,6 +8,7 @@ mod event_bridge;
 pub mod filter;
 mod names;
 mod object;
+mod payload;
 mod s3_event;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ mod tests;
 use std::time::SystemTime;
 
 pub use self::envelope::Envelopes;
+pub use self::payload::payload_pointer;
 
 use serde_json::Value;
 
@@ -177,6 +179,10 @@ fn read_event(event: &Value) -> Result<Notification, Malformed> {
         read_records(std::slice::from_ref(event), event_bridge::read)
     } else if event["Event"] == "s3:TestEvent" {
         Ok(Notification::Ignorable(Ignorable::TestEvent))
+    } else if payload::is_pointer(event) {
+        Err(Malformed::NotAnEvent(
+            "the body is a pointer to S3, and what it leads to could not be read",
+        ))
     } else {
         Err(Malformed::NotAnEvent(
             "there is neither `Records` nor `detail-type` nor `detail`",

@@ -4,6 +4,7 @@
 //! (`tests/it/queue_contract.rs`).
 
 pub mod memory;
+pub mod payload;
 pub mod sqs;
 
 use std::future::Future;

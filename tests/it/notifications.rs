@@ -139,6 +139,34 @@ async fn a_declared_message_of_many_files_is_deleted_once_all_are_loaded() {
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
+#[tokio::test]
+async fn a_body_that_is_in_s3_is_fetched() {
+    let (stack, site) = site("payload").await;
+    let mut sluice = migrated(stack, &site);
+    stack.aws.announce_by(&site, &[]).await.unwrap();
+    let key = "a.jsonl";
+    let etag = site.put(key, line(&site.bucket, key)).await.unwrap();
+    site.put("payloads/1", announcement(&site, key, &etag))
+        .await
+        .unwrap();
+    let pointer = |key: &str| {
+        let class = "software.amazon.payloadoffloading.PayloadS3Pointer";
+        serde_json::json!([class, {"s3BucketName": site.bucket, "s3Key": key}]).to_string()
+    };
+    site.send(&pointer("payloads/1")).await.unwrap();
+    site.send(&pointer("payloads/none")).await.unwrap();
+    sluice.start();
+    dead_letters(&site, 1).await;
+    drained(&site).await;
+    assert_eq!(
+        paths(stack, &site).await,
+        [format!("{}/{key}", site.bucket)]
+    );
+    let log = sluice.log();
+    let why = "pointer to S3, and what it leads to could not be read";
+    assert!(log.contains(why), "{log}");
+}
+
 /// The bodies of src/notification/corpus by name.
 fn corpus() -> BTreeMap<String, String> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/notification/corpus");

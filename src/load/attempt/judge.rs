@@ -16,7 +16,8 @@ use crate::load::fallback::Fallback;
 use crate::load::verdict::{TOO_MANY_REJECTED_TEXT, is_too_large, named_object};
 use crate::load::views::{Failing, failing_view};
 use crate::load::{
-    Cancelled, MAX_FAILURES_ALONE, MAX_REPLAYS, MAX_REPLAYS_OF_A_PART, Verdict, verdict,
+    Cancelled, MAX_FAILURES_ALONE, MAX_REPLAYS, MAX_REPLAYS_ALONE, MAX_REPLAYS_OF_A_PART, Verdict,
+    verdict,
 };
 use crate::object::{Compression, GZIP_MAGIC, ObjectRef, ZSTD_MAGIC};
 use crate::sql;
@@ -203,8 +204,7 @@ impl Loading<'_> {
                     self.failures_alone += 1;
                     let enough = self.items.len() > 1 || self.failures_alone >= MAX_FAILURES_ALONE;
                     if is_final || enough {
-                        let fault = self.object_fault().await;
-                        return Ok(self.at_fault(error, fault, error.to_string()));
+                        return Ok(self.give_up(error).await);
                     }
                 }
                 Blame::Server(why) => pause_for = Some(why),
@@ -213,6 +213,10 @@ impl Loading<'_> {
                     return Ok(self.at_fault(error, Verdict::Replay, error.to_string()));
                 }
                 Blame::Unknown if is_s3_away(error) => {}
+                // Nothing else comes while intake is paused.
+                Blame::Unknown if self.replays >= MAX_REPLAYS_ALONE => {
+                    return Ok(self.give_up(error).await);
+                }
                 Blame::Unknown => pause_for = Some(error.clone()),
             }
         }
@@ -224,6 +228,12 @@ impl Loading<'_> {
             self.loader.pause(self.replays, self.cancel).await?;
         }
         Ok(Event::Unknown)
+    }
+
+    /// The objects are not loaded like this.
+    async fn give_up(&mut self, error: &WarehouseError) -> Event {
+        let fault = self.object_fault().await;
+        self.at_fault(error, fault, error.to_string())
     }
 
     pub(super) fn at_fault(

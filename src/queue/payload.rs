@@ -1,0 +1,69 @@
+//! Messages whose body is in S3: what the SQS extended client makes of large ones.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tracing::warn;
+
+use super::{FailedEntries, Message, Queue, QueueAttributes, QueueError, ReceiptHandle};
+use crate::notification::payload_pointer;
+use crate::store::Store;
+
+/// A body that is longer is not read: SQS's own limit is 1 MiB.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// A queue that replaces pointers to S3 by the bodies that they lead to. A body that cannot be read is
+/// left as it is, and the message comes back as one that is not understood.
+pub struct WithPayloads<Q> {
+    queue: Q,
+    store: Store,
+}
+
+impl<Q: Queue> WithPayloads<Q> {
+    pub fn new(queue: Q, store: Store) -> Self {
+        Self { queue, store }
+    }
+
+    async fn unpack(&self, message: &mut Message) {
+        let Some(object) = payload_pointer(&message.body) else {
+            return;
+        };
+        match self.store.text(&object, MAX_BYTES).await {
+            Ok(body) => message.body = body,
+            Err(error) => warn!(
+                message = message.id,
+                %object,
+                %error,
+                "failed to read the body of a message from S3; it is returned to the queue"
+            ),
+        }
+    }
+}
+
+impl<Q: Queue> Queue for WithPayloads<Q> {
+    async fn receive(
+        &self,
+        max: usize,
+        wait: Duration,
+        visibility: Duration,
+    ) -> Result<Vec<Message>, QueueError> {
+        let mut messages = self.queue.receive(max, wait, visibility).await?;
+        join_all(messages.iter_mut().map(|message| self.unpack(message))).await;
+        Ok(messages)
+    }
+
+    async fn delete(&self, handles: &[ReceiptHandle]) -> Result<FailedEntries, QueueError> {
+        self.queue.delete(handles).await
+    }
+
+    async fn change_visibility(
+        &self,
+        entries: &[(ReceiptHandle, Duration)],
+    ) -> Result<FailedEntries, QueueError> {
+        self.queue.change_visibility(entries).await
+    }
+
+    async fn attributes(&self) -> Result<QueueAttributes, QueueError> {
+        self.queue.attributes().await
+    }
+}
