@@ -42,8 +42,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
     let options = schema_options(config);
     let catalog = catalog(config)?;
     if arguments.print {
-        print(statements_text(&statements(&catalog, &options)).trim_end());
-        return Ok(());
+        return print(statements_text(&statements(&catalog, &options)).trim_end());
     }
     let warehouse = warehouse(config)?;
     let mut plan = evolve::plan(&warehouse, &catalog, &options)

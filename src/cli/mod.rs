@@ -21,6 +21,7 @@ mod topology;
 mod types;
 mod worker;
 
+use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -179,21 +180,28 @@ pub fn main() -> ExitCode {
     code
 }
 
-#[expect(clippy::print_stderr, reason = "the command line's own messages")]
+/// Says why the command failed.
 fn complain(error: &anyhow::Error) {
-    eprintln!("error: {error:#}");
+    note(&format!("error: {error:#}"));
 }
 
-/// What a command says beside its result.
-#[expect(clippy::print_stderr, reason = "the command line's own messages")]
+/// Says something beside the result. Where standard error cannot be written to, nobody reads it.
 fn note(text: &str) {
-    eprintln!("{text}");
+    drop(writeln!(io::stderr(), "{text}"));
 }
 
-/// What a command was asked to print.
-#[expect(clippy::print_stdout, reason = "the command line's own output")]
-fn print(text: &str) {
-    println!("{text}");
+/// Prints what a command was asked for. A reader that stops reading, as `head` does, is no error.
+///
+/// # Errors
+///
+/// Any other error of standard output.
+fn print(text: &str) -> anyhow::Result<()> {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(error).context("the result cannot be written to standard output")
+        }
+        _ => Ok(()),
+    }
 }
 
 fn execute(cli: Cli) -> anyhow::Result<()> {
