@@ -2,6 +2,7 @@
 
 mod backfill;
 mod check;
+mod classes;
 mod config;
 mod dlq;
 mod health;

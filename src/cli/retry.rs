@@ -7,7 +7,7 @@ use aws_sdk_sqs::Client;
 use serde::Serialize;
 
 use super::output::{Output, shown};
-use super::{aws, warehouse};
+use super::{aws, classes, warehouse};
 use crate::announce::announcement;
 use crate::config::{Config, HumanDuration};
 use crate::history::{FailedObject, FailureFilter, History};
@@ -24,8 +24,8 @@ pub(super) struct Arguments {
     #[arg(long, conflicts_with = "objects")]
     all: bool,
 
-    /// Those that failed with this class, such as missing or denied
-    #[arg(long, value_name = "CLASS", conflicts_with = "objects")]
+    /// Those that failed with this class
+    #[arg(long, value_name = "CLASS", value_parser = classes::of_objects(), conflicts_with = "objects")]
     error_class: Option<String>,
 
     /// Those that failed for the last time within this time, such as 2h

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use serde::Serialize;
 
 use super::output::{Output, first_words, shown, table};
-use super::{aws, warehouse, worker};
+use super::{aws, classes, warehouse, worker};
 use crate::admin::WorkerStatus;
 use crate::config::{Config, HumanDuration};
 use crate::history::{
@@ -35,8 +35,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DURATION", conflicts_with = "object")]
     since: Option<HumanDuration>,
 
-    /// With --failed: only failures of this class, such as missing or denied
-    #[arg(long, value_name = "CLASS", requires = "failed")]
+    /// With --failed: only failures of this class
+    #[arg(long, value_name = "CLASS", value_parser = classes::of_objects(), requires = "failed")]
     error_class: Option<String>,
 
     /// With --failed: only objects under this, such as s3://bucket/2026/

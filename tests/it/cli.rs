@@ -188,6 +188,20 @@ fn event_types_that_are_wrong_are_named() {
     assert_says(&said, &["bad.yaml"]);
 }
 
+#[test]
+fn a_class_that_there_is_not_is_refused_with_those_that_there_are() {
+    for (command, also) in [
+        (&["status", "--failed"][..], "view"),
+        (&["retry"], "unproven"),
+        (&["dlq", "list"], "malformed"),
+        (&["dlq", "redrive"], "untried"),
+        (&["dlq", "purge"], "loaded"),
+    ] {
+        let said = refused(&[command, &["--error-class", "misssing"]].concat());
+        assert_says(&said, &["misssing", "missing, denied", also]);
+    }
+}
+
 /// As the paths of all key columns can be mistyped, and nothing else would be said.
 #[test]
 fn a_sorting_key_that_identifies_no_row_is_refused() {

@@ -22,6 +22,9 @@ const IGNORABLE: &str = "ignorable";
 /// The ledger has neither loaded it nor seen it fail.
 const UNTRIED: &str = "untried";
 
+/// The classes that a message can have beside those of failed objects.
+pub(super) const CLASSES: [&str; 4] = [LOADED, MALFORMED, IGNORABLE, UNTRIED];
+
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Letter {
     pub(super) message_id: String,
