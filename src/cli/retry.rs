@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use aws_sdk_sqs::Client;
 use serde::Serialize;
 
 use super::output::{Output, shown};
-use super::{aws, classes, warehouse};
+use super::{Misuse, aws, classes, warehouse};
 use crate::announce::announcement;
 use crate::config::{Config, HumanDuration};
 use crate::history::{FailedObject, FailureFilter, History};
@@ -84,14 +84,15 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
     arguments.output.show(&report)
 }
 
-fn filter(arguments: &Arguments) -> anyhow::Result<FailureFilter> {
+fn filter(arguments: &Arguments) -> Result<FailureFilter, Misuse> {
     let filter = FailureFilter {
         class: arguments.error_class.clone(),
         since: arguments.since.map(HumanDuration::get),
         prefix: arguments.prefix.clone(),
     };
     if filter == FailureFilter::default() && !arguments.all {
-        bail!("name objects, or choose by --error-class, --since or --prefix, or say --all");
+        let advice = "name objects, choose by --error-class, --since or --prefix, or pass --all";
+        return Err(Misuse(advice));
     }
     Ok(filter)
 }

@@ -189,6 +189,12 @@ fn event_types_that_are_wrong_are_named() {
 }
 
 #[test]
+fn retry_without_a_choice_is_a_misuse() {
+    let said = refused(&["retry"]);
+    assert_says(&said, &["name objects", "--error-class", "--all"]);
+}
+
+#[test]
 fn a_class_that_there_is_not_is_refused_with_those_that_there_are() {
     for (command, also) in [
         (&["status", "--failed"][..], "view"),
