@@ -16,7 +16,7 @@ use crate::schema::{Engine, SchemaOptions, Statement, statements};
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// Print what would be run on this server instead of running it
+    /// Print what would be run on this server, as SQL, instead of running it
     #[arg(long)]
     dry_run: bool,
 
@@ -101,7 +101,7 @@ const DEDUP_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 fn statements_text(statements: &[Statement]) -> String {
     statements
         .iter()
-        .map(|statement| format!("-- {}\n{};\n\n", statement.what, statement.sql))
+        .map(|statement| format!("-- {}\n{};\n\n", shown(&statement.what), statement.sql))
         .collect()
 }
 
@@ -115,6 +115,24 @@ struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.dry_run {
+            return self.remark(f);
+        }
+        let mut remarks = String::new();
+        self.remark(&mut remarks)?;
+        for line in remarks.lines() {
+            writeln!(f, "-- {line}")?;
+        }
+        if self.plan.refusals.is_empty() {
+            write!(f, "{}", statements_text(&self.plan.statements))?;
+        }
+        Ok(())
+    }
+}
+
+impl Report {
+    /// Writes what is no statement. A dry run prints it as comments, so that its output can be run.
+    fn remark(&self, f: &mut impl fmt::Write) -> fmt::Result {
         let Plan {
             statements,
             refusals,
@@ -135,9 +153,7 @@ impl fmt::Display for Report {
         for kept in kept {
             writeln!(f, "kept: {}", shown(kept))?;
         }
-        if self.dry_run {
-            write!(f, "{}", statements_text(statements))?;
-        } else {
+        if !self.dry_run {
             for statement in statements {
                 writeln!(f, "done: {}", shown(&statement.what))?;
             }

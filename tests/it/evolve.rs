@@ -168,7 +168,45 @@ async fn a_change_that_would_harm_rows_is_refused_whole() {
         let said = String::from_utf8(output.stdout).unwrap();
         assert!(said.contains(says) && said.contains("help: "), "{said}");
         assert_eq!(stack.clickhouse.rows(&tables).await.unwrap(), before);
+        let would = sluice.command(&["migrate", "--dry-run"]);
+        assert_eq!(would.status.code(), Some(1));
+        let would = String::from_utf8(would.stdout).unwrap();
+        assert!(would.contains(says) && is_comments(&would), "{would}");
     }
+}
+
+fn is_comments(text: &str) -> bool {
+    text.lines().all(|line| line.starts_with("-- "))
+}
+
+#[tokio::test]
+async fn a_dry_run_prints_what_can_be_run_as_it_is() {
+    let stack = Stack::shared();
+    let site = stack.site("evolve-dry-run").await.unwrap();
+    let types = tempfile::tempdir().unwrap();
+    clicks(types.path(), "click", "");
+    let sluice = worker(stack, &site, &types, "single_pass");
+    sluice.migrate();
+    let page = "- {name: page, type: String, path: [page]}\n";
+    clicks(types.path(), "click", page);
+    let dry_run = || {
+        let output = sluice.command(&["migrate", "--dry-run"]);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let would = dry_run();
+    assert!(
+        would.starts_with("-- kept: landing tables of other"),
+        "{would}"
+    );
+    let lines = would.lines().filter(|line| !line.starts_with("--"));
+    let statements = lines.collect::<Vec<_>>().join("\n");
+    for statement in statements.trim_end().split_terminator(';') {
+        stack.clickhouse.execute(statement).await.unwrap();
+    }
+    let again = dry_run();
+    assert!(again.contains("-- everything is as declared\n"), "{again}");
+    assert!(is_comments(&again), "{again}");
 }
 
 #[tokio::test]
