@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::kept::Kept;
-use crate::ledger::{BATCHES_TABLE, FAILURES_TABLE, OBJECTS_TABLE, quoted_list};
+use crate::ledger::{BATCHES_TABLE, FAILURES_TABLE, IS_REPLAY, OBJECTS_TABLE, quoted_list};
 use crate::object::{ObjectId, ObjectRef, ObjectUrl};
 use crate::sql;
 use crate::warehouse::{Warehouse, WarehouseError};
@@ -80,7 +80,7 @@ pub struct FailureOfObject {
     pub worker: String,
 }
 
-/// An object that failed, and has not been loaded since.
+/// An object that failed, and neither it nor other content of its key has been loaded since.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailedObject {
     pub bucket: String,
@@ -410,7 +410,8 @@ impl History {
         Ok(rows.into_iter().map(|row| row.key).collect())
     }
 
-    /// Versions of this object that failed and have not been loaded since.
+    /// Returns the versions of this object that failed, where neither they nor other content has been
+    /// loaded since.
     pub async fn failed_object(
         &self,
         object: &ObjectUrl,
@@ -418,7 +419,8 @@ impl History {
         self.failed_where(&named(object), "", u64::MAX).await
     }
 
-    /// Objects that failed and have not been loaded since, those that failed last first.
+    /// Returns the objects that failed, where neither they nor other content of their keys has been
+    /// loaded since; those that failed last first.
     pub async fn failed(
         &self,
         filter: &FailureFilter,
@@ -464,11 +466,18 @@ impl History {
                  argMax(f.class, f.at) AS class, argMax(f.reason, f.at) AS reason, \
                  count() AS tries, max(f.at) AS last \
                FROM (SELECT * FROM {failures} WHERE {objects}) AS f GROUP BY object_id {having}\
+             ), loaded AS (\
+               SELECT object_id, bucket, key, sealed_at FROM {claims} \
+               WHERE NOT {IS_REPLAY} AND (bucket, key) IN (SELECT bucket, key FROM failed) \
+               AND batch_id IN (SELECT batch_id FROM {batches} WHERE event = 'loaded')\
+             ), latest AS (\
+               SELECT bucket, key, max(sealed_at) AS sealed FROM loaded GROUP BY bucket, key\
              ) \
-             SELECT bucket, key, etag, class, reason, tries, toString(last) AS last_at FROM failed \
-             WHERE object_id NOT IN (\
-               SELECT object_id FROM {claims} WHERE object_id IN (SELECT object_id FROM failed) \
-               AND batch_id IN (SELECT batch_id FROM {batches} WHERE event = 'loaded')) \
+             SELECT failed.bucket AS bucket, failed.key AS key, etag, class, reason, tries, \
+               toString(last) AS last_at \
+             FROM failed LEFT JOIN latest \
+               ON failed.bucket = latest.bucket AND failed.key = latest.key \
+             WHERE latest.sealed <= last AND object_id NOT IN (SELECT object_id FROM loaded) \
              ORDER BY last DESC, key LIMIT {limit}",
             failures = self.warehouse.table(FAILURES_TABLE),
             claims = self.warehouse.table(OBJECTS_TABLE),

@@ -27,7 +27,7 @@ pub(super) struct Arguments {
     #[arg(value_name = "S3-URL")]
     object: Option<ObjectUrl>,
 
-    /// List the objects that failed and have not been loaded since
+    /// List the objects that failed, where their keys have not been loaded since
     #[arg(long, conflicts_with = "object")]
     failed: bool,
 

@@ -43,7 +43,7 @@ mod event {
 }
 
 /// Of a claim: the batch moves lines that were kept.
-const IS_REPLAY: &str = "read_by IN ('rejected_lines', 'unmatched_statements')";
+pub(crate) const IS_REPLAY: &str = "read_by IN ('rejected_lines', 'unmatched_statements')";
 
 #[derive(Clone)]
 pub struct Ledger {

@@ -1,7 +1,8 @@
 //! `sluice status`: the queue and the workers, what failed, and an object's story.
 
 use serde_json::Value;
-use sluice_testkit::{SiteOptions, Stack, wait_for};
+use sluice_testkit::xapi::gzip;
+use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
@@ -164,6 +165,75 @@ async fn pain_16_everything_that_happened_to_an_object_can_be_asked_for() {
     );
     let never = text(&sluice, &["s3://elsewhere/key"]);
     assert!(never.contains("never met"), "{never}");
+}
+
+async fn impatient_site(stack: &Stack, name: &str) -> Site {
+    let options = SiteOptions {
+        max_receive_count: 1,
+        ..SiteOptions::default()
+    };
+    stack.site_with(name, options).await.unwrap()
+}
+
+fn failed_keys(sluice: &Sluice) -> Vec<String> {
+    let failed = json(sluice, &["--failed"]);
+    let keys = failed.as_array().unwrap().iter();
+    let mut keys: Vec<_> = keys
+        .map(|it| it["key"].as_str().unwrap().to_owned())
+        .collect();
+    keys.sort();
+    keys
+}
+
+#[tokio::test]
+async fn a_failure_is_over_once_the_key_is_loaded_with_other_content() {
+    let stack = Stack::shared();
+    let site = impatient_site(stack, "status-replaced").await;
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    sluice.start();
+    let good = || gzip(b"{\"note\":1}\n");
+    site.put("mended.jsonl.gz", "no gzip").await.unwrap();
+    site.put("spoilt.jsonl.gz", good()).await.unwrap();
+    dead_letters(&site, 1).await;
+    drained(&site).await;
+    assert_eq!(failed_keys(&sluice), ["mended.jsonl.gz"]);
+    site.put("mended.jsonl.gz", good()).await.unwrap();
+    site.put("spoilt.jsonl.gz", "no gzip").await.unwrap();
+    dead_letters(&site, 2).await;
+    drained(&site).await;
+    assert_eq!(failed_keys(&sluice), ["spoilt.jsonl.gz"]);
+
+    // A replay moves lines of what was loaded before the failure.
+    let database = &site.database;
+    for replay in [
+        format!(
+            "INSERT INTO {database}.ledger_objects (object_id, bucket, key, batch_id, read_by) \
+             SELECT object_id, bucket, key, '00000000-0000-0000-0000-000000000001', 'rejected_lines' \
+             FROM {database}.ledger_objects WHERE key = 'spoilt.jsonl.gz' LIMIT 1"
+        ),
+        format!(
+            "INSERT INTO {database}.ledger_batches (batch_id, event) \
+             VALUES ('00000000-0000-0000-0000-000000000001', 'loaded')"
+        ),
+    ] {
+        stack.clickhouse.execute(&replay).await.unwrap();
+    }
+    assert_eq!(failed_keys(&sluice), ["spoilt.jsonl.gz"]);
+
+    let retry = |arguments: &[&str]| {
+        let output = sluice.command(&[&["retry", "--dry-run"], arguments].concat());
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.code(), text)
+    };
+    let mended = format!("s3://{}/mended.jsonl.gz", site.bucket);
+    assert_eq!(retry(&[&mended]).0, Some(1));
+    let (code, would) = retry(&["--error-class", "unloadable"]);
+    assert_eq!(code, Some(0));
+    assert!(
+        would.contains("spoilt.jsonl.gz") && !would.contains("mended"),
+        "{would}"
+    );
 }
 
 #[tokio::test]
