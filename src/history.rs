@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::kept::Kept;
-use crate::ledger::{BATCHES_TABLE, FAILURES_TABLE, IS_REPLAY, OBJECTS_TABLE, quoted_list};
+use crate::ledger::{
+    BATCHES_TABLE, DISMISSED, FAILURES_TABLE, IS_REPLAY, OBJECTS_TABLE, quoted_list,
+};
 use crate::object::{ObjectId, ObjectRef, ObjectUrl};
 use crate::sql;
 use crate::warehouse::{Warehouse, WarehouseError};
@@ -80,9 +82,12 @@ pub struct FailureOfObject {
     pub worker: String,
 }
 
-/// An object that failed, and neither it nor other content of its key has been loaded since.
+/// An object that failed and is not dismissed; neither it nor other content of its key has been loaded
+/// since.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailedObject {
+    #[serde(skip_serializing)]
+    pub object_id: Uuid,
     pub bucket: String,
     pub key: String,
     pub etag: String,
@@ -98,7 +103,7 @@ pub struct ObjectStanding {
     pub loaded: bool,
     /// Times that it failed, as far as they are on record.
     pub failures: u64,
-    /// Of the last failure, as the two that follow; empty where there is none.
+    /// Of the last failure or dismissal, as the two that follow; empty where there is none.
     pub class: String,
     pub reason: String,
     pub failed_at: String,
@@ -360,10 +365,11 @@ impl History {
             .collect();
         let sql = format!(
             "WITH claims AS (SELECT object_id, batch_id FROM {claims} WHERE object_id IN ({listed})) \
-             SELECT object_id, toBool(max(done)) AS loaded, countIf(done = 0) AS failures, \
+             SELECT object_id, toBool(max(done)) AS loaded, \
+               countIf(done = 0 AND s.class != '{DISMISSED}') AS failures, \
                argMaxIf(s.class, s.at, done = 0) AS class, \
                argMaxIf(s.reason, s.at, done = 0) AS reason, \
-               if(failures = 0, '', toString(maxIf(s.at, done = 0))) AS failed_at \
+               if(countIf(done = 0) = 0, '', toString(maxIf(s.at, done = 0))) AS failed_at \
              FROM (\
                SELECT object_id, 1 AS done, '' AS class, '' AS reason, now64(3, 'UTC') AS at \
                FROM claims WHERE batch_id IN (\
@@ -428,19 +434,14 @@ impl History {
     ) -> Result<Vec<FailedObject>, WarehouseError> {
         let mut having = Vec::new();
         if let Some(class) = &filter.class {
-            having.push(format!("class = {}", sql::string(class)));
+            having.push(format!(" AND class = {}", sql::string(class)));
         }
         if let Some(since) = filter.since {
             having.push(format!(
-                "last > now64(3) - toIntervalSecond({})",
+                " AND last > now64(3) - toIntervalSecond({})",
                 since.as_secs()
             ));
         }
-        let having = if having.is_empty() {
-            String::new()
-        } else {
-            format!("HAVING {} ", having.join(" AND "))
-        };
         let prefix = filter.prefix.as_ref().map_or_else(
             || "1".to_owned(),
             |prefix| {
@@ -451,7 +452,7 @@ impl History {
                 )
             },
         );
-        self.failed_where(&prefix, &having, limit).await
+        self.failed_where(&prefix, &having.concat(), limit).await
     }
 
     async fn failed_where(
@@ -464,8 +465,9 @@ impl History {
             "WITH failed AS (\
                SELECT object_id, any(f.bucket) AS bucket, any(f.key) AS key, any(f.etag) AS etag, \
                  argMax(f.class, f.at) AS class, argMax(f.reason, f.at) AS reason, \
-                 count() AS tries, max(f.at) AS last \
-               FROM (SELECT * FROM {failures} WHERE {objects}) AS f GROUP BY object_id {having}\
+                 countIf(f.class != '{DISMISSED}') AS tries, max(f.at) AS last \
+               FROM (SELECT * FROM {failures} WHERE {objects}) AS f GROUP BY object_id \
+               HAVING class != '{DISMISSED}'{having}\
              ), loaded AS (\
                SELECT object_id, bucket, key, sealed_at FROM {claims} \
                WHERE NOT {IS_REPLAY} AND (bucket, key) IN (SELECT bucket, key FROM failed) \
@@ -473,7 +475,7 @@ impl History {
              ), latest AS (\
                SELECT bucket, key, max(sealed_at) AS sealed FROM loaded GROUP BY bucket, key\
              ) \
-             SELECT failed.bucket AS bucket, failed.key AS key, etag, class, reason, tries, \
+             SELECT object_id, failed.bucket AS bucket, failed.key AS key, etag, class, reason, tries, \
                toString(last) AS last_at \
              FROM failed LEFT JOIN latest \
                ON failed.bucket = latest.bucket AND failed.key = latest.key \

@@ -5,6 +5,7 @@ mod check;
 mod classes;
 mod config;
 mod dlq;
+mod forget;
 mod health;
 mod migrate;
 mod moment;
@@ -131,6 +132,11 @@ enum Command {
     /// They are announced as S3 announced them, and take the way of all others. What is loaded by
     /// then is recognised and not loaded twice.
     Retry(retry::Arguments),
+    /// Dismiss objects that failed: stop listing and retrying them
+    ///
+    /// They appear no more in `status --failed` and in `retry --all`, until they fail again. Neither
+    /// the objects nor their messages are touched.
+    Forget(forget::Arguments),
     /// List, send again or archive the messages of the dead-letter queue
     #[command(subcommand)]
     Dlq(dlq::Command),
@@ -226,6 +232,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Types(command) => runtime.block_on(types::run(&config, &command)),
         Command::Reconcile(arguments) => runtime.block_on(reconcile::run(&config, &arguments)),
         Command::Retry(arguments) => runtime.block_on(retry::run(&config, &arguments)),
+        Command::Forget(arguments) => runtime.block_on(forget::run(&config, &arguments)),
         Command::Dlq(command) => runtime.block_on(dlq::run(&config, &command)),
         Command::Rejects(command) => runtime.block_on(rejects::run(&config, &command)),
         Command::Config(command) => config::run(&config, &command),

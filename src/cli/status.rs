@@ -15,6 +15,7 @@ use crate::config::{Config, HumanDuration};
 use crate::history::{
     FailedObject, FailureFilter, History, ObjectStory, OpenBatches, WorkerActivity,
 };
+use crate::ledger::DISMISSED;
 use crate::object::ObjectUrl;
 use crate::pipeline::recent::Summary;
 use crate::queue::Queue;
@@ -400,8 +401,12 @@ impl fmt::Display for ObjectStory {
             writeln!(f)?;
         }
         for failure in &self.failures {
-            let reason = shown(&failure.reason);
-            writeln!(f, "  failed {} as {}: {reason}", failure.at, failure.class)?;
+            let (at, reason) = (&failure.at, shown(&failure.reason));
+            if failure.class == DISMISSED {
+                writeln!(f, "  {DISMISSED} {at}: {reason}")?;
+            } else {
+                writeln!(f, "  failed {at} as {}: {reason}", failure.class)?;
+            }
         }
         Ok(())
     }

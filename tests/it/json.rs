@@ -107,4 +107,6 @@ async fn every_command_has_a_document_for_scripts() {
     let letters: Value = serde_json::from_str(&json(&sluice, &["dlq", "list"])).unwrap();
     let id = letters["messages"][0]["message_id"].as_str().unwrap();
     check("dlq_show", &json(&sluice, &["dlq", "show", id]));
+    let forget = ["forget", &bad, "--reason", "nobody mends it"];
+    check("forget", &json(&sluice, &forget));
 }

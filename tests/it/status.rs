@@ -237,6 +237,64 @@ async fn a_failure_is_over_once_the_key_is_loaded_with_other_content() {
 }
 
 #[tokio::test]
+async fn a_failure_that_is_dismissed_is_listed_again_when_it_happens_again() {
+    let stack = Stack::shared();
+    let site = impatient_site(stack, "forget").await;
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    sluice.start();
+    for key in ["bad.jsonl.gz", "worse.jsonl.gz"] {
+        site.put(key, "no gzip").await.unwrap();
+    }
+    dead_letters(&site, 2).await;
+    drained(&site).await;
+    let forget = |url: &str, reason: &str| {
+        let output = sluice.command(&["forget", url, "--reason", reason]);
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let bad = format!("s3://{}/bad.jsonl.gz", site.bucket);
+    let (code, said) = forget(&format!("{bad}.not"), "a mistake");
+    assert_eq!(code, Some(1));
+    assert!(said.contains("is not on record as failed"), "{said}");
+    assert_eq!(forget(&bad, "").0, Some(2));
+    assert_eq!(failed_keys(&sluice).len(), 2);
+
+    assert_eq!(
+        forget(&bad, "the producer's test file"),
+        (Some(0), String::new())
+    );
+    assert_eq!(failed_keys(&sluice), ["worse.jsonl.gz"]);
+    assert_eq!(forget(&bad, "once more").0, Some(1));
+    let would = sluice.command(&["retry", "--error-class", "unloadable", "--dry-run"]);
+    let would = String::from_utf8(would.stdout).unwrap();
+    assert!(would.contains("worse") && !would.contains(&bad), "{would}");
+    let told = text(&sluice, &[&bad]);
+    assert!(told.contains(": the producer's test file\n"), "{told}");
+    let story = json(&sluice, &[&bad]);
+    let failures = &story["versions"][0]["failures"];
+    assert_eq!(failures[0]["class"], "dismissed", "{story}");
+    assert_eq!(failures[1]["class"], "unloadable", "{story}");
+
+    // Its dead letter is still there, and can be chosen by that.
+    let listed = sluice.command(&["dlq", "list", "--error-class", "dismissed"]);
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert!(
+        listed.contains("bad.jsonl.gz") && !listed.contains("worse"),
+        "{listed}"
+    );
+    let redrive = ["dlq", "redrive", "--error-class", "dismissed"];
+    assert!(sluice.command(&redrive).status.success());
+    dead_letters(&site, 2).await;
+    drained(&site).await;
+    assert_eq!(failed_keys(&sluice), ["bad.jsonl.gz", "worse.jsonl.gz"]);
+    let failed = json(&sluice, &["--failed"]);
+    assert_eq!(failed[0]["tries"], 2, "{failed}");
+}
+
+#[tokio::test]
 async fn what_does_not_answer_is_named_and_the_rest_is_shown() {
     let stack = Stack::shared();
     let site = stack.site("status-away").await.unwrap();

@@ -9,6 +9,7 @@ use serde::{Serialize, Serializer};
 
 use crate::cli::output::{first_words, shown, table};
 use crate::history::{History, ObjectStanding};
+use crate::ledger::DISMISSED;
 use crate::notification::{Notification, parse_notification};
 use crate::object::ObjectRef;
 use crate::queue::Message;
@@ -23,7 +24,7 @@ const IGNORABLE: &str = "ignorable";
 const UNTRIED: &str = "untried";
 
 /// The classes that a message can have beside those of failed objects.
-pub(super) const CLASSES: [&str; 4] = [LOADED, MALFORMED, IGNORABLE, UNTRIED];
+pub(super) const CLASSES: [&str; 5] = [LOADED, MALFORMED, IGNORABLE, UNTRIED, DISMISSED];
 
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Letter {
@@ -229,9 +230,14 @@ impl fmt::Display for Letter {
             let standing = &object.standing;
             if standing.failures > 0 {
                 let (at, reason) = (&standing.failed_at, shown(&standing.reason));
+                let last = if standing.class == DISMISSED {
+                    DISMISSED
+                } else {
+                    "last"
+                };
                 writeln!(
                     f,
-                    "  failed {} times, last {at}: {reason}",
+                    "  failed {} times, {last} {at}: {reason}",
                     standing.failures
                 )?;
             }
@@ -248,7 +254,7 @@ impl Announced {
     fn class(&self) -> &str {
         if self.standing.loaded {
             LOADED
-        } else if self.standing.failures == 0 {
+        } else if self.standing.class.is_empty() {
             UNTRIED
         } else {
             &self.standing.class
