@@ -130,7 +130,9 @@ enum Command {
     /// Put objects that failed on the queue again
     ///
     /// They are announced as S3 announced them, and take the way of all others. What is loaded by
-    /// then is recognised and not loaded twice.
+    /// then is recognised and not loaded twice. Objects that would fail again are skipped, unless
+    /// they are named or chosen by --error-class: those that are still missing, and those of the
+    /// classes unloadable, rejected and unnameable that S3 has unchanged.
     Retry(retry::Arguments),
     /// Dismiss objects that failed: stop listing and retrying them
     ///

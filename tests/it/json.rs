@@ -93,7 +93,10 @@ async fn every_command_has_a_document_for_scripts() {
         ("status_good", &["status", &good]),
         ("status_bad", &["status", &bad]),
         ("status_failed", &["status", "--failed"]),
-        ("retry", &["retry", "--all", "--dry-run"]),
+        (
+            "retry",
+            &["retry", "--error-class", "unloadable", "--dry-run"],
+        ),
         ("dlq_list", &["dlq", "list"]),
         ("dlq_redrive", &["dlq", "redrive", "--dry-run"]),
         ("rejects_replay", &["rejects", "replay", "--dry-run"]),

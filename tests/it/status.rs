@@ -1,6 +1,7 @@
 //! `sluice status`: the queue and the workers, what failed, and an object's story.
 
 use serde_json::Value;
+use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::gzip;
 use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
 use tokio::io::AsyncReadExt;
@@ -292,6 +293,101 @@ async fn a_failure_that_is_dismissed_is_listed_again_when_it_happens_again() {
     assert_eq!(failed_keys(&sluice), ["bad.jsonl.gz", "worse.jsonl.gz"]);
     let failed = json(&sluice, &["--failed"]);
     assert_eq!(failed[0]["tries"], 2, "{failed}");
+}
+
+#[tokio::test]
+async fn what_would_fail_again_is_retried_only_where_it_is_meant() {
+    let stack = Stack::shared();
+    let site = impatient_site(stack, "retry-again").await;
+    let mut sluice = Sluice::new(stack, &site)
+        .set("load.fallback", "never")
+        .set("load.max_rejected_ratio", "0.5");
+    sluice.migrate();
+    site.put("gone.jsonl", "{}\n").await.unwrap();
+    site.delete("gone.jsonl").await.unwrap();
+    site.put("back.jsonl", "{}\n").await.unwrap();
+    site.delete("back.jsonl").await.unwrap();
+    for key in ["broken.jsonl.gz", "mended.jsonl.gz"] {
+        site.put(key, "no gzip").await.unwrap();
+    }
+    site.put("lines.jsonl", "no JSON\n").await.unwrap();
+    site.put("odd*.jsonl", "no JSON\n").await.unwrap();
+    sluice.start();
+    dead_letters(&site, 6).await;
+    drained(&site).await;
+    site.announce_no_more().await.unwrap();
+    site.put("back.jsonl", "{}\n").await.unwrap();
+    site.put("mended.jsonl.gz", gzip(b"{}\n")).await.unwrap();
+
+    let retry = |sluice: &Sluice, arguments: &[&str]| -> Value {
+        let dry_run = ["retry", "--dry-run", "--output", "json"];
+        let output = sluice.command(&[&dry_run, arguments].concat());
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let urls = |keys: &[&str]| {
+        let url = |key: &&str| Value::from(format!("s3://{}/{key}", site.bucket));
+        keys.iter().map(url).collect::<Vec<_>>()
+    };
+    let objects = |report: &Value| {
+        let mut objects = report["objects"].as_array().unwrap().clone();
+        objects.sort_by_key(Value::to_string);
+        objects
+    };
+    let all = retry(&sluice, &["--all"]);
+    assert_eq!(
+        objects(&all),
+        urls(&["back.jsonl", "mended.jsonl.gz"]),
+        "{all}"
+    );
+    assert_eq!(all["skipped"], 4, "{all}");
+    let told = sluice.command(&["retry", "--all", "--dry-run"]);
+    let told = String::from_utf8(told.stdout).unwrap();
+    assert!(
+        told.contains("4 objects skipped") && told.contains("--error-class"),
+        "{told}"
+    );
+    for (class, keys) in [
+        ("missing", &["back.jsonl", "gone.jsonl"][..]),
+        ("unloadable", &["broken.jsonl.gz", "mended.jsonl.gz"]),
+        ("rejected", &["lines.jsonl"]),
+        ("unnameable", &["odd*.jsonl"]),
+    ] {
+        let chosen = retry(&sluice, &["--error-class", class]);
+        assert_eq!(objects(&chosen), urls(keys), "{chosen}");
+        assert_eq!(chosen["skipped"], 0, "{chosen}");
+    }
+    let broken = format!("s3://{}/broken.jsonl.gz", site.bucket);
+    assert_eq!(
+        objects(&retry(&sluice, &[&broken])),
+        urls(&["broken.jsonl.gz"])
+    );
+}
+
+/// The proxy runs while the command is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_worker_may_not_look_at_is_retried() {
+    let stack = Stack::shared();
+    let site = impatient_site(stack, "retry-denied").await;
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    site.put("gone.jsonl", "{}\n").await.unwrap();
+    site.delete("gone.jsonl").await.unwrap();
+    site.put("broken.jsonl.gz", "no gzip").await.unwrap();
+    sluice.start();
+    dead_letters(&site, 2).await;
+    drained(&site).await;
+    assert_eq!(sluice.stop().await.code(), Some(0));
+    let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
+    proxy.inject(Fault::Status(403), usize::MAX, |_, _| true);
+    let sluice = sluice.environment("AWS_ENDPOINT_URL_S3", proxy.url());
+    let output = sluice.command(&["retry", "--all", "--dry-run"]);
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        told.ends_with("2 objects would be announced again\n"),
+        "{told}"
+    );
+    assert!(!told.contains("skipped"), "{told}");
+    assert!(proxy.hits() >= 2);
 }
 
 #[tokio::test]
