@@ -41,6 +41,16 @@ pub struct OpenBatches {
     pub oldest_seconds: u64,
 }
 
+/// A worker that has claimed batches under another plan.
+#[derive(Debug, Deserialize)]
+pub struct WorkerOfOtherPlan {
+    pub worker: String,
+    /// Of its latest batch.
+    pub sealed_at: String,
+    /// Neither loaded nor released.
+    pub open_batches: u64,
+}
+
 /// One version of an object, and all that happened to it.
 #[derive(Debug, Serialize)]
 pub struct ObjectStory {
@@ -200,6 +210,31 @@ impl History {
         rows.into_iter()
             .next()
             .ok_or_else(|| WarehouseError::Unknown("no row for the open batches".to_owned()))
+    }
+
+    /// Returns the workers that have an open batch of another plan than this, or have sealed one within
+    /// `recent`.
+    pub async fn workers_of_other_plans(
+        &self,
+        plan: Uuid,
+        recent: Duration,
+    ) -> Result<Vec<WorkerOfOtherPlan>, WarehouseError> {
+        let sql = format!(
+            "SELECT worker, toString(max(sealed)) AS sealed_at, \
+               uniqExactIf(batch_id, is_open) AS open_batches \
+             FROM (\
+               SELECT toString(worker) AS worker, batch_id, sealed_at AS sealed, \
+                 batch_id NOT IN (\
+                   SELECT batch_id FROM {batches} WHERE event IN ('loaded', 'released')\
+                 ) AS is_open \
+               FROM {objects} WHERE plan != '{plan}'\
+             ) WHERE is_open OR sealed > now64(3) - toIntervalSecond({recent}) \
+             GROUP BY worker ORDER BY worker",
+            batches = self.warehouse.table(BATCHES_TABLE),
+            objects = self.warehouse.table(OBJECTS_TABLE),
+            recent = recent.as_secs(),
+        );
+        self.warehouse.rows(&sql).await
     }
 
     /// Every version of an object that was ever sealed or failed, the newest first.

@@ -6,13 +6,16 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use clap::Args;
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::output::{Output, shown};
-use super::{catalog, print, warehouse};
+use super::{catalog, planner, print, warehouse};
 use crate::config::{Config, LoadStrategy, TableEngine};
+use crate::history::{History, WorkerOfOtherPlan};
 use crate::schema::dependents::{Dependent, Memory, adopt, dependents};
-use crate::schema::evolve::{self, Plan};
+use crate::schema::evolve::{self, Plan, Refusal};
 use crate::schema::{Engine, SchemaOptions, Statement, statements};
+use crate::warehouse::Warehouse;
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -25,6 +28,9 @@ pub(super) struct Arguments {
     print: bool,
 
     /// Drop the landing tables and views of other declarations, too: they hold no rows
+    ///
+    /// Refuses while a worker of other declarations or of another configuration has an open batch,
+    /// or has sealed one within ten minutes.
     #[arg(long)]
     prune: bool,
 
@@ -48,12 +54,17 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
     let mut plan = evolve::plan(&warehouse, &catalog, &options)
         .await
         .with_context(|| format!("the tables at {url} cannot be compared"))?;
-    let is_refused = !plan.refusals.is_empty();
     if arguments.prune {
         plan.kept.clear();
-        let dropped = evolve::prune(&warehouse, &catalog, &options).await;
-        plan.statements.extend(dropped?);
+        let dropped = evolve::prune(&warehouse, &catalog, &options).await?;
+        if let Some(first) = dropped.first() {
+            let own = planner(config, catalog.clone(), "")?.plan_id();
+            plan.refusals
+                .extend(users_of(&first.what, &warehouse, own).await?);
+        }
+        plan.statements.extend(dropped);
     }
+    let is_refused = !plan.refusals.is_empty();
     let mut views = dependents(&warehouse, &catalog)
         .await
         .with_context(|| format!("the views at {url} cannot be listed"))?;
@@ -76,6 +87,40 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
     arguments.output.show(&report)?;
     ensure!(!is_refused, "nothing was changed: see above");
     Ok(())
+}
+
+/// A worker that has sealed no batch for so long is taken for one that is stopped.
+const RECENT: Duration = Duration::from_secs(600);
+
+/// Returns a refusal for each worker that may still insert into tables that are to be dropped, of which
+/// `table` is the first.
+async fn users_of(
+    table: &str,
+    warehouse: &Warehouse,
+    own_plan: Uuid,
+) -> anyhow::Result<Vec<Refusal>> {
+    let history = History::new(warehouse.clone());
+    let workers = history.workers_of_other_plans(own_plan, RECENT).await;
+    let workers = workers.context(
+        "failed to read from the ledger which workers use the tables to be dropped; where it is of \
+         an earlier version, run `sluice migrate` without --prune first",
+    )?;
+    let refusal = |user: WorkerOfOtherPlan| Refusal {
+        table: table.to_owned(),
+        problem: format!(
+            "worker {} may use it: its declarations or its configuration differ, it sealed its \
+             latest batch at {} (UTC), and {} batches of it are open",
+            user.worker, user.sealed_at, user.open_batches
+        ),
+        advice: format!(
+            "stop that worker, and wait until its open batches are loaded or released, and {} \
+             after its latest batch. Where its declarations are these, run this with its \
+             configuration instead. What a dead worker left open is recovered once a worker meets \
+             its objects again (`sluice reconcile --enqueue`)",
+            humantime::format_duration(RECENT)
+        ),
+    };
+    Ok(workers.into_iter().map(refusal).collect())
 }
 
 pub(super) fn schema_options(config: &Config) -> SchemaOptions {

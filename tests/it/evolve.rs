@@ -110,6 +110,43 @@ async fn types_evolve_under_a_live_worker(strategy: &str) {
         // The landing table, and the views into `clicks` and the three tables of every catalog.
         let kept = report(&new, &[])["kept"].to_string();
         assert!(kept.contains("landing_"), "{kept}");
+        // The old worker has ended within the last ten minutes.
+        for arguments in [&["--prune"][..], &["--prune", "--dry-run"]] {
+            let refused = report(&new, arguments)["refusals"].to_string();
+            assert!(
+                refused.contains("may use it: ") && refused.contains("stop that worker"),
+                "{refused}"
+            );
+        }
+        let long_ago = format!(
+            "ALTER TABLE {}.ledger_objects UPDATE sealed_at = sealed_at - INTERVAL 1 HOUR WHERE 1 \
+             SETTINGS mutations_sync = 2",
+            site.database
+        );
+        stack.clickhouse.execute(&long_ago).await.unwrap();
+        // A batch that it has left behind.
+        let (open, ended) = (
+            format!(
+                "INSERT INTO {0}.ledger_objects (object_id, batch_id, plan, worker, sealed_at) \
+                 SELECT generateUUIDv4(), '00000000-0000-0000-0000-000000000001', plan, 'gone', sealed_at \
+                 FROM {0}.ledger_objects WHERE key = '1.jsonl' LIMIT 1",
+                site.database
+            ),
+            format!(
+                "INSERT INTO {}.ledger_batches (batch_id, event) \
+                 VALUES ('00000000-0000-0000-0000-000000000001', 'released')",
+                site.database
+            ),
+        );
+        stack.clickhouse.execute(&open).await.unwrap();
+        let refused = report(&new, &["--prune"])["refusals"].to_string();
+        assert!(
+            refused.contains("worker gone may use it") && refused.contains("1 batches"),
+            "{refused}"
+        );
+        let kept = report(&new, &[])["kept"].to_string();
+        assert!(kept.contains("landing_"), "{kept}");
+        stack.clickhouse.execute(&ended).await.unwrap();
         let pruned = report(&new, &["--prune"]);
         assert_eq!(whats(&pruned).len(), 5, "{pruned}");
         let kept = report(&new, &[])["kept"].to_string();
