@@ -9,11 +9,12 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::output::{Output, shown};
-use super::{catalog, planner, print, warehouse};
+use super::{BadEventTypes, catalog, planner, print, warehouse};
 use crate::config::{Config, LoadStrategy, TableEngine};
 use crate::history::{History, WorkerOfOtherPlan};
 use crate::schema::dependents::{Dependent, Memory, adopt, dependents};
 use crate::schema::evolve::{self, Plan, Refusal};
+use crate::schema::validate;
 use crate::schema::{Engine, SchemaOptions, Statement, statements};
 use crate::warehouse::Warehouse;
 
@@ -51,6 +52,12 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
         return print(statements_text(&statements(&catalog, &options)).trim_end());
     }
     let warehouse = warehouse(config)?;
+    let problems = validate::problems(&warehouse, &catalog, &options).await;
+    let problems =
+        problems.with_context(|| format!("the declarations cannot be validated at {url}"))?;
+    if !problems.is_empty() {
+        return Err(BadEventTypes(problems).into());
+    }
     let mut plan = evolve::plan(&warehouse, &catalog, &options)
         .await
         .with_context(|| format!("the tables at {url} cannot be compared"))?;

@@ -247,6 +247,101 @@ async fn a_dry_run_prints_what_can_be_run_as_it_is() {
 }
 
 #[tokio::test]
+async fn what_the_server_refuses_is_named_and_nothing_is_changed() {
+    let stack = Stack::shared();
+    let site = stack.site("evolve-invalid").await.unwrap();
+    let types = tempfile::tempdir().unwrap();
+    clicks(types.path(), "click", "");
+    let declared = types.path().join("click.yaml");
+    let text = std::fs::read_to_string(&declared).unwrap();
+    let column = |column: &str| format!("{text}- {{name: page, {column}}}\n");
+    let partition = |key: &str| text.replace("columns:", &format!("partition_by: {key}\ncolumns:"));
+    let nullable = partition("n").replace("Int32", "Nullable(Int32)");
+    let floating = partition("n / 2");
+    let mut invalid = vec![
+        (
+            partition("toYYYYMM(nope)"),
+            "click.yaml: partition_by: event type click: ",
+            "nope",
+        ),
+        (
+            nullable,
+            "click.yaml: partition_by: event type click: ",
+            "can be NULL",
+        ),
+        (
+            floating,
+            "click.yaml: partition_by: event type click: ",
+            "floating-point",
+        ),
+    ];
+    for (declared, says) in [
+        (
+            "type: String, path: [page], expression: \"nosuch({value})\"",
+            "nosuch",
+        ),
+        ("type: Int32, expression: \"[1]\"", "Array(UInt8)"),
+        ("type: UInt64, expression: \"count()\"", "source_path"),
+    ] {
+        let at = "click.yaml: columns[2].expression: event type click, column page: ";
+        invalid.push((column(declared), at, says));
+    }
+    let sluice = worker(stack, &site, &types, "single_pass");
+    let tables = format!(
+        "SELECT name, create_table_query FROM system.tables WHERE database = '{}' ORDER BY name",
+        site.database
+    );
+    let databases = format!(
+        "SELECT count() FROM system.databases WHERE name = '{}'",
+        site.database
+    );
+    for is_there in [false, true] {
+        let before = stack.clickhouse.rows(&tables).await.unwrap();
+        for (text, at, says) in &invalid {
+            std::fs::write(&declared, text).unwrap();
+            for arguments in [&["migrate"][..], &["migrate", "--dry-run"]] {
+                let output = sluice.command(arguments);
+                assert_eq!(output.status.code(), Some(2), "{text}\n{output:?}");
+                let said = String::from_utf8(output.stderr).unwrap();
+                assert!(said.contains(at) && said.contains(says), "{said}");
+            }
+        }
+        assert_eq!(stack.clickhouse.rows(&tables).await.unwrap(), before);
+        let there = format!("{}\n", u8::from(is_there));
+        assert_eq!(stack.clickhouse.query(&databases).await.unwrap(), there);
+        std::fs::write(&declared, &text).unwrap();
+        sluice.migrate();
+    }
+}
+
+#[tokio::test]
+async fn a_migration_that_was_cut_short_is_completed() {
+    let stack = Stack::shared();
+    let site = stack.site("evolve-cut").await.unwrap();
+    let types = tempfile::tempdir().unwrap();
+    clicks(types.path(), "click", "");
+    let sluice = worker(stack, &site, &types, "single_pass");
+    let would = report(&sluice, &["--dry-run"]);
+    let statements = would["statements"].as_array().unwrap();
+    let tables = format!(
+        "SELECT name FROM system.tables WHERE database = '{}' ORDER BY name",
+        site.database
+    );
+    for cut_after in [1, 2, statements.len() - 1] {
+        let drop = format!("DROP DATABASE IF EXISTS {}", site.database);
+        stack.clickhouse.execute(&drop).await.unwrap();
+        for statement in &statements[..cut_after] {
+            let sql = statement["sql"].as_str().unwrap();
+            stack.clickhouse.execute(sql).await.unwrap();
+        }
+        sluice.migrate();
+        let made = stack.clickhouse.rows(&tables).await.unwrap();
+        assert_eq!(made.len(), statements.len() - 1, "{made:?}");
+        assert_eq!(whats(&report(&sluice, &[])), [""; 0]);
+    }
+}
+
+#[tokio::test]
 async fn tables_of_an_earlier_version_and_another_configuration_are_brought_up() {
     let stack = Stack::shared();
     let site = stack.site("evolve-earlier").await.unwrap();
