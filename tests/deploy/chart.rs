@@ -253,6 +253,23 @@ fn an_authority_is_mounted_where_the_configuration_says() {
 }
 
 #[test]
+fn event_types_of_the_chart_leave_their_other_settings_as_they_are() {
+    let file = manifests(
+        &values(json!({
+            "eventTypes": {"a.yaml": "table: a\n"},
+            "config": {"event_types": {"min_year": 1990}},
+        })),
+        "configmap",
+    );
+    let kept = [
+        "event_types:\n",
+        "dir: /etc/sluice/event_types\n",
+        "min_year: 1990\n",
+    ];
+    assert_in_order(&file, &kept);
+}
+
+#[test]
 fn keda_reads_the_queue_as_the_trigger_or_an_authentication_says() {
     let keda = |over: Value| {
         let mut keda = json!({"enabled": true, "awsRegion": "eu-central-1"});

@@ -138,7 +138,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $_ := set $config.s3.clickhouse_access "secret_access_key_file" "/etc/sluice/s3/secret_access_key" -}}
 {{- end -}}
 {{- if .Values.eventTypes -}}
-{{- $_ := set $config "event_types" (dict "dir" "/etc/sluice/event_types") -}}
+{{- $types := default dict (get $config "event_types") -}}
+{{- $_ := set $config "event_types" (merge (dict "dir" "/etc/sluice/event_types") $types) -}}
 {{- end -}}
 {{- toYaml $config -}}
 {{- end -}}
