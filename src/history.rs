@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::kept::Kept;
-use crate::ledger::{BATCHES_TABLE, FAILURES_TABLE, OBJECTS_TABLE, quoted_list};
+use crate::ledger::{
+    BATCHES_TABLE, DISMISSED, FAILURES_TABLE, IS_REPLAY, OBJECTS_TABLE, quoted_list,
+};
 use crate::object::{ObjectId, ObjectRef, ObjectUrl};
 use crate::sql;
 use crate::warehouse::{Warehouse, WarehouseError};
@@ -37,6 +39,16 @@ pub struct OpenBatches {
     pub objects: u64,
     /// Seconds since the oldest was sealed.
     pub oldest_seconds: u64,
+}
+
+/// A worker that has claimed batches under another plan.
+#[derive(Debug, Deserialize)]
+pub struct WorkerOfOtherPlan {
+    pub worker: String,
+    /// Of its latest batch.
+    pub sealed_at: String,
+    /// Neither loaded nor released.
+    pub open_batches: u64,
 }
 
 /// One version of an object, and all that happened to it.
@@ -80,9 +92,12 @@ pub struct FailureOfObject {
     pub worker: String,
 }
 
-/// An object that failed, and has not been loaded since.
+/// An object that failed and is not dismissed; neither it nor other content of its key has been loaded
+/// since.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailedObject {
+    #[serde(skip_serializing)]
+    pub object_id: Uuid,
     pub bucket: String,
     pub key: String,
     pub etag: String,
@@ -98,7 +113,7 @@ pub struct ObjectStanding {
     pub loaded: bool,
     /// Times that it failed, as far as they are on record.
     pub failures: u64,
-    /// Of the last failure, as the two that follow; empty where there is none.
+    /// Of the last failure or dismissal, as the two that follow; empty where there is none.
     pub class: String,
     pub reason: String,
     pub failed_at: String,
@@ -195,6 +210,31 @@ impl History {
         rows.into_iter()
             .next()
             .ok_or_else(|| WarehouseError::Unknown("no row for the open batches".to_owned()))
+    }
+
+    /// Returns the workers that have an open batch of another plan than this, or have sealed one within
+    /// `recent`.
+    pub async fn workers_of_other_plans(
+        &self,
+        plan: Uuid,
+        recent: Duration,
+    ) -> Result<Vec<WorkerOfOtherPlan>, WarehouseError> {
+        let sql = format!(
+            "SELECT worker, toString(max(sealed)) AS sealed_at, \
+               uniqExactIf(batch_id, is_open) AS open_batches \
+             FROM (\
+               SELECT toString(worker) AS worker, batch_id, sealed_at AS sealed, \
+                 batch_id NOT IN (\
+                   SELECT batch_id FROM {batches} WHERE event IN ('loaded', 'released')\
+                 ) AS is_open \
+               FROM {objects} WHERE plan != '{plan}'\
+             ) WHERE is_open OR sealed > now64(3) - toIntervalSecond({recent}) \
+             GROUP BY worker ORDER BY worker",
+            batches = self.warehouse.table(BATCHES_TABLE),
+            objects = self.warehouse.table(OBJECTS_TABLE),
+            recent = recent.as_secs(),
+        );
+        self.warehouse.rows(&sql).await
     }
 
     /// Every version of an object that was ever sealed or failed, the newest first.
@@ -360,10 +400,11 @@ impl History {
             .collect();
         let sql = format!(
             "WITH claims AS (SELECT object_id, batch_id FROM {claims} WHERE object_id IN ({listed})) \
-             SELECT object_id, toBool(max(done)) AS loaded, countIf(done = 0) AS failures, \
+             SELECT object_id, toBool(max(done)) AS loaded, \
+               countIf(done = 0 AND s.class != '{DISMISSED}') AS failures, \
                argMaxIf(s.class, s.at, done = 0) AS class, \
                argMaxIf(s.reason, s.at, done = 0) AS reason, \
-               if(failures = 0, '', toString(maxIf(s.at, done = 0))) AS failed_at \
+               if(countIf(done = 0) = 0, '', toString(maxIf(s.at, done = 0))) AS failed_at \
              FROM (\
                SELECT object_id, 1 AS done, '' AS class, '' AS reason, now64(3, 'UTC') AS at \
                FROM claims WHERE batch_id IN (\
@@ -410,7 +451,8 @@ impl History {
         Ok(rows.into_iter().map(|row| row.key).collect())
     }
 
-    /// Versions of this object that failed and have not been loaded since.
+    /// Returns the versions of this object that failed, where neither they nor other content has been
+    /// loaded since.
     pub async fn failed_object(
         &self,
         object: &ObjectUrl,
@@ -418,7 +460,8 @@ impl History {
         self.failed_where(&named(object), "", u64::MAX).await
     }
 
-    /// Objects that failed and have not been loaded since, those that failed last first.
+    /// Returns the objects that failed, where neither they nor other content of their keys has been
+    /// loaded since; those that failed last first.
     pub async fn failed(
         &self,
         filter: &FailureFilter,
@@ -426,19 +469,14 @@ impl History {
     ) -> Result<Vec<FailedObject>, WarehouseError> {
         let mut having = Vec::new();
         if let Some(class) = &filter.class {
-            having.push(format!("class = {}", sql::string(class)));
+            having.push(format!(" AND class = {}", sql::string(class)));
         }
         if let Some(since) = filter.since {
             having.push(format!(
-                "last > now64(3) - toIntervalSecond({})",
+                " AND last > now64(3) - toIntervalSecond({})",
                 since.as_secs()
             ));
         }
-        let having = if having.is_empty() {
-            String::new()
-        } else {
-            format!("HAVING {} ", having.join(" AND "))
-        };
         let prefix = filter.prefix.as_ref().map_or_else(
             || "1".to_owned(),
             |prefix| {
@@ -449,7 +487,7 @@ impl History {
                 )
             },
         );
-        self.failed_where(&prefix, &having, limit).await
+        self.failed_where(&prefix, &having.concat(), limit).await
     }
 
     async fn failed_where(
@@ -462,13 +500,21 @@ impl History {
             "WITH failed AS (\
                SELECT object_id, any(f.bucket) AS bucket, any(f.key) AS key, any(f.etag) AS etag, \
                  argMax(f.class, f.at) AS class, argMax(f.reason, f.at) AS reason, \
-                 count() AS tries, max(f.at) AS last \
-               FROM (SELECT * FROM {failures} WHERE {objects}) AS f GROUP BY object_id {having}\
+                 countIf(f.class != '{DISMISSED}') AS tries, max(f.at) AS last \
+               FROM (SELECT * FROM {failures} WHERE {objects}) AS f GROUP BY object_id \
+               HAVING class != '{DISMISSED}'{having}\
+             ), loaded AS (\
+               SELECT object_id, bucket, key, sealed_at FROM {claims} \
+               WHERE NOT {IS_REPLAY} AND (bucket, key) IN (SELECT bucket, key FROM failed) \
+               AND batch_id IN (SELECT batch_id FROM {batches} WHERE event = 'loaded')\
+             ), latest AS (\
+               SELECT bucket, key, max(sealed_at) AS sealed FROM loaded GROUP BY bucket, key\
              ) \
-             SELECT bucket, key, etag, class, reason, tries, toString(last) AS last_at FROM failed \
-             WHERE object_id NOT IN (\
-               SELECT object_id FROM {claims} WHERE object_id IN (SELECT object_id FROM failed) \
-               AND batch_id IN (SELECT batch_id FROM {batches} WHERE event = 'loaded')) \
+             SELECT object_id, failed.bucket AS bucket, failed.key AS key, etag, class, reason, tries, \
+               toString(last) AS last_at \
+             FROM failed LEFT JOIN latest \
+               ON failed.bucket = latest.bucket AND failed.key = latest.key \
+             WHERE latest.sealed <= last AND object_id NOT IN (SELECT object_id FROM loaded) \
              ORDER BY last DESC, key LIMIT {limit}",
             failures = self.warehouse.table(FAILURES_TABLE),
             claims = self.warehouse.table(OBJECTS_TABLE),

@@ -1,5 +1,5 @@
 //! The tables and views that `migrate` makes; [`evolve`] brings those of another version, or of
-//! other declarations, up to them.
+//! other declarations, up to them, and [`validate`] asks the server about declared SQL beforehand.
 //!
 //! Every statement says `IF NOT EXISTS`, so that any number of workers may run all of them at once,
 //! again and again. The order counts: a view comes after the tables it reads and fills.
@@ -14,6 +14,7 @@
 
 pub mod dependents;
 pub mod evolve;
+pub mod validate;
 
 use std::time::Duration;
 

@@ -15,16 +15,12 @@ pub(super) enum Command {
 
 pub(super) fn run(config: &Config, command: &Command) -> anyhow::Result<()> {
     match command {
-        Command::Show => {
-            print(effective_yaml(config).trim_end());
-            Ok(())
-        }
+        Command::Show => print(effective_yaml(config).trim_end()),
         Command::Schema => schema(),
     }
 }
 
 /// Needs no configuration, and so works with a wrong one.
 pub(super) fn schema() -> anyhow::Result<()> {
-    print(&serde_json::to_string_pretty(&json_schema())?);
-    Ok(())
+    print(&serde_json::to_string_pretty(&json_schema())?)
 }

@@ -6,17 +6,21 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use clap::Args;
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::output::{Output, shown};
-use super::{catalog, print, warehouse};
+use super::{BadEventTypes, catalog, planner, print, warehouse};
 use crate::config::{Config, LoadStrategy, TableEngine};
+use crate::history::{History, WorkerOfOtherPlan};
 use crate::schema::dependents::{Dependent, Memory, adopt, dependents};
-use crate::schema::evolve::{self, Plan};
+use crate::schema::evolve::{self, Plan, Refusal};
+use crate::schema::validate;
 use crate::schema::{Engine, SchemaOptions, Statement, statements};
+use crate::warehouse::Warehouse;
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// Print what would be run on this server instead of running it
+    /// Print what would be run on this server, as SQL, instead of running it
     #[arg(long)]
     dry_run: bool,
 
@@ -25,6 +29,9 @@ pub(super) struct Arguments {
     print: bool,
 
     /// Drop the landing tables and views of other declarations, too: they hold no rows
+    ///
+    /// Refuses while a worker of other declarations or of another configuration has an open batch,
+    /// or has sealed one within ten minutes.
     #[arg(long)]
     prune: bool,
 
@@ -42,19 +49,29 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
     let options = schema_options(config);
     let catalog = catalog(config)?;
     if arguments.print {
-        print(statements_text(&statements(&catalog, &options)).trim_end());
-        return Ok(());
+        return print(statements_text(&statements(&catalog, &options)).trim_end());
     }
     let warehouse = warehouse(config)?;
+    let problems = validate::problems(&warehouse, &catalog, &options).await;
+    let problems =
+        problems.with_context(|| format!("the declarations cannot be validated at {url}"))?;
+    if !problems.is_empty() {
+        return Err(BadEventTypes(problems).into());
+    }
     let mut plan = evolve::plan(&warehouse, &catalog, &options)
         .await
         .with_context(|| format!("the tables at {url} cannot be compared"))?;
-    let is_refused = !plan.refusals.is_empty();
     if arguments.prune {
         plan.kept.clear();
-        let dropped = evolve::prune(&warehouse, &catalog, &options).await;
-        plan.statements.extend(dropped?);
+        let dropped = evolve::prune(&warehouse, &catalog, &options).await?;
+        if let Some(first) = dropped.first() {
+            let own = planner(config, catalog.clone(), "")?.plan_id();
+            plan.refusals
+                .extend(users_of(&first.what, &warehouse, own).await?);
+        }
+        plan.statements.extend(dropped);
     }
+    let is_refused = !plan.refusals.is_empty();
     let mut views = dependents(&warehouse, &catalog)
         .await
         .with_context(|| format!("the views at {url} cannot be listed"))?;
@@ -77,6 +94,40 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
     arguments.output.show(&report)?;
     ensure!(!is_refused, "nothing was changed: see above");
     Ok(())
+}
+
+/// A worker that has sealed no batch for so long is taken for one that is stopped.
+const RECENT: Duration = Duration::from_secs(600);
+
+/// Returns a refusal for each worker that may still insert into tables that are to be dropped, of which
+/// `table` is the first.
+async fn users_of(
+    table: &str,
+    warehouse: &Warehouse,
+    own_plan: Uuid,
+) -> anyhow::Result<Vec<Refusal>> {
+    let history = History::new(warehouse.clone());
+    let workers = history.workers_of_other_plans(own_plan, RECENT).await;
+    let workers = workers.context(
+        "failed to read from the ledger which workers use the tables to be dropped; where it is of \
+         an earlier version, run `sluice migrate` without --prune first",
+    )?;
+    let refusal = |user: WorkerOfOtherPlan| Refusal {
+        table: table.to_owned(),
+        problem: format!(
+            "worker {} may use it: its declarations or its configuration differ, it sealed its \
+             latest batch at {} (UTC), and {} batches of it are open",
+            user.worker, user.sealed_at, user.open_batches
+        ),
+        advice: format!(
+            "stop that worker, and wait until its open batches are loaded or released, and {} \
+             after its latest batch. Where its declarations are these, run this with its \
+             configuration instead. What a dead worker left open is recovered once a worker meets \
+             its objects again (`sluice reconcile --enqueue`)",
+            humantime::format_duration(RECENT)
+        ),
+    };
+    Ok(workers.into_iter().map(refusal).collect())
 }
 
 pub(super) fn schema_options(config: &Config) -> SchemaOptions {
@@ -102,7 +153,7 @@ const DEDUP_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 fn statements_text(statements: &[Statement]) -> String {
     statements
         .iter()
-        .map(|statement| format!("-- {}\n{};\n\n", statement.what, statement.sql))
+        .map(|statement| format!("-- {}\n{};\n\n", shown(&statement.what), statement.sql))
         .collect()
 }
 
@@ -116,6 +167,24 @@ struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.dry_run {
+            return self.remark(f);
+        }
+        let mut remarks = String::new();
+        self.remark(&mut remarks)?;
+        for line in remarks.lines() {
+            writeln!(f, "-- {line}")?;
+        }
+        if self.plan.refusals.is_empty() {
+            write!(f, "{}", statements_text(&self.plan.statements))?;
+        }
+        Ok(())
+    }
+}
+
+impl Report {
+    /// Writes what is no statement. A dry run prints it as comments, so that its output can be run.
+    fn remark(&self, f: &mut impl fmt::Write) -> fmt::Result {
         let Plan {
             statements,
             refusals,
@@ -136,9 +205,7 @@ impl fmt::Display for Report {
         for kept in kept {
             writeln!(f, "kept: {}", shown(kept))?;
         }
-        if self.dry_run {
-            write!(f, "{}", statements_text(statements))?;
-        } else {
+        if !self.dry_run {
             for statement in statements {
                 writeln!(f, "done: {}", shown(&statement.what))?;
             }

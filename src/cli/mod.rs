@@ -2,8 +2,10 @@
 
 mod backfill;
 mod check;
+mod classes;
 mod config;
 mod dlq;
+mod forget;
 mod health;
 mod migrate;
 mod moment;
@@ -21,6 +23,7 @@ mod topology;
 mod types;
 mod worker;
 
+use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -128,8 +131,15 @@ enum Command {
     /// Put objects that failed on the queue again
     ///
     /// They are announced as S3 announced them, and take the way of all others. What is loaded by
-    /// then is recognised and not loaded twice.
+    /// then is recognised and not loaded twice. Objects that would fail again are skipped, unless
+    /// they are named or chosen by --error-class: those that are still missing, and those of the
+    /// classes unloadable, rejected and unnameable that S3 has unchanged.
     Retry(retry::Arguments),
+    /// Dismiss objects that failed: stop listing and retrying them
+    ///
+    /// They appear no more in `status --failed` and in `retry --all`, until they fail again. Neither
+    /// the objects nor their messages are touched.
+    Forget(forget::Arguments),
     /// List, send again or archive the messages of the dead-letter queue
     #[command(subcommand)]
     Dlq(dlq::Command),
@@ -180,21 +190,28 @@ pub fn main() -> ExitCode {
     code
 }
 
-#[expect(clippy::print_stderr, reason = "the command line's own messages")]
+/// Says why the command failed.
 fn complain(error: &anyhow::Error) {
-    eprintln!("error: {error:#}");
+    note(&format!("error: {error:#}"));
 }
 
-/// What a command says beside its result.
-#[expect(clippy::print_stderr, reason = "the command line's own messages")]
+/// Says something beside the result. Where standard error cannot be written to, nobody reads it.
 fn note(text: &str) {
-    eprintln!("{text}");
+    drop(writeln!(io::stderr(), "{text}"));
 }
 
-/// What a command was asked to print.
-#[expect(clippy::print_stdout, reason = "the command line's own output")]
-fn print(text: &str) {
-    println!("{text}");
+/// Prints what a command was asked for. A reader that stops reading, as `head` does, is no error.
+///
+/// # Errors
+///
+/// Any other error of standard output.
+fn print(text: &str) -> anyhow::Result<()> {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(error).context("the result cannot be written to standard output")
+        }
+        _ => Ok(()),
+    }
 }
 
 fn execute(cli: Cli) -> anyhow::Result<()> {
@@ -218,6 +235,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Types(command) => runtime.block_on(types::run(&config, &command)),
         Command::Reconcile(arguments) => runtime.block_on(reconcile::run(&config, &arguments)),
         Command::Retry(arguments) => runtime.block_on(retry::run(&config, &arguments)),
+        Command::Forget(arguments) => runtime.block_on(forget::run(&config, &arguments)),
         Command::Dlq(command) => runtime.block_on(dlq::run(&config, &command)),
         Command::Rejects(command) => runtime.block_on(rejects::run(&config, &command)),
         Command::Config(command) => config::run(&config, &command),

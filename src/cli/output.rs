@@ -39,7 +39,6 @@ impl Output {
             Format::Text => print(result.to_string().trim_end()),
             Format::Json => print(&serde_json::to_string_pretty(result)?),
         }
-        Ok(())
     }
 }
 

@@ -2,17 +2,23 @@
 
 use std::fmt;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use aws_sdk_sqs::Client;
+use futures_util::{StreamExt, future, stream};
 use serde::Serialize;
 
 use super::output::{Output, shown};
-use super::{aws, warehouse};
+use super::{Misuse, aws, classes, warehouse};
 use crate::announce::announcement;
 use crate::config::{Config, HumanDuration};
 use crate::history::{FailedObject, FailureFilter, History};
+use crate::load::FailureClass;
 use crate::object::{ObjectRef, ObjectUrl};
 use crate::queue::sqs::SqsQueue;
+use crate::store::Store;
+
+/// How many objects S3 is asked about at a time.
+const ASKED_AT_ONCE: usize = 16;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -20,12 +26,12 @@ pub(super) struct Arguments {
     #[arg(value_name = "S3-URL")]
     objects: Vec<ObjectUrl>,
 
-    /// Every object that failed and has not been loaded since
+    /// Every object that failed, where its key has not been loaded since
     #[arg(long, conflicts_with = "objects")]
     all: bool,
 
-    /// Those that failed with this class, such as missing or denied
-    #[arg(long, value_name = "CLASS", conflicts_with = "objects")]
+    /// Those that failed with this class, also where S3 has the same object as when it failed
+    #[arg(long, value_name = "CLASS", value_parser = classes::of_objects(), conflicts_with = "objects")]
     error_class: Option<String>,
 
     /// Those that failed for the last time within this time, such as 2h
@@ -45,14 +51,20 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
+    let filter = filter(arguments)?;
     let history = History::new(warehouse(config)?);
     let unanswered = || format!("ClickHouse at {} does not tell", config.clickhouse.url);
+    let aws = aws(config).await;
+    let mut skipped = 0;
     let failed = if arguments.objects.is_empty() {
-        let filter = filter(arguments)?;
-        history
-            .failed(&filter, u64::MAX)
-            .await
-            .with_context(unanswered)?
+        let failed = history.failed(&filter, u64::MAX).await;
+        let mut failed = failed.with_context(unanswered)?;
+        if filter.class.is_none() {
+            let before = failed.len();
+            failed = worth_retrying(&Store::new(&aws), failed).await;
+            skipped = before - failed.len();
+        }
+        failed
     } else {
         let mut failed = Vec::new();
         for url in &arguments.objects {
@@ -71,10 +83,11 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
             .iter()
             .map(|f| format!("s3://{}/{}", f.bucket, f.key))
             .collect(),
+        skipped,
     };
     report.objects.dedup();
     if !arguments.dry_run {
-        let queue = SqsQueue::new(Client::new(&aws(config).await), config.queue.require_url()?);
+        let queue = SqsQueue::new(Client::new(&aws), config.queue.require_url()?);
         let bodies: Vec<String> = failed.iter().map(|f| announcement(&f.into())).collect();
         queue
             .send(&bodies)
@@ -84,16 +97,46 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
     arguments.output.show(&report)
 }
 
-fn filter(arguments: &Arguments) -> anyhow::Result<FailureFilter> {
+fn filter(arguments: &Arguments) -> Result<FailureFilter, Misuse> {
     let filter = FailureFilter {
         class: arguments.error_class.clone(),
         since: arguments.since.map(HumanDuration::get),
         prefix: arguments.prefix.clone(),
     };
-    if filter == FailureFilter::default() && !arguments.all {
-        bail!("name objects, or choose by --error-class, --since or --prefix, or say --all");
+    if filter == FailureFilter::default() && !arguments.all && arguments.objects.is_empty() {
+        let advice = "name objects, choose by --error-class, --since or --prefix, or pass --all";
+        return Err(Misuse(advice));
     }
     Ok(filter)
+}
+
+/// Leaves out the objects that S3 says would fail again in the same way.
+async fn worth_retrying(store: &Store, failed: Vec<FailedObject>) -> Vec<FailedObject> {
+    stream::iter(failed)
+        .map(async |failed| (!would_fail_again(store, &failed).await).then_some(failed))
+        .buffered(ASKED_AT_ONCE)
+        .filter_map(future::ready)
+        .collect()
+        .await
+}
+
+/// Returns whether the object is still missing, or still has the content that failed. What S3 does not
+/// say, as where the worker may not look, is not taken for either.
+async fn would_fail_again(store: &Store, failed: &FailedObject) -> bool {
+    let depends_on_content = [
+        FailureClass::Unloadable,
+        FailureClass::Rejected,
+        FailureClass::Unnameable,
+    ];
+    let is_of = |class: FailureClass| failed.class == class.label();
+    let is_missing = is_of(FailureClass::Missing);
+    if !is_missing && !depends_on_content.into_iter().any(is_of) {
+        return false;
+    }
+    match store.present(&failed.into()).await {
+        Ok(present) => !is_missing && !failed.etag.is_empty() && present.etag == failed.etag,
+        Err(error) => is_missing && error.is_missing(),
+    }
 }
 
 impl From<&FailedObject> for ObjectRef {
@@ -115,12 +158,22 @@ struct Report {
     dry_run: bool,
     /// The objects announced again.
     objects: Vec<String>,
+    /// How many would fail again.
+    skipped: usize,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for object in &self.objects {
             writeln!(f, "{}", shown(object))?;
+        }
+        if self.skipped > 0 {
+            writeln!(
+                f,
+                "{} objects skipped: S3 has the same content that failed, or still has none; to \
+                 retry them all the same, name them or choose by --error-class",
+                self.skipped
+            )?;
         }
         let count = self.objects.len();
         if self.dry_run {

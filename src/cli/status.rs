@@ -9,12 +9,13 @@ use futures_util::future::join_all;
 use serde::Serialize;
 
 use super::output::{Output, first_words, shown, table};
-use super::{aws, warehouse, worker};
+use super::{aws, classes, warehouse, worker};
 use crate::admin::WorkerStatus;
 use crate::config::{Config, HumanDuration};
 use crate::history::{
     FailedObject, FailureFilter, History, ObjectStory, OpenBatches, WorkerActivity,
 };
+use crate::ledger::DISMISSED;
 use crate::object::ObjectUrl;
 use crate::pipeline::recent::Summary;
 use crate::queue::Queue;
@@ -27,7 +28,7 @@ pub(super) struct Arguments {
     #[arg(value_name = "S3-URL")]
     object: Option<ObjectUrl>,
 
-    /// List the objects that failed and have not been loaded since
+    /// List the objects that failed, where their keys have not been loaded since
     #[arg(long, conflicts_with = "object")]
     failed: bool,
 
@@ -35,8 +36,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DURATION", conflicts_with = "object")]
     since: Option<HumanDuration>,
 
-    /// With --failed: only failures of this class, such as missing or denied
-    #[arg(long, value_name = "CLASS", requires = "failed")]
+    /// With --failed: only failures of this class
+    #[arg(long, value_name = "CLASS", value_parser = classes::of_objects(), requires = "failed")]
     error_class: Option<String>,
 
     /// With --failed: only objects under this, such as s3://bucket/2026/
@@ -400,8 +401,12 @@ impl fmt::Display for ObjectStory {
             writeln!(f)?;
         }
         for failure in &self.failures {
-            let reason = shown(&failure.reason);
-            writeln!(f, "  failed {} as {}: {reason}", failure.at, failure.class)?;
+            let (at, reason) = (&failure.at, shown(&failure.reason));
+            if failure.class == DISMISSED {
+                writeln!(f, "  {DISMISSED} {at}: {reason}")?;
+            } else {
+                writeln!(f, "  failed {at} as {}: {reason}", failure.class)?;
+            }
         }
         Ok(())
     }

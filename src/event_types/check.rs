@@ -300,9 +300,11 @@ fn check_type(
         }
     }
     check_key(&order_by, &columns, &mut report);
-    let partition_by = chain
-        .iter()
-        .find_map(|(_, declaration)| declaration.partition_by.clone());
+    let partition_by = chain.iter().find_map(|(of, declaration)| {
+        let expression = declaration.partition_by.clone()?;
+        Some(((*of).to_owned(), expression))
+    });
+    let (partition_by_file, partition_by) = partition_by.unzip();
     if let Some(expression) = &partition_by {
         for column in LINEAGE.iter().filter(|column| expression.contains(*column)) {
             report.add(
@@ -318,12 +320,14 @@ fn check_type(
         .map(|(_, column)| column)
         .collect::<Option<Vec<_>>>()?;
     let event_type = EventType {
+        file: file.to_owned(),
         name: name.to_owned(),
         table,
         rule: rule?,
         route: route.transpose().ok()?,
         order_by,
         partition_by,
+        partition_by_file: partition_by_file.unwrap_or_default(),
         columns,
     };
     Some((file.to_owned(), event_type))

@@ -41,6 +41,8 @@ pub struct Catalog {
 /// One kind of statement and its table.
 #[derive(Debug, Clone)]
 pub struct EventType {
+    /// The declaration file.
+    pub file: String,
     /// The declaration file's name, and the `kind` in `landing` and `object_rows`.
     pub name: String,
     /// Its table in the configured database.
@@ -53,6 +55,8 @@ pub struct EventType {
     pub order_by: Vec<String>,
     /// The partition key, an expression; none for one partition.
     pub partition_by: Option<String>,
+    /// The file that declares the partition key.
+    pub partition_by_file: String,
     /// The declared columns. Lineage columns are not among them; every table has them.
     pub columns: Vec<Column>,
 }
@@ -68,6 +72,17 @@ pub struct Column {
     pub source: Source,
     /// A statement without this value is rejected.
     pub required: bool,
+    /// Where it is declared.
+    pub place: Place,
+}
+
+/// Where something is declared.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The declaration file.
+    pub file: String,
+    /// The place in the file, such as `columns[3]`.
+    pub at: String,
 }
 
 /// Where a column's value comes from.

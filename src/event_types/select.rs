@@ -511,6 +511,12 @@ fn value(column: &Column) -> String {
     }
 }
 
+/// A column's value as its table stores it, from a row of `landing`.
+pub fn stored_value(column: &Column) -> String {
+    let column_type = column.column_type.to_string();
+    format!("CAST({}, {})", value(column), sql::string(&column_type))
+}
+
 /// The template with each `{name}` replaced; what replaces it is not looked at again.
 fn fill(template: &str, replace: impl Fn(&str) -> String) -> String {
     let mut parts = template.split('{');

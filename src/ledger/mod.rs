@@ -15,6 +15,7 @@ use tracing::debug;
 use uuid::Uuid;
 
 use crate::batch::{BatchId, ReadBy};
+use crate::history::FailedObject;
 use crate::load::verdict::FENCED_TEXT;
 use crate::object::{ObjectId, ObjectRef};
 use crate::plan::Form;
@@ -31,6 +32,9 @@ pub const BATCHES_TABLE: &str = "ledger_batches";
 /// One row an object that could not be loaded, each time: the reason on record.
 pub const FAILURES_TABLE: &str = "ledger_failures";
 
+/// The class of a row of [`FAILURES_TABLE`] that is no failure: a person has dismissed those before.
+pub const DISMISSED: &str = "dismissed";
+
 /// The events in the life of a batch, as `ledger_batches.event` has them. That it is sealed is said
 /// by its list.
 mod event {
@@ -43,7 +47,7 @@ mod event {
 }
 
 /// Of a claim: the batch moves lines that were kept.
-const IS_REPLAY: &str = "read_by IN ('rejected_lines', 'unmatched_statements')";
+pub(crate) const IS_REPLAY: &str = "read_by IN ('rejected_lines', 'unmatched_statements')";
 
 #[derive(Clone)]
 pub struct Ledger {
@@ -639,6 +643,27 @@ impl Ledger {
                 etag: &failure.object.etag,
                 class: failure.class,
                 reason: failure.reason,
+                worker: &self.worker,
+            })
+            .collect();
+        self.warehouse.insert(FAILURES_TABLE, &rows).await
+    }
+
+    /// Records that a person has dismissed these failures.
+    pub async fn dismiss(
+        &self,
+        failed: &[FailedObject],
+        reason: &str,
+    ) -> Result<(), WarehouseError> {
+        let rows: Vec<FailureRow<'_>> = failed
+            .iter()
+            .map(|failed| FailureRow {
+                object_id: failed.object_id,
+                bucket: &failed.bucket,
+                key: &failed.key,
+                etag: &failed.etag,
+                class: DISMISSED,
+                reason,
                 worker: &self.worker,
             })
             .collect();

@@ -67,6 +67,7 @@ fn everything() -> Value {
         },
         "eventTypes": {"click.yaml": "table: clicks\nrule: {path: [verb], equals: click}\n"},
         "clickhousePassword": {"existingSecret": "clickhouse", "key": "pass"},
+        "clickhouseCa": {"existingSecret": "authority", "key": "root.pem"},
         "s3SecretAccessKey": {"value": "secret"},
         "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/s"}},
         "env": [{"name": "AWS_REGION", "value": "eu-central-1"}],
@@ -150,6 +151,32 @@ fn what_cannot_work_is_refused_with_advice() {
         ),
         (json!({"keda": {"enabled": true}}), "keda.awsRegion: give"),
         (
+            json!({"keda": {"enabled": true, "awsRegion": "e", "identityOwner": "pod"}}),
+            "serviceAccount.annotations.eks.amazonaws.com/role-arn",
+        ),
+        (
+            json!({"s3SecretAccessKey": {"existingSecret": "keys"}}),
+            "config.s3.clickhouse_access.kind: keys",
+        ),
+        (
+            json!({
+                "s3SecretAccessKey": {"existingSecret": "keys"},
+                "config": {"s3": {"region": "eu-central-1"}},
+            }),
+            "config.s3.clickhouse_access.kind: keys",
+        ),
+        (
+            json!({"clickhouseCa": {"existingSecret": "a", "existingConfigMap": "b"}}),
+            "existingSecret or existingConfigMap, not both",
+        ),
+        (
+            json!({
+                "clickhouseCa": {"existingSecret": "a"},
+                "config": {"clickhouse": {"ca_file": "/ca.crt"}},
+            }),
+            "clickhouseCa and config.clickhouse.ca_file: give one of the two",
+        ),
+        (
             json!({"reconcile": {"enabled": true}}),
             "reconcile.url: give",
         ),
@@ -159,6 +186,10 @@ fn what_cannot_work_is_refused_with_advice() {
         ),
         // By the schema: of the chart, and of the configuration.
         (json!({"replica": 2}), "replica"),
+        (
+            json!({"keda": {"identityOwner": "workload"}}),
+            "identityOwner",
+        ),
         (json!({"image": {"digest": "latest"}}), "digest"),
         (json!({"config": {"batch": {"windows": "5s"}}}), "windows"),
         (json!({"config": {"queue": {"receivers": 99}}}), "receivers"),
@@ -169,6 +200,111 @@ fn what_cannot_work_is_refused_with_advice() {
         let error = rendered["error"].as_str().unwrap_or_default();
         assert!(error.contains(says), "{over}: {rendered}");
     }
+}
+
+/// The manifests of one template.
+#[track_caller]
+fn manifests(values: &Value, template: &str) -> String {
+    sound(values);
+    let rendered = render(values);
+    let text = &rendered["manifests"][format!("sluice/templates/{template}.yaml")];
+    text.as_str().unwrap().to_owned()
+}
+
+#[track_caller]
+fn assert_in_order(text: &str, words: &[&str]) {
+    let mut rest = text;
+    for word in words {
+        let (_, after) = rest
+            .split_once(word)
+            .unwrap_or_else(|| panic!("{word:?} is not in its place in:\n{text}"));
+        rest = after;
+    }
+}
+
+#[test]
+fn an_authority_is_mounted_where_the_configuration_says() {
+    for (source, volume) in [
+        (
+            "existingSecret",
+            "secret:\n            secretName: authority",
+        ),
+        (
+            "existingConfigMap",
+            "configMap:\n            name: authority",
+        ),
+    ] {
+        let given = values(json!({"clickhouseCa": {source: "authority"}}));
+        let deployment = manifests(&given, "deployment");
+        assert_in_order(
+            &deployment,
+            &[
+                "mountPath: /etc/sluice/ca\n",
+                "- name: ca\n",
+                volume,
+                "{key: \"ca.crt\", path: ca.crt}",
+            ],
+        );
+        let migrate = manifests(&given, "migrate");
+        assert_in_order(&migrate, &["mountPath: /etc/sluice/ca\n", volume]);
+        let file = manifests(&given, "configmap");
+        assert_in_order(&file, &["ca_file: /etc/sluice/ca/ca.crt\n"]);
+    }
+}
+
+#[test]
+fn event_types_of_the_chart_leave_their_other_settings_as_they_are() {
+    let file = manifests(
+        &values(json!({
+            "eventTypes": {"a.yaml": "table: a\n"},
+            "config": {"event_types": {"min_year": 1990}},
+        })),
+        "configmap",
+    );
+    let kept = [
+        "event_types:\n",
+        "dir: /etc/sluice/event_types\n",
+        "min_year: 1990\n",
+    ];
+    assert_in_order(&file, &kept);
+}
+
+#[test]
+fn keda_reads_the_queue_as_the_trigger_or_an_authentication_says() {
+    let keda = |over: Value| {
+        let mut keda = json!({"enabled": true, "awsRegion": "eu-central-1"});
+        keda.as_object_mut()
+            .unwrap()
+            .extend(over.as_object().unwrap().clone());
+        let annotations = json!({"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/s"});
+        let values = values(json!({
+            "keda": keda, "serviceAccount": {"annotations": annotations},
+        }));
+        manifests(&values, "scaledobject")
+    };
+    let by_operator = keda(json!({}));
+    assert_in_order(&by_operator, &["identityOwner: \"operator\""]);
+    assert!(!by_operator.contains("uthentication"), "{by_operator}");
+    for owner in ["workload", "keda"] {
+        let made = keda(json!({
+            "identityOwner": "pod", "triggerAuthentication": {"identityOwner": owner},
+        }));
+        let identity = format!("provider: aws\n    identityOwner: \"{owner}\"");
+        assert_in_order(
+            &made,
+            &[
+                "identityOwner: \"pod\"\n      authenticationRef:\n        name: demo-sluice\n",
+                "kind: TriggerAuthentication\n",
+                "name: demo-sluice\n",
+                &identity,
+            ],
+        );
+    }
+    let existing = keda(json!({
+        "identityOwner": "pod", "triggerAuthentication": {"existing": "sqs"},
+    }));
+    assert_in_order(&existing, &["identityOwner: \"pod\"", "name: sqs"]);
+    assert!(!existing.contains("kind: TriggerAuth"), "{existing}");
 }
 
 #[test]
@@ -186,6 +322,7 @@ fn sluice_takes_the_configuration_that_the_chart_writes() {
         let directory = tempfile::tempdir().unwrap();
         for name in [
             "clickhouse/password",
+            "ca/ca.crt",
             "s3/secret_access_key",
             "event_types/a.yaml",
         ] {

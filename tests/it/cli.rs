@@ -66,6 +66,44 @@ fn commands_in(help: &str) -> Vec<&str> {
         .collect()
 }
 
+/// As `sluice … | head` closes it.
+#[test]
+fn a_closed_output_ends_no_command_early() {
+    let nowhere = ["--set", "clickhouse.url=http://127.0.0.1:1"];
+    let commands = [
+        (&["config", "schema"][..], 0),
+        (&["types", "list"], 0),
+        // It prints its report, and then says that nothing answers.
+        (&["status", "--set", "queue.url=http://127.0.0.1:1/q"], 1),
+    ];
+    for (command, code) in commands {
+        let (reader, output) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut sluice = sluice();
+        sluice.args(nowhere).args(command);
+        sluice.envs([
+            ("AWS_ACCESS_KEY_ID", "test"),
+            ("AWS_SECRET_ACCESS_KEY", "test"),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_ENDPOINT_URL", "http://127.0.0.1:1"),
+        ]);
+        sluice.stderr(output.try_clone().unwrap()).stdout(output);
+        assert_eq!(sluice.status().unwrap().code(), Some(code), "{command:?}");
+    }
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_an_error() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+    let output = sluice()
+        .args(["config", "schema"])
+        .stdout(full.unwrap())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_says(&stderr(&output), &["standard output"]);
+}
+
 #[test]
 fn the_version_is_told() {
     let expected = format!("sluice {}\n", env!("CARGO_PKG_VERSION"));
@@ -148,6 +186,26 @@ fn event_types_that_are_wrong_are_named() {
     let setting = format!("event_types.dir={}", directory.path().display());
     let said = refused(&["--set", &setting, "migrate", "--print"]);
     assert_says(&said, &["bad.yaml"]);
+}
+
+#[test]
+fn retry_without_a_choice_is_a_misuse() {
+    let said = refused(&["retry"]);
+    assert_says(&said, &["name objects", "--error-class", "--all"]);
+}
+
+#[test]
+fn a_class_that_there_is_not_is_refused_with_those_that_there_are() {
+    for (command, also) in [
+        (&["status", "--failed"][..], "view"),
+        (&["retry"], "unproven"),
+        (&["dlq", "list"], "malformed"),
+        (&["dlq", "redrive"], "untried"),
+        (&["dlq", "purge"], "loaded"),
+    ] {
+        let said = refused(&[command, &["--error-class", "misssing"]].concat());
+        assert_says(&said, &["misssing", "missing, denied", also]);
+    }
 }
 
 /// As the paths of all key columns can be mistyped, and nothing else would be said.

@@ -110,6 +110,43 @@ async fn types_evolve_under_a_live_worker(strategy: &str) {
         // The landing table, and the views into `clicks` and the three tables of every catalog.
         let kept = report(&new, &[])["kept"].to_string();
         assert!(kept.contains("landing_"), "{kept}");
+        // The old worker has ended within the last ten minutes.
+        for arguments in [&["--prune"][..], &["--prune", "--dry-run"]] {
+            let refused = report(&new, arguments)["refusals"].to_string();
+            assert!(
+                refused.contains("may use it: ") && refused.contains("stop that worker"),
+                "{refused}"
+            );
+        }
+        let long_ago = format!(
+            "ALTER TABLE {}.ledger_objects UPDATE sealed_at = sealed_at - INTERVAL 1 HOUR WHERE 1 \
+             SETTINGS mutations_sync = 2",
+            site.database
+        );
+        stack.clickhouse.execute(&long_ago).await.unwrap();
+        // A batch that it has left behind.
+        let (open, ended) = (
+            format!(
+                "INSERT INTO {0}.ledger_objects (object_id, batch_id, plan, worker, sealed_at) \
+                 SELECT generateUUIDv4(), '00000000-0000-0000-0000-000000000001', plan, 'gone', sealed_at \
+                 FROM {0}.ledger_objects WHERE key = '1.jsonl' LIMIT 1",
+                site.database
+            ),
+            format!(
+                "INSERT INTO {}.ledger_batches (batch_id, event) \
+                 VALUES ('00000000-0000-0000-0000-000000000001', 'released')",
+                site.database
+            ),
+        );
+        stack.clickhouse.execute(&open).await.unwrap();
+        let refused = report(&new, &["--prune"])["refusals"].to_string();
+        assert!(
+            refused.contains("worker gone may use it") && refused.contains("1 batches"),
+            "{refused}"
+        );
+        let kept = report(&new, &[])["kept"].to_string();
+        assert!(kept.contains("landing_"), "{kept}");
+        stack.clickhouse.execute(&ended).await.unwrap();
         let pruned = report(&new, &["--prune"]);
         assert_eq!(whats(&pruned).len(), 5, "{pruned}");
         let kept = report(&new, &[])["kept"].to_string();
@@ -168,6 +205,139 @@ async fn a_change_that_would_harm_rows_is_refused_whole() {
         let said = String::from_utf8(output.stdout).unwrap();
         assert!(said.contains(says) && said.contains("help: "), "{said}");
         assert_eq!(stack.clickhouse.rows(&tables).await.unwrap(), before);
+        let would = sluice.command(&["migrate", "--dry-run"]);
+        assert_eq!(would.status.code(), Some(1));
+        let would = String::from_utf8(would.stdout).unwrap();
+        assert!(would.contains(says) && is_comments(&would), "{would}");
+    }
+}
+
+fn is_comments(text: &str) -> bool {
+    text.lines().all(|line| line.starts_with("-- "))
+}
+
+#[tokio::test]
+async fn a_dry_run_prints_what_can_be_run_as_it_is() {
+    let stack = Stack::shared();
+    let site = stack.site("evolve-dry-run").await.unwrap();
+    let types = tempfile::tempdir().unwrap();
+    clicks(types.path(), "click", "");
+    let sluice = worker(stack, &site, &types, "single_pass");
+    sluice.migrate();
+    let page = "- {name: page, type: String, path: [page]}\n";
+    clicks(types.path(), "click", page);
+    let dry_run = || {
+        let output = sluice.command(&["migrate", "--dry-run"]);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let would = dry_run();
+    assert!(
+        would.starts_with("-- kept: landing tables of other"),
+        "{would}"
+    );
+    let lines = would.lines().filter(|line| !line.starts_with("--"));
+    let statements = lines.collect::<Vec<_>>().join("\n");
+    for statement in statements.trim_end().split_terminator(';') {
+        stack.clickhouse.execute(statement).await.unwrap();
+    }
+    let again = dry_run();
+    assert!(again.contains("-- everything is as declared\n"), "{again}");
+    assert!(is_comments(&again), "{again}");
+}
+
+#[tokio::test]
+async fn what_the_server_refuses_is_named_and_nothing_is_changed() {
+    let stack = Stack::shared();
+    let site = stack.site("evolve-invalid").await.unwrap();
+    let types = tempfile::tempdir().unwrap();
+    clicks(types.path(), "click", "");
+    let declared = types.path().join("click.yaml");
+    let text = std::fs::read_to_string(&declared).unwrap();
+    let column = |column: &str| format!("{text}- {{name: page, {column}}}\n");
+    let partition = |key: &str| text.replace("columns:", &format!("partition_by: {key}\ncolumns:"));
+    let nullable = partition("n").replace("Int32", "Nullable(Int32)");
+    let floating = partition("n / 2");
+    let mut invalid = vec![
+        (
+            partition("toYYYYMM(nope)"),
+            "click.yaml: partition_by: event type click: ",
+            "nope",
+        ),
+        (
+            nullable,
+            "click.yaml: partition_by: event type click: ",
+            "can be NULL",
+        ),
+        (
+            floating,
+            "click.yaml: partition_by: event type click: ",
+            "floating-point",
+        ),
+    ];
+    for (declared, says) in [
+        (
+            "type: String, path: [page], expression: \"nosuch({value})\"",
+            "nosuch",
+        ),
+        ("type: Int32, expression: \"[1]\"", "Array(UInt8)"),
+        ("type: UInt64, expression: \"count()\"", "source_path"),
+    ] {
+        let at = "click.yaml: columns[2].expression: event type click, column page: ";
+        invalid.push((column(declared), at, says));
+    }
+    let sluice = worker(stack, &site, &types, "single_pass");
+    let tables = format!(
+        "SELECT name, create_table_query FROM system.tables WHERE database = '{}' ORDER BY name",
+        site.database
+    );
+    let databases = format!(
+        "SELECT count() FROM system.databases WHERE name = '{}'",
+        site.database
+    );
+    for is_there in [false, true] {
+        let before = stack.clickhouse.rows(&tables).await.unwrap();
+        for (text, at, says) in &invalid {
+            std::fs::write(&declared, text).unwrap();
+            for arguments in [&["migrate"][..], &["migrate", "--dry-run"]] {
+                let output = sluice.command(arguments);
+                assert_eq!(output.status.code(), Some(2), "{text}\n{output:?}");
+                let said = String::from_utf8(output.stderr).unwrap();
+                assert!(said.contains(at) && said.contains(says), "{said}");
+            }
+        }
+        assert_eq!(stack.clickhouse.rows(&tables).await.unwrap(), before);
+        let there = format!("{}\n", u8::from(is_there));
+        assert_eq!(stack.clickhouse.query(&databases).await.unwrap(), there);
+        std::fs::write(&declared, &text).unwrap();
+        sluice.migrate();
+    }
+}
+
+#[tokio::test]
+async fn a_migration_that_was_cut_short_is_completed() {
+    let stack = Stack::shared();
+    let site = stack.site("evolve-cut").await.unwrap();
+    let types = tempfile::tempdir().unwrap();
+    clicks(types.path(), "click", "");
+    let sluice = worker(stack, &site, &types, "single_pass");
+    let would = report(&sluice, &["--dry-run"]);
+    let statements = would["statements"].as_array().unwrap();
+    let tables = format!(
+        "SELECT name FROM system.tables WHERE database = '{}' ORDER BY name",
+        site.database
+    );
+    for cut_after in [1, 2, statements.len() - 1] {
+        let drop = format!("DROP DATABASE IF EXISTS {}", site.database);
+        stack.clickhouse.execute(&drop).await.unwrap();
+        for statement in &statements[..cut_after] {
+            let sql = statement["sql"].as_str().unwrap();
+            stack.clickhouse.execute(sql).await.unwrap();
+        }
+        sluice.migrate();
+        let made = stack.clickhouse.rows(&tables).await.unwrap();
+        assert_eq!(made.len(), statements.len() - 1, "{made:?}");
+        assert_eq!(whats(&report(&sluice, &[])), [""; 0]);
     }
 }
 

@@ -93,7 +93,10 @@ async fn every_command_has_a_document_for_scripts() {
         ("status_good", &["status", &good]),
         ("status_bad", &["status", &bad]),
         ("status_failed", &["status", "--failed"]),
-        ("retry", &["retry", "--all", "--dry-run"]),
+        (
+            "retry",
+            &["retry", "--error-class", "unloadable", "--dry-run"],
+        ),
         ("dlq_list", &["dlq", "list"]),
         ("dlq_redrive", &["dlq", "redrive", "--dry-run"]),
         ("rejects_replay", &["rejects", "replay", "--dry-run"]),
@@ -107,4 +110,6 @@ async fn every_command_has_a_document_for_scripts() {
     let letters: Value = serde_json::from_str(&json(&sluice, &["dlq", "list"])).unwrap();
     let id = letters["messages"][0]["message_id"].as_str().unwrap();
     check("dlq_show", &json(&sluice, &["dlq", "show", id]));
+    let forget = ["forget", &bad, "--reason", "nobody mends it"];
+    check("forget", &json(&sluice, &forget));
 }

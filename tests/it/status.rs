@@ -1,7 +1,9 @@
 //! `sluice status`: the queue and the workers, what failed, and an object's story.
 
 use serde_json::Value;
-use sluice_testkit::{SiteOptions, Stack, wait_for};
+use sluice_testkit::proxy::{Fault, Proxy};
+use sluice_testkit::xapi::gzip;
+use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
@@ -166,6 +168,228 @@ async fn pain_16_everything_that_happened_to_an_object_can_be_asked_for() {
     assert!(never.contains("never met"), "{never}");
 }
 
+async fn impatient_site(stack: &Stack, name: &str) -> Site {
+    let options = SiteOptions {
+        max_receive_count: 1,
+        ..SiteOptions::default()
+    };
+    stack.site_with(name, options).await.unwrap()
+}
+
+fn failed_keys(sluice: &Sluice) -> Vec<String> {
+    let failed = json(sluice, &["--failed"]);
+    let keys = failed.as_array().unwrap().iter();
+    let mut keys: Vec<_> = keys
+        .map(|it| it["key"].as_str().unwrap().to_owned())
+        .collect();
+    keys.sort();
+    keys
+}
+
+#[tokio::test]
+async fn a_failure_is_over_once_the_key_is_loaded_with_other_content() {
+    let stack = Stack::shared();
+    let site = impatient_site(stack, "status-replaced").await;
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    sluice.start();
+    let good = || gzip(b"{\"note\":1}\n");
+    site.put("mended.jsonl.gz", "no gzip").await.unwrap();
+    site.put("spoilt.jsonl.gz", good()).await.unwrap();
+    dead_letters(&site, 1).await;
+    drained(&site).await;
+    assert_eq!(failed_keys(&sluice), ["mended.jsonl.gz"]);
+    site.put("mended.jsonl.gz", good()).await.unwrap();
+    site.put("spoilt.jsonl.gz", "no gzip").await.unwrap();
+    dead_letters(&site, 2).await;
+    drained(&site).await;
+    assert_eq!(failed_keys(&sluice), ["spoilt.jsonl.gz"]);
+
+    // A replay moves lines of what was loaded before the failure.
+    let database = &site.database;
+    for replay in [
+        format!(
+            "INSERT INTO {database}.ledger_objects (object_id, bucket, key, batch_id, read_by) \
+             SELECT object_id, bucket, key, '00000000-0000-0000-0000-000000000001', 'rejected_lines' \
+             FROM {database}.ledger_objects WHERE key = 'spoilt.jsonl.gz' LIMIT 1"
+        ),
+        format!(
+            "INSERT INTO {database}.ledger_batches (batch_id, event) \
+             VALUES ('00000000-0000-0000-0000-000000000001', 'loaded')"
+        ),
+    ] {
+        stack.clickhouse.execute(&replay).await.unwrap();
+    }
+    assert_eq!(failed_keys(&sluice), ["spoilt.jsonl.gz"]);
+
+    let retry = |arguments: &[&str]| {
+        let output = sluice.command(&[&["retry", "--dry-run"], arguments].concat());
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.code(), text)
+    };
+    let mended = format!("s3://{}/mended.jsonl.gz", site.bucket);
+    assert_eq!(retry(&[&mended]).0, Some(1));
+    let (code, would) = retry(&["--error-class", "unloadable"]);
+    assert_eq!(code, Some(0));
+    assert!(
+        would.contains("spoilt.jsonl.gz") && !would.contains("mended"),
+        "{would}"
+    );
+}
+
+#[tokio::test]
+async fn a_failure_that_is_dismissed_is_listed_again_when_it_happens_again() {
+    let stack = Stack::shared();
+    let site = impatient_site(stack, "forget").await;
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    sluice.start();
+    for key in ["bad.jsonl.gz", "worse.jsonl.gz"] {
+        site.put(key, "no gzip").await.unwrap();
+    }
+    dead_letters(&site, 2).await;
+    drained(&site).await;
+    let forget = |url: &str, reason: &str| {
+        let output = sluice.command(&["forget", url, "--reason", reason]);
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let bad = format!("s3://{}/bad.jsonl.gz", site.bucket);
+    let (code, said) = forget(&format!("{bad}.not"), "a mistake");
+    assert_eq!(code, Some(1));
+    assert!(said.contains("is not on record as failed"), "{said}");
+    assert_eq!(forget(&bad, "").0, Some(2));
+    assert_eq!(failed_keys(&sluice).len(), 2);
+
+    assert_eq!(
+        forget(&bad, "the producer's test file"),
+        (Some(0), String::new())
+    );
+    assert_eq!(failed_keys(&sluice), ["worse.jsonl.gz"]);
+    assert_eq!(forget(&bad, "once more").0, Some(1));
+    let would = sluice.command(&["retry", "--error-class", "unloadable", "--dry-run"]);
+    let would = String::from_utf8(would.stdout).unwrap();
+    assert!(would.contains("worse") && !would.contains(&bad), "{would}");
+    let told = text(&sluice, &[&bad]);
+    assert!(told.contains(": the producer's test file\n"), "{told}");
+    let story = json(&sluice, &[&bad]);
+    let failures = &story["versions"][0]["failures"];
+    assert_eq!(failures[0]["class"], "dismissed", "{story}");
+    assert_eq!(failures[1]["class"], "unloadable", "{story}");
+
+    // Its dead letter is still there, and can be chosen by that.
+    let listed = sluice.command(&["dlq", "list", "--error-class", "dismissed"]);
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert!(
+        listed.contains("bad.jsonl.gz") && !listed.contains("worse"),
+        "{listed}"
+    );
+    let redrive = ["dlq", "redrive", "--error-class", "dismissed"];
+    assert!(sluice.command(&redrive).status.success());
+    dead_letters(&site, 2).await;
+    drained(&site).await;
+    assert_eq!(failed_keys(&sluice), ["bad.jsonl.gz", "worse.jsonl.gz"]);
+    let failed = json(&sluice, &["--failed"]);
+    assert_eq!(failed[0]["tries"], 2, "{failed}");
+}
+
+#[tokio::test]
+async fn what_would_fail_again_is_retried_only_where_it_is_meant() {
+    let stack = Stack::shared();
+    let site = impatient_site(stack, "retry-again").await;
+    let mut sluice = Sluice::new(stack, &site)
+        .set("load.fallback", "never")
+        .set("load.max_rejected_ratio", "0.5");
+    sluice.migrate();
+    site.put("gone.jsonl", "{}\n").await.unwrap();
+    site.delete("gone.jsonl").await.unwrap();
+    site.put("back.jsonl", "{}\n").await.unwrap();
+    site.delete("back.jsonl").await.unwrap();
+    for key in ["broken.jsonl.gz", "mended.jsonl.gz"] {
+        site.put(key, "no gzip").await.unwrap();
+    }
+    site.put("lines.jsonl", "no JSON\n").await.unwrap();
+    site.put("odd*.jsonl", "no JSON\n").await.unwrap();
+    sluice.start();
+    dead_letters(&site, 6).await;
+    drained(&site).await;
+    site.announce_no_more().await.unwrap();
+    site.put("back.jsonl", "{}\n").await.unwrap();
+    site.put("mended.jsonl.gz", gzip(b"{}\n")).await.unwrap();
+
+    let retry = |sluice: &Sluice, arguments: &[&str]| -> Value {
+        let dry_run = ["retry", "--dry-run", "--output", "json"];
+        let output = sluice.command(&[&dry_run, arguments].concat());
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let urls = |keys: &[&str]| {
+        let url = |key: &&str| Value::from(format!("s3://{}/{key}", site.bucket));
+        keys.iter().map(url).collect::<Vec<_>>()
+    };
+    let objects = |report: &Value| {
+        let mut objects = report["objects"].as_array().unwrap().clone();
+        objects.sort_by_key(Value::to_string);
+        objects
+    };
+    let all = retry(&sluice, &["--all"]);
+    assert_eq!(
+        objects(&all),
+        urls(&["back.jsonl", "mended.jsonl.gz"]),
+        "{all}"
+    );
+    assert_eq!(all["skipped"], 4, "{all}");
+    let told = sluice.command(&["retry", "--all", "--dry-run"]);
+    let told = String::from_utf8(told.stdout).unwrap();
+    assert!(
+        told.contains("4 objects skipped") && told.contains("--error-class"),
+        "{told}"
+    );
+    for (class, keys) in [
+        ("missing", &["back.jsonl", "gone.jsonl"][..]),
+        ("unloadable", &["broken.jsonl.gz", "mended.jsonl.gz"]),
+        ("rejected", &["lines.jsonl"]),
+        ("unnameable", &["odd*.jsonl"]),
+    ] {
+        let chosen = retry(&sluice, &["--error-class", class]);
+        assert_eq!(objects(&chosen), urls(keys), "{chosen}");
+        assert_eq!(chosen["skipped"], 0, "{chosen}");
+    }
+    let broken = format!("s3://{}/broken.jsonl.gz", site.bucket);
+    assert_eq!(
+        objects(&retry(&sluice, &[&broken])),
+        urls(&["broken.jsonl.gz"])
+    );
+}
+
+/// The proxy runs while the command is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_worker_may_not_look_at_is_retried() {
+    let stack = Stack::shared();
+    let site = impatient_site(stack, "retry-denied").await;
+    let mut sluice = Sluice::new(stack, &site);
+    sluice.migrate();
+    site.put("gone.jsonl", "{}\n").await.unwrap();
+    site.delete("gone.jsonl").await.unwrap();
+    site.put("broken.jsonl.gz", "no gzip").await.unwrap();
+    sluice.start();
+    dead_letters(&site, 2).await;
+    drained(&site).await;
+    assert_eq!(sluice.stop().await.code(), Some(0));
+    let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
+    proxy.inject(Fault::Status(403), usize::MAX, |_, _| true);
+    let sluice = sluice.environment("AWS_ENDPOINT_URL_S3", proxy.url());
+    let output = sluice.command(&["retry", "--all", "--dry-run"]);
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        told.ends_with("2 objects would be announced again\n"),
+        "{told}"
+    );
+    assert!(!told.contains("skipped"), "{told}");
+    assert!(proxy.hits() >= 2);
+}
+
 #[tokio::test]
 async fn what_does_not_answer_is_named_and_the_rest_is_shown() {
     let stack = Stack::shared();
@@ -210,7 +434,7 @@ async fn pain_7_what_failed_is_retried_by_one_command() {
         let code = output.status.code();
         (code, String::from_utf8(output.stdout).unwrap())
     };
-    assert_eq!(retry(&[]).0, Some(1), "everything, by mistake");
+    assert_eq!(retry(&[]).0, Some(2), "everything, by mistake");
     assert_eq!(retry(&["s3://elsewhere/key"]).0, Some(1));
     let url = format!("s3://{}/{}", site.bucket, keys[1]);
     let (code, would) = retry(&["--all", "--dry-run"]);

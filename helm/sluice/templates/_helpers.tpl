@@ -68,6 +68,19 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
+{{/* How ClickHouse reads S3, as far as that is given. */}}
+{{- define "sluice.s3Access" -}}
+{{- $s3 := default dict (get .Values.config "s3") -}}
+{{- default dict (get $s3 "clickhouse_access") | toYaml -}}
+{{- end -}}
+
+{{/* Whether a certificate authority is mounted. */}}
+{{- define "sluice.hasCa" -}}
+{{- with .Values.clickhouseCa -}}
+{{- if or .existingSecret .existingConfigMap -}}true{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Refuses what can never work, and secrets where everybody can read them. */}}
 {{- define "sluice.check" -}}
 {{- $config := .Values.config -}}
@@ -80,14 +93,28 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if dig "clickhouse" "password" "" $config -}}
 {{- fail "config.clickhouse.password: a ConfigMap is no place for a secret: give it as clickhousePassword.existingSecret" -}}
 {{- end -}}
-{{- if dig "s3" "clickhouse_access" "secret_access_key" "" $config -}}
+{{- $access := include "sluice.s3Access" . | fromYaml -}}
+{{- if $access.secret_access_key -}}
 {{- fail "config.s3.clickhouse_access.secret_access_key: a ConfigMap is no place for a secret: give it as s3SecretAccessKey.existingSecret" -}}
+{{- end -}}
+{{- if and (or .Values.s3SecretAccessKey.existingSecret .Values.s3SecretAccessKey.value) (ne (default "" $access.kind) "keys") -}}
+{{- fail "s3SecretAccessKey: this is for config.s3.clickhouse_access.kind: keys: give that, with its access_key_id, or leave s3SecretAccessKey out" -}}
+{{- end -}}
+{{- if and .Values.clickhouseCa.existingSecret .Values.clickhouseCa.existingConfigMap -}}
+{{- fail "clickhouseCa: give existingSecret or existingConfigMap, not both" -}}
+{{- end -}}
+{{- if and (include "sluice.hasCa" .) (dig "clickhouse" "ca_file" "" $config) -}}
+{{- fail "clickhouseCa and config.clickhouse.ca_file: give one of the two" -}}
 {{- end -}}
 {{- if and .Values.eventTypes (dig "event_types" "dir" "" $config) -}}
 {{- fail "eventTypes and config.event_types.dir: give one of the two" -}}
 {{- end -}}
 {{- if and .Values.keda.enabled (gt (int .Values.keda.minReplicas) (int .Values.keda.maxReplicas)) -}}
 {{- fail (printf "keda.minReplicas: %d is more than keda.maxReplicas, %d" (int .Values.keda.minReplicas) (int .Values.keda.maxReplicas)) -}}
+{{- end -}}
+{{- $authentication := .Values.keda.triggerAuthentication -}}
+{{- if and .Values.keda.enabled (eq .Values.keda.identityOwner "pod") (not $authentication.existing) (eq $authentication.identityOwner "workload") .Values.serviceAccount.create (not (index .Values.serviceAccount.annotations "eks.amazonaws.com/role-arn")) -}}
+{{- fail "keda.triggerAuthentication.identityOwner: KEDA takes the role of the workers from serviceAccount.annotations.eks.amazonaws.com/role-arn: give that, or set identityOwner to keda" -}}
 {{- end -}}
 {{- range $job := list "reconcile" "backfill" -}}
 {{- $values := index $.Values $job -}}
@@ -104,11 +131,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if or .Values.clickhousePassword.existingSecret .Values.clickhousePassword.value -}}
 {{- $_ := set $config.clickhouse "password_file" "/etc/sluice/clickhouse/password" -}}
 {{- end -}}
+{{- if include "sluice.hasCa" . -}}
+{{- $_ := set $config.clickhouse "ca_file" "/etc/sluice/ca/ca.crt" -}}
+{{- end -}}
 {{- if or .Values.s3SecretAccessKey.existingSecret .Values.s3SecretAccessKey.value -}}
 {{- $_ := set $config.s3.clickhouse_access "secret_access_key_file" "/etc/sluice/s3/secret_access_key" -}}
 {{- end -}}
 {{- if .Values.eventTypes -}}
-{{- $_ := set $config "event_types" (dict "dir" "/etc/sluice/event_types") -}}
+{{- $types := default dict (get $config "event_types") -}}
+{{- $_ := set $config "event_types" (merge (dict "dir" "/etc/sluice/event_types") $types) -}}
 {{- end -}}
 {{- toYaml $config -}}
 {{- end -}}
@@ -183,6 +214,11 @@ containers:
         mountPath: /etc/sluice/clickhouse
         readOnly: true
       {{- end }}
+      {{- if include "sluice.hasCa" $root }}
+      - name: ca
+        mountPath: /etc/sluice/ca
+        readOnly: true
+      {{- end }}
       {{- if or $values.s3SecretAccessKey.existingSecret $values.s3SecretAccessKey.value }}
       - name: s3
         mountPath: /etc/sluice/s3
@@ -210,6 +246,21 @@ volumes:
       secretName: {{ default $named .existingSecret }}
       items:
         - {key: {{ if .existingSecret }}{{ .key | quote }}{{ else }}password{{ end }}, path: password}
+  {{- end }}
+  {{- end }}
+  {{- with $values.clickhouseCa }}
+  {{- if .existingSecret }}
+  - name: ca
+    secret:
+      secretName: {{ .existingSecret }}
+      items:
+        - {key: {{ .key | quote }}, path: ca.crt}
+  {{- else if .existingConfigMap }}
+  - name: ca
+    configMap:
+      name: {{ .existingConfigMap }}
+      items:
+        - {key: {{ .key | quote }}, path: ca.crt}
   {{- end }}
   {{- end }}
   {{- with $values.s3SecretAccessKey }}

@@ -2,14 +2,15 @@
 
 use std::time::SystemTime;
 
-use super::letter::Letter;
+use super::letter::{self, Letter};
+use crate::cli::classes;
 use crate::cli::moment::moment;
 use crate::object::ObjectUrl;
 
 #[derive(clap::Args, Debug, Default, PartialEq)]
 pub(super) struct Choice {
-    /// Only messages that are here for this, such as missing, malformed or loaded
-    #[arg(long, value_name = "CLASS")]
+    /// Only messages that are here for this
+    #[arg(long, value_name = "CLASS", value_parser = classes::of_objects_and(&letter::CLASSES))]
     error_class: Option<String>,
 
     /// Only messages that announce an object under this, such as s3://bucket/2026/

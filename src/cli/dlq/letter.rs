@@ -9,6 +9,7 @@ use serde::{Serialize, Serializer};
 
 use crate::cli::output::{first_words, shown, table};
 use crate::history::{History, ObjectStanding};
+use crate::ledger::DISMISSED;
 use crate::notification::{Envelopes, Notification, parse_with_form};
 use crate::object::ObjectRef;
 use crate::queue::Message;
@@ -21,6 +22,9 @@ const MALFORMED: &str = "malformed";
 const IGNORABLE: &str = "ignorable";
 /// The ledger has neither loaded it nor seen it fail.
 const UNTRIED: &str = "untried";
+
+/// The classes that a message can have beside those of failed objects.
+pub(super) const CLASSES: [&str; 5] = [LOADED, MALFORMED, IGNORABLE, UNTRIED, DISMISSED];
 
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Letter {
@@ -231,9 +235,14 @@ impl fmt::Display for Letter {
             let standing = &object.standing;
             if standing.failures > 0 {
                 let (at, reason) = (&standing.failed_at, shown(&standing.reason));
+                let last = if standing.class == DISMISSED {
+                    DISMISSED
+                } else {
+                    "last"
+                };
                 writeln!(
                     f,
-                    "  failed {} times, last {at}: {reason}",
+                    "  failed {} times, {last} {at}: {reason}",
                     standing.failures
                 )?;
             }
@@ -250,7 +259,7 @@ impl Announced {
     fn class(&self) -> &str {
         if self.standing.loaded {
             LOADED
-        } else if self.standing.failures == 0 {
+        } else if self.standing.class.is_empty() {
             UNTRIED
         } else {
             &self.standing.class

@@ -2,7 +2,7 @@
 
 use super::super::column_type::ColumnType;
 use super::super::paths::{self, Path};
-use super::super::{Column, Problem, Source};
+use super::super::{Column, Place, Problem, Source};
 use super::{LINEAGE, Placed, Report};
 
 pub(super) fn check_column(placed: &Placed, problems: &mut Vec<Problem>) -> Option<Column> {
@@ -102,6 +102,10 @@ pub(super) fn check_column(placed: &Placed, problems: &mut Vec<Problem>) -> Opti
         column_type: column_type?,
         source,
         required: column.required,
+        place: Place {
+            file: file.clone(),
+            at: at.clone(),
+        },
     })
 }
 
