@@ -177,7 +177,7 @@ async fn what_is_wrong_with_the_queue_is_named() {
 #[tokio::test]
 async fn who_does_not_answer_is_named_and_the_rest_is_checked() {
     let stack = Stack::shared();
-    let (_, sluice) = good_site(stack, "check-away").await;
+    let (_site, sluice) = good_site(stack, "check-away").await;
     let nowhere = "http://127.0.0.1:1";
 
     let sluice = sluice.environment("AWS_ENDPOINT_URL", nowhere.to_owned());
