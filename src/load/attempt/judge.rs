@@ -199,7 +199,7 @@ impl Loading<'_> {
         // The same body will not be smaller.
         let is_final = is_too_large(error);
         if is_final || self.replays >= self.trying.patience {
-            match self.blame(error).await? {
+            match self.blame(verdict, error).await? {
                 Blame::Objects => {
                     self.failures_alone += 1;
                     let enough = self.items.len() > 1 || self.failures_alone >= MAX_FAILURES_ALONE;
@@ -210,7 +210,8 @@ impl Loading<'_> {
                 Blame::Server(why) => pause_for = Some(why),
                 // Others get the turn: what becomes of them tells more.
                 Blame::Unknown if self.trying.may_wait => {
-                    return Ok(self.at_fault(error, Verdict::Replay, error.to_string()));
+                    self.failure = Some((Verdict::Replay, error.to_string()));
+                    return Ok(Event::ObjectFault);
                 }
                 Blame::Unknown if is_s3_away(error) => {}
                 // Nothing else comes while intake is paused.
@@ -230,12 +231,15 @@ impl Loading<'_> {
         Ok(Event::Unknown)
     }
 
-    /// The objects are not loaded like this.
+    /// The objects are not loaded like this. Whatever pauses intake is not over by that.
     async fn give_up(&mut self, error: &WarehouseError) -> Event {
         let fault = self.object_fault().await;
-        self.at_fault(error, fault, error.to_string())
+        metrics::clickhouse_error(error.code(), fault);
+        self.failure = Some((fault, error.to_string()));
+        Event::ObjectFault
     }
 
+    /// The server has told what is wrong with the objects: it does inserts.
     pub(super) fn at_fault(
         &mut self,
         error: &WarehouseError,
@@ -249,12 +253,25 @@ impl Loading<'_> {
     }
 
     /// Finds out who is to blame for an error that does not say it.
-    async fn blame(&mut self, error: &WarehouseError) -> Result<Blame, Cancelled> {
+    async fn blame(
+        &mut self,
+        verdict: Verdict,
+        error: &WarehouseError,
+    ) -> Result<Blame, Cancelled> {
         let successes = self.loader.successes.load(Ordering::Relaxed);
         let have_others = successes > self.successes_before;
         self.successes_before = successes;
         if have_others {
             return Ok(Blame::Objects);
+        }
+        if verdict == Verdict::Overload {
+            // Small statements say nothing of it. Less at a time may pass.
+            let are_several = self.items.len() > 1;
+            return Ok(if are_several {
+                Blame::Objects
+            } else {
+                Blame::Unknown
+            });
         }
         // The sample does not ask S3.
         if !is_s3_away(error)
