@@ -14,7 +14,7 @@ const LONG_WAIT: Duration = Duration::from_secs(60);
 /// Batches are in flight, and nothing has been loaded for this long: something is wrong.
 const LONG_IDLE: Duration = Duration::from_secs(300);
 /// A larger part of the lines is rejected: whoever writes the objects has changed something.
-const MANY_REJECTED: f64 = 0.01;
+const MANY_REJECTED: f64 = 0.02;
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Condition {
@@ -197,7 +197,7 @@ mod tests {
             (
                 Signs {
                     unloaded_for: seconds(299),
-                    rejected_ratio: 0.01,
+                    rejected_ratio: 0.02,
                     ..WELL
                 },
                 Word::Well,
