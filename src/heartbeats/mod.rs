@@ -499,6 +499,20 @@ mod tests {
         assert!(!heartbeats.forget(&handle(0)));
     }
 
+    #[test]
+    fn an_extended_deadline_counts_from_when_the_extension_was_sent() {
+        let mut heartbeats = Heartbeats::new(VISIBILITY, INTERVAL);
+        let start = Instant::now();
+        heartbeats.track(&handle(0), at(start));
+        let sent_at = start + INTERVAL;
+        heartbeats.tick(sent_at);
+        let request = heartbeats.take(sent_at).unwrap();
+        heartbeats.on_extended(request.number, Ok(vec![]), sent_at + SECOND, 0.0);
+        assert!(heartbeats.room(sent_at + VISIBILITY / 2) > 0);
+        // The deadline is close.
+        assert_eq!(heartbeats.room(sent_at + VISIBILITY - SECOND), 0);
+    }
+
     /// SQS refuses to hide a message for longer than 12 hours after its receive.
     #[test]
     fn an_extension_ends_before_the_queue_ends_the_visibility() {
