@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 pub use sluice_core::BatchId;
 
+use crate::label::labelled;
 use crate::object::{Compression, ObjectRef};
 
 /// Who reads the objects of a batch; `ledger_objects.read_by` says it.
@@ -50,31 +51,19 @@ pub struct BatchLimits {
     pub max_bytes: u64,
 }
 
-/// Why a batch was closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CloseReason {
-    Window,
-    /// Before its window ended: a load was free and had nothing else to do.
-    Idle,
-    Count,
-    Bytes,
-    /// The next object is another version of a key that the batch holds: they cannot be read side
-    /// by side.
-    SameKey,
-    /// The object is too large to share a batch.
-    Large,
-}
-
-impl CloseReason {
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Window => "window",
-            Self::Idle => "idle",
-            Self::Count => "count",
-            Self::Bytes => "bytes",
-            Self::SameKey => "same_key",
-            Self::Large => "large",
-        }
+labelled! {
+    /// Why a batch was closed. The labels are values of the `reason` label in metrics.
+    pub enum CloseReason {
+        Window = "window",
+        /// Before its window ended: a load was free and had nothing else to do.
+        Idle = "idle",
+        Count = "count",
+        Bytes = "bytes",
+        /// The next object is another version of a key that the batch holds: they cannot be read side
+        /// by side.
+        SameKey = "same_key",
+        /// The object is too large to share a batch.
+        Large = "large",
     }
 }
 

@@ -35,3 +35,4 @@ pub mod sql;
 pub mod store;
 pub mod telemetry;
 pub mod warehouse;
+mod yaml;

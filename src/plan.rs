@@ -84,6 +84,12 @@ pub struct TimeLimits {
 }
 
 impl TimeLimits {
+    /// All times that a column can have.
+    pub const ANY: Self = Self {
+        start: 0,
+        max_future: Duration::from_secs(u32::MAX as u64),
+    };
+
     /// Literals, which follow from the batch: a replay must make the same rows.
     pub fn of(self, batch: BatchId) -> Option<TimeRange> {
         Some(TimeRange {
@@ -187,11 +193,7 @@ impl Planner {
         form: Form,
         guard: &str,
     ) -> Vec<Statement> {
-        let Form {
-            read_by,
-            many_blocks,
-            ..
-        } = form;
+        let read_by = form.read_by;
         let statements = match self.strategy {
             Strategy::SinglePass => {
                 let lines = self.lines(batch, objects, read_by, guard);
@@ -208,10 +210,7 @@ impl Planner {
         };
         statements
             .into_iter()
-            .map(|sql| match read_by {
-                ReadBy::Stream => self.before_data(sql, batch, objects, many_blocks),
-                _ => self.alone(sql, batch, objects, many_blocks),
-            })
+            .map(|sql| self.statement(sql, batch, objects, form))
             .collect()
     }
 
@@ -251,7 +250,11 @@ impl Planner {
             self.landed(rows, batch),
             sql::strings(types.map(|event_type| &event_type.name)),
         );
-        self.alone(sql, batch, objects, self.needs_many_blocks(objects))
+        let form = Form {
+            many_blocks: self.needs_many_blocks(objects),
+            ..Form::default()
+        };
+        self.statement(sql, batch, objects, form)
     }
 
     /// Kept lines as they would be in `landing` now.
@@ -336,42 +339,13 @@ impl Planner {
         format!("INSERT INTO {}", sql::qualified(&self.database, table))
     }
 
-    /// The statement without any data behind it.
-    fn alone(
+    /// The statement with its settings; what the worker reads follows it in the body.
+    fn statement(
         &self,
         sql: String,
         batch: BatchId,
         objects: &[&ObjectRef],
-        many_blocks: bool,
-    ) -> Statement {
-        self.with_settings(sql, batch, objects, many_blocks)
-            .with("max_query_size", MAX_QUERY_BYTES)
-    }
-
-    /// The statement in front of its data.
-    fn before_data(
-        &self,
-        sql: String,
-        batch: BatchId,
-        objects: &[&ObjectRef],
-        many_blocks: bool,
-    ) -> Statement {
-        let sql = format!("{sql} FORMAT LineAsString\n");
-        // What is left of this room is filled with data before the server looks at the statement.
-        let room = sql.len() + 1024;
-        STREAM_SETTINGS.iter().fold(
-            self.with_settings(sql, batch, objects, many_blocks)
-                .with("max_query_size", room.to_string()),
-            |statement, (name, value)| statement.with(name, *value),
-        )
-    }
-
-    fn with_settings(
-        &self,
-        sql: String,
-        batch: BatchId,
-        objects: &[&ObjectRef],
-        many_blocks: bool,
+        form: Form,
     ) -> Statement {
         let mut statement = Statement::new(sql)
             // One token for all statements: every table remembers its own.
@@ -384,7 +358,7 @@ impl Planner {
                 LOG_COMMENT,
                 format!("sluice batch {batch}, {} objects", objects.len()),
             );
-        let forms: &[&[(&'static str, &str)]] = if many_blocks {
+        let forms: &[&[(&'static str, &str)]] = if form.many_blocks {
             &[MANY_BLOCKS]
         } else if are_small(objects) {
             &[ONE_BLOCK, SMALL_OBJECTS]
@@ -394,7 +368,16 @@ impl Planner {
         for (name, value) in SETTINGS.iter().chain(forms.iter().copied().flatten()) {
             statement = statement.with(name, *value);
         }
-        statement
+        if form.read_by != ReadBy::Stream {
+            return statement.with("max_query_size", MAX_QUERY_BYTES);
+        }
+        statement.sql += " FORMAT LineAsString\n";
+        // What is left of this room is filled with data before the server looks at the statement.
+        let room = statement.sql.len() + 1024;
+        STREAM_SETTINGS.iter().fold(
+            statement.with("max_query_size", room.to_string()),
+            |statement, (name, value)| statement.with(name, *value),
+        )
     }
 
     /// In what form the statements of these objects are. What was asked for in many blocks stays so.
@@ -433,7 +416,8 @@ impl Planner {
         Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes())
     }
 
-    fn needs_many_blocks(&self, objects: &[&ObjectRef]) -> bool {
+    /// Returns whether an object of these is too large for a block.
+    pub fn needs_many_blocks(&self, objects: &[&ObjectRef]) -> bool {
         objects
             .iter()
             .any(|object| estimated_bytes(object) > self.max_bytes)
@@ -690,10 +674,7 @@ pub(crate) mod tests {
             database: "db".into(),
             max_bytes: 1000,
             max_line_bytes: 100,
-            times: TimeLimits {
-                start: 0,
-                max_future: Duration::from_secs(86_400),
-            },
+            times: TimeLimits::ANY,
             insert_timeout: Duration::from_secs(600),
         }
     }

@@ -38,8 +38,8 @@ impl Meter {
         self.steps.iter().copied().collect()
     }
 
-    /// Of all steps of the history.
-    pub(super) fn of_late(&self) -> u64 {
+    /// Returns what all steps of the history have added, and the present one.
+    pub(super) fn recent(&self) -> u64 {
         self.current + self.steps.iter().sum::<u64>()
     }
 

@@ -268,8 +268,8 @@ impl Activity {
         let state = self.state();
         let rejected = Target::RejectedLines.kind();
         let rejected = rejected.and_then(|kind| state.rows_by_kind.get(kind));
-        let lines = state.rows.of_late();
-        (lines > 0).then(|| rejected.map_or(0, Meter::of_late) as f64 / lines as f64)
+        let lines = state.rows.recent();
+        (lines > 0).then(|| rejected.map_or(0, Meter::recent) as f64 / lines as f64)
     }
 
     /// How long messages had been in the queue that came for the first time within a minute.

@@ -51,7 +51,7 @@ pub(super) struct Signs {
     pub(super) unloaded_for: Option<Duration>,
     /// Messages in the dead-letter queue.
     pub(super) dead_letters: u64,
-    /// Which part of the lines was rejected of late.
+    /// Which part of the lines of the last 15 minutes was rejected.
     pub(super) rejected_ratio: f64,
 }
 

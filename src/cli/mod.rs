@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
 use aws_config::SdkConfig;
@@ -37,8 +37,8 @@ use tracing::error;
 
 use crate::batch::BatchLimits;
 use crate::config::{
-    BatchConfig, ClickHouseAccess, Config, LoadStrategy, NotificationsConfig, OnMissing, Problems,
-    SecretSource, Sources, process_environment,
+    BatchConfig, ClickHouseAccess, Config, EventTypesConfig, LoadStrategy, NotificationsConfig,
+    OnMissing, Problems, SecretSource, Sources, process_environment,
 };
 use crate::event_types::Catalog;
 use crate::event_types::select::Target;
@@ -347,17 +347,18 @@ fn planner(config: &Config, catalog: Catalog, region: &str) -> anyhow::Result<Pl
 }
 
 fn time_limits(config: &Config) -> TimeLimits {
+    let EventTypesConfig {
+        min_year,
+        max_future,
+        ..
+    } = &config.event_types;
+    let start = humantime::parse_rfc3339(&format!("{min_year}-01-01T00:00:00Z"));
+    let start = start.expect("its range is checked");
+    let start = start.duration_since(UNIX_EPOCH).unwrap_or_default();
     TimeLimits {
-        start: start_of_year(config.event_types.min_year),
-        max_future: config.event_types.max_future.get(),
+        start: start.as_secs(),
+        max_future: max_future.get(),
     }
-}
-
-/// In seconds after 1970, from which on years are valid here.
-fn start_of_year(year: u16) -> u64 {
-    let before = u64::from(year.saturating_sub(1));
-    let days = |years: u64| years * 365 + years / 4 - years / 100 + years / 400;
-    (days(before) - days(1969)) * 86_400
 }
 
 /// What takes batches through the ledger protocol.
@@ -417,7 +418,7 @@ fn ledger(config: &Config, warehouse: Warehouse) -> Ledger {
     )
 }
 
-/// What is to be loaded of what is announced.
+/// Returns the envelopes that are declared beside those that are known.
 fn envelopes(config: &Config) -> anyhow::Result<Envelopes> {
     let Some(path) = &config.notifications.envelopes else {
         return Ok(Envelopes::default());
@@ -429,6 +430,7 @@ fn envelopes(config: &Config) -> anyhow::Result<Envelopes> {
         .map_err(|problem| anyhow!("notifications.envelopes: {shown}: {problem}"))
 }
 
+/// What is to be loaded of what is announced.
 fn notification_filter(config: &Config) -> anyhow::Result<Filter> {
     let NotificationsConfig {
         events,

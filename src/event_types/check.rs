@@ -98,13 +98,7 @@ pub(super) fn catalog(files: Vec<(String, String)>) -> Result<Catalog, Vec<Probl
         });
     }
     if problems.is_empty() {
-        Ok(Catalog {
-            types: types
-                .into_iter()
-                .map(|(_, event_type)| event_type)
-                .collect(),
-            tree,
-        })
+        Ok(Catalog { types, tree })
     } else {
         Err(problems)
     }
@@ -204,7 +198,7 @@ fn check_type(
     chain: &[(&str, &Declaration)],
     columns: Vec<(&Placed, Option<Column>)>,
     problems: &mut Vec<Problem>,
-) -> Option<(String, EventType)> {
+) -> Option<EventType> {
     let name = type_name(file);
     let own = chain.first().map(|(_, declaration)| *declaration)?;
     let mut report = Report { file, problems };
@@ -319,7 +313,7 @@ fn check_type(
         .into_iter()
         .map(|(_, column)| column)
         .collect::<Option<Vec<_>>>()?;
-    let event_type = EventType {
+    Some(EventType {
         file: file.to_owned(),
         name: name.to_owned(),
         table,
@@ -329,8 +323,7 @@ fn check_type(
         partition_by,
         partition_by_file: partition_by_file.unwrap_or_default(),
         columns,
-    };
-    Some((file.to_owned(), event_type))
+    })
 }
 
 /// Reports a sorting key in which all columns can be without a value.
@@ -371,9 +364,10 @@ fn check_route(globs: &[String], report: &mut Report<'_>) -> Result<Route, Strin
     Route::new(globs).inspect_err(|error| report.add("keys", error.clone()))
 }
 
-fn check_tables(types: &[(String, EventType)], problems: &mut Vec<Problem>) {
+fn check_tables(types: &[EventType], problems: &mut Vec<Problem>) {
     let mut owners: BTreeMap<&str, &str> = BTreeMap::new();
-    for (file, event_type) in types {
+    for event_type in types {
+        let file = &event_type.file;
         if let Some(other) = owners.insert(&event_type.table, file) {
             let mut report = Report { file, problems };
             report.add(
@@ -387,10 +381,11 @@ fn check_tables(types: &[(String, EventType)], problems: &mut Vec<Problem>) {
     }
 }
 
-fn check_paths(types: &[(String, EventType)], problems: &mut Vec<Problem>) -> PathTree {
+fn check_paths(types: &[EventType], problems: &mut Vec<Problem>) -> PathTree {
     let mut tree = PathTree::default();
     let mut told = BTreeSet::new();
-    for (file, event_type) in types {
+    for event_type in types {
+        let file = &event_type.file;
         let rule = event_type
             .rule
             .paths()

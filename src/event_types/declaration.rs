@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::paths::Path;
+use crate::yaml;
 
 /// One file of config/event_types. Its name, without `.yaml`, is the event type's name.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -72,20 +73,7 @@ pub enum Otherwise {
 
 /// Reads one file's text.
 pub(super) fn parse(text: &str) -> Result<Declaration, String> {
-    let source = config::File::from_str(text, config::FileFormat::Yaml);
-    let value = config::Config::builder()
-        .add_source(source)
-        .build()
-        .map_err(|error| error.to_string())?;
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let at = error.path().to_string();
-        let inner = error.into_inner();
-        if at == "." {
-            inner.to_string()
-        } else {
-            format!("{at}: {inner}")
-        }
-    })
+    yaml::parse(text)
 }
 
 #[cfg(test)]

@@ -88,9 +88,9 @@ impl PathTree {
         leaves
     }
 
-    /// For each leaf, in the order of [`PathTree::leaves_by_depth`], whether the line has
-    /// no value at its path, so that what `parsed` has there comes from a list: an array, which is empty where nothing is suspect. ClickHouse looks for the
-    /// paths of suspects alone.
+    /// For each leaf, in the order of [`PathTree::leaves_by_depth`], whether the line has no value at
+    /// its path, so that what `parsed` has there comes from a list: an array, which is empty where
+    /// nothing is suspect. ClickHouse looks for the paths of suspects alone.
     ///
     /// The paths of one depth are arguments of one function: to plan a function for each of them
     /// takes a third longer.

@@ -284,7 +284,7 @@ impl<'a> Loading<'a> {
         let begun = Instant::now();
         let outcome = tokio::select! {
             () = self.cancel.cancelled() => return Err(Cancelled),
-            outcome = self.admitted(&statements, query_id) => outcome,
+            outcome = self.admitted(statements, query_id) => outcome,
         };
         let Err(error) = outcome else {
             self.answered();
@@ -365,7 +365,7 @@ impl<'a> Loading<'a> {
     /// Runs the insert once the breaker lets it.
     async fn admitted(
         &self,
-        statements: &[Statement],
+        statements: Vec<Statement>,
         query_id: &str,
     ) -> Result<(), WarehouseError> {
         let loader = self.loader;
@@ -381,7 +381,7 @@ impl<'a> Loading<'a> {
 
     async fn execute(
         &self,
-        statements: &[Statement],
+        statements: Vec<Statement>,
         query_id: &str,
     ) -> Result<(), WarehouseError> {
         let Loader {
@@ -395,12 +395,10 @@ impl<'a> Loading<'a> {
             .bounds
             .settings(warehouse, self.form.many_blocks);
         let bounds = bounds.await?;
-        for (index, statement) in statements.iter().enumerate() {
-            let bounded = bounds
-                .iter()
-                .fold(statement.clone(), |statement, (name, bound)| {
-                    statement.with(name, bound.to_string())
-                });
+        for (index, statement) in statements.into_iter().enumerate() {
+            let statement = bounds.iter().fold(statement, |statement, (name, bound)| {
+                statement.with(name, bound.to_string())
+            });
             let query_id = match index {
                 0 => query_id.to_owned(),
                 _ => format!("{query_id}-{index}"),
@@ -408,10 +406,10 @@ impl<'a> Loading<'a> {
             let span = trace::statement(&query_id);
             if self.form.read_by == ReadBy::Stream {
                 let body = stream::body(store, &objects);
-                let stream = warehouse.stream(&bounded, body, &query_id, timeout);
+                let stream = warehouse.stream(&statement, body, &query_id, timeout);
                 stream.instrument(span).await?;
             } else {
-                let execute = warehouse.execute(&bounded, Some(&query_id), timeout);
+                let execute = warehouse.execute(&statement, Some(&query_id), timeout);
                 execute.instrument(span).await?;
             }
         }

@@ -1,11 +1,8 @@
 //! How much one insert may take in ClickHouse, so that no object takes all of the server.
 
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
-
 use serde::Deserialize;
-use tokio::time::Instant;
 
+use super::answers::Answers;
 use crate::sql;
 use crate::warehouse::{Warehouse, WarehouseError};
 
@@ -17,8 +14,6 @@ const MAX_EXPANSION: u64 = 4;
 /// What a row of the landing table takes beside the text of its line.
 const ROW_BYTES: u64 = 256;
 const SHORTEST_LINE: u64 = 4;
-/// The profile can have been changed by then.
-const ASK_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
 const ROWS: &str = "max_rows_to_read";
 const BYTES: &str = "max_bytes_to_read";
@@ -32,8 +27,8 @@ pub struct Bounds {
     rows: u64,
     bytes: u64,
     memory: u64,
-    /// Those that the profile leaves to Sluice, and when that was asked.
-    unlimited: Mutex<Option<(Vec<String>, Instant)>>,
+    /// Those that the profile leaves to Sluice.
+    unlimited: Answers<(), Vec<String>>,
 }
 
 impl Bounds {
@@ -49,7 +44,7 @@ impl Bounds {
                 .saturating_add(lines * ROW_BYTES)
                 .saturating_mul(times),
             memory: max_memory,
-            unlimited: Mutex::default(),
+            unlimited: Answers::default(),
         }
     }
 
@@ -73,15 +68,8 @@ impl Bounds {
         struct Row {
             name: String,
         }
-        let known = || {
-            self.unlimited
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-        };
-        if let Some((names, asked)) = &*known()
-            && asked.elapsed() < ASK_AGAIN_AFTER
-        {
-            return Ok(names.clone());
+        if let Some(names) = self.unlimited.known(&()) {
+            return Ok(names);
         }
         let sql = format!(
             "SELECT name FROM system.settings WHERE name IN ({}) AND value = '0'",
@@ -89,7 +77,7 @@ impl Bounds {
         );
         let rows: Vec<Row> = warehouse.rows(&sql).await?;
         let names: Vec<String> = rows.into_iter().map(|row| row.name).collect();
-        *known() = Some((names.clone(), Instant::now()));
+        self.unlimited.learn((), names.clone());
         Ok(names)
     }
 }

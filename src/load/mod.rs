@@ -1,6 +1,7 @@
 //! Loads the objects of a batch: performs what the ledger protocol asks for, and splits what
 //! cannot be loaded together.
 
+mod answers;
 mod attempt;
 pub mod bounds;
 pub mod breaker;
@@ -315,7 +316,7 @@ impl Loader {
                 items,
                 verdict: Verdict::TooLarge,
                 ..
-            } if items.len() == 1 && !self.is_in_many_blocks(&items, form) => {
+            } if items.len() == 1 && !self.are_in_many_blocks(&items, form) => {
                 let many_blocks = true;
                 progress.work.push(Work {
                     items,
@@ -342,9 +343,9 @@ impl Loader {
         }
     }
 
-    fn is_in_many_blocks(&self, items: &[Item], asked: Form) -> bool {
+    fn are_in_many_blocks(&self, items: &[Item], asked: Form) -> bool {
         let objects: Vec<&ObjectRef> = items.iter().map(|item| &item.object).collect();
-        self.planner.form(&objects, asked).many_blocks
+        asked.many_blocks || self.planner.needs_many_blocks(&objects)
     }
 
     /// Puts the reasons on record, and says what becomes of the objects.

@@ -4,12 +4,7 @@
 //! is missing as if it were whole. Which ones is asked of the server itself: the body of a request
 //! passes through the same decoders as an object does.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
-
-use tokio::time::Instant;
-
+use super::answers::Answers;
 use super::verdict::{Verdict, verdict};
 use crate::object::Compression;
 use crate::warehouse::{Warehouse, WarehouseError};
@@ -25,26 +20,18 @@ pub enum Truncation {
     Unreadable,
 }
 
-/// The server can be another version by then.
-const ASK_AGAIN_AFTER: Duration = Duration::from_secs(600);
 /// Without an answer from a server that answers otherwise.
 const MAX_TRIES: usize = 3;
 const SYNTAX_ERROR: u32 = 62;
 
 /// What the server was found to do, for each compression that was asked about.
 #[derive(Debug, Default)]
-pub struct Truncations {
-    known: Mutex<HashMap<Compression, (Truncation, Instant)>>,
-}
+pub struct Truncations(Answers<Compression, Truncation>);
 
 impl Truncations {
     /// Returns what the server did with such a stream not long ago.
     pub fn known(&self, compression: Compression) -> Option<Truncation> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known
-            .get(&compression)
-            .filter(|(_, asked)| asked.elapsed() < ASK_AGAIN_AFTER)
-            .map(|(truncation, _)| *truncation)
+        self.0.known(&compression)
     }
 
     /// Asks the server what it does with such a stream.
@@ -58,8 +45,7 @@ impl Truncations {
         warehouse: &Warehouse,
     ) -> Result<Truncation, WarehouseError> {
         let truncation = truncation(compression, warehouse).await?;
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.insert(compression, (truncation, Instant::now()));
+        self.0.learn(compression, truncation);
         Ok(truncation)
     }
 }

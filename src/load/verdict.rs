@@ -5,7 +5,7 @@ use super::codes::{CONTENT, LIMITS, NO_WAY, OVERLOAD, TOO_LARGE, halt_reason, is
 use super::views::failing_view;
 use crate::label::labelled;
 use crate::store::StoreError;
-use crate::warehouse::WarehouseError;
+use crate::warehouse::{SUPPORT_IS_DISABLED, WarehouseError};
 
 labelled! {
     /// What to do about an insert that failed. The labels are values of the `verdict` label in metrics.
@@ -174,25 +174,14 @@ pub fn pause_reason(error: &WarehouseError) -> PauseReason {
         WarehouseError::Unfilled { .. } => PauseReason::Schema,
         _ if failing_view(error).is_some() => PauseReason::View,
         _ if verdict(error) == Verdict::Stream => PauseReason::S3Access,
-        _ if forbids_setting(error) => PauseReason::Settings,
-        WarehouseError::Server { code, .. } => match *code {
+        WarehouseError::Server { code, text } => match *code {
             499 => PauseReason::S3Access,
+            // The user may not set what a statement sets. ClickHouse names the setting.
+            164 if text.contains("setting in readonly mode") => PauseReason::Settings,
             code if is_in(LIMITS, code) || is_in(TOO_LARGE, code) => PauseReason::Limits,
             code if is_in(OVERLOAD, code) => PauseReason::Overload,
             code => halt_reason(code).unwrap_or(PauseReason::Other),
         },
-    }
-}
-
-/// Returns whether the user may not set what a statement sets: a constraint of its profile forbids
-/// that, or `readonly`. ClickHouse names the setting.
-fn forbids_setting(error: &WarehouseError) -> bool {
-    match error {
-        WarehouseError::Server {
-            code: 452 | 472, ..
-        } => true,
-        WarehouseError::Server { code: 164, text } => text.contains("setting in readonly mode"),
-        _ => false,
     }
 }
 
@@ -206,33 +195,21 @@ pub fn with_advice(error: &WarehouseError) -> String {
 
 /// What to do about an error, where that can be said.
 pub fn advice(error: &WarehouseError) -> Option<&'static str> {
-    let reason = pause_reason(error);
     Some(match error {
         WarehouseError::Unknown(text) => unreachable_advice(text),
-        WarehouseError::Source(_) => {
-            return match verdict(error) {
-                Verdict::Denied => {
-                    Some("the worker may not read the bucket: grant its role `s3:GetObject`")
-                }
-                Verdict::Replay => {
-                    Some("if it lasts, check the worker's way to S3 (network, `AWS_ENDPOINT_URL`)")
-                }
-                _ => None,
-            };
-        }
+        WarehouseError::Source(_) => match verdict(error) {
+            Verdict::Denied => "the worker may not read the bucket: grant its role `s3:GetObject`",
+            Verdict::Replay => {
+                "if it lasts, check the worker's way to S3 (network, `AWS_ENDPOINT_URL`)"
+            }
+            _ => return None,
+        },
         WarehouseError::Hidden { .. } => {
             "without the whole ledger, objects would be loaded twice: drop the row policy that hides \
              rows of it from `clickhouse.user`, and let `clickhouse.url` lead to one server"
         }
-        _ if failing_view(error).is_some() => {
-            "the insert fails in a view that is not Sluice's: mend or drop it"
-        }
         WarehouseError::Unfilled { .. } => {
             "run `sluice migrate`, which creates it; the batch is then rolled back and loaded again"
-        }
-        _ if verdict(error) == Verdict::Stream => {
-            "ClickHouse cannot get at S3: check `s3.clickhouse_endpoint` and \
-             `s3.clickhouse_access`, or let the worker read the objects (`load.fallback`)"
         }
         WarehouseError::Foreign { .. } if is_too_large(error) => {
             "something between Sluice and ClickHouse limits the size of requests: raise its limit \
@@ -242,52 +219,65 @@ pub fn advice(error: &WarehouseError) -> Option<&'static str> {
             "something between Sluice and ClickHouse answers in its place: check that it leads to \
              ClickHouse, and that it waits for as long as `clickhouse.insert_timeout`"
         }
-        _ if reason == PauseReason::Authentication => {
-            "check `clickhouse.user` and `clickhouse.password`"
+        WarehouseError::Server { code, .. } => {
+            return server_advice(*code, verdict(error), pause_reason(error));
         }
-        _ if reason == PauseReason::Quota => {
-            "intake goes on when the quota's interval ends: raise the quota of `clickhouse.user`, or \
-             make longer batches (`batch.window`), which need fewer statements"
+    })
+}
+
+fn server_advice(code: u32, verdict: Verdict, reason: PauseReason) -> Option<&'static str> {
+    Some(match (reason, verdict) {
+        (PauseReason::View, _) => {
+            "the insert fails in a view that is not Sluice's: mend or drop it"
         }
-        _ if reason == PauseReason::Replication => {
-            "the table's replicas or ClickHouse Keeper do not keep up: check `system.replicas`, and \
-             `insert_quorum` in the profile of `clickhouse.user`"
+        (_, Verdict::Stream) => {
+            "ClickHouse cannot get at S3: check `s3.clickhouse_endpoint` and \
+             `s3.clickhouse_access`, or let the worker read the objects (`load.fallback`)"
         }
-        _ if verdict(error) == Verdict::TooLarge => {
+        (_, Verdict::TooLarge) => {
             "`load.max_memory`, or a limit of the user's profile, is lower than what this needs: \
              raise it, or make smaller batches (`batch.max_bytes`)"
         }
-        _ if reason == PauseReason::Limits => {
+        (PauseReason::Authentication, _) => "check `clickhouse.user` and `clickhouse.password`",
+        (PauseReason::Quota, _) => {
+            "intake goes on when the quota's interval ends: raise the quota of `clickhouse.user`, or \
+             make longer batches (`batch.window`), which need fewer statements"
+        }
+        (PauseReason::Replication, _) => {
+            "the table's replicas or ClickHouse Keeper do not keep up: check `system.replicas`, and \
+             `insert_quorum` in the profile of `clickhouse.user`"
+        }
+        (PauseReason::Limits, _) => {
             "a limit of the user's profile is lower than what Sluice's statements need: raise what \
              the error names in the profile of `clickhouse.user`"
         }
-        _ if reason == PauseReason::Schema => {
+        (PauseReason::Schema, _) => {
             "the tables are not as the event types declare them: run `sluice migrate`"
         }
-        _ if reason == PauseReason::Permission => "grant the user what the error names",
-        _ if forbids_setting(error) => {
+        (PauseReason::Permission, _) => "grant the user what the error names",
+        (PauseReason::Settings, _) => {
             "every statement of Sluice sets this, so that the user's profile changes no results: \
              lift the constraint, or `readonly`, in the profile of `clickhouse.user`"
         }
-        _ if reason == PauseReason::ReadOnly => "make the server or table writable",
-        _ if reason == PauseReason::Overload => {
+        (PauseReason::ReadOnly, _) => "make the server or table writable",
+        (PauseReason::Overload, _) => {
             "ClickHouse is short of memory or slots: Sluice slows down; smaller `batch.max_bytes` \
              or `load.concurrency` ask less of it"
         }
-        WarehouseError::Server { code: 252, .. } => {
+        (PauseReason::TooManyParts, _) => {
             "merges lag behind: Sluice slows down; a longer `batch.window` makes fewer parts"
         }
-        WarehouseError::Server { code: 344, .. } => {
+        (PauseReason::S3Access, Verdict::Replay) => {
+            "if it lasts, check ClickHouse's way to S3 (network, `s3.clickhouse_endpoint`)"
+        }
+        (PauseReason::S3Access, _) => {
+            "ClickHouse may not read the bucket: check `s3.clickhouse_access`"
+        }
+        _ if code == SUPPORT_IS_DISABLED => {
             "the engine, a projection or a setting of the table does not allow this statement: \
              lift what the error names"
         }
-        WarehouseError::Server { code: 499, .. } if verdict(error) == Verdict::Replay => {
-            "if it lasts, check ClickHouse's way to S3 (network, `s3.clickhouse_endpoint`)"
-        }
-        WarehouseError::Server {
-            code: 499 | 669, ..
-        } => "ClickHouse may not read the bucket: check `s3.clickhouse_access`",
-        WarehouseError::Server { .. } => return None,
+        _ => return None,
     })
 }
 

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::object::{Parts, check, size_of};
 use super::{Announced, Ignorable, Malformed, Notification, names, time_of};
+use crate::yaml;
 
 /// The declared envelopes, in the order in which they are tried.
 #[derive(Clone, Debug, Default)]
@@ -35,9 +36,21 @@ struct Envelope {
     time: Option<Path>,
 }
 
-/// Names of fields, from the outermost in.
+/// Names of fields, from the outermost in; at least one.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "Vec<String>")]
 struct Path(Vec<String>);
+
+impl TryFrom<Vec<String>> for Path {
+    type Error = &'static str;
+
+    fn try_from(names: Vec<String>) -> Result<Self, Self::Error> {
+        if names.is_empty() {
+            return Err("a path is empty; name the fields that lead there");
+        }
+        Ok(Self(names))
+    }
+}
 
 impl Path {
     fn of<'v>(&self, value: &'v Value) -> &'v Value {
@@ -59,11 +72,7 @@ impl Envelopes {
         struct File {
             envelopes: Vec<Envelope>,
         }
-        let source = config::File::from_str(text, config::FileFormat::Yaml);
-        let file = config::Config::builder().add_source(source).build();
-        let file: File = file
-            .and_then(config::Config::try_deserialize)
-            .map_err(|error| error.to_string())?;
+        let file: File = yaml::parse(text)?;
         for envelope in &file.envelopes {
             envelope.check()?;
         }
@@ -79,26 +88,11 @@ impl Envelopes {
 
 impl Envelope {
     fn check(&self) -> Result<(), String> {
-        let name = &self.name;
-        let paths = [
-            &self.event,
-            &self.files,
-            &Some(self.bucket.clone()),
-            &Some(self.key.clone()),
-            &self.size,
-            &self.etag,
-            &self.version,
-            &self.time,
-        ];
-        if paths.into_iter().flatten().any(|path| path.0.is_empty()) {
-            return Err(format!(
-                "envelope {name}: a path is empty; name the fields that lead there"
-            ));
-        }
         if self.event.is_some() == self.created.is_empty() {
             return Err(format!(
-                "envelope {name}: `event` and `created` go together: where the message says what \
-                 happened, and what it says of an object that was written"
+                "envelope {}: `event` and `created` go together: where the message says what \
+                 happened, and what it says of an object that was written",
+                self.name
             ));
         }
         Ok(())

@@ -15,11 +15,11 @@ mod tests;
 
 use std::time::SystemTime;
 
-pub use self::envelope::Envelopes;
-pub use self::payload::payload_pointer;
-
 use serde_json::Value;
 
+pub use self::envelope::Envelopes;
+pub use self::payload::payload_pointer;
+use crate::label::labelled;
 use crate::object::ObjectRef;
 
 /// What a message announces.
@@ -42,32 +42,19 @@ pub struct Announced {
     pub object: ObjectRef,
 }
 
-/// How a body is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// As S3 writes it.
-    S3,
-    /// The same in the envelope of SNS.
-    Sns,
-    EventBridge,
-    EventBridgeSns,
-    /// In an envelope that is declared.
-    Declared,
-    /// It is no event of S3.
-    Unknown,
-}
-
-impl Form {
-    /// The value of the `form` label in metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::S3 => "s3",
-            Self::Sns => "sns",
-            Self::EventBridge => "event_bridge",
-            Self::EventBridgeSns => "event_bridge_sns",
-            Self::Declared => "declared",
-            Self::Unknown => "unknown",
-        }
+labelled! {
+    /// How a body is written. The labels are values of the `form` label in metrics.
+    pub enum Form {
+        /// As S3 writes it.
+        S3 = "s3",
+        /// The same in the envelope of SNS.
+        Sns = "sns",
+        EventBridge = "event_bridge",
+        EventBridgeSns = "event_bridge_sns",
+        /// In an envelope that is declared.
+        Declared = "declared",
+        /// It is no event of S3.
+        Unknown = "unknown",
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::{Deserialize, Serialize};
 
+use crate::batch::CloseReason;
 use crate::event_types::Catalog;
 use crate::event_types::select::{Target, rejection_reasons};
 use crate::load::breaker::PauseReason;
@@ -63,7 +64,7 @@ declare! {
         "Messages in the dead-letter queue, approximately. Not there where there is no such queue, or no right to ask it.";
     QUEUE_AGE: Histogram(QUEUE_AGES), "sluice_queue_age_seconds",
         "How long a message had been in the queue when it was received, at each receive. SQS tells the age of the oldest message to CloudWatch alone.";
-    NOTIFICATIONS: Counter, "sluice_notifications_total" { form: Only(FORMS), outcome: Only(NOTIFICATION_OUTCOMES) },
+    NOTIFICATIONS: Counter, "sluice_notifications_total" { form: Only(Form::LABELS), outcome: Only(NOTIFICATION_OUTCOMES) },
         "Message bodies read. `form`: S3's own event or EventBridge's, by itself (or by SNS, raw) or in the envelope of SNS.";
     MESSAGES_HELD: Gauge, "sluice_messages_held",
         "Messages received and not yet settled.";
@@ -79,7 +80,7 @@ declare! {
         "Bytes, as stored in S3, of the objects that were loaded.";
     OBJECTS_STREAMED: Counter, "sluice_objects_streamed_total",
         "Objects loaded that the worker read, and not ClickHouse.";
-    BATCHES_CLOSED: Counter, "sluice_batches_closed_total" { reason: Only(CLOSE_REASONS) },
+    BATCHES_CLOSED: Counter, "sluice_batches_closed_total" { reason: Only(CloseReason::LABELS) },
         "Batches handed to a load, by what closed them.";
     BATCHES_IN_FLIGHT: Gauge, "sluice_batches_in_flight",
         "Batches being loaded.";
@@ -110,14 +111,6 @@ declare! {
 }
 
 const SQS_OPERATIONS: &[&str] = &["receive", "delete", "release", "heartbeat", "attributes"];
-const FORMS: &[&str] = &[
-    "s3",
-    "sns",
-    "event_bridge",
-    "event_bridge_sns",
-    "declared",
-    "unknown",
-];
 const NOTIFICATION_OUTCOMES: &[&str] = &[
     "objects",
     "test_event",
@@ -134,7 +127,6 @@ const OBJECT_OUTCOMES: &[&str] = &[
     "abandoned",
     "filtered",
 ];
-const CLOSE_REASONS: &[&str] = &["window", "idle", "count", "bytes", "same_key", "large"];
 const BATCH_OUTCOMES: &[&str] = &[
     "loaded",
     "nothing_free",

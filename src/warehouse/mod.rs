@@ -44,7 +44,7 @@ impl Statement {
     }
 }
 
-const SUPPORT_IS_DISABLED: u32 = 344;
+pub const SUPPORT_IS_DISABLED: u32 = 344;
 
 /// What ClickHouse, or the way to it, answered.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]

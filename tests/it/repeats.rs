@@ -50,10 +50,7 @@ impl Rig {
             database: site.database.clone(),
             max_bytes: 1 << 27,
             max_line_bytes: 1 << 20,
-            times: TimeLimits {
-                start: 0,
-                max_future: Duration::from_secs(86_400),
-            },
+            times: TimeLimits::ANY,
             insert_timeout: Duration::from_secs(600),
         };
         Rig {

@@ -3,8 +3,6 @@
 //! The statements are those of a load, with their settings, views and engines; only the tables are
 //! scratch, and the lines come with the statement, as those of a streamed object do.
 
-use std::time::Duration;
-
 use anyhow::{Context, anyhow};
 use futures_util::{StreamExt, stream};
 use serde::Deserialize;
@@ -139,10 +137,7 @@ impl<'a> Canary<'a> {
             planner: Planner {
                 catalog,
                 database: SCRATCH.to_owned(),
-                times: TimeLimits {
-                    start: 0,
-                    max_future: Duration::from_secs(u64::from(u32::MAX)),
-                },
+                times: TimeLimits::ANY,
                 ..planner
             },
             options: SchemaOptions {

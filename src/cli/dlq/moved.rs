@@ -35,7 +35,7 @@ pub(super) async fn start(desk: &Desk, max_rate: Option<NonZeroU32>) -> Option<M
         }
         Err(error) => {
             note(&format!(
-                "SQS does not tell which queues use this dead-letter queue, so each message is sent: \
+                "failed to list the queues that use this dead-letter queue, so each message is sent: \
                  {error}"
             ));
             return None;
