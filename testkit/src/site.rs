@@ -64,6 +64,19 @@ impl Stack {
         self.site_with(name, SiteOptions::default()).await
     }
 
+    /// The same, with messages that are dead letters after so many receives.
+    ///
+    /// # Errors
+    ///
+    /// What AWS says.
+    pub async fn site_of_receives(&self, name: &str, max_receive_count: u32) -> Result<Site> {
+        let options = SiteOptions {
+            max_receive_count,
+            ..SiteOptions::default()
+        };
+        self.site_with(name, options).await
+    }
+
     /// A new site. S3 sends its `s3:TestEvent` into the queue, as it does on AWS: the queue has
     /// one message before the first object.
     ///

@@ -5,7 +5,7 @@ use anyhow::ensure;
 use sluice::load::codes::{BY_TEXT, CONTENT, HALT, LIMITS, NO_WAY, OVERLOAD, TOO_LARGE};
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::Generator;
-use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, SiteOptions, Stack, wait_for};
+use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, wait_for};
 
 use crate::harness::{
     BOUND, Sluice, announcement, assert_rows, dead_letters, drained, line, names, upload,
@@ -51,20 +51,12 @@ async fn failures(stack: &Stack, site: &Site) -> Vec<(String, String, String)> {
     rows.iter().map(failure).collect()
 }
 
-async fn site_of_one_receive(name: &str) -> Site {
-    let options = SiteOptions {
-        max_receive_count: 1,
-        ..SiteOptions::default()
-    };
-    Stack::shared().site_with(name, options).await.unwrap()
-}
-
 const SUFFIXES: [&str; 8] = ["gz", "zst", "lz4", "br", "xz", "bz2", "snappy", "deflate"];
 
 #[tokio::test]
 async fn what_no_decoder_reads_fails_at_its_first_error() {
     let stack = Stack::shared();
-    let site = site_of_one_receive("undecodable").await;
+    let site = stack.site_of_receives("undecodable", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site)
         .set("load.stream_below", "0B")
         .set("batch.window", "2s");
@@ -169,7 +161,7 @@ const SERVERS: [(&str, &str); 9] = [
 
 async fn pauses_and_blames_nobody(fault: Fault, words: &str, reason: &str) {
     let stack = Stack::shared();
-    let site = site_of_one_receive("blameless").await;
+    let site = stack.site_of_receives("blameless", 1).await.unwrap();
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
     Sluice::new(stack, &site).migrate();
     let mut sluice = Sluice::new(stack, &site).set("clickhouse.url", proxy.url());
@@ -221,7 +213,7 @@ async fn answers_of_a_proxy_pause_intake_and_blame_no_object() {
 /// Of these objects just one fails, whenever it is tried.
 async fn fails_alone(fault: Fault, words: &str, settings: &[(&str, &str)]) {
     let stack = Stack::shared();
-    let site = site_of_one_receive("alone").await;
+    let site = stack.site_of_receives("alone", 1).await.unwrap();
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
     let sluice = Sluice::new(stack, &site).set("clickhouse.url", proxy.url());
     let set = |sluice: Sluice, (path, value): &(&str, &str)| sluice.set(path, value);
@@ -288,7 +280,7 @@ async fn bounded_server(profile: &str, quota: &str) -> ClickHouse {
 #[tokio::test]
 async fn an_object_beyond_a_limit_of_the_profile_fails_alone() {
     let stack = Stack::shared();
-    let site = site_of_one_receive("limits").await;
+    let site = stack.site_of_receives("limits", 1).await.unwrap();
     let limit = "<max_rows_to_read>100000</max_rows_to_read>";
     let clickhouse = bounded_server(limit, "").await;
     let mut sluice = Sluice::new(stack, &site)
@@ -323,7 +315,7 @@ async fn an_object_beyond_a_limit_of_the_profile_fails_alone() {
 #[tokio::test]
 async fn a_quota_that_is_used_up_pauses_intake_and_is_told_of_once() {
     let stack = Stack::shared();
-    let site = site_of_one_receive("quota").await;
+    let site = stack.site_of_receives("quota", 1).await.unwrap();
     let quota = "<interval><duration>86400</duration><queries>120</queries></interval>";
     let clickhouse = bounded_server("", quota).await;
     let mut sluice = Sluice::new(stack, &site)
@@ -351,8 +343,7 @@ async fn a_quota_that_is_used_up_pauses_intake_and_is_told_of_once() {
         Ok(Some(()))
     })
     .await;
-    let (_, status) = sluice.get("/status.json").await.unwrap();
-    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let status = sluice.status().await;
     assert_eq!(status["condition"]["word"], "paused", "{status}");
     let log = sluice.log();
     assert_eq!(log.matches("intake is paused").count(), 1, "{log}");
@@ -365,7 +356,7 @@ async fn a_quota_that_is_used_up_pauses_intake_and_is_told_of_once() {
 #[tokio::test]
 async fn dead_letters_and_rejected_lines_call_for_attention() {
     let stack = Stack::shared();
-    let site = site_of_one_receive("attention").await;
+    let site = stack.site_of_receives("attention", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     site.put("half.jsonl", format!("{}no JSON\n", line("half")))
@@ -383,7 +374,6 @@ async fn dead_letters_and_rejected_lines_call_for_attention() {
         Ok(told.iter().all(|words| body.contains(words)).then_some(()))
     })
     .await;
-    let (_, status) = sluice.get("/status.json").await.unwrap();
-    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let status = sluice.status().await;
     assert_eq!(status["condition"]["word"], "attention", "{status}");
 }

@@ -3,17 +3,9 @@
 use std::collections::BTreeMap;
 
 use sluice_testkit::xapi::{EventType, Generator, Reckoning, gzip, zstd};
-use sluice_testkit::{Site, SiteOptions, Stack};
+use sluice_testkit::{Site, Stack};
 
 use crate::harness::{Sluice, assert_rows, dead_letters, drained, line, names, upload};
-
-async fn site_of_one_receive(name: &str) -> Site {
-    let options = SiteOptions {
-        max_receive_count: 1,
-        ..SiteOptions::default()
-    };
-    Stack::shared().site_with(name, options).await.unwrap()
-}
 
 /// Whether the loaded batch of each object was of many blocks.
 async fn many_blocks(stack: &Stack, site: &Site) -> BTreeMap<String, bool> {
@@ -69,7 +61,10 @@ async fn is_loaded_in_many_blocks(
 #[tokio::test]
 #[ignore = "two million lines take minutes on a busy machine; the nightly workflow runs it"]
 async fn an_object_of_too_many_rows_for_a_block_is_loaded_in_many() {
-    let site = site_of_one_receive("many-rows").await;
+    let site = Stack::shared()
+        .site_of_receives("many-rows", 1)
+        .await
+        .unwrap();
     let lines = 2_000_100;
     let large = gzip("{}\n".repeat(lines).as_bytes());
     let sluice = Sluice::new(Stack::shared(), &site);
@@ -78,7 +73,10 @@ async fn an_object_of_too_many_rows_for_a_block_is_loaded_in_many() {
 
 #[tokio::test]
 async fn an_object_that_expands_too_far_for_a_block_is_loaded_in_many() {
-    let site = site_of_one_receive("expansion").await;
+    let site = Stack::shared()
+        .site_of_receives("expansion", 1)
+        .await
+        .unwrap();
     let lines = 200_000;
     let wide = format!("{{\"note\":\"{}\"}}\n", "x".repeat(1000));
     let large = zstd(wide.repeat(lines).as_bytes());
@@ -91,7 +89,7 @@ async fn an_object_that_expands_too_far_for_a_block_is_loaded_in_many() {
 #[tokio::test]
 async fn a_line_that_needs_too_much_memory_fails_alone_and_pauses_nothing() {
     let stack = Stack::shared();
-    let site = site_of_one_receive("one-line").await;
+    let site = stack.site_of_receives("one-line", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site)
         .set("load.max_memory", "256MiB")
         .set("batch.window", "2s");
@@ -136,7 +134,7 @@ async fn parts(stack: &Stack, site: &Site) -> u64 {
 #[tokio::test]
 async fn times_that_are_not_plausible_are_rejected_and_make_no_parts() {
     let stack = Stack::shared();
-    let site = site_of_one_receive("implausible").await;
+    let site = stack.site_of_receives("implausible", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     let too_early = Generator::new(101).times(0..YEAR_2000);
@@ -178,7 +176,7 @@ async fn times_that_are_not_plausible_are_rejected_and_make_no_parts() {
 #[tokio::test]
 async fn a_batch_of_too_many_partitions_is_divided() {
     let stack = Stack::shared();
-    let site = site_of_one_receive("partitions").await;
+    let site = stack.site_of_receives("partitions", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site)
         .set("batch.window", "2s")
         .set("batch.max_objects", "7");

@@ -2,7 +2,7 @@
 
 use aws_sdk_sqs::types::{MessageAttributeValue, QueueAttributeName};
 use serde_json::{Value, json as object};
-use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
+use sluice_testkit::{Site, Stack, wait_for};
 
 use crate::harness::{
     BOUND, Sluice, announcement, dead_letters, drained, loaded, remaining, terminate,
@@ -44,11 +44,7 @@ async fn dead_depth(site: &Site) -> (u64, u64) {
 /// malformed. The daemon is stopped.
 async fn with_dead_letters(name: &str) -> (Site, Sluice) {
     let stack = Stack::shared();
-    let options = SiteOptions {
-        max_receive_count: 1,
-        ..SiteOptions::default()
-    };
-    let site = stack.site_with(name, options).await.unwrap();
+    let site = stack.site_of_receives(name, 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     site.put("missing.jsonl", "{}\n").await.unwrap();

@@ -110,12 +110,8 @@ async fn a_key_with_new_content_is_a_new_object() {
 
 #[tokio::test]
 async fn pain_6_a_missing_object_harms_only_itself() {
-    let options = SiteOptions {
-        max_receive_count: 2,
-        ..SiteOptions::default()
-    };
     let stack = Stack::shared();
-    let site = stack.site_with("missing", options).await.unwrap();
+    let site = stack.site_of_receives("missing", 2).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(3).take(50).collect();
@@ -152,12 +148,8 @@ async fn pain_16_it_is_on_record(stack: &Stack, site: &Site, key: &str, class: &
 
 #[tokio::test]
 async fn pain_6_a_truncated_gzip_harms_only_itself() {
-    let options = SiteOptions {
-        max_receive_count: 2,
-        ..SiteOptions::default()
-    };
     let stack = Stack::shared();
-    let site = stack.site_with("truncated", options).await.unwrap();
+    let site = stack.site_of_receives("truncated", 2).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(4).take(12).collect();
@@ -304,12 +296,8 @@ async fn keys_of_all_kinds_are_read_as_they_are() {
 
 #[tokio::test]
 async fn without_fallback_a_key_that_clickhouse_cannot_be_told_goes_to_the_dead_letters() {
-    let options = SiteOptions {
-        max_receive_count: 2,
-        ..SiteOptions::default()
-    };
     let stack = Stack::shared();
-    let site = stack.site_with("unnameable", options).await.unwrap();
+    let site = stack.site_of_receives("unnameable", 2).await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("load.fallback", "never");
     sluice.migrate();
     sluice.start();

@@ -216,6 +216,12 @@ impl Sluice {
         Ok((status.parse()?, body.to_owned()))
     }
 
+    /// What `/status.json` says.
+    pub(crate) async fn status(&self) -> serde_json::Value {
+        let (_, status) = self.get("/status.json").await.expect("it answers");
+        serde_json::from_str(&status).expect("JSON")
+    }
+
     /// Bytes of memory: what it has now, and the most that it ever had.
     pub(crate) fn memory(&self) -> (u64, u64) {
         let pid = self.child.as_ref().expect("it runs").id();

@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::json;
 use sluice::sql;
 use sluice_testkit::xapi::gzip;
-use sluice_testkit::{Site, SiteOptions, Stack};
+use sluice_testkit::{Site, Stack};
 
 use crate::harness::{Sluice, announcement, dead_letters, drained, loaded};
 
@@ -37,11 +37,7 @@ struct Victim {
 impl Victim {
     async fn new(name: &str) -> Self {
         let stack = Stack::shared();
-        let options = SiteOptions {
-            max_receive_count: 2,
-            ..SiteOptions::default()
-        };
-        let site = stack.site_with(name, options).await.unwrap();
+        let site = stack.site_of_receives(name, 2).await.unwrap();
         let canary = format!("{}_canary", site.database);
         let create = format!("CREATE DATABASE {canary}");
         stack.clickhouse.execute(&create).await.unwrap();

@@ -4,7 +4,7 @@ use std::process::Output;
 
 use regex::Regex;
 use serde_json::Value;
-use sluice_testkit::{Site, SiteOptions, Stack};
+use sluice_testkit::{Site, Stack};
 
 use crate::harness::{Sluice, dead_letters, drained};
 
@@ -44,11 +44,7 @@ fn printed(output: &Output) -> &str {
 #[tokio::test]
 async fn every_command_has_a_document_for_scripts() {
     let stack = Stack::shared();
-    let options = SiteOptions {
-        max_receive_count: 1,
-        ..SiteOptions::default()
-    };
-    let site = stack.site_with("json", options).await.unwrap();
+    let site = stack.site_of_receives("json", 1).await.unwrap();
     let types = tempfile::tempdir().unwrap();
     let click = "table: clicks\nrule: {path: [verb], equals: click}\norder_by: [id]\ncolumns:\n\
                  - {name: id, type: String, path: [id], required: true}\n";

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::Generator;
-use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
+use sluice_testkit::{Site, Stack, wait_for};
 
 use crate::harness::{BOUND, Sluice, assert_rows, dead_letters, drained, upload};
 
@@ -47,11 +47,13 @@ fn failures(lines: &[Line]) -> usize {
 
 async fn site(name: &str, max_receive_count: u32) -> (&'static Stack, Site) {
     let stack = Stack::shared();
-    let options = SiteOptions {
-        max_receive_count,
-        ..SiteOptions::default()
-    };
-    (stack, stack.site_with(name, options).await.unwrap())
+    (
+        stack,
+        stack
+            .site_of_receives(name, max_receive_count)
+            .await
+            .unwrap(),
+    )
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use serde_json::Value;
 use sluice::event_types::Catalog;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{EventType, Generator, Reckoning, gzip};
-use sluice_testkit::{Prometheus, Requirement, Site, SiteOptions, Stack, project, wait_for};
+use sluice_testkit::{Prometheus, Requirement, Site, Stack, project, wait_for};
 use tokio::task::spawn_blocking;
 
 use crate::dlq::fifo;
@@ -139,11 +139,7 @@ struct Scenario {
 impl Scenario {
     async fn new() -> Self {
         let stack = Stack::shared();
-        let options = SiteOptions {
-            max_receive_count: 2,
-            ..SiteOptions::default()
-        };
-        let site = stack.site_with("metrics", options).await.unwrap();
+        let site = stack.site_of_receives("metrics", 2).await.unwrap();
         Sluice::new(stack, &site).migrate();
         let clickhouse = Proxy::start(stack.clickhouse.url()).await.unwrap();
         let sqs = Proxy::start(stack.aws.endpoint()).await.unwrap();

@@ -8,17 +8,13 @@ use anyhow::ensure;
 use serde_json::Value;
 use sluice::notification::{Notification, parse_notification};
 use sluice::object::ObjectRef;
-use sluice_testkit::{Site, SiteOptions, Stack, Way, wait_for};
+use sluice_testkit::{Site, Stack, Way, wait_for};
 
 use crate::harness::{BOUND, Sluice, announcement, dead_letters, drained, loaded};
 
 async fn site(name: &str) -> (&'static Stack, Site) {
     let stack = Stack::shared();
-    let options = SiteOptions {
-        max_receive_count: 2,
-        ..SiteOptions::default()
-    };
-    (stack, stack.site_with(name, options).await.unwrap())
+    (stack, stack.site_of_receives(name, 2).await.unwrap())
 }
 
 fn migrated(stack: &Stack, site: &Site) -> Sluice {
@@ -100,11 +96,7 @@ async fn whichever_way_an_object_is_announced_it_is_loaded_once() {
 #[tokio::test]
 async fn a_declared_message_of_many_files_is_deleted_once_all_are_loaded() {
     let stack = Stack::shared();
-    let options = SiteOptions {
-        max_receive_count: 100,
-        ..SiteOptions::default()
-    };
-    let site = stack.site_with("declared", options).await.unwrap();
+    let site = stack.site_of_receives("declared", 100).await.unwrap();
     let envelopes = concat!(env!("CARGO_MANIFEST_DIR"), "/config/envelopes.yaml");
     let mut sluice = Sluice::new(stack, &site).set("notifications.envelopes", envelopes);
     sluice.migrate();

@@ -1,7 +1,7 @@
 //! The queries of docs/operations.md, on a site that has something to tell.
 
 use sluice_testkit::xapi::Generator;
-use sluice_testkit::{SiteOptions, Stack, project, wait_for};
+use sluice_testkit::{Stack, project, wait_for};
 
 use crate::harness::{BOUND, Sluice, dead_letters, drained, line, upload};
 
@@ -21,11 +21,7 @@ fn queries() -> Vec<(String, String)> {
 #[tokio::test]
 async fn each_query_of_the_page_has_an_answer() {
     let stack = Stack::shared();
-    let options = SiteOptions {
-        max_receive_count: 1,
-        ..SiteOptions::default()
-    };
-    let site = stack.site_with("operations", options).await.unwrap();
+    let site = stack.site_of_receives("operations", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(71).take(5).collect();

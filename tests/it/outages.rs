@@ -226,8 +226,7 @@ async fn a_queue_that_does_not_exist_is_named() {
         Ok((failures > 1.0).then_some(()))
     })
     .await;
-    let (_, status) = sluice.get("/status.json").await.unwrap();
-    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let status = sluice.status().await;
     assert_eq!(status["condition"]["word"], "paused", "{status}");
     sluice.must_run();
     assert_eq!(sluice.stop().await.code(), Some(0));

@@ -6,7 +6,7 @@ use sluice_testkit::browser::Browser;
 use sluice_testkit::project::{self, updates_docs};
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{EventType, Generator, Reckoning};
-use sluice_testkit::{Requirement, Site, SiteOptions, Stack, free_port, wait_for};
+use sluice_testkit::{Requirement, Site, Stack, free_port, wait_for};
 
 use crate::harness::{BOUND, Sluice, drained, line, upload};
 
@@ -104,11 +104,7 @@ async fn the_live_page_shows_what_happens_and_nothing_else() {
         return;
     }
     let stack = Stack::shared();
-    let options = SiteOptions {
-        max_receive_count: 1,
-        ..SiteOptions::default()
-    };
-    let site = stack.site_with("uploads", options).await.unwrap();
+    let site = stack.site_of_receives("uploads", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("batch.window", "1s");
     sluice.migrate();
     sluice.start();

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json as object};
 use sluice_testkit::xapi::gzip;
-use sluice_testkit::{Site, SiteOptions, Stack};
+use sluice_testkit::{Site, Stack};
 
 use crate::harness::{Sluice, dead_letters, drained, line, names, remaining};
 
@@ -22,11 +22,7 @@ fn reconcile(sluice: &Sluice, site: &Site, arguments: &[&str]) -> (Option<i32>, 
 #[tokio::test]
 async fn pain_9_what_was_never_announced_is_found_and_mended() {
     let stack = Stack::shared();
-    let options = SiteOptions {
-        max_receive_count: 1,
-        ..SiteOptions::default()
-    };
-    let site = stack.site_with("reconcile", options).await.unwrap();
+    let site = stack.site_of_receives("reconcile", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     for key in ["2026/01/10/loaded", "2026/01/10/changed"] {

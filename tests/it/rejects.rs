@@ -1,17 +1,13 @@
 //! Lines that cannot become rows, and objects of which there are too many.
 
 use sluice_testkit::xapi::gzip;
-use sluice_testkit::{Site, SiteOptions, Stack};
+use sluice_testkit::{Site, Stack};
 
 use crate::harness::{Sluice, dead_letters, drained, loaded};
 
 async fn site(name: &str) -> (&'static Stack, Site) {
     let stack = Stack::shared();
-    let options = SiteOptions {
-        max_receive_count: 2,
-        ..SiteOptions::default()
-    };
-    (stack, stack.site_with(name, options).await.unwrap())
+    (stack, stack.site_of_receives(name, 2).await.unwrap())
 }
 
 /// What a query over the site's database gives, as text; `$` stands for the database.

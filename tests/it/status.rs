@@ -3,7 +3,7 @@
 use serde_json::Value;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::gzip;
-use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
+use sluice_testkit::{Site, Stack, wait_for};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
@@ -99,11 +99,7 @@ async fn a_worker_tells_how_it_is_and_how_far_behind() {
 #[tokio::test]
 async fn pain_16_everything_that_happened_to_an_object_can_be_asked_for() {
     let stack = Stack::shared();
-    let options = SiteOptions {
-        max_receive_count: 1,
-        ..SiteOptions::default()
-    };
-    let site = stack.site_with("status", options).await.unwrap();
+    let site = stack.site_of_receives("status", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     let nothing = json(&sluice, &[]);
@@ -169,11 +165,7 @@ async fn pain_16_everything_that_happened_to_an_object_can_be_asked_for() {
 }
 
 async fn impatient_site(stack: &Stack, name: &str) -> Site {
-    let options = SiteOptions {
-        max_receive_count: 1,
-        ..SiteOptions::default()
-    };
-    stack.site_with(name, options).await.unwrap()
+    stack.site_of_receives(name, 1).await.unwrap()
 }
 
 fn failed_keys(sluice: &Sluice) -> Vec<String> {
@@ -410,11 +402,7 @@ async fn what_does_not_answer_is_named_and_the_rest_is_shown() {
 #[tokio::test]
 async fn pain_7_what_failed_is_retried_by_one_command() {
     let stack = Stack::shared();
-    let options = SiteOptions {
-        max_receive_count: 1,
-        ..SiteOptions::default()
-    };
-    let site = stack.site_with("retry", options).await.unwrap();
+    let site = stack.site_of_receives("retry", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     let keys = ["a b.jsonl", "c+d%41.jsonl"];

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{Bundle, Generator, Reckoning, gzip};
-use sluice_testkit::{Site, SiteOptions, Stack};
+use sluice_testkit::{Site, Stack};
 
 use crate::harness::{Sluice, assert_rows, dead_letters, drained, line, names, rows, upload};
 
@@ -221,12 +221,8 @@ async fn what_nobody_may_read_pauses_intake_until_somebody_may() {
 /// A key that ClickHouse cannot be told, and a worker without rights: nothing else waits for it.
 #[tokio::test]
 async fn what_nobody_can_read_harms_only_itself() {
-    let options = SiteOptions {
-        max_receive_count: 2,
-        ..SiteOptions::default()
-    };
     let stack = Stack::shared();
-    let site = stack.site_with("unreadable", options).await.unwrap();
+    let site = stack.site_of_receives("unreadable", 2).await.unwrap();
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
     proxy.inject(Fault::Status(403), usize::MAX, |_, _| true);
     let mut sluice = Sluice::new(stack, &site).environment("AWS_ENDPOINT_URL_S3", proxy.url());
@@ -245,12 +241,8 @@ async fn what_nobody_can_read_harms_only_itself() {
 /// One among others, by its own fault: each as it would be without streaming.
 #[tokio::test]
 async fn a_bad_object_among_the_streamed_harms_only_itself() {
-    let options = SiteOptions {
-        max_receive_count: 2,
-        ..SiteOptions::default()
-    };
     let stack = Stack::shared();
-    let site = stack.site_with("bad-stream", options).await.unwrap();
+    let site = stack.site_of_receives("bad-stream", 2).await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("load.fallback", "always");
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(36).take(20).collect();
@@ -293,11 +285,7 @@ async fn content_that_its_name_hides_is_streamed() {
         ("auto", &["a", "b", "c", "d", "e", "f"][..]),
         ("never", &["f"]),
     ] {
-        let options = SiteOptions {
-            max_receive_count: 1,
-            ..SiteOptions::default()
-        };
-        let site = stack.site_with("misnamed", options).await.unwrap();
+        let site = stack.site_of_receives("misnamed", 1).await.unwrap();
         let mut sluice = Sluice::new(stack, &site).set("load.fallback", fallback);
         sluice.migrate();
         for (key, bytes) in &contents {
@@ -361,12 +349,8 @@ async fn small_objects_that_the_worker_cannot_stream_are_read_by_clickhouse() {
 
 #[tokio::test]
 async fn a_bad_object_among_small_ones_harms_only_itself() {
-    let options = SiteOptions {
-        max_receive_count: 2,
-        ..SiteOptions::default()
-    };
     let stack = Stack::shared();
-    let site = stack.site_with("bad-small", options).await.unwrap();
+    let site = stack.site_of_receives("bad-small", 2).await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("load.stream_below", "1MiB");
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(40).take(10).collect();

@@ -7,7 +7,7 @@ use sluice::load::truncation::{Truncation, Truncations};
 use sluice::object::Compression;
 use sluice::warehouse::{Access, Warehouse};
 use sluice_testkit::proxy::{Fault, Proxy};
-use sluice_testkit::{Site, SiteOptions, Stack};
+use sluice_testkit::{Site, Stack};
 
 use crate::harness::{Sluice, dead_letters, drained, line};
 
@@ -51,11 +51,7 @@ async fn put_all(site: &Site) {
 }
 
 async fn site(stack: &Stack, name: &str) -> Site {
-    let options = SiteOptions {
-        max_receive_count: 1,
-        ..SiteOptions::default()
-    };
-    stack.site_with(name, options).await.unwrap()
+    stack.site_of_receives(name, 1).await.unwrap()
 }
 
 /// Each failure's name, class and reason.

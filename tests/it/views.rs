@@ -5,7 +5,7 @@ use anyhow::ensure;
 use serde_json::Value;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{Bundle, EventType, Generator, Reckoning};
-use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
+use sluice_testkit::{Site, Stack, wait_for};
 
 use crate::harness::{BOUND, Sluice, assert_rows, dead_letters, drained, loaded, upload};
 
@@ -18,11 +18,7 @@ impl Lab {
     /// A site with its tables.
     async fn new(name: &str) -> (Self, Sluice) {
         let stack = Stack::shared();
-        let options = SiteOptions {
-            max_receive_count: 3,
-            ..SiteOptions::default()
-        };
-        let site = stack.site_with(name, options).await.unwrap();
+        let site = stack.site_of_receives(name, 3).await.unwrap();
         let sluice = Sluice::new(stack, &site);
         sluice.migrate();
         (Self { stack, site }, sluice)
