@@ -64,6 +64,8 @@ labelled! {
         SameKey = "same_key",
         /// The object is too large to share a batch.
         Large = "large",
+        /// Batches of too many buckets are open.
+        Buckets = "buckets",
     }
 }
 
@@ -79,6 +81,8 @@ pub struct Batch {
     pub closed_at: Instant,
 }
 
+/// So many batches are open at most: more buckets than that are not filled side by side.
+const MAX_OPEN: usize = 100;
 /// A batch of an idle worker is closed when no object has joined it for this long: what is announced
 /// together stays together.
 const LINGER: Duration = Duration::from_millis(100);
@@ -155,6 +159,9 @@ impl Batcher {
             if let Some(reason) = displaced {
                 closed.extend(self.close(&object.bucket, reason, now));
             }
+        }
+        if self.open.len() >= MAX_OPEN && !self.open.contains_key(&object.bucket) {
+            closed.extend(self.close_first(now));
         }
         let bucket = object.bucket.clone();
         let open = self
@@ -237,6 +244,13 @@ impl Batcher {
         let longest = self.limits.window + PAUSE;
         let pause = PAUSE.saturating_mul(objects).min(longest);
         self.paused_until = self.paused_until.max(Some(now + pause));
+    }
+
+    /// Closes the batch whose window ends first, to make room for one of another bucket.
+    fn close_first(&mut self, now: Instant) -> Option<Batch> {
+        let (_, bucket) = self.first_due(false)?;
+        let bucket = bucket.to_owned();
+        self.close(&bucket, CloseReason::Buckets, now)
     }
 
     fn close(&mut self, bucket: &str, reason: CloseReason, now: Instant) -> Option<Batch> {
@@ -383,6 +397,26 @@ mod tests {
             .map(|batch| batch.bucket)
             .collect();
         assert_eq!(buckets, ["c", "a", "b"]);
+    }
+
+    #[test]
+    fn no_more_than_so_many_buckets_are_filled_side_by_side() {
+        let mut batcher = Batcher::new(LIMITS);
+        let start = Instant::now();
+        let buckets: Vec<String> = (0..3 * MAX_OPEN).map(|it| format!("b{it:03}")).collect();
+        let mut closed = Vec::new();
+        for (at, bucket) in (0..).zip(&buckets) {
+            closed.extend(batcher.add(object(bucket, "k", "e"), start + ms(at)));
+            assert!(batcher.open.len() <= MAX_OPEN);
+        }
+        // One that has an open batch closes none.
+        let last = buckets.last().unwrap();
+        assert_eq!(batcher.add(object(last, "l", "e"), start + ms(1000)), []);
+        let first = buckets.iter().take(2 * MAX_OPEN);
+        assert!(closed.iter().map(|batch| &batch.bucket).eq(first));
+        let why = |batch: &Batch| batch.reason == CloseReason::Buckets;
+        assert!(closed.iter().all(why));
+        assert_eq!(batcher.waiting(start + ms(1000)), MAX_OPEN + 1);
     }
 
     /// An hour, so that what it does not hold back is seen.

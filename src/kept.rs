@@ -129,6 +129,9 @@ pub struct Line {
     /// From 0, as in the tables.
     pub row_number: u64,
     pub reason: String,
+    /// The value that is invalid or out of range, or its first 200 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
     pub bytes: u64,
     pub kept_at: String,
     /// What can be shown of its beginning.
@@ -221,8 +224,12 @@ impl KeptLines {
     fn select_all(&self, columns: &str, choice: &Choice, further: &[String]) -> String {
         let selects = choice.kinds().map(|kept| {
             let rows = self.rows(kept, choice, further);
+            let value = match kept {
+                Kept::Rejected => "value",
+                Kept::Unmatched => "NULL",
+            };
             format!(
-                "SELECT {} AS kind, {columns} FROM {rows}",
+                "SELECT {} AS kind, {value} AS value, {columns} FROM {rows}",
                 sql::string(kept.kind())
             )
         });
@@ -330,7 +337,7 @@ impl KeptLines {
             &[of_object],
         );
         let sql = format!(
-            "SELECT kind, source_etag AS etag, row_number, reason, length(raw) AS bytes, \
+            "SELECT kind, source_etag AS etag, row_number, reason, value, length(raw) AS bytes, \
                toString(ingested_at) AS kept_at, \
                toValidUTF8(substring(raw, 1, {SHOWN_BYTES})) AS start, \
                {line} AS line, {line_base64} AS line_base64 \

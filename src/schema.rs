@@ -144,7 +144,7 @@ pub fn tables(catalog: &Catalog, options: &SchemaOptions) -> Vec<Table> {
         .map(|event_type| event_table(event_type, options))
         .collect();
     tables.extend([
-        kept_lines("rejected_lines", options),
+        rejected_lines(options),
         kept_lines("unmatched_statements", options),
         replayed_lines(options),
         object_rows(options),
@@ -356,6 +356,13 @@ fn event_table(event_type: &EventType, options: &SchemaOptions) -> Table {
         ttl: None,
         settings: options.dedup_settings(),
     }
+}
+
+/// Lines that cannot become a row, each with the value for which it was rejected.
+fn rejected_lines(options: &SchemaOptions) -> Table {
+    let mut table = kept_lines("rejected_lines", options);
+    table.columns.push(TableColumn::new("value", "Nullable(String)"));
+    table
 }
 
 /// Lines with their raw text. A line that is loaded again (its object was, after its batch had been

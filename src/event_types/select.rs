@@ -156,20 +156,22 @@ impl<'a> Target<'a> {
                     .chain(["source_path", "source_etag", "batch_id"])
                     .collect()
             }
-            Target::RejectedLines | Target::UnmatchedStatements => {
-                vec![
-                    "source_path",
-                    "source_etag",
-                    "row_number",
-                    "raw",
-                    "reason",
-                    "batch_id",
-                ]
-            }
+            Target::RejectedLines => [&KEPT_COLUMNS[..], &["value"]].concat(),
+            Target::UnmatchedStatements => KEPT_COLUMNS.to_vec(),
             Target::ObjectRows => vec!["batch_id", "source_path", "source_etag", "kind", "rows"],
         }
     }
 }
+
+/// Columns of the tables that keep lines.
+const KEPT_COLUMNS: [&str; 6] = [
+    "source_path",
+    "source_etag",
+    "row_number",
+    "raw",
+    "reason",
+    "batch_id",
+];
 
 /// The kind of lines that are nothing at all. They are counted all the same: an object of which not
 /// even a blank line came was not read.
@@ -182,6 +184,7 @@ pub fn landing_columns(catalog: &Catalog) -> Vec<(String, &'static str)> {
     let of_the_line = [
         ("kind", "LowCardinality(String)"),
         ("reason", "LowCardinality(String)"),
+        ("value", paths::TEXT),
         ("raw", "String"),
         ("line_hash", "FixedString(16)"),
         ("source_path", "String"),
@@ -212,6 +215,7 @@ pub fn landing_select(catalog: &Catalog, lines: &Lines) -> String {
     {columns},
     multiIf(verdict = '', taken, verdict = 'blank', 'blank', verdict = 'no event type', 'unmatched', 'rejected') AS kind,
     if(verdict = 'blank', '', verdict) AS reason,
+    {bad_value} AS value,
     if(verdict = '' OR verdict = 'blank', '', line) AS raw,
     if({needs_hash}, sipHash128(trim(TRAILING '\\r' FROM line)), toFixedString('', 16)) AS line_hash,
     source_path, source_etag, row_number,
@@ -249,6 +253,7 @@ FROM (
 )",
         needs_hash = needs_hash(catalog),
         batch_id = lines.batch_id,
+        bad_value = bad_value(catalog),
         verdicts = verdicts(catalog, lines),
         rules = rules(catalog),
         columns = columns.join(",\n    "),
@@ -289,48 +294,67 @@ const UNREADABLE: [(&str, &str); 3] = [
     ("JSONType(line) != 'Object'", "not an object"),
 ];
 
-fn no_value(column: &str) -> String {
-    format!("no {column}")
+fn missing(column: &Column) -> String {
+    format!("missing {}", column.name)
 }
 
-fn out_of_range(column: &str) -> String {
-    format!("{column} out of range")
+fn invalid(column: &Column) -> String {
+    format!("invalid {}", column.name)
 }
 
-/// Every reason for which a line is rejected.
+fn out_of_range(column: &Column) -> String {
+    format!("{} out of range", column.name)
+}
+
+/// Returns every reason for which a line is rejected.
 pub fn rejection_reasons(catalog: &Catalog) -> Vec<String> {
-    let unreadable = UNREADABLE.iter().map(|(_, reason)| (*reason).to_owned());
-    let missing = missing_values(catalog).into_iter();
-    let mut reasons: Vec<String> = missing.map(|(_, column)| no_value(&column)).collect();
-    let times = catalog
-        .types()
-        .iter()
-        .flat_map(EventType::partitioning_times);
-    reasons.extend(times.map(|column| out_of_range(&column.name)));
-    reasons.push(TOO_LARGE.to_owned());
-    reasons.extend(unreadable);
+    let required = read_values(catalog, EventType::required_columns);
+    let times = read_values(catalog, EventType::partitioning_times);
+    let mut reasons = vec![TOO_LARGE.to_owned()];
+    reasons.extend(UNREADABLE.map(|(_, reason)| reason.to_owned()));
+    reasons.extend(required.iter().map(|value| missing(value.column)));
+    reasons.extend(
+        required
+            .iter()
+            .filter(|value| value.can_be_invalid())
+            .map(|value| invalid(value.column)),
+    );
+    reasons.extend(times.iter().map(|value| out_of_range(value.column)));
     reasons.sort_unstable();
     reasons.dedup();
     reasons
 }
 
-/// '' for a line that becomes a row, else what is wrong with it.
+/// Returns '' for a line that becomes a row, else what is wrong with it.
 fn verdicts(catalog: &Catalog, lines: &Lines) -> String {
     let mut branches = vec![format!(
         "length(line) > {}, {}",
         lines.max_line_bytes,
         sql::string(TOO_LARGE)
     )];
-    branches.extend(
-        missing_values(catalog)
-            .into_iter()
-            .map(|(condition, column)| format!("{condition}, {}", sql::string(&no_value(&column)))),
-    );
-    if let Some(range) = lines.times {
-        let implausible = implausible_times(catalog, range).into_iter();
-        branches.extend(implausible.map(|(condition, column)| {
-            format!("{condition}, {}", sql::string(&out_of_range(&column)))
-        }));
+    for value in read_values(catalog, EventType::required_columns) {
+        let missing = sql::string(&missing(value.column));
+        let reason = if value.can_be_invalid() {
+            let invalid = sql::string(&invalid(value.column));
+            format!("if(isNull({}), {missing}, {invalid})", value.text)
+        } else {
+            missing
+        };
+        let taken = taken_by(&value.types, catalog);
+        branches.push(format!("{taken} AND isNull({}), {reason}", value.read));
+    }
+    if let Some(TimeRange { start, end }) = lines.times {
+        let moment = |seconds| format!("toDateTime64({seconds}, 0, 'UTC')");
+        let (start, end) = (moment(start), moment(end));
+        for ReadValue { read, types, column, .. } in
+            read_values(catalog, EventType::partitioning_times)
+        {
+            let taken = taken_by(&types, catalog);
+            let reason = sql::string(&out_of_range(column));
+            branches.push(format!(
+                "{taken} AND ifNull({read} < {start} OR {read} >= {end}, false), {reason}"
+            ));
+        }
     }
     branches.push("taken != '', ''".to_owned());
     branches.push(r"match(line, '^\\s*$'), 'blank'".to_owned());
@@ -345,52 +369,79 @@ fn verdicts(catalog: &Catalog, lines: &Lines) -> String {
         .join(",\n")
 }
 
-/// For each required value the condition that a recognised event lacks it, and its column's name.
-fn missing_values(catalog: &Catalog) -> Vec<(String, String)> {
-    conditions(catalog, EventType::required_columns, |value| {
-        format!("isNull({value})")
-    })
+/// So much of a value that is invalid or out of range is kept beside its line.
+const MAX_VALUE_BYTES: usize = 200;
+
+/// Returns the text of the value for which a line is rejected, an expression; NULL where it is not
+/// for a value that the line has.
+fn bad_value(catalog: &Catalog) -> String {
+    let required = read_values(catalog, EventType::required_columns).into_iter();
+    let invalid_ones = required
+        .filter(ReadValue::can_be_invalid)
+        .map(|value| (invalid(value.column), value));
+    let times = read_values(catalog, EventType::partitioning_times).into_iter();
+    let out_of_range = times.map(|value| (out_of_range(value.column), value));
+    let branches: Vec<String> = invalid_ones
+        .chain(out_of_range)
+        .map(|(reason, value)| {
+            let taken = taken_by(&value.types, catalog);
+            let (reason, text) = (sql::string(&reason), value.text);
+            format!("verdict = {reason} AND {taken}, {text}")
+        })
+        .collect();
+    if branches.is_empty() {
+        return "NULL".to_owned();
+    }
+    let branches = branches.join(", ");
+    format!("toValidUTF8(substring(multiIf({branches}, NULL), 1, {MAX_VALUE_BYTES}))")
 }
 
-/// For each time by which a table is partitioned the condition that it is not plausible, and its
-/// column's name.
-fn implausible_times(catalog: &Catalog, range: TimeRange) -> Vec<(String, String)> {
-    let TimeRange { start, end } = range;
-    let moment = |seconds| format!("toDateTime64({seconds}, 0, 'UTC')");
-    let (start, end) = (moment(start), moment(end));
-    conditions(catalog, EventType::partitioning_times, |value| {
-        format!("ifNull({value} < {start} OR {value} >= {end}, false)")
-    })
+/// A value that a column of one or more event types reads from its paths.
+struct ReadValue<'a> {
+    column: &'a Column,
+    /// The value's text in the line, an expression.
+    text: String,
+    /// The value as the column reads it, an expression: NULL where it cannot be read.
+    read: String,
+    types: Vec<&'a str>,
 }
 
-/// For each value in these columns the condition that holds of it in a recognised event, and its
-/// column's name.
-fn conditions(
-    catalog: &Catalog,
-    columns: impl Fn(&EventType) -> Vec<&Column>,
-    condition: impl Fn(&str) -> String,
-) -> Vec<(String, String)> {
-    let mut groups: Vec<(String, String, Vec<&str>)> = Vec::new();
+impl ReadValue<'_> {
+    /// Returns whether a text can be there and not be read.
+    fn can_be_invalid(&self) -> bool {
+        self.read != self.text
+    }
+}
+
+/// Returns the values of these columns. Event types that read one alike, under the same name, share
+/// it.
+fn read_values<'a>(
+    catalog: &'a Catalog,
+    columns: impl Fn(&'a EventType) -> Vec<&'a Column>,
+) -> Vec<ReadValue<'a>> {
+    let mut values: Vec<ReadValue<'a>> = Vec::new();
     for event_type in catalog.types() {
         for column in columns(event_type) {
             let Source::Paths { paths, .. } = &column.source else {
                 continue;
             };
-            let value = column.column_type.read(&first_of(paths));
-            match groups
+            let text = first_of(paths);
+            let read = column.column_type.read(&text);
+            match values
                 .iter_mut()
-                .find(|(other, name, _)| *other == value && *name == column.name)
+                .find(|other| other.read == read && other.column.name == column.name)
             {
-                Some((_, _, types)) => types.push(&event_type.name),
-                None => groups.push((value, column.name.clone(), vec![&event_type.name])),
+                Some(other) => other.types.push(&event_type.name),
+                None => values.push(ReadValue {
+                    column,
+                    text,
+                    read,
+                    types: vec![&event_type.name],
+                }),
             }
         }
     }
-    let conditions = groups.into_iter().map(|(value, column, types)| {
-        let (taken, holds) = (taken_by(&types, catalog), condition(&value));
-        (format!("{taken} AND {holds}"), column)
-    });
-    conditions.collect()
+    values
 }
 
 /// The lines whose hash some column will ask for.
@@ -444,17 +495,11 @@ pub fn view_select(target: Target<'_>, landing: &str) -> String {
                 sql::string(&event_type.name)
             )
         }
-        Target::RejectedLines | Target::UnmatchedStatements => {
-            let kind = if matches!(target, Target::RejectedLines) {
-                "rejected"
-            } else {
-                "unmatched"
-            };
-            format!(
-                "SELECT source_path, source_etag, row_number, raw, reason, batch_id\n\
-                 FROM {landing}\nWHERE kind = '{kind}'"
-            )
-        }
+        Target::RejectedLines | Target::UnmatchedStatements => format!(
+            "SELECT {}\nFROM {landing}\nWHERE kind = {}",
+            target.columns().join(", "),
+            sql::string(target.kind().unwrap_or_default())
+        ),
         Target::ObjectRows => format!(
             "SELECT batch_id, source_path, source_etag, kind, count() AS rows\n\
              FROM {landing}\n\

@@ -1,4 +1,5 @@
-//! One flat JSON object a line: the fields of the spans around an event stand beside its own.
+//! One flat JSON object a line: the fields of the spans around an event stand beside its own, and a
+//! number for each event type is a field of its own.
 
 use std::fmt::{self, Debug};
 
@@ -45,6 +46,9 @@ where
     }
 }
 
+/// A field whose text is a JSON object, each entry of which becomes a field: `rows_by_type.video`.
+const ROWS_BY_TYPE: &str = "rows_by_type";
+
 #[derive(Default)]
 struct Fields(Map<String, Value>);
 
@@ -56,7 +60,16 @@ impl Fields {
 
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.put(field.name(), format!("{value:?}"));
+        let (name, text) = (field.name(), format!("{value:?}"));
+        let entries = (name == ROWS_BY_TYPE)
+            .then(|| serde_json::from_str::<Map<String, Value>>(&text).ok())
+            .flatten();
+        let Some(entries) = entries else {
+            return self.put(name, text);
+        };
+        for (key, value) in entries {
+            self.put(&format!("{name}.{key}"), value);
+        }
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {

@@ -157,8 +157,8 @@ const ROW_KINDS: Values = Declared {
 };
 const REJECTION_REASONS: Values = Declared {
     by: rejection_reasons,
-    text: "`too large`, `bad UTF-8`, `not JSON`, `not an object`, `no` and the name of a required \
-           column, or the name of a column and `out of range`",
+    text: "`too large`, `bad UTF-8`, `not JSON`, `not an object`, `missing` or `invalid` and the \
+           name of a required column, or the name of a column and `out of range`",
 };
 const ERROR_CODES: Values = Open {
     known: &["none"],

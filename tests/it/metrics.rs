@@ -256,7 +256,8 @@ fn is_of_open_label(label: &str, value: &str) -> bool {
         "code" => value == "none" || value.parse::<u32>().is_ok(),
         "kind" => is_type() || ["rejected", "unmatched"].contains(&value),
         "reason" => {
-            value.starts_with("no ")
+            value.starts_with("missing ")
+                || value.starts_with("invalid ")
                 || value.ends_with(" out of range")
                 || ["too large", "bad UTF-8", "not JSON", "not an object"].contains(&value)
         }

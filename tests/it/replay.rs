@@ -39,8 +39,14 @@ async fn with_objects(
 
 #[tokio::test]
 async fn pain_5_what_is_kept_is_listed_by_reason_and_object_and_shown() {
+    const VIEWED: &[u8] = br#"{"verb":{"id":"http://id.tincanapi.com/verb/viewed"},
+        "object":{"definition":{"type":"http://oli.cmu.edu/extensions/types/page"}},
+        "timestamp":"soon"}"#;
+    let viewed = VIEWED.iter().filter(|byte| !byte.is_ascii_whitespace());
+    let others = b"{\"note\":1}\nno JSON\n\xff\x1b[2J\n\n[1]\n".iter();
+    let lines: Vec<u8> = others.chain(viewed).copied().collect();
     let objects: [(&str, &[u8]); 2] = [
-        ("a/1.jsonl", b"{\"note\":1}\nno JSON\n\xff\x1b[2J\n\n[1]\n"),
+        ("a/1.jsonl", &lines),
         ("b/2.jsonl", b"no JSON either\n{\"note\":2}\n"),
     ];
     let (_, site, sluice) = with_objects("kept", &objects, |it| it).await;
@@ -207,7 +213,7 @@ async fn pain_5_what_fits_by_now_is_moved_once_and_the_rest_is_kept() {
             (&["--since", "0s"], "{}"),
             (&["--reason", "JSON"], "{}"),
             (&["--kind", "unmatched", "--prefix", &under], r#"{"tap":2}"#),
-            (&["--reason", "NO AT"], r#"{"click":2}"#),
+            (&["--reason", "MISSING AT"], r#"{"click":2}"#),
         ] {
             assert_eq!(moved(&replay(arguments)), expected, "{arguments:?}");
         }

@@ -46,9 +46,16 @@ impl fmt::Display for Shown {
         writeln!(f, "{object}")?;
         for line in &self.lines {
             let Line {
-                row_number, reason, ..
+                row_number,
+                reason,
+                value,
+                ..
             } = line;
-            writeln!(f, "  row {row_number}: {}", shown(reason))?;
+            write!(f, "  row {row_number}: {}", shown(reason))?;
+            if let Some(value) = value {
+                write!(f, ": \"{}\"", shown(value))?;
+            }
+            writeln!(f)?;
             write!(f, "    {}", shown(&line.start))?;
             if line.bytes > SHOWN_BYTES {
                 write!(f, "… ({} bytes)", line.bytes)?;

@@ -1,6 +1,6 @@
 //! What is a time and what is none.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::rig::{Rig, case};
 use super::statements::{Statement, path};
@@ -92,7 +92,12 @@ async fn times() {
         let line = Statement::part(&format!("bad-{index}"))
             .with(&at, json!("@"))
             .line_with(raw);
-        let expected = json!({"raw": line, "reason": "no timestamp"});
+        let (reason, value) = match serde_json::from_str(raw).unwrap() {
+            Value::Null => ("missing timestamp", Value::Null),
+            Value::String(text) => ("invalid timestamp", text.into()),
+            _ => ("invalid timestamp", (*raw).into()),
+        };
+        let expected = json!({"raw": line, "reason": reason, "value": value});
         cases.push(case(raw, line, "rejected_lines", expected));
     }
     let missing = Statement::video("missing").without(&at).line();
@@ -100,7 +105,7 @@ async fn times() {
         "missing",
         missing.clone(),
         "rejected_lines",
-        json!({"raw": missing, "reason": "no timestamp"}),
+        json!({"raw": missing, "reason": "missing timestamp", "value": null}),
     ));
     let unmatched = Statement::bare("other", "http://verb", "t")
         .without(&at)
