@@ -361,7 +361,9 @@ fn event_table(event_type: &EventType, options: &SchemaOptions) -> Table {
 /// Lines that cannot become a row, each with the value for which it was rejected.
 fn rejected_lines(options: &SchemaOptions) -> Table {
     let mut table = kept_lines("rejected_lines", options);
-    table.columns.push(TableColumn::new("value", "Nullable(String)"));
+    table
+        .columns
+        .push(TableColumn::new("value", "Nullable(String)"));
     table
 }
 

@@ -346,8 +346,12 @@ fn verdicts(catalog: &Catalog, lines: &Lines) -> String {
     if let Some(TimeRange { start, end }) = lines.times {
         let moment = |seconds| format!("toDateTime64({seconds}, 0, 'UTC')");
         let (start, end) = (moment(start), moment(end));
-        for ReadValue { read, types, column, .. } in
-            read_values(catalog, EventType::partitioning_times)
+        for ReadValue {
+            read,
+            types,
+            column,
+            ..
+        } in read_values(catalog, EventType::partitioning_times)
         {
             let taken = taken_by(&types, catalog);
             let reason = sql::string(&out_of_range(column));

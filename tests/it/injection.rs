@@ -265,7 +265,10 @@ async fn hostile_names_in_configuration_and_event_types_are_only_names() {
     let reasons = victim
         .rows(&format!("SELECT DISTINCT reason FROM {kept}"))
         .await;
-    assert_eq!(reasons, [json!({"reason": format!("missing {}", odd("text"))})]);
+    assert_eq!(
+        reasons,
+        [json!({"reason": format!("missing {}", odd("text"))})]
+    );
     let counted = sql::qualified(&database, "object_rows");
     let kinds = format!("SELECT DISTINCT kind FROM {counted} WHERE kind != 'rejected'");
     assert_eq!(victim.rows(&kinds).await, [json!({"kind": name})]);
