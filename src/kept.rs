@@ -220,18 +220,17 @@ impl KeptLines {
         )
     }
 
-    /// Chosen lines of all tables, with their kind.
-    fn select_all(&self, columns: &str, choice: &Choice, further: &[String]) -> String {
+    /// Returns the query for the chosen lines of all tables, with their kind and these columns.
+    fn select_all(
+        &self,
+        columns: impl Fn(Kept) -> String,
+        choice: &Choice,
+        further: &[String],
+    ) -> String {
         let selects = choice.kinds().map(|kept| {
+            let (kind, columns) = (sql::string(kept.kind()), columns(kept));
             let rows = self.rows(kept, choice, further);
-            let value = match kept {
-                Kept::Rejected => "value",
-                Kept::Unmatched => "NULL",
-            };
-            format!(
-                "SELECT {} AS kind, {value} AS value, {columns} FROM {rows}",
-                sql::string(kept.kind())
-            )
+            format!("SELECT {kind} AS kind, {columns} FROM {rows}")
         });
         selects.collect::<Vec<_>>().join(" UNION ALL ")
     }
@@ -242,7 +241,7 @@ impl KeptLines {
         struct Count {
             lines: u64,
         }
-        let lines = self.select_all("1", choice, &[]);
+        let lines = self.select_all(|_| "1".to_owned(), choice, &[]);
         let sql = format!("SELECT count() AS lines FROM ({lines})");
         let counts: Vec<Count> = self.warehouse.rows_within(&sql, self.timeout).await?;
         Ok(counts.iter().map(|count| count.lines).sum())
@@ -302,7 +301,7 @@ impl KeptLines {
             ),
         };
         let lines = self.select_all(
-            "source_path, toString(reason) AS reason, ingested_at",
+            |_| "source_path, toString(reason) AS reason, ingested_at".to_owned(),
             choice,
             &[],
         );
@@ -332,7 +331,16 @@ impl KeptLines {
         };
         let of_object = format!("source_path = {}", sql::string(&object.path()));
         let lines = self.select_all(
-            "source_etag, row_number, toString(reason) AS reason, raw, ingested_at",
+            |kept| {
+                let value = match kept {
+                    Kept::Rejected => "value",
+                    Kept::Unmatched => "NULL",
+                };
+                format!(
+                    "source_etag, row_number, toString(reason) AS reason, {value} AS value, raw, \
+                     ingested_at"
+                )
+            },
             &Choice::default(),
             &[of_object],
         );

@@ -53,7 +53,7 @@ labelled! {
         EventBridgeSns = "event_bridge_sns",
         /// In an envelope that is declared.
         Declared = "declared",
-        /// It is no event of S3.
+        /// The body is not an event of S3, or is written in none of these ways.
         Unknown = "unknown",
     }
 }

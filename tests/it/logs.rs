@@ -47,13 +47,8 @@ fn failures(lines: &[Line]) -> usize {
 
 async fn site(name: &str, max_receive_count: u32) -> (&'static Stack, Site) {
     let stack = Stack::shared();
-    (
-        stack,
-        stack
-            .site_of_receives(name, max_receive_count)
-            .await
-            .unwrap(),
-    )
+    let site = stack.site_of_receives(name, max_receive_count).await;
+    (stack, site.unwrap())
 }
 
 #[tokio::test]
