@@ -292,8 +292,9 @@ fn launch(
         .replace("{{extra}}", &options.configuration);
     std::fs::write(&configuration, text)?;
     let data = directory.join("data");
-    // A query that never ends keeps the engine, hence its listeners, alive.
-    let query = "SYSTEM START LISTEN HTTP; SYSTEM START LISTEN TCP; \
+    // A query that never ends keeps the engine, hence its listeners, alive. HTTP comes last: the
+    // engine ends when it cannot listen, so that whoever is answered knows that both ports are its.
+    let query = "SYSTEM START LISTEN TCP; SYSTEM START LISTEN HTTP; \
                  SELECT sleepEachRow(3) FROM numbers(1000000) SETTINGS max_block_size = 1, \
                  function_sleep_max_microseconds_per_block = 0 FORMAT Null";
     let arguments = [
@@ -320,4 +321,22 @@ fn launch(
         get(http_port, ask).is_some_and(|answer| answer.contains(&own))
     })?;
     Ok(serves.then_some(process))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_server_whose_port_is_taken_does_not_count_as_started() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let options = Options {
+            tcp_port: Some(taken.local_addr().unwrap().port()),
+            ..Options::default()
+        };
+        let error = ClickHouse::start_with(options).unwrap_err();
+        assert!(error.to_string().contains("did not start"), "{error}");
+    }
 }
