@@ -18,10 +18,10 @@ use tracing::{error, info, warn};
 use crate::batch::{Batch, BatchId, BatchLimits, Batcher};
 use crate::ledger::Claims;
 use crate::ledger::protocol::Standing;
-use crate::listing::{CHUNK, Lister};
 use crate::load::{Loader, Outcome, Outcomes};
 use crate::object::ObjectRef;
-use crate::store::{Listed, StoreError};
+use crate::s3::listing::{CHUNK, Lister};
+use crate::s3::{Listed, StoreError};
 
 /// Objects that others have in hand are looked up again this often,
 const BUSY_RETRY: Duration = Duration::from_secs(2);

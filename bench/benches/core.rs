@@ -6,12 +6,12 @@ use std::time::Duration;
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use sluice::batch::{Batch, BatchId, BatchLimits, Batcher, ReadBy};
+use sluice::daemon::in_flight::{Fate, Held, VisibilityPolicy};
 use sluice::event_types::Catalog;
 use sluice::notification::{Notification, parse_notification};
 use sluice::object::ObjectRef;
-use sluice::plan::{Form, Planner, S3Access, S3Source, Strategy, TimeLimits};
 use sluice::queue::{Message, ReceiptHandle};
-use sluice::settle::{Fate, Held, VisibilityPolicy};
+use sluice::statements::insert::{Form, Planner, S3Access, S3Source, Strategy, TimeLimits};
 use tokio::time::Instant;
 
 const MESSAGES: usize = 100_000;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use sluice::event_types::Catalog;
-use sluice::schema::{self, Engine, SchemaOptions};
+use sluice::statements::ddl;
+use sluice::statements::ddl::{Engine, SchemaOptions};
 use sluice_testkit::xapi::{EventType, Reckoning};
 use sluice_testkit::{ClickHouse, ClickHouseOptions, Keeper};
 use uuid::Uuid;
@@ -71,7 +72,7 @@ impl Lab {
             views: true,
             reject_ttl: Duration::from_secs(86_400),
         };
-        for statement in schema::statements(&self.catalog, &options) {
+        for statement in ddl::statements(&self.catalog, &options) {
             self.clickhouse.execute(&statement.sql).await?;
         }
         Ok(database)

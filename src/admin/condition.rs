@@ -6,8 +6,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::Vitals;
-use super::health::Contact;
-use crate::load::breaker::PauseReason;
+use crate::clickhouse::error_class::PauseReason;
+use crate::telemetry::health::Contact;
 
 /// New messages that wait longer than this in the queue mean that the worker is behind.
 const LONG_WAIT: Duration = Duration::from_secs(60);

@@ -15,7 +15,7 @@ use tracing::error;
 
 use super::Vitals;
 use super::status::LiveStatus;
-use crate::activity::STEP;
+use crate::telemetry::activity::STEP;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Pages that can be open at a time.
@@ -113,7 +113,7 @@ mod tests {
     use axum::body::to_bytes;
 
     use super::*;
-    use crate::activity::Activity;
+    use crate::telemetry::activity::Activity;
 
     fn reporter() -> Reporter {
         let vitals = Vitals::new(INTERVAL, Activity::default());

@@ -3,7 +3,6 @@
 mod condition;
 mod connections;
 mod events;
-mod health;
 mod page;
 mod status;
 
@@ -25,10 +24,10 @@ use tokio_util::sync::CancellationToken;
 
 use self::condition::Signs;
 use self::events::{Events, Reporter};
-pub use self::health::Health;
 pub use self::status::WorkerStatus;
-use crate::activity::Activity;
 use crate::load::breaker::Breaker;
+use crate::telemetry::activity::Activity;
+use crate::telemetry::health::Health;
 
 /// Histograms are summed up this often.
 const UPKEEP: Duration = Duration::from_secs(5);

@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Vitals;
 use super::condition::{Condition, Signs};
-use crate::activity::Snapshot;
-use crate::telemetry::depths::Depth;
+use crate::daemon::depths::Depth;
+use crate::telemetry::activity::Snapshot;
 use crate::telemetry::metrics::Holdings;
 
 /// How the worker is.

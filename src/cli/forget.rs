@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::output::{Output, shown};
 use super::{ledger, warehouse};
 use crate::config::Config;
-use crate::history::History;
+use crate::ledger::history::History;
 use crate::object::ObjectUrl;
 
 #[derive(clap::Args)]

@@ -10,13 +10,14 @@ use uuid::Uuid;
 
 use super::output::{Output, shown};
 use super::{BadEventTypes, catalog, planner, print, warehouse};
+use crate::clickhouse::Warehouse;
+use crate::clickhouse::dependents::{Dependent, Memory, adopt, dependents};
+use crate::clickhouse::migrate;
+use crate::clickhouse::migrate::{Plan, Refusal};
+use crate::clickhouse::validate;
 use crate::config::{Config, LoadStrategy, TableEngine};
-use crate::history::{History, WorkerOfOtherPlan};
-use crate::schema::dependents::{Dependent, Memory, adopt, dependents};
-use crate::schema::evolve::{self, Plan, Refusal};
-use crate::schema::validate;
-use crate::schema::{Engine, SchemaOptions, Statement, statements};
-use crate::warehouse::Warehouse;
+use crate::ledger::history::{History, WorkerOfOtherPlan};
+use crate::statements::ddl::{Engine, SchemaOptions, Statement, statements};
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -58,12 +59,12 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
     if !problems.is_empty() {
         return Err(BadEventTypes(problems).into());
     }
-    let mut plan = evolve::plan(&warehouse, &catalog, &options)
+    let mut plan = migrate::plan(&warehouse, &catalog, &options)
         .await
         .with_context(|| format!("the tables at {url} cannot be compared"))?;
     if arguments.prune {
         plan.kept.clear();
-        let dropped = evolve::prune(&warehouse, &catalog, &options).await?;
+        let dropped = migrate::prune(&warehouse, &catalog, &options).await?;
         if let Some(first) = dropped.first() {
             let own = planner(config, catalog.clone(), "")?.plan_id();
             plan.refusals

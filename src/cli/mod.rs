@@ -36,12 +36,12 @@ use clap::{Parser, Subcommand};
 use tracing::error;
 
 use crate::batch::BatchLimits;
+use crate::clickhouse::{Access, Warehouse};
 use crate::config::{
     BatchConfig, ClickHouseAccess, Config, EventTypesConfig, LoadStrategy, NotificationsConfig,
     OnMissing, Problems, SecretSource, Sources, process_environment,
 };
 use crate::event_types::Catalog;
-use crate::event_types::select::Target;
 use crate::ledger::Ledger;
 use crate::load::bounds::Bounds;
 use crate::load::breaker::Breaker;
@@ -53,10 +53,10 @@ use crate::load::{LoadLimits, Loader};
 use crate::notification::Envelopes;
 use crate::notification::filter::Filter;
 use crate::object::Compression;
-use crate::plan::{Planner, S3Access, S3Source, Strategy, TimeLimits};
-use crate::store::Store;
+use crate::s3::Store;
+use crate::statements::insert::{Planner, S3Access, S3Source, Strategy, TimeLimits};
+use crate::statements::select::Target;
 use crate::telemetry::end_logging;
-use crate::warehouse::{Access, Warehouse};
 
 /// Loads S3 objects into ClickHouse, once each, as SQS announces them.
 ///

@@ -6,13 +6,13 @@ use tracing::{debug, warn};
 
 use super::topology::Topology;
 use super::{access, note, warehouse};
+use crate::clickhouse::error_class::PauseReason;
+use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::config::{Config, LoadStrategy, Unproven};
 use crate::event_types::Catalog;
-use crate::event_types::select::Target;
 use crate::ledger;
-use crate::load::breaker::PauseReason;
-use crate::schema::landing_name;
-use crate::warehouse::{Warehouse, WarehouseError};
+use crate::statements::ddl::landing_name;
+use crate::statements::select::Target;
 
 /// Why nothing must be loaded, and the same in words.
 pub(super) type Problem = (PauseReason, String);

@@ -12,11 +12,11 @@ use super::selection::SelectionArguments;
 use super::survey::Survey;
 use super::{Incomplete, aws, warehouse};
 use crate::config::Config;
-use crate::history::{History, ObjectStanding};
+use crate::ledger::history::{History, ObjectStanding};
 use crate::ledger::protocol::Standing;
 use crate::object::ObjectRef;
 use crate::queue::sqs::SqsQueue;
-use crate::store::{Listed, Store};
+use crate::s3::{Listed, Store};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {

@@ -9,13 +9,13 @@ use serde::Serialize;
 
 use super::output::{Output, shown};
 use super::{Misuse, aws, classes, warehouse};
-use crate::announce::announcement;
 use crate::config::{Config, HumanDuration};
-use crate::history::{FailedObject, FailureFilter, History};
+use crate::ledger::history::{FailedObject, FailureFilter, History};
 use crate::load::FailureClass;
+use crate::notification::announce::announcement;
 use crate::object::{ObjectRef, ObjectUrl};
 use crate::queue::sqs::SqsQueue;
-use crate::store::Store;
+use crate::s3::Store;
 
 /// How many objects S3 is asked about at a time.
 const ASKED_AT_ONCE: usize = 16;

@@ -11,22 +11,26 @@ use super::stop::stop_on_signals;
 use super::{
     aws, batch_limits, catalog, envelopes, loader, notification_filter, planner, warehouse,
 };
-use crate::activity::Activity;
-use crate::admin::{AdminListener, Health, Vitals};
+use crate::admin::{AdminListener, Vitals};
+use crate::clickhouse::error_class::{pause_reason, with_advice};
 use crate::config::Config;
+use crate::daemon;
+use crate::daemon::Outage;
+use crate::daemon::core::Limits;
+use crate::daemon::depths;
+use crate::daemon::in_flight::VisibilityPolicy;
 use crate::event_types::Catalog;
-use crate::event_types::select::Target;
-use crate::failpoint;
 use crate::load::Loader;
 use crate::load::breaker::{Breaker, Scope};
-use crate::load::verdict::{pause_reason, with_advice};
-use crate::pipeline::{self, Outage, core::Limits};
 use crate::queue::Queue;
 use crate::queue::payload::WithPayloads;
 use crate::queue::sqs::SqsQueue;
-use crate::settle::VisibilityPolicy;
-use crate::store::Store;
-use crate::telemetry::{depths, metrics, start_logging_and_traces};
+use crate::s3::Store;
+use crate::statements::select::Target;
+use crate::telemetry::activity::Activity;
+use crate::telemetry::health::Health;
+use crate::telemetry::{metrics, start_logging_and_traces};
+use crate::util::failpoint;
 
 pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
     let queue_url = config.queue.require_url()?;
@@ -87,7 +91,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
             ..loader(config, planner, warehouse, &aws, breaker)
         });
         let queue = WithPayloads::new(SqsQueue::clone(&queue), Store::new(&aws));
-        pipeline::run(
+        daemon::run(
             Arc::new(queue),
             loader,
             vitals,
@@ -111,8 +115,8 @@ fn activity(catalog: &Catalog) -> Activity {
     Activity::of_kinds(targets.iter().filter_map(Target::kind))
 }
 
-fn options(config: &Config) -> pipeline::Options {
-    pipeline::Options {
+fn options(config: &Config) -> daemon::Options {
+    daemon::Options {
         limits: Limits {
             batch: batch_limits(&config.batch),
             visibility: VisibilityPolicy {

@@ -8,10 +8,10 @@ use super::moment::moment;
 use super::notification_filter;
 use crate::config::Config;
 use crate::glob::Globs;
-use crate::listing::{Lister, Selection};
 use crate::notification::filter::Filter;
 use crate::object::ObjectUrl;
-use crate::store::Store;
+use crate::s3::Store;
+use crate::s3::listing::{Lister, Selection};
 
 #[derive(clap::Args)]
 pub(super) struct SelectionArguments {

@@ -12,15 +12,15 @@ use super::output::{Output, first_words, shown, table};
 use super::{aws, classes, warehouse, worker};
 use crate::admin::WorkerStatus;
 use crate::config::{Config, HumanDuration};
-use crate::history::{
+use crate::ledger::DISMISSED;
+use crate::ledger::history::{
     FailedObject, FailureFilter, History, ObjectStory, OpenBatches, WorkerActivity,
 };
-use crate::ledger::DISMISSED;
 use crate::object::ObjectUrl;
-use crate::pipeline::recent::Summary;
 use crate::queue::Queue;
 use crate::queue::sqs::SqsQueue;
 use crate::telemetry::metrics::Holdings;
+use crate::telemetry::recent::Summary;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {

@@ -7,8 +7,8 @@ use super::{ledger, warehouse};
 use crate::config::Config;
 use crate::ledger::Ledger;
 use crate::ledger::protocol::Standing;
-use crate::listing::Lister;
-use crate::store::{Listed, Store};
+use crate::s3::listing::Lister;
+use crate::s3::{Listed, Store};
 
 pub(super) struct Survey {
     lister: Lister,

@@ -1,9 +1,9 @@
 //! Set-ups of ClickHouse on which loading each object once is not proven.
 
+use crate::clickhouse::topology::servers;
+use crate::clickhouse::{Access, Warehouse, WarehouseError};
 use crate::config::TableEngine;
-use crate::schema::REPLAYED;
-use crate::warehouse::topology::servers;
-use crate::warehouse::{Access, Warehouse, WarehouseError};
+use crate::statements::ddl::REPLAYED;
 
 /// What to do about such a set-up.
 pub(super) const ADVICE: &str = "use plain tables on one server and a `clickhouse.url` that leads \

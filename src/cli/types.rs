@@ -15,13 +15,13 @@ use uuid::Uuid;
 use super::output::{Output, shown, table};
 use super::{aws, catalog, planner, time_limits, warehouse};
 use crate::batch::BatchId;
+use crate::clickhouse::Warehouse;
 use crate::config::Config;
-use crate::event_types::select::{Lines, Target, TimeRange};
 use crate::event_types::{Catalog, EventType};
 use crate::object::{Compression, ObjectRef, ObjectUrl};
-use crate::plan::preview_of;
 use crate::sql;
-use crate::warehouse::Warehouse;
+use crate::statements::insert::preview_of;
+use crate::statements::select::{Lines, Target, TimeRange};
 
 #[derive(Subcommand)]
 pub(super) enum Command {

@@ -114,7 +114,7 @@ impl ColumnType {
 
     /// The value that `text`, an expression of type Nullable(String), stands for; NULL where it is
     /// missing or stands for none. Never throws.
-    pub(super) fn read(&self, text: &str) -> String {
+    pub(crate) fn read(&self, text: &str) -> String {
         match self.kind {
             Kind::String => text.to_owned(),
             Kind::Integer { signed, bits } => {
@@ -149,7 +149,7 @@ impl ColumnType {
     }
 
     /// As `read`, for a value that a required column has already been found to have.
-    pub(super) fn read_checked(&self, text: &str) -> String {
+    pub(crate) fn read_checked(&self, text: &str) -> String {
         match self.kind {
             Kind::Time { .. } => self.read_time(text),
             _ => self.read(text),
@@ -164,7 +164,7 @@ impl ColumnType {
     }
 
     /// `value`, of this type or NULL, with NULL replaced by the default where the column has no NULL.
-    pub(super) fn or_default(&self, value: &str) -> String {
+    pub(crate) fn or_default(&self, value: &str) -> String {
         if self.nullable {
             value.to_owned()
         } else {

@@ -1,16 +1,15 @@
 //! Declared event types: which statements there are, and what table each of them fills.
 //!
 //! A declaration is a YAML file (docs/event-types.md; the default ones are config/event_types).
-//! From a [`Catalog`] of them come the tables ([`crate::schema`]) and the SELECTs ([`select`]).
+//! From a [`Catalog`] of them come the tables ([`crate::statements::ddl`]) and the SELECTs ([`select`]).
 //! No event type is named in code.
 
 mod check;
 mod column_type;
 mod declaration;
-mod paths;
+pub mod paths;
 mod route;
 mod rule;
-pub mod select;
 
 use std::fmt;
 use std::path::Path as FilePath;

@@ -19,7 +19,7 @@ pub type Path = Vec<String>;
 const GUARD: &str = "\u{1}";
 
 /// The type of every declared path's value; `column_type` says why.
-pub(super) const TEXT: &str = "Nullable(String)";
+pub(crate) const TEXT: &str = "Nullable(String)";
 
 /// All declared paths by their keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -74,7 +74,7 @@ impl PathTree {
     }
 
     /// The paths of all values, in the order of their columns.
-    pub(super) fn leaves(&self) -> Vec<Path> {
+    pub(crate) fn leaves(&self) -> Vec<Path> {
         let mut leaves = Vec::new();
         for (key, node) in &self.children {
             match node {
@@ -94,7 +94,7 @@ impl PathTree {
     ///
     /// The paths of one depth are arguments of one function: to plan a function for each of them
     /// takes a third longer.
-    pub(super) fn absent(&self, line: &str, parsed: &str) -> String {
+    pub(crate) fn absent(&self, line: &str, parsed: &str) -> String {
         let leaves = self.leaves_by_depth();
         let absent = leaves.chunk_by(|one, other| one.len() == other.len());
         let absent = absent.map(|paths| {
@@ -119,7 +119,7 @@ impl PathTree {
     }
 
     /// The columns of all values, from the tuple `parsed` and the array `absent`.
-    pub(super) fn values(&self, parsed: &str, absent: &str) -> Vec<String> {
+    pub(crate) fn values(&self, parsed: &str, absent: &str) -> Vec<String> {
         let places: BTreeMap<Path, usize> = self.leaves_by_depth().into_iter().zip(1..).collect();
         let values = self.leaves().into_iter().map(|path| {
             let value = element(parsed, &path);
@@ -164,7 +164,7 @@ impl PathTree {
 
 /// The column with the value at a path, in `landing` and in the generated SELECTs: it is named as
 /// people write the path.
-pub(super) fn column(path: &[String]) -> String {
+pub(crate) fn column(path: &[String]) -> String {
     sql::ident(&display(path))
 }
 
@@ -176,7 +176,7 @@ fn element(tuple: &str, path: &[String]) -> String {
 }
 
 /// A path as people write it, for messages: `$.context.extensions["http://…"]`.
-pub(super) fn display(path: &[String]) -> String {
+pub(crate) fn display(path: &[String]) -> String {
     let mut out = "$".to_owned();
     for key in path {
         let plain = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');

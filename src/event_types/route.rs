@@ -17,7 +17,7 @@ impl Route {
     }
 
     /// The condition on `source_path`, which is bucket and key.
-    pub(super) fn sql(&self) -> String {
+    pub(crate) fn sql(&self) -> String {
         let key = "substring(source_path, position(source_path, '/') + 1)";
         format!("match({key}, {})", sql::string(self.0.expression()))
     }

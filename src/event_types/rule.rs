@@ -18,7 +18,7 @@ pub enum Rule {
 
 impl Rule {
     /// A condition that is 0 or 1, never NULL.
-    pub(super) fn sql(&self) -> String {
+    pub(crate) fn sql(&self) -> String {
         match self {
             Rule::All(rules) => join(rules, " AND "),
             Rule::Any(rules) => join(rules, " OR "),

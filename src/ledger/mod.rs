@@ -4,6 +4,8 @@
 //! the objects and batches that it names. All of them may be repeated: a ledger row that is there
 //! twice says the same as one. See [`protocol`] for the order in which they are used.
 
+pub mod history;
+
 #[cfg(test)]
 mod tests;
 
@@ -15,12 +17,12 @@ use tracing::debug;
 use uuid::Uuid;
 
 use crate::batch::{BatchId, ReadBy};
-use crate::history::FailedObject;
-use crate::load::verdict::FENCED_TEXT;
+use crate::clickhouse::{Warehouse, WarehouseError};
+use crate::ledger::history::FailedObject;
 use crate::object::{ObjectId, ObjectRef};
-use crate::plan::Form;
 use crate::sql;
-use crate::warehouse::{Warehouse, WarehouseError};
+use crate::statements::guard::FENCED_TEXT;
+use crate::statements::insert::Form;
 use protocol::Standing;
 pub use sluice_core::protocol;
 

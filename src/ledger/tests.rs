@@ -2,7 +2,8 @@ use serde_json::{from_value, to_value};
 
 use super::*;
 use crate::object::tests::object;
-use crate::plan::{Form, Planner, S3Access, tests::planner};
+use crate::statements::insert::tests::planner;
+use crate::statements::insert::{Form, Planner, S3Access};
 
 /// What a recovery reads back of a claim.
 fn recovered(object: &ObjectRef) -> ObjectRef {

@@ -14,19 +14,20 @@ use uuid::Uuid;
 
 use super::breaker::{HaltedInsert, Scope};
 use super::views::Successes;
-use super::{Cancelled, Item, Loader, Outcome, Outcomes, Trying, Verdict, stream, verdict};
-use crate::activity::{BatchInfo, InFlight};
+use super::{Cancelled, Item, Loader, Outcome, Outcomes, Trying, stream};
 use crate::batch::{BatchId, ReadBy};
-use crate::batch_rows::{BatchRows, Counted, Rejected};
-use crate::event_types::select::{BLANK, Target};
-use crate::failpoint;
-use crate::kept::Kept;
+use crate::clickhouse::batch_rows::{BatchRows, Counted, Rejected};
+use crate::clickhouse::error_class::{Verdict, verdict};
+use crate::clickhouse::{Statement, WarehouseError};
 use crate::ledger::Claim;
 use crate::ledger::protocol::{Action, DOOMED, End, Event, Run, Standing};
 use crate::object::ObjectRef;
-use crate::plan::Form;
+use crate::rejects::Kept;
+use crate::statements::insert::Form;
+use crate::statements::select::{BLANK, Target};
+use crate::telemetry::activity::{BatchInfo, InFlight};
 use crate::telemetry::{metrics, trace};
-use crate::warehouse::{Statement, WarehouseError};
+use crate::util::failpoint;
 
 /// One batch, and what its run has met so far.
 pub(super) struct Loading<'a> {

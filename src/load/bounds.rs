@@ -3,8 +3,8 @@
 use serde::Deserialize;
 
 use super::answers::Answers;
+use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::sql;
-use crate::warehouse::{Warehouse, WarehouseError};
 
 /// Lines of one block. Each takes some 600 bytes of memory, however short it is.
 const MAX_LINES: u64 = 2_000_000;

@@ -9,39 +9,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::label::labelled;
+use crate::clickhouse::error_class::PauseReason;
 
 /// While it stays open for the same reason, the log says so again this often.
 const REMINDER: Duration = Duration::from_secs(60);
-
-labelled! {
-    /// Why intake is paused.
-    pub enum PauseReason {
-        /// ClickHouse has not been heard of yet.
-        Starting = "starting",
-        Unreachable = "unreachable",
-        /// What is between Sluice and ClickHouse answers in its place.
-        Proxy = "proxy",
-        Authentication = "authentication",
-        Permission = "permission",
-        Schema = "schema",
-        Settings = "settings",
-        Ledger = "ledger",
-        View = "view",
-        Unproven = "unproven",
-        ReadOnly = "read_only",
-        TooManyParts = "too_many_parts",
-        NoSpace = "no_space",
-        Overload = "overload",
-        Quota = "quota",
-        /// Of the user's profile.
-        Limits = "limits",
-        /// Replicas, their quorum, or ClickHouse Keeper.
-        Replication = "replication",
-        S3Access = "s3_access",
-        Other = "other",
-    }
-}
 
 /// What cannot be done while the breaker is open, and whose success closes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{Cancelled, Loader};
-use crate::event_types::select::Target;
+use crate::statements::select::Target;
 
 impl Loader {
     /// Deletes rows of a table until there are none.

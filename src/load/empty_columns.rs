@@ -10,9 +10,9 @@ use serde::Deserialize;
 use tracing::{debug, warn};
 
 use crate::batch::BatchId;
+use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::event_types::{Column, EventType};
 use crate::sql;
-use crate::warehouse::{Warehouse, WarehouseError};
 
 /// With fewer rows, values can be missing by chance.
 pub const MIN_ROWS: u64 = 100;

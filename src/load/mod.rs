@@ -5,7 +5,6 @@ mod answers;
 mod attempt;
 pub mod bounds;
 pub mod breaker;
-pub mod codes;
 mod delete;
 pub mod empty_columns;
 pub mod fallback;
@@ -14,7 +13,6 @@ mod replace;
 mod sample;
 mod stream;
 pub mod truncation;
-pub mod verdict;
 pub mod views;
 
 use std::collections::HashMap;
@@ -25,17 +23,18 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, warn};
 
-use crate::activity::Activity;
 use crate::batch::{Batch, BatchId, ReadBy, mean_bytes};
+use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::ledger::protocol::{End, Run, Standing};
 use crate::ledger::{Failure, Ledger};
 use crate::object::{Compression, ObjectId, ObjectRef};
-use crate::plan::{Form, Naming, Planner, naming};
-use crate::store::{Present, Store, StoreError};
+use crate::s3::{Present, Store, StoreError};
+use crate::statements::insert::{Form, Naming, Planner, naming};
+use crate::telemetry::activity::Activity;
 use crate::telemetry::{metrics, trace};
-use crate::warehouse::{Warehouse, WarehouseError};
 pub use progress::FailureClass;
 
+use crate::clickhouse::error_class::{Verdict, is_missing, pause_reason, verdict, with_advice};
 use attempt::Loading;
 use bounds::Bounds;
 use breaker::{Breaker, HaltedInsert, Scope};
@@ -43,7 +42,6 @@ use empty_columns::EmptyColumns;
 use fallback::{Fallback, Fallbacks};
 use progress::{FailedItem, Item, Progress, Work, unnameable};
 use truncation::Truncations;
-use verdict::{Verdict, is_missing, pause_reason, verdict, with_advice};
 use views::Views;
 
 /// What became of an object.

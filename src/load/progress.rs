@@ -3,10 +3,12 @@
 use tracing::{debug, warn};
 
 use super::breaker::HaltedInsert;
-use super::verdict::{TOO_MANY_REJECTED_TEXT, is_missing, is_refusal, named_object};
 use super::views::Successes;
 use super::{Outcome, Outcomes};
 use crate::batch::{BatchId, ReadBy};
+use crate::clickhouse::error_class::{
+    TOO_MANY_REJECTED_TEXT, is_missing, is_refusal, named_object,
+};
 use crate::label::labelled;
 use crate::ledger::Claim;
 use crate::object::{ObjectId, ObjectRef};

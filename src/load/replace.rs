@@ -13,13 +13,13 @@ use tracing::{Instrument, info};
 use super::progress::Item;
 use super::{Cancelled, Loader, Outcomes};
 use crate::batch::{Batch, BatchId};
-use crate::event_types::select::Target;
-use crate::failpoint;
 use crate::ledger::protocol::Standing;
 use crate::ledger::{Claims, SealedObject};
 use crate::object::ObjectId;
 use crate::sql;
+use crate::statements::select::Target;
 use crate::telemetry::trace;
+use crate::util::failpoint;
 
 impl Loader {
     /// Loads objects; of those that these batches have loaded, the rows are replaced.

@@ -7,10 +7,10 @@ use futures_util::stream;
 
 use super::Loader;
 use crate::batch::{BatchId, ReadBy};
-use crate::framing::Framer;
+use crate::clickhouse::WarehouseError;
 use crate::object::ObjectRef;
-use crate::plan::Form;
-use crate::warehouse::WarehouseError;
+use crate::statements::framing::Framer;
+use crate::statements::insert::Form;
 
 /// A server that needs longer for one line does not load.
 const TIMEOUT: Duration = Duration::from_secs(30);

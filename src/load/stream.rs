@@ -3,10 +3,10 @@
 use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
 use tokio::io::AsyncReadExt;
 
-use crate::failpoint;
-use crate::framing::Framer;
 use crate::object::ObjectRef;
-use crate::store::{Content, Store, StoreError, broken};
+use crate::s3::{Content, Store, StoreError, broken};
+use crate::statements::framing::Framer;
+use crate::util::failpoint;
 
 /// Bounds the worker's memory: a load has a few pieces in hand at a time.
 const PIECE: u64 = 128 * 1024;

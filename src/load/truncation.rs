@@ -5,9 +5,9 @@
 //! passes through the same decoders as an object does.
 
 use super::answers::Answers;
-use super::verdict::{Verdict, verdict};
+use crate::clickhouse::error_class::{Verdict, verdict};
+use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::object::Compression;
-use crate::warehouse::{Warehouse, WarehouseError};
 
 /// What a server does with a stream that is cut short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 //! Which of the announced objects are to be loaded.
 
 use super::{Announced, names};
-use crate::announce;
 use crate::glob::Globs;
+use crate::notification::announce;
 
 /// By event and key; what it leaves out is acknowledged.
 #[derive(Debug, Default)]

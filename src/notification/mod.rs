@@ -3,6 +3,7 @@
 //! Pure: nothing here knows of queues or of the network. Whoever may send to the queue writes these
 //! bodies, so whatever goes from here into a statement or a URL is checked in `object`.
 
+pub mod announce;
 mod envelope;
 mod event_bridge;
 pub mod filter;

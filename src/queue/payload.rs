@@ -7,7 +7,7 @@ use tracing::warn;
 
 use super::{FailedEntries, Message, Queue, QueueAttributes, QueueError, ReceiptHandle};
 use crate::notification::payload_pointer;
-use crate::store::Store;
+use crate::s3::Store;
 
 /// A body that is longer is not read: SQS's own limit is 1 MiB.
 const MAX_BYTES: u64 = 16 << 20;

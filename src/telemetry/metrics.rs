@@ -13,13 +13,13 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use serde::{Deserialize, Serialize};
 
 use crate::batch::CloseReason;
+use crate::clickhouse::error_class::PauseReason;
+use crate::clickhouse::error_class::Verdict;
+use crate::daemon::depths::Depth;
 use crate::event_types::Catalog;
-use crate::event_types::select::{Target, rejection_reasons};
-use crate::load::breaker::PauseReason;
-use crate::load::verdict::Verdict;
 use crate::notification::Form;
-use crate::pipeline::recent::Summary;
-use crate::telemetry::depths::Depth;
+use crate::statements::select::{Target, rejection_reasons};
+use crate::telemetry::recent::Summary;
 
 pub use reference::reference_markdown;
 

@@ -1,9 +1,11 @@
 //! Logs, traces and metrics.
 
-pub mod depths;
+pub mod activity;
+pub mod health;
 mod json;
 pub mod metrics;
 mod otlp;
+pub mod recent;
 mod repeats;
 pub mod trace;
 

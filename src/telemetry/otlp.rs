@@ -22,7 +22,7 @@ use tracing::{info, warn};
 
 use super::with_sources;
 use crate::config::TelemetryConfig;
-use crate::http;
+use crate::util::http;
 
 /// Of one request.
 const TIMEOUT: Duration = Duration::from_secs(10);

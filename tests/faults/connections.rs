@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use sluice::event_types::Catalog;
-use sluice::event_types::select::Target;
+use sluice::statements::select::Target;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::EventType;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use hyper::http::request::Parts;
 use sluice::event_types::Catalog;
-use sluice::schema::landing_name;
+use sluice::statements::ddl::landing_name;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::{ClickHouse, Stack, wait_for};
 use tokio::task::spawn_blocking;

@@ -101,7 +101,9 @@ async fn announce_all(fixture: &Fixture, lab: &Lab<'_>) -> Result<()> {
 /// A worker of this version refuses to let a batch of the old one end that it has taken over.
 fn unless_taken_over(outcome: Result<()>) -> Result<()> {
     match outcome {
-        Err(error) if format!("{error:#}").contains(sluice::load::verdict::FENCED_TEXT) => Ok(()),
+        Err(error) if format!("{error:#}").contains(sluice::statements::guard::FENCED_TEXT) => {
+            Ok(())
+        }
         other => other,
     }
 }

@@ -4,7 +4,7 @@
 use anyhow::ensure;
 use serde_json::json;
 use sluice::event_types::Catalog;
-use sluice::schema::landing_name;
+use sluice::statements::ddl::landing_name;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::tls::TlsFront;
 use sluice_testkit::xapi::Generator;

@@ -2,7 +2,7 @@
 //! server, the account and what is on the way, for which intake pauses.
 
 use anyhow::ensure;
-use sluice::load::codes::{BY_TEXT, CONTENT, HALT, LIMITS, NO_WAY, OVERLOAD, TOO_LARGE};
+use sluice::clickhouse::codes::{BY_TEXT, CONTENT, HALT, LIMITS, NO_WAY, OVERLOAD, TOO_LARGE};
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::Generator;
 use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, wait_for};
@@ -33,7 +33,7 @@ async fn every_error_of_a_decoder_blames_the_object() {
         let code = row["code"].as_u64().unwrap();
         assert!(
             CONTENT.iter().any(|(known, _)| u64::from(*known) == code),
-            "{row} is not in CONTENT (src/load/codes.rs)"
+            "{row} is not in CONTENT (src/clickhouse/codes.rs)"
         );
     }
 }

@@ -2,8 +2,8 @@
 
 use aws_sdk_sqs::types::{MessageSystemAttributeName, QueueAttributeName};
 use serde_json::Value;
+use sluice::clickhouse::{Access, Warehouse};
 use sluice::config::{Secret, SecretSource};
-use sluice::warehouse::{Access, Warehouse};
 use sluice_testkit::xapi::Generator;
 use sluice_testkit::{AccessKey, ClickHouse, ClickHouseOptions, Site, Stack, wait_for};
 

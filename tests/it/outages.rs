@@ -8,7 +8,7 @@ use aws_sdk_sqs::types::QueueAttributeName;
 use sluice::event_types::Catalog;
 use sluice::queue::Queue;
 use sluice::queue::sqs::SqsQueue;
-use sluice::schema::landing_name;
+use sluice::statements::ddl::landing_name;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::Generator;
 use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, free_port, wait_for};

@@ -7,8 +7,8 @@ use sluice::batch::{BatchId, ReadBy};
 use sluice::config::Secret;
 use sluice::event_types::Catalog;
 use sluice::object::ObjectRef;
-use sluice::plan::{Form, Planner, S3Access, S3Source, Strategy, TimeLimits};
-use sluice::schema::{Engine, REPLAYED, SchemaOptions, statements};
+use sluice::statements::ddl::{Engine, REPLAYED, SchemaOptions, statements};
+use sluice::statements::insert::{Form, Planner, S3Access, S3Source, Strategy, TimeLimits};
 use sluice_testkit::{Site, Stack};
 use uuid::Uuid;
 

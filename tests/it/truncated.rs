@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use sluice::clickhouse::{Access, Warehouse};
 use sluice::config::{Secret, SecretSource};
 use sluice::load::truncation::{Truncation, Truncations};
 use sluice::object::Compression;
-use sluice::warehouse::{Access, Warehouse};
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::{Site, Stack};
 

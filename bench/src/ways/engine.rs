@@ -5,9 +5,9 @@ use std::time::Duration;
 use anyhow::Result;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use sluice::batch::{Batch, BatchLimits, Batcher};
-use sluice::event_types::select::{Lines, landing_select};
 use sluice::object::ObjectRef;
-use sluice::schema::landing_name;
+use sluice::statements::ddl::landing_name;
+use sluice::statements::select::{Lines, landing_select};
 use tokio::time::Instant;
 use uuid::Uuid;
 

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use sluice::event_types::select::{Lines, landing_select};
-use sluice::schema::landing_name;
+use sluice::statements::ddl::landing_name;
+use sluice::statements::select::{Lines, landing_select};
 use tokio::time::sleep;
 use uuid::Uuid;
 

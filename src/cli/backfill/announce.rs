@@ -9,18 +9,18 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::Arguments;
-use crate::announce::announcement;
 use crate::cli::stop::stop_on_signals;
 use crate::cli::survey::Survey;
 use crate::cli::{Incomplete, aws};
 use crate::config::Config;
-use crate::failpoint;
 use crate::ledger::protocol::Standing;
+use crate::notification::announce::announcement;
 use crate::object::ObjectRef;
 use crate::queue::MAX_BATCH;
 use crate::queue::sqs::SqsQueue;
-use crate::store::Store;
+use crate::s3::Store;
 use crate::telemetry::start_logging;
+use crate::util::failpoint;
 
 #[derive(Default, Serialize)]
 struct Report {

@@ -11,9 +11,9 @@ use super::{Arguments, note_views};
 use crate::cli::survey::Survey;
 use crate::cli::{aws, catalog, warehouse};
 use crate::config::Config;
-use crate::history::{History, Pace};
+use crate::ledger::history::{History, Pace};
 use crate::ledger::protocol::Standing;
-use crate::store::Store;
+use crate::s3::Store;
 
 #[derive(Default, Serialize)]
 struct Estimate {

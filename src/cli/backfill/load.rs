@@ -16,10 +16,11 @@ use crate::cli::output::{shown, table};
 use crate::cli::preflight::Preflight;
 use crate::cli::stop::stop_on_signals;
 use crate::cli::{Incomplete, aws, batch_limits, catalog, loader, note, planner, warehouse};
+use crate::clickhouse::error_class::with_advice;
 use crate::config::{Config, LogConfig};
-use crate::listing::Lister;
+use crate::load::Loader;
 use crate::load::breaker::{Breaker, Scope};
-use crate::load::{Loader, verdict::with_advice};
+use crate::s3::listing::Lister;
 use crate::telemetry::start_logging;
 
 pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {

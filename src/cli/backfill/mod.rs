@@ -11,12 +11,12 @@ use super::moment::moment;
 use super::output::Output;
 use super::selection::SelectionArguments;
 use super::{Misuse, note};
+use crate::clickhouse::Warehouse;
+use crate::clickhouse::dependents::filled_by_views;
+use crate::clickhouse::error_class::with_advice;
 use crate::config::Config;
 use crate::event_types::Catalog;
-use crate::failpoint;
-use crate::load::verdict::with_advice;
-use crate::schema::dependents::filled_by_views;
-use crate::warehouse::Warehouse;
+use crate::util::failpoint;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {

@@ -10,15 +10,15 @@ use tokio::sync::oneshot;
 
 use super::report::Check;
 use crate::batch::{BatchId, ReadBy};
+use crate::clickhouse::{Statement, Warehouse, WarehouseError};
 use crate::event_types::Catalog;
-use crate::event_types::select::Target;
-use crate::framing::Framer;
 use crate::ledger::Ledger;
 use crate::object::ObjectRef;
-use crate::plan::{Form, Planner, TimeLimits};
-use crate::schema::{SchemaOptions, tables, views};
 use crate::sql;
-use crate::warehouse::{Statement, Warehouse, WarehouseError};
+use crate::statements::ddl::{SchemaOptions, tables, views};
+use crate::statements::framing::Framer;
+use crate::statements::insert::{Form, Planner, TimeLimits};
+use crate::statements::select::Target;
 
 const NAME: &str = "repeated inserts";
 

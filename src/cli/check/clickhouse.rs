@@ -6,14 +6,15 @@ use serde::Deserialize;
 
 use super::report::Check;
 use crate::cli::migrate::schema_options;
+use crate::clickhouse::dependents::{Dependent, Memory, dependents};
+use crate::clickhouse::error_class::advice;
+use crate::clickhouse::migrate;
+use crate::clickhouse::migrate::Plan;
+use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::config::Config;
 use crate::event_types::Catalog;
-use crate::load::verdict::advice;
-use crate::plan::setting_names;
-use crate::schema::dependents::{Dependent, Memory, dependents};
-use crate::schema::evolve::{self, Plan};
 use crate::sql;
-use crate::warehouse::{Warehouse, WarehouseError};
+use crate::statements::insert::setting_names;
 
 const CLICKHOUSE: &str = "clickhouse";
 const VERSION: &str = "version";
@@ -163,7 +164,7 @@ fn judge_version(version: &str, unknown_settings: &[&str]) -> Check {
 }
 
 async fn check_tables(config: &Config, catalog: &Catalog, warehouse: &Warehouse) -> Check {
-    match evolve::plan(warehouse, catalog, &schema_options(config)).await {
+    match migrate::plan(warehouse, catalog, &schema_options(config)).await {
         Ok(plan) => judge_tables(&plan, warehouse.database()),
         Err(error) => failed(TABLES, &error),
     }

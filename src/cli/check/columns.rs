@@ -2,9 +2,9 @@
 
 use super::clickhouse::failed;
 use super::report::Check;
+use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::event_types::{Catalog, EventType};
 use crate::load::empty_columns::{MIN_ROWS, look_at};
-use crate::warehouse::{Warehouse, WarehouseError};
 
 const COLUMNS: &str = "columns";
 

@@ -20,7 +20,7 @@ use super::{accept_unproven, aws, catalog, planner, warehouse};
 use crate::config::Config;
 use crate::ledger::Ledger;
 use crate::object::ObjectUrl;
-use crate::store::Store;
+use crate::s3::Store;
 use report::{Check, Outcome, Report};
 use storage::{Readers, Sample, nothing_to_read};
 

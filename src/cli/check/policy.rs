@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 
 use super::canary::PREFIX;
 use super::report::Check;
+use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::config::{ClickHouseAccess, Config, Fallback, LoadStrategy, TableEngine};
 use crate::event_types::Catalog;
-use crate::event_types::select::Target;
 use crate::ledger::{BATCHES_TABLE, FAILURES_TABLE, OBJECTS_TABLE};
 use crate::queue::QueueAttributes;
-use crate::schema::{LANDING_PREFIX, REPLAYED};
 use crate::sql;
-use crate::warehouse::{Warehouse, WarehouseError};
+use crate::statements::ddl::{LANDING_PREFIX, REPLAYED};
+use crate::statements::select::Target;
 
 const RIGHTS: &str = "clickhouse rights";
 

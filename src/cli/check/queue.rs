@@ -8,7 +8,7 @@ use aws_sdk_sqs::Client;
 use super::report::Check;
 use crate::cli::run::NO_REDRIVE_POLICY;
 use crate::config::{Config, HumanDuration};
-use crate::heartbeats::HELD_AT_MOST;
+use crate::daemon::heartbeats::HELD_AT_MOST;
 use crate::queue::sqs::SqsQueue;
 use crate::queue::{
     FailedEntries, Queue, QueueAttributes, QueueError, ReceiptHandle, RedrivePolicy,

@@ -7,14 +7,14 @@ use tokio::io::AsyncReadExt;
 
 use super::clickhouse::{NO_CLICKHOUSE, failed};
 use super::report::Check;
+use crate::clickhouse::error_class::{Verdict, is_missing, verdict};
+use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::config::Fallback;
 use crate::ledger::Ledger;
 use crate::load::truncation::{Truncation, Truncations};
-use crate::load::verdict::{Verdict, is_missing, verdict};
 use crate::object::{Compression, ObjectRef, ObjectUrl};
-use crate::plan::Planner;
-use crate::store::{Store, StoreError, broken};
-use crate::warehouse::{Warehouse, WarehouseError};
+use crate::s3::{Store, StoreError, broken};
+use crate::statements::insert::Planner;
 
 const BY_CLICKHOUSE: &str = "s3 by clickhouse";
 const BY_WORKER: &str = "s3 by worker";

@@ -4,8 +4,8 @@ use super::clickhouse::{NO_CLICKHOUSE, failed};
 use super::report::Check;
 use crate::cli::preflight::Preflight;
 use crate::cli::topology::{ADVICE, Finding};
+use crate::clickhouse::WarehouseError;
 use crate::config::Unproven;
-use crate::warehouse::WarehouseError;
 
 const REPLICATION: &str = "replication";
 const SERVERS: &str = "servers";

@@ -8,8 +8,8 @@ use anyhow::Context;
 use serde::{Serialize, Serializer};
 
 use crate::cli::output::{first_words, shown, table};
-use crate::history::{History, ObjectStanding};
 use crate::ledger::DISMISSED;
+use crate::ledger::history::{History, ObjectStanding};
 use crate::notification::{Envelopes, Notification, parse_with_form};
 use crate::object::ObjectRef;
 use crate::queue::Message;

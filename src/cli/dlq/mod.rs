@@ -19,10 +19,10 @@ use self::sweep::Sweep;
 use super::stop::stop_on_signals;
 use super::{aws, envelopes, note, warehouse};
 use crate::config::Config;
-use crate::failpoint;
-use crate::history::History;
+use crate::ledger::history::History;
 use crate::queue::Queue;
 use crate::queue::sqs::SqsQueue;
+use crate::util::failpoint;
 
 #[derive(Subcommand)]
 pub(super) enum Command {

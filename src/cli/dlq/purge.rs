@@ -15,7 +15,7 @@ use super::choice::Choice;
 use super::letter::{Classes, Letter, classes_table, count_classes, ids};
 use crate::cli::note;
 use crate::cli::output::{Output, progress};
-use crate::failpoint;
+use crate::util::failpoint;
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Arguments {

@@ -14,9 +14,9 @@ use super::sweep::Sweep;
 use super::{Desk, moved};
 use crate::cli::note;
 use crate::cli::output::{Output, progress};
-use crate::failpoint;
 use crate::queue::MAX_BATCH;
 use crate::queue::sqs::whole::Outgoing;
+use crate::util::failpoint;
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Arguments {

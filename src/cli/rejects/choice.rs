@@ -3,8 +3,8 @@
 use clap::ValueEnum;
 
 use crate::config::HumanDuration;
-use crate::kept::{Choice, Kept};
 use crate::object::ObjectUrl;
+use crate::rejects::{Choice, Kept};
 
 #[derive(clap::Args)]
 pub(super) struct Filters {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::choice::Filters;
 use crate::cli::output::{Output, table};
-use crate::kept::{Choice, Group, GroupBy, KeptLines};
+use crate::rejects::{Choice, Group, GroupBy, KeptLines};
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Arguments {

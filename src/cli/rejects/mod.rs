@@ -11,9 +11,9 @@ use clap::Subcommand;
 use super::preflight::Preflight;
 use super::{catalog, ledger, planner, warehouse};
 use crate::config::Config;
-use crate::failpoint;
-use crate::kept::KeptLines;
-use crate::replay::Replayer;
+use crate::rejects::KeptLines;
+use crate::rejects::replay::Replayer;
+use crate::util::failpoint;
 
 #[derive(Subcommand)]
 pub(super) enum Command {

@@ -11,8 +11,8 @@ use super::choice::Filters;
 use crate::cli::note;
 use crate::cli::output::{Output, progress, shown};
 use crate::cli::stop::stop_on_signals;
-use crate::kept::{Choice, KeptLines, Page};
-use crate::replay::{Replayer, Tally};
+use crate::rejects::replay::{Replayer, Tally};
+use crate::rejects::{Choice, KeptLines, Page};
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Arguments {

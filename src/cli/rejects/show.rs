@@ -5,8 +5,8 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::cli::output::{Output, shown};
-use crate::kept::{KeptLines, Line, SHOWN_BYTES};
 use crate::object::ObjectUrl;
+use crate::rejects::{KeptLines, Line, SHOWN_BYTES};
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Arguments {

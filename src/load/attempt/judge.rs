@@ -8,21 +8,23 @@ use serde::de::IgnoredAny;
 
 use super::Loading;
 use crate::batch::ReadBy;
-use crate::event_types::select::{BLANK, Target};
+use crate::clickhouse::error_class::{
+    TOO_MANY_REJECTED_TEXT, Verdict, is_too_large, named_object, verdict,
+};
+use crate::clickhouse::failing_view::{Failing, failing_view};
 use crate::ledger::BATCHES_TABLE;
 use crate::ledger::protocol::Event;
 use crate::load::breaker::Scope;
 use crate::load::fallback::Fallback;
-use crate::load::verdict::{TOO_MANY_REJECTED_TEXT, is_too_large, named_object};
-use crate::load::views::{Failing, failing_view};
+use crate::statements::select::{BLANK, Target};
+
+use crate::clickhouse::WarehouseError;
 use crate::load::{
-    Cancelled, MAX_FAILURES_ALONE, MAX_REPLAYS, MAX_REPLAYS_ALONE, MAX_REPLAYS_OF_A_PART, Verdict,
-    verdict,
+    Cancelled, MAX_FAILURES_ALONE, MAX_REPLAYS, MAX_REPLAYS_ALONE, MAX_REPLAYS_OF_A_PART,
 };
 use crate::object::{Compression, GZIP_MAGIC, ObjectRef, ZSTD_MAGIC};
 use crate::sql;
 use crate::telemetry::metrics;
-use crate::warehouse::WarehouseError;
 
 const S3_ERROR: u32 = 499;
 

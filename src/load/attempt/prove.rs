@@ -10,13 +10,13 @@ use tracing::warn;
 
 use super::Loading;
 use crate::batch::ReadBy;
+use crate::clickhouse::error_class::{Verdict, verdict};
 use crate::ledger::protocol::Event;
 use crate::load::progress::{FailureClass, Proof};
 use crate::load::truncation::Truncation;
-use crate::load::verdict::{Verdict, verdict};
 use crate::load::{Cancelled, MAX_REPLAYS};
 use crate::object::{Compression, ObjectRef};
-use crate::store::{Completeness, StoreError};
+use crate::s3::{Completeness, StoreError};
 
 /// Objects that are read at a time.
 const READ_AT_ONCE: usize = 16;

@@ -4,8 +4,8 @@
 use fastrand::Rng;
 use serde_json::Value;
 use sluice::event_types::Catalog;
-use sluice::event_types::select::landed;
 use sluice::sql;
+use sluice::statements::select::landed;
 
 use super::rig::Rig;
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 use sluice::event_types::Catalog;
-use sluice::event_types::select::{Lines, Target, landing_select, per_type_select};
-use sluice::schema::{Engine, SchemaOptions, landing_name, statements};
 use sluice::sql;
+use sluice::statements::ddl::{Engine, SchemaOptions, landing_name, statements};
+use sluice::statements::select::{Lines, Target, landing_select, per_type_select};
 use sluice_testkit::{Site, Stack};
 use uuid::Uuid;
 

@@ -1,0 +1,298 @@
+//! What the tables have of a batch.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use crate::batch::BatchId;
+use crate::clickhouse::dependents::filled_by_views;
+use crate::clickhouse::{Warehouse, WarehouseError};
+use crate::event_types::Catalog;
+use crate::sql;
+use crate::statements::ddl::{landing_name, view_name};
+use crate::statements::insert::Strategy;
+use crate::statements::select::{BLANK, Target};
+
+pub struct BatchRows<'a> {
+    pub warehouse: &'a Warehouse,
+    pub catalog: &'a Catalog,
+    pub strategy: Strategy,
+    pub batch: BatchId,
+}
+
+/// What the tables have of a batch.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// What was counted as it was inserted.
+    pub counted: Vec<Counted>,
+    /// The rows of each kind that are in the kind's table now.
+    stored: BTreeMap<String, u64>,
+}
+
+/// How the rows in the tables of a batch compare with what was counted as it was inserted.
+#[derive(Debug, PartialEq, Eq)]
+enum Agreement {
+    Equal,
+    /// The tables of these kinds have fewer rows, and no table has more.
+    Fewer(Vec<String>),
+    /// A table has more rows, or rows of a kind that nobody knows.
+    Other,
+}
+
+/// Lines of one kind that came from one object, as `object_rows` counts them.
+#[derive(Debug, Deserialize)]
+pub struct Counted {
+    pub source_path: String,
+    pub kind: String,
+    pub rows: u64,
+    /// How many blocks brought them.
+    pub blocks: u64,
+}
+
+/// Lines that were rejected for one reason.
+#[derive(Debug, Deserialize)]
+pub struct Rejected {
+    pub reason: String,
+    pub lines: u64,
+}
+
+impl Contents {
+    /// Compares the tables with what was counted. Of a kind that is not declared any more nobody
+    /// knows; nor, of a batch of many blocks, whether one came twice.
+    fn agreement(&self, many_blocks: bool) -> Agreement {
+        let mut expected: BTreeMap<&str, u64> = BTreeMap::new();
+        for Counted { kind, rows, .. } in &self.counted {
+            *expected.entry(kind).or_default() += rows;
+        }
+        expected.remove(BLANK);
+        let is_twice = !many_blocks && self.counted.iter().any(|it| it.blocks > 1);
+        let is_unknown = expected.keys().any(|kind| !self.stored.contains_key(*kind));
+        if is_twice || is_unknown {
+            return Agreement::Other;
+        }
+        let mut fewer = Vec::new();
+        for (kind, stored) in &self.stored {
+            let expected = expected.get(kind.as_str()).copied().unwrap_or_default();
+            match stored.cmp(&expected) {
+                Ordering::Equal => {}
+                Ordering::Less => fewer.push(kind.clone()),
+                Ordering::Greater => return Agreement::Other,
+            }
+        }
+        if fewer.is_empty() {
+            Agreement::Equal
+        } else {
+            Agreement::Fewer(fewer)
+        }
+    }
+}
+
+impl<'a> BatchRows<'a> {
+    /// Whether any table has a row of it.
+    pub async fn any(&self) -> Result<bool, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Found {}
+        let checks: Vec<String> = self
+            .tables()
+            .map(|(_, table)| {
+                let batch = self.batch;
+                format!("SELECT 1 AS found FROM {table} WHERE batch_id = '{batch}' LIMIT 1")
+            })
+            .collect();
+        let sql = format!("SELECT * FROM ({}) LIMIT 1", checks.join(" UNION ALL "));
+        let found: Vec<Found> = self.warehouse.rows(&sql).await?;
+        Ok(!found.is_empty())
+    }
+
+    /// What the tables have of it, asked in one statement.
+    pub async fn contents(&self) -> Result<Contents, WarehouseError> {
+        let batch = self.batch;
+        let mut parts = vec![format!(
+            "SELECT source_path, kind, sum(rows) AS rows, count() AS blocks FROM {} \
+             WHERE batch_id = '{batch}' GROUP BY source_path, kind",
+            self.warehouse.table(Target::ObjectRows.table()),
+        )];
+        parts.extend(self.tables().filter_map(|(target, table)| {
+            let kind = sql::string(target.kind()?);
+            Some(format!(
+                "SELECT '' AS source_path, {kind} AS kind, count() AS rows, 0 AS blocks \
+                 FROM {table} WHERE batch_id = '{batch}'"
+            ))
+        }));
+        let rows: Vec<Counted> = self.warehouse.rows(&parts.join(" UNION ALL ")).await?;
+        // No block brought what is counted in the tables themselves.
+        let (stored, counted): (Vec<_>, Vec<_>) = rows.into_iter().partition(|it| it.blocks == 0);
+        Ok(Contents {
+            counted,
+            stored: stored.into_iter().map(|it| (it.kind, it.rows)).collect(),
+        })
+    }
+
+    /// Returns what a deletion of its rows does not reach, for messages; none where no views of users
+    /// read the tables.
+    pub async fn left_in_views(&self) -> Result<Option<String>, WarehouseError> {
+        let filled = filled_by_views(self.warehouse, self.catalog).await?;
+        Ok(filled.map(|tables| {
+            format!("rows of this batch can be left in tables that users' views fill: {tables}")
+        }))
+    }
+
+    /// Why lines were rejected.
+    pub async fn rejected(&self) -> Result<Vec<Rejected>, WarehouseError> {
+        let sql = format!(
+            "SELECT reason, count() AS lines FROM {} WHERE batch_id = '{}' GROUP BY reason",
+            self.warehouse.table(Target::RejectedLines.table()),
+            self.batch,
+        );
+        self.warehouse.rows(&sql).await
+    }
+
+    /// Returns whether the tables have what was counted. `since`: when the only attempt to insert it
+    /// began. What is missing after a single attempt can have been merged away (equal rows
+    /// collapse), or deleted by a user or a time to live; after several it counts as lost.
+    ///
+    /// Fails with [`WarehouseError::Unfilled`] where the view is gone that fills a table.
+    pub async fn are_complete(
+        &self,
+        contents: &Contents,
+        many_blocks: bool,
+        since: Option<Instant>,
+    ) -> Result<bool, WarehouseError> {
+        let agreement = contents.agreement(many_blocks);
+        if agreement == Agreement::Equal {
+            return Ok(true);
+        }
+        if let Some(view) = self.missing_view().await? {
+            return Err(WarehouseError::Unfilled { view });
+        }
+        match (agreement, since) {
+            (Agreement::Fewer(kinds), Some(since)) => self.are_rewritten(&kinds, since).await,
+            _ => Ok(false),
+        }
+    }
+
+    /// Returns whether each table of these kinds has had parts merged or mutated since.
+    async fn are_rewritten(
+        &self,
+        kinds: &[String],
+        since: Instant,
+    ) -> Result<bool, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            tables: u64,
+        }
+        let tables = self.tables_of(kinds);
+        // Parts that have been replaced again stay in `system.parts` for some minutes.
+        let sql = format!(
+            "SELECT uniqExact(table) AS tables FROM system.parts \
+             WHERE database = {} AND table IN ({}) \
+             AND modification_time >= now() - toIntervalSecond({}) \
+             AND (level > 0 OR data_version > max_block_number)",
+            sql::string(self.warehouse.database()),
+            sql::strings(&tables),
+            since.elapsed().as_secs() + 2,
+        );
+        let rows: Vec<Row> = self.warehouse.rows(&sql).await?;
+        let rewritten = rows.first().map_or(0, |row| row.tables);
+        Ok(usize::try_from(rewritten) == Ok(tables.len()))
+    }
+
+    /// Returns a view that should fill a table, and does not exist.
+    async fn missing_view(&self) -> Result<Option<String>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            name: String,
+        }
+        if self.strategy != Strategy::SinglePass {
+            return Ok(None);
+        }
+        let landing = landing_name(self.catalog);
+        let targets = Target::all(self.catalog).into_iter();
+        let views: Vec<String> = targets
+            .map(|target| view_name(&landing, target.table()))
+            .collect();
+        let sql = format!(
+            "SELECT name FROM system.tables WHERE database = {} AND name IN ({})",
+            sql::string(self.warehouse.database()),
+            sql::strings(&views),
+        );
+        let found: Vec<Row> = self.warehouse.rows(&sql).await?;
+        let is_there = |view: &String| found.iter().any(|row| row.name == *view);
+        Ok(views.into_iter().find(|view| !is_there(view)))
+    }
+
+    /// Returns the tables of these kinds.
+    pub fn tables_of<S: AsRef<str>>(&self, kinds: &[S]) -> Vec<&'a str> {
+        let is_of = |target: &Target<'_>| {
+            let kind = target.kind();
+            kind.is_some_and(|kind| kinds.iter().any(|it| it.as_ref() == kind))
+        };
+        let targets = Target::all(self.catalog).into_iter();
+        let targets = targets.filter(is_of);
+        targets.map(|target| target.table()).collect()
+    }
+
+    fn tables(&self) -> impl Iterator<Item = (Target<'a>, String)> {
+        let targets = Target::all(self.catalog).into_iter();
+        targets.map(|target| (target, self.warehouse.table(target.table())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(kind: &str, rows: u64, blocks: u64) -> Counted {
+        Counted {
+            source_path: "b/k".to_owned(),
+            kind: kind.to_owned(),
+            rows,
+            blocks,
+        }
+    }
+
+    fn contents(counted: Vec<Counted>, stored: &[(&str, u64)]) -> Contents {
+        let stored = stored
+            .iter()
+            .map(|(kind, rows)| ((*kind).to_owned(), *rows));
+        Contents {
+            counted,
+            stored: stored.collect(),
+        }
+    }
+
+    #[test]
+    fn tables_are_compared_with_what_was_counted() {
+        let stored = [("click", 3), ("view", 0)];
+        let of = |counted| contents(counted, &stored).agreement(false);
+        let two_objects = vec![counted("click", 1, 1), counted("click", 2, 1)];
+        assert_eq!(of(two_objects), Agreement::Equal);
+        assert_eq!(
+            of(vec![counted("click", 3, 1), counted(BLANK, 7, 1)]),
+            Agreement::Equal
+        );
+        assert_eq!(
+            of(vec![counted("click", 4, 1)]),
+            Agreement::Fewer(vec!["click".to_owned()])
+        );
+        assert_eq!(
+            of(vec![counted("click", 4, 1), counted("view", 1, 1)]),
+            Agreement::Fewer(vec!["click".to_owned(), "view".to_owned()])
+        );
+        assert_eq!(of(vec![counted("click", 2, 1)]), Agreement::Other);
+        assert_eq!(of(vec![]), Agreement::Other);
+        assert_eq!(
+            of(vec![counted("click", 3, 1), counted("gone", 1, 1)]),
+            Agreement::Other
+        );
+    }
+
+    #[test]
+    fn one_block_is_counted_once() {
+        let twice = || contents(vec![counted("click", 3, 2)], &[("click", 3)]);
+        assert_eq!(twice().agreement(false), Agreement::Other);
+        assert_eq!(twice().agreement(true), Agreement::Equal);
+    }
+}

@@ -1,0 +1,552 @@
+//! ClickHouse: the only user of its client.
+
+pub mod batch_rows;
+pub mod codes;
+pub mod dependents;
+pub mod error_class;
+pub(crate) mod failing_view;
+pub mod migrate;
+mod pins;
+mod redact;
+pub mod topology;
+pub mod validate;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::config::{Secret, SecretSource};
+use crate::s3::StoreError;
+use crate::sql;
+use crate::telemetry::with_sources;
+use crate::util::http;
+use crate::util::http::{Connector, TlsError};
+pub use pins::PINNED;
+use pins::Pins;
+use redact::Redactor;
+
+/// A statement and the settings that go with it, as URL parameters: some of them, such as
+/// `max_query_size`, come too late inside the statement.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Statement {
+    pub sql: String,
+    pub settings: Vec<(&'static str, String)>,
+}
+
+impl Statement {
+    pub fn new(sql: impl Into<String>) -> Self {
+        Self {
+            sql: sql.into(),
+            settings: Vec::new(),
+        }
+    }
+
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.settings.push((name, value.into()));
+        self
+    }
+}
+
+pub const SUPPORT_IS_DISABLED: u32 = 344;
+
+/// What ClickHouse, or the way to it, answered.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum WarehouseError {
+    /// ClickHouse refused or gave up the statement: it has ended.
+    #[error("ClickHouse error {code}: {text}")]
+    Server { code: u32, text: String },
+    /// The connection failed or broke, or time ran out: the statement may be running, and may have
+    /// done its work.
+    #[error("no answer from ClickHouse: {0}")]
+    Unknown(String),
+    /// A proxy or a load balancer answered, and not ClickHouse: the statement may be running, and may
+    /// have done its work.
+    #[error("an answer that is not ClickHouse's: {text}")]
+    Foreign { text: String },
+    /// What was to be streamed could not be had; the connection was cut.
+    #[error(transparent)]
+    Source(#[from] StoreError),
+    /// A table of the ledger was written to, and does not show it.
+    #[error("{table} shows {shown} of {written} rows that were just written to it")]
+    Hidden {
+        table: &'static str,
+        shown: u64,
+        written: u64,
+    },
+    /// A view is gone that fills a table: rows that were inserted are not there.
+    #[error("rows are missing: the view {view}, which inserts them, does not exist")]
+    Unfilled { view: String },
+}
+
+impl WarehouseError {
+    pub fn code(&self) -> Option<u32> {
+        match self {
+            Self::Server { code, .. } => Some(*code),
+            Self::Unknown(_)
+            | Self::Foreign { .. }
+            | Self::Source(_)
+            | Self::Hidden { .. }
+            | Self::Unfilled { .. } => None,
+        }
+    }
+}
+
+/// How to reach ClickHouse.
+#[derive(Clone, Debug)]
+pub struct Access {
+    pub url: String,
+    pub user: String,
+    pub password: SecretSource,
+    /// Further secrets that statements carry: no error tells them.
+    pub secrets: Vec<Secret>,
+    pub database: String,
+    pub connect_timeout: Duration,
+    /// For small statements: ledger, kill, ping.
+    pub query_timeout: Duration,
+    /// Certificate authorities (PEM) beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// A statement may run on any server of it.
+    pub cluster: Option<String>,
+}
+
+#[derive(Clone)]
+pub struct Warehouse {
+    client: clickhouse::Client,
+    pins: Pins,
+    password: SecretSource,
+    redactor: Redactor,
+    database: String,
+    query_timeout: Duration,
+    /// ` ON CLUSTER …`, or nothing.
+    on_cluster: String,
+}
+
+impl Warehouse {
+    /// Opens no connection yet.
+    pub fn connect(access: &Access) -> Result<Self, TlsError> {
+        let connector = http::connector(access.connect_timeout, access.ca_file.as_deref(), None)?;
+        Ok(Self::over(connector, access, &access.url, Pins::default()))
+    }
+
+    /// Opens connections of its own, to that URL.
+    fn over(connector: Connector, access: &Access, url: &str, pins: Pins) -> Self {
+        let client = clickhouse::Client::with_http_client(http::client_with(connector))
+            .with_url(url)
+            .with_user(&access.user)
+            .with_product_info("sluice", env!("CARGO_PKG_VERSION"))
+            // Without it an error that comes late is an answer 200 with an exception in its body.
+            .with_setting("wait_end_of_query", "1")
+            .with_setting("async_insert", "0")
+            .with_setting(LOG_COMMENT, "sluice");
+        Self {
+            client,
+            pins,
+            password: access.password.clone(),
+            redactor: Redactor::new(&access.secrets),
+            database: access.database.clone(),
+            query_timeout: access.query_timeout,
+            on_cluster: access
+                .cluster
+                .as_ref()
+                .map(|cluster| format!(" ON CLUSTER {}", sql::ident(cluster)))
+                .unwrap_or_default(),
+        }
+    }
+
+    /// The same, with another comment in `system.query_log`.
+    pub fn commented(&self, comment: &str) -> Self {
+        Self {
+            client: self.client.clone().with_setting(LOG_COMMENT, comment),
+            ..self.clone()
+        }
+    }
+
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
+    /// `database.table`, quoted.
+    pub fn table(&self, name: &str) -> String {
+        format!("{}.{}", sql::ident(&self.database), sql::ident(name))
+    }
+
+    /// Whether a table has such rows.
+    pub async fn has_rows(&self, table: &str, condition: &str) -> Result<bool, WarehouseError> {
+        let table = self.table(table);
+        let sql = format!("SELECT 1 AS found FROM {table} WHERE {condition} LIMIT 1");
+        let found: Vec<serde::de::IgnoredAny> = self.rows(&sql).await?;
+        Ok(!found.is_empty())
+    }
+
+    /// Whether the server is at work on just this deletion. One more would do all of the work again,
+    /// and keep the first one from its end. Where that cannot be known, it is not.
+    pub async fn is_deleting(&self, table: &str, condition: &str) -> bool {
+        let sql = format!(
+            "SELECT 1 AS found FROM system.mutations \
+             WHERE database = {} AND table = {} AND NOT is_done AND latest_fail_reason = '' \
+             AND position(command, {}) > 0 LIMIT 1",
+            sql::string(&self.database),
+            sql::string(table),
+            sql::string(condition),
+        );
+        let found: Result<Vec<serde::de::IgnoredAny>, _> = self.rows(&sql).await;
+        found.is_ok_and(|found| !found.is_empty())
+    }
+
+    /// Deletes rows of a table, if it has any; once it has succeeded, no query sees them any more.
+    ///
+    /// To be repeated until [`Warehouse::has_rows`] denies: of two mutations that are begun at
+    /// once, ClickHouse (26.7) can lose one without a word.
+    pub async fn delete(
+        &self,
+        table: &str,
+        condition: &str,
+        timeout: Duration,
+    ) -> Result<(), WarehouseError> {
+        let table = self.table(table);
+        let statement = |sql: String| {
+            Statement::new(sql)
+                // A condition that asks another table says the same on every replica.
+                .with("allow_nondeterministic_mutations", "1")
+                .with("max_query_size", MAX_QUERY_BYTES)
+        };
+        let lightweight = statement(format!("DELETE FROM {table} WHERE {condition}"))
+            .with("lightweight_deletes_sync", "2");
+        match self.execute(&lightweight, None, timeout).await {
+            // The table has a projection, for one: its parts are written anew instead.
+            Err(WarehouseError::Server {
+                code: SUPPORT_IS_DISABLED,
+                ..
+            }) => {
+                let mutation = statement(format!("ALTER TABLE {table} DELETE WHERE {condition}"))
+                    .with("mutations_sync", "2");
+                self.execute(&mutation, None, timeout).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Returns the client with the password as it is now.
+    fn logged_in(&self) -> Result<clickhouse::Client, WarehouseError> {
+        let password = self.password.read().map_err(|problem| {
+            WarehouseError::Unknown(format!("clickhouse.password_file: {problem}"))
+        })?;
+        Ok(self.client.clone().with_password(password.expose()))
+    }
+
+    /// Runs a statement that gives no rows, under a query id where one is given.
+    pub async fn execute(
+        &self,
+        statement: &Statement,
+        query_id: Option<&str>,
+        timeout: Duration,
+    ) -> Result<(), WarehouseError> {
+        let mut query = self.client().await?.query_raw(&statement.sql);
+        for (name, value) in &statement.settings {
+            query = query.with_setting(*name, value);
+        }
+        if let Some(query_id) = query_id {
+            query = query.with_setting("query_id", query_id);
+        }
+        bounded(timeout, async {
+            query.execute().await.map_err(|error| self.classify(error))
+        })
+        .await
+    }
+
+    /// Runs an insert, followed by its data.
+    pub async fn stream(
+        &self,
+        statement: &Statement,
+        data: impl Stream<Item = Result<Vec<u8>, StoreError>>,
+        query_id: &str,
+        timeout: Duration,
+    ) -> Result<(), WarehouseError> {
+        // In the body, too: a URL has no room for it.
+        let mut insert = self
+            .client()
+            .await?
+            .insert_formatted_with("")
+            .with_setting("query_id", query_id);
+        for (name, value) in &statement.settings {
+            insert = insert.with_setting(*name, value);
+        }
+        let text = statement.sql.clone();
+        bounded(timeout, async {
+            insert
+                .send(text.into())
+                .await
+                .map_err(|error| self.classify(error))?;
+            let mut data = std::pin::pin!(data);
+            while let Some(piece) = data.next().await {
+                insert
+                    .send(piece?.into())
+                    .await
+                    .map_err(|error| self.classify(error))?;
+            }
+            insert.end().await.map_err(|error| self.classify(error))
+        })
+        .await
+    }
+
+    /// Runs a small statement that gives no rows.
+    pub async fn run(&self, sql: &str) -> Result<(), WarehouseError> {
+        self.execute(&Statement::new(sql), None, self.query_timeout)
+            .await
+    }
+
+    /// The same under a query id.
+    pub async fn run_as(&self, sql: &str, query_id: &str) -> Result<(), WarehouseError> {
+        self.execute(&Statement::new(sql), Some(query_id), self.query_timeout)
+            .await
+    }
+
+    /// Runs a small statement that gives no rows and that continues in a compressed body.
+    pub async fn run_encoded(
+        &self,
+        sql: &str,
+        encoding: &str,
+        body: &'static [u8],
+    ) -> Result<(), WarehouseError> {
+        let client = self
+            .client()
+            .await?
+            .with_header("Content-Encoding", encoding);
+        let mut request = client.insert_formatted_with(sql);
+        bounded(self.query_timeout, async {
+            let sent = request.send(Bytes::from_static(body)).await;
+            sent.map_err(|error| self.classify(error))?;
+            request.end().await.map_err(|error| self.classify(error))
+        })
+        .await
+    }
+
+    /// The rows of a small query.
+    pub async fn rows<T: DeserializeOwned>(&self, sql: &str) -> Result<Vec<T>, WarehouseError> {
+        self.rows_within(sql, self.query_timeout).await
+    }
+
+    /// The rows of a query that may take this long.
+    pub async fn rows_within<T: DeserializeOwned>(
+        &self,
+        sql: &str,
+        timeout: Duration,
+    ) -> Result<Vec<T>, WarehouseError> {
+        bounded(timeout, async {
+            let client = self.client().await?;
+            self.fetch(client, sql).await
+        })
+        .await
+    }
+
+    async fn fetch<T: DeserializeOwned>(
+        &self,
+        client: clickhouse::Client,
+        sql: &str,
+    ) -> Result<Vec<T>, WarehouseError> {
+        let mut cursor = client
+            .query_raw(sql)
+            .with_setting("max_query_size", MAX_QUERY_BYTES)
+            .with_setting("output_format_json_quote_64bit_integers", "0")
+            .fetch_bytes("JSONEachRow")
+            .map_err(|error| self.classify(error))?;
+        let text = cursor.collect().await;
+        text.map_err(|error| self.classify(error))?
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| {
+                serde_json::from_slice(line)
+                    .map_err(|error| WarehouseError::Unknown(format!("unreadable row: {error}")))
+            })
+            .collect()
+    }
+
+    /// Writes a few rows in one block: all of them or none.
+    pub async fn insert<T: Serialize>(
+        &self,
+        table: &str,
+        rows: &[T],
+    ) -> Result<(), WarehouseError> {
+        let mut body = Vec::new();
+        for row in rows {
+            serde_json::to_writer(&mut body, row)
+                .map_err(|error| WarehouseError::Unknown(error.to_string()))?;
+            body.push(b'\n');
+        }
+        // By name, so that a table of an earlier version is told as such (error 16).
+        let columns = match rows.first().map(serde_json::to_value) {
+            Some(Ok(Value::Object(row))) => row.keys().map(|name| sql::ident(name)).collect(),
+            _ => Vec::new(),
+        };
+        let sql = format!(
+            "INSERT INTO {} ({}) FORMAT JSONEachRow",
+            self.table(table),
+            columns.join(", ")
+        );
+        let mut insert = self
+            .client()
+            .await?
+            .insert_formatted_with(sql)
+            .with_setting("input_format_parallel_parsing", "0")
+            .with_setting("max_insert_block_size", "1000000")
+            .with_setting("input_format_skip_unknown_fields", "0");
+        bounded(self.query_timeout, async {
+            insert
+                .send(body.into())
+                .await
+                .map_err(|error| self.classify(error))?;
+            insert.end().await.map_err(|error| self.classify(error))
+        })
+        .await
+    }
+
+    fn classify(&self, error: clickhouse::error::Error) -> WarehouseError {
+        let (text, answered) = match &error {
+            clickhouse::error::Error::BadResponse(text) => (text.clone(), true),
+            _ => (with_sources(&error), false),
+        };
+        let text = shorten(&self.redactor.redact(&text));
+        let error = match exception_code(&text) {
+            Some(code) if answered => WarehouseError::Server { code, text },
+            None if answered => WarehouseError::Foreign { text },
+            _ => WarehouseError::Unknown(text),
+        };
+        self.pins.note(&error);
+        error
+    }
+
+    /// Ends every statement whose query id starts with `prefix`, and waits for their end.
+    pub async fn kill(&self, prefix: &str) -> Result<(), WarehouseError> {
+        let prefix = sql::string(prefix);
+        let kill = format!(
+            "KILL QUERY{} WHERE startsWith(query_id, {prefix}) SYNC",
+            self.on_cluster
+        );
+        let mut kill = Statement::new(kill);
+        if !self.on_cluster.is_empty() {
+            // A profile may have it return before the other servers have done it.
+            kill = kill.with("distributed_ddl_output_mode", "throw").with(
+                "distributed_ddl_task_timeout",
+                self.query_timeout.as_secs().to_string(),
+            );
+        }
+        self.execute(&kill, None, self.query_timeout).await
+    }
+
+    /// Those of these tables that the database lacks.
+    pub async fn missing_tables<'a>(
+        &self,
+        tables: &'a [String],
+    ) -> Result<Vec<&'a str>, WarehouseError> {
+        #[derive(serde::Deserialize)]
+        struct Row {
+            name: String,
+        }
+        let sql = format!(
+            "SELECT name FROM system.tables WHERE database = {} AND name IN ({})",
+            sql::string(&self.database),
+            sql::strings(tables),
+        );
+        let found: Vec<Row> = self.rows(&sql).await?;
+        let mut missing: Vec<_> = tables.iter().map(String::as_str).collect();
+        missing.retain(|table| found.iter().all(|row| row.name != *table));
+        Ok(missing)
+    }
+
+    /// A setting of the user's under which a repeated insert is not recognised, although it asks
+    /// to be.
+    pub async fn forgetful_setting(&self) -> Result<Option<&'static str>, WarehouseError> {
+        #[derive(serde::Deserialize)]
+        struct Row {
+            off: u8,
+        }
+        // Servers from before 24.10 have neither this function nor such settings.
+        const UNKNOWN_FUNCTION: u32 = 46;
+        for name in ["deduplicate_insert", "deduplicate_insert_select"] {
+            let sql = format!("SELECT getSettingOrDefault('{name}', '') = 'disable' AS off");
+            match self.rows::<Row>(&sql).await {
+                Ok(rows) if rows.iter().any(|row| row.off == 1) => return Ok(Some(name)),
+                Ok(_) => {}
+                Err(error) if error.code() == Some(UNKNOWN_FUNCTION) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    pub async fn ping(&self) -> Result<(), WarehouseError> {
+        self.run("SELECT 1 FORMAT Null").await
+    }
+}
+
+/// Leads from `system.query_log` to what the statement is for.
+pub const LOG_COMMENT: &str = "log_comment";
+
+/// Room for thousands of keys of 1,024 bytes, percent-encoded.
+pub const MAX_QUERY_BYTES: &str = "67108864";
+
+async fn bounded<T>(
+    timeout: Duration,
+    work: impl Future<Output = Result<T, WarehouseError>>,
+) -> Result<T, WarehouseError> {
+    tokio::time::timeout(timeout, work)
+        .await
+        .unwrap_or_else(|_| {
+            Err(WarehouseError::Unknown(format!(
+                "no answer within {} s",
+                timeout.as_secs()
+            )))
+        })
+}
+
+/// ClickHouse's errors read `Code: 516. DB::Exception: …`; a proxy's do not.
+fn exception_code(text: &str) -> Option<u32> {
+    let digits = text.split_once("Code: ")?.1;
+    let end = digits
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(digits.len());
+    digits[..end].parse().ok()
+}
+
+/// An error can quote the whole statement; its beginning and end say what matters.
+fn shorten(text: &str) -> String {
+    const HEAD: usize = 3000;
+    const TAIL: usize = 500;
+    if text.len() <= HEAD + TAIL {
+        return text.to_owned();
+    }
+    let head = text.floor_char_boundary(HEAD);
+    let tail = text.ceil_char_boundary(text.len() - TAIL);
+    format!("{} … {}", &text[..head], &text[tail..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_code_of_an_exception() {
+        let text =
+            "Code: 516. DB::Exception: default: Authentication failed. (AUTHENTICATION_FAILED)";
+        assert_eq!(exception_code(text), Some(516));
+        assert_eq!(exception_code("502 Bad Gateway"), None);
+        assert_eq!(exception_code("Code: "), None);
+    }
+
+    #[test]
+    fn shortens_in_the_middle_without_cutting_a_character() {
+        let long = "ü".repeat(5000);
+        let short = shorten(&long);
+        assert!(
+            short.len() < 3600 && short.contains(" … "),
+            "{}",
+            short.len()
+        );
+        assert_eq!(shorten("short"), "short");
+    }
+}

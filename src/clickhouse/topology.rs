@@ -1,0 +1,241 @@
+//! Which servers answer behind the URL, and whether they replicate the tables.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use hyper::header::HOST;
+use serde::Deserialize;
+use tracing::debug;
+use url::{Host, Url};
+
+use super::pins::Pins;
+use crate::clickhouse::{Access, Warehouse, WarehouseError, bounded};
+use crate::sql;
+use crate::util::http;
+use crate::util::http::Connector;
+
+/// Connections over which servers are looked for. A balancer that chooses one of two servers at
+/// random hides the second in one of 32,768 cases.
+const CONNECTIONS: usize = 16;
+
+/// Of these, so many are open at the same time: a balancer that prefers the server with the fewest
+/// connections then has to use another.
+const AT_A_TIME: usize = 4;
+
+/// Addresses of one name that are asked.
+const MAX_ADDRESSES: usize = 8;
+
+/// What engines begin with that replicate their tables, and their databases.
+const REPLICATING: [&str; 2] = ["Replicated", "Shared"];
+
+/// A server, by what no two have in common: its UUID; and where a data directory was copied with
+/// its UUID, the host or the port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub struct Server {
+    host: String,
+    port: u16,
+    uuid: String,
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{} (UUID {})", self.host, self.port, self.uuid)
+    }
+}
+
+const IDENTITY: &str =
+    "SELECT hostName() AS host, tcpPort() AS port, toString(serverUUID()) AS uuid";
+
+/// Returns the servers that answer at the URL: every address of its name is asked, over several
+/// connections of which each is new. It stops at the second server.
+///
+/// An address that does not answer is left out while another does, as where `localhost` is two
+/// addresses of which the server listens on one.
+///
+/// # Errors
+///
+/// Nobody answers, or not in time.
+pub async fn servers(access: &Access) -> Result<BTreeSet<Server>, WarehouseError> {
+    let url = Url::parse(&access.url).map_err(unusable)?;
+    let site = Site::of(access, &url)?;
+    let addresses = addresses(&url, access.connect_timeout).await?;
+
+    let mut found = BTreeSet::new();
+    let answers = join_all(addresses.iter().map(|address| site.ask(*address))).await;
+    let mut answering = Vec::new();
+    for (address, answer) in addresses.iter().zip(&answers) {
+        match answer {
+            Ok(_) => answering.push(*address),
+            Err(error) => debug!(%address, %error, "an address of ClickHouse does not answer"),
+        }
+    }
+    note(answers, &mut found)?;
+
+    let left = CONNECTIONS.saturating_sub(addresses.len());
+    let left: Vec<SocketAddr> = answering.iter().copied().cycle().take(left).collect();
+    bounded(access.query_timeout, async {
+        for some in left.chunks(AT_A_TIME) {
+            if found.len() > 1 {
+                break;
+            }
+            let answers = join_all(some.iter().map(|address| site.ask(*address))).await;
+            note(answers, &mut found)?;
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(found)
+}
+
+/// Notes the servers of some answers; fails where none of them is one.
+fn note(
+    answers: Vec<Result<Server, WarehouseError>>,
+    found: &mut BTreeSet<Server>,
+) -> Result<(), WarehouseError> {
+    let mut failure = None;
+    let mut answered = false;
+    for answer in answers {
+        match answer {
+            Ok(server) => {
+                answered = true;
+                found.insert(server);
+            }
+            Err(error) => failure = Some(error),
+        }
+    }
+    match failure {
+        Some(error) if !answered => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn unusable(error: impl fmt::Display) -> WarehouseError {
+    WarehouseError::Unknown(error.to_string())
+}
+
+/// The addresses behind the URL.
+async fn addresses(url: &Url, timeout: Duration) -> Result<Vec<SocketAddr>, WarehouseError> {
+    let port = url.port_or_known_default().unwrap_or_default();
+    let name = match url.host() {
+        Some(Host::Domain(name)) => name,
+        Some(Host::Ipv4(address)) => return Ok(vec![(address, port).into()]),
+        Some(Host::Ipv6(address)) => return Ok(vec![(address, port).into()]),
+        None => return Err(unusable("the URL has no host")),
+    };
+    let found = bounded(timeout, async {
+        let found = tokio::net::lookup_host((name, port)).await;
+        found.map_err(|error| unusable(format!("no address of {name} is known: {error}")))
+    });
+    let mut addresses: Vec<SocketAddr> = found.await?.collect();
+    addresses.sort();
+    addresses.dedup();
+    addresses.truncate(MAX_ADDRESSES);
+    match addresses.is_empty() {
+        true => Err(unusable(format!("{name} has no address"))),
+        false => Ok(addresses),
+    }
+}
+
+/// What all connections have in common: each goes to an address, and looks as if it went to the
+/// name.
+struct Site<'a> {
+    access: &'a Access,
+    url: &'a Url,
+    connector: Connector,
+    pins: Pins,
+}
+
+impl<'a> Site<'a> {
+    fn of(access: &'a Access, url: &'a Url) -> Result<Self, WarehouseError> {
+        let connector = http::connector(
+            access.connect_timeout,
+            access.ca_file.as_deref(),
+            url.host_str(),
+        );
+        Ok(Self {
+            access,
+            url,
+            connector: connector.map_err(unusable)?,
+            pins: Pins::default(),
+        })
+    }
+
+    async fn ask(&self, address: SocketAddr) -> Result<Server, WarehouseError> {
+        let mut url = self.url.clone();
+        // Impossible only for URLs that have no host.
+        url.set_ip_host(address.ip())
+            .map_err(|()| unusable("the URL takes no address"))?;
+        let (connector, pins) = (self.connector.clone(), self.pins.clone());
+        let mut warehouse = Warehouse::over(connector, self.access, url.as_str(), pins);
+        warehouse.client = warehouse
+            .client
+            .with_header(HOST.as_str(), self.authority());
+        let rows: Vec<Server> = warehouse.rows(IDENTITY).await?;
+        let server = rows.into_iter().next();
+        server.ok_or_else(|| unusable("the server does not say which it is"))
+    }
+
+    /// Host and port as they stand in the URL.
+    fn authority(&self) -> String {
+        let host = self.url.host_str().unwrap_or_default();
+        match self.url.port() {
+            Some(port) => format!("{host}:{port}"),
+            None => host.to_owned(),
+        }
+    }
+}
+
+impl Warehouse {
+    /// Returns the first of these tables whose engine replicates it, with the engine.
+    pub async fn replicated_table(
+        &self,
+        tables: &[String],
+    ) -> Result<Option<(String, String)>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            name: String,
+            engine: String,
+        }
+        let sql = format!(
+            "SELECT name, engine FROM system.tables \
+             WHERE database = {} AND name IN ({}) AND {} ORDER BY name LIMIT 1",
+            sql::string(self.database()),
+            sql::strings(tables),
+            replicating("engine"),
+        );
+        let rows: Vec<Row> = self.rows(&sql).await?;
+        let first = rows.into_iter().next();
+        Ok(first.map(|row| (row.name, row.engine)))
+    }
+
+    /// Returns the engine of the database where that replicates it.
+    pub async fn replicated_database(&self) -> Result<Option<String>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            engine: String,
+        }
+        let sql = format!(
+            "SELECT engine FROM system.databases WHERE name = {} AND {}",
+            sql::string(self.database()),
+            replicating("engine"),
+        );
+        let rows: Vec<Row> = self.rows(&sql).await?;
+        Ok(rows.into_iter().next().map(|row| row.engine))
+    }
+
+    /// Whether the server is one of ClickHouse Cloud.
+    pub async fn is_cloud(&self) -> Result<bool, WarehouseError> {
+        let sql = "SELECT 1 AS found FROM system.settings \
+                   WHERE name = 'cloud_mode' AND value IN ('1', 'true')";
+        let found: Vec<serde::de::IgnoredAny> = self.rows(sql).await?;
+        Ok(!found.is_empty())
+    }
+}
+
+fn replicating(column: &str) -> String {
+    let conditions = REPLICATING.map(|family| format!("startsWith({column}, '{family}')"));
+    format!("({})", conditions.join(" OR "))
+}

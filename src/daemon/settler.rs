@@ -1,0 +1,170 @@
+//! Deletes and releases, in batch requests; what fails is tried again. Heartbeats, which are tried
+//! again by [`crate::daemon::heartbeats`].
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::timeout_at;
+use tracing::warn;
+
+use super::Traced;
+use crate::daemon::heartbeats::Extension;
+use crate::daemon::in_flight::Settlement;
+use crate::queue::{FailedEntries, MAX_BATCH, Queue, QueueError, ReceiptHandle, except_gone};
+use crate::telemetry::activity::Activity;
+use crate::telemetry::metrics;
+use crate::util::failpoint;
+
+/// Requests in flight.
+const CONCURRENCY: usize = 8;
+/// Tries of a request; then the messages come back by themselves, and the ledger knows them.
+const TRIES: u32 = 6;
+const BACKOFF: Duration = Duration::from_millis(500);
+
+/// Performs settlements until their sender is gone and all are done. Reports the handles of messages
+/// that are deleted, or could not be.
+pub(super) async fn run<Q: Queue>(
+    queue: Arc<Q>,
+    activity: Arc<Activity>,
+    mut settlements: mpsc::UnboundedReceiver<Traced>,
+    deleted: mpsc::UnboundedSender<Vec<ReceiptHandle>>,
+) {
+    let mut requests = JoinSet::new();
+    let mut received = Vec::new();
+    loop {
+        if settlements
+            .recv_many(&mut received, MAX_BATCH * CONCURRENCY)
+            .await
+            == 0
+        {
+            break;
+        }
+        let mut deletes = Vec::new();
+        let mut releases = Vec::new();
+        for (settlement, trace) in received.drain(..) {
+            match settlement {
+                Settlement::Delete(handle) => deletes.push((handle, trace)),
+                Settlement::Release { handle, delay } => releases.push(((handle, delay), trace)),
+            }
+        }
+        for (handles, traces) in in_requests(deletes) {
+            let delete = delete(queue.clone(), activity.clone(), handles.clone());
+            let deleted = deleted.clone();
+            requests.spawn(delete.map(move |()| {
+                drop(traces);
+                // While the worker stops, nobody asks any more.
+                drop(deleted.send(handles));
+            }));
+        }
+        for (entries, traces) in in_requests(releases) {
+            let release = release(queue.clone(), activity.clone(), entries);
+            requests.spawn(release.map(|()| drop(traces)));
+        }
+        while requests.len() > CONCURRENCY {
+            requests.join_next().await;
+        }
+    }
+    requests.join_all().await;
+}
+
+/// The entries of each request, and the traces that end with it.
+fn in_requests<T, U>(entries: Vec<(T, U)>) -> impl Iterator<Item = (Vec<T>, Vec<U>)> {
+    let mut entries = entries.into_iter();
+    std::iter::from_fn(move || {
+        let request: (Vec<_>, Vec<_>) = entries.by_ref().take(MAX_BATCH).unzip();
+        (!request.0.is_empty()).then_some(request)
+    })
+}
+
+async fn delete<Q: Queue>(queue: Arc<Q>, activity: Arc<Activity>, handles: Vec<ReceiptHandle>) {
+    failpoint::reach("delete.before");
+    let done = persist("delete", handles, |handles| {
+        let queue = queue.clone();
+        async move { queue.delete(&handles).await }
+    })
+    .await;
+    failpoint::reach("delete.after");
+    metrics::messages_deleted(done);
+    activity.deleted(done);
+}
+
+async fn release<Q: Queue>(
+    queue: Arc<Q>,
+    activity: Arc<Activity>,
+    entries: Vec<(ReceiptHandle, Duration)>,
+) {
+    let done = persist("release", entries, |entries| {
+        let queue = queue.clone();
+        async move { queue.change_visibility(&entries).await }
+    })
+    .await;
+    metrics::messages_released(done);
+    activity.released(done);
+}
+
+/// Sends a heartbeat once. Returns its number, with what came of it.
+pub(super) async fn extend<Q: Queue>(
+    queue: Arc<Q>,
+    extension: Extension,
+) -> (u64, Result<FailedEntries, QueueError>) {
+    let request = queue.change_visibility(&extension.entries);
+    // A request that panics must not keep its place among those in flight.
+    let request = AssertUnwindSafe(request).catch_unwind();
+    let result = match timeout_at(extension.give_up, request).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(QueueError::Transient("the request panicked".to_owned())),
+        Err(_) => {
+            let text = "no answer before the visibility timeout".to_owned();
+            Err(QueueError::Transient(text))
+        }
+    };
+    (extension.number, result)
+}
+
+/// Repeats a batch request for the entries that failed; gives how many succeeded in the end.
+async fn persist<T: Clone, F>(
+    operation: &'static str,
+    mut entries: Vec<T>,
+    request: impl Fn(Vec<T>) -> F,
+) -> usize
+where
+    F: Future<Output = Result<FailedEntries, QueueError>>,
+{
+    let total = entries.len();
+    let mut pause = BACKOFF;
+    for attempt in 1.. {
+        let error = match request(entries.clone()).await {
+            Ok(failed) => {
+                let failed = except_gone(failed);
+                let Some((_, error)) = failed.first().cloned() else {
+                    return total;
+                };
+                entries = failed
+                    .iter()
+                    .filter_map(|(index, _)| entries.get(*index).cloned())
+                    .collect();
+                error
+            }
+            Err(error) => error,
+        };
+        metrics::sqs_failures(operation, entries.len());
+        if attempt == TRIES {
+            warn!(
+                operation,
+                messages = entries.len(),
+                tries = TRIES,
+                error = %error,
+                "the queue did not do as asked; the messages come back after their visibility \
+                 timeout"
+            );
+            break;
+        }
+        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        pause *= 2;
+    }
+    total - entries.len()
+}

@@ -1,0 +1,225 @@
+//! What a bucket has, a part at a time, and which of it is meant.
+
+use std::ops::Range;
+use std::sync::LazyLock;
+use std::time::{Duration, SystemTime};
+
+use regex::Regex;
+use tracing::{info, warn};
+
+use crate::clickhouse::error_class::{Verdict, verdict};
+use crate::notification::filter::Filter;
+use crate::object::ObjectUrl;
+use crate::s3::{Listed, Page, Store, StoreError};
+
+/// Which objects are meant.
+#[derive(Debug)]
+pub struct Selection {
+    pub prefix: ObjectUrl,
+    /// Each of them must take a key.
+    pub filters: Vec<Filter>,
+    pub since: Option<SystemTime>,
+    pub until: Option<SystemTime>,
+}
+
+impl Selection {
+    pub fn takes(&self, listed: &Listed) -> bool {
+        let key = &listed.object.key;
+        self.filters.iter().all(|filter| filter.takes_key(key)) && self.takes_time(listed)
+    }
+
+    /// An object of a day or hour that reaches into the time is in it.
+    fn takes_time(&self, listed: &Listed) -> bool {
+        if self.since.is_none() && self.until.is_none() {
+            return true;
+        }
+        let modified = listed.last_modified;
+        let moment = modified..modified + Duration::from_nanos(1);
+        let time = time_in(&listed.object.key).unwrap_or(moment);
+        self.since.is_none_or(|since| time.end > since)
+            && self.until.is_none_or(|until| time.start < until)
+    }
+}
+
+/// The day, or the hour, that a key names first: `2026/11/23/`, `2026-11-23` (as in
+/// `dt=2026-11-23`), `2026-11-23T15…` or `20261123`. UTC.
+pub fn time_in(key: &str) -> Option<Range<SystemTime>> {
+    static DATE: LazyLock<Option<Regex>> = LazyLock::new(|| {
+        Regex::new(
+            "(?:^|[^0-9])([0-9]{4})(?:/([0-9]{2})/([0-9]{2})/|\
+             -([0-9]{2})-([0-9]{2})(?:T([0-9]{2})|[^0-9]|$)|\
+             ([0-9]{2})([0-9]{2})(?:[^0-9]|$))",
+        )
+        .ok()
+    });
+    const HOUR: Duration = Duration::from_secs(3600);
+    let date = DATE.as_ref()?;
+    let mut at = 0;
+    while let Some(found) = date.captures_at(key, at) {
+        let parts: Vec<&str> = found
+            .iter()
+            .skip(1)
+            .flatten()
+            .map(|it| it.as_str())
+            .collect();
+        let (day, hour) = parts.split_at(3);
+        let text = format!("{}T{}:00:00Z", day.join("-"), hour.first().unwrap_or(&"00"));
+        if let Ok(start) = humantime::parse_rfc3339(&text) {
+            let length = if hour.is_empty() { HOUR * 24 } else { HOUR };
+            return Some(start..start + length);
+        }
+        // What only looks like a date may overlap with one.
+        at = found.get(1)?.start() + 1;
+    }
+    None
+}
+
+/// Reads a listing to its end.
+pub struct Lister {
+    store: Store,
+    selection: Selection,
+    /// Where the next page begins; none at the end.
+    position: Option<Position>,
+    /// The pause before another try, while S3 does not answer.
+    retry_min: Duration,
+    retry_max: Duration,
+}
+
+enum Position {
+    Start,
+    After(String),
+}
+
+/// As many as one look-up takes. It reads much the same of a large ledger for fewer.
+pub const CHUNK: usize = 5000;
+
+impl Lister {
+    pub fn new(
+        store: Store,
+        selection: Selection,
+        retry_min: Duration,
+        retry_max: Duration,
+    ) -> Self {
+        Self {
+            store,
+            selection,
+            position: Some(Position::Start),
+            retry_min,
+            retry_max,
+        }
+    }
+
+    /// The next objects that are meant; none at the end. While S3 is away it is asked on.
+    pub async fn next(&mut self) -> Result<Option<Vec<Listed>>, StoreError> {
+        let mut chunk = Vec::new();
+        while chunk.len() < CHUNK
+            && let Some(position) = &self.position
+        {
+            let after = match position {
+                Position::Start => None,
+                Position::After(token) => Some(token.as_str()),
+            };
+            let page = self.page(after).await?;
+            self.position = page.next.map(Position::After);
+            let meant = page.objects.into_iter();
+            chunk.extend(meant.filter(|listed| self.selection.takes(listed)));
+        }
+        Ok(Some(chunk).filter(|chunk| !chunk.is_empty()))
+    }
+
+    async fn page(&self, after: Option<&str>) -> Result<Page, StoreError> {
+        let mut pause = self.retry_min;
+        let mut away = false;
+        loop {
+            match self.store.list(&self.selection.prefix, after).await {
+                Err(error) if verdict(&error.clone().into()) == Verdict::Replay => {
+                    if !away {
+                        warn!(error = %error, "S3 does not answer; the listing waits");
+                    }
+                    away = true;
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(self.retry_max);
+                }
+                page => {
+                    if away {
+                        info!("S3 answers: the listing goes on");
+                    }
+                    return page;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::tests::object;
+
+    fn at(text: &str) -> SystemTime {
+        humantime::parse_rfc3339(text).unwrap()
+    }
+
+    #[test]
+    fn the_first_date_of_a_key_counts() {
+        let day = |day: &str| {
+            let start = at(&format!("{day}T00:00:00Z"));
+            Some(start..start + Duration::from_secs(86_400))
+        };
+        let hour = |hour: &str| {
+            let start = at(&format!("{hour}:00:00Z"));
+            Some(start..start + Duration::from_secs(3600))
+        };
+        for (key, expected) in [
+            ("2026/11/23/a.jsonl", day("2026-11-23")),
+            ("section/1/2026/11/23/15/a.jsonl", day("2026-11-23")),
+            ("dt=2026-11-23/a.jsonl", day("2026-11-23")),
+            ("events-2026-11-23", day("2026-11-23")),
+            ("a/2026-11-23T15-10-00Z.jsonl", hour("2026-11-23T15")),
+            ("a/2026-11-23Today.jsonl", day("2026-11-23")),
+            ("a_20261123.jsonl", day("2026-11-23")),
+            ("20261123", day("2026-11-23")),
+            ("2026-11-23/copy-of-2025-01-01", day("2026-11-23")),
+            ("2026-13-01/2026-12-01", day("2026-12-01")),
+            ("20269999-11-23/20261124", day("2026-11-24")),
+            ("1202611231.jsonl", None),
+            ("2026/11/a.jsonl", None),
+            ("2026/02/30/a", None),
+            ("no date", None),
+        ] {
+            assert_eq!(time_in(key), expected, "{key}");
+        }
+    }
+
+    #[test]
+    fn times_are_those_of_the_key_or_else_of_the_object() {
+        let listed = |key: &str| Listed {
+            object: object("b", key, "e"),
+            last_modified: at("2026-01-10T12:00:00Z"),
+        };
+        let within = |since: Option<&str>, until: Option<&str>, key: &str| {
+            let selection = Selection {
+                prefix: "s3://b".parse().unwrap(),
+                filters: Vec::new(),
+                since: since.map(at),
+                until: until.map(at),
+            };
+            selection.takes(&listed(key))
+        };
+        let (day, noon, next) = (
+            "2026-01-10T00:00:00Z",
+            "2026-01-10T12:00:00Z",
+            "2026-01-11T00:00:00Z",
+        );
+        // Without a date: the moment at which it was uploaded.
+        assert!(within(Some(noon), None, "a") && within(Some(day), Some(next), "a"));
+        assert!(!within(None, Some(noon), "a") && !within(Some(next), None, "a"));
+        // A day that reaches into the time.
+        assert!(within(Some(noon), Some(next), "2026/01/10/a"));
+        assert!(!within(Some(next), None, "2026/01/10/a"));
+        assert!(!within(None, Some(day), "2026/01/10/a"));
+        // The date of the key, not of the object.
+        assert!(!within(Some(day), Some(next), "2025/01/10/a"));
+        assert!(within(None, None, "2025/01/10/a"));
+    }
+}

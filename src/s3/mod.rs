@@ -1,0 +1,348 @@
+//! S3 as the worker itself reads it: objects that ClickHouse cannot read, and listings. Here alone
+//! the S3 SDK is used.
+
+pub mod frames;
+pub mod listing;
+
+use std::io;
+use std::pin::Pin;
+use std::time::SystemTime;
+
+use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::{Builder, Region};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::get_object::GetObjectOutput;
+use aws_sdk_s3::primitives::{ByteStream, ByteStreamError};
+use aws_sdk_s3::types::EncodingType;
+use futures_util::{TryStreamExt, stream};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt};
+use tokio_util::io::StreamReader;
+
+use crate::object::{Compression, ObjectRef, ObjectUrl, decode_key};
+use crate::s3::frames::{Format, Frames};
+use crate::telemetry::with_sources;
+
+/// What kept an object from being read.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum StoreError {
+    /// S3 answered, and does not give the object. Worded as ClickHouse words it; `code` is S3's.
+    #[error("S3 tells the worker {code}. HTTP response code: {status}: while reading {path}")]
+    Refused {
+        status: u16,
+        code: String,
+        path: String,
+    },
+    /// Its content is not what its name says, or no request can be made for its name.
+    #[error("the worker cannot read it: {text}: while reading {path}")]
+    Content { text: String, path: String },
+    /// No answer, or one that breaks off.
+    #[error("S3 does not answer the worker: {text}: while reading {path}")]
+    Unavailable { text: String, path: String },
+}
+
+impl StoreError {
+    /// Whether S3 says that there is no such object.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Refused { status: 404, code, .. } if code != "NoSuchBucket")
+    }
+}
+
+/// What S3 has under a key at this moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Present {
+    pub etag: String,
+    pub size: Option<u64>,
+}
+
+/// Whether an object ends where its content does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Completeness {
+    Whole,
+    /// It does not, for this reason.
+    Cut(String),
+    /// Its content is not what its name says.
+    Malformed(String),
+    /// The worker has no decoder for it.
+    Unknown,
+}
+
+/// An object of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// With the identity that its announcement gives it.
+    pub object: ObjectRef,
+    pub last_modified: SystemTime,
+}
+
+/// A part of a listing, a thousand objects at most.
+#[derive(Clone, Debug)]
+pub struct Page {
+    pub objects: Vec<Listed>,
+    /// Where the next one begins.
+    pub next: Option<String>,
+}
+
+/// The content of an object, decompressed.
+pub type Content = Pin<Box<dyn AsyncRead + Send>>;
+
+#[derive(Clone, Debug)]
+pub struct Store {
+    client: Client,
+}
+
+impl Store {
+    /// With the AWS environment's credentials and endpoint. Path-style, as ClickHouse is told.
+    pub fn new(aws: &aws_config::SdkConfig) -> Self {
+        let config = Builder::from(aws).force_path_style(true).build();
+        Self {
+            client: Client::from_conf(config),
+        }
+    }
+
+    /// What the key holds now, whatever was announced.
+    pub async fn present(&self, object: &ObjectRef) -> Result<Present, StoreError> {
+        let request = self.client.head_object();
+        let answer = request
+            .bucket(&object.bucket)
+            .key(&object.key)
+            .customize()
+            .config_override(in_region(object))
+            .send()
+            .await
+            .map_err(|error| refused(object.path(), &error))?;
+        let etag = answer.e_tag().unwrap_or_default();
+        Ok(Present {
+            etag: etag.trim_matches('"').to_owned(),
+            size: answer
+                .content_length()
+                .and_then(|size| size.try_into().ok()),
+        })
+    }
+
+    /// The objects whose keys begin with this one, in the order of S3; from `after`, where a page
+    /// before this one said so.
+    pub async fn list(&self, prefix: &ObjectUrl, after: Option<&str>) -> Result<Page, StoreError> {
+        let answer = self
+            .client
+            .list_objects_v2()
+            .bucket(&prefix.bucket)
+            .prefix(&prefix.key)
+            // XML has no way to write every key.
+            .encoding_type(EncodingType::Url)
+            .set_continuation_token(after.map(str::to_owned))
+            .send()
+            .await
+            .map_err(|error| refused(prefix.path(), &error))?;
+        let encoded = answer.encoding_type() == Some(&EncodingType::Url);
+        let region = self.client.config().region().map(ToString::to_string);
+        let objects = answer.contents().iter().map(|object| {
+            let key = object.key().unwrap_or_default();
+            let key = if encoded {
+                decode_key(key)
+            } else {
+                Some(key.to_owned())
+            };
+            let modified = object.last_modified();
+            Ok(Listed {
+                object: ObjectRef {
+                    bucket: prefix.bucket.clone(),
+                    key: key.ok_or_else(|| StoreError::Content {
+                        text: "S3 lists a key that is no UTF-8".to_owned(),
+                        path: prefix.path(),
+                    })?,
+                    etag: object
+                        .e_tag()
+                        .unwrap_or_default()
+                        .trim_matches('"')
+                        .to_owned(),
+                    size: object.size().and_then(|size| size.try_into().ok()),
+                    version_id: None,
+                    sequencer: None,
+                    region: region.clone(),
+                },
+                last_modified: modified
+                    .and_then(|time| SystemTime::try_from(*time).ok())
+                    .unwrap_or(SystemTime::UNIX_EPOCH),
+            })
+        });
+        Ok(Page {
+            objects: objects.collect::<Result<_, _>>()?,
+            next: answer.next_continuation_token().map(str::to_owned),
+        })
+    }
+
+    /// Whether the content is compressed in another way than the name says.
+    pub async fn is_misnamed(&self, object: &ObjectRef) -> Result<bool, StoreError> {
+        let start = self.get(object, Some("bytes=0-511")).await?;
+        let start = start
+            .body
+            .collect()
+            .await
+            .map_err(|error| broken(object, &io::Error::new(BROKEN_OFF, error)))?;
+        let seen = Compression::seen(&object.key, &start.into_bytes());
+        Ok(seen != Compression::of(&object.key))
+    }
+
+    /// One that has another etag by now is refused.
+    async fn get(
+        &self,
+        object: &ObjectRef,
+        range: Option<&str>,
+    ) -> Result<GetObjectOutput, StoreError> {
+        let mut request = self.client.get_object();
+        if !object.etag.is_empty() {
+            request = request.if_match(format!("\"{}\"", object.etag));
+        }
+        request
+            .bucket(&object.bucket)
+            .key(&object.key)
+            .set_range(range.map(str::to_owned))
+            .customize()
+            .config_override(in_region(object))
+            .send()
+            .await
+            .map_err(|error| refused(object.path(), &error))
+    }
+
+    /// Returns the object as text, up to so many bytes.
+    pub async fn text(&self, object: &ObjectRef, max_bytes: u64) -> Result<String, StoreError> {
+        let output = self.get(object, None).await?;
+        let length = output.content_length.and_then(|it| u64::try_from(it).ok());
+        if length.is_none_or(|length| length > max_bytes) {
+            let problem = format!("it has more than {max_bytes} bytes");
+            return Err(broken(object, &io::Error::other(problem)));
+        }
+        let bytes = output.body.collect().await;
+        let bytes = bytes.map_err(|error| broken(object, &io::Error::new(BROKEN_OFF, error)))?;
+        String::from_utf8(bytes.to_vec())
+            .map_err(|error| broken(object, &io::Error::new(io::ErrorKind::InvalidData, error)))
+    }
+
+    /// Reads the object to its end, and returns whether its content, compressed as its name says,
+    /// ends there too. zstd and lz4 are not decompressed for that.
+    pub async fn completeness(&self, object: &ObjectRef) -> Result<Completeness, StoreError> {
+        let format = match Compression::of(&object.key) {
+            Compression::Zstd => Format::Zstd,
+            Compression::Lz4 => Format::Lz4,
+            Compression::Gzip => return self.gzip_completeness(object).await,
+            _ => return Ok(Completeness::Unknown),
+        };
+        let mut body = self.get(object, None).await?.body;
+        let mut frames = Frames::new(format);
+        let broken_off = |error| broken(object, &io::Error::new(BROKEN_OFF, error));
+        while let Some(piece) = body.try_next().await.map_err(broken_off)? {
+            if let Err(error) = frames.push(&piece) {
+                return Ok(Completeness::Malformed(error.to_string()));
+            }
+        }
+        Ok(match frames.finish() {
+            Ok(()) => Completeness::Whole,
+            Err(error) => Completeness::Cut(error.to_string()),
+        })
+    }
+
+    async fn gzip_completeness(&self, object: &ObjectRef) -> Result<Completeness, StoreError> {
+        let mut content = self.open(object).await?;
+        match tokio::io::copy(&mut content, &mut tokio::io::sink()).await {
+            Ok(_) => Ok(Completeness::Whole),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Ok(Completeness::Cut(format!("cut short: {error}")))
+            }
+            Err(error) => match broken(object, &error) {
+                StoreError::Content { text, .. } => Ok(Completeness::Malformed(text)),
+                error => Err(error),
+            },
+        }
+    }
+
+    /// Returns whether the content, decompressed, has no byte.
+    pub async fn is_empty(&self, object: &ObjectRef) -> Result<bool, StoreError> {
+        let mut content = self.open(object).await?;
+        let read = content.read(&mut [0]).await;
+        Ok(read.map_err(|error| broken(object, &error))? == 0)
+    }
+
+    /// Begins to read the object.
+    pub async fn open(&self, object: &ObjectRef) -> Result<Content, StoreError> {
+        let answer = self.get(object, None).await?;
+        // As ClickHouse, which takes an object of no bytes for one without lines.
+        if answer.content_length == Some(0) {
+            return Ok(Box::pin(tokio::io::empty()));
+        }
+        let mut stored = reader(answer.body);
+        let start = stored.fill_buf().await;
+        let start = start.map_err(|error| broken(object, &error))?;
+        Ok(match Compression::seen(&object.key, start) {
+            Compression::None => Box::pin(stored),
+            Compression::Gzip => {
+                let mut decoder = GzipDecoder::new(stored);
+                decoder.multiple_members(true);
+                Box::pin(decoder)
+            }
+            Compression::Zstd => {
+                let mut decoder = ZstdDecoder::new(stored);
+                decoder.multiple_members(true);
+                Box::pin(decoder)
+            }
+            _ => {
+                let text = "what is streamed may be plain, gzip or zstd".to_owned();
+                let path = object.path();
+                return Err(StoreError::Content { text, path });
+            }
+        })
+    }
+}
+
+/// Marks what S3 broke off, so that it is told from what a decoder says of the content.
+const BROKEN_OFF: io::ErrorKind = io::ErrorKind::ConnectionAborted;
+
+fn reader(body: ByteStream) -> impl AsyncBufRead + Send + Unpin {
+    let chunks = stream::try_unfold(body, |mut body| async {
+        let chunk = body.try_next().await?;
+        Ok(chunk.map(|chunk| (chunk, body)))
+    });
+    let chunks = chunks.map_err(|error: ByteStreamError| io::Error::new(BROKEN_OFF, error));
+    StreamReader::new(Box::pin(chunks))
+}
+
+/// What went wrong while an object was read that [`Store::open`] gave.
+pub fn broken(object: &ObjectRef, error: &io::Error) -> StoreError {
+    let (text, path) = (with_sources(error), object.path());
+    if error.kind() == BROKEN_OFF {
+        StoreError::Unavailable { text, path }
+    } else {
+        StoreError::Content { text, path }
+    }
+}
+
+fn refused<E>(path: String, error: &SdkError<E>) -> StoreError
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    match error {
+        SdkError::ServiceError(answer) => StoreError::Refused {
+            status: answer.raw().status().as_u16(),
+            code: error.code().unwrap_or("no more than that").to_owned(),
+            path,
+        },
+        // The SDK takes a key of white space for none.
+        SdkError::ConstructionFailure(_) => StoreError::Content {
+            text: with_sources(error),
+            path,
+        },
+        _ => StoreError::Unavailable {
+            text: with_sources(error),
+            path,
+        },
+    }
+}
+
+/// A bucket answers in its own region only.
+fn in_region(object: &ObjectRef) -> Builder {
+    match &object.region {
+        Some(region) => Builder::new().region(Region::new(region.clone())),
+        // The environment's.
+        None => Builder::new(),
+    }
+}

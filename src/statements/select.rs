@@ -1,0 +1,655 @@
+//! The SELECTs: from lines to `landing`, and from `landing` to the tables.
+//!
+//! `landing` has a row for each line: the declared values, each in a column, and what the line is
+//! (its `kind`: an event type's name, `rejected`, `unmatched` or `blank`). The SELECTs that fill the
+//! tables read from it, be it the table (as materialized views) or the SELECT that would fill it
+//! (`per_type_select`), so that both ways make the same rows.
+
+use uuid::Uuid;
+
+use crate::event_types::paths::{self, Path};
+use crate::event_types::{Catalog, Column, EventType, Otherwise, Source};
+use crate::sql;
+use crate::statements::framing::{OBJECT_DIGITS, ROW_DIGITS};
+
+/// Where lines come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lines {
+    /// The table expression behind FROM.
+    pub from: String,
+    /// A condition that is asked of the source itself, such as the ledger's guard.
+    pub filter: Option<String>,
+    /// The line's text, an expression of type String.
+    pub line: String,
+    /// `bucket/key` of the object, an expression of type String.
+    pub source_path: String,
+    /// The object's etag, with or without quotes, an expression of type String.
+    pub source_etag: String,
+    /// The line's number in the object, from 0, an expression of type UInt64.
+    pub row_number: String,
+    /// Longer lines are rejected unread: a parser needs twenty times their size.
+    pub max_line_bytes: u64,
+    /// Other times are rejected in the columns by which a table is partitioned.
+    pub times: Option<TimeRange>,
+    /// The batch that reads.
+    pub batch_id: Uuid,
+}
+
+/// Times that are plausible. Others would make partitions, and with them parts, without limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeRange {
+    /// The first moment, in seconds after 1970.
+    pub start: u64,
+    /// The first moment that is too late.
+    pub end: u64,
+}
+
+impl Lines {
+    /// Lines of s3() or file() in the format LineAsString with the structure `line String`: path,
+    /// etag and row number are the engine's own columns.
+    pub fn of_objects(from: impl Into<String>, batch_id: Uuid) -> Lines {
+        Lines {
+            from: from.into(),
+            filter: None,
+            line: "line".to_owned(),
+            source_path: "_path".to_owned(),
+            source_etag: "_etag".to_owned(),
+            row_number: "_row_number".to_owned(),
+            max_line_bytes: u64::MAX,
+            times: None,
+            batch_id,
+        }
+    }
+
+    /// Lines that are kept in a table; `rows` is what follows FROM.
+    pub fn of_kept(rows: &str, batch_id: Uuid) -> Lines {
+        let columns = "raw AS line, source_path AS _path, source_etag AS _etag, \
+                       row_number AS _row_number";
+        Lines::of_objects(format!("(SELECT {columns} FROM {rows})"), batch_id)
+    }
+
+    /// Lines that come as the body of the insert, each behind a prefix that says of which object it
+    /// is and which line ([`crate::statements::framing`]). `objects`: path and etag of each, in order.
+    pub fn of_body(objects: &[(String, &str)], batch_id: Uuid) -> Lines {
+        let of_object = |values: Vec<&str>| {
+            let object = format!("toUInt32(substring(framed, 1, {OBJECT_DIGITS}))");
+            format!("arrayElement([{}], {object})", sql::strings(&values))
+        };
+        let (row_at, line_at) = (OBJECT_DIGITS + 1, OBJECT_DIGITS + ROW_DIGITS + 1);
+        Lines {
+            from: "input('framed String')".to_owned(),
+            filter: None,
+            line: format!("substring(framed, {line_at})"),
+            source_path: of_object(objects.iter().map(|(path, _)| path.as_str()).collect()),
+            source_etag: of_object(objects.iter().map(|(_, etag)| *etag).collect()),
+            row_number: format!("toUInt64(substring(framed, {row_at}, {ROW_DIGITS}))"),
+            max_line_bytes: u64::MAX,
+            times: None,
+            batch_id,
+        }
+    }
+}
+
+/// A table that is filled from `landing`.
+#[derive(Debug, Clone, Copy)]
+pub enum Target<'a> {
+    /// An event type's own table.
+    EventType(&'a EventType),
+    /// Lines that cannot become a row.
+    RejectedLines,
+    /// Statements that no event type takes.
+    UnmatchedStatements,
+    /// How many lines of which kind an object had.
+    ObjectRows,
+}
+
+impl<'a> Target<'a> {
+    /// Every table of a catalog.
+    pub fn all(catalog: &'a Catalog) -> Vec<Target<'a>> {
+        let own = [
+            Target::RejectedLines,
+            Target::UnmatchedStatements,
+            Target::ObjectRows,
+        ];
+        catalog
+            .types()
+            .iter()
+            .map(Target::EventType)
+            .chain(own)
+            .collect()
+    }
+
+    /// The table's name.
+    pub fn table(&self) -> &'a str {
+        match self {
+            Target::EventType(event_type) => &event_type.table,
+            Target::RejectedLines => "rejected_lines",
+            Target::UnmatchedStatements => "unmatched_statements",
+            Target::ObjectRows => "object_rows",
+        }
+    }
+
+    /// The `kind` of the lines that it takes; none for the table that counts all of them.
+    pub fn kind(&self) -> Option<&'a str> {
+        match self {
+            Target::EventType(event_type) => Some(&event_type.name),
+            Target::RejectedLines => Some("rejected"),
+            Target::UnmatchedStatements => Some("unmatched"),
+            Target::ObjectRows => None,
+        }
+    }
+
+    /// Whether rows for it can come from the object of this key.
+    pub fn is_filled_from(&self, key: &str) -> bool {
+        match self {
+            Target::EventType(event_type) => event_type.is_looked_for_in(key),
+            Target::RejectedLines | Target::UnmatchedStatements | Target::ObjectRows => true,
+        }
+    }
+
+    /// The columns that the SELECT gives, in its order; the rest have defaults.
+    pub fn columns(&self) -> Vec<&'a str> {
+        match self {
+            Target::EventType(event_type) => {
+                let declared = event_type.columns.iter().map(|column| column.name.as_str());
+                declared
+                    .chain(["source_path", "source_etag", "batch_id"])
+                    .collect()
+            }
+            Target::RejectedLines => [&KEPT_COLUMNS[..], &["value"]].concat(),
+            Target::UnmatchedStatements => KEPT_COLUMNS.to_vec(),
+            Target::ObjectRows => vec!["batch_id", "source_path", "source_etag", "kind", "rows"],
+        }
+    }
+}
+
+/// Columns of the tables that keep lines.
+const KEPT_COLUMNS: [&str; 6] = [
+    "source_path",
+    "source_etag",
+    "row_number",
+    "raw",
+    "reason",
+    "batch_id",
+];
+
+/// The kind of lines that are nothing at all. They are counted all the same: an object of which not
+/// even a blank line came was not read.
+pub const BLANK: &str = "blank";
+
+/// Columns of `landing`, in the order of [`landing_select`], with their types.
+pub fn landing_columns(catalog: &Catalog) -> Vec<(String, &'static str)> {
+    let values = catalog.tree().leaves().into_iter();
+    let values = values.map(|path| (paths::display(&path), paths::TEXT));
+    let of_the_line = [
+        ("kind", "LowCardinality(String)"),
+        ("reason", "LowCardinality(String)"),
+        ("value", paths::TEXT),
+        ("raw", "String"),
+        ("line_hash", "FixedString(16)"),
+        ("source_path", "String"),
+        ("source_etag", "String"),
+        ("row_number", "UInt64"),
+        ("batch_id", "UUID"),
+    ];
+    values
+        .chain(of_the_line.map(|(name, column_type)| (name.to_owned(), column_type)))
+        .collect()
+}
+
+/// From lines to the rows of `landing`.
+///
+/// Each line is parsed once. What costs more (validity, looking at a suspect again, the hash) sits
+/// behind conditions, which ClickHouse evaluates only for the lines that they hold for.
+pub fn landing_select(catalog: &Catalog, lines: &Lines) -> String {
+    let tree = catalog.tree();
+    let leaves = tree.leaves().into_iter();
+    let columns: Vec<String> = leaves.map(|path| paths::column(&path)).collect();
+    let filter = lines
+        .filter
+        .as_ref()
+        .map(|filter| format!("\n                WHERE {filter}"))
+        .unwrap_or_default();
+    format!(
+        "SELECT
+    {columns},
+    multiIf(verdict = '', taken, verdict = 'blank', 'blank', verdict = 'no event type', 'unmatched', 'rejected') AS kind,
+    if(verdict = 'blank', '', verdict) AS reason,
+    {bad_value} AS value,
+    if(verdict = '' OR verdict = 'blank', '', line) AS raw,
+    if({needs_hash}, sipHash128(trim(TRAILING '\\r' FROM line)), toFixedString('', 16)) AS line_hash,
+    source_path, source_etag, row_number,
+    toUUID('{batch_id}') AS batch_id
+FROM (
+    SELECT
+        *,
+        multiIf(
+{verdicts}
+        ) AS verdict
+    FROM (
+        SELECT
+            *,
+            multiIf(
+{rules}
+                ''
+            ) AS taken
+        FROM (
+            SELECT
+                line, source_path, source_etag, row_number,
+                {values}
+            FROM (
+                SELECT
+                    {line} AS line,
+                    if(length(line) > {max_line_bytes}, '', line) AS json,
+                    {source_path} AS source_path,
+                    trim(BOTH '\"' FROM {source_etag}) AS source_etag,
+                    {row_number} AS row_number,
+                    JSONExtract(json, {tuple_type}) AS parsed,
+                    {absent} AS absent
+                FROM {from}{filter}
+            )
+        )
+    )
+)",
+        needs_hash = needs_hash(catalog),
+        batch_id = lines.batch_id,
+        bad_value = bad_value(catalog),
+        verdicts = verdicts(catalog, lines),
+        rules = rules(catalog),
+        columns = columns.join(",\n    "),
+        values = tree
+            .values("parsed", "absent")
+            .join(",\n                "),
+        absent = tree.absent("json", "parsed"),
+        max_line_bytes = lines.max_line_bytes,
+        line = lines.line,
+        source_path = lines.source_path,
+        source_etag = lines.source_etag,
+        row_number = lines.row_number,
+        tuple_type = sql::string(&tree.tuple_type()),
+        from = lines.from,
+    )
+}
+
+/// The first event type whose rule takes the event.
+fn rules(catalog: &Catalog) -> String {
+    let branches = catalog.types().iter().map(|event_type| {
+        let name = sql::string(&event_type.name);
+        let rule = event_type.rule.sql();
+        let rule = match &event_type.route {
+            Some(route) => format!("{} AND ({rule})", route.sql()),
+            None => rule,
+        };
+        format!("                {rule}, {name},")
+    });
+    branches.collect::<Vec<_>>().join("\n")
+}
+
+const TOO_LARGE: &str = "too large";
+
+/// What is wrong with lines that no event type took, in this order.
+const UNREADABLE: [(&str, &str); 3] = [
+    ("NOT isValidUTF8(line)", "bad UTF-8"),
+    ("NOT isValidJSON(line)", "not JSON"),
+    ("JSONType(line) != 'Object'", "not an object"),
+];
+
+fn missing(column: &Column) -> String {
+    format!("missing {}", column.name)
+}
+
+fn invalid(column: &Column) -> String {
+    format!("invalid {}", column.name)
+}
+
+fn out_of_range(column: &Column) -> String {
+    format!("{} out of range", column.name)
+}
+
+/// Returns every reason for which a line is rejected.
+pub fn rejection_reasons(catalog: &Catalog) -> Vec<String> {
+    let required = read_values(catalog, EventType::required_columns);
+    let times = read_values(catalog, EventType::partitioning_times);
+    let mut reasons = vec![TOO_LARGE.to_owned()];
+    reasons.extend(UNREADABLE.map(|(_, reason)| reason.to_owned()));
+    reasons.extend(required.iter().map(|value| missing(value.column)));
+    reasons.extend(
+        required
+            .iter()
+            .filter(|value| value.can_be_invalid())
+            .map(|value| invalid(value.column)),
+    );
+    reasons.extend(times.iter().map(|value| out_of_range(value.column)));
+    reasons.sort_unstable();
+    reasons.dedup();
+    reasons
+}
+
+/// Returns '' for a line that becomes a row, else what is wrong with it.
+fn verdicts(catalog: &Catalog, lines: &Lines) -> String {
+    let mut branches = vec![format!(
+        "length(line) > {}, {}",
+        lines.max_line_bytes,
+        sql::string(TOO_LARGE)
+    )];
+    for value in read_values(catalog, EventType::required_columns) {
+        let missing = sql::string(&missing(value.column));
+        let reason = if value.can_be_invalid() {
+            let invalid = sql::string(&invalid(value.column));
+            format!("if(isNull({}), {missing}, {invalid})", value.text)
+        } else {
+            missing
+        };
+        let taken = taken_by(&value.types, catalog);
+        branches.push(format!("{taken} AND isNull({}), {reason}", value.read));
+    }
+    if let Some(TimeRange { start, end }) = lines.times {
+        let moment = |seconds| format!("toDateTime64({seconds}, 0, 'UTC')");
+        let (start, end) = (moment(start), moment(end));
+        for ReadValue {
+            read,
+            types,
+            column,
+            ..
+        } in read_values(catalog, EventType::partitioning_times)
+        {
+            let taken = taken_by(&types, catalog);
+            let reason = sql::string(&out_of_range(column));
+            branches.push(format!(
+                "{taken} AND ifNull({read} < {start} OR {read} >= {end}, false), {reason}"
+            ));
+        }
+    }
+    branches.push("taken != '', ''".to_owned());
+    branches.push(r"match(line, '^\\s*$'), 'blank'".to_owned());
+    branches.extend(
+        UNREADABLE.map(|(condition, reason)| format!("{condition}, {}", sql::string(reason))),
+    );
+    branches.push("'no event type'".to_owned());
+    branches
+        .iter()
+        .map(|branch| format!("            {branch}"))
+        .collect::<Vec<_>>()
+        .join(",\n")
+}
+
+/// So much of a value that is invalid or out of range is kept beside its line.
+const MAX_VALUE_BYTES: usize = 200;
+
+/// Returns the text of the value for which a line is rejected, an expression; NULL where it is not
+/// for a value that the line has.
+fn bad_value(catalog: &Catalog) -> String {
+    let required = read_values(catalog, EventType::required_columns).into_iter();
+    let invalid_ones = required
+        .filter(ReadValue::can_be_invalid)
+        .map(|value| (invalid(value.column), value));
+    let times = read_values(catalog, EventType::partitioning_times).into_iter();
+    let out_of_range = times.map(|value| (out_of_range(value.column), value));
+    let branches: Vec<String> = invalid_ones
+        .chain(out_of_range)
+        .map(|(reason, value)| {
+            let taken = taken_by(&value.types, catalog);
+            let (reason, text) = (sql::string(&reason), value.text);
+            format!("verdict = {reason} AND {taken}, {text}")
+        })
+        .collect();
+    if branches.is_empty() {
+        return "NULL".to_owned();
+    }
+    let branches = branches.join(", ");
+    format!("toValidUTF8(substring(multiIf({branches}, NULL), 1, {MAX_VALUE_BYTES}))")
+}
+
+/// A value that a column of one or more event types reads from its paths.
+struct ReadValue<'a> {
+    column: &'a Column,
+    /// The value's text in the line, an expression.
+    text: String,
+    /// The value as the column reads it, an expression: NULL where it cannot be read.
+    read: String,
+    types: Vec<&'a str>,
+}
+
+impl ReadValue<'_> {
+    /// Returns whether a text can be there and not be read.
+    fn can_be_invalid(&self) -> bool {
+        self.read != self.text
+    }
+}
+
+/// Returns the values of these columns. Event types that read one alike, under the same name, share
+/// it.
+fn read_values<'a>(
+    catalog: &'a Catalog,
+    columns: impl Fn(&'a EventType) -> Vec<&'a Column>,
+) -> Vec<ReadValue<'a>> {
+    let mut values: Vec<ReadValue<'a>> = Vec::new();
+    for event_type in catalog.types() {
+        for column in columns(event_type) {
+            let Source::Paths { paths, .. } = &column.source else {
+                continue;
+            };
+            let text = first_of(paths);
+            let read = column.column_type.read(&text);
+            match values
+                .iter_mut()
+                .find(|other| other.read == read && other.column.name == column.name)
+            {
+                Some(other) => other.types.push(&event_type.name),
+                None => values.push(ReadValue {
+                    column,
+                    text,
+                    read,
+                    types: vec![&event_type.name],
+                }),
+            }
+        }
+    }
+    values
+}
+
+/// The lines whose hash some column will ask for.
+fn needs_hash(catalog: &Catalog) -> String {
+    let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
+    for event_type in catalog.types() {
+        for column in &event_type.columns {
+            let Source::Paths {
+                paths,
+                otherwise: Some(Otherwise::LineHash),
+            } = &column.source
+            else {
+                continue;
+            };
+            let text = format!("empty(ifNull({}, ''))", first_of(paths));
+            match groups.iter_mut().find(|(other, _)| *other == text) {
+                Some((_, types)) => types.push(&event_type.name),
+                None => groups.push((text, vec![&event_type.name])),
+            }
+        }
+    }
+    if groups.is_empty() {
+        return "false".to_owned();
+    }
+    let parts = groups.into_iter().map(|(text, mut types)| {
+        types.dedup();
+        format!("{} AND {text}", taken_by(&types, catalog))
+    });
+    parts.collect::<Vec<_>>().join(" OR ")
+}
+
+fn taken_by(types: &[&str], catalog: &Catalog) -> String {
+    if types.len() == catalog.types().len() {
+        "taken != ''".to_owned()
+    } else {
+        format!("taken IN ({})", sql::strings(types))
+    }
+}
+
+/// From `landing`, given as a table expression, to the rows of a table.
+pub fn view_select(target: Target<'_>, landing: &str) -> String {
+    match target {
+        Target::EventType(event_type) => {
+            let columns = event_type
+                .columns
+                .iter()
+                .map(|column| format!("    {} AS {},\n", value(column), sql::ident(&column.name)));
+            format!(
+                "SELECT\n{}    source_path, source_etag, batch_id\nFROM {landing}\nWHERE kind = {}",
+                columns.collect::<String>(),
+                sql::string(&event_type.name)
+            )
+        }
+        Target::RejectedLines | Target::UnmatchedStatements => format!(
+            "SELECT {}\nFROM {landing}\nWHERE kind = {}",
+            target.columns().join(", "),
+            sql::string(target.kind().unwrap_or_default())
+        ),
+        Target::ObjectRows => format!(
+            "SELECT batch_id, source_path, source_etag, kind, count() AS rows\n\
+             FROM {landing}\n\
+             GROUP BY batch_id, source_path, source_etag, kind"
+        ),
+    }
+}
+
+/// From lines to the rows of one table, for those who cannot have views.
+pub fn per_type_select(catalog: &Catalog, target: Target<'_>, lines: &Lines) -> String {
+    view_select(target, &landed(catalog, lines))
+}
+
+/// The rows of `landing` that these lines would be, as a table expression.
+///
+/// The LIMIT limits nothing: it keeps the planner from carrying the condition on `kind` down to the
+/// lines, on the way to which it writes out the whole expression behind it once for each use, a
+/// second of work for a query that takes a tenth.
+pub fn landed(catalog: &Catalog, lines: &Lines) -> String {
+    let select = landing_select(catalog, lines);
+    format!("(\n{select}\nLIMIT {}\n)", i64::MAX)
+}
+
+/// A column's value, from a row of `landing`.
+fn value(column: &Column) -> String {
+    let kind = column.column_type;
+    match &column.source {
+        Source::Paths {
+            paths,
+            otherwise: None,
+        } => {
+            let text = first_of(paths);
+            let read = if column.required {
+                kind.read_checked(&text)
+            } else {
+                kind.read(&text)
+            };
+            kind.or_default(&read)
+        }
+        Source::Paths {
+            paths,
+            otherwise: Some(Otherwise::LineHash),
+        } => {
+            let text = format!("ifNull({}, '')", first_of(paths));
+            format!("if(empty({text}), lower(hex(line_hash)), {text})")
+        }
+        Source::Expression { template, inputs } => {
+            let expression = fill(template.trim(), |name| {
+                let input = inputs.iter().find(|(input, _)| input == name);
+                input.map_or_else(|| name.to_owned(), |(_, paths)| first_of(paths))
+            });
+            kind.or_default(&expression)
+        }
+    }
+}
+
+/// A column's value as its table stores it, from a row of `landing`.
+pub fn stored_value(column: &Column) -> String {
+    let column_type = column.column_type.to_string();
+    format!("CAST({}, {})", value(column), sql::string(&column_type))
+}
+
+/// The template with each `{name}` replaced; what replaces it is not looked at again.
+fn fill(template: &str, replace: impl Fn(&str) -> String) -> String {
+    let mut parts = template.split('{');
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (name, rest) = part.split_once('}').unwrap_or((part, ""));
+        out.push_str(&replace(name));
+        out.push_str(rest);
+    }
+    out
+}
+
+/// The text at the first of these paths that is there.
+fn first_of(paths: &[Path]) -> String {
+    let texts: Vec<_> = paths.iter().map(|path| paths::column(path)).collect();
+    match texts.as_slice() {
+        [one] => one.clone(),
+        many => format!("coalesce({})", many.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines() -> Lines {
+        Lines {
+            filter: Some("throwIf(false) = 0".to_owned()),
+            ..Lines::of_objects(
+                "s3('http://s3/b/{k1,k2}', 'LineAsString', 'line String')",
+                Uuid::nil(),
+            )
+        }
+    }
+
+    #[test]
+    fn a_small_catalog() {
+        let declared = r#"
+table: clicks
+rule: {path: [verb], equals: click}
+order_by: [at, id]
+columns:
+  - {name: id, type: String, path: [id], otherwise: line_hash}
+  - {name: at, type: "DateTime64(3, 'UTC')", path: [at], required: true}
+  - {name: shop, type: "LowCardinality(String)", path: [ctx, "http://x.y/shop"], fallbacks: [[shop]]}
+  - {name: price, type: "Nullable(Float64)", path: [price]}
+  - {name: sum, type: Float64, expression: "toFloat64OrNull({value}) * toFloat64OrNull({count})", path: [price], inputs: {count: [n]}}
+  - {name: line, type: UInt64, expression: "{row_number}"}
+"#;
+        let files = [("click.yaml".to_owned(), declared.to_owned())];
+        let catalog = Catalog::from_files(files).unwrap();
+        let selects: Vec<_> = Target::all(&catalog)
+            .into_iter()
+            .map(|target| {
+                format!(
+                    "-- {}: {:?}\n{}\n",
+                    target.table(),
+                    target.columns(),
+                    view_select(target, "landing")
+                )
+            })
+            .collect();
+        insta::assert_snapshot!(format!(
+            "{}\n-- landing\n{}\n",
+            selects.join("\n"),
+            landing_select(&catalog, &lines())
+        ));
+    }
+
+    #[test]
+    fn the_builtin_catalog() {
+        insta::assert_snapshot!(landing_select(&Catalog::builtin(), &lines()));
+    }
+
+    #[test]
+    fn a_per_type_select_is_the_view_over_the_landing_select() {
+        let catalog = Catalog::builtin();
+        for target in Target::all(&catalog) {
+            let select = per_type_select(&catalog, target, &lines());
+            assert!(
+                select.contains(&landing_select(&catalog, &lines())),
+                "{}",
+                target.table()
+            );
+        }
+    }
+}

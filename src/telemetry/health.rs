@@ -1,0 +1,104 @@
+//! The event loop's sign of life, and whether the queue answers.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::daemon::depths::Depth;
+use crate::telemetry::metrics::Holdings;
+
+/// An event loop that has not come round for this long is stuck: it does so every second.
+const STUCK: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub struct Health {
+    started: Instant,
+    /// Milliseconds after `started`.
+    last_beat: AtomicU64,
+    queue: Mutex<Contact>,
+    depth: Mutex<Option<Depth>>,
+    holdings: Mutex<Holdings>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Contact {
+    NotYet,
+    Answers,
+    /// And why.
+    Away(String),
+}
+
+impl Contact {
+    /// Why nothing comes from the queue, if that is so.
+    pub(crate) fn away(self) -> Option<String> {
+        match self {
+            Self::NotYet => Some("the queue has not been reached yet".to_owned()),
+            Self::Answers => None,
+            Self::Away(why) => Some(why),
+        }
+    }
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            last_beat: AtomicU64::new(0),
+            queue: Mutex::new(Contact::NotYet),
+            depth: Mutex::default(),
+            holdings: Mutex::default(),
+        }
+    }
+}
+
+impl Health {
+    pub fn beat(&self) {
+        let now = u64::try_from(self.uptime().as_millis()).unwrap_or(u64::MAX);
+        self.last_beat.store(now, Ordering::Relaxed);
+    }
+
+    pub fn queue_answers(&self) {
+        *lock(&self.queue) = Contact::Answers;
+    }
+
+    pub fn queue_fails(&self, why: String) {
+        *lock(&self.queue) = Contact::Away(why);
+    }
+
+    pub fn queue_is(&self, depth: Depth) {
+        *lock(&self.depth) = Some(depth);
+    }
+
+    pub fn holds(&self, holdings: Holdings) {
+        *lock(&self.holdings) = holdings;
+    }
+
+    /// For how long the event loop has been stuck, if it is.
+    pub fn stuck_for(&self) -> Option<Duration> {
+        let beat = Duration::from_millis(self.last_beat.load(Ordering::Relaxed));
+        let silent = self.uptime().saturating_sub(beat);
+        (silent >= STUCK).then_some(silent)
+    }
+
+    pub(crate) fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub(crate) fn queue(&self) -> Contact {
+        lock(&self.queue).clone()
+    }
+
+    pub(crate) fn depth(&self) -> Option<Depth> {
+        *lock(&self.depth)
+    }
+
+    pub(crate) fn holdings(&self) -> Holdings {
+        lock(&self.holdings).clone()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,4 @@
+//! What knows nothing of Sluice.
+
+pub(crate) mod failpoint;
+pub mod http;
