@@ -1,17 +1,20 @@
 //! What the worker itself does with 100,000 messages, step by step, without anybody to talk to:
 //! `cargo bench --package sluice-bench`.
 
+use sluice::Env;
 use std::time::Duration;
 
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
+use sluice::batch::Form;
 use sluice::batch::{Batch, BatchId, BatchLimits, Batcher, ReadBy};
 use sluice::daemon::in_flight::{Fate, Held, VisibilityPolicy};
 use sluice::event_types::Catalog;
 use sluice::notification::{Notification, parse_notification};
 use sluice::object::ObjectRef;
 use sluice::queue::{Message, ReceiptHandle};
-use sluice::statements::insert::{Form, Planner, S3Access, S3Source, Strategy, TimeLimits};
+use sluice::statements::insert::{Planner, Strategy, TimeLimits};
+use sluice::statements::s3_source::{S3Access, S3Source};
 use tokio::time::Instant;
 
 const MESSAGES: usize = 100_000;
@@ -117,7 +120,7 @@ fn plan(bencher: Bencher) {
         for batch in &batches {
             let objects: Vec<&ObjectRef> = batch.objects.iter().collect();
             let form = Form::of(ReadBy::S3);
-            black_box(planner.inserts(BatchId::now(), &objects, form, "0"));
+            black_box(planner.inserts(BatchId::new(&Env::default()), &objects, form, "0"));
         }
     });
 }

@@ -1,12 +1,27 @@
-//! The pure part of Sluice that must never be wrong: the ledger protocol, and an exhaustive search
-//! of its interleavings.
+//! What Sluice decides, without doing it: everything here is told what has happened and returns what
+//! is to be done.
 //!
-//! A crate of its own, so that Cargo keeps I/O out of it, and so that its tests are compiled with
-//! optimisation: the search visits millions of states.
+//! It is a crate of its own, so that Cargo keeps I/O out of it: it knows neither the AWS SDKs nor
+//! ClickHouse's client. Time is an argument; randomness, the wall clock and new ids come from an
+//! [`Env`]; what metrics and the live page want to know goes to a [`daemon::Observer`].
 
-mod batch_id;
-#[cfg(test)]
-mod model;
-pub mod protocol;
+pub mod batch;
+pub mod daemon;
+pub mod env;
+pub mod event_types;
+#[cfg(any(test, feature = "fixtures"))]
+pub mod fixtures;
+pub mod glob;
+mod label;
+pub mod ledger;
+pub mod notification;
+pub mod object;
+pub mod outcome;
+pub mod queue;
+pub mod recent;
+pub mod secret;
+pub mod sql;
+pub mod statements;
+mod yaml;
 
-pub use batch_id::BatchId;
+pub use env::Env;

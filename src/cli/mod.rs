@@ -35,6 +35,7 @@ use aws_config::SdkConfig;
 use clap::{Parser, Subcommand};
 use tracing::error;
 
+use crate::Env;
 use crate::batch::BatchLimits;
 use crate::clickhouse::{Access, Warehouse};
 use crate::config::{
@@ -54,7 +55,8 @@ use crate::notification::Envelopes;
 use crate::notification::filter::Filter;
 use crate::object::Compression;
 use crate::s3::Store;
-use crate::statements::insert::{Planner, S3Access, S3Source, Strategy, TimeLimits};
+use crate::statements::insert::{Planner, Strategy, TimeLimits};
+use crate::statements::s3_source::{S3Access, S3Source};
 use crate::statements::select::Target;
 use crate::telemetry::end_logging;
 
@@ -246,7 +248,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
 fn catalog(config: &Config) -> Result<Catalog, BadEventTypes> {
     match &config.event_types.dir {
         None => Ok(Catalog::builtin()),
-        Some(directory) => Catalog::from_dir(directory).map_err(BadEventTypes),
+        Some(directory) => crate::event_types::from_dir(directory).map_err(BadEventTypes),
     }
 }
 
@@ -396,6 +398,7 @@ fn loader(
         successes: AtomicU64::new(0),
         views: Views::default(),
         activity: Arc::default(),
+        env: Env::default(),
         deletions: tokio::sync::Mutex::default(),
         acknowledge_missing: config.load.on_missing == OnMissing::Acknowledge,
     }

@@ -11,6 +11,7 @@ use super::stop::stop_on_signals;
 use super::{
     aws, batch_limits, catalog, envelopes, loader, notification_filter, planner, warehouse,
 };
+use crate::Env;
 use crate::admin::{AdminListener, Vitals};
 use crate::clickhouse::error_class::{pause_reason, with_advice};
 use crate::config::Config;
@@ -91,16 +92,16 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
             ..loader(config, planner, warehouse, &aws, breaker)
         });
         let queue = WithPayloads::new(SqsQueue::clone(&queue), Store::new(&aws));
-        daemon::run(
-            Arc::new(queue),
+        let daemon = daemon::Daemon {
+            queue: Arc::new(queue),
             loader,
             vitals,
             envelopes,
             filter,
-            options(config),
-            stop,
-        )
-        .await;
+            options: options(config),
+            env: Env::default(),
+        };
+        daemon::run(daemon, stop).await;
         depths.abort();
     }
     prober.abort();

@@ -20,7 +20,7 @@ use crate::object::ObjectUrl;
 use crate::queue::Queue;
 use crate::queue::sqs::SqsQueue;
 use crate::telemetry::metrics::Holdings;
-use crate::telemetry::recent::Summary;
+use sluice_core::recent::Summary;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {

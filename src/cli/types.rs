@@ -1,5 +1,6 @@
 //! `sluice types`
 
+use crate::Env;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};
@@ -64,7 +65,7 @@ pub(super) async fn run(config: &Config, command: &Command) -> anyhow::Result<()
                 Ok(url) => from_object(config, &catalog, url, preview.lines).await?,
                 Err(_) => from_file(preview)?,
             };
-            let times = time_limits(config).of(BatchId::now());
+            let times = time_limits(config).of(BatchId::new(&Env::default()));
             let previewed = previewed(&warehouse(config)?, &catalog, &from, times).await;
             let previewed =
                 previewed.with_context(|| format!("{} cannot be previewed", preview.source))?;

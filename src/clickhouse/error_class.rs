@@ -3,9 +3,9 @@
 use crate::clickhouse::codes::{CONTENT, LIMITS, NO_WAY, OVERLOAD, TOO_LARGE, halt_reason, is_in};
 use crate::clickhouse::failing_view::failing_view;
 use crate::clickhouse::{SUPPORT_IS_DISABLED, WarehouseError};
-use crate::label::labelled;
 use crate::s3::StoreError;
 use crate::statements::guard::{CHANGED_TEXT, FENCED_TEXT};
+use sluice_core::labelled;
 
 labelled! {
     /// What to do about an insert that failed. The labels are values of the `verdict` label in metrics.

@@ -351,31 +351,6 @@ impl Found {
     }
 }
 
-impl SchemaOptions {
-    fn alter(&self, table: &Table, what: String, changes: &[String]) -> Statement {
-        let name = sql::qualified(&self.database, &table.name);
-        Statement {
-            what,
-            sql: format!(
-                "ALTER TABLE {name}{} {}",
-                self.on_cluster(),
-                changes.join(", ")
-            ),
-        }
-    }
-
-    fn drop(&self, name: &str) -> Statement {
-        Statement {
-            what: name.to_owned(),
-            sql: format!(
-                "DROP TABLE IF EXISTS {}{} SYNC",
-                sql::qualified(&self.database, name),
-                self.on_cluster()
-            ),
-        }
-    }
-}
-
 /// A key of one expression is shown with parentheses or without.
 fn bare(key: &str) -> &str {
     let inner = key.strip_prefix('(').and_then(|key| key.strip_suffix(')'));

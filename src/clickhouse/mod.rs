@@ -23,34 +23,12 @@ use serde_json::Value;
 use crate::config::{Secret, SecretSource};
 use crate::s3::StoreError;
 use crate::sql;
+pub use crate::statements::{LOG_COMMENT, MAX_QUERY_BYTES, PINNED, Statement};
 use crate::telemetry::with_sources;
 use crate::util::http;
 use crate::util::http::{Connector, TlsError};
-pub use pins::PINNED;
 use pins::Pins;
 use redact::Redactor;
-
-/// A statement and the settings that go with it, as URL parameters: some of them, such as
-/// `max_query_size`, come too late inside the statement.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Statement {
-    pub sql: String,
-    pub settings: Vec<(&'static str, String)>,
-}
-
-impl Statement {
-    pub fn new(sql: impl Into<String>) -> Self {
-        Self {
-            sql: sql.into(),
-            settings: Vec::new(),
-        }
-    }
-
-    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.settings.push((name, value.into()));
-        self
-    }
-}
 
 pub const SUPPORT_IS_DISABLED: u32 = 344;
 
@@ -483,12 +461,6 @@ impl Warehouse {
         self.run("SELECT 1 FORMAT Null").await
     }
 }
-
-/// Leads from `system.query_log` to what the statement is for.
-pub const LOG_COMMENT: &str = "log_comment";
-
-/// Room for thousands of keys of 1,024 bytes, percent-encoded.
-pub const MAX_QUERY_BYTES: &str = "67108864";
 
 async fn bounded<T>(
     timeout: Duration,

@@ -9,54 +9,7 @@ use serde::Deserialize;
 
 use super::{Warehouse, WarehouseError, bounded};
 use crate::sql;
-
-/// A setting and the value that every statement gives it.
-type Pin = (&'static str, &'static str);
-
-/// Of a setting that the planner gives an insert, too, the planner's value counts.
-///
-/// `no_setting_of_a_profile_changes_rows` (tests/it/profiles.rs) flips every setting of the server, to
-/// find those that are missing here.
-pub const PINNED: &[Pin] = &[
-    // These take rows away from a result, or add some.
-    ("limit", "0"),
-    ("offset", "0"),
-    ("additional_result_filter", ""),
-    ("additional_table_filters", "{}"),
-    ("final", "0"),
-    ("apply_deleted_mask", "1"),
-    ("empty_result_for_aggregation_by_empty_set", "0"),
-    (
-        "empty_result_for_aggregation_by_constant_keys_on_empty_set",
-        "1",
-    ),
-    // These take a part of the rows for all of them, where a limit or a timeout is reached.
-    ("partial_result_on_first_cancel", "0"),
-    ("timeout_overflow_mode", "throw"),
-    ("timeout_overflow_mode_leaf", "throw"),
-    ("read_overflow_mode", "throw"),
-    ("read_overflow_mode_leaf", "throw"),
-    ("result_overflow_mode", "throw"),
-    ("group_by_overflow_mode", "throw"),
-    ("sort_overflow_mode", "throw"),
-    ("distinct_overflow_mode", "throw"),
-    ("set_overflow_mode", "throw"),
-    ("join_overflow_mode", "throw"),
-    ("transfer_overflow_mode", "throw"),
-    // These change values.
-    ("allow_simdjson", "1"),
-    ("join_use_nulls", "0"),
-    ("aggregate_functions_null_for_empty", "0"),
-    // These cut other blocks, by which ClickHouse knows a repeated insert.
-    ("input_format_max_block_size_bytes", "0"),
-    ("input_format_max_block_wait_ms", "0"),
-    ("use_strict_insert_block_limits", "0"),
-    // These have other servers, or an earlier result, answer.
-    ("use_query_cache", "0"),
-    ("enable_parallel_replicas", "0"),
-    ("automatic_parallel_replicas_mode", "0"),
-    ("parallel_distributed_insert_select", "2"),
-];
+use crate::statements::{PINNED, Pin};
 
 /// ClickHouse's error for a setting that it does not know.
 const UNKNOWN_SETTING: u32 = 115;

@@ -3,10 +3,7 @@
 //! Receivers, loads, settlements and heartbeats run as tasks of their own; what they find comes
 //! here as events. The loop itself waits for nothing else, so that it always answers.
 
-pub mod core;
 pub mod depths;
-pub mod heartbeats;
-pub mod in_flight;
 mod receiver;
 mod settler;
 #[cfg(test)]
@@ -15,6 +12,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::Env;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, sleep_until, timeout, timeout_at};
@@ -25,6 +23,7 @@ use self::core::{Action, Core, Limits};
 pub use self::receiver::Outage;
 use self::receiver::Received;
 use crate::admin::Vitals;
+use crate::clickhouse::error_class::PauseReason;
 use crate::daemon::in_flight::Settlement;
 use crate::load::{Load, Outcomes};
 use crate::notification::Envelopes;
@@ -32,7 +31,9 @@ use crate::notification::filter::Filter;
 use crate::object::ObjectRef;
 use crate::queue::{FailedEntries, Queue, QueueError};
 use crate::telemetry::metrics;
+use crate::telemetry::observer::Telemetry;
 use crate::telemetry::trace::{self, BatchTrace, Settling};
+pub use sluice_core::daemon::{core, heartbeats, in_flight};
 
 /// Gauges and the sign of life are renewed this often.
 const TICK: Duration = Duration::from_secs(1);
@@ -55,21 +56,32 @@ pub struct Options {
     pub grace_period: Duration,
 }
 
+/// A daemon that is to run.
+pub struct Daemon<Q, L> {
+    pub queue: Arc<Q>,
+    pub loader: Arc<L>,
+    pub vitals: Vitals,
+    pub envelopes: Envelopes,
+    pub filter: Filter,
+    pub options: Options,
+    pub env: Env,
+}
+
 /// Runs until `stop` is cancelled and what was held is settled or given back.
-pub async fn run<Q: Queue, L: Load>(
-    queue: Arc<Q>,
-    loader: Arc<L>,
-    vitals: Vitals,
-    envelopes: Envelopes,
-    filter: Filter,
-    options: Options,
-    stop: CancellationToken,
-) {
-    let Vitals {
-        health,
-        breaker,
-        activity,
-    } = vitals;
+pub async fn run<Q: Queue, L: Load>(daemon: Daemon<Q, L>, stop: CancellationToken) {
+    let Daemon {
+        queue,
+        loader,
+        vitals: Vitals {
+            health,
+            breaker,
+            activity,
+        },
+        envelopes,
+        filter,
+        options,
+        env,
+    } = daemon;
     let (settle, settlements) = mpsc::unbounded_channel();
     let (report_deleted, mut deleted) = mpsc::unbounded_channel();
     let settler = settler::run(queue.clone(), activity.clone(), settlements, report_deleted);
@@ -95,8 +107,9 @@ pub async fn run<Q: Queue, L: Load>(
     }
     drop(send_messages);
 
-    let mut daemon = Daemon {
-        core: Core::new(options.limits, envelopes, filter, activity),
+    let observer = Arc::new(Telemetry(activity));
+    let mut daemon = EventLoop {
+        core: Core::new(options.limits, envelopes, filter, observer, env),
         loader,
         loads: JoinSet::new(),
         cancel_loads: CancellationToken::new(),
@@ -127,7 +140,8 @@ pub async fn run<Q: Queue, L: Load>(
             _ = tick.tick() => {
                 let now = Instant::now();
                 daemon.core.on_tick(now);
-                let holdings = daemon.core.holdings(now, breaker.pause_reason());
+                let paused = breaker.pause_reason().map(PauseReason::label);
+                let holdings = daemon.core.holdings(now, paused);
                 metrics::holdings(&holdings);
                 health.holds(holdings);
             }
@@ -198,7 +212,7 @@ type Loaded = (Vec<ObjectRef>, Outcomes, BatchTrace);
 /// What is to be done with a message, and the trace that this is a part of.
 type Traced = (Settlement, Option<Settling>);
 
-struct Daemon<L> {
+struct EventLoop<L> {
     core: Core,
     loader: Arc<L>,
     loads: JoinSet<Loaded>,
@@ -208,7 +222,7 @@ struct Daemon<L> {
     held_back: Option<Vec<Traced>>,
 }
 
-impl<L: Load> Daemon<L> {
+impl<L: Load> EventLoop<L> {
     fn take(&mut self, (messages, delivery): Received) {
         for message in messages {
             let _within = trace::message(&message.id).entered();

@@ -11,7 +11,6 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::batch::{Batch, BatchLimits};
-use crate::clickhouse::error_class::PauseReason;
 use crate::daemon::in_flight::VisibilityPolicy;
 use crate::load::Outcome;
 use crate::load::breaker::Scope;
@@ -244,15 +243,16 @@ impl Rig {
         });
         let vitals = Vitals::new(SECOND, Activity::default());
         let stop = CancellationToken::new();
-        let daemon = tokio::spawn(run(
-            spied.clone(),
-            loader.clone(),
-            vitals.clone(),
-            Envelopes::default(),
-            Filter::default(),
+        let daemon = Daemon {
+            queue: spied.clone(),
+            loader: loader.clone(),
+            vitals: vitals.clone(),
+            envelopes: Envelopes::default(),
+            filter: Filter::default(),
             options,
-            stop.clone(),
-        ));
+            env: Env::default(),
+        };
+        let daemon = tokio::spawn(run(daemon, stop.clone()));
         Self {
             spied,
             loader,

@@ -16,15 +16,15 @@ use serde::{Deserialize, Serialize};
 use tracing::debug;
 use uuid::Uuid;
 
+use crate::batch::Form;
 use crate::batch::{BatchId, ReadBy};
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::ledger::history::FailedObject;
 use crate::object::{ObjectId, ObjectRef};
 use crate::sql;
 use crate::statements::guard::FENCED_TEXT;
-use crate::statements::insert::Form;
 use protocol::Standing;
-pub use sluice_core::protocol;
+pub use sluice_core::ledger::protocol;
 
 /// One row an object and batch: the frozen list of each batch.
 pub const OBJECTS_TABLE: &str = "ledger_objects";

@@ -1,9 +1,11 @@
 use serde_json::{from_value, to_value};
 
 use super::*;
-use crate::object::tests::object;
-use crate::statements::insert::tests::planner;
-use crate::statements::insert::{Form, Planner, S3Access};
+use crate::batch::Form;
+use crate::statements::insert::Planner;
+use crate::statements::s3_source::S3Access;
+use sluice_core::fixtures::object;
+use sluice_core::fixtures::planner;
 
 /// What a recovery reads back of a claim.
 fn recovered(object: &ObjectRef) -> ObjectRef {

@@ -23,16 +23,20 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, warn};
 
+use crate::Env;
+use crate::batch::Form;
 use crate::batch::{Batch, BatchId, ReadBy, mean_bytes};
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::ledger::protocol::{End, Run, Standing};
 use crate::ledger::{Failure, Ledger};
 use crate::object::{Compression, ObjectId, ObjectRef};
 use crate::s3::{Present, Store, StoreError};
-use crate::statements::insert::{Form, Naming, Planner, naming};
+use crate::statements::insert::Planner;
+use crate::statements::s3_source::{Naming, naming};
 use crate::telemetry::activity::Activity;
 use crate::telemetry::{metrics, trace};
 pub use progress::FailureClass;
+pub use sluice_core::outcome::{Outcome, Outcomes};
 
 use crate::clickhouse::error_class::{Verdict, is_missing, pause_reason, verdict, with_advice};
 use attempt::Loading;
@@ -43,41 +47,6 @@ use fallback::{Fallback, Fallbacks};
 use progress::{FailedItem, Item, Progress, Work, unnameable};
 use truncation::Truncations;
 use views::Views;
-
-/// What became of an object.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    Loaded,
-    /// It was loaded before.
-    Duplicate,
-    /// Another batch has it in hand: ask again later.
-    Busy,
-    /// It cannot be loaded, or not now; the ledger has the reason.
-    Failed,
-    /// It was gone before it was read; the ledger says so.
-    Missing {
-        acknowledge: bool,
-    },
-    /// The worker shuts down.
-    Abandoned,
-}
-
-impl Outcome {
-    /// The value of the `outcome` label in metrics.
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Loaded => "loaded",
-            Self::Duplicate => "duplicate",
-            Self::Busy => "busy",
-            Self::Failed => "failed",
-            Self::Missing { .. } => "missing",
-            Self::Abandoned => "abandoned",
-        }
-    }
-}
-
-/// The outcome of each object, under the identity that it was announced with.
-pub type Outcomes = Vec<(ObjectId, Outcome)>;
 
 /// Loads batches. The pipeline knows no more of ClickHouse than this.
 pub trait Load: Send + Sync + 'static {
@@ -113,6 +82,7 @@ pub struct Loader {
     pub views: Views,
     /// Told of what is in flight, loaded or failed.
     pub activity: Arc<Activity>,
+    pub env: Env,
     /// Held while rows are deleted, so that this process begins one mutation at a time.
     pub deletions: tokio::sync::Mutex<()>,
 }
@@ -258,7 +228,7 @@ impl Loader {
             many_blocks: work.many_blocks,
             ..Form::of(work.read_by)
         };
-        let batch = BatchId::now();
+        let batch = BatchId::new(&self.env);
         let end = self
             .load_batch(batch, work.items, form, trying, cancel, progress)
             .instrument(trace::load(batch))

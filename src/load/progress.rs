@@ -9,10 +9,10 @@ use crate::batch::{BatchId, ReadBy};
 use crate::clickhouse::error_class::{
     TOO_MANY_REJECTED_TEXT, is_missing, is_refusal, named_object,
 };
-use crate::label::labelled;
 use crate::ledger::Claim;
 use crate::object::{ObjectId, ObjectRef};
 use crate::telemetry::metrics;
+use sluice_core::labelled;
 
 /// Errors can name one object after the other; halves find many bad ones sooner.
 const MAX_NAMED_SPLITS: u32 = 3;

@@ -6,11 +6,11 @@ use std::time::Duration;
 use futures_util::stream;
 
 use super::Loader;
+use crate::batch::Form;
 use crate::batch::{BatchId, ReadBy};
 use crate::clickhouse::WarehouseError;
 use crate::object::ObjectRef;
 use crate::statements::framing::Framer;
-use crate::statements::insert::Form;
 
 /// A server that needs longer for one line does not load.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -19,7 +19,7 @@ impl Loader {
     /// Loads one blank line, with the statements of a load and into its tables. All that comes of it
     /// is a row of `object_rows`, of a batch that the ledger does not know.
     pub(super) async fn load_sample(&self) -> Result<(), WarehouseError> {
-        let batch = BatchId::now();
+        let batch = BatchId::new(&self.env);
         let object = ObjectRef {
             bucket: "sluice-sample".to_owned(),
             key: "blank.jsonl".to_owned(),

@@ -12,7 +12,9 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::Env;
 use crate::batch::BatchId;
+use crate::batch::Form;
 use crate::clickhouse::batch_rows::{BatchRows, Counted};
 use crate::clickhouse::error_class::{Verdict, verdict};
 use crate::clickhouse::{Statement, Warehouse, WarehouseError};
@@ -21,7 +23,7 @@ use crate::ledger::{Claim, Ledger};
 use crate::object::ObjectRef;
 use crate::rejects::{Kept, Page};
 use crate::statements::ddl::REPLAYED;
-use crate::statements::insert::{Form, Planner};
+use crate::statements::insert::Planner;
 use crate::statements::select::Target;
 use crate::util::failpoint;
 
@@ -30,6 +32,7 @@ pub struct Replayer {
     pub warehouse: Warehouse,
     pub ledger: Ledger,
     pub planner: Planner,
+    pub env: Env,
     /// For an insert, or a delete.
     pub timeout: Duration,
 }
@@ -81,7 +84,7 @@ impl Replayer {
         let fit: u64 = fitting.iter().map(|fate| fate.lines).sum();
         let mut moving = Moving {
             lines: Some(&page.rows),
-            ..Moving::new(self, BatchId::now(), page.kept, objects)
+            ..Moving::new(self, BatchId::new(&self.env), page.kept, objects)
         };
         moving.run(Run::load()).await?;
         tally.moved = moving.moved;
@@ -114,7 +117,7 @@ impl Replayer {
 
     /// What becomes of the lines: those that stay, counted, and those that are rows.
     async fn fates(&self, page: &Page) -> Result<(Tally, Vec<Fate>), WarehouseError> {
-        let sql = self.planner.fates(&page.rows);
+        let sql = self.planner.fates(BatchId::new(&self.env), &page.rows);
         let fates: Vec<Fate> = self.warehouse.rows_within(&sql, self.timeout).await?;
         let types = self.planner.catalog.types();
         let (fitting, staying): (Vec<_>, Vec<_>) = fates

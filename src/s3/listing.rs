@@ -154,7 +154,7 @@ impl Lister {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::object::tests::object;
+    use sluice_core::fixtures::object;
 
     fn at(text: &str) -> SystemTime {
         humantime::parse_rfc3339(text).unwrap()

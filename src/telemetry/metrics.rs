@@ -10,7 +10,6 @@ mod tests;
 use std::time::{Duration, SystemTime};
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
-use serde::{Deserialize, Serialize};
 
 use crate::batch::CloseReason;
 use crate::clickhouse::error_class::PauseReason;
@@ -19,7 +18,7 @@ use crate::daemon::depths::Depth;
 use crate::event_types::Catalog;
 use crate::notification::Form;
 use crate::statements::select::{Target, rejection_reasons};
-use crate::telemetry::recent::Summary;
+pub use sluice_core::daemon::Holdings;
 
 pub use reference::reference_markdown;
 
@@ -293,30 +292,6 @@ pub fn ledger_duration(operation: &'static str, duration: Duration) {
 pub fn clickhouse_error(code: Option<u32>, verdict: Verdict) {
     let code = code.map_or_else(|| "none".to_owned(), |code| code.to_string());
     CLICKHOUSE_ERRORS.add(1, &[&code, verdict.label()]);
-}
-
-/// What the pipeline holds at this moment.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Holdings {
-    pub messages: usize,
-    /// Of the message held longest.
-    pub oldest_seconds: f64,
-    pub objects_waiting: usize,
-    pub batches_in_flight: usize,
-    /// Why intake is paused, in one word.
-    pub pause_class: Option<String>,
-    /// From the creation of objects to their being loaded.
-    pub lag: Option<Summary>,
-    /// How long messages had been in the queue when they came.
-    pub queue_age: Option<Summary>,
-}
-
-impl Holdings {
-    /// Messages that this worker has to work on now. An object that waits for its window stands for
-    /// the message that announced it.
-    fn backlog(&self) -> usize {
-        self.messages.saturating_sub(self.objects_waiting)
-    }
 }
 
 pub fn holdings(holdings: &Holdings) {

@@ -4,8 +4,8 @@ pub mod activity;
 pub mod health;
 mod json;
 pub mod metrics;
+pub mod observer;
 mod otlp;
-pub mod recent;
 mod repeats;
 pub mod trace;
 

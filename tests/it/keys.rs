@@ -92,7 +92,7 @@ fn decoys(key: &str) -> Vec<String> {
     decoys
 }
 
-/// The stand-in takes `.` and `..` for another path: src/statements/insert.rs tests that they are never put into a
+/// The stand-in takes `.` and `..` for another path: core/src/statements/insert.rs tests that they are never put into a
 /// URL. The SDK takes white space for no key.
 fn can_be_held(key: &str) -> bool {
     !key.trim().is_empty()

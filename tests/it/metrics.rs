@@ -283,7 +283,7 @@ fn assert_whole(exported: &Exported, documented: &BTreeMap<String, Documented>) 
 }
 
 /// Move only where the queue takes no heartbeat for as long as it hides a message (the tests of
-/// src/daemon/heartbeats and src/pipeline play that), and where users' views read the tables (tests/it/views.rs).
+/// core/src/daemon/heartbeats and src/pipeline play that), and where users' views read the tables (tests/it/views.rs).
 const UNMOVED: [&str; 2] = [
     "sluice_sqs_heartbeats_missed_total",
     "sluice_rollbacks_left_in_views_total",

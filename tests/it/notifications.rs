@@ -159,9 +159,9 @@ async fn a_body_that_is_in_s3_is_fetched() {
     assert!(log.contains(why), "{log}");
 }
 
-/// The bodies of src/notification/corpus by name.
+/// The bodies of core/src/notification/corpus by name.
 fn corpus() -> BTreeMap<String, String> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/notification/corpus");
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("core/src/notification/corpus");
     let files = fs::read_dir(directory).unwrap().map(|file| file.unwrap());
     files
         .filter(|file| file.path().extension().is_some_and(|it| it == "json"))

@@ -3,12 +3,14 @@
 
 use std::time::Duration;
 
+use sluice::batch::Form;
 use sluice::batch::{BatchId, ReadBy};
 use sluice::config::Secret;
 use sluice::event_types::Catalog;
 use sluice::object::ObjectRef;
 use sluice::statements::ddl::{Engine, REPLAYED, SchemaOptions, statements};
-use sluice::statements::insert::{Form, Planner, S3Access, S3Source, Strategy, TimeLimits};
+use sluice::statements::insert::{Planner, Strategy, TimeLimits};
+use sluice::statements::s3_source::{S3Access, S3Source};
 use sluice_testkit::{Site, Stack};
 use uuid::Uuid;
 

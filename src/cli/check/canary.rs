@@ -3,12 +3,14 @@
 //! The statements are those of a load, with their settings, views and engines; only the tables are
 //! scratch, and the lines come with the statement, as those of a streamed object do.
 
+use crate::Env;
 use anyhow::{Context, anyhow};
 use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use super::report::Check;
+use crate::batch::Form;
 use crate::batch::{BatchId, ReadBy};
 use crate::clickhouse::{Statement, Warehouse, WarehouseError};
 use crate::event_types::Catalog;
@@ -17,7 +19,7 @@ use crate::object::ObjectRef;
 use crate::sql;
 use crate::statements::ddl::{SchemaOptions, tables, views};
 use crate::statements::framing::Framer;
-use crate::statements::insert::{Form, Planner, TimeLimits};
+use crate::statements::insert::{Planner, TimeLimits};
 use crate::statements::select::Target;
 
 const NAME: &str = "repeated inserts";
@@ -189,7 +191,7 @@ impl<'a> Canary<'a> {
     /// As a worker that meets one trouble after the other: the insert breaks off, then its answer is
     /// taken for lost, and then once more.
     async fn load(&self, load: u64) -> Result<(), WarehouseError> {
-        let batch = BatchId::now();
+        let batch = BatchId::new(&Env::default());
         let object = object(load);
         let guard = self.ledger.guard(batch, 1);
         let inserts = self

@@ -10,6 +10,7 @@ use clap::Subcommand;
 
 use super::preflight::Preflight;
 use super::{catalog, ledger, planner, warehouse};
+use crate::Env;
 use crate::config::Config;
 use crate::rejects::KeptLines;
 use crate::rejects::replay::Replayer;
@@ -49,6 +50,7 @@ pub(super) async fn run(config: &Config, command: &Command) -> anyhow::Result<()
                 warehouse,
                 // Nothing is read from S3.
                 planner: planner(config, catalog, "")?,
+                env: Env::default(),
                 timeout,
             };
             replay::run(&kept, &replayer, arguments).await

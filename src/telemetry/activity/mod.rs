@@ -15,7 +15,7 @@ use self::meter::{Meter, STEPS, push_bounded};
 use crate::batch::{BatchId, ReadBy};
 use crate::queue::Message;
 use crate::statements::select::Target;
-use crate::telemetry::recent::{Recent, Summary};
+use sluice_core::recent::{Recent, Summary};
 
 pub use self::meter::STEP;
 
@@ -385,7 +385,7 @@ mod tests {
 
     fn info(objects: usize) -> BatchInfo {
         BatchInfo {
-            id: BatchId::now(),
+            id: BatchId::new(&crate::Env::default()),
             objects,
             bytes: 10,
             read_by: ReadBy::S3,

@@ -1,0 +1,50 @@
+//! How the statements of a batch are made; it is sealed with the batch.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Who reads the objects of a batch; `ledger_objects.read_by` says it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadBy {
+    /// ClickHouse, with `s3()`.
+    #[default]
+    S3,
+    /// This worker, which streams them into its insert.
+    Stream,
+    /// ClickHouse, of what it kept of them: lines that are replayed.
+    RejectedLines,
+    UnmatchedStatements,
+}
+
+impl ReadBy {
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::S3 => "s3",
+            Self::Stream => "stream",
+            Self::RejectedLines => "rejected_lines",
+            Self::UnmatchedStatements => "unmatched_statements",
+        }
+    }
+}
+
+/// How the statements of a batch are made of its list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Form {
+    /// Workers of the same plan make the same statements of the same list.
+    pub plan: Uuid,
+    /// Whether the objects are read in several blocks, each of which commits by itself.
+    pub many_blocks: bool,
+    /// Who reads them.
+    pub read_by: ReadBy,
+}
+
+impl Form {
+    /// One block, and not yet of any plan.
+    pub fn of(read_by: ReadBy) -> Self {
+        Self {
+            read_by,
+            ..Self::default()
+        }
+    }
+}

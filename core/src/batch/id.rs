@@ -1,0 +1,30 @@
+use std::fmt;
+
+use uuid::Uuid;
+
+use crate::Env;
+
+/// The id of a batch: time-ordered (UUID version 7). It is the stem of the batch's query ids, its
+/// dedup token and the `batch_id` of its rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BatchId(pub Uuid);
+
+impl BatchId {
+    /// Returns a new id, which sorts after those that were made before it.
+    pub fn new(env: &Env) -> Self {
+        Self(env.new_id())
+    }
+
+    /// Returns when the id was made, in seconds after 1970; none for ids that [`BatchId::new`] has
+    /// not made.
+    pub fn made_at(self) -> Option<u64> {
+        let (seconds, _) = self.0.get_timestamp()?.to_unix();
+        Some(seconds)
+    }
+}
+
+impl fmt::Display for BatchId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

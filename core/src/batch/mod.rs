@@ -1,0 +1,46 @@
+//! Batches: objects that are loaded by one insert.
+
+mod batcher;
+mod form;
+mod id;
+mod size;
+
+use tokio::time::Instant;
+
+pub use batcher::{BatchLimits, Batcher};
+pub use form::{Form, ReadBy};
+pub use id::BatchId;
+pub use size::{ASSUMED_BYTES, ASSUMED_COMPRESSION_RATIO, estimated_bytes, mean_bytes};
+
+use crate::labelled;
+use crate::object::ObjectRef;
+
+labelled! {
+    /// Why a batch was closed. The labels are values of the `reason` label in metrics.
+    pub enum CloseReason {
+        Window = "window",
+        /// Before its window ended: a load was free and had nothing else to do.
+        Idle = "idle",
+        Count = "count",
+        Bytes = "bytes",
+        /// The next object is another version of a key that the batch holds: they cannot be read side
+        /// by side.
+        SameKey = "same_key",
+        /// The object is too large to share a batch.
+        Large = "large",
+        /// Batches of too many buckets are open.
+        Buckets = "buckets",
+    }
+}
+
+/// A closed batch: its list never changes again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    pub bucket: String,
+    /// Sorted by key, every key once.
+    pub objects: Vec<ObjectRef>,
+    pub reason: CloseReason,
+    /// When its first object came.
+    pub opened_at: Instant,
+    pub closed_at: Instant,
+}

@@ -1,0 +1,82 @@
+//! A time in which heartbeats do not keep up: counted, and written to the log once.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::queue::QueueError;
+
+#[derive(Debug, Default)]
+pub(super) struct Spell {
+    trouble: Option<Trouble>,
+}
+
+#[derive(Debug)]
+struct Trouble {
+    began: Instant,
+    last_sign: Instant,
+    missed: u64,
+}
+
+impl Spell {
+    /// A deadline is close, and the message has not been extended.
+    pub(super) fn is_behind(&mut self, in_flight: usize, request: Duration, now: Instant) {
+        if self.trouble.is_none() {
+            warn!(
+                in_flight,
+                request_seconds = request.as_secs_f64(),
+                "heartbeats do not keep up; intake is paused until they do. Give the worker more \
+                 processor time, raise `queue.visibility_timeout`, or lower `queue.max_held`"
+            );
+        }
+        self.sign(now);
+    }
+
+    /// A message was not extended in time.
+    pub(super) fn missed(&mut self, error: Option<&QueueError>, now: Instant) {
+        let trouble = self.sign(now);
+        trouble.missed += 1;
+        if trouble.missed == 1 {
+            let error = error.map(tracing::field::display);
+            warn!(
+                error,
+                "a message was not extended in time; it is delivered again, which uses up a \
+                 receive. Give the worker more processor time, or raise \
+                 `queue.visibility_timeout`"
+            );
+        }
+    }
+
+    /// An extension has failed: trouble, if there was any, is not over.
+    pub(super) fn goes_on(&mut self, now: Instant) {
+        if let Some(trouble) = &mut self.trouble {
+            trouble.last_sign = now;
+        }
+    }
+
+    /// Ends once there was no sign of trouble for as long as `quiet`.
+    pub(super) fn tick(&mut self, quiet: Duration, now: Instant) {
+        let Some(trouble) = &self.trouble else {
+            return;
+        };
+        if now - trouble.last_sign >= quiet {
+            info!(
+                seconds = (trouble.last_sign - trouble.began).as_secs(),
+                missed = trouble.missed,
+                "heartbeats keep up again"
+            );
+            self.trouble = None;
+        }
+    }
+
+    fn sign(&mut self, now: Instant) -> &mut Trouble {
+        let trouble = self.trouble.get_or_insert(Trouble {
+            began: now,
+            last_sign: now,
+            missed: 0,
+        });
+        trouble.last_sign = now;
+        trouble
+    }
+}

@@ -1,0 +1,222 @@
+//! Declared event types: which statements there are, and what table each of them fills.
+//!
+//! A declaration is a YAML file (docs/event-types.md; the default ones are config/event_types).
+//! From a [`Catalog`] of them come the tables ([`crate::statements::ddl`]) and the SELECTs ([`select`]).
+//! No event type is named in code.
+
+mod check;
+mod column_type;
+mod declaration;
+pub mod paths;
+mod route;
+mod rule;
+
+use std::fmt;
+
+use include_dir::{Dir, include_dir};
+
+pub use check::RESERVED_TABLES;
+pub use column_type::ColumnType;
+pub use declaration::Otherwise;
+pub use paths::{Path, PathTree};
+pub use route::Route;
+pub use rule::Rule;
+
+static BUILTIN: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../config/event_types");
+
+/// Where in a batch's bookkeeping a line went that no event type took; no event type may be
+/// called so.
+pub const RESERVED_KINDS: [&str; 3] = ["rejected", "unmatched", "blank"];
+
+/// All event types of a configuration; in the order of their names, which is also the order in
+/// which their rules are asked.
+#[derive(Debug, Clone)]
+pub struct Catalog {
+    types: Vec<EventType>,
+    tree: PathTree,
+}
+
+/// One kind of statement and its table.
+#[derive(Debug, Clone)]
+pub struct EventType {
+    /// The declaration file.
+    pub file: String,
+    /// The declaration file's name, and the `kind` in `landing` and `object_rows`.
+    pub name: String,
+    /// Its table in the configured database.
+    pub table: String,
+    /// Which statements it takes.
+    pub rule: Rule,
+    /// Which objects it is looked for in; all, where there is none.
+    pub route: Option<Route>,
+    /// The sorting key's columns: statements equal in all of them collapse into one.
+    pub order_by: Vec<String>,
+    /// The partition key, an expression; none for one partition.
+    pub partition_by: Option<String>,
+    /// The file that declares the partition key.
+    pub partition_by_file: String,
+    /// The declared columns. Lineage columns are not among them; every table has them.
+    pub columns: Vec<Column>,
+}
+
+/// A declared column.
+#[derive(Debug, Clone)]
+pub struct Column {
+    /// Its name in the table.
+    pub name: String,
+    /// Its type in the table.
+    pub column_type: ColumnType,
+    /// Where its value comes from.
+    pub source: Source,
+    /// A statement without this value is rejected.
+    pub required: bool,
+    /// Where it is declared.
+    pub place: Place,
+}
+
+/// Where something is declared.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The declaration file.
+    pub file: String,
+    /// The place in the file, such as `columns[3]`.
+    pub at: String,
+}
+
+/// Where a column's value comes from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// The first of these paths that the statement has.
+    Paths {
+        /// At least one.
+        paths: Vec<Path>,
+        /// What stands in for a missing or empty text.
+        otherwise: Option<Otherwise>,
+    },
+    /// ClickHouse SQL.
+    Expression {
+        /// With a `{name}` for each of the inputs.
+        template: String,
+        /// The texts that the names stand for: for each the first of its paths that is there.
+        inputs: Vec<(String, Vec<Path>)>,
+    },
+}
+
+impl EventType {
+    /// Returns the columns in which a row can be without a value.
+    pub fn optional_columns(&self) -> Vec<&Column> {
+        let columns = self.columns.iter();
+        columns.filter(|column| column.is_optional()).collect()
+    }
+
+    /// Returns the columns of time by which its table is partitioned.
+    pub fn partitioning_times(&self) -> Vec<&Column> {
+        let expression = self.partition_by.as_deref().unwrap_or_default();
+        let names: Vec<&str> = expression
+            .split(|c: char| !c.is_alphanumeric() && c != '_')
+            .collect();
+        let times = self.columns.iter().filter(|it| it.column_type.is_time());
+        times
+            .filter(|column| names.contains(&column.name.as_str()))
+            .collect()
+    }
+
+    /// Returns the columns without which a line is rejected.
+    pub fn required_columns(&self) -> Vec<&Column> {
+        let columns = self.columns.iter();
+        columns.filter(|column| column.required).collect()
+    }
+
+    /// Whether statements of it can be in the object of this key.
+    pub fn is_looked_for_in(&self, key: &str) -> bool {
+        self.route.as_ref().is_none_or(|route| route.takes(key))
+    }
+}
+
+impl Column {
+    /// Returns whether a row can be without a value in it.
+    pub fn is_optional(&self) -> bool {
+        let has_substitute = matches!(
+            self.source,
+            Source::Paths {
+                otherwise: Some(_),
+                ..
+            }
+        );
+        !self.required && !has_substitute
+    }
+}
+
+impl Source {
+    /// Every path that the value may come from.
+    pub(super) fn paths(&self) -> Vec<&Path> {
+        match self {
+            Source::Paths { paths, .. } => paths.iter().collect(),
+            Source::Expression { inputs, .. } => {
+                inputs.iter().flat_map(|(_, paths)| paths).collect()
+            }
+        }
+    }
+}
+
+/// What is wrong with a declaration and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The file, or the directory.
+    pub file: String,
+    /// The place in the file, such as `columns[3].type`; empty for the file as a whole.
+    pub at: String,
+    /// What is wrong there, and what would be right.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.file)?;
+        if !self.at.is_empty() {
+            write!(f, "{}: ", self.at)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Problem {}
+
+impl Catalog {
+    /// The event types that come with the program.
+    ///
+    /// # Panics
+    /// Never in a released build: a test checks that the embedded declarations are sound.
+    pub fn builtin() -> Catalog {
+        let files = BUILTIN.files().filter_map(|file| {
+            let name = file.path().file_name()?.to_str()?;
+            Some((name.to_owned(), file.contents_utf8()?.to_owned()))
+        });
+        match Catalog::from_files(files) {
+            Ok(catalog) => catalog,
+            Err(problems) => unreachable!("the built-in event types are wrong: {problems:?}"),
+        }
+    }
+
+    /// The event types of these files, given as (name, text).
+    pub fn from_files(
+        files: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Catalog, Vec<Problem>> {
+        check::catalog(files.into_iter().collect())
+    }
+
+    /// All event types.
+    pub fn types(&self) -> &[EventType] {
+        &self.types
+    }
+
+    /// The event type of that name.
+    pub fn get(&self, name: &str) -> Option<&EventType> {
+        self.types.iter().find(|event_type| event_type.name == name)
+    }
+
+    /// The union of all declared paths.
+    pub fn tree(&self) -> &PathTree {
+        &self.tree
+    }
+}

@@ -1,0 +1,28 @@
+//! Enums whose variants are values of a metric's label or of a column.
+
+/// Declares an enum with `label`, the word of each variant, and `LABELS`, all of them in order.
+#[macro_export]
+macro_rules! labelled {
+    (
+        $(#[$attribute:meta])*
+        $visibility:vis enum $name:ident {
+            $($(#[$of_variant:meta])* $variant:ident = $label:literal,)+
+        }
+    ) => {
+        $(#[$attribute])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        $visibility enum $name {
+            $($(#[$of_variant])* $variant,)+
+        }
+
+        impl $name {
+            $visibility const LABELS: &[&'static str] = &[$($label,)+];
+
+            $visibility const fn label(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $label,)+
+                }
+            }
+        }
+    };
+}

@@ -1,0 +1,319 @@
+//! The ledger protocol as a pure state machine.
+//!
+//! A [`Run`] says what to do next ([`Run::action`]) and is told what came of it ([`Run::on`]). It
+//! does no I/O and knows no time, so that a model can search all interleavings of several runs, crashes
+//! and late commits (the tests of this crate do). `sluice::load` performs the actions.
+//!
+//! The rules, each of which the search shows to be needed:
+//! - write the seal before reading it back; whoever then sees another's claim yields;
+//! - a statement starts only while its attempt is neither fenced nor released (the guard);
+//! - nothing is replayed, released or rolled forward while an older statement may still run;
+//! - a batch without rows is released, a batch with rows is rolled forward by who makes the same
+//!   statements of it, never the other way;
+//! - rows are taken back only once no attempt and no record of the batch can succeed ever again.
+
+use crate::batch::BatchId;
+
+/// What the ledger says of an object, leaving out the batch that asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Standing {
+    Free,
+    /// A loaded batch lists it.
+    Loaded,
+    /// A batch that is sealed, and neither released nor loaded, lists it.
+    Busy {
+        batch: BatchId,
+        /// The lease has run out: nobody is known to work on that batch.
+        lapsed: bool,
+    },
+}
+
+impl Standing {
+    pub fn has_lapsed(&self) -> bool {
+        matches!(self, Self::Busy { lapsed: true, .. })
+    }
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Ask the ledger for the standing of every object of the batch.
+    LookUp,
+    /// Recover another batch, whose lease has run out.
+    Recover(BatchId),
+    /// Write the list of the free objects, in one block.
+    Seal,
+    /// Ask the ledger for the standing of the sealed objects again.
+    Verify,
+    /// Run the statement, guarded as this attempt, under the batch's token.
+    Insert {
+        attempt: u32,
+    },
+    /// End whatever statement of the batch runs, and wait for its end.
+    Kill,
+    /// Write that no attempt up to this one may start any more.
+    Fence {
+        attempt: u32,
+    },
+    /// Look for rows of the batch in any table.
+    CheckRows,
+    /// Compare the tables with what was counted: is only the record missing?
+    CheckComplete,
+    /// Delete the rows of the batch from every table, unless the ledger says that it has ended.
+    TakeBack,
+    /// Write that the batch has no rows and never will.
+    Release,
+    /// Write that the batch is loaded, guarded as this attempt.
+    Record {
+        attempt: u32,
+    },
+    Finish(End),
+}
+
+impl Action {
+    /// For logs and failpoints.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::LookUp => "look_up",
+            Self::Recover(_) => "recover",
+            Self::Seal => "seal",
+            Self::Verify => "verify",
+            Self::Insert { .. } => "insert",
+            Self::Kill => "kill",
+            Self::Fence { .. } => "fence",
+            Self::CheckRows => "check_rows",
+            Self::CheckComplete => "check_complete",
+            Self::TakeBack => "take_back",
+            Self::Release => "release",
+            Self::Record { .. } => "record",
+            Self::Finish(_) => "finish",
+        }
+    }
+}
+
+/// What came of an action.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// Of [`Action::LookUp`] and [`Action::Verify`].
+    Standings(Vec<Standing>),
+    /// The action succeeded.
+    Done,
+    /// Of [`Action::CheckRows`].
+    Rows(bool),
+    /// Of [`Action::CheckComplete`]: nothing but the record is missing. Else it is done.
+    Complete,
+    /// Of [`Action::Insert`]: try the same again.
+    Unknown,
+    /// Of [`Action::Insert`]: an object's own fault; the same again would fail again.
+    ObjectFault,
+    /// Of [`Action::Insert`] and [`Action::Record`]: the guard refused. Of [`Action::Fence`]: another
+    /// worker was first. Of [`Action::TakeBack`]: the batch has ended.
+    Fenced,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum End {
+    /// Every sealed object is loaded.
+    Loaded,
+    /// No object was free: there was nothing to seal.
+    NothingFree,
+    /// Another batch claims an object too: try again after a random pause, as a new batch.
+    Yielded,
+    /// Somebody else has taken the batch over: its objects will be found loaded, or free.
+    Fenced,
+    /// Nothing of the batch is in the tables, and its objects are free.
+    Released,
+}
+
+impl End {
+    /// The value of the `outcome` label in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Loaded => "loaded",
+            Self::NothingFree => "nothing_free",
+            Self::Yielded => "yielded",
+            Self::Fenced => "fenced",
+            Self::Released => "released",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Phase {
+    LookUp,
+    Recover { batch: BatchId },
+    Seal,
+    Verify,
+    Insert,
+    KillToReplay,
+    Unwind(Unwind),
+    Release(End),
+    Record,
+    Finish(End),
+}
+
+/// Fenced like this, a batch can never be loaded: no attempt is higher.
+pub const DOOMED: u32 = u32::MAX;
+
+/// Finding out what is left of a batch, once none of its statements can commit any more.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Unwind {
+    Fence,
+    Kill,
+    CheckRows,
+    CheckComplete,
+    /// From here on it cannot be loaded by anybody, whatever they are about to do.
+    Doom,
+    KillDoomed,
+    TakeBack,
+}
+
+/// Why a batch is unwound: what to do about rows that it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Intent {
+    /// The worker that sealed the batch is gone: finish its work.
+    RollForward,
+    /// The statement cannot succeed, or nobody has it any more: nothing of it may stay.
+    TakeBack,
+}
+
+/// One batch on its way through the protocol.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Run {
+    phase: Phase,
+    attempt: u32,
+    intent: Intent,
+}
+
+impl Run {
+    /// Loads a new batch.
+    pub fn load() -> Self {
+        Self::new(Phase::LookUp, 1, Intent::TakeBack)
+    }
+
+    /// Recovers a batch whose lease has run out; `fenced` is the highest attempt that the ledger
+    /// says is fenced, 0 where none is. `replayable`: this worker would make the identical
+    /// statement of it.
+    pub fn recover(fenced: u32, replayable: bool) -> Self {
+        if fenced == DOOMED {
+            return Self::new(Phase::Unwind(Unwind::Doom), DOOMED, Intent::TakeBack);
+        }
+        let intent = if replayable {
+            Intent::RollForward
+        } else {
+            Intent::TakeBack
+        };
+        Self::new(Phase::Unwind(Unwind::Fence), fenced + 1, intent)
+    }
+
+    fn new(phase: Phase, attempt: u32, intent: Intent) -> Self {
+        Self {
+            phase,
+            attempt,
+            intent,
+        }
+    }
+
+    /// What to do next; the answer goes to [`Run::on`].
+    pub fn action(&self) -> Action {
+        match &self.phase {
+            Phase::LookUp => Action::LookUp,
+            Phase::Recover { batch } => Action::Recover(*batch),
+            Phase::Seal => Action::Seal,
+            Phase::Verify => Action::Verify,
+            Phase::Insert => Action::Insert {
+                attempt: self.attempt,
+            },
+            Phase::KillToReplay | Phase::Unwind(Unwind::Kill | Unwind::KillDoomed) => Action::Kill,
+            Phase::Unwind(Unwind::Doom) => Action::Fence { attempt: DOOMED },
+            Phase::Unwind(Unwind::Fence) => Action::Fence {
+                attempt: self.attempt,
+            },
+            Phase::Unwind(Unwind::CheckRows) => Action::CheckRows,
+            Phase::Unwind(Unwind::CheckComplete) => Action::CheckComplete,
+            Phase::Unwind(Unwind::TakeBack) => Action::TakeBack,
+            Phase::Release(_) => Action::Release,
+            Phase::Record => Action::Record {
+                attempt: self.attempt,
+            },
+            Phase::Finish(end) => Action::Finish(*end),
+        }
+    }
+
+    /// Notes what came of the action.
+    ///
+    /// # Panics
+    ///
+    /// When the event does not answer the action: an error in the caller.
+    pub fn on(&mut self, event: &Event) {
+        self.phase = match (&self.phase, event) {
+            (Phase::LookUp, Event::Standings(standings)) => after_look_up(standings),
+            (Phase::Recover { .. }, Event::Done) => Phase::LookUp,
+            (Phase::Seal, Event::Done) => Phase::Verify,
+            (Phase::Verify, Event::Standings(standings)) => {
+                if standings.iter().all(|standing| *standing == Standing::Free) {
+                    Phase::Insert
+                } else {
+                    // Never inserted: no statement of this batch can be about.
+                    Phase::Release(End::Yielded)
+                }
+            }
+            (Phase::Insert, Event::Done) => Phase::Record,
+            (Phase::Insert, Event::Unknown) => Phase::KillToReplay,
+            (Phase::Insert, Event::Fenced) => Phase::Finish(End::Fenced),
+            (Phase::Insert, Event::ObjectFault) => {
+                self.intent = Intent::TakeBack;
+                Phase::Unwind(Unwind::Fence)
+            }
+            (Phase::KillToReplay, Event::Done) => Phase::Insert,
+            (Phase::Unwind(Unwind::Fence), Event::Done) => Phase::Unwind(Unwind::Kill),
+            (Phase::Unwind(Unwind::Fence), Event::Fenced) => Phase::Finish(End::Fenced),
+            (Phase::Unwind(Unwind::Kill), Event::Done) => Phase::Unwind(Unwind::CheckRows),
+            (Phase::Unwind(Unwind::CheckRows), Event::Rows(found)) => self.after_row_check(*found),
+            (Phase::Unwind(Unwind::CheckComplete), Event::Complete) => {
+                // The attempt that brought the rows is fenced by now.
+                self.attempt += 1;
+                Phase::Record
+            }
+            (Phase::Unwind(Unwind::CheckComplete), Event::Done) => Phase::Unwind(Unwind::Doom),
+            (Phase::Unwind(Unwind::Doom), Event::Done) => Phase::Unwind(Unwind::KillDoomed),
+            (Phase::Unwind(Unwind::KillDoomed), Event::Done) => Phase::Unwind(Unwind::TakeBack),
+            (Phase::Unwind(Unwind::TakeBack), Event::Done) => Phase::Release(End::Released),
+            (Phase::Unwind(Unwind::TakeBack), Event::Fenced) => Phase::Finish(End::Fenced),
+            (Phase::Release(end), Event::Done) => Phase::Finish(*end),
+            (Phase::Record, Event::Done) => Phase::Finish(End::Loaded),
+            (Phase::Record, Event::Fenced) => Phase::Finish(End::Fenced),
+            (phase, event) => panic!("{event:?} does not answer {phase:?}"),
+        };
+    }
+
+    fn after_row_check(&mut self, found: bool) -> Phase {
+        match (found, self.intent) {
+            (false, _) => Phase::Release(End::Released),
+            (true, Intent::TakeBack) => Phase::Unwind(Unwind::CheckComplete),
+            (true, Intent::RollForward) => {
+                // It had passed its verify, so nobody else can own its objects.
+                self.attempt += 1;
+                Phase::Insert
+            }
+        }
+    }
+}
+
+fn after_look_up(standings: &[Standing]) -> Phase {
+    let lapsed = standings.iter().find_map(|standing| match standing {
+        Standing::Busy {
+            batch,
+            lapsed: true,
+        } => Some(*batch),
+        _ => None,
+    });
+    if let Some(batch) = lapsed {
+        Phase::Recover { batch }
+    } else if standings.contains(&Standing::Free) {
+        Phase::Seal
+    } else {
+        Phase::Finish(End::NothingFree)
+    }
+}

@@ -1,0 +1,195 @@
+//! From the body of an SQS message to the objects that it announces.
+//!
+//! Pure: nothing here knows of queues or of the network. Whoever may send to the queue writes these
+//! bodies, so whatever goes from here into a statement or a URL is checked in `object`.
+
+pub mod announce;
+mod envelope;
+mod event_bridge;
+pub mod filter;
+mod names;
+mod object;
+mod payload;
+mod s3_event;
+#[cfg(test)]
+mod tests;
+
+use std::time::SystemTime;
+
+use serde_json::Value;
+
+pub use self::envelope::Envelopes;
+pub use self::payload::payload_pointer;
+use crate::labelled;
+use crate::object::ObjectRef;
+
+/// What a message announces.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Notification {
+    /// At least one object that was created.
+    Objects(Vec<Announced>),
+    /// Well understood, and nothing to load: to be acknowledged and counted.
+    Ignorable(Ignorable),
+}
+
+/// An object and what was done to create it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// What follows `ObjectCreated:` in S3's name of the event, such as `Put`; `*` where it does not
+    /// say how the object was created.
+    pub event: String,
+    /// When it happened, where the event says so in a way that we know.
+    pub at: Option<SystemTime>,
+    pub object: ObjectRef,
+}
+
+labelled! {
+    /// How a body is written. The labels are values of the `form` label in metrics.
+    pub enum Form {
+        /// As S3 writes it.
+        S3 = "s3",
+        /// The same in the envelope of SNS.
+        Sns = "sns",
+        EventBridge = "event_bridge",
+        EventBridgeSns = "event_bridge_sns",
+        /// In an envelope that is declared.
+        Declared = "declared",
+        /// The body is not an event of S3, or is written in none of these ways.
+        Unknown = "unknown",
+    }
+}
+
+/// Why a message that was understood asks for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ignorable {
+    /// S3 sends one when a notification configuration is saved.
+    TestEvent,
+    /// Only events that are known to write nothing, such as a removal.
+    OtherEvents,
+    /// Only objects that the configured filter leaves out.
+    Filtered,
+}
+
+impl Ignorable {
+    /// The value of the `outcome` label in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::TestEvent => "test_event",
+            Self::OtherEvents => "other_event",
+            Self::Filtered => "filtered",
+        }
+    }
+}
+
+/// The body is not a notification that we know. Such a message is never deleted: the redrive
+/// policy takes it to the dead-letter queue.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Malformed {
+    #[error("the body is not JSON: {0}")]
+    NotJson(String),
+    #[error("the body is JSON, but no S3 event: {0}")]
+    NotAnEvent(&'static str),
+    #[error("record {index} of the event is malformed: {problem}")]
+    Record { index: usize, problem: String },
+}
+
+/// Reads the body of an SQS message: an event of S3, as S3 or EventBridge writes it, by itself or
+/// in the envelope of SNS.
+pub fn parse_notification(body: &str) -> Result<Notification, Malformed> {
+    parse_with_form(body, &Envelopes::default()).1
+}
+
+/// The same or in a declared envelope, with how the body is written.
+pub fn parse_with_form(
+    body: &str,
+    envelopes: &Envelopes,
+) -> (Form, Result<Notification, Malformed>) {
+    let (event, in_sns) = match without_envelope(body) {
+        Ok(opened) => opened,
+        Err(malformed) => return (Form::Unknown, Err(malformed)),
+    };
+    let read = read_event(&event);
+    if let Err(Malformed::NotAnEvent(_)) = read
+        && let Some(read) = envelopes.read(&event)
+    {
+        return (Form::Declared, read);
+    }
+    let form = match (&read, event_bridge::wrote(&event), in_sns) {
+        (Err(Malformed::NotAnEvent(_)), ..) => Form::Unknown,
+        (_, false, false) => Form::S3,
+        (_, false, true) => Form::Sns,
+        (_, true, false) => Form::EventBridge,
+        (_, true, true) => Form::EventBridgeSns,
+    };
+    (form, read)
+}
+
+/// The event, and whether SNS delivered it in its envelope.
+fn without_envelope(body: &str) -> Result<(Value, bool), Malformed> {
+    let body = read_json(body)?;
+    Ok(match message_of_sns(&body)? {
+        Some(message) => (read_json(message)?, true),
+        None => (body, false),
+    })
+}
+
+/// Only statistics lean on it: what is written in another way is not told. RFC 3339 lets `T` and `Z`
+/// be lower case, and the parser does not.
+fn time_of(text: Option<&str>) -> Option<SystemTime> {
+    humantime::parse_rfc3339(&text?.to_ascii_uppercase()).ok()
+}
+
+fn read_json(text: &str) -> Result<Value, Malformed> {
+    serde_json::from_str(text).map_err(|error| Malformed::NotJson(error.to_string()))
+}
+
+/// What SNS was given to deliver. With raw delivery there is no envelope.
+fn message_of_sns(body: &Value) -> Result<Option<&str>, Malformed> {
+    if body.get("TopicArn").is_none() {
+        return Ok(None);
+    }
+    // Beside notifications there are confirmations of subscriptions, which a person must look at.
+    if body["Type"] != "Notification" {
+        return Err(Malformed::NotAnEvent("an SNS message of another type"));
+    }
+    let message = body["Message"].as_str();
+    let message = message.ok_or(Malformed::NotAnEvent("an SNS message without `Message`"))?;
+    Ok(Some(message))
+}
+
+fn read_event(event: &Value) -> Result<Notification, Malformed> {
+    if let Some(records) = event.get("Records") {
+        let Some(records) = records.as_array().filter(|records| !records.is_empty()) else {
+            return Err(Malformed::NotAnEvent("`Records` is no list, or empty"));
+        };
+        read_records(records, s3_event::read)
+    } else if event_bridge::wrote(event) {
+        read_records(std::slice::from_ref(event), event_bridge::read)
+    } else if event["Event"] == "s3:TestEvent" {
+        Ok(Notification::Ignorable(Ignorable::TestEvent))
+    } else if payload::is_pointer(event) {
+        Err(Malformed::NotAnEvent(
+            "the body is a pointer to S3, and what it leads to could not be read",
+        ))
+    } else {
+        Err(Malformed::NotAnEvent(
+            "there is neither `Records` nor `detail-type` nor `detail`",
+        ))
+    }
+}
+
+/// All records or none: with one that is malformed the message is kept whole.
+fn read_records(
+    records: &[Value],
+    read: impl Fn(&Value) -> Result<Option<Announced>, String>,
+) -> Result<Notification, Malformed> {
+    let mut announced = Vec::with_capacity(records.len());
+    for (index, record) in records.iter().enumerate() {
+        announced.extend(read(record).map_err(|problem| Malformed::Record { index, problem })?);
+    }
+    Ok(if announced.is_empty() {
+        Notification::Ignorable(Ignorable::OtherEvents)
+    } else {
+        Notification::Objects(announced)
+    })
+}

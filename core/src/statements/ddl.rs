@@ -1,0 +1,603 @@
+//! The tables and views that `migrate` makes; [`evolve`] brings those of another version, or of
+//! other declarations, up to them, and [`validate`] asks the server about declared SQL beforehand.
+//!
+//! Every statement says `IF NOT EXISTS`, so that any number of workers may run all of them at once,
+//! again and again. The order counts: a view comes after the tables it reads and fills.
+//!
+//! The landing table and its views belong to the declarations that they are made of, and are named
+//! after them: workers of other declarations have others beside them, which fill the same tables
+//! (docs/adr/0008). None is ever altered.
+//!
+//! Retries are exact only where all targets forget an insert's token late: hence the deduplication
+//! windows, and hence no table is partitioned by the time of the insert (a replay after midnight
+//! would fall into another partition, where its token is unknown).
+
+use std::time::Duration;
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::event_types::{Catalog, EventType};
+use crate::sql;
+use crate::statements::select::{Target, landing_columns, view_select};
+
+/// What the names of landing tables and of their views begin with.
+pub const LANDING_PREFIX: &str = "landing_";
+
+/// The lines that are replayed, by the batch that moves them.
+pub const REPLAYED: &str = "replayed_lines";
+
+/// How the tables are laid out on the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SchemaOptions {
+    /// The database of all tables.
+    pub database: String,
+    /// The cluster for ON CLUSTER, where there is one.
+    pub cluster: Option<String>,
+    /// Plain or replicated tables.
+    pub engine: Engine,
+    /// How many inserts back a replayed insert is recognised.
+    pub dedup_window: u64,
+    /// How long a replayed insert is recognised; replicated tables only.
+    pub dedup_age: Duration,
+    /// Whether views fill the tables from a landing table; if not, neither is made.
+    pub views: bool,
+    /// How long rejected lines and unmatched statements are kept.
+    pub reject_ttl: Duration,
+}
+
+/// Which family of MergeTree engines the tables have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// MergeTree and ReplacingMergeTree.
+    Plain,
+    /// ReplicatedMergeTree and ReplicatedReplacingMergeTree, at the server's default path.
+    Replicated,
+}
+
+/// One statement of DDL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Statement {
+    /// What it makes, such as `table video_events`.
+    pub what: String,
+    /// The statement.
+    pub sql: String,
+}
+
+/// A table that stores rows, as it is declared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    pub name: String,
+    pub columns: Vec<TableColumn>,
+    /// A recovery asks such a table whether it has rows of a batch.
+    pub batch_index: bool,
+    /// Whether rows that are equal in the sorting key collapse into the latest.
+    pub replacing: bool,
+    pub partition_by: Option<String>,
+    pub order_by: Vec<String>,
+    pub ttl: Option<Ttl>,
+    pub settings: Vec<Setting>,
+}
+
+/// A column and its place in a CREATE TABLE.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableColumn {
+    pub name: String,
+    pub column_type: String,
+    /// What follows the type: codec or default.
+    pub rest: &'static str,
+}
+
+/// Rows are forgotten so long after the time in a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ttl {
+    pub column: &'static str,
+    pub after: Duration,
+}
+
+/// A setting of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Setting {
+    pub name: &'static str,
+    pub value: u64,
+    /// Whether a table's can be altered.
+    pub is_mutable: bool,
+}
+
+/// The table that the inserts go to; it stores nothing.
+pub fn landing_name(catalog: &Catalog) -> String {
+    let mut declared = format!("{:?}", landing_columns(catalog));
+    for target in Target::all(catalog) {
+        declared += target.table();
+        declared += &view_select(target, "");
+    }
+    let digest = Uuid::new_v5(&Uuid::NAMESPACE_OID, declared.as_bytes()).simple();
+    format!("{LANDING_PREFIX}{}", &digest.to_string()[..8])
+}
+
+/// The view that fills a table from a landing table.
+pub fn view_name(landing: &str, table: &str) -> String {
+    format!("{landing}_to_{table}")
+}
+
+/// Everything that must exist before the first insert, in order.
+pub fn statements(catalog: &Catalog, options: &SchemaOptions) -> Vec<Statement> {
+    let mut statements = vec![options.database()];
+    statements.extend(
+        tables(catalog, options)
+            .iter()
+            .map(|table| options.create(table)),
+    );
+    statements.extend(views(catalog, options));
+    statements
+}
+
+/// The tables that store rows.
+pub fn tables(catalog: &Catalog, options: &SchemaOptions) -> Vec<Table> {
+    let mut tables: Vec<Table> = catalog
+        .types()
+        .iter()
+        .map(|event_type| event_table(event_type, options))
+        .collect();
+    tables.extend([
+        rejected_lines(options),
+        kept_lines("unmatched_statements", options),
+        replayed_lines(options),
+        object_rows(options),
+        ledger_objects(),
+        ledger_batches(),
+        ledger_failures(options),
+    ]);
+    tables
+}
+
+/// The landing table and its views, where the rows take that way.
+pub fn views(catalog: &Catalog, options: &SchemaOptions) -> Vec<Statement> {
+    if !options.views {
+        return Vec::new();
+    }
+    let landing = landing_name(catalog);
+    let mut statements = vec![options.landing(catalog, &landing)];
+    for target in Target::all(catalog) {
+        statements.push(options.view(&landing, target));
+    }
+    statements
+}
+
+impl SchemaOptions {
+    /// ` ON CLUSTER …`, or nothing.
+    pub fn on_cluster(&self) -> String {
+        self.cluster
+            .as_ref()
+            .map(|cluster| format!(" ON CLUSTER {}", sql::ident(cluster)))
+            .unwrap_or_default()
+    }
+
+    pub fn database(&self) -> Statement {
+        Statement {
+            what: format!("database {}", self.database),
+            sql: format!(
+                "CREATE DATABASE IF NOT EXISTS {}{}",
+                sql::ident(&self.database),
+                self.on_cluster()
+            ),
+        }
+    }
+
+    pub fn create(&self, table: &Table) -> Statement {
+        let index = if table.batch_index { BATCH_INDEX } else { "" };
+        let columns: Vec<_> = table.columns.iter().map(TableColumn::declared).collect();
+        let keys: Vec<_> = table.order_by.iter().map(|key| sql::ident(key)).collect();
+        let mut text = format!(
+            "CREATE TABLE IF NOT EXISTS {}{}\n(\n    {}{index}\n)\nENGINE = {}",
+            sql::qualified(&self.database, &table.name),
+            self.on_cluster(),
+            columns.join(",\n    "),
+            self.engine_of(table),
+        );
+        if let Some(expression) = &table.partition_by {
+            text += &format!("\nPARTITION BY {expression}");
+        }
+        text += &format!("\nORDER BY ({})", keys.join(", "));
+        if let Some(ttl) = &table.ttl {
+            text += &format!("\nTTL {}", ttl.expression());
+        }
+        let settings: Vec<_> = table.settings.iter().map(Setting::assignment).collect();
+        if !settings.is_empty() {
+            text += &format!("\nSETTINGS {}", settings.join(", "));
+        }
+        Statement {
+            what: format!("table {}", table.name),
+            sql: text,
+        }
+    }
+
+    fn landing(&self, catalog: &Catalog, landing: &str) -> Statement {
+        let columns: Vec<_> = landing_columns(catalog)
+            .into_iter()
+            .map(|(name, column_type)| format!("    {} {column_type}", sql::ident(&name)))
+            .collect();
+        Statement {
+            what: format!("table {landing}"),
+            sql: format!(
+                "CREATE TABLE IF NOT EXISTS {}{}\n(\n{}\n)\nENGINE = Null",
+                sql::qualified(&self.database, landing),
+                self.on_cluster(),
+                columns.join(",\n"),
+            ),
+        }
+    }
+
+    fn view(&self, landing: &str, target: Target<'_>) -> Statement {
+        let name = view_name(landing, target.table());
+        Statement {
+            what: format!("view {name}"),
+            sql: format!(
+                "CREATE MATERIALIZED VIEW IF NOT EXISTS {}{} TO {} AS\n{}",
+                sql::qualified(&self.database, &name),
+                self.on_cluster(),
+                sql::qualified(&self.database, target.table()),
+                view_select(target, &sql::qualified(&self.database, landing)),
+            ),
+        }
+    }
+
+    fn engine_of(&self, table: &Table) -> &'static str {
+        match (self.engine, table.replacing) {
+            (Engine::Plain, false) => "MergeTree",
+            (Engine::Plain, true) => "ReplacingMergeTree(ingested_at)",
+            (Engine::Replicated, false) => "ReplicatedMergeTree",
+            (Engine::Replicated, true) => "ReplicatedReplacingMergeTree(ingested_at)",
+        }
+    }
+
+    /// Settings under which a replayed insert is recognised.
+    fn dedup_settings(&self) -> Vec<Setting> {
+        let window = |name| Setting {
+            name,
+            value: self.dedup_window,
+            is_mutable: true,
+        };
+        match self.engine {
+            Engine::Plain => vec![window("non_replicated_deduplication_window")],
+            Engine::Replicated => vec![
+                window("replicated_deduplication_window"),
+                Setting {
+                    name: "replicated_deduplication_window_seconds",
+                    value: self.dedup_age.as_secs(),
+                    is_mutable: true,
+                },
+            ],
+        }
+    }
+
+    /// Returns the statement that makes these changes to a table.
+    pub fn alter(&self, table: &Table, what: String, changes: &[String]) -> Statement {
+        let name = sql::qualified(&self.database, &table.name);
+        Statement {
+            what,
+            sql: format!(
+                "ALTER TABLE {name}{} {}",
+                self.on_cluster(),
+                changes.join(", ")
+            ),
+        }
+    }
+
+    /// Returns the statement that drops a table or a view.
+    pub fn drop(&self, name: &str) -> Statement {
+        Statement {
+            what: name.to_owned(),
+            sql: format!(
+                "DROP TABLE IF EXISTS {}{} SYNC",
+                sql::qualified(&self.database, name),
+                self.on_cluster()
+            ),
+        }
+    }
+}
+
+impl TableColumn {
+    fn new(name: &str, column_type: &str) -> Self {
+        Self::with(name, column_type, "")
+    }
+
+    fn with(name: &str, column_type: &str, rest: &'static str) -> Self {
+        Self {
+            name: name.to_owned(),
+            column_type: column_type.to_owned(),
+            rest,
+        }
+    }
+
+    pub fn declared(&self) -> String {
+        format!(
+            "{} {} {}",
+            sql::ident(&self.name),
+            self.column_type,
+            self.rest
+        )
+        .trim_end()
+        .to_owned()
+    }
+}
+
+impl Ttl {
+    pub fn expression(&self) -> String {
+        format!(
+            "toDateTime({}) + toIntervalSecond({})",
+            sql::ident(self.column),
+            self.after.as_secs()
+        )
+    }
+}
+
+impl Setting {
+    pub fn assignment(&self) -> String {
+        format!("{} = {}", self.name, self.value)
+    }
+}
+
+const BATCH_INDEX: &str =
+    ",\n    INDEX `batch_id_index` `batch_id` TYPE bloom_filter GRANULARITY 1";
+
+const COMPRESSED: &str = "CODEC(ZSTD)";
+const NOW: &str = "DEFAULT now64(3, 'UTC')";
+const TIME: &str = "DateTime64(3, 'UTC')";
+const WORD: &str = "LowCardinality(String)";
+
+/// A lookup reads little.
+const SMALL_GRANULES: Setting = Setting {
+    name: "index_granularity",
+    value: 256,
+    is_mutable: false,
+};
+
+fn names(columns: &[&str]) -> Vec<String> {
+    columns.iter().map(|&column| column.to_owned()).collect()
+}
+
+pub fn event_table(event_type: &EventType, options: &SchemaOptions) -> Table {
+    let declared = event_type.columns.iter();
+    let declared =
+        declared.map(|column| TableColumn::new(&column.name, &column.column_type.to_string()));
+    let lineage = [
+        TableColumn::with("source_path", "String", COMPRESSED),
+        TableColumn::with("source_etag", "String", COMPRESSED),
+        TableColumn::new("batch_id", "UUID"),
+        TableColumn::with("ingested_at", TIME, NOW),
+    ];
+    Table {
+        name: event_type.table.clone(),
+        columns: declared.chain(lineage).collect(),
+        batch_index: true,
+        replacing: true,
+        partition_by: event_type.partition_by.clone(),
+        order_by: event_type.order_by.clone(),
+        ttl: None,
+        settings: options.dedup_settings(),
+    }
+}
+
+/// Lines that cannot become a row, each with the value for which it was rejected.
+fn rejected_lines(options: &SchemaOptions) -> Table {
+    let mut table = kept_lines("rejected_lines", options);
+    table
+        .columns
+        .push(TableColumn::new("value", "Nullable(String)"));
+    table
+}
+
+/// Lines with their raw text. A line that is loaded again (its object was, after its batch had been
+/// taken back) replaces itself.
+fn kept_lines(name: &str, options: &SchemaOptions) -> Table {
+    Table {
+        name: name.to_owned(),
+        columns: vec![
+            TableColumn::new("source_path", "String"),
+            TableColumn::new("source_etag", "String"),
+            TableColumn::new("row_number", "UInt64"),
+            TableColumn::with("raw", "String", COMPRESSED),
+            TableColumn::new("reason", WORD),
+            TableColumn::new("batch_id", "UUID"),
+            TableColumn::with("ingested_at", TIME, NOW),
+        ],
+        batch_index: true,
+        replacing: true,
+        partition_by: None,
+        order_by: names(&["source_path", "source_etag", "row_number"]),
+        ttl: Some(Ttl {
+            column: "ingested_at",
+            after: options.reject_ttl,
+        }),
+        settings: options.dedup_settings(),
+    }
+}
+
+/// The frozen list of each replay, with the text: what is replayed must not change when the kept
+/// line is forgotten.
+fn replayed_lines(options: &SchemaOptions) -> Table {
+    Table {
+        name: REPLAYED.to_owned(),
+        columns: vec![
+            TableColumn::new("batch_id", "UUID"),
+            TableColumn::new("source_path", "String"),
+            TableColumn::new("source_etag", "String"),
+            TableColumn::new("row_number", "UInt64"),
+            TableColumn::with("raw", "String", COMPRESSED),
+            TableColumn::new("kept_batch_id", "UUID"),
+            TableColumn::with("frozen_at", TIME, NOW),
+        ],
+        batch_index: true,
+        replacing: false,
+        partition_by: None,
+        order_by: names(&["source_path", "source_etag", "row_number"]),
+        ttl: Some(Ttl {
+            column: "frozen_at",
+            after: options.reject_ttl,
+        }),
+        settings: options.dedup_settings(),
+    }
+}
+
+fn object_rows(options: &SchemaOptions) -> Table {
+    Table {
+        name: "object_rows".to_owned(),
+        columns: vec![
+            TableColumn::new("batch_id", "UUID"),
+            TableColumn::new("source_path", "String"),
+            TableColumn::new("source_etag", "String"),
+            TableColumn::new("kind", WORD),
+            TableColumn::new("rows", "UInt64"),
+            TableColumn::with("ingested_at", TIME, NOW),
+        ],
+        batch_index: true,
+        replacing: false,
+        partition_by: None,
+        order_by: names(&["batch_id", "source_path"]),
+        ttl: None,
+        settings: options.dedup_settings(),
+    }
+}
+
+/// Looked up by object before every batch.
+fn ledger_objects() -> Table {
+    Table {
+        name: "ledger_objects".to_owned(),
+        columns: vec![
+            TableColumn::new("object_id", "UUID"),
+            TableColumn::new("bucket", WORD),
+            TableColumn::with("key", "String", COMPRESSED),
+            TableColumn::with("etag", "String", COMPRESSED),
+            TableColumn::new("version_id", "String"),
+            TableColumn::new("region", WORD),
+            TableColumn::new("size", "UInt64"),
+            TableColumn::new("batch_id", "UUID"),
+            // The next four are not written by the first versions: what they have sealed is of no
+            // known plan, and may have been read in many blocks.
+            TableColumn::new("plan", "UUID"),
+            TableColumn::with("many_blocks", "Bool", "DEFAULT true"),
+            TableColumn::with("read_by", WORD, "DEFAULT 's3'"),
+            TableColumn::new("supersedes", "Array(UUID)"),
+            TableColumn::new("lease_seconds", "UInt32"),
+            TableColumn::new("worker", WORD),
+            TableColumn::with("sealed_at", TIME, NOW),
+        ],
+        batch_index: true,
+        replacing: false,
+        partition_by: None,
+        order_by: names(&["object_id", "batch_id"]),
+        ttl: None,
+        settings: vec![SMALL_GRANULES],
+    }
+}
+
+fn ledger_batches() -> Table {
+    Table {
+        name: "ledger_batches".to_owned(),
+        columns: vec![
+            TableColumn::new("batch_id", "UUID"),
+            TableColumn::new("event", WORD),
+            TableColumn::new("attempt", "UInt32"),
+            TableColumn::new("lease_seconds", "UInt32"),
+            TableColumn::new("worker", WORD),
+            TableColumn::new("objects", "UInt32"),
+            TableColumn::new("rows", "UInt64"),
+            TableColumn::with("reason", "String", COMPRESSED),
+            TableColumn::with("at", TIME, NOW),
+        ],
+        batch_index: false,
+        replacing: false,
+        partition_by: None,
+        order_by: names(&["batch_id", "at"]),
+        ttl: None,
+        settings: vec![SMALL_GRANULES],
+    }
+}
+
+fn ledger_failures(options: &SchemaOptions) -> Table {
+    Table {
+        name: "ledger_failures".to_owned(),
+        columns: vec![
+            TableColumn::new("object_id", "UUID"),
+            TableColumn::new("bucket", WORD),
+            TableColumn::with("key", "String", COMPRESSED),
+            TableColumn::with("etag", "String", COMPRESSED),
+            TableColumn::new("class", WORD),
+            TableColumn::with("reason", "String", COMPRESSED),
+            TableColumn::new("worker", WORD),
+            TableColumn::with("at", TIME, NOW),
+        ],
+        batch_index: false,
+        replacing: false,
+        partition_by: None,
+        order_by: names(&["bucket", "key", "at"]),
+        ttl: Some(Ttl {
+            column: "at",
+            after: options.reject_ttl,
+        }),
+        settings: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(engine: Engine, cluster: Option<&str>) -> SchemaOptions {
+        SchemaOptions {
+            database: "sluice".to_owned(),
+            cluster: cluster.map(str::to_owned),
+            engine,
+            dedup_window: 10_000,
+            dedup_age: Duration::from_secs(7 * 86_400),
+            views: true,
+            reject_ttl: Duration::from_secs(90 * 86_400),
+        }
+    }
+
+    fn text(statements: &[Statement]) -> String {
+        statements
+            .iter()
+            .map(|statement| format!("-- {}\n{};\n\n", statement.what, statement.sql))
+            .collect()
+    }
+
+    #[test]
+    fn plain_tables() {
+        let statements = statements(&Catalog::builtin(), &options(Engine::Plain, None));
+        insta::assert_snapshot!(text(&statements));
+    }
+
+    #[test]
+    fn replicated_tables_of_a_cluster() {
+        let statements = statements(
+            &Catalog::builtin(),
+            &options(Engine::Replicated, Some("main")),
+        );
+        let tables: Vec<_> = statements
+            .into_iter()
+            .filter(|s| !s.what.starts_with("view"))
+            .collect();
+        insta::assert_snapshot!(text(&tables));
+    }
+
+    #[test]
+    fn every_statement_can_be_run_again() {
+        for statement in statements(
+            &Catalog::builtin(),
+            &options(Engine::Replicated, Some("main")),
+        ) {
+            assert!(
+                statement.sql.contains(" IF NOT EXISTS "),
+                "{}",
+                statement.sql
+            );
+            assert!(
+                statement.sql.contains(" ON CLUSTER `main`"),
+                "{}",
+                statement.sql
+            );
+        }
+    }
+}

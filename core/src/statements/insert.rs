@@ -1,0 +1,660 @@
+//! From a frozen list of objects to the statement that loads them.
+//!
+//! Pure. The same list, attempt and catalog always give the same statement: a replay under the
+//! batch's token is exact only then.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::batch::{
+    ASSUMED_BYTES, ASSUMED_COMPRESSION_RATIO, BatchId, Form, ReadBy, estimated_bytes, mean_bytes,
+};
+use crate::event_types::Catalog;
+use crate::object::ObjectRef;
+use crate::sql;
+use crate::statements::ddl::{REPLAYED, landing_name};
+use crate::statements::guard::{CHANGED_TEXT, FENCED_TEXT};
+pub use crate::statements::s3_source::S3Source;
+use crate::statements::select::{
+    Lines, Target, TimeRange, landed, landing_select, per_type_select, view_select,
+};
+use crate::statements::{LOG_COMMENT, MAX_QUERY_BYTES, PINNED, Statement};
+
+/// How the rows get into the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// One statement into the landing table, from which views fill the others: each object is read
+    /// once.
+    SinglePass,
+    /// One statement a table: each object is read as often.
+    PerType,
+}
+
+/// Which times are plausible for columns by which tables are partitioned.
+#[derive(Clone, Copy, Debug)]
+pub struct TimeLimits {
+    /// The first moment, in seconds after 1970.
+    pub start: u64,
+    /// How long after the batch was made.
+    pub max_future: Duration,
+}
+
+impl TimeLimits {
+    /// All times that a column can have.
+    pub const ANY: Self = Self {
+        start: 0,
+        max_future: Duration::from_secs(u32::MAX as u64),
+    };
+
+    /// Literals, which follow from the batch: a replay must make the same rows.
+    pub fn of(self, batch: BatchId) -> Option<TimeRange> {
+        Some(TimeRange {
+            start: self.start,
+            end: batch.made_at()? + self.max_future.as_secs(),
+        })
+    }
+}
+
+/// What the planner needs to know beside the batch.
+pub struct Planner {
+    pub catalog: Catalog,
+    pub source: S3Source,
+    pub strategy: Strategy,
+    pub database: String,
+    /// Larger objects are read in many blocks.
+    pub max_bytes: u64,
+    /// Longer lines are rejected.
+    pub max_line_bytes: u64,
+    pub times: TimeLimits,
+    pub insert_timeout: Duration,
+}
+
+/// The query for the rows that a table would get from these lines.
+pub fn preview_of(catalog: &Catalog, target: Target<'_>, lines: &Lines) -> String {
+    format!(
+        "{}\nSETTINGS session_timezone = 'UTC', use_hive_partitioning = 0, \
+         s3_ignore_file_doesnt_exist = 0",
+        per_type_select(catalog, target, lines)
+    )
+}
+
+impl Planner {
+    /// The statements that load these objects of one bucket, in order. Loaded is what all of them
+    /// have succeeded for.
+    ///
+    /// `guard` is the condition under which none must start. A batch whose objects are not all what
+    /// was announced commits nothing: the statement fails.
+    ///
+    /// Objects that the worker reads follow each statement in its body, in the order of `objects`.
+    pub fn inserts(
+        &self,
+        batch: BatchId,
+        objects: &[&ObjectRef],
+        form: Form,
+        guard: &str,
+    ) -> Vec<Statement> {
+        let read_by = form.read_by;
+        let statements = match self.strategy {
+            Strategy::SinglePass => {
+                let lines = self.lines(batch, objects, read_by, guard);
+                let select = landing_select(&self.catalog, &lines);
+                vec![format!(
+                    "{} {select}",
+                    self.insert_into(&landing_name(&self.catalog))
+                )]
+            }
+            Strategy::PerType => Target::all(&self.catalog)
+                .into_iter()
+                .filter_map(|target| self.fill(target, batch, objects, read_by, guard))
+                .collect(),
+        };
+        statements
+            .into_iter()
+            .map(|sql| self.statement(sql, batch, objects, form))
+            .collect()
+    }
+
+    /// What would become of kept lines (`rows`: what follows FROM) in this batch: how many lines there
+    /// are of each `source_path`, `source_etag`, `kind` and `reason`.
+    pub fn fates(&self, batch: BatchId, rows: &str) -> String {
+        format!(
+            "SELECT source_path, source_etag, kind, reason, count() AS lines FROM {} \
+             GROUP BY source_path, source_etag, kind, reason",
+            self.landed(rows, batch)
+        )
+    }
+
+    /// The statement that lists, with their text, the kept lines that are rows by now: those that
+    /// a replay moves.
+    pub fn freeze(
+        &self,
+        batch: BatchId,
+        objects: &[&ObjectRef],
+        rows: &str,
+        guard: &str,
+    ) -> Statement {
+        let listed: Vec<String> = objects
+            .iter()
+            .map(|object| format!("({})", sql::strings([&object.path(), &object.etag])))
+            .collect();
+        let types = self.catalog.types().iter();
+        let sql = format!(
+            "{} (batch_id, source_path, source_etag, row_number, raw, kept_batch_id) \
+             SELECT toUUID('{batch}'), source_path, source_etag, row_number, raw, batch_id \
+             FROM {rows} AND {} AND (source_path, source_etag) IN ({}) \
+             AND (source_path, source_etag, row_number) IN (\
+               SELECT source_path, source_etag, row_number FROM {} WHERE kind IN ({}))",
+            self.insert_into(REPLAYED),
+            sql::throw_if(guard, FENCED_TEXT),
+            listed.join(","),
+            self.landed(rows, batch),
+            sql::strings(types.map(|event_type| &event_type.name)),
+        );
+        let form = Form {
+            many_blocks: self.needs_many_blocks(objects),
+            ..Form::default()
+        };
+        self.statement(sql, batch, objects, form)
+    }
+
+    /// Kept lines as they would be in `landing` now.
+    fn landed(&self, rows: &str, batch: BatchId) -> String {
+        let lines = Lines {
+            max_line_bytes: self.max_line_bytes,
+            times: self.times.of(batch),
+            ..Lines::of_kept(rows, batch.0)
+        };
+        landed(&self.catalog, &lines)
+    }
+
+    /// The statement that fills one table, unless none of the objects is on its route.
+    fn fill(
+        &self,
+        target: Target<'_>,
+        batch: BatchId,
+        objects: &[&ObjectRef],
+        read_by: ReadBy,
+        guard: &str,
+    ) -> Option<String> {
+        let mut on_route = objects.to_vec();
+        on_route.retain(|object| target.is_filled_from(&object.key));
+        if on_route.is_empty() {
+            return None;
+        }
+        let sources = match read_by {
+            ReadBy::S3 => &on_route,
+            // The body, or the list, has all of them.
+            ReadBy::Stream | ReadBy::RejectedLines | ReadBy::UnmatchedStatements => objects,
+        };
+        let columns = target.columns().into_iter().map(sql::ident);
+        let columns: Vec<String> = columns.collect();
+        let lines = self.lines(batch, sources, read_by, guard);
+        let select = per_type_select(&self.catalog, target, &lines);
+        let into = self.insert_into(target.table());
+        Some(format!("{into} ({}) {select}", columns.join(", ")))
+    }
+
+    /// Where the lines come from, on condition that the batch may be loaded as it was announced.
+    fn lines(&self, batch: BatchId, objects: &[&ObjectRef], read_by: ReadBy, guard: &str) -> Lines {
+        let guard = sql::throw_if(guard, FENCED_TEXT);
+        let (max_line_bytes, times) = (self.max_line_bytes, self.times.of(batch));
+        match read_by {
+            ReadBy::S3 => {
+                let source = self.lines_of_all(objects);
+                let changed = sql::throw_if(&changed(objects), CHANGED_TEXT);
+                Lines {
+                    filter: Some(format!("{guard} AND {changed}")),
+                    max_line_bytes,
+                    times,
+                    ..Lines::of_objects(source, batch.0)
+                }
+            }
+            ReadBy::Stream => {
+                let listed: Vec<_> = objects
+                    .iter()
+                    .map(|object| (object.path(), object.etag.as_str()))
+                    .collect();
+                Lines {
+                    filter: Some(guard),
+                    max_line_bytes,
+                    times,
+                    ..Lines::of_body(&listed, batch.0)
+                }
+            }
+            ReadBy::RejectedLines | ReadBy::UnmatchedStatements => {
+                let list = sql::qualified(&self.database, REPLAYED);
+                let kept = Lines::of_kept(&format!("{list} WHERE batch_id = '{batch}'"), batch.0);
+                Lines {
+                    from: gathered(&kept.from),
+                    filter: Some(guard),
+                    max_line_bytes,
+                    times,
+                    ..kept
+                }
+            }
+        }
+    }
+
+    fn insert_into(&self, table: &str) -> String {
+        format!("INSERT INTO {}", sql::qualified(&self.database, table))
+    }
+
+    /// The statement with its settings; what the worker reads follows it in the body.
+    fn statement(
+        &self,
+        sql: String,
+        batch: BatchId,
+        objects: &[&ObjectRef],
+        form: Form,
+    ) -> Statement {
+        let mut statement = Statement::new(sql)
+            // One token for all statements: every table remembers its own.
+            .with("insert_deduplication_token", batch.to_string())
+            .with(
+                "max_execution_time",
+                self.insert_timeout.as_secs().to_string(),
+            )
+            .with(
+                LOG_COMMENT,
+                format!("sluice batch {batch}, {} objects", objects.len()),
+            );
+        let forms: &[&[(&'static str, &str)]] = if form.many_blocks {
+            &[MANY_BLOCKS]
+        } else if are_small(objects) {
+            &[ONE_BLOCK, SMALL_OBJECTS]
+        } else {
+            &[ONE_BLOCK]
+        };
+        for (name, value) in SETTINGS.iter().chain(forms.iter().copied().flatten()) {
+            statement = statement.with(name, *value);
+        }
+        if form.read_by != ReadBy::Stream {
+            return statement.with("max_query_size", MAX_QUERY_BYTES);
+        }
+        statement.sql += " FORMAT LineAsString\n";
+        // What is left of this room is filled with data before the server looks at the statement.
+        let room = statement.sql.len() + 1024;
+        STREAM_SETTINGS.iter().fold(
+            statement.with("max_query_size", room.to_string()),
+            |statement, (name, value)| statement.with(name, *value),
+        )
+    }
+
+    /// In what form the statements of these objects are. What was asked for in many blocks stays so.
+    pub fn form(&self, objects: &[&ObjectRef], asked: Form) -> Form {
+        Form {
+            plan: self.plan_id(),
+            many_blocks: asked.many_blocks || self.needs_many_blocks(objects),
+            read_by: asked.read_by,
+        }
+    }
+
+    /// Of all that statements depend on beside the list. Where ClickHouse reads the objects from,
+    /// and with which rights, makes no other rows.
+    pub fn plan_id(&self) -> Uuid {
+        let mut text = format!(
+            "{:?} {} {SETTINGS:?} {STREAM_SETTINGS:?} {ONE_BLOCK:?} {SMALL_OBJECTS:?} \
+             {MANY_BLOCKS:?} {PINNED:?} {SMALL_OBJECT} {ASSUMED_BYTES} {ASSUMED_COMPRESSION_RATIO} \
+             {:?} {}",
+            self.strategy,
+            self.max_bytes,
+            self.times,
+            gathered(""),
+        );
+        for mut lines in [
+            Lines::of_objects("", Uuid::nil()),
+            Lines::of_body(&[], Uuid::nil()),
+        ] {
+            lines.max_line_bytes = self.max_line_bytes;
+            lines.times = Some(TimeRange { start: 0, end: 0 });
+            text += &landing_select(&self.catalog, &lines);
+        }
+        for target in Target::all(&self.catalog) {
+            text += target.table();
+            text += &view_select(target, "");
+        }
+        Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes())
+    }
+
+    /// Returns whether an object of these is too large for a block.
+    pub fn needs_many_blocks(&self, objects: &[&ObjectRef]) -> bool {
+        objects
+            .iter()
+            .any(|object| estimated_bytes(object) > self.max_bytes)
+    }
+
+    /// The table expression with the lines of an object, as the statements that load it have it.
+    pub fn lines_of(&self, object: &ObjectRef) -> String {
+        self.source.table(&[object], "LineAsString", "line String")
+    }
+
+    fn lines_of_all(&self, objects: &[&ObjectRef]) -> String {
+        let lines = self.source.table(objects, "LineAsString", "line String");
+        if are_small(objects) {
+            gathered(&lines)
+        } else {
+            lines
+        }
+    }
+
+    /// A query for what these objects are now: rows of `path`, `etag` and `size`.
+    pub fn probe(&self, objects: &[&ObjectRef]) -> String {
+        format!(
+            "SELECT DISTINCT _path AS path, trim(BOTH '\"' FROM _etag) AS etag, _size AS size \
+             FROM {} SETTINGS s3_ignore_file_doesnt_exist = 0, use_hive_partitioning = 0, \
+             glob_expansion_max_elements = 1000000",
+            self.source.table(objects, "One", "dummy UInt8"),
+        )
+    }
+
+    /// A query for those of these objects that have a line, blank or not: rows of `path`. It reads
+    /// the lines: ClickHouse remembers how many rows it has read of a file, right or wrong.
+    pub fn paths_with_lines(&self, objects: &[&ObjectRef]) -> String {
+        format!(
+            "SELECT DISTINCT _path AS path FROM {} WHERE NOT ignore(line) \
+             SETTINGS use_cache_for_count_from_files = 0, s3_ignore_file_doesnt_exist = 0, \
+             use_hive_partitioning = 0, glob_expansion_max_elements = 1000000",
+            self.source.table(objects, "LineAsString", "line String"),
+        )
+    }
+}
+
+/// Lines in one block, whatever blocks they are read in.
+///
+/// ClickHouse evaluates a SELECT block by block, and each object that `s3()` reads begins a block of
+/// its own. And it recognises a repeated insert only where the SELECT gives as many blocks as it gave
+/// the first time: what depends on threads, or on how a table's parts have been merged, does not.
+/// One array of all lines is one row, and one block from there on.
+fn gathered(lines: &str) -> String {
+    format!(
+        "(SELECT tupleElement(gathered, 1) AS line, \
+         toLowCardinality(tupleElement(gathered, 2)) AS _path, \
+         toLowCardinality(tupleElement(gathered, 3)) AS _etag, \
+         tupleElement(gathered, 4) AS _row_number \
+         FROM (SELECT groupArray((line, _path, _etag, _row_number)) AS of_all FROM {lines}) \
+         ARRAY JOIN of_all AS gathered)"
+    )
+}
+
+/// What one more block costs is as much as parsing so many bytes.
+const SMALL_OBJECT: u64 = 256 * 1024;
+
+/// Whether gathering the lines saves more than it costs: behind it, one thread goes on alone.
+fn are_small(objects: &[&ObjectRef]) -> bool {
+    objects.len() > 1 && mean_bytes(objects.iter().copied()) < SMALL_OBJECT
+}
+
+/// Whether a row comes from other content than was announced. An S3 that tells no etags leaves
+/// nothing to compare: its objects are let pass.
+fn changed(objects: &[&ObjectRef]) -> String {
+    let mut pinned = Vec::new();
+    let mut unpinned = Vec::new();
+    for object in objects {
+        let path = sql::string(&object.path());
+        if object.etag.is_empty() {
+            unpinned.push(path);
+        } else {
+            pinned.push(format!("({path},{})", sql::string(&object.etag)));
+        }
+    }
+    let outside = |what: &str, mut list: Vec<String>| {
+        list.sort_unstable();
+        (!list.is_empty()).then(|| format!("{what} NOT IN ({})", list.join(",")))
+    };
+    let conditions: Vec<String> = [
+        outside("(_path, trim(BOTH '\"' FROM _etag))", pinned),
+        outside("_path", unpinned),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    conditions.join(" AND ")
+}
+
+/// The same for every insert. Those that decide how blocks are cut are pinned, since a replay must
+/// cut the same blocks.
+const SETTINGS: &[(&str, &str)] = &[
+    ("glob_expansion_max_elements", "1000000"),
+    ("async_insert", "0"),
+    ("insert_deduplicate", "1"),
+    ("deduplicate_blocks_in_dependent_materialized_views", "1"),
+    // Equal rows of one insert collapse at a merge, as those of two do: to find them costs more
+    // than it saves.
+    ("optimize_on_insert", "0"),
+    ("materialized_views_ignore_errors", "0"),
+    ("max_insert_threads", "1"),
+    ("input_format_parallel_parsing", "0"),
+    ("max_read_buffer_size", "1048576"),
+    ("max_block_size", "65409"),
+    // A missing object is an error with the key in it, never silence.
+    ("s3_ignore_file_doesnt_exist", "0"),
+    // Some seconds. What fails then is replayed from here, or read by the worker.
+    ("s3_retry_attempts", "6"),
+    // `year=2026/` in a key is a name, not a column.
+    ("use_hive_partitioning", "0"),
+    ("session_timezone", "UTC"),
+];
+
+/// All or nothing a table and partition: everything in one block. Then it does not matter in which
+/// order it is read, and the server may use all its threads; without parallel views it would read,
+/// too, with a single one.
+const ONE_BLOCK: &[(&str, &str)] = &[
+    ("min_insert_block_size_rows", "1000000000"),
+    ("min_insert_block_size_bytes", "100000000000"),
+    ("parallel_view_processing", "1"),
+    // Each is a part, and a token to remember: more of them are loaded in smaller batches.
+    ("max_partitions_per_insert_block", "100"),
+    ("throw_on_max_partitions_per_insert_block", "1"),
+];
+
+/// For small objects, of which each thread reads one at a time: what they wait for is S3, and not a
+/// processor. There is nothing in them to be read ahead.
+const SMALL_OBJECTS: &[(&str, &str)] = &[
+    ("max_threads", "16"),
+    ("remote_filesystem_read_prefetch", "0"),
+];
+
+/// For one large object: blocks that fit into memory.
+const MANY_BLOCKS: &[(&str, &str)] = &[
+    ("min_insert_block_size_rows", "30000"),
+    ("min_insert_block_size_bytes", "100000000000"),
+    ("throw_on_max_partitions_per_insert_block", "0"),
+    ("parallel_view_processing", "0"),
+    ("max_threads", "1"),
+];
+
+/// For lines that come as the body: blocks are cut by rows, whatever pieces the lines come in.
+const STREAM_SETTINGS: &[(&str, &str)] = &[
+    ("max_insert_block_size", "30000"),
+    ("max_insert_block_size_bytes", "0"),
+    ("input_format_max_block_size_bytes", "0"),
+    ("input_format_max_block_wait_ms", "0"),
+];
+
+/// Every setting that an insert can have: a server that lacks one refuses it.
+pub fn setting_names() -> impl Iterator<Item = &'static str> {
+    let all = [
+        SETTINGS,
+        ONE_BLOCK,
+        SMALL_OBJECTS,
+        MANY_BLOCKS,
+        STREAM_SETTINGS,
+    ];
+    all.into_iter().flatten().map(|(name, _)| *name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{object, planner};
+    use crate::statements::s3_source::S3Access;
+
+    #[test]
+    fn lines_of_small_objects_are_gathered() {
+        let sized = |key: &str, size| ObjectRef {
+            size: Some(size),
+            ..object("b", key, "1")
+        };
+        let (small, large) = (sized("a", 1000), sized("b", 2 * SMALL_OBJECT));
+        let (zipped, other) = (sized("a.gz", SMALL_OBJECT / 10 + 1), sized("c", 1000));
+        assert!(are_small(&[&small, &other]));
+        assert!(!are_small(&[&small]));
+        assert!(!are_small(&[&small, &large]));
+        assert!(are_small(&[&small, &other, &large]));
+        assert!(!are_small(&[&zipped, &zipped]));
+        let planner = planner(S3Access::Server, Some("http://e"));
+        let lines = "s3('http://e/b/{a,c}', 'LineAsString', 'line String')";
+        assert_eq!(planner.lines_of_all(&[&small, &other]), gathered(lines));
+    }
+
+    #[test]
+    fn per_type_fills_every_table_by_itself() {
+        let planner = Planner {
+            strategy: Strategy::PerType,
+            ..planner(S3Access::Server, Some("http://e"))
+        };
+        let batch = BatchId(Uuid::from_u128(7));
+        let statements =
+            planner.inserts(batch, &[&object("b", "a", "1")], Form::of(ReadBy::S3), "0");
+        assert_eq!(statements.len(), Target::all(&planner.catalog).len());
+        assert!(
+            statements
+                .iter()
+                .all(|statement| !statement.sql.contains("`landing_"))
+        );
+    }
+
+    #[test]
+    fn a_plan_is_what_makes_statements_differ() {
+        let plan = |change: &dyn Fn(&mut Planner)| {
+            let mut planner = planner(S3Access::Server, Some("http://e"));
+            change(&mut planner);
+            planner.plan_id()
+        };
+        let first = plan(&|_| {});
+        assert_eq!(first, plan(&|it| it.source.access = S3Access::Anonymous));
+        assert_eq!(first, plan(&|it| it.source.endpoint = None));
+        assert_ne!(first, plan(&|it| it.strategy = Strategy::PerType));
+        assert_ne!(first, plan(&|it| it.max_bytes += 1));
+        let typed = |keys: &str, column: &str| {
+            let text = format!(
+                "table: t\n{keys}rule: {{path: [a], equals: b}}\norder_by: [id]\n\
+                 columns:\n- {{name: id, type: {column}, path: [id], identifies: true}}\n"
+            );
+            Catalog::from_files([("t.yaml".to_owned(), text)]).unwrap()
+        };
+        let mut seen = vec![first];
+        for (keys, column) in [("", "String"), ("", "UUID"), ("keys: [a/*]\n", "String")] {
+            let id = plan(&|it| it.catalog = typed(keys, column));
+            assert!(!seen.contains(&id), "{keys} {column}");
+            seen.push(id);
+        }
+    }
+
+    #[test]
+    fn per_type_reads_no_object_that_is_off_the_route() {
+        let declared = |name: &str, keys: &str| {
+            let text = format!(
+                "table: {name}s\n{keys}rule: {{path: [verb], equals: {name}}}\norder_by: [id]\n\
+                 columns:\n- {{name: id, type: String, path: [id], identifies: true}}\n"
+            );
+            (format!("{name}.yaml"), text)
+        };
+        let catalog = Catalog::from_files([
+            declared("click", "keys: [clicks/*]\n"),
+            declared("view", "keys: [views/*]\n"),
+            declared("any", ""),
+        ]);
+        let planner = Planner {
+            strategy: Strategy::PerType,
+            catalog: catalog.unwrap(),
+            ..planner(S3Access::Server, Some("http://e"))
+        };
+        let batch = BatchId(Uuid::from_u128(7));
+        let (click, other) = (object("b", "clicks/1", "1"), object("b", "others/2", "2"));
+        let read: Vec<(String, bool, bool)> = planner
+            .inserts(batch, &[&click, &other], Form::of(ReadBy::S3), "0")
+            .into_iter()
+            .map(|statement| {
+                let table = statement
+                    .sql
+                    .split('`')
+                    .nth(3)
+                    .unwrap_or_default()
+                    .to_owned();
+                let names = |key| statement.sql.contains(key);
+                (table, names("b/clicks/1'"), names("b/others/2'"))
+            })
+            .collect();
+        let all = |table: &str| (table.to_owned(), true, true);
+        assert_eq!(
+            read,
+            [
+                all("anys"),
+                ("clicks".to_owned(), true, false),
+                all("rejected_lines"),
+                all("unmatched_statements"),
+                all("object_rows"),
+            ]
+        );
+    }
+
+    #[test]
+    fn the_statement_depends_on_nothing_but_the_list() {
+        let planner = planner(S3Access::Server, Some("http://e"));
+        let batch = BatchId(Uuid::from_u128(7));
+        let (a, b) = (object("b", "a", "1"), object("b", "b", "2"));
+        let statements = planner.inserts(batch, &[&a, &b], Form::of(ReadBy::S3), "0");
+        assert_eq!(
+            statements,
+            planner.inserts(batch, &[&b, &a], Form::of(ReadBy::S3), "0")
+        );
+        let [statement] = statements.as_slice() else {
+            panic!("one statement")
+        };
+        let setting = |name| {
+            let mut found = statement
+                .settings
+                .iter()
+                .filter(|(setting, _)| *setting == name);
+            found.next().map(|(_, value)| value.as_str())
+        };
+        assert_eq!(
+            setting("insert_deduplication_token"),
+            Some(batch.to_string().as_str())
+        );
+    }
+
+    #[test]
+    fn what_must_keep_its_order_is_read_by_one_thread() {
+        let planner = planner(S3Access::Server, Some("http://e"));
+        let settings = |sizes: [u64; 2], count: usize| {
+            let objects = sizes.map(|size| ObjectRef {
+                size: Some(size),
+                ..object("b", &size.to_string(), "1")
+            });
+            let objects: Vec<&ObjectRef> = objects.iter().take(count).collect();
+            let batch = BatchId(Uuid::from_u128(7));
+            let form = planner.form(&objects, Form::of(ReadBy::S3));
+            let [statement] = &planner.inserts(batch, &objects, form, "0")[..] else {
+                panic!("one statement")
+            };
+            let value = |name| {
+                let mut settings = statement.settings.iter();
+                let found = settings.find(|(setting, _)| *setting == name);
+                found.map(|(_, value)| value.clone()).unwrap_or_default()
+            };
+            [
+                "min_insert_block_size_rows",
+                "parallel_view_processing",
+                "max_threads",
+            ]
+            .map(value)
+        };
+        // More than `max_bytes`.
+        assert_eq!(settings([1001, 1], 1), ["30000", "0", "1"]);
+        assert_eq!(settings([1000, 1], 1), ["1000000000", "1", ""]);
+        assert_eq!(settings([1000, 1], 2), ["1000000000", "1", "16"]);
+    }
+}

@@ -1,0 +1,13 @@
+//! SQL, as text: what ClickHouse is asked to do.
+
+pub mod ddl;
+pub mod framing;
+pub mod guard;
+pub mod insert;
+mod pins;
+pub mod s3_source;
+pub mod select;
+mod statement;
+
+pub use pins::{PINNED, Pin};
+pub use statement::{LOG_COMMENT, MAX_QUERY_BYTES, Statement};
