@@ -19,12 +19,13 @@ use uuid::Uuid;
 use crate::batch::Form;
 use crate::batch::{BatchId, ReadBy};
 use crate::clickhouse::{Warehouse, WarehouseError};
+use crate::ledger::drive::Fence;
 use crate::ledger::history::FailedObject;
 use crate::object::{ObjectId, ObjectRef};
 use crate::sql;
 use crate::statements::guard::FENCED_TEXT;
 use protocol::Standing;
-pub use sluice_core::ledger::protocol;
+pub use sluice_core::ledger::{drive, protocol};
 
 /// One row an object and batch: the frozen list of each batch.
 pub const OBJECTS_TABLE: &str = "ledger_objects";
@@ -540,14 +541,14 @@ impl Ledger {
 
     /// No attempt of the batch up to this one may start any more. Takes the lease over.
     ///
-    /// Whether this worker was the first to do so: of several that recover a batch at once, the
+    /// [`Fence::Written`] where this worker was the first to do so: of several that recover a batch at once, the
     /// others had better leave it to that one. Nothing but work depends on it.
     ///
     /// # Errors
     ///
     /// [`WarehouseError::Hidden`] where the ledger does not show the fence: then the guard of a
     /// statement does not see it either.
-    pub async fn fence(&self, batch: BatchId, attempt: u32) -> Result<bool, WarehouseError> {
+    pub async fn fence(&self, batch: BatchId, attempt: u32) -> Result<Fence, WarehouseError> {
         #[derive(Deserialize)]
         struct First {
             mine: u8,
@@ -579,8 +580,10 @@ impl Ledger {
             shown: 0,
             written: 1,
         };
-        let first = first.first().ok_or(hidden)?;
-        Ok(first.mine == 1)
+        Ok(match first.first().ok_or(hidden)? {
+            First { mine: 1 } => Fence::Written,
+            First { .. } => Fence::TakenOver,
+        })
     }
 
     /// The batch has no rows, and never will have.

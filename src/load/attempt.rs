@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, debug, info, warn};
-use uuid::Uuid;
 
 use super::breaker::{HaltedInsert, Scope};
 use super::views::Successes;
@@ -21,7 +21,8 @@ use crate::clickhouse::batch_rows::{BatchRows, Counted, Rejected};
 use crate::clickhouse::error_class::{Verdict, verdict};
 use crate::clickhouse::{Statement, WarehouseError};
 use crate::ledger::Claim;
-use crate::ledger::protocol::{Action, DOOMED, End, Event, Run, Standing};
+use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, Steps, TakenBack, drive};
+use crate::ledger::protocol::{Action, End, Run, Standing};
 use crate::object::ObjectRef;
 use crate::rejects::Kept;
 use crate::statements::select::{BLANK, Target};
@@ -57,6 +58,10 @@ pub(super) struct Loading<'a> {
     pub(super) keep_nothing: bool,
     /// What a rollback has not reached.
     left_in_views: Option<String>,
+    /// What is loaded already, or in other hands.
+    pub(super) set_aside: Outcomes,
+    /// The step of the trace.
+    step: Span,
     /// What had come through users' views when the load began.
     pub(super) passed_before: Successes,
 }
@@ -93,94 +98,18 @@ impl<'a> Loading<'a> {
             form,
             keep_nothing: false,
             left_in_views: None,
+            set_aside: Outcomes::new(),
+            step: Span::none(),
             passed_before: loader.views.successes(),
         }
     }
 
-    /// Drives a run to its end. Objects that turn out to be loaded, or in other hands, get their
-    /// outcome and leave the list.
-    pub(super) async fn run(
-        &mut self,
-        mut run: Run,
-        outcomes: &mut Outcomes,
-    ) -> Result<End, Cancelled> {
-        loop {
-            let action = run.action();
-            debug!(?action, "step");
-            self.in_flight.step(action.name());
-            let _step = step_of(action);
-            failpoint::reach(&format!("{}.before", action.name()));
-            let event = match action {
-                Action::Finish(end) => {
-                    metrics::batch_ended(end.label());
-                    return Ok(end);
-                }
-                Action::LookUp => {
-                    let standings = self.standings(None).await?;
-                    self.keep_free(&standings, outcomes);
-                    Event::Standings(standings)
-                }
-                Action::Verify => Event::Standings(self.standings(Some(self.batch)).await?),
-                Action::Recover(batch) => {
-                    let recover = self.loader.recover(batch, self.cancel);
-                    Box::pin(recover.instrument(trace::recover(batch))).await?;
-                    Event::Done
-                }
-                Action::Seal => {
-                    self.sealed = true;
-                    let form = self.loader.planner.form(&self.objects(), self.form);
-                    self.form = form;
-                    let claims = self.claims();
-                    self.small(|| self.loader.ledger.seal(self.batch, &claims, form))
-                        .await?;
-                    Event::Done
-                }
-                Action::Insert { attempt } => self.insert(attempt).await?,
-                Action::Kill => {
-                    let prefix = self.batch.to_string();
-                    self.small(|| self.loader.warehouse.kill(&prefix)).await?;
-                    Event::Done
-                }
-                Action::Fence { attempt } => {
-                    let first = self
-                        .small(|| self.loader.ledger.fence(self.batch, attempt))
-                        .await?;
-                    // What is doomed may be taken back by several: it comes to the same.
-                    if first || attempt == DOOMED {
-                        Event::Done
-                    } else {
-                        Event::Fenced
-                    }
-                }
-                Action::CheckRows => {
-                    let rows = self.rows();
-                    Event::Rows(self.small(|| rows.any()).await?)
-                }
-                Action::CheckComplete => {
-                    if self.is_complete().await? {
-                        Event::Complete
-                    } else {
-                        Event::Done
-                    }
-                }
-                Action::TakeBack => self.take_back().await?,
-                Action::Release => {
-                    let mut reason = match &self.failure {
-                        Some((_, text)) => text.clone(),
-                        None => "another batch lists an object too, or nothing was inserted".into(),
-                    };
-                    if let Some(left) = &self.left_in_views {
-                        reason += &format!("; {left}");
-                    }
-                    self.small(|| self.loader.ledger.release(self.batch, &reason))
-                        .await?;
-                    Event::Done
-                }
-                Action::Record { attempt } => self.record(attempt).await?,
-            };
-            failpoint::reach(&format!("{}.after", action.name()));
-            run.on(&event);
-        }
+    /// Performs a run to its end. Objects that turn out to be loaded, or in other hands, leave the
+    /// list for `set_aside`.
+    pub(super) async fn run(&mut self, run: Run) -> Result<End, Cancelled> {
+        let end = drive(run, self).await?;
+        metrics::batch_ended(end.label());
+        Ok(end)
     }
 
     /// The batch stays sealed; whoever meets it need not wait for its lease to run out.
@@ -250,7 +179,7 @@ impl<'a> Loading<'a> {
     }
 
     /// Unless something must be recovered first: then everything is looked up again.
-    fn keep_free(&mut self, standings: &[Standing], outcomes: &mut Outcomes) {
+    fn keep_free(&mut self, standings: &[Standing]) {
         if standings.iter().any(Standing::has_lapsed) {
             return;
         }
@@ -258,21 +187,13 @@ impl<'a> Loading<'a> {
         for (item, standing) in items.into_iter().zip(standings) {
             match standing {
                 Standing::Free => self.items.push(item),
-                Standing::Loaded => outcomes.push((item.announced, Outcome::Duplicate)),
-                Standing::Busy { .. } => outcomes.push((item.announced, Outcome::Busy)),
+                Standing::Loaded => self.set_aside.push((item.announced, Outcome::Duplicate)),
+                Standing::Busy { .. } => self.set_aside.push((item.announced, Outcome::Busy)),
             }
         }
     }
 
-    async fn insert(&mut self, attempt: u32) -> Result<Event, Cancelled> {
-        // The stem by which a kill finds it, and what makes it unique: an old statement, or another
-        // worker's, can still be about.
-        let query_id = format!("{}-{attempt}-{}", self.batch, Uuid::now_v7());
-        let span = trace::insert(attempt, &query_id);
-        self.insert_as(attempt, &query_id).instrument(span).await
-    }
-
-    async fn insert_as(&mut self, attempt: u32, query_id: &str) -> Result<Event, Cancelled> {
+    async fn insert_as(&mut self, attempt: u32, query_id: &str) -> Result<Inserted, Cancelled> {
         if let Some(fault) = self.prove().await? {
             return Ok(fault);
         }
@@ -294,7 +215,7 @@ impl<'a> Loading<'a> {
         match self.judge(&error).await? {
             Verdict::Fenced => {
                 self.answered();
-                Ok(Event::Fenced)
+                Ok(Inserted::Fenced)
             }
             fault @ (Verdict::ObjectFault
             | Verdict::Denied
@@ -304,7 +225,7 @@ impl<'a> Loading<'a> {
             Verdict::TooLarge => self.too_large(&error).await,
             Verdict::Halt => {
                 self.halt(&error);
-                Ok(Event::Unknown)
+                Ok(Inserted::Unknown)
             }
             verdict @ (Verdict::Replay | Verdict::Overload) => {
                 self.unexplained(verdict, &error).await
@@ -313,7 +234,7 @@ impl<'a> Loading<'a> {
     }
 
     /// The insert went through: nothing is wrong only if every object was read.
-    async fn after_success(&mut self, attempt: u32, begun: Instant) -> Result<Event, Cancelled> {
+    async fn after_success(&mut self, attempt: u32, begun: Instant) -> Result<Inserted, Cancelled> {
         let is_replay = attempt > 1 || self.replays > 0;
         let since = (!is_replay).then_some(begun);
         if !self.are_tables_complete(since).await? {
@@ -327,24 +248,24 @@ impl<'a> Loading<'a> {
             self.loader.successes.fetch_add(1, Ordering::Relaxed);
             let kinds: Vec<&str> = self.read.iter().map(|it| it.kind.as_str()).collect();
             self.loader.views.succeeded(&self.rows().tables_of(&kinds));
-            return Ok(Event::Done);
+            return Ok(Inserted::Committed);
         };
         self.failure = Some(fault);
         self.keep_nothing = true;
-        Ok(Event::ObjectFault)
+        Ok(Inserted::ObjectFault)
     }
 
     /// A server that is killed can have noted a token and not yet the rows that go with it: the
     /// replay then drops rows that are nowhere. Or it has not noted, or forgotten, the token: the
     /// rows are there twice. Or something on the server has kept rows from a table. All is taken
     /// back, and loaded under another token.
-    fn torn(&mut self) -> Event {
+    fn torn(&mut self) -> Inserted {
         let text =
             "the tables have other rows than `object_rows` counts, or have them twice".to_owned();
         warn!("{text}; the batch is rolled back, and loaded again");
         self.failure = Some((Verdict::Changed, text));
         self.keep_nothing = true;
-        Event::ObjectFault
+        Inserted::ObjectFault
     }
 
     /// Pauses intake; this insert probes until it is through.
@@ -442,42 +363,6 @@ impl<'a> Loading<'a> {
         Ok(are_complete)
     }
 
-    /// Whether every table has what the batch brought, so that only the record is missing: an
-    /// object can be gone when a complete batch is replayed. Known of batches of one block, whose
-    /// count was written as a whole.
-    async fn is_complete(&mut self) -> Result<bool, Cancelled> {
-        if self.form.many_blocks || self.keep_nothing {
-            return Ok(false);
-        }
-        let are_complete = self.are_tables_complete(None).await?;
-        Ok(are_complete && !self.read.is_empty())
-    }
-
-    /// Deletes what a batch that can never be completed has left.
-    async fn take_back(&mut self) -> Result<Event, Cancelled> {
-        // No record can come any more; one that came before stands.
-        let sealed = self.small(|| self.loader.ledger.sealed(self.batch)).await?;
-        if sealed.is_none() {
-            return Ok(Event::Fenced);
-        }
-        warn!("rolling back a batch that cannot be completed");
-        let of_batch = self.rows();
-        self.left_in_views = self.small(|| of_batch.left_in_views()).await?;
-        if let Some(left) = &self.left_in_views {
-            metrics::left_in_views();
-            warn!("{left}");
-        }
-        self.small(|| self.loader.ledger.renew(self.batch)).await?;
-        let deletes = async {
-            let of_batch = format!("batch_id = '{}'", self.batch);
-            for target in Target::all(&self.loader.planner.catalog) {
-                self.loader.delete(target, &of_batch, self.cancel).await?;
-            }
-            Ok(Event::Done)
-        };
-        self.loader.ledger.leased(self.batch, deletes).await
-    }
-
     /// For the metrics alone: asked once, whatever comes of it.
     async fn count_rejected(&self) {
         match self.rows().rejected().await {
@@ -509,8 +394,121 @@ impl<'a> Loading<'a> {
             () = look => {}
         }
     }
+}
 
-    async fn record(&self, attempt: u32) -> Result<Event, Cancelled> {
+impl Steps for Loading<'_> {
+    type Error = Cancelled;
+
+    fn reach(&mut self, action: Action, moment: Moment) {
+        match moment {
+            Moment::Before => {
+                debug!(?action, "step");
+                self.in_flight.step(action.name());
+                self.step = step_of(action);
+                failpoint::reach(&format!("{}.before", action.name()));
+            }
+            Moment::After => {
+                failpoint::reach(&format!("{}.after", action.name()));
+                self.step = Span::none();
+            }
+        }
+    }
+
+    async fn look_up(&mut self) -> Result<Vec<Standing>, Cancelled> {
+        let standings = self.standings(None).await?;
+        self.keep_free(&standings);
+        Ok(standings)
+    }
+
+    async fn recover(&mut self, batch: BatchId) -> Result<(), Cancelled> {
+        let recover = self.loader.recover(batch, self.cancel);
+        recover.instrument(trace::recover(batch)).await
+    }
+
+    async fn seal(&mut self) -> Result<(), Cancelled> {
+        self.sealed = true;
+        self.form = self.loader.planner.form(&self.objects(), self.form);
+        let claims = self.claims();
+        self.small(|| self.loader.ledger.seal(self.batch, &claims, self.form))
+            .await
+    }
+
+    async fn verify(&mut self) -> Result<Vec<Standing>, Cancelled> {
+        self.standings(Some(self.batch)).await
+    }
+
+    async fn insert(&mut self, attempt: u32) -> Result<Inserted, Cancelled> {
+        // The stem by which a kill finds it, and what makes it unique: an old statement, or another
+        // worker's, can still be about.
+        let query_id = format!("{}-{attempt}-{}", self.batch, self.loader.env.new_id());
+        let span = trace::insert(attempt, &query_id);
+        self.insert_as(attempt, &query_id).instrument(span).await
+    }
+
+    async fn kill(&mut self) -> Result<(), Cancelled> {
+        let prefix = self.batch.to_string();
+        self.small(|| self.loader.warehouse.kill(&prefix)).await
+    }
+
+    async fn fence(&mut self, attempt: u32) -> Result<Fence, Cancelled> {
+        self.small(|| self.loader.ledger.fence(self.batch, attempt))
+            .await
+    }
+
+    async fn has_rows(&mut self) -> Result<bool, Cancelled> {
+        let rows = self.rows();
+        self.small(|| rows.any()).await
+    }
+
+    /// Whether every table has what the batch brought, so that only the record is missing: an
+    /// object can be gone when a complete batch is replayed. Known of batches of one block, whose
+    /// count was written as a whole.
+    async fn is_complete(&mut self) -> Result<bool, Cancelled> {
+        if self.form.many_blocks || self.keep_nothing {
+            return Ok(false);
+        }
+        let are_complete = self.are_tables_complete(None).await?;
+        Ok(are_complete && !self.read.is_empty())
+    }
+
+    /// Deletes what a batch that can never be completed has left.
+    async fn take_back(&mut self) -> Result<TakenBack, Cancelled> {
+        // No record can come any more; one that came before stands.
+        let sealed = self.small(|| self.loader.ledger.sealed(self.batch)).await?;
+        if sealed.is_none() {
+            return Ok(TakenBack::Ended);
+        }
+        warn!("rolling back a batch that cannot be completed");
+        let of_batch = self.rows();
+        self.left_in_views = self.small(|| of_batch.left_in_views()).await?;
+        if let Some(left) = &self.left_in_views {
+            metrics::left_in_views();
+            warn!("{left}");
+        }
+        self.small(|| self.loader.ledger.renew(self.batch)).await?;
+        let deletes = async {
+            let of_batch = format!("batch_id = '{}'", self.batch);
+            for target in Target::all(&self.loader.planner.catalog) {
+                self.loader.delete(target, &of_batch, self.cancel).await?;
+            }
+            Ok(TakenBack::Deleted)
+        };
+        self.loader.ledger.leased(self.batch, deletes).await
+    }
+
+    async fn release(&mut self) -> Result<(), Cancelled> {
+        let mut reason = match &self.failure {
+            Some((_, text)) => text.clone(),
+            None => "another batch lists an object too, or nothing was inserted".into(),
+        };
+        if let Some(left) = &self.left_in_views {
+            reason += &format!("; {left}");
+        }
+        self.small(|| self.loader.ledger.release(self.batch, &reason))
+            .await
+    }
+
+    async fn record(&mut self, attempt: u32) -> Result<Recorded, Cancelled> {
         let mut rows: BTreeMap<&str, u64> = BTreeMap::new();
         for row in self.read.iter().filter(|row| row.kind != BLANK) {
             *rows.entry(&row.kind).or_default() += row.rows;
@@ -529,7 +527,7 @@ impl<'a> Loading<'a> {
             })
             .await?;
         if !recorded {
-            return Ok(Event::Fenced);
+            return Ok(Recorded::Fenced);
         }
         let info = batch_info(self.batch, &self.items, self.form.read_by);
         let took = self.started.elapsed();
@@ -553,7 +551,7 @@ impl<'a> Loading<'a> {
             "batch loaded"
         );
         self.look_for_empty_columns(&rows).await;
-        Ok(Event::Done)
+        Ok(Recorded::Written)
     }
 }
 
@@ -576,7 +574,17 @@ fn step_of(action: Action) -> Span {
 
 impl Loader {
     /// Finishes, or releases, a batch whose worker was not heard of for longer than its lease.
-    pub(super) async fn recover(
+    ///
+    /// Boxed, since a run that meets such a batch recovers it as one of its steps.
+    pub(super) fn recover<'a>(
+        &'a self,
+        batch: BatchId,
+        cancel: &'a CancellationToken,
+    ) -> BoxFuture<'a, Result<(), Cancelled>> {
+        Box::pin(self.recover_now(batch, cancel))
+    }
+
+    async fn recover_now(
         &self,
         batch: BatchId,
         cancel: &CancellationToken,
@@ -602,12 +610,7 @@ impl Loader {
             loading.failure = Some((Verdict::Changed, text.to_owned()));
         }
         // Whatever became of it, its objects are looked up again.
-        let end = loading
-            .run(
-                Run::recover(sealed.fenced, replayable),
-                &mut Outcomes::new(),
-            )
-            .await?;
+        let end = loading.run(Run::recover(sealed.fenced, replayable)).await?;
         if end == End::Loaded {
             loading.clean().await?;
         }

@@ -395,7 +395,8 @@ impl Loader {
         loading.trying = trying;
         loading.passed_before = progress.passed_before.clone();
         loading.halted = progress.halted.take();
-        let end = loading.run(Run::load(), &mut progress.outcomes).await;
+        let end = loading.run(Run::load()).await;
+        progress.outcomes.append(&mut loading.set_aside);
         progress.halted = loading.halted.take();
         match end {
             Ok(End::Loaded) => {

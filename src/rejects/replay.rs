@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::time::Instant;
-use uuid::Uuid;
 
 use crate::Env;
 use crate::batch::BatchId;
@@ -18,7 +17,8 @@ use crate::batch::Form;
 use crate::clickhouse::batch_rows::{BatchRows, Counted};
 use crate::clickhouse::error_class::{Verdict, verdict};
 use crate::clickhouse::{Statement, Warehouse, WarehouseError};
-use crate::ledger::protocol::{Action, DOOMED, End, Event, Run, Standing};
+use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, Steps, TakenBack, drive};
+use crate::ledger::protocol::{Action, End, Run, Standing};
 use crate::ledger::{Claim, Ledger};
 use crate::object::ObjectRef;
 use crate::rejects::{Kept, Page};
@@ -207,7 +207,7 @@ impl<'a> Moving<'a> {
 
     /// To its end. Where that is an error, the batch is left to the next replay.
     async fn run(&mut self, run: Run) -> Result<End, WarehouseError> {
-        match self.drive(run).await {
+        match drive(run, self).await {
             Ok(End::Loaded) => self.clean().await,
             Ok(end) => Ok(end),
             Err(error) => {
@@ -227,62 +227,6 @@ impl<'a> Moving<'a> {
         self.form = sealed.form;
         self.objects = sealed.objects.into_iter().map(|it| it.object).collect();
         self.run(Run::recover(sealed.fenced, replayable)).await
-    }
-
-    async fn drive(&mut self, mut run: Run) -> Result<End, WarehouseError> {
-        let ledger = &self.replayer.ledger;
-        loop {
-            let action = run.action();
-            failpoint::reach(&format!("{}.before", action.name()));
-            let event = match action {
-                Action::Finish(end) => return Ok(end),
-                Action::LookUp => Event::Standings(self.look_up().await?),
-                Action::Recover(_) => unreachable!("no standing here is a lapsed one"),
-                Action::Seal => {
-                    let claims: Vec<_> = self.objects.iter().map(Claim::of).collect();
-                    ledger.seal(self.batch, &claims, self.form).await?;
-                    Event::Done
-                }
-                Action::Verify => {
-                    let standings = self.replayer.standings(&self.objects, Some(self.batch));
-                    Event::Standings(standings.await?)
-                }
-                Action::Insert { attempt } => self.insert(attempt).await?,
-                Action::Kill => {
-                    let warehouse = &self.replayer.warehouse;
-                    warehouse.kill(&self.batch.to_string()).await?;
-                    Event::Done
-                }
-                Action::Fence { attempt } => {
-                    let first = ledger.fence(self.batch, attempt).await?;
-                    if first || attempt == DOOMED {
-                        Event::Done
-                    } else {
-                        Event::Fenced
-                    }
-                }
-                Action::CheckRows => Event::Rows(self.rows().any().await?),
-                Action::CheckComplete => {
-                    if self.is_complete(None).await? {
-                        Event::Complete
-                    } else {
-                        Event::Done
-                    }
-                }
-                Action::TakeBack => self.take_back().await?,
-                Action::Release => {
-                    let mut reason = "a replay that moved nothing".to_owned();
-                    if let Some(left) = &self.left_in_views {
-                        reason += &format!("; {left}");
-                    }
-                    ledger.release(self.batch, &reason).await?;
-                    Event::Done
-                }
-                Action::Record { attempt } => self.record(attempt).await?,
-            };
-            failpoint::reach(&format!("{}.after", action.name()));
-            run.on(&event);
-        }
     }
 
     /// So that the next replay need not wait for the lease. Where even this cannot be said, it does.
@@ -308,81 +252,13 @@ impl<'a> Moving<'a> {
         }
     }
 
-    /// Objects in others' hands are left out.
-    async fn look_up(&mut self) -> Result<Vec<Standing>, WarehouseError> {
-        let standings = self.replayer.standings(&self.objects, None).await?;
-        let mut of_each = standings.iter();
-        self.objects
-            .retain(|_| of_each.next() == Some(&Standing::Free));
-        Ok(standings)
-    }
-
-    async fn insert(&mut self, attempt: u32) -> Result<Event, WarehouseError> {
-        let Replayer {
-            ledger, planner, ..
-        } = self.replayer;
-        let begun = Instant::now();
-        let guard = ledger.guard(self.batch, attempt);
-        let objects = self.listed();
-        let freeze = self
-            .lines
-            .map(|lines| planner.freeze(self.batch, &objects, lines, &guard));
-        let inserts = planner.inserts(self.batch, &objects, self.form, &guard);
-        for statement in freeze.iter().chain(&inserts) {
-            match self.execute(statement, attempt).await {
-                Err(error) if verdict(&error) == Verdict::Fenced => return Ok(Event::Fenced),
-                other => other?,
-            }
-            failpoint::reach("replay.statement");
-        }
-        // A server that was killed can have noted a token without the rows.
-        let is_recovery = self.lines.is_none();
-        if !self.is_complete((!is_recovery).then_some(begun)).await? {
-            self.torn = true;
-            return Ok(Event::ObjectFault);
-        }
-        Ok(Event::Done)
-    }
-
     /// Returns whether the tables have what was counted, once; [`BatchRows::are_complete`] says what
     /// `since` is.
-    async fn is_complete(&self, since: Option<Instant>) -> Result<bool, WarehouseError> {
+    async fn are_tables_complete(&self, since: Option<Instant>) -> Result<bool, WarehouseError> {
         let rows = self.rows();
         let contents = rows.contents().await?;
         let complete = rows.are_complete(&contents, self.form.many_blocks, since);
         Ok(!self.torn && !contents.counted.is_empty() && complete.await?)
-    }
-
-    async fn record(&mut self, attempt: u32) -> Result<Event, WarehouseError> {
-        let mut moved: BTreeMap<String, u64> = BTreeMap::new();
-        for Counted { kind, rows, .. } in self.rows().contents().await?.counted {
-            *moved.entry(kind).or_default() += rows;
-        }
-        let (objects, rows) = (self.objects.len(), moved.values().sum());
-        let ledger = &self.replayer.ledger;
-        match ledger.record(self.batch, attempt, objects, rows, "").await {
-            Err(error) if verdict(&error) == Verdict::Fenced => return Ok(Event::Fenced),
-            other => other?,
-        }
-        self.moved = moved;
-        Ok(Event::Done)
-    }
-
-    /// Deletes the rows of a batch that can be completed by nobody.
-    async fn take_back(&mut self) -> Result<Event, WarehouseError> {
-        let Replayer {
-            ledger, planner, ..
-        } = self.replayer;
-        // No record can come any more; one that came before stands.
-        if ledger.sealed(self.batch).await?.is_none() {
-            return Ok(Event::Fenced);
-        }
-        self.left_in_views = self.rows().left_in_views().await?;
-        let of_batch = format!("batch_id = '{}'", self.batch);
-        for target in Target::all(&planner.catalog) {
-            self.delete(target.table(), &of_batch).await?;
-        }
-        Ok(Event::Done)
     }
 
     /// Deletes the lines from where they were kept. Whoever finds the batch on record may do so,
@@ -428,8 +304,131 @@ impl<'a> Moving<'a> {
             ..
         } = self.replayer;
         // The stem by which a kill finds it, and what makes it unique.
-        let query_id = format!("{}-{attempt}-{}", self.batch, Uuid::now_v7());
+        let query_id = format!("{}-{attempt}-{}", self.batch, self.replayer.env.new_id());
         let execute = warehouse.execute(statement, Some(&query_id), *timeout);
         ledger.leased(self.batch, execute).await
+    }
+}
+
+impl Steps for Moving<'_> {
+    type Error = WarehouseError;
+
+    fn reach(&mut self, action: Action, moment: Moment) {
+        let moment = match moment {
+            Moment::Before => "before",
+            Moment::After => "after",
+        };
+        failpoint::reach(&format!("{}.{moment}", action.name()));
+    }
+
+    /// Objects in others' hands are left out.
+    async fn look_up(&mut self) -> Result<Vec<Standing>, WarehouseError> {
+        let standings = self.replayer.standings(&self.objects, None).await?;
+        let mut of_each = standings.iter();
+        self.objects
+            .retain(|_| of_each.next() == Some(&Standing::Free));
+        Ok(standings)
+    }
+
+    async fn recover(&mut self, _: BatchId) -> Result<(), WarehouseError> {
+        unreachable!("no standing of kept lines is one that has lapsed")
+    }
+
+    async fn seal(&mut self) -> Result<(), WarehouseError> {
+        let claims: Vec<_> = self.objects.iter().map(Claim::of).collect();
+        let ledger = &self.replayer.ledger;
+        ledger.seal(self.batch, &claims, self.form).await
+    }
+
+    async fn verify(&mut self) -> Result<Vec<Standing>, WarehouseError> {
+        let standings = self.replayer.standings(&self.objects, Some(self.batch));
+        standings.await
+    }
+
+    async fn insert(&mut self, attempt: u32) -> Result<Inserted, WarehouseError> {
+        let Replayer {
+            ledger, planner, ..
+        } = self.replayer;
+        let begun = Instant::now();
+        let guard = ledger.guard(self.batch, attempt);
+        let objects = self.listed();
+        let freeze = self
+            .lines
+            .map(|lines| planner.freeze(self.batch, &objects, lines, &guard));
+        let inserts = planner.inserts(self.batch, &objects, self.form, &guard);
+        for statement in freeze.iter().chain(&inserts) {
+            match self.execute(statement, attempt).await {
+                Err(error) if verdict(&error) == Verdict::Fenced => return Ok(Inserted::Fenced),
+                other => other?,
+            }
+            failpoint::reach("replay.statement");
+        }
+        // A server that was killed can have noted a token without the rows.
+        let is_recovery = self.lines.is_none();
+        if !self
+            .are_tables_complete((!is_recovery).then_some(begun))
+            .await?
+        {
+            self.torn = true;
+            return Ok(Inserted::ObjectFault);
+        }
+        Ok(Inserted::Committed)
+    }
+
+    async fn kill(&mut self) -> Result<(), WarehouseError> {
+        let warehouse = &self.replayer.warehouse;
+        warehouse.kill(&self.batch.to_string()).await
+    }
+
+    async fn fence(&mut self, attempt: u32) -> Result<Fence, WarehouseError> {
+        self.replayer.ledger.fence(self.batch, attempt).await
+    }
+
+    async fn has_rows(&mut self) -> Result<bool, WarehouseError> {
+        self.rows().any().await
+    }
+
+    async fn is_complete(&mut self) -> Result<bool, WarehouseError> {
+        self.are_tables_complete(None).await
+    }
+
+    /// Deletes the rows of a batch that can be completed by nobody.
+    async fn take_back(&mut self) -> Result<TakenBack, WarehouseError> {
+        let Replayer {
+            ledger, planner, ..
+        } = self.replayer;
+        // No record can come any more; one that came before stands.
+        if ledger.sealed(self.batch).await?.is_none() {
+            return Ok(TakenBack::Ended);
+        }
+        self.left_in_views = self.rows().left_in_views().await?;
+        let of_batch = format!("batch_id = '{}'", self.batch);
+        for target in Target::all(&planner.catalog) {
+            self.delete(target.table(), &of_batch).await?;
+        }
+        Ok(TakenBack::Deleted)
+    }
+
+    async fn release(&mut self) -> Result<(), WarehouseError> {
+        let mut reason = "a replay that moved nothing".to_owned();
+        if let Some(left) = &self.left_in_views {
+            reason += &format!("; {left}");
+        }
+        self.replayer.ledger.release(self.batch, &reason).await
+    }
+
+    async fn record(&mut self, attempt: u32) -> Result<Recorded, WarehouseError> {
+        let mut moved: BTreeMap<String, u64> = BTreeMap::new();
+        for Counted { kind, rows, .. } in self.rows().contents().await?.counted {
+            *moved.entry(kind).or_default() += rows;
+        }
+        let (objects, rows) = (self.objects.len(), moved.values().sum());
+        let ledger = &self.replayer.ledger;
+        match ledger.record(self.batch, attempt, objects, rows, "").await {
+            Err(error) if verdict(&error) == Verdict::Fenced => return Ok(Recorded::Fenced),
+            other => other?,
+        }
+        self.moved = moved;
+        Ok(Recorded::Written)
     }
 }

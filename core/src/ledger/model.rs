@@ -6,10 +6,15 @@
 //! both that the step is needed and that the search can see.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 
 use uuid::Uuid;
 
-use super::protocol::{Action, DOOMED, End, Event, Run, Standing};
+use super::drive::{Fence, Inserted, Recorded, Steps, TakenBack};
+use super::protocol::{Action, DOOMED, End, Run, Standing};
 use crate::batch::BatchId;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +32,90 @@ enum Mutation {
     RecordNotKilled,
     TakeBackWithoutLook,
     LeasesNeverEnd,
+}
+
+/// What the model says came of a step.
+#[derive(Debug)]
+enum Answer {
+    Standings(Vec<Standing>),
+    /// Of a step that can but succeed.
+    Done,
+    Whether(bool),
+    Inserted(Inserted),
+    Fence(Fence),
+    TakenBack(TakenBack),
+    Recorded(Recorded),
+}
+
+/// Performs one step by giving its answer. An answer to another step is an error of the model.
+macro_rules! given {
+    ($answer:expr, $pattern:pat => $value:expr) => {
+        match $answer {
+            $pattern => Ok($value),
+            other => panic!("{other:?} answers another step"),
+        }
+    };
+}
+
+impl Steps for Answer {
+    type Error = Infallible;
+
+    async fn look_up(&mut self) -> Result<Vec<Standing>, Infallible> {
+        given!(self, Self::Standings(standings) => standings.clone())
+    }
+
+    async fn recover(&mut self, _: BatchId) -> Result<(), Infallible> {
+        given!(self, Self::Done => ())
+    }
+
+    async fn seal(&mut self) -> Result<(), Infallible> {
+        given!(self, Self::Done => ())
+    }
+
+    async fn verify(&mut self) -> Result<Vec<Standing>, Infallible> {
+        given!(self, Self::Standings(standings) => standings.clone())
+    }
+
+    async fn insert(&mut self, _: u32) -> Result<Inserted, Infallible> {
+        given!(self, Self::Inserted(inserted) => *inserted)
+    }
+
+    async fn kill(&mut self) -> Result<(), Infallible> {
+        given!(self, Self::Done => ())
+    }
+
+    async fn fence(&mut self, _: u32) -> Result<Fence, Infallible> {
+        given!(self, Self::Fence(fence) => *fence)
+    }
+
+    async fn has_rows(&mut self) -> Result<bool, Infallible> {
+        given!(self, Self::Whether(found) => *found)
+    }
+
+    async fn is_complete(&mut self) -> Result<bool, Infallible> {
+        given!(self, Self::Whether(complete) => *complete)
+    }
+
+    async fn take_back(&mut self) -> Result<TakenBack, Infallible> {
+        given!(self, Self::TakenBack(taken_back) => *taken_back)
+    }
+
+    async fn release(&mut self) -> Result<(), Infallible> {
+        given!(self, Self::Done => ())
+    }
+
+    async fn record(&mut self, _: u32) -> Result<Recorded, Infallible> {
+        given!(self, Self::Recorded(recorded) => *recorded)
+    }
+}
+
+/// Has the interpreter take the run one step further.
+fn answered(run: &mut Run, mut answer: Answer) {
+    let step = pin!(run.step(&mut answer));
+    // The model never waits.
+    let Poll::Ready(Ok(())) = step.poll(&mut Context::from_waker(Waker::noop())) else {
+        panic!("a step that waits");
+    };
 }
 
 #[derive(Clone, Copy)]
@@ -315,7 +404,7 @@ impl Case {
                 .map(|(after, recovery)| {
                     let mut job = job.clone();
                     if recovery.is_none() {
-                        job.run.on(&Event::Done);
+                        answered(&mut job.run, Answer::Done);
                     }
                     job.recovery = recovery.map(Box::new);
                     (after, Some(job))
@@ -323,8 +412,8 @@ impl Case {
                 .collect();
         }
         let mut outcomes = Vec::new();
-        let mut answer = |after: State, mut job: Job, event: Event| {
-            job.run.on(&event);
+        let mut answer = |after: State, mut job: Job, given: Answer| {
+            answered(&mut job.run, given);
             outcomes.push((after, Some(job)));
         };
         let mut after = state.clone();
@@ -343,7 +432,7 @@ impl Case {
                 job.objects = free;
                 if state.batches.len() < self.batches || free == 0 {
                     let held = with_lapsed(&standings, |_| false);
-                    answer(after.clone(), job.clone(), Event::Standings(held));
+                    answer(after.clone(), job.clone(), Answer::Standings(held));
                 }
                 let lapsed = with_lapsed(&standings, |batch| {
                     let fence = state.batches[batch].fence;
@@ -353,7 +442,7 @@ impl Case {
                 if lapsed.iter().any(Standing::has_lapsed) {
                     // It looks the objects up again afterwards: all of them.
                     job.objects |= busy(&standings, state);
-                    answer(after, job, Event::Standings(lapsed));
+                    answer(after, job, Answer::Standings(lapsed));
                 }
             }
             Action::Recover(batch) => {
@@ -378,7 +467,7 @@ impl Case {
                     fence: 0,
                 });
                 if after.batches.len() <= self.batches {
-                    answer(after, job, Event::Done);
+                    answer(after, job, Answer::Done);
                 }
             }
             Action::Verify => {
@@ -386,7 +475,7 @@ impl Case {
                 if self.mutation == Mutation::NoVerify {
                     standings.fill(Standing::Free);
                 }
-                answer(after, job, Event::Standings(standings));
+                answer(after, job, Answer::Standings(standings));
             }
             Action::Insert { attempt } => {
                 let batch = job.batch.expect("sealed");
@@ -415,16 +504,24 @@ impl Case {
                         let complete = (0..self.tables)
                             .all(|table| state.knows((batch, table, statement.token)));
                         if !about && complete {
-                            answer(after.clone(), job.clone(), Event::Done);
+                            answer(
+                                after.clone(),
+                                job.clone(),
+                                Answer::Inserted(Inserted::Committed),
+                            );
                         } else if !about && self.guard_refuses(state, batch, attempt) {
-                            answer(after.clone(), job.clone(), Event::Fenced);
+                            answer(
+                                after.clone(),
+                                job.clone(),
+                                Answer::Inserted(Inserted::Fenced),
+                            );
                         }
                         if !about && state.faults < self.faults {
                             let mut after = after.clone();
                             after.faults += 1;
-                            answer(after, job.clone(), Event::ObjectFault);
+                            answer(after, job.clone(), Answer::Inserted(Inserted::ObjectFault));
                         }
-                        answer(after, job, Event::Unknown);
+                        answer(after, job, Answer::Inserted(Inserted::Unknown));
                     }
                 }
             }
@@ -436,19 +533,19 @@ impl Case {
                         after.recording.retain(|(running, _)| *running != batch);
                     }
                 }
-                answer(after, job, Event::Done);
+                answer(after, job, Answer::Done);
             }
             Action::Fence { attempt: DOOMED } if self.mutation == Mutation::NoDoom => {
-                answer(after, job, Event::Done);
+                answer(after, job, Answer::Fence(Fence::Written));
             }
             Action::Fence { attempt } => {
                 let batch = &mut after.batches[job.batch.expect("sealed")];
                 if batch.fence >= attempt && attempt != DOOMED {
-                    answer(state.clone(), job.clone(), Event::Fenced);
+                    answer(state.clone(), job.clone(), Answer::Fence(Fence::TakenOver));
                 }
                 if batch.is_active() {
                     batch.fence = batch.fence.max(attempt);
-                    answer(after, job, Event::Done);
+                    answer(after, job, Answer::Fence(Fence::Written));
                 } else {
                     outcomes.push((after, None));
                 }
@@ -456,7 +553,7 @@ impl Case {
             Action::CheckRows => {
                 let found = state.has_rows(job.batch.expect("sealed"))
                     || self.mutation == Mutation::NoRowCheck;
-                answer(after, job, Event::Rows(found));
+                answer(after, job, Answer::Whether(found));
             }
             Action::CheckComplete => {
                 let batch = job.batch.expect("sealed");
@@ -465,10 +562,10 @@ impl Case {
                     state.committed.iter().any(has)
                 });
                 if complete {
-                    answer(after.clone(), job.clone(), Event::Complete);
+                    answer(after.clone(), job.clone(), Answer::Whether(true));
                 }
                 // What is complete can be wrong all the same.
-                answer(after, job, Event::Done);
+                answer(after, job, Answer::Whether(false));
             }
             Action::TakeBack => {
                 let batch = job.batch.expect("sealed");
@@ -476,7 +573,7 @@ impl Case {
                 if !job.taking_back {
                     let looks = self.mutation != Mutation::TakeBackWithoutLook;
                     if looks && !state.batches[batch].is_active() {
-                        answer(after, job, Event::Fenced);
+                        answer(after, job, Answer::TakenBack(TakenBack::Ended));
                     } else {
                         job.taking_back = true;
                         outcomes.push((after, Some(job)));
@@ -487,12 +584,12 @@ impl Case {
                     outcomes.push((after, Some(job)));
                 } else {
                     job.taking_back = false;
-                    answer(after, job, Event::Done);
+                    answer(after, job, Answer::TakenBack(TakenBack::Deleted));
                 }
             }
             Action::Release => {
                 after.batches[job.batch.expect("sealed")].released = true;
-                answer(after, job, Event::Done);
+                answer(after, job, Answer::Done);
             }
             Action::Record { attempt } => {
                 let batch = job.batch.expect("sealed");
@@ -505,10 +602,10 @@ impl Case {
                 } else if self.faults == 0 && !self.other_plans {
                     // Nothing but taking back could come in between: one step is all there is to it.
                     if self.record_refused(state, batch, attempt) {
-                        answer(after, job, Event::Fenced);
+                        answer(after, job, Answer::Recorded(Recorded::Fenced));
                     } else {
                         after.batches[batch].loaded = true;
-                        answer(after, job, Event::Done);
+                        answer(after, job, Answer::Recorded(Recorded::Written));
                     }
                 } else if !job.recording {
                     after.records_sent.insert(record);
@@ -521,11 +618,11 @@ impl Case {
                     outcomes.push((after, Some(job)));
                 } else if self.record_refused(state, batch, attempt) {
                     job.recording = false;
-                    answer(after, job, Event::Fenced);
+                    answer(after, job, Answer::Recorded(Recorded::Fenced));
                 } else {
                     job.recording = false;
                     if state.batches[batch].loaded {
-                        answer(after, job, Event::Done);
+                        answer(after, job, Answer::Recorded(Recorded::Written));
                     } else {
                         // It was killed: the same again.
                         outcomes.push((after, Some(job)));

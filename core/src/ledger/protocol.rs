@@ -1,8 +1,8 @@
 //! The ledger protocol as a pure state machine.
 //!
-//! A [`Run`] says what to do next ([`Run::action`]) and is told what came of it ([`Run::on`]). It
-//! does no I/O and knows no time, so that a model can search all interleavings of several runs, crashes
-//! and late commits (the tests of this crate do). `sluice::load` performs the actions.
+//! A [`Run`] says what to do next ([`Run::action`]), and [`drive`](super::drive::drive) has it done by
+//! whoever knows how ([`Steps`]). Neither does I/O or knows time, so that a model can search all
+//! interleavings of several runs, crashes and late commits (the tests of this crate do).
 //!
 //! The rules, each of which the search shows to be needed:
 //! - write the seal before reading it back; whoever then sees another's claim yields;
@@ -12,6 +12,7 @@
 //!   statements of it, never the other way;
 //! - rows are taken back only once no attempt and no record of the batch can succeed ever again.
 
+use super::drive::{Fence, Inserted, Recorded, Steps, TakenBack};
 use crate::batch::BatchId;
 
 /// What the ledger says of an object, leaving out the batch that asks.
@@ -91,26 +92,6 @@ impl Action {
     }
 }
 
-/// What came of an action.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Event {
-    /// Of [`Action::LookUp`] and [`Action::Verify`].
-    Standings(Vec<Standing>),
-    /// The action succeeded.
-    Done,
-    /// Of [`Action::CheckRows`].
-    Rows(bool),
-    /// Of [`Action::CheckComplete`]: nothing but the record is missing. Else it is done.
-    Complete,
-    /// Of [`Action::Insert`]: try the same again.
-    Unknown,
-    /// Of [`Action::Insert`]: an object's own fault; the same again would fail again.
-    ObjectFault,
-    /// Of [`Action::Insert`] and [`Action::Record`]: the guard refused. Of [`Action::Fence`]: another
-    /// worker was first. Of [`Action::TakeBack`]: the batch has ended.
-    Fenced,
-}
-
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum End {
@@ -157,7 +138,7 @@ enum Phase {
 pub const DOOMED: u32 = u32::MAX;
 
 /// Finding out what is left of a batch, once none of its statements can commit any more.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Unwind {
     Fence,
     Kill,
@@ -215,7 +196,7 @@ impl Run {
         }
     }
 
-    /// What to do next; the answer goes to [`Run::on`].
+    /// Returns what is to be done next.
     pub fn action(&self) -> Action {
         match &self.phase {
             Phase::LookUp => Action::LookUp,
@@ -241,17 +222,25 @@ impl Run {
         }
     }
 
-    /// Notes what came of the action.
+    /// Performs the next step, if there is one, and notes what came of it.
     ///
-    /// # Panics
+    /// # Errors
     ///
-    /// When the event does not answer the action: an error in the caller.
-    pub fn on(&mut self, event: &Event) {
-        self.phase = match (&self.phase, event) {
-            (Phase::LookUp, Event::Standings(standings)) => after_look_up(standings),
-            (Phase::Recover { .. }, Event::Done) => Phase::LookUp,
-            (Phase::Seal, Event::Done) => Phase::Verify,
-            (Phase::Verify, Event::Standings(standings)) => {
+    /// What the step returns; the run stays where it is.
+    pub(super) async fn step<S: Steps>(&mut self, steps: &mut S) -> Result<(), S::Error> {
+        let attempt = self.attempt;
+        self.phase = match &self.phase {
+            Phase::LookUp => after_look_up(&steps.look_up().await?),
+            Phase::Recover { batch } => {
+                steps.recover(*batch).await?;
+                Phase::LookUp
+            }
+            Phase::Seal => {
+                steps.seal().await?;
+                Phase::Verify
+            }
+            Phase::Verify => {
+                let standings = steps.verify().await?;
                 if standings.iter().all(|standing| *standing == Standing::Free) {
                     Phase::Insert
                 } else {
@@ -259,33 +248,74 @@ impl Run {
                     Phase::Release(End::Yielded)
                 }
             }
-            (Phase::Insert, Event::Done) => Phase::Record,
-            (Phase::Insert, Event::Unknown) => Phase::KillToReplay,
-            (Phase::Insert, Event::Fenced) => Phase::Finish(End::Fenced),
-            (Phase::Insert, Event::ObjectFault) => {
-                self.intent = Intent::TakeBack;
-                Phase::Unwind(Unwind::Fence)
+            Phase::Insert => match steps.insert(attempt).await? {
+                Inserted::Committed => Phase::Record,
+                Inserted::Unknown => Phase::KillToReplay,
+                Inserted::Fenced => Phase::Finish(End::Fenced),
+                Inserted::ObjectFault => {
+                    self.intent = Intent::TakeBack;
+                    Phase::Unwind(Unwind::Fence)
+                }
+            },
+            Phase::KillToReplay => {
+                steps.kill().await?;
+                Phase::Insert
             }
-            (Phase::KillToReplay, Event::Done) => Phase::Insert,
-            (Phase::Unwind(Unwind::Fence), Event::Done) => Phase::Unwind(Unwind::Kill),
-            (Phase::Unwind(Unwind::Fence), Event::Fenced) => Phase::Finish(End::Fenced),
-            (Phase::Unwind(Unwind::Kill), Event::Done) => Phase::Unwind(Unwind::CheckRows),
-            (Phase::Unwind(Unwind::CheckRows), Event::Rows(found)) => self.after_row_check(*found),
-            (Phase::Unwind(Unwind::CheckComplete), Event::Complete) => {
-                // The attempt that brought the rows is fenced by now.
-                self.attempt += 1;
-                Phase::Record
+            Phase::Unwind(unwind) => {
+                let unwind = *unwind;
+                self.unwind(unwind, steps).await?
             }
-            (Phase::Unwind(Unwind::CheckComplete), Event::Done) => Phase::Unwind(Unwind::Doom),
-            (Phase::Unwind(Unwind::Doom), Event::Done) => Phase::Unwind(Unwind::KillDoomed),
-            (Phase::Unwind(Unwind::KillDoomed), Event::Done) => Phase::Unwind(Unwind::TakeBack),
-            (Phase::Unwind(Unwind::TakeBack), Event::Done) => Phase::Release(End::Released),
-            (Phase::Unwind(Unwind::TakeBack), Event::Fenced) => Phase::Finish(End::Fenced),
-            (Phase::Release(end), Event::Done) => Phase::Finish(*end),
-            (Phase::Record, Event::Done) => Phase::Finish(End::Loaded),
-            (Phase::Record, Event::Fenced) => Phase::Finish(End::Fenced),
-            (phase, event) => panic!("{event:?} does not answer {phase:?}"),
+            Phase::Release(end) => {
+                let end = *end;
+                steps.release().await?;
+                Phase::Finish(end)
+            }
+            Phase::Record => match steps.record(attempt).await? {
+                Recorded::Written => Phase::Finish(End::Loaded),
+                Recorded::Fenced => Phase::Finish(End::Fenced),
+            },
+            Phase::Finish(end) => Phase::Finish(*end),
         };
+        Ok(())
+    }
+
+    async fn unwind<S: Steps>(&mut self, unwind: Unwind, steps: &mut S) -> Result<Phase, S::Error> {
+        Ok(match unwind {
+            Unwind::Fence => match steps.fence(self.attempt).await? {
+                Fence::Written => Phase::Unwind(Unwind::Kill),
+                Fence::TakenOver => Phase::Finish(End::Fenced),
+            },
+            Unwind::Kill => {
+                steps.kill().await?;
+                Phase::Unwind(Unwind::CheckRows)
+            }
+            Unwind::CheckRows => {
+                let found = steps.has_rows().await?;
+                self.after_row_check(found)
+            }
+            Unwind::CheckComplete => {
+                if steps.is_complete().await? {
+                    // The attempt that brought the rows is fenced by now.
+                    self.attempt += 1;
+                    Phase::Record
+                } else {
+                    Phase::Unwind(Unwind::Doom)
+                }
+            }
+            Unwind::Doom => {
+                // What is doomed may be taken back by several: it comes to the same.
+                steps.fence(DOOMED).await?;
+                Phase::Unwind(Unwind::KillDoomed)
+            }
+            Unwind::KillDoomed => {
+                steps.kill().await?;
+                Phase::Unwind(Unwind::TakeBack)
+            }
+            Unwind::TakeBack => match steps.take_back().await? {
+                TakenBack::Deleted => Phase::Release(End::Released),
+                TakenBack::Ended => Phase::Finish(End::Fenced),
+            },
+        })
     }
 
     fn after_row_check(&mut self, found: bool) -> Phase {

@@ -13,7 +13,7 @@ use crate::clickhouse::error_class::{
 };
 use crate::clickhouse::failing_view::{Failing, failing_view};
 use crate::ledger::BATCHES_TABLE;
-use crate::ledger::protocol::Event;
+use crate::ledger::drive::Inserted;
 use crate::load::breaker::Scope;
 use crate::load::fallback::Fallback;
 use crate::statements::select::{BLANK, Target};
@@ -62,13 +62,16 @@ impl Loading<'_> {
     /// A user's view has failed the insert. Several objects are tried in parts. One alone is at
     /// fault if others came through the view: in this load, or before it while no other object fails
     /// like it. Else the view fails for all: intake pauses.
-    pub(super) async fn view_failed(&mut self, error: &WarehouseError) -> Result<Event, Cancelled> {
+    pub(super) async fn view_failed(
+        &mut self,
+        error: &WarehouseError,
+    ) -> Result<Inserted, Cancelled> {
         let loader = self.loader;
         self.replays += 1;
         if self.replays <= MAX_REPLAYS_OF_A_PART {
             loader.note_failure(error, Scope::Inserts).await;
             loader.pause(self.replays, self.cancel).await?;
-            return Ok(Event::Unknown);
+            return Ok(Inserted::Unknown);
         }
         let is_at_fault = match (self.items.as_slice(), failing_view(error)) {
             ([alone], Some(failing)) => {
@@ -81,7 +84,7 @@ impl Loading<'_> {
         };
         if !is_at_fault {
             self.halt(error);
-            return Ok(Event::Unknown);
+            return Ok(Inserted::Unknown);
         }
         // Sluice's own tables can have all rows, and the view's none.
         self.keep_nothing = true;
@@ -178,13 +181,16 @@ impl Loading<'_> {
 
     /// The objects need more than one insert may take. Several are tried in parts, and one alone in
     /// many blocks; one that needs too much even then has failed, unless the limit lets nothing pass.
-    pub(super) async fn too_large(&mut self, error: &WarehouseError) -> Result<Event, Cancelled> {
+    pub(super) async fn too_large(
+        &mut self,
+        error: &WarehouseError,
+    ) -> Result<Inserted, Cancelled> {
         if self.items.len() == 1
             && self.form.many_blocks
             && let Err(of_sample) = self.sample().await?
         {
             self.halt(&of_sample);
-            return Ok(Event::Unknown);
+            return Ok(Inserted::Unknown);
         }
         let text = format!("one insert may not take so much (`load.max_memory`): {error}");
         Ok(self.at_fault(error, Verdict::TooLarge, text))
@@ -196,7 +202,7 @@ impl Loading<'_> {
         &mut self,
         verdict: Verdict,
         error: &WarehouseError,
-    ) -> Result<Event, Cancelled> {
+    ) -> Result<Inserted, Cancelled> {
         let mut pause_for = (verdict == Verdict::Overload).then(|| error.clone());
         // The same body will not be smaller.
         let is_final = is_too_large(error);
@@ -213,7 +219,7 @@ impl Loading<'_> {
                 // Others get the turn: what becomes of them tells more.
                 Blame::Unknown if self.trying.may_wait => {
                     self.failure = Some((Verdict::Replay, error.to_string()));
-                    return Ok(Event::ObjectFault);
+                    return Ok(Inserted::ObjectFault);
                 }
                 Blame::Unknown if is_s3_away(error) => {}
                 // Nothing else comes while intake is paused.
@@ -230,15 +236,15 @@ impl Loading<'_> {
             self.loader.note_failure(error, Scope::Inserts).await;
             self.loader.pause(self.replays, self.cancel).await?;
         }
-        Ok(Event::Unknown)
+        Ok(Inserted::Unknown)
     }
 
     /// The objects are not loaded like this. Whatever pauses intake is not over by that.
-    async fn give_up(&mut self, error: &WarehouseError) -> Event {
+    async fn give_up(&mut self, error: &WarehouseError) -> Inserted {
         let fault = self.object_fault().await;
         metrics::clickhouse_error(error.code(), fault);
         self.failure = Some((fault, error.to_string()));
-        Event::ObjectFault
+        Inserted::ObjectFault
     }
 
     /// The server has told what is wrong with the objects: it does inserts.
@@ -247,11 +253,11 @@ impl Loading<'_> {
         error: &WarehouseError,
         fault: Verdict,
         text: String,
-    ) -> Event {
+    ) -> Inserted {
         self.answered();
         metrics::clickhouse_error(error.code(), fault);
         self.failure = Some((fault, text));
-        Event::ObjectFault
+        Inserted::ObjectFault
     }
 
     /// Finds out who is to blame for an error that does not say it.

@@ -11,7 +11,7 @@ use tracing::warn;
 use super::Loading;
 use crate::batch::ReadBy;
 use crate::clickhouse::error_class::{Verdict, verdict};
-use crate::ledger::protocol::Event;
+use crate::ledger::drive::Inserted;
 use crate::load::progress::{FailureClass, Proof};
 use crate::load::truncation::Truncation;
 use crate::load::{Cancelled, MAX_REPLAYS};
@@ -24,7 +24,7 @@ const READ_AT_ONCE: usize = 16;
 impl Loading<'_> {
     /// Proves what is not proven yet; returns what ends the attempt where an object must not be
     /// loaded.
-    pub(super) async fn prove(&mut self) -> Result<Option<Event>, Cancelled> {
+    pub(super) async fn prove(&mut self) -> Result<Option<Inserted>, Cancelled> {
         if self.form.read_by != ReadBy::S3 {
             // The worker's decoders notice themselves.
             for item in &mut self.items {
@@ -55,7 +55,7 @@ impl Loading<'_> {
         // Rows of it can be there from a worker of an earlier version.
         self.keep_nothing = fault.0 == Verdict::ObjectFault;
         self.failure = Some(fault);
-        Ok(Some(Event::ObjectFault))
+        Ok(Some(Inserted::ObjectFault))
     }
 
     /// Returns the proofs that are missing, each with its item's place in the list.
