@@ -5,6 +5,8 @@
 //! tables read from it, be it the table (as materialized views) or the SELECT that would fill it
 //! (`per_type_select`), so that both ways make the same rows.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use uuid::Uuid;
 
 use crate::event_types::paths::{self, Path};
@@ -347,14 +349,20 @@ fn verdicts(catalog: &Catalog, lines: &Lines) -> String {
         let moment = |seconds| format!("toDateTime64({seconds}, 0, 'UTC')");
         let (start, end) = (moment(start), moment(end));
         for ReadValue {
+            column,
+            text,
             read,
             types,
-            column,
-            ..
         } in read_values(catalog, EventType::partitioning_times)
         {
             let taken = taken_by(&types, catalog);
             let reason = sql::string(&out_of_range(column));
+            // A required value that cannot be read has had its branch above.
+            let read = if column.required {
+                column.column_type.read_checked(&text)
+            } else {
+                read
+            };
             branches.push(format!(
                 "{taken} AND ifNull({read} < {start} OR {read} >= {end}, false), {reason}"
             ));
@@ -385,19 +393,42 @@ fn bad_value(catalog: &Catalog) -> String {
         .map(|value| (invalid(value.column), value));
     let times = read_values(catalog, EventType::partitioning_times).into_iter();
     let out_of_range = times.map(|value| (out_of_range(value.column), value));
-    let branches: Vec<String> = invalid_ones
-        .chain(out_of_range)
-        .map(|(reason, value)| {
-            let taken = taken_by(&value.types, catalog);
-            let (reason, text) = (sql::string(&reason), value.text);
-            format!("verdict = {reason} AND {taken}, {text}")
-        })
-        .collect();
-    if branches.is_empty() {
+    let mut values: BTreeMap<&str, BadValue> = BTreeMap::new();
+    for (reason, value) in invalid_ones.chain(out_of_range) {
+        let bad = values.entry(&value.column.name).or_default();
+        bad.reasons.insert(reason);
+        bad.texts.entry(value.text).or_default().extend(value.types);
+    }
+    if values.is_empty() {
         return "NULL".to_owned();
     }
+    // Without AND: in a condition such as `verdict = … AND …`, ClickHouse compares whole subqueries
+    // when it plans, and the name of every object is in them.
+    let branches: Vec<String> = values
+        .into_values()
+        .map(|BadValue { reasons, texts }| {
+            let text = match Vec::from_iter(&texts).as_slice() {
+                [(text, _)] => (*text).clone(),
+                texts => {
+                    let texts = texts.iter().map(|(text, types)| {
+                        format!("taken IN ({}), {text}", sql::strings(*types))
+                    });
+                    format!("multiIf({}, NULL)", texts.collect::<Vec<_>>().join(", "))
+                }
+            };
+            format!("verdict IN ({}), {text}", sql::strings(reasons))
+        })
+        .collect();
     let branches = branches.join(", ");
     format!("toValidUTF8(substring(multiIf({branches}, NULL), 1, {MAX_VALUE_BYTES}))")
+}
+
+/// What lines can be rejected for in the columns of one name.
+#[derive(Default)]
+struct BadValue<'a> {
+    reasons: BTreeSet<String>,
+    /// Each text that such a column reads, an expression, and the event types whose column it is.
+    texts: BTreeMap<String, BTreeSet<&'a str>>,
 }
 
 /// A value that a column of one or more event types reads from its paths.
@@ -431,10 +462,11 @@ fn read_values<'a>(
             };
             let text = first_of(paths);
             let read = column.column_type.read(&text);
-            match values
-                .iter_mut()
-                .find(|other| other.read == read && other.column.name == column.name)
-            {
+            match values.iter_mut().find(|other| {
+                other.read == read
+                    && other.column.name == column.name
+                    && other.column.required == column.required
+            }) {
                 Some(other) => other.types.push(&event_type.name),
                 None => values.push(ReadValue {
                     column,
@@ -638,6 +670,42 @@ columns:
     #[test]
     fn the_builtin_catalog() {
         insta::assert_snapshot!(landing_select(&Catalog::builtin(), &lines()));
+    }
+
+    #[test]
+    fn a_time_is_quoted_as_its_event_type_reads_it() {
+        let declared = |name: &str, key: &str, required: bool| {
+            let text = format!(
+                r#"
+table: {name}s
+rule: {{path: [verb], equals: {name}}}
+order_by: [id]
+partition_by: toYYYYMM(at)
+columns:
+  - {{name: id, type: String, identifies: true, path: [id]}}
+  - {{name: at, type: "DateTime64(3, 'UTC')", path: [{key}], required: {required}}}
+"#
+            );
+            (format!("{name}.yaml"), text)
+        };
+        let files = [
+            declared("click", "at", true),
+            declared("press", "time", false),
+        ];
+        let catalog = Catalog::from_files(files).unwrap();
+        assert_eq!(
+            bad_value(&catalog),
+            "toValidUTF8(substring(multiIf(verdict IN ('at out of range', 'invalid at'), \
+             multiIf(taken IN ('click'), `$.at`, taken IN ('press'), `$.time`, NULL), NULL), 1, 200))"
+        );
+        let times = Some(TimeRange { start: 1, end: 2 });
+        let verdicts = verdicts(&catalog, &Lines { times, ..lines() });
+        let closely_read: Vec<bool> = verdicts
+            .lines()
+            .filter(|branch| branch.contains("out of range"))
+            .map(|branch| branch.contains("match("))
+            .collect();
+        assert_eq!(closely_read, [false, true], "{verdicts}");
     }
 
     #[test]
