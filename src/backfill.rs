@@ -141,6 +141,7 @@ impl<P: Fn(&Tally)> Backfill<P> {
         let mut listing = read_ahead(lister);
         while !self.is_full() {
             let listed = tokio::select! {
+                biased;
                 () = self.stop.cancelled() => return Ok(()),
                 listed = listing.recv() => listed,
             };
@@ -203,6 +204,7 @@ impl<P: Fn(&Tally)> Backfill<P> {
             self.settle_next().await;
         }
         tokio::select! {
+            biased;
             () = self.stop.cancelled() => return,
             () = tokio::time::sleep_until(self.next_start) => {}
         }
@@ -278,6 +280,7 @@ impl<P: Fn(&Tally)> Backfill<P> {
                 "waiting for what others have in hand"
             );
             tokio::select! {
+                biased;
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(BUSY_RETRY) => {}
             }

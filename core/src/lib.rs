@@ -5,6 +5,7 @@
 //! ClickHouse's client. Time is an argument; randomness, the wall clock and new ids come from an
 //! [`Env`]; what metrics and the live page want to know goes to a [`daemon::Observer`].
 
+pub mod backoff;
 pub mod batch;
 pub mod daemon;
 pub mod env;

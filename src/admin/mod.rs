@@ -25,31 +25,10 @@ use tokio_util::sync::CancellationToken;
 use self::condition::Signs;
 use self::events::{Events, Reporter};
 pub use self::status::WorkerStatus;
-use crate::load::breaker::Breaker;
-use crate::telemetry::activity::Activity;
-use crate::telemetry::health::Health;
+use crate::daemon::Vitals;
 
 /// Histograms are summed up this often.
 const UPKEEP: Duration = Duration::from_secs(5);
-
-/// What the parts of the daemon tell of themselves.
-#[derive(Clone, Debug)]
-pub struct Vitals {
-    pub health: Arc<Health>,
-    pub breaker: Arc<Breaker>,
-    pub activity: Arc<Activity>,
-}
-
-impl Vitals {
-    /// Nothing has been heard of yet. `probe_interval` is the breaker's.
-    pub fn new(probe_interval: Duration, activity: Activity) -> Self {
-        Self {
-            health: Arc::default(),
-            breaker: Arc::new(Breaker::new(probe_interval)),
-            activity: Arc::new(activity),
-        }
-    }
-}
 
 struct Admin {
     vitals: Vitals,
@@ -171,6 +150,7 @@ mod tests {
     use metrics_exporter_prometheus::PrometheusBuilder;
 
     use super::*;
+    use crate::telemetry::activity::Activity;
 
     #[tokio::test(start_paused = true)]
     async fn a_stuck_loop_fails_healthz_until_it_turns_again() {

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Vitals;
 use super::condition::{Condition, Signs};
-use crate::daemon::depths::Depth;
+use crate::queue::depth::Depth;
 use crate::telemetry::activity::Snapshot;
 use crate::telemetry::metrics::Holdings;
 

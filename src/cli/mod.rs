@@ -59,6 +59,7 @@ use crate::statements::insert::{Planner, Strategy, TimeLimits};
 use crate::statements::s3_source::{S3Access, S3Source};
 use crate::statements::select::Target;
 use crate::telemetry::end_logging;
+use sluice_core::backoff::Backoff;
 
 /// Loads S3 objects into ClickHouse, once each, as SQS announces them.
 ///
@@ -383,8 +384,7 @@ fn loader(
         breaker,
         limits: LoadLimits {
             insert_timeout: config.clickhouse.insert_timeout.get(),
-            retry_min: config.load.retry_backoff_min.get(),
-            retry_max: config.load.retry_backoff_max.get(),
+            retry: load_backoff(config),
             max_rejected_ratio: config.load.max_rejected_ratio.get(),
         },
         bounds,
@@ -404,6 +404,14 @@ fn loader(
     }
 }
 
+/// The pauses of whatever waits for ClickHouse or S3.
+fn load_backoff(config: &Config) -> Backoff {
+    Backoff {
+        min: config.load.retry_backoff_min.get(),
+        max: config.load.retry_backoff_max.get(),
+    }
+}
+
 fn batch_limits(batch: &BatchConfig) -> BatchLimits {
     BatchLimits {
         window: batch.window.get(),
@@ -418,6 +426,7 @@ fn ledger(config: &Config, warehouse: Warehouse) -> Ledger {
         warehouse,
         worker_name(),
         config.queue.visibility_timeout.get(),
+        Env::default(),
     )
 }
 

@@ -3,7 +3,6 @@
 use std::fmt;
 
 use anyhow::Context;
-use aws_sdk_sqs::Client;
 use serde::Serialize;
 
 use super::backfill::announce::announce;
@@ -38,10 +37,7 @@ pub(super) struct Arguments {
 pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
     let aws = aws(config).await;
     let queue = if arguments.enqueue {
-        Some(SqsQueue::new(
-            Client::new(&aws),
-            config.queue.require_url()?,
-        ))
+        Some(SqsQueue::at(&aws, config.queue.require_url()?))
     } else {
         None
     };

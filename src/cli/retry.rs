@@ -3,7 +3,6 @@
 use std::fmt;
 
 use anyhow::{Context, ensure};
-use aws_sdk_sqs::Client;
 use futures_util::{StreamExt, future, stream};
 use serde::Serialize;
 
@@ -87,7 +86,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
     };
     report.objects.dedup();
     if !arguments.dry_run {
-        let queue = SqsQueue::new(Client::new(&aws), config.queue.require_url()?);
+        let queue = SqsQueue::at(&aws, config.queue.require_url()?);
         let bodies: Vec<String> = failed.iter().map(|f| announcement(&f.into())).collect();
         queue
             .send(&bodies)

@@ -12,11 +12,12 @@ use super::{
     aws, batch_limits, catalog, envelopes, loader, notification_filter, planner, warehouse,
 };
 use crate::Env;
-use crate::admin::{AdminListener, Vitals};
+use crate::admin::AdminListener;
 use crate::clickhouse::error_class::{pause_reason, with_advice};
 use crate::config::Config;
 use crate::daemon;
 use crate::daemon::Outage;
+use crate::daemon::Vitals;
 use crate::daemon::core::Limits;
 use crate::daemon::depths;
 use crate::daemon::in_flight::VisibilityPolicy;
@@ -45,7 +46,7 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
 
     let aws = aws(config).await;
     let region = aws.region().map_or("us-east-1", |region| region.as_ref());
-    let queue = Arc::new(SqsQueue::new(aws_sdk_sqs::Client::new(&aws), queue_url));
+    let queue = Arc::new(SqsQueue::at(&aws, queue_url));
     let warehouse = warehouse(config)?;
     let planner = planner(config, catalog.clone(), region)?;
     let preflight = Preflight::new(config, &catalog)?;
@@ -150,7 +151,7 @@ async fn check_queue(
     health: &Health,
     stop: &CancellationToken,
 ) -> anyhow::Result<bool> {
-    let mut outage = Outage::default();
+    let mut outage = Outage::new(Env::default());
     loop {
         health.beat();
         let attributes = tokio::select! {

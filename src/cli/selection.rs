@@ -5,7 +5,8 @@ use std::time::SystemTime;
 use anyhow::ensure;
 
 use super::moment::moment;
-use super::notification_filter;
+use super::{load_backoff, notification_filter};
+use crate::Env;
 use crate::config::Config;
 use crate::glob::Globs;
 use crate::notification::filter::Filter;
@@ -67,8 +68,8 @@ impl SelectionArguments {
         Ok(Lister::new(
             store,
             self.selection(config)?,
-            config.load.retry_backoff_min.get(),
-            config.load.retry_backoff_max.get(),
+            load_backoff(config),
+            Env::default(),
         ))
     }
 }

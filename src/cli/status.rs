@@ -4,7 +4,6 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::Context;
-use aws_sdk_sqs::Client;
 use futures_util::future::join_all;
 use serde::Serialize;
 
@@ -78,7 +77,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
         return arguments.output.show(&Failed(failed));
     }
     let queues = async {
-        let queue = SqsQueue::new(Client::new(&aws(config).await), config.queue.require_url()?);
+        let queue = SqsQueue::at(&aws(config).await, config.queue.require_url()?);
         anyhow::Ok(queues(&queue).await?)
     };
     let since = since.unwrap_or(ACTIVITY);

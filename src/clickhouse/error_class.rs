@@ -3,7 +3,7 @@
 use crate::clickhouse::codes::{CONTENT, LIMITS, NO_WAY, OVERLOAD, TOO_LARGE, halt_reason, is_in};
 use crate::clickhouse::failing_view::failing_view;
 use crate::clickhouse::{SUPPORT_IS_DISABLED, WarehouseError};
-use crate::s3::StoreError;
+use crate::s3::{REFUSALS, StoreError};
 use crate::statements::guard::{CHANGED_TEXT, FENCED_TEXT};
 use sluice_core::labelled;
 
@@ -151,14 +151,9 @@ fn source_verdict(error: &StoreError) -> Verdict {
     match error {
         _ if error.is_missing() => Verdict::ObjectFault,
         StoreError::Refused { status: 412, .. } => Verdict::Changed,
-        StoreError::Refused { status, code, .. }
-            if matches!(status, 403 | 404) || is_refusal(code) =>
-        {
-            Verdict::Denied
-        }
-        StoreError::Refused { .. } => Verdict::Replay,
+        _ if error.is_denied() => Verdict::Denied,
         StoreError::Content { .. } => Verdict::ObjectFault,
-        StoreError::Unavailable { .. } => Verdict::Replay,
+        StoreError::Refused { .. } | StoreError::Unavailable { .. } => Verdict::Replay,
     }
 }
 
@@ -177,16 +172,6 @@ fn s3_verdict(text: &str) -> Verdict {
         Verdict::Replay
     }
 }
-
-/// S3's words for: you may not.
-const REFUSALS: &[&str] = &[
-    "HTTP response code: 403",
-    "AccessDenied",
-    "Access Denied",
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-];
 
 /// Why intake is paused.
 pub fn pause_reason(error: &WarehouseError) -> PauseReason {

@@ -24,7 +24,7 @@ use crate::config::{Secret, SecretSource};
 use crate::s3::StoreError;
 use crate::sql;
 pub use crate::statements::{LOG_COMMENT, MAX_QUERY_BYTES, PINNED, Statement};
-use crate::telemetry::with_sources;
+use crate::util::error_chain::with_sources;
 use crate::util::http;
 use crate::util::http::{Connector, TlsError};
 use pins::Pins;

@@ -2,25 +2,16 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
 use tokio::time::MissedTickBehavior;
 use tracing::warn;
 
+use crate::queue::depth::Depth;
 use crate::queue::sqs::SqsQueue;
 use crate::queue::{Queue, QueueError};
 use crate::telemetry::metrics;
 
 /// Two requests each time: a long poll that finds nothing costs as much.
 const INTERVAL: Duration = Duration::from_secs(15);
-
-/// As SQS counts, which is approximate.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Depth {
-    pub visible: u64,
-    pub in_flight: u64,
-    /// None where there is no such queue.
-    pub dead_letters: Option<u64>,
-}
 
 /// Asks for as long as it is polled, and tells the metrics and whoever else is to know.
 pub async fn watch(queue: SqsQueue, tell: impl Fn(Depth)) {

@@ -8,6 +8,7 @@ mod receiver;
 mod settler;
 #[cfg(test)]
 mod tests;
+mod vitals;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use tracing::{error, info, warn};
 use self::core::{Action, Core, Limits};
 pub use self::receiver::Outage;
 use self::receiver::Received;
-use crate::admin::Vitals;
+pub use self::vitals::Vitals;
 use crate::clickhouse::error_class::PauseReason;
 use crate::daemon::in_flight::Settlement;
 use crate::load::{Load, Outcomes};
@@ -84,7 +85,13 @@ pub async fn run<Q: Queue, L: Load>(daemon: Daemon<Q, L>, stop: CancellationToke
     } = daemon;
     let (settle, settlements) = mpsc::unbounded_channel();
     let (report_deleted, mut deleted) = mpsc::unbounded_channel();
-    let settler = settler::run(queue.clone(), activity.clone(), settlements, report_deleted);
+    let settler = settler::run(
+        queue.clone(),
+        env.clone(),
+        activity.clone(),
+        settlements,
+        report_deleted,
+    );
     let settler = tokio::spawn(settler);
     // A little room only: what waits here gets no heartbeats.
     let (send_messages, mut messages) = mpsc::channel(options.receivers);
@@ -98,6 +105,7 @@ pub async fn run<Q: Queue, L: Load>(daemon: Daemon<Q, L>, stop: CancellationToke
             room.subscribe(),
             send_messages.clone(),
             receiver::Options {
+                env: env.clone(),
                 number,
                 wait_time: options.wait_time,
                 visibility: options.limits.visibility.timeout,
@@ -124,12 +132,10 @@ pub async fn run<Q: Queue, L: Load>(daemon: Daemon<Q, L>, stop: CancellationToke
     let mut give_up = None;
     loop {
         let wake = daemon.core.next_wake();
+        // In this order, so that the same events make the same run. Messages come last: there may always
+        // be one, and of all others there are only as many as were asked for.
         tokio::select! {
-            received = messages.recv(), if !messages.is_closed() || !messages.is_empty() => {
-                if let Some(received) = received {
-                    daemon.take(received);
-                }
-            }
+            biased;
             Some(ended) = daemon.loads.join_next() => daemon.on_load_ended(ended),
             Some(handles) = deleted.recv() => daemon.core.on_deleted(&handles),
             Some(ended) = extensions.join_next() => daemon.on_extension_ended(ended),
@@ -155,11 +161,6 @@ pub async fn run<Q: Queue, L: Load>(daemon: Daemon<Q, L>, stop: CancellationToke
                 let actions = daemon.core.drain();
                 daemon.perform(actions);
             }
-            ended = receivers.join_next(), if last_polls.is_some() => {
-                if ended.is_none() {
-                    last_polls = Some(Instant::now());
-                }
-            }
             () = sleep_until(last_polls.unwrap_or_else(Instant::now)), if last_polls.is_some() => {
                 last_polls = None;
                 receivers.shutdown().await;
@@ -168,10 +169,21 @@ pub async fn run<Q: Queue, L: Load>(daemon: Daemon<Q, L>, stop: CancellationToke
                 }
                 daemon.give_back();
             }
+            // Behind the timer that it sets: of no receivers, the end is there at once, and again.
+            ended = receivers.join_next(), if last_polls.is_some() => {
+                if ended.is_none() {
+                    last_polls = Some(Instant::now());
+                }
+            }
             () = sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => {
                 warn!("the grace period is over: ending the inserts in flight");
                 give_up = None;
                 daemon.cancel_loads.cancel();
+            }
+            received = messages.recv(), if !messages.is_closed() || !messages.is_empty() => {
+                if let Some(received) = received {
+                    daemon.take(received);
+                }
             }
         }
         health.beat();

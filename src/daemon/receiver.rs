@@ -8,14 +8,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::Env;
 use crate::daemon::heartbeats::Delivery;
 use crate::load::breaker::Breaker;
 use crate::queue::{MAX_BATCH, Message, Queue, QueueError};
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics;
+use sluice_core::backoff::Backoff;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Options {
+    pub(super) env: Env,
     /// From 0. A receiver polls while there is room for more receives than this.
     pub(super) number: usize,
     pub(super) wait_time: Duration,
@@ -25,8 +28,11 @@ pub(super) struct Options {
 /// What one receive brought.
 pub(super) type Received = (Vec<Message>, Delivery);
 
-/// After a failed receive: doubled each time, up to the second value.
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// After a failed receive.
+const BACKOFF: Backoff = Backoff {
+    min: Duration::from_secs(1),
+    max: Duration::from_secs(30),
+};
 /// A queue that stays away is mentioned again this often.
 const REMINDER: Duration = Duration::from_secs(60);
 
@@ -39,7 +45,7 @@ pub(super) async fn run<Q: Queue>(
     options: Options,
     stop: CancellationToken,
 ) {
-    let mut outage = Outage::default();
+    let mut outage = Outage::new(options.env);
     loop {
         let may_receive = async {
             breaker.closed().await;
@@ -47,6 +53,7 @@ pub(super) async fn run<Q: Queue>(
             room.wait_for(|room| *room > options.number).await.is_ok()
         };
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             room = may_receive => if !room { return },
         }
@@ -71,6 +78,7 @@ pub(super) async fn run<Q: Queue>(
                 health.queue_fails(error.to_string());
                 let pause = outage.note(&error);
                 tokio::select! {
+                    biased;
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(pause) => {}
                 }
@@ -82,12 +90,21 @@ pub(super) async fn run<Q: Queue>(
 /// A series of failures: how long to pause, and when to speak of it.
 #[derive(Default)]
 pub struct Outage {
+    env: Env,
     failures: u32,
     since: Option<Instant>,
     mentioned: Option<Instant>,
 }
 
 impl Outage {
+    /// Returns one in which nothing has failed yet.
+    pub fn new(env: Env) -> Self {
+        Self {
+            env,
+            ..Self::default()
+        }
+    }
+
     /// Counts a failure, speaks of it now and then, and returns how long to wait.
     pub fn note(&mut self, error: &QueueError) -> Duration {
         self.failures += 1;
@@ -108,11 +125,7 @@ impl Outage {
                 "failed to receive from SQS; retrying{advice}"
             );
         }
-        let (min, max) = BACKOFF;
-        let full = min
-            .saturating_mul(1 << (self.failures - 1).min(16))
-            .min(max);
-        full.mul_f64(0.75 + fastrand::f64() / 4.0)
+        BACKOFF.pause(self.failures, self.env.fraction())
     }
 
     fn end(&mut self) {
@@ -124,6 +137,6 @@ impl Outage {
                 "the queue answers again"
             );
         }
-        *self = Self::default();
+        *self = Self::new(self.env.clone());
     }
 }

@@ -12,23 +12,29 @@ use tokio::time::timeout_at;
 use tracing::warn;
 
 use super::Traced;
+use crate::Env;
 use crate::daemon::heartbeats::Extension;
 use crate::daemon::in_flight::Settlement;
 use crate::queue::{FailedEntries, MAX_BATCH, Queue, QueueError, ReceiptHandle, except_gone};
 use crate::telemetry::activity::Activity;
 use crate::telemetry::metrics;
 use crate::util::failpoint;
+use sluice_core::backoff::Backoff;
 
 /// Requests in flight.
 const CONCURRENCY: usize = 8;
 /// Tries of a request; then the messages come back by themselves, and the ledger knows them.
 const TRIES: u32 = 6;
-const BACKOFF: Duration = Duration::from_millis(500);
+const BACKOFF: Backoff = Backoff {
+    min: Duration::from_millis(500),
+    max: Duration::from_secs(16),
+};
 
 /// Performs settlements until their sender is gone and all are done. Reports the handles of messages
 /// that are deleted, or could not be.
 pub(super) async fn run<Q: Queue>(
     queue: Arc<Q>,
+    env: Env,
     activity: Arc<Activity>,
     mut settlements: mpsc::UnboundedReceiver<Traced>,
     deleted: mpsc::UnboundedSender<Vec<ReceiptHandle>>,
@@ -52,7 +58,12 @@ pub(super) async fn run<Q: Queue>(
             }
         }
         for (handles, traces) in in_requests(deletes) {
-            let delete = delete(queue.clone(), activity.clone(), handles.clone());
+            let delete = delete(
+                queue.clone(),
+                env.clone(),
+                activity.clone(),
+                handles.clone(),
+            );
             let deleted = deleted.clone();
             requests.spawn(delete.map(move |()| {
                 drop(traces);
@@ -61,7 +72,7 @@ pub(super) async fn run<Q: Queue>(
             }));
         }
         for (entries, traces) in in_requests(releases) {
-            let release = release(queue.clone(), activity.clone(), entries);
+            let release = release(queue.clone(), env.clone(), activity.clone(), entries);
             requests.spawn(release.map(|()| drop(traces)));
         }
         while requests.len() > CONCURRENCY {
@@ -80,9 +91,14 @@ fn in_requests<T, U>(entries: Vec<(T, U)>) -> impl Iterator<Item = (Vec<T>, Vec<
     })
 }
 
-async fn delete<Q: Queue>(queue: Arc<Q>, activity: Arc<Activity>, handles: Vec<ReceiptHandle>) {
+async fn delete<Q: Queue>(
+    queue: Arc<Q>,
+    env: Env,
+    activity: Arc<Activity>,
+    handles: Vec<ReceiptHandle>,
+) {
     failpoint::reach("delete.before");
-    let done = persist("delete", handles, |handles| {
+    let done = persist("delete", &env, handles, |handles| {
         let queue = queue.clone();
         async move { queue.delete(&handles).await }
     })
@@ -94,10 +110,11 @@ async fn delete<Q: Queue>(queue: Arc<Q>, activity: Arc<Activity>, handles: Vec<R
 
 async fn release<Q: Queue>(
     queue: Arc<Q>,
+    env: Env,
     activity: Arc<Activity>,
     entries: Vec<(ReceiptHandle, Duration)>,
 ) {
-    let done = persist("release", entries, |entries| {
+    let done = persist("release", &env, entries, |entries| {
         let queue = queue.clone();
         async move { queue.change_visibility(&entries).await }
     })
@@ -128,6 +145,7 @@ pub(super) async fn extend<Q: Queue>(
 /// Repeats a batch request for the entries that failed; gives how many succeeded in the end.
 async fn persist<T: Clone, F>(
     operation: &'static str,
+    env: &Env,
     mut entries: Vec<T>,
     request: impl Fn(Vec<T>) -> F,
 ) -> usize
@@ -135,7 +153,6 @@ where
     F: Future<Output = Result<FailedEntries, QueueError>>,
 {
     let total = entries.len();
-    let mut pause = BACKOFF;
     for attempt in 1.. {
         let error = match request(entries.clone()).await {
             Ok(failed) => {
@@ -163,8 +180,7 @@ where
             );
             break;
         }
-        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-        pause *= 2;
+        tokio::time::sleep(BACKOFF.pause(attempt, env.fraction())).await;
     }
     total - entries.len()
 }

@@ -13,8 +13,8 @@ use crate::ledger::{
     BATCHES_TABLE, DISMISSED, FAILURES_TABLE, IS_REPLAY, OBJECTS_TABLE, quoted_list,
 };
 use crate::object::{ObjectId, ObjectRef, ObjectUrl};
-use crate::rejects::Kept;
 use crate::sql;
+use crate::statements::Kept;
 
 #[derive(Clone)]
 pub struct History {

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tracing::debug;
 use uuid::Uuid;
 
+use crate::Env;
 use crate::batch::Form;
 use crate::batch::{BatchId, ReadBy};
 use crate::clickhouse::{Warehouse, WarehouseError};
@@ -58,6 +59,7 @@ pub struct Ledger {
     /// Named in the ledger's rows, for people.
     worker: String,
     lease: Duration,
+    env: Env,
 }
 
 /// Of each object, the batches that have loaded it.
@@ -233,11 +235,12 @@ impl From<Listed> for ObjectRef {
 
 impl Ledger {
     /// `lease`: how long others keep their hands off a batch after its worker was last heard of.
-    pub fn new(warehouse: Warehouse, worker: impl Into<String>, lease: Duration) -> Self {
+    pub fn new(warehouse: Warehouse, worker: impl Into<String>, lease: Duration, env: Env) -> Self {
         Self {
             warehouse,
             worker: worker.into(),
             lease,
+            env,
         }
     }
 
@@ -522,6 +525,7 @@ impl Ledger {
             }
         };
         tokio::select! {
+            biased;
             done = work => done,
             () = keep_lease => unreachable!("it never ends"),
         }
@@ -621,7 +625,7 @@ impl Ledger {
             sql::string(remark),
             sql::throw_if(&guard, FENCED_TEXT),
         );
-        let query_id = format!("{batch}-record-{}", Uuid::now_v7());
+        let query_id = format!("{batch}-record-{}", self.env.new_id());
         self.of(batch).run_as(&sql, &query_id).await
     }
 

@@ -24,7 +24,7 @@ use crate::ledger::Claim;
 use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, Steps, TakenBack, drive};
 use crate::ledger::protocol::{Action, End, Run, Standing};
 use crate::object::ObjectRef;
-use crate::rejects::Kept;
+use crate::statements::Kept;
 use crate::statements::select::{BLANK, Target};
 use crate::telemetry::activity::{BatchInfo, InFlight};
 use crate::telemetry::{metrics, trace};
@@ -205,6 +205,7 @@ impl<'a> Loading<'a> {
             .inserts(self.batch, &objects, self.form, &guard);
         let begun = Instant::now();
         let outcome = tokio::select! {
+            biased;
             () = self.cancel.cancelled() => return Err(Cancelled),
             outcome = self.admitted(statements, query_id) => outcome,
         };
@@ -390,6 +391,7 @@ impl<'a> Loading<'a> {
             }
         };
         tokio::select! {
+            biased;
             () = self.cancel.cancelled() => {}
             () = look => {}
         }

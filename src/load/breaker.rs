@@ -145,6 +145,7 @@ impl Breaker {
             }
             let Err(next) = self.take_turn() else { return };
             tokio::select! {
+                biased;
                 changed = open.changed() => drop(changed),
                 () = tokio::time::sleep_until(next) => {}
             }

@@ -36,6 +36,7 @@ use crate::statements::s3_source::{Naming, naming};
 use crate::telemetry::activity::Activity;
 use crate::telemetry::{metrics, trace};
 pub use progress::FailureClass;
+use sluice_core::backoff::Backoff;
 pub use sluice_core::outcome::{Outcome, Outcomes};
 
 use crate::clickhouse::error_class::{Verdict, is_missing, pause_reason, verdict, with_advice};
@@ -48,7 +49,7 @@ use progress::{FailedItem, Item, Progress, Work, unnameable};
 use truncation::Truncations;
 use views::Views;
 
-/// Loads batches. The pipeline knows no more of ClickHouse than this.
+/// Loads batches. The daemon knows no more of ClickHouse than this.
 pub trait Load: Send + Sync + 'static {
     /// Loads what can be loaded; an outcome for every object. Returns soon after `cancel`.
     fn load(
@@ -92,8 +93,7 @@ pub struct LoadLimits {
     /// No answer for longer than this: the insert is killed and replayed.
     pub insert_timeout: Duration,
     /// The pause before a replay, doubled each time.
-    pub retry_min: Duration,
-    pub retry_max: Duration,
+    pub retry: Backoff,
     /// An object of whose lines a larger part is rejected has failed.
     pub max_rejected_ratio: f64,
 }
@@ -240,8 +240,9 @@ impl Loader {
                 progress.settle(&items, &Outcome::Busy);
             }
             BatchEnd::Yielded(items) => {
-                let pause = self.limits.retry_min.mul_f64(fastrand::f64());
+                let pause = self.limits.retry.min.mul_f64(self.env.fraction());
                 tokio::select! {
+                    biased;
                     () = cancel.cancelled() => {}
                     () = tokio::time::sleep(pause) => {}
                 }
@@ -553,6 +554,7 @@ impl Loader {
                 Some(_) => Scope::Inserts,
             };
             let outcome = tokio::select! {
+                biased;
                 () = cancel.cancelled() => return Err(Cancelled),
                 outcome = async {
                     self.breaker.admit(scope).await;
@@ -663,14 +665,9 @@ impl Loader {
     }
 
     async fn pause(&self, tries: u32, cancel: &CancellationToken) -> Result<(), Cancelled> {
-        let full = self
-            .limits
-            .retry_min
-            .saturating_mul(1 << tries.min(16).saturating_sub(1));
-        let pause = full
-            .min(self.limits.retry_max)
-            .mul_f64(0.5 + fastrand::f64() / 2.0);
+        let pause = self.limits.retry.pause(tries, self.env.fraction());
         tokio::select! {
+            biased;
             () = cancel.cancelled() => Err(Cancelled),
             () = tokio::time::sleep(pause) => Ok(()),
         }

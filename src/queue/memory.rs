@@ -167,6 +167,7 @@ impl Queue for MemoryQueue {
                 .next_visible()
                 .map_or(give_up, |visible| visible.min(give_up));
             tokio::select! {
+                biased;
                 () = changed => {}
                 () = tokio::time::sleep_until(next) => {}
             }

@@ -3,6 +3,7 @@
 //! [`Queue`] has two implementations, [`sqs`] and [`memory`], which pass the same contract suite
 //! (`tests/it/queue_contract.rs`).
 
+pub mod depth;
 pub mod memory;
 pub mod payload;
 pub mod sqs;

@@ -5,6 +5,7 @@ pub mod whole;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use aws_config::SdkConfig;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::operation::receive_message::builders::ReceiveMessageFluentBuilder;
@@ -13,7 +14,7 @@ use aws_sdk_sqs::types::{
     DeleteMessageBatchRequestEntry, MessageSystemAttributeName, QueueAttributeName,
 };
 
-use crate::telemetry::with_sources;
+use crate::util::error_chain::with_sources;
 
 use super::{
     FailedEntries, Message, Queue, QueueAttributes, QueueError, ReceiptHandle, except_gone,
@@ -31,6 +32,11 @@ impl SqsQueue {
             client,
             url: url.into(),
         }
+    }
+
+    /// Returns the queue of this URL, with the credentials and the region of `aws`.
+    pub fn at(aws: &SdkConfig, url: impl Into<String>) -> Self {
+        Self::new(Client::new(aws), url)
     }
 
     pub fn url(&self) -> &str {

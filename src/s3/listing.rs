@@ -7,10 +7,11 @@ use std::time::{Duration, SystemTime};
 use regex::Regex;
 use tracing::{info, warn};
 
-use crate::clickhouse::error_class::{Verdict, verdict};
+use crate::Env;
 use crate::notification::filter::Filter;
 use crate::object::ObjectUrl;
 use crate::s3::{Listed, Page, Store, StoreError};
+use sluice_core::backoff::Backoff;
 
 /// Which objects are meant.
 #[derive(Debug)]
@@ -81,8 +82,8 @@ pub struct Lister {
     /// Where the next page begins; none at the end.
     position: Option<Position>,
     /// The pause before another try, while S3 does not answer.
-    retry_min: Duration,
-    retry_max: Duration,
+    retry: Backoff,
+    env: Env,
 }
 
 enum Position {
@@ -94,18 +95,13 @@ enum Position {
 pub const CHUNK: usize = 5000;
 
 impl Lister {
-    pub fn new(
-        store: Store,
-        selection: Selection,
-        retry_min: Duration,
-        retry_max: Duration,
-    ) -> Self {
+    pub fn new(store: Store, selection: Selection, retry: Backoff, env: Env) -> Self {
         Self {
             store,
             selection,
             position: Some(Position::Start),
-            retry_min,
-            retry_max,
+            retry,
+            env,
         }
     }
 
@@ -128,20 +124,18 @@ impl Lister {
     }
 
     async fn page(&self, after: Option<&str>) -> Result<Page, StoreError> {
-        let mut pause = self.retry_min;
-        let mut away = false;
+        let mut failures = 0;
         loop {
             match self.store.list(&self.selection.prefix, after).await {
-                Err(error) if verdict(&error.clone().into()) == Verdict::Replay => {
-                    if !away {
+                Err(error) if error.is_transient() => {
+                    if failures == 0 {
                         warn!(error = %error, "S3 does not answer; the listing waits");
                     }
-                    away = true;
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(self.retry_max);
+                    failures += 1;
+                    tokio::time::sleep(self.retry.pause(failures, self.env.fraction())).await;
                 }
                 page => {
-                    if away {
+                    if failures > 0 {
                         info!("S3 answers: the listing goes on");
                     }
                     return page;

@@ -21,7 +21,17 @@ use tokio_util::io::StreamReader;
 
 use crate::object::{Compression, ObjectRef, ObjectUrl, decode_key};
 use crate::s3::frames::{Format, Frames};
-use crate::telemetry::with_sources;
+use crate::util::error_chain::with_sources;
+
+/// S3's words for: you may not.
+pub(crate) const REFUSALS: &[&str] = &[
+    "HTTP response code: 403",
+    "AccessDenied",
+    "Access Denied",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+];
 
 /// What kept an object from being read.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -45,6 +55,26 @@ impl StoreError {
     /// Whether S3 says that there is no such object.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Refused { status: 404, code, .. } if code != "NoSuchBucket")
+    }
+
+    /// Whether S3 refuses to give what there is.
+    pub fn is_denied(&self) -> bool {
+        match self {
+            _ if self.is_missing() => false,
+            Self::Refused { status, code, .. } => {
+                matches!(status, 403 | 404) || REFUSALS.iter().any(|word| code.contains(word))
+            }
+            Self::Content { .. } | Self::Unavailable { .. } => false,
+        }
+    }
+
+    /// Whether the same request can succeed later.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Refused { status: 412, .. } | Self::Content { .. } => false,
+            Self::Refused { .. } => !self.is_missing() && !self.is_denied(),
+            Self::Unavailable { .. } => true,
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::daemon::depths::Depth;
+use crate::queue::depth::Depth;
 use crate::telemetry::metrics::Holdings;
 
 /// An event loop that has not come round for this long is stuck: it does so every second.

@@ -14,9 +14,9 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use crate::batch::CloseReason;
 use crate::clickhouse::error_class::PauseReason;
 use crate::clickhouse::error_class::Verdict;
-use crate::daemon::depths::Depth;
 use crate::event_types::Catalog;
 use crate::notification::Form;
+use crate::queue::depth::Depth;
 use crate::statements::select::{Target, rejection_reasons};
 pub use sluice_core::daemon::Holdings;
 

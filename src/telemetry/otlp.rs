@@ -20,8 +20,8 @@ use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tokio::runtime::Handle;
 use tracing::{info, warn};
 
-use super::with_sources;
 use crate::config::TelemetryConfig;
+use crate::util::error_chain::with_sources;
 use crate::util::http;
 
 /// Of one request.

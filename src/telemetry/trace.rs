@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tracing::{Metadata, Span, error_span, info_span};
 
 use crate::batch::{Batch, BatchId};
-use crate::load::{Outcome, Outcomes};
+use sluice_core::outcome::{Outcome, Outcomes};
 
 /// Of the spans that are for log and trace.
 const TARGET: &str = "sluice::trace";

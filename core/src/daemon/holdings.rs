@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::recent::Summary;
 
-/// What the pipeline holds at this moment.
+/// What the daemon holds at this moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Holdings {
     pub messages: usize,

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::backoff::Backoff;
 use crate::object::ObjectId;
 use crate::queue::{Message, ReceiptHandle};
 
@@ -53,13 +54,12 @@ impl VisibilityPolicy {
     /// Exponential in the number of receives, with jitter (`jitter` in 0..1) so that messages of
     /// one failed batch do not all come back at once.
     pub fn retry_delay(&self, receive_count: u32, jitter: f64) -> Duration {
-        let doublings = receive_count.saturating_sub(1).min(20);
-        let full = self
-            .retry_min
-            .saturating_mul(1 << doublings)
-            .min(self.retry_max);
-        full.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0)
-            .max(Duration::from_secs(1))
+        let backoff = Backoff {
+            min: self.retry_min,
+            max: self.retry_max,
+        };
+        let pause = backoff.pause(receive_count, jitter);
+        pause.max(Duration::from_secs(1))
     }
 }
 

@@ -4,7 +4,6 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::Context;
-use aws_sdk_sqs::Client;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -37,7 +36,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
     start_logging(&config.log)?;
     let stop = stop_on_signals()?;
     let aws = aws(config).await;
-    let queue = SqsQueue::new(Client::new(&aws), config.queue.require_url()?);
+    let queue = SqsQueue::at(&aws, config.queue.require_url()?);
     let mut survey = Survey::new(config, &arguments.selection, Store::new(&aws))?;
     let mut report = Report::default();
     let result = each(&mut survey, &queue, arguments, &stop, &mut report).await;

@@ -17,6 +17,7 @@ use super::migrate::schema_options;
 use super::output::Output;
 use super::preflight::Preflight;
 use super::{accept_unproven, aws, catalog, planner, warehouse};
+use crate::Env;
 use crate::config::Config;
 use crate::ledger::Ledger;
 use crate::object::ObjectUrl;
@@ -90,7 +91,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
         clickhouse_answers: version.is_some(),
         accept_unproven: accept_unproven(config),
     };
-    let ledger = Ledger::new(warehouse.clone(), "check", Duration::ZERO);
+    let ledger = Ledger::new(warehouse.clone(), "check", Duration::ZERO, Env::default());
     let samples = samples(arguments, &ledger).await;
     if samples.is_empty() {
         checks.extend(nothing_to_read());

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use aws_config::SdkConfig;
-use aws_sdk_sqs::Client;
 
 use super::report::Check;
 use crate::cli::run::NO_REDRIVE_POLICY;
@@ -31,7 +30,7 @@ pub(super) async fn check(config: &Config, aws: &SdkConfig) -> Vec<Check> {
         );
         return vec![missing, visibility];
     };
-    let queue = SqsQueue::new(Client::new(aws), url);
+    let queue = SqsQueue::at(aws, url);
     let attributes = match queue.attributes().await {
         Ok(attributes) => attributes,
         Err(error) => {
@@ -65,7 +64,7 @@ pub(super) async fn check(config: &Config, aws: &SdkConfig) -> Vec<Check> {
 }
 
 pub(super) async fn attributes(config: &Config, aws: &SdkConfig) -> Option<QueueAttributes> {
-    let queue = SqsQueue::new(Client::new(aws), config.queue.url.as_ref()?);
+    let queue = SqsQueue::at(aws, config.queue.url.as_ref()?);
     queue.attributes().await.ok()
 }
 

@@ -10,7 +10,6 @@ mod show;
 mod sweep;
 
 use anyhow::Context;
-use aws_sdk_sqs::Client;
 use clap::Subcommand;
 
 use self::choice::Choice;
@@ -74,7 +73,7 @@ struct Desk {
 
 impl Desk {
     async fn open(config: &Config) -> anyhow::Result<Self> {
-        let queue = SqsQueue::new(Client::new(&aws(config).await), config.queue.require_url()?);
+        let queue = SqsQueue::at(&aws(config).await, config.queue.require_url()?);
         let url = queue.url().to_owned();
         let silent = || format!("the queue {url} does not tell of its dead-letter queue");
         let queue_arn = queue.attributes().await.with_context(silent)?.arn;

@@ -308,6 +308,7 @@ impl Loading<'_> {
 
     async fn sample(&self) -> Result<Result<(), WarehouseError>, Cancelled> {
         tokio::select! {
+            biased;
             () = self.cancel.cancelled() => Err(Cancelled),
             loaded = self.loader.load_sample() => Ok(loaded),
         }

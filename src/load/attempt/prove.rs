@@ -33,6 +33,7 @@ impl Loading<'_> {
             return Ok(None);
         }
         let proofs = tokio::select! {
+            biased;
             () = self.cancel.cancelled() => return Err(Cancelled),
             proofs = self.loader.ledger.leased(self.batch, self.proofs()) => proofs?,
         };

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use self::pace::Pace;
 use self::spell::Spell;
+use crate::backoff::Backoff;
 use crate::daemon::Observer;
 use crate::queue::{FailedEntries, MAX_BATCH, QueueError, ReceiptHandle};
 
@@ -387,10 +388,11 @@ impl Heartbeats {
         };
         message.failures += 1;
         // Short enough for several tries before the deadline.
-        let full = BACKOFF
-            .saturating_mul(1 << (message.failures - 1).min(16))
-            .min(self.visibility / 12);
-        let until = now + full.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
+        let backoff = Backoff {
+            min: BACKOFF,
+            max: self.visibility / 12,
+        };
+        let until = now + backoff.pause(message.failures, jitter);
         message.stage = Stage::Resting(until);
         self.resting.insert((until, number));
         if message.deadline <= now && !message.is_late {

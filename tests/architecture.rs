@@ -1,0 +1,236 @@
+//! ARCHITECTURE.md as a test: who may import whom, and who may use what is not deterministic.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// The modules of `sluice-core`: each may import those before it.
+const CORE: &[&str] = &[
+    "label",
+    "yaml",
+    "env",
+    "backoff",
+    "glob",
+    "sql",
+    "secret",
+    "recent",
+    "queue",
+    "object",
+    "outcome",
+    "batch",
+    "notification",
+    "event_types",
+    "statements",
+    "ledger",
+    "daemon",
+    "fixtures",
+];
+
+/// The modules of `sluice`: each may import those before it, and all of the core.
+const SHELLS: &[&str] = &[
+    "event_types",
+    "util",
+    "config",
+    "s3",
+    "queue",
+    "clickhouse",
+    "ledger",
+    "telemetry",
+    "rejects",
+    "load",
+    "daemon",
+    "backfill",
+    "admin",
+    "cli",
+];
+
+/// What the root of a crate exports under its own name, and of which module it is.
+const ALIASES: &[(&str, &str)] = &[("Env", "env"), ("labelled", "label")];
+
+struct Source {
+    /// From the root of the crate.
+    path: PathBuf,
+    /// Without comments and unit tests.
+    code: String,
+}
+
+impl Source {
+    fn module(&self) -> String {
+        let first = self.path.iter().next().unwrap_or_default();
+        let first = first.to_string_lossy();
+        first.strip_suffix(".rs").unwrap_or(&first).to_owned()
+    }
+
+    /// The modules of this crate that it names, by `crate::…`.
+    fn imports(&self) -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
+        for (at, prefix) in self.code.match_indices("crate::") {
+            let is_other = self.code[..at].ends_with(|before: char| before.is_alphanumeric());
+            if is_other {
+                continue;
+            }
+            let rest = &self.code[at + prefix.len()..];
+            let list = match rest.strip_prefix('{') {
+                Some(rest) => rest.split_once('}').map_or(rest, |(list, _)| list),
+                None => rest
+                    .split(|next: char| !next.is_alphanumeric() && next != '_')
+                    .next()
+                    .unwrap_or_default(),
+            };
+            for name in list.split(',') {
+                let name = name.trim().split("::").next().unwrap_or_default();
+                let alias = ALIASES.iter().find(|(alias, _)| *alias == name);
+                let module = alias.map_or(name, |(_, module)| module);
+                if !module.is_empty() {
+                    found.insert(module.to_owned());
+                }
+            }
+        }
+        found
+    }
+}
+
+/// The sources below a directory, but for what is a test alone.
+fn sources(directory: &str) -> Vec<Source> {
+    fn collect(root: &Path, directory: &Path, into: &mut Vec<Source>) {
+        for entry in std::fs::read_dir(directory).unwrap().flatten() {
+            let path = entry.path();
+            let name = entry.file_name().into_string().unwrap();
+            if path.is_dir() && name != "tests" {
+                collect(root, &path, into);
+            } else if name.ends_with(".rs") && name != "tests.rs" {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+                let code = code
+                    .lines()
+                    .map(|line| line.split("//").next().unwrap_or_default());
+                into.push(Source {
+                    path: path.strip_prefix(root).unwrap().to_owned(),
+                    code: code.collect::<Vec<_>>().join("\n"),
+                });
+            }
+        }
+    }
+    let root = Path::new(ROOT).join(directory);
+    let mut found = Vec::new();
+    collect(&root, &root, &mut found);
+    found
+}
+
+/// Returns every import of a module that does not come before the one that imports it.
+fn against_the_order(directory: &str, order: &[&str], below: &[&str]) -> Vec<String> {
+    let place = |module: &str| order.iter().position(|it| *it == module);
+    let mut found = Vec::new();
+    for source in sources(directory) {
+        let module = source.module();
+        if matches!(module.as_str(), "lib" | "main") {
+            continue;
+        }
+        let Some(own) = place(&module) else {
+            found.push(format!("{module} has no place in the order"));
+            continue;
+        };
+        for import in source.imports() {
+            let is_earlier = match place(&import) {
+                Some(other) => other <= own,
+                None => below.contains(&import.as_str()),
+            };
+            if !is_earlier {
+                let path = source.path.display();
+                found.push(format!("{directory}/{path} imports {import}"));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn imports_run_one_way() {
+    let none: Vec<String> = Vec::new();
+    assert_eq!(against_the_order("core/src", CORE, &[]), none);
+    assert_eq!(against_the_order("src", SHELLS, CORE), none);
+}
+
+/// The files that contain any of these words, of those that are no test.
+fn users(words: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    for directory in ["core/src", "src"] {
+        for source in sources(directory) {
+            if words.iter().any(|word| source.code.contains(word)) {
+                found.push(format!("{directory}/{}", source.path.display()));
+            }
+        }
+    }
+    found.sort_unstable();
+    found
+}
+
+#[test]
+fn each_client_library_has_one_user() {
+    let outside = |words: &[&str], home: &str| {
+        let users = users(words).into_iter();
+        users.filter(|it| !it.starts_with(home)).collect::<Vec<_>>()
+    };
+    let none: Vec<String> = Vec::new();
+    assert_eq!(outside(&["aws_sdk_sqs"], "src/queue/sqs"), none);
+    assert_eq!(outside(&["aws_sdk_s3"], "src/s3/"), none);
+    let client = [
+        "clickhouse::Client",
+        "clickhouse::query::",
+        "clickhouse::error::",
+    ];
+    assert_eq!(outside(&client, "src/clickhouse/"), none);
+}
+
+/// What a simulation must be able to replace comes from an `Env`. The rest is told to people alone,
+/// or belongs to a command that runs once.
+#[test]
+fn chance_the_wall_clock_and_new_ids_come_from_the_environment() {
+    assert_eq!(
+        users(&["fastrand::", "now_v7", "new_v4"]),
+        [
+            "core/src/env.rs",
+            "src/cli/check/canary.rs",
+            "src/queue/sqs/whole.rs"
+        ]
+    );
+    assert_eq!(
+        users(&["SystemTime::now"]),
+        [
+            "core/src/env.rs",
+            "src/admin/status.rs",
+            "src/cli/backfill/mod.rs",
+            "src/cli/dlq/purge.rs",
+            "src/cli/moment.rs",
+            "src/queue/sqs.rs",
+            "src/telemetry/activity/mod.rs",
+            "src/telemetry/metrics.rs",
+            "src/telemetry/trace.rs",
+        ]
+    );
+}
+
+/// The same events make the same run: nothing is chosen by chance between those that have come.
+#[test]
+fn what_is_selected_is_selected_in_order() {
+    let mut found = Vec::new();
+    for directory in ["core/src", "src"] {
+        for source in sources(directory) {
+            // Commands that run once, and what people look at.
+            if matches!(source.module().as_str(), "cli" | "admin") {
+                continue;
+            }
+            for (_, branches) in source
+                .code
+                .match_indices("select! {")
+                .map(|(at, word)| source.code.split_at(at + word.len()))
+            {
+                if !branches.trim_start().starts_with("biased;") {
+                    found.push(source.path.display().to_string());
+                }
+            }
+        }
+    }
+    assert_eq!(found, Vec::<String>::new());
+}
