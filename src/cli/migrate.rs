@@ -10,11 +10,9 @@ use uuid::Uuid;
 
 use super::output::{Output, shown};
 use super::{BadEventTypes, catalog, planner, print, warehouse};
-use crate::clickhouse::Warehouse;
 use crate::clickhouse::dependents::{Dependent, Memory, adopt, dependents};
-use crate::clickhouse::migrate;
 use crate::clickhouse::migrate::{Plan, Refusal};
-use crate::clickhouse::validate;
+use crate::clickhouse::{Warehouse, migrate, validate};
 use crate::config::{Config, LoadStrategy, TableEngine};
 use crate::ledger::history::{History, WorkerOfOtherPlan};
 use crate::statements::ddl::{Engine, SchemaOptions, Statement, statements};

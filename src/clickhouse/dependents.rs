@@ -11,8 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::event_types::Catalog;
 use crate::sql;
-use crate::statements::ddl::SchemaOptions;
-use crate::statements::ddl::Statement;
+use crate::statements::ddl::{SchemaOptions, Statement};
 use crate::statements::select::Target;
 
 /// The setting by which tables without replication remember the tokens of inserts.

@@ -149,11 +149,11 @@ fn says(text: &str, words: &[&str]) -> bool {
 /// What kept the worker from an object.
 fn source_verdict(error: &StoreError) -> Verdict {
     match error {
-        _ if error.is_missing() => Verdict::ObjectFault,
         StoreError::Refused { status: 412, .. } => Verdict::Changed,
+        _ if error.is_transient() => Verdict::Replay,
         _ if error.is_denied() => Verdict::Denied,
-        StoreError::Content { .. } => Verdict::ObjectFault,
-        StoreError::Refused { .. } | StoreError::Unavailable { .. } => Verdict::Replay,
+        // It is missing, or not what its name says.
+        _ => Verdict::ObjectFault,
     }
 }
 

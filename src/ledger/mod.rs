@@ -17,8 +17,7 @@ use tracing::debug;
 use uuid::Uuid;
 
 use crate::Env;
-use crate::batch::Form;
-use crate::batch::{BatchId, ReadBy};
+use crate::batch::{BatchId, Form, ReadBy};
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::ledger::drive::Fence;
 use crate::ledger::history::FailedObject;

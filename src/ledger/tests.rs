@@ -4,8 +4,7 @@ use super::*;
 use crate::batch::Form;
 use crate::statements::insert::Planner;
 use crate::statements::s3_source::S3Access;
-use sluice_core::fixtures::object;
-use sluice_core::fixtures::planner;
+use sluice_core::fixtures::{object, planner};
 
 /// What a recovery reads back of a claim.
 fn recovered(object: &ObjectRef) -> ObjectRef {

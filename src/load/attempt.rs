@@ -15,8 +15,7 @@ use tracing::{Instrument, Span, debug, info, warn};
 use super::breaker::{HaltedInsert, Scope};
 use super::views::Successes;
 use super::{Cancelled, Item, Loader, Outcome, Outcomes, Trying, stream};
-use crate::batch::Form;
-use crate::batch::{BatchId, ReadBy};
+use crate::batch::{BatchId, Form, ReadBy};
 use crate::clickhouse::batch_rows::{BatchRows, Counted, Rejected};
 use crate::clickhouse::error_class::{Verdict, verdict};
 use crate::clickhouse::{Statement, WarehouseError};
@@ -407,10 +406,10 @@ impl Steps for Loading<'_> {
                 debug!(?action, "step");
                 self.in_flight.step(action.name());
                 self.step = step_of(action);
-                failpoint::reach(&format!("{}.before", action.name()));
+                failpoint::reach(&moment.of(action));
             }
             Moment::After => {
-                failpoint::reach(&format!("{}.after", action.name()));
+                failpoint::reach(&moment.of(action));
                 self.step = Span::none();
             }
         }

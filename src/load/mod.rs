@@ -24,8 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, warn};
 
 use crate::Env;
-use crate::batch::Form;
-use crate::batch::{Batch, BatchId, ReadBy, mean_bytes};
+use crate::batch::{Batch, BatchId, Form, ReadBy, mean_bytes};
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::ledger::protocol::{End, Run, Standing};
 use crate::ledger::{Failure, Ledger};

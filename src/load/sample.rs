@@ -6,8 +6,7 @@ use std::time::Duration;
 use futures_util::stream;
 
 use super::Loader;
-use crate::batch::Form;
-use crate::batch::{BatchId, ReadBy};
+use crate::batch::{BatchId, Form, ReadBy};
 use crate::clickhouse::WarehouseError;
 use crate::object::ObjectRef;
 use crate::statements::framing::Framer;

@@ -12,8 +12,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::Env;
-use crate::batch::BatchId;
-use crate::batch::Form;
+use crate::batch::{BatchId, Form};
 use crate::clickhouse::batch_rows::{BatchRows, Counted};
 use crate::clickhouse::error_class::{Verdict, verdict};
 use crate::clickhouse::{Statement, Warehouse, WarehouseError};
@@ -314,11 +313,7 @@ impl Steps for Moving<'_> {
     type Error = WarehouseError;
 
     fn reach(&mut self, action: Action, moment: Moment) {
-        let moment = match moment {
-            Moment::Before => "before",
-            Moment::After => "after",
-        };
-        failpoint::reach(&format!("{}.{moment}", action.name()));
+        failpoint::reach(&moment.of(action));
     }
 
     /// Objects in others' hands are left out.

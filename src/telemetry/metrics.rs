@@ -12,8 +12,7 @@ use std::time::{Duration, SystemTime};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::batch::CloseReason;
-use crate::clickhouse::error_class::PauseReason;
-use crate::clickhouse::error_class::Verdict;
+use crate::clickhouse::error_class::{PauseReason, Verdict};
 use crate::event_types::Catalog;
 use crate::notification::Form;
 use crate::queue::depth::Depth;

@@ -101,6 +101,17 @@ pub enum Moment {
     After,
 }
 
+impl Moment {
+    /// Returns the name of this moment of a step, as failpoints have it: `insert.before`.
+    pub fn of(self, action: Action) -> String {
+        let moment = match self {
+            Self::Before => "before",
+            Self::After => "after",
+        };
+        format!("{}.{moment}", action.name())
+    }
+}
+
 /// Performs a run to its end.
 ///
 /// # Errors

@@ -10,8 +10,7 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use super::report::Check;
-use crate::batch::Form;
-use crate::batch::{BatchId, ReadBy};
+use crate::batch::{BatchId, Form, ReadBy};
 use crate::clickhouse::{Statement, Warehouse, WarehouseError};
 use crate::event_types::Catalog;
 use crate::ledger::Ledger;
