@@ -234,3 +234,27 @@ fn what_is_selected_is_selected_in_order() {
     }
     assert_eq!(found, Vec::<String>::new());
 }
+
+/// Values become SQL in `sql` alone; a constant word may stand in quotes.
+#[test]
+fn nothing_is_quoted_by_hand() {
+    let mut found = Vec::new();
+    for directory in ["core/src", "src"] {
+        for source in sources(directory) {
+            let is_sql = directory == "core/src" && source.path == Path::new("sql.rs");
+            for (number, line) in source.code.lines().enumerate() {
+                let quoted = line.split("'{").skip(1);
+                let mut names = quoted.filter_map(|rest| Some(rest.split_once("}'")?.0));
+                let is_value = |name: &str| {
+                    let mut letters = name.chars();
+                    letters.all(|it| it.is_ascii_lowercase() || it == '_' || it == '.')
+                };
+                if !is_sql && names.any(is_value) {
+                    let path = source.path.display();
+                    found.push(format!("{directory}/{path}, line {}: {line}", number + 1));
+                }
+            }
+        }
+    }
+    assert_eq!(found, Vec::<String>::new());
+}

@@ -1,5 +1,7 @@
 //! Names and text as ClickHouse SQL. Nothing else in the crate quotes by hand.
 
+use uuid::Uuid;
+
 /// An identifier in backquotes: a database, table, column or tuple element of any name.
 pub fn ident(name: &str) -> String {
     quoted(name, '`')
@@ -8,6 +10,11 @@ pub fn ident(name: &str) -> String {
 /// A string literal in single quotes.
 pub fn string(text: &str) -> String {
     quoted(text, '\'')
+}
+
+/// An id as a literal: of a batch or of an object.
+pub fn id(id: Uuid) -> String {
+    format!("'{id}'")
 }
 
 /// `database`.`table`

@@ -97,8 +97,8 @@ impl<'a> BatchRows<'a> {
         let checks: Vec<String> = self
             .tables()
             .map(|(_, table)| {
-                let batch = self.batch;
-                format!("SELECT 1 AS found FROM {table} WHERE batch_id = '{batch}' LIMIT 1")
+                let batch = sql::id(self.batch.0);
+                format!("SELECT 1 AS found FROM {table} WHERE batch_id = {batch} LIMIT 1")
             })
             .collect();
         let sql = format!("SELECT * FROM ({}) LIMIT 1", checks.join(" UNION ALL "));
@@ -108,17 +108,17 @@ impl<'a> BatchRows<'a> {
 
     /// What the tables have of it, asked in one statement.
     pub async fn contents(&self) -> Result<Contents, WarehouseError> {
-        let batch = self.batch;
+        let batch = sql::id(self.batch.0);
         let mut parts = vec![format!(
             "SELECT source_path, kind, sum(rows) AS rows, count() AS blocks FROM {} \
-             WHERE batch_id = '{batch}' GROUP BY source_path, kind",
+             WHERE batch_id = {batch} GROUP BY source_path, kind",
             self.warehouse.table(Target::ObjectRows.table()),
         )];
         parts.extend(self.tables().filter_map(|(target, table)| {
             let kind = sql::string(target.kind()?);
             Some(format!(
                 "SELECT '' AS source_path, {kind} AS kind, count() AS rows, 0 AS blocks \
-                 FROM {table} WHERE batch_id = '{batch}'"
+                 FROM {table} WHERE batch_id = {batch}"
             ))
         }));
         let rows: Vec<Counted> = self.warehouse.rows(&parts.join(" UNION ALL ")).await?;
@@ -142,9 +142,9 @@ impl<'a> BatchRows<'a> {
     /// Why lines were rejected.
     pub async fn rejected(&self) -> Result<Vec<Rejected>, WarehouseError> {
         let sql = format!(
-            "SELECT reason, count() AS lines FROM {} WHERE batch_id = '{}' GROUP BY reason",
+            "SELECT reason, count() AS lines FROM {} WHERE batch_id = {} GROUP BY reason",
             self.warehouse.table(Target::RejectedLines.table()),
-            self.batch,
+            sql::id(self.batch.0),
         );
         self.warehouse.rows(&sql).await
     }

@@ -446,7 +446,10 @@ impl Warehouse {
         // Servers from before 24.10 have neither this function nor such settings.
         const UNKNOWN_FUNCTION: u32 = 46;
         for name in ["deduplicate_insert", "deduplicate_insert_select"] {
-            let sql = format!("SELECT getSettingOrDefault('{name}', '') = 'disable' AS off");
+            let sql = format!(
+                "SELECT getSettingOrDefault({}, '') = 'disable' AS off",
+                sql::string(name)
+            );
             match self.rows::<Row>(&sql).await {
                 Ok(rows) if rows.iter().any(|row| row.off == 1) => return Ok(Some(name)),
                 Ok(_) => {}

@@ -236,6 +236,7 @@ impl Warehouse {
 }
 
 fn replicating(column: &str) -> String {
-    let conditions = REPLICATING.map(|family| format!("startsWith({column}, '{family}')"));
+    let conditions =
+        REPLICATING.map(|family| format!("startsWith({column}, {})", sql::string(family)));
     format!("({})", conditions.join(" OR "))
 }

@@ -227,12 +227,13 @@ impl History {
                  batch_id NOT IN (\
                    SELECT batch_id FROM {batches} WHERE event IN ('loaded', 'released')\
                  ) AS is_open \
-               FROM {objects} WHERE plan != '{plan}'\
+               FROM {objects} WHERE plan != {plan}\
              ) WHERE is_open OR sealed > now64(3) - toIntervalSecond({recent}) \
              GROUP BY worker ORDER BY worker",
             batches = self.warehouse.table(BATCHES_TABLE),
             objects = self.warehouse.table(OBJECTS_TABLE),
             recent = recent.as_secs(),
+            plan = sql::id(plan)
         );
         self.warehouse.rows(&sql).await
     }
@@ -333,7 +334,13 @@ impl History {
     async fn rows_of(&self, object: &ObjectUrl) -> Result<Vec<LinesOfObject>, WarehouseError> {
         let moved: Vec<String> = Kept::ALL
             .into_iter()
-            .map(|kept| format!("read_by = '{}', '{}'", kept.table(), kept.kind()))
+            .map(|kept| {
+                format!(
+                    "read_by = {}, {}",
+                    sql::string(kept.table()),
+                    sql::string(kept.kind())
+                )
+            })
             .collect();
         let sql = format!(
             "WITH read AS (\

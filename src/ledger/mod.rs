@@ -317,11 +317,12 @@ impl Ledger {
             others: u64,
         }
         let sql = format!(
-            "SELECT uniqExactIf(object_id, batch_id = '{batch}') AS own, \
-               countIf(batch_id != '{batch}') AS others FROM {} WHERE {}{}",
+            "SELECT uniqExactIf(object_id, batch_id = {id}) AS own, \
+               countIf(batch_id != {id}) AS others FROM {} WHERE {}{}",
             self.warehouse.table(OBJECTS_TABLE),
             among(objects, None),
             without(superseded),
+            id = sql::id(batch.0)
         );
         let counts: Vec<Counts> = self.warehouse.rows(&sql).await?;
         let (own, others) = counts.first().map_or((0, 0), |it| (it.own, it.others));
@@ -571,11 +572,12 @@ impl Ledger {
         self.of(batch).insert(BATCHES_TABLE, &rows).await?;
         let sql = format!(
             "SELECT worker = {} AS mine FROM {} \
-             WHERE batch_id = '{batch}' AND event = '{}' AND attempt >= {attempt} \
+             WHERE batch_id = {id} AND event = {} AND attempt >= {attempt} \
              ORDER BY at, worker LIMIT 1",
             sql::string(&self.worker),
             self.warehouse.table(BATCHES_TABLE),
-            event::FENCED,
+            sql::string(event::FENCED),
+            id = sql::id(batch.0)
         );
         let first: Vec<First> = self.warehouse.rows(&sql).await?;
         let hidden = WarehouseError::Hidden {
@@ -617,12 +619,13 @@ impl Ledger {
         let guard = self.refusal(batch, attempt, &[event::RELEASED]);
         let sql = format!(
             "INSERT INTO {} (batch_id, event, attempt, worker, objects, rows, reason) \
-             SELECT toUUID('{batch}'), '{}', {attempt}, {}, {objects}, {rows}, {} WHERE {}",
+             SELECT toUUID({id}), {}, {attempt}, {}, {objects}, {rows}, {} WHERE {}",
             self.warehouse.table(BATCHES_TABLE),
-            event::LOADED,
+            sql::string(event::LOADED),
             sql::string(&self.worker),
             sql::string(remark),
             sql::throw_if(&guard, FENCED_TEXT),
+            id = sql::id(batch.0)
         );
         let query_id = format!("{batch}-record-{}", self.env.new_id());
         self.of(batch).run_as(&sql, &query_id).await
@@ -695,12 +698,12 @@ impl Ledger {
             fenced: u32,
         }
         let sql = format!(
-            "SELECT max(event IN ('{}', '{}')) AS ended, maxIf(attempt, event = '{}') AS fenced \
-             FROM {} WHERE batch_id = '{batch}'",
-            event::LOADED,
-            event::RELEASED,
-            event::FENCED,
+            "SELECT max(event IN ({})) AS ended, maxIf(attempt, event = {}) AS fenced \
+             FROM {} WHERE batch_id = {id}",
+            sql::strings([event::LOADED, event::RELEASED]),
+            sql::string(event::FENCED),
             self.warehouse.table(BATCHES_TABLE),
+            id = sql::id(batch.0)
         );
         let events: Vec<Events> = self.warehouse.rows(&sql).await?;
         let Some(Events { ended: 0, fenced }) = events.into_iter().next() else {
@@ -733,8 +736,9 @@ impl Ledger {
         let sql = format!(
             "SELECT DISTINCT bucket, key, etag, version_id, region, size, plan, many_blocks, \
                read_by, supersedes \
-             FROM {} WHERE batch_id = '{batch}' ORDER BY key",
+             FROM {} WHERE batch_id = {id} ORDER BY key",
             self.warehouse.table(OBJECTS_TABLE),
+            id = sql::id(batch.0)
         );
         self.warehouse.rows(&sql).await
     }
@@ -772,11 +776,12 @@ impl Ledger {
 
     fn refusal(&self, batch: BatchId, attempt: u32, ended_by: &[&str]) -> String {
         format!(
-            "(SELECT count() FROM {} WHERE batch_id = '{batch}' AND \
-             (event IN ({}) OR (event = '{}' AND attempt >= {attempt}))) > 0",
+            "(SELECT count() FROM {} WHERE batch_id = {id} AND \
+             (event IN ({}) OR (event = {} AND attempt >= {attempt}))) > 0",
             self.warehouse.table(BATCHES_TABLE),
             sql::strings(ended_by),
-            event::FENCED,
+            sql::string(event::FENCED),
+            id = sql::id(batch.0)
         )
     }
 
@@ -794,7 +799,7 @@ impl Ledger {
 fn without(superseded: &[(ObjectId, BatchId)]) -> String {
     let claims: Vec<String> = superseded
         .iter()
-        .map(|(object, batch)| format!("('{object}','{batch}')"))
+        .map(|(object, batch)| format!("({},{})", sql::id(object.0), sql::id(batch.0)))
         .collect();
     if claims.is_empty() {
         return String::new();
@@ -806,13 +811,11 @@ fn without(superseded: &[(ObjectId, BatchId)]) -> String {
 fn among(objects: &[ObjectId], but: Option<BatchId>) -> String {
     let listed = quoted_list(objects.iter().map(|object| object.0));
     let but = but
-        .map(|batch| format!(" AND batch_id != '{batch}'"))
+        .map(|batch| format!(" AND batch_id != {}", sql::id(batch.0)))
         .unwrap_or_default();
     format!("object_id IN ({listed}){but}")
 }
 
 pub(crate) fn quoted_list(ids: impl Iterator<Item = Uuid>) -> String {
-    ids.map(|id| format!("'{id}'"))
-        .collect::<Vec<_>>()
-        .join(",")
+    ids.map(sql::id).collect::<Vec<_>>().join(",")
 }

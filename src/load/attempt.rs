@@ -23,6 +23,7 @@ use crate::ledger::Claim;
 use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, Steps, TakenBack, drive};
 use crate::ledger::protocol::{Action, End, Run, Standing};
 use crate::object::ObjectRef;
+use crate::sql;
 use crate::statements::Kept;
 use crate::statements::select::{BLANK, Target};
 use crate::telemetry::activity::{BatchInfo, InFlight};
@@ -488,7 +489,7 @@ impl Steps for Loading<'_> {
         }
         self.small(|| self.loader.ledger.renew(self.batch)).await?;
         let deletes = async {
-            let of_batch = format!("batch_id = '{}'", self.batch);
+            let of_batch = format!("batch_id = {}", sql::id(self.batch.0));
             for target in Target::all(&self.loader.planner.catalog) {
                 self.loader.delete(target, &of_batch, self.cancel).await?;
             }

@@ -93,7 +93,7 @@ impl EmptyColumns {
         if columns.is_empty() {
             return;
         }
-        let rows = format!("WHERE batch_id = '{batch}'");
+        let rows = format!("WHERE batch_id = {}", sql::id(batch.0));
         match look_at(warehouse, &event_type.table, &columns, &rows).await {
             Ok(seen) => {
                 if let Some(columns) = self.note(&event_type.name, &seen) {

@@ -97,7 +97,7 @@ fn garbage_of(objects: &[SealedObject]) -> String {
     let mut sources = Vec::new();
     for SealedObject { object, supersedes } in objects {
         if !supersedes.is_empty() {
-            batches.extend(supersedes.iter().map(|batch| format!("'{batch}'")));
+            batches.extend(supersedes.iter().map(|batch| sql::id(batch.0)));
             let (path, etag) = (sql::string(&object.path()), sql::string(&object.etag));
             sources.push(format!("({path},{etag})"));
         }

@@ -21,6 +21,7 @@ use crate::ledger::protocol::{Action, End, Run, Standing};
 use crate::ledger::{Claim, Ledger};
 use crate::object::ObjectRef;
 use crate::rejects::{Kept, Page};
+use crate::sql;
 use crate::statements::ddl::REPLAYED;
 use crate::statements::insert::Planner;
 use crate::statements::select::Target;
@@ -269,9 +270,9 @@ impl<'a> Moving<'a> {
         let listed = format!(
             "(source_path, source_etag, row_number, batch_id) IN (\
                SELECT source_path, source_etag, row_number, kept_batch_id FROM {} \
-               WHERE batch_id = '{}')",
+               WHERE batch_id = {})",
             warehouse.table(REPLAYED),
-            self.batch,
+            sql::id(self.batch.0),
         );
         failpoint::reach("clean.before");
         self.delete(self.kept.table(), &listed).await?;
@@ -397,7 +398,7 @@ impl Steps for Moving<'_> {
             return Ok(TakenBack::Ended);
         }
         self.left_in_views = self.rows().left_in_views().await?;
-        let of_batch = format!("batch_id = '{}'", self.batch);
+        let of_batch = format!("batch_id = {}", sql::id(self.batch.0));
         for target in Target::all(&planner.catalog) {
             self.delete(target.table(), &of_batch).await?;
         }

@@ -141,7 +141,7 @@ impl Planner {
         let types = self.catalog.types().iter();
         let sql = format!(
             "{} (batch_id, source_path, source_etag, row_number, raw, kept_batch_id) \
-             SELECT toUUID('{batch}'), source_path, source_etag, row_number, raw, batch_id \
+             SELECT toUUID({id}), source_path, source_etag, row_number, raw, batch_id \
              FROM {rows} AND {} AND (source_path, source_etag) IN ({}) \
              AND (source_path, source_etag, row_number) IN (\
                SELECT source_path, source_etag, row_number FROM {} WHERE kind IN ({}))",
@@ -150,6 +150,7 @@ impl Planner {
             listed.join(","),
             self.landed(rows, batch),
             sql::strings(types.map(|event_type| &event_type.name)),
+            id = sql::id(batch.0)
         );
         let form = Form {
             many_blocks: self.needs_many_blocks(objects),
@@ -224,7 +225,10 @@ impl Planner {
             }
             ReadBy::RejectedLines | ReadBy::UnmatchedStatements => {
                 let list = sql::qualified(&self.database, REPLAYED);
-                let kept = Lines::of_kept(&format!("{list} WHERE batch_id = '{batch}'"), batch.0);
+                let kept = Lines::of_kept(
+                    &format!("{list} WHERE batch_id = {id}", id = sql::id(batch.0)),
+                    batch.0,
+                );
                 Lines {
                     from: gathered(&kept.from),
                     filter: Some(guard),

@@ -221,7 +221,7 @@ pub fn landing_select(catalog: &Catalog, lines: &Lines) -> String {
     if(verdict = '' OR verdict = 'blank', '', line) AS raw,
     if({needs_hash}, sipHash128(trim(TRAILING '\\r' FROM line)), toFixedString('', 16)) AS line_hash,
     source_path, source_etag, row_number,
-    toUUID('{batch_id}') AS batch_id
+    toUUID({batch_id}) AS batch_id
 FROM (
     SELECT
         *,
@@ -254,7 +254,7 @@ FROM (
     )
 )",
         needs_hash = needs_hash(catalog),
-        batch_id = lines.batch_id,
+        batch_id = sql::id(lines.batch_id),
         bad_value = bad_value(catalog),
         verdicts = verdicts(catalog, lines),
         rules = rules(catalog),

@@ -388,10 +388,10 @@ impl Loading<'_> {
             return Ok(None);
         }
         let sql = format!(
-            "SELECT source_path FROM {} WHERE batch_id = '{}' AND row_number = 0 AND ({} OR {}) \
+            "SELECT source_path FROM {} WHERE batch_id = {} AND row_number = 0 AND ({} OR {}) \
              LIMIT 1",
             self.loader.warehouse.table(rejected.table()),
-            self.batch,
+            sql::id(self.batch.0),
             sql::starts_with("raw", &GZIP_MAGIC),
             sql::starts_with("raw", &ZSTD_MAGIC),
         );
