@@ -13,9 +13,10 @@ use super::{BadEventTypes, catalog, planner, print, warehouse};
 use crate::clickhouse::dependents::{Dependent, Memory, adopt, dependents};
 use crate::clickhouse::migrate::{Plan, Refusal};
 use crate::clickhouse::{Warehouse, migrate, validate};
-use crate::config::{Config, LoadStrategy, TableEngine};
+use crate::config::{Config, TableEngine};
 use crate::ledger::history::{History, WorkerOfOtherPlan};
 use crate::statements::ddl::{Engine, SchemaOptions, Statement, statements};
+use crate::statements::insert::Strategy;
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -140,7 +141,7 @@ pub(super) fn schema_options(config: &Config) -> SchemaOptions {
         },
         dedup_window: clickhouse.dedup_window,
         dedup_age: DEDUP_AGE,
-        views: config.load.strategy == LoadStrategy::SinglePass,
+        views: config.load.strategy == Strategy::SinglePass,
         reject_ttl: clickhouse.reject_ttl.get(),
     }
 }

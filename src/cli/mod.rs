@@ -39,15 +39,15 @@ use crate::Env;
 use crate::batch::BatchLimits;
 use crate::clickhouse::{Access, Warehouse};
 use crate::config::{
-    BatchConfig, ClickHouseAccess, Config, EventTypesConfig, LoadStrategy, NotificationsConfig,
-    OnMissing, Problems, SecretSource, Sources, process_environment,
+    BatchConfig, ClickHouseAccess, Config, EventTypesConfig, NotificationsConfig, OnMissing,
+    Problems, SecretSource, Sources, process_environment,
 };
 use crate::event_types::Catalog;
 use crate::ledger::Ledger;
 use crate::load::bounds::Bounds;
 use crate::load::breaker::Breaker;
 use crate::load::empty_columns::EmptyColumns;
-use crate::load::fallback::{Fallback, Fallbacks};
+use crate::load::fallback::Fallbacks;
 use crate::load::truncation::Truncations;
 use crate::load::views::Views;
 use crate::load::{LoadLimits, Loader};
@@ -55,7 +55,7 @@ use crate::notification::Envelopes;
 use crate::notification::filter::Filter;
 use crate::object::Compression;
 use crate::s3::Store;
-use crate::statements::insert::{Planner, Strategy, TimeLimits};
+use crate::statements::insert::{Planner, TimeLimits};
 use crate::statements::s3_source::{S3Access, S3Source};
 use crate::statements::select::Target;
 use crate::telemetry::end_logging;
@@ -337,10 +337,7 @@ fn planner(config: &Config, catalog: Catalog, region: &str) -> anyhow::Result<Pl
     Ok(Planner {
         catalog,
         source,
-        strategy: match config.load.strategy {
-            LoadStrategy::SinglePass => Strategy::SinglePass,
-            LoadStrategy::PerType => Strategy::PerType,
-        },
+        strategy: config.load.strategy,
         database: config.clickhouse.database.clone(),
         max_bytes: config.batch.max_bytes.bytes(),
         max_line_bytes: config.load.max_line_bytes.bytes(),
@@ -389,7 +386,7 @@ fn loader(
         },
         bounds,
         store: Store::new(aws),
-        fallback: fallback(config),
+        fallback: config.load.fallback,
         fallbacks: Fallbacks::default(),
         stream_below: config.load.stream_below.bytes(),
         accept_unproven: accept_unproven(config),
@@ -457,14 +454,6 @@ fn notification_filter(config: &Config) -> anyhow::Result<Filter> {
 fn accept_unproven(config: &Config) -> Vec<Compression> {
     let names = config.load.accept_unproven.iter();
     names.map(|name| Compression::of_extension(name)).collect()
-}
-
-fn fallback(config: &Config) -> Fallback {
-    match config.load.fallback {
-        crate::config::Fallback::Auto => Fallback::Auto,
-        crate::config::Fallback::Always => Fallback::Always,
-        crate::config::Fallback::Never => Fallback::Never,
-    }
 }
 
 /// The AWS SDK's own chain of settings and credentials.

@@ -8,10 +8,11 @@ use super::topology::Topology;
 use super::{access, note, warehouse};
 use crate::clickhouse::error_class::PauseReason;
 use crate::clickhouse::{Warehouse, WarehouseError};
-use crate::config::{Config, LoadStrategy, Unproven};
+use crate::config::{Config, Unproven};
 use crate::event_types::Catalog;
 use crate::ledger;
 use crate::statements::ddl::landing_name;
+use crate::statements::insert::Strategy;
 use crate::statements::select::Target;
 
 /// Why nothing must be loaded, and the same in words.
@@ -116,7 +117,7 @@ fn warning(text: &str) {
 }
 
 /// The tables without which nothing can be loaded.
-fn needed_tables(catalog: &Catalog, strategy: LoadStrategy) -> Vec<String> {
+fn needed_tables(catalog: &Catalog, strategy: Strategy) -> Vec<String> {
     let ledger = [
         ledger::OBJECTS_TABLE,
         ledger::BATCHES_TABLE,
@@ -124,6 +125,6 @@ fn needed_tables(catalog: &Catalog, strategy: LoadStrategy) -> Vec<String> {
     ];
     let targets = Target::all(catalog);
     let tables = targets.iter().map(Target::table).chain(ledger);
-    let landing = (strategy == LoadStrategy::SinglePass).then(|| landing_name(catalog));
+    let landing = (strategy == Strategy::SinglePass).then(|| landing_name(catalog));
     tables.map(str::to_owned).chain(landing).collect()
 }

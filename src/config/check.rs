@@ -14,13 +14,15 @@ use super::problems::{Findings, Problem};
 use super::raw::RawConfig;
 use super::secret::{Secret, SecretSource};
 use super::types::{
-    BatchConfig, ClickHouseConfig, Config, EventTypesConfig, Fallback, LoadConfig, LoadStrategy,
-    LogConfig, NotificationsConfig, QueueConfig, S3Config,
+    BatchConfig, ClickHouseConfig, Config, EventTypesConfig, LoadConfig, LogConfig,
+    NotificationsConfig, QueueConfig, S3Config,
 };
 use super::units::{HumanDuration, HumanSize};
+use crate::batch::Fallback;
 use crate::glob::Globs;
 use crate::notification::filter::created_event;
 use crate::object::Compression;
+use crate::statements::insert::Strategy;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -311,7 +313,7 @@ fn check_load(load: &LoadConfig, checks: &mut Checks) {
             "with `load.fallback: never` the worker streams nothing",
         ),
         (
-            load.strategy == LoadStrategy::PerType,
+            load.strategy == Strategy::PerType,
             "with `load.strategy: per_type` each object would be streamed once for each table",
         ),
     ];

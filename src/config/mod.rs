@@ -30,9 +30,9 @@ pub use problems::{Problem, Problems};
 pub use reference::{effective_yaml, reference_markdown};
 pub use secret::{Secret, SecretSource};
 pub use types::{
-    AdminConfig, BatchConfig, ClickHouseConfig, Config, EventTypesConfig, Fallback, LoadConfig,
-    LoadStrategy, LogConfig, LogFormat, NotificationsConfig, OnMissing, QueueConfig, S3Config,
-    ShutdownConfig, TableEngine, TelemetryConfig, Unproven,
+    AdminConfig, BatchConfig, ClickHouseConfig, Config, EventTypesConfig, LoadConfig, LogConfig,
+    LogFormat, NotificationsConfig, OnMissing, QueueConfig, S3Config, ShutdownConfig, TableEngine,
+    TelemetryConfig, Unproven,
 };
 pub use units::{HumanDuration, HumanSize, Ratio};
 

@@ -16,6 +16,8 @@ use super::access::ClickHouseAccess;
 use super::problems::{Problem, Problems};
 use super::secret::{Secret, SecretSource};
 use super::units::{HumanDuration, HumanSize, Ratio, boolean, texts, whole_number};
+use crate::batch::Fallback;
+use crate::statements::insert::Strategy;
 
 /// A valid configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
@@ -277,7 +279,7 @@ pub struct LoadConfig {
     /// `single_pass` reads each object once, and materialized views fill the
     /// tables. `per_type` reads it once for each event type and needs no views:
     /// slower, for servers on which views are not allowed.
-    pub strategy: LoadStrategy,
+    pub strategy: Strategy,
 
     /// Inserts in flight at a time, 1 to 64. Raise it while ClickHouse has CPU
     /// and memory to spare and the queue grows.
@@ -347,16 +349,6 @@ pub struct LoadConfig {
     pub accept_unproven: Vec<String>,
 }
 
-/// When the worker streams objects.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(inline)]
-pub enum Fallback {
-    Auto,
-    Always,
-    Never,
-}
-
 /// What becomes of a message whose object is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -364,15 +356,6 @@ pub enum Fallback {
 pub enum OnMissing {
     GiveBack,
     Acknowledge,
-}
-
-/// How the rows of a batch reach the tables.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(inline)]
-pub enum LoadStrategy {
-    SinglePass,
-    PerType,
 }
 
 /// Which event types there are.

@@ -1,4 +1,4 @@
-//! When the worker reads objects itself, and what is said when it has to read all of them.
+//! What is said when the worker has to read all objects itself.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -6,16 +6,6 @@ use tracing::warn;
 
 use crate::batch::ReadBy;
 use crate::telemetry::metrics;
-
-/// When the worker streams objects instead of having ClickHouse read them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fallback {
-    /// Those that ClickHouse cannot read.
-    Auto,
-    /// All of them.
-    Always,
-    Never,
-}
 
 /// So many objects, one after the other, that ClickHouse could not read are no accident.
 const ALL_OF_THE_LAST: usize = 20;

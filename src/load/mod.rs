@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, warn};
 
 use crate::Env;
-use crate::batch::{Batch, BatchId, Form, ReadBy, mean_bytes};
+use crate::batch::{Batch, BatchId, Fallback, Form, ReadBy, mean_bytes};
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::ledger::protocol::{End, Run, Standing};
 use crate::ledger::{Failure, Ledger};
@@ -43,7 +43,7 @@ use attempt::Loading;
 use bounds::Bounds;
 use breaker::{Breaker, HaltedInsert, Scope};
 use empty_columns::EmptyColumns;
-use fallback::{Fallback, Fallbacks};
+use fallback::Fallbacks;
 use progress::{FailedItem, Item, Progress, Work, unnameable};
 use truncation::Truncations;
 use views::Views;

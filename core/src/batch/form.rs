@@ -1,5 +1,6 @@
 //! How the statements of a batch are made; it is sealed with the batch.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -26,6 +27,20 @@ impl ReadBy {
             Self::UnmatchedStatements => "unmatched_statements",
         }
     }
+}
+
+/// When the worker streams objects instead of having ClickHouse read them; the value of
+/// `load.fallback`.
+// Its variants have no doc comments: schemars would make a `oneOf` of them, and not an `enum`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum Fallback {
+    // Those that ClickHouse cannot read.
+    Auto,
+    // All of them.
+    Always,
+    Never,
 }
 
 /// How the statements of a batch are made of its list.

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::batch::{
@@ -21,13 +23,16 @@ use crate::statements::select::{
 };
 use crate::statements::{LOG_COMMENT, MAX_QUERY_BYTES, PINNED, Statement};
 
-/// How the rows get into the tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How the rows get into the tables; the value of `load.strategy`.
+// Its variants have no doc comments: schemars would make a `oneOf` of them, and not an `enum`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
 pub enum Strategy {
-    /// One statement into the landing table, from which views fill the others: each object is read
-    /// once.
+    // One statement into the landing table, from which views fill the others: each object is read
+    // once.
     SinglePass,
-    /// One statement a table: each object is read as often.
+    // One statement a table: each object is read as often.
     PerType,
 }
 

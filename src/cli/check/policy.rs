@@ -7,13 +7,15 @@ use serde_json::{Value, json};
 
 use super::canary::PREFIX;
 use super::report::Check;
+use crate::batch::Fallback;
 use crate::clickhouse::{Warehouse, WarehouseError};
-use crate::config::{ClickHouseAccess, Config, Fallback, LoadStrategy, TableEngine};
+use crate::config::{ClickHouseAccess, Config, TableEngine};
 use crate::event_types::Catalog;
 use crate::ledger::{BATCHES_TABLE, FAILURES_TABLE, OBJECTS_TABLE};
 use crate::queue::QueueAttributes;
 use crate::sql;
 use crate::statements::ddl::{LANDING_PREFIX, REPLAYED};
+use crate::statements::insert::Strategy;
 use crate::statements::select::Target;
 
 const RIGHTS: &str = "clickhouse rights";
@@ -56,7 +58,7 @@ pub(super) fn grants(config: &Config, catalog: &Catalog, buckets: &[String]) -> 
             .map(|engine| format!("TABLE ENGINE ON {engine}"))
     };
 
-    let single_pass = config.load.strategy == LoadStrategy::SinglePass;
+    let single_pass = config.load.strategy == Strategy::SinglePass;
     let of_target = if single_pass {
         "SELECT, ALTER DELETE"
     } else {

@@ -7,9 +7,9 @@ use tokio::io::AsyncReadExt;
 
 use super::clickhouse::{NO_CLICKHOUSE, failed};
 use super::report::Check;
+use crate::batch::Fallback;
 use crate::clickhouse::error_class::{Verdict, is_missing, verdict};
 use crate::clickhouse::{Warehouse, WarehouseError};
-use crate::config::Fallback;
 use crate::ledger::Ledger;
 use crate::load::truncation::{Truncation, Truncations};
 use crate::object::{Compression, ObjectRef, ObjectUrl};

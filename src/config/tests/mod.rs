@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::statements::insert::Strategy;
 
 const NO_ENV: [(&str, &str); 0] = [];
 
@@ -132,7 +133,7 @@ fn later_layers_win_field_by_field() {
     assert_eq!(config.batch.max_objects, 8);
     assert_eq!(config.batch.max_bytes.to_string(), "1MiB");
     assert_eq!(config.load.concurrency, 3);
-    assert_eq!(config.load.strategy, LoadStrategy::SinglePass);
+    assert_eq!(config.load.strategy, Strategy::SinglePass);
 }
 
 #[test]

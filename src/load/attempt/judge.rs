@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::Loading;
-use crate::batch::ReadBy;
+use crate::batch::{Fallback, ReadBy};
 use crate::clickhouse::error_class::{
     TOO_MANY_REJECTED_TEXT, Verdict, is_too_large, named_object, verdict,
 };
@@ -15,7 +15,6 @@ use crate::clickhouse::failing_view::{Failing, failing_view};
 use crate::ledger::BATCHES_TABLE;
 use crate::ledger::drive::Inserted;
 use crate::load::breaker::Scope;
-use crate::load::fallback::Fallback;
 use crate::statements::select::{BLANK, Target};
 
 use crate::clickhouse::WarehouseError;
