@@ -39,8 +39,8 @@ use crate::Env;
 use crate::batch::BatchLimits;
 use crate::clickhouse::{Access, Warehouse};
 use crate::config::{
-    BatchConfig, ClickHouseAccess, Config, EventTypesConfig, NotificationsConfig, OnMissing,
-    Problems, SecretSource, Sources, process_environment,
+    BatchConfig, Config, EventTypesConfig, NotificationsConfig, OnMissing, Problems, Sources,
+    process_environment,
 };
 use crate::event_types::Catalog;
 use crate::ledger::Ledger;
@@ -307,25 +307,8 @@ fn worker_name() -> String {
 }
 
 fn s3_access(config: &Config) -> anyhow::Result<S3Access> {
-    Ok(match config.s3.clickhouse_access.clone() {
-        ClickHouseAccess::Server => S3Access::Server,
-        ClickHouseAccess::NamedCollection { name } => S3Access::NamedCollection { name },
-        ClickHouseAccess::Keys {
-            access_key_id,
-            secret_access_key,
-            secret_access_key_file,
-        } => S3Access::Keys {
-            access_key_id,
-            secret_access_key: SecretSource::of(
-                &secret_access_key,
-                secret_access_key_file.as_ref(),
-            )
-            .read()
-            .map_err(|problem| anyhow!("s3.clickhouse_access.secret_access_key_file: {problem}"))?,
-        },
-        ClickHouseAccess::Role { role_arn } => S3Access::Role { role_arn },
-        ClickHouseAccess::Anonymous => S3Access::Anonymous,
-    })
+    let access = config.s3.clickhouse_access.resolve();
+    access.map_err(anyhow::Error::msg)
 }
 
 fn planner(config: &Config, catalog: Catalog, region: &str) -> anyhow::Result<Planner> {

@@ -7,13 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use super::layers::Origins;
 use super::problems::{Findings, Problem};
-use super::secret::Secret;
+use super::secret::{Secret, SecretSource};
+use crate::statements::s3_source::S3Access;
 
-/// With which rights ClickHouse reads the objects.
+/// With which rights ClickHouse reads the objects, as configured: a secret can still be in a file.
+/// [`S3Access`] is the same with the secret itself.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 #[schemars(inline)]
-pub enum ClickHouseAccess {
+pub enum S3AccessConfig {
     /// The server's own: its `s3` configuration, or its instance's role.
     Server,
     /// A named collection, so that no key appears in a statement.
@@ -45,6 +47,35 @@ pub enum ClickHouseAccess {
     },
     /// No credentials: for public buckets.
     Anonymous,
+}
+
+impl S3AccessConfig {
+    /// Reads the secret, and returns what statements need.
+    ///
+    /// # Errors
+    ///
+    /// The field of the secret, and why the secret cannot be read.
+    pub fn resolve(&self) -> Result<S3Access, String> {
+        Ok(match self.clone() {
+            Self::Server => S3Access::Server,
+            Self::NamedCollection { name } => S3Access::NamedCollection { name },
+            Self::Keys {
+                access_key_id,
+                secret_access_key,
+                secret_access_key_file,
+            } => S3Access::Keys {
+                access_key_id,
+                secret_access_key: SecretSource::of(
+                    &secret_access_key,
+                    secret_access_key_file.as_ref(),
+                )
+                .read()
+                .map_err(|problem| format!("{PATH}.secret_access_key_file: {problem}"))?,
+            },
+            Self::Role { role_arn } => S3Access::Role { role_arn },
+            Self::Anonymous => S3Access::Anonymous,
+        })
+    }
 }
 
 /// The same as it was written. Every field is optional here, so that each that
@@ -86,7 +117,7 @@ pub(super) fn check_access(
     raw: RawAccess,
     origins: &Origins,
     findings: &mut Findings,
-) -> Option<ClickHouseAccess> {
+) -> Option<S3AccessConfig> {
     // Without a good kind nothing can be said of the other fields.
     if !findings.is_good(&format!("{PATH}.kind")) {
         return None;
@@ -95,13 +126,13 @@ pub(super) fn check_access(
         check_presence(&raw, field, of, origins, findings);
     }
     match raw.kind {
-        Kind::Server => Some(ClickHouseAccess::Server),
-        Kind::Anonymous => Some(ClickHouseAccess::Anonymous),
-        Kind::NamedCollection => Some(ClickHouseAccess::NamedCollection { name: raw.name? }),
-        Kind::Role => Some(ClickHouseAccess::Role {
+        Kind::Server => Some(S3AccessConfig::Server),
+        Kind::Anonymous => Some(S3AccessConfig::Anonymous),
+        Kind::NamedCollection => Some(S3AccessConfig::NamedCollection { name: raw.name? }),
+        Kind::Role => Some(S3AccessConfig::Role {
             role_arn: raw.role_arn?,
         }),
-        Kind::Keys => Some(ClickHouseAccess::Keys {
+        Kind::Keys => Some(S3AccessConfig::Keys {
             access_key_id: raw.access_key_id?,
             secret_access_key: raw.secret_access_key.unwrap_or_default(),
             secret_access_key_file: raw.secret_access_key_file,

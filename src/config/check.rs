@@ -7,7 +7,7 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
-use super::access::{ClickHouseAccess, check_access};
+use super::access::{S3AccessConfig, check_access};
 use super::fields::Fields;
 use super::layers::Origins;
 use super::problems::{Findings, Problem};
@@ -232,13 +232,13 @@ fn check_endpoint(path: &str, endpoint: &str, form: &str, no_user: &str, checks:
     }
 }
 
-fn check_access_values(access: &ClickHouseAccess, checks: &mut Checks) {
+fn check_access_values(access: &S3AccessConfig, checks: &mut Checks) {
     match access {
         // An empty value is on record already.
-        ClickHouseAccess::NamedCollection { name } if !name.is_empty() => {
+        S3AccessConfig::NamedCollection { name } if !name.is_empty() => {
             checks.name("s3.clickhouse_access.name", name);
         }
-        ClickHouseAccess::Role { role_arn }
+        S3AccessConfig::Role { role_arn }
             if !role_arn.is_empty() && !role_arn.starts_with("arn:") =>
         {
             checks.fail(
@@ -247,7 +247,7 @@ fn check_access_values(access: &ClickHouseAccess, checks: &mut Checks) {
                 "give the role's ARN, such as arn:aws:iam::123456789012:role/clickhouse-reader",
             );
         }
-        ClickHouseAccess::Keys {
+        S3AccessConfig::Keys {
             access_key_id,
             secret_access_key,
             secret_access_key_file,

@@ -23,7 +23,7 @@ mod secret;
 mod types;
 mod units;
 
-pub use access::ClickHouseAccess;
+pub use access::S3AccessConfig;
 pub use fields::json_schema;
 pub use layers::{Sources, process_environment};
 pub use problems::{Problem, Problems};

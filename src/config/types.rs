@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use url::{Host, Url};
 
-use super::access::ClickHouseAccess;
+use super::access::S3AccessConfig;
 use super::problems::{Problem, Problems};
 use super::secret::{Secret, SecretSource};
 use super::units::{HumanDuration, HumanSize, Ratio, boolean, texts, whole_number};
@@ -241,7 +241,7 @@ pub struct S3Config {
     pub clickhouse_endpoint: Option<String>,
 
     /// With which rights ClickHouse reads the objects.
-    pub clickhouse_access: ClickHouseAccess,
+    pub clickhouse_access: S3AccessConfig,
 }
 
 /// When a batch is full.

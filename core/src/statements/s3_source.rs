@@ -6,7 +6,7 @@ use crate::object::ObjectRef;
 use crate::secret::Secret;
 use crate::sql;
 
-/// With what right ClickHouse reads S3.
+/// With what right ClickHouse reads S3; a secret is there as it stands in statements.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum S3Access {
     /// The server's own environment (instance role, variables).

@@ -9,7 +9,7 @@ use super::canary::PREFIX;
 use super::report::Check;
 use crate::batch::Fallback;
 use crate::clickhouse::{Warehouse, WarehouseError};
-use crate::config::{ClickHouseAccess, Config, TableEngine};
+use crate::config::{Config, S3AccessConfig, TableEngine};
 use crate::event_types::Catalog;
 use crate::ledger::{BATCHES_TABLE, FAILURES_TABLE, OBJECTS_TABLE};
 use crate::queue::QueueAttributes;
@@ -121,13 +121,13 @@ pub(super) fn grants(config: &Config, catalog: &Catalog, buckets: &[String]) -> 
     }
 }
 
-fn collections(access: &ClickHouseAccess, buckets: &[String]) -> Vec<String> {
+fn collections(access: &S3AccessConfig, buckets: &[String]) -> Vec<String> {
     match access {
-        ClickHouseAccess::NamedCollection { name } if name.contains("{bucket}") => buckets
+        S3AccessConfig::NamedCollection { name } if name.contains("{bucket}") => buckets
             .iter()
             .map(|bucket| name.replace("{bucket}", bucket))
             .collect(),
-        ClickHouseAccess::NamedCollection { name } => vec![name.clone()],
+        S3AccessConfig::NamedCollection { name } => vec![name.clone()],
         _ => Vec::new(),
     }
 }
@@ -271,7 +271,7 @@ fn iam(config: &Config, buckets: &[String], queue: &QueueAttributes) -> Iam {
         list.clone(),
     ];
     let clickhouse_reads = config.load.fallback != Fallback::Always
-        && config.s3.clickhouse_access != ClickHouseAccess::Anonymous;
+        && config.s3.clickhouse_access != S3AccessConfig::Anonymous;
     Iam {
         worker: policy(worker),
         operator: policy(operator),

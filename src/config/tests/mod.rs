@@ -85,7 +85,7 @@ fn the_defaults_alone_are_valid() {
     let config = Config::load(Sources::default()).unwrap();
     assert_eq!(config.batch.max_bytes.bytes(), 128 << 20);
     assert_eq!(config.queue.heartbeat(), std::time::Duration::from_secs(40));
-    assert_eq!(config.s3.clickhouse_access, ClickHouseAccess::Server);
+    assert_eq!(config.s3.clickhouse_access, S3AccessConfig::Server);
     let missing = config.queue.require_url().unwrap_err().to_string();
     assert!(missing.contains("SLUICE__QUEUE__URL"), "{missing}");
 }
@@ -169,7 +169,7 @@ fn environment_strings_become_typed_values() {
     let name = "uploads".to_owned();
     assert_eq!(
         config.s3.clickhouse_access,
-        ClickHouseAccess::NamedCollection { name }
+        S3AccessConfig::NamedCollection { name }
     );
 }
 
