@@ -2,8 +2,9 @@
 
 use clap::Subcommand;
 
+use super::app::App;
 use super::print;
-use crate::config::{Config, effective_yaml, json_schema};
+use crate::config::{effective_yaml, json_schema};
 
 #[derive(Subcommand)]
 pub(super) enum Command {
@@ -13,9 +14,9 @@ pub(super) enum Command {
     Schema,
 }
 
-pub(super) fn run(config: &Config, command: &Command) -> anyhow::Result<()> {
+pub(super) fn run(app: &App<'_>, command: &Command) -> anyhow::Result<()> {
     match command {
-        Command::Show => print(effective_yaml(config).trim_end()),
+        Command::Show => print(effective_yaml(app.config).trim_end()),
         Command::Schema => schema(),
     }
 }

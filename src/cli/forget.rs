@@ -6,9 +6,8 @@ use anyhow::{Context, ensure};
 use clap::builder::NonEmptyStringValueParser;
 use serde::Serialize;
 
+use super::app::App;
 use super::output::{Output, shown};
-use super::{ledger, warehouse};
-use crate::config::Config;
 use crate::ledger::history::History;
 use crate::object::ObjectUrl;
 
@@ -26,9 +25,9 @@ pub(super) struct Arguments {
     output: Output,
 }
 
-pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
-    let warehouse = warehouse(config)?;
-    let url = &config.clickhouse.url;
+pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<()> {
+    let warehouse = app.warehouse()?;
+    let url = &app.config.clickhouse.url;
     let history = History::new(warehouse.clone());
     let mut failed = Vec::new();
     for object in &arguments.objects {
@@ -41,7 +40,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
         );
         failed.extend(found);
     }
-    ledger(config, warehouse)
+    app.ledger(warehouse)
         .dismiss(&failed, &arguments.reason)
         .await
         .with_context(|| format!("failed to record the dismissal in ClickHouse at {url}"))?;

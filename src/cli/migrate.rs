@@ -8,15 +8,14 @@ use clap::Args;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::app::{App, BadEventTypes};
 use super::output::{Output, shown};
-use super::{BadEventTypes, catalog, planner, print, warehouse};
+use super::print;
 use crate::clickhouse::dependents::{Dependent, Memory, adopt, dependents};
 use crate::clickhouse::migrate::{Plan, Refusal};
 use crate::clickhouse::{Warehouse, migrate, validate};
-use crate::config::{Config, TableEngine};
 use crate::ledger::history::{History, WorkerOfOtherPlan};
-use crate::statements::ddl::{Engine, SchemaOptions, Statement, statements};
-use crate::statements::insert::Strategy;
+use crate::statements::ddl::{Statement, statements};
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -44,14 +43,14 @@ pub(super) struct Arguments {
     output: Output,
 }
 
-pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
-    let url = &config.clickhouse.url;
-    let options = schema_options(config);
-    let catalog = catalog(config)?;
+pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<()> {
+    let url = &app.config.clickhouse.url;
+    let options = app.schema_options();
+    let catalog = app.catalog()?;
     if arguments.print {
         return print(statements_text(&statements(&catalog, &options)).trim_end());
     }
-    let warehouse = warehouse(config)?;
+    let warehouse = app.warehouse()?;
     let problems = validate::problems(&warehouse, &catalog, &options).await;
     let problems =
         problems.with_context(|| format!("the declarations cannot be validated at {url}"))?;
@@ -65,7 +64,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
         plan.kept.clear();
         let dropped = migrate::prune(&warehouse, &catalog, &options).await?;
         if let Some(first) = dropped.first() {
-            let own = planner(config, catalog.clone(), "")?.plan_id();
+            let own = app.planner(catalog.clone(), "")?.plan_id();
             plan.refusals
                 .extend(users_of(&first.what, &warehouse, own).await?);
         }
@@ -129,26 +128,6 @@ async fn users_of(
     };
     Ok(workers.into_iter().map(refusal).collect())
 }
-
-pub(super) fn schema_options(config: &Config) -> SchemaOptions {
-    let clickhouse = &config.clickhouse;
-    SchemaOptions {
-        database: clickhouse.database.clone(),
-        cluster: clickhouse.cluster.clone(),
-        engine: match clickhouse.engine {
-            TableEngine::Plain => Engine::Plain,
-            TableEngine::Replicated => Engine::Replicated,
-        },
-        dedup_window: clickhouse.dedup_window,
-        dedup_age: DEDUP_AGE,
-        views: config.load.strategy == Strategy::SinglePass,
-        reject_ttl: clickhouse.reject_ttl.get(),
-    }
-}
-
-/// How long replicated tables remember a token, beside the count: a week, since a worker can be
-/// away for a weekend.
-const DEDUP_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 fn statements_text(statements: &[Statement]) -> String {
     statements

@@ -1,5 +1,6 @@
-//! The command line: one file a subcommand. This is where the parts are put together.
+//! The command line: one file a subcommand. `app` puts the parts together.
 
+mod app;
 mod backfill;
 mod check;
 mod classes;
@@ -26,40 +27,14 @@ mod worker;
 use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::time::{Duration, UNIX_EPOCH};
 
-use anyhow::{Context, anyhow};
-use aws_config::SdkConfig;
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use tracing::error;
 
-use crate::Env;
-use crate::batch::BatchLimits;
-use crate::clickhouse::{Access, Warehouse};
-use crate::config::{
-    BatchConfig, Config, EventTypesConfig, NotificationsConfig, OnMissing, Problems, Sources,
-    process_environment,
-};
-use crate::event_types::Catalog;
-use crate::ledger::Ledger;
-use crate::load::bounds::Bounds;
-use crate::load::breaker::Breaker;
-use crate::load::empty_columns::EmptyColumns;
-use crate::load::fallback::Fallbacks;
-use crate::load::truncation::Truncations;
-use crate::load::views::Views;
-use crate::load::{LoadLimits, Loader};
-use crate::notification::Envelopes;
-use crate::notification::filter::Filter;
-use crate::object::Compression;
-use crate::s3::Store;
-use crate::statements::insert::{Planner, TimeLimits};
-use crate::statements::s3_source::{S3Access, S3Source};
-use crate::statements::select::Target;
+use self::app::{App, BadEventTypes};
+use crate::config::{Config, Problems, Sources, process_environment};
 use crate::telemetry::end_logging;
-use sluice_core::backoff::Backoff;
 
 /// Loads S3 objects into ClickHouse, once each, as SQS announces them.
 ///
@@ -227,29 +202,22 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         return config::schema();
     }
     let config = Config::load(sources)?;
+    let app = App::from_config(&config);
     let runtime = tokio::runtime::Runtime::new().context("the async runtime did not start")?;
     match cli.command {
-        Command::Run => runtime.block_on(run::run(&config)),
-        Command::Backfill(arguments) => runtime.block_on(backfill::run(&config, &arguments)),
-        Command::Check(arguments) => runtime.block_on(check::run(&config, &arguments)),
-        Command::Migrate(arguments) => runtime.block_on(migrate::run(&config, &arguments)),
-        Command::Status(arguments) => runtime.block_on(status::run(&config, &arguments)),
-        Command::Health => runtime.block_on(health::run(&config)),
-        Command::Types(command) => runtime.block_on(types::run(&config, &command)),
-        Command::Reconcile(arguments) => runtime.block_on(reconcile::run(&config, &arguments)),
-        Command::Retry(arguments) => runtime.block_on(retry::run(&config, &arguments)),
-        Command::Forget(arguments) => runtime.block_on(forget::run(&config, &arguments)),
-        Command::Dlq(command) => runtime.block_on(dlq::run(&config, &command)),
-        Command::Rejects(command) => runtime.block_on(rejects::run(&config, &command)),
-        Command::Config(command) => config::run(&config, &command),
-    }
-}
-
-/// The event types that the configuration names.
-fn catalog(config: &Config) -> Result<Catalog, BadEventTypes> {
-    match &config.event_types.dir {
-        None => Ok(Catalog::builtin()),
-        Some(directory) => crate::event_types::from_dir(directory).map_err(BadEventTypes),
+        Command::Run => runtime.block_on(run::run(&app)),
+        Command::Backfill(arguments) => runtime.block_on(backfill::run(&app, &arguments)),
+        Command::Check(arguments) => runtime.block_on(check::run(&app, &arguments)),
+        Command::Migrate(arguments) => runtime.block_on(migrate::run(&app, &arguments)),
+        Command::Status(arguments) => runtime.block_on(status::run(&app, &arguments)),
+        Command::Health => runtime.block_on(health::run(&app)),
+        Command::Types(command) => runtime.block_on(types::run(&app, &command)),
+        Command::Reconcile(arguments) => runtime.block_on(reconcile::run(&app, &arguments)),
+        Command::Retry(arguments) => runtime.block_on(retry::run(&app, &arguments)),
+        Command::Forget(arguments) => runtime.block_on(forget::run(&app, &arguments)),
+        Command::Dlq(command) => runtime.block_on(dlq::run(&app, &command)),
+        Command::Rejects(command) => runtime.block_on(rejects::run(&app, &command)),
+        Command::Config(command) => config::run(&app, &command),
     }
 }
 
@@ -262,193 +230,3 @@ struct Incomplete(String);
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Misuse(&'static str);
-
-/// Every problem of every declaration.
-#[derive(Debug)]
-struct BadEventTypes(Vec<crate::event_types::Problem>);
-
-impl std::fmt::Display for BadEventTypes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} problems in the declared event types", self.0.len())?;
-        for problem in &self.0 {
-            write!(f, "\n\n{problem}")?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for BadEventTypes {}
-
-fn access(config: &Config) -> anyhow::Result<Access> {
-    let clickhouse = &config.clickhouse;
-    Ok(Access {
-        url: clickhouse.url.clone(),
-        user: clickhouse.user.clone(),
-        password: clickhouse.password(),
-        secrets: s3_access(config)?.secrets(),
-        database: clickhouse.database.clone(),
-        connect_timeout: clickhouse.connect_timeout.get(),
-        query_timeout: clickhouse.query_timeout.get(),
-        ca_file: clickhouse.ca_file.clone(),
-        cluster: clickhouse.cluster.clone(),
-    })
-}
-
-fn warehouse(config: &Config) -> anyhow::Result<Warehouse> {
-    Warehouse::connect(&access(config)?).context("ClickHouse cannot be set up")
-}
-
-/// This process, as the ledger names it.
-fn worker_name() -> String {
-    let host = std::env::var("HOSTNAME")
-        .or_else(|_| std::fs::read_to_string("/etc/hostname").map(|name| name.trim().to_owned()))
-        .unwrap_or_else(|_| "worker".to_owned());
-    format!("{host}-{}", std::process::id())
-}
-
-fn s3_access(config: &Config) -> anyhow::Result<S3Access> {
-    let access = config.s3.clickhouse_access.resolve();
-    access.map_err(anyhow::Error::msg)
-}
-
-fn planner(config: &Config, catalog: Catalog, region: &str) -> anyhow::Result<Planner> {
-    let source = S3Source {
-        endpoint: config.s3.clickhouse_endpoint.clone(),
-        default_region: region.to_owned(),
-        access: s3_access(config)?,
-    };
-    Ok(Planner {
-        catalog,
-        source,
-        strategy: config.load.strategy,
-        database: config.clickhouse.database.clone(),
-        max_bytes: config.batch.max_bytes.bytes(),
-        max_line_bytes: config.load.max_line_bytes.bytes(),
-        times: time_limits(config),
-        insert_timeout: config.clickhouse.insert_timeout.get(),
-    })
-}
-
-fn time_limits(config: &Config) -> TimeLimits {
-    let EventTypesConfig {
-        min_year,
-        max_future,
-        ..
-    } = &config.event_types;
-    let start = humantime::parse_rfc3339(&format!("{min_year}-01-01T00:00:00Z"));
-    let start = start.expect("its range is checked");
-    let start = start.duration_since(UNIX_EPOCH).unwrap_or_default();
-    TimeLimits {
-        start: start.as_secs(),
-        max_future: max_future.get(),
-    }
-}
-
-/// What takes batches through the ledger protocol.
-fn loader(
-    config: &Config,
-    planner: Planner,
-    warehouse: Warehouse,
-    aws: &SdkConfig,
-    breaker: Arc<Breaker>,
-) -> Loader {
-    let bounds = Bounds::new(
-        config.batch.max_bytes.bytes(),
-        config.load.max_memory.bytes(),
-        Target::all(&planner.catalog).len(),
-    );
-    Loader {
-        ledger: ledger(config, warehouse.clone()),
-        warehouse,
-        planner,
-        breaker,
-        limits: LoadLimits {
-            insert_timeout: config.clickhouse.insert_timeout.get(),
-            retry: load_backoff(config),
-            max_rejected_ratio: config.load.max_rejected_ratio.get(),
-        },
-        bounds,
-        store: Store::new(aws),
-        fallback: config.load.fallback,
-        fallbacks: Fallbacks::default(),
-        stream_below: config.load.stream_below.bytes(),
-        accept_unproven: accept_unproven(config),
-        truncations: Truncations::default(),
-        empty_columns: EmptyColumns::default(),
-        successes: AtomicU64::new(0),
-        views: Views::default(),
-        activity: Arc::default(),
-        env: Env::default(),
-        deletions: tokio::sync::Mutex::default(),
-        acknowledge_missing: config.load.on_missing == OnMissing::Acknowledge,
-    }
-}
-
-/// The pauses of whatever waits for ClickHouse or S3.
-fn load_backoff(config: &Config) -> Backoff {
-    Backoff {
-        min: config.load.retry_backoff_min.get(),
-        max: config.load.retry_backoff_max.get(),
-    }
-}
-
-fn batch_limits(batch: &BatchConfig) -> BatchLimits {
-    BatchLimits {
-        window: batch.window.get(),
-        flush_when_idle: batch.flush_when_idle,
-        max_objects: batch.max_objects,
-        max_bytes: batch.max_bytes.bytes(),
-    }
-}
-
-fn ledger(config: &Config, warehouse: Warehouse) -> Ledger {
-    Ledger::new(
-        warehouse,
-        worker_name(),
-        config.queue.visibility_timeout.get(),
-        Env::default(),
-    )
-}
-
-/// Returns the envelopes that are declared beside those that are known.
-fn envelopes(config: &Config) -> anyhow::Result<Envelopes> {
-    let Some(path) = &config.notifications.envelopes else {
-        return Ok(Envelopes::default());
-    };
-    let shown = path.display();
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("notifications.envelopes: {shown} cannot be read"))?;
-    Envelopes::from_yaml(&text)
-        .map_err(|problem| anyhow!("notifications.envelopes: {shown}: {problem}"))
-}
-
-/// What is to be loaded of what is announced.
-fn notification_filter(config: &Config) -> anyhow::Result<Filter> {
-    let NotificationsConfig {
-        events,
-        include,
-        exclude,
-        envelopes: _,
-    } = &config.notifications;
-    Filter::new(events, include, exclude).map_err(anyhow::Error::msg)
-}
-
-/// Objects that may be loaded without proof that they are whole.
-fn accept_unproven(config: &Config) -> Vec<Compression> {
-    let names = config.load.accept_unproven.iter();
-    names.map(|name| Compression::of_extension(name)).collect()
-}
-
-/// The AWS SDK's own chain of settings and credentials.
-async fn aws(config: &Config) -> SdkConfig {
-    let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest());
-    if let Some(region) = &config.s3.region {
-        loader = loader.region(aws_config::Region::new(region.clone()));
-    }
-    let timeouts = aws_config::timeout::TimeoutConfig::builder()
-        .connect_timeout(Duration::from_secs(5))
-        // A long poll takes its time, and an answer that never comes must not hold a receiver.
-        .operation_attempt_timeout(config.queue.wait_time.get() + Duration::from_secs(15))
-        .build();
-    loader.timeout_config(timeouts).load().await
-}

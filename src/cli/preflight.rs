@@ -4,16 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing::{debug, warn};
 
+use super::note;
 use super::topology::Topology;
-use super::{access, note, warehouse};
 use crate::clickhouse::error_class::PauseReason;
 use crate::clickhouse::{Warehouse, WarehouseError};
-use crate::config::{Config, Unproven};
-use crate::event_types::Catalog;
-use crate::ledger;
-use crate::statements::ddl::landing_name;
-use crate::statements::insert::Strategy;
-use crate::statements::select::Target;
+use crate::config::Unproven;
 
 /// Why nothing must be loaded, and the same in words.
 pub(super) type Problem = (PauseReason, String);
@@ -29,21 +24,20 @@ pub(super) struct Preflight {
 }
 
 impl Preflight {
-    pub(super) fn new(config: &Config, catalog: &Catalog) -> anyhow::Result<Self> {
-        let tables = needed_tables(catalog, config.load.strategy);
-        let warehouse = warehouse(config)?;
-        Ok(Self {
-            topology: Topology::new(
-                access(config)?,
-                warehouse.clone(),
-                config.clickhouse.engine,
-                &tables,
-            ),
+    /// Returns one that looks for these tables.
+    pub(super) fn new(
+        warehouse: Warehouse,
+        tables: Vec<String>,
+        topology: Topology,
+        unproven: Unproven,
+    ) -> Self {
+        Self {
             warehouse,
             tables,
-            unproven: config.clickhouse.unproven,
+            topology,
+            unproven,
             warned: AtomicBool::new(false),
-        })
+        }
     }
 
     pub(super) fn topology(&self) -> &Topology {
@@ -114,17 +108,4 @@ fn warning(text: &str) {
     } else {
         note(&format!("warning: {text}"));
     }
-}
-
-/// The tables without which nothing can be loaded.
-fn needed_tables(catalog: &Catalog, strategy: Strategy) -> Vec<String> {
-    let ledger = [
-        ledger::OBJECTS_TABLE,
-        ledger::BATCHES_TABLE,
-        ledger::FAILURES_TABLE,
-    ];
-    let targets = Target::all(catalog);
-    let tables = targets.iter().map(Target::table).chain(ledger);
-    let landing = (strategy == Strategy::SinglePass).then(|| landing_name(catalog));
-    tables.map(str::to_owned).chain(landing).collect()
 }

@@ -5,16 +5,15 @@ use std::fmt;
 use anyhow::Context;
 use serde::Serialize;
 
+use super::Incomplete;
+use super::app::App;
 use super::backfill::announce::announce;
 use super::output::{Output, first_words, table};
 use super::selection::SelectionArguments;
 use super::survey::Survey;
-use super::{Incomplete, aws, warehouse};
-use crate::config::Config;
 use crate::ledger::history::{History, ObjectStanding};
 use crate::ledger::protocol::Standing;
 use crate::object::ObjectRef;
-use crate::queue::sqs::SqsQueue;
 use crate::s3::{Listed, Store};
 
 #[derive(clap::Args)]
@@ -34,21 +33,23 @@ pub(super) struct Arguments {
     output: Output,
 }
 
-pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
-    let aws = aws(config).await;
+pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<()> {
+    let aws = app.aws().await;
     let queue = if arguments.enqueue {
-        Some(SqsQueue::at(&aws, config.queue.require_url()?))
+        Some(app.queue(&aws)?)
     } else {
         None
     };
-    let history = History::new(warehouse(config)?);
-    let mut survey = Survey::new(config, &arguments.selection, Store::new(&aws))?;
+    let history = app.history()?;
+    let mut survey = Survey::new(app, &arguments.selection, Store::new(&aws))?;
     let mut report = Report::default();
     while let Some(objects) = survey.next().await? {
         let missing = report.count(objects);
         let findings = classify(&history, missing).await;
-        let findings = findings
-            .with_context(|| format!("ClickHouse at {} does not tell", config.clickhouse.url))?;
+        let findings = findings.with_context(|| {
+            let url = &app.config.clickhouse.url;
+            format!("ClickHouse at {url} does not tell")
+        })?;
         if let Some(queue) = &queue {
             let due = findings.iter().filter(|it| it.state != State::InHand);
             let due: Vec<_> = due.map(|it| it.object.clone()).collect();

@@ -6,14 +6,14 @@ use anyhow::{Context, ensure};
 use futures_util::{StreamExt, future, stream};
 use serde::Serialize;
 
+use super::app::App;
 use super::output::{Output, shown};
-use super::{Misuse, aws, classes, warehouse};
-use crate::config::{Config, HumanDuration};
-use crate::ledger::history::{FailedObject, FailureFilter, History};
+use super::{Misuse, classes};
+use crate::config::HumanDuration;
+use crate::ledger::history::{FailedObject, FailureFilter};
 use crate::load::FailureClass;
 use crate::notification::announce::announcement;
 use crate::object::{ObjectRef, ObjectUrl};
-use crate::queue::sqs::SqsQueue;
 use crate::s3::Store;
 
 /// How many objects S3 is asked about at a time.
@@ -49,11 +49,11 @@ pub(super) struct Arguments {
     output: Output,
 }
 
-pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<()> {
     let filter = filter(arguments)?;
-    let history = History::new(warehouse(config)?);
-    let unanswered = || format!("ClickHouse at {} does not tell", config.clickhouse.url);
-    let aws = aws(config).await;
+    let history = app.history()?;
+    let unanswered = || format!("ClickHouse at {} does not tell", app.config.clickhouse.url);
+    let aws = app.aws().await;
     let mut skipped = 0;
     let failed = if arguments.objects.is_empty() {
         let failed = history.failed(&filter, u64::MAX).await;
@@ -86,7 +86,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
     };
     report.objects.dedup();
     if !arguments.dry_run {
-        let queue = SqsQueue::at(&aws, config.queue.require_url()?);
+        let queue = app.queue(&aws)?;
         let bodies: Vec<String> = failed.iter().map(|f| announcement(&f.into())).collect();
         queue
             .send(&bodies)

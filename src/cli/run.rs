@@ -6,21 +6,15 @@ use anyhow::{Context, bail};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::app::{App, region};
 use super::preflight::Preflight;
 use super::stop::stop_on_signals;
-use super::{
-    aws, batch_limits, catalog, envelopes, loader, notification_filter, planner, warehouse,
-};
 use crate::Env;
 use crate::admin::AdminListener;
 use crate::clickhouse::error_class::{pause_reason, with_advice};
-use crate::config::Config;
 use crate::daemon;
-use crate::daemon::core::Limits;
-use crate::daemon::in_flight::VisibilityPolicy;
 use crate::daemon::{Outage, Vitals, depths};
 use crate::event_types::Catalog;
-use crate::load::Loader;
 use crate::load::breaker::{Breaker, Scope};
 use crate::queue::Queue;
 use crate::queue::payload::WithPayloads;
@@ -32,22 +26,22 @@ use crate::telemetry::health::Health;
 use crate::telemetry::{metrics, start_logging_and_traces};
 use crate::util::failpoint;
 
-pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
+pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
+    let config = app.config;
     let queue_url = config.queue.require_url()?;
-    let catalog = catalog(config)?;
-    let envelopes = envelopes(config)?;
-    let filter = notification_filter(config)?;
+    let catalog = app.catalog()?;
+    let envelopes = app.envelopes()?;
+    let filter = app.notification_filter()?;
     let traces = start_logging_and_traces(&config.log, &config.telemetry)?;
     let _armed = failpoint::arm();
     let metrics = metrics::install(&catalog).context("metrics could not be started")?;
     let stop = stop_on_signals()?;
 
-    let aws = aws(config).await;
-    let region = aws.region().map_or("us-east-1", |region| region.as_ref());
-    let queue = Arc::new(SqsQueue::at(&aws, queue_url));
-    let warehouse = warehouse(config)?;
-    let planner = planner(config, catalog.clone(), region)?;
-    let preflight = Preflight::new(config, &catalog)?;
+    let aws = app.aws().await;
+    let queue = Arc::new(app.queue(&aws)?);
+    let warehouse = app.warehouse()?;
+    let planner = app.planner(catalog.clone(), region(&aws))?;
+    let preflight = app.preflight(&catalog)?;
     let vitals = Vitals::new(config.load.probe_interval.get(), activity(&catalog));
     let breaker = vitals.breaker.clone();
 
@@ -80,16 +74,15 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
         config.queue.allow_missing_dlq,
         &vitals.health,
         &stop,
+        app.env.clone(),
     )
     .await?
     {
         let health = vitals.health.clone();
         let tell = move |depth| health.queue_is(depth);
         let depths = tokio::spawn(depths::watch(SqsQueue::clone(&queue), tell));
-        let loader = Arc::new(Loader {
-            activity: vitals.activity.clone(),
-            ..loader(config, planner, warehouse, &aws, breaker)
-        });
+        let activity = vitals.activity.clone();
+        let loader = Arc::new(app.loader(planner, warehouse, &aws, breaker, activity));
         let queue = WithPayloads::new(SqsQueue::clone(&queue), Store::new(&aws));
         let daemon = daemon::Daemon {
             queue: Arc::new(queue),
@@ -97,8 +90,8 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
             vitals,
             envelopes,
             filter,
-            options: options(config),
-            env: Env::default(),
+            options: app.daemon_options(),
+            env: app.env.clone(),
         };
         daemon::run(daemon, stop).await;
         depths.abort();
@@ -113,24 +106,6 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<()> {
 fn activity(catalog: &Catalog) -> Activity {
     let targets = Target::all(catalog);
     Activity::of_kinds(targets.iter().filter_map(Target::kind))
-}
-
-fn options(config: &Config) -> daemon::Options {
-    daemon::Options {
-        limits: Limits {
-            batch: batch_limits(&config.batch),
-            visibility: VisibilityPolicy {
-                timeout: config.queue.visibility_timeout.get(),
-                retry_min: config.queue.retry_backoff_min.get(),
-                retry_max: config.queue.retry_backoff_max.get(),
-            },
-            concurrency: config.load.concurrency,
-            max_held: config.queue.max_held,
-        },
-        receivers: config.queue.receivers,
-        wait_time: config.queue.wait_time.get(),
-        grace_period: config.shutdown.grace_period.get(),
-    }
 }
 
 /// What is wrong with a queue without one, and what to do.
@@ -148,8 +123,9 @@ async fn check_queue(
     allow_missing_dlq: bool,
     health: &Health,
     stop: &CancellationToken,
+    env: Env,
 ) -> anyhow::Result<bool> {
-    let mut outage = Outage::new(Env::default());
+    let mut outage = Outage::new(env);
     loop {
         health.beat();
         let attributes = tokio::select! {

@@ -4,10 +4,8 @@ use std::time::SystemTime;
 
 use anyhow::ensure;
 
+use super::app::App;
 use super::moment::moment;
-use super::{load_backoff, notification_filter};
-use crate::Env;
-use crate::config::Config;
 use crate::glob::Globs;
 use crate::notification::filter::Filter;
 use crate::object::ObjectUrl;
@@ -46,7 +44,7 @@ pub(super) struct SelectionArguments {
 
 impl SelectionArguments {
     /// Of what `notifications` lets through, since nothing else is ever loaded.
-    pub(super) fn selection(&self, config: &Config) -> anyhow::Result<Selection> {
+    pub(super) fn selection(&self, app: &App<'_>) -> anyhow::Result<Selection> {
         let mut prefix = self.prefix.clone();
         if let Some(section) = &self.section {
             ensure!(
@@ -58,18 +56,18 @@ impl SelectionArguments {
         let chosen = Filter::new(&[], &self.include, &self.exclude).map_err(anyhow::Error::msg)?;
         Ok(Selection {
             prefix,
-            filters: vec![notification_filter(config)?, chosen],
+            filters: vec![app.notification_filter()?, chosen],
             since: self.since,
             until: self.until,
         })
     }
 
-    pub(super) fn lister(&self, config: &Config, store: Store) -> anyhow::Result<Lister> {
+    pub(super) fn lister(&self, app: &App<'_>, store: Store) -> anyhow::Result<Lister> {
         Ok(Lister::new(
             store,
-            self.selection(config)?,
-            load_backoff(config),
-            Env::default(),
+            self.selection(app)?,
+            app.load_backoff(),
+            app.env.clone(),
         ))
     }
 }

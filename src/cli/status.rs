@@ -7,13 +7,14 @@ use anyhow::Context;
 use futures_util::future::join_all;
 use serde::Serialize;
 
+use super::app::App;
 use super::output::{Output, first_words, shown, table};
-use super::{aws, classes, warehouse, worker};
+use super::{classes, worker};
 use crate::admin::WorkerStatus;
 use crate::config::{Config, HumanDuration};
 use crate::ledger::DISMISSED;
 use crate::ledger::history::{
-    FailedObject, FailureFilter, History, ObjectStory, OpenBatches, WorkerActivity,
+    FailedObject, FailureFilter, ObjectStory, OpenBatches, WorkerActivity,
 };
 use crate::object::ObjectUrl;
 use crate::queue::Queue;
@@ -57,9 +58,9 @@ pub(super) struct Arguments {
 
 const ACTIVITY: Duration = Duration::from_secs(600);
 
-pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
-    let history = History::new(warehouse(config)?);
-    let unanswered = || format!("ClickHouse at {} does not tell", config.clickhouse.url);
+pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<()> {
+    let history = app.history()?;
+    let unanswered = || format!("ClickHouse at {} does not tell", app.config.clickhouse.url);
     let since = arguments.since.map(HumanDuration::get);
     if let Some(url) = &arguments.object {
         let versions = history.object(url).await.with_context(unanswered)?;
@@ -77,7 +78,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
         return arguments.output.show(&Failed(failed));
     }
     let queues = async {
-        let queue = SqsQueue::at(&aws(config).await, config.queue.require_url()?);
+        let queue = app.queue(&app.aws().await)?;
         anyhow::Ok(queues(&queue).await?)
     };
     let since = since.unwrap_or(ACTIVITY);
@@ -85,7 +86,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
         queues,
         history.workers(since),
         history.open_batches(),
-        processes(config, &arguments.workers),
+        processes(app.config, &arguments.workers),
     );
     let overview = Overview {
         queue: part(queue),

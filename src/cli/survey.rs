@@ -2,9 +2,8 @@
 
 use anyhow::Context;
 
+use super::app::App;
 use super::selection::SelectionArguments;
-use super::{ledger, warehouse};
-use crate::config::Config;
 use crate::ledger::Ledger;
 use crate::ledger::protocol::Standing;
 use crate::s3::listing::Lister;
@@ -18,14 +17,14 @@ pub(super) struct Survey {
 
 impl Survey {
     pub(super) fn new(
-        config: &Config,
+        app: &App<'_>,
         selection: &SelectionArguments,
         store: Store,
     ) -> anyhow::Result<Self> {
         Ok(Self {
-            lister: selection.lister(config, store)?,
-            ledger: ledger(config, warehouse(config)?),
-            clickhouse: config.clickhouse.url.clone(),
+            lister: selection.lister(app, store)?,
+            ledger: app.ledger(app.warehouse()?),
+            clickhouse: app.config.clickhouse.url.clone(),
         })
     }
 

@@ -1,6 +1,5 @@
 //! `sluice types`
 
-use crate::Env;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};
@@ -13,11 +12,10 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::app::{App, region};
 use super::output::{Output, shown, table};
-use super::{aws, catalog, planner, time_limits, warehouse};
 use crate::batch::BatchId;
 use crate::clickhouse::Warehouse;
-use crate::config::Config;
 use crate::event_types::{Catalog, EventType};
 use crate::object::{Compression, ObjectRef, ObjectUrl};
 use crate::sql;
@@ -56,17 +54,17 @@ pub(super) struct Preview {
     output: Output,
 }
 
-pub(super) async fn run(config: &Config, command: &Command) -> anyhow::Result<()> {
-    let catalog = catalog(config)?;
+pub(super) async fn run(app: &App<'_>, command: &Command) -> anyhow::Result<()> {
+    let catalog = app.catalog()?;
     match command {
         Command::List { output } => output.show(&List::of(&catalog)),
         Command::Preview(preview) => {
             let from = match preview.source.parse::<ObjectUrl>() {
-                Ok(url) => from_object(config, &catalog, url, preview.lines).await?,
+                Ok(url) => from_object(app, &catalog, url, preview.lines).await?,
                 Err(_) => from_file(preview)?,
             };
-            let times = time_limits(config).of(BatchId::new(&Env::default()));
-            let previewed = previewed(&warehouse(config)?, &catalog, &from, times).await;
+            let times = app.time_limits().of(BatchId::new(&app.env));
+            let previewed = previewed(&app.warehouse()?, &catalog, &from, times).await;
             let previewed =
                 previewed.with_context(|| format!("{} cannot be previewed", preview.source))?;
             preview.output.show(&previewed)
@@ -118,13 +116,12 @@ impl fmt::Display for List {
 
 /// A table expression with the columns that [`Lines::of_objects`] expects.
 async fn from_object(
-    config: &Config,
+    app: &App<'_>,
     catalog: &Catalog,
     url: ObjectUrl,
     lines: u64,
 ) -> anyhow::Result<String> {
-    let aws = aws(config).await;
-    let region = aws.region().map_or("us-east-1", |region| region.as_ref());
+    let aws = app.aws().await;
     let object = ObjectRef {
         bucket: url.bucket,
         key: url.key,
@@ -134,7 +131,8 @@ async fn from_object(
         sequencer: None,
         region: None,
     };
-    let source = planner(config, catalog.clone(), region)?.lines_of(&object);
+    let planner = app.planner(catalog.clone(), region(&aws))?;
+    let source = planner.lines_of(&object);
     Ok(format!(
         "(SELECT line, _path, _etag, _row_number FROM {source} LIMIT {lines})"
     ))

@@ -8,10 +8,10 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::Arguments;
+use crate::cli::Incomplete;
+use crate::cli::app::App;
 use crate::cli::stop::stop_on_signals;
 use crate::cli::survey::Survey;
-use crate::cli::{Incomplete, aws};
-use crate::config::Config;
 use crate::ledger::protocol::Standing;
 use crate::notification::announce::announcement;
 use crate::object::ObjectRef;
@@ -32,12 +32,12 @@ struct Report {
     stopped: bool,
 }
 
-pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
-    start_logging(&config.log)?;
+pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<()> {
+    start_logging(&app.config.log)?;
     let stop = stop_on_signals()?;
-    let aws = aws(config).await;
-    let queue = SqsQueue::at(&aws, config.queue.require_url()?);
-    let mut survey = Survey::new(config, &arguments.selection, Store::new(&aws))?;
+    let aws = app.aws().await;
+    let queue = app.queue(&aws)?;
+    let mut survey = Survey::new(app, &arguments.selection, Store::new(&aws))?;
     let mut report = Report::default();
     let result = each(&mut survey, &queue, arguments, &stop, &mut report).await;
     arguments.output.show(&report)?;

@@ -8,8 +8,8 @@ use bytesize::ByteSize;
 use serde::Serialize;
 
 use super::{Arguments, note_views};
+use crate::cli::app::App;
 use crate::cli::survey::Survey;
-use crate::cli::{aws, catalog, warehouse};
 use crate::config::Config;
 use crate::ledger::history::{History, Pace};
 use crate::ledger::protocol::Standing;
@@ -27,18 +27,19 @@ struct Estimate {
     estimated_seconds: Option<u64>,
 }
 
-pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
-    let store = Store::new(&aws(config).await);
-    let mut survey = Survey::new(config, &arguments.selection, store)?;
+pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<()> {
+    let config = app.config;
+    let store = Store::new(&app.aws().await);
+    let mut survey = Survey::new(app, &arguments.selection, store)?;
     let mut estimate = Estimate::default();
     while let Some(objects) = survey.next().await? {
         for (listed, standing) in objects {
             estimate.add(listed.object.size.unwrap_or_default(), standing, arguments);
         }
     }
-    let warehouse = warehouse(config)?;
+    let warehouse = app.warehouse()?;
     if arguments.force {
-        note_views(&warehouse, &catalog(config)?).await?;
+        note_views(&warehouse, &app.catalog()?).await?;
     }
     let history = History::new(warehouse);
     let pace = history.pace().await;

@@ -12,24 +12,25 @@ use serde::Serialize;
 
 use super::{Arguments, note_views};
 use crate::backfill::{Backfill, Options, Tally};
+use crate::cli::app::{App, region};
 use crate::cli::output::{shown, table};
-use crate::cli::preflight::Preflight;
 use crate::cli::stop::stop_on_signals;
-use crate::cli::{Incomplete, aws, batch_limits, catalog, loader, note, planner, warehouse};
+use crate::cli::{Incomplete, note};
 use crate::clickhouse::error_class::with_advice;
-use crate::config::{Config, LogConfig};
+use crate::config::LogConfig;
 use crate::load::Loader;
 use crate::load::breaker::{Breaker, Scope};
 use crate::s3::listing::Lister;
 use crate::telemetry::start_logging;
 
-pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<()> {
+    let config = app.config;
     let bar = bar();
     start_logging(&log_beside(&bar, &config.log))?;
     let stop = stop_on_signals()?;
-    let aws = aws(config).await;
-    let loader = Arc::new(ready_loader(config, &aws).await?);
-    let lister = || arguments.selection.lister(config, loader.store.clone());
+    let aws = app.aws().await;
+    let loader = Arc::new(ready_loader(app, &aws).await?);
+    let lister = || arguments.selection.lister(app, loader.store.clone());
     if !bar.is_hidden() {
         tokio::spawn(count(lister()?, bar.clone()));
     }
@@ -42,7 +43,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
         ));
     }
     let options = Options {
-        batch: batch_limits(&config.batch),
+        batch: app.batch_limits(),
         concurrency: arguments.concurrency(config),
         max_rate: arguments.max_rate,
         limit: arguments.limit,
@@ -69,19 +70,18 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
 
 /// A person is waiting: what is wrong from the beginning is told at once. Later, an outage is waited
 /// for.
-async fn ready_loader(config: &Config, aws: &aws_config::SdkConfig) -> anyhow::Result<Loader> {
-    let catalog = catalog(config)?;
-    let warehouse = warehouse(config)?;
-    let problem = Preflight::new(config, &catalog)?.problem().await;
+async fn ready_loader(app: &App<'_>, aws: &aws_config::SdkConfig) -> anyhow::Result<Loader> {
+    let catalog = app.catalog()?;
+    let warehouse = app.warehouse()?;
+    let problem = app.preflight(&catalog)?.problem().await;
     let problem = problem.map_err(|error| anyhow::anyhow!(with_advice(&error)))?;
     if let Some((_, why)) = problem {
         bail!(why);
     }
-    let region = aws.region().map_or("us-east-1", |region| region.as_ref());
-    let planner = planner(config, catalog.clone(), region)?;
-    let breaker = Arc::new(Breaker::new(config.load.probe_interval.get()));
+    let planner = app.planner(catalog, region(aws))?;
+    let breaker = Arc::new(Breaker::new(app.config.load.probe_interval.get()));
     breaker.succeeded(Scope::Everything);
-    Ok(loader(config, planner, warehouse, aws, breaker))
+    Ok(app.loader(planner, warehouse, aws, breaker, Arc::default()))
 }
 
 /// How many objects there are, so that the bar can tell how far it is.

@@ -7,6 +7,7 @@ mod load;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::SystemTime;
 
+use super::app::App;
 use super::moment::moment;
 use super::output::Output;
 use super::selection::SelectionArguments;
@@ -58,7 +59,7 @@ pub(super) struct Arguments {
     output: Output,
 }
 
-pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.force && arguments.via_queue {
         return Err(Misuse(
             "--force cannot go with --via-queue: workers skip what is loaded. Leave one of them \
@@ -68,11 +69,11 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
     }
     let _armed = failpoint::arm();
     if arguments.dry_run {
-        dry_run::run(config, arguments).await
+        dry_run::run(app, arguments).await
     } else if arguments.via_queue {
-        announce::run(config, arguments).await
+        announce::run(app, arguments).await
     } else {
-        load::run(config, arguments).await
+        load::run(app, arguments).await
     }
 }
 

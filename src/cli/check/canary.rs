@@ -38,8 +38,9 @@ pub(super) async fn check(
     ledger: &Ledger,
     planner: Planner,
     options: SchemaOptions,
+    env: &Env,
 ) -> Check {
-    match Canary::new(warehouse, ledger, planner, options).await {
+    match Canary::new(warehouse, ledger, planner, options, env).await {
         Ok(canary) => canary.check().await,
         Err(error) => failed(&error),
     }
@@ -103,6 +104,7 @@ struct Canary<'a> {
     ledger: &'a Ledger,
     planner: Planner,
     options: SchemaOptions,
+    env: &'a Env,
     /// With the time of the server, by which its age is told.
     prefix: String,
 }
@@ -116,6 +118,7 @@ impl<'a> Canary<'a> {
         ledger: &'a Ledger,
         planner: Planner,
         options: SchemaOptions,
+        env: &'a Env,
     ) -> anyhow::Result<Self> {
         #[derive(Deserialize)]
         struct Row {
@@ -145,6 +148,7 @@ impl<'a> Canary<'a> {
                 database: SCRATCH.to_owned(),
                 ..options
             },
+            env,
             prefix: format!("{PREFIX}{now}_{random:08x}_"),
         })
     }
@@ -190,7 +194,7 @@ impl<'a> Canary<'a> {
     /// As a worker that meets one trouble after the other: the insert breaks off, then its answer is
     /// taken for lost, and then once more.
     async fn load(&self, load: u64) -> Result<(), WarehouseError> {
-        let batch = BatchId::new(&Env::default());
+        let batch = BatchId::new(self.env);
         let object = object(load);
         let guard = self.ledger.guard(batch, 1);
         let inserts = self

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::report::Check;
-use crate::cli::migrate::schema_options;
+use crate::cli::app::App;
 use crate::clickhouse::dependents::{Dependent, Memory, dependents};
 use crate::clickhouse::error_class::advice;
 use crate::clickhouse::migrate::Plan;
@@ -44,7 +44,7 @@ pub(super) fn unasked() -> [Check; 3] {
 }
 
 pub(super) async fn check(
-    config: &Config,
+    app: &App<'_>,
     catalog: &Catalog,
     warehouse: &Warehouse,
     version: &str,
@@ -55,7 +55,7 @@ pub(super) async fn check(
     };
     vec![
         version,
-        check_tables(config, catalog, warehouse).await,
+        check_tables(app, catalog, warehouse).await,
         check_views(catalog, warehouse).await,
     ]
 }
@@ -162,8 +162,8 @@ fn judge_version(version: &str, unknown_settings: &[&str]) -> Check {
     )
 }
 
-async fn check_tables(config: &Config, catalog: &Catalog, warehouse: &Warehouse) -> Check {
-    match migrate::plan(warehouse, catalog, &schema_options(config)).await {
+async fn check_tables(app: &App<'_>, catalog: &Catalog, warehouse: &Warehouse) -> Check {
+    match migrate::plan(warehouse, catalog, &app.schema_options()).await {
         Ok(plan) => judge_tables(&plan, warehouse.database()),
         Err(error) => failed(TABLES, &error),
     }

@@ -13,12 +13,8 @@ use std::time::Duration;
 
 use anyhow::ensure;
 
-use super::migrate::schema_options;
+use super::app::{App, region};
 use super::output::Output;
-use super::preflight::Preflight;
-use super::{accept_unproven, aws, catalog, planner, warehouse};
-use crate::Env;
-use crate::config::Config;
 use crate::ledger::Ledger;
 use crate::object::ObjectUrl;
 use crate::s3::Store;
@@ -43,18 +39,18 @@ pub(super) struct Arguments {
     output: Output,
 }
 
-pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
-    let catalog = catalog(config)?;
-    let aws = aws(config).await;
+pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<()> {
+    let config = app.config;
+    let catalog = app.catalog()?;
+    let aws = app.aws().await;
     if arguments.print_policy {
         // It names the dead-letter queue. Who may not ask it gets the rest all the same.
         let queue = queue::attributes(config, &aws).await.unwrap_or_default();
         let policies = policy::policies(config, &catalog, &buckets(arguments), &queue);
         return arguments.output.show(&policies);
     }
-    let warehouse = warehouse(config)?;
-    let region = aws.region().map_or("us-east-1", |region| region.as_ref());
-    let planner = planner(config, catalog.clone(), region)?;
+    let warehouse = app.warehouse()?;
+    let planner = app.planner(catalog.clone(), region(&aws))?;
 
     let mut checks = vec![Check::pass(
         "configuration",
@@ -67,13 +63,13 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
         Some(version) => {
             let grants = policy::grants(config, &catalog, &arguments.buckets);
             checks.push(policy::check(&warehouse, &config.clickhouse.user, &grants).await);
-            checks.extend(clickhouse::check(config, &catalog, &warehouse, version).await);
+            checks.extend(clickhouse::check(app, &catalog, &warehouse, version).await);
             checks.push(if are_tables_well(&checks) {
                 columns::check(&warehouse, &catalog).await
             } else {
                 columns::unasked(OTHER_TABLES)
             });
-            let preflight = Preflight::new(config, &catalog)?;
+            let preflight = app.preflight(&catalog)?;
             checks.extend(topology::check(&preflight, config.clickhouse.unproven).await);
         }
         None => {
@@ -89,9 +85,9 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
         store: &Store::new(&aws),
         fallback: config.load.fallback,
         clickhouse_answers: version.is_some(),
-        accept_unproven: accept_unproven(config),
+        accept_unproven: app.accept_unproven(),
     };
-    let ledger = Ledger::new(warehouse.clone(), "check", Duration::ZERO, Env::default());
+    let ledger = Ledger::new(warehouse.clone(), "check", Duration::ZERO, app.env.clone());
     let samples = samples(arguments, &ledger).await;
     if samples.is_empty() {
         checks.extend(nothing_to_read());
@@ -103,7 +99,8 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> anyhow::Resul
     checks.push(if version.is_none() {
         canary::unasked(clickhouse::NO_CLICKHOUSE)
     } else if are_tables_well(&checks) {
-        canary::check(&warehouse, &ledger, planner, schema_options(config)).await
+        let options = app.schema_options();
+        canary::check(&warehouse, &ledger, planner, options, &app.env).await
     } else {
         canary::unasked(OTHER_TABLES)
     });

@@ -15,10 +15,9 @@ use clap::Subcommand;
 use self::choice::Choice;
 use self::letter::{Letter, Reader};
 use self::sweep::Sweep;
+use super::app::App;
+use super::note;
 use super::stop::stop_on_signals;
-use super::{aws, envelopes, note, warehouse};
-use crate::config::Config;
-use crate::ledger::history::History;
 use crate::queue::Queue;
 use crate::queue::sqs::SqsQueue;
 use crate::util::failpoint;
@@ -48,9 +47,9 @@ pub(super) enum Command {
     Purge(purge::Arguments),
 }
 
-pub(super) async fn run(config: &Config, command: &Command) -> anyhow::Result<()> {
+pub(super) async fn run(app: &App<'_>, command: &Command) -> anyhow::Result<()> {
     let _armed = failpoint::arm();
-    let desk = Desk::open(config).await?;
+    let desk = Desk::open(app).await?;
     match command {
         Command::List(arguments) => list::run(&desk, arguments).await,
         Command::Show(arguments) => show::run(&desk, arguments).await,
@@ -72,8 +71,8 @@ struct Desk {
 }
 
 impl Desk {
-    async fn open(config: &Config) -> anyhow::Result<Self> {
-        let queue = SqsQueue::at(&aws(config).await, config.queue.require_url()?);
+    async fn open(app: &App<'_>) -> anyhow::Result<Self> {
+        let queue = app.queue(&app.aws().await)?;
         let url = queue.url().to_owned();
         let silent = || format!("the queue {url} does not tell of its dead-letter queue");
         let queue_arn = queue.attributes().await.with_context(silent)?.arn;
@@ -97,11 +96,7 @@ impl Desk {
             dead,
             dead_arn: attributes.arn,
             approximately: attributes.visible + attributes.in_flight,
-            reader: Reader::new(
-                History::new(warehouse(config)?),
-                envelopes(config)?,
-                &config.clickhouse.url,
-            ),
+            reader: Reader::new(app.history()?, app.envelopes()?, &app.config.clickhouse.url),
         })
     }
 

@@ -8,12 +8,8 @@ mod show;
 use anyhow::{Context, bail};
 use clap::Subcommand;
 
-use super::preflight::Preflight;
-use super::{catalog, ledger, planner, warehouse};
-use crate::Env;
-use crate::config::Config;
+use super::app::App;
 use crate::rejects::KeptLines;
-use crate::rejects::replay::Replayer;
 use crate::util::failpoint;
 
 #[derive(Subcommand)]
@@ -30,29 +26,22 @@ pub(super) enum Command {
     Replay(replay::Arguments),
 }
 
-pub(super) async fn run(config: &Config, command: &Command) -> anyhow::Result<()> {
+pub(super) async fn run(app: &App<'_>, command: &Command) -> anyhow::Result<()> {
     let _armed = failpoint::arm();
-    let warehouse = warehouse(config)?;
-    let timeout = config.clickhouse.insert_timeout.get();
+    let warehouse = app.warehouse()?;
+    let timeout = app.config.clickhouse.insert_timeout.get();
     let kept = KeptLines::new(warehouse.clone(), timeout);
-    let unanswered = || format!("ClickHouse at {} does not tell", config.clickhouse.url);
+    let unanswered = || format!("ClickHouse at {} does not tell", app.config.clickhouse.url);
     match command {
         Command::List(arguments) => list::run(&kept, arguments).await.with_context(unanswered),
         Command::Show(arguments) => show::run(&kept, arguments).await.with_context(unanswered),
         Command::Replay(arguments) => {
-            let catalog = catalog(config)?;
-            let problem = Preflight::new(config, &catalog)?.problem().await;
+            let catalog = app.catalog()?;
+            let problem = app.preflight(&catalog)?.problem().await;
             if let Some((_, why)) = problem.with_context(unanswered)? {
                 bail!(why);
             }
-            let replayer = Replayer {
-                ledger: ledger(config, warehouse.clone()),
-                warehouse,
-                // Nothing is read from S3.
-                planner: planner(config, catalog, "")?,
-                env: Env::default(),
-                timeout,
-            };
+            let replayer = app.replayer(catalog, warehouse)?;
             replay::run(&kept, &replayer, arguments).await
         }
     }

@@ -1,0 +1,367 @@
+//! The composition root: makes the parts of the commands from the configuration.
+//!
+//! Each part is made when a command asks for it, so that a command works although something that
+//! it does not need is missing or wrong.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, UNIX_EPOCH};
+
+use anyhow::{Context, anyhow};
+use aws_config::SdkConfig;
+
+use super::preflight::Preflight;
+use super::topology::Topology;
+use crate::Env;
+use crate::batch::BatchLimits;
+use crate::clickhouse::{Access, Warehouse};
+use crate::config::{
+    Config, EventTypesConfig, NotificationsConfig, OnMissing, Problems, TableEngine,
+};
+use crate::daemon;
+use crate::daemon::core::Limits;
+use crate::daemon::in_flight::VisibilityPolicy;
+use crate::event_types::{Catalog, Problem, from_dir};
+use crate::ledger::history::History;
+use crate::ledger::{BATCHES_TABLE, FAILURES_TABLE, Ledger, OBJECTS_TABLE};
+use crate::load::bounds::Bounds;
+use crate::load::breaker::Breaker;
+use crate::load::empty_columns::EmptyColumns;
+use crate::load::fallback::Fallbacks;
+use crate::load::truncation::Truncations;
+use crate::load::views::Views;
+use crate::load::{LoadLimits, Loader};
+use crate::notification::Envelopes;
+use crate::notification::filter::Filter;
+use crate::object::Compression;
+use crate::queue::sqs::SqsQueue;
+use crate::rejects::replay::Replayer;
+use crate::s3::Store;
+use crate::statements::ddl::{Engine, SchemaOptions, landing_name};
+use crate::statements::insert::{Planner, Strategy, TimeLimits};
+use crate::statements::s3_source::{S3Access, S3Source};
+use crate::statements::select::Target;
+use crate::telemetry::activity::Activity;
+use sluice_core::backoff::Backoff;
+
+/// A configuration, and what all parts that are made from it share.
+pub(super) struct App<'a> {
+    pub(super) config: &'a Config,
+    /// The environment that all parts share.
+    pub(super) env: Env,
+}
+
+impl<'a> App<'a> {
+    /// Returns the parts of this configuration; none of them is made yet.
+    pub(super) fn from_config(config: &'a Config) -> Self {
+        Self {
+            config,
+            env: Env::default(),
+        }
+    }
+
+    /// Reads the event types that the configuration names.
+    pub(super) fn catalog(&self) -> Result<Catalog, BadEventTypes> {
+        match &self.config.event_types.dir {
+            None => Ok(Catalog::builtin()),
+            Some(directory) => from_dir(directory).map_err(BadEventTypes),
+        }
+    }
+
+    /// Returns the envelopes that are declared beside those that are known.
+    pub(super) fn envelopes(&self) -> anyhow::Result<Envelopes> {
+        let Some(path) = &self.config.notifications.envelopes else {
+            return Ok(Envelopes::default());
+        };
+        let shown = path.display();
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("notifications.envelopes: {shown} cannot be read"))?;
+        Envelopes::from_yaml(&text)
+            .map_err(|problem| anyhow!("notifications.envelopes: {shown}: {problem}"))
+    }
+
+    /// Returns the filter of what is to be loaded of what is announced.
+    pub(super) fn notification_filter(&self) -> anyhow::Result<Filter> {
+        let NotificationsConfig {
+            events,
+            include,
+            exclude,
+            envelopes: _,
+        } = &self.config.notifications;
+        Filter::new(events, include, exclude).map_err(anyhow::Error::msg)
+    }
+
+    /// Loads the settings and credentials of the AWS SDK's own chain.
+    pub(super) async fn aws(&self) -> SdkConfig {
+        let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest());
+        if let Some(region) = &self.config.s3.region {
+            loader = loader.region(aws_config::Region::new(region.clone()));
+        }
+        let timeouts = aws_config::timeout::TimeoutConfig::builder()
+            .connect_timeout(Duration::from_secs(5))
+            // A long poll takes its time, and an answer that never comes must not hold a receiver.
+            .operation_attempt_timeout(self.config.queue.wait_time.get() + Duration::from_secs(15))
+            .build();
+        loader.timeout_config(timeouts).load().await
+    }
+
+    /// Returns the configured queue.
+    pub(super) fn queue(&self, aws: &SdkConfig) -> Result<SqsQueue, Problems> {
+        let url = self.config.queue.require_url()?;
+        Ok(SqsQueue::at(aws, url))
+    }
+
+    fn access(&self) -> anyhow::Result<Access> {
+        let clickhouse = &self.config.clickhouse;
+        Ok(Access {
+            url: clickhouse.url.clone(),
+            user: clickhouse.user.clone(),
+            password: clickhouse.password(),
+            secrets: self.s3_access()?.secrets(),
+            database: clickhouse.database.clone(),
+            connect_timeout: clickhouse.connect_timeout.get(),
+            query_timeout: clickhouse.query_timeout.get(),
+            ca_file: clickhouse.ca_file.clone(),
+            cluster: clickhouse.cluster.clone(),
+        })
+    }
+
+    fn s3_access(&self) -> anyhow::Result<S3Access> {
+        let access = self.config.s3.clickhouse_access.resolve();
+        access.map_err(anyhow::Error::msg)
+    }
+
+    /// Returns a client of ClickHouse with connections of its own; nothing is sent yet.
+    pub(super) fn warehouse(&self) -> anyhow::Result<Warehouse> {
+        Warehouse::connect(&self.access()?).context("ClickHouse cannot be set up")
+    }
+
+    /// Returns the ledger, under the name of this process.
+    pub(super) fn ledger(&self, warehouse: Warehouse) -> Ledger {
+        Ledger::new(
+            warehouse,
+            worker_name(),
+            self.config.queue.visibility_timeout.get(),
+            self.env.clone(),
+        )
+    }
+
+    /// Returns the history of the ledger, over connections of its own.
+    pub(super) fn history(&self) -> anyhow::Result<History> {
+        Ok(History::new(self.warehouse()?))
+    }
+
+    /// Returns the options of the tables and views that `migrate` creates.
+    pub(super) fn schema_options(&self) -> SchemaOptions {
+        let clickhouse = &self.config.clickhouse;
+        SchemaOptions {
+            database: clickhouse.database.clone(),
+            cluster: clickhouse.cluster.clone(),
+            engine: match clickhouse.engine {
+                TableEngine::Plain => Engine::Plain,
+                TableEngine::Replicated => Engine::Replicated,
+            },
+            dedup_window: clickhouse.dedup_window,
+            dedup_age: DEDUP_AGE,
+            views: self.config.load.strategy == Strategy::SinglePass,
+            reject_ttl: clickhouse.reject_ttl.get(),
+        }
+    }
+
+    /// Returns the tables without which nothing can be loaded.
+    fn needed_tables(&self, catalog: &Catalog) -> Vec<String> {
+        let ledger = [OBJECTS_TABLE, BATCHES_TABLE, FAILURES_TABLE];
+        let targets = Target::all(catalog);
+        let tables = targets.iter().map(Target::table).chain(ledger);
+        let single_pass = self.config.load.strategy == Strategy::SinglePass;
+        let landing = single_pass.then(|| landing_name(catalog));
+        tables.map(str::to_owned).chain(landing).collect()
+    }
+
+    /// Returns the check before the first insert, over connections of its own.
+    pub(super) fn preflight(&self, catalog: &Catalog) -> anyhow::Result<Preflight> {
+        let clickhouse = &self.config.clickhouse;
+        let tables = self.needed_tables(catalog);
+        let warehouse = self.warehouse()?;
+        let access = self.access()?;
+        let topology = Topology::new(access, warehouse.clone(), clickhouse.engine, &tables);
+        Ok(Preflight::new(
+            warehouse,
+            tables,
+            topology,
+            clickhouse.unproven,
+        ))
+    }
+
+    /// Returns the planner of the inserts. Objects are in `region` where nothing else says.
+    pub(super) fn planner(&self, catalog: Catalog, region: &str) -> anyhow::Result<Planner> {
+        let config = self.config;
+        let source = S3Source {
+            endpoint: config.s3.clickhouse_endpoint.clone(),
+            default_region: region.to_owned(),
+            access: self.s3_access()?,
+        };
+        Ok(Planner {
+            catalog,
+            source,
+            strategy: config.load.strategy,
+            database: config.clickhouse.database.clone(),
+            max_bytes: config.batch.max_bytes.bytes(),
+            max_line_bytes: config.load.max_line_bytes.bytes(),
+            times: self.time_limits(),
+            insert_timeout: config.clickhouse.insert_timeout.get(),
+        })
+    }
+
+    /// Returns which times are plausible.
+    pub(super) fn time_limits(&self) -> TimeLimits {
+        let EventTypesConfig {
+            min_year,
+            max_future,
+            ..
+        } = &self.config.event_types;
+        let start = humantime::parse_rfc3339(&format!("{min_year}-01-01T00:00:00Z"));
+        let start = start.expect("its range is checked");
+        let start = start.duration_since(UNIX_EPOCH).unwrap_or_default();
+        TimeLimits {
+            start: start.as_secs(),
+            max_future: max_future.get(),
+        }
+    }
+
+    /// Returns the compressions whose objects may be loaded without proof that they are whole.
+    pub(super) fn accept_unproven(&self) -> Vec<Compression> {
+        let names = self.config.load.accept_unproven.iter();
+        names.map(|name| Compression::of_extension(name)).collect()
+    }
+
+    /// Returns the pauses of whatever waits for ClickHouse or S3.
+    pub(super) fn load_backoff(&self) -> Backoff {
+        Backoff {
+            min: self.config.load.retry_backoff_min.get(),
+            max: self.config.load.retry_backoff_max.get(),
+        }
+    }
+
+    /// Returns when a batch is closed.
+    pub(super) fn batch_limits(&self) -> BatchLimits {
+        let batch = &self.config.batch;
+        BatchLimits {
+            window: batch.window.get(),
+            flush_when_idle: batch.flush_when_idle,
+            max_objects: batch.max_objects,
+            max_bytes: batch.max_bytes.bytes(),
+        }
+    }
+
+    /// Returns the loader, which takes batches through the ledger protocol.
+    pub(super) fn loader(
+        &self,
+        planner: Planner,
+        warehouse: Warehouse,
+        aws: &SdkConfig,
+        breaker: Arc<Breaker>,
+        activity: Arc<Activity>,
+    ) -> Loader {
+        let config = self.config;
+        let bounds = Bounds::new(
+            config.batch.max_bytes.bytes(),
+            config.load.max_memory.bytes(),
+            Target::all(&planner.catalog).len(),
+        );
+        Loader {
+            ledger: self.ledger(warehouse.clone()),
+            warehouse,
+            planner,
+            breaker,
+            limits: LoadLimits {
+                insert_timeout: config.clickhouse.insert_timeout.get(),
+                retry: self.load_backoff(),
+                max_rejected_ratio: config.load.max_rejected_ratio.get(),
+            },
+            bounds,
+            store: Store::new(aws),
+            fallback: config.load.fallback,
+            fallbacks: Fallbacks::default(),
+            stream_below: config.load.stream_below.bytes(),
+            accept_unproven: self.accept_unproven(),
+            truncations: Truncations::default(),
+            empty_columns: EmptyColumns::default(),
+            successes: AtomicU64::new(0),
+            views: Views::default(),
+            activity,
+            env: self.env.clone(),
+            deletions: tokio::sync::Mutex::default(),
+            acknowledge_missing: config.load.on_missing == OnMissing::Acknowledge,
+        }
+    }
+
+    /// Returns the options of the daemon.
+    pub(super) fn daemon_options(&self) -> daemon::Options {
+        let config = self.config;
+        daemon::Options {
+            limits: Limits {
+                batch: self.batch_limits(),
+                visibility: VisibilityPolicy {
+                    timeout: config.queue.visibility_timeout.get(),
+                    retry_min: config.queue.retry_backoff_min.get(),
+                    retry_max: config.queue.retry_backoff_max.get(),
+                },
+                concurrency: config.load.concurrency,
+                max_held: config.queue.max_held,
+            },
+            receivers: config.queue.receivers,
+            wait_time: config.queue.wait_time.get(),
+            grace_period: config.shutdown.grace_period.get(),
+        }
+    }
+
+    /// Returns the replayer of kept lines.
+    pub(super) fn replayer(
+        &self,
+        catalog: Catalog,
+        warehouse: Warehouse,
+    ) -> anyhow::Result<Replayer> {
+        Ok(Replayer {
+            ledger: self.ledger(warehouse.clone()),
+            warehouse,
+            // Nothing is read from S3.
+            planner: self.planner(catalog, "")?,
+            env: self.env.clone(),
+            timeout: self.config.clickhouse.insert_timeout.get(),
+        })
+    }
+}
+
+/// How long replicated tables remember a token, beside the count: a week, since a worker can be
+/// away for a weekend.
+const DEDUP_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Returns the region of the SDK's settings, or the one that S3 takes for want of any.
+pub(super) fn region(aws: &SdkConfig) -> &str {
+    aws.region().map_or("us-east-1", |region| region.as_ref())
+}
+
+/// Returns the name of this process in the ledger.
+fn worker_name() -> String {
+    let host = std::env::var("HOSTNAME")
+        .or_else(|_| std::fs::read_to_string("/etc/hostname").map(|name| name.trim().to_owned()))
+        .unwrap_or_else(|_| "worker".to_owned());
+    format!("{host}-{}", std::process::id())
+}
+
+/// Every problem of every declaration.
+#[derive(Debug)]
+pub(super) struct BadEventTypes(pub(super) Vec<Problem>);
+
+impl std::fmt::Display for BadEventTypes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} problems in the declared event types", self.0.len())?;
+        for problem in &self.0 {
+            write!(f, "\n\n{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for BadEventTypes {}
