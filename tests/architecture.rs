@@ -211,6 +211,12 @@ fn chance_the_wall_clock_and_new_ids_come_from_the_environment() {
     );
 }
 
+/// Each command has one `Env`, which its parts share.
+#[test]
+fn one_environment_is_made() {
+    assert_eq!(users(&["Env::default()"]), ["src/cli/app.rs"]);
+}
+
 /// The same events make the same run: nothing is chosen by chance between those that have come.
 #[test]
 fn what_is_selected_is_selected_in_order() {
