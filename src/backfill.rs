@@ -271,7 +271,7 @@ impl<P: Fn(&Tally)> Backfill<P> {
     /// It looks once more after the bound, however long that takes: by then the lease of whoever is
     /// gone has run out, and what is still in other hands is being worked on.
     async fn wait_for_others(&mut self) {
-        let until = Instant::now() + self.loader.ledger.lease() * BUSY_LEASES;
+        let until = Instant::now() + self.loader.lease() * BUSY_LEASES;
         let mut is_last = false;
         while !(self.busy.is_empty() && self.replacements.is_empty() || is_last) {
             is_last = Instant::now() >= until;

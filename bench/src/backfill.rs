@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sluice::object::ObjectRef;
+use sluice::object::ObjectParts;
 use sluice_testkit::listing::Listing;
 use tokio::time::sleep;
 
@@ -97,7 +97,7 @@ async fn fill(lab: &Lab, database: &Database<'_>, keys: u64) -> Result<()> {
     for first in (0..keys).step_by(AT_A_TIME as usize) {
         let rows = (first..keys.min(first + AT_A_TIME)).map(|number| {
             let object = object(BUCKET, Listing::key(number), Listing::etag(number), None);
-            let ObjectRef { key, etag, .. } = &object;
+            let ObjectParts { key, etag, .. } = &*object;
             format!("{}\t{BUCKET}\t{key}\t{etag}\t{BATCH}\n", object.id())
         });
         let rows: String = rows.collect();

@@ -3,7 +3,7 @@
 use std::ops::{Range, RangeInclusive};
 
 use serde::{Deserialize, Serialize};
-use sluice::object::ObjectRef;
+use sluice::object::{ObjectParts, ObjectRef};
 use sluice_testkit::xapi::{Compression, EventType, Generator, Reckoning};
 
 use crate::objects::ObjectServer;
@@ -135,13 +135,11 @@ impl Workload {
 
 /// As S3 announces it.
 pub(crate) fn object(bucket: &str, key: String, etag: String, size: Option<u64>) -> ObjectRef {
-    ObjectRef {
+    ObjectRef::from(ObjectParts {
         bucket: bucket.to_owned(),
         key,
         etag,
         size,
-        version_id: None,
-        sequencer: None,
-        region: None,
-    }
+        ..ObjectParts::default()
+    })
 }

@@ -3,21 +3,19 @@
 use std::time::Duration;
 
 use crate::event_types::Catalog;
-use crate::object::ObjectRef;
+use crate::object::{ObjectParts, ObjectRef};
 use crate::statements::insert::{Planner, Strategy, TimeLimits};
 use crate::statements::s3_source::{S3Access, S3Source};
 
 /// Returns an object with a bucket, a key and an etag.
 pub fn object(bucket: &str, key: &str, etag: &str) -> ObjectRef {
-    ObjectRef {
+    ObjectRef::from(ObjectParts {
         bucket: bucket.into(),
         key: key.into(),
         etag: etag.into(),
         size: Some(100),
-        version_id: None,
-        sequencer: None,
-        region: None,
-    }
+        ..ObjectParts::default()
+    })
 }
 
 /// Returns a planner of the built-in event types.

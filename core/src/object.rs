@@ -2,17 +2,25 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Deref;
 use std::str::FromStr;
 
 use percent_encoding::percent_decode_str;
 use uuid::Uuid;
 
-/// One version of one S3 object.
+/// One version of one S3 object, with its identity.
 ///
 /// Overwriting a key with other content makes another object: the identity is the bucket, the key
-/// and the etag (see [`ObjectRef::id`]).
+/// and the etag (see [`ObjectRef::id`]). It is a hash, made once; nothing of an object changes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectRef {
+    parts: ObjectParts,
+    id: ObjectId,
+}
+
+/// What is known of an [`ObjectRef`], which is made from it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectParts {
     pub bucket: String,
     /// The key as S3 knows it, decoded.
     pub key: String,
@@ -27,12 +35,23 @@ pub struct ObjectRef {
     pub region: Option<String>,
 }
 
-impl ObjectRef {
-    /// The identity under which the ledger knows this object.
-    ///
-    /// The etag decides where there is one, since that is what a read reports back; an S3 that
-    /// announces none is told apart by version, then by sequencer.
-    pub fn id(&self) -> ObjectId {
+impl From<ObjectParts> for ObjectRef {
+    fn from(parts: ObjectParts) -> Self {
+        let id = parts.id();
+        Self { parts, id }
+    }
+}
+
+impl Deref for ObjectRef {
+    type Target = ObjectParts;
+
+    fn deref(&self) -> &ObjectParts {
+        &self.parts
+    }
+}
+
+impl ObjectParts {
+    fn id(&self) -> ObjectId {
         let (kind, version) = if !self.etag.is_empty() {
             ("etag", self.etag.as_str())
         } else if let Some(version) = &self.version_id {
@@ -53,6 +72,19 @@ impl ObjectRef {
 }
 
 impl ObjectRef {
+    /// The identity under which the ledger knows this object.
+    ///
+    /// The etag decides where there is one, since that is what a read reports back; an S3 that
+    /// announces none is told apart by version, then by sequencer.
+    pub fn id(&self) -> ObjectId {
+        self.id
+    }
+
+    /// Returns what the object was made from, such as to make another that differs in part.
+    pub fn into_parts(self) -> ObjectParts {
+        self.parts
+    }
+
     /// `bucket/key`: ClickHouse's `_path`, and `source_path` in the tables.
     pub fn path(&self) -> String {
         format!("{}/{}", self.bucket, self.key)
@@ -223,11 +255,11 @@ mod tests {
     #[test]
     fn identity_is_bucket_key_and_etag() {
         let a = object("b", "k", "e");
-        let same_content_announced_again = ObjectRef {
+        let same_content_announced_again = ObjectRef::from(ObjectParts {
             sequencer: Some("2".into()),
             size: None,
-            ..a.clone()
-        };
+            ..a.clone().into_parts()
+        });
         assert_eq!(a.id(), same_content_announced_again.id());
         for other in [
             object("c", "k", "e"),
@@ -274,14 +306,14 @@ mod tests {
     #[test]
     fn identity_without_etag_is_version_then_sequencer() {
         let bare = object("b", "k", "");
-        let versioned = ObjectRef {
+        let versioned = ObjectRef::from(ObjectParts {
             version_id: Some("v".into()),
-            ..bare.clone()
-        };
-        let sequenced = ObjectRef {
+            ..bare.clone().into_parts()
+        });
+        let sequenced = ObjectRef::from(ObjectParts {
             sequencer: Some("v".into()),
-            ..bare.clone()
-        };
+            ..bare.clone().into_parts()
+        });
         assert_ne!(versioned.id(), sequenced.id());
         assert_ne!(versioned.id(), bare.id());
     }

@@ -1,5 +1,6 @@
 //! What became of the objects of a batch.
 
+use crate::labelled;
 use crate::object::ObjectId;
 
 /// What became of an object.
@@ -31,6 +32,21 @@ impl Outcome {
             Self::Missing { .. } => "missing",
             Self::Abandoned => "abandoned",
         }
+    }
+}
+
+labelled! {
+    /// Why an object cannot be loaded, as `ledger_failures.class` has it.
+    pub enum FailureClass {
+        Missing = "missing",
+        Denied = "denied",
+        Rejected = "rejected",
+        Unnameable = "unnameable",
+        Unloadable = "unloadable",
+        /// Nobody can tell whether it is whole.
+        Unproven = "unproven",
+        /// A user's view fails over it.
+        View = "view",
     }
 }
 

@@ -4,7 +4,6 @@
 //! it does not need is missing or wrong.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
@@ -24,13 +23,9 @@ use crate::daemon::in_flight::VisibilityPolicy;
 use crate::event_types::{Catalog, Problem, from_dir};
 use crate::ledger::history::History;
 use crate::ledger::{BATCHES_TABLE, FAILURES_TABLE, Ledger, OBJECTS_TABLE};
-use crate::load::bounds::Bounds;
 use crate::load::breaker::Breaker;
-use crate::load::empty_columns::EmptyColumns;
-use crate::load::fallback::Fallbacks;
-use crate::load::truncation::Truncations;
-use crate::load::views::Views;
-use crate::load::{LoadLimits, Loader};
+use crate::load::tables::ClickHouseTables;
+use crate::load::{LoadConfig, LoadParts, Loader};
 use crate::notification::Envelopes;
 use crate::notification::filter::Filter;
 use crate::object::Compression;
@@ -264,36 +259,25 @@ impl<'a> App<'a> {
         activity: Arc<Activity>,
     ) -> Loader {
         let config = self.config;
-        let bounds = Bounds::new(
-            config.batch.max_bytes.bytes(),
-            config.load.max_memory.bytes(),
-            Target::all(&planner.catalog).len(),
-        );
-        Loader {
-            ledger: self.ledger(warehouse.clone()),
-            warehouse,
-            planner,
-            breaker,
-            limits: LoadLimits {
-                insert_timeout: config.clickhouse.insert_timeout.get(),
-                retry: self.load_backoff(),
-                max_rejected_ratio: config.load.max_rejected_ratio.get(),
-            },
-            bounds,
-            store: Store::new(aws),
+        let max_memory = config.load.max_memory.bytes();
+        let load = LoadConfig {
+            insert_timeout: config.clickhouse.insert_timeout.get(),
+            retry: self.load_backoff(),
+            max_rejected_ratio: config.load.max_rejected_ratio.get(),
             fallback: config.load.fallback,
-            fallbacks: Fallbacks::default(),
             stream_below: config.load.stream_below.bytes(),
+            acknowledge_missing: config.load.on_missing == OnMissing::Acknowledge,
             accept_unproven: self.accept_unproven(),
-            truncations: Truncations::default(),
-            empty_columns: EmptyColumns::default(),
-            successes: AtomicU64::new(0),
-            views: Views::default(),
+        };
+        let parts = LoadParts {
+            ledger: self.ledger(warehouse.clone()),
+            tables: ClickHouseTables::new(warehouse, planner, max_memory),
+            store: Store::new(aws),
+            breaker,
             activity,
             env: self.env.clone(),
-            deletions: tokio::sync::Mutex::default(),
-            acknowledge_missing: config.load.on_missing == OnMissing::Acknowledge,
-        }
+        };
+        Loader::new(load, parts)
     }
 
     /// Returns the options of the daemon.

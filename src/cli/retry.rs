@@ -13,7 +13,7 @@ use crate::config::HumanDuration;
 use crate::ledger::history::{FailedObject, FailureFilter};
 use crate::load::FailureClass;
 use crate::notification::announce::announcement;
-use crate::object::{ObjectRef, ObjectUrl};
+use crate::object::{ObjectParts, ObjectRef, ObjectUrl};
 use crate::s3::Store;
 
 /// How many objects S3 is asked about at a time.
@@ -140,15 +140,12 @@ async fn would_fail_again(store: &Store, failed: &FailedObject) -> bool {
 
 impl From<&FailedObject> for ObjectRef {
     fn from(failed: &FailedObject) -> Self {
-        Self {
+        Self::from(ObjectParts {
             bucket: failed.bucket.clone(),
             key: failed.key.clone(),
             etag: failed.etag.clone(),
-            size: None,
-            version_id: None,
-            sequencer: None,
-            region: None,
-        }
+            ..ObjectParts::default()
+        })
     }
 }
 

@@ -11,7 +11,7 @@ use super::preflight::Preflight;
 use super::stop::stop_on_signals;
 use crate::Env;
 use crate::admin::AdminListener;
-use crate::clickhouse::error_class::{pause_reason, with_advice};
+use crate::clickhouse::error_class::{meaning, with_advice};
 use crate::daemon;
 use crate::daemon::{Outage, Vitals, depths};
 use crate::event_types::Catalog;
@@ -170,7 +170,7 @@ async fn probe(preflight: Preflight, breaker: Arc<Breaker>) {
             Err(error) => {
                 breaker.open(
                     Scope::Everything,
-                    pause_reason(&error),
+                    meaning(&error).pause,
                     &with_advice(&error),
                 );
             }

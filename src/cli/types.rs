@@ -17,7 +17,7 @@ use super::output::{Output, shown, table};
 use crate::batch::BatchId;
 use crate::clickhouse::Warehouse;
 use crate::event_types::{Catalog, EventType};
-use crate::object::{Compression, ObjectRef, ObjectUrl};
+use crate::object::{Compression, ObjectParts, ObjectRef, ObjectUrl};
 use crate::sql;
 use crate::statements::insert::preview_of;
 use crate::statements::select::{Lines, Target, TimeRange};
@@ -122,15 +122,11 @@ async fn from_object(
     lines: u64,
 ) -> anyhow::Result<String> {
     let aws = app.aws().await;
-    let object = ObjectRef {
+    let object = ObjectRef::from(ObjectParts {
         bucket: url.bucket,
         key: url.key,
-        etag: String::new(),
-        size: None,
-        version_id: None,
-        sequencer: None,
-        region: None,
-    };
+        ..ObjectParts::default()
+    });
     let planner = app.planner(catalog.clone(), region(&aws))?;
     let source = planner.lines_of(&object);
     Ok(format!(

@@ -183,7 +183,7 @@ impl<'a> BatchRows<'a> {
         struct Row {
             tables: u64,
         }
-        let tables = self.tables_of(kinds);
+        let tables = tables_of(self.catalog, kinds);
         // Parts that have been replaced again stay in `system.parts` for some minutes.
         let sql = format!(
             "SELECT uniqExact(table) AS tables FROM system.parts \
@@ -223,21 +223,21 @@ impl<'a> BatchRows<'a> {
         Ok(views.into_iter().find(|view| !is_there(view)))
     }
 
-    /// Returns the tables of these kinds.
-    pub fn tables_of<S: AsRef<str>>(&self, kinds: &[S]) -> Vec<&'a str> {
-        let is_of = |target: &Target<'_>| {
-            let kind = target.kind();
-            kind.is_some_and(|kind| kinds.iter().any(|it| it.as_ref() == kind))
-        };
-        let targets = Target::all(self.catalog).into_iter();
-        let targets = targets.filter(is_of);
-        targets.map(|target| target.table()).collect()
-    }
-
     fn tables(&self) -> impl Iterator<Item = (Target<'a>, String)> {
         let targets = Target::all(self.catalog).into_iter();
         targets.map(|target| (target, self.warehouse.table(target.table())))
     }
+}
+
+/// Returns the tables of these kinds.
+pub fn tables_of<'a, S: AsRef<str>>(catalog: &'a Catalog, kinds: &[S]) -> Vec<&'a str> {
+    let is_of = |target: &Target<'_>| {
+        let kind = target.kind();
+        kind.is_some_and(|kind| kinds.iter().any(|it| it.as_ref() == kind))
+    };
+    let targets = Target::all(catalog).into_iter();
+    let targets = targets.filter(is_of);
+    targets.map(|target| target.table()).collect()
 }
 
 #[cfg(test)]

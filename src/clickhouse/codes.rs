@@ -1,115 +1,159 @@
-//! Errors of ClickHouse that say who is at fault, by code. Names are ClickHouse's own: a test
-//! compares them with `errorCodeToName`.
+//! The errors of ClickHouse that say who is at fault, by code: one table, and what its entries mean.
+//! Names are ClickHouse's own: a test compares them with `errorCodeToName`.
 
-use super::error_class::PauseReason;
+use super::error_class::{Meaning, PauseReason, Verdict};
+
+/// An error that is in no table is taken for passing: a replay harms nothing, and the attempts are
+/// bounded.
+pub(super) const UNKNOWN: Meaning = Meaning::of(Verdict::Replay);
 
 /// Nothing that an object could be blamed for: the server, the account or the schema.
-pub const HALT: &[(u32, &str, PauseReason)] = &[
-    (16, "NO_SUCH_COLUMN_IN_TABLE", PauseReason::Schema),
-    (36, "BAD_ARGUMENTS", PauseReason::Schema),
-    (47, "UNKNOWN_IDENTIFIER", PauseReason::Schema),
-    (53, "TYPE_MISMATCH", PauseReason::Schema),
-    (60, "UNKNOWN_TABLE", PauseReason::Schema),
-    (62, "SYNTAX_ERROR", PauseReason::Other),
-    (81, "UNKNOWN_DATABASE", PauseReason::Schema),
-    (115, "UNKNOWN_SETTING", PauseReason::Other),
-    (164, "READONLY", PauseReason::ReadOnly),
-    (192, "UNKNOWN_USER", PauseReason::Authentication),
-    (193, "WRONG_PASSWORD", PauseReason::Authentication),
-    (194, "REQUIRED_PASSWORD", PauseReason::Authentication),
-    (195, "IP_ADDRESS_NOT_ALLOWED", PauseReason::Authentication),
-    (201, "QUOTA_EXCEEDED", PauseReason::Quota),
-    (218, "TABLE_IS_DROPPED", PauseReason::Schema),
-    (225, "NO_ZOOKEEPER", PauseReason::Replication),
-    (242, "TABLE_IS_READ_ONLY", PauseReason::ReadOnly),
-    (243, "NOT_ENOUGH_SPACE", PauseReason::NoSpace),
-    (252, "TOO_MANY_PARTS", PauseReason::TooManyParts),
-    (254, "NO_ACTIVE_REPLICAS", PauseReason::Replication),
-    (285, "TOO_FEW_LIVE_REPLICAS", PauseReason::Replication),
-    (
-        286,
-        "UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE",
-        PauseReason::Replication,
-    ),
-    (289, "REPLICA_IS_NOT_IN_QUORUM", PauseReason::Replication),
-    (291, "DATABASE_ACCESS_DENIED", PauseReason::Permission),
-    (319, "UNKNOWN_STATUS_OF_INSERT", PauseReason::Replication),
-    (344, "SUPPORT_IS_DISABLED", PauseReason::Other),
-    (415, "ALL_REPLICAS_LOST", PauseReason::Replication),
-    (452, "SETTING_CONSTRAINT_VIOLATION", PauseReason::Settings),
-    (472, "READONLY_SETTING", PauseReason::Settings),
-    (497, "ACCESS_DENIED", PauseReason::Permission),
-    (516, "AUTHENTICATION_FAILED", PauseReason::Authentication),
-    (669, "NAMED_COLLECTION_DOESNT_EXIST", PauseReason::S3Access),
-    (720, "USER_EXPIRED", PauseReason::Authentication),
-    (774, "TABLE_IS_PERMANENTLY_READ_ONLY", PauseReason::ReadOnly),
-    (999, "KEEPER_EXCEPTION", PauseReason::Replication),
-];
-
-/// The server as a whole is short of something; a batch can also be too much for it.
-pub const OVERLOAD: &[(u32, &str)] = &[
-    (173, "CANNOT_ALLOCATE_MEMORY"),
-    (202, "TOO_MANY_SIMULTANEOUS_QUERIES"),
-    (203, "NO_FREE_CONNECTION"),
-    (241, "MEMORY_LIMIT_EXCEEDED"),
-    (364, "RECEIVED_ERROR_TOO_MANY_REQUESTS"),
-    (439, "CANNOT_SCHEDULE_TASK"),
-    (700, "USER_SESSION_LIMIT_EXCEEDED"),
-    (745, "SERVER_OVERLOADED"),
-    (749, "TCP_CONNECTION_LIMIT_REACHED"),
-    (762, "HTTP_CONNECTION_LIMIT_REACHED"),
-    (776, "RESOURCE_LIMIT_EXCEEDED"),
-    (777, "MEMORY_RESERVATION_KILLED"),
-    (778, "MEMORY_RESERVATION_FAILED"),
-];
-
-/// One statement takes more than it may, by Sluice's own limits or those of the user's profile: less
-/// at a time may pass.
-pub const TOO_LARGE: &[(u32, &str)] = &[
-    (158, "TOO_MANY_ROWS"),
-    (307, "TOO_MANY_BYTES"),
-    (396, "TOO_MANY_ROWS_OR_BYTES"),
-];
-
-/// The user's profile does not allow such a statement: a part of the batch may pass, or nothing at
-/// all.
-pub const LIMITS: &[(u32, &str)] = &[
-    (160, "TOO_SLOW"),
-    (161, "TOO_MANY_COLUMNS"),
-    (162, "TOO_DEEP_SUBQUERIES"),
-    (191, "SET_SIZE_LIMIT_EXCEEDED"),
-];
-
-/// The content of an object.
-pub const CONTENT: &[(u32, &str)] = &[
-    (27, "CANNOT_PARSE_INPUT_ASSERTION_FAILED"),
-    (72, "CANNOT_PARSE_NUMBER"),
-    (117, "INCORRECT_DATA"),
-    (354, "ZLIB_INFLATE_FAILED"),
-    (448, "BROTLI_READ_FAILED"),
-    (554, "LZMA_STREAM_DECODER_FAILED"),
-    (561, "ZSTD_DECODER_FAILED"),
-    (594, "BZIP2_STREAM_DECODER_FAILED"),
-    (618, "LZ4_DECODER_FAILED"),
-    (638, "SNAPPY_UNCOMPRESS_FAILED"),
-];
-
-/// From this server no way leads to this address.
-pub const NO_WAY: &[(u32, &str)] = &[(198, "DNS_ERROR"), (491, "UNACCEPTABLE_URL")];
-
-/// Codes whose meaning is in their text.
-pub const BY_TEXT: &[(u32, &str)] = &[
-    (48, "NOT_IMPLEMENTED"),
-    (395, "FUNCTION_THROW_IF_VALUE_IS_NON_ZERO"),
-    (499, "S3_ERROR"),
-];
-
-pub(super) fn is_in(codes: &[(u32, &str)], code: u32) -> bool {
-    codes.iter().any(|(known, _)| *known == code)
+const fn halt(pause: PauseReason) -> Meaning {
+    Meaning::of(Verdict::Halt).pause(pause)
 }
 
-/// Returns the reason for which such an error pauses intake.
-pub(super) fn halt_reason(code: u32) -> Option<PauseReason> {
-    let known = HALT.iter().find(|(known, ..)| *known == code);
-    known.map(|(_, _, reason)| *reason)
+const SERVER: Meaning = halt(PauseReason::Other);
+const NO_SPACE: Meaning = halt(PauseReason::NoSpace);
+const UNSUPPORTED: Meaning = SERVER.advice(
+    "the engine, a projection or a setting of the table does not allow this statement: lift what \
+     the error names",
+);
+const AUTHENTICATION: Meaning =
+    halt(PauseReason::Authentication).advice("check `clickhouse.user` and `clickhouse.password`");
+const PERMISSION: Meaning =
+    halt(PauseReason::Permission).advice("grant the user what the error names");
+const SCHEMA: Meaning = halt(PauseReason::Schema)
+    .advice("the tables are not as the event types declare them: run `sluice migrate`");
+const READ_ONLY: Meaning = halt(PauseReason::ReadOnly).advice("make the server or table writable");
+const QUOTA: Meaning = halt(PauseReason::Quota).advice(
+    "intake goes on when the quota's interval ends: raise the quota of `clickhouse.user`, or make \
+     longer batches (`batch.window`), which need fewer statements",
+);
+const REPLICATION: Meaning = halt(PauseReason::Replication).advice(
+    "the table's replicas or ClickHouse Keeper do not keep up: check `system.replicas`, and \
+     `insert_quorum` in the profile of `clickhouse.user`",
+);
+const TOO_MANY_PARTS: Meaning = halt(PauseReason::TooManyParts)
+    .advice("merges lag behind: Sluice slows down; a longer `batch.window` makes fewer parts");
+const NAMED_COLLECTION: Meaning = halt(PauseReason::S3Access)
+    .advice("ClickHouse may not read the bucket: check `s3.clickhouse_access`");
+pub(super) const SETTINGS: Meaning = halt(PauseReason::Settings).advice(
+    "every statement of Sluice sets this, so that the user's profile changes no results: lift the \
+     constraint, or `readonly`, in the profile of `clickhouse.user`",
+);
+/// The server as a whole is short of something; a batch can also be too much for it.
+const OVERLOAD: Meaning = Meaning::of(Verdict::Overload)
+    .pause(PauseReason::Overload)
+    .advice(
+        "ClickHouse is short of memory or slots: Sluice slows down; smaller `batch.max_bytes` or \
+         `load.concurrency` ask less of it",
+    );
+/// One statement takes more than it may, by Sluice's own limits or those of the user's profile: less
+/// at a time may pass.
+pub(super) const TOO_LARGE: Meaning = Meaning::of(Verdict::TooLarge)
+    .pause(PauseReason::Limits)
+    .advice(
+        "`load.max_memory`, or a limit of the user's profile, is lower than what this needs: raise \
+         it, or make smaller batches (`batch.max_bytes`)",
+    );
+/// The user's profile does not allow such a statement: a part of the batch may pass, or nothing at
+/// all.
+const LIMITS: Meaning = UNKNOWN.pause(PauseReason::Limits).advice(
+    "a limit of the user's profile is lower than what Sluice's statements need: raise what the \
+     error names in the profile of `clickhouse.user`",
+);
+/// From this server no way leads to S3's address.
+pub(super) const NO_WAY: Meaning = Meaning::of(Verdict::Stream)
+    .pause(PauseReason::S3Access)
+    .advice(
+        "ClickHouse cannot get at S3: check `s3.clickhouse_endpoint` and `s3.clickhouse_access`, or \
+         let the worker read the objects (`load.fallback`)",
+    );
+/// S3 does not answer, unless the text says otherwise.
+const S3_AWAY: Meaning = UNKNOWN
+    .pause(PauseReason::S3Access)
+    .advice("if it lasts, check ClickHouse's way to S3 (network, `s3.clickhouse_endpoint`)");
+/// The content of an object.
+pub const CONTENT: Meaning = Meaning::of(Verdict::ObjectFault);
+
+pub(super) const S3_ERROR: u32 = 499;
+
+/// Each code, ClickHouse's name for it, and what it means.
+pub const CODES: &[(u32, &str, Meaning)] = &[
+    (16, "NO_SUCH_COLUMN_IN_TABLE", SCHEMA),
+    (27, "CANNOT_PARSE_INPUT_ASSERTION_FAILED", CONTENT),
+    (36, "BAD_ARGUMENTS", SCHEMA),
+    (47, "UNKNOWN_IDENTIFIER", SCHEMA),
+    (48, "NOT_IMPLEMENTED", UNKNOWN),
+    (53, "TYPE_MISMATCH", SCHEMA),
+    (60, "UNKNOWN_TABLE", SCHEMA),
+    (62, "SYNTAX_ERROR", SERVER),
+    (72, "CANNOT_PARSE_NUMBER", CONTENT),
+    (81, "UNKNOWN_DATABASE", SCHEMA),
+    (115, "UNKNOWN_SETTING", SERVER),
+    (117, "INCORRECT_DATA", CONTENT),
+    (158, "TOO_MANY_ROWS", TOO_LARGE),
+    (160, "TOO_SLOW", LIMITS),
+    (161, "TOO_MANY_COLUMNS", LIMITS),
+    (162, "TOO_DEEP_SUBQUERIES", LIMITS),
+    (164, "READONLY", READ_ONLY),
+    (173, "CANNOT_ALLOCATE_MEMORY", OVERLOAD),
+    (191, "SET_SIZE_LIMIT_EXCEEDED", LIMITS),
+    (192, "UNKNOWN_USER", AUTHENTICATION),
+    (193, "WRONG_PASSWORD", AUTHENTICATION),
+    (194, "REQUIRED_PASSWORD", AUTHENTICATION),
+    (195, "IP_ADDRESS_NOT_ALLOWED", AUTHENTICATION),
+    (198, "DNS_ERROR", NO_WAY),
+    (201, "QUOTA_EXCEEDED", QUOTA),
+    (202, "TOO_MANY_SIMULTANEOUS_QUERIES", OVERLOAD),
+    (203, "NO_FREE_CONNECTION", OVERLOAD),
+    (218, "TABLE_IS_DROPPED", SCHEMA),
+    (225, "NO_ZOOKEEPER", REPLICATION),
+    (241, "MEMORY_LIMIT_EXCEEDED", OVERLOAD),
+    (242, "TABLE_IS_READ_ONLY", READ_ONLY),
+    (243, "NOT_ENOUGH_SPACE", NO_SPACE),
+    (252, "TOO_MANY_PARTS", TOO_MANY_PARTS),
+    (254, "NO_ACTIVE_REPLICAS", REPLICATION),
+    (285, "TOO_FEW_LIVE_REPLICAS", REPLICATION),
+    (286, "UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE", REPLICATION),
+    (289, "REPLICA_IS_NOT_IN_QUORUM", REPLICATION),
+    (291, "DATABASE_ACCESS_DENIED", PERMISSION),
+    (307, "TOO_MANY_BYTES", TOO_LARGE),
+    (319, "UNKNOWN_STATUS_OF_INSERT", REPLICATION),
+    (344, "SUPPORT_IS_DISABLED", UNSUPPORTED),
+    (354, "ZLIB_INFLATE_FAILED", CONTENT),
+    (364, "RECEIVED_ERROR_TOO_MANY_REQUESTS", OVERLOAD),
+    (395, "FUNCTION_THROW_IF_VALUE_IS_NON_ZERO", UNKNOWN),
+    (396, "TOO_MANY_ROWS_OR_BYTES", TOO_LARGE),
+    (415, "ALL_REPLICAS_LOST", REPLICATION),
+    (439, "CANNOT_SCHEDULE_TASK", OVERLOAD),
+    (448, "BROTLI_READ_FAILED", CONTENT),
+    (452, "SETTING_CONSTRAINT_VIOLATION", SETTINGS),
+    (472, "READONLY_SETTING", SETTINGS),
+    (491, "UNACCEPTABLE_URL", NO_WAY),
+    (497, "ACCESS_DENIED", PERMISSION),
+    (S3_ERROR, "S3_ERROR", S3_AWAY),
+    (516, "AUTHENTICATION_FAILED", AUTHENTICATION),
+    (554, "LZMA_STREAM_DECODER_FAILED", CONTENT),
+    (561, "ZSTD_DECODER_FAILED", CONTENT),
+    (594, "BZIP2_STREAM_DECODER_FAILED", CONTENT),
+    (618, "LZ4_DECODER_FAILED", CONTENT),
+    (638, "SNAPPY_UNCOMPRESS_FAILED", CONTENT),
+    (669, "NAMED_COLLECTION_DOESNT_EXIST", NAMED_COLLECTION),
+    (700, "USER_SESSION_LIMIT_EXCEEDED", OVERLOAD),
+    (720, "USER_EXPIRED", AUTHENTICATION),
+    (745, "SERVER_OVERLOADED", OVERLOAD),
+    (749, "TCP_CONNECTION_LIMIT_REACHED", OVERLOAD),
+    (762, "HTTP_CONNECTION_LIMIT_REACHED", OVERLOAD),
+    (774, "TABLE_IS_PERMANENTLY_READ_ONLY", READ_ONLY),
+    (776, "RESOURCE_LIMIT_EXCEEDED", OVERLOAD),
+    (777, "MEMORY_RESERVATION_KILLED", OVERLOAD),
+    (778, "MEMORY_RESERVATION_FAILED", OVERLOAD),
+    (999, "KEEPER_EXCEPTION", REPLICATION),
+];
+
+/// Returns what an error means by its code alone.
+pub(super) fn meaning(code: u32) -> Meaning {
+    let known = CODES.iter().find(|(known, ..)| *known == code);
+    known.map_or(UNKNOWN, |(_, _, meaning)| *meaning)
 }

@@ -8,15 +8,15 @@ const PUSHING: &str = ": while pushing to view ";
 
 /// A view that has failed an insert.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Failing {
+pub struct Failing {
     /// `database.view`, as ClickHouse writes it.
-    pub(crate) view: String,
+    pub view: String,
     /// The table of Sluice whose rows it reads; none where the insert had no landing table.
-    pub(crate) table: Option<String>,
+    pub table: Option<String>,
 }
 
 /// Returns the user's view that the error comes from, if it comes from one.
-pub(crate) fn failing_view(error: &WarehouseError) -> Option<Failing> {
+pub fn failing_view(error: &WarehouseError) -> Option<Failing> {
     let WarehouseError::Server { text, .. } = error else {
         return None;
     };

@@ -4,7 +4,7 @@ pub mod batch_rows;
 pub mod codes;
 pub mod dependents;
 pub mod error_class;
-pub(crate) mod failing_view;
+pub mod failing_view;
 pub mod migrate;
 mod pins;
 mod redact;
@@ -42,6 +42,9 @@ pub enum WarehouseError {
     /// done its work.
     #[error("no answer from ClickHouse: {0}")]
     Unknown(String),
+    /// No statement was sent: the password cannot be read.
+    #[error("clickhouse.password_file: {0}")]
+    Password(String),
     /// A proxy or a load balancer answered, and not ClickHouse: the statement may be running, and may
     /// have done its work.
     #[error("an answer that is not ClickHouse's: {text}")]
@@ -66,6 +69,7 @@ impl WarehouseError {
         match self {
             Self::Server { code, .. } => Some(*code),
             Self::Unknown(_)
+            | Self::Password(_)
             | Self::Foreign { .. }
             | Self::Source(_)
             | Self::Hidden { .. }
@@ -211,9 +215,8 @@ impl Warehouse {
 
     /// Returns the client with the password as it is now.
     fn logged_in(&self) -> Result<clickhouse::Client, WarehouseError> {
-        let password = self.password.read().map_err(|problem| {
-            WarehouseError::Unknown(format!("clickhouse.password_file: {problem}"))
-        })?;
+        let password = self.password.read();
+        let password = password.map_err(|problem| WarehouseError::Password(problem.to_string()))?;
         Ok(self.client.clone().with_password(password.expose()))
     }
 

@@ -21,7 +21,7 @@ use crate::batch::{BatchId, Form, ReadBy};
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::ledger::drive::Fence;
 use crate::ledger::history::FailedObject;
-use crate::object::{ObjectId, ObjectRef};
+use crate::object::{ObjectId, ObjectParts, ObjectRef};
 use crate::sql;
 use crate::statements::guard::FENCED_TEXT;
 use protocol::Standing;
@@ -68,7 +68,6 @@ pub type Claims = HashMap<ObjectId, Vec<BatchId>>;
 #[derive(Clone, Copy, Debug)]
 pub struct Claim<'a> {
     pub object: &'a ObjectRef,
-    pub id: ObjectId,
     /// The loaded batches whose rows of the object are replaced.
     pub supersedes: &'a [BatchId],
 }
@@ -78,7 +77,6 @@ impl<'a> Claim<'a> {
     pub fn of(object: &'a ObjectRef) -> Self {
         Self {
             object,
-            id: object.id(),
             supersedes: &[],
         }
     }
@@ -107,7 +105,7 @@ impl<'a> SealedRow<'a> {
     fn of(batch: BatchId, claim: &Claim<'a>, form: Form) -> Self {
         let object = claim.object;
         Self {
-            object_id: claim.id.0,
+            object_id: object.id().0,
             bucket: &object.bucket,
             key: &object.key,
             etag: &object.etag,
@@ -220,7 +218,7 @@ impl From<ListedRow> for SealedObject {
 
 impl From<Listed> for ObjectRef {
     fn from(row: Listed) -> Self {
-        Self {
+        Self::from(ObjectParts {
             bucket: row.bucket,
             key: row.key,
             etag: row.etag,
@@ -228,7 +226,7 @@ impl From<Listed> for ObjectRef {
             version_id: Some(row.version_id).filter(|version| !version.is_empty()),
             sequencer: None,
             region: Some(row.region).filter(|region| !region.is_empty()),
-        }
+        })
     }
 }
 

@@ -36,11 +36,13 @@ fn a_recovery_makes_the_statements_of_the_worker_that_claimed() {
     for key in ["a.jsonl", "a.jsonl.gz"] {
         for first in sizes {
             for second in sizes {
-                let objects = [("1", first), ("2", second)].map(|(prefix, size)| ObjectRef {
-                    size,
-                    version_id: Some("v".to_owned()),
-                    sequencer: Some("1".to_owned()),
-                    ..object("b", &format!("{prefix}/{key}"), "e")
+                let objects = [("1", first), ("2", second)].map(|(prefix, size)| {
+                    ObjectRef::from(ObjectParts {
+                        size,
+                        version_id: Some("v".to_owned()),
+                        sequencer: Some("1".to_owned()),
+                        ..object("b", &format!("{prefix}/{key}"), "e").into_parts()
+                    })
                 });
                 let again = objects.each_ref().map(recovered);
                 let claimed = statements(&planner, &objects);

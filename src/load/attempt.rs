@@ -13,17 +13,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, debug, info, warn};
 
 use super::breaker::{HaltedInsert, Scope};
+use super::cause::{Cause, GivenUp};
+use super::ports::{BatchTables, Insert, LedgerStore, Ports, Rows};
 use super::views::Successes;
-use super::{Cancelled, Item, Loader, Outcome, Outcomes, Trying, stream};
+use super::{Cancelled, Item, LoadParts, Loader, Outcome, Outcomes, Trying, stream};
 use crate::batch::{BatchId, Form, ReadBy};
-use crate::clickhouse::batch_rows::{BatchRows, Counted, Rejected};
+use crate::clickhouse::WarehouseError;
+use crate::clickhouse::batch_rows::{Counted, Rejected, tables_of};
 use crate::clickhouse::error_class::{Verdict, verdict};
-use crate::clickhouse::{Statement, WarehouseError};
 use crate::ledger::Claim;
 use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, Steps, TakenBack, drive};
 use crate::ledger::protocol::{Action, End, Run, Standing};
 use crate::object::ObjectRef;
-use crate::sql;
 use crate::statements::Kept;
 use crate::statements::select::{BLANK, Target};
 use crate::telemetry::activity::{BatchInfo, InFlight};
@@ -31,8 +32,8 @@ use crate::telemetry::{metrics, trace};
 use crate::util::failpoint;
 
 /// One batch, and what its run has met so far.
-pub(super) struct Loading<'a> {
-    pub(super) loader: &'a Loader,
+pub(super) struct Loading<'a, P: Ports> {
+    pub(super) loader: &'a Loader<P>,
     pub(super) cancel: &'a CancellationToken,
     pub(super) batch: BatchId,
     pub(super) in_flight: InFlight,
@@ -40,7 +41,7 @@ pub(super) struct Loading<'a> {
     /// Sorted by key; once sealed, the frozen list.
     pub(super) items: Vec<Item>,
     /// Why the insert was given up.
-    pub(super) failure: Option<(Verdict, String)>,
+    pub(super) given_up: Option<GivenUp>,
     pub(super) replays: u32,
     pub(super) trying: Trying,
     /// While the breaker waits for this insert.
@@ -69,10 +70,10 @@ pub(super) struct Loading<'a> {
 /// The server has this long to answer that a statement took too long.
 const ANSWER_AFTER_TIMEOUT: Duration = Duration::from_secs(15);
 
-impl<'a> Loading<'a> {
+impl<'a, P: Ports> Loading<'a, P> {
     /// One that begins, with nothing met so far.
     pub(super) fn new(
-        loader: &'a Loader,
+        loader: &'a Loader<P>,
         cancel: &'a CancellationToken,
         batch: BatchId,
         items: Vec<Item>,
@@ -83,15 +84,16 @@ impl<'a> Loading<'a> {
             cancel,
             batch,
             in_flight: loader
+                .parts
                 .activity
                 .begin(batch_info(batch, &items, form.read_by)),
             started: Instant::now(),
             items,
-            failure: None,
+            given_up: None,
             replays: 0,
             trying: Trying::default(),
             halted: None,
-            successes_before: loader.successes.load(Ordering::Relaxed),
+            successes_before: loader.state.successes.load(Ordering::Relaxed),
             failures_alone: 0,
             read: Vec::new(),
             sealed: false,
@@ -100,7 +102,7 @@ impl<'a> Loading<'a> {
             left_in_views: None,
             set_aside: Outcomes::new(),
             step: Span::none(),
-            passed_before: loader.views.successes(),
+            passed_before: loader.state.views.successes(),
         }
     }
 
@@ -121,8 +123,8 @@ impl<'a> Loading<'a> {
         let batch = self.batch;
         let work = async {
             let loader = self.loader;
-            loader.warehouse.kill(&batch.to_string()).await?;
-            loader.ledger.abandon(batch).await
+            loader.parts.tables.kill(batch).await?;
+            loader.parts.ledger.abandon(batch).await
         };
         match tokio::time::timeout(Duration::from_secs(2), work).await {
             Ok(Ok(())) => info!("insert ended for the shutdown; another worker goes on with it"),
@@ -156,12 +158,17 @@ impl<'a> Loading<'a> {
 
     async fn standings(&self, but: Option<BatchId>) -> Result<Vec<Standing>, Cancelled> {
         let claims = self.claims();
-        let ids: Vec<_> = claims.iter().map(|claim| claim.id).collect();
+        let ids: Vec<_> = claims.iter().map(|claim| claim.object.id()).collect();
         let superseded: Vec<_> = claims
             .iter()
-            .flat_map(|claim| claim.supersedes.iter().map(|batch| (claim.id, *batch)))
+            .flat_map(|claim| {
+                claim
+                    .supersedes
+                    .iter()
+                    .map(|batch| (claim.object.id(), *batch))
+            })
             .collect();
-        self.small(|| self.loader.ledger.standings(&ids, but, &superseded))
+        self.small(|| self.loader.parts.ledger.standings(&ids, but, &superseded))
             .await
     }
 
@@ -198,16 +205,12 @@ impl<'a> Loading<'a> {
             return Ok(fault);
         }
         let loader = self.loader;
-        let guard = loader.ledger.guard(self.batch, attempt);
-        let objects = self.objects();
-        let statements = loader
-            .planner
-            .inserts(self.batch, &objects, self.form, &guard);
+        let guard = loader.parts.ledger.guard(self.batch, attempt);
         let begun = Instant::now();
         let outcome = tokio::select! {
             biased;
             () = self.cancel.cancelled() => return Err(Cancelled),
-            outcome = self.admitted(statements, query_id) => outcome,
+            outcome = self.admitted(&guard, query_id) => outcome,
         };
         let Err(error) = outcome else {
             self.answered();
@@ -221,7 +224,7 @@ impl<'a> Loading<'a> {
             fault @ (Verdict::ObjectFault
             | Verdict::Denied
             | Verdict::Stream
-            | Verdict::Changed) => Ok(self.at_fault(&error, fault, error.to_string())),
+            | Verdict::Changed) => Ok(self.at_fault(&error, fault, Cause::Answer)),
             Verdict::View => self.view_failed(&error).await,
             Verdict::TooLarge => self.too_large(&error).await,
             Verdict::Halt => {
@@ -246,12 +249,16 @@ impl<'a> Loading<'a> {
             fault = self.misnamed().await?.or_else(|| self.too_many_rejected());
         }
         let Some(fault) = fault else {
-            self.loader.successes.fetch_add(1, Ordering::Relaxed);
+            self.loader.state.successes.fetch_add(1, Ordering::Relaxed);
             let kinds: Vec<&str> = self.read.iter().map(|it| it.kind.as_str()).collect();
-            self.loader.views.succeeded(&self.rows().tables_of(&kinds));
+            let catalog = &self.loader.planner().catalog;
+            self.loader
+                .state
+                .views
+                .succeeded(&tables_of(catalog, &kinds));
             return Ok(Inserted::Committed);
         };
-        self.failure = Some(fault);
+        self.given_up = Some(fault);
         self.keep_nothing = true;
         Ok(Inserted::ObjectFault)
     }
@@ -261,10 +268,11 @@ impl<'a> Loading<'a> {
     /// rows are there twice. Or something on the server has kept rows from a table. All is taken
     /// back, and loaded under another token.
     fn torn(&mut self) -> Inserted {
-        let text =
-            "the tables have other rows than `object_rows` counts, or have them twice".to_owned();
-        warn!("{text}; the batch is rolled back, and loaded again");
-        self.failure = Some((Verdict::Changed, text));
+        warn!(
+            "{}; the batch is rolled back, and loaded again",
+            Cause::Torn
+        );
+        self.given_up = Some(GivenUp::new(Verdict::Changed, Cause::Torn));
         self.keep_nothing = true;
         Inserted::ObjectFault
     }
@@ -274,54 +282,43 @@ impl<'a> Loading<'a> {
         let loader = self.loader;
         self.replays += 1;
         self.halted
-            .get_or_insert_with(|| HaltedInsert::new(&loader.breaker));
+            .get_or_insert_with(|| HaltedInsert::new(&loader.parts.breaker));
         metrics::clickhouse_error(error.code(), verdict(error));
         loader.halt(Scope::Inserts, error);
     }
 
     /// The server does inserts: whatever was in their way is over.
     fn answered(&mut self) {
-        self.loader.breaker.succeeded(Scope::Inserts);
+        self.loader.parts.breaker.succeeded(Scope::Inserts);
         self.halted = None;
     }
 
     /// Runs the insert once the breaker lets it.
-    async fn admitted(
-        &self,
-        statements: Vec<Statement>,
-        query_id: &str,
-    ) -> Result<(), WarehouseError> {
+    async fn admitted(&self, guard: &str, query_id: &str) -> Result<(), WarehouseError> {
         let loader = self.loader;
-        let leased = loader.ledger.leased(self.batch, async {
-            loader.breaker.admit(Scope::Inserts).await;
+        let leased = loader.parts.ledger.leased(self.batch, async {
+            loader.parts.breaker.admit(Scope::Inserts).await;
             let begun = Instant::now();
-            let done = self.execute(statements, query_id).await;
+            let done = self.execute(guard, query_id).await;
             metrics::insert_duration(begun.elapsed());
             done
         });
         leased.await
     }
 
-    async fn execute(
-        &self,
-        statements: Vec<Statement>,
-        query_id: &str,
-    ) -> Result<(), WarehouseError> {
-        let Loader {
-            warehouse, store, ..
-        } = self.loader;
+    async fn execute(&self, guard: &str, query_id: &str) -> Result<(), WarehouseError> {
+        let LoadParts { tables, store, .. } = &self.loader.parts;
         // The server's own limit comes first: its answer says that the statement has ended.
-        let timeout = self.loader.limits.insert_timeout + ANSWER_AFTER_TIMEOUT;
+        let timeout = self.loader.config.insert_timeout + ANSWER_AFTER_TIMEOUT;
         let objects = self.objects();
-        let bounds = self
-            .loader
-            .bounds
-            .settings(warehouse, self.form.many_blocks);
-        let bounds = bounds.await?;
+        let insert = Insert {
+            batch: self.batch,
+            objects: &objects,
+            form: self.form,
+            guard,
+        };
+        let statements = tables.statements(&insert).await?;
         for (index, statement) in statements.into_iter().enumerate() {
-            let statement = bounds.iter().fold(statement, |statement, (name, bound)| {
-                statement.with(name, bound.to_string())
-            });
             let query_id = match index {
                 0 => query_id.to_owned(),
                 _ => format!("{query_id}-{index}"),
@@ -329,33 +326,25 @@ impl<'a> Loading<'a> {
             let span = trace::statement(&query_id);
             if self.form.read_by == ReadBy::Stream {
                 let body = stream::body(store, &objects);
-                let stream = warehouse.stream(&statement, body, &query_id, timeout);
+                let stream = tables.stream(&statement, body, &query_id, timeout);
                 stream.instrument(span).await?;
             } else {
-                let execute = warehouse.execute(&statement, Some(&query_id), timeout);
+                let execute = tables.execute(&statement, &query_id, timeout);
                 execute.instrument(span).await?;
             }
         }
         Ok(())
     }
 
-    fn rows(&self) -> BatchRows<'_> {
-        BatchRows {
-            warehouse: &self.loader.warehouse,
-            catalog: &self.loader.planner.catalog,
-            strategy: self.loader.planner.strategy,
-            batch: self.batch,
-        }
-    }
-
     /// Notes what the batch has brought, and returns whether the tables have it;
     /// [`BatchRows::are_complete`] says what `since` is.
     async fn are_tables_complete(&mut self, since: Option<Instant>) -> Result<bool, Cancelled> {
-        let rows = self.rows();
+        let tables = &self.loader.parts.tables;
+        let (batch, many_blocks) = (self.batch, self.form.many_blocks);
         let (contents, are_complete) = self
             .small(|| async {
-                let contents = rows.contents().await?;
-                let complete = rows.are_complete(&contents, self.form.many_blocks, since);
+                let contents = tables.contents(batch).await?;
+                let complete = tables.are_complete(batch, &contents, many_blocks, since);
                 let are_complete = complete.await?;
                 Ok((contents, are_complete))
             })
@@ -366,7 +355,7 @@ impl<'a> Loading<'a> {
 
     /// For the metrics alone: asked once, whatever comes of it.
     async fn count_rejected(&self) {
-        match self.rows().rejected().await {
+        match self.loader.parts.tables.rejected(self.batch).await {
             Ok(reasons) => {
                 for Rejected { reason, lines } in reasons {
                     metrics::lines_rejected(&reason, lines);
@@ -378,15 +367,12 @@ impl<'a> Loading<'a> {
 
     /// Looks at the first rows of each event type for columns without any value.
     async fn look_for_empty_columns(&self, rows: &BTreeMap<&str, u64>) {
-        let Loader {
-            warehouse,
-            planner,
-            empty_columns,
-            ..
-        } = self.loader;
+        let Loader { parts, state, .. } = self.loader;
+        let catalog = &parts.tables.planner().catalog;
         let look = async {
-            for event_type in rows.keys().filter_map(|kind| planner.catalog.get(kind)) {
-                let look = empty_columns.look_at_batch(warehouse, event_type, self.batch);
+            for event_type in rows.keys().filter_map(|kind| catalog.get(kind)) {
+                let columns = &state.empty_columns;
+                let look = columns.look_at_batch(&parts.tables, event_type, self.batch);
                 look.await;
             }
         };
@@ -398,7 +384,7 @@ impl<'a> Loading<'a> {
     }
 }
 
-impl Steps for Loading<'_> {
+impl<P: Ports> Steps for Loading<'_, P> {
     type Error = Cancelled;
 
     fn reach(&mut self, action: Action, moment: Moment) {
@@ -429,10 +415,15 @@ impl Steps for Loading<'_> {
 
     async fn seal(&mut self) -> Result<(), Cancelled> {
         self.sealed = true;
-        self.form = self.loader.planner.form(&self.objects(), self.form);
+        self.form = self.loader.planner().form(&self.objects(), self.form);
         let claims = self.claims();
-        self.small(|| self.loader.ledger.seal(self.batch, &claims, self.form))
-            .await
+        self.small(|| {
+            self.loader
+                .parts
+                .ledger
+                .seal(self.batch, &claims, self.form)
+        })
+        .await
     }
 
     async fn verify(&mut self) -> Result<Vec<Standing>, Cancelled> {
@@ -442,24 +433,28 @@ impl Steps for Loading<'_> {
     async fn insert(&mut self, attempt: u32) -> Result<Inserted, Cancelled> {
         // The stem by which a kill finds it, and what makes it unique: an old statement, or another
         // worker's, can still be about.
-        let query_id = format!("{}-{attempt}-{}", self.batch, self.loader.env.new_id());
+        let query_id = format!(
+            "{}-{attempt}-{}",
+            self.batch,
+            self.loader.parts.env.new_id()
+        );
         let span = trace::insert(attempt, &query_id);
         self.insert_as(attempt, &query_id).instrument(span).await
     }
 
     async fn kill(&mut self) -> Result<(), Cancelled> {
-        let prefix = self.batch.to_string();
-        self.small(|| self.loader.warehouse.kill(&prefix)).await
+        self.small(|| self.loader.parts.tables.kill(self.batch))
+            .await
     }
 
     async fn fence(&mut self, attempt: u32) -> Result<Fence, Cancelled> {
-        self.small(|| self.loader.ledger.fence(self.batch, attempt))
+        self.small(|| self.loader.parts.ledger.fence(self.batch, attempt))
             .await
     }
 
     async fn has_rows(&mut self) -> Result<bool, Cancelled> {
-        let rows = self.rows();
-        self.small(|| rows.any()).await
+        self.small(|| self.loader.parts.tables.has_any(self.batch))
+            .await
     }
 
     /// Whether every table has what the batch brought, so that only the record is missing: an
@@ -476,37 +471,40 @@ impl Steps for Loading<'_> {
     /// Deletes what a batch that can never be completed has left.
     async fn take_back(&mut self) -> Result<TakenBack, Cancelled> {
         // No record can come any more; one that came before stands.
-        let sealed = self.small(|| self.loader.ledger.sealed(self.batch)).await?;
+        let sealed = self
+            .small(|| self.loader.parts.ledger.sealed(self.batch))
+            .await?;
         if sealed.is_none() {
             return Ok(TakenBack::Ended);
         }
         warn!("rolling back a batch that cannot be completed");
-        let of_batch = self.rows();
-        self.left_in_views = self.small(|| of_batch.left_in_views()).await?;
+        let tables = &self.loader.parts.tables;
+        self.left_in_views = self.small(|| tables.left_in_views(self.batch)).await?;
         if let Some(left) = &self.left_in_views {
             metrics::left_in_views();
             warn!("{left}");
         }
-        self.small(|| self.loader.ledger.renew(self.batch)).await?;
+        self.small(|| self.loader.parts.ledger.renew(self.batch))
+            .await?;
         let deletes = async {
-            let of_batch = format!("batch_id = {}", sql::id(self.batch.0));
-            for target in Target::all(&self.loader.planner.catalog) {
-                self.loader.delete(target, &of_batch, self.cancel).await?;
+            for target in Target::all(&tables.planner().catalog) {
+                let rows = Rows::Of(self.batch);
+                self.loader.delete(target, rows, self.cancel).await?;
             }
             Ok(TakenBack::Deleted)
         };
-        self.loader.ledger.leased(self.batch, deletes).await
+        self.loader.parts.ledger.leased(self.batch, deletes).await
     }
 
     async fn release(&mut self) -> Result<(), Cancelled> {
-        let mut reason = match &self.failure {
-            Some((_, text)) => text.clone(),
+        let mut reason = match &self.given_up {
+            Some(why) => why.cause.to_string(),
             None => "another batch lists an object too, or nothing was inserted".into(),
         };
         if let Some(left) = &self.left_in_views {
             reason += &format!("; {left}");
         }
-        self.small(|| self.loader.ledger.release(self.batch, &reason))
+        self.small(|| self.loader.parts.ledger.release(self.batch, &reason))
             .await
     }
 
@@ -517,7 +515,7 @@ impl Steps for Loading<'_> {
         }
         let total = rows.values().sum();
         let objects = self.items.len();
-        let ledger = &self.loader.ledger;
+        let ledger = &self.loader.parts.ledger;
         let waiver = self.waiver();
         let recorded = self
             .small(|| async {
@@ -533,7 +531,7 @@ impl Steps for Loading<'_> {
         }
         let info = batch_info(self.batch, &self.items, self.form.read_by);
         let took = self.started.elapsed();
-        self.loader.activity.loaded(info, &rows, took);
+        self.loader.parts.activity.loaded(info, &rows, took);
         for (kind, rows) in &rows {
             metrics::rows_loaded(kind, *rows);
         }
@@ -541,7 +539,10 @@ impl Steps for Loading<'_> {
             self.count_rejected().await;
         }
         metrics::object_bytes(info.bytes);
-        self.loader.fallbacks.loaded(self.form.read_by, objects);
+        self.loader
+            .state
+            .fallbacks
+            .loaded(self.form.read_by, objects);
         info!(
             objects,
             rows = total,
@@ -574,7 +575,7 @@ fn step_of(action: Action) -> Span {
     }
 }
 
-impl Loader {
+impl<P: Ports> Loader<P> {
     /// Finishes, or releases, a batch whose worker was not heard of for longer than its lease.
     ///
     /// Boxed, since a run that meets such a batch recovers it as one of its steps.
@@ -591,7 +592,10 @@ impl Loader {
         batch: BatchId,
         cancel: &CancellationToken,
     ) -> Result<(), Cancelled> {
-        let Some(sealed) = self.persist(cancel, || self.ledger.sealed(batch)).await? else {
+        let Some(sealed) = self
+            .persist(cancel, || self.parts.ledger.sealed(batch))
+            .await?
+        else {
             return Ok(());
         };
         info!(
@@ -605,11 +609,10 @@ impl Loader {
             .collect();
         let mut loading = Loading::new(self, cancel, batch, items, sealed.form);
         loading.sealed = true;
-        let replayable = sealed.form.plan == self.planner.plan_id();
+        let replayable = sealed.form.plan == self.planner().plan_id();
         if !replayable {
-            let text = "another configuration has sealed this batch: it cannot be replayed";
-            warn!("{text}; its objects are loaded anew");
-            loading.failure = Some((Verdict::Changed, text.to_owned()));
+            warn!("{}; its objects are loaded anew", Cause::OtherPlan);
+            loading.given_up = Some(GivenUp::new(Verdict::Changed, Cause::OtherPlan));
         }
         // Whatever became of it, its objects are looked up again.
         let end = loading.run(Run::recover(sealed.fenced, replayable)).await?;

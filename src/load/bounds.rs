@@ -23,7 +23,7 @@ const MEMORY: &str = "max_memory_usage";
 ///
 /// No bound changes what an insert writes: one that is over it fails.
 #[derive(Debug)]
-pub struct Bounds {
+pub(super) struct Bounds {
     rows: u64,
     bytes: u64,
     memory: u64,
@@ -34,7 +34,7 @@ pub struct Bounds {
 impl Bounds {
     /// `views`: how many tables are filled from the landing table. ClickHouse counts what an insert
     /// reads once for its source and once for each of them.
-    pub fn new(max_batch_bytes: u64, max_memory: u64, views: usize) -> Self {
+    pub(super) fn new(max_batch_bytes: u64, max_memory: u64, views: usize) -> Self {
         let times = views as u64 + 1;
         let lines = MAX_LINES.min(max_batch_bytes / SHORTEST_LINE);
         let bytes = max_batch_bytes.saturating_mul(MAX_EXPANSION);
@@ -49,7 +49,7 @@ impl Bounds {
     }
 
     /// Returns the settings of an insert. Many blocks may come to any size, one at a time.
-    pub async fn settings(
+    pub(super) async fn settings(
         &self,
         warehouse: &Warehouse,
         many_blocks: bool,

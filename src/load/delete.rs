@@ -3,23 +3,24 @@
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::ports::{BatchTables, Ports, Rows};
 use super::{Cancelled, Loader};
 use crate::statements::select::Target;
 
-impl Loader {
+impl<P: Ports> Loader<P> {
     /// Deletes rows of a table until there are none.
     pub(super) async fn delete(
         &self,
         target: Target<'_>,
-        condition: &str,
+        rows: Rows<'_>,
         cancel: &CancellationToken,
     ) -> Result<(), Cancelled> {
         let table = target.table();
         // Not the short timeout: a mutation of many parts takes its time.
-        let timeout = self.limits.insert_timeout;
+        let timeout = self.config.insert_timeout;
         let mut tries = 0;
         loop {
-            let has_rows = self.persist(cancel, || self.warehouse.has_rows(table, condition));
+            let has_rows = self.persist(cancel, || self.parts.tables.has_rows(table, rows));
             if !has_rows.await? {
                 return Ok(());
             }
@@ -27,14 +28,14 @@ impl Loader {
                 self.pause(tries, cancel).await?;
             }
             tries += 1;
-            let _alone = self.deletions.lock().await;
+            let _alone = self.state.deletions.lock().await;
             self.persist(cancel, || async {
                 // Of a worker that is gone, or of a try whose answer did not come.
-                if self.warehouse.is_deleting(table, condition).await {
+                if self.parts.tables.is_deleting(table, rows).await {
                     return Ok(());
                 }
                 debug!(table, tries, "deleting rows");
-                self.warehouse.delete(table, condition, timeout).await
+                self.parts.tables.delete(table, rows, timeout).await
             })
             .await?;
         }

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::Deserialize;
 use tracing::{debug, warn};
 
+use super::ports::BatchTables;
 use crate::batch::BatchId;
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::event_types::{Column, EventType};
@@ -85,7 +86,7 @@ impl EmptyColumns {
     /// of it, the batch stays loaded.
     pub(super) async fn look_at_batch(
         &self,
-        warehouse: &Warehouse,
+        tables: &impl BatchTables,
         event_type: &EventType,
         batch: BatchId,
     ) {
@@ -93,8 +94,7 @@ impl EmptyColumns {
         if columns.is_empty() {
             return;
         }
-        let rows = format!("WHERE batch_id = {}", sql::id(batch.0));
-        match look_at(warehouse, &event_type.table, &columns, &rows).await {
+        match tables.look_at(event_type, &columns, batch).await {
             Ok(seen) => {
                 if let Some(columns) = self.note(&event_type.name, &seen) {
                     warn!(

@@ -3,17 +3,20 @@
 
 mod answers;
 mod attempt;
-pub mod bounds;
+mod bounds;
 pub mod breaker;
+mod cause;
 mod delete;
 pub mod empty_columns;
 pub mod fallback;
+pub mod ports;
 mod progress;
 mod replace;
 mod sample;
 mod stream;
+pub mod tables;
 pub mod truncation;
-pub mod views;
+mod views;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,27 +28,28 @@ use tracing::{Instrument, warn};
 
 use crate::Env;
 use crate::batch::{Batch, BatchId, Fallback, Form, ReadBy, mean_bytes};
-use crate::clickhouse::{Warehouse, WarehouseError};
+use crate::clickhouse::WarehouseError;
+use crate::ledger::Failure;
 use crate::ledger::protocol::{End, Run, Standing};
-use crate::ledger::{Failure, Ledger};
 use crate::object::{Compression, ObjectId, ObjectRef};
-use crate::s3::{Present, Store, StoreError};
+use crate::s3::{Present, StoreError};
 use crate::statements::insert::Planner;
 use crate::statements::s3_source::{Naming, naming};
 use crate::telemetry::activity::Activity;
 use crate::telemetry::{metrics, trace};
-pub use progress::FailureClass;
 use sluice_core::backoff::Backoff;
-pub use sluice_core::outcome::{Outcome, Outcomes};
+pub use sluice_core::outcome::{FailureClass, Outcome, Outcomes};
 
-use crate::clickhouse::error_class::{Verdict, is_missing, pause_reason, verdict, with_advice};
+use crate::clickhouse::error_class::{
+    Verdict, is_bucket_missing, is_missing, meaning, verdict, with_advice,
+};
 use attempt::Loading;
-use bounds::Bounds;
 use breaker::{Breaker, HaltedInsert, Scope};
+use cause::{Cause, GivenUp};
 use empty_columns::EmptyColumns;
 use fallback::Fallbacks;
-use progress::{FailedItem, Item, Progress, Work, unnameable};
-use truncation::Truncations;
+use ports::{BatchTables, LedgerStore, ObjectStore, Ports, Production};
+use progress::{FailedItem, Item, Progress, Work};
 use views::Views;
 
 /// Loads batches. The daemon knows no more of ClickHouse than this.
@@ -58,43 +62,52 @@ pub trait Load: Send + Sync + 'static {
     ) -> impl Future<Output = Outcomes> + Send;
 }
 
-/// [`Load`] by ClickHouse.
-pub struct Loader {
-    pub warehouse: Warehouse,
-    pub ledger: Ledger,
-    pub planner: Planner,
-    pub store: Store,
-    pub fallback: Fallback,
-    pub fallbacks: Fallbacks,
-    /// Objects smaller than this on average are streamed, too.
-    pub stream_below: u64,
-    pub breaker: Arc<Breaker>,
-    pub limits: LoadLimits,
-    pub bounds: Bounds,
-    /// Whether a missing object's message is done with.
-    pub acknowledge_missing: bool,
-    /// Objects that nobody can prove to be whole, and that are loaded all the same.
-    pub accept_unproven: Vec<Compression>,
-    pub truncations: Truncations,
-    pub empty_columns: EmptyColumns,
-    /// Inserts that have succeeded.
-    pub successes: AtomicU64,
-    pub views: Views,
-    /// Told of what is in flight, loaded or failed.
-    pub activity: Arc<Activity>,
-    pub env: Env,
-    /// Held while rows are deleted, so that this process begins one mutation at a time.
-    pub deletions: tokio::sync::Mutex<()>,
+/// [`Load`] by the protocol of the ledger.
+pub struct Loader<P: Ports = Production> {
+    config: LoadConfig,
+    parts: LoadParts<P>,
+    state: LoadState,
 }
 
-#[derive(Clone, Copy, Debug)]
-pub struct LoadLimits {
+/// How a [`Loader`] loads.
+#[derive(Clone, Debug)]
+pub struct LoadConfig {
     /// No answer for longer than this: the insert is killed and replayed.
     pub insert_timeout: Duration,
     /// The pause before a replay, doubled each time.
     pub retry: Backoff,
     /// An object of whose lines a larger part is rejected has failed.
     pub max_rejected_ratio: f64,
+    pub fallback: Fallback,
+    /// Objects smaller than this on average are streamed, too.
+    pub stream_below: u64,
+    /// Whether a missing object's message is done with.
+    pub acknowledge_missing: bool,
+    /// Objects that nobody can prove to be whole, and that are loaded all the same.
+    pub accept_unproven: Vec<Compression>,
+}
+
+/// What a [`Loader`] works with.
+pub struct LoadParts<P: Ports = Production> {
+    pub ledger: P::Ledger,
+    pub tables: P::Tables,
+    pub store: P::Objects,
+    pub breaker: Arc<Breaker>,
+    /// Told of what is in flight, loaded or failed.
+    pub activity: Arc<Activity>,
+    pub env: Env,
+}
+
+/// What a [`Loader`] has learned so far.
+#[derive(Default)]
+struct LoadState {
+    fallbacks: Fallbacks,
+    empty_columns: EmptyColumns,
+    /// Inserts that have succeeded.
+    successes: AtomicU64,
+    views: Views,
+    /// Held while rows are deleted, so that this process begins one mutation at a time.
+    deletions: tokio::sync::Mutex<()>,
 }
 
 /// A batch that fails this often for no known reason is split, if the server does load otherwise.
@@ -138,8 +151,7 @@ enum BatchEnd {
     /// Nothing of it was loaded, and this is why.
     Released {
         items: Vec<Item>,
-        verdict: Verdict,
-        text: String,
+        why: GivenUp,
     },
     Abandoned(Vec<Item>),
 }
@@ -147,7 +159,7 @@ enum BatchEnd {
 /// The worker shuts down: leave things as they are.
 struct Cancelled;
 
-impl Load for Loader {
+impl<P: Ports> Load for Loader<P> {
     async fn load(&self, batch: Batch, cancel: CancellationToken) -> Outcomes {
         let items = batch.objects.into_iter();
         let items = items.map(|object| Item::new(object, Vec::new()));
@@ -158,21 +170,39 @@ impl Load for Loader {
 /// Looking at the objects as they are now failed.
 struct Refused {
     items: Vec<Item>,
-    text: String,
+    cause: Cause,
 }
 
-impl Loader {
+impl<P: Ports> Loader<P> {
+    /// Returns a loader that has loaded nothing yet.
+    pub fn new(config: LoadConfig, parts: LoadParts<P>) -> Self {
+        Self {
+            config,
+            parts,
+            state: LoadState::default(),
+        }
+    }
+
+    /// Returns how long others leave a batch alone after its worker was last heard of.
+    pub fn lease(&self) -> Duration {
+        self.parts.ledger.lease()
+    }
+
+    fn planner(&self) -> &Planner {
+        self.parts.tables.planner()
+    }
+
     async fn load_items(&self, items: Vec<Item>, cancel: CancellationToken) -> Outcomes {
         let mut progress = Progress {
-            passed_before: self.views.successes(),
+            passed_before: self.state.views.successes(),
             ..Progress::default()
         };
         let (mut listed, mut streamed) = (Vec::new(), Vec::new());
         for item in items {
-            match (naming(&item.object.key), self.fallback) {
+            match (naming(&item.object.key), self.config.fallback) {
                 (_, Fallback::Always) | (Naming::Impossible, Fallback::Auto) => streamed.push(item),
                 (Naming::Impossible, Fallback::Never) => {
-                    progress.fail(item, FailureClass::Unnameable, unnameable());
+                    progress.fail(item, Cause::Unnameable);
                 }
                 (Naming::Alone, _) => progress.work.push(Work::new(vec![item], ReadBy::S3)),
                 (Naming::Listed, _) => listed.push(item),
@@ -182,7 +212,8 @@ impl Loader {
             progress.work.push(Work::new(streamed, ReadBy::Stream));
         }
         if !listed.is_empty() {
-            let are_small = mean_bytes(listed.iter().map(|item| &item.object)) < self.stream_below;
+            let are_small =
+                mean_bytes(listed.iter().map(|item| &item.object)) < self.config.stream_below;
             progress.work.push(if are_small {
                 Work::by_choice(listed)
             } else {
@@ -208,9 +239,11 @@ impl Loader {
         superseded: &[(ObjectId, BatchId)],
         cancel: &CancellationToken,
     ) -> Option<Vec<Standing>> {
-        self.persist(cancel, || self.ledger.standings(objects, None, superseded))
-            .await
-            .ok()
+        self.persist(cancel, || {
+            self.parts.ledger.standings(objects, None, superseded)
+        })
+        .await
+        .ok()
     }
 
     /// Loads one batch; what is to be tried otherwise goes back to `progress.work`.
@@ -227,7 +260,7 @@ impl Loader {
             many_blocks: work.many_blocks,
             ..Form::of(work.read_by)
         };
-        let batch = BatchId::new(&self.env);
+        let batch = BatchId::new(&self.parts.env);
         let end = self
             .load_batch(batch, work.items, form, trying, cancel, progress)
             .instrument(trace::load(batch))
@@ -239,7 +272,7 @@ impl Loader {
                 progress.settle(&items, &Outcome::Busy);
             }
             BatchEnd::Yielded(items) => {
-                let pause = self.limits.retry.min.mul_f64(self.env.fraction());
+                let pause = self.config.retry.min.mul_f64(self.parts.env.fraction());
                 tokio::select! {
                     biased;
                     () = cancel.cancelled() => {}
@@ -251,69 +284,67 @@ impl Loader {
                     ..work
                 });
             }
-            BatchEnd::Released {
-                items,
-                verdict: Verdict::Changed,
-                ..
-            } if work.changes < MAX_CHANGES => {
-                match self.refresh(items, work.read_by, cancel).await {
+            BatchEnd::Released { items, why } => {
+                let work = Work { items, ..work };
+                self.try_otherwise(work, why, may_wait, cancel, progress)
+                    .await;
+            }
+        }
+    }
+
+    /// Nothing of a batch was loaded: decides how its objects are tried next, or that they have
+    /// failed.
+    async fn try_otherwise(
+        &self,
+        work: Work,
+        why: GivenUp,
+        may_wait: bool,
+        cancel: &CancellationToken,
+        progress: &mut Progress,
+    ) {
+        let GivenUp { verdict, cause } = why;
+        let is_alone = work.items.len() == 1;
+        match verdict {
+            Verdict::Changed if work.changes < MAX_CHANGES => {
+                let Work { items, read_by, .. } = work;
+                match self.refresh(items, read_by, cancel).await {
                     Ok(items) => progress.work.push(Work {
                         items,
                         changes: work.changes + 1,
                         ..work
                     }),
-                    Err(Refused { items, text }) => {
-                        progress.otherwise(Work { items, ..work }, &text);
+                    Err(Refused { items, cause }) => {
+                        progress.otherwise(Work { items, ..work }, &cause);
                     }
                 }
             }
-            BatchEnd::Released {
-                items,
-                verdict: Verdict::Stream,
-                text,
-            } => {
-                self.fallbacks.begun(items.len(), &text);
-                progress.work.push(Work::new(items, ReadBy::Stream));
+            Verdict::Stream => {
+                self.state
+                    .fallbacks
+                    .begun(work.items.len(), &cause.to_string());
+                progress.work.push(Work::new(work.items, ReadBy::Stream));
             }
-            BatchEnd::Released {
-                items,
-                verdict: Verdict::Replay,
-                ..
-            } if may_wait => progress.wait(Work { items, ..work }),
-            BatchEnd::Released {
-                items,
-                verdict: Verdict::TooLarge,
-                ..
-            } if items.len() == 1 && !self.are_in_many_blocks(&items, form) => {
+            Verdict::Replay if may_wait => progress.wait(work),
+            Verdict::View if is_alone && may_wait => progress.wait(work),
+            Verdict::TooLarge if is_alone && !self.are_in_many_blocks(&work) => {
                 let many_blocks = true;
                 progress.work.push(Work {
-                    items,
                     many_blocks,
                     ..work
                 });
             }
-            BatchEnd::Released {
-                items,
-                verdict: Verdict::View,
-                text,
-            } if items.len() == 1 => {
-                if may_wait {
-                    progress.wait(Work { items, ..work });
-                } else {
-                    for item in items {
-                        progress.fail(item, FailureClass::View, text.clone());
-                    }
+            Verdict::View if is_alone => {
+                for item in work.items {
+                    progress.fail(item, cause.clone());
                 }
             }
-            BatchEnd::Released { items, text, .. } => {
-                progress.otherwise(Work { items, ..work }, &text);
-            }
+            _ => progress.otherwise(work, &cause),
         }
     }
 
-    fn are_in_many_blocks(&self, items: &[Item], asked: Form) -> bool {
-        let objects: Vec<&ObjectRef> = items.iter().map(|item| &item.object).collect();
-        asked.many_blocks || self.planner.needs_many_blocks(&objects)
+    fn are_in_many_blocks(&self, work: &Work) -> bool {
+        let objects: Vec<&ObjectRef> = work.items.iter().map(|item| &item.object).collect();
+        work.many_blocks || self.planner().needs_many_blocks(&objects)
     }
 
     /// Puts the reasons on record, and says what becomes of the objects.
@@ -322,39 +353,36 @@ impl Loader {
         if failed.is_empty() {
             return;
         }
-        for FailedItem {
-            item,
-            class,
-            reason,
-        } in &failed
-        {
+        let reasons: Vec<String> = failed.iter().map(|it| it.cause.to_string()).collect();
+        for (FailedItem { item, cause }, reason) in failed.iter().zip(&reasons) {
+            let class = cause.class().label();
             warn!(
                 object = %item.object,
                 etag = item.object.etag,
-                class = class.label(),
+                class,
                 error = reason,
                 "object cannot be loaded; the reason is on record, `sluice status --failed` shows it"
             );
             let what = item.object.to_string();
-            self.activity.failed(what, class.label(), reason);
+            self.parts.activity.failed(what, class, reason);
         }
-        let rows: Vec<Failure<'_>> = failed
-            .iter()
-            .map(|failed| Failure {
-                object: &failed.item.object,
-                class: failed.class.label(),
-                reason: &failed.reason,
+        let rows = failed.iter().zip(&reasons);
+        let rows: Vec<Failure<'_>> = rows
+            .map(|(FailedItem { item, cause }, reason)| Failure {
+                object: &item.object,
+                class: cause.class().label(),
+                reason,
             })
             .collect();
         let recorded = self
-            .persist(cancel, || self.ledger.record_failures(&rows))
+            .persist(cancel, || self.parts.ledger.record_failures(&rows))
             .await
             .is_ok();
-        for FailedItem { item, class, .. } in failed {
-            let outcome = match class {
+        for FailedItem { item, cause } in failed {
+            let outcome = match cause.class() {
                 // Nothing is acknowledged that is not on record.
                 FailureClass::Missing => Outcome::Missing {
-                    acknowledge: recorded && self.acknowledge_missing,
+                    acknowledge: recorded && self.config.acknowledge_missing,
                 },
                 FailureClass::Denied
                 | FailureClass::Rejected
@@ -380,12 +408,9 @@ impl Loader {
         let items = if items.iter().any(|item| item.object.etag.is_empty()) {
             match self.refresh(items, form.read_by, cancel).await {
                 Ok(items) => items,
-                Err(Refused { items, text }) => {
-                    return BatchEnd::Released {
-                        items,
-                        verdict: Verdict::ObjectFault,
-                        text,
-                    };
+                Err(Refused { items, cause }) => {
+                    let why = GivenUp::object_fault(cause);
+                    return BatchEnd::Released { items, why };
                 }
             }
         } else {
@@ -412,13 +437,10 @@ impl Loader {
                 BatchEnd::Settled
             }
             Ok(End::Released) => {
-                let (verdict, text) = loading
-                    .failure
-                    .unwrap_or((Verdict::ObjectFault, "released without a reason".into()));
+                let unknown = || GivenUp::object_fault(Cause::Unknown);
                 BatchEnd::Released {
                     items: loading.items,
-                    verdict,
-                    text,
+                    why: loading.given_up.unwrap_or_else(unknown),
                 }
             }
             Err(Cancelled) => {
@@ -450,11 +472,11 @@ impl Loader {
         for at in 0..items.len() {
             match self.present(&items[at].object, cancel).await {
                 Ok(Ok(present)) => {
-                    items[at].becomes(&present.etag, present.size);
+                    items[at].becomes(&present);
                 }
                 Ok(Err(error)) => {
-                    let text = error.to_string();
-                    return Err(Refused { items, text });
+                    let cause = error.into();
+                    return Err(Refused { items, cause });
                 }
                 Err(Cancelled) => return Ok(items),
             }
@@ -470,8 +492,8 @@ impl Loader {
     ) -> Result<Result<Present, StoreError>, Cancelled> {
         let mut tries = 0;
         loop {
-            match self.store.present(object).await {
-                Err(error) if verdict(&error.clone().into()) == Verdict::Replay => {
+            match self.parts.store.present(object).await {
+                Err(error) if error.is_transient() => {
                     tries += 1;
                     warn!(object = %object, tries, error = %error, "S3 does not answer; trying again");
                     self.pause(tries, cancel).await?;
@@ -486,48 +508,37 @@ impl Loader {
         items: Vec<Item>,
         cancel: &CancellationToken,
     ) -> Result<Vec<Item>, Refused> {
-        #[derive(serde::Deserialize)]
-        struct Row {
-            path: String,
-            etag: String,
-            size: u64,
-        }
         let refs: Vec<&ObjectRef> = items.iter().map(|item| &item.object).collect();
-        let query = self.planner.probe(&refs);
-        let rows = self
+        let present = self
             .persist(cancel, || async {
-                match self.warehouse.rows::<Row>(&query).await {
+                match self.parts.tables.present(&refs).await {
                     Err(error) => match verdict(&error) {
                         Verdict::ObjectFault => Ok(Err(error)),
-                        Verdict::Stream | Verdict::Denied if self.fallback == Fallback::Auto => {
+                        Verdict::Stream | Verdict::Denied
+                            if self.config.fallback == Fallback::Auto =>
+                        {
                             Ok(Err(error))
                         }
                         _ => Err(error),
                     },
-                    Ok(rows) => Ok(Ok(rows)),
+                    Ok(present) => Ok(Ok(present)),
                 }
             })
             .await;
-        let rows = match rows {
-            Ok(Ok(rows)) => rows,
+        let present: HashMap<String, Present> = match present {
+            Ok(Ok(present)) => present.into_iter().collect(),
             Ok(Err(error)) if verdict(&error) != Verdict::ObjectFault => {
                 return self.refresh_by_worker(items, cancel).await;
             }
             Ok(Err(error)) => {
-                return Err(Refused {
-                    items,
-                    text: error.to_string(),
-                });
+                let cause = error.into();
+                return Err(Refused { items, cause });
             }
             Err(Cancelled) => return Ok(items),
         };
-        let now: HashMap<String, Row> = rows
-            .into_iter()
-            .map(|row| (row.path.clone(), row))
-            .collect();
         let refreshed = items.into_iter().map(|mut item| {
-            if let Some(row) = now.get(&item.object.path()) {
-                item.becomes(&row.etag, Some(row.size));
+            if let Some(present) = present.get(&item.object.path()) {
+                item.becomes(present);
             }
             item
         });
@@ -556,13 +567,13 @@ impl Loader {
                 biased;
                 () = cancel.cancelled() => return Err(Cancelled),
                 outcome = async {
-                    self.breaker.admit(scope).await;
+                    self.parts.breaker.admit(scope).await;
                     work().await
                 } => outcome,
             };
             match outcome {
                 Ok(value) => {
-                    self.breaker.succeeded(scope);
+                    self.parts.breaker.succeeded(scope);
                     return Ok(value);
                 }
                 // Nothing is loaded without it, whatever the error is, once it does not pass.
@@ -570,7 +581,7 @@ impl Loader {
                     if verdict(&error) == Verdict::Halt
                         || tries >= MAX_REPLAYS && error.code().is_some() =>
                 {
-                    halted.get_or_insert_with(|| HaltedInsert::new(&self.breaker));
+                    halted.get_or_insert_with(|| HaltedInsert::new(&self.parts.breaker));
                     metrics::clickhouse_error(error.code(), Verdict::Halt);
                     self.halt(Scope::Inserts, &error);
                 }
@@ -590,7 +601,7 @@ impl Loader {
         match verdict {
             Verdict::Halt => self.halt(what, error),
             // One lost connection says little; no answer to a ping says all.
-            _ => match self.warehouse.ping().await {
+            _ => match self.parts.tables.ping().await {
                 Ok(()) => warn!(
                     code = error.code(),
                     error = %with_advice(error),
@@ -602,8 +613,9 @@ impl Loader {
     }
 
     fn halt(&self, what: Scope, error: &WarehouseError) {
-        self.breaker
-            .open(what, pause_reason(error), &with_advice(error));
+        self.parts
+            .breaker
+            .open(what, meaning(error).pause, &with_advice(error));
     }
 
     /// Whether who was refused can read what was read before: then a refusal is the object's fault,
@@ -613,20 +625,22 @@ impl Loader {
         &self,
         refused: &ObjectRef,
         read_by: ReadBy,
-        text: &str,
+        error: &WarehouseError,
         cancel: &CancellationToken,
     ) -> Result<bool, Cancelled> {
-        let same_bucket = !text.contains("NoSuchBucket");
+        let same_bucket = !is_bucket_missing(error);
         let others = self
             .persist(cancel, || {
-                self.ledger.latest_loaded(refused, same_bucket, CANARIES)
+                self.parts
+                    .ledger
+                    .latest_loaded(refused, same_bucket, CANARIES)
             })
             .await?;
         for other in others {
             match self.probe(&other, read_by).await {
                 Ok(()) => return Ok(true),
                 // Gone by now, and S3 says so: it would not tell a stranger.
-                Err(error) if is_missing(&error.to_string()) => return Ok(true),
+                Err(error) if is_missing(&error) => return Ok(true),
                 Err(_) => {}
             }
         }
@@ -641,13 +655,14 @@ impl Loader {
         cancel: &CancellationToken,
     ) -> Result<Option<Result<(), WarehouseError>>, Cancelled> {
         let mut others = self
-            .persist(cancel, || self.ledger.latest_loaded(object, true, CANARIES))
+            .persist(cancel, || {
+                self.parts.ledger.latest_loaded(object, true, CANARIES)
+            })
             .await?;
         others.sort_by_key(|other| other.size);
         for other in others {
-            let query = self.planner.paths_with_lines(&[&other]);
-            match self.warehouse.rows::<serde::de::IgnoredAny>(&query).await {
-                Err(error) if is_missing(&error.to_string()) => {}
+            match self.parts.tables.with_lines(&[&other]).await {
+                Err(error) if is_missing(&error) => {}
                 read => return Ok(Some(read.map(drop))),
             }
         }
@@ -656,15 +671,13 @@ impl Loader {
 
     async fn probe(&self, object: &ObjectRef, read_by: ReadBy) -> Result<(), WarehouseError> {
         if read_by == ReadBy::Stream {
-            return Ok(self.store.present(object).await.map(drop)?);
+            return Ok(self.parts.store.present(object).await.map(drop)?);
         }
-        let query = self.planner.probe(&[object]);
-        let rows = self.warehouse.rows::<serde::de::IgnoredAny>(&query).await;
-        rows.map(drop)
+        self.parts.tables.present(&[object]).await.map(drop)
     }
 
     async fn pause(&self, tries: u32, cancel: &CancellationToken) -> Result<(), Cancelled> {
-        let pause = self.limits.retry.pause(tries, self.env.fraction());
+        let pause = self.config.retry.pause(tries, self.parts.env.fraction());
         tokio::select! {
             biased;
             () = cancel.cancelled() => Err(Cancelled),

@@ -3,16 +3,14 @@
 use tracing::{debug, warn};
 
 use super::breaker::HaltedInsert;
+use super::cause::Cause;
 use super::views::Successes;
 use super::{Outcome, Outcomes};
 use crate::batch::{BatchId, ReadBy};
-use crate::clickhouse::error_class::{
-    TOO_MANY_REJECTED_TEXT, is_missing, is_refusal, named_object,
-};
 use crate::ledger::Claim;
-use crate::object::{ObjectId, ObjectRef};
+use crate::object::{ObjectId, ObjectParts, ObjectRef};
+use crate::s3::{Present, StoreError};
 use crate::telemetry::metrics;
-use sluice_core::labelled;
 
 /// Errors can name one object after the other; halves find many bad ones sooner.
 const MAX_NAMED_SPLITS: u32 = 3;
@@ -22,8 +20,6 @@ const MAX_NAMED_SPLITS: u32 = 3;
 pub(super) struct Item {
     pub(super) announced: ObjectId,
     pub(super) object: ObjectRef,
-    /// Of `object`; it is a hash, and asked for at each step.
-    pub(super) id: ObjectId,
     /// The batches that have loaded what was announced, and are to be superseded.
     pub(super) loaded_by: Vec<BatchId>,
     /// Of `object`.
@@ -31,7 +27,7 @@ pub(super) struct Item {
 }
 
 /// What is known of the completeness of an object that ClickHouse reads.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) enum Proof {
     /// Nothing yet, or ClickHouse itself notices what is missing.
     #[default]
@@ -41,39 +37,38 @@ pub(super) enum Proof {
     Waived,
     /// Neither shown nor refuted: ClickHouse is expected to refuse it. If it does not, the object
     /// fails for this reason.
-    Doubtful(FailureClass, String),
+    Doubtful(Cause),
     /// It is not to be loaded.
-    Failed(FailureClass, String),
+    Failed(Cause),
     /// The object is not what was announced any more.
-    Changed(String),
+    Changed(StoreError),
 }
 
 impl Item {
     pub(super) fn new(object: ObjectRef, loaded_by: Vec<BatchId>) -> Self {
-        let id = object.id();
         Self {
-            announced: id,
+            announced: object.id(),
             object,
-            id,
             loaded_by,
             proof: Proof::None,
         }
     }
 
     /// What is there now is this.
-    pub(super) fn becomes(&mut self, etag: &str, size: Option<u64>) {
-        etag.clone_into(&mut self.object.etag);
-        self.object.size = size;
-        self.id = self.object.id();
+    pub(super) fn becomes(&mut self, present: &Present) {
+        self.object = ObjectRef::from(ObjectParts {
+            etag: present.etag.clone(),
+            size: present.size,
+            ..self.object.clone().into_parts()
+        });
         self.proof = Proof::None;
     }
 
     /// What has become another object meanwhile supersedes nothing.
     pub(super) fn claim(&self) -> Claim<'_> {
-        let same = self.id == self.announced;
+        let same = self.object.id() == self.announced;
         Claim {
             object: &self.object,
-            id: self.id,
             supersedes: if same { &self.loaded_by } else { &[] },
         }
     }
@@ -111,37 +106,7 @@ pub(super) struct Progress {
 #[derive(Debug)]
 pub(super) struct FailedItem {
     pub(super) item: Item,
-    pub(super) class: FailureClass,
-    pub(super) reason: String,
-}
-
-labelled! {
-    /// Why an object cannot be loaded, as `ledger_failures.class` has it.
-    pub enum FailureClass {
-        Missing = "missing",
-        Denied = "denied",
-        Rejected = "rejected",
-        Unnameable = "unnameable",
-        Unloadable = "unloadable",
-        /// Nobody can tell whether it is whole.
-        Unproven = "unproven",
-        /// A user's view fails over it.
-        View = "view",
-    }
-}
-
-impl FailureClass {
-    pub(super) fn of(text: &str) -> Self {
-        if text.starts_with(TOO_MANY_REJECTED_TEXT) {
-            Self::Rejected
-        } else if is_missing(text) {
-            Self::Missing
-        } else if is_refusal(text) {
-            Self::Denied
-        } else {
-            Self::Unloadable
-        }
-    }
+    pub(super) cause: Cause,
 }
 
 impl Work {
@@ -166,24 +131,14 @@ impl Work {
     }
 }
 
-pub(super) fn unnameable() -> String {
-    "ClickHouse cannot be told to read this key and no other: it contains `*`, `?`, `//`, \
-     `{…}`, a line break, or a `.` or `..` between slashes; copy the object to another key"
-        .to_owned()
-}
-
 impl Progress {
     pub(super) fn settle(&mut self, items: &[Item], outcome: &Outcome) {
         self.outcomes
             .extend(items.iter().map(|item| (item.announced, outcome.clone())));
     }
 
-    pub(super) fn fail(&mut self, item: Item, class: FailureClass, reason: String) {
-        self.failed.push(FailedItem {
-            item,
-            class,
-            reason,
-        });
+    pub(super) fn fail(&mut self, item: Item, cause: Cause) {
+        self.failed.push(FailedItem { item, cause });
     }
 
     /// Gives everything else the turn first.
@@ -194,7 +149,7 @@ impl Progress {
 
     /// These objects cannot be loaded like this: ClickHouse is to read what the worker read by
     /// choice; else they are tried in parts.
-    pub(super) fn otherwise(&mut self, mut work: Work, text: &str) {
+    pub(super) fn otherwise(&mut self, mut work: Work, cause: &Cause) {
         if self.fail_the_unproven(&mut work) {
             if !work.items.is_empty() {
                 self.work.push(work);
@@ -203,13 +158,13 @@ impl Progress {
             let objects = work.items.len();
             warn!(
                 objects,
-                error = text,
+                error = %cause,
                 "this worker cannot stream small objects; ClickHouse reads them. Where that lasts, \
                  see what `sluice check` says of the worker, or set `load.stream_below` to 0B"
             );
             self.work.push(Work::new(work.items, ReadBy::S3));
         } else {
-            self.split(work, text);
+            self.split(work, cause);
         }
     }
 
@@ -218,37 +173,32 @@ impl Progress {
         let before = work.items.len();
         for item in std::mem::take(&mut work.items) {
             match item.proof.clone() {
-                Proof::Failed(class, reason) => self.fail(item, class, reason),
+                Proof::Failed(cause) => self.fail(item, cause),
                 _ => work.items.push(item),
             }
         }
         work.items.len() < before
     }
 
-    /// The object that the error names alone, and the rest as a new batch; halves when it names
+    /// The object that the cause names alone, and the rest as a new batch; halves when it names
     /// none. An object that was alone already has failed.
-    fn split(&mut self, work: Work, text: &str) {
+    fn split(&mut self, work: Work, cause: &Cause) {
         let mut items = work.items;
         if items.len() <= 1 {
-            let class = FailureClass::of(text);
             for item in items {
-                self.fail(item, class, text.to_owned());
+                self.fail(item, cause.clone());
             }
             return;
         }
-        let keys = items
-            .iter()
-            .map(|item| item.object.key.as_str())
-            .enumerate();
-        let named = named_object(text, keys).filter(|_| work.splits < MAX_NAMED_SPLITS);
-        let apart = match named {
+        let culprit = cause.culprit(items.iter().map(|item| &item.object));
+        let apart = match culprit.filter(|_| work.splits < MAX_NAMED_SPLITS) {
             Some(index) => vec![items.remove(index)],
             None => items.split_off(items.len() / 2),
         };
         debug!(
             apart = apart.len(),
             rest = items.len(),
-            error = text,
+            error = %cause,
             "splitting a batch"
         );
         metrics::batch_split();

@@ -4,24 +4,23 @@
 //! those of the earlier batches stand. From then on those of the earlier ones are garbage, which is
 //! deleted at once, or by the next backfill.
 
-use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info};
 
+use super::ports::{LedgerStore, Ports, Rows};
 use super::progress::Item;
 use super::{Cancelled, Loader, Outcomes};
 use crate::batch::{Batch, BatchId};
+use crate::ledger::Claims;
 use crate::ledger::protocol::Standing;
-use crate::ledger::{Claims, SealedObject};
 use crate::object::ObjectId;
-use crate::sql;
 use crate::statements::select::Target;
 use crate::telemetry::trace;
 use crate::util::failpoint;
 
-impl Loader {
+impl<P: Ports> Loader<P> {
     /// Loads objects; of those that these batches have loaded, the rows are replaced.
     pub async fn replace(
         &self,
@@ -43,7 +42,7 @@ impl Loader {
         before: SystemTime,
         cancel: &CancellationToken,
     ) -> Option<Claims> {
-        self.persist(cancel, || self.ledger.loaded_claims(objects, before))
+        self.persist(cancel, || self.parts.ledger.loaded_claims(objects, before))
             .await
             .ok()
     }
@@ -56,7 +55,10 @@ impl Loader {
 
     async fn try_to_finish(&self, cancel: &CancellationToken) -> Result<Vec<BatchId>, Cancelled> {
         let mut in_hand = Vec::new();
-        for replacement in self.persist(cancel, || self.ledger.replacements()).await? {
+        for replacement in self
+            .persist(cancel, || self.parts.ledger.replacements())
+            .await?
+        {
             let batch = replacement.batch;
             let span = trace::recover(batch);
             match replacement.standing {
@@ -77,35 +79,18 @@ impl Loader {
         cancel: &CancellationToken,
     ) -> Result<(), Cancelled> {
         failpoint::reach("clean.before");
-        let objects = self.persist(cancel, || self.ledger.objects(batch)).await?;
-        let garbage = garbage_of(&objects);
-        for target in Target::all(&self.planner.catalog) {
-            self.delete(target, &garbage, cancel).await?;
+        let objects = self
+            .persist(cancel, || self.parts.ledger.objects(batch))
+            .await?;
+        let superseded = Rows::SupersededBy(&objects);
+        for target in Target::all(&self.planner().catalog) {
+            self.delete(target, superseded, cancel).await?;
             failpoint::reach("clean.table");
         }
-        self.persist(cancel, || self.ledger.cleaned(batch)).await?;
+        self.persist(cancel, || self.parts.ledger.cleaned(batch))
+            .await?;
         failpoint::reach("clean.after");
         info!("rows that it replaces are deleted");
         Ok(())
     }
-}
-
-/// All batches that have loaded an object are superseded, so that it does not matter which of these
-/// batches had which of these objects.
-fn garbage_of(objects: &[SealedObject]) -> String {
-    let mut batches = BTreeSet::new();
-    let mut sources = Vec::new();
-    for SealedObject { object, supersedes } in objects {
-        if !supersedes.is_empty() {
-            batches.extend(supersedes.iter().map(|batch| sql::id(batch.0)));
-            let (path, etag) = (sql::string(&object.path()), sql::string(&object.etag));
-            sources.push(format!("({path},{etag})"));
-        }
-    }
-    let batches: Vec<_> = batches.into_iter().collect();
-    format!(
-        "batch_id IN ({}) AND (source_path, source_etag) IN ({})",
-        batches.join(","),
-        sources.join(",")
-    )
 }

@@ -6,38 +6,42 @@ use std::time::Duration;
 use futures_util::stream;
 
 use super::Loader;
+use super::ports::{BatchTables, Insert, LedgerStore, Ports};
 use crate::batch::{BatchId, Form, ReadBy};
 use crate::clickhouse::WarehouseError;
-use crate::object::ObjectRef;
+use crate::object::{ObjectParts, ObjectRef};
 use crate::statements::framing::Framer;
 
 /// A server that needs longer for one line does not load.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-impl Loader {
+impl<P: Ports> Loader<P> {
     /// Loads one blank line, with the statements of a load and into its tables. All that comes of it
     /// is a row of `object_rows`, of a batch that the ledger does not know.
     pub(super) async fn load_sample(&self) -> Result<(), WarehouseError> {
-        let batch = BatchId::new(&self.env);
-        let object = ObjectRef {
+        let batch = BatchId::new(&self.parts.env);
+        let object = ObjectRef::from(ObjectParts {
             bucket: "sluice-sample".to_owned(),
             key: "blank.jsonl".to_owned(),
             etag: "sample".to_owned(),
             size: Some(1),
-            version_id: None,
-            sequencer: None,
-            region: None,
-        };
+            ..ObjectParts::default()
+        });
         let mut body = Vec::new();
         Framer::new(0).frame(b"\n", &mut body);
-        let guard = self.ledger.guard(batch, 1);
-        let statements = self
-            .planner
-            .inserts(batch, &[&object], Form::of(ReadBy::Stream), &guard);
+        let guard = self.parts.ledger.guard(batch, 1);
+        let insert = Insert {
+            batch,
+            objects: &[&object],
+            form: Form::of(ReadBy::Stream),
+            guard: &guard,
+        };
+        let tables = &self.parts.tables;
+        let statements = tables.statements(&insert).await?;
         for (index, statement) in statements.iter().enumerate() {
             let query_id = format!("{batch}-sample-{index}");
             let body = stream::iter([Ok(body.clone())]);
-            let insert = self.warehouse.stream(statement, body, &query_id, TIMEOUT);
+            let insert = tables.stream(statement, body, &query_id, TIMEOUT);
             insert.await?;
         }
         Ok(())

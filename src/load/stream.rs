@@ -3,8 +3,9 @@
 use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
 use tokio::io::AsyncReadExt;
 
+use super::ports::ObjectStore;
 use crate::object::ObjectRef;
-use crate::s3::{Content, Store, StoreError, broken};
+use crate::s3::{Content, StoreError, broken};
 use crate::statements::framing::Framer;
 use crate::util::failpoint;
 
@@ -14,10 +15,10 @@ const PIECE: u64 = 128 * 1024;
 const ASKED_AHEAD: usize = 16;
 
 /// The lines of the objects, in order, framed.
-pub(super) fn body<'a>(
-    store: &'a Store,
+pub(super) fn body<'a, S: ObjectStore>(
+    store: &'a S,
     objects: &'a [&ObjectRef],
-) -> impl Stream<Item = Result<Vec<u8>, StoreError>> + 'a {
+) -> impl Stream<Item = Result<Vec<u8>, StoreError>> + Send + 'a {
     stream::iter(objects.iter().copied().enumerate())
         .map(async |(index, object)| {
             let content = store.open(object).await?;

@@ -12,7 +12,7 @@ use crate::object::ObjectId;
 
 /// What inserts have brought to tables whose views can fail.
 #[derive(Debug, Default)]
-pub struct Views {
+pub(super) struct Views {
     state: Mutex<State>,
 }
 

@@ -19,7 +19,7 @@ use crate::clickhouse::{Statement, Warehouse, WarehouseError};
 use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, Steps, TakenBack, drive};
 use crate::ledger::protocol::{Action, End, Run, Standing};
 use crate::ledger::{Claim, Ledger};
-use crate::object::ObjectRef;
+use crate::object::{ObjectParts, ObjectRef};
 use crate::rejects::{Kept, Page};
 use crate::sql;
 use crate::statements::ddl::REPLAYED;
@@ -151,16 +151,14 @@ impl Fate {
     fn object(&self) -> ObjectRef {
         let path = self.source_path.split_once('/');
         let (bucket, key) = path.unwrap_or((&self.source_path, ""));
-        ObjectRef {
+        ObjectRef::from(ObjectParts {
             bucket: bucket.to_owned(),
             key: key.to_owned(),
             etag: self.source_etag.clone(),
             // Nothing is read of it.
             size: Some(0),
-            version_id: None,
-            sequencer: None,
-            region: None,
-        }
+            ..ObjectParts::default()
+        })
     }
 }
 

@@ -19,7 +19,7 @@ use futures_util::{TryStreamExt, stream};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt};
 use tokio_util::io::StreamReader;
 
-use crate::object::{Compression, ObjectRef, ObjectUrl, decode_key};
+use crate::object::{Compression, ObjectParts, ObjectRef, ObjectUrl, decode_key};
 use crate::s3::frames::{Format, Frames};
 use crate::util::error_chain::with_sources;
 
@@ -33,10 +33,13 @@ pub(crate) const REFUSALS: &[&str] = &[
     "ExpiredToken",
 ];
 
+/// S3's code for a bucket that does not exist.
+pub(crate) const NO_SUCH_BUCKET: &str = "NoSuchBucket";
+
 /// What kept an object from being read.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum StoreError {
-    /// S3 answered, and does not give the object. Worded as ClickHouse words it; `code` is S3's.
+    /// S3 answered, and does not give the object; `code` is S3's.
     #[error("S3 tells the worker {code}. HTTP response code: {status}: while reading {path}")]
     Refused {
         status: u16,
@@ -52,9 +55,18 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// `bucket/key` of the object.
+    pub fn path(&self) -> &str {
+        match self {
+            Self::Refused { path, .. }
+            | Self::Content { path, .. }
+            | Self::Unavailable { path, .. } => path,
+        }
+    }
+
     /// Whether S3 says that there is no such object.
     pub fn is_missing(&self) -> bool {
-        matches!(self, Self::Refused { status: 404, code, .. } if code != "NoSuchBucket")
+        matches!(self, Self::Refused { status: 404, code, .. } if code != NO_SUCH_BUCKET)
     }
 
     /// Whether S3 refuses to give what there is.
@@ -68,10 +80,16 @@ impl StoreError {
         }
     }
 
+    /// Whether the object has another etag by now than the request asked for.
+    pub fn is_changed(&self) -> bool {
+        matches!(self, Self::Refused { status: 412, .. })
+    }
+
     /// Whether the same request can succeed later.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Refused { status: 412, .. } | Self::Content { .. } => false,
+            _ if self.is_changed() => false,
+            Self::Content { .. } => false,
             Self::Refused { .. } => !self.is_missing() && !self.is_denied(),
             Self::Unavailable { .. } => true,
         }
@@ -175,7 +193,7 @@ impl Store {
             };
             let modified = object.last_modified();
             Ok(Listed {
-                object: ObjectRef {
+                object: ObjectRef::from(ObjectParts {
                     bucket: prefix.bucket.clone(),
                     key: key.ok_or_else(|| StoreError::Content {
                         text: "S3 lists a key that is no UTF-8".to_owned(),
@@ -190,7 +208,7 @@ impl Store {
                     version_id: None,
                     sequencer: None,
                     region: region.clone(),
-                },
+                }),
                 last_modified: modified
                     .and_then(|time| SystemTime::try_from(*time).ok())
                     .unwrap_or(SystemTime::UNIX_EPOCH),

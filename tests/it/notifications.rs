@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::ensure;
 use serde_json::Value;
 use sluice::notification::{Notification, parse_notification};
-use sluice::object::ObjectRef;
+use sluice::object::{ObjectParts, ObjectRef};
 use sluice_testkit::{Site, Stack, Way, wait_for};
 
 use crate::harness::{BOUND, Sluice, announcement, dead_letters, drained, loaded};
@@ -207,7 +207,7 @@ async fn every_body_of_the_corpus_has_its_objects_loaded_or_goes_to_the_dead_let
             .replace("uploads", &site.bucket)
             .replace("archive", &archive);
         for object in objects_of(&sent) {
-            let ObjectRef { bucket, key, .. } = &object;
+            let ObjectParts { bucket, key, .. } = &*object;
             let content = match object.size {
                 Some(0) => String::new(),
                 _ => line(bucket, key),

@@ -1,6 +1,7 @@
 //! `sluice reconcile`: the bucket against the ledger.
 
 use serde_json::{Value, json as object};
+use sluice::object::{ObjectParts, ObjectRef};
 use sluice_testkit::xapi::gzip;
 use sluice_testkit::{Site, Stack};
 
@@ -108,14 +109,11 @@ async fn pain_9_what_was_never_announced_is_found_and_mended() {
 
 /// The ledger's identity of an object.
 fn identity(bucket: &str, key: &str, etag: &str) -> String {
-    let object = sluice::object::ObjectRef {
+    let object = ObjectRef::from(ObjectParts {
         bucket: bucket.to_owned(),
         key: key.to_owned(),
         etag: etag.to_owned(),
-        size: None,
-        version_id: None,
-        sequencer: None,
-        region: None,
-    };
+        ..ObjectParts::default()
+    });
     object.id().to_string()
 }

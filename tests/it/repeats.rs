@@ -7,7 +7,7 @@ use sluice::batch::Form;
 use sluice::batch::{BatchId, ReadBy};
 use sluice::config::Secret;
 use sluice::event_types::Catalog;
-use sluice::object::ObjectRef;
+use sluice::object::{ObjectParts, ObjectRef};
 use sluice::statements::ddl::{Engine, REPLAYED, SchemaOptions, statements};
 use sluice::statements::insert::{Planner, Strategy, TimeLimits};
 use sluice::statements::s3_source::{S3Access, S3Source};
@@ -101,22 +101,22 @@ async fn a_repeated_insert_adds_nothing_whatever_threads_read_the_objects() {
             let key = format!("{n}.jsonl");
             let body = "{\"id\":\"1\"}\n".repeat(20);
             let etag = rig.site.put(&key, body).await.unwrap();
-            small.push(ObjectRef {
+            small.push(ObjectRef::from(ObjectParts {
                 bucket: rig.site.bucket.clone(),
                 key,
                 etag,
                 size: Some(220),
-                version_id: None,
-                sequencer: None,
-                region: None,
-            });
+                ..ObjectParts::default()
+            }));
         }
         // By what was announced.
         let large: Vec<_> = small
             .iter()
-            .map(|object| ObjectRef {
-                size: Some(10 << 20),
-                ..object.clone()
+            .map(|object| {
+                ObjectRef::from(ObjectParts {
+                    size: Some(10 << 20),
+                    ..object.clone().into_parts()
+                })
             })
             .collect();
         for objects in [small, large] {

@@ -207,6 +207,7 @@ mod tests {
 
     use super::*;
     use crate::fixtures::object;
+    use crate::object::ObjectParts;
 
     const LIMITS: BatchLimits = BatchLimits {
         window: Duration::from_secs(10),
@@ -216,10 +217,10 @@ mod tests {
     };
 
     fn sized(key: &str, size: u64) -> ObjectRef {
-        ObjectRef {
+        ObjectRef::from(ObjectParts {
             size: Some(size),
-            ..object("b", key, "e")
-        }
+            ..object("b", key, "e").into_parts()
+        })
     }
 
     /// The keys of each batch, and why it was closed.
@@ -466,10 +467,11 @@ mod tests {
             let mut arrived = BTreeMap::new();
             let mut batches = Vec::new();
             for (bucket, key, etag, size) in arrivals {
-                let new = ObjectRef {
+                let (bucket, key) = (format!("b{bucket}"), format!("k{key}"));
+                let new = ObjectRef::from(ObjectParts {
                     size: Some(size),
-                    ..object(&format!("b{bucket}"), &format!("k{key}"), &format!("e{etag}"))
-                };
+                    ..object(&bucket, &key, &format!("e{etag}")).into_parts()
+                });
                 // What has been closed may come again: that is the ledger's concern.
                 *arrived.entry(new.id()).or_insert(0) += 1;
                 batches.extend(batcher.add(new, now));

@@ -56,6 +56,7 @@ mod tests {
     use super::*;
     use crate::fixtures::object;
     use crate::notification::{Notification, parse_notification};
+    use crate::object::ObjectParts;
 
     proptest! {
         #[test]
@@ -65,13 +66,13 @@ mod tests {
             version in proptest::option::of("[a-z0-9]{1,12}"),
             region in proptest::option::of("[a-z]{2}-[a-z]{4}-[1-9]"),
         ) {
-            let announced = ObjectRef {
+            let announced = ObjectRef::from(ObjectParts {
                 size,
                 version_id: version,
                 sequencer: Some("0055".to_owned()),
                 region,
-                ..object("bucket", &key, "9a0364b9e99bb480dd25e1f0284c8555")
-            };
+                ..object("bucket", &key, "9a0364b9e99bb480dd25e1f0284c8555").into_parts()
+            });
             let body = announcement(&announced);
             let Ok(Notification::Objects(parsed)) = parse_notification(&body) else {
                 panic!("not read: {body}");

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use crate::object::ObjectRef;
+use crate::object::{ObjectParts, ObjectRef};
 
 /// What a record says, the key decoded.
 #[derive(Default)]
@@ -31,7 +31,7 @@ const BUCKET_LENGTHS: RangeInclusive<usize> = 3..=63;
 /// another place: another server, even, which would then be sent a signed request.
 pub(super) fn check(parts: Parts) -> Result<ObjectRef, String> {
     let not_empty = |value: Option<String>| value.filter(|value| !value.is_empty());
-    let object = ObjectRef {
+    let object = ObjectParts {
         bucket: parts.bucket,
         key: parts.key,
         etag: parts.etag.unwrap_or_default().trim_matches('"').to_owned(),
@@ -62,7 +62,7 @@ pub(super) fn check(parts: Parts) -> Result<ObjectRef, String> {
     {
         return Err(format!("a name in it is longer than {MAX_BYTES} bytes"));
     }
-    Ok(object)
+    Ok(object.into())
 }
 
 /// Reads a size, which is only an estimate. The documentation of Ceph has it as a text, and an encoder

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::object::ObjectParts;
 
 static CORPUS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/src/notification/corpus");
 
@@ -27,7 +28,7 @@ fn shown(read: &Result<Notification, Malformed>) -> String {
     match read {
         Ok(Notification::Objects(announced)) => {
             announced.iter().fold(String::new(), |mut text, it| {
-                let ObjectRef {
+                let ObjectParts {
                     bucket,
                     key,
                     etag,
@@ -35,7 +36,7 @@ fn shown(read: &Result<Notification, Malformed>) -> String {
                     version_id,
                     sequencer,
                     region,
-                } = &it.object;
+                } = &*it.object;
                 let optional = [version_id, sequencer, region].map(|it| it.as_deref());
                 let [version_id, sequencer, region] = optional.map(|it| it.unwrap_or("-"));
                 let size = size.map_or_else(|| "-".to_owned(), |size| size.to_string());
@@ -563,7 +564,7 @@ mod declared {
         assert_eq!(form, Form::Declared);
         let objects = announced.into_iter().map(|it| it.object);
         objects
-            .map(|it| (it.to_string(), it.etag, it.size))
+            .map(|it| (it.to_string(), it.etag.clone(), it.size))
             .collect()
     }
 

@@ -497,13 +497,16 @@ pub fn setting_names() -> impl Iterator<Item = &'static str> {
 mod tests {
     use super::*;
     use crate::fixtures::{object, planner};
+    use crate::object::ObjectParts;
     use crate::statements::s3_source::S3Access;
 
     #[test]
     fn lines_of_small_objects_are_gathered() {
-        let sized = |key: &str, size| ObjectRef {
-            size: Some(size),
-            ..object("b", key, "1")
+        let sized = |key: &str, size| {
+            ObjectRef::from(ObjectParts {
+                size: Some(size),
+                ..object("b", key, "1").into_parts()
+            })
         };
         let (small, large) = (sized("a", 1000), sized("b", 2 * SMALL_OBJECT));
         let (zipped, other) = (sized("a.gz", SMALL_OBJECT / 10 + 1), sized("c", 1000));
@@ -639,9 +642,11 @@ mod tests {
     fn what_must_keep_its_order_is_read_by_one_thread() {
         let planner = planner(S3Access::Server, Some("http://e"));
         let settings = |sizes: [u64; 2], count: usize| {
-            let objects = sizes.map(|size| ObjectRef {
-                size: Some(size),
-                ..object("b", &size.to_string(), "1")
+            let objects = sizes.map(|size| {
+                ObjectRef::from(ObjectParts {
+                    size: Some(size),
+                    ..object("b", &size.to_string(), "1").into_parts()
+                })
             });
             let objects: Vec<&ObjectRef> = objects.iter().take(count).collect();
             let batch = BatchId(Uuid::from_u128(7));

@@ -159,6 +159,7 @@ fn encode_key(key: &str) -> String {
 mod tests {
     use super::*;
     use crate::fixtures::object;
+    use crate::object::ObjectParts;
 
     fn source(access: S3Access, endpoint: Option<&str>) -> S3Source {
         S3Source {
@@ -204,10 +205,10 @@ mod tests {
             aws.url(&[&a]),
             "https://s3.us-east-1.amazonaws.com/bk/a%20b"
         );
-        let announced = ObjectRef {
+        let announced = ObjectRef::from(ObjectParts {
             region: Some("cn-north-1".into()),
-            ..a
-        };
+            ..a.into_parts()
+        });
         assert_eq!(
             aws.url(&[&announced]),
             "https://s3.cn-north-1.amazonaws.com.cn/bk/a%20b"

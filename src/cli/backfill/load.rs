@@ -18,9 +18,11 @@ use crate::cli::stop::stop_on_signals;
 use crate::cli::{Incomplete, note};
 use crate::clickhouse::error_class::with_advice;
 use crate::config::LogConfig;
-use crate::load::Loader;
+use crate::event_types::Catalog;
 use crate::load::breaker::{Breaker, Scope};
+use crate::s3::Store;
 use crate::s3::listing::Lister;
+use crate::telemetry::activity::Activity;
 use crate::telemetry::start_logging;
 
 pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<()> {
@@ -29,14 +31,22 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     start_logging(&log_beside(&bar, &config.log))?;
     let stop = stop_on_signals()?;
     let aws = app.aws().await;
-    let loader = Arc::new(ready_loader(app, &aws).await?);
-    let lister = || arguments.selection.lister(app, loader.store.clone());
+    let (catalog, warehouse) = (app.catalog()?, app.warehouse()?);
+    refuse_what_cannot_work(app, &catalog).await?;
+    let activity = Arc::new(Activity::default());
+    let loader = {
+        let breaker = Arc::new(Breaker::new(config.load.probe_interval.get()));
+        breaker.succeeded(Scope::Everything);
+        let planner = app.planner(catalog.clone(), region(&aws))?;
+        app.loader(planner, warehouse.clone(), &aws, breaker, activity.clone())
+    };
+    let lister = || arguments.selection.lister(app, Store::new(&aws));
     if !bar.is_hidden() {
         tokio::spawn(count(lister()?, bar.clone()));
     }
     let replace_before = arguments.replace_before();
     if let Some(before) = replace_before {
-        note_views(&loader.warehouse, &loader.planner.catalog).await?;
+        note_views(&warehouse, &catalog).await?;
         let before = humantime::format_rfc3339_millis(before);
         note(&format!(
             "should it break off: --force --loaded-before {before} goes on with the rest"
@@ -51,14 +61,14 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
         grace_period: config.shutdown.grace_period.get(),
     };
     let started = Instant::now();
-    let show_progress = |tally: &Tally| progress(&bar, tally, &loader, started.elapsed());
-    let backfill = Backfill::new(loader.clone(), options, stop.clone(), show_progress);
+    let show_progress = |tally: &Tally| progress(&bar, tally, &activity, started.elapsed());
+    let backfill = Backfill::new(Arc::new(loader), options, stop.clone(), show_progress);
     let (tally, listed) = backfill.run(lister()?).await;
     bar.finish_and_clear();
     let report = Report {
         left: tally.left(),
         tally,
-        rows: loader.activity.rows(),
+        rows: activity.rows(),
         seconds: started.elapsed().as_secs(),
         stopped: stop.is_cancelled(),
     };
@@ -70,18 +80,13 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
 
 /// A person is waiting: what is wrong from the beginning is told at once. Later, an outage is waited
 /// for.
-async fn ready_loader(app: &App<'_>, aws: &aws_config::SdkConfig) -> anyhow::Result<Loader> {
-    let catalog = app.catalog()?;
-    let warehouse = app.warehouse()?;
-    let problem = app.preflight(&catalog)?.problem().await;
+async fn refuse_what_cannot_work(app: &App<'_>, catalog: &Catalog) -> anyhow::Result<()> {
+    let problem = app.preflight(catalog)?.problem().await;
     let problem = problem.map_err(|error| anyhow::anyhow!(with_advice(&error)))?;
     if let Some((_, why)) = problem {
         bail!(why);
     }
-    let planner = app.planner(catalog, region(aws))?;
-    let breaker = Arc::new(Breaker::new(app.config.load.probe_interval.get()));
-    breaker.succeeded(Scope::Everything);
-    Ok(app.loader(planner, warehouse, aws, breaker, Arc::default()))
+    Ok(())
 }
 
 /// How many objects there are, so that the bar can tell how far it is.
@@ -112,9 +117,9 @@ fn log_beside(bar: &ProgressBar, config: &LogConfig) -> LogConfig {
     config
 }
 
-fn progress(bar: &ProgressBar, tally: &Tally, loader: &Loader, elapsed: Duration) {
+fn progress(bar: &ProgressBar, tally: &Tally, activity: &Activity, elapsed: Duration) {
     bar.set_position(tally.found - tally.left());
-    let rows: u64 = loader.activity.rows().values().sum();
+    let rows: u64 = activity.rows().values().sum();
     bar.set_message(format!(
         "{}, {rows} rows, {} objects/s",
         ByteSize(tally.bytes),

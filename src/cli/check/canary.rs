@@ -14,7 +14,7 @@ use crate::batch::{BatchId, Form, ReadBy};
 use crate::clickhouse::{Statement, Warehouse, WarehouseError};
 use crate::event_types::Catalog;
 use crate::ledger::Ledger;
-use crate::object::ObjectRef;
+use crate::object::{ObjectParts, ObjectRef};
 use crate::sql;
 use crate::statements::ddl::{SchemaOptions, tables, views};
 use crate::statements::framing::Framer;
@@ -88,15 +88,12 @@ fn body(load: u64) -> Vec<u8> {
 }
 
 fn object(load: u64) -> ObjectRef {
-    ObjectRef {
+    ObjectRef::from(ObjectParts {
         bucket: "sluice-check".to_owned(),
         key: format!("{load}.jsonl"),
         etag: "canary".to_owned(),
-        size: None,
-        version_id: None,
-        sequencer: None,
-        region: None,
-    }
+        ..ObjectParts::default()
+    })
 }
 
 struct Canary<'a> {

@@ -12,7 +12,7 @@ use crate::clickhouse::error_class::{Verdict, is_missing, verdict};
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::ledger::Ledger;
 use crate::load::truncation::{Truncation, Truncations};
-use crate::object::{Compression, ObjectRef, ObjectUrl};
+use crate::object::{Compression, ObjectParts, ObjectRef, ObjectUrl};
 use crate::s3::{Store, StoreError, broken};
 use crate::statements::insert::Planner;
 
@@ -67,11 +67,11 @@ impl Sample {
     async fn latest(ledger: &Ledger, bucket: &str, same_bucket: bool) -> Option<Self> {
         let none = object(bucket, "");
         let latest = ledger.latest_loaded(&none, same_bucket, 1).await;
-        let object = ObjectRef {
+        let object = ObjectRef::from(ObjectParts {
             // Whatever its content is by now.
             etag: String::new(),
-            ..latest.unwrap_or_default().pop()?
-        };
+            ..latest.unwrap_or_default().pop()?.into_parts()
+        });
         let origin = Origin::Loaded;
         Some(Self { object, origin })
     }
@@ -87,15 +87,11 @@ impl fmt::Display for Sample {
 }
 
 fn object(bucket: &str, key: &str) -> ObjectRef {
-    ObjectRef {
+    ObjectRef::from(ObjectParts {
         bucket: bucket.to_owned(),
         key: key.to_owned(),
-        etag: String::new(),
-        size: None,
-        version_id: None,
-        sequencer: None,
-        region: None,
-    }
+        ..ObjectParts::default()
+    })
 }
 
 /// That a sample may be read.
@@ -184,7 +180,7 @@ impl Readers<'_> {
         match self.first_line(&sample.object).await {
             Ok(()) => Ok(Proof::Read),
             Err(error) if verdict(&error) != Verdict::ObjectFault => Err(error),
-            Err(error) if !is_missing(&error.to_string()) => Ok(Proof::Read),
+            Err(error) if !is_missing(&error) => Ok(Proof::Read),
             Err(error) if sample.origin == Origin::Named => Err(error),
             Err(_) => Ok(Proof::Missing),
         }

@@ -3,29 +3,22 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
 
-use serde::Deserialize;
-use serde::de::IgnoredAny;
-
 use super::Loading;
 use crate::batch::{Fallback, ReadBy};
-use crate::clickhouse::error_class::{
-    TOO_MANY_REJECTED_TEXT, Verdict, is_too_large, named_object, verdict,
-};
-use crate::clickhouse::failing_view::{Failing, failing_view};
-use crate::ledger::BATCHES_TABLE;
+use crate::clickhouse::error_class::{Verdict, is_s3_away, is_too_large, verdict};
+use crate::clickhouse::failing_view::failing_view;
 use crate::ledger::drive::Inserted;
 use crate::load::breaker::Scope;
+use crate::load::cause::{Cause, GivenUp, culprit};
+use crate::load::ports::{BatchTables, ObjectStore, Ports};
 use crate::statements::select::{BLANK, Target};
 
 use crate::clickhouse::WarehouseError;
 use crate::load::{
     Cancelled, MAX_FAILURES_ALONE, MAX_REPLAYS, MAX_REPLAYS_ALONE, MAX_REPLAYS_OF_A_PART,
 };
-use crate::object::{Compression, GZIP_MAGIC, ObjectRef, ZSTD_MAGIC};
-use crate::sql;
+use crate::object::{Compression, ObjectRef};
 use crate::telemetry::metrics;
-
-const S3_ERROR: u32 = 499;
 
 /// Who is to blame for a failed insert.
 enum Blame {
@@ -37,7 +30,7 @@ enum Blame {
     Unknown,
 }
 
-impl Loading<'_> {
+impl<P: Ports> Loading<'_, P> {
     /// What the error means for this batch, here and now.
     pub(super) async fn judge(&self, error: &WarehouseError) -> Result<Verdict, Cancelled> {
         let verdict = verdict(error);
@@ -46,12 +39,11 @@ impl Loading<'_> {
         {
             return Ok(Verdict::View);
         }
-        let text = error.to_string();
-        if self.is_unreadable(verdict, error) && self.worker_can_read(&text).await {
+        if self.is_unreadable(verdict, error) && self.worker_can_read(error).await {
             return Ok(Verdict::Stream);
         }
         match verdict {
-            Verdict::Denied => self.whose_fault(&text).await,
+            Verdict::Denied => self.whose_fault(error).await,
             Verdict::Stream => Ok(Verdict::Halt),
             Verdict::ObjectFault => Ok(self.object_fault().await),
             verdict => Ok(verdict),
@@ -75,9 +67,14 @@ impl Loading<'_> {
         let is_at_fault = match (self.items.as_slice(), failing_view(error)) {
             ([alone], Some(failing)) => {
                 self.trying.may_wait
-                    || loader.views.has_passed_since(&self.passed_before, &failing)
-                    || loader.views.failed_alone(&failing, alone.id) == 1
-                        && self.has_passed_before(&failing).await?
+                    || loader
+                        .state
+                        .views
+                        .has_passed_since(&self.passed_before, &failing)
+                    || loader.state.views.failed_alone(&failing, alone.object.id()) == 1
+                        && self
+                            .small(|| loader.parts.tables.has_passed(&failing))
+                            .await?
             }
             _ => true,
         };
@@ -87,32 +84,7 @@ impl Loading<'_> {
         }
         // Sluice's own tables can have all rows, and the view's none.
         self.keep_nothing = true;
-        Ok(self.at_fault(error, Verdict::View, error.to_string()))
-    }
-
-    /// Returns whether a loaded batch has brought rows to the table that the view reads since the
-    /// view was last changed.
-    async fn has_passed_before(&self, failing: &Failing) -> Result<bool, Cancelled> {
-        let warehouse = &self.loader.warehouse;
-        let targets = Target::all(&self.loader.planner.catalog);
-        let target = targets
-            .iter()
-            .find(|target| Some(target.table()) == failing.table.as_deref());
-        let Some(kind) = target.and_then(|target| target.kind()) else {
-            return Ok(false);
-        };
-        let sql = format!(
-            "SELECT 1 AS found FROM {} WHERE kind = {} AND ingested_at > (\
-               SELECT max(metadata_modification_time) FROM system.tables \
-               WHERE concat(database, '.', name) = {}) \
-             AND batch_id IN (SELECT batch_id FROM {} WHERE event = 'loaded') LIMIT 1",
-            warehouse.table(Target::ObjectRows.table()),
-            sql::string(kind),
-            sql::string(&failing.view.replace('`', "")),
-            warehouse.table(BATCHES_TABLE),
-        );
-        let found: Vec<IgnoredAny> = self.small(|| warehouse.rows(&sql)).await?;
-        Ok(!found.is_empty())
+        Ok(self.at_fault(error, Verdict::View, Cause::View))
     }
 
     /// An object is at fault. Alone, it may be one that the worker reads all the same.
@@ -124,12 +96,19 @@ impl Loading<'_> {
     }
 
     fn may_stream(&self) -> bool {
-        self.form.read_by == ReadBy::S3 && self.loader.fallback != Fallback::Never
+        self.form.read_by == ReadBy::S3 && self.loader.config.fallback != Fallback::Never
     }
 
     /// ClickHouse goes by the name; the worker looks at the first bytes.
     async fn is_misnamed(&self, object: &ObjectRef) -> bool {
-        self.may_stream() && self.loader.store.is_misnamed(object).await.unwrap_or(false)
+        self.may_stream()
+            && self
+                .loader
+                .parts
+                .store
+                .is_misnamed(object)
+                .await
+                .unwrap_or(false)
     }
 
     /// Whether ClickHouse, as it seems, cannot read the whole of this batch. Of many objects one
@@ -145,13 +124,19 @@ impl Loading<'_> {
     }
 
     /// Whether S3 shows the worker what it does not show ClickHouse, or tells it that it is gone.
-    async fn worker_can_read(&self, text: &str) -> bool {
+    async fn worker_can_read(&self, error: &WarehouseError) -> bool {
         if !self.may_stream() {
             return false;
         }
-        let keys = self.items.iter().map(|item| item.object.key.as_str());
-        let named = named_object(text, keys.enumerate()).unwrap_or(0);
-        match self.loader.store.present(&self.items[named].object).await {
+        let objects = self.items.iter().map(|item| &item.object);
+        let culprit = culprit(error, objects).unwrap_or(0);
+        match self
+            .loader
+            .parts
+            .store
+            .present(&self.items[culprit].object)
+            .await
+        {
             Ok(_) => true,
             Err(error) => error.is_missing(),
         }
@@ -159,17 +144,17 @@ impl Loading<'_> {
 
     /// S3 refused an object: among others it is set apart; alone it is at fault if others can be
     /// read.
-    async fn whose_fault(&self, text: &str) -> Result<Verdict, Cancelled> {
+    async fn whose_fault(&self, error: &WarehouseError) -> Result<Verdict, Cancelled> {
         let [alone] = self.items.as_slice() else {
             return Ok(Verdict::Denied);
         };
         // The worker need not have rights, where it reads only what ClickHouse cannot.
-        if self.form.read_by == ReadBy::Stream && self.loader.fallback != Fallback::Always {
+        if self.form.read_by == ReadBy::Stream && self.loader.config.fallback != Fallback::Always {
             return Ok(Verdict::Denied);
         }
         let readable = self
             .loader
-            .can_read_others(&alone.object, self.form.read_by, text, self.cancel)
+            .can_read_others(&alone.object, self.form.read_by, error, self.cancel)
             .await?;
         Ok(if readable {
             Verdict::Denied
@@ -191,8 +176,7 @@ impl Loading<'_> {
             self.halt(&of_sample);
             return Ok(Inserted::Unknown);
         }
-        let text = format!("one insert may not take so much (`load.max_memory`): {error}");
-        Ok(self.at_fault(error, Verdict::TooLarge, text))
+        Ok(self.at_fault(error, Verdict::TooLarge, Cause::TooLarge))
     }
 
     /// An error that blames nobody by itself, or the server for now. Either it passes, or the
@@ -217,7 +201,7 @@ impl Loading<'_> {
                 Blame::Server(why) => pause_for = Some(why),
                 // Others get the turn: what becomes of them tells more.
                 Blame::Unknown if self.trying.may_wait => {
-                    self.failure = Some((Verdict::Replay, error.to_string()));
+                    self.given_up = Some(GivenUp::new(Verdict::Replay, error.clone()));
                     return Ok(Inserted::ObjectFault);
                 }
                 Blame::Unknown if is_s3_away(error) => {}
@@ -242,7 +226,7 @@ impl Loading<'_> {
     async fn give_up(&mut self, error: &WarehouseError) -> Inserted {
         let fault = self.object_fault().await;
         metrics::clickhouse_error(error.code(), fault);
-        self.failure = Some((fault, error.to_string()));
+        self.given_up = Some(GivenUp::new(fault, error.clone()));
         Inserted::ObjectFault
     }
 
@@ -251,11 +235,11 @@ impl Loading<'_> {
         &mut self,
         error: &WarehouseError,
         fault: Verdict,
-        text: String,
+        cause: impl FnOnce(WarehouseError) -> Cause,
     ) -> Inserted {
         self.answered();
         metrics::clickhouse_error(error.code(), fault);
-        self.failure = Some((fault, text));
+        self.given_up = Some(GivenUp::new(fault, cause(error.clone())));
         Inserted::ObjectFault
     }
 
@@ -265,7 +249,7 @@ impl Loading<'_> {
         verdict: Verdict,
         error: &WarehouseError,
     ) -> Result<Blame, Cancelled> {
-        let successes = self.loader.successes.load(Ordering::Relaxed);
+        let successes = self.loader.state.successes.load(Ordering::Relaxed);
         let have_others = successes > self.successes_before;
         self.successes_before = successes;
         if have_others {
@@ -315,7 +299,7 @@ impl Loading<'_> {
 
     /// Returns an object that has bytes and of which no line came, not even a blank one: ClickHouse
     /// read something else under its name, or nothing, and did not say so.
-    pub(super) async fn unread(&self) -> Option<(Verdict, String)> {
+    pub(super) async fn unread(&self) -> Option<GivenUp> {
         let paths: HashSet<&str> = self.read.iter().map(|it| it.source_path.as_str()).collect();
         let unread: Vec<&ObjectRef> = self
             .objects()
@@ -330,12 +314,9 @@ impl Loading<'_> {
             Some(plain) => Ok(Some(*plain)),
             None => self.with_content(&doubtful).await,
         };
-        let text = match unread {
-            Ok(unread) => format!(
-                "ClickHouse read nothing of {}, although it is not empty",
-                unread?
-            ),
-            Err(error) => return Some((Verdict::Changed, error.to_string())),
+        let cause = match unread {
+            Ok(unread) => Cause::Unread(unread?.clone()),
+            Err(error) => return Some(GivenUp::new(Verdict::Changed, error)),
         };
         // Alone, it is first looked at again: it may be empty by now.
         let verdict = if self.items.len() == 1 {
@@ -343,7 +324,7 @@ impl Loading<'_> {
         } else {
             Verdict::ObjectFault
         };
-        Some((verdict, text))
+        Some(GivenUp::new(verdict, cause))
     }
 
     /// Returns an object, of these, that is not empty once it is decompressed.
@@ -351,33 +332,24 @@ impl Loading<'_> {
         &self,
         objects: &[&'o ObjectRef],
     ) -> Result<Option<&'o ObjectRef>, WarehouseError> {
-        #[derive(Deserialize)]
-        struct Row {
-            path: String,
-        }
         if objects.is_empty() {
             return Ok(None);
         }
         if self.form.read_by == ReadBy::Stream {
             for object in objects {
-                if !self.loader.store.is_empty(object).await? {
+                if !self.loader.parts.store.is_empty(object).await? {
                     return Ok(Some(object));
                 }
             }
             return Ok(None);
         }
-        let query = self.loader.planner.paths_with_lines(objects);
-        let rows: Vec<Row> = self.loader.warehouse.rows(&query).await?;
-        let is_read = |object: &&&ObjectRef| rows.iter().any(|row| row.path == object.path());
+        let paths = self.loader.parts.tables.with_lines(objects).await?;
+        let is_read = |object: &&&ObjectRef| paths.contains(&object.path());
         Ok(objects.iter().find(is_read).copied())
     }
 
     /// An object that was read as lines of text, and is compressed.
-    pub(super) async fn misnamed(&self) -> Result<Option<(Verdict, String)>, Cancelled> {
-        #[derive(Deserialize)]
-        struct First {
-            source_path: String,
-        }
+    pub(super) async fn misnamed(&self) -> Result<Option<GivenUp>, Cancelled> {
         let rejected = Target::RejectedLines;
         let has_any = self
             .read
@@ -386,36 +358,29 @@ impl Loading<'_> {
         if !has_any || !self.may_stream() {
             return Ok(None);
         }
-        let sql = format!(
-            "SELECT source_path FROM {} WHERE batch_id = {} AND row_number = 0 AND ({} OR {}) \
-             LIMIT 1",
-            self.loader.warehouse.table(rejected.table()),
-            sql::id(self.batch.0),
-            sql::starts_with("raw", &GZIP_MAGIC),
-            sql::starts_with("raw", &ZSTD_MAGIC),
-        );
-        let found: Vec<First> = self.small(|| self.loader.warehouse.rows(&sql)).await?;
-        let Some(First { source_path }) = found.first() else {
+        let tables = &self.loader.parts.tables;
+        let found = self.small(|| tables.compressed_line(self.batch)).await?;
+        let Some(source_path) = found else {
             return Ok(None);
         };
         let objects = self.objects();
-        let object = objects.iter().find(|object| object.path() == *source_path);
+        let object = objects.iter().find(|object| object.path() == source_path);
         Ok(match object {
-            Some(object) if self.is_misnamed(object).await => Some((
-                Verdict::Stream,
-                format!("{object} is compressed, and its name does not say so"),
-            )),
+            Some(object) if self.is_misnamed(object).await => {
+                let cause = Cause::Misnamed((*object).clone());
+                Some(GivenUp::new(Verdict::Stream, cause))
+            }
             _ => None,
         })
     }
 
     /// An object of which a larger part was rejected than is allowed.
-    pub(super) fn too_many_rejected(&self) -> Option<(Verdict, String)> {
+    pub(super) fn too_many_rejected(&self) -> Option<GivenUp> {
         // A merge may have collapsed the rows that are replaced into these: they must not go.
         if self.replaces() {
             return None;
         }
-        let max = self.loader.limits.max_rejected_ratio;
+        let max = self.loader.config.max_rejected_ratio;
         let mut lines: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
         for row in self.read.iter().filter(|row| row.kind != BLANK) {
             let (all, rejected) = lines.entry(&row.source_path).or_default();
@@ -424,18 +389,14 @@ impl Loading<'_> {
                 *rejected += row.rows;
             }
         }
-        let (path, (all, rejected)) = lines
+        let (path, (lines, rejected)) = lines
             .into_iter()
             .find(|(_, (all, rejected))| *rejected as f64 > *all as f64 * max)?;
-        let text = format!(
-            "{TOO_MANY_REJECTED_TEXT}: {rejected} of {all} of s3://{path}, more than \
-             load.max_rejected_ratio ({max})"
-        );
-        Some((Verdict::ObjectFault, text))
+        Some(GivenUp::object_fault(Cause::Rejected {
+            path: path.to_owned(),
+            rejected,
+            lines,
+            max,
+        }))
     }
-}
-
-/// What is left of [`S3_ERROR`] once missing objects and refusals are told apart: outages.
-fn is_s3_away(error: &WarehouseError) -> bool {
-    error.code() == Some(S3_ERROR) || matches!(error, WarehouseError::Source(_))
 }

@@ -10,9 +10,11 @@ use tracing::warn;
 
 use super::Loading;
 use crate::batch::ReadBy;
-use crate::clickhouse::error_class::{Verdict, verdict};
+use crate::clickhouse::error_class::Verdict;
 use crate::ledger::drive::Inserted;
-use crate::load::progress::{FailureClass, Proof};
+use crate::load::cause::{Cause, GivenUp};
+use crate::load::ports::{BatchTables, LedgerStore, ObjectStore, Ports};
+use crate::load::progress::Proof;
 use crate::load::truncation::Truncation;
 use crate::load::{Cancelled, MAX_REPLAYS};
 use crate::object::{Compression, ObjectRef};
@@ -21,7 +23,7 @@ use crate::s3::{Completeness, StoreError};
 /// Objects that are read at a time.
 const READ_AT_ONCE: usize = 16;
 
-impl Loading<'_> {
+impl<P: Ports> Loading<'_, P> {
     /// Proves what is not proven yet; returns what ends the attempt where an object must not be
     /// loaded.
     pub(super) async fn prove(&mut self) -> Result<Option<Inserted>, Cancelled> {
@@ -35,18 +37,18 @@ impl Loading<'_> {
         let proofs = tokio::select! {
             biased;
             () = self.cancel.cancelled() => return Err(Cancelled),
-            proofs = self.loader.ledger.leased(self.batch, self.proofs()) => proofs?,
+            proofs = self.loader.parts.ledger.leased(self.batch, self.proofs()) => proofs?,
         };
         for (index, proof) in proofs {
             self.items[index].proof = proof;
         }
         let failure = self.items.iter().find_map(|item| match &item.proof {
-            Proof::Failed(_, text) => Some((Verdict::ObjectFault, text.clone())),
+            Proof::Failed(cause) => Some(GivenUp::object_fault(cause.clone())),
             _ => None,
         });
         let changed = || {
             self.items.iter().find_map(|item| match &item.proof {
-                Proof::Changed(text) => Some((Verdict::Changed, text.clone())),
+                Proof::Changed(error) => Some(GivenUp::new(Verdict::Changed, error.clone())),
                 _ => None,
             })
         };
@@ -54,8 +56,8 @@ impl Loading<'_> {
             return Ok(None);
         };
         // Rows of it can be there from a worker of an earlier version.
-        self.keep_nothing = fault.0 == Verdict::ObjectFault;
-        self.failure = Some(fault);
+        self.keep_nothing = fault.verdict == Verdict::ObjectFault;
+        self.given_up = Some(fault);
         Ok(Some(Inserted::ObjectFault))
     }
 
@@ -72,7 +74,7 @@ impl Loading<'_> {
             let compression = Compression::of(&item.object.key);
             match self.truncation(compression).await? {
                 Truncation::Noticed => {}
-                _ if self.loader.accept_unproven.contains(&compression) => {
+                _ if self.loader.config.accept_unproven.contains(&compression) => {
                     proofs.push((index, Proof::Waived));
                 }
                 truncation => unread.push(self.numbered_proof(index, truncation)),
@@ -99,10 +101,10 @@ impl Loading<'_> {
             return Ok(Truncation::Noticed);
         }
         // What is known says nothing to the breaker.
-        if let Some(truncation) = loader.truncations.known(compression) {
+        if let Some(truncation) = loader.parts.tables.known_truncation(compression) {
             return Ok(truncation);
         }
-        let ask = || loader.truncations.ask(compression, &loader.warehouse);
+        let ask = || loader.parts.tables.truncation(compression);
         loader.persist(self.cancel, ask).await
     }
 
@@ -114,46 +116,46 @@ impl Loading<'_> {
     ) -> Result<Proof, Cancelled> {
         let mut tries = 0;
         loop {
-            let error = match self.loader.store.completeness(object).await {
+            let error = match self.loader.parts.store.completeness(object).await {
                 Ok(found) => return Ok(proof(object, found, truncation)),
                 Err(error) => error,
             };
-            match verdict(&error.clone().into()) {
-                Verdict::Changed => return Ok(Proof::Changed(error.to_string())),
-                Verdict::Replay if tries < MAX_REPLAYS => {
-                    tries += 1;
-                    warn!(
-                        object = %object, tries, error = %error,
-                        "failed to read an object to prove that it is whole; retrying"
-                    );
-                    self.loader.pause(tries, self.cancel).await?;
-                }
-                _ => return Ok(self.proof_without_worker(object, &error).await),
+            if error.is_changed() {
+                return Ok(Proof::Changed(error));
             }
+            if !error.is_transient() || tries >= MAX_REPLAYS {
+                return Ok(self.proof_without_worker(object, &error).await);
+            }
+            tries += 1;
+            warn!(
+                object = %object, tries, error = %error,
+                "failed to read an object to prove that it is whole; retrying"
+            );
+            self.loader.pause(tries, self.cancel).await?;
         }
     }
 
     /// The worker cannot read the object. Where ClickHouse cannot either, its insert says why.
     async fn proof_without_worker(&self, object: &ObjectRef, error: &StoreError) -> Proof {
-        let reason = unproven(
-            object,
-            &format!("this worker cannot read it to check: {error}"),
-            "grant the worker's role `s3:GetObject`, compress it with gzip",
-        );
+        let cause = Cause::Unproven {
+            object: object.clone(),
+            why: format!("this worker cannot read it to check: {error}"),
+            advice: "grant the worker's role `s3:GetObject`, compress it with gzip",
+        };
         match self.loader.probe(object, ReadBy::S3).await {
-            Ok(()) => Proof::Failed(FailureClass::Unproven, reason),
-            Err(_) => Proof::Doubtful(FailureClass::Unproven, reason),
+            Ok(()) => Proof::Failed(cause),
+            Err(_) => Proof::Doubtful(cause),
         }
     }
 
     /// Returns an object that ClickHouse has loaded against expectation, so that nobody knows
     /// whether it did so in full.
-    pub(super) fn doubtful(&mut self) -> Option<(Verdict, String)> {
+    pub(super) fn doubtful(&mut self) -> Option<GivenUp> {
         let mut fault = None;
         for item in &mut self.items {
-            if let Proof::Doubtful(class, text) = &item.proof {
-                fault.get_or_insert_with(|| (Verdict::ObjectFault, text.clone()));
-                item.proof = Proof::Failed(*class, text.clone());
+            if let Proof::Doubtful(cause) = &item.proof {
+                fault.get_or_insert_with(|| GivenUp::object_fault(cause.clone()));
+                item.proof = Proof::Failed(cause.clone());
             }
         }
         fault
@@ -177,33 +179,23 @@ impl Loading<'_> {
 }
 
 fn proof(object: &ObjectRef, found: Completeness, truncation: Truncation) -> Proof {
+    let object = object.clone();
     match found {
         Completeness::Whole => Proof::Whole,
-        Completeness::Cut(text) => {
-            let text = format!("{text}: while reading {}", object.path());
-            Proof::Failed(FailureClass::Unloadable, text)
-        }
+        Completeness::Cut(problem) => Proof::Failed(Cause::Incomplete { object, problem }),
         // ClickHouse goes by the name, and fails over the content.
-        Completeness::Malformed(text) => {
-            let text = format!("{text}: while reading {}", object.path());
-            Proof::Doubtful(FailureClass::Unloadable, text)
-        }
+        Completeness::Malformed(problem) => Proof::Doubtful(Cause::Incomplete { object, problem }),
         Completeness::Unknown => {
-            let why = "this worker cannot follow this compression";
-            let reason = unproven(object, why, "compress it with gzip");
+            let cause = Cause::Unproven {
+                object,
+                why: "this worker cannot follow this compression".to_owned(),
+                advice: "compress it with gzip",
+            };
             if truncation == Truncation::Unreadable {
-                Proof::Doubtful(FailureClass::Unproven, reason)
+                Proof::Doubtful(cause)
             } else {
-                Proof::Failed(FailureClass::Unproven, reason)
+                Proof::Failed(cause)
             }
         }
     }
-}
-
-fn unproven(object: &ObjectRef, why: &str, advice: &str) -> String {
-    let extension = Compression::of(&object.key).extension();
-    format!(
-        "nobody can tell whether {object} is whole: ClickHouse does not notice that a .{extension} \
-         stream is cut short, and {why}; {advice}, or set `load.accept_unproven: [{extension}]`"
-    )
 }

@@ -1,0 +1,372 @@
+//! What a [`Loader`](super::Loader) asks of the ledger, of the tables and of S3: narrow traits, so that
+//! a simulation can stand in for each.
+
+use std::future::Future;
+use std::time::{Duration, SystemTime};
+
+use futures_util::Stream;
+
+use super::truncation::Truncation;
+use crate::batch::{BatchId, Form};
+use crate::clickhouse::batch_rows::{Contents, Rejected};
+use crate::clickhouse::failing_view::Failing;
+use crate::clickhouse::{Statement, WarehouseError};
+use crate::event_types::{Column, EventType};
+use crate::ledger::drive::Fence;
+use crate::ledger::protocol::Standing;
+use crate::ledger::{Claim, Claims, Failure, Ledger, Replacement, SealedBatch, SealedObject};
+use crate::load::empty_columns::Seen;
+use crate::load::tables::ClickHouseTables;
+use crate::object::{Compression, ObjectId, ObjectRef};
+use crate::s3::{Completeness, Content, Present, Store, StoreError};
+use crate::statements::insert::Planner;
+use tokio::time::Instant;
+
+/// The systems that a [`Loader`](super::Loader) works with.
+pub trait Ports: Send + Sync + 'static {
+    type Ledger: LedgerStore;
+    type Tables: BatchTables;
+    type Objects: ObjectStore;
+}
+
+/// ClickHouse and S3 themselves.
+#[derive(Debug)]
+pub struct Production;
+
+impl Ports for Production {
+    type Ledger = Ledger;
+    type Tables = ClickHouseTables;
+    type Objects = Store;
+}
+
+type Answer<T> = Result<T, WarehouseError>;
+
+/// The ledger, as a loader writes and reads it; [`Ledger`] says what each operation does.
+pub trait LedgerStore: Send + Sync + 'static {
+    fn lease(&self) -> Duration;
+
+    fn standings(
+        &self,
+        objects: &[ObjectId],
+        but: Option<BatchId>,
+        superseded: &[(ObjectId, BatchId)],
+    ) -> impl Future<Output = Answer<Vec<Standing>>> + Send;
+
+    fn seal(
+        &self,
+        batch: BatchId,
+        claims: &[Claim<'_>],
+        form: Form,
+    ) -> impl Future<Output = Answer<()>> + Send;
+
+    fn renew(&self, batch: BatchId) -> impl Future<Output = Answer<()>> + Send;
+
+    fn leased<T: Send>(
+        &self,
+        batch: BatchId,
+        work: impl Future<Output = T> + Send,
+    ) -> impl Future<Output = T> + Send;
+
+    fn guard(&self, batch: BatchId, attempt: u32) -> String;
+
+    fn fence(&self, batch: BatchId, attempt: u32) -> impl Future<Output = Answer<Fence>> + Send;
+
+    fn record(
+        &self,
+        batch: BatchId,
+        attempt: u32,
+        objects: usize,
+        rows: u64,
+        reason: &str,
+    ) -> impl Future<Output = Answer<()>> + Send;
+
+    fn release(&self, batch: BatchId, reason: &str) -> impl Future<Output = Answer<()>> + Send;
+
+    fn abandon(&self, batch: BatchId) -> impl Future<Output = Answer<()>> + Send;
+
+    fn sealed(&self, batch: BatchId) -> impl Future<Output = Answer<Option<SealedBatch>>> + Send;
+
+    fn objects(&self, batch: BatchId) -> impl Future<Output = Answer<Vec<SealedObject>>> + Send;
+
+    fn replacements(&self) -> impl Future<Output = Answer<Vec<Replacement>>> + Send;
+
+    fn cleaned(&self, batch: BatchId) -> impl Future<Output = Answer<()>> + Send;
+
+    fn loaded_claims(
+        &self,
+        objects: &[ObjectId],
+        before: SystemTime,
+    ) -> impl Future<Output = Answer<Claims>> + Send;
+
+    fn latest_loaded(
+        &self,
+        object: &ObjectRef,
+        same_bucket: bool,
+        limit: usize,
+    ) -> impl Future<Output = Answer<Vec<ObjectRef>>> + Send;
+
+    fn record_failures(&self, failures: &[Failure<'_>]) -> impl Future<Output = Answer<()>> + Send;
+}
+
+/// One attempt to insert a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Insert<'a> {
+    pub batch: BatchId,
+    pub objects: &'a [&'a ObjectRef],
+    pub form: Form,
+    /// The condition under which no statement of it may start.
+    pub guard: &'a str,
+}
+
+/// Some rows of the tables.
+#[derive(Clone, Copy, Debug)]
+pub enum Rows<'a> {
+    /// Those that a batch has brought.
+    Of(BatchId),
+    /// Those that the batch with this list supersedes.
+    SupersededBy(&'a [SealedObject]),
+}
+
+/// The tables that batches are inserted into, on a server that reads objects itself.
+pub trait BatchTables: Send + Sync + 'static {
+    /// Makes the statements, and says in what form objects are loaded.
+    fn planner(&self) -> &Planner;
+
+    fn ping(&self) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Returns the statements of an attempt, bounded in what each may take.
+    fn statements(
+        &self,
+        insert: &Insert<'_>,
+    ) -> impl Future<Output = Answer<Vec<Statement>>> + Send;
+
+    /// Runs a statement whose objects the server reads.
+    fn execute(
+        &self,
+        statement: &Statement,
+        query_id: &str,
+        timeout: Duration,
+    ) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Runs a statement whose objects follow it.
+    fn stream(
+        &self,
+        statement: &Statement,
+        body: impl Stream<Item = Result<Vec<u8>, StoreError>> + Send,
+        query_id: &str,
+        timeout: Duration,
+    ) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Ends every statement of a batch, and waits for their end.
+    fn kill(&self, batch: BatchId) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Returns whether any table has a row of a batch.
+    fn has_any(&self, batch: BatchId) -> impl Future<Output = Answer<bool>> + Send;
+
+    /// Returns what the tables have of a batch.
+    fn contents(&self, batch: BatchId) -> impl Future<Output = Answer<Contents>> + Send;
+
+    /// See [`BatchRows::are_complete`](crate::clickhouse::batch_rows::BatchRows::are_complete).
+    fn are_complete(
+        &self,
+        batch: BatchId,
+        contents: &Contents,
+        many_blocks: bool,
+        since: Option<Instant>,
+    ) -> impl Future<Output = Answer<bool>> + Send;
+
+    /// Returns why lines of a batch were rejected.
+    fn rejected(&self, batch: BatchId) -> impl Future<Output = Answer<Vec<Rejected>>> + Send;
+
+    /// Returns the path of an object whose first line, of those that a batch has rejected, looks
+    /// compressed.
+    fn compressed_line(
+        &self,
+        batch: BatchId,
+    ) -> impl Future<Output = Answer<Option<String>>> + Send;
+
+    /// Returns what a deletion of a batch's rows does not reach, in words.
+    fn left_in_views(&self, batch: BatchId) -> impl Future<Output = Answer<Option<String>>> + Send;
+
+    fn has_rows(&self, table: &str, rows: Rows<'_>) -> impl Future<Output = Answer<bool>> + Send;
+
+    /// Returns whether the server is at work on just this deletion.
+    fn is_deleting(&self, table: &str, rows: Rows<'_>) -> impl Future<Output = bool> + Send;
+
+    fn delete(
+        &self,
+        table: &str,
+        rows: Rows<'_>,
+        timeout: Duration,
+    ) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Returns what the server sees of these objects, each with its path.
+    fn present(
+        &self,
+        objects: &[&ObjectRef],
+    ) -> impl Future<Output = Answer<Vec<(String, Present)>>> + Send;
+
+    /// Returns the paths of those of these objects that have a line, blank or not.
+    fn with_lines(
+        &self,
+        objects: &[&ObjectRef],
+    ) -> impl Future<Output = Answer<Vec<String>>> + Send;
+
+    /// Returns what the server was found to do, not long ago, with a stream that is cut short.
+    fn known_truncation(&self, compression: Compression) -> Option<Truncation>;
+
+    /// Finds out what the server does with a stream that is cut short.
+    fn truncation(
+        &self,
+        compression: Compression,
+    ) -> impl Future<Output = Answer<Truncation>> + Send;
+
+    /// Returns whether a loaded batch has brought rows to the table that a view reads since the view
+    /// was last changed.
+    fn has_passed(&self, failing: &Failing) -> impl Future<Output = Answer<bool>> + Send;
+
+    /// Looks for columns without a value in the rows that a batch has brought.
+    fn look_at(
+        &self,
+        event_type: &EventType,
+        columns: &[&Column],
+        batch: BatchId,
+    ) -> impl Future<Output = Answer<Seen>> + Send;
+}
+
+/// S3, as a worker reads it.
+pub trait ObjectStore: Send + Sync + 'static {
+    /// Returns what the key holds now, whatever was announced.
+    fn present(
+        &self,
+        object: &ObjectRef,
+    ) -> impl Future<Output = Result<Present, StoreError>> + Send;
+
+    /// Returns whether the content is compressed in another way than the name says.
+    fn is_misnamed(
+        &self,
+        object: &ObjectRef,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// Returns whether the content, decompressed, has no byte.
+    fn is_empty(&self, object: &ObjectRef)
+    -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// Reads the object to its end, and returns whether its content ends there, too.
+    fn completeness(
+        &self,
+        object: &ObjectRef,
+    ) -> impl Future<Output = Result<Completeness, StoreError>> + Send;
+
+    /// Begins to read the object, decompressed.
+    fn open(&self, object: &ObjectRef) -> impl Future<Output = Result<Content, StoreError>> + Send;
+}
+
+impl LedgerStore for Ledger {
+    fn lease(&self) -> Duration {
+        self.lease()
+    }
+
+    async fn standings(
+        &self,
+        objects: &[ObjectId],
+        but: Option<BatchId>,
+        superseded: &[(ObjectId, BatchId)],
+    ) -> Answer<Vec<Standing>> {
+        self.standings(objects, but, superseded).await
+    }
+
+    async fn seal(&self, batch: BatchId, claims: &[Claim<'_>], form: Form) -> Answer<()> {
+        self.seal(batch, claims, form).await
+    }
+
+    async fn renew(&self, batch: BatchId) -> Answer<()> {
+        self.renew(batch).await
+    }
+
+    async fn leased<T: Send>(&self, batch: BatchId, work: impl Future<Output = T> + Send) -> T {
+        self.leased(batch, work).await
+    }
+
+    fn guard(&self, batch: BatchId, attempt: u32) -> String {
+        self.guard(batch, attempt)
+    }
+
+    async fn fence(&self, batch: BatchId, attempt: u32) -> Answer<Fence> {
+        self.fence(batch, attempt).await
+    }
+
+    async fn record(
+        &self,
+        batch: BatchId,
+        attempt: u32,
+        objects: usize,
+        rows: u64,
+        reason: &str,
+    ) -> Answer<()> {
+        self.record(batch, attempt, objects, rows, reason).await
+    }
+
+    async fn release(&self, batch: BatchId, reason: &str) -> Answer<()> {
+        self.release(batch, reason).await
+    }
+
+    async fn abandon(&self, batch: BatchId) -> Answer<()> {
+        self.abandon(batch).await
+    }
+
+    async fn sealed(&self, batch: BatchId) -> Answer<Option<SealedBatch>> {
+        self.sealed(batch).await
+    }
+
+    async fn objects(&self, batch: BatchId) -> Answer<Vec<SealedObject>> {
+        self.objects(batch).await
+    }
+
+    async fn replacements(&self) -> Answer<Vec<Replacement>> {
+        self.replacements().await
+    }
+
+    async fn cleaned(&self, batch: BatchId) -> Answer<()> {
+        self.cleaned(batch).await
+    }
+
+    async fn loaded_claims(&self, objects: &[ObjectId], before: SystemTime) -> Answer<Claims> {
+        self.loaded_claims(objects, before).await
+    }
+
+    async fn latest_loaded(
+        &self,
+        object: &ObjectRef,
+        same_bucket: bool,
+        limit: usize,
+    ) -> Answer<Vec<ObjectRef>> {
+        self.latest_loaded(object, same_bucket, limit).await
+    }
+
+    async fn record_failures(&self, failures: &[Failure<'_>]) -> Answer<()> {
+        self.record_failures(failures).await
+    }
+}
+
+impl ObjectStore for Store {
+    async fn present(&self, object: &ObjectRef) -> Result<Present, StoreError> {
+        self.present(object).await
+    }
+
+    async fn is_misnamed(&self, object: &ObjectRef) -> Result<bool, StoreError> {
+        self.is_misnamed(object).await
+    }
+
+    async fn is_empty(&self, object: &ObjectRef) -> Result<bool, StoreError> {
+        self.is_empty(object).await
+    }
+
+    async fn completeness(&self, object: &ObjectRef) -> Result<Completeness, StoreError> {
+        self.completeness(object).await
+    }
+
+    async fn open(&self, object: &ObjectRef) -> Result<Content, StoreError> {
+        self.open(object).await
+    }
+}

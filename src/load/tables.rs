@@ -1,0 +1,266 @@
+//! The tables of ClickHouse, as a loader uses them.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures_util::Stream;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use tokio::time::Instant;
+
+use super::bounds::Bounds;
+use super::empty_columns::{self, Seen};
+use super::ports::{BatchTables, Insert, Rows};
+use super::truncation::{Truncation, Truncations};
+use crate::batch::BatchId;
+use crate::clickhouse::batch_rows::{BatchRows, Contents, Rejected};
+use crate::clickhouse::failing_view::Failing;
+use crate::clickhouse::{Statement, Warehouse, WarehouseError};
+use crate::event_types::{Column, EventType};
+use crate::ledger::{BATCHES_TABLE, SealedObject};
+use crate::object::{Compression, GZIP_MAGIC, ObjectRef, ZSTD_MAGIC};
+use crate::s3::{Present, StoreError};
+use crate::sql;
+use crate::statements::insert::Planner;
+use crate::statements::select::Target;
+
+/// The landing tables, event tables and what stands beside them, in one database of ClickHouse.
+pub struct ClickHouseTables {
+    warehouse: Warehouse,
+    planner: Planner,
+    bounds: Bounds,
+    truncations: Truncations,
+}
+
+impl ClickHouseTables {
+    pub fn new(warehouse: Warehouse, planner: Planner, max_memory: u64) -> Self {
+        let views = Target::all(&planner.catalog).len();
+        Self {
+            bounds: Bounds::new(planner.max_bytes, max_memory, views),
+            truncations: Truncations::default(),
+            warehouse,
+            planner,
+        }
+    }
+
+    fn rows(&self, batch: BatchId) -> BatchRows<'_> {
+        BatchRows {
+            warehouse: &self.warehouse,
+            catalog: &self.planner.catalog,
+            strategy: self.planner.strategy,
+            batch,
+        }
+    }
+}
+
+impl BatchTables for ClickHouseTables {
+    fn planner(&self) -> &Planner {
+        &self.planner
+    }
+
+    async fn ping(&self) -> Result<(), WarehouseError> {
+        self.warehouse.ping().await
+    }
+
+    async fn statements(&self, insert: &Insert<'_>) -> Result<Vec<Statement>, WarehouseError> {
+        let Insert {
+            batch,
+            objects,
+            form,
+            guard,
+        } = *insert;
+        let bounds = self.bounds.settings(&self.warehouse, form.many_blocks);
+        let bounds = bounds.await?;
+        let statements = self.planner.inserts(batch, objects, form, guard);
+        let bounded = statements.into_iter().map(|statement| {
+            bounds.iter().fold(statement, |statement, (name, bound)| {
+                statement.with(name, bound.to_string())
+            })
+        });
+        Ok(bounded.collect())
+    }
+
+    async fn execute(
+        &self,
+        statement: &Statement,
+        query_id: &str,
+        timeout: Duration,
+    ) -> Result<(), WarehouseError> {
+        let execute = self.warehouse.execute(statement, Some(query_id), timeout);
+        execute.await
+    }
+
+    async fn stream(
+        &self,
+        statement: &Statement,
+        body: impl Stream<Item = Result<Vec<u8>, StoreError>> + Send,
+        query_id: &str,
+        timeout: Duration,
+    ) -> Result<(), WarehouseError> {
+        let stream = self.warehouse.stream(statement, body, query_id, timeout);
+        stream.await
+    }
+
+    async fn kill(&self, batch: BatchId) -> Result<(), WarehouseError> {
+        self.warehouse.kill(&batch.to_string()).await
+    }
+
+    async fn has_any(&self, batch: BatchId) -> Result<bool, WarehouseError> {
+        self.rows(batch).any().await
+    }
+
+    async fn contents(&self, batch: BatchId) -> Result<Contents, WarehouseError> {
+        self.rows(batch).contents().await
+    }
+
+    async fn are_complete(
+        &self,
+        batch: BatchId,
+        contents: &Contents,
+        many_blocks: bool,
+        since: Option<Instant>,
+    ) -> Result<bool, WarehouseError> {
+        let rows = self.rows(batch);
+        rows.are_complete(contents, many_blocks, since).await
+    }
+
+    async fn rejected(&self, batch: BatchId) -> Result<Vec<Rejected>, WarehouseError> {
+        self.rows(batch).rejected().await
+    }
+
+    async fn compressed_line(&self, batch: BatchId) -> Result<Option<String>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct First {
+            source_path: String,
+        }
+        let sql = format!(
+            "SELECT source_path FROM {} WHERE batch_id = {} AND row_number = 0 AND ({} OR {}) \
+             LIMIT 1",
+            self.warehouse.table(Target::RejectedLines.table()),
+            sql::id(batch.0),
+            sql::starts_with("raw", &GZIP_MAGIC),
+            sql::starts_with("raw", &ZSTD_MAGIC),
+        );
+        let found: Vec<First> = self.warehouse.rows(&sql).await?;
+        Ok(found.into_iter().next().map(|first| first.source_path))
+    }
+
+    async fn left_in_views(&self, batch: BatchId) -> Result<Option<String>, WarehouseError> {
+        self.rows(batch).left_in_views().await
+    }
+
+    async fn has_rows(&self, table: &str, rows: Rows<'_>) -> Result<bool, WarehouseError> {
+        self.warehouse.has_rows(table, &condition(rows)).await
+    }
+
+    async fn is_deleting(&self, table: &str, rows: Rows<'_>) -> bool {
+        self.warehouse.is_deleting(table, &condition(rows)).await
+    }
+
+    async fn delete(
+        &self,
+        table: &str,
+        rows: Rows<'_>,
+        timeout: Duration,
+    ) -> Result<(), WarehouseError> {
+        let condition = condition(rows);
+        self.warehouse.delete(table, &condition, timeout).await
+    }
+
+    async fn present(
+        &self,
+        objects: &[&ObjectRef],
+    ) -> Result<Vec<(String, Present)>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            path: String,
+            etag: String,
+            size: u64,
+        }
+        let query = self.planner.probe(objects);
+        let rows: Vec<Row> = self.warehouse.rows(&query).await?;
+        let present = rows.into_iter().map(|row| {
+            let Row { path, etag, size } = row;
+            let size = Some(size);
+            (path, Present { etag, size })
+        });
+        Ok(present.collect())
+    }
+
+    async fn with_lines(&self, objects: &[&ObjectRef]) -> Result<Vec<String>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            path: String,
+        }
+        let query = self.planner.paths_with_lines(objects);
+        let rows: Vec<Row> = self.warehouse.rows(&query).await?;
+        Ok(rows.into_iter().map(|row| row.path).collect())
+    }
+
+    fn known_truncation(&self, compression: Compression) -> Option<Truncation> {
+        self.truncations.known(compression)
+    }
+
+    async fn truncation(&self, compression: Compression) -> Result<Truncation, WarehouseError> {
+        self.truncations.ask(compression, &self.warehouse).await
+    }
+
+    async fn has_passed(&self, failing: &Failing) -> Result<bool, WarehouseError> {
+        let targets = Target::all(&self.planner.catalog);
+        let target = targets
+            .iter()
+            .find(|target| Some(target.table()) == failing.table.as_deref());
+        let Some(kind) = target.and_then(|target| target.kind()) else {
+            return Ok(false);
+        };
+        let sql = format!(
+            "SELECT 1 AS found FROM {} WHERE kind = {} AND ingested_at > (\
+               SELECT max(metadata_modification_time) FROM system.tables \
+               WHERE concat(database, '.', name) = {}) \
+             AND batch_id IN (SELECT batch_id FROM {} WHERE event = 'loaded') LIMIT 1",
+            self.warehouse.table(Target::ObjectRows.table()),
+            sql::string(kind),
+            sql::string(&failing.view.replace('`', "")),
+            self.warehouse.table(BATCHES_TABLE),
+        );
+        let found: Vec<IgnoredAny> = self.warehouse.rows(&sql).await?;
+        Ok(!found.is_empty())
+    }
+
+    async fn look_at(
+        &self,
+        event_type: &EventType,
+        columns: &[&Column],
+        batch: BatchId,
+    ) -> Result<Seen, WarehouseError> {
+        let rows = format!("WHERE {}", condition(Rows::Of(batch)));
+        empty_columns::look_at(&self.warehouse, &event_type.table, columns, &rows).await
+    }
+}
+
+fn condition(rows: Rows<'_>) -> String {
+    match rows {
+        Rows::Of(batch) => format!("batch_id = {}", sql::id(batch.0)),
+        Rows::SupersededBy(objects) => superseded_by(objects),
+    }
+}
+
+/// All batches that have loaded an object are superseded, so that it does not matter which of these
+/// batches had which of these objects.
+fn superseded_by(objects: &[SealedObject]) -> String {
+    let mut batches = BTreeSet::new();
+    let mut sources = Vec::new();
+    for SealedObject { object, supersedes } in objects {
+        if !supersedes.is_empty() {
+            batches.extend(supersedes.iter().map(|batch| sql::id(batch.0)));
+            let (path, etag) = (sql::string(&object.path()), sql::string(&object.etag));
+            sources.push(format!("({path},{etag})"));
+        }
+    }
+    let batches: Vec<_> = batches.into_iter().collect();
+    format!(
+        "batch_id IN ({}) AND (source_path, source_etag) IN ({})",
+        batches.join(","),
+        sources.join(",")
+    )
+}
