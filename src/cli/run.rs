@@ -13,7 +13,7 @@ use crate::Env;
 use crate::admin::AdminListener;
 use crate::clickhouse::error_class::{meaning, with_advice};
 use crate::daemon;
-use crate::daemon::{Outage, Vitals, depths};
+use crate::daemon::{QueueOutage, Vitals, depths};
 use crate::event_types::Catalog;
 use crate::load::breaker::{Breaker, Scope};
 use crate::queue::Queue;
@@ -125,7 +125,7 @@ async fn check_queue(
     stop: &CancellationToken,
     env: Env,
 ) -> anyhow::Result<bool> {
-    let mut outage = Outage::new(env);
+    let mut outage = QueueOutage::new(env);
     loop {
         health.beat();
         let attributes = tokio::select! {

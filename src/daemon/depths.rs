@@ -9,6 +9,7 @@ use crate::queue::depth::Depth;
 use crate::queue::sqs::SqsQueue;
 use crate::queue::{Queue, QueueError};
 use crate::telemetry::metrics;
+use crate::util::outage::OutageLog;
 
 /// Two requests each time: a long poll that finds nothing costs as much.
 const INTERVAL: Duration = Duration::from_secs(15);
@@ -19,23 +20,23 @@ pub async fn watch(queue: SqsQueue, tell: impl Fn(Depth)) {
         queue,
         dead_letters: None,
     };
-    let mut mentioned = None;
+    let mut outage = OutageLog::once();
     let mut tick = tokio::time::interval(INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let trouble = depths.ask(&tell).await.err();
-        if let Some(error) = &trouble {
-            metrics::sqs_failures("attributes", 1);
-            if trouble != mentioned {
-                let advice = match error {
-                    QueueError::Denied(_) => "; `sluice check --print-policy` prints the rights",
-                    QueueError::Transient(_) | QueueError::Gone(_) => "",
-                };
-                warn!(%error, "how deep the queues are is not known; trying on{advice}");
-            }
+        let Err(error) = depths.ask(&tell).await else {
+            outage.succeeded();
+            continue;
+        };
+        metrics::sqs_failures("attributes", 1);
+        if outage.failed(error.clone()).is_mentioned {
+            let advice = match error {
+                QueueError::Denied(_) => "; `sluice check --print-policy` prints the rights",
+                QueueError::Transient(_) | QueueError::Gone(_) => "",
+            };
+            warn!(%error, "how deep the queues are is not known; trying on{advice}");
         }
-        mentioned = trouble;
     }
 }
 

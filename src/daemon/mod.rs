@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::core::{Action, Core, Limits};
-pub use self::receiver::Outage;
+pub use self::receiver::QueueOutage;
 use self::receiver::Received;
 pub use self::vitals::Vitals;
 use crate::clickhouse::error_class::PauseReason;

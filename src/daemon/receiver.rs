@@ -14,6 +14,7 @@ use crate::load::breaker::Breaker;
 use crate::queue::{MAX_BATCH, Message, Queue, QueueError};
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics;
+use crate::util::outage::{OutageLog, Recovery};
 use sluice_core::backoff::Backoff;
 
 #[derive(Clone, Debug)]
@@ -45,7 +46,7 @@ pub(super) async fn run<Q: Queue>(
     options: Options,
     stop: CancellationToken,
 ) {
-    let mut outage = Outage::new(options.env);
+    let mut outage = QueueOutage::new(options.env);
     loop {
         let may_receive = async {
             breaker.closed().await;
@@ -87,56 +88,42 @@ pub(super) async fn run<Q: Queue>(
     }
 }
 
-/// A series of failures: how long to pause, and when to speak of it.
-#[derive(Default)]
-pub struct Outage {
+/// The queue while it does not answer: what the log says of it, and when to try again.
+pub struct QueueOutage {
+    log: OutageLog,
     env: Env,
-    failures: u32,
-    since: Option<Instant>,
-    mentioned: Option<Instant>,
 }
 
-impl Outage {
+impl QueueOutage {
     /// Returns one in which nothing has failed yet.
     pub fn new(env: Env) -> Self {
-        Self {
-            env,
-            ..Self::default()
-        }
+        let log = OutageLog::with_reminder(REMINDER);
+        Self { log, env }
     }
 
-    /// Counts a failure, speaks of it now and then, and returns how long to wait.
+    /// Counts a failure, logs it unless that would be too often, and returns how long to wait.
     pub fn note(&mut self, error: &QueueError) -> Duration {
-        self.failures += 1;
-        let now = Instant::now();
-        self.since.get_or_insert(now);
-        if self
-            .mentioned
-            .is_none_or(|mentioned| now >= mentioned + REMINDER)
-        {
-            self.mentioned = Some(now);
+        let failure = self.log.failed(());
+        if failure.is_mentioned {
             let advice = match error {
                 QueueError::Denied(_) => ": check `queue.url` and the worker's rights",
                 QueueError::Transient(_) | QueueError::Gone(_) => "",
             };
             warn!(
-                failures = self.failures,
+                failures = failure.failures,
                 error = %error,
                 "failed to receive from SQS; retrying{advice}"
             );
         }
-        BACKOFF.pause(self.failures, self.env.fraction())
+        BACKOFF.pause(failure.failures, self.env.fraction())
     }
 
     fn end(&mut self) {
-        if let Some(since) = self.since {
-            let away_seconds = since.elapsed().as_secs();
+        if let Some(Recovery { lasted, failures }) = self.log.succeeded() {
             info!(
-                away_seconds,
-                failures = self.failures,
-                "the queue answers again"
+                away_seconds = lasted.as_secs(),
+                failures, "the queue answers again"
             );
         }
-        *self = Self::new(self.env.clone());
     }
 }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::clickhouse::error_class::PauseReason;
+use crate::util::outage::{OutageLog, Recovery};
 
 /// While it stays open for the same reason, the log says so again this often.
 const REMINDER: Duration = Duration::from_secs(60);
@@ -30,13 +31,14 @@ struct Open {
     why: String,
 }
 
+/// What makes one outage differ from another in the log, the words without their numbers.
+type Cause = (Scope, PauseReason, String);
+
 impl Open {
-    /// Returns whether it says the same as another but for numbers: an error that counts is no news.
-    fn says_the_same(&self, other: &Self) -> bool {
-        let words = |text: &str| text.replace(|c: char| c.is_ascii_digit(), "");
-        self.scope == other.scope
-            && self.reason == other.reason
-            && words(&self.why) == words(&other.why)
+    /// Returns the cause without its numbers: an error that counts is no news.
+    fn cause(&self) -> Cause {
+        let words = self.why.replace(|c: char| c.is_ascii_digit(), "");
+        (self.scope, self.reason, words)
     }
 }
 
@@ -53,9 +55,7 @@ pub struct Breaker {
 #[derive(Debug)]
 struct Probing {
     next: Instant,
-    opened_at: Instant,
-    reminded_at: Instant,
-    failures: u64,
+    outage: OutageLog<Cause>,
 }
 
 /// An insert, or another statement that the load cannot do without, that met a reason to halt, and
@@ -79,7 +79,6 @@ impl Drop for HaltedInsert {
 impl Breaker {
     /// Open at first: ClickHouse has not been heard of.
     pub fn new(interval: Duration) -> Self {
-        let now = Instant::now();
         let why = "ClickHouse has not been reached yet".to_owned();
         Self {
             open: watch::Sender::new(Some(Open {
@@ -88,10 +87,8 @@ impl Breaker {
                 why,
             })),
             probing: Mutex::new(Probing {
-                next: now,
-                opened_at: now,
-                reminded_at: now,
-                failures: 0,
+                next: Instant::now(),
+                outage: OutageLog::with_reminder(REMINDER).begun(),
             }),
             interval,
             halted_inserts: AtomicUsize::new(0),
@@ -169,31 +166,22 @@ impl Breaker {
 
     /// A statement met a reason to halt.
     pub fn open(&self, scope: Scope, reason: PauseReason, why: &str) {
-        let now = Instant::now();
         let mut probing = self.probing();
-        probing.failures += 1;
-        probing.next = now + self.interval;
+        probing.next = Instant::now() + self.interval;
         let opened = Open {
             scope,
             reason,
             why: why.to_owned(),
         };
-        let news = self.open.send_if_modified(|open| {
-            if open.is_none() {
-                probing.opened_at = now;
-            }
-            let news = !open
-                .as_ref()
-                .is_some_and(|open| open.says_the_same(&opened));
+        let failure = probing.outage.failed(opened.cause());
+        self.open.send_if_modified(|open| {
             *open = Some(opened);
-            news
+            failure.is_news
         });
-        if news || now >= probing.reminded_at + REMINDER {
-            probing.reminded_at = now;
-            let failures = probing.failures;
+        if failure.is_mentioned {
             warn!(
                 class = reason.label(),
-                failures,
+                failures = failure.failures,
                 error = why,
                 "intake is paused, and what is held stays held"
             );
@@ -202,6 +190,7 @@ impl Breaker {
 
     /// A small statement (`Scope::Everything`) or an insert succeeded.
     pub fn succeeded(&self, what: Scope) {
+        let mut probing = self.probing();
         let closed = self.open.send_if_modified(|open| match open {
             Some(Open { scope, .. }) if *scope == Scope::Everything || what == Scope::Inserts => {
                 *open = None;
@@ -209,15 +198,11 @@ impl Breaker {
             }
             _ => false,
         });
-        if closed {
-            let mut probing = self.probing();
-            let paused_seconds = probing.opened_at.elapsed().as_secs();
+        if closed && let Some(Recovery { lasted, failures }) = probing.outage.succeeded() {
             info!(
-                paused_seconds,
-                failures = probing.failures,
-                "ClickHouse answers: loading goes on"
+                paused_seconds = lasted.as_secs(),
+                failures, "ClickHouse answers: loading goes on"
             );
-            probing.failures = 0;
         }
     }
 

@@ -11,6 +11,7 @@ use crate::Env;
 use crate::notification::filter::Filter;
 use crate::object::ObjectUrl;
 use crate::s3::{Listed, Page, Store, StoreError};
+use crate::util::outage::OutageLog;
 use sluice_core::backoff::Backoff;
 
 /// Which objects are meant.
@@ -124,18 +125,19 @@ impl Lister {
     }
 
     async fn page(&self, after: Option<&str>) -> Result<Page, StoreError> {
-        let mut failures = 0;
+        let mut outage = OutageLog::once();
         loop {
             match self.store.list(&self.selection.prefix, after).await {
                 Err(error) if error.is_transient() => {
-                    if failures == 0 {
+                    let failure = outage.failed(());
+                    if failure.is_mentioned {
                         warn!(error = %error, "S3 does not answer; the listing waits");
                     }
-                    failures += 1;
-                    tokio::time::sleep(self.retry.pause(failures, self.env.fraction())).await;
+                    let pause = self.retry.pause(failure.failures, self.env.fraction());
+                    tokio::time::sleep(pause).await;
                 }
                 page => {
-                    if failures > 0 {
+                    if outage.succeeded().is_some() {
                         info!("S3 answers: the listing goes on");
                     }
                     return page;

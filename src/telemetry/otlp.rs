@@ -1,7 +1,7 @@
 //! Traces on their way to a collector, by OTLP over HTTP. A collector that is away harms nothing: a
 //! bounded queue overflows.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use crate::config::TelemetryConfig;
 use crate::util::error_chain::with_sources;
 use crate::util::http;
+use crate::util::outage::OutageLog;
 
 /// Of one request.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -94,7 +95,7 @@ struct Collector {
     endpoint: String,
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     runtime: Handle,
-    away: AtomicBool,
+    outage: Mutex<OutageLog>,
 }
 
 impl Collector {
@@ -103,24 +104,29 @@ impl Collector {
             endpoint: endpoint.to_owned(),
             client: http::client(TIMEOUT, None)?,
             runtime: Handle::current(),
-            away: AtomicBool::new(false),
+            outage: Mutex::new(OutageLog::once()),
         })
     }
 
     /// Once an outage.
     fn note(&self, error: Option<&str>) {
-        let was_away = self.away.swap(error.is_some(), Ordering::Relaxed);
         let endpoint = self.endpoint.as_str();
-        match error {
-            Some(error) if !was_away => warn!(
-                endpoint,
-                error,
-                "the collector takes no traces: they are dropped until it does; check \
-                 `telemetry.otlp_endpoint`"
-            ),
-            None if was_away => info!(endpoint, "the collector takes traces again"),
-            _ => {}
+        if let Some(error) = error {
+            if self.outage().failed(()).is_mentioned {
+                warn!(
+                    endpoint,
+                    error,
+                    "the collector takes no traces: they are dropped until it does; check \
+                     `telemetry.otlp_endpoint`"
+                );
+            }
+        } else if self.outage().succeeded().is_some() {
+            info!(endpoint, "the collector takes traces again");
         }
+    }
+
+    fn outage(&self) -> MutexGuard<'_, OutageLog> {
+        self.outage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

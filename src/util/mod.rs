@@ -3,3 +3,4 @@
 pub mod error_chain;
 pub(crate) mod failpoint;
 pub mod http;
+pub mod outage;
