@@ -6,6 +6,7 @@
 pub mod depths;
 mod receiver;
 mod settler;
+mod shutdown;
 #[cfg(test)]
 mod tests;
 mod vitals;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::Env;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -22,15 +23,18 @@ use tracing::{error, info, warn};
 
 use self::core::{Action, Core, Limits};
 pub use self::receiver::QueueOutage;
-use self::receiver::Received;
+use self::receiver::{Received, Receivers};
+use self::shutdown::{Due, Shutdown};
 pub use self::vitals::Vitals;
 use crate::clickhouse::error_class::PauseReason;
 use crate::daemon::in_flight::Settlement;
+use crate::load::breaker::Breaker;
 use crate::load::{Load, Outcomes};
 use crate::notification::Envelopes;
 use crate::notification::filter::Filter;
 use crate::object::ObjectRef;
-use crate::queue::{FailedEntries, Queue, QueueError};
+use crate::queue::{FailedEntries, Queue, QueueError, ReceiptHandle};
+use crate::telemetry::health::Health;
 use crate::telemetry::metrics;
 use crate::telemetry::observer::Telemetry;
 use crate::telemetry::trace::{self, BatchTrace, Settling};
@@ -38,11 +42,6 @@ pub use sluice_core::daemon::{core, heartbeats, in_flight};
 
 /// Gauges and the sign of life are renewed this often.
 const TICK: Duration = Duration::from_secs(1);
-/// Long polls that are under way when the worker is told to stop have their own time and this much
-/// longer to end. A poll that was cut short would leave the messages hidden that it is just being
-/// sent, and the queue may go on with it, so that it takes what is given back. For the same reason
-/// what is given back waits for the end of the polls.
-const LATE_ANSWER: Duration = Duration::from_secs(5);
 /// Loads that are cancelled have this long to clean up, and settlements to be sent.
 const CLEAN_UP: Duration = Duration::from_secs(5);
 
@@ -70,150 +69,34 @@ pub struct Daemon<Q, L> {
 
 /// Runs until `stop` is cancelled and what was held is settled or given back.
 pub async fn run<Q: Queue, L: Load>(daemon: Daemon<Q, L>, stop: CancellationToken) {
-    let Daemon {
-        queue,
-        loader,
-        vitals: Vitals {
-            health,
-            breaker,
-            activity,
-        },
-        envelopes,
-        filter,
-        options,
-        env,
-    } = daemon;
     let (settle, settlements) = mpsc::unbounded_channel();
-    let (report_deleted, mut deleted) = mpsc::unbounded_channel();
-    let settler = settler::run(
-        queue.clone(),
-        env.clone(),
-        activity.clone(),
+    let (report_deleted, deleted) = mpsc::unbounded_channel();
+    let settler = tokio::spawn(settler::run(
+        daemon.queue.clone(),
+        daemon.env.clone(),
+        daemon.vitals.activity.clone(),
         settlements,
         report_deleted,
-    );
-    let settler = tokio::spawn(settler);
-    // A little room only: what waits here gets no heartbeats.
-    let (send_messages, mut messages) = mpsc::channel(options.receivers);
-    let room = watch::Sender::new(options.receivers);
-    let mut receivers = JoinSet::new();
-    for number in 0..options.receivers {
-        receivers.spawn(receiver::run(
-            queue.clone(),
-            breaker.clone(),
-            health.clone(),
-            room.subscribe(),
-            send_messages.clone(),
-            receiver::Options {
-                env: env.clone(),
-                number,
-                wait_time: options.wait_time,
-                visibility: options.limits.visibility.timeout,
-            },
-            stop.clone(),
-        ));
-    }
-    drop(send_messages);
-
-    let observer = Arc::new(Telemetry(activity));
-    let mut daemon = EventLoop {
-        core: Core::new(options.limits, envelopes, filter, observer, env),
-        loader,
-        loads: JoinSet::new(),
-        cancel_loads: CancellationToken::new(),
-        settle,
-        held_back: None,
-    };
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut extensions = JoinSet::new();
-    let mut stopping = false;
-    let mut last_polls = None;
-    let mut give_up = None;
-    loop {
-        let wake = daemon.core.next_wake();
-        // In this order, so that the same events make the same run. Messages come last: there may always
-        // be one, and of all others there are only as many as were asked for.
-        tokio::select! {
-            biased;
-            Some(ended) = daemon.loads.join_next() => daemon.on_load_ended(ended),
-            Some(handles) = deleted.recv() => daemon.core.on_deleted(&handles),
-            Some(ended) = extensions.join_next() => daemon.on_extension_ended(ended),
-            () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
-                let actions = daemon.core.on_time(Instant::now());
-                daemon.perform(actions);
-            }
-            _ = tick.tick() => {
-                let now = Instant::now();
-                daemon.core.on_tick(now);
-                let paused = breaker.pause_reason().map(PauseReason::label);
-                let holdings = daemon.core.holdings(now, paused);
-                metrics::holdings(&holdings);
-                health.holds(holdings);
-            }
-            () = stop.cancelled(), if !stopping => {
-                stopping = true;
-                let last_answer = options.wait_time + LATE_ANSWER;
-                last_polls = Some(Instant::now() + last_answer.min(options.grace_period));
-                give_up = Some(Instant::now() + options.grace_period);
-                info!("stopping: batches in flight are finished, the rest goes back to the queue");
-                daemon.held_back = Some(Vec::new());
-                let actions = daemon.core.drain();
-                daemon.perform(actions);
-            }
-            () = sleep_until(last_polls.unwrap_or_else(Instant::now)), if last_polls.is_some() => {
-                last_polls = None;
-                receivers.shutdown().await;
-                while let Ok(received) = messages.try_recv() {
-                    daemon.take(received);
-                }
-                daemon.give_back();
-            }
-            // Behind the timer that it sets: of no receivers, the end is there at once, and again.
-            ended = receivers.join_next(), if last_polls.is_some() => {
-                if ended.is_none() {
-                    last_polls = Some(Instant::now());
-                }
-            }
-            () = sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => {
-                warn!("the grace period is over: ending the inserts in flight");
-                give_up = None;
-                daemon.cancel_loads.cancel();
-            }
-            received = messages.recv(), if !messages.is_closed() || !messages.is_empty() => {
-                if let Some(received) = received {
-                    daemon.take(received);
-                }
-            }
-        }
-        health.beat();
-        let now = Instant::now();
-        while let Some(extension) = daemon.core.take_extension(now) {
-            extensions.spawn(settler::extend(queue.clone(), extension));
-        }
-        room.send_if_modified(|room| {
-            let before = std::mem::replace(room, daemon.core.room(now).min(options.receivers));
-            before != *room
-        });
-        if !stopping || last_polls.is_some() {
-            continue;
-        }
-        if daemon.core.is_idle() && daemon.loads.is_empty() {
-            break;
-        }
-        if daemon.cancel_loads.is_cancelled() {
-            daemon.end_loads().await;
-            break;
-        }
-    }
-    drop(daemon);
-    extensions.shutdown().await;
+    ));
+    let receivers = Receivers::start(&daemon, &stop);
+    let mut event_loop = EventLoop::new(daemon, receivers, settle, deleted);
+    event_loop.run(&stop).await;
+    event_loop.end_loads().await;
+    event_loop.end().await;
     if timeout(CLEAN_UP, settler).await.is_err() {
         warn!(
             "some messages were not settled in time: they come back after their visibility timeout"
         );
     }
     info!("stopped");
+}
+
+/// Waits until then; for ever where there is no such time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The number of a heartbeat, and what came of it.
@@ -224,17 +107,138 @@ type Loaded = (Vec<ObjectRef>, Outcomes, BatchTrace);
 /// What is to be done with a message, and the trace that this is a part of.
 type Traced = (Settlement, Option<Settling>);
 
-struct EventLoop<L> {
+struct EventLoop<Q, L> {
     core: Core,
+    queue: Arc<Q>,
     loader: Arc<L>,
+    health: Arc<Health>,
+    breaker: Arc<Breaker>,
+    receivers: Receivers,
     loads: JoinSet<Loaded>,
     cancel_loads: CancellationToken,
+    extensions: JoinSet<Extended>,
     settle: mpsc::UnboundedSender<Traced>,
-    /// What is given back while the last long polls are under way.
-    held_back: Option<Vec<Traced>>,
+    deleted: mpsc::UnboundedReceiver<Vec<ReceiptHandle>>,
+    shutdown: Shutdown<Traced>,
 }
 
-impl<L: Load> EventLoop<L> {
+impl<Q: Queue, L: Load> EventLoop<Q, L> {
+    fn new(
+        daemon: Daemon<Q, L>,
+        receivers: Receivers,
+        settle: mpsc::UnboundedSender<Traced>,
+        deleted: mpsc::UnboundedReceiver<Vec<ReceiptHandle>>,
+    ) -> Self {
+        let Daemon {
+            queue,
+            loader,
+            vitals,
+            envelopes,
+            filter,
+            options,
+            env,
+        } = daemon;
+        let observer = Arc::new(Telemetry(vitals.activity));
+        Self {
+            core: Core::new(options.limits, envelopes, filter, observer, env),
+            queue,
+            loader,
+            health: vitals.health,
+            breaker: vitals.breaker,
+            receivers,
+            loads: JoinSet::new(),
+            cancel_loads: CancellationToken::new(),
+            extensions: JoinSet::new(),
+            settle,
+            deleted,
+            shutdown: Shutdown::new(options.wait_time, options.grace_period),
+        }
+    }
+
+    /// Handles events until the shutdown has nothing left to wait for.
+    async fn run(&mut self, stop: &CancellationToken) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            // In this order, so that the same events make the same run. Messages come last: there may
+            // always be one, and of all others there are only as many as were asked for.
+            tokio::select! {
+                biased;
+                Some(ended) = self.loads.join_next() => self.on_load_ended(ended),
+                Some(handles) = self.deleted.recv() => self.core.on_deleted(&handles),
+                Some(ended) = self.extensions.join_next() => self.on_extension_ended(ended),
+                () = at(self.core.next_wake()) => self.on_time(),
+                _ = tick.tick() => self.on_tick(),
+                () = stop.cancelled(), if !self.shutdown.has_begun() => self.on_stop(),
+                () = at(self.shutdown.deadline()) => self.on_shutdown_deadline().await,
+                // Behind the deadline that it sets: of no receivers, the end is there at once, and
+                // again.
+                ended = self.receivers.tasks.join_next(), if self.shutdown.awaits_polls() => {
+                    if ended.is_none() {
+                        self.shutdown.on_polls_ended(Instant::now());
+                    }
+                }
+                Some(received) = self.receivers.messages.recv() => self.take(received),
+            }
+            self.after_event();
+            let is_idle = self.core.is_idle() && self.loads.is_empty();
+            if self.shutdown.may_end(is_idle) {
+                break;
+            }
+        }
+    }
+
+    fn on_time(&mut self) {
+        let actions = self.core.on_time(Instant::now());
+        self.perform(actions);
+    }
+
+    fn on_tick(&mut self) {
+        let now = Instant::now();
+        self.core.on_tick(now);
+        let paused = self.breaker.pause_reason().map(PauseReason::label);
+        let holdings = self.core.holdings(now, paused);
+        metrics::holdings(&holdings);
+        self.health.holds(holdings);
+    }
+
+    fn on_stop(&mut self) {
+        self.shutdown.begin(Instant::now());
+        info!("stopping: batches in flight are finished, the rest goes back to the queue");
+        let actions = self.core.drain();
+        self.perform(actions);
+    }
+
+    async fn on_shutdown_deadline(&mut self) {
+        match self.shutdown.on_deadline() {
+            Some(Due::EndPolls { held_back }) => {
+                self.receivers.tasks.shutdown().await;
+                for settlement in held_back {
+                    self.settle(settlement);
+                }
+                while let Ok(received) = self.receivers.messages.try_recv() {
+                    self.take(received);
+                }
+            }
+            Some(Due::CancelLoads) => {
+                warn!("the grace period is over: ending the inserts in flight");
+                self.cancel_loads.cancel();
+            }
+            None => {}
+        }
+    }
+
+    /// Does what any event may have made possible.
+    fn after_event(&mut self) {
+        self.health.beat();
+        let now = Instant::now();
+        while let Some(extension) = self.core.take_extension(now) {
+            let extend = settler::extend(self.queue.clone(), extension);
+            self.extensions.spawn(extend);
+        }
+        self.receivers.set_room(self.core.room(now));
+    }
+
     fn take(&mut self, (messages, delivery): Received) {
         for message in messages {
             let _within = trace::message(&message.id).entered();
@@ -273,7 +277,7 @@ impl<L: Load> EventLoop<L> {
 
     fn settle(&mut self, settlement: Traced) {
         if let ((Settlement::Release { .. }, _), Some(held_back)) =
-            (&settlement, &mut self.held_back)
+            (&settlement, self.shutdown.held_back())
         {
             held_back.push(settlement);
             return;
@@ -281,12 +285,6 @@ impl<L: Load> EventLoop<L> {
         // The settler ends only after this sender is gone.
         if self.settle.send(settlement).is_err() {
             error!("the settler has ended; messages come back by themselves");
-        }
-    }
-
-    fn give_back(&mut self) {
-        for settlement in self.held_back.take().unwrap_or_default() {
-            self.settle(settlement);
         }
     }
 
@@ -314,7 +312,8 @@ impl<L: Load> EventLoop<L> {
         }
     }
 
-    /// Loads were told to end: what they leave goes back to the queue.
+    /// Waits a while for loads that were told to end, if there are any. What they leave goes back to
+    /// the queue.
     async fn end_loads(&mut self) {
         let until = Instant::now() + CLEAN_UP;
         while let Ok(Some(ended)) = timeout_at(until, self.loads.join_next()).await {
@@ -326,5 +325,10 @@ impl<L: Load> EventLoop<L> {
             let actions = self.core.let_go();
             self.perform(actions);
         }
+    }
+
+    /// Ends the heartbeats, and lets the settler end: it does when its sender is gone.
+    async fn end(mut self) {
+        self.extensions.shutdown().await;
     }
 }

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::Daemon;
 use crate::Env;
 use crate::daemon::heartbeats::Delivery;
 use crate::load::breaker::Breaker;
@@ -17,13 +19,63 @@ use crate::telemetry::metrics;
 use crate::util::outage::{OutageLog, Recovery};
 use sluice_core::backoff::Backoff;
 
+/// The receivers of a daemon, and what they bring.
+pub(super) struct Receivers {
+    pub(super) tasks: JoinSet<()>,
+    pub(super) messages: mpsc::Receiver<Received>,
+    /// How many receives may be under way.
+    room: watch::Sender<usize>,
+    count: usize,
+}
+
+impl Receivers {
+    /// Starts them. They end when `stop` is cancelled, as soon as their polls are answered.
+    pub(super) fn start<Q: Queue, L>(daemon: &Daemon<Q, L>, stop: &CancellationToken) -> Self {
+        let options = daemon.options;
+        // A little room only: what waits here gets no heartbeats.
+        let (send_messages, messages) = mpsc::channel(options.receivers);
+        let room = watch::Sender::new(options.receivers);
+        let mut tasks = JoinSet::new();
+        for number in 0..options.receivers {
+            tasks.spawn(run(
+                daemon.queue.clone(),
+                daemon.vitals.breaker.clone(),
+                daemon.vitals.health.clone(),
+                room.subscribe(),
+                send_messages.clone(),
+                Options {
+                    env: daemon.env.clone(),
+                    number,
+                    wait_time: options.wait_time,
+                    visibility: options.limits.visibility.timeout,
+                },
+                stop.clone(),
+            ));
+        }
+        Self {
+            tasks,
+            messages,
+            room,
+            count: options.receivers,
+        }
+    }
+
+    /// Lets so many of them receive.
+    pub(super) fn set_room(&self, receives: usize) {
+        self.room.send_if_modified(|room| {
+            let before = std::mem::replace(room, receives.min(self.count));
+            before != *room
+        });
+    }
+}
+
 #[derive(Clone, Debug)]
-pub(super) struct Options {
-    pub(super) env: Env,
+struct Options {
+    env: Env,
     /// From 0. A receiver polls while there is room for more receives than this.
-    pub(super) number: usize,
-    pub(super) wait_time: Duration,
-    pub(super) visibility: Duration,
+    number: usize,
+    wait_time: Duration,
+    visibility: Duration,
 }
 
 /// What one receive brought.
@@ -37,7 +89,7 @@ const BACKOFF: Backoff = Backoff {
 /// A queue that stays away is mentioned again this often.
 const REMINDER: Duration = Duration::from_secs(60);
 
-pub(super) async fn run<Q: Queue>(
+async fn run<Q: Queue>(
     queue: Arc<Q>,
     breaker: Arc<Breaker>,
     health: Arc<Health>,
