@@ -24,6 +24,7 @@ enum Mutation {
     NoGuard,
     NoKill,
     NoRowCheck,
+    ReleaseWithRows,
     NewTokenOnReplay,
     RecordBeforeInsert,
     SettleBeforeRecord,
@@ -551,8 +552,11 @@ impl Case {
                 }
             }
             Action::CheckRows => {
-                let found = state.has_rows(job.batch.expect("sealed"))
-                    || self.mutation == Mutation::NoRowCheck;
+                let found = match self.mutation {
+                    Mutation::NoRowCheck => true,
+                    Mutation::ReleaseWithRows => false,
+                    _ => state.has_rows(job.batch.expect("sealed")),
+                };
                 answer(after, job, Answer::Whether(found));
             }
             Action::CheckComplete => {
@@ -859,6 +863,7 @@ fn every_step_is_needed() {
         Mutation::NoGuard,
         Mutation::NoKill,
         Mutation::NoRowCheck,
+        Mutation::ReleaseWithRows,
         Mutation::NewTokenOnReplay,
         Mutation::RecordBeforeInsert,
         Mutation::SettleBeforeRecord,

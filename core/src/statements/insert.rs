@@ -639,6 +639,33 @@ mod tests {
     }
 
     #[test]
+    fn every_statement_of_a_batch_carries_its_guard() {
+        let (batch, listed) = (BatchId(Uuid::from_u128(7)), object("b", "a", "1"));
+        let guard = sql::throw_if("refused()", FENCED_TEXT);
+        for strategy in [Strategy::SinglePass, Strategy::PerType] {
+            let planner = Planner {
+                strategy,
+                ..planner(S3Access::Server, Some("http://e"))
+            };
+            let mut statements = vec![planner.freeze(batch, &[&listed], "t WHERE 1", "refused()")];
+            for read_by in [
+                ReadBy::S3,
+                ReadBy::Stream,
+                ReadBy::RejectedLines,
+                ReadBy::UnmatchedStatements,
+            ] {
+                let form = Form::of(read_by);
+                let inserts = planner.inserts(batch, &[&listed], form, "refused()");
+                assert!(!inserts.is_empty(), "{strategy:?} {read_by:?}");
+                statements.extend(inserts);
+            }
+            for Statement { sql, .. } in statements {
+                assert!(sql.contains(&guard), "{sql}");
+            }
+        }
+    }
+
+    #[test]
     fn what_must_keep_its_order_is_read_by_one_thread() {
         let planner = planner(S3Access::Server, Some("http://e"));
         let settings = |sizes: [u64; 2], count: usize| {
