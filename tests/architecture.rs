@@ -1,4 +1,5 @@
-//! ARCHITECTURE.md as a test: who may import whom, and who may use what is not deterministic.
+//! ARCHITECTURE.md as a test: who may import whom, who may use what is not deterministic, and which
+//! tests show the invariants.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -263,4 +264,58 @@ fn nothing_is_quoted_by_hand() {
         }
     }
     assert_eq!(found, Vec::<String>::new());
+}
+
+/// Loaded objects (`Held`) and messages that ask for nothing; the settler does as it is told.
+#[test]
+fn two_places_say_that_a_message_is_to_be_deleted() {
+    assert_eq!(
+        users(&["Settlement::Delete"]),
+        [
+            "core/src/daemon/core.rs",
+            "core/src/daemon/in_flight.rs",
+            "src/daemon/settler.rs",
+        ]
+    );
+}
+
+/// Whether this file has a function of this name that is a test.
+fn has_test(file: &str, name: &str) -> bool {
+    let text = std::fs::read_to_string(Path::new(ROOT).join(file)).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let head = format!("fn {name}(");
+    lines.iter().enumerate().any(|(at, line)| {
+        let attributes = lines[..at].iter().rev();
+        let mut attributes = attributes.take_while(|line| line.starts_with("#["));
+        line.contains(&head)
+            && attributes.any(|it| it.starts_with("#[test]") || it.starts_with("#[tokio::test"))
+    })
+}
+
+/// Each names them in backticks, as `path/to/file.rs::name_of_the_test`.
+#[test]
+fn every_invariant_is_shown_by_tests_that_exist() {
+    let text = std::fs::read_to_string(Path::new(ROOT).join("ARCHITECTURE.md")).unwrap();
+    let (_, section) = text.split_once("\n## Invariants\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let is_numbered = |line: &&str| line.starts_with(|first: char| first.is_ascii_digit());
+    let invariants: Vec<&str> = section.lines().filter(is_numbered).collect();
+    assert!(!invariants.is_empty());
+    let mut problems = Vec::new();
+    for (number, invariant) in (1..).zip(invariants) {
+        let start = format!("{number}. ");
+        assert!(invariant.starts_with(&start), "{start}: {invariant}");
+        let quoted = invariant.split('`').skip(1).step_by(2);
+        let tests: Vec<_> = quoted.filter_map(|it| it.split_once(".rs::")).collect();
+        if tests.is_empty() {
+            problems.push(format!("{number} names no test"));
+        }
+        for (file, name) in tests {
+            let file = format!("{file}.rs");
+            if !has_test(&file, name) {
+                problems.push(format!("{number}: {file} has no test {name}"));
+            }
+        }
+    }
+    assert_eq!(problems, Vec::<String>::new());
 }
