@@ -6,13 +6,16 @@ macro_rules! labelled {
     (
         $(#[$attribute:meta])*
         $visibility:vis enum $name:ident {
-            $($(#[$of_variant:meta])* $variant:ident = $label:literal,)+
+            $(
+                $(#[$of_variant:meta])*
+                $variant:ident $({ $($(#[$of_field:meta])* $field:ident: $type:ty),+ })? = $label:literal,
+            )+
         }
     ) => {
         $(#[$attribute])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         $visibility enum $name {
-            $($(#[$of_variant])* $variant,)+
+            $($(#[$of_variant])* $variant $({ $($(#[$of_field])* $field: $type),+ })?,)+
         }
 
         impl $name {
@@ -20,7 +23,7 @@ macro_rules! labelled {
 
             $visibility const fn label(self) -> &'static str {
                 match self {
-                    $(Self::$variant => $label,)+
+                    $(Self::$variant { .. } => $label,)+
                 }
             }
         }

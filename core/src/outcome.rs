@@ -3,35 +3,20 @@
 use crate::labelled;
 use crate::object::ObjectId;
 
-/// What became of an object.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    Loaded,
-    /// It was loaded before.
-    Duplicate,
-    /// Another batch has it in hand: ask again later.
-    Busy,
-    /// It cannot be loaded, or not now; the ledger has the reason.
-    Failed,
-    /// It was gone before it was read; the ledger says so.
-    Missing {
-        acknowledge: bool,
-    },
-    /// The worker shuts down.
-    Abandoned,
-}
-
-impl Outcome {
-    /// The value of the `outcome` label in metrics.
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Loaded => "loaded",
-            Self::Duplicate => "duplicate",
-            Self::Busy => "busy",
-            Self::Failed => "failed",
-            Self::Missing { .. } => "missing",
-            Self::Abandoned => "abandoned",
-        }
+labelled! {
+    /// What became of an object. The labels are values of the `outcome` label in metrics.
+    pub enum Outcome {
+        Loaded = "loaded",
+        /// It was loaded before.
+        Duplicate = "duplicate",
+        /// It was gone before it was read; the ledger says so.
+        Missing { acknowledge: bool } = "missing",
+        /// It cannot be loaded, or not now; the ledger has the reason.
+        Failed = "failed",
+        /// Another batch has it in hand: ask again later.
+        Busy = "busy",
+        /// The worker shuts down.
+        Abandoned = "abandoned",
     }
 }
 

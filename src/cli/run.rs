@@ -23,7 +23,8 @@ use crate::s3::Store;
 use crate::statements::select::Target;
 use crate::telemetry::activity::Activity;
 use crate::telemetry::health::Health;
-use crate::telemetry::{metrics, start_logging_and_traces};
+use crate::telemetry::metrics::{self, SqsOperation};
+use crate::telemetry::start_logging_and_traces;
 use crate::util::failpoint;
 
 pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
@@ -147,7 +148,7 @@ async fn check_queue(
                 bail!("{problem}; {advice}")
             }
             Err(error) => {
-                metrics::sqs_failures("attributes", 1);
+                metrics::sqs_failures(SqsOperation::Attributes, 1);
                 health.queue_fails(error.to_string());
                 let pause = outage.note(&error);
                 tokio::select! {

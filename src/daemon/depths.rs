@@ -8,7 +8,7 @@ use tracing::warn;
 use crate::queue::depth::Depth;
 use crate::queue::sqs::SqsQueue;
 use crate::queue::{Queue, QueueError};
-use crate::telemetry::metrics;
+use crate::telemetry::metrics::{self, SqsOperation};
 use crate::util::outage::OutageLog;
 
 /// Two requests each time: a long poll that finds nothing costs as much.
@@ -29,7 +29,7 @@ pub async fn watch(queue: SqsQueue, tell: impl Fn(Depth)) {
             outage.succeeded();
             continue;
         };
-        metrics::sqs_failures("attributes", 1);
+        metrics::sqs_failures(SqsOperation::Attributes, 1);
         if outage.failed(error.clone()).is_mentioned {
             let advice = match error {
                 QueueError::Denied(_) => "; `sluice check --print-policy` prints the rights",

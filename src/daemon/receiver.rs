@@ -15,7 +15,7 @@ use crate::daemon::heartbeats::Delivery;
 use crate::load::breaker::Breaker;
 use crate::queue::{MAX_BATCH, Message, Queue, QueueError};
 use crate::telemetry::health::Health;
-use crate::telemetry::metrics;
+use crate::telemetry::metrics::{self, SqsOperation};
 use crate::util::outage::{OutageLog, Recovery};
 use sluice_core::backoff::Backoff;
 
@@ -127,7 +127,7 @@ async fn run<Q: Queue>(
                 }
             }
             Err(error) => {
-                metrics::sqs_failures("receive", 1);
+                metrics::sqs_failures(SqsOperation::Receive, 1);
                 health.queue_fails(error.to_string());
                 let pause = outage.note(&error);
                 tokio::select! {

@@ -17,7 +17,7 @@ use crate::daemon::heartbeats::Extension;
 use crate::daemon::in_flight::Settlement;
 use crate::queue::{FailedEntries, MAX_BATCH, Queue, QueueError, ReceiptHandle, except_gone};
 use crate::telemetry::activity::Activity;
-use crate::telemetry::metrics;
+use crate::telemetry::metrics::{self, SqsOperation};
 use crate::util::failpoint;
 use sluice_core::backoff::Backoff;
 
@@ -98,7 +98,7 @@ async fn delete<Q: Queue>(
     handles: Vec<ReceiptHandle>,
 ) {
     failpoint::reach("delete.before");
-    let done = persist("delete", &env, handles, |handles| {
+    let done = persist(SqsOperation::Delete, &env, handles, |handles| {
         let queue = queue.clone();
         async move { queue.delete(&handles).await }
     })
@@ -114,7 +114,7 @@ async fn release<Q: Queue>(
     activity: Arc<Activity>,
     entries: Vec<(ReceiptHandle, Duration)>,
 ) {
-    let done = persist("release", &env, entries, |entries| {
+    let done = persist(SqsOperation::Release, &env, entries, |entries| {
         let queue = queue.clone();
         async move { queue.change_visibility(&entries).await }
     })
@@ -144,7 +144,7 @@ pub(super) async fn extend<Q: Queue>(
 
 /// Repeats a batch request for the entries that failed; gives how many succeeded in the end.
 async fn persist<T: Clone, F>(
-    operation: &'static str,
+    operation: SqsOperation,
     env: &Env,
     mut entries: Vec<T>,
     request: impl Fn(Vec<T>) -> F,
@@ -171,7 +171,7 @@ where
         metrics::sqs_failures(operation, entries.len());
         if attempt == TRIES {
             warn!(
-                operation,
+                operation = operation.label(),
                 messages = entries.len(),
                 tries = TRIES,
                 error = %error,

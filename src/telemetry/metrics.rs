@@ -14,10 +14,13 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use crate::batch::CloseReason;
 use crate::clickhouse::error_class::{PauseReason, Verdict};
 use crate::event_types::Catalog;
-use crate::notification::Form;
+use crate::ledger::protocol::End;
+use crate::notification::{Form, Ignorable};
 use crate::queue::depth::Depth;
 use crate::statements::select::{Target, rejection_reasons};
 pub use sluice_core::daemon::Holdings;
+use sluice_core::labelled;
+use sluice_core::outcome::Outcome;
 
 pub use reference::reference_markdown;
 
@@ -52,7 +55,7 @@ declare! {
         "Extensions of the visibility of held messages.";
     HEARTBEATS_MISSED: Counter, "sluice_sqs_heartbeats_missed_total",
         "Held messages whose visibility was not extended in time. They are delivered again, which uses up a receive.";
-    SQS_FAILURES: Counter, "sluice_sqs_failures_total" { operation: Only(SQS_OPERATIONS) },
+    SQS_FAILURES: Counter, "sluice_sqs_failures_total" { operation: Only(&[SqsOperation::LABELS]) },
         "Requests to SQS that failed, and entries of batch requests. `attributes` is the poll of the queues' depths.";
     QUEUE_VISIBLE: Gauge, "sluice_queue_messages_visible",
         "Messages in the queue that nobody holds, approximately.";
@@ -62,7 +65,7 @@ declare! {
         "Messages in the dead-letter queue, approximately. Not there where there is no such queue, or no right to ask it.";
     QUEUE_AGE: Histogram(QUEUE_AGES), "sluice_queue_age_seconds",
         "How long a message had been in the queue when it was received, at each receive. SQS tells the age of the oldest message to CloudWatch alone.";
-    NOTIFICATIONS: Counter, "sluice_notifications_total" { form: Only(Form::LABELS), outcome: Only(NOTIFICATION_OUTCOMES) },
+    NOTIFICATIONS: Counter, "sluice_notifications_total" { form: Only(&[Form::LABELS]), outcome: Only(&[&["objects"], Ignorable::LABELS, &["malformed"]]) },
         "Message bodies read. `form`: S3's own event or EventBridge's, by itself (or by SNS, raw) or in the envelope of SNS.";
     MESSAGES_HELD: Gauge, "sluice_messages_held",
         "Messages received and not yet settled.";
@@ -72,17 +75,17 @@ declare! {
         "Objects in open batches whose window has not ended.";
     BACKLOG: Gauge, "sluice_backlog_messages",
         "Messages held that do not merely wait for a window: `sluice_messages_held` less `sluice_objects_waiting_for_window`, at least 0. For autoscaling, with `sluice_queue_messages_visible`.";
-    OBJECTS: Counter, "sluice_objects_total" { outcome: Only(OBJECT_OUTCOMES) },
+    OBJECTS: Counter, "sluice_objects_total" { outcome: Only(&[Outcome::LABELS, &["filtered"]]) },
         "What became of objects. `busy` are in another batch's hands and looked up again, `abandoned` are given back at a shutdown, `filtered` are left out by `notifications`.";
     OBJECT_BYTES: Counter, "sluice_object_bytes_total",
         "Bytes, as stored in S3, of the objects that were loaded.";
     OBJECTS_STREAMED: Counter, "sluice_objects_streamed_total",
         "Objects loaded that the worker read, and not ClickHouse.";
-    BATCHES_CLOSED: Counter, "sluice_batches_closed_total" { reason: Only(CloseReason::LABELS) },
+    BATCHES_CLOSED: Counter, "sluice_batches_closed_total" { reason: Only(&[CloseReason::LABELS]) },
         "Batches handed to a load, by what closed them.";
     BATCHES_IN_FLIGHT: Gauge, "sluice_batches_in_flight",
         "Batches being loaded.";
-    BATCHES: Counter, "sluice_batches_total" { outcome: Only(BATCH_OUTCOMES) },
+    BATCHES: Counter, "sluice_batches_total" { outcome: Only(&[End::LABELS, &["abandoned"]]) },
         "How batches of the ledger ended. `nothing_free`: all was loaded or busy. `yielded` to a batch with the same objects. `fenced`: another worker took it over. `released`: nothing of it was loaded, and it is tried otherwise. `abandoned` at a shutdown.";
     LEFT_IN_VIEWS: Counter, "sluice_rollbacks_left_in_views_total",
         "Batches that were rolled back while users' views read the tables: what the views had made of their rows stays in the views' own tables.";
@@ -96,11 +99,11 @@ declare! {
         "From the creation of an object, as its event says, to its rows being queryable.";
     INSERT_DURATION: Histogram(INSERT_DURATIONS), "sluice_insert_duration_seconds",
         "How long the insert of a batch took, failed ones included.";
-    LEDGER_DURATION: Histogram(LEDGER_DURATIONS), "sluice_ledger_duration_seconds" { operation: Only(LEDGER_OPERATIONS) },
+    LEDGER_DURATION: Histogram(LEDGER_DURATIONS), "sluice_ledger_duration_seconds" { operation: Only(&[LEDGER_OPERATIONS]) },
         "How long a small statement took that a step of the ledger protocol needs, failed ones included. `insert` is the count of what an insert brought.";
-    CLICKHOUSE_ERRORS: Counter, "sluice_clickhouse_errors_total" { code: ERROR_CODES, verdict: Only(Verdict::LABELS) },
+    CLICKHOUSE_ERRORS: Counter, "sluice_clickhouse_errors_total" { code: ERROR_CODES, verdict: Only(&[Verdict::LABELS]) },
         "Statements that failed, and what was made of it.";
-    BREAKER_OPEN: Gauge, "sluice_breaker_open" { reason: Only(PauseReason::LABELS) },
+    BREAKER_OPEN: Gauge, "sluice_breaker_open" { reason: Only(&[PauseReason::LABELS]) },
         "1 while intake is paused for this reason, else 0. `/readyz` tells it in words.";
     BUILD_INFO: Gauge, "sluice_build_info" { version: VERSION },
         "Always 1: the version is what its label says.";
@@ -108,31 +111,18 @@ declare! {
         "When the worker was started, in seconds since 1970.";
 }
 
-const SQS_OPERATIONS: &[&str] = &["receive", "delete", "release", "heartbeat", "attributes"];
-const NOTIFICATION_OUTCOMES: &[&str] = &[
-    "objects",
-    "test_event",
-    "other_event",
-    "filtered",
-    "malformed",
-];
-const OBJECT_OUTCOMES: &[&str] = &[
-    "loaded",
-    "duplicate",
-    "missing",
-    "failed",
-    "busy",
-    "abandoned",
-    "filtered",
-];
-const BATCH_OUTCOMES: &[&str] = &[
-    "loaded",
-    "nothing_free",
-    "yielded",
-    "fenced",
-    "released",
-    "abandoned",
-];
+labelled! {
+    /// A request to SQS.
+    pub enum SqsOperation {
+        Receive = "receive",
+        Delete = "delete",
+        Release = "release",
+        Heartbeat = "heartbeat",
+        Attributes = "attributes",
+    }
+}
+
+/// Of the steps of the ledger protocol, those that send small statements.
 const LEDGER_OPERATIONS: &[&str] = &[
     "look_up",
     "seal",
@@ -220,8 +210,8 @@ pub fn heartbeat_missed() {
     HEARTBEATS_MISSED.add(1, &[]);
 }
 
-pub fn sqs_failures(operation: &'static str, count: usize) {
-    SQS_FAILURES.add(count as u64, &[operation]);
+pub fn sqs_failures(operation: SqsOperation, count: usize) {
+    SQS_FAILURES.add(count as u64, &[operation.label()]);
 }
 
 pub fn depth(depth: Depth) {

@@ -10,7 +10,7 @@ use crate::batch::CloseReason;
 use crate::notification::{Form, Malformed};
 use crate::queue::Message;
 use crate::telemetry::activity::Activity;
-use crate::telemetry::metrics;
+use crate::telemetry::metrics::{self, SqsOperation};
 
 /// The two who are told.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl Observer for Telemetry {
 
     fn extended(&self, extended: usize, failed: usize) {
         metrics::heartbeats(extended);
-        metrics::sqs_failures("heartbeat", failed);
+        metrics::sqs_failures(SqsOperation::Heartbeat, failed);
     }
 
     fn heartbeat_missed(&self) {

@@ -4,28 +4,21 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Who reads the objects of a batch; `ledger_objects.read_by` says it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ReadBy {
-    /// ClickHouse, with `s3()`.
-    #[default]
-    S3,
-    /// This worker, which streams them into its insert.
-    Stream,
-    /// ClickHouse, of what it kept of them: lines that are replayed.
-    RejectedLines,
-    UnmatchedStatements,
-}
+use crate::labelled;
 
-impl ReadBy {
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::S3 => "s3",
-            Self::Stream => "stream",
-            Self::RejectedLines => "rejected_lines",
-            Self::UnmatchedStatements => "unmatched_statements",
-        }
+labelled! {
+    /// Who reads the objects of a batch; the labels are the values of `ledger_objects.read_by`.
+    #[derive(Default, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum ReadBy {
+        /// ClickHouse, with `s3()`.
+        #[default]
+        S3 = "s3",
+        /// This worker, which streams them into its insert.
+        Stream = "stream",
+        /// ClickHouse, of what it kept of them: lines that are replayed.
+        RejectedLines = "rejected_lines",
+        UnmatchedStatements = "unmatched_statements",
     }
 }
 

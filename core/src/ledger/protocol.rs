@@ -14,6 +14,7 @@
 
 use super::drive::{Fence, Inserted, Recorded, Steps, TakenBack};
 use crate::batch::BatchId;
+use crate::labelled;
 
 /// What the ledger says of an object, leaving out the batch that asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -92,31 +93,20 @@ impl Action {
     }
 }
 
-/// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum End {
-    /// Every sealed object is loaded.
-    Loaded,
-    /// No object was free: there was nothing to seal.
-    NothingFree,
-    /// Another batch claims an object too: try again after a random pause, as a new batch.
-    Yielded,
-    /// Somebody else has taken the batch over: its objects will be found loaded, or free.
-    Fenced,
-    /// Nothing of the batch is in the tables, and its objects are free.
-    Released,
-}
-
-impl End {
-    /// The value of the `outcome` label in metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Loaded => "loaded",
-            Self::NothingFree => "nothing_free",
-            Self::Yielded => "yielded",
-            Self::Fenced => "fenced",
-            Self::Released => "released",
-        }
+labelled! {
+    /// How a run ended. The labels are values of the `outcome` label in metrics.
+    #[derive(PartialOrd, Ord)]
+    pub enum End {
+        /// Every sealed object is loaded.
+        Loaded = "loaded",
+        /// No object was free: there was nothing to seal.
+        NothingFree = "nothing_free",
+        /// Another batch claims an object too: try again after a random pause, as a new batch.
+        Yielded = "yielded",
+        /// Somebody else has taken the batch over: its objects will be found loaded, or free.
+        Fenced = "fenced",
+        /// Nothing of the batch is in the tables, and its objects are free.
+        Released = "released",
     }
 }
 

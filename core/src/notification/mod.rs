@@ -59,25 +59,16 @@ labelled! {
     }
 }
 
-/// Why a message that was understood asks for nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ignorable {
-    /// S3 sends one when a notification configuration is saved.
-    TestEvent,
-    /// Only events that are known to write nothing, such as a removal.
-    OtherEvents,
-    /// Only objects that the configured filter leaves out.
-    Filtered,
-}
-
-impl Ignorable {
-    /// The value of the `outcome` label in metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::TestEvent => "test_event",
-            Self::OtherEvents => "other_event",
-            Self::Filtered => "filtered",
-        }
+labelled! {
+    /// Why a message that was understood asks for nothing. The labels are values of the `outcome`
+    /// label in metrics.
+    pub enum Ignorable {
+        /// S3 sends one when a notification configuration is saved.
+        TestEvent = "test_event",
+        /// Only events that are known to write nothing, such as a removal.
+        OtherEvents = "other_event",
+        /// Only objects that the configured filter leaves out.
+        Filtered = "filtered",
     }
 }
 

@@ -34,8 +34,8 @@ pub(super) struct Label {
 /// The values that a label takes. `text` describes them where they cannot be listed.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Values {
-    /// These, and no others.
-    Only(&'static [&'static str]),
+    /// Those of these lists, and no others.
+    Only(&'static [&'static [&'static str]]),
     /// Those that the event types give.
     Declared {
         by: fn(&Catalog) -> Vec<String>,
@@ -61,16 +61,15 @@ impl Kind {
 impl Values {
     fn known(self, catalog: &Catalog) -> Vec<String> {
         match self {
-            Self::Only(known) | Self::Open { known, .. } => {
-                known.iter().map(ToString::to_string).collect()
-            }
+            Self::Only(known) => known.concat().iter().map(ToString::to_string).collect(),
+            Self::Open { known, .. } => known.iter().map(ToString::to_string).collect(),
             Self::Declared { by, .. } => by(catalog),
         }
     }
 
     fn takes(self, value: &str) -> bool {
         match self {
-            Self::Only(values) => values.contains(&value),
+            Self::Only(lists) => lists.iter().any(|values| values.contains(&value)),
             Self::Declared { .. } | Self::Open { .. } => true,
         }
     }

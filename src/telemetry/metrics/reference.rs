@@ -37,7 +37,8 @@ fn row(metric: &Metric) -> String {
 
 fn describe(label: &Label) -> String {
     let values = match label.values {
-        Values::Only(values) => {
+        Values::Only(lists) => {
+            let values = lists.concat();
             let quoted: Vec<String> = values.iter().map(|value| format!("`{value}`")).collect();
             quoted.join(", ")
         }
