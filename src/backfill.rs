@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 
 use crate::batch::{Batch, BatchId, BatchLimits, Batcher};
 use crate::ledger::Claims;
-use crate::ledger::protocol::Standing;
+use crate::ledger::protocol::ClaimStatus;
 use crate::load::{Loader, Outcome, Outcomes};
 use crate::object::ObjectRef;
 use crate::s3::listing::{CHUNK, Lister};
@@ -173,16 +173,25 @@ impl<P: Fn(&Tally)> Backfill<P> {
             .filter_map(|id| Some((id, self.loaded_by.get(id)?)))
             .flat_map(|(id, batches)| batches.iter().map(|batch| (*id, *batch)))
             .collect();
-        let standings = self.loader.look_up(&ids, &superseded, &self.stop).await;
-        let Some(standings) = standings else { return };
-        for (object, standing) in objects.into_iter().zip(standings) {
-            match standing {
-                Standing::Loaded => {
+        let claim_statuses = self.loader.look_up(&ids, &superseded, &self.stop).await;
+        let Some(claim_statuses) = claim_statuses else {
+            return;
+        };
+        for (object, status) in objects.into_iter().zip(claim_statuses) {
+            match status {
+                ClaimStatus::Loaded => {
                     self.loaded_by.remove(&object.id());
                     self.tally.already_loaded += 1;
                 }
-                Standing::Busy { lapsed: false, .. } => self.busy.push(object),
-                Standing::Free | Standing::Busy { lapsed: true, .. } => {
+                ClaimStatus::Busy {
+                    lease_expired: false,
+                    ..
+                } => self.busy.push(object),
+                ClaimStatus::Free
+                | ClaimStatus::Busy {
+                    lease_expired: true,
+                    ..
+                } => {
                     if self.is_full() {
                         continue;
                     }

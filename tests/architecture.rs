@@ -15,7 +15,7 @@ const CORE: &[&str] = &[
     "glob",
     "sql",
     "secret",
-    "recent",
+    "sliding_window",
     "queue",
     "object",
     "outcome",
@@ -266,7 +266,7 @@ fn nothing_is_quoted_by_hand() {
     assert_eq!(found, Vec::<String>::new());
 }
 
-/// Loaded objects (`Held`) and messages that ask for nothing; the settler does as it is told.
+/// Loaded objects (`InFlightMessages`) and messages that ask for nothing; the settler does as it is told.
 #[test]
 fn two_places_say_that_a_message_is_to_be_deleted() {
     assert_eq!(

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
-use sluice::batch::Form;
+use sluice::batch::StatementShape;
 use sluice::batch::{Batch, BatchId, BatchLimits, Batcher, ReadBy};
-use sluice::daemon::in_flight::{Fate, Held, VisibilityPolicy};
+use sluice::daemon::in_flight::{Disposition, InFlightMessages, VisibilityPolicy};
 use sluice::event_types::Catalog;
 use sluice::notification::{Notification, parse_notification};
 use sluice::object::ObjectRef;
@@ -119,7 +119,7 @@ fn plan(bencher: Bencher) {
     bencher.counter(ItemsCount::new(MESSAGES)).bench(|| {
         for batch in &batches {
             let objects: Vec<&ObjectRef> = batch.objects.iter().collect();
-            let form = Form::of(ReadBy::S3);
+            let form = StatementShape::of(ReadBy::S3);
             black_box(planner.inserts(BatchId::new(&Env::default()), &objects, form, "0"));
         }
     });
@@ -136,14 +136,14 @@ fn settle(bencher: Bencher) {
     let messages: Vec<Message> = (0..MESSAGES).map(message).collect();
     bencher
         .counter(ItemsCount::new(MESSAGES))
-        .with_inputs(|| Held::new(policy))
+        .with_inputs(|| InFlightMessages::new(policy))
         .bench_refs(|held| {
             let now = Instant::now();
             for (message, id) in messages.iter().zip(&ids) {
-                black_box(held.hold(message, &[*id], now));
+                black_box(held.track(message, &[*id], now));
             }
             for id in &ids {
-                black_box(held.resolve(*id, Fate::Done, 0.5));
+                black_box(held.resolve(*id, Disposition::Done, 0.5));
             }
         });
 }

@@ -8,7 +8,7 @@ use sluice_bench::gate::median;
 use crate::lab::Lab;
 use crate::note;
 use crate::objects::Requests;
-use crate::ways::Way;
+use crate::ways::Contender;
 use crate::ways::sluice::Cost;
 use crate::workload::{Size, Workload};
 
@@ -75,7 +75,7 @@ impl Measured {
 pub(crate) async fn compare(
     lab: &Lab,
     workload: &Workload,
-    ways: &[Way],
+    ways: &[Contender],
     samples: usize,
     share: f64,
 ) -> Result<Comparison> {

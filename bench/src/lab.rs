@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use sluice::event_types::Catalog;
 use sluice::statements::ddl;
 use sluice::statements::ddl::{Engine, SchemaOptions};
-use sluice_testkit::xapi::{EventType, Reckoning};
+use sluice_testkit::xapi::{EventType, ExpectedRows};
 use sluice_testkit::{ClickHouse, ClickHouseOptions, Keeper};
 use uuid::Uuid;
 
@@ -82,7 +82,7 @@ impl Lab {
 impl Database<'_> {
     /// An error unless the event tables have exactly as many rows as were generated. Asked with
     /// merges still to come: a row that is there twice counts twice.
-    pub(crate) async fn must_have(&self, reckoning: &Reckoning) -> Result<()> {
+    pub(crate) async fn must_have(&self, reckoning: &ExpectedRows) -> Result<()> {
         for kind in EventType::ALL {
             let sql = format!("SELECT count() FROM {}.{}", self.name, kind.table());
             let found: u64 = self.clickhouse.scalar(&sql).await?;

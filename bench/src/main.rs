@@ -29,7 +29,7 @@ use sluice_testkit::Keeper;
 use sluice_testkit::install::target_directory;
 
 use lab::Lab;
-use ways::Way;
+use ways::Contender;
 use workload::Workload;
 
 #[derive(Parser)]
@@ -206,12 +206,12 @@ async fn main() -> Result<ExitCode> {
 }
 
 async fn compare_ways(sluice: PathBuf, asked: &Compare) -> Result<ExitCode> {
-    let mut ways = chosen(&asked.ways, Way::ALL.to_vec(), |way| way.name())?;
-    let wants_keeper = ways.contains(&Way::S3Queue);
+    let mut ways = chosen(&asked.ways, Contender::ALL.to_vec(), |way| way.name())?;
+    let wants_keeper = ways.contains(&Contender::S3Queue);
     let keeper = wants_keeper.then(Keeper::start).transpose();
     let keeper = keeper.unwrap_or_else(|why| {
         note(&format!("s3queue is left out: {why:#}"));
-        ways.retain(|way| *way != Way::S3Queue);
+        ways.retain(|way| *way != Contender::S3Queue);
         None
     });
     let lab = Lab::start(sluice, keeper, Duration::from_millis(asked.latency_ms)).await?;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sluice::object::ObjectRef;
 use sluice_testkit::latency::measure;
-use sluice_testkit::xapi::{Generator, Reckoning};
+use sluice_testkit::xapi::{ExpectedRows, Generator};
 use tokio::sync::mpsc;
 use tokio::time::{interval, sleep_until};
 
@@ -178,10 +178,10 @@ async fn upload(
     rate: f64,
     length: Duration,
     arrivals: mpsc::UnboundedSender<ObjectRef>,
-) -> Result<(Reckoning, PutAt)> {
+) -> Result<(ExpectedRows, PutAt)> {
     let mut generator = Generator::new(2).sizes(1..=2).faults(0.0, 0.02);
     let begun = tokio::time::Instant::now();
-    let (mut reckoning, mut put_at) = (Reckoning::default(), PutAt::new());
+    let (mut reckoning, mut put_at) = (ExpectedRows::default(), PutAt::new());
     let mut at = Duration::ZERO;
     while at < length {
         sleep_until(begun + at).await;

@@ -4,7 +4,7 @@ use std::ops::{Range, RangeInclusive};
 
 use serde::{Deserialize, Serialize};
 use sluice::object::{ObjectParts, ObjectRef};
-use sluice_testkit::xapi::{Compression, EventType, Generator, Reckoning};
+use sluice_testkit::xapi::{Compression, EventType, ExpectedRows, Generator};
 
 use crate::objects::ObjectServer;
 
@@ -68,7 +68,7 @@ pub(crate) fn all() -> [Workload; 7] {
 pub(crate) struct Uploaded {
     /// Sorted by key.
     pub(crate) objects: Vec<ObjectRef>,
-    pub(crate) reckoning: Reckoning,
+    pub(crate) reckoning: ExpectedRows,
     pub(crate) size: Size,
 }
 
@@ -110,7 +110,7 @@ impl Workload {
         if let Some(only) = self.only {
             generator = generator.only(only);
         }
-        let mut reckoning = Reckoning::default();
+        let mut reckoning = ExpectedRows::default();
         let bundles = generator
             .take(count)
             .inspect(|bundle| reckoning += &bundle.reckoning);

@@ -5,9 +5,9 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::Vitals;
+use super::WorkerHandles;
 use crate::clickhouse::error_class::PauseReason;
-use crate::telemetry::health::Contact;
+use crate::telemetry::health::QueueConnectivity;
 
 /// New messages that wait longer than this in the queue mean that the worker is behind.
 const LONG_WAIT: Duration = Duration::from_secs(60);
@@ -18,13 +18,13 @@ const MANY_REJECTED: f64 = 0.02;
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Condition {
-    word: Word,
+    word: HealthState,
     reason: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Word {
+enum HealthState {
     Starting,
     Well,
     /// It loads, and not as fast as objects are announced.
@@ -38,13 +38,13 @@ enum Word {
 
 /// What decides it.
 #[derive(Debug)]
-pub(super) struct Signs {
+pub(super) struct HealthInputs {
     /// Since when the event loop has been stuck.
     pub(super) stuck_for: Option<Duration>,
     pub(super) stopping: bool,
     /// Why intake is paused, and the same in words.
     pub(super) pause: Option<(PauseReason, String)>,
-    pub(super) queue: Contact,
+    pub(super) queue: QueueConnectivity,
     /// How long new messages had been in the queue: the median.
     pub(super) wait: Option<Duration>,
     /// For how long nothing has been loaded although batches are in flight.
@@ -55,9 +55,9 @@ pub(super) struct Signs {
     pub(super) rejected_ratio: f64,
 }
 
-impl Signs {
-    pub(super) fn of(vitals: &Vitals, stopping: bool, now: Instant) -> Self {
-        let Vitals {
+impl HealthInputs {
+    pub(super) fn of(vitals: &WorkerHandles, stopping: bool, now: Instant) -> Self {
+        let WorkerHandles {
             health,
             breaker,
             activity,
@@ -117,38 +117,43 @@ fn in_seconds(duration: Duration) -> humantime::FormattedDuration {
 }
 
 impl Condition {
-    pub(super) fn of(signs: Signs) -> Self {
+    pub(super) fn of(signs: HealthInputs) -> Self {
         let (word, reason) = Self::judge(signs);
         Self { word, reason }
     }
 
-    fn judge(signs: Signs) -> (Word, String) {
+    fn judge(signs: HealthInputs) -> (HealthState, String) {
         if let Some(silent) = signs.stuck_for {
             let seconds = silent.as_secs();
             let reason = format!("The event loop has been stuck for {seconds} s.");
-            return (Word::Stuck, reason);
+            return (HealthState::Stuck, reason);
         }
         if signs.stopping {
             let reason = "What is in flight is finished, the rest goes back to the queue.";
-            return (Word::Stopping, reason.to_owned());
+            return (HealthState::Stopping, reason.to_owned());
         }
         let concerns = signs.concerns();
         let delay = signs.delay();
         match (signs.pause, signs.queue) {
-            (Some((reason, why)), _) if reason != PauseReason::Starting => (Word::Paused, why),
-            (_, Contact::Away(why)) => {
-                (Word::Paused, format!("Nothing comes from the queue: {why}"))
+            (Some((reason, why)), _) if reason != PauseReason::Starting => {
+                (HealthState::Paused, why)
             }
-            (Some((_, why)), _) => (Word::Starting, why),
-            (None, queue @ Contact::NotYet) => (Word::Starting, queue.away().unwrap_or_default()),
-            (None, Contact::Answers) if !concerns.is_empty() => {
+            (_, QueueConnectivity::Away(why)) => (
+                HealthState::Paused,
+                format!("Nothing comes from the queue: {why}"),
+            ),
+            (Some((_, why)), _) => (HealthState::Starting, why),
+            (None, queue @ QueueConnectivity::NotYet) => {
+                (HealthState::Starting, queue.away().unwrap_or_default())
+            }
+            (None, QueueConnectivity::Answers) if !concerns.is_empty() => {
                 let all: Vec<_> = concerns.into_iter().chain(delay).collect();
-                (Word::Attention, all.join(" "))
+                (HealthState::Attention, all.join(" "))
             }
-            (None, Contact::Answers) => match delay {
-                Some(delay) => (Word::Behind, delay),
+            (None, QueueConnectivity::Answers) => match delay {
+                Some(delay) => (HealthState::Behind, delay),
                 None => (
-                    Word::Well,
+                    HealthState::Well,
                     "Objects are loaded as they are announced.".to_owned(),
                 ),
             },
@@ -160,11 +165,11 @@ impl Condition {
 mod tests {
     use super::*;
 
-    const WELL: Signs = Signs {
+    const WELL: HealthInputs = HealthInputs {
         stuck_for: None,
         stopping: false,
         pause: None,
-        queue: Contact::Answers,
+        queue: QueueConnectivity::Answers,
         wait: None,
         unloaded_for: None,
         dead_letters: 0,
@@ -174,128 +179,128 @@ mod tests {
     #[test]
     fn the_gravest_sign_decides() {
         let seconds = |seconds| Some(Duration::from_secs(seconds));
-        let away = || Contact::Away("no route".to_owned());
+        let away = || QueueConnectivity::Away("no route".to_owned());
         let pause = |class| Some((class, "refused".to_owned()));
         let cases = [
-            (WELL, Word::Well, "as they are announced"),
+            (WELL, HealthState::Well, "as they are announced"),
             (
-                Signs {
+                HealthInputs {
                     wait: seconds(60),
                     ..WELL
                 },
-                Word::Well,
+                HealthState::Well,
                 "",
             ),
             (
-                Signs {
+                HealthInputs {
                     wait: seconds(61),
                     ..WELL
                 },
-                Word::Behind,
+                HealthState::Behind,
                 "1m 1s",
             ),
             (
-                Signs {
+                HealthInputs {
                     unloaded_for: seconds(299),
                     rejected_ratio: 0.02,
                     ..WELL
                 },
-                Word::Well,
+                HealthState::Well,
                 "",
             ),
             (
-                Signs {
+                HealthInputs {
                     unloaded_for: seconds(300),
                     wait: seconds(61),
                     ..WELL
                 },
-                Word::Attention,
+                HealthState::Attention,
                 "for 5m, although batches are in flight: the log says what they meet. New messages \
                  wait 1m 1s",
             ),
             (
-                Signs {
+                HealthInputs {
                     dead_letters: 1,
                     ..WELL
                 },
-                Word::Attention,
+                HealthState::Attention,
                 "about 1 messages",
             ),
             (
-                Signs {
+                HealthInputs {
                     rejected_ratio: 0.25,
                     ..WELL
                 },
-                Word::Attention,
+                HealthState::Attention,
                 "25.0 % were rejected",
             ),
             (
-                Signs {
+                HealthInputs {
                     dead_letters: 1,
                     pause: pause(PauseReason::Schema),
                     ..WELL
                 },
-                Word::Paused,
+                HealthState::Paused,
                 "refused",
             ),
             (
-                Signs {
-                    queue: Contact::NotYet,
+                HealthInputs {
+                    queue: QueueConnectivity::NotYet,
                     ..WELL
                 },
-                Word::Starting,
+                HealthState::Starting,
                 "not been reached",
             ),
             (
-                Signs {
+                HealthInputs {
                     pause: pause(PauseReason::Starting),
                     ..WELL
                 },
-                Word::Starting,
+                HealthState::Starting,
                 "refused",
             ),
             (
-                Signs {
+                HealthInputs {
                     pause: pause(PauseReason::Schema),
                     wait: seconds(61),
                     ..WELL
                 },
-                Word::Paused,
+                HealthState::Paused,
                 "refused",
             ),
             (
-                Signs {
+                HealthInputs {
                     queue: away(),
                     ..WELL
                 },
-                Word::Paused,
+                HealthState::Paused,
                 "no route",
             ),
             (
-                Signs {
+                HealthInputs {
                     queue: away(),
                     pause: pause(PauseReason::Starting),
                     ..WELL
                 },
-                Word::Paused,
+                HealthState::Paused,
                 "no route",
             ),
             (
-                Signs {
+                HealthInputs {
                     stopping: true,
                     pause: pause(PauseReason::Schema),
                     ..WELL
                 },
-                Word::Stopping,
+                HealthState::Stopping,
                 "goes back",
             ),
             (
-                Signs {
+                HealthInputs {
                     stuck_for: seconds(31),
                     stopping: true,
                     ..WELL
                 },
-                Word::Stuck,
+                HealthState::Stuck,
                 "31 s",
             ),
         ];

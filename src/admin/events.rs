@@ -13,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use super::Vitals;
+use super::WorkerHandles;
 use super::status::LiveStatus;
 use crate::telemetry::activity::STEP;
 
@@ -24,7 +24,7 @@ const MAX_STREAMS: usize = 32;
 /// What the status is made from.
 #[derive(Clone)]
 struct Source {
-    vitals: Vitals,
+    vitals: WorkerHandles,
     stop: CancellationToken,
 }
 
@@ -52,7 +52,7 @@ pub(super) struct Events {
 }
 
 impl Reporter {
-    pub(super) fn new(vitals: Vitals, stop: CancellationToken) -> Self {
+    pub(super) fn new(vitals: WorkerHandles, stop: CancellationToken) -> Self {
         let source = Source { vitals, stop };
         let latest = watch::Sender::new(source.json().into());
         Self { source, latest }
@@ -75,7 +75,7 @@ impl Reporter {
             let now = tick.tick().await;
             if now >= step_at {
                 step_at += STEP;
-                let Vitals {
+                let WorkerHandles {
                     breaker, activity, ..
                 } = &self.source.vitals;
                 activity.step(now, breaker.pause_reason().is_some());
@@ -116,7 +116,7 @@ mod tests {
     use crate::telemetry::activity::Activity;
 
     fn reporter() -> Reporter {
-        let vitals = Vitals::new(INTERVAL, Activity::default());
+        let vitals = WorkerHandles::new(INTERVAL, Activity::default());
         Reporter::new(vitals, CancellationToken::new())
     }
 

@@ -22,16 +22,16 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::condition::Signs;
+use self::condition::HealthInputs;
 use self::events::{Events, Reporter};
 pub use self::status::WorkerStatus;
-use crate::daemon::Vitals;
+use crate::daemon::WorkerHandles;
 
 /// Histograms are summed up this often.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 struct Admin {
-    vitals: Vitals,
+    vitals: WorkerHandles,
     metrics: PrometheusHandle,
     events: Events,
 }
@@ -59,7 +59,7 @@ impl AdminListener {
     /// the page says so.
     pub async fn serve(
         self,
-        vitals: Vitals,
+        vitals: WorkerHandles,
         metrics: PrometheusHandle,
         allowed_hosts: Vec<String>,
         stop: CancellationToken,
@@ -110,14 +110,14 @@ async fn healthz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    let Vitals {
+    let WorkerHandles {
         health, breaker, ..
     } = &admin.vitals;
     let paused = breaker.reason();
     let paused = paused.map(|why| format!("intake is paused: {why}\n"));
     let queue = health.queue().away();
     let queue = queue.map(|why| format!("nothing comes from the queue: {why}\n"));
-    let concerns: String = Signs::of(&admin.vitals, false, Instant::now())
+    let concerns: String = HealthInputs::of(&admin.vitals, false, Instant::now())
         .concerns()
         .iter()
         .map(|concern| format!("attention: {concern}\n"))
@@ -154,7 +154,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stuck_loop_fails_healthz_until_it_turns_again() {
-        let vitals = Vitals::new(Duration::from_secs(1), Activity::default());
+        let vitals = WorkerHandles::new(Duration::from_secs(1), Activity::default());
         let admin = Arc::new(Admin {
             metrics: PrometheusBuilder::new().build_recorder().handle(),
             events: Reporter::new(vitals.clone(), CancellationToken::new()).events(),

@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Vitals;
-use super::condition::{Condition, Signs};
+use super::WorkerHandles;
+use super::condition::{Condition, HealthInputs};
 use crate::queue::depth::Depth;
 use crate::telemetry::activity::Snapshot;
-use crate::telemetry::metrics::Holdings;
+use crate::telemetry::metrics::InFlightStats;
 
 /// How the worker is.
 #[derive(Debug, Serialize, Deserialize)]
@@ -22,7 +22,7 @@ pub struct WorkerStatus {
     /// Why nothing comes from the queue, if that is so.
     pub queue_away: Option<String>,
     #[serde(flatten)]
-    pub holdings: Holdings,
+    pub holdings: InFlightStats,
 }
 
 /// All that the live page shows.
@@ -40,14 +40,14 @@ pub(super) struct LiveStatus {
 }
 
 impl LiveStatus {
-    pub(super) fn of(vitals: &Vitals, stop: &CancellationToken) -> Self {
-        let Vitals {
+    pub(super) fn of(vitals: &WorkerHandles, stop: &CancellationToken) -> Self {
+        let WorkerHandles {
             health,
             breaker,
             activity,
         } = vitals;
         let now = Instant::now();
-        let condition = Condition::of(Signs::of(vitals, stop.is_cancelled(), now));
+        let condition = Condition::of(HealthInputs::of(vitals, stop.is_cancelled(), now));
         Self {
             at: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
             condition,

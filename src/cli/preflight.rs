@@ -61,7 +61,7 @@ impl Preflight {
             );
             return Ok(Some((PauseReason::Schema, why)));
         }
-        if let Some(setting) = self.warehouse.forgetful_setting().await? {
+        if let Some(setting) = self.warehouse.dedup_disabled_by().await? {
             let why = format!(
                 "`{setting}` is 'disable' for this user: rows of a repeated insert would be \
                  doubled; take it out of the user's profile"

@@ -8,11 +8,11 @@ use serde::Serialize;
 use super::Incomplete;
 use super::app::App;
 use super::backfill::announce::announce;
+use super::listing_with_status::ListingWithStatus;
 use super::output::{Output, first_words, table};
 use super::selection::SelectionArguments;
-use super::survey::Survey;
-use crate::ledger::history::{History, ObjectStanding};
-use crate::ledger::protocol::Standing;
+use crate::ledger::history::{History, ObjectStatus};
+use crate::ledger::protocol::ClaimStatus;
 use crate::object::ObjectRef;
 use crate::s3::{Listed, Store};
 
@@ -41,9 +41,9 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
         None
     };
     let history = app.history()?;
-    let mut survey = Survey::new(app, &arguments.selection, Store::new(&aws))?;
+    let mut listing = ListingWithStatus::new(app, &arguments.selection, Store::new(&aws))?;
     let mut report = Report::default();
-    while let Some(objects) = survey.next().await? {
+    while let Some(objects) = listing.next().await? {
         let missing = report.count(objects);
         let findings = classify(&history, missing).await;
         let findings = findings.with_context(|| {
@@ -110,14 +110,14 @@ type Missing = (Listed, bool);
 
 async fn classify(history: &History, missing: Vec<Missing>) -> anyhow::Result<Vec<Finding>> {
     let objects: Vec<_> = missing.iter().map(|(listed, _)| &listed.object).collect();
-    let known = history.standings(&objects).await?;
+    let known = history.claim_statuses(&objects).await?;
     let loaded_keys = history.loaded_keys(&objects).await?;
     let findings = missing.into_iter().map(|(listed, in_hand)| {
         let Listed {
             object,
             last_modified,
         } = listed;
-        let ObjectStanding {
+        let ObjectStatus {
             failures,
             class,
             reason,
@@ -147,11 +147,17 @@ async fn classify(history: &History, missing: Vec<Missing>) -> anyhow::Result<Ve
 
 impl Report {
     /// Gives what is not loaded.
-    fn count(&mut self, objects: Vec<(Listed, Standing)>) -> Vec<Missing> {
+    fn count(&mut self, objects: Vec<(Listed, ClaimStatus)>) -> Vec<Missing> {
         self.found += objects.len() as u64;
-        let missing = objects.into_iter().filter_map(|(listed, standing)| {
-            let in_hand = matches!(standing, Standing::Busy { lapsed: false, .. });
-            (standing != Standing::Loaded).then_some((listed, in_hand))
+        let missing = objects.into_iter().filter_map(|(listed, status)| {
+            let in_hand = matches!(
+                status,
+                ClaimStatus::Busy {
+                    lease_expired: false,
+                    ..
+                }
+            );
+            (status != ClaimStatus::Loaded).then_some((listed, in_hand))
         });
         let missing: Vec<_> = missing.collect();
         self.loaded = self.found - self.not_loaded() - missing.len() as u64;

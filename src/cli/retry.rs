@@ -132,7 +132,7 @@ async fn would_fail_again(store: &Store, failed: &FailedObject) -> bool {
     if !is_missing && !depends_on_content.into_iter().any(is_of) {
         return false;
     }
-    match store.present(&failed.into()).await {
+    match store.head(&failed.into()).await {
         Ok(present) => !is_missing && !failed.etag.is_empty() && present.etag == failed.etag,
         Err(error) => is_missing && error.is_missing(),
     }

@@ -11,9 +11,9 @@ use super::preflight::Preflight;
 use super::stop::stop_on_signals;
 use crate::Env;
 use crate::admin::AdminListener;
-use crate::clickhouse::error_class::{meaning, with_advice};
+use crate::clickhouse::error_class::{diagnosis, with_advice};
 use crate::daemon;
-use crate::daemon::{QueueOutage, Vitals, depths};
+use crate::daemon::{QueueOutage, WorkerHandles, depths};
 use crate::event_types::Catalog;
 use crate::load::breaker::{Breaker, Scope};
 use crate::queue::Queue;
@@ -43,7 +43,7 @@ pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
     let warehouse = app.warehouse()?;
     let planner = app.planner(catalog.clone(), region(&aws))?;
     let preflight = app.preflight(&catalog)?;
-    let vitals = Vitals::new(config.load.probe_interval.get(), activity(&catalog));
+    let vitals = WorkerHandles::new(config.load.probe_interval.get(), activity(&catalog));
     let breaker = vitals.breaker.clone();
 
     let admin = AdminListener::bind(config.admin.listen).await?;
@@ -164,14 +164,14 @@ async fn check_queue(
 /// a memory for tokens, and a set-up on which loading each object once is proven.
 async fn probe(preflight: Preflight, breaker: Arc<Breaker>) {
     loop {
-        breaker.unprobed().await;
+        breaker.probe_due().await;
         match preflight.problem().await {
             Ok(None) => breaker.succeeded(Scope::Inserts),
             Ok(Some((reason, why))) => breaker.open(Scope::Everything, reason, &why),
             Err(error) => {
                 breaker.open(
                     Scope::Everything,
-                    meaning(&error).pause,
+                    diagnosis(&error).pause,
                     &with_advice(&error),
                 );
             }

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use anyhow::ensure;
 
 use super::app::App;
-use super::moment::moment;
+use super::time_argument::parse_time_arg;
 use crate::glob::Globs;
 use crate::notification::filter::Filter;
 use crate::object::ObjectUrl;

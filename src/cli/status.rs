@@ -19,8 +19,8 @@ use crate::ledger::history::{
 use crate::object::ObjectUrl;
 use crate::queue::Queue;
 use crate::queue::sqs::SqsQueue;
-use crate::telemetry::metrics::Holdings;
-use sluice_core::recent::Summary;
+use crate::telemetry::metrics::InFlightStats;
+use sluice_core::sliding_window::Summary;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -279,7 +279,7 @@ fn show_worker(worker: &WorkerStatus, f: &mut fmt::Formatter<'_>) -> fmt::Result
         held_up = format!("well, up for {}", seconds(worker.uptime_seconds));
     }
     writeln!(f, "{held_up}")?;
-    let Holdings {
+    let InFlightStats {
         messages,
         oldest_seconds,
         objects_waiting,

@@ -1,48 +1,49 @@
 //! The errors of ClickHouse that say who is at fault, by code: one table, and what its entries mean.
 //! Names are ClickHouse's own: a test compares them with `errorCodeToName`.
 
-use super::error_class::{Meaning, PauseReason, Verdict};
+use super::error_class::{Diagnosis, ErrorClass, PauseReason};
 
 /// An error that is in no table is taken for passing: a replay harms nothing, and the attempts are
 /// bounded.
-pub(super) const UNKNOWN: Meaning = Meaning::of(Verdict::Replay);
+pub(super) const UNKNOWN: Diagnosis = Diagnosis::of(ErrorClass::Replay);
 
 /// Nothing that an object could be blamed for: the server, the account or the schema.
-const fn halt(pause: PauseReason) -> Meaning {
-    Meaning::of(Verdict::Halt).pause(pause)
+const fn halt(pause: PauseReason) -> Diagnosis {
+    Diagnosis::of(ErrorClass::Halt).pause(pause)
 }
 
-const SERVER: Meaning = halt(PauseReason::Other);
-const NO_SPACE: Meaning = halt(PauseReason::NoSpace);
-const UNSUPPORTED: Meaning = SERVER.advice(
+const SERVER: Diagnosis = halt(PauseReason::Other);
+const NO_SPACE: Diagnosis = halt(PauseReason::NoSpace);
+const UNSUPPORTED: Diagnosis = SERVER.advice(
     "the engine, a projection or a setting of the table does not allow this statement: lift what \
      the error names",
 );
-const AUTHENTICATION: Meaning =
+const AUTHENTICATION: Diagnosis =
     halt(PauseReason::Authentication).advice("check `clickhouse.user` and `clickhouse.password`");
-const PERMISSION: Meaning =
+const PERMISSION: Diagnosis =
     halt(PauseReason::Permission).advice("grant the user what the error names");
-const SCHEMA: Meaning = halt(PauseReason::Schema)
+const SCHEMA: Diagnosis = halt(PauseReason::Schema)
     .advice("the tables are not as the event types declare them: run `sluice migrate`");
-const READ_ONLY: Meaning = halt(PauseReason::ReadOnly).advice("make the server or table writable");
-const QUOTA: Meaning = halt(PauseReason::Quota).advice(
+const READ_ONLY: Diagnosis =
+    halt(PauseReason::ReadOnly).advice("make the server or table writable");
+const QUOTA: Diagnosis = halt(PauseReason::Quota).advice(
     "intake goes on when the quota's interval ends: raise the quota of `clickhouse.user`, or make \
      longer batches (`batch.window`), which need fewer statements",
 );
-const REPLICATION: Meaning = halt(PauseReason::Replication).advice(
+const REPLICATION: Diagnosis = halt(PauseReason::Replication).advice(
     "the table's replicas or ClickHouse Keeper do not keep up: check `system.replicas`, and \
      `insert_quorum` in the profile of `clickhouse.user`",
 );
-const TOO_MANY_PARTS: Meaning = halt(PauseReason::TooManyParts)
+const TOO_MANY_PARTS: Diagnosis = halt(PauseReason::TooManyParts)
     .advice("merges lag behind: Sluice slows down; a longer `batch.window` makes fewer parts");
-const NAMED_COLLECTION: Meaning = halt(PauseReason::S3Access)
+const NAMED_COLLECTION: Diagnosis = halt(PauseReason::S3Access)
     .advice("ClickHouse may not read the bucket: check `s3.clickhouse_access`");
-pub(super) const SETTINGS: Meaning = halt(PauseReason::Settings).advice(
+pub(super) const SETTINGS: Diagnosis = halt(PauseReason::Settings).advice(
     "every statement of Sluice sets this, so that the user's profile changes no results: lift the \
      constraint, or `readonly`, in the profile of `clickhouse.user`",
 );
 /// The server as a whole is short of something; a batch can also be too much for it.
-const OVERLOAD: Meaning = Meaning::of(Verdict::Overload)
+const OVERLOAD: Diagnosis = Diagnosis::of(ErrorClass::Overload)
     .pause(PauseReason::Overload)
     .advice(
         "ClickHouse is short of memory or slots: Sluice slows down; smaller `batch.max_bytes` or \
@@ -50,7 +51,7 @@ const OVERLOAD: Meaning = Meaning::of(Verdict::Overload)
     );
 /// One statement takes more than it may, by Sluice's own limits or those of the user's profile: less
 /// at a time may pass.
-pub(super) const TOO_LARGE: Meaning = Meaning::of(Verdict::TooLarge)
+pub(super) const TOO_LARGE: Diagnosis = Diagnosis::of(ErrorClass::TooLarge)
     .pause(PauseReason::Limits)
     .advice(
         "`load.max_memory`, or a limit of the user's profile, is lower than what this needs: raise \
@@ -58,28 +59,28 @@ pub(super) const TOO_LARGE: Meaning = Meaning::of(Verdict::TooLarge)
     );
 /// The user's profile does not allow such a statement: a part of the batch may pass, or nothing at
 /// all.
-const LIMITS: Meaning = UNKNOWN.pause(PauseReason::Limits).advice(
+const LIMITS: Diagnosis = UNKNOWN.pause(PauseReason::Limits).advice(
     "a limit of the user's profile is lower than what Sluice's statements need: raise what the \
      error names in the profile of `clickhouse.user`",
 );
 /// From this server no way leads to S3's address.
-pub(super) const NO_WAY: Meaning = Meaning::of(Verdict::Stream)
+pub(super) const UNREACHABLE_ENDPOINT: Diagnosis = Diagnosis::of(ErrorClass::Stream)
     .pause(PauseReason::S3Access)
     .advice(
         "ClickHouse cannot get at S3: check `s3.clickhouse_endpoint` and `s3.clickhouse_access`, or \
          let the worker read the objects (`load.fallback`)",
     );
 /// S3 does not answer, unless the text says otherwise.
-const S3_AWAY: Meaning = UNKNOWN
+const S3_AWAY: Diagnosis = UNKNOWN
     .pause(PauseReason::S3Access)
     .advice("if it lasts, check ClickHouse's way to S3 (network, `s3.clickhouse_endpoint`)");
 /// The content of an object.
-pub const CONTENT: Meaning = Meaning::of(Verdict::ObjectFault);
+pub const CONTENT: Diagnosis = Diagnosis::of(ErrorClass::ObjectFault);
 
 pub(super) const S3_ERROR: u32 = 499;
 
 /// Each code, ClickHouse's name for it, and what it means.
-pub const CODES: &[(u32, &str, Meaning)] = &[
+pub const CODES: &[(u32, &str, Diagnosis)] = &[
     (16, "NO_SUCH_COLUMN_IN_TABLE", SCHEMA),
     (27, "CANNOT_PARSE_INPUT_ASSERTION_FAILED", CONTENT),
     (36, "BAD_ARGUMENTS", SCHEMA),
@@ -103,7 +104,7 @@ pub const CODES: &[(u32, &str, Meaning)] = &[
     (193, "WRONG_PASSWORD", AUTHENTICATION),
     (194, "REQUIRED_PASSWORD", AUTHENTICATION),
     (195, "IP_ADDRESS_NOT_ALLOWED", AUTHENTICATION),
-    (198, "DNS_ERROR", NO_WAY),
+    (198, "DNS_ERROR", UNREACHABLE_ENDPOINT),
     (201, "QUOTA_EXCEEDED", QUOTA),
     (202, "TOO_MANY_SIMULTANEOUS_QUERIES", OVERLOAD),
     (203, "NO_FREE_CONNECTION", OVERLOAD),
@@ -130,7 +131,7 @@ pub const CODES: &[(u32, &str, Meaning)] = &[
     (448, "BROTLI_READ_FAILED", CONTENT),
     (452, "SETTING_CONSTRAINT_VIOLATION", SETTINGS),
     (472, "READONLY_SETTING", SETTINGS),
-    (491, "UNACCEPTABLE_URL", NO_WAY),
+    (491, "UNACCEPTABLE_URL", UNREACHABLE_ENDPOINT),
     (497, "ACCESS_DENIED", PERMISSION),
     (S3_ERROR, "S3_ERROR", S3_AWAY),
     (516, "AUTHENTICATION_FAILED", AUTHENTICATION),
@@ -153,7 +154,7 @@ pub const CODES: &[(u32, &str, Meaning)] = &[
 ];
 
 /// Returns what an error means by its code alone.
-pub(super) fn meaning(code: u32) -> Meaning {
+pub(super) fn diagnosis(code: u32) -> Diagnosis {
     let known = CODES.iter().find(|(known, ..)| *known == code);
-    known.map_or(UNKNOWN, |(_, _, meaning)| *meaning)
+    known.map_or(UNKNOWN, |(_, _, diagnosis)| *diagnosis)
 }

@@ -1,10 +1,12 @@
-//! What a failed statement means, in [`Meaning`]s: for the batch, for intake and for the operator.
+//! What a failed statement means, in [`Diagnosis`]s: for the batch, for intake and for the operator.
 //!
 //! [`codes`](super::codes) has the meaning of each error code of ClickHouse. This module looks at the
 //! text where the code does not tell, and gives the errors that are not ClickHouse's their meaning.
 
 use crate::clickhouse::WarehouseError;
-use crate::clickhouse::codes::{self, CONTENT, NO_WAY, S3_ERROR, SETTINGS, TOO_LARGE};
+use crate::clickhouse::codes::{
+    self, CONTENT, S3_ERROR, SETTINGS, TOO_LARGE, UNREACHABLE_ENDPOINT,
+};
 use crate::clickhouse::failing_view::failing_view;
 use crate::s3::{NO_SUCH_BUCKET, REFUSALS, StoreError};
 use crate::statements::guard::{CHANGED_TEXT, FENCED_TEXT};
@@ -13,7 +15,7 @@ use sluice_core::outcome::FailureClass;
 
 labelled! {
     /// What to do about an insert that failed. The labels are values of the `verdict` label in metrics.
-    pub enum Verdict {
+    pub enum ErrorClass {
         /// Transient, or nobody knows: kill what may run, then the identical statement again.
         Replay = "replay",
         /// ClickHouse has too much to do: as `Replay`, and intake pauses meanwhile.
@@ -70,30 +72,33 @@ labelled! {
 
 /// What an error means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Meaning {
+pub struct Diagnosis {
     /// What to do about the batch.
-    pub verdict: Verdict,
+    pub error_class: ErrorClass,
     /// Why an object is not loaded that fails with it.
-    pub class: FailureClass,
+    pub failure_class: FailureClass,
     /// Why intake is paused, if it is.
     pub pause: PauseReason,
     /// What the operator can do about it, where that can be said.
     pub advice: Option<&'static str>,
 }
 
-impl Meaning {
+impl Diagnosis {
     /// Returns the meaning of an error that says nothing but what to do about the batch.
-    pub(super) const fn of(verdict: Verdict) -> Self {
+    pub(super) const fn of(error_class: ErrorClass) -> Self {
         Self {
-            verdict,
-            class: FailureClass::Unloadable,
+            error_class,
+            failure_class: FailureClass::Unloadable,
             pause: PauseReason::Other,
             advice: None,
         }
     }
 
-    pub(super) const fn class(self, class: FailureClass) -> Self {
-        Self { class, ..self }
+    pub(super) const fn failure_class(self, failure_class: FailureClass) -> Self {
+        Self {
+            failure_class,
+            ..self
+        }
     }
 
     pub(super) const fn pause(self, pause: PauseReason) -> Self {
@@ -108,39 +113,39 @@ impl Meaning {
     }
 }
 
-const S3_REFUSES: Meaning = Meaning::of(Verdict::Denied)
-    .class(FailureClass::Denied)
+const S3_REFUSES: Diagnosis = Diagnosis::of(ErrorClass::Denied)
+    .failure_class(FailureClass::Denied)
     .pause(PauseReason::S3Access)
     .advice("ClickHouse may not read the bucket: check `s3.clickhouse_access`");
-const S3_HAS_NOT: Meaning = Meaning {
-    verdict: Verdict::ObjectFault,
-    class: FailureClass::Missing,
+const S3_HAS_NOT: Diagnosis = Diagnosis {
+    error_class: ErrorClass::ObjectFault,
+    failure_class: FailureClass::Missing,
     ..S3_REFUSES
 };
-const SOURCE: Meaning = Meaning::of(Verdict::ObjectFault).pause(PauseReason::S3Access);
-const UNREACHABLE: Meaning = Meaning::of(Verdict::Replay)
+const SOURCE: Diagnosis = Diagnosis::of(ErrorClass::ObjectFault).pause(PauseReason::S3Access);
+const UNREACHABLE: Diagnosis = Diagnosis::of(ErrorClass::Replay)
     .pause(PauseReason::Unreachable)
     .advice("check that ClickHouse runs, and `clickhouse.url`");
-const PROXY: Meaning = Meaning::of(Verdict::Replay)
+const PROXY: Diagnosis = Diagnosis::of(ErrorClass::Replay)
     .pause(PauseReason::Proxy)
     .advice(
         "something between Sluice and ClickHouse answers in its place: check that it leads to \
          ClickHouse, and that it waits for as long as `clickhouse.insert_timeout`",
     );
-const HIDDEN: Meaning = Meaning::of(Verdict::Halt)
+const HIDDEN: Diagnosis = Diagnosis::of(ErrorClass::Halt)
     .pause(PauseReason::Ledger)
     .advice(
         "without the whole ledger, objects would be loaded twice: drop the row policy that hides \
          rows of it from `clickhouse.user`, and let `clickhouse.url` lead to one server",
     );
-const UNFILLED: Meaning = Meaning::of(Verdict::Halt)
+const UNFILLED: Diagnosis = Diagnosis::of(ErrorClass::Halt)
     .pause(PauseReason::Schema)
     .advice(
         "run `sluice migrate`, which creates it; the batch is then rolled back and loaded again",
     );
 
 /// Returns what an error means.
-pub fn meaning(error: &WarehouseError) -> Meaning {
+pub fn diagnosis(error: &WarehouseError) -> Diagnosis {
     match error {
         WarehouseError::Server { code, text } => server(*code, text, failing_view(error).is_some()),
         WarehouseError::Unknown(text) => UNREACHABLE.advice(unreachable_advice(text)),
@@ -156,23 +161,23 @@ pub fn meaning(error: &WarehouseError) -> Meaning {
     }
 }
 
-pub fn verdict(error: &WarehouseError) -> Verdict {
-    meaning(error).verdict
+pub fn classify(error: &WarehouseError) -> ErrorClass {
+    diagnosis(error).error_class
 }
 
 /// The error, and what to do about it where that can be said.
 pub fn with_advice(error: &WarehouseError) -> String {
-    match meaning(error).advice {
+    match diagnosis(error).advice {
         Some(advice) => format!("{error}; {advice}"),
         None => error.to_string(),
     }
 }
 
-fn server(code: u32, text: &str, is_of_view: bool) -> Meaning {
-    let of_code = codes::meaning(code);
-    let meaning = match code {
-        395 => Meaning {
-            verdict: thrown(text),
+fn server(code: u32, text: &str, is_of_view: bool) -> Diagnosis {
+    let of_code = codes::diagnosis(code);
+    let diagnosis = match code {
+        395 => Diagnosis {
+            error_class: thrown(text),
             ..of_code
         },
         // A missing object, a refusal and an S3 that is away look alike but for the text.
@@ -187,7 +192,7 @@ fn server(code: u32, text: &str, is_of_view: bool) -> Meaning {
             &["the server's own credentials", "server_credentials"],
         ) =>
         {
-            NO_WAY
+            UNREACHABLE_ENDPOINT
         }
         // Of one statement, not of the server.
         241 if says(text, &["(for query)", "Query memory limit exceeded"]) => {
@@ -201,27 +206,27 @@ fn server(code: u32, text: &str, is_of_view: bool) -> Meaning {
     };
     if is_of_view {
         let advice = "the insert fails in a view that is not Sluice's: mend or drop it";
-        return meaning.pause(PauseReason::View).advice(advice);
+        return diagnosis.pause(PauseReason::View).advice(advice);
     }
-    meaning
+    diagnosis
 }
 
 /// Which guard has thrown. The error begins with its text, and then quotes the condition, hence the
 /// texts of both.
-fn thrown(text: &str) -> Verdict {
+fn thrown(text: &str) -> ErrorClass {
     let guards = [
-        (FENCED_TEXT, Verdict::Fenced),
-        (CHANGED_TEXT, Verdict::Changed),
+        (FENCED_TEXT, ErrorClass::Fenced),
+        (CHANGED_TEXT, ErrorClass::Changed),
     ];
     guards
         .into_iter()
-        .filter_map(|(words, verdict)| Some((text.find(words)?, verdict)))
+        .filter_map(|(words, class)| Some((text.find(words)?, class)))
         .min_by_key(|(position, _)| *position)
-        .map_or(Verdict::Replay, |(_, verdict)| verdict)
+        .map_or(ErrorClass::Replay, |(_, class)| class)
 }
 
 /// Returns what S3 says through ClickHouse; none where it does not answer.
-fn of_s3(text: &str) -> Option<Meaning> {
+fn of_s3(text: &str) -> Option<Diagnosis> {
     let is_missing = says(
         text,
         &[
@@ -231,7 +236,7 @@ fn of_s3(text: &str) -> Option<Meaning> {
         ],
     );
     if says(text, &["DNS_ERROR", "Not found address of host"]) {
-        Some(NO_WAY)
+        Some(UNREACHABLE_ENDPOINT)
     } else if says(text, &[NO_SUCH_BUCKET]) {
         // It answers 404, too.
         let class = if is_missing {
@@ -239,7 +244,7 @@ fn of_s3(text: &str) -> Option<Meaning> {
         } else {
             FailureClass::Unloadable
         };
-        Some(S3_REFUSES.class(class))
+        Some(S3_REFUSES.failure_class(class))
     } else if is_missing {
         Some(S3_HAS_NOT)
     } else {
@@ -248,25 +253,28 @@ fn of_s3(text: &str) -> Option<Meaning> {
 }
 
 /// What kept the worker from an object.
-fn source(error: &StoreError) -> Meaning {
+fn source(error: &StoreError) -> Diagnosis {
     let class = match error {
         StoreError::Refused { status: 404, .. } => FailureClass::Missing,
         _ if error.is_denied() => FailureClass::Denied,
         _ => FailureClass::Unloadable,
     };
-    let meaning = SOURCE.class(class);
-    let verdict = |verdict| Meaning { verdict, ..meaning };
+    let diagnosis = SOURCE.failure_class(class);
+    let as_class = |error_class| Diagnosis {
+        error_class,
+        ..diagnosis
+    };
     if error.is_changed() {
-        verdict(Verdict::Changed)
+        as_class(ErrorClass::Changed)
     } else if error.is_transient() {
-        verdict(Verdict::Replay)
+        as_class(ErrorClass::Replay)
             .advice("if it lasts, check the worker's way to S3 (network, `AWS_ENDPOINT_URL`)")
     } else if error.is_denied() {
-        verdict(Verdict::Denied)
+        as_class(ErrorClass::Denied)
             .advice("the worker may not read the bucket: grant its role `s3:GetObject`")
     } else {
         // It is missing, or not what its name says.
-        meaning
+        diagnosis
     }
 }
 
@@ -284,7 +292,7 @@ fn says(text: &str, words: &[&str]) -> bool {
 
 /// Returns whether the error says that an object does not exist.
 pub fn is_missing(error: &WarehouseError) -> bool {
-    meaning(error).class == FailureClass::Missing
+    diagnosis(error).failure_class == FailureClass::Missing
 }
 
 /// Returns whether the error says that a bucket does not exist.
@@ -358,81 +366,84 @@ mod tests {
         for (error, expected) in [
             (
                 WarehouseError::Unknown("connection reset".into()),
-                Verdict::Replay,
+                ErrorClass::Replay,
             ),
-            (server(395, FENCED_TEXT), Verdict::Fenced),
-            (server(395, CHANGED_TEXT), Verdict::Changed),
+            (server(395, FENCED_TEXT), ErrorClass::Fenced),
+            (server(395, CHANGED_TEXT), ErrorClass::Changed),
             (
                 server(
                     395,
                     &format!("{CHANGED_TEXT}: while executing and(throwIf('{FENCED_TEXT}'"),
                 ),
-                Verdict::Changed,
+                ErrorClass::Changed,
             ),
             (
                 server(
                     395,
                     &format!("{FENCED_TEXT}: while executing and(throwIf('{CHANGED_TEXT}'"),
                 ),
-                Verdict::Fenced,
+                ErrorClass::Fenced,
             ),
-            (server(395, "somebody's own throwIf"), Verdict::Replay),
+            (server(395, "somebody's own throwIf"), ErrorClass::Replay),
             (
                 server(499, "HTTP response code: 404: while reading a.jsonl"),
-                Verdict::ObjectFault,
+                ErrorClass::ObjectFault,
             ),
-            (server(499, "NoSuchKey"), Verdict::ObjectFault),
-            (server(499, "HTTP response code: 403"), Verdict::Denied),
-            (server(499, "AccessDenied"), Verdict::Denied),
+            (server(499, "NoSuchKey"), ErrorClass::ObjectFault),
+            (server(499, "HTTP response code: 403"), ErrorClass::Denied),
+            (server(499, "AccessDenied"), ErrorClass::Denied),
             (
                 server(499, "HTTP response code: 404, NoSuchBucket"),
-                Verdict::Denied,
+                ErrorClass::Denied,
             ),
             (
                 server(499, "Code: 198. Not found address of host: s3. (DNS_ERROR)"),
-                Verdict::Stream,
+                ErrorClass::Stream,
             ),
             (
                 server(198, "Not found address of host: s3"),
-                Verdict::Stream,
+                ErrorClass::Stream,
             ),
-            (server(491, "URL is not allowed"), Verdict::Stream),
+            (server(491, "URL is not allowed"), ErrorClass::Stream),
             (
                 server(
                     497,
                     "S3 access from user queries is not allowed to use the server's own credentials",
                 ),
-                Verdict::Stream,
+                ErrorClass::Stream,
             ),
             (
                 server(497, "it is necessary to have the grant"),
-                Verdict::Halt,
+                ErrorClass::Halt,
             ),
-            (server(499, "Connection refused"), Verdict::Replay),
+            (server(499, "Connection refused"), ErrorClass::Replay),
             (
                 server(
                     499,
                     "Connection refused: while reading 'NoSuchKey AccessDenied.gz' in bucket 'b'",
                 ),
-                Verdict::Replay,
+                ErrorClass::Replay,
             ),
             (
                 server(499, "HTTP response code: 503, SlowDown"),
-                Verdict::Replay,
+                ErrorClass::Replay,
             ),
-            (refused(404, "NoSuchKey").into(), Verdict::ObjectFault),
-            (refused(403, "AccessDenied").into(), Verdict::Denied),
-            (refused(404, "NoSuchBucket").into(), Verdict::Denied),
-            (refused(400, "ExpiredToken").into(), Verdict::Denied),
-            (refused(412, "PreconditionFailed").into(), Verdict::Changed),
-            (refused(503, "SlowDown").into(), Verdict::Replay),
+            (refused(404, "NoSuchKey").into(), ErrorClass::ObjectFault),
+            (refused(403, "AccessDenied").into(), ErrorClass::Denied),
+            (refused(404, "NoSuchBucket").into(), ErrorClass::Denied),
+            (refused(400, "ExpiredToken").into(), ErrorClass::Denied),
+            (
+                refused(412, "PreconditionFailed").into(),
+                ErrorClass::Changed,
+            ),
+            (refused(503, "SlowDown").into(), ErrorClass::Replay),
             (
                 StoreError::Content {
                     text: "unexpected end of file".into(),
                     path: "b/k".into(),
                 }
                 .into(),
-                Verdict::ObjectFault,
+                ErrorClass::ObjectFault,
             ),
             (
                 StoreError::Unavailable {
@@ -440,23 +451,26 @@ mod tests {
                     path: "b/k".into(),
                 }
                 .into(),
-                Verdict::Replay,
+                ErrorClass::Replay,
             ),
-            (server(516, "Authentication failed"), Verdict::Halt),
+            (server(516, "Authentication failed"), ErrorClass::Halt),
             (
                 server(194, "Authentication failed: password is incorrect"),
-                Verdict::Halt,
+                ErrorClass::Halt,
             ),
-            (server(60, "Unknown table"), Verdict::Halt),
-            (server(252, "Too many parts"), Verdict::Halt),
-            (server(241, "Memory limit exceeded"), Verdict::Overload),
-            (server(159, "Timeout exceeded"), Verdict::Replay),
-            (server(354, "inflate failed"), Verdict::ObjectFault),
-            (server(117, "Incorrect data"), Verdict::ObjectFault),
-            (server(1009, "object changed while read"), Verdict::Replay),
-            (server(424242, "something new"), Verdict::Replay),
+            (server(60, "Unknown table"), ErrorClass::Halt),
+            (server(252, "Too many parts"), ErrorClass::Halt),
+            (server(241, "Memory limit exceeded"), ErrorClass::Overload),
+            (server(159, "Timeout exceeded"), ErrorClass::Replay),
+            (server(354, "inflate failed"), ErrorClass::ObjectFault),
+            (server(117, "Incorrect data"), ErrorClass::ObjectFault),
+            (
+                server(1009, "object changed while read"),
+                ErrorClass::Replay,
+            ),
+            (server(424242, "something new"), ErrorClass::Replay),
         ] {
-            assert_eq!(verdict(&error), expected, "{error}");
+            assert_eq!(classify(&error), expected, "{error}");
         }
     }
 
@@ -479,7 +493,7 @@ mod tests {
             (server(499, gone), "ClickHouse's way to S3"),
             (server(499, denied), "ClickHouse may not read the bucket"),
         ] {
-            let said = meaning(&error).advice.unwrap();
+            let said = diagnosis(&error).advice.unwrap();
             assert!(said.contains(expected), "{error}: {said}");
         }
     }

@@ -441,7 +441,7 @@ impl Warehouse {
 
     /// A setting of the user's under which a repeated insert is not recognised, although it asks
     /// to be.
-    pub async fn forgetful_setting(&self) -> Result<Option<&'static str>, WarehouseError> {
+    pub async fn dedup_disabled_by(&self) -> Result<Option<&'static str>, WarehouseError> {
         #[derive(serde::Deserialize)]
         struct Row {
             off: u8,

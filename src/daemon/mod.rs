@@ -9,7 +9,7 @@ mod settler;
 mod shutdown;
 #[cfg(test)]
 mod tests;
-mod vitals;
+mod worker_handles;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use self::core::{Action, Core, Limits};
 pub use self::receiver::QueueOutage;
 use self::receiver::{Received, Receivers};
 use self::shutdown::{Due, Shutdown};
-pub use self::vitals::Vitals;
+pub use self::worker_handles::WorkerHandles;
 use crate::clickhouse::error_class::PauseReason;
 use crate::daemon::in_flight::Settlement;
 use crate::load::breaker::Breaker;
@@ -60,7 +60,7 @@ pub struct Options {
 pub struct Daemon<Q, L> {
     pub queue: Arc<Q>,
     pub loader: Arc<L>,
-    pub vitals: Vitals,
+    pub vitals: WorkerHandles,
     pub envelopes: Envelopes,
     pub filter: Filter,
     pub options: Options,
@@ -197,9 +197,9 @@ impl<Q: Queue, L: Load> EventLoop<Q, L> {
         let now = Instant::now();
         self.core.on_tick(now);
         let paused = self.breaker.pause_reason().map(PauseReason::label);
-        let holdings = self.core.holdings(now, paused);
-        metrics::holdings(&holdings);
-        self.health.holds(holdings);
+        let stats = self.core.stats(now, paused);
+        metrics::stats(&stats);
+        self.health.holds(stats);
     }
 
     fn on_stop(&mut self) {
@@ -211,9 +211,9 @@ impl<Q: Queue, L: Load> EventLoop<Q, L> {
 
     async fn on_shutdown_deadline(&mut self) {
         match self.shutdown.on_deadline() {
-            Some(Due::EndPolls { held_back }) => {
+            Some(Due::EndPolls { deferred }) => {
                 self.receivers.tasks.shutdown().await;
-                for settlement in held_back {
+                for settlement in deferred {
                     self.settle(settlement);
                 }
                 while let Ok(received) = self.receivers.messages.try_recv() {
@@ -276,10 +276,10 @@ impl<Q: Queue, L: Load> EventLoop<Q, L> {
     }
 
     fn settle(&mut self, settlement: Traced) {
-        if let ((Settlement::Release { .. }, _), Some(held_back)) =
-            (&settlement, self.shutdown.held_back())
+        if let ((Settlement::Return { .. }, _), Some(deferred)) =
+            (&settlement, self.shutdown.deferred())
         {
-            held_back.push(settlement);
+            deferred.push(settlement);
             return;
         }
         // The settler ends only after this sender is gone.
@@ -322,7 +322,7 @@ impl<Q: Queue, L: Load> EventLoop<Q, L> {
         if !self.loads.is_empty() {
             warn!("some inserts do not end; the ledger keeps what they are still doing apart");
             self.loads.abort_all();
-            let actions = self.core.let_go();
+            let actions = self.core.return_all();
             self.perform(actions);
         }
     }

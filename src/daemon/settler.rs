@@ -54,7 +54,7 @@ pub(super) async fn run<Q: Queue>(
         for (settlement, trace) in received.drain(..) {
             match settlement {
                 Settlement::Delete(handle) => deletes.push((handle, trace)),
-                Settlement::Release { handle, delay } => releases.push(((handle, delay), trace)),
+                Settlement::Return { handle, delay } => releases.push(((handle, delay), trace)),
             }
         }
         for (handles, traces) in in_requests(deletes) {
@@ -98,7 +98,7 @@ async fn delete<Q: Queue>(
     handles: Vec<ReceiptHandle>,
 ) {
     failpoint::reach("delete.before");
-    let done = persist(SqsOperation::Delete, &env, handles, |handles| {
+    let done = retry(SqsOperation::Delete, &env, handles, |handles| {
         let queue = queue.clone();
         async move { queue.delete(&handles).await }
     })
@@ -114,7 +114,7 @@ async fn release<Q: Queue>(
     activity: Arc<Activity>,
     entries: Vec<(ReceiptHandle, Duration)>,
 ) {
-    let done = persist(SqsOperation::Release, &env, entries, |entries| {
+    let done = retry(SqsOperation::Release, &env, entries, |entries| {
         let queue = queue.clone();
         async move { queue.change_visibility(&entries).await }
     })
@@ -143,7 +143,7 @@ pub(super) async fn extend<Q: Queue>(
 }
 
 /// Repeats a batch request for the entries that failed; gives how many succeeded in the end.
-async fn persist<T: Clone, F>(
+async fn retry<T: Clone, F>(
     operation: SqsOperation,
     env: &Env,
     mut entries: Vec<T>,

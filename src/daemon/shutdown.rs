@@ -29,7 +29,7 @@ enum Phase<T> {
         until: Instant,
         grace_ends: Instant,
         /// In the order in which it is to be given back.
-        held_back: Vec<T>,
+        deferred: Vec<T>,
     },
     /// The loads that had begun are under way.
     LastLoads {
@@ -43,7 +43,7 @@ enum Phase<T> {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Due<T> {
     /// End the polls that are still under way, then give this back.
-    EndPolls { held_back: Vec<T> },
+    EndPolls { deferred: Vec<T> },
     /// The grace period is over: cancel the loads.
     CancelLoads,
 }
@@ -64,7 +64,7 @@ impl<T> Shutdown<T> {
         self.phase = Phase::LastPolls {
             until: now + self.last_answer.min(self.grace_period),
             grace_ends: now + self.grace_period,
-            held_back: Vec::new(),
+            deferred: Vec::new(),
         };
     }
 
@@ -77,9 +77,9 @@ impl<T> Shutdown<T> {
     }
 
     /// Returns where to put what is given back, while it must wait for the end of the polls.
-    pub(super) fn held_back(&mut self) -> Option<&mut Vec<T>> {
+    pub(super) fn deferred(&mut self) -> Option<&mut Vec<T>> {
         match &mut self.phase {
-            Phase::LastPolls { held_back, .. } => Some(held_back),
+            Phase::LastPolls { deferred, .. } => Some(deferred),
             Phase::Running | Phase::LastLoads { .. } | Phase::Cancelled => None,
         }
     }
@@ -105,11 +105,11 @@ impl<T> Shutdown<T> {
         match std::mem::replace(&mut self.phase, Phase::Cancelled) {
             Phase::LastPolls {
                 grace_ends,
-                held_back,
+                deferred,
                 ..
             } => {
                 self.phase = Phase::LastLoads { grace_ends };
-                Some(Due::EndPolls { held_back })
+                Some(Due::EndPolls { deferred })
             }
             Phase::LastLoads { .. } => Some(Due::CancelLoads),
             other @ (Phase::Running | Phase::Cancelled) => {
@@ -149,7 +149,7 @@ mod tests {
         shutdown.on_polls_ended(Instant::now());
         assert_eq!(shutdown.deadline(), None);
         assert_eq!(shutdown.on_deadline(), None);
-        assert_eq!(shutdown.held_back(), None);
+        assert_eq!(shutdown.deferred(), None);
         assert!(!shutdown.has_begun() && !shutdown.awaits_polls());
         assert!(!shutdown.may_end(true));
     }
@@ -160,8 +160,8 @@ mod tests {
         assert!(shutdown.has_begun() && shutdown.awaits_polls());
         assert_eq!(shutdown.deadline(), Some(told + 20 * SECOND + LATE_ANSWER));
         assert!(!shutdown.may_end(true));
-        let held_back = Vec::new();
-        assert_eq!(shutdown.on_deadline(), Some(Due::EndPolls { held_back }));
+        let deferred = Vec::new();
+        assert_eq!(shutdown.on_deadline(), Some(Due::EndPolls { deferred }));
 
         assert!(shutdown.has_begun() && !shutdown.awaits_polls());
         assert_eq!(shutdown.deadline(), Some(told + 60 * SECOND));
@@ -198,12 +198,12 @@ mod tests {
     #[test]
     fn what_is_given_back_waits_for_the_end_of_the_polls_alone() {
         let (mut shutdown, _) = begun(20 * SECOND, 60 * SECOND);
-        shutdown.held_back().unwrap().extend([1, 2]);
-        shutdown.held_back().unwrap().push(3);
-        let held_back = vec![1, 2, 3];
-        assert_eq!(shutdown.on_deadline(), Some(Due::EndPolls { held_back }));
-        assert_eq!(shutdown.held_back(), None);
+        shutdown.deferred().unwrap().extend([1, 2]);
+        shutdown.deferred().unwrap().push(3);
+        let deferred = vec![1, 2, 3];
+        assert_eq!(shutdown.on_deadline(), Some(Due::EndPolls { deferred }));
+        assert_eq!(shutdown.deferred(), None);
         shutdown.on_deadline();
-        assert_eq!(shutdown.held_back(), None);
+        assert_eq!(shutdown.deferred(), None);
     }
 }

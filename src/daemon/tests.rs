@@ -218,7 +218,7 @@ fn until_cancelled() -> Script {
 struct Rig {
     spied: Arc<Spied>,
     loader: Arc<Scripted>,
-    vitals: Vitals,
+    vitals: WorkerHandles,
     stop: CancellationToken,
     daemon: JoinHandle<()>,
 }
@@ -241,7 +241,7 @@ impl Rig {
             loads: Mutex::default(),
             script,
         });
-        let vitals = Vitals::new(SECOND, Activity::default());
+        let vitals = WorkerHandles::new(SECOND, Activity::default());
         let stop = CancellationToken::new();
         let daemon = Daemon {
             queue: spied.clone(),

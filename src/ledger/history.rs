@@ -14,7 +14,7 @@ use crate::ledger::{
 };
 use crate::object::{ObjectId, ObjectRef, ObjectUrl};
 use crate::sql;
-use crate::statements::Kept;
+use crate::statements::RejectKind;
 
 #[derive(Clone)]
 pub struct History {
@@ -109,7 +109,7 @@ pub struct FailedObject {
 
 /// Whether an object is loaded, and how it failed last.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ObjectStanding {
+pub struct ObjectStatus {
     pub loaded: bool,
     /// Times that it failed, as far as they are on record.
     pub failures: u64,
@@ -284,7 +284,7 @@ impl History {
                SELECT batch_id, max(event = 'loaded') AS loaded, \
                  max(event = 'released') AS released, \
                  maxIf(at, event IN ('loaded', 'released')) AS ended, \
-                 maxIf(attempt, event = 'fenced' AND attempt < {doomed}) AS fenced, \
+                 maxIf(attempt, event = 'fenced' AND attempt < {aborted}) AS fenced, \
                  anyIf(reason, event IN ('loaded', 'released') AND reason != '') AS reason \
                FROM {} WHERE batch_id IN (SELECT batch_id FROM claims) GROUP BY batch_id\
              ) \
@@ -299,7 +299,7 @@ impl History {
             self.warehouse.table(OBJECTS_TABLE),
             named(object),
             self.warehouse.table(BATCHES_TABLE),
-            doomed = crate::ledger::protocol::DOOMED,
+            aborted = crate::ledger::protocol::ABORTED,
             superseded = self.superseded(object),
         );
         self.warehouse.rows(&sql).await
@@ -332,7 +332,7 @@ impl History {
     /// Of batches that are loaded: rows of others may be on their way back, or out. What a replay has
     /// moved is not rejected, or unmatched, any more.
     async fn rows_of(&self, object: &ObjectUrl) -> Result<Vec<LinesOfObject>, WarehouseError> {
-        let moved: Vec<String> = Kept::ALL
+        let moved: Vec<String> = RejectKind::ALL
             .into_iter()
             .map(|kept| {
                 format!(
@@ -383,15 +383,15 @@ impl History {
     }
 
     /// How these objects stand; what is not on record is neither loaded nor failed.
-    pub async fn standings(
+    pub async fn claim_statuses(
         &self,
         objects: &[&ObjectRef],
-    ) -> Result<HashMap<ObjectId, ObjectStanding>, WarehouseError> {
+    ) -> Result<HashMap<ObjectId, ObjectStatus>, WarehouseError> {
         #[derive(Deserialize)]
         struct Row {
             object_id: Uuid,
             #[serde(flatten)]
-            standing: ObjectStanding,
+            status: ObjectStatus,
         }
         if objects.is_empty() {
             return Ok(HashMap::new());
@@ -429,7 +429,7 @@ impl History {
         );
         let rows = self.warehouse.rows::<Row>(&sql).await?.into_iter();
         Ok(rows
-            .map(|row| (ObjectId(row.object_id), row.standing))
+            .map(|row| (ObjectId(row.object_id), row.status))
             .collect())
     }
 

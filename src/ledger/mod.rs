@@ -17,14 +17,14 @@ use tracing::debug;
 use uuid::Uuid;
 
 use crate::Env;
-use crate::batch::{BatchId, Form, ReadBy};
+use crate::batch::{BatchId, ReadBy, StatementShape};
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::ledger::drive::Fence;
 use crate::ledger::history::FailedObject;
 use crate::object::{ObjectId, ObjectParts, ObjectRef};
 use crate::sql;
 use crate::statements::guard::FENCED_TEXT;
-use protocol::Standing;
+use protocol::ClaimStatus;
 pub use sluice_core::ledger::{drive, protocol};
 
 /// One row an object and batch: the frozen list of each batch.
@@ -83,7 +83,7 @@ impl<'a> Claim<'a> {
 }
 
 #[derive(Serialize)]
-struct SealedRow<'a> {
+struct ManifestRow<'a> {
     object_id: Uuid,
     bucket: &'a str,
     key: &'a str,
@@ -100,9 +100,9 @@ struct SealedRow<'a> {
     worker: &'a str,
 }
 
-impl<'a> SealedRow<'a> {
+impl<'a> ManifestRow<'a> {
     /// Without a lease.
-    fn of(batch: BatchId, claim: &Claim<'a>, form: Form) -> Self {
+    fn of(batch: BatchId, claim: &Claim<'a>, form: StatementShape) -> Self {
         let object = claim.object;
         Self {
             object_id: object.id().0,
@@ -165,16 +165,16 @@ pub struct UnfinishedReplay {
 
 /// What the ledger says of a batch that is to be recovered.
 #[derive(Debug)]
-pub struct SealedBatch {
-    pub objects: Vec<SealedObject>,
-    pub form: Form,
+pub struct Manifest {
+    pub objects: Vec<ManifestEntry>,
+    pub form: StatementShape,
     /// The highest fenced attempt, 0 where none is.
     pub fenced: u32,
 }
 
 /// A [`Claim`] that is read back.
 #[derive(Debug)]
-pub struct SealedObject {
+pub struct ManifestEntry {
     pub object: ObjectRef,
     pub supersedes: Vec<BatchId>,
 }
@@ -183,7 +183,7 @@ pub struct SealedObject {
 #[derive(Clone, Copy, Debug)]
 pub struct Replacement {
     pub batch: BatchId,
-    pub standing: Standing,
+    pub status: ClaimStatus,
 }
 
 /// An object as `ledger_objects` has it.
@@ -207,7 +207,7 @@ struct ListedRow {
     supersedes: Vec<Uuid>,
 }
 
-impl From<ListedRow> for SealedObject {
+impl From<ListedRow> for ManifestEntry {
     fn from(row: ListedRow) -> Self {
         Self {
             object: row.object.into(),
@@ -245,13 +245,13 @@ impl Ledger {
         self.lease
     }
 
-    /// The standing of each object, in order, leaving out batch `but` and these superseded claims.
-    pub async fn standings(
+    /// The standing of each object, in order, leaving out batch `excluding` and these superseded claims.
+    pub async fn claim_statuses(
         &self,
         objects: &[ObjectId],
-        but: Option<BatchId>,
+        excluding: Option<BatchId>,
         superseded: &[(ObjectId, BatchId)],
-    ) -> Result<Vec<Standing>, WarehouseError> {
+    ) -> Result<Vec<ClaimStatus>, WarehouseError> {
         #[derive(Deserialize)]
         struct Row {
             object_id: Uuid,
@@ -263,13 +263,13 @@ impl Ledger {
             return Ok(Vec::new());
         }
         // Of new objects nobody has a claim, which is told for a third of what the rest costs.
-        let which = format!("{}{}", among(objects, but), without(superseded));
-        let is_claimed = match but {
+        let which = format!("{}{}", among(objects, excluding), without(superseded));
+        let is_claimed = match excluding {
             None => self.warehouse.has_rows(OBJECTS_TABLE, &which).await?,
             Some(batch) => self.is_claimed_beside(batch, objects, superseded).await?,
         };
         if !is_claimed {
-            return Ok(vec![Standing::Free; objects.len()]);
+            return Ok(vec![ClaimStatus::Free; objects.len()]);
         }
         // A replay that is left behind is for the next replay to finish.
         let sql = self.claims(
@@ -277,23 +277,23 @@ impl Ledger {
             &format!("object_id, batch_id, loaded, lapsed AND NOT {IS_REPLAY} AS recoverable"),
             "loaded OR NOT released",
         );
-        let mut known: HashMap<ObjectId, Standing> = HashMap::new();
+        let mut known: HashMap<ObjectId, ClaimStatus> = HashMap::new();
         for row in self.warehouse.rows::<Row>(&sql).await? {
-            let standing = known
+            let status = known
                 .entry(ObjectId(row.object_id))
-                .or_insert(Standing::Free);
+                .or_insert(ClaimStatus::Free);
             if row.loaded == 1 {
-                *standing = Standing::Loaded;
-            } else if *standing != Standing::Loaded {
+                *status = ClaimStatus::Loaded;
+            } else if *status != ClaimStatus::Loaded {
                 let batch = BatchId(row.batch_id);
-                *standing = Standing::Busy {
+                *status = ClaimStatus::Busy {
                     batch,
-                    lapsed: row.recoverable == 1,
+                    lease_expired: row.recoverable == 1,
                 };
             }
         }
-        let standing = |object| known.get(object).copied().unwrap_or(Standing::Free);
-        Ok(objects.iter().map(standing).collect())
+        let status = |object| known.get(object).copied().unwrap_or(ClaimStatus::Free);
+        Ok(objects.iter().map(status).collect())
     }
 
     /// Returns whether there are claims on these objects beside those of a batch, which must be there
@@ -336,12 +336,12 @@ impl Ledger {
     }
 
     /// The standing of each object, in order, as far as lines that are kept of it are to be moved:
-    /// free, unless another batch than `but` works on it, or has to clean up after itself.
-    pub async fn standings_of_kept(
+    /// free, unless another batch than `excluding` works on it, or has to clean up after itself.
+    pub async fn claim_statuses_of_rejects(
         &self,
         objects: &[ObjectId],
-        but: Option<BatchId>,
-    ) -> Result<Vec<Standing>, WarehouseError> {
+        excluding: Option<BatchId>,
+    ) -> Result<Vec<ClaimStatus>, WarehouseError> {
         #[derive(Deserialize)]
         struct Row {
             object_id: Uuid,
@@ -350,11 +350,11 @@ impl Ledger {
         if objects.is_empty() {
             return Ok(Vec::new());
         }
-        if let Some(batch) = but {
+        if let Some(batch) = excluding {
             self.is_claimed_beside(batch, objects, &[]).await?;
         }
         let sql = self.claims(
-            &among(objects, but),
+            &among(objects, excluding),
             "object_id, batch_id",
             &format!(
                 "NOT released AND (NOT loaded OR (({IS_REPLAY} OR replaces) AND NOT cleaned))"
@@ -365,15 +365,15 @@ impl Ledger {
             .iter()
             .map(|row| (row.object_id, row.batch_id))
             .collect();
-        let standing = |object: &ObjectId| match busy.get(&object.0) {
-            None => Standing::Free,
-            Some(batch) => Standing::Busy {
+        let status = |object: &ObjectId| match busy.get(&object.0) {
+            None => ClaimStatus::Free,
+            Some(batch) => ClaimStatus::Busy {
                 batch: BatchId(*batch),
                 // What is left behind is looked for by itself.
-                lapsed: false,
+                lease_expired: false,
             },
         };
-        Ok(objects.iter().map(standing).collect())
+        Ok(objects.iter().map(status).collect())
     }
 
     /// Replays that somebody has left behind: their lease has run out, or the kept lines are still
@@ -468,29 +468,32 @@ impl Ledger {
         let rows: Vec<Row> = self.warehouse.rows(&sql).await?;
         let replacements = rows.into_iter().map(|row| {
             let batch = BatchId(row.batch_id);
-            let lapsed = row.is_lapsed == 1;
-            let standing = match row.is_loaded {
-                1 => Standing::Loaded,
-                _ => Standing::Busy { batch, lapsed },
+            let lease_expired = row.is_lapsed == 1;
+            let status = match row.is_loaded {
+                1 => ClaimStatus::Loaded,
+                _ => ClaimStatus::Busy {
+                    batch,
+                    lease_expired,
+                },
             };
-            Replacement { batch, standing }
+            Replacement { batch, status }
         });
         Ok(replacements.collect())
     }
 
     /// Writes the frozen list of a batch.
-    pub async fn seal(
+    pub async fn claim(
         &self,
         batch: BatchId,
         claims: &[Claim<'_>],
-        form: Form,
+        form: StatementShape,
     ) -> Result<(), WarehouseError> {
-        let rows: Vec<SealedRow<'_>> = claims
+        let rows: Vec<ManifestRow<'_>> = claims
             .iter()
-            .map(|claim| SealedRow {
+            .map(|claim| ManifestRow {
                 lease_seconds: self.lease_seconds(),
                 worker: &self.worker,
-                ..SealedRow::of(batch, claim, form)
+                ..ManifestRow::of(batch, claim, form)
             })
             .collect();
         self.of(batch).insert(OBJECTS_TABLE, &rows).await
@@ -689,7 +692,7 @@ impl Ledger {
     }
 
     /// The frozen list of a batch and its fences; `None` when it needs no recovery any more.
-    pub async fn sealed(&self, batch: BatchId) -> Result<Option<SealedBatch>, WarehouseError> {
+    pub async fn manifest(&self, batch: BatchId) -> Result<Option<Manifest>, WarehouseError> {
         #[derive(Deserialize)]
         struct Events {
             ended: u8,
@@ -711,13 +714,13 @@ impl Ledger {
         let Some(first) = listed.first() else {
             return Ok(None);
         };
-        let form = Form {
+        let form = StatementShape {
             plan: first.plan,
             many_blocks: first.many_blocks,
             read_by: first.read_by,
         };
-        let objects = listed.into_iter().map(SealedObject::from).collect();
-        Ok(Some(SealedBatch {
+        let objects = listed.into_iter().map(ManifestEntry::from).collect();
+        Ok(Some(Manifest {
             objects,
             form,
             fenced,
@@ -725,9 +728,9 @@ impl Ledger {
     }
 
     /// The frozen list of a batch, whatever became of it.
-    pub async fn objects(&self, batch: BatchId) -> Result<Vec<SealedObject>, WarehouseError> {
+    pub async fn objects(&self, batch: BatchId) -> Result<Vec<ManifestEntry>, WarehouseError> {
         let listed = self.list(batch).await?;
-        Ok(listed.into_iter().map(SealedObject::from).collect())
+        Ok(listed.into_iter().map(ManifestEntry::from).collect())
     }
 
     async fn list(&self, batch: BatchId) -> Result<Vec<ListedRow>, WarehouseError> {
@@ -806,12 +809,12 @@ fn without(superseded: &[(ObjectId, BatchId)]) -> String {
 }
 
 /// The claims on these objects, but those of one batch.
-fn among(objects: &[ObjectId], but: Option<BatchId>) -> String {
+fn among(objects: &[ObjectId], excluding: Option<BatchId>) -> String {
     let listed = quoted_list(objects.iter().map(|object| object.0));
-    let but = but
+    let excluding = excluding
         .map(|batch| format!(" AND batch_id != {}", sql::id(batch.0)))
         .unwrap_or_default();
-    format!("object_id IN ({listed}){but}")
+    format!("object_id IN ({listed}){excluding}")
 }
 
 pub(crate) fn quoted_list(ids: impl Iterator<Item = Uuid>) -> String {

@@ -1,21 +1,25 @@
 use serde_json::{from_value, to_value};
 
 use super::*;
-use crate::batch::Form;
+use crate::batch::StatementShape;
 use crate::statements::insert::Planner;
 use crate::statements::s3_source::S3Access;
 use sluice_core::fixtures::{object, planner};
 
 /// What a recovery reads back of a claim.
 fn recovered(object: &ObjectRef) -> ObjectRef {
-    let row = SealedRow::of(BatchId(Uuid::nil()), &Claim::of(object), Form::default());
+    let row = ManifestRow::of(
+        BatchId(Uuid::nil()),
+        &Claim::of(object),
+        StatementShape::default(),
+    );
     let listed: Listed = from_value(to_value(row).unwrap()).unwrap();
     listed.into()
 }
 
 fn statements(planner: &Planner, objects: &[ObjectRef]) -> String {
     let objects: Vec<_> = objects.iter().collect();
-    let form = planner.form(&objects, Form::of(ReadBy::S3));
+    let form = planner.form(&objects, StatementShape::of(ReadBy::S3));
     let inserts = planner.inserts(BatchId(Uuid::nil()), &objects, form, "guard");
     format!("{form:?} {inserts:?}")
 }

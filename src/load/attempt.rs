@@ -1,6 +1,6 @@
 //! Performs the actions of one protocol run.
 
-mod judge;
+mod diagnose;
 mod prove;
 
 use std::collections::BTreeMap;
@@ -12,51 +12,51 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, debug, info, warn};
 
-use super::breaker::{HaltedInsert, Scope};
-use super::cause::{Cause, GivenUp};
+use super::breaker::{ProbeGuard, Scope};
+use super::cause::{BatchFailure, FailureCause};
 use super::ports::{BatchTables, Insert, LedgerStore, Ports, Rows};
 use super::views::Successes;
-use super::{Cancelled, Item, LoadParts, Loader, Outcome, Outcomes, Trying, stream};
-use crate::batch::{BatchId, Form, ReadBy};
+use super::{Cancelled, LoadParts, Loader, Outcome, Outcomes, PendingObject, RetryPolicy, stream};
+use crate::batch::{BatchId, ReadBy, StatementShape};
 use crate::clickhouse::WarehouseError;
 use crate::clickhouse::batch_rows::{Counted, Rejected, tables_of};
-use crate::clickhouse::error_class::{Verdict, verdict};
+use crate::clickhouse::error_class::{ErrorClass, classify};
 use crate::ledger::Claim;
-use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, Steps, TakenBack, drive};
-use crate::ledger::protocol::{Action, End, Run, Standing};
+use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, RolledBack, Steps, drive};
+use crate::ledger::protocol::{Action, ClaimStatus, End, Run};
 use crate::object::ObjectRef;
-use crate::statements::Kept;
+use crate::statements::RejectKind;
 use crate::statements::select::{BLANK, Target};
 use crate::telemetry::activity::{BatchInfo, InFlight};
 use crate::telemetry::{metrics, trace};
 use crate::util::failpoint;
 
 /// One batch, and what its run has met so far.
-pub(super) struct Loading<'a, P: Ports> {
+pub(super) struct BatchRun<'a, P: Ports> {
     pub(super) loader: &'a Loader<P>,
     pub(super) cancel: &'a CancellationToken,
     pub(super) batch: BatchId,
     pub(super) in_flight: InFlight,
     pub(super) started: Instant,
     /// Sorted by key; once sealed, the frozen list.
-    pub(super) items: Vec<Item>,
+    pub(super) items: Vec<PendingObject>,
     /// Why the insert was given up.
-    pub(super) given_up: Option<GivenUp>,
-    pub(super) replays: u32,
-    pub(super) trying: Trying,
+    pub(super) failure: Option<BatchFailure>,
+    pub(super) retries: u32,
+    pub(super) retry_policy: RetryPolicy,
     /// While the breaker waits for this insert.
-    pub(super) halted: Option<HaltedInsert>,
+    pub(super) halted: Option<ProbeGuard>,
     /// How many inserts had succeeded when this batch began, or last failed for no known reason.
     pub(super) successes_before: u64,
     /// How often it has failed for no known reason while others were loaded.
     pub(super) failures_alone: u32,
     /// What the insert has brought.
     pub(super) read: Vec<Counted>,
-    pub(super) sealed: bool,
+    pub(super) is_claimed: bool,
     /// Sealed with the list: a replay must make the same statements, and cut the same blocks.
-    pub(super) form: Form,
+    pub(super) form: StatementShape,
     /// What was read is not what was asked for: it is taken back, complete or not.
-    pub(super) keep_nothing: bool,
+    pub(super) rollback_only: bool,
     /// What a rollback has not reached.
     left_in_views: Option<String>,
     /// What is loaded already, or in other hands.
@@ -70,14 +70,14 @@ pub(super) struct Loading<'a, P: Ports> {
 /// The server has this long to answer that a statement took too long.
 const ANSWER_AFTER_TIMEOUT: Duration = Duration::from_secs(15);
 
-impl<'a, P: Ports> Loading<'a, P> {
+impl<'a, P: Ports> BatchRun<'a, P> {
     /// One that begins, with nothing met so far.
     pub(super) fn new(
         loader: &'a Loader<P>,
         cancel: &'a CancellationToken,
         batch: BatchId,
-        items: Vec<Item>,
-        form: Form,
+        items: Vec<PendingObject>,
+        form: StatementShape,
     ) -> Self {
         Self {
             loader,
@@ -89,16 +89,16 @@ impl<'a, P: Ports> Loading<'a, P> {
                 .begin(batch_info(batch, &items, form.read_by)),
             started: Instant::now(),
             items,
-            given_up: None,
-            replays: 0,
-            trying: Trying::default(),
+            failure: None,
+            retries: 0,
+            retry_policy: RetryPolicy::default(),
             halted: None,
             successes_before: loader.state.successes.load(Ordering::Relaxed),
             failures_alone: 0,
             read: Vec::new(),
-            sealed: false,
+            is_claimed: false,
             form,
-            keep_nothing: false,
+            rollback_only: false,
             left_in_views: None,
             set_aside: Outcomes::new(),
             step: Span::none(),
@@ -117,7 +117,7 @@ impl<'a, P: Ports> Loading<'a, P> {
     /// The batch stays sealed; whoever meets it need not wait for its lease to run out.
     pub(super) async fn abandon(&self) {
         metrics::batch_ended("abandoned");
-        if !self.sealed {
+        if !self.is_claimed {
             return;
         }
         let batch = self.batch;
@@ -136,7 +136,7 @@ impl<'a, P: Ports> Loading<'a, P> {
         self.items.iter().map(|item| &item.object).collect()
     }
 
-    async fn small<T, F>(&self, mut work: impl FnMut() -> F) -> Result<T, Cancelled>
+    async fn ledger_call<T, F>(&self, mut work: impl FnMut() -> F) -> Result<T, Cancelled>
     where
         F: Future<Output = Result<T, WarehouseError>>,
     {
@@ -149,14 +149,17 @@ impl<'a, P: Ports> Loading<'a, P> {
                 done
             }
         };
-        self.loader.persist(self.cancel, timed).await
+        self.loader.retry_until_ok(self.cancel, timed).await
     }
 
     fn claims(&self) -> Vec<Claim<'_>> {
-        self.items.iter().map(Item::claim).collect()
+        self.items.iter().map(PendingObject::claim).collect()
     }
 
-    async fn standings(&self, but: Option<BatchId>) -> Result<Vec<Standing>, Cancelled> {
+    async fn claim_statuses(
+        &self,
+        excluding: Option<BatchId>,
+    ) -> Result<Vec<ClaimStatus>, Cancelled> {
         let claims = self.claims();
         let ids: Vec<_> = claims.iter().map(|claim| claim.object.id()).collect();
         let superseded: Vec<_> = claims
@@ -168,8 +171,13 @@ impl<'a, P: Ports> Loading<'a, P> {
                     .map(|batch| (claim.object.id(), *batch))
             })
             .collect();
-        self.small(|| self.loader.parts.ledger.standings(&ids, but, &superseded))
-            .await
+        self.ledger_call(|| {
+            self.loader
+                .parts
+                .ledger
+                .claim_statuses(&ids, excluding, &superseded)
+        })
+        .await
     }
 
     /// Once loaded, deletes what it supersedes.
@@ -186,16 +194,16 @@ impl<'a, P: Ports> Loading<'a, P> {
     }
 
     /// Unless something must be recovered first: then everything is looked up again.
-    fn keep_free(&mut self, standings: &[Standing]) {
-        if standings.iter().any(Standing::has_lapsed) {
+    fn keep_free(&mut self, claim_statuses: &[ClaimStatus]) {
+        if claim_statuses.iter().any(ClaimStatus::has_expired_lease) {
             return;
         }
         let items = std::mem::take(&mut self.items);
-        for (item, standing) in items.into_iter().zip(standings) {
-            match standing {
-                Standing::Free => self.items.push(item),
-                Standing::Loaded => self.set_aside.push((item.announced, Outcome::Duplicate)),
-                Standing::Busy { .. } => self.set_aside.push((item.announced, Outcome::Busy)),
+        for (item, status) in items.into_iter().zip(claim_statuses) {
+            match status {
+                ClaimStatus::Free => self.items.push(item),
+                ClaimStatus::Loaded => self.set_aside.push((item.announced, Outcome::Duplicate)),
+                ClaimStatus::Busy { .. } => self.set_aside.push((item.announced, Outcome::Busy)),
             }
         }
     }
@@ -216,33 +224,33 @@ impl<'a, P: Ports> Loading<'a, P> {
             self.answered();
             return self.after_success(attempt, begun).await;
         };
-        match self.judge(&error).await? {
-            Verdict::Fenced => {
+        match self.diagnose(&error).await? {
+            ErrorClass::Fenced => {
                 self.answered();
                 Ok(Inserted::Fenced)
             }
-            fault @ (Verdict::ObjectFault
-            | Verdict::Denied
-            | Verdict::Stream
-            | Verdict::Changed) => Ok(self.at_fault(&error, fault, Cause::Answer)),
-            Verdict::View => self.view_failed(&error).await,
-            Verdict::TooLarge => self.too_large(&error).await,
-            Verdict::Halt => {
+            fault @ (ErrorClass::ObjectFault
+            | ErrorClass::Denied
+            | ErrorClass::Stream
+            | ErrorClass::Changed) => Ok(self.at_fault(&error, fault, FailureCause::Answer)),
+            ErrorClass::View => self.view_failed(&error).await,
+            ErrorClass::TooLarge => self.too_large(&error).await,
+            ErrorClass::Halt => {
                 self.halt(&error);
                 Ok(Inserted::Unknown)
             }
-            verdict @ (Verdict::Replay | Verdict::Overload) => {
-                self.unexplained(verdict, &error).await
+            class @ (ErrorClass::Replay | ErrorClass::Overload) => {
+                self.unexplained(class, &error).await
             }
         }
     }
 
     /// The insert went through: nothing is wrong only if every object was read.
     async fn after_success(&mut self, attempt: u32, begun: Instant) -> Result<Inserted, Cancelled> {
-        let is_replay = attempt > 1 || self.replays > 0;
+        let is_replay = attempt > 1 || self.retries > 0;
         let since = (!is_replay).then_some(begun);
         if !self.are_tables_complete(since).await? {
-            return Ok(self.torn());
+            return Ok(self.row_count_mismatch());
         }
         let mut fault = self.unread().await.or_else(|| self.doubtful());
         if fault.is_none() {
@@ -258,8 +266,8 @@ impl<'a, P: Ports> Loading<'a, P> {
                 .succeeded(&tables_of(catalog, &kinds));
             return Ok(Inserted::Committed);
         };
-        self.given_up = Some(fault);
-        self.keep_nothing = true;
+        self.failure = Some(fault);
+        self.rollback_only = true;
         Ok(Inserted::ObjectFault)
     }
 
@@ -267,23 +275,26 @@ impl<'a, P: Ports> Loading<'a, P> {
     /// replay then drops rows that are nowhere. Or it has not noted, or forgotten, the token: the
     /// rows are there twice. Or something on the server has kept rows from a table. All is taken
     /// back, and loaded under another token.
-    fn torn(&mut self) -> Inserted {
+    fn row_count_mismatch(&mut self) -> Inserted {
         warn!(
             "{}; the batch is rolled back, and loaded again",
-            Cause::Torn
+            FailureCause::RowCountMismatch
         );
-        self.given_up = Some(GivenUp::new(Verdict::Changed, Cause::Torn));
-        self.keep_nothing = true;
+        self.failure = Some(BatchFailure::new(
+            ErrorClass::Changed,
+            FailureCause::RowCountMismatch,
+        ));
+        self.rollback_only = true;
         Inserted::ObjectFault
     }
 
     /// Pauses intake; this insert probes until it is through.
     fn halt(&mut self, error: &WarehouseError) {
         let loader = self.loader;
-        self.replays += 1;
+        self.retries += 1;
         self.halted
-            .get_or_insert_with(|| HaltedInsert::new(&loader.parts.breaker));
-        metrics::clickhouse_error(error.code(), verdict(error));
+            .get_or_insert_with(|| ProbeGuard::new(&loader.parts.breaker));
+        metrics::clickhouse_error(error.code(), classify(error));
         loader.halt(Scope::Inserts, error);
     }
 
@@ -342,7 +353,7 @@ impl<'a, P: Ports> Loading<'a, P> {
         let tables = &self.loader.parts.tables;
         let (batch, many_blocks) = (self.batch, self.form.many_blocks);
         let (contents, are_complete) = self
-            .small(|| async {
+            .ledger_call(|| async {
                 let contents = tables.contents(batch).await?;
                 let complete = tables.are_complete(batch, &contents, many_blocks, since);
                 let are_complete = complete.await?;
@@ -384,7 +395,7 @@ impl<'a, P: Ports> Loading<'a, P> {
     }
 }
 
-impl<P: Ports> Steps for Loading<'_, P> {
+impl<P: Ports> Steps for BatchRun<'_, P> {
     type Error = Cancelled;
 
     fn reach(&mut self, action: Action, moment: Moment) {
@@ -402,10 +413,10 @@ impl<P: Ports> Steps for Loading<'_, P> {
         }
     }
 
-    async fn look_up(&mut self) -> Result<Vec<Standing>, Cancelled> {
-        let standings = self.standings(None).await?;
-        self.keep_free(&standings);
-        Ok(standings)
+    async fn look_up(&mut self) -> Result<Vec<ClaimStatus>, Cancelled> {
+        let claim_statuses = self.claim_statuses(None).await?;
+        self.keep_free(&claim_statuses);
+        Ok(claim_statuses)
     }
 
     async fn recover(&mut self, batch: BatchId) -> Result<(), Cancelled> {
@@ -413,21 +424,21 @@ impl<P: Ports> Steps for Loading<'_, P> {
         recover.instrument(trace::recover(batch)).await
     }
 
-    async fn seal(&mut self) -> Result<(), Cancelled> {
-        self.sealed = true;
+    async fn claim(&mut self) -> Result<(), Cancelled> {
+        self.is_claimed = true;
         self.form = self.loader.planner().form(&self.objects(), self.form);
         let claims = self.claims();
-        self.small(|| {
+        self.ledger_call(|| {
             self.loader
                 .parts
                 .ledger
-                .seal(self.batch, &claims, self.form)
+                .claim(self.batch, &claims, self.form)
         })
         .await
     }
 
-    async fn verify(&mut self) -> Result<Vec<Standing>, Cancelled> {
-        self.standings(Some(self.batch)).await
+    async fn verify(&mut self) -> Result<Vec<ClaimStatus>, Cancelled> {
+        self.claim_statuses(Some(self.batch)).await
     }
 
     async fn insert(&mut self, attempt: u32) -> Result<Inserted, Cancelled> {
@@ -443,17 +454,17 @@ impl<P: Ports> Steps for Loading<'_, P> {
     }
 
     async fn kill(&mut self) -> Result<(), Cancelled> {
-        self.small(|| self.loader.parts.tables.kill(self.batch))
+        self.ledger_call(|| self.loader.parts.tables.kill(self.batch))
             .await
     }
 
     async fn fence(&mut self, attempt: u32) -> Result<Fence, Cancelled> {
-        self.small(|| self.loader.parts.ledger.fence(self.batch, attempt))
+        self.ledger_call(|| self.loader.parts.ledger.fence(self.batch, attempt))
             .await
     }
 
     async fn has_rows(&mut self) -> Result<bool, Cancelled> {
-        self.small(|| self.loader.parts.tables.has_any(self.batch))
+        self.ledger_call(|| self.loader.parts.tables.has_any(self.batch))
             .await
     }
 
@@ -461,7 +472,7 @@ impl<P: Ports> Steps for Loading<'_, P> {
     /// object can be gone when a complete batch is replayed. Known of batches of one block, whose
     /// count was written as a whole.
     async fn is_complete(&mut self) -> Result<bool, Cancelled> {
-        if self.form.many_blocks || self.keep_nothing {
+        if self.form.many_blocks || self.rollback_only {
             return Ok(false);
         }
         let are_complete = self.are_tables_complete(None).await?;
@@ -469,42 +480,44 @@ impl<P: Ports> Steps for Loading<'_, P> {
     }
 
     /// Deletes what a batch that can never be completed has left.
-    async fn take_back(&mut self) -> Result<TakenBack, Cancelled> {
+    async fn roll_back(&mut self) -> Result<RolledBack, Cancelled> {
         // No record can come any more; one that came before stands.
-        let sealed = self
-            .small(|| self.loader.parts.ledger.sealed(self.batch))
+        let manifest = self
+            .ledger_call(|| self.loader.parts.ledger.manifest(self.batch))
             .await?;
-        if sealed.is_none() {
-            return Ok(TakenBack::Ended);
+        if manifest.is_none() {
+            return Ok(RolledBack::Ended);
         }
         warn!("rolling back a batch that cannot be completed");
         let tables = &self.loader.parts.tables;
-        self.left_in_views = self.small(|| tables.left_in_views(self.batch)).await?;
+        self.left_in_views = self
+            .ledger_call(|| tables.left_in_views(self.batch))
+            .await?;
         if let Some(left) = &self.left_in_views {
             metrics::left_in_views();
             warn!("{left}");
         }
-        self.small(|| self.loader.parts.ledger.renew(self.batch))
+        self.ledger_call(|| self.loader.parts.ledger.renew(self.batch))
             .await?;
         let deletes = async {
             for target in Target::all(&tables.planner().catalog) {
                 let rows = Rows::Of(self.batch);
                 self.loader.delete(target, rows, self.cancel).await?;
             }
-            Ok(TakenBack::Deleted)
+            Ok(RolledBack::Deleted)
         };
         self.loader.parts.ledger.leased(self.batch, deletes).await
     }
 
     async fn release(&mut self) -> Result<(), Cancelled> {
-        let mut reason = match &self.given_up {
+        let mut reason = match &self.failure {
             Some(why) => why.cause.to_string(),
             None => "another batch lists an object too, or nothing was inserted".into(),
         };
         if let Some(left) = &self.left_in_views {
             reason += &format!("; {left}");
         }
-        self.small(|| self.loader.parts.ledger.release(self.batch, &reason))
+        self.ledger_call(|| self.loader.parts.ledger.release(self.batch, &reason))
             .await
     }
 
@@ -518,10 +531,10 @@ impl<P: Ports> Steps for Loading<'_, P> {
         let ledger = &self.loader.parts.ledger;
         let waiver = self.waiver();
         let recorded = self
-            .small(|| async {
+            .ledger_call(|| async {
                 let record = ledger.record(self.batch, attempt, objects, total, &waiver);
                 match record.await {
-                    Err(error) if verdict(&error) == Verdict::Fenced => Ok(false),
+                    Err(error) if classify(&error) == ErrorClass::Fenced => Ok(false),
                     other => other.map(|()| true),
                 }
             })
@@ -535,7 +548,7 @@ impl<P: Ports> Steps for Loading<'_, P> {
         for (kind, rows) in &rows {
             metrics::rows_loaded(kind, *rows);
         }
-        if rows.contains_key(Kept::Rejected.kind()) {
+        if rows.contains_key(RejectKind::Rejected.kind()) {
             self.count_rejected().await;
         }
         metrics::object_bytes(info.bytes);
@@ -549,7 +562,7 @@ impl<P: Ports> Steps for Loading<'_, P> {
             bytes = info.bytes,
             seconds = took.as_secs_f64(),
             read_by = self.form.read_by.label(),
-            replays = self.replays,
+            retries = self.retries,
             rows_by_type = %serde_json::json!(rows),
             "batch loaded"
         );
@@ -558,7 +571,7 @@ impl<P: Ports> Steps for Loading<'_, P> {
     }
 }
 
-fn batch_info(id: BatchId, items: &[Item], read_by: ReadBy) -> BatchInfo {
+fn batch_info(id: BatchId, items: &[PendingObject], read_by: ReadBy) -> BatchInfo {
     BatchInfo {
         id,
         objects: items.len(),
@@ -592,32 +605,37 @@ impl<P: Ports> Loader<P> {
         batch: BatchId,
         cancel: &CancellationToken,
     ) -> Result<(), Cancelled> {
-        let Some(sealed) = self
-            .persist(cancel, || self.parts.ledger.sealed(batch))
+        let Some(manifest) = self
+            .retry_until_ok(cancel, || self.parts.ledger.manifest(batch))
             .await?
         else {
             return Ok(());
         };
         info!(
-            objects = sealed.objects.len(),
+            objects = manifest.objects.len(),
             "recovering: its lease ran out"
         );
-        let items: Vec<Item> = sealed
+        let items: Vec<PendingObject> = manifest
             .objects
             .into_iter()
-            .map(|sealed| Item::new(sealed.object, sealed.supersedes))
+            .map(|entry| PendingObject::new(entry.object, entry.supersedes))
             .collect();
-        let mut loading = Loading::new(self, cancel, batch, items, sealed.form);
-        loading.sealed = true;
-        let replayable = sealed.form.plan == self.planner().plan_id();
+        let mut batch_run = BatchRun::new(self, cancel, batch, items, manifest.form);
+        batch_run.is_claimed = true;
+        let replayable = manifest.form.plan == self.planner().plan_id();
         if !replayable {
-            warn!("{}; its objects are loaded anew", Cause::OtherPlan);
-            loading.given_up = Some(GivenUp::new(Verdict::Changed, Cause::OtherPlan));
+            warn!("{}; its objects are loaded anew", FailureCause::OtherPlan);
+            batch_run.failure = Some(BatchFailure::new(
+                ErrorClass::Changed,
+                FailureCause::OtherPlan,
+            ));
         }
         // Whatever became of it, its objects are looked up again.
-        let end = loading.run(Run::recover(sealed.fenced, replayable)).await?;
+        let end = batch_run
+            .run(Run::recover(manifest.fenced, replayable))
+            .await?;
         if end == End::Loaded {
-            loading.clean().await?;
+            batch_run.clean().await?;
         }
         info!(?end, "recovered");
         Ok(())

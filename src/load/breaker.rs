@@ -61,16 +61,16 @@ struct Probing {
 /// An insert, or another statement that the load cannot do without, that met a reason to halt, and
 /// will probe until it has succeeded or is given up.
 #[derive(Debug)]
-pub struct HaltedInsert(Arc<Breaker>);
+pub struct ProbeGuard(Arc<Breaker>);
 
-impl HaltedInsert {
+impl ProbeGuard {
     pub fn new(breaker: &Arc<Breaker>) -> Self {
         breaker.halted_inserts.fetch_add(1, Ordering::Relaxed);
         Self(breaker.clone())
     }
 }
 
-impl Drop for HaltedInsert {
+impl Drop for ProbeGuard {
     fn drop(&mut self) {
         self.0.halted_inserts.fetch_sub(1, Ordering::Relaxed);
     }
@@ -113,7 +113,7 @@ impl Breaker {
     }
 
     /// Waits until the breaker is open, a probe is due, and no insert is about to be that probe.
-    pub async fn unprobed(&self) {
+    pub async fn probe_due(&self) {
         loop {
             let mut open = self.open.subscribe();
             drop(open.wait_for(Option::is_some).await);
@@ -201,7 +201,7 @@ impl Breaker {
         if closed && let Some(Recovery { lasted, failures }) = probing.outage.succeeded() {
             info!(
                 paused_seconds = lasted.as_secs(),
-                failures, "ClickHouse answers: loading goes on"
+                failures, "ClickHouse answers: batch_run goes on"
             );
         }
     }
@@ -270,10 +270,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn somebody_else_probes_only_where_no_insert_will() {
         let breaker = opened(Scope::Inserts);
-        let halted = HaltedInsert::new(&breaker);
-        let unprobed = tokio::time::timeout(INTERVAL * 10, breaker.unprobed());
-        assert!(unprobed.await.is_err());
+        let halted = ProbeGuard::new(&breaker);
+        let probe_due = tokio::time::timeout(INTERVAL * 10, breaker.probe_due());
+        assert!(probe_due.await.is_err());
         drop(halted);
-        breaker.unprobed().await;
+        breaker.probe_due().await;
     }
 }

@@ -2,14 +2,14 @@
 
 use super::FailureClass;
 use crate::clickhouse::WarehouseError;
-use crate::clickhouse::error_class::{Verdict, meaning, named_object};
+use crate::clickhouse::error_class::{ErrorClass, diagnosis, named_object};
 use crate::object::{Compression, ObjectRef};
 use crate::s3::StoreError;
 
 /// Why a batch was given up, and so why an object of it is not loaded. As text it is the reason that
 /// the ledger records.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub(super) enum Cause {
+pub(super) enum FailureCause {
     /// What ClickHouse, S3 or something on the way to them has answered.
     #[error(transparent)]
     Answer(#[from] WarehouseError),
@@ -52,24 +52,24 @@ pub(super) enum Cause {
     )]
     Unnameable,
     #[error("the tables have other rows than `object_rows` counts, or have them twice")]
-    Torn,
+    RowCountMismatch,
     #[error("another configuration has sealed this batch: it cannot be replayed")]
     OtherPlan,
     #[error("released without a reason")]
     Unknown,
 }
 
-impl From<StoreError> for Cause {
+impl From<StoreError> for FailureCause {
     fn from(error: StoreError) -> Self {
         Self::Answer(error.into())
     }
 }
 
-impl Cause {
+impl FailureCause {
     /// The class under which an object is recorded that is not loaded for this cause.
     pub(super) fn class(&self) -> FailureClass {
         match self {
-            Self::Answer(error) | Self::TooLarge(error) => meaning(error).class,
+            Self::Answer(error) | Self::TooLarge(error) => diagnosis(error).failure_class,
             Self::View(_) => FailureClass::View,
             Self::Rejected { .. } => FailureClass::Rejected,
             Self::Unproven { .. } => FailureClass::Unproven,
@@ -77,7 +77,7 @@ impl Cause {
             Self::Unread(_)
             | Self::Misnamed(_)
             | Self::Incomplete { .. }
-            | Self::Torn
+            | Self::RowCountMismatch
             | Self::OtherPlan
             | Self::Unknown => FailureClass::Unloadable,
         }
@@ -98,7 +98,7 @@ impl Cause {
             | Self::Incomplete { object, .. }
             | Self::Unproven { object, .. } => position(&object.path(), objects),
             Self::Rejected { path, .. } => position(path, objects),
-            Self::Unnameable | Self::Torn | Self::OtherPlan | Self::Unknown => None,
+            Self::Unnameable | Self::RowCountMismatch | Self::OtherPlan | Self::Unknown => None,
         }
     }
 }
@@ -124,22 +124,22 @@ fn position<'a>(path: &str, mut objects: impl Iterator<Item = &'a ObjectRef>) ->
 
 /// Why a batch was given up, and what is to be done about it.
 #[derive(Clone, Debug)]
-pub(super) struct GivenUp {
-    pub(super) verdict: Verdict,
-    pub(super) cause: Cause,
+pub(super) struct BatchFailure {
+    pub(super) class: ErrorClass,
+    pub(super) cause: FailureCause,
 }
 
-impl GivenUp {
-    pub(super) fn new(verdict: Verdict, cause: impl Into<Cause>) -> Self {
+impl BatchFailure {
+    pub(super) fn new(class: ErrorClass, cause: impl Into<FailureCause>) -> Self {
         Self {
-            verdict,
+            class,
             cause: cause.into(),
         }
     }
 
     /// An object is at fault.
-    pub(super) fn object_fault(cause: impl Into<Cause>) -> Self {
-        Self::new(Verdict::ObjectFault, cause)
+    pub(super) fn object_fault(cause: impl Into<FailureCause>) -> Self {
+        Self::new(ErrorClass::ObjectFault, cause)
     }
 }
 
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
     use sluice_core::fixtures::object;
 
-    fn of_s3(status: u16, code: &str) -> Cause {
+    fn of_s3(status: u16, code: &str) -> FailureCause {
         StoreError::Refused {
             status,
             code: code.to_owned(),
@@ -157,8 +157,8 @@ mod tests {
         .into()
     }
 
-    fn of_clickhouse(code: u32, text: &str) -> Cause {
-        Cause::Answer(WarehouseError::Server {
+    fn of_clickhouse(code: u32, text: &str) -> FailureCause {
+        FailureCause::Answer(WarehouseError::Server {
             code,
             text: text.to_owned(),
         })
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn the_object_that_is_at_fault_is_found_by_its_path() {
         let objects = ["k", "k.gz"].map(|key| object("b", key, "e"));
-        let unread = |object: &ObjectRef| Cause::Unread(object.clone());
+        let unread = |object: &ObjectRef| FailureCause::Unread(object.clone());
         assert_eq!(unread(&objects[0]).culprit(objects.iter()), Some(0));
         assert_eq!(unread(&objects[1]).culprit(objects.iter()), Some(1));
         assert_eq!(of_s3(404, "NoSuchKey").culprit(objects.iter()), Some(0));
@@ -188,6 +188,6 @@ mod tests {
         assert_eq!(named.culprit(objects.iter()), Some(1));
         let stranger = object("b", "other", "e");
         assert_eq!(unread(&stranger).culprit(objects.iter()), None);
-        assert_eq!(Cause::Torn.culprit(objects.iter()), None);
+        assert_eq!(FailureCause::RowCountMismatch.culprit(objects.iter()), None);
     }
 }

@@ -20,7 +20,7 @@ impl<P: Ports> Loader<P> {
         let timeout = self.config.insert_timeout;
         let mut tries = 0;
         loop {
-            let has_rows = self.persist(cancel, || self.parts.tables.has_rows(table, rows));
+            let has_rows = self.retry_until_ok(cancel, || self.parts.tables.has_rows(table, rows));
             if !has_rows.await? {
                 return Ok(());
             }
@@ -29,7 +29,7 @@ impl<P: Ports> Loader<P> {
             }
             tries += 1;
             let _alone = self.state.deletions.lock().await;
-            self.persist(cancel, || async {
+            self.retry_until_ok(cancel, || async {
                 // Of a worker that is gone, or of a try whose answer did not come.
                 if self.parts.tables.is_deleting(table, rows).await {
                     return Ok(());

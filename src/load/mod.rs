@@ -27,29 +27,29 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, warn};
 
 use crate::Env;
-use crate::batch::{Batch, BatchId, Fallback, Form, ReadBy, mean_bytes};
+use crate::batch::{Batch, BatchId, Fallback, ReadBy, StatementShape, mean_bytes};
 use crate::clickhouse::WarehouseError;
 use crate::ledger::Failure;
-use crate::ledger::protocol::{End, Run, Standing};
+use crate::ledger::protocol::{ClaimStatus, End, Run};
 use crate::object::{Compression, ObjectId, ObjectRef};
-use crate::s3::{Present, StoreError};
+use crate::s3::{ObjectMeta, StoreError};
 use crate::statements::insert::Planner;
-use crate::statements::s3_source::{Naming, naming};
+use crate::statements::s3_source::{KeyAddressing, addressing};
 use crate::telemetry::activity::Activity;
 use crate::telemetry::{metrics, trace};
 use sluice_core::backoff::Backoff;
 pub use sluice_core::outcome::{FailureClass, Outcome, Outcomes};
 
 use crate::clickhouse::error_class::{
-    Verdict, is_bucket_missing, is_missing, meaning, verdict, with_advice,
+    ErrorClass, classify, diagnosis, is_bucket_missing, is_missing, with_advice,
 };
-use attempt::Loading;
-use breaker::{Breaker, HaltedInsert, Scope};
-use cause::{Cause, GivenUp};
+use attempt::BatchRun;
+use breaker::{Breaker, ProbeGuard, Scope};
+use cause::{BatchFailure, FailureCause};
 use empty_columns::EmptyColumns;
 use fallback::Fallbacks;
 use ports::{BatchTables, LedgerStore, ObjectStore, Ports, Production};
-use progress::{FailedItem, Item, Progress, Work};
+use progress::{FailedItem, PendingObject, Progress, WorkUnit};
 use views::Views;
 
 /// Loads batches. The daemon knows no more of ClickHouse than this.
@@ -111,15 +111,15 @@ struct LoadState {
 }
 
 /// A batch that fails this often for no known reason is split, if the server does load otherwise.
-const MAX_REPLAYS: u32 = 5;
-const MAX_REPLAYS_OF_A_PART: u32 = 1;
+const MAX_RETRIES: u32 = 5;
+const MAX_RETRIES_OF_A_PART: u32 = 1;
 /// One object that fails for no known reason is at fault once other loads have succeeded this often
 /// between its failures.
 const MAX_FAILURES_ALONE: u32 = 2;
 /// Where there is nothing to compare it with, it is given up after so many failures.
-const MAX_REPLAYS_ALONE: u32 = 40;
+const MAX_RETRIES_ALONE: u32 = 40;
 /// Loaded objects that are read again to find out whether ClickHouse may read at all.
-const CANARIES: usize = 5;
+const KNOWN_GOOD_SAMPLES: usize = 5;
 /// Another worker's claim on the same objects, met this often, means that they are in good hands.
 const MAX_YIELDS: u32 = 5;
 /// An object that changes faster than it can be read is left for a later delivery.
@@ -127,17 +127,17 @@ const MAX_CHANGES: u32 = 5;
 
 /// For how long a batch is tried.
 #[derive(Clone, Copy, Debug)]
-struct Trying {
+struct RetryPolicy {
     /// How many replays show that the objects, together, are not to be loaded.
-    patience: u32,
+    max_retries: u32,
     /// Whether an object that fails alone can be tried again after others.
     may_wait: bool,
 }
 
-impl Default for Trying {
+impl Default for RetryPolicy {
     fn default() -> Self {
         Self {
-            patience: MAX_REPLAYS,
+            max_retries: MAX_RETRIES,
             may_wait: false,
         }
     }
@@ -147,13 +147,13 @@ impl Default for Trying {
 enum BatchEnd {
     /// Every item has its outcome.
     Settled,
-    Yielded(Vec<Item>),
+    Yielded(Vec<PendingObject>),
     /// Nothing of it was loaded, and this is why.
     Released {
-        items: Vec<Item>,
-        why: GivenUp,
+        items: Vec<PendingObject>,
+        why: BatchFailure,
     },
-    Abandoned(Vec<Item>),
+    Abandoned(Vec<PendingObject>),
 }
 
 /// The worker shuts down: leave things as they are.
@@ -162,15 +162,15 @@ struct Cancelled;
 impl<P: Ports> Load for Loader<P> {
     async fn load(&self, batch: Batch, cancel: CancellationToken) -> Outcomes {
         let items = batch.objects.into_iter();
-        let items = items.map(|object| Item::new(object, Vec::new()));
+        let items = items.map(|object| PendingObject::new(object, Vec::new()));
         self.load_items(items.collect(), cancel).await
     }
 }
 
 /// Looking at the objects as they are now failed.
-struct Refused {
-    items: Vec<Item>,
-    cause: Cause,
+struct RefreshError {
+    items: Vec<PendingObject>,
+    cause: FailureCause,
 }
 
 impl<P: Ports> Loader<P> {
@@ -192,32 +192,36 @@ impl<P: Ports> Loader<P> {
         self.parts.tables.planner()
     }
 
-    async fn load_items(&self, items: Vec<Item>, cancel: CancellationToken) -> Outcomes {
+    async fn load_items(&self, items: Vec<PendingObject>, cancel: CancellationToken) -> Outcomes {
         let mut progress = Progress {
             passed_before: self.state.views.successes(),
             ..Progress::default()
         };
         let (mut listed, mut streamed) = (Vec::new(), Vec::new());
         for item in items {
-            match (naming(&item.object.key), self.config.fallback) {
-                (_, Fallback::Always) | (Naming::Impossible, Fallback::Auto) => streamed.push(item),
-                (Naming::Impossible, Fallback::Never) => {
-                    progress.fail(item, Cause::Unnameable);
+            match (addressing(&item.object.key), self.config.fallback) {
+                (_, Fallback::Always) | (KeyAddressing::Unaddressable, Fallback::Auto) => {
+                    streamed.push(item)
                 }
-                (Naming::Alone, _) => progress.work.push(Work::new(vec![item], ReadBy::S3)),
-                (Naming::Listed, _) => listed.push(item),
+                (KeyAddressing::Unaddressable, Fallback::Never) => {
+                    progress.fail(item, FailureCause::Unnameable);
+                }
+                (KeyAddressing::Single, _) => {
+                    progress.work.push(WorkUnit::new(vec![item], ReadBy::S3))
+                }
+                (KeyAddressing::Globbable, _) => listed.push(item),
             }
         }
         if !streamed.is_empty() {
-            progress.work.push(Work::new(streamed, ReadBy::Stream));
+            progress.work.push(WorkUnit::new(streamed, ReadBy::Stream));
         }
         if !listed.is_empty() {
             let are_small =
                 mean_bytes(listed.iter().map(|item| &item.object)) < self.config.stream_below;
             progress.work.push(if are_small {
-                Work::by_choice(listed)
+                WorkUnit::prefers_streaming(listed)
             } else {
-                Work::new(listed, ReadBy::S3)
+                WorkUnit::new(listed, ReadBy::S3)
             });
         }
         while let Some(work) = progress.work.pop() {
@@ -238,31 +242,34 @@ impl<P: Ports> Loader<P> {
         objects: &[ObjectId],
         superseded: &[(ObjectId, BatchId)],
         cancel: &CancellationToken,
-    ) -> Option<Vec<Standing>> {
-        self.persist(cancel, || {
-            self.parts.ledger.standings(objects, None, superseded)
+    ) -> Option<Vec<ClaimStatus>> {
+        self.retry_until_ok(cancel, || {
+            self.parts.ledger.claim_statuses(objects, None, superseded)
         })
         .await
         .ok()
     }
 
     /// Loads one batch; what is to be tried otherwise goes back to `progress.work`.
-    async fn load_work(&self, work: Work, cancel: &CancellationToken, progress: &mut Progress) {
+    async fn load_work(&self, work: WorkUnit, cancel: &CancellationToken, progress: &mut Progress) {
         // What was split off because of such an error need not prove it at length again.
-        let patience = if work.splits == 0 {
-            MAX_REPLAYS
+        let max_retries = if work.splits == 0 {
+            MAX_RETRIES
         } else {
-            MAX_REPLAYS_OF_A_PART
+            MAX_RETRIES_OF_A_PART
         };
         let may_wait = !work.waited && !progress.work.is_empty();
-        let trying = Trying { patience, may_wait };
-        let form = Form {
+        let retry_policy = RetryPolicy {
+            max_retries,
+            may_wait,
+        };
+        let form = StatementShape {
             many_blocks: work.many_blocks,
-            ..Form::of(work.read_by)
+            ..StatementShape::of(work.read_by)
         };
         let batch = BatchId::new(&self.parts.env);
         let end = self
-            .load_batch(batch, work.items, form, trying, cancel, progress)
+            .load_batch(batch, work.items, form, retry_policy, cancel, progress)
             .instrument(trace::load(batch))
             .await;
         match end {
@@ -278,14 +285,14 @@ impl<P: Ports> Loader<P> {
                     () = cancel.cancelled() => {}
                     () = tokio::time::sleep(pause) => {}
                 }
-                progress.work.push(Work {
+                progress.work.push(WorkUnit {
                     items,
                     yields: work.yields + 1,
                     ..work
                 });
             }
             BatchEnd::Released { items, why } => {
-                let work = Work { items, ..work };
+                let work = WorkUnit { items, ..work };
                 self.try_otherwise(work, why, may_wait, cancel, progress)
                     .await;
             }
@@ -296,53 +303,55 @@ impl<P: Ports> Loader<P> {
     /// failed.
     async fn try_otherwise(
         &self,
-        work: Work,
-        why: GivenUp,
+        work: WorkUnit,
+        why: BatchFailure,
         may_wait: bool,
         cancel: &CancellationToken,
         progress: &mut Progress,
     ) {
-        let GivenUp { verdict, cause } = why;
+        let BatchFailure { class, cause } = why;
         let is_alone = work.items.len() == 1;
-        match verdict {
-            Verdict::Changed if work.changes < MAX_CHANGES => {
-                let Work { items, read_by, .. } = work;
+        match class {
+            ErrorClass::Changed if work.changes < MAX_CHANGES => {
+                let WorkUnit { items, read_by, .. } = work;
                 match self.refresh(items, read_by, cancel).await {
-                    Ok(items) => progress.work.push(Work {
+                    Ok(items) => progress.work.push(WorkUnit {
                         items,
                         changes: work.changes + 1,
                         ..work
                     }),
-                    Err(Refused { items, cause }) => {
-                        progress.otherwise(Work { items, ..work }, &cause);
+                    Err(RefreshError { items, cause }) => {
+                        progress.fall_back(WorkUnit { items, ..work }, &cause);
                     }
                 }
             }
-            Verdict::Stream => {
+            ErrorClass::Stream => {
                 self.state
                     .fallbacks
                     .begun(work.items.len(), &cause.to_string());
-                progress.work.push(Work::new(work.items, ReadBy::Stream));
+                progress
+                    .work
+                    .push(WorkUnit::new(work.items, ReadBy::Stream));
             }
-            Verdict::Replay if may_wait => progress.wait(work),
-            Verdict::View if is_alone && may_wait => progress.wait(work),
-            Verdict::TooLarge if is_alone && !self.are_in_many_blocks(&work) => {
+            ErrorClass::Replay if may_wait => progress.wait(work),
+            ErrorClass::View if is_alone && may_wait => progress.wait(work),
+            ErrorClass::TooLarge if is_alone && !self.are_in_many_blocks(&work) => {
                 let many_blocks = true;
-                progress.work.push(Work {
+                progress.work.push(WorkUnit {
                     many_blocks,
                     ..work
                 });
             }
-            Verdict::View if is_alone => {
+            ErrorClass::View if is_alone => {
                 for item in work.items {
                     progress.fail(item, cause.clone());
                 }
             }
-            _ => progress.otherwise(work, &cause),
+            _ => progress.fall_back(work, &cause),
         }
     }
 
-    fn are_in_many_blocks(&self, work: &Work) -> bool {
+    fn are_in_many_blocks(&self, work: &WorkUnit) -> bool {
         let objects: Vec<&ObjectRef> = work.items.iter().map(|item| &item.object).collect();
         work.many_blocks || self.planner().needs_many_blocks(&objects)
     }
@@ -375,7 +384,7 @@ impl<P: Ports> Loader<P> {
             })
             .collect();
         let recorded = self
-            .persist(cancel, || self.parts.ledger.record_failures(&rows))
+            .retry_until_ok(cancel, || self.parts.ledger.record_failures(&rows))
             .await
             .is_ok();
         for FailedItem { item, cause } in failed {
@@ -399,53 +408,53 @@ impl<P: Ports> Loader<P> {
     async fn load_batch(
         &self,
         batch: BatchId,
-        items: Vec<Item>,
-        form: Form,
-        trying: Trying,
+        items: Vec<PendingObject>,
+        form: StatementShape,
+        retry_policy: RetryPolicy,
         cancel: &CancellationToken,
         progress: &mut Progress,
     ) -> BatchEnd {
         let items = if items.iter().any(|item| item.object.etag.is_empty()) {
             match self.refresh(items, form.read_by, cancel).await {
                 Ok(items) => items,
-                Err(Refused { items, cause }) => {
-                    let why = GivenUp::object_fault(cause);
+                Err(RefreshError { items, cause }) => {
+                    let why = BatchFailure::object_fault(cause);
                     return BatchEnd::Released { items, why };
                 }
             }
         } else {
             items
         };
-        let mut loading = Loading::new(self, cancel, batch, items, form);
-        loading.trying = trying;
-        loading.passed_before = progress.passed_before.clone();
-        loading.halted = progress.halted.take();
-        let end = loading.run(Run::load()).await;
-        progress.outcomes.append(&mut loading.set_aside);
-        progress.halted = loading.halted.take();
+        let mut batch_run = BatchRun::new(self, cancel, batch, items, form);
+        batch_run.retry_policy = retry_policy;
+        batch_run.passed_before = progress.passed_before.clone();
+        batch_run.halted = progress.halted.take();
+        let end = batch_run.run(Run::load()).await;
+        progress.outcomes.append(&mut batch_run.set_aside);
+        progress.halted = batch_run.halted.take();
         match end {
             Ok(End::Loaded) => {
                 // What is not cleaned now, a later backfill cleans.
-                drop(loading.clean().await);
-                progress.settle(&loading.items, &Outcome::Loaded);
+                drop(batch_run.clean().await);
+                progress.settle(&batch_run.items, &Outcome::Loaded);
                 BatchEnd::Settled
             }
             Ok(End::NothingFree) => BatchEnd::Settled,
-            Ok(End::Yielded) => BatchEnd::Yielded(loading.items),
+            Ok(End::Yielded) => BatchEnd::Yielded(batch_run.items),
             Ok(End::Fenced) => {
-                progress.settle(&loading.items, &Outcome::Busy);
+                progress.settle(&batch_run.items, &Outcome::Busy);
                 BatchEnd::Settled
             }
             Ok(End::Released) => {
-                let unknown = || GivenUp::object_fault(Cause::Unknown);
+                let unknown = || BatchFailure::object_fault(FailureCause::Unknown);
                 BatchEnd::Released {
-                    items: loading.items,
-                    why: loading.given_up.unwrap_or_else(unknown),
+                    items: batch_run.items,
+                    why: batch_run.failure.unwrap_or_else(unknown),
                 }
             }
             Err(Cancelled) => {
-                loading.abandon().await;
-                BatchEnd::Abandoned(loading.items)
+                batch_run.abandon().await;
+                BatchEnd::Abandoned(batch_run.items)
             }
         }
     }
@@ -453,10 +462,10 @@ impl<P: Ports> Loader<P> {
     /// Asks S3 what the objects are now.
     async fn refresh(
         &self,
-        items: Vec<Item>,
+        items: Vec<PendingObject>,
         read_by: ReadBy,
         cancel: &CancellationToken,
-    ) -> Result<Vec<Item>, Refused> {
+    ) -> Result<Vec<PendingObject>, RefreshError> {
         if read_by == ReadBy::Stream {
             self.refresh_by_worker(items, cancel).await
         } else {
@@ -466,17 +475,17 @@ impl<P: Ports> Loader<P> {
 
     async fn refresh_by_worker(
         &self,
-        mut items: Vec<Item>,
+        mut items: Vec<PendingObject>,
         cancel: &CancellationToken,
-    ) -> Result<Vec<Item>, Refused> {
+    ) -> Result<Vec<PendingObject>, RefreshError> {
         for at in 0..items.len() {
-            match self.present(&items[at].object, cancel).await {
+            match self.head(&items[at].object, cancel).await {
                 Ok(Ok(present)) => {
-                    items[at].becomes(&present);
+                    items[at].set_version(&present);
                 }
                 Ok(Err(error)) => {
                     let cause = error.into();
-                    return Err(Refused { items, cause });
+                    return Err(RefreshError { items, cause });
                 }
                 Err(Cancelled) => return Ok(items),
             }
@@ -485,14 +494,14 @@ impl<P: Ports> Loader<P> {
     }
 
     /// What S3 tells the worker of an object. It is asked until it answers.
-    async fn present(
+    async fn head(
         &self,
         object: &ObjectRef,
         cancel: &CancellationToken,
-    ) -> Result<Result<Present, StoreError>, Cancelled> {
+    ) -> Result<Result<ObjectMeta, StoreError>, Cancelled> {
         let mut tries = 0;
         loop {
-            match self.parts.store.present(object).await {
+            match self.parts.store.head(object).await {
                 Err(error) if error.is_transient() => {
                     tries += 1;
                     warn!(object = %object, tries, error = %error, "S3 does not answer; trying again");
@@ -505,16 +514,16 @@ impl<P: Ports> Loader<P> {
 
     async fn refresh_by_clickhouse(
         &self,
-        items: Vec<Item>,
+        items: Vec<PendingObject>,
         cancel: &CancellationToken,
-    ) -> Result<Vec<Item>, Refused> {
+    ) -> Result<Vec<PendingObject>, RefreshError> {
         let refs: Vec<&ObjectRef> = items.iter().map(|item| &item.object).collect();
         let present = self
-            .persist(cancel, || async {
-                match self.parts.tables.present(&refs).await {
-                    Err(error) => match verdict(&error) {
-                        Verdict::ObjectFault => Ok(Err(error)),
-                        Verdict::Stream | Verdict::Denied
+            .retry_until_ok(cancel, || async {
+                match self.parts.tables.head(&refs).await {
+                    Err(error) => match classify(&error) {
+                        ErrorClass::ObjectFault => Ok(Err(error)),
+                        ErrorClass::Stream | ErrorClass::Denied
                             if self.config.fallback == Fallback::Auto =>
                         {
                             Ok(Err(error))
@@ -525,20 +534,20 @@ impl<P: Ports> Loader<P> {
                 }
             })
             .await;
-        let present: HashMap<String, Present> = match present {
+        let present: HashMap<String, ObjectMeta> = match present {
             Ok(Ok(present)) => present.into_iter().collect(),
-            Ok(Err(error)) if verdict(&error) != Verdict::ObjectFault => {
+            Ok(Err(error)) if classify(&error) != ErrorClass::ObjectFault => {
                 return self.refresh_by_worker(items, cancel).await;
             }
             Ok(Err(error)) => {
                 let cause = error.into();
-                return Err(Refused { items, cause });
+                return Err(RefreshError { items, cause });
             }
             Err(Cancelled) => return Ok(items),
         };
         let refreshed = items.into_iter().map(|mut item| {
             if let Some(present) = present.get(&item.object.path()) {
-                item.becomes(present);
+                item.set_version(present);
             }
             item
         });
@@ -547,7 +556,7 @@ impl<P: Ports> Loader<P> {
 
     /// Repeats a small statement until it succeeds: there is no going on without it. Between tries
     /// the breaker decides.
-    async fn persist<T, F>(
+    async fn retry_until_ok<T, F>(
         &self,
         cancel: &CancellationToken,
         mut work: impl FnMut() -> F,
@@ -578,11 +587,11 @@ impl<P: Ports> Loader<P> {
                 }
                 // Nothing is loaded without it, whatever the error is, once it does not pass.
                 Err(error)
-                    if verdict(&error) == Verdict::Halt
-                        || tries >= MAX_REPLAYS && error.code().is_some() =>
+                    if classify(&error) == ErrorClass::Halt
+                        || tries >= MAX_RETRIES && error.code().is_some() =>
                 {
-                    halted.get_or_insert_with(|| HaltedInsert::new(&self.parts.breaker));
-                    metrics::clickhouse_error(error.code(), Verdict::Halt);
+                    halted.get_or_insert_with(|| ProbeGuard::new(&self.parts.breaker));
+                    metrics::clickhouse_error(error.code(), ErrorClass::Halt);
                     self.halt(Scope::Inserts, &error);
                 }
                 Err(error) => {
@@ -596,10 +605,10 @@ impl<P: Ports> Loader<P> {
 
     /// Opens the breaker where the error says that no such statement will do.
     async fn note_failure(&self, error: &WarehouseError, what: Scope) {
-        let verdict = verdict(error);
-        metrics::clickhouse_error(error.code(), verdict);
-        match verdict {
-            Verdict::Halt => self.halt(what, error),
+        let class = classify(error);
+        metrics::clickhouse_error(error.code(), class);
+        match class {
+            ErrorClass::Halt => self.halt(what, error),
             // One lost connection says little; no answer to a ping says all.
             _ => match self.parts.tables.ping().await {
                 Ok(()) => warn!(
@@ -615,7 +624,7 @@ impl<P: Ports> Loader<P> {
     fn halt(&self, what: Scope, error: &WarehouseError) {
         self.parts
             .breaker
-            .open(what, meaning(error).pause, &with_advice(error));
+            .open(what, diagnosis(error).pause, &with_advice(error));
     }
 
     /// Whether who was refused can read what was read before: then a refusal is the object's fault,
@@ -630,10 +639,10 @@ impl<P: Ports> Loader<P> {
     ) -> Result<bool, Cancelled> {
         let same_bucket = !is_bucket_missing(error);
         let others = self
-            .persist(cancel, || {
+            .retry_until_ok(cancel, || {
                 self.parts
                     .ledger
-                    .latest_loaded(refused, same_bucket, CANARIES)
+                    .latest_loaded(refused, same_bucket, KNOWN_GOOD_SAMPLES)
             })
             .await?;
         for other in others {
@@ -655,8 +664,10 @@ impl<P: Ports> Loader<P> {
         cancel: &CancellationToken,
     ) -> Result<Option<Result<(), WarehouseError>>, Cancelled> {
         let mut others = self
-            .persist(cancel, || {
-                self.parts.ledger.latest_loaded(object, true, CANARIES)
+            .retry_until_ok(cancel, || {
+                self.parts
+                    .ledger
+                    .latest_loaded(object, true, KNOWN_GOOD_SAMPLES)
             })
             .await?;
         others.sort_by_key(|other| other.size);
@@ -671,9 +682,9 @@ impl<P: Ports> Loader<P> {
 
     async fn probe(&self, object: &ObjectRef, read_by: ReadBy) -> Result<(), WarehouseError> {
         if read_by == ReadBy::Stream {
-            return Ok(self.parts.store.present(object).await.map(drop)?);
+            return Ok(self.parts.store.head(object).await.map(drop)?);
         }
-        self.parts.tables.present(&[object]).await.map(drop)
+        self.parts.tables.head(&[object]).await.map(drop)
     }
 
     async fn pause(&self, tries: u32, cancel: &CancellationToken) -> Result<(), Cancelled> {

@@ -7,18 +7,18 @@ use std::time::{Duration, SystemTime};
 use futures_util::Stream;
 
 use super::truncation::Truncation;
-use crate::batch::{BatchId, Form};
+use crate::batch::{BatchId, StatementShape};
 use crate::clickhouse::batch_rows::{Contents, Rejected};
 use crate::clickhouse::failing_view::Failing;
 use crate::clickhouse::{Statement, WarehouseError};
 use crate::event_types::{Column, EventType};
 use crate::ledger::drive::Fence;
-use crate::ledger::protocol::Standing;
-use crate::ledger::{Claim, Claims, Failure, Ledger, Replacement, SealedBatch, SealedObject};
+use crate::ledger::protocol::ClaimStatus;
+use crate::ledger::{Claim, Claims, Failure, Ledger, Manifest, ManifestEntry, Replacement};
 use crate::load::empty_columns::Seen;
 use crate::load::tables::ClickHouseTables;
 use crate::object::{Compression, ObjectId, ObjectRef};
-use crate::s3::{Completeness, Content, Present, Store, StoreError};
+use crate::s3::{Completeness, Content, ObjectMeta, Store, StoreError};
 use crate::statements::insert::Planner;
 use tokio::time::Instant;
 
@@ -45,18 +45,18 @@ type Answer<T> = Result<T, WarehouseError>;
 pub trait LedgerStore: Send + Sync + 'static {
     fn lease(&self) -> Duration;
 
-    fn standings(
+    fn claim_statuses(
         &self,
         objects: &[ObjectId],
-        but: Option<BatchId>,
+        excluding: Option<BatchId>,
         superseded: &[(ObjectId, BatchId)],
-    ) -> impl Future<Output = Answer<Vec<Standing>>> + Send;
+    ) -> impl Future<Output = Answer<Vec<ClaimStatus>>> + Send;
 
-    fn seal(
+    fn claim(
         &self,
         batch: BatchId,
         claims: &[Claim<'_>],
-        form: Form,
+        form: StatementShape,
     ) -> impl Future<Output = Answer<()>> + Send;
 
     fn renew(&self, batch: BatchId) -> impl Future<Output = Answer<()>> + Send;
@@ -84,9 +84,9 @@ pub trait LedgerStore: Send + Sync + 'static {
 
     fn abandon(&self, batch: BatchId) -> impl Future<Output = Answer<()>> + Send;
 
-    fn sealed(&self, batch: BatchId) -> impl Future<Output = Answer<Option<SealedBatch>>> + Send;
+    fn manifest(&self, batch: BatchId) -> impl Future<Output = Answer<Option<Manifest>>> + Send;
 
-    fn objects(&self, batch: BatchId) -> impl Future<Output = Answer<Vec<SealedObject>>> + Send;
+    fn objects(&self, batch: BatchId) -> impl Future<Output = Answer<Vec<ManifestEntry>>> + Send;
 
     fn replacements(&self) -> impl Future<Output = Answer<Vec<Replacement>>> + Send;
 
@@ -113,7 +113,7 @@ pub trait LedgerStore: Send + Sync + 'static {
 pub struct Insert<'a> {
     pub batch: BatchId,
     pub objects: &'a [&'a ObjectRef],
-    pub form: Form,
+    pub form: StatementShape,
     /// The condition under which no statement of it may start.
     pub guard: &'a str,
 }
@@ -124,7 +124,7 @@ pub enum Rows<'a> {
     /// Those that a batch has brought.
     Of(BatchId),
     /// Those that the batch with this list supersedes.
-    SupersededBy(&'a [SealedObject]),
+    SupersededBy(&'a [ManifestEntry]),
 }
 
 /// The tables that batches are inserted into, on a server that reads objects itself.
@@ -201,10 +201,10 @@ pub trait BatchTables: Send + Sync + 'static {
     ) -> impl Future<Output = Answer<()>> + Send;
 
     /// Returns what the server sees of these objects, each with its path.
-    fn present(
+    fn head(
         &self,
         objects: &[&ObjectRef],
-    ) -> impl Future<Output = Answer<Vec<(String, Present)>>> + Send;
+    ) -> impl Future<Output = Answer<Vec<(String, ObjectMeta)>>> + Send;
 
     /// Returns the paths of those of these objects that have a line, blank or not.
     fn with_lines(
@@ -237,10 +237,10 @@ pub trait BatchTables: Send + Sync + 'static {
 /// S3, as a worker reads it.
 pub trait ObjectStore: Send + Sync + 'static {
     /// Returns what the key holds now, whatever was announced.
-    fn present(
+    fn head(
         &self,
         object: &ObjectRef,
-    ) -> impl Future<Output = Result<Present, StoreError>> + Send;
+    ) -> impl Future<Output = Result<ObjectMeta, StoreError>> + Send;
 
     /// Returns whether the content is compressed in another way than the name says.
     fn is_misnamed(
@@ -267,17 +267,22 @@ impl LedgerStore for Ledger {
         self.lease()
     }
 
-    async fn standings(
+    async fn claim_statuses(
         &self,
         objects: &[ObjectId],
-        but: Option<BatchId>,
+        excluding: Option<BatchId>,
         superseded: &[(ObjectId, BatchId)],
-    ) -> Answer<Vec<Standing>> {
-        self.standings(objects, but, superseded).await
+    ) -> Answer<Vec<ClaimStatus>> {
+        self.claim_statuses(objects, excluding, superseded).await
     }
 
-    async fn seal(&self, batch: BatchId, claims: &[Claim<'_>], form: Form) -> Answer<()> {
-        self.seal(batch, claims, form).await
+    async fn claim(
+        &self,
+        batch: BatchId,
+        claims: &[Claim<'_>],
+        form: StatementShape,
+    ) -> Answer<()> {
+        self.claim(batch, claims, form).await
     }
 
     async fn renew(&self, batch: BatchId) -> Answer<()> {
@@ -315,11 +320,11 @@ impl LedgerStore for Ledger {
         self.abandon(batch).await
     }
 
-    async fn sealed(&self, batch: BatchId) -> Answer<Option<SealedBatch>> {
-        self.sealed(batch).await
+    async fn manifest(&self, batch: BatchId) -> Answer<Option<Manifest>> {
+        self.manifest(batch).await
     }
 
-    async fn objects(&self, batch: BatchId) -> Answer<Vec<SealedObject>> {
+    async fn objects(&self, batch: BatchId) -> Answer<Vec<ManifestEntry>> {
         self.objects(batch).await
     }
 
@@ -350,8 +355,8 @@ impl LedgerStore for Ledger {
 }
 
 impl ObjectStore for Store {
-    async fn present(&self, object: &ObjectRef) -> Result<Present, StoreError> {
-        self.present(object).await
+    async fn head(&self, object: &ObjectRef) -> Result<ObjectMeta, StoreError> {
+        self.head(object).await
     }
 
     async fn is_misnamed(&self, object: &ObjectRef) -> Result<bool, StoreError> {

@@ -2,14 +2,14 @@
 
 use tracing::{debug, warn};
 
-use super::breaker::HaltedInsert;
-use super::cause::Cause;
+use super::breaker::ProbeGuard;
+use super::cause::FailureCause;
 use super::views::Successes;
 use super::{Outcome, Outcomes};
 use crate::batch::{BatchId, ReadBy};
 use crate::ledger::Claim;
 use crate::object::{ObjectId, ObjectParts, ObjectRef};
-use crate::s3::{Present, StoreError};
+use crate::s3::{ObjectMeta, StoreError};
 use crate::telemetry::metrics;
 
 /// Errors can name one object after the other; halves find many bad ones sooner.
@@ -17,7 +17,7 @@ const MAX_NAMED_SPLITS: u32 = 3;
 
 /// An object on its way: what is read can be newer than what was announced.
 #[derive(Clone, Debug)]
-pub(super) struct Item {
+pub(super) struct PendingObject {
     pub(super) announced: ObjectId,
     pub(super) object: ObjectRef,
     /// The batches that have loaded what was announced, and are to be superseded.
@@ -37,14 +37,14 @@ pub(super) enum Proof {
     Waived,
     /// Neither shown nor refuted: ClickHouse is expected to refuse it. If it does not, the object
     /// fails for this reason.
-    Doubtful(Cause),
+    Doubtful(FailureCause),
     /// It is not to be loaded.
-    Failed(Cause),
+    Failed(FailureCause),
     /// The object is not what was announced any more.
     Changed(StoreError),
 }
 
-impl Item {
+impl PendingObject {
     pub(super) fn new(object: ObjectRef, loaded_by: Vec<BatchId>) -> Self {
         Self {
             announced: object.id(),
@@ -55,7 +55,7 @@ impl Item {
     }
 
     /// What is there now is this.
-    pub(super) fn becomes(&mut self, present: &Present) {
+    pub(super) fn set_version(&mut self, present: &ObjectMeta) {
         self.object = ObjectRef::from(ObjectParts {
             etag: present.etag.clone(),
             size: present.size,
@@ -76,11 +76,11 @@ impl Item {
 
 /// Objects to be loaded as one batch.
 #[derive(Debug)]
-pub(super) struct Work {
-    pub(super) items: Vec<Item>,
+pub(super) struct WorkUnit {
+    pub(super) items: Vec<PendingObject>,
     pub(super) read_by: ReadBy,
     /// Streamed, although ClickHouse is thought to be able to read all of them.
-    pub(super) by_choice: bool,
+    pub(super) prefers_streaming: bool,
     /// One object that is too much for a block.
     pub(super) many_blocks: bool,
     pub(super) yields: u32,
@@ -96,25 +96,25 @@ pub(super) struct Progress {
     pub(super) outcomes: Outcomes,
     pub(super) failed: Vec<FailedItem>,
     /// Still to be tried; the last first.
-    pub(super) work: Vec<Work>,
+    pub(super) work: Vec<WorkUnit>,
     /// From a batch to what is split off it: the breaker still waits for these inserts.
-    pub(super) halted: Option<HaltedInsert>,
+    pub(super) halted: Option<ProbeGuard>,
     /// What had come through users' views when this load began.
     pub(super) passed_before: Successes,
 }
 
 #[derive(Debug)]
 pub(super) struct FailedItem {
-    pub(super) item: Item,
-    pub(super) cause: Cause,
+    pub(super) item: PendingObject,
+    pub(super) cause: FailureCause,
 }
 
-impl Work {
-    pub(super) fn new(items: Vec<Item>, read_by: ReadBy) -> Self {
+impl WorkUnit {
+    pub(super) fn new(items: Vec<PendingObject>, read_by: ReadBy) -> Self {
         Self {
             items,
             read_by,
-            by_choice: false,
+            prefers_streaming: false,
             many_blocks: false,
             yields: 0,
             changes: 0,
@@ -123,38 +123,38 @@ impl Work {
         }
     }
 
-    pub(super) fn by_choice(items: Vec<Item>) -> Self {
+    pub(super) fn prefers_streaming(items: Vec<PendingObject>) -> Self {
         Self {
-            by_choice: true,
+            prefers_streaming: true,
             ..Self::new(items, ReadBy::Stream)
         }
     }
 }
 
 impl Progress {
-    pub(super) fn settle(&mut self, items: &[Item], outcome: &Outcome) {
+    pub(super) fn settle(&mut self, items: &[PendingObject], outcome: &Outcome) {
         self.outcomes
             .extend(items.iter().map(|item| (item.announced, outcome.clone())));
     }
 
-    pub(super) fn fail(&mut self, item: Item, cause: Cause) {
+    pub(super) fn fail(&mut self, item: PendingObject, cause: FailureCause) {
         self.failed.push(FailedItem { item, cause });
     }
 
     /// Gives everything else the turn first.
-    pub(super) fn wait(&mut self, work: Work) {
+    pub(super) fn wait(&mut self, work: WorkUnit) {
         let waited = true;
-        self.work.insert(0, Work { waited, ..work });
+        self.work.insert(0, WorkUnit { waited, ..work });
     }
 
     /// These objects cannot be loaded like this: ClickHouse is to read what the worker read by
     /// choice; else they are tried in parts.
-    pub(super) fn otherwise(&mut self, mut work: Work, cause: &Cause) {
+    pub(super) fn fall_back(&mut self, mut work: WorkUnit, cause: &FailureCause) {
         if self.fail_the_unproven(&mut work) {
             if !work.items.is_empty() {
                 self.work.push(work);
             }
-        } else if work.by_choice {
+        } else if work.prefers_streaming {
             let objects = work.items.len();
             warn!(
                 objects,
@@ -162,14 +162,14 @@ impl Progress {
                 "this worker cannot stream small objects; ClickHouse reads them. Where that lasts, \
                  see what `sluice check` says of the worker, or set `load.stream_below` to 0B"
             );
-            self.work.push(Work::new(work.items, ReadBy::S3));
+            self.work.push(WorkUnit::new(work.items, ReadBy::S3));
         } else {
             self.split(work, cause);
         }
     }
 
     /// Removes the objects that must not be loaded, and returns whether there were any.
-    fn fail_the_unproven(&mut self, work: &mut Work) -> bool {
+    fn fail_the_unproven(&mut self, work: &mut WorkUnit) -> bool {
         let before = work.items.len();
         for item in std::mem::take(&mut work.items) {
             match item.proof.clone() {
@@ -182,7 +182,7 @@ impl Progress {
 
     /// The object that the cause names alone, and the rest as a new batch; halves when it names
     /// none. An object that was alone already has failed.
-    fn split(&mut self, work: Work, cause: &Cause) {
+    fn split(&mut self, work: WorkUnit, cause: &FailureCause) {
         let mut items = work.items;
         if items.len() <= 1 {
             for item in items {
@@ -203,9 +203,9 @@ impl Progress {
         );
         metrics::batch_split();
         for items in [apart, items] {
-            self.work.push(Work {
+            self.work.push(WorkUnit {
                 splits: work.splits + 1,
-                ..Work::new(items, work.read_by)
+                ..WorkUnit::new(items, work.read_by)
             });
         }
     }

@@ -10,11 +10,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info};
 
 use super::ports::{LedgerStore, Ports, Rows};
-use super::progress::Item;
+use super::progress::PendingObject;
 use super::{Cancelled, Loader, Outcomes};
 use crate::batch::{Batch, BatchId};
 use crate::ledger::Claims;
-use crate::ledger::protocol::Standing;
+use crate::ledger::protocol::ClaimStatus;
 use crate::object::ObjectId;
 use crate::statements::select::Target;
 use crate::telemetry::trace;
@@ -30,7 +30,7 @@ impl<P: Ports> Loader<P> {
     ) -> Outcomes {
         let items = batch.objects.into_iter().map(|object| {
             let loaded_by = loaded_by.get(&object.id()).cloned().unwrap_or_default();
-            Item::new(object, loaded_by)
+            PendingObject::new(object, loaded_by)
         });
         self.load_items(items.collect(), cancel).await
     }
@@ -42,7 +42,7 @@ impl<P: Ports> Loader<P> {
         before: SystemTime,
         cancel: &CancellationToken,
     ) -> Option<Claims> {
-        self.persist(cancel, || self.parts.ledger.loaded_claims(objects, before))
+        self.retry_until_ok(cancel, || self.parts.ledger.loaded_claims(objects, before))
             .await
             .ok()
     }
@@ -56,14 +56,14 @@ impl<P: Ports> Loader<P> {
     async fn try_to_finish(&self, cancel: &CancellationToken) -> Result<Vec<BatchId>, Cancelled> {
         let mut in_hand = Vec::new();
         for replacement in self
-            .persist(cancel, || self.parts.ledger.replacements())
+            .retry_until_ok(cancel, || self.parts.ledger.replacements())
             .await?
         {
             let batch = replacement.batch;
             let span = trace::recover(batch);
-            match replacement.standing {
-                Standing::Loaded => self.clean(batch, cancel).instrument(span).await?,
-                standing if standing.has_lapsed() => {
+            match replacement.status {
+                ClaimStatus::Loaded => self.clean(batch, cancel).instrument(span).await?,
+                status if status.has_expired_lease() => {
                     self.recover(batch, cancel).instrument(span).await?;
                 }
                 _ => in_hand.push(batch),
@@ -80,14 +80,14 @@ impl<P: Ports> Loader<P> {
     ) -> Result<(), Cancelled> {
         failpoint::reach("clean.before");
         let objects = self
-            .persist(cancel, || self.parts.ledger.objects(batch))
+            .retry_until_ok(cancel, || self.parts.ledger.objects(batch))
             .await?;
         let superseded = Rows::SupersededBy(&objects);
         for target in Target::all(&self.planner().catalog) {
             self.delete(target, superseded, cancel).await?;
             failpoint::reach("clean.table");
         }
-        self.persist(cancel, || self.parts.ledger.cleaned(batch))
+        self.retry_until_ok(cancel, || self.parts.ledger.cleaned(batch))
             .await?;
         failpoint::reach("clean.after");
         info!("rows that it replaces are deleted");

@@ -7,7 +7,7 @@ use futures_util::stream;
 
 use super::Loader;
 use super::ports::{BatchTables, Insert, LedgerStore, Ports};
-use crate::batch::{BatchId, Form, ReadBy};
+use crate::batch::{BatchId, ReadBy, StatementShape};
 use crate::clickhouse::WarehouseError;
 use crate::object::{ObjectParts, ObjectRef};
 use crate::statements::framing::Framer;
@@ -33,7 +33,7 @@ impl<P: Ports> Loader<P> {
         let insert = Insert {
             batch,
             objects: &[&object],
-            form: Form::of(ReadBy::Stream),
+            form: StatementShape::of(ReadBy::Stream),
             guard: &guard,
         };
         let tables = &self.parts.tables;

@@ -17,9 +17,9 @@ use crate::clickhouse::batch_rows::{BatchRows, Contents, Rejected};
 use crate::clickhouse::failing_view::Failing;
 use crate::clickhouse::{Statement, Warehouse, WarehouseError};
 use crate::event_types::{Column, EventType};
-use crate::ledger::{BATCHES_TABLE, SealedObject};
+use crate::ledger::{BATCHES_TABLE, ManifestEntry};
 use crate::object::{Compression, GZIP_MAGIC, ObjectRef, ZSTD_MAGIC};
-use crate::s3::{Present, StoreError};
+use crate::s3::{ObjectMeta, StoreError};
 use crate::sql;
 use crate::statements::insert::Planner;
 use crate::statements::select::Target;
@@ -167,10 +167,10 @@ impl BatchTables for ClickHouseTables {
         self.warehouse.delete(table, &condition, timeout).await
     }
 
-    async fn present(
+    async fn head(
         &self,
         objects: &[&ObjectRef],
-    ) -> Result<Vec<(String, Present)>, WarehouseError> {
+    ) -> Result<Vec<(String, ObjectMeta)>, WarehouseError> {
         #[derive(Deserialize)]
         struct Row {
             path: String,
@@ -182,7 +182,7 @@ impl BatchTables for ClickHouseTables {
         let present = rows.into_iter().map(|row| {
             let Row { path, etag, size } = row;
             let size = Some(size);
-            (path, Present { etag, size })
+            (path, ObjectMeta { etag, size })
         });
         Ok(present.collect())
     }
@@ -247,10 +247,10 @@ fn condition(rows: Rows<'_>) -> String {
 
 /// All batches that have loaded an object are superseded, so that it does not matter which of these
 /// batches had which of these objects.
-fn superseded_by(objects: &[SealedObject]) -> String {
+fn superseded_by(objects: &[ManifestEntry]) -> String {
     let mut batches = BTreeSet::new();
     let mut sources = Vec::new();
-    for SealedObject { object, supersedes } in objects {
+    for ManifestEntry { object, supersedes } in objects {
         if !supersedes.is_empty() {
             batches.extend(supersedes.iter().map(|batch| sql::id(batch.0)));
             let (path, etag) = (sql::string(&object.path()), sql::string(&object.etag));

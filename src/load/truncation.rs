@@ -5,7 +5,7 @@
 //! passes through the same decoders as an object does.
 
 use super::answers::Answers;
-use crate::clickhouse::error_class::{Verdict, verdict};
+use crate::clickhouse::error_class::{ErrorClass, classify};
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::object::Compression;
 
@@ -88,10 +88,10 @@ async fn accepts(
         match warehouse.run_encoded(NOTHING, encoding, stream).await {
             Ok(()) => return Ok(Accepted::Yes),
             Err(error @ WarehouseError::Server { .. }) => {
-                return match verdict(&error) {
+                return match classify(&error) {
                     // The body was taken as it is.
                     _ if error.code() == Some(SYNTAX_ERROR) => Ok(Accepted::Unanswered),
-                    Verdict::Halt | Verdict::Overload => Err(error),
+                    ErrorClass::Halt | ErrorClass::Overload => Err(error),
                     _ => Ok(Accepted::No),
                 };
             }

@@ -10,15 +10,15 @@ use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::ledger::BATCHES_TABLE;
 use crate::object::ObjectUrl;
 use crate::sql;
-pub use crate::statements::Kept;
+pub use crate::statements::RejectKind;
 
 /// So much of a line is its beginning.
 pub const SHOWN_BYTES: u64 = 200;
 
 /// Which kept lines are meant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Choice {
-    pub kind: Option<Kept>,
+pub struct RejectSelector {
+    pub kind: Option<RejectKind>,
     /// A bucket, and what its keys begin with.
     pub prefix: Option<ObjectUrl>,
     /// The reason contains this, in upper or lower case.
@@ -27,11 +27,11 @@ pub struct Choice {
     pub since: Option<Duration>,
 }
 
-impl Choice {
+impl RejectSelector {
     /// The tables in which there can be such lines.
-    pub fn kinds(&self) -> impl Iterator<Item = Kept> {
+    pub fn kinds(&self) -> impl Iterator<Item = RejectKind> {
         let kind = self.kind;
-        Kept::ALL
+        RejectKind::ALL
             .into_iter()
             .filter(move |kept| kind.is_none_or(|kind| kind == *kept))
     }
@@ -140,7 +140,7 @@ const COLUMNS_OF_KEY: &str = "(source_path, source_etag, row_number)";
 /// Lines that are moved at once, in one block.
 #[derive(Debug)]
 pub struct Page {
-    pub kept: Kept,
+    pub kept: RejectKind,
     /// The lines, as what follows FROM.
     pub rows: String,
     pub last: LineKey,
@@ -152,20 +152,20 @@ const PAGE_BYTES: u64 = 64 << 20;
 
 /// What is kept, for people and for a replay.
 #[derive(Clone)]
-pub struct KeptLines {
+pub struct Rejects {
     warehouse: Warehouse,
     /// All lines may have to be looked at.
     timeout: Duration,
 }
 
-impl KeptLines {
+impl Rejects {
     pub fn new(warehouse: Warehouse, timeout: Duration) -> Self {
         Self { warehouse, timeout }
     }
 
     /// The chosen lines of one table, as what follows FROM. Lines of a batch that is not on record
     /// as loaded may be on their way back.
-    fn rows(&self, kept: Kept, choice: &Choice, further: &[String]) -> String {
+    fn rows(&self, kept: RejectKind, choice: &RejectSelector, further: &[String]) -> String {
         let loaded = format!(
             "batch_id IN (SELECT batch_id FROM {} WHERE event = 'loaded')",
             self.warehouse.table(BATCHES_TABLE)
@@ -181,8 +181,8 @@ impl KeptLines {
     /// Returns the query for the chosen lines of all tables, with their kind and these columns.
     fn select_all(
         &self,
-        columns: impl Fn(Kept) -> String,
-        choice: &Choice,
+        columns: impl Fn(RejectKind) -> String,
+        choice: &RejectSelector,
         further: &[String],
     ) -> String {
         let selects = choice.kinds().map(|kept| {
@@ -194,7 +194,7 @@ impl KeptLines {
     }
 
     /// How many there are.
-    pub async fn count(&self, choice: &Choice) -> Result<u64, WarehouseError> {
+    pub async fn count(&self, choice: &RejectSelector) -> Result<u64, WarehouseError> {
         #[derive(Deserialize)]
         struct Count {
             lines: u64,
@@ -208,8 +208,8 @@ impl KeptLines {
     /// The chosen lines of a table that come after `after`, as many as are moved at once.
     pub async fn page(
         &self,
-        kept: Kept,
-        choice: &Choice,
+        kept: RejectKind,
+        choice: &RejectSelector,
         after: Option<&LineKey>,
     ) -> Result<Option<Page>, WarehouseError> {
         #[derive(Deserialize)]
@@ -247,7 +247,7 @@ impl KeptLines {
     /// How many lines of which reason there are, the most first.
     pub async fn groups(
         &self,
-        choice: &Choice,
+        choice: &RejectSelector,
         by: GroupBy,
         limit: u64,
     ) -> Result<Vec<Group>, WarehouseError> {
@@ -291,15 +291,15 @@ impl KeptLines {
         let lines = self.select_all(
             |kept| {
                 let value = match kept {
-                    Kept::Rejected => "value",
-                    Kept::Unmatched => "NULL",
+                    RejectKind::Rejected => "value",
+                    RejectKind::Unmatched => "NULL",
                 };
                 format!(
                     "source_etag, row_number, toString(reason) AS reason, {value} AS value, raw, \
                      ingested_at"
                 )
             },
-            &Choice::default(),
+            &RejectSelector::default(),
             &[of_object],
         );
         let sql = format!(

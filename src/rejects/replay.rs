@@ -12,15 +12,15 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::Env;
-use crate::batch::{BatchId, Form};
+use crate::batch::{BatchId, StatementShape};
 use crate::clickhouse::batch_rows::{BatchRows, Counted};
-use crate::clickhouse::error_class::{Verdict, verdict};
+use crate::clickhouse::error_class::{ErrorClass, classify};
 use crate::clickhouse::{Statement, Warehouse, WarehouseError};
-use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, Steps, TakenBack, drive};
-use crate::ledger::protocol::{Action, End, Run, Standing};
+use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, RolledBack, Steps, drive};
+use crate::ledger::protocol::{Action, ClaimStatus, End, Run};
 use crate::ledger::{Claim, Ledger};
 use crate::object::{ObjectParts, ObjectRef};
-use crate::rejects::{Kept, Page};
+use crate::rejects::{Page, RejectKind};
 use crate::sql;
 use crate::statements::ddl::REPLAYED;
 use crate::statements::insert::Planner;
@@ -39,7 +39,7 @@ pub struct Replayer {
 
 /// What would become of lines of one object.
 #[derive(Debug, Deserialize)]
-struct Fate {
+struct PreviewRow {
     source_path: String,
     source_etag: String,
     kind: String,
@@ -61,14 +61,14 @@ pub struct Tally {
 impl Replayer {
     /// What a replay of these lines would do; writes nothing.
     pub async fn preview(&self, page: &Page) -> Result<Tally, WarehouseError> {
-        let (mut tally, fitting) = self.fates(page).await?;
-        let objects: Vec<_> = fitting.iter().map(Fate::object).collect();
-        let standings = self.standings(&objects, None).await?;
-        for (fate, standing) in fitting.into_iter().zip(standings) {
-            if standing == Standing::Free {
-                *tally.moved.entry(fate.kind).or_default() += fate.lines;
+        let (mut tally, fitting) = self.preview(page).await?;
+        let objects: Vec<_> = fitting.iter().map(PreviewRow::object).collect();
+        let claim_statuses = self.claim_statuses(&objects, None).await?;
+        for (row, status) in fitting.into_iter().zip(claim_statuses) {
+            if status == ClaimStatus::Free {
+                *tally.moved.entry(row.kind).or_default() += row.lines;
             } else {
-                tally.in_hand += fate.lines;
+                tally.in_hand += row.lines;
             }
         }
         Ok(tally)
@@ -76,15 +76,15 @@ impl Replayer {
 
     /// Moves those of these lines that are rows by now.
     pub async fn replay(&self, page: &Page) -> Result<Tally, WarehouseError> {
-        let (mut tally, fitting) = self.fates(page).await?;
+        let (mut tally, fitting) = self.preview(page).await?;
         let objects = objects_of(&fitting);
         if objects.is_empty() {
             return Ok(tally);
         }
-        let fit: u64 = fitting.iter().map(|fate| fate.lines).sum();
-        let mut moving = Moving {
+        let fit: u64 = fitting.iter().map(|row| row.lines).sum();
+        let mut moving = RejectReplay {
             lines: Some(&page.rows),
-            ..Moving::new(self, BatchId::new(&self.env), page.kept, objects)
+            ..RejectReplay::new(self, BatchId::new(&self.env), page.kept, objects)
         };
         moving.run(Run::load()).await?;
         tally.moved = moving.moved;
@@ -98,10 +98,10 @@ impl Replayer {
         let unfinished = self.ledger.unfinished_replays().await?;
         let mut finished = 0;
         for replay in unfinished {
-            let Some(kept) = Kept::moved_by(replay.read_by) else {
+            let Some(kept) = RejectKind::moved_by(replay.read_by) else {
                 continue;
             };
-            let mut moving = Moving::new(self, BatchId(replay.batch_id), kept, Vec::new());
+            let mut moving = RejectReplay::new(self, BatchId(replay.batch_id), kept, Vec::new());
             let end = if replay.loaded {
                 moving.clean().await?
             } else {
@@ -116,37 +116,37 @@ impl Replayer {
     }
 
     /// What becomes of the lines: those that stay, counted, and those that are rows.
-    async fn fates(&self, page: &Page) -> Result<(Tally, Vec<Fate>), WarehouseError> {
-        let sql = self.planner.fates(BatchId::new(&self.env), &page.rows);
-        let fates: Vec<Fate> = self.warehouse.rows_within(&sql, self.timeout).await?;
+    async fn preview(&self, page: &Page) -> Result<(Tally, Vec<PreviewRow>), WarehouseError> {
+        let sql = self.planner.preview(BatchId::new(&self.env), &page.rows);
+        let preview: Vec<PreviewRow> = self.warehouse.rows_within(&sql, self.timeout).await?;
         let types = self.planner.catalog.types();
-        let (fitting, staying): (Vec<_>, Vec<_>) = fates
+        let (fitting, staying): (Vec<_>, Vec<_>) = preview
             .into_iter()
-            .partition(|fate| types.iter().any(|event_type| event_type.name == fate.kind));
+            .partition(|row| types.iter().any(|event_type| event_type.name == row.kind));
         let mut tally = Tally::default();
-        for fate in staying {
+        for row in staying {
             // A line that is blank, and was too long to be looked at, has no other.
-            let reason = if fate.reason.is_empty() {
-                fate.kind
+            let reason = if row.reason.is_empty() {
+                row.kind
             } else {
-                fate.reason
+                row.reason
             };
-            *tally.left.entry(reason).or_default() += fate.lines;
+            *tally.left.entry(reason).or_default() += row.lines;
         }
         Ok((tally, fitting))
     }
 
-    async fn standings(
+    async fn claim_statuses(
         &self,
         objects: &[ObjectRef],
-        but: Option<BatchId>,
-    ) -> Result<Vec<Standing>, WarehouseError> {
+        excluding: Option<BatchId>,
+    ) -> Result<Vec<ClaimStatus>, WarehouseError> {
         let ids: Vec<_> = objects.iter().map(ObjectRef::id).collect();
-        self.ledger.standings_of_kept(&ids, but).await
+        self.ledger.claim_statuses_of_rejects(&ids, excluding).await
     }
 }
 
-impl Fate {
+impl PreviewRow {
     /// As far as a claim needs to name it.
     fn object(&self) -> ObjectRef {
         let path = self.source_path.split_once('/');
@@ -162,23 +162,23 @@ impl Fate {
     }
 }
 
-fn objects_of(fates: &[Fate]) -> Vec<ObjectRef> {
-    let mut objects: Vec<_> = fates.iter().map(Fate::object).collect();
+fn objects_of(preview: &[PreviewRow]) -> Vec<ObjectRef> {
+    let mut objects: Vec<_> = preview.iter().map(PreviewRow::object).collect();
     objects.sort_unstable();
     objects.dedup();
     objects
 }
 
 /// One batch that moves lines.
-struct Moving<'a> {
+struct RejectReplay<'a> {
     replayer: &'a Replayer,
     batch: BatchId,
-    kept: Kept,
+    kept: RejectKind,
     /// Those that the lines are of.
     objects: Vec<ObjectRef>,
     /// The lines to choose from, as what follows FROM; of a batch that is recovered they are frozen.
     lines: Option<&'a str>,
-    form: Form,
+    form: StatementShape,
     /// Once on record, by event type.
     moved: BTreeMap<String, u64>,
     /// The tables have other rows than were counted.
@@ -187,11 +187,18 @@ struct Moving<'a> {
     left_in_views: Option<String>,
 }
 
-impl<'a> Moving<'a> {
-    fn new(replayer: &'a Replayer, batch: BatchId, kept: Kept, objects: Vec<ObjectRef>) -> Self {
+impl<'a> RejectReplay<'a> {
+    fn new(
+        replayer: &'a Replayer,
+        batch: BatchId,
+        kept: RejectKind,
+        objects: Vec<ObjectRef>,
+    ) -> Self {
         let listed: Vec<_> = objects.iter().collect();
         Self {
-            form: replayer.planner.form(&listed, Form::of(kept.read_by())),
+            form: replayer
+                .planner
+                .form(&listed, StatementShape::of(kept.read_by())),
             replayer,
             batch,
             kept,
@@ -216,15 +223,15 @@ impl<'a> Moving<'a> {
     }
 
     async fn recover(&mut self) -> Result<End, WarehouseError> {
-        let sealed = self.replayer.ledger.sealed(self.batch).await?;
-        let Some(sealed) = sealed else {
+        let manifest = self.replayer.ledger.manifest(self.batch).await?;
+        let Some(manifest) = manifest else {
             // Somebody was faster.
             return Ok(End::Fenced);
         };
-        let replayable = sealed.form.plan == self.form.plan;
-        self.form = sealed.form;
-        self.objects = sealed.objects.into_iter().map(|it| it.object).collect();
-        self.run(Run::recover(sealed.fenced, replayable)).await
+        let replayable = manifest.form.plan == self.form.plan;
+        self.form = manifest.form;
+        self.objects = manifest.objects.into_iter().map(|it| it.object).collect();
+        self.run(Run::recover(manifest.fenced, replayable)).await
     }
 
     /// So that the next replay need not wait for the lease. Where even this cannot be said, it does.
@@ -308,7 +315,7 @@ impl<'a> Moving<'a> {
     }
 }
 
-impl Steps for Moving<'_> {
+impl Steps for RejectReplay<'_> {
     type Error = WarehouseError;
 
     fn reach(&mut self, action: Action, moment: Moment) {
@@ -316,27 +323,29 @@ impl Steps for Moving<'_> {
     }
 
     /// Objects in others' hands are left out.
-    async fn look_up(&mut self) -> Result<Vec<Standing>, WarehouseError> {
-        let standings = self.replayer.standings(&self.objects, None).await?;
-        let mut of_each = standings.iter();
+    async fn look_up(&mut self) -> Result<Vec<ClaimStatus>, WarehouseError> {
+        let claim_statuses = self.replayer.claim_statuses(&self.objects, None).await?;
+        let mut of_each = claim_statuses.iter();
         self.objects
-            .retain(|_| of_each.next() == Some(&Standing::Free));
-        Ok(standings)
+            .retain(|_| of_each.next() == Some(&ClaimStatus::Free));
+        Ok(claim_statuses)
     }
 
     async fn recover(&mut self, _: BatchId) -> Result<(), WarehouseError> {
         unreachable!("no standing of kept lines is one that has lapsed")
     }
 
-    async fn seal(&mut self) -> Result<(), WarehouseError> {
+    async fn claim(&mut self) -> Result<(), WarehouseError> {
         let claims: Vec<_> = self.objects.iter().map(Claim::of).collect();
         let ledger = &self.replayer.ledger;
-        ledger.seal(self.batch, &claims, self.form).await
+        ledger.claim(self.batch, &claims, self.form).await
     }
 
-    async fn verify(&mut self) -> Result<Vec<Standing>, WarehouseError> {
-        let standings = self.replayer.standings(&self.objects, Some(self.batch));
-        standings.await
+    async fn verify(&mut self) -> Result<Vec<ClaimStatus>, WarehouseError> {
+        let claim_statuses = self
+            .replayer
+            .claim_statuses(&self.objects, Some(self.batch));
+        claim_statuses.await
     }
 
     async fn insert(&mut self, attempt: u32) -> Result<Inserted, WarehouseError> {
@@ -346,13 +355,15 @@ impl Steps for Moving<'_> {
         let begun = Instant::now();
         let guard = ledger.guard(self.batch, attempt);
         let objects = self.listed();
-        let freeze = self
+        let snapshot = self
             .lines
-            .map(|lines| planner.freeze(self.batch, &objects, lines, &guard));
+            .map(|lines| planner.snapshot(self.batch, &objects, lines, &guard));
         let inserts = planner.inserts(self.batch, &objects, self.form, &guard);
-        for statement in freeze.iter().chain(&inserts) {
+        for statement in snapshot.iter().chain(&inserts) {
             match self.execute(statement, attempt).await {
-                Err(error) if verdict(&error) == Verdict::Fenced => return Ok(Inserted::Fenced),
+                Err(error) if classify(&error) == ErrorClass::Fenced => {
+                    return Ok(Inserted::Fenced);
+                }
                 other => other?,
             }
             failpoint::reach("replay.statement");
@@ -387,20 +398,20 @@ impl Steps for Moving<'_> {
     }
 
     /// Deletes the rows of a batch that can be completed by nobody.
-    async fn take_back(&mut self) -> Result<TakenBack, WarehouseError> {
+    async fn roll_back(&mut self) -> Result<RolledBack, WarehouseError> {
         let Replayer {
             ledger, planner, ..
         } = self.replayer;
         // No record can come any more; one that came before stands.
-        if ledger.sealed(self.batch).await?.is_none() {
-            return Ok(TakenBack::Ended);
+        if ledger.manifest(self.batch).await?.is_none() {
+            return Ok(RolledBack::Ended);
         }
         self.left_in_views = self.rows().left_in_views().await?;
         let of_batch = format!("batch_id = {}", sql::id(self.batch.0));
         for target in Target::all(&planner.catalog) {
             self.delete(target.table(), &of_batch).await?;
         }
-        Ok(TakenBack::Deleted)
+        Ok(RolledBack::Deleted)
     }
 
     async fn release(&mut self) -> Result<(), WarehouseError> {
@@ -419,7 +430,7 @@ impl Steps for Moving<'_> {
         let (objects, rows) = (self.objects.len(), moved.values().sum());
         let ledger = &self.replayer.ledger;
         match ledger.record(self.batch, attempt, objects, rows, "").await {
-            Err(error) if verdict(&error) == Verdict::Fenced => return Ok(Recorded::Fenced),
+            Err(error) if classify(&error) == ErrorClass::Fenced => return Ok(Recorded::Fenced),
             other => other?,
         }
         self.moved = moved;

@@ -98,7 +98,7 @@ impl StoreError {
 
 /// What S3 has under a key at this moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Present {
+pub struct ObjectMeta {
     pub etag: String,
     pub size: Option<u64>,
 }
@@ -149,7 +149,7 @@ impl Store {
     }
 
     /// What the key holds now, whatever was announced.
-    pub async fn present(&self, object: &ObjectRef) -> Result<Present, StoreError> {
+    pub async fn head(&self, object: &ObjectRef) -> Result<ObjectMeta, StoreError> {
         let request = self.client.head_object();
         let answer = request
             .bucket(&object.bucket)
@@ -160,7 +160,7 @@ impl Store {
             .await
             .map_err(|error| refused(object.path(), &error))?;
         let etag = answer.e_tag().unwrap_or_default();
-        Ok(Present {
+        Ok(ObjectMeta {
             etag: etag.trim_matches('"').to_owned(),
             size: answer
                 .content_length()

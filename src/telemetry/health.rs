@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::queue::depth::Depth;
-use crate::telemetry::metrics::Holdings;
+use crate::telemetry::metrics::InFlightStats;
 
 /// An event loop that has not come round for this long is stuck: it does so every second.
 const STUCK: Duration = Duration::from_secs(30);
@@ -17,20 +17,20 @@ pub struct Health {
     started: Instant,
     /// Milliseconds after `started`.
     last_beat: AtomicU64,
-    queue: Mutex<Contact>,
+    queue: Mutex<QueueConnectivity>,
     depth: Mutex<Option<Depth>>,
-    holdings: Mutex<Holdings>,
+    holdings: Mutex<InFlightStats>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Contact {
+pub(crate) enum QueueConnectivity {
     NotYet,
     Answers,
     /// And why.
     Away(String),
 }
 
-impl Contact {
+impl QueueConnectivity {
     /// Why nothing comes from the queue, if that is so.
     pub(crate) fn away(self) -> Option<String> {
         match self {
@@ -46,7 +46,7 @@ impl Default for Health {
         Self {
             started: Instant::now(),
             last_beat: AtomicU64::new(0),
-            queue: Mutex::new(Contact::NotYet),
+            queue: Mutex::new(QueueConnectivity::NotYet),
             depth: Mutex::default(),
             holdings: Mutex::default(),
         }
@@ -60,18 +60,18 @@ impl Health {
     }
 
     pub fn queue_answers(&self) {
-        *lock(&self.queue) = Contact::Answers;
+        *lock(&self.queue) = QueueConnectivity::Answers;
     }
 
     pub fn queue_fails(&self, why: String) {
-        *lock(&self.queue) = Contact::Away(why);
+        *lock(&self.queue) = QueueConnectivity::Away(why);
     }
 
     pub fn queue_is(&self, depth: Depth) {
         *lock(&self.depth) = Some(depth);
     }
 
-    pub fn holds(&self, holdings: Holdings) {
+    pub fn holds(&self, holdings: InFlightStats) {
         *lock(&self.holdings) = holdings;
     }
 
@@ -86,7 +86,7 @@ impl Health {
         self.started.elapsed()
     }
 
-    pub(crate) fn queue(&self) -> Contact {
+    pub(crate) fn queue(&self) -> QueueConnectivity {
         lock(&self.queue).clone()
     }
 
@@ -94,7 +94,7 @@ impl Health {
         *lock(&self.depth)
     }
 
-    pub(crate) fn holdings(&self) -> Holdings {
+    pub(crate) fn holdings(&self) -> InFlightStats {
         lock(&self.holdings).clone()
     }
 }

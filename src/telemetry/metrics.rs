@@ -12,13 +12,13 @@ use std::time::{Duration, SystemTime};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::batch::CloseReason;
-use crate::clickhouse::error_class::{PauseReason, Verdict};
+use crate::clickhouse::error_class::{ErrorClass, PauseReason};
 use crate::event_types::Catalog;
 use crate::ledger::protocol::End;
-use crate::notification::{Form, Ignorable};
+use crate::notification::{EnvelopeKind, Ignorable};
 use crate::queue::depth::Depth;
 use crate::statements::select::{Target, rejection_reasons};
-pub use sluice_core::daemon::Holdings;
+pub use sluice_core::daemon::InFlightStats;
 use sluice_core::labelled;
 use sluice_core::outcome::Outcome;
 
@@ -65,7 +65,7 @@ declare! {
         "Messages in the dead-letter queue, approximately. Not there where there is no such queue, or no right to ask it.";
     QUEUE_AGE: Histogram(QUEUE_AGES), "sluice_queue_age_seconds",
         "How long a message had been in the queue when it was received, at each receive. SQS tells the age of the oldest message to CloudWatch alone.";
-    NOTIFICATIONS: Counter, "sluice_notifications_total" { form: Only(&[Form::LABELS]), outcome: Only(&[&["objects"], Ignorable::LABELS, &["malformed"]]) },
+    NOTIFICATIONS: Counter, "sluice_notifications_total" { form: Only(&[EnvelopeKind::LABELS]), outcome: Only(&[&["objects"], Ignorable::LABELS, &["malformed"]]) },
         "Message bodies read. `form`: S3's own event or EventBridge's, by itself (or by SNS, raw) or in the envelope of SNS.";
     MESSAGES_HELD: Gauge, "sluice_messages_held",
         "Messages received and not yet settled.";
@@ -101,7 +101,7 @@ declare! {
         "How long the insert of a batch took, failed ones included.";
     LEDGER_DURATION: Histogram(LEDGER_DURATIONS), "sluice_ledger_duration_seconds" { operation: Only(&[LEDGER_OPERATIONS]) },
         "How long a small statement took that a step of the ledger protocol needs, failed ones included. `insert` is the count of what an insert brought.";
-    CLICKHOUSE_ERRORS: Counter, "sluice_clickhouse_errors_total" { code: ERROR_CODES, verdict: Only(&[Verdict::LABELS]) },
+    CLICKHOUSE_ERRORS: Counter, "sluice_clickhouse_errors_total" { code: ERROR_CODES, verdict: Only(&[ErrorClass::LABELS]) },
         "Statements that failed, and what was made of it.";
     BREAKER_OPEN: Gauge, "sluice_breaker_open" { reason: Only(&[PauseReason::LABELS]) },
         "1 while intake is paused for this reason, else 0. `/readyz` tells it in words.";
@@ -183,9 +183,9 @@ pub fn install(catalog: &Catalog) -> Result<PrometheusHandle, BuildError> {
     BUILD_INFO.set(1.0, &[env!("CARGO_PKG_VERSION")]);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     START_TIME.set(now.unwrap_or_default().as_secs_f64(), &[]);
-    holdings(&Holdings {
+    holdings(&InFlightStats {
         pause_class: Some("starting".to_owned()),
-        ..Holdings::default()
+        ..InFlightStats::default()
     });
     Ok(handle)
 }
@@ -226,7 +226,7 @@ pub fn queue_age(age: Duration) {
     QUEUE_AGE.record(age, &[]);
 }
 
-pub fn notification(form: Form, outcome: &'static str) {
+pub fn notification(form: EnvelopeKind, outcome: &'static str) {
     NOTIFICATIONS.add(1, &[form.label(), outcome]);
 }
 
@@ -278,12 +278,12 @@ pub fn ledger_duration(operation: &'static str, duration: Duration) {
     LEDGER_DURATION.record(duration, &[operation]);
 }
 
-pub fn clickhouse_error(code: Option<u32>, verdict: Verdict) {
+pub fn clickhouse_error(code: Option<u32>, class: ErrorClass) {
     let code = code.map_or_else(|| "none".to_owned(), |code| code.to_string());
-    CLICKHOUSE_ERRORS.add(1, &[&code, verdict.label()]);
+    CLICKHOUSE_ERRORS.add(1, &[&code, class.label()]);
 }
 
-pub fn holdings(holdings: &Holdings) {
+pub fn holdings(holdings: &InFlightStats) {
     MESSAGES_HELD.set(holdings.messages as f64, &[]);
     OLDEST_HELD.set(holdings.oldest_seconds, &[]);
     OBJECTS_WAITING.set(holdings.objects_waiting as f64, &[]);

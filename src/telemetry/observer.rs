@@ -7,7 +7,7 @@ use sluice_core::daemon::Observer;
 use tokio::time::Instant;
 
 use crate::batch::CloseReason;
-use crate::notification::{Form, Malformed};
+use crate::notification::{EnvelopeKind, Malformed};
 use crate::queue::Message;
 use crate::telemetry::activity::Activity;
 use crate::telemetry::metrics::{self, SqsOperation};
@@ -22,11 +22,11 @@ impl Observer for Telemetry {
         self.0.received(message, now);
     }
 
-    fn notification(&self, form: Form, outcome: &'static str) {
+    fn notification(&self, form: EnvelopeKind, outcome: &'static str) {
         metrics::notification(form, outcome);
     }
 
-    fn malformed(&self, message: &Message, form: Form, why: &Malformed, is_new: bool) {
+    fn malformed(&self, message: &Message, form: EnvelopeKind, why: &Malformed, is_new: bool) {
         metrics::notification(form, "malformed");
         if is_new {
             let what = format!("message {}", message.id);

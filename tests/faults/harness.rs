@@ -548,11 +548,11 @@ impl Statement {
 
     pub(crate) fn is_in(self, text: &str) -> bool {
         let has = |word: &str| text.contains(word);
-        let standings = has("object_id IN (");
+        let claim_statuses = has("object_id IN (");
         let inserts = has("INSERT INTO") && has(" s3(");
         match self {
-            Self::LookUp => standings && !has("batch_id != "),
-            Self::Verify => standings && has("batch_id != "),
+            Self::LookUp => claim_statuses && !has("batch_id != "),
+            Self::Verify => claim_statuses && has("batch_id != "),
             Self::Seal => has("INSERT INTO") && has("ledger_objects") && !inserts,
             Self::Insert => inserts,
             Self::Stream => has("INSERT INTO") && has("input('framed String')"),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use sluice_testkit::proxy::{Fault, Proxy};
-use sluice_testkit::xapi::{Bundle, Reckoning};
+use sluice_testkit::xapi::{Bundle, ExpectedRows};
 use sluice_testkit::{ClickHouse, Stack, wait_for};
 use tokio::task::spawn_blocking;
 
@@ -44,7 +44,7 @@ async fn put_large_of(lab: &mut Lab<'_>, lines: u64) -> Result<()> {
     let mut large = Bundle {
         key: "large.jsonl".to_owned(),
         bytes: Vec::new(),
-        reckoning: Reckoning::default(),
+        reckoning: ExpectedRows::default(),
     };
     for line in 0..lines {
         let line = format!("{{\"line\":{line}}}\n");

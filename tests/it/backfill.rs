@@ -3,7 +3,7 @@
 use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use serde_json::{Value, json as object};
 use sluice_testkit::proxy::{Fault, Proxy};
-use sluice_testkit::xapi::{Bundle, EventType, Generator, Reckoning};
+use sluice_testkit::xapi::{Bundle, EventType, ExpectedRows, Generator};
 use sluice_testkit::{Site, Stack, wait_for};
 
 use crate::harness::{
@@ -333,7 +333,7 @@ async fn a_stop_ends_in_good_order_and_running_it_again_resumes() {
 async fn via_the_queue_the_workers_load_it() {
     let (stack, site, mut sluice) = silent("backfill-queue").await;
     let bundles = bundles(34, 25);
-    let reckoning: Reckoning = upload(&site, &bundles).await;
+    let reckoning: ExpectedRows = upload(&site, &bundles).await;
     let one = format!("s3://{}/{}", site.bucket, bundles[0].key);
     assert!(sluice.command(&["backfill", &one]).status.success());
     let some = backfill(

@@ -32,7 +32,7 @@ async fn every_error_of_a_decoder_blames_the_object() {
         assert!(
             CODES
                 .iter()
-                .any(|(known, _, meaning)| u64::from(*known) == code && *meaning == CONTENT),
+                .any(|(known, _, diagnosis)| u64::from(*known) == code && *diagnosis == CONTENT),
             "{row} is not the content's fault in src/clickhouse/codes.rs"
         );
     }

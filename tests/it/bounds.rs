@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sluice_testkit::xapi::{EventType, Generator, Reckoning, gzip, zstd};
+use sluice_testkit::xapi::{EventType, ExpectedRows, Generator, gzip, zstd};
 use sluice_testkit::{Site, Stack};
 
 use crate::harness::{Sluice, assert_rows, dead_letters, drained, line, names, upload};
@@ -140,7 +140,7 @@ async fn times_that_are_not_plausible_are_rejected_and_make_no_parts() {
     let too_early = Generator::new(101).times(0..YEAR_2000);
     // Of the year 2100 and later.
     let too_late = Generator::new(102).times(4_102_500_000..10_000_000_000);
-    let mut expected = Reckoning::default();
+    let mut expected = ExpectedRows::default();
     let mut implausible = 0;
     for generator in [too_early, too_late] {
         let bundles: Vec<_> = generator.faults(0.0, 0.0).sizes(50..=50).take(3).collect();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use sluice_testkit::exact::keep_duplicates;
 use sluice_testkit::proxy::{Fault, Proxy};
-use sluice_testkit::xapi::{Generator, Reckoning, gzip};
+use sluice_testkit::xapi::{ExpectedRows, Generator, gzip};
 use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
 
 use crate::harness::{
@@ -26,7 +26,7 @@ async fn running_with(name: &str, options: SiteOptions) -> (&'static Stack, Site
     (stack, site, sluice)
 }
 
-async fn check(stack: &Stack, site: &Site, reckoning: &Reckoning) {
+async fn check(stack: &Stack, site: &Site, reckoning: &ExpectedRows) {
     assert_rows(&stack.clickhouse, &site.database, reckoning).await;
 }
 
@@ -396,7 +396,7 @@ async fn pain_8_kill_minus_nine_in_the_middle_leaves_every_row_once() {
     };
     let (stack, site, mut sluice) = running_with("killed", options).await;
     let bundles: Vec<_> = Generator::new(6).take(90).collect();
-    let mut reckoning = Reckoning::default();
+    let mut reckoning = ExpectedRows::default();
     for (round, bundles) in bundles.chunks(30).enumerate() {
         reckoning += &upload(&site, bundles).await;
         let sealed = format!(

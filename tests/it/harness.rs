@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use sluice_testkit::xapi::{Bundle, EventType, Reckoning};
+use sluice_testkit::xapi::{Bundle, EventType, ExpectedRows};
 use sluice_testkit::{ClickHouse, Site, Stack, wait_for};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -324,8 +324,8 @@ pub(crate) async fn dead_letters(site: &Site, messages: u64) {
 }
 
 /// Uploads the bundles; gives what a loader must make of them.
-pub(crate) async fn upload(site: &Site, bundles: &[Bundle]) -> Reckoning {
-    let mut reckoning = Reckoning::default();
+pub(crate) async fn upload(site: &Site, bundles: &[Bundle]) -> ExpectedRows {
+    let mut reckoning = ExpectedRows::default();
     for bundle in bundles {
         site.put(&bundle.key, bundle.bytes.clone()).await.unwrap();
         reckoning += &bundle.reckoning;
@@ -373,7 +373,7 @@ pub(crate) async fn rows(clickhouse: &ClickHouse, database: &str) -> Rows {
 }
 
 /// What the tables must have. The objects are counted by the ledger.
-pub(crate) fn expected(reckoning: &Reckoning) -> Rows {
+pub(crate) fn expected(reckoning: &ExpectedRows) -> Rows {
     let tables = EventType::ALL
         .into_iter()
         .map(|kind| (kind.table().to_owned(), reckoning.rows(kind)));
@@ -388,7 +388,7 @@ pub(crate) fn expected(reckoning: &Reckoning) -> Rows {
 }
 
 /// The tables have what they must have.
-pub(crate) async fn assert_rows(clickhouse: &ClickHouse, database: &str, reckoning: &Reckoning) {
+pub(crate) async fn assert_rows(clickhouse: &ClickHouse, database: &str, reckoning: &ExpectedRows) {
     assert_eq!(rows(clickhouse, database).await, expected(reckoning));
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sluice::event_types::Catalog;
 use sluice_testkit::proxy::{Fault, Proxy};
-use sluice_testkit::xapi::{EventType, Generator, Reckoning, gzip};
+use sluice_testkit::xapi::{EventType, ExpectedRows, Generator, gzip};
 use sluice_testkit::{Prometheus, Requirement, Site, Stack, project, wait_for};
 use tokio::task::spawn_blocking;
 
@@ -156,7 +156,7 @@ impl Scenario {
     }
 
     /// Good lines of all kinds, lines that become no row, and a key that ClickHouse cannot be told.
-    async fn load_good_ones(&self) -> Reckoning {
+    async fn load_good_ones(&self) -> ExpectedRows {
         let bundles: Vec<_> = Generator::new(61).take(20).collect();
         let mut reckoning = upload(&self.site, &bundles).await;
         self.site.put("odd*.jsonl", line("odd")).await.unwrap();
@@ -297,7 +297,7 @@ fn cumulative(exported: &Exported) -> BTreeSet<&(String, Labels)> {
         .collect()
 }
 
-async fn assert_counts(scenario: &Scenario, exported: &Exported, reckoning: &Reckoning) {
+async fn assert_counts(scenario: &Scenario, exported: &Exported, reckoning: &ExpectedRows) {
     let Scenario { stack, site, .. } = scenario;
     let rows = |kind: &str| exported.sum("sluice_rows_total", &[("kind", kind)]) as u64;
     for kind in EventType::ALL {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use sluice_testkit::browser::Browser;
 use sluice_testkit::project::{self, updates_docs};
 use sluice_testkit::proxy::{Fault, Proxy};
-use sluice_testkit::xapi::{EventType, Generator, Reckoning};
+use sluice_testkit::xapi::{EventType, ExpectedRows, Generator};
 use sluice_testkit::{Requirement, Site, Stack, free_port, wait_for};
 
 use crate::harness::{BOUND, Sluice, drained, line, upload};
@@ -72,8 +72,8 @@ fn assert_quiet(browser: &Browser) {
 }
 
 /// Where pictures are taken: something for the page to show. Gives what was uploaded.
-async fn busy(site: &Site, generator: &mut Generator) -> Reckoning {
-    let mut reckoning = Reckoning::default();
+async fn busy(site: &Site, generator: &mut Generator) -> ExpectedRows {
+    let mut reckoning = ExpectedRows::default();
     let rounds = if updates_docs() { 16 } else { 0 };
     for round in 0..rounds {
         let bundles: Vec<_> = generator.by_ref().take(4 + round % 8 * 3).collect();

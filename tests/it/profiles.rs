@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use hyper::http::request::Parts;
 use sluice_testkit::proxy::{Fault, Proxy};
-use sluice_testkit::xapi::{Bundle, Compression, Generator, Reckoning, gzip};
+use sluice_testkit::xapi::{Bundle, Compression, ExpectedRows, Generator, gzip};
 use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, exact, wait_for};
 
 use crate::harness::{BOUND, Sluice, drained, line, names};
@@ -292,7 +292,7 @@ fn counted_objects() -> Vec<Bundle> {
     let lines: String = (0..LINES)
         .map(|number| format!("{{\"n\":{number}}}\n"))
         .collect();
-    let mut reckoning = Reckoning::default();
+    let mut reckoning = ExpectedRows::default();
     (reckoning.objects, reckoning.unmatched) = (1, LINES);
     bundles.push(Bundle {
         key: LARGE.to_owned(),
@@ -321,7 +321,7 @@ fn odd_object() -> Bundle {
     Bundle {
         key: "odd.jsonl".to_owned(),
         bytes: lines.join("\n").into_bytes(),
-        reckoning: Reckoning::default(),
+        reckoning: ExpectedRows::default(),
     }
 }
 

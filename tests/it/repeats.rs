@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use sluice::batch::Form;
+use sluice::batch::StatementShape;
 use sluice::batch::{BatchId, ReadBy};
 use sluice::config::Secret;
 use sluice::event_types::Catalog;
@@ -63,7 +63,7 @@ impl Rig {
     }
 
     async fn insert(&self, batch: BatchId, objects: &[&ObjectRef], from: ReadBy, threads: usize) {
-        let form = self.planner.form(objects, Form::of(from));
+        let form = self.planner.form(objects, StatementShape::of(from));
         for statement in self.planner.inserts(batch, objects, form, "0") {
             let client = self.stack.clickhouse.client();
             let mut query = client.query_raw(&statement.sql);

@@ -2,7 +2,7 @@
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
-use sluice_testkit::xapi::{Bundle, Generator, Reckoning};
+use sluice_testkit::xapi::{Bundle, ExpectedRows, Generator};
 use sluice_testkit::{Site, Stack};
 
 use crate::harness::{Sluice, assert_rows, drained};
@@ -25,7 +25,7 @@ async fn memory_does_not_grow_with_what_was_received() {
     let mut sluice = Sluice::new(stack, &site).set("batch.window", "200ms");
     sluice.migrate();
     let bundles: Vec<Bundle> = Generator::new(63).take(OBJECTS).collect();
-    let mut reckoning = Reckoning::default();
+    let mut reckoning = ExpectedRows::default();
     let mut records = Vec::new();
     for bundle in &bundles {
         let etag = site.put(&bundle.key, bundle.bytes.clone()).await.unwrap();

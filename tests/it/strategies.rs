@@ -42,7 +42,7 @@ fn routed_types() -> TempDir {
 }
 
 /// What has become of each object's lines: the object, the table, and the ids in it.
-async fn fates(stack: &Stack, site: &Site) -> String {
+async fn preview(stack: &Stack, site: &Site) -> String {
     let table = |table: &str, id: &str| {
         format!(
             "SELECT substring(source_path, length('{}') + 2) AS key, '{table}' AS fate, {id} AS id \
@@ -117,7 +117,7 @@ async fn an_event_type_is_looked_for_on_its_route_alone() {
              others/g.jsonl\tobject_rows\t['unmatched 3']\n\
              others/g.jsonl\tunmatched_statements\t['','c5','v5']\n"
         );
-        assert_eq!(fates(stack, &site).await, expected, "{strategy}");
+        assert_eq!(preview(stack, &site).await, expected, "{strategy}");
         assert_eq!(site.dlq_depth().await.unwrap(), 0);
     }
 }

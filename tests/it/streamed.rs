@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use sluice_testkit::proxy::{Fault, Proxy};
-use sluice_testkit::xapi::{Bundle, Generator, Reckoning, gzip};
+use sluice_testkit::xapi::{Bundle, ExpectedRows, Generator, gzip};
 use sluice_testkit::{Site, Stack};
 
 use crate::harness::{Sluice, assert_rows, dead_letters, drained, line, names, rows, upload};
@@ -63,7 +63,7 @@ fn zstd(text: &str) -> Vec<u8> {
 fn odd_contents() -> Vec<Bundle> {
     let members = [gzip(b"{\"a\":1}\n{\"a\""), gzip(b":2}\n")].concat();
     let content = |key: &str, bytes: Vec<u8>, [unmatched, rejected]: [u64; 2]| {
-        let mut reckoning = Reckoning::default();
+        let mut reckoning = ExpectedRows::default();
         reckoning.objects = 1;
         reckoning.unmatched = unmatched;
         reckoning.rejected = rejected;

@@ -4,7 +4,7 @@
 use anyhow::ensure;
 use serde_json::Value;
 use sluice_testkit::proxy::{Fault, Proxy};
-use sluice_testkit::xapi::{Bundle, EventType, Generator, Reckoning};
+use sluice_testkit::xapi::{Bundle, EventType, ExpectedRows, Generator};
 use sluice_testkit::{Site, Stack, wait_for};
 
 use crate::harness::{BOUND, Sluice, assert_rows, dead_letters, drained, loaded, upload};
@@ -59,7 +59,7 @@ impl Lab {
 
 fn bundles(seed: u64) -> (Vec<Bundle>, u64) {
     let bundles: Vec<_> = Generator::new(seed).take(12).collect();
-    let mut reckoning = Reckoning::default();
+    let mut reckoning = ExpectedRows::default();
     for bundle in &bundles {
         reckoning += &bundle.reckoning;
     }

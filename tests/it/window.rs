@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sluice_testkit::Stack;
-use sluice_testkit::xapi::{Generator, Reckoning};
+use sluice_testkit::xapi::{ExpectedRows, Generator};
 
 use crate::harness::{Sluice, assert_rows, drained, upload};
 
@@ -16,7 +16,7 @@ async fn an_object_alone_does_not_wait_for_the_window() {
     sluice.start();
     sluice.ready().await;
     let bundles: Vec<_> = Generator::new(61).take(2).collect();
-    let mut reckoning = Reckoning::default();
+    let mut reckoning = ExpectedRows::default();
     for (number, bundle) in bundles.iter().enumerate() {
         reckoning += &upload(&site, std::slice::from_ref(bundle)).await;
         drained(&site).await;
@@ -39,7 +39,7 @@ async fn a_stream_of_objects_makes_few_batches() {
     sluice.ready().await;
     let mut put = tokio::time::interval(Duration::from_millis(150));
     let bundles: Vec<_> = Generator::new(62).take(OBJECTS).collect();
-    let mut reckoning = Reckoning::default();
+    let mut reckoning = ExpectedRows::default();
     for bundle in &bundles {
         put.tick().await;
         reckoning += &upload(&site, std::slice::from_ref(bundle)).await;

@@ -58,7 +58,7 @@ pub(super) async fn limit(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
 pub(crate) async fn load(lab: &Lab, objects: &[ObjectRef], database: &Database<'_>) -> Result<()> {
     let landing = landing_name(&lab.catalog);
     let statements = batches(objects).into_iter().map(|batch| {
-        let lines = Lines::of_objects(gathered(&source(lab, &batch), &batch), Uuid::now_v7());
+        let lines = Lines::of_objects(coalesced(&source(lab, &batch), &batch), Uuid::now_v7());
         let select = landing_select(&lab.catalog, &lines);
         format!(
             "INSERT INTO {}.{landing} {select} {}",
@@ -86,7 +86,7 @@ pub(super) fn batches(objects: &[ObjectRef]) -> Vec<Vec<ObjectRef>> {
 }
 
 /// Small objects are worth sorting: it puts their lines into common blocks.
-fn gathered(source: &str, batch: &[ObjectRef]) -> String {
+fn coalesced(source: &str, batch: &[ObjectRef]) -> String {
     if are_small(batch) {
         format!("(SELECT line, _path, _etag, _row_number FROM {source} ORDER BY _path)")
     } else {

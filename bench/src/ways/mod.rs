@@ -19,7 +19,7 @@ const STREAMED: &str = "load:
 
 /// How objects get into tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum Contender {
     /// The floor: ClickHouse counts the lines and stores nothing.
     Count,
     /// The bare engine: Sluice's tables and views, and nothing else of Sluice.
@@ -35,8 +35,8 @@ pub(crate) enum Way {
     S3Queue,
 }
 
-impl Way {
-    pub(crate) const ALL: [Way; 7] = [
+impl Contender {
+    pub(crate) const ALL: [Contender; 7] = [
         Self::Count,
         Self::Limit,
         Self::Sluice,

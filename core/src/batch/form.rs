@@ -38,7 +38,7 @@ pub enum Fallback {
 
 /// How the statements of a batch are made of its list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Form {
+pub struct StatementShape {
     /// Workers of the same plan make the same statements of the same list.
     pub plan: Uuid,
     /// Whether the objects are read in several blocks, each of which commits by itself.
@@ -47,7 +47,7 @@ pub struct Form {
     pub read_by: ReadBy,
 }
 
-impl Form {
+impl StatementShape {
     /// One block, and not yet of any plan.
     pub fn of(read_by: ReadBy) -> Self {
         Self {

@@ -8,7 +8,7 @@ mod size;
 use tokio::time::Instant;
 
 pub use batcher::{BatchLimits, Batcher};
-pub use form::{Fallback, Form, ReadBy};
+pub use form::{Fallback, ReadBy, StatementShape};
 pub use id::BatchId;
 pub use size::{ASSUMED_BYTES, ASSUMED_COMPRESSION_RATIO, estimated_bytes, mean_bytes};
 

@@ -13,14 +13,16 @@ use tracing::{debug, warn};
 use crate::Env;
 use crate::batch::{Batch, BatchLimits, Batcher};
 use crate::daemon::heartbeats::{Delivery, Extension, Heartbeats};
-use crate::daemon::in_flight::{Fate, Held, Settlement, VisibilityPolicy};
-use crate::daemon::{Holdings, Observer};
+use crate::daemon::in_flight::{Disposition, InFlightMessages, Settlement, VisibilityPolicy};
+use crate::daemon::{InFlightStats, Observer};
 use crate::notification::filter::Filter;
-use crate::notification::{Announced, Envelopes, Form, Ignorable, Notification, parse_with_form};
+use crate::notification::{
+    Announced, EnvelopeKind, Envelopes, Ignorable, Notification, parse_with_form,
+};
 use crate::object::{ObjectId, ObjectRef};
 use crate::outcome::{Outcome, Outcomes};
 use crate::queue::{FailedEntries, MAX_BATCH, Message, QueueError, ReceiptHandle};
-use crate::recent::Recent;
+use crate::sliding_window::SlidingWindow;
 
 /// How long an object that another batch has in hand is left alone before it is looked up again.
 const BUSY_PAUSE: Duration = Duration::from_secs(5);
@@ -47,7 +49,7 @@ pub struct Core {
     envelopes: Envelopes,
     filter: Filter,
     batcher: Batcher,
-    held: Held,
+    held: InFlightMessages,
     heartbeats: Heartbeats,
     /// Closed, and waiting for a place among the loads.
     ready: VecDeque<Batch>,
@@ -59,11 +61,11 @@ pub struct Core {
     /// When what is outstanding was created, where its event said so.
     created: HashMap<ObjectId, Instant>,
     /// From creation to being loaded.
-    lags: Recent,
+    lags: SlidingWindow,
     observer: Arc<dyn Observer>,
     env: Env,
     /// How long messages had been in the queue.
-    ages: Recent,
+    ages: SlidingWindow,
     draining: bool,
 }
 
@@ -79,7 +81,7 @@ impl Core {
             envelopes,
             filter,
             batcher: Batcher::new(limits.batch),
-            held: Held::new(limits.visibility),
+            held: InFlightMessages::new(limits.visibility),
             heartbeats: Heartbeats::new(
                 limits.visibility.timeout,
                 limits.visibility.heartbeat(),
@@ -90,10 +92,10 @@ impl Core {
             batches_in_flight: 0,
             revisit: HashMap::new(),
             created: HashMap::new(),
-            lags: Recent::default(),
+            lags: SlidingWindow::default(),
             observer,
             env,
-            ages: Recent::default(),
+            ages: SlidingWindow::default(),
             draining: false,
             limits,
         }
@@ -109,7 +111,7 @@ impl Core {
         if self.draining {
             let delay = Duration::ZERO;
             let handle = message.handle.clone();
-            return vec![Action::Settle(Settlement::Release { handle, delay })];
+            return vec![Action::Settle(Settlement::Return { handle, delay })];
         }
         self.ages.record(now, message.age);
         self.observer.received(message, now);
@@ -139,7 +141,7 @@ impl Core {
                 let policy = self.limits.visibility;
                 let delay = policy.retry_delay(message.receive_count, self.env.fraction());
                 let handle = message.handle.clone();
-                vec![Action::Settle(Settlement::Release { handle, delay })]
+                vec![Action::Settle(Settlement::Return { handle, delay })]
             }
         }
     }
@@ -169,7 +171,7 @@ impl Core {
         }
         let mut ids: Vec<ObjectId> = by_id.keys().copied().collect();
         ids.sort_unstable();
-        for id in self.held.hold(message, &ids, now) {
+        for id in self.held.track(message, &ids, now) {
             if let Some(object) = by_id.remove(&id) {
                 self.ready.extend(self.batcher.add(object, now));
             }
@@ -195,18 +197,18 @@ impl Core {
             let outcome = outcomes.remove(&id).unwrap_or(Outcome::Failed);
             self.observer.objects(outcome.label(), 1);
             self.note_lag(id, &outcome, now);
-            let fate = match outcome {
+            let disposition = match outcome {
                 Outcome::Loaded | Outcome::Duplicate | Outcome::Missing { acknowledge: true } => {
-                    Fate::Done
+                    Disposition::Done
                 }
-                Outcome::Failed | Outcome::Missing { acknowledge: false } => Fate::Failed,
+                Outcome::Failed | Outcome::Missing { acknowledge: false } => Disposition::Failed,
                 Outcome::Busy if !self.draining => {
                     self.revisit.insert(id, (now + BUSY_PAUSE, object));
                     continue;
                 }
-                Outcome::Busy | Outcome::Abandoned => Fate::Returned,
+                Outcome::Busy | Outcome::Abandoned => Disposition::Returned,
             };
-            actions.extend(self.resolve(id, fate));
+            actions.extend(self.resolve(id, disposition));
         }
         actions.extend(self.start_loads(now));
         actions
@@ -276,17 +278,17 @@ impl Core {
         for object in self.held.outstanding() {
             if !self.loading.contains(&object) {
                 self.observer.objects(Outcome::Abandoned.label(), 1);
-                actions.extend(self.resolve(object, Fate::Returned));
+                actions.extend(self.resolve(object, Disposition::Returned));
             }
         }
         actions
     }
 
     /// Gives back everything that is held, whatever may still be done with it.
-    pub fn let_go(&mut self) -> Vec<Action> {
+    pub fn return_all(&mut self) -> Vec<Action> {
         let outstanding = self.held.outstanding().into_iter();
         outstanding
-            .flat_map(|object| self.resolve(object, Fate::Returned))
+            .flat_map(|object| self.resolve(object, Disposition::Returned))
             .collect()
     }
 
@@ -311,8 +313,8 @@ impl Core {
     }
 
     /// For the gauges.
-    pub fn holdings(&self, now: Instant, paused: Option<&'static str>) -> Holdings {
-        Holdings {
+    pub fn stats(&self, now: Instant, paused: Option<&'static str>) -> InFlightStats {
+        InFlightStats {
             messages: self.held.len(),
             oldest_seconds: self.held.oldest(now).unwrap_or_default().as_secs_f64(),
             objects_waiting: self.batcher.waiting(now),
@@ -334,9 +336,9 @@ impl Core {
         }
     }
 
-    fn resolve(&mut self, object: ObjectId, fate: Fate) -> Vec<Action> {
+    fn resolve(&mut self, object: ObjectId, disposition: Disposition) -> Vec<Action> {
         self.created.remove(&object);
-        let settlements = self.held.resolve(object, fate, self.env.fraction());
+        let settlements = self.held.resolve(object, disposition, self.env.fraction());
         let settlements = settlements.into_iter();
         settlements.filter_map(|it| self.settle(it)).collect()
     }
@@ -349,7 +351,7 @@ impl Core {
                 self.heartbeats.settle(handle);
                 true
             }
-            Settlement::Release { handle, .. } => self.heartbeats.forget(handle),
+            Settlement::Return { handle, .. } => self.heartbeats.forget(handle),
         };
         is_needed.then_some(Action::Settle(settlement))
     }
@@ -366,7 +368,7 @@ impl Core {
         &mut self,
         message: &Message,
         delivery: Delivery,
-        form: Form,
+        form: EnvelopeKind,
         why: Ignorable,
     ) -> Vec<Action> {
         self.observer.notification(form, why.label());

@@ -15,7 +15,7 @@ use crate::queue::{Message, ReceiptHandle};
 
 /// What became of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fate {
+pub enum Disposition {
     /// Its rows are in the tables, now or since before.
     Done,
     /// It could not be loaded now; its messages go back to the queue, the later the more often
@@ -30,7 +30,7 @@ pub enum Fate {
 pub enum Settlement {
     Delete(ReceiptHandle),
     /// Back to the queue, to be seen again after `delay`.
-    Release {
+    Return {
         handle: ReceiptHandle,
         delay: Duration,
     },
@@ -65,24 +65,24 @@ impl VisibilityPolicy {
 
 /// The messages that are held.
 #[derive(Debug)]
-pub struct Held {
+pub struct InFlightMessages {
     policy: VisibilityPolicy,
-    messages: HashMap<String, HeldMessage>,
+    messages: HashMap<String, InFlightMessage>,
     /// Which messages (by id) wait for an object.
     waiting: BTreeMap<ObjectId, Vec<String>>,
 }
 
 #[derive(Debug)]
-struct HeldMessage {
+struct InFlightMessage {
     handle: ReceiptHandle,
     receive_count: u32,
     received_at: Instant,
     outstanding: usize,
     /// The worst fate of its objects so far.
-    worst: Fate,
+    worst: Disposition,
 }
 
-impl Held {
+impl InFlightMessages {
     pub fn new(policy: VisibilityPolicy) -> Self {
         Self {
             policy,
@@ -96,7 +96,12 @@ impl Held {
     ///
     /// A message that is held and comes again (its visibility ran out) is not held twice: the new
     /// receipt handle replaces the old one.
-    pub fn hold(&mut self, message: &Message, objects: &[ObjectId], now: Instant) -> Vec<ObjectId> {
+    pub fn track(
+        &mut self,
+        message: &Message,
+        objects: &[ObjectId],
+        now: Instant,
+    ) -> Vec<ObjectId> {
         if let Some(held) = self.messages.get_mut(&message.id) {
             held.handle = message.handle.clone();
             held.receive_count = message.receive_count;
@@ -105,12 +110,12 @@ impl Held {
         }
         self.messages.insert(
             message.id.clone(),
-            HeldMessage {
+            InFlightMessage {
                 handle: message.handle.clone(),
                 receive_count: message.receive_count,
                 received_at: now,
                 outstanding: objects.len(),
-                worst: Fate::Done,
+                worst: Disposition::Done,
             },
         );
         let mut new = Vec::new();
@@ -126,18 +131,23 @@ impl Held {
 
     /// Notes the fate of an object; gives what is to be done with the messages that waited for
     /// nothing else.
-    pub fn resolve(&mut self, object: ObjectId, fate: Fate, jitter: f64) -> Vec<Settlement> {
+    pub fn resolve(
+        &mut self,
+        object: ObjectId,
+        disposition: Disposition,
+        jitter: f64,
+    ) -> Vec<Settlement> {
         let mut settlements = Vec::new();
         for id in self.waiting.remove(&object).unwrap_or_default() {
             let Some(message) = self.messages.get_mut(&id) else {
                 continue;
             };
             message.outstanding -= 1;
-            message.worst = message.worst.max(fate);
+            message.worst = message.worst.max(disposition);
             if message.outstanding > 0 {
                 continue;
             }
-            if let Some(HeldMessage {
+            if let Some(InFlightMessage {
                 handle,
                 receive_count,
                 worst,
@@ -145,12 +155,12 @@ impl Held {
             }) = self.messages.remove(&id)
             {
                 settlements.push(match worst {
-                    Fate::Done => Settlement::Delete(handle),
-                    Fate::Failed => {
+                    Disposition::Done => Settlement::Delete(handle),
+                    Disposition::Failed => {
                         let delay = self.policy.retry_delay(receive_count, jitter);
-                        Settlement::Release { handle, delay }
+                        Settlement::Return { handle, delay }
                     }
-                    Fate::Returned => Settlement::Release {
+                    Disposition::Returned => Settlement::Return {
                         handle,
                         delay: Duration::ZERO,
                     },
@@ -226,53 +236,59 @@ mod tests {
             .iter()
             .filter_map(|settlement| match settlement {
                 Settlement::Delete(handle) => Some(handle.0.as_str()),
-                Settlement::Release { .. } => None,
+                Settlement::Return { .. } => None,
             });
         deleted.collect()
     }
 
     #[test]
     fn pain_3_a_message_waits_for_every_record() {
-        let mut held = Held::new(POLICY);
+        let mut held = InFlightMessages::new(POLICY);
         let now = Instant::now();
         assert_eq!(
-            held.hold(&message(1, 1), &[object(1), object(2)], now)
+            held.track(&message(1, 1), &[object(1), object(2)], now)
                 .len(),
             2
         );
-        assert_eq!(held.resolve(object(1), Fate::Done, 0.0), []);
-        assert_eq!(deleted(&held.resolve(object(2), Fate::Done, 0.0)), ["h1.1"]);
+        assert_eq!(held.resolve(object(1), Disposition::Done, 0.0), []);
+        assert_eq!(
+            deleted(&held.resolve(object(2), Disposition::Done, 0.0)),
+            ["h1.1"]
+        );
         assert!(held.is_empty());
 
-        held.hold(&message(2, 3), &[object(1), object(2)], now);
-        held.resolve(object(1), Fate::Failed, 1.0);
+        held.track(&message(2, 3), &[object(1), object(2)], now);
+        held.resolve(object(1), Disposition::Failed, 1.0);
         let handle = ReceiptHandle("h2.3".into());
         // The third receive: 10 s, 20 s, 40 s.
         let delay = Duration::from_secs(40);
-        let settled = held.resolve(object(2), Fate::Done, 1.0);
-        assert_eq!(settled, [Settlement::Release { handle, delay }]);
+        let settled = held.resolve(object(2), Disposition::Done, 1.0);
+        assert_eq!(settled, [Settlement::Return { handle, delay }]);
     }
 
     #[test]
     fn messages_that_announce_one_object_share_its_fate() {
-        let mut held = Held::new(POLICY);
+        let mut held = InFlightMessages::new(POLICY);
         let now = Instant::now();
-        assert_eq!(held.hold(&message(1, 1), &[object(1)], now), [object(1)]);
-        assert_eq!(held.hold(&message(2, 1), &[object(1)], now), []);
+        assert_eq!(held.track(&message(1, 1), &[object(1)], now), [object(1)]);
+        assert_eq!(held.track(&message(2, 1), &[object(1)], now), []);
         assert_eq!(
-            deleted(&held.resolve(object(1), Fate::Done, 0.0)),
+            deleted(&held.resolve(object(1), Disposition::Done, 0.0)),
             ["h1.1", "h2.1"]
         );
     }
 
     #[test]
     fn a_redelivered_message_is_held_once_under_its_new_handle() {
-        let mut held = Held::new(POLICY);
+        let mut held = InFlightMessages::new(POLICY);
         let now = Instant::now();
-        held.hold(&message(1, 1), &[object(1)], now);
-        assert_eq!(held.hold(&message(1, 2), &[object(1)], now), []);
+        held.track(&message(1, 1), &[object(1)], now);
+        assert_eq!(held.track(&message(1, 2), &[object(1)], now), []);
         assert_eq!(held.len(), 1);
-        assert_eq!(deleted(&held.resolve(object(1), Fate::Done, 0.0)), ["h1.2"]);
+        assert_eq!(
+            deleted(&held.resolve(object(1), Disposition::Done, 0.0)),
+            ["h1.2"]
+        );
     }
 
     #[test]
@@ -289,26 +305,26 @@ mod tests {
         #[test]
         fn nothing_is_deleted_before_it_is_loaded_and_nothing_leaks(
             messages in prop::collection::vec(prop::collection::btree_set(0..8u8, 1..4), 1..12),
-            fates in prop::collection::vec(0..3u8, 8),
+            preview in prop::collection::vec(0..3u8, 8),
         ) {
-            let mut held = Held::new(POLICY);
+            let mut held = InFlightMessages::new(POLICY);
             let now = Instant::now();
             for (id, objects) in messages.iter().enumerate() {
                 let objects: Vec<ObjectId> = objects.iter().map(|number| object(*number)).collect();
-                held.hold(&message(id as u8, 1), &objects, now);
+                held.track(&message(id as u8, 1), &objects, now);
             }
-            let fate = |number: u8| match fates[usize::from(number)] {
-                0 => Fate::Done,
-                1 => Fate::Failed,
-                _ => Fate::Returned,
+            let disposition = |number: u8| match preview[usize::from(number)] {
+                0 => Disposition::Done,
+                1 => Disposition::Failed,
+                _ => Disposition::Returned,
             };
             let mut settled = 0;
             for number in 0..8 {
-                for settlement in held.resolve(object(number), fate(number), 0.5) {
+                for settlement in held.resolve(object(number), disposition(number), 0.5) {
                     settled += 1;
                     if let Settlement::Delete(handle) = settlement {
                         let id: usize = handle.0[1..].trim_end_matches(".1").parse().unwrap();
-                        prop_assert!(messages[id].iter().all(|n| fate(*n) == Fate::Done));
+                        prop_assert!(messages[id].iter().all(|n| disposition(*n) == Disposition::Done));
                     }
                 }
             }

@@ -2,11 +2,11 @@
 
 pub mod core;
 pub mod heartbeats;
-mod holdings;
 pub mod in_flight;
 mod observer;
+mod stats;
 
-pub use holdings::Holdings;
 pub use observer::Observer;
 #[cfg(any(test, feature = "fixtures"))]
 pub use observer::Unobserved;
+pub use stats::InFlightStats;

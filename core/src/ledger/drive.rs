@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use super::protocol::{Action, End, Run, Standing};
+use super::protocol::{Action, ClaimStatus, End, Run};
 use crate::batch::BatchId;
 
 /// What came of an insert.
@@ -28,7 +28,7 @@ pub enum Fence {
 
 /// What came of taking the rows of a batch back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum TakenBack {
+pub enum RolledBack {
     /// No table has a row of the batch.
     Deleted,
     /// The ledger says that the batch has ended: its rows stay as they are.
@@ -52,16 +52,16 @@ pub trait Steps: Send {
     fn reach(&mut self, _action: Action, _moment: Moment) {}
 
     /// Asks the ledger for the standing of every object of the batch, and keeps those that are free.
-    fn look_up(&mut self) -> impl Future<Output = Result<Vec<Standing>, Self::Error>> + Send;
+    fn look_up(&mut self) -> impl Future<Output = Result<Vec<ClaimStatus>, Self::Error>> + Send;
 
     /// Recovers another batch, whose lease has run out.
     fn recover(&mut self, batch: BatchId) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
     /// Writes the list of the free objects, in one block.
-    fn seal(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    fn claim(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
     /// Asks the ledger for the standing of the sealed objects again.
-    fn verify(&mut self) -> impl Future<Output = Result<Vec<Standing>, Self::Error>> + Send;
+    fn verify(&mut self) -> impl Future<Output = Result<Vec<ClaimStatus>, Self::Error>> + Send;
 
     /// Runs the statements, guarded as this attempt, under the batch's token.
     fn insert(
@@ -82,7 +82,7 @@ pub trait Steps: Send {
     fn is_complete(&mut self) -> impl Future<Output = Result<bool, Self::Error>> + Send;
 
     /// Deletes the rows of the batch from every table, unless the ledger says that it has ended.
-    fn take_back(&mut self) -> impl Future<Output = Result<TakenBack, Self::Error>> + Send;
+    fn roll_back(&mut self) -> impl Future<Output = Result<RolledBack, Self::Error>> + Send;
 
     /// Writes that the batch has no rows and never will.
     fn release(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send;

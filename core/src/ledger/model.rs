@@ -13,8 +13,8 @@ use std::task::{Context, Poll, Waker};
 
 use uuid::Uuid;
 
-use super::drive::{Fence, Inserted, Recorded, Steps, TakenBack};
-use super::protocol::{Action, DOOMED, End, Run, Standing};
+use super::drive::{Fence, Inserted, Recorded, RolledBack, Steps};
+use super::protocol::{ABORTED, Action, ClaimStatus, End, Run};
 use crate::batch::BatchId;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,13 +38,13 @@ enum Mutation {
 /// What the model says came of a step.
 #[derive(Debug)]
 enum Answer {
-    Standings(Vec<Standing>),
+    Standings(Vec<ClaimStatus>),
     /// Of a step that can but succeed.
     Done,
     Whether(bool),
     Inserted(Inserted),
     Fence(Fence),
-    TakenBack(TakenBack),
+    RolledBack(RolledBack),
     Recorded(Recorded),
 }
 
@@ -61,20 +61,20 @@ macro_rules! given {
 impl Steps for Answer {
     type Error = Infallible;
 
-    async fn look_up(&mut self) -> Result<Vec<Standing>, Infallible> {
-        given!(self, Self::Standings(standings) => standings.clone())
+    async fn look_up(&mut self) -> Result<Vec<ClaimStatus>, Infallible> {
+        given!(self, Self::Standings(claim_statuses) => claim_statuses.clone())
     }
 
     async fn recover(&mut self, _: BatchId) -> Result<(), Infallible> {
         given!(self, Self::Done => ())
     }
 
-    async fn seal(&mut self) -> Result<(), Infallible> {
+    async fn claim(&mut self) -> Result<(), Infallible> {
         given!(self, Self::Done => ())
     }
 
-    async fn verify(&mut self) -> Result<Vec<Standing>, Infallible> {
-        given!(self, Self::Standings(standings) => standings.clone())
+    async fn verify(&mut self) -> Result<Vec<ClaimStatus>, Infallible> {
+        given!(self, Self::Standings(claim_statuses) => claim_statuses.clone())
     }
 
     async fn insert(&mut self, _: u32) -> Result<Inserted, Infallible> {
@@ -97,8 +97,8 @@ impl Steps for Answer {
         given!(self, Self::Whether(complete) => *complete)
     }
 
-    async fn take_back(&mut self) -> Result<TakenBack, Infallible> {
-        given!(self, Self::TakenBack(taken_back) => *taken_back)
+    async fn roll_back(&mut self) -> Result<RolledBack, Infallible> {
+        given!(self, Self::RolledBack(taken_back) => *taken_back)
     }
 
     async fn release(&mut self) -> Result<(), Infallible> {
@@ -254,26 +254,26 @@ fn bits(objects: Objects) -> impl Iterator<Item = Objects> {
 }
 
 impl State {
-    fn standings(&self, objects: Objects, but: Option<usize>) -> Vec<Standing> {
+    fn claim_statuses(&self, objects: Objects, excluding: Option<usize>) -> Vec<ClaimStatus> {
         let others = || {
             self.batches
                 .iter()
                 .enumerate()
-                .filter(|(index, _)| Some(*index) != but)
+                .filter(|(index, _)| Some(*index) != excluding)
         };
         bits(objects)
             .map(|object| {
                 let listing = || others().filter(move |(_, batch)| batch.objects & object != 0);
                 if listing().any(|(_, batch)| batch.loaded) {
-                    Standing::Loaded
+                    ClaimStatus::Loaded
                 } else if let Some((busy, _)) = listing().find(|(_, batch)| batch.is_active()) {
                     // Time is anybody's guess: the caller tries both.
-                    Standing::Busy {
+                    ClaimStatus::Busy {
                         batch: id(busy),
-                        lapsed: true,
+                        lease_expired: true,
                     }
                 } else {
-                    Standing::Free
+                    ClaimStatus::Free
                 }
             })
             .collect()
@@ -421,29 +421,29 @@ impl Case {
         let mut job = job.clone();
         match job.run.action() {
             Action::LookUp => {
-                let standings = state.standings(job.objects, None);
+                let claim_statuses = state.claim_statuses(job.objects, None);
                 let mut free = 0;
-                for (object, standing) in bits(job.objects).zip(&standings) {
-                    match standing {
-                        Standing::Loaded => after.deleted |= object,
-                        Standing::Free => free |= object,
-                        Standing::Busy { .. } => {}
+                for (object, status) in bits(job.objects).zip(&claim_statuses) {
+                    match status {
+                        ClaimStatus::Loaded => after.deleted |= object,
+                        ClaimStatus::Free => free |= object,
+                        ClaimStatus::Busy { .. } => {}
                     }
                 }
                 job.objects = free;
                 if state.batches.len() < self.batches || free == 0 {
-                    let held = with_lapsed(&standings, |_| false);
+                    let held = with_lapsed(&claim_statuses, |_| false);
                     answer(after.clone(), job.clone(), Answer::Standings(held));
                 }
-                let lapsed = with_lapsed(&standings, |batch| {
+                let lease_expired = with_lapsed(&claim_statuses, |batch| {
                     let fence = state.batches[batch].fence;
-                    let goes_on = fence < self.fences || fence == DOOMED;
+                    let goes_on = fence < self.fences || fence == ABORTED;
                     goes_on && self.mutation != Mutation::LeasesNeverEnd
                 });
-                if lapsed.iter().any(Standing::has_lapsed) {
+                if lease_expired.iter().any(ClaimStatus::has_expired_lease) {
                     // It looks the objects up again afterwards: all of them.
-                    job.objects |= busy(&standings, state);
-                    answer(after, job, Answer::Standings(lapsed));
+                    job.objects |= busy(&claim_statuses, state);
+                    answer(after, job, Answer::Standings(lease_expired));
                 }
             }
             Action::Recover(batch) => {
@@ -459,7 +459,7 @@ impl Case {
                     recover(false);
                 }
             }
-            Action::Seal => {
+            Action::Claim => {
                 job.batch = Some(state.batches.len());
                 after.batches.push(Batch {
                     objects: job.objects,
@@ -472,11 +472,11 @@ impl Case {
                 }
             }
             Action::Verify => {
-                let mut standings = state.standings(job.objects, job.batch);
+                let mut claim_statuses = state.claim_statuses(job.objects, job.batch);
                 if self.mutation == Mutation::NoVerify {
-                    standings.fill(Standing::Free);
+                    claim_statuses.fill(ClaimStatus::Free);
                 }
-                answer(after, job, Answer::Standings(standings));
+                answer(after, job, Answer::Standings(claim_statuses));
             }
             Action::Insert { attempt } => {
                 let batch = job.batch.expect("sealed");
@@ -536,12 +536,12 @@ impl Case {
                 }
                 answer(after, job, Answer::Done);
             }
-            Action::Fence { attempt: DOOMED } if self.mutation == Mutation::NoDoom => {
+            Action::Fence { attempt: ABORTED } if self.mutation == Mutation::NoDoom => {
                 answer(after, job, Answer::Fence(Fence::Written));
             }
             Action::Fence { attempt } => {
                 let batch = &mut after.batches[job.batch.expect("sealed")];
-                if batch.fence >= attempt && attempt != DOOMED {
+                if batch.fence >= attempt && attempt != ABORTED {
                     answer(state.clone(), job.clone(), Answer::Fence(Fence::TakenOver));
                 }
                 if batch.is_active() {
@@ -571,13 +571,13 @@ impl Case {
                 // What is complete can be wrong all the same.
                 answer(after, job, Answer::Whether(false));
             }
-            Action::TakeBack => {
+            Action::RollBack => {
                 let batch = job.batch.expect("sealed");
                 let left = state.committed.iter().find(|commit| commit.0 == batch);
                 if !job.taking_back {
                     let looks = self.mutation != Mutation::TakeBackWithoutLook;
                     if looks && !state.batches[batch].is_active() {
-                        answer(after, job, Answer::TakenBack(TakenBack::Ended));
+                        answer(after, job, Answer::RolledBack(RolledBack::Ended));
                     } else {
                         job.taking_back = true;
                         outcomes.push((after, Some(job)));
@@ -588,7 +588,7 @@ impl Case {
                     outcomes.push((after, Some(job)));
                 } else {
                     job.taking_back = false;
-                    answer(after, job, Answer::TakenBack(TakenBack::Deleted));
+                    answer(after, job, Answer::RolledBack(RolledBack::Deleted));
                 }
             }
             Action::Release => {
@@ -733,24 +733,27 @@ impl Case {
     }
 }
 
-fn busy(standings: &[Standing], state: &State) -> Objects {
-    standings
+fn busy(claim_statuses: &[ClaimStatus], state: &State) -> Objects {
+    claim_statuses
         .iter()
-        .filter_map(|standing| match standing {
-            Standing::Busy { batch, .. } => Some(state.batches[index(*batch)].objects),
+        .filter_map(|status| match status {
+            ClaimStatus::Busy { batch, .. } => Some(state.batches[index(*batch)].objects),
             _ => None,
         })
         .fold(0, |all, objects| all | objects)
 }
 
 /// The standings at a moment at which the leases of those batches have run out, and no others.
-fn with_lapsed(standings: &[Standing], lapsed: impl Fn(usize) -> bool) -> Vec<Standing> {
-    standings
+fn with_lapsed(
+    claim_statuses: &[ClaimStatus],
+    lease_expired: impl Fn(usize) -> bool,
+) -> Vec<ClaimStatus> {
+    claim_statuses
         .iter()
-        .map(|standing| match standing {
-            Standing::Busy { batch, .. } => Standing::Busy {
+        .map(|status| match status {
+            ClaimStatus::Busy { batch, .. } => ClaimStatus::Busy {
                 batch: *batch,
-                lapsed: lapsed(index(*batch)),
+                lease_expired: lease_expired(index(*batch)),
             },
             other => *other,
         })

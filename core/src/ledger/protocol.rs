@@ -12,13 +12,13 @@
 //!   statements of it, never the other way;
 //! - rows are taken back only once no attempt and no record of the batch can succeed ever again.
 
-use super::drive::{Fence, Inserted, Recorded, Steps, TakenBack};
+use super::drive::{Fence, Inserted, Recorded, RolledBack, Steps};
 use crate::batch::BatchId;
 use crate::labelled;
 
 /// What the ledger says of an object, leaving out the batch that asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Standing {
+pub enum ClaimStatus {
     Free,
     /// A loaded batch lists it.
     Loaded,
@@ -26,13 +26,19 @@ pub enum Standing {
     Busy {
         batch: BatchId,
         /// The lease has run out: nobody is known to work on that batch.
-        lapsed: bool,
+        lease_expired: bool,
     },
 }
 
-impl Standing {
-    pub fn has_lapsed(&self) -> bool {
-        matches!(self, Self::Busy { lapsed: true, .. })
+impl ClaimStatus {
+    pub fn has_expired_lease(&self) -> bool {
+        matches!(
+            self,
+            Self::Busy {
+                lease_expired: true,
+                ..
+            }
+        )
     }
 }
 
@@ -44,7 +50,7 @@ pub enum Action {
     /// Recover another batch, whose lease has run out.
     Recover(BatchId),
     /// Write the list of the free objects, in one block.
-    Seal,
+    Claim,
     /// Ask the ledger for the standing of the sealed objects again.
     Verify,
     /// Run the statement, guarded as this attempt, under the batch's token.
@@ -62,7 +68,7 @@ pub enum Action {
     /// Compare the tables with what was counted: is only the record missing?
     CheckComplete,
     /// Delete the rows of the batch from every table, unless the ledger says that it has ended.
-    TakeBack,
+    RollBack,
     /// Write that the batch has no rows and never will.
     Release,
     /// Write that the batch is loaded, guarded as this attempt.
@@ -78,14 +84,14 @@ impl Action {
         match self {
             Self::LookUp => "look_up",
             Self::Recover(_) => "recover",
-            Self::Seal => "seal",
+            Self::Claim => "seal",
             Self::Verify => "verify",
             Self::Insert { .. } => "insert",
             Self::Kill => "kill",
             Self::Fence { .. } => "fence",
             Self::CheckRows => "check_rows",
             Self::CheckComplete => "check_complete",
-            Self::TakeBack => "take_back",
+            Self::RollBack => "take_back",
             Self::Release => "release",
             Self::Record { .. } => "record",
             Self::Finish(_) => "finish",
@@ -114,22 +120,22 @@ labelled! {
 enum Phase {
     LookUp,
     Recover { batch: BatchId },
-    Seal,
+    Claim,
     Verify,
     Insert,
     KillToReplay,
-    Unwind(Unwind),
+    Abort(Abort),
     Release(End),
     Record,
     Finish(End),
 }
 
 /// Fenced like this, a batch can never be loaded: no attempt is higher.
-pub const DOOMED: u32 = u32::MAX;
+pub const ABORTED: u32 = u32::MAX;
 
 /// Finding out what is left of a batch, once none of its statements can commit any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Unwind {
+enum Abort {
     Fence,
     Kill,
     CheckRows,
@@ -137,7 +143,7 @@ enum Unwind {
     /// From here on it cannot be loaded by anybody, whatever they are about to do.
     Doom,
     KillDoomed,
-    TakeBack,
+    RollBack,
 }
 
 /// Why a batch is unwound: what to do about rows that it has.
@@ -146,7 +152,7 @@ enum Intent {
     /// The worker that sealed the batch is gone: finish its work.
     RollForward,
     /// The statement cannot succeed, or nobody has it any more: nothing of it may stay.
-    TakeBack,
+    RollBack,
 }
 
 /// One batch on its way through the protocol.
@@ -160,22 +166,22 @@ pub struct Run {
 impl Run {
     /// Loads a new batch.
     pub fn load() -> Self {
-        Self::new(Phase::LookUp, 1, Intent::TakeBack)
+        Self::new(Phase::LookUp, 1, Intent::RollBack)
     }
 
     /// Recovers a batch whose lease has run out; `fenced` is the highest attempt that the ledger
     /// says is fenced, 0 where none is. `replayable`: this worker would make the identical
     /// statement of it.
     pub fn recover(fenced: u32, replayable: bool) -> Self {
-        if fenced == DOOMED {
-            return Self::new(Phase::Unwind(Unwind::Doom), DOOMED, Intent::TakeBack);
+        if fenced == ABORTED {
+            return Self::new(Phase::Abort(Abort::Doom), ABORTED, Intent::RollBack);
         }
         let intent = if replayable {
             Intent::RollForward
         } else {
-            Intent::TakeBack
+            Intent::RollBack
         };
-        Self::new(Phase::Unwind(Unwind::Fence), fenced + 1, intent)
+        Self::new(Phase::Abort(Abort::Fence), fenced + 1, intent)
     }
 
     fn new(phase: Phase, attempt: u32, intent: Intent) -> Self {
@@ -191,19 +197,19 @@ impl Run {
         match &self.phase {
             Phase::LookUp => Action::LookUp,
             Phase::Recover { batch } => Action::Recover(*batch),
-            Phase::Seal => Action::Seal,
+            Phase::Claim => Action::Claim,
             Phase::Verify => Action::Verify,
             Phase::Insert => Action::Insert {
                 attempt: self.attempt,
             },
-            Phase::KillToReplay | Phase::Unwind(Unwind::Kill | Unwind::KillDoomed) => Action::Kill,
-            Phase::Unwind(Unwind::Doom) => Action::Fence { attempt: DOOMED },
-            Phase::Unwind(Unwind::Fence) => Action::Fence {
+            Phase::KillToReplay | Phase::Abort(Abort::Kill | Abort::KillDoomed) => Action::Kill,
+            Phase::Abort(Abort::Doom) => Action::Fence { attempt: ABORTED },
+            Phase::Abort(Abort::Fence) => Action::Fence {
                 attempt: self.attempt,
             },
-            Phase::Unwind(Unwind::CheckRows) => Action::CheckRows,
-            Phase::Unwind(Unwind::CheckComplete) => Action::CheckComplete,
-            Phase::Unwind(Unwind::TakeBack) => Action::TakeBack,
+            Phase::Abort(Abort::CheckRows) => Action::CheckRows,
+            Phase::Abort(Abort::CheckComplete) => Action::CheckComplete,
+            Phase::Abort(Abort::RollBack) => Action::RollBack,
             Phase::Release(_) => Action::Release,
             Phase::Record => Action::Record {
                 attempt: self.attempt,
@@ -225,13 +231,16 @@ impl Run {
                 steps.recover(*batch).await?;
                 Phase::LookUp
             }
-            Phase::Seal => {
-                steps.seal().await?;
+            Phase::Claim => {
+                steps.claim().await?;
                 Phase::Verify
             }
             Phase::Verify => {
-                let standings = steps.verify().await?;
-                if standings.iter().all(|standing| *standing == Standing::Free) {
+                let claim_statuses = steps.verify().await?;
+                if claim_statuses
+                    .iter()
+                    .all(|status| *status == ClaimStatus::Free)
+                {
                     Phase::Insert
                 } else {
                     // Never inserted: no statement of this batch can be about.
@@ -243,17 +252,17 @@ impl Run {
                 Inserted::Unknown => Phase::KillToReplay,
                 Inserted::Fenced => Phase::Finish(End::Fenced),
                 Inserted::ObjectFault => {
-                    self.intent = Intent::TakeBack;
-                    Phase::Unwind(Unwind::Fence)
+                    self.intent = Intent::RollBack;
+                    Phase::Abort(Abort::Fence)
                 }
             },
             Phase::KillToReplay => {
                 steps.kill().await?;
                 Phase::Insert
             }
-            Phase::Unwind(unwind) => {
-                let unwind = *unwind;
-                self.unwind(unwind, steps).await?
+            Phase::Abort(abort) => {
+                let abort = *abort;
+                self.abort(abort, steps).await?
             }
             Phase::Release(end) => {
                 let end = *end;
@@ -269,41 +278,41 @@ impl Run {
         Ok(())
     }
 
-    async fn unwind<S: Steps>(&mut self, unwind: Unwind, steps: &mut S) -> Result<Phase, S::Error> {
-        Ok(match unwind {
-            Unwind::Fence => match steps.fence(self.attempt).await? {
-                Fence::Written => Phase::Unwind(Unwind::Kill),
+    async fn abort<S: Steps>(&mut self, abort: Abort, steps: &mut S) -> Result<Phase, S::Error> {
+        Ok(match abort {
+            Abort::Fence => match steps.fence(self.attempt).await? {
+                Fence::Written => Phase::Abort(Abort::Kill),
                 Fence::TakenOver => Phase::Finish(End::Fenced),
             },
-            Unwind::Kill => {
+            Abort::Kill => {
                 steps.kill().await?;
-                Phase::Unwind(Unwind::CheckRows)
+                Phase::Abort(Abort::CheckRows)
             }
-            Unwind::CheckRows => {
+            Abort::CheckRows => {
                 let found = steps.has_rows().await?;
                 self.after_row_check(found)
             }
-            Unwind::CheckComplete => {
+            Abort::CheckComplete => {
                 if steps.is_complete().await? {
                     // The attempt that brought the rows is fenced by now.
                     self.attempt += 1;
                     Phase::Record
                 } else {
-                    Phase::Unwind(Unwind::Doom)
+                    Phase::Abort(Abort::Doom)
                 }
             }
-            Unwind::Doom => {
+            Abort::Doom => {
                 // What is doomed may be taken back by several: it comes to the same.
-                steps.fence(DOOMED).await?;
-                Phase::Unwind(Unwind::KillDoomed)
+                steps.fence(ABORTED).await?;
+                Phase::Abort(Abort::KillDoomed)
             }
-            Unwind::KillDoomed => {
+            Abort::KillDoomed => {
                 steps.kill().await?;
-                Phase::Unwind(Unwind::TakeBack)
+                Phase::Abort(Abort::RollBack)
             }
-            Unwind::TakeBack => match steps.take_back().await? {
-                TakenBack::Deleted => Phase::Release(End::Released),
-                TakenBack::Ended => Phase::Finish(End::Fenced),
+            Abort::RollBack => match steps.roll_back().await? {
+                RolledBack::Deleted => Phase::Release(End::Released),
+                RolledBack::Ended => Phase::Finish(End::Fenced),
             },
         })
     }
@@ -311,7 +320,7 @@ impl Run {
     fn after_row_check(&mut self, found: bool) -> Phase {
         match (found, self.intent) {
             (false, _) => Phase::Release(End::Released),
-            (true, Intent::TakeBack) => Phase::Unwind(Unwind::CheckComplete),
+            (true, Intent::RollBack) => Phase::Abort(Abort::CheckComplete),
             (true, Intent::RollForward) => {
                 // It had passed its verify, so nobody else can own its objects.
                 self.attempt += 1;
@@ -321,18 +330,18 @@ impl Run {
     }
 }
 
-fn after_look_up(standings: &[Standing]) -> Phase {
-    let lapsed = standings.iter().find_map(|standing| match standing {
-        Standing::Busy {
+fn after_look_up(claim_statuses: &[ClaimStatus]) -> Phase {
+    let lease_expired = claim_statuses.iter().find_map(|status| match status {
+        ClaimStatus::Busy {
             batch,
-            lapsed: true,
+            lease_expired: true,
         } => Some(*batch),
         _ => None,
     });
-    if let Some(batch) = lapsed {
+    if let Some(batch) = lease_expired {
         Phase::Recover { batch }
-    } else if standings.contains(&Standing::Free) {
-        Phase::Seal
+    } else if claim_statuses.contains(&ClaimStatus::Free) {
+        Phase::Claim
     } else {
         Phase::Finish(End::NothingFree)
     }

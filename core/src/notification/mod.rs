@@ -45,7 +45,7 @@ pub struct Announced {
 
 labelled! {
     /// How a body is written. The labels are values of the `form` label in metrics.
-    pub enum Form {
+    pub enum EnvelopeKind {
         /// As S3 writes it.
         S3 = "s3",
         /// The same in the envelope of SNS.
@@ -94,23 +94,23 @@ pub fn parse_notification(body: &str) -> Result<Notification, Malformed> {
 pub fn parse_with_form(
     body: &str,
     envelopes: &Envelopes,
-) -> (Form, Result<Notification, Malformed>) {
+) -> (EnvelopeKind, Result<Notification, Malformed>) {
     let (event, in_sns) = match without_envelope(body) {
         Ok(opened) => opened,
-        Err(malformed) => return (Form::Unknown, Err(malformed)),
+        Err(malformed) => return (EnvelopeKind::Unknown, Err(malformed)),
     };
     let read = read_event(&event);
     if let Err(Malformed::NotAnEvent(_)) = read
         && let Some(read) = envelopes.read(&event)
     {
-        return (Form::Declared, read);
+        return (EnvelopeKind::Declared, read);
     }
     let form = match (&read, event_bridge::wrote(&event), in_sns) {
-        (Err(Malformed::NotAnEvent(_)), ..) => Form::Unknown,
-        (_, false, false) => Form::S3,
-        (_, false, true) => Form::Sns,
-        (_, true, false) => Form::EventBridge,
-        (_, true, true) => Form::EventBridgeSns,
+        (Err(Malformed::NotAnEvent(_)), ..) => EnvelopeKind::Unknown,
+        (_, false, false) => EnvelopeKind::S3,
+        (_, false, true) => EnvelopeKind::Sns,
+        (_, true, false) => EnvelopeKind::EventBridge,
+        (_, true, true) => EnvelopeKind::EventBridgeSns,
     };
     (form, read)
 }

@@ -274,8 +274,8 @@ fn security_lake_tells_of_written_objects_without_a_type() {
     let body = body.contents_utf8().unwrap();
     let in_sns = json!({"Type": "Notification", "TopicArn": "arn", "Message": body}).to_string();
     for (body, expected) in [
-        (body, Form::EventBridge),
-        (in_sns.as_str(), Form::EventBridgeSns),
+        (body, EnvelopeKind::EventBridge),
+        (in_sns.as_str(), EnvelopeKind::EventBridgeSns),
     ] {
         let (form, read) = parse_with_form(body, &Envelopes::default());
         assert_eq!(form, expected);
@@ -546,13 +546,15 @@ proptest! {
 mod declared {
     use serde_json::{Value, json};
 
-    use super::super::{Envelopes, Form, Ignorable, Malformed, Notification, parse_with_form};
+    use super::super::{
+        EnvelopeKind, Envelopes, Ignorable, Malformed, Notification, parse_with_form,
+    };
 
     fn examples() -> Envelopes {
         Envelopes::from_yaml(include_str!("../../../config/envelopes.yaml")).unwrap()
     }
 
-    fn parse(body: &Value) -> (Form, Result<Notification, Malformed>) {
+    fn parse(body: &Value) -> (EnvelopeKind, Result<Notification, Malformed>) {
         parse_with_form(&body.to_string(), &examples())
     }
 
@@ -561,7 +563,7 @@ mod declared {
         let (form, Ok(Notification::Objects(announced))) = parse(body) else {
             panic!("{:?}", parse(body));
         };
-        assert_eq!(form, Form::Declared);
+        assert_eq!(form, EnvelopeKind::Declared);
         let objects = announced.into_iter().map(|it| it.object);
         objects
             .map(|it| (it.to_string(), it.etag.clone(), it.size))
@@ -622,7 +624,7 @@ mod declared {
     fn what_wrote_nothing_is_acknowledged_and_what_is_not_declared_is_kept() {
         let (form, ignored) = parse(&r2("DeleteObject"));
         let expected = Ok(Notification::Ignorable(Ignorable::OtherEvents));
-        assert_eq!((form, ignored), (Form::Declared, expected));
+        assert_eq!((form, ignored), (EnvelopeKind::Declared, expected));
 
         let unknown = parse(&r2("RestoreObject")).1.unwrap_err().to_string();
         assert!(
@@ -637,7 +639,7 @@ mod declared {
         elsewhere["bucket"] = json!("a@evil.example");
         assert!(parse(&elsewhere).1.is_err());
         let (form, other) = parse(&json!({"hello": "world"}));
-        assert_eq!(form, Form::Unknown);
+        assert_eq!(form, EnvelopeKind::Unknown);
         assert!(matches!(other, Err(Malformed::NotAnEvent(_))), "{other:?}");
     }
 

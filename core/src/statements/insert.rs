@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::batch::{
-    ASSUMED_BYTES, ASSUMED_COMPRESSION_RATIO, BatchId, Form, ReadBy, estimated_bytes, mean_bytes,
+    ASSUMED_BYTES, ASSUMED_COMPRESSION_RATIO, BatchId, ReadBy, StatementShape, estimated_bytes,
+    mean_bytes,
 };
 use crate::event_types::Catalog;
 use crate::object::ObjectRef;
@@ -19,7 +20,7 @@ use crate::statements::ddl::{REPLAYED, landing_name};
 use crate::statements::guard::{CHANGED_TEXT, FENCED_TEXT};
 pub use crate::statements::s3_source::S3Source;
 use crate::statements::select::{
-    Lines, Target, TimeRange, landed, landing_select, per_type_select, view_select,
+    Lines, Target, TimeRange, landing_select, parsed_lines, per_type_select, view_select,
 };
 use crate::statements::{LOG_COMMENT, MAX_QUERY_BYTES, PINNED, Statement};
 
@@ -96,7 +97,7 @@ impl Planner {
         &self,
         batch: BatchId,
         objects: &[&ObjectRef],
-        form: Form,
+        form: StatementShape,
         guard: &str,
     ) -> Vec<Statement> {
         let read_by = form.read_by;
@@ -122,17 +123,17 @@ impl Planner {
 
     /// What would become of kept lines (`rows`: what follows FROM) in this batch: how many lines there
     /// are of each `source_path`, `source_etag`, `kind` and `reason`.
-    pub fn fates(&self, batch: BatchId, rows: &str) -> String {
+    pub fn preview(&self, batch: BatchId, rows: &str) -> String {
         format!(
             "SELECT source_path, source_etag, kind, reason, count() AS lines FROM {} \
              GROUP BY source_path, source_etag, kind, reason",
-            self.landed(rows, batch)
+            self.parsed_lines(rows, batch)
         )
     }
 
     /// The statement that lists, with their text, the kept lines that are rows by now: those that
     /// a replay moves.
-    pub fn freeze(
+    pub fn snapshot(
         &self,
         batch: BatchId,
         objects: &[&ObjectRef],
@@ -153,25 +154,25 @@ impl Planner {
             self.insert_into(REPLAYED),
             sql::throw_if(guard, FENCED_TEXT),
             listed.join(","),
-            self.landed(rows, batch),
+            self.parsed_lines(rows, batch),
             sql::strings(types.map(|event_type| &event_type.name)),
             id = sql::id(batch.0)
         );
-        let form = Form {
+        let form = StatementShape {
             many_blocks: self.needs_many_blocks(objects),
-            ..Form::default()
+            ..StatementShape::default()
         };
         self.statement(sql, batch, objects, form)
     }
 
     /// Kept lines as they would be in `landing` now.
-    fn landed(&self, rows: &str, batch: BatchId) -> String {
+    fn parsed_lines(&self, rows: &str, batch: BatchId) -> String {
         let lines = Lines {
             max_line_bytes: self.max_line_bytes,
             times: self.times.of(batch),
             ..Lines::of_kept(rows, batch.0)
         };
-        landed(&self.catalog, &lines)
+        parsed_lines(&self.catalog, &lines)
     }
 
     /// The statement that fills one table, unless none of the objects is on its route.
@@ -235,7 +236,7 @@ impl Planner {
                     batch.0,
                 );
                 Lines {
-                    from: gathered(&kept.from),
+                    from: coalesced(&kept.from),
                     filter: Some(guard),
                     max_line_bytes,
                     times,
@@ -255,7 +256,7 @@ impl Planner {
         sql: String,
         batch: BatchId,
         objects: &[&ObjectRef],
-        form: Form,
+        form: StatementShape,
     ) -> Statement {
         let mut statement = Statement::new(sql)
             // One token for all statements: every table remembers its own.
@@ -291,8 +292,8 @@ impl Planner {
     }
 
     /// In what form the statements of these objects are. What was asked for in many blocks stays so.
-    pub fn form(&self, objects: &[&ObjectRef], asked: Form) -> Form {
-        Form {
+    pub fn form(&self, objects: &[&ObjectRef], asked: StatementShape) -> StatementShape {
+        StatementShape {
             plan: self.plan_id(),
             many_blocks: asked.many_blocks || self.needs_many_blocks(objects),
             read_by: asked.read_by,
@@ -309,7 +310,7 @@ impl Planner {
             self.strategy,
             self.max_bytes,
             self.times,
-            gathered(""),
+            coalesced(""),
         );
         for mut lines in [
             Lines::of_objects("", Uuid::nil()),
@@ -341,7 +342,7 @@ impl Planner {
     fn lines_of_all(&self, objects: &[&ObjectRef]) -> String {
         let lines = self.source.table(objects, "LineAsString", "line String");
         if are_small(objects) {
-            gathered(&lines)
+            coalesced(&lines)
         } else {
             lines
         }
@@ -375,7 +376,7 @@ impl Planner {
 /// its own. And it recognises a repeated insert only where the SELECT gives as many blocks as it gave
 /// the first time: what depends on threads, or on how a table's parts have been merged, does not.
 /// One array of all lines is one row, and one block from there on.
-fn gathered(lines: &str) -> String {
+fn coalesced(lines: &str) -> String {
     format!(
         "(SELECT tupleElement(gathered, 1) AS line, \
          toLowCardinality(tupleElement(gathered, 2)) AS _path, \
@@ -517,7 +518,7 @@ mod tests {
         assert!(!are_small(&[&zipped, &zipped]));
         let planner = planner(S3Access::Server, Some("http://e"));
         let lines = "s3('http://e/b/{a,c}', 'LineAsString', 'line String')";
-        assert_eq!(planner.lines_of_all(&[&small, &other]), gathered(lines));
+        assert_eq!(planner.lines_of_all(&[&small, &other]), coalesced(lines));
     }
 
     #[test]
@@ -527,8 +528,12 @@ mod tests {
             ..planner(S3Access::Server, Some("http://e"))
         };
         let batch = BatchId(Uuid::from_u128(7));
-        let statements =
-            planner.inserts(batch, &[&object("b", "a", "1")], Form::of(ReadBy::S3), "0");
+        let statements = planner.inserts(
+            batch,
+            &[&object("b", "a", "1")],
+            StatementShape::of(ReadBy::S3),
+            "0",
+        );
         assert_eq!(statements.len(), Target::all(&planner.catalog).len());
         assert!(
             statements
@@ -586,7 +591,12 @@ mod tests {
         let batch = BatchId(Uuid::from_u128(7));
         let (click, other) = (object("b", "clicks/1", "1"), object("b", "others/2", "2"));
         let read: Vec<(String, bool, bool)> = planner
-            .inserts(batch, &[&click, &other], Form::of(ReadBy::S3), "0")
+            .inserts(
+                batch,
+                &[&click, &other],
+                StatementShape::of(ReadBy::S3),
+                "0",
+            )
             .into_iter()
             .map(|statement| {
                 let table = statement
@@ -617,10 +627,10 @@ mod tests {
         let planner = planner(S3Access::Server, Some("http://e"));
         let batch = BatchId(Uuid::from_u128(7));
         let (a, b) = (object("b", "a", "1"), object("b", "b", "2"));
-        let statements = planner.inserts(batch, &[&a, &b], Form::of(ReadBy::S3), "0");
+        let statements = planner.inserts(batch, &[&a, &b], StatementShape::of(ReadBy::S3), "0");
         assert_eq!(
             statements,
-            planner.inserts(batch, &[&b, &a], Form::of(ReadBy::S3), "0")
+            planner.inserts(batch, &[&b, &a], StatementShape::of(ReadBy::S3), "0")
         );
         let [statement] = statements.as_slice() else {
             panic!("one statement")
@@ -647,14 +657,15 @@ mod tests {
                 strategy,
                 ..planner(S3Access::Server, Some("http://e"))
             };
-            let mut statements = vec![planner.freeze(batch, &[&listed], "t WHERE 1", "refused()")];
+            let mut statements =
+                vec![planner.snapshot(batch, &[&listed], "t WHERE 1", "refused()")];
             for read_by in [
                 ReadBy::S3,
                 ReadBy::Stream,
                 ReadBy::RejectedLines,
                 ReadBy::UnmatchedStatements,
             ] {
-                let form = Form::of(read_by);
+                let form = StatementShape::of(read_by);
                 let inserts = planner.inserts(batch, &[&listed], form, "refused()");
                 assert!(!inserts.is_empty(), "{strategy:?} {read_by:?}");
                 statements.extend(inserts);
@@ -677,7 +688,7 @@ mod tests {
             });
             let objects: Vec<&ObjectRef> = objects.iter().take(count).collect();
             let batch = BatchId(Uuid::from_u128(7));
-            let form = planner.form(&objects, Form::of(ReadBy::S3));
+            let form = planner.form(&objects, StatementShape::of(ReadBy::S3));
             let [statement] = &planner.inserts(batch, &objects, form, "0")[..] else {
                 panic!("one statement")
             };

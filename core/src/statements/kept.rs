@@ -5,14 +5,14 @@ use crate::batch::ReadBy;
 
 /// Why a line is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kept {
+pub enum RejectKind {
     /// It cannot become a row.
     Rejected,
     /// No event type takes it.
     Unmatched,
 }
 
-impl Kept {
+impl RejectKind {
     pub const ALL: [Self; 2] = [Self::Rejected, Self::Unmatched];
 
     fn target(self) -> Target<'static> {

@@ -10,6 +10,6 @@ pub mod s3_source;
 pub mod select;
 mod statement;
 
-pub use kept::Kept;
+pub use kept::RejectKind;
 pub use pins::{PINNED, Pin};
 pub use statement::{LOG_COMMENT, MAX_QUERY_BYTES, Statement};

@@ -50,17 +50,17 @@ pub struct S3Source {
 
 /// How keys can be named in one `s3()` call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Naming {
+pub enum KeyAddressing {
     /// In a list of any length.
-    Listed,
+    Globbable,
     /// Alone: ClickHouse takes some characters for syntax in a list.
-    Alone,
+    Single,
     /// Not at all: ClickHouse would read other objects, or none.
-    Impossible,
+    Unaddressable,
 }
 
 /// How ClickHouse can be told to read this key and no other.
-pub fn naming(key: &str) -> Naming {
+pub fn addressing(key: &str) -> KeyAddressing {
     let segments = || key.split('/');
     if key.contains(['*', '?', '\n', '\r', '\0'])
         || key.contains("//")
@@ -68,11 +68,11 @@ pub fn naming(key: &str) -> Naming {
         || segments().any(|segment| segment == "." || segment == "..")
         || has_braces(key)
     {
-        Naming::Impossible
+        KeyAddressing::Unaddressable
     } else if key.contains(['{', '}', ',']) {
-        Naming::Alone
+        KeyAddressing::Single
     } else {
-        Naming::Listed
+        KeyAddressing::Globbable
     }
 }
 
@@ -172,22 +172,22 @@ mod tests {
     #[test]
     fn names_each_key_so_that_no_other_is_read() {
         for (key, expected) in [
-            ("a/b.jsonl", Naming::Listed),
-            ("a b+c%41#é", Naming::Listed),
-            ("a{b", Naming::Alone),
-            ("a}b{", Naming::Alone),
-            ("{a,b}", Naming::Impossible),
-            ("a{1..3}", Naming::Impossible),
-            ("a{b/c}", Naming::Impossible),
-            ("a,b", Naming::Alone),
-            ("a*", Naming::Impossible),
-            ("a?b", Naming::Impossible),
-            ("a//b", Naming::Impossible),
-            ("/a", Naming::Impossible),
-            ("a/../b", Naming::Impossible),
-            ("a\nb", Naming::Impossible),
+            ("a/b.jsonl", KeyAddressing::Globbable),
+            ("a b+c%41#é", KeyAddressing::Globbable),
+            ("a{b", KeyAddressing::Single),
+            ("a}b{", KeyAddressing::Single),
+            ("{a,b}", KeyAddressing::Unaddressable),
+            ("a{1..3}", KeyAddressing::Unaddressable),
+            ("a{b/c}", KeyAddressing::Unaddressable),
+            ("a,b", KeyAddressing::Single),
+            ("a*", KeyAddressing::Unaddressable),
+            ("a?b", KeyAddressing::Unaddressable),
+            ("a//b", KeyAddressing::Unaddressable),
+            ("/a", KeyAddressing::Unaddressable),
+            ("a/../b", KeyAddressing::Unaddressable),
+            ("a\nb", KeyAddressing::Unaddressable),
         ] {
-            assert_eq!(naming(key), expected, "{key}");
+            assert_eq!(addressing(key), expected, "{key}");
         }
     }
 

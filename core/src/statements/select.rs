@@ -546,7 +546,7 @@ pub fn view_select(target: Target<'_>, landing: &str) -> String {
 
 /// From lines to the rows of one table, for those who cannot have views.
 pub fn per_type_select(catalog: &Catalog, target: Target<'_>, lines: &Lines) -> String {
-    view_select(target, &landed(catalog, lines))
+    view_select(target, &parsed_lines(catalog, lines))
 }
 
 /// The rows of `landing` that these lines would be, as a table expression.
@@ -554,7 +554,7 @@ pub fn per_type_select(catalog: &Catalog, target: Target<'_>, lines: &Lines) -> 
 /// The LIMIT limits nothing: it keeps the planner from carrying the condition on `kind` down to the
 /// lines, on the way to which it writes out the whole expression behind it once for each use, a
 /// second of work for a query that takes a tenth.
-pub fn landed(catalog: &Catalog, lines: &Lines) -> String {
+pub fn parsed_lines(catalog: &Catalog, lines: &Lines) -> String {
     let select = landing_select(catalog, lines);
     format!("(\n{select}\nLIMIT {}\n)", i64::MAX)
 }

@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 use super::Arguments;
 use crate::cli::Incomplete;
 use crate::cli::app::App;
+use crate::cli::listing_with_status::ListingWithStatus;
 use crate::cli::stop::stop_on_signals;
-use crate::cli::survey::Survey;
-use crate::ledger::protocol::Standing;
+use crate::ledger::protocol::ClaimStatus;
 use crate::notification::announce::announcement;
 use crate::object::ObjectRef;
 use crate::queue::MAX_BATCH;
@@ -37,9 +37,9 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     let stop = stop_on_signals()?;
     let aws = app.aws().await;
     let queue = app.queue(&aws)?;
-    let mut survey = Survey::new(app, &arguments.selection, Store::new(&aws))?;
+    let mut listing = ListingWithStatus::new(app, &arguments.selection, Store::new(&aws))?;
     let mut report = Report::default();
-    let result = each(&mut survey, &queue, arguments, &stop, &mut report).await;
+    let result = each(&mut listing, &queue, arguments, &stop, &mut report).await;
     arguments.output.show(&report)?;
     result?;
     if report.stopped {
@@ -49,20 +49,27 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
 }
 
 async fn each(
-    survey: &mut Survey,
+    listing: &mut ListingWithStatus,
     queue: &SqsQueue,
     arguments: &Arguments,
     stop: &CancellationToken,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    while let Some(objects) = survey.next().await? {
+    while let Some(objects) = listing.next().await? {
         report.found += objects.len() as u64;
         let mut due = Vec::new();
-        for (listed, standing) in objects {
-            match standing {
-                Standing::Loaded => report.already_loaded += 1,
-                Standing::Busy { lapsed: false, .. } => report.in_other_hands += 1,
-                Standing::Free | Standing::Busy { lapsed: true, .. } => due.push(listed.object),
+        for (listed, status) in objects {
+            match status {
+                ClaimStatus::Loaded => report.already_loaded += 1,
+                ClaimStatus::Busy {
+                    lease_expired: false,
+                    ..
+                } => report.in_other_hands += 1,
+                ClaimStatus::Free
+                | ClaimStatus::Busy {
+                    lease_expired: true,
+                    ..
+                } => due.push(listed.object),
             }
         }
         if let Some(limit) = arguments.limit {

@@ -9,10 +9,10 @@ use serde::Serialize;
 
 use super::{Arguments, note_views};
 use crate::cli::app::App;
-use crate::cli::survey::Survey;
+use crate::cli::listing_with_status::ListingWithStatus;
 use crate::config::Config;
 use crate::ledger::history::{History, Pace};
-use crate::ledger::protocol::Standing;
+use crate::ledger::protocol::ClaimStatus;
 use crate::s3::Store;
 
 #[derive(Default, Serialize)]
@@ -30,11 +30,11 @@ struct Estimate {
 pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<()> {
     let config = app.config;
     let store = Store::new(&app.aws().await);
-    let mut survey = Survey::new(app, &arguments.selection, store)?;
+    let mut listing = ListingWithStatus::new(app, &arguments.selection, store)?;
     let mut estimate = Estimate::default();
-    while let Some(objects) = survey.next().await? {
-        for (listed, standing) in objects {
-            estimate.add(listed.object.size.unwrap_or_default(), standing, arguments);
+    while let Some(objects) = listing.next().await? {
+        for (listed, status) in objects {
+            estimate.add(listed.object.size.unwrap_or_default(), status, arguments);
         }
     }
     let warehouse = app.warehouse()?;
@@ -52,17 +52,24 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
 }
 
 impl Estimate {
-    fn add(&mut self, bytes: u64, standing: Standing, arguments: &Arguments) {
+    fn add(&mut self, bytes: u64, status: ClaimStatus, arguments: &Arguments) {
         self.found += 1;
         self.bytes += bytes;
-        match standing {
-            Standing::Loaded => self.already_loaded += 1,
-            Standing::Busy { lapsed: false, .. } => self.in_other_hands += 1,
-            Standing::Free | Standing::Busy { lapsed: true, .. } => {}
+        match status {
+            ClaimStatus::Loaded => self.already_loaded += 1,
+            ClaimStatus::Busy {
+                lease_expired: false,
+                ..
+            } => self.in_other_hands += 1,
+            ClaimStatus::Free
+            | ClaimStatus::Busy {
+                lease_expired: true,
+                ..
+            } => {}
         }
-        let due = match standing {
-            Standing::Loaded => arguments.force,
-            standing => standing == Standing::Free || standing.has_lapsed(),
+        let due = match status {
+            ClaimStatus::Loaded => arguments.force,
+            status => status == ClaimStatus::Free || status.has_expired_lease(),
         };
         if due && arguments.limit.is_none_or(|limit| self.to_load < limit) {
             self.to_load += 1;

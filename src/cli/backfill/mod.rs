@@ -8,9 +8,9 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::SystemTime;
 
 use super::app::App;
-use super::moment::moment;
 use super::output::Output;
 use super::selection::SelectionArguments;
+use super::time_argument::parse_time_arg;
 use super::{Misuse, note};
 use crate::clickhouse::Warehouse;
 use crate::clickhouse::dependents::filled_by_views;

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::report::Check;
 use crate::cli::app::App;
 use crate::clickhouse::dependents::{Dependent, Memory, dependents};
-use crate::clickhouse::error_class::meaning;
+use crate::clickhouse::error_class::diagnosis;
 use crate::clickhouse::migrate::Plan;
 use crate::clickhouse::{Warehouse, WarehouseError, migrate};
 use crate::config::Config;
@@ -90,7 +90,9 @@ pub(super) fn failed(name: &'static str, error: &WarehouseError) -> Check {
     Check::fail(
         name,
         error.to_string(),
-        meaning(error).advice.unwrap_or("see what ClickHouse says"),
+        diagnosis(error)
+            .advice
+            .unwrap_or("see what ClickHouse says"),
     )
 }
 

@@ -1,8 +1,8 @@
 //! `sluice check`: everything that `run` needs, asked beforehand.
 
-mod canary;
 mod clickhouse;
 mod columns;
+mod dedup_self_test;
 mod policy;
 mod queue;
 mod report;
@@ -97,12 +97,12 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     }
 
     checks.push(if version.is_none() {
-        canary::unasked(clickhouse::NO_CLICKHOUSE)
+        dedup_self_test::unasked(clickhouse::NO_CLICKHOUSE)
     } else if are_tables_well(&checks) {
         let options = app.schema_options();
-        canary::check(&warehouse, &ledger, planner, options, &app.env).await
+        dedup_self_test::check(&warehouse, &ledger, planner, options, &app.env).await
     } else {
-        canary::unasked(OTHER_TABLES)
+        dedup_self_test::unasked(OTHER_TABLES)
     });
 
     let report = Report { checks };

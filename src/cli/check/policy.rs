@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::canary::PREFIX;
+use super::dedup_self_test::PREFIX;
 use super::report::Check;
 use crate::batch::Fallback;
 use crate::clickhouse::{Warehouse, WarehouseError};

@@ -7,7 +7,7 @@ use aws_config::SdkConfig;
 use super::report::Check;
 use crate::cli::run::NO_REDRIVE_POLICY;
 use crate::config::{Config, HumanDuration};
-use crate::daemon::heartbeats::HELD_AT_MOST;
+use crate::daemon::heartbeats::MAX_HOLD;
 use crate::queue::sqs::SqsQueue;
 use crate::queue::{
     FailedEntries, Queue, QueueAttributes, QueueError, ReceiptHandle, RedrivePolicy,
@@ -242,7 +242,7 @@ fn is_no_queue(error: &QueueError) -> bool {
 fn visibility(config: &Config) -> Check {
     let timeout = config.queue.visibility_timeout;
     let insert = config.clickhouse.insert_timeout;
-    if insert.get() >= HELD_AT_MOST {
+    if insert.get() >= MAX_HOLD {
         return Check::fail(
             VISIBILITY,
             format!(

@@ -8,7 +8,7 @@ use tokio::io::AsyncReadExt;
 use super::clickhouse::{NO_CLICKHOUSE, failed};
 use super::report::Check;
 use crate::batch::Fallback;
-use crate::clickhouse::error_class::{Verdict, is_missing, verdict};
+use crate::clickhouse::error_class::{ErrorClass, classify, is_missing};
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::ledger::Ledger;
 use crate::load::truncation::{Truncation, Truncations};
@@ -179,7 +179,7 @@ impl Readers<'_> {
     async fn by_clickhouse(&self, sample: &Sample) -> Result<Proof, WarehouseError> {
         match self.first_line(&sample.object).await {
             Ok(()) => Ok(Proof::Read),
-            Err(error) if verdict(&error) != Verdict::ObjectFault => Err(error),
+            Err(error) if classify(&error) != ErrorClass::ObjectFault => Err(error),
             Err(error) if !is_missing(&error) => Ok(Proof::Read),
             Err(error) if sample.origin == Origin::Named => Err(error),
             Err(_) => Ok(Proof::Missing),

@@ -2,15 +2,15 @@
 
 use std::time::SystemTime;
 
-use super::letter::{self, Letter};
+use super::dead_dead_letter::{self, DeadLetter};
 use crate::cli::classes;
-use crate::cli::moment::moment;
+use crate::cli::time_argument::parse_time_arg;
 use crate::object::ObjectUrl;
 
 #[derive(clap::Args, Debug, Default, PartialEq)]
-pub(super) struct Choice {
+pub(super) struct Selector {
     /// Only messages that are here for this
-    #[arg(long, value_name = "CLASS", value_parser = classes::of_objects_and(&letter::CLASSES))]
+    #[arg(long, value_name = "CLASS", value_parser = classes::of_objects_and(&dead_letter::CLASSES))]
     error_class: Option<String>,
 
     /// Only messages that announce an object under this, such as s3://bucket/2026/
@@ -30,12 +30,12 @@ pub(super) struct Choice {
     message_ids: Vec<String>,
 }
 
-impl Choice {
+impl Selector {
     pub(super) fn is_everything(&self) -> bool {
         *self == Self::default()
     }
 
-    pub(super) fn takes(&self, letter: &Letter) -> bool {
+    pub(super) fn matches(&self, dead_letter: &DeadLetter) -> bool {
         let Self {
             error_class,
             prefix,
@@ -44,13 +44,15 @@ impl Choice {
             message_ids,
         } = self;
         let under = |prefix: &ObjectUrl| {
-            let mut objects = letter.objects.iter();
+            let mut objects = dead_letter.objects.iter();
             objects.any(|it| it.bucket == prefix.bucket && it.key.starts_with(&prefix.key))
         };
-        error_class.as_ref().is_none_or(|it| letter.is_of_class(it))
+        error_class
+            .as_ref()
+            .is_none_or(|it| dead_letter.is_of_class(it))
             && prefix.as_ref().is_none_or(under)
-            && since.is_none_or(|since| letter.sent_at >= since)
-            && until.is_none_or(|until| letter.sent_at < until)
-            && (message_ids.is_empty() || message_ids.contains(&letter.message_id))
+            && since.is_none_or(|since| dead_letter.sent_at >= since)
+            && until.is_none_or(|until| dead_letter.sent_at < until)
+            && (message_ids.is_empty() || message_ids.contains(&dead_letter.message_id))
     }
 }

@@ -4,15 +4,15 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::Desk;
-use super::choice::Choice;
-use super::letter::{Classes, Letter, classes_table, count_classes, letters_table};
+use super::DlqSession;
+use super::choice::Selector;
+use super::dead_letter::{Classes, DeadLetter, classes_table, count_classes, dead_letters_table};
 use crate::cli::output::Output;
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Arguments {
     #[command(flatten)]
-    choice: Choice,
+    choice: Selector,
 
     /// How many at most
     #[arg(long, value_name = "COUNT", default_value_t = 100)]
@@ -22,25 +22,26 @@ pub(in crate::cli) struct Arguments {
     output: Output,
 }
 
-pub(super) async fn run(desk: &Desk, arguments: &Arguments) -> anyhow::Result<()> {
-    let mut letters = Vec::new();
-    desk.sweep(async |sweep| {
-        while letters.len() < arguments.limit
-            && let Some((chosen, _)) = desk.page(sweep, &arguments.choice).await?
-        {
-            letters.extend(chosen);
-        }
-        Ok(())
-    })
-    .await?;
-    letters.truncate(arguments.limit);
+pub(super) async fn run(session: &DlqSession, arguments: &Arguments) -> anyhow::Result<()> {
+    let mut dead_letters = Vec::new();
+    session
+        .scan(async |scan| {
+            while dead_letters.len() < arguments.limit
+                && let Some((chosen, _)) = session.page(scan, &arguments.choice).await?
+            {
+                dead_letters.extend(chosen);
+            }
+            Ok(())
+        })
+        .await?;
+    dead_letters.truncate(arguments.limit);
     let mut classes = Classes::new();
-    count_classes(&mut classes, &letters);
+    count_classes(&mut classes, &dead_letters);
     arguments.output.show(&Listing {
-        queue: desk.dead.url().to_owned(),
-        approximate_messages: desk.approximately,
+        queue: session.dead.url().to_owned(),
+        approximate_messages: session.approximately,
         classes,
-        messages: letters,
+        messages: dead_letters,
     })
 }
 
@@ -50,7 +51,7 @@ struct Listing {
     /// All that are there, as SQS estimates.
     approximate_messages: u64,
     classes: Classes,
-    messages: Vec<Letter>,
+    messages: Vec<DeadLetter>,
 }
 
 impl fmt::Display for Listing {
@@ -61,6 +62,6 @@ impl fmt::Display for Listing {
             return Ok(());
         }
         writeln!(f, "\n{}", classes_table(&self.classes))?;
-        writeln!(f, "\n{}", letters_table(&self.messages))
+        writeln!(f, "\n{}", dead_letters_table(&self.messages))
     }
 }

@@ -1,20 +1,20 @@
 //! `sluice dlq`: the dead-letter queue, for people.
 
 mod choice;
-mod letter;
+mod dead_letter;
 mod list;
 mod moved;
 mod purge;
 mod redrive;
+mod scan;
 mod show;
-mod sweep;
 
 use anyhow::Context;
 use clap::Subcommand;
 
-use self::choice::Choice;
-use self::letter::{Letter, Reader};
-use self::sweep::Sweep;
+use self::choice::Selector;
+use self::dead_letter::{DeadLetter, Reader};
+use self::scan::DlqScan;
 use super::app::App;
 use super::note;
 use super::stop::stop_on_signals;
@@ -49,17 +49,17 @@ pub(super) enum Command {
 
 pub(super) async fn run(app: &App<'_>, command: &Command) -> anyhow::Result<()> {
     let _armed = failpoint::arm();
-    let desk = Desk::open(app).await?;
+    let session = DlqSession::open(app).await?;
     match command {
-        Command::List(arguments) => list::run(&desk, arguments).await,
-        Command::Show(arguments) => show::run(&desk, arguments).await,
-        Command::Redrive(arguments) => redrive::run(&desk, arguments).await,
-        Command::Purge(arguments) => purge::run(&desk, arguments).await,
+        Command::List(arguments) => list::run(&session, arguments).await,
+        Command::Show(arguments) => show::run(&session, arguments).await,
+        Command::Redrive(arguments) => redrive::run(&session, arguments).await,
+        Command::Purge(arguments) => purge::run(&session, arguments).await,
     }
 }
 
 /// What all of these commands work with.
-struct Desk {
+struct DlqSession {
     /// The queue whose dead letters are meant.
     queue: SqsQueue,
     queue_arn: String,
@@ -70,7 +70,7 @@ struct Desk {
     reader: Reader,
 }
 
-impl Desk {
+impl DlqSession {
     async fn open(app: &App<'_>) -> anyhow::Result<Self> {
         let queue = app.queue(&app.aws().await)?;
         let url = queue.url().to_owned();
@@ -103,37 +103,37 @@ impl Desk {
     /// The next messages that are chosen, and how many were not.
     async fn page(
         &self,
-        sweep: &mut Sweep,
-        choice: &Choice,
-    ) -> anyhow::Result<Option<(Vec<Letter>, u64)>> {
-        let Some(messages) = sweep.next().await? else {
+        scan: &mut DlqScan,
+        choice: &Selector,
+    ) -> anyhow::Result<Option<(Vec<DeadLetter>, u64)>> {
+        let Some(messages) = scan.next().await? else {
             return Ok(None);
         };
-        let mut letters = self.reader.read(messages).await?;
-        let all = letters.len();
-        letters.retain(|letter| choice.takes(letter));
-        let left = all - letters.len();
-        Ok(Some((letters, left as u64)))
+        let mut dead_letters = self.reader.read(messages).await?;
+        let all = dead_letters.len();
+        dead_letters.retain(|dead_letter| choice.matches(dead_letter));
+        let left = all - dead_letters.len();
+        Ok(Some((dead_letters, left as u64)))
     }
 
     /// Goes through the messages; whatever comes of it, what is held then is given back.
-    async fn sweep<T>(
+    async fn scan<T>(
         &self,
-        work: impl AsyncFnOnce(&mut Sweep) -> anyhow::Result<T>,
+        work: impl AsyncFnOnce(&mut DlqScan) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
         let stop = stop_on_signals()?;
-        let mut sweep = Sweep::new(self.dead.clone(), self.queue_arn.clone(), stop);
-        let result = work(&mut sweep).await;
-        if sweep.others() > 0 {
+        let mut scan = DlqScan::new(self.dead.clone(), self.queue_arn.clone(), stop);
+        let result = work(&mut scan).await;
+        if scan.others() > 0 {
             note(&format!(
                 "{} messages of other queues are in there too: they are left alone",
-                sweep.others()
+                scan.others()
             ));
         }
-        if let Err(error) = sweep.give_back().await {
+        if let Err(error) = scan.give_back().await {
             note(&format!(
                 "warning: what was received comes back only after {} s: {error}",
-                sweep::VISIBILITY.as_secs()
+                scan::VISIBILITY.as_secs()
             ));
         }
         result

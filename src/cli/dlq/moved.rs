@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::Desk;
+use super::DlqSession;
 use super::redrive::Report;
 use crate::cli::note;
 use crate::cli::output::progress;
@@ -15,16 +15,19 @@ use crate::queue::sqs::move_task::MoveTaskStatus;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
-pub(super) struct Moving<'a> {
-    desk: &'a Desk,
+pub(super) struct RejectReplay<'a> {
+    session: &'a DlqSession,
     handle: String,
     /// When the task before this one was started.
     before: Option<i64>,
 }
 
 /// None where SQS does not do it, or would move the messages of other queues, too; that is said.
-pub(super) async fn start(desk: &Desk, max_rate: Option<NonZeroU32>) -> Option<Moving<'_>> {
-    match desk.dead.sources().await {
+pub(super) async fn start(
+    session: &DlqSession,
+    max_rate: Option<NonZeroU32>,
+) -> Option<RejectReplay<'_>> {
+    match session.dead.sources().await {
         Ok(sources) if sources.len() == 1 => {}
         Ok(_) => {
             note(
@@ -42,10 +45,10 @@ pub(super) async fn start(desk: &Desk, max_rate: Option<NonZeroU32>) -> Option<M
         }
     }
     let started = async {
-        let before = desk.dead.latest_move(&desk.dead_arn).await?;
-        let handle = desk.dead.start_move(&desk.dead_arn, max_rate).await?;
-        Ok::<_, QueueError>(Moving {
-            desk,
+        let before = session.dead.latest_move(&session.dead_arn).await?;
+        let handle = session.dead.start_move(&session.dead_arn, max_rate).await?;
+        Ok::<_, QueueError>(RejectReplay {
+            session,
             handle,
             before: before.map(|task| task.started_timestamp),
         })
@@ -61,11 +64,11 @@ pub(super) async fn start(desk: &Desk, max_rate: Option<NonZeroU32>) -> Option<M
     }
 }
 
-impl Moving<'_> {
+impl RejectReplay<'_> {
     /// Until it has ended. Told to stop, it cancels the task.
     pub(super) async fn follow(self, report: &mut Report) -> anyhow::Result<()> {
         let stop = stop_on_signals()?;
-        let bar = progress(self.desk.approximately);
+        let bar = progress(self.session.approximately);
         let mut cancelled = false;
         loop {
             tokio::select! {
@@ -75,7 +78,7 @@ impl Moving<'_> {
                 }
                 () = tokio::time::sleep(INTERVAL) => {}
             }
-            let latest = self.desk.dead.latest_move(&self.desk.dead_arn).await;
+            let latest = self.session.dead.latest_move(&self.session.dead_arn).await;
             let latest = latest.context("SQS moves the messages, but does not tell how far")?;
             let Some(task) = latest.filter(|it| Some(it.started_timestamp) != self.before) else {
                 continue;
@@ -102,7 +105,7 @@ impl Moving<'_> {
 
     /// It may have ended meanwhile: what SQS says of it next tells.
     async fn cancel(&self) {
-        if let Err(error) = self.desk.dead.cancel_move(&self.handle).await {
+        if let Err(error) = self.session.dead.cancel_move(&self.handle).await {
             note(&format!("warning: SQS does not stop moving: {error}"));
         }
     }

@@ -10,9 +10,9 @@ use std::time::SystemTime;
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-use super::Desk;
-use super::choice::Choice;
-use super::letter::{Classes, Letter, classes_table, count_classes, ids};
+use super::DlqSession;
+use super::choice::Selector;
+use super::dead_letter::{Classes, DeadLetter, classes_table, count_classes, ids};
 use crate::cli::note;
 use crate::cli::output::{Output, progress};
 use crate::util::failpoint;
@@ -20,7 +20,7 @@ use crate::util::failpoint;
 #[derive(clap::Args)]
 pub(in crate::cli) struct Arguments {
     #[command(flatten)]
-    choice: Choice,
+    choice: Selector,
 
     /// Only say what would be removed
     #[arg(long)]
@@ -52,7 +52,7 @@ struct Report {
     stopped: bool,
 }
 
-pub(super) async fn run(desk: &Desk, arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) async fn run(session: &DlqSession, arguments: &Arguments) -> anyhow::Result<()> {
     let mut report = Report {
         dry_run: arguments.dry_run,
         ..Report::default()
@@ -60,14 +60,14 @@ pub(super) async fn run(desk: &Desk, arguments: &Arguments) -> anyhow::Result<()
     let mut archive = None;
     if !arguments.dry_run {
         let path = arguments.archive.clone();
-        let path = path.unwrap_or_else(|| default_path(desk.dead.url()));
+        let path = path.unwrap_or_else(|| default_path(session.dead.url()));
         if !arguments.yes {
-            ask(desk, &path)?;
+            ask(session, &path)?;
         }
         archive = Some(Archive::create(&path)?);
         report.archive = Some(path);
     }
-    let result = purge(desk, &arguments.choice, archive.as_mut(), &mut report).await;
+    let result = purge(session, &arguments.choice, archive.as_mut(), &mut report).await;
     if let Some(archive) = archive
         && archive.is_empty
     {
@@ -80,41 +80,42 @@ pub(super) async fn run(desk: &Desk, arguments: &Arguments) -> anyhow::Result<()
 
 /// Removes what is chosen, or without an archive only counts it.
 async fn purge(
-    desk: &Desk,
-    choice: &Choice,
+    session: &DlqSession,
+    choice: &Selector,
     mut archive: Option<&mut Archive>,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let bar = progress(desk.approximately);
-    desk.sweep(async |sweep| {
-        while let Some((letters, left)) = desk.page(sweep, choice).await? {
-            if let Some(archive) = &mut archive
-                && !letters.is_empty()
-            {
-                archive.append(&letters)?;
-                failpoint::reach("purge.archived");
-                sweep.delete(ids(&letters)).await?;
-                failpoint::reach("purge.deleted");
+    let bar = progress(session.approximately);
+    session
+        .scan(async |scan| {
+            while let Some((dead_letters, left)) = session.page(scan, choice).await? {
+                if let Some(archive) = &mut archive
+                    && !dead_letters.is_empty()
+                {
+                    archive.append(&dead_letters)?;
+                    failpoint::reach("purge.archived");
+                    scan.delete(ids(&dead_letters)).await?;
+                    failpoint::reach("purge.deleted");
+                }
+                report.left += left;
+                report.removed += dead_letters.len() as u64;
+                count_classes(&mut report.classes, &dead_letters);
+                bar.inc(left + dead_letters.len() as u64);
             }
-            report.left += left;
-            report.removed += letters.len() as u64;
-            count_classes(&mut report.classes, &letters);
-            bar.inc(left + letters.len() as u64);
-        }
-        report.stopped = sweep.stopped();
-        Ok(())
-    })
-    .await
+            report.stopped = scan.stopped();
+            Ok(())
+        })
+        .await
 }
 
-fn ask(desk: &Desk, archive: &Path) -> anyhow::Result<()> {
+fn ask(session: &DlqSession, archive: &Path) -> anyhow::Result<()> {
     if !io::stdin().is_terminal() {
         bail!("this deletes messages, and there is nobody to ask: say --yes");
     }
     note(&format!(
         "What is chosen of about {} messages in {} is written to {}, and then deleted. Go on? [y/N]",
-        desk.approximately,
-        desk.dead.url(),
+        session.approximately,
+        session.dead.url(),
         archive.display()
     ));
     let mut answer = String::new();
@@ -156,11 +157,11 @@ impl Archive {
     }
 
     /// They are on disk when this returns.
-    fn append(&mut self, letters: &[Letter]) -> anyhow::Result<()> {
+    fn append(&mut self, dead_letters: &[DeadLetter]) -> anyhow::Result<()> {
         self.is_empty = false;
         let mut lines = Vec::new();
-        for letter in letters {
-            serde_json::to_writer(&mut lines, letter)?;
+        for dead_letter in dead_letters {
+            serde_json::to_writer(&mut lines, dead_letter)?;
             lines.push(b'\n');
         }
         let written = self.file.write_all(&lines);

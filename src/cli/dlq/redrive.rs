@@ -8,10 +8,10 @@ use anyhow::bail;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use super::choice::Choice;
-use super::letter::{Letter, ids};
-use super::sweep::Sweep;
-use super::{Desk, moved};
+use super::choice::Selector;
+use super::dead_letter::{DeadLetter, ids};
+use super::scan::DlqScan;
+use super::{DlqSession, moved};
 use crate::cli::note;
 use crate::cli::output::{Output, progress};
 use crate::queue::MAX_BATCH;
@@ -21,7 +21,7 @@ use crate::util::failpoint;
 #[derive(clap::Args)]
 pub(in crate::cli) struct Arguments {
     #[command(flatten)]
-    choice: Choice,
+    choice: Selector,
 
     /// Only say what would be done
     #[arg(long)]
@@ -49,27 +49,27 @@ pub(super) struct Report {
     pub(super) stopped: bool,
 }
 
-pub(super) async fn run(desk: &Desk, arguments: &Arguments) -> anyhow::Result<()> {
-    let (dead, queue) = (desk.dead.url(), desk.queue.url());
+pub(super) async fn run(session: &DlqSession, arguments: &Arguments) -> anyhow::Result<()> {
+    let (dead, queue) = (session.dead.url(), session.queue.url());
     let mut report = Report {
         dry_run: arguments.dry_run,
         ..Report::default()
     };
     let result = if arguments.dry_run {
-        each(desk, arguments, &mut report).await
+        each(session, arguments, &mut report).await
     } else {
-        let count = desk.approximately;
+        let count = session.approximately;
         note(&format!(
             "sending what is chosen of about {count} messages from {dead} to {queue}"
         ));
         let by_sqs = if arguments.choice.is_everything() {
-            moved::start(desk, arguments.max_rate).await
+            moved::start(session, arguments.max_rate).await
         } else {
             None
         };
         match by_sqs {
             Some(task) => task.follow(&mut report).await,
-            None => each(desk, arguments, &mut report).await,
+            None => each(session, arguments, &mut report).await,
         }
     };
     arguments.output.show(&report)?;
@@ -77,54 +77,62 @@ pub(super) async fn run(desk: &Desk, arguments: &Arguments) -> anyhow::Result<()
 }
 
 /// Receives, sends and deletes.
-async fn each(desk: &Desk, arguments: &Arguments, report: &mut Report) -> anyhow::Result<()> {
-    let bar = progress(desk.approximately);
-    desk.sweep(async |sweep| {
-        let mut redrive = Redrive {
-            desk,
-            arguments,
-            sweep,
-            report,
-            bar,
-        };
-        while let Some((letters, left)) = desk.page(redrive.sweep, &arguments.choice).await? {
-            redrive.report.left += left;
-            redrive.bar.inc(left);
-            redrive.settle(letters).await?;
-        }
-        redrive.report.stopped = redrive.sweep.stopped();
-        Ok(())
-    })
-    .await
+async fn each(
+    session: &DlqSession,
+    arguments: &Arguments,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let bar = progress(session.approximately);
+    session
+        .scan(async |scan| {
+            let mut redrive = Redrive {
+                session,
+                arguments,
+                scan,
+                report,
+                bar,
+            };
+            while let Some((dead_letters, left)) =
+                session.page(redrive.scan, &arguments.choice).await?
+            {
+                redrive.report.left += left;
+                redrive.bar.inc(left);
+                redrive.settle(dead_letters).await?;
+            }
+            redrive.report.stopped = redrive.scan.stopped();
+            Ok(())
+        })
+        .await
 }
 
 struct Redrive<'a> {
-    desk: &'a Desk,
+    session: &'a DlqSession,
     arguments: &'a Arguments,
-    sweep: &'a mut Sweep,
+    scan: &'a mut DlqScan,
     report: &'a mut Report,
     bar: ProgressBar,
 }
 
 impl Redrive<'_> {
-    async fn settle(&mut self, letters: Vec<Letter>) -> anyhow::Result<()> {
-        let (done, due): (Vec<_>, Vec<_>) = letters.into_iter().partition(Letter::is_loaded);
+    async fn settle(&mut self, dead_letters: Vec<DeadLetter>) -> anyhow::Result<()> {
+        let (done, due): (Vec<_>, Vec<_>) =
+            dead_letters.into_iter().partition(DeadLetter::is_loaded);
         if self.arguments.dry_run {
             self.report.done += done.len() as u64;
             self.report.sent += due.len() as u64;
             return Ok(());
         }
-        self.sweep.delete(ids(&done)).await?;
+        self.scan.delete(ids(&done)).await?;
         self.report.done += done.len() as u64;
         self.bar.inc(done.len() as u64);
-        for letters in due.chunks(self.burst()) {
-            if self.sweep.stopped() {
+        for dead_letters in due.chunks(self.burst()) {
+            if self.scan.stopped() {
                 break;
             }
-            self.send(letters).await?;
+            self.send(dead_letters).await?;
             if let Some(rate) = self.arguments.max_rate {
-                let pause = Duration::from_secs(letters.len() as u64) / rate.get();
-                self.sweep.pause(pause).await;
+                let pause = Duration::from_secs(dead_letters.len() as u64) / rate.get();
+                self.scan.pause(pause).await;
             }
         }
         Ok(())
@@ -132,28 +140,28 @@ impl Redrive<'_> {
 
     /// Sent before they are deleted: a crash between the two announces them twice, and the ledger
     /// knows them then.
-    async fn send(&mut self, letters: &[Letter]) -> anyhow::Result<()> {
-        let outgoing: Vec<_> = letters.iter().map(Outgoing::from).collect();
-        let outcomes = self.desk.queue.send_each(&outgoing).await;
+    async fn send(&mut self, dead_letters: &[DeadLetter]) -> anyhow::Result<()> {
+        let outgoing: Vec<_> = dead_letters.iter().map(Outgoing::from).collect();
+        let outcomes = self.session.queue.send_each(&outgoing).await;
         failpoint::reach("redrive.sent");
         let mut sent = Vec::new();
         let mut refusal = None;
-        for (letter, outcome) in letters.iter().zip(outcomes) {
+        for (dead_letter, outcome) in dead_letters.iter().zip(outcomes) {
             match outcome {
                 Ok(new_id) => {
-                    self.sweep.disregard(new_id);
-                    sent.push(letter);
+                    self.scan.ignore(new_id);
+                    sent.push(dead_letter);
                 }
                 Err(error) => refusal = Some(error),
             }
         }
         self.report.sent += sent.len() as u64;
         self.bar.inc(sent.len() as u64);
-        self.sweep.delete(ids(sent)).await?;
+        self.scan.delete(ids(sent)).await?;
         failpoint::reach("redrive.deleted");
         match refusal {
             None => Ok(()),
-            Some(error) => bail!("{} takes no messages: {error}", self.desk.queue.url()),
+            Some(error) => bail!("{} takes no messages: {error}", self.session.queue.url()),
         }
     }
 
@@ -164,11 +172,11 @@ impl Redrive<'_> {
     }
 }
 
-impl<'a> From<&'a Letter> for Outgoing<'a> {
-    fn from(letter: &'a Letter) -> Self {
+impl<'a> From<&'a DeadLetter> for Outgoing<'a> {
+    fn from(dead_letter: &'a DeadLetter) -> Self {
         Self {
-            body: &letter.body,
-            attributes: Some(&letter.attributes),
+            body: &dead_letter.body,
+            attributes: Some(&dead_letter.attributes),
         }
     }
 }

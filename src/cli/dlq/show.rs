@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 
-use super::Desk;
+use super::DlqSession;
 use crate::cli::output::Output;
 
 #[derive(clap::Args)]
@@ -15,22 +15,22 @@ pub(in crate::cli) struct Arguments {
     output: Output,
 }
 
-pub(super) async fn run(desk: &Desk, arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) async fn run(session: &DlqSession, arguments: &Arguments) -> anyhow::Result<()> {
     let id = &arguments.message_id;
-    let found = desk.sweep(async |sweep| {
-        while let Some(mut messages) = sweep.next().await? {
+    let found = session.scan(async |scan| {
+        while let Some(mut messages) = scan.next().await? {
             messages.retain(|it| it.message.id == *id);
-            if let Some(letter) = desk.reader.read(messages).await?.into_iter().next() {
-                return Ok(Some(letter));
+            if let Some(dead_letter) = session.reader.read(messages).await?.into_iter().next() {
+                return Ok(Some(dead_letter));
             }
         }
         Ok(None)
     });
-    let letter = found.await?.with_context(|| {
+    let dead_letter = found.await?.with_context(|| {
         format!(
             "{id} is not to be received from {}: it is not there, or in flight",
-            desk.dead.url()
+            session.dead.url()
         )
     })?;
-    arguments.output.show(&letter)
+    arguments.output.show(&dead_letter)
 }

@@ -4,7 +4,7 @@ use clap::ValueEnum;
 
 use crate::config::HumanDuration;
 use crate::object::ObjectUrl;
-use crate::rejects::{Choice, Kept};
+use crate::rejects::{RejectKind, RejectSelector};
 
 #[derive(clap::Args)]
 pub(super) struct Filters {
@@ -33,12 +33,12 @@ enum Kind {
     Unmatched,
 }
 
-impl From<&Filters> for Choice {
+impl From<&Filters> for RejectSelector {
     fn from(filters: &Filters) -> Self {
         Self {
             kind: filters.kind.map(|kind| match kind {
-                Kind::Rejected => Kept::Rejected,
-                Kind::Unmatched => Kept::Unmatched,
+                Kind::Rejected => RejectKind::Rejected,
+                Kind::Unmatched => RejectKind::Unmatched,
             }),
             prefix: filters.prefix.clone(),
             reason: filters.reason.clone(),

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::choice::Filters;
 use crate::cli::output::{Output, table};
-use crate::rejects::{Choice, Group, GroupBy, KeptLines};
+use crate::rejects::{Group, GroupBy, RejectSelector, Rejects};
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Arguments {
@@ -33,12 +33,12 @@ enum By {
     Object,
 }
 
-pub(super) async fn run(kept: &KeptLines, arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) async fn run(kept: &Rejects, arguments: &Arguments) -> anyhow::Result<()> {
     let by = match arguments.by {
         By::Reason => GroupBy::Reason,
         By::Object => GroupBy::ObjectAndReason,
     };
-    let choice = Choice::from(&arguments.filters);
+    let choice = RejectSelector::from(&arguments.filters);
     let groups = kept.groups(&choice, by, arguments.limit).await?;
     arguments.output.show(&List(groups))
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 
 use super::app::App;
-use crate::rejects::KeptLines;
+use crate::rejects::Rejects;
 use crate::util::failpoint;
 
 #[derive(Subcommand)]
@@ -30,7 +30,7 @@ pub(super) async fn run(app: &App<'_>, command: &Command) -> anyhow::Result<()> 
     let _armed = failpoint::arm();
     let warehouse = app.warehouse()?;
     let timeout = app.config.clickhouse.insert_timeout.get();
-    let kept = KeptLines::new(warehouse.clone(), timeout);
+    let kept = Rejects::new(warehouse.clone(), timeout);
     let unanswered = || format!("ClickHouse at {} does not tell", app.config.clickhouse.url);
     match command {
         Command::List(arguments) => list::run(&kept, arguments).await.with_context(unanswered),

@@ -12,7 +12,7 @@ use crate::cli::note;
 use crate::cli::output::{Output, progress, shown};
 use crate::cli::stop::stop_on_signals;
 use crate::rejects::replay::{Replayer, Tally};
-use crate::rejects::{Choice, KeptLines, Page};
+use crate::rejects::{Page, RejectSelector, Rejects};
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Arguments {
@@ -44,7 +44,7 @@ struct Report {
 }
 
 pub(super) async fn run(
-    kept: &KeptLines,
+    kept: &Rejects,
     replayer: &Replayer,
     arguments: &Arguments,
 ) -> anyhow::Result<()> {
@@ -65,9 +65,9 @@ pub(super) async fn run(
 }
 
 struct Replay<'a> {
-    kept: &'a KeptLines,
+    kept: &'a Rejects,
     replayer: &'a Replayer,
-    choice: Choice,
+    choice: RejectSelector,
     dry_run: bool,
     stop: CancellationToken,
 }

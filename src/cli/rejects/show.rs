@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::cli::output::{Output, shown};
 use crate::object::ObjectUrl;
-use crate::rejects::{KeptLines, Line, SHOWN_BYTES};
+use crate::rejects::{Line, Rejects, SHOWN_BYTES};
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Arguments {
@@ -22,7 +22,7 @@ pub(in crate::cli) struct Arguments {
     output: Output,
 }
 
-pub(super) async fn run(kept: &KeptLines, arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) async fn run(kept: &Rejects, arguments: &Arguments) -> anyhow::Result<()> {
     let whole = arguments.output.is_json();
     let lines = kept.of_object(&arguments.object, whole, arguments.limit);
     arguments.output.show(&Shown {

@@ -8,22 +8,22 @@ use std::collections::BTreeSet;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tracing::warn;
 
-use super::Loading;
+use super::BatchRun;
 use crate::batch::ReadBy;
-use crate::clickhouse::error_class::Verdict;
+use crate::clickhouse::error_class::ErrorClass;
 use crate::ledger::drive::Inserted;
-use crate::load::cause::{Cause, GivenUp};
+use crate::load::cause::{BatchFailure, FailureCause};
 use crate::load::ports::{BatchTables, LedgerStore, ObjectStore, Ports};
 use crate::load::progress::Proof;
 use crate::load::truncation::Truncation;
-use crate::load::{Cancelled, MAX_REPLAYS};
+use crate::load::{Cancelled, MAX_RETRIES};
 use crate::object::{Compression, ObjectRef};
 use crate::s3::{Completeness, StoreError};
 
 /// Objects that are read at a time.
 const READ_AT_ONCE: usize = 16;
 
-impl<P: Ports> Loading<'_, P> {
+impl<P: Ports> BatchRun<'_, P> {
     /// Proves what is not proven yet; returns what ends the attempt where an object must not be
     /// loaded.
     pub(super) async fn prove(&mut self) -> Result<Option<Inserted>, Cancelled> {
@@ -43,12 +43,14 @@ impl<P: Ports> Loading<'_, P> {
             self.items[index].proof = proof;
         }
         let failure = self.items.iter().find_map(|item| match &item.proof {
-            Proof::Failed(cause) => Some(GivenUp::object_fault(cause.clone())),
+            Proof::Failed(cause) => Some(BatchFailure::object_fault(cause.clone())),
             _ => None,
         });
         let changed = || {
             self.items.iter().find_map(|item| match &item.proof {
-                Proof::Changed(error) => Some(GivenUp::new(Verdict::Changed, error.clone())),
+                Proof::Changed(error) => {
+                    Some(BatchFailure::new(ErrorClass::Changed, error.clone()))
+                }
                 _ => None,
             })
         };
@@ -56,8 +58,8 @@ impl<P: Ports> Loading<'_, P> {
             return Ok(None);
         };
         // Rows of it can be there from a worker of an earlier version.
-        self.keep_nothing = fault.verdict == Verdict::ObjectFault;
-        self.given_up = Some(fault);
+        self.rollback_only = fault.class == ErrorClass::ObjectFault;
+        self.failure = Some(fault);
         Ok(Some(Inserted::ObjectFault))
     }
 
@@ -105,7 +107,7 @@ impl<P: Ports> Loading<'_, P> {
             return Ok(truncation);
         }
         let ask = || loader.parts.tables.truncation(compression);
-        loader.persist(self.cancel, ask).await
+        loader.retry_until_ok(self.cancel, ask).await
     }
 
     /// Reads an object to its end.
@@ -123,7 +125,7 @@ impl<P: Ports> Loading<'_, P> {
             if error.is_changed() {
                 return Ok(Proof::Changed(error));
             }
-            if !error.is_transient() || tries >= MAX_REPLAYS {
+            if !error.is_transient() || tries >= MAX_RETRIES {
                 return Ok(self.proof_without_worker(object, &error).await);
             }
             tries += 1;
@@ -137,7 +139,7 @@ impl<P: Ports> Loading<'_, P> {
 
     /// The worker cannot read the object. Where ClickHouse cannot either, its insert says why.
     async fn proof_without_worker(&self, object: &ObjectRef, error: &StoreError) -> Proof {
-        let cause = Cause::Unproven {
+        let cause = FailureCause::Unproven {
             object: object.clone(),
             why: format!("this worker cannot read it to check: {error}"),
             advice: "grant the worker's role `s3:GetObject`, compress it with gzip",
@@ -150,11 +152,11 @@ impl<P: Ports> Loading<'_, P> {
 
     /// Returns an object that ClickHouse has loaded against expectation, so that nobody knows
     /// whether it did so in full.
-    pub(super) fn doubtful(&mut self) -> Option<GivenUp> {
+    pub(super) fn doubtful(&mut self) -> Option<BatchFailure> {
         let mut fault = None;
         for item in &mut self.items {
             if let Proof::Doubtful(cause) = &item.proof {
-                fault.get_or_insert_with(|| GivenUp::object_fault(cause.clone()));
+                fault.get_or_insert_with(|| BatchFailure::object_fault(cause.clone()));
                 item.proof = Proof::Failed(cause.clone());
             }
         }
@@ -182,11 +184,13 @@ fn proof(object: &ObjectRef, found: Completeness, truncation: Truncation) -> Pro
     let object = object.clone();
     match found {
         Completeness::Whole => Proof::Whole,
-        Completeness::Cut(problem) => Proof::Failed(Cause::Incomplete { object, problem }),
+        Completeness::Cut(problem) => Proof::Failed(FailureCause::Incomplete { object, problem }),
         // ClickHouse goes by the name, and fails over the content.
-        Completeness::Malformed(problem) => Proof::Doubtful(Cause::Incomplete { object, problem }),
+        Completeness::Malformed(problem) => {
+            Proof::Doubtful(FailureCause::Incomplete { object, problem })
+        }
         Completeness::Unknown => {
-            let cause = Cause::Unproven {
+            let cause = FailureCause::Unproven {
                 object,
                 why: "this worker cannot follow this compression".to_owned(),
                 advice: "compress it with gzip",

@@ -15,7 +15,7 @@ use self::meter::{Meter, STEPS, push_bounded};
 use crate::batch::{BatchId, ReadBy};
 use crate::queue::Message;
 use crate::statements::select::Target;
-use sluice_core::recent::{Recent, Summary};
+use sluice_core::sliding_window::{SlidingWindow, Summary};
 
 pub use self::meter::STEP;
 
@@ -39,9 +39,9 @@ struct State {
     rows: Meter,
     rows_by_kind: BTreeMap<String, Meter>,
     /// Of messages that came for the first time.
-    waits: Recent,
+    waits: SlidingWindow,
     /// Since the last step.
-    lags: Recent,
+    lags: SlidingWindow,
     lag_history: VecDeque<Option<Summary>>,
     pauses: VecDeque<bool>,
     in_flight: BTreeMap<BatchId, Begun>,

@@ -32,10 +32,10 @@ fn the_reference_is_up_to_date() {
 #[test]
 fn what_merely_waits_is_no_backlog() {
     let backlog = |messages, objects_waiting| {
-        let holdings = Holdings {
+        let holdings = InFlightStats {
             messages,
             objects_waiting,
-            ..Holdings::default()
+            ..InFlightStats::default()
         };
         holdings.backlog()
     };

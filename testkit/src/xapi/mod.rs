@@ -13,7 +13,7 @@ use std::ops::{Range, RangeInclusive};
 use fastrand::Rng;
 use flate2::write::GzEncoder;
 
-pub use reckoning::{EventType, Reckoning};
+pub use reckoning::{EventType, ExpectedRows};
 
 /// 2026-07-14T12:00:00Z, when the first bundle is written.
 const FIRST_BUNDLE: u64 = 1_784_030_400;
@@ -26,7 +26,7 @@ pub struct Bundle {
     /// JSON lines, compressed where the key ends in `.gz` or `.zst`.
     pub bytes: Vec<u8>,
     /// What a loader must make of it.
-    pub reckoning: Reckoning,
+    pub reckoning: ExpectedRows,
 }
 
 /// Makes bundles for ever, the same ones for the same seed. No two statements are equal, and those
@@ -122,7 +122,7 @@ impl Generator {
     pub fn bundle(&mut self) -> Bundle {
         let theme = self.theme();
         let size = self.rng.usize(self.sizes.clone());
-        let mut reckoning = Reckoning::default();
+        let mut reckoning = ExpectedRows::default();
         reckoning.objects = 1;
         let mut text = String::new();
         for _ in 0..size {
@@ -187,7 +187,7 @@ impl Generator {
         }
     }
 
-    fn line(&mut self, theme: &Theme, reckoning: &mut Reckoning) -> String {
+    fn line(&mut self, theme: &Theme, reckoning: &mut ExpectedRows) -> String {
         self.statements += 1;
         // Unique within a seed by the count, and between seeds by the seed.
         let serial = format!("{:x}-{:x}", self.seed, self.statements);
@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn the_reckoning_covers_every_line() {
-        let mut total = Reckoning::default();
+        let mut total = ExpectedRows::default();
         for bundle in Generator::new(2).take(500) {
             let lines = text(&bundle).lines().count() as u64;
             let reckoning = &bundle.reckoning;
@@ -357,7 +357,7 @@ mod tests {
 
     #[test]
     fn without_faults_there_are_none() {
-        let mut total = Reckoning::default();
+        let mut total = ExpectedRows::default();
         for bundle in Generator::new(3).sizes(100..=100).faults(0.0, 0.0).take(50) {
             total += &bundle.reckoning;
         }

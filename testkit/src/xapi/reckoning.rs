@@ -52,7 +52,7 @@ impl EventType {
 
 /// Counts of what was generated.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reckoning {
+pub struct ExpectedRows {
     /// Bundles.
     pub objects: u64,
     rows: [u64; EventType::ALL.len()],
@@ -64,7 +64,7 @@ pub struct Reckoning {
     pub blank: u64,
 }
 
-impl Reckoning {
+impl ExpectedRows {
     /// Rows that the event type's table must have.
     pub fn rows(&self, kind: EventType) -> u64 {
         self.rows[kind as usize]
@@ -86,7 +86,7 @@ impl Reckoning {
     }
 }
 
-impl AddAssign<&Self> for Reckoning {
+impl AddAssign<&Self> for ExpectedRows {
     fn add_assign(&mut self, other: &Self) {
         for kind in EventType::ALL {
             self.add(kind, other.rows(kind));

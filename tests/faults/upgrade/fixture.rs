@@ -17,7 +17,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sluice_testkit::xapi::{Bundle, EventType, Reckoning};
+use sluice_testkit::xapi::{Bundle, EventType, ExpectedRows};
 use sluice_testkit::{ClickHouse, Site, project};
 use url::form_urlencoded;
 
@@ -126,7 +126,7 @@ impl Fixture {
     /// An object as it is uploaded and compared.
     pub(super) fn bundle(&self, object: &Object) -> Result<Bundle> {
         let path = self.directory.join("objects").join(&object.key);
-        let mut reckoning = Reckoning::default();
+        let mut reckoning = ExpectedRows::default();
         reckoning.objects = 1;
         for (kind, rows) in &object.rows {
             match kind.as_str() {

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use sluice_testkit::Site;
-use sluice_testkit::xapi::{Bundle, Generator, Reckoning};
+use sluice_testkit::xapi::{Bundle, ExpectedRows, Generator};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -28,7 +28,7 @@ pub(super) struct Ledger {
 #[derive(Default)]
 pub(super) struct Account {
     /// What Sluice must make of all that was put.
-    pub(super) reckoning: Reckoning,
+    pub(super) reckoning: ExpectedRows,
     /// When the PUT of `bucket/key` was answered, by this machine's clock.
     pub(super) put_at: HashMap<String, SystemTime>,
     pub(super) bytes: u64,

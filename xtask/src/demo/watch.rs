@@ -24,7 +24,7 @@ pub(super) async fn until_loaded(
     mut uploads: JoinSet<Result<()>>,
 ) -> Result<()> {
     // A slow rate is no standstill.
-    let patience = arguments.rate.map_or(STANDSTILL, |rate| {
+    let max_retries = arguments.rate.map_or(STANDSTILL, |rate| {
         STANDSTILL.max(Duration::from_secs_f64((3.0 / rate).min(86_400.0)))
     });
     let mut progress = Progress::new();
@@ -56,12 +56,12 @@ pub(super) async fn until_loaded(
         if last != Some(state) {
             last = Some(state);
             moved = Instant::now();
-        } else if moved.elapsed() > patience {
+        } else if moved.elapsed() > max_retries {
             bail!(
                 "nothing moved for {} s: uploaded {uploaded} objects, loaded {rows} rows of \
                  {expected}, queue {visible} visible and {in_flight} in flight, {} in the \
                  dead-letter queue",
-                patience.as_secs(),
+                max_retries.as_secs(),
                 site.dlq_depth().await?
             );
         }

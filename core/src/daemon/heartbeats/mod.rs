@@ -24,7 +24,7 @@ pub const CONCURRENCY: usize = 8;
 
 /// SQS ends the visibility of a message 12 hours after its receive, whatever is asked for.
 /// Messages are given back before that, while a change of visibility still works.
-pub const HELD_AT_MOST: Duration = Duration::from_secs(11 * 3600 + 1800);
+pub const MAX_HOLD: Duration = Duration::from_secs(11 * 3600 + 1800);
 
 /// SQS refuses an extension that ends later than 12 hours after the receive. It counts from before
 /// its answer arrives: hence the minute.
@@ -334,7 +334,7 @@ impl Heartbeats {
         let Some(message) = self.messages.get_mut(&number) else {
             return;
         };
-        if now >= message.received_at + HELD_AT_MOST {
+        if now >= message.received_at + MAX_HOLD {
             self.remove(number);
             return;
         }
@@ -508,8 +508,8 @@ mod tests {
             assert_eq!(heartbeats.take(now + SECOND), None, "beat {beat}");
             heartbeats.on_extended(request.number, Ok(vec![]), now + SECOND, 0.0);
         }
-        heartbeats.tick(start + HELD_AT_MOST);
-        assert_eq!(heartbeats.take(start + HELD_AT_MOST), None);
+        heartbeats.tick(start + MAX_HOLD);
+        assert_eq!(heartbeats.take(start + MAX_HOLD), None);
         assert!(!heartbeats.forget(&handle(0)));
     }
 

@@ -3,19 +3,19 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
 
-use super::Loading;
+use super::BatchRun;
 use crate::batch::{Fallback, ReadBy};
-use crate::clickhouse::error_class::{Verdict, is_s3_away, is_too_large, verdict};
+use crate::clickhouse::error_class::{ErrorClass, classify, is_s3_away, is_too_large};
 use crate::clickhouse::failing_view::failing_view;
 use crate::ledger::drive::Inserted;
 use crate::load::breaker::Scope;
-use crate::load::cause::{Cause, GivenUp, culprit};
+use crate::load::cause::{BatchFailure, FailureCause, culprit};
 use crate::load::ports::{BatchTables, ObjectStore, Ports};
 use crate::statements::select::{BLANK, Target};
 
 use crate::clickhouse::WarehouseError;
 use crate::load::{
-    Cancelled, MAX_FAILURES_ALONE, MAX_REPLAYS, MAX_REPLAYS_ALONE, MAX_REPLAYS_OF_A_PART,
+    Cancelled, MAX_FAILURES_ALONE, MAX_RETRIES, MAX_RETRIES_ALONE, MAX_RETRIES_OF_A_PART,
 };
 use crate::object::{Compression, ObjectRef};
 use crate::telemetry::metrics;
@@ -30,23 +30,23 @@ enum Blame {
     Unknown,
 }
 
-impl<P: Ports> Loading<'_, P> {
+impl<P: Ports> BatchRun<'_, P> {
     /// What the error means for this batch, here and now.
-    pub(super) async fn judge(&self, error: &WarehouseError) -> Result<Verdict, Cancelled> {
-        let verdict = verdict(error);
-        if matches!(verdict, Verdict::Replay | Verdict::ObjectFault)
+    pub(super) async fn diagnose(&self, error: &WarehouseError) -> Result<ErrorClass, Cancelled> {
+        let class = classify(error);
+        if matches!(class, ErrorClass::Replay | ErrorClass::ObjectFault)
             && failing_view(error).is_some()
         {
-            return Ok(Verdict::View);
+            return Ok(ErrorClass::View);
         }
-        if self.is_unreadable(verdict, error) && self.worker_can_read(error).await {
-            return Ok(Verdict::Stream);
+        if self.is_unreadable(class, error) && self.worker_can_read(error).await {
+            return Ok(ErrorClass::Stream);
         }
-        match verdict {
-            Verdict::Denied => self.whose_fault(error).await,
-            Verdict::Stream => Ok(Verdict::Halt),
-            Verdict::ObjectFault => Ok(self.object_fault().await),
-            verdict => Ok(verdict),
+        match class {
+            ErrorClass::Denied => self.attribute_denial(error).await,
+            ErrorClass::Stream => Ok(ErrorClass::Halt),
+            ErrorClass::ObjectFault => Ok(self.object_fault().await),
+            class => Ok(class),
         }
     }
 
@@ -58,22 +58,22 @@ impl<P: Ports> Loading<'_, P> {
         error: &WarehouseError,
     ) -> Result<Inserted, Cancelled> {
         let loader = self.loader;
-        self.replays += 1;
-        if self.replays <= MAX_REPLAYS_OF_A_PART {
+        self.retries += 1;
+        if self.retries <= MAX_RETRIES_OF_A_PART {
             loader.note_failure(error, Scope::Inserts).await;
-            loader.pause(self.replays, self.cancel).await?;
+            loader.pause(self.retries, self.cancel).await?;
             return Ok(Inserted::Unknown);
         }
         let is_at_fault = match (self.items.as_slice(), failing_view(error)) {
             ([alone], Some(failing)) => {
-                self.trying.may_wait
+                self.retry_policy.may_wait
                     || loader
                         .state
                         .views
                         .has_passed_since(&self.passed_before, &failing)
                     || loader.state.views.failed_alone(&failing, alone.object.id()) == 1
                         && self
-                            .small(|| loader.parts.tables.has_passed(&failing))
+                            .ledger_call(|| loader.parts.tables.has_passed(&failing))
                             .await?
             }
             _ => true,
@@ -83,15 +83,15 @@ impl<P: Ports> Loading<'_, P> {
             return Ok(Inserted::Unknown);
         }
         // Sluice's own tables can have all rows, and the view's none.
-        self.keep_nothing = true;
-        Ok(self.at_fault(error, Verdict::View, Cause::View))
+        self.rollback_only = true;
+        Ok(self.at_fault(error, ErrorClass::View, FailureCause::View))
     }
 
     /// An object is at fault. Alone, it may be one that the worker reads all the same.
-    pub(super) async fn object_fault(&self) -> Verdict {
+    pub(super) async fn object_fault(&self) -> ErrorClass {
         match self.items.as_slice() {
-            [alone] if self.is_misnamed(&alone.object).await => Verdict::Stream,
-            _ => Verdict::ObjectFault,
+            [alone] if self.is_misnamed(&alone.object).await => ErrorClass::Stream,
+            _ => ErrorClass::ObjectFault,
         }
     }
 
@@ -113,12 +113,14 @@ impl<P: Ports> Loading<'_, P> {
 
     /// Whether ClickHouse, as it seems, cannot read the whole of this batch. Of many objects one
     /// alone may be refused: it is set apart first.
-    fn is_unreadable(&self, verdict: Verdict, error: &WarehouseError) -> bool {
-        let whole = self.items.len() == 1 || self.trying.patience < MAX_REPLAYS;
-        match verdict {
-            Verdict::Stream => true,
-            Verdict::Denied => whole,
-            Verdict::Replay => whole && is_s3_away(error) && self.replays >= self.trying.patience,
+    fn is_unreadable(&self, class: ErrorClass, error: &WarehouseError) -> bool {
+        let whole = self.items.len() == 1 || self.retry_policy.max_retries < MAX_RETRIES;
+        match class {
+            ErrorClass::Stream => true,
+            ErrorClass::Denied => whole,
+            ErrorClass::Replay => {
+                whole && is_s3_away(error) && self.retries >= self.retry_policy.max_retries
+            }
             _ => false,
         }
     }
@@ -134,7 +136,7 @@ impl<P: Ports> Loading<'_, P> {
             .loader
             .parts
             .store
-            .present(&self.items[culprit].object)
+            .head(&self.items[culprit].object)
             .await
         {
             Ok(_) => true,
@@ -144,22 +146,22 @@ impl<P: Ports> Loading<'_, P> {
 
     /// S3 refused an object: among others it is set apart; alone it is at fault if others can be
     /// read.
-    async fn whose_fault(&self, error: &WarehouseError) -> Result<Verdict, Cancelled> {
+    async fn attribute_denial(&self, error: &WarehouseError) -> Result<ErrorClass, Cancelled> {
         let [alone] = self.items.as_slice() else {
-            return Ok(Verdict::Denied);
+            return Ok(ErrorClass::Denied);
         };
         // The worker need not have rights, where it reads only what ClickHouse cannot.
         if self.form.read_by == ReadBy::Stream && self.loader.config.fallback != Fallback::Always {
-            return Ok(Verdict::Denied);
+            return Ok(ErrorClass::Denied);
         }
         let readable = self
             .loader
             .can_read_others(&alone.object, self.form.read_by, error, self.cancel)
             .await?;
         Ok(if readable {
-            Verdict::Denied
+            ErrorClass::Denied
         } else {
-            Verdict::Halt
+            ErrorClass::Halt
         })
     }
 
@@ -176,21 +178,21 @@ impl<P: Ports> Loading<'_, P> {
             self.halt(&of_sample);
             return Ok(Inserted::Unknown);
         }
-        Ok(self.at_fault(error, Verdict::TooLarge, Cause::TooLarge))
+        Ok(self.at_fault(error, ErrorClass::TooLarge, FailureCause::TooLarge))
     }
 
     /// An error that blames nobody by itself, or the server for now. Either it passes, or the
     /// objects are at fault, or the server is: which of these, other loads tell.
     pub(super) async fn unexplained(
         &mut self,
-        verdict: Verdict,
+        class: ErrorClass,
         error: &WarehouseError,
     ) -> Result<Inserted, Cancelled> {
-        let mut pause_for = (verdict == Verdict::Overload).then(|| error.clone());
+        let mut pause_for = (class == ErrorClass::Overload).then(|| error.clone());
         // The same body will not be smaller.
         let is_final = is_too_large(error);
-        if is_final || self.replays >= self.trying.patience {
-            match self.blame(verdict, error).await? {
+        if is_final || self.retries >= self.retry_policy.max_retries {
+            match self.blame(class, error).await? {
                 Blame::Objects => {
                     self.failures_alone += 1;
                     let enough = self.items.len() > 1 || self.failures_alone >= MAX_FAILURES_ALONE;
@@ -200,13 +202,13 @@ impl<P: Ports> Loading<'_, P> {
                 }
                 Blame::Server(why) => pause_for = Some(why),
                 // Others get the turn: what becomes of them tells more.
-                Blame::Unknown if self.trying.may_wait => {
-                    self.given_up = Some(GivenUp::new(Verdict::Replay, error.clone()));
+                Blame::Unknown if self.retry_policy.may_wait => {
+                    self.failure = Some(BatchFailure::new(ErrorClass::Replay, error.clone()));
                     return Ok(Inserted::ObjectFault);
                 }
                 Blame::Unknown if is_s3_away(error) => {}
                 // Nothing else comes while intake is paused.
-                Blame::Unknown if self.replays >= MAX_REPLAYS_ALONE => {
+                Blame::Unknown if self.retries >= MAX_RETRIES_ALONE => {
                     return Ok(self.give_up(error).await);
                 }
                 Blame::Unknown => pause_for = Some(error.clone()),
@@ -215,9 +217,9 @@ impl<P: Ports> Loading<'_, P> {
         if let Some(why) = pause_for {
             self.halt(&why);
         } else {
-            self.replays += 1;
+            self.retries += 1;
             self.loader.note_failure(error, Scope::Inserts).await;
-            self.loader.pause(self.replays, self.cancel).await?;
+            self.loader.pause(self.retries, self.cancel).await?;
         }
         Ok(Inserted::Unknown)
     }
@@ -226,7 +228,7 @@ impl<P: Ports> Loading<'_, P> {
     async fn give_up(&mut self, error: &WarehouseError) -> Inserted {
         let fault = self.object_fault().await;
         metrics::clickhouse_error(error.code(), fault);
-        self.given_up = Some(GivenUp::new(fault, error.clone()));
+        self.failure = Some(BatchFailure::new(fault, error.clone()));
         Inserted::ObjectFault
     }
 
@@ -234,19 +236,19 @@ impl<P: Ports> Loading<'_, P> {
     pub(super) fn at_fault(
         &mut self,
         error: &WarehouseError,
-        fault: Verdict,
-        cause: impl FnOnce(WarehouseError) -> Cause,
+        fault: ErrorClass,
+        cause: impl FnOnce(WarehouseError) -> FailureCause,
     ) -> Inserted {
         self.answered();
         metrics::clickhouse_error(error.code(), fault);
-        self.given_up = Some(GivenUp::new(fault, cause(error.clone())));
+        self.failure = Some(BatchFailure::new(fault, cause(error.clone())));
         Inserted::ObjectFault
     }
 
     /// Finds out who is to blame for an error that does not say it.
     async fn blame(
         &mut self,
-        verdict: Verdict,
+        class: ErrorClass,
         error: &WarehouseError,
     ) -> Result<Blame, Cancelled> {
         let successes = self.loader.state.successes.load(Ordering::Relaxed);
@@ -255,7 +257,7 @@ impl<P: Ports> Loading<'_, P> {
         if have_others {
             return Ok(Blame::Objects);
         }
-        if verdict == Verdict::Overload {
+        if class == ErrorClass::Overload {
             // Small statements say nothing of it. Less at a time may pass.
             let are_several = self.items.len() > 1;
             return Ok(if are_several {
@@ -299,7 +301,7 @@ impl<P: Ports> Loading<'_, P> {
 
     /// Returns an object that has bytes and of which no line came, not even a blank one: ClickHouse
     /// read something else under its name, or nothing, and did not say so.
-    pub(super) async fn unread(&self) -> Option<GivenUp> {
+    pub(super) async fn unread(&self) -> Option<BatchFailure> {
         let paths: HashSet<&str> = self.read.iter().map(|it| it.source_path.as_str()).collect();
         let unread: Vec<&ObjectRef> = self
             .objects()
@@ -315,16 +317,16 @@ impl<P: Ports> Loading<'_, P> {
             None => self.with_content(&doubtful).await,
         };
         let cause = match unread {
-            Ok(unread) => Cause::Unread(unread?.clone()),
-            Err(error) => return Some(GivenUp::new(Verdict::Changed, error)),
+            Ok(unread) => FailureCause::Unread(unread?.clone()),
+            Err(error) => return Some(BatchFailure::new(ErrorClass::Changed, error)),
         };
         // Alone, it is first looked at again: it may be empty by now.
-        let verdict = if self.items.len() == 1 {
-            Verdict::Changed
+        let class = if self.items.len() == 1 {
+            ErrorClass::Changed
         } else {
-            Verdict::ObjectFault
+            ErrorClass::ObjectFault
         };
-        Some(GivenUp::new(verdict, cause))
+        Some(BatchFailure::new(class, cause))
     }
 
     /// Returns an object, of these, that is not empty once it is decompressed.
@@ -349,7 +351,7 @@ impl<P: Ports> Loading<'_, P> {
     }
 
     /// An object that was read as lines of text, and is compressed.
-    pub(super) async fn misnamed(&self) -> Result<Option<GivenUp>, Cancelled> {
+    pub(super) async fn misnamed(&self) -> Result<Option<BatchFailure>, Cancelled> {
         let rejected = Target::RejectedLines;
         let has_any = self
             .read
@@ -359,7 +361,9 @@ impl<P: Ports> Loading<'_, P> {
             return Ok(None);
         }
         let tables = &self.loader.parts.tables;
-        let found = self.small(|| tables.compressed_line(self.batch)).await?;
+        let found = self
+            .ledger_call(|| tables.compressed_line(self.batch))
+            .await?;
         let Some(source_path) = found else {
             return Ok(None);
         };
@@ -367,15 +371,15 @@ impl<P: Ports> Loading<'_, P> {
         let object = objects.iter().find(|object| object.path() == source_path);
         Ok(match object {
             Some(object) if self.is_misnamed(object).await => {
-                let cause = Cause::Misnamed((*object).clone());
-                Some(GivenUp::new(Verdict::Stream, cause))
+                let cause = FailureCause::Misnamed((*object).clone());
+                Some(BatchFailure::new(ErrorClass::Stream, cause))
             }
             _ => None,
         })
     }
 
     /// An object of which a larger part was rejected than is allowed.
-    pub(super) fn too_many_rejected(&self) -> Option<GivenUp> {
+    pub(super) fn too_many_rejected(&self) -> Option<BatchFailure> {
         // A merge may have collapsed the rows that are replaced into these: they must not go.
         if self.replaces() {
             return None;
@@ -392,7 +396,7 @@ impl<P: Ports> Loading<'_, P> {
         let (path, (lines, rejected)) = lines
             .into_iter()
             .find(|(_, (all, rejected))| *rejected as f64 > *all as f64 * max)?;
-        Some(GivenUp::object_fault(Cause::Rejected {
+        Some(BatchFailure::object_fault(FailureCause::Rejected {
             path: path.to_owned(),
             rejected,
             lines,

@@ -9,13 +9,13 @@ use crate::telemetry::health::Health;
 
 /// What the parts of the daemon tell of themselves.
 #[derive(Clone, Debug)]
-pub struct Vitals {
+pub struct WorkerHandles {
     pub health: Arc<Health>,
     pub breaker: Arc<Breaker>,
     pub activity: Arc<Activity>,
 }
 
-impl Vitals {
+impl WorkerHandles {
     /// Nothing has been heard of yet. `probe_interval` is the breaker's.
     pub fn new(probe_interval: Duration, activity: Activity) -> Self {
         Self {

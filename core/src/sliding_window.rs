@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 /// How far back "of late" goes.
-pub const LATELY: Duration = Duration::from_secs(600);
+pub const WINDOW: Duration = Duration::from_secs(600);
 /// Under load the oldest make room earlier.
-const MOST: usize = 10_000;
+const MAX_SAMPLES: usize = 10_000;
 
 #[derive(Debug, Default)]
-pub struct Recent {
+pub struct SlidingWindow {
     durations: VecDeque<(Instant, Duration)>,
 }
 
@@ -25,13 +25,13 @@ pub struct Summary {
     pub max: f64,
 }
 
-impl Recent {
+impl SlidingWindow {
     pub fn record(&mut self, now: Instant, duration: Duration) {
-        let is_old = |at: Instant| now.duration_since(at) > LATELY;
+        let is_old = |at: Instant| now.duration_since(at) > WINDOW;
         while self.durations.front().is_some_and(|(at, _)| is_old(*at)) {
             self.durations.pop_front();
         }
-        if self.durations.len() == MOST {
+        if self.durations.len() == MAX_SAMPLES {
             self.durations.pop_front();
         }
         self.durations.push_back((now, duration));
@@ -39,7 +39,7 @@ impl Recent {
 
     /// `None` where there was nothing.
     pub fn summary(&self, now: Instant) -> Option<Summary> {
-        self.summary_within(LATELY, now)
+        self.summary_within(WINDOW, now)
     }
 
     /// Of what was recorded within this time.
@@ -64,11 +64,11 @@ mod tests {
 
     #[test]
     fn a_summary_is_of_late_and_of_bounded_size() {
-        let mut recent = Recent::default();
+        let mut recent = SlidingWindow::default();
         let start = Instant::now();
         assert_eq!(recent.summary(start), None);
         recent.record(start, Duration::from_secs(3600));
-        let later = start + LATELY + Duration::from_secs(1);
+        let later = start + WINDOW + Duration::from_secs(1);
         for seconds in 1..=100 {
             recent.record(later, Duration::from_secs(seconds));
         }
@@ -81,10 +81,10 @@ mod tests {
         assert_eq!(recent.summary(later), Some(summary));
         // What is old is not kept either.
         assert_eq!(recent.durations.len(), 100);
-        for _ in 0..MOST {
+        for _ in 0..MAX_SAMPLES {
             recent.record(later, Duration::ZERO);
         }
         let of_late = recent.summary(later).unwrap();
-        assert_eq!((of_late.count, of_late.max), (MOST, 0.0));
+        assert_eq!((of_late.count, of_late.max), (MAX_SAMPLES, 0.0));
     }
 }

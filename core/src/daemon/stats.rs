@@ -2,11 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::recent::Summary;
+use crate::sliding_window::Summary;
 
 /// What the daemon holds at this moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Holdings {
+pub struct InFlightStats {
     pub messages: usize,
     /// Of the message held longest.
     pub oldest_seconds: f64,
@@ -20,7 +20,7 @@ pub struct Holdings {
     pub queue_age: Option<Summary>,
 }
 
-impl Holdings {
+impl InFlightStats {
     /// Messages that this worker has to work on now. An object that waits for its window stands for
     /// the message that announced it.
     pub fn backlog(&self) -> usize {

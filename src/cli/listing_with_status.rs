@@ -5,17 +5,17 @@ use anyhow::Context;
 use super::app::App;
 use super::selection::SelectionArguments;
 use crate::ledger::Ledger;
-use crate::ledger::protocol::Standing;
+use crate::ledger::protocol::ClaimStatus;
 use crate::s3::listing::Lister;
 use crate::s3::{Listed, Store};
 
-pub(super) struct Survey {
+pub(super) struct ListingWithStatus {
     lister: Lister,
     ledger: Ledger,
     clickhouse: String,
 }
 
-impl Survey {
+impl ListingWithStatus {
     pub(super) fn new(
         app: &App<'_>,
         selection: &SelectionArguments,
@@ -29,14 +29,14 @@ impl Survey {
     }
 
     /// The next objects; none at the end.
-    pub(super) async fn next(&mut self) -> anyhow::Result<Option<Vec<(Listed, Standing)>>> {
+    pub(super) async fn next(&mut self) -> anyhow::Result<Option<Vec<(Listed, ClaimStatus)>>> {
         let Some(listed) = self.lister.next().await? else {
             return Ok(None);
         };
         let ids: Vec<_> = listed.iter().map(|listed| listed.object.id()).collect();
-        let standings = self.ledger.standings(&ids, None, &[]).await;
-        let standings = standings
+        let claim_statuses = self.ledger.claim_statuses(&ids, None, &[]).await;
+        let claim_statuses = claim_statuses
             .with_context(|| format!("ClickHouse at {} does not tell", self.clickhouse))?;
-        Ok(Some(listed.into_iter().zip(standings).collect()))
+        Ok(Some(listed.into_iter().zip(claim_statuses).collect()))
     }
 }

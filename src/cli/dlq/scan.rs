@@ -20,7 +20,7 @@ const WAIT: Duration = Duration::from_secs(1);
 /// So many long polls without a message, and the queue is empty.
 const EMPTY_POLLS: u32 = 2;
 
-pub(super) struct Sweep {
+pub(super) struct DlqScan {
     queue: SqsQueue,
     source_arn: String,
     stop: CancellationToken,
@@ -35,7 +35,7 @@ struct Held {
     until: Instant,
 }
 
-impl Sweep {
+impl DlqScan {
     pub(super) fn new(queue: SqsQueue, source_arn: String, stop: CancellationToken) -> Self {
         Self {
             queue,
@@ -88,7 +88,7 @@ impl Sweep {
     }
 
     /// A message of this id is never handed out: it was sent by us, and may come back.
-    pub(super) fn disregard(&mut self, id: String) {
+    pub(super) fn ignore(&mut self, id: String) {
         self.seen.insert(id);
     }
 

@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 
 use crate::cli::output::{first_words, shown, table};
 use crate::ledger::DISMISSED;
-use crate::ledger::history::{History, ObjectStanding};
+use crate::ledger::history::{History, ObjectStatus};
 use crate::notification::{Envelopes, Notification, parse_with_form};
 use crate::object::ObjectRef;
 use crate::queue::Message;
@@ -27,7 +27,7 @@ const UNTRIED: &str = "untried";
 pub(super) const CLASSES: [&str; 5] = [LOADED, MALFORMED, IGNORABLE, UNTRIED, DISMISSED];
 
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Letter {
+pub(super) struct DeadLetter {
     pub(super) message_id: String,
     #[serde(serialize_with = "rfc3339")]
     pub(super) sent_at: SystemTime,
@@ -49,7 +49,7 @@ pub(super) struct Announced {
     pub(super) key: String,
     etag: String,
     #[serde(flatten)]
-    standing: ObjectStanding,
+    status: ObjectStatus,
 }
 
 /// Reads messages, and asks the ledger about their objects.
@@ -68,24 +68,30 @@ impl Reader {
         }
     }
 
-    pub(super) async fn read(&self, messages: Vec<WholeMessage>) -> anyhow::Result<Vec<Letter>> {
+    pub(super) async fn read(
+        &self,
+        messages: Vec<WholeMessage>,
+    ) -> anyhow::Result<Vec<DeadLetter>> {
         let contents = messages.iter();
         let contents = contents.map(|whole| Contents::of(whole, &self.envelopes));
         let contents: Vec<_> = contents.collect();
         let objects: Vec<_> = contents.iter().flat_map(Contents::objects).collect();
-        let standings = self.history.standings(&objects).await;
-        let standings = standings
+        let claim_statuses = self.history.claim_statuses(&objects).await;
+        let claim_statuses = claim_statuses
             .with_context(|| format!("ClickHouse at {} does not tell", self.clickhouse_url))?;
-        let letters = messages.into_iter().zip(&contents);
-        Ok(letters
+        let dead_letters = messages.into_iter().zip(&contents);
+        Ok(dead_letters
             .map(|(message, contents)| {
                 let objects = contents.objects().iter().map(|object| Announced {
                     bucket: object.bucket.clone(),
                     key: object.key.clone(),
                     etag: object.etag.clone(),
-                    standing: standings.get(&object.id()).cloned().unwrap_or_default(),
+                    status: claim_statuses
+                        .get(&object.id())
+                        .cloned()
+                        .unwrap_or_default(),
                 });
-                Letter::new(message, contents, objects.collect())
+                DeadLetter::new(message, contents, objects.collect())
             })
             .collect())
     }
@@ -120,8 +126,8 @@ impl Contents {
         let (class, reason) = match self {
             Self::Malformed(problem) => (MALFORMED, problem.as_str()),
             Self::Ignorable(why) => (IGNORABLE, *why),
-            Self::Objects(_) => match objects.iter().find(|object| !object.standing.loaded) {
-                Some(object) => (object.class(), object.standing.reason.as_str()),
+            Self::Objects(_) => match objects.iter().find(|object| !object.status.loaded) {
+                Some(object) => (object.class(), object.status.reason.as_str()),
                 None => (LOADED, ""),
             },
         };
@@ -129,7 +135,7 @@ impl Contents {
     }
 }
 
-impl Letter {
+impl DeadLetter {
     fn new(whole: WholeMessage, contents: &Contents, objects: Vec<Announced>) -> Self {
         let (class, reason) = contents.class_and_reason(&objects);
         let Message {
@@ -154,12 +160,12 @@ impl Letter {
 
     /// Every object that it announces is loaded, and there is one.
     pub(super) fn is_loaded(&self) -> bool {
-        !self.objects.is_empty() && self.objects.iter().all(|it| it.standing.loaded)
+        !self.objects.is_empty() && self.objects.iter().all(|it| it.status.loaded)
     }
 
     /// Whether the message, or an object of it, is here for this.
     pub(super) fn is_of_class(&self, class: &str) -> bool {
-        let not_loaded = |object: &&Announced| !object.standing.loaded;
+        let not_loaded = |object: &&Announced| !object.status.loaded;
         let mut objects = self.objects.iter().filter(not_loaded);
         self.class == class || objects.any(|object| object.class() == class)
     }
@@ -175,17 +181,19 @@ impl Letter {
 }
 
 pub(super) fn ids<'a>(
-    letters: impl IntoIterator<Item = &'a Letter>,
+    dead_letters: impl IntoIterator<Item = &'a DeadLetter>,
 ) -> impl Iterator<Item = &'a str> {
-    letters.into_iter().map(|letter| letter.message_id.as_str())
+    dead_letters
+        .into_iter()
+        .map(|dead_letter| dead_letter.message_id.as_str())
 }
 
 /// How many there are of each class.
 pub(super) type Classes = BTreeMap<String, u64>;
 
-pub(super) fn count_classes(classes: &mut Classes, letters: &[Letter]) {
-    for letter in letters {
-        *classes.entry(letter.class.clone()).or_default() += 1;
+pub(super) fn count_classes(classes: &mut Classes, dead_letters: &[DeadLetter]) {
+    for dead_letter in dead_letters {
+        *classes.entry(dead_letter.class.clone()).or_default() += 1;
     }
 }
 
@@ -195,15 +203,15 @@ pub(super) fn classes_table(classes: &Classes) -> String {
     table(&["class", "messages"], rows)
 }
 
-pub(super) fn letters_table(letters: &[Letter]) -> String {
-    let rows = letters.iter().map(|letter| {
+pub(super) fn dead_letters_table(dead_letters: &[DeadLetter]) -> String {
+    let rows = dead_letters.iter().map(|dead_letter| {
         vec![
-            letter.message_id.clone(),
-            utc(letter.sent_at),
-            letter.receive_count.to_string(),
-            letter.class.clone(),
-            letter.what(),
-            first_words(&letter.reason),
+            dead_letter.message_id.clone(),
+            utc(dead_letter.sent_at),
+            dead_letter.receive_count.to_string(),
+            dead_letter.class.clone(),
+            dead_letter.what(),
+            first_words(&dead_letter.reason),
         ]
     });
     let header = [
@@ -217,7 +225,7 @@ pub(super) fn letters_table(letters: &[Letter]) -> String {
     table(&header, rows)
 }
 
-impl fmt::Display for Letter {
+impl fmt::Display for DeadLetter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "message         {}", shown(&self.message_id))?;
         writeln!(f, "sent            {}", utc(self.sent_at))?;
@@ -232,10 +240,10 @@ impl fmt::Display for Letter {
             let etag = shown(&object.etag);
             writeln!(f, "\n{}", shown(&object.to_string()))?;
             writeln!(f, "  etag {etag}: {}", shown(object.class()))?;
-            let standing = &object.standing;
-            if standing.failures > 0 {
-                let (at, reason) = (&standing.failed_at, shown(&standing.reason));
-                let last = if standing.class == DISMISSED {
+            let status = &object.status;
+            if status.failures > 0 {
+                let (at, reason) = (&status.failed_at, shown(&status.reason));
+                let last = if status.class == DISMISSED {
                     DISMISSED
                 } else {
                     "last"
@@ -243,7 +251,7 @@ impl fmt::Display for Letter {
                 writeln!(
                     f,
                     "  failed {} times, {last} {at}: {reason}",
-                    standing.failures
+                    status.failures
                 )?;
             }
         }
@@ -257,12 +265,12 @@ impl fmt::Display for Letter {
 
 impl Announced {
     fn class(&self) -> &str {
-        if self.standing.loaded {
+        if self.status.loaded {
             LOADED
-        } else if self.standing.class.is_empty() {
+        } else if self.status.class.is_empty() {
             UNTRIED
         } else {
-            &self.standing.class
+            &self.status.class
         }
     }
 }

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use super::report::Check;
-use crate::batch::{BatchId, Form, ReadBy};
+use crate::batch::{BatchId, ReadBy, StatementShape};
 use crate::clickhouse::{Statement, Warehouse, WarehouseError};
 use crate::event_types::Catalog;
 use crate::ledger::Ledger;
@@ -194,9 +194,12 @@ impl<'a> Canary<'a> {
         let batch = BatchId::new(self.env);
         let object = object(load);
         let guard = self.ledger.guard(batch, 1);
-        let inserts = self
-            .planner
-            .inserts(batch, &[&object], Form::of(ReadBy::Stream), &guard);
+        let inserts = self.planner.inserts(
+            batch,
+            &[&object],
+            StatementShape::of(ReadBy::Stream),
+            &guard,
+        );
         for (index, insert) in inserts.iter().enumerate() {
             let insert = Statement {
                 sql: self.scratch(&insert.sql),
