@@ -292,17 +292,31 @@ fn has_test(file: &str, name: &str) -> bool {
     })
 }
 
+/// Returns the items of the numbered list in a section: each goes up to the next number, whatever
+/// lines it has.
+fn numbered_items(section: &str) -> Vec<String> {
+    let mut items: Vec<String> = Vec::new();
+    for line in section.lines() {
+        if line.starts_with(|first: char| first.is_ascii_digit()) {
+            items.push(line.to_owned());
+        } else if let Some(item) = items.last_mut() {
+            item.push('\n');
+            item.push_str(line);
+        }
+    }
+    items
+}
+
 /// Each names them in backticks, as `path/to/file.rs::name_of_the_test`.
 #[test]
 fn every_invariant_is_shown_by_tests_that_exist() {
     let text = std::fs::read_to_string(Path::new(ROOT).join("ARCHITECTURE.md")).unwrap();
     let (_, section) = text.split_once("\n## Invariants\n").unwrap();
     let (section, _) = section.split_once("\n## ").unwrap();
-    let is_numbered = |line: &&str| line.starts_with(|first: char| first.is_ascii_digit());
-    let invariants: Vec<&str> = section.lines().filter(is_numbered).collect();
+    let invariants = numbered_items(section);
     assert!(!invariants.is_empty());
     let mut problems = Vec::new();
-    for (number, invariant) in (1..).zip(invariants) {
+    for (number, invariant) in (1..).zip(&invariants) {
         let start = format!("{number}. ");
         assert!(invariant.starts_with(&start), "{start}: {invariant}");
         let quoted = invariant.split('`').skip(1).step_by(2);
