@@ -27,7 +27,9 @@ fn documents() -> Vec<(PathBuf, String)> {
         "README.md",
         "ARCHITECTURE.md",
         "CHANGELOG.md",
+        "CONTRIBUTING.md",
         "SECURITY.md",
+        "STYLE.md",
     ] {
         let path = root.join(file);
         let text = std::fs::read_to_string(&path).unwrap();
@@ -122,4 +124,35 @@ fn every_field_of_the_configuration_that_is_named_exists() {
         }
     }
     assert!(unknown.is_empty(), "{unknown:#?}");
+}
+
+/// A path, or a test as `path/to/file.rs::name`, in backticks.
+#[test]
+fn every_file_and_test_that_the_recipes_name_exists() {
+    let recipes = std::fs::read_to_string(Path::new(ROOT).join("CONTRIBUTING.md")).unwrap();
+    let is_path = |text: &str| {
+        let mut letters = text.chars();
+        text.contains('/') && letters.all(|it| it.is_ascii_alphanumeric() || "./_-".contains(it))
+    };
+    let mut missing = Vec::new();
+    for named in recipes.split('`').skip(1).step_by(2) {
+        let (file, test) = match named.split_once(".rs::") {
+            Some((file, test)) => (format!("{file}.rs"), Some(test)),
+            None => (named.to_owned(), None),
+        };
+        // Placeholders, and what a build makes.
+        if !is_path(&file) || file.contains("NAME") || file.starts_with("target/") {
+            continue;
+        }
+        let path = Path::new(ROOT).join(&file);
+        let exists = match test {
+            None => path.exists(),
+            Some(test) => std::fs::read_to_string(&path)
+                .is_ok_and(|text| text.contains(&format!("fn {test}("))),
+        };
+        if !exists {
+            missing.push(named);
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
 }
