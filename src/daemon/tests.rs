@@ -449,7 +449,7 @@ async fn a_count_closes_a_batch_before_its_window_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pain_3_a_message_of_two_batches_is_deleted_after_both() {
+async fn a_message_of_two_batches_is_deleted_after_both() {
     let gate = Arc::new(Semaphore::new(0));
     let rig = Rig::start(one_object_a_batch(), gated(&gate));
     rig.send(&["a", "b"]);
@@ -463,7 +463,7 @@ async fn pain_3_a_message_of_two_batches_is_deleted_after_both() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pain_3_a_message_of_two_batches_comes_back_when_one_fails() {
+async fn a_message_of_two_batches_comes_back_when_one_fails() {
     let script = script(|number, keys, _| async move {
         if keys == ["b"] && number < 2 {
             Outcome::Failed
@@ -481,7 +481,7 @@ async fn pain_3_a_message_of_two_batches_comes_back_when_one_fails() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pain_2_a_failed_load_deletes_nothing_and_backs_off_into_the_dead_letters() {
+async fn a_message_whose_load_fails_backs_off_until_it_is_a_dead_letter() {
     let rig = Rig::start(
         one_object_a_batch(),
         always(Outcome::Failed, Duration::ZERO),
@@ -500,7 +500,7 @@ async fn pain_2_a_failed_load_deletes_nothing_and_backs_off_into_the_dead_letter
 }
 
 #[tokio::test(start_paused = true)]
-async fn pain_1_a_load_of_ten_visibility_timeouts_is_received_once() {
+async fn a_load_of_ten_visibility_timeouts_needs_one_receive() {
     let rig = Rig::start(OPTIONS, always(Outcome::Loaded, VISIBILITY * 10));
     rig.send(&["a"]);
     until("a load", || rig.loads().len() == 1).await;
@@ -511,7 +511,7 @@ async fn pain_1_a_load_of_ten_visibility_timeouts_is_received_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pain_1_what_is_held_longer_than_sqs_allows_is_given_back_in_time() {
+async fn a_message_is_returned_before_it_is_in_flight_for_twelve_hours() {
     let rig = Rig::start(OPTIONS, always(Outcome::Loaded, 20 * HOUR));
     rig.send(&["a"]);
     let start = Instant::now();
@@ -525,7 +525,7 @@ async fn pain_1_what_is_held_longer_than_sqs_allows_is_given_back_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pain_14_messages_that_wait_for_their_turn_do_not_expire() {
+async fn messages_that_wait_for_a_load_stay_hidden() {
     let mut options = one_object_a_batch();
     options.limits.concurrency = 1;
     let rig = Rig::start(options, always(Outcome::Loaded, VISIBILITY * 2));
@@ -556,7 +556,7 @@ async fn heartbeats_survive_a_queue_that_is_away_for_less_than_the_visibility_ti
 }
 
 #[tokio::test(start_paused = true)]
-async fn pain_4_odd_payloads_stay_out_of_the_way_and_test_events_go() {
+async fn malformed_messages_become_dead_letters_and_test_events_are_deleted() {
     let rig = Rig::start(OPTIONS, always(Outcome::Loaded, Duration::ZERO));
     let odd = ["not JSON", r#"{"Records": []}"#, r#"{"Records": [{}]}"#, ""];
     for body in odd {
@@ -610,7 +610,7 @@ async fn pause_what_is_held_stays_held_and_nothing_more_comes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pain_18_no_hot_loop_while_the_queue_is_away() {
+async fn receives_back_off_while_the_queue_is_unavailable() {
     let rig = Rig::start(OPTIONS, always(Outcome::Loaded, Duration::ZERO));
     for error in [
         QueueError::Transient("away".into()),
@@ -643,7 +643,7 @@ async fn a_delete_is_tried_again_until_the_queue_is_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pain_15_what_could_not_be_deleted_comes_back_and_goes_as_a_duplicate() {
+async fn a_message_that_could_not_be_deleted_comes_back_as_a_duplicate() {
     let script = script(|number, _, _| async move {
         tokio::time::sleep(SECOND).await;
         match number {
@@ -756,7 +756,7 @@ async fn no_more_is_received_than_the_next_loads_need() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pain_13_a_stop_during_the_window_gives_messages_back_at_once() {
+async fn a_stop_during_the_window_returns_messages_at_once() {
     let mut rig = Rig::start(fixed_window(), always(Outcome::Loaded, Duration::ZERO));
     rig.send(&["a"]);
     rig.send(&["b"]);
@@ -769,7 +769,7 @@ async fn pain_13_a_stop_during_the_window_gives_messages_back_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pain_13_a_stop_during_a_load_lets_it_finish() {
+async fn a_stop_lets_running_loads_finish() {
     let takes = GRACE / 2;
     let mut rig = Rig::start(one_object_a_batch(), always(Outcome::Loaded, takes));
     // Two are loaded, the third has not begun.
@@ -785,7 +785,7 @@ async fn pain_13_a_stop_during_a_load_lets_it_finish() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pain_13_a_load_longer_than_the_grace_is_cancelled_and_comes_back_at_once() {
+async fn a_load_longer_than_the_grace_period_is_cancelled_and_returned() {
     let mut rig = Rig::start(one_object_a_batch(), until_cancelled());
     rig.send(&["a"]);
     until("a load", || rig.loads().len() == 1).await;
@@ -796,7 +796,7 @@ async fn pain_13_a_load_longer_than_the_grace_is_cancelled_and_comes_back_at_onc
 }
 
 #[tokio::test(start_paused = true)]
-async fn pain_13_a_load_that_will_not_be_cancelled_does_not_keep_the_worker() {
+async fn a_load_that_ignores_its_cancellation_does_not_delay_the_stop() {
     let script = script(|_, _, _| std::future::pending());
     let mut rig = Rig::start(one_object_a_batch(), script);
     rig.send(&["a"]);

@@ -123,7 +123,7 @@ async fn forced_backfills_at_the_same_time_do_not_double() -> Result<()> {
 }
 
 #[tokio::test]
-async fn pain_8_a_backfill_that_dies_at_any_step_is_resumed() -> Result<()> {
+async fn a_backfill_that_dies_at_any_step_is_resumed() -> Result<()> {
     let steps = ["look_up", "seal", "verify", "insert", "record"];
     // In the first batch, or in another one.
     concurrently(steps.iter().flat_map(|step| {

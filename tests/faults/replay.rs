@@ -106,7 +106,7 @@ async fn all_dying(
 
 /// Each finds what the one before has left.
 #[tokio::test]
-async fn pain_8_a_replay_that_dies_at_any_step_is_made_good() -> Result<()> {
+async fn a_replay_that_dies_at_any_step_is_completed_by_the_next() -> Result<()> {
     const DEATHS: [&[&str]; 4] = [
         &[
             "look_up.after=",

@@ -84,7 +84,7 @@ async fn everything(stack: &Stack, site: &Site) -> (Rows, String) {
 }
 
 #[tokio::test]
-async fn pain_19_where_all_is_well_all_passes_and_nothing_is_touched() {
+async fn a_sound_setup_passes_every_check_and_is_not_changed() {
     let stack = Stack::shared();
     let (site, sluice) = good_site(stack, "check").await;
     site.send("left alone").await.unwrap();
@@ -318,7 +318,7 @@ async fn scratch(clickhouse: &ClickHouse, site: &Site) -> String {
 }
 
 #[tokio::test]
-async fn pain_15_a_server_that_does_not_recognise_repeated_inserts_is_found_out() {
+async fn a_server_that_does_not_recognise_repeated_inserts_is_detected() {
     let stack = Stack::shared();
     let (site, sluice) = good_site(stack, "check-canary").await;
     for strategy in ["single_pass", "per_type"] {

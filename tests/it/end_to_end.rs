@@ -109,7 +109,7 @@ async fn a_key_with_new_content_is_a_new_object() {
 }
 
 #[tokio::test]
-async fn pain_6_a_missing_object_harms_only_itself() {
+async fn a_missing_object_fails_alone() {
     let stack = Stack::shared();
     let site = stack.site_of_receives("missing", 2).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
@@ -128,16 +128,16 @@ async fn pain_6_a_missing_object_harms_only_itself() {
     // Every good one was received once; the missing one, twice. And the test event.
     let received = sluice.metric("sluice_sqs_messages_received_total").await;
     assert_eq!(received.unwrap(), 53.0);
-    pain_16_it_is_on_record(stack, &site, missing, "missing").await;
-    pain_20_the_dead_letters_do_not_multiply(&site, 1).await;
+    assert_failure_is_recorded(stack, &site, missing, "missing").await;
+    assert_nothing_left_but_dead_letters(&site, 1).await;
 }
 
-async fn pain_20_the_dead_letters_do_not_multiply(site: &Site, messages: u64) {
+async fn assert_nothing_left_but_dead_letters(site: &Site, messages: u64) {
     assert_eq!(site.dlq_depth().await.unwrap(), messages);
     assert_eq!(site.queue_depth().await.unwrap(), (0, 0));
 }
 
-async fn pain_16_it_is_on_record(stack: &Stack, site: &Site, key: &str, class: &str) {
+async fn assert_failure_is_recorded(stack: &Stack, site: &Site, key: &str, class: &str) {
     let sql = format!(
         "SELECT DISTINCT key, class, reason != '' FROM {}.ledger_failures",
         site.database
@@ -147,7 +147,7 @@ async fn pain_16_it_is_on_record(stack: &Stack, site: &Site, key: &str, class: &
 }
 
 #[tokio::test]
-async fn pain_6_a_truncated_gzip_harms_only_itself() {
+async fn a_truncated_gzip_fails_alone() {
     let stack = Stack::shared();
     let site = stack.site_of_receives("truncated", 2).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
@@ -161,12 +161,12 @@ async fn pain_6_a_truncated_gzip_harms_only_itself() {
     dead_letters(&site, 1).await;
     drained(&site).await;
     check(stack, &site, &reckoning).await;
-    pain_16_it_is_on_record(stack, &site, key, "unloadable").await;
-    pain_20_the_dead_letters_do_not_multiply(&site, 1).await;
+    assert_failure_is_recorded(stack, &site, key, "unloadable").await;
+    assert_nothing_left_but_dead_letters(&site, 1).await;
 }
 
 #[tokio::test]
-async fn pain_7_what_failed_can_be_uploaded_or_announced_again() {
+async fn a_failed_object_is_loaded_once_it_is_uploaded_or_announced_again() {
     let options = SiteOptions {
         max_receive_count: 1,
         ..SiteOptions::default()
@@ -194,7 +194,7 @@ async fn pain_7_what_failed_can_be_uploaded_or_announced_again() {
 }
 
 #[tokio::test]
-async fn pain_17_empty_objects_settle() {
+async fn empty_objects_are_loaded_without_rows() {
     let (stack, site, _sluice) = running("empty").await;
     site.put("nothing.jsonl.gz", Vec::new()).await.unwrap();
     site.put("zipped-nothing.jsonl.gz", gzip(b""))
@@ -212,7 +212,7 @@ async fn pain_17_empty_objects_settle() {
 }
 
 #[tokio::test]
-async fn pain_10_nothing_is_listed() {
+async fn loading_lists_no_bucket() {
     let stack = Stack::shared();
     let site = stack.site("listed").await.unwrap();
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
@@ -330,7 +330,7 @@ async fn without_fallback_a_key_that_clickhouse_cannot_be_told_goes_to_the_dead_
 }
 
 #[tokio::test]
-async fn pain_3_a_message_of_several_records_is_loaded_whole() {
+async fn every_record_of_a_message_is_loaded() {
     let (stack, site, _sluice) = running("records").await;
     drained(&site).await;
     let mut records = Vec::new();
@@ -350,7 +350,7 @@ async fn pain_3_a_message_of_several_records_is_loaded_whole() {
 }
 
 #[tokio::test]
-async fn pain_4_odd_payloads_end_in_the_dead_letters() {
+async fn malformed_messages_end_in_the_dead_letter_queue() {
     let options = SiteOptions {
         max_receive_count: 2,
         ..SiteOptions::default()
@@ -368,7 +368,7 @@ async fn pain_4_odd_payloads_end_in_the_dead_letters() {
 }
 
 #[tokio::test]
-async fn pain_13_a_stop_loses_nothing_and_a_second_start_loads_the_rest() {
+async fn a_stop_loses_nothing_and_a_second_start_loads_the_rest() {
     let (stack, site, mut sluice) = running("stopped").await;
     let bundles: Vec<_> = Generator::new(5).take(60).collect();
     let mut reckoning = upload(&site, &bundles[..30]).await;
@@ -389,7 +389,7 @@ async fn pain_13_a_stop_loses_nothing_and_a_second_start_loads_the_rest() {
 }
 
 #[tokio::test]
-async fn pain_8_kill_minus_nine_in_the_middle_leaves_every_row_once() {
+async fn a_worker_that_is_killed_again_and_again_leaves_every_row_once() {
     let options = SiteOptions {
         max_receive_count: 20,
         ..SiteOptions::default()

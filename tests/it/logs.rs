@@ -168,7 +168,7 @@ async fn a_failure_names_its_batch_at_every_level() {
 }
 
 #[tokio::test]
-async fn pain_18_outages_with_many_messages_in_hand_are_few_lines_and_every_failure_counts() {
+async fn outages_log_few_lines_and_count_every_failure() {
     let (stack, site) = site("flood", 20).await;
     let clickhouse = Proxy::start(stack.clickhouse.url()).await.unwrap();
     let sqs = Proxy::start(stack.aws.endpoint()).await.unwrap();

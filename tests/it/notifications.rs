@@ -327,7 +327,7 @@ async fn whatever_names_a_written_object_is_loaded_and_what_is_unknown_is_never_
 }
 
 #[tokio::test]
-async fn pain_4_a_malformed_body_is_told_of_once() {
+async fn a_malformed_body_is_logged_once() {
     let (stack, site) = site("told-once").await;
     let mut sluice = migrated(stack, &site);
     sluice.start();

@@ -166,7 +166,7 @@ async fn a_user_who_may_not_insert_is_named_and_burns_no_more_receives_than_were
 }
 
 #[tokio::test]
-async fn pain_18_a_queue_that_is_away_at_start_is_waited_for_in_few_words() {
+async fn an_unavailable_queue_is_waited_for_in_few_log_lines() {
     let stack = Stack::shared();
     let site = stack.site("queue-away").await.unwrap();
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
@@ -302,7 +302,7 @@ async fn tables_that_go_missing_are_named_and_waited_for() {
 }
 
 #[tokio::test]
-async fn pain_12_too_many_parts_pauses_and_multiplies_no_rows() {
+async fn too_many_parts_pause_intake_and_duplicate_no_rows() {
     let stack = Stack::shared();
     let site = stack.site("parts").await.unwrap();
     let mut sluice = Sluice::new(stack, &site);

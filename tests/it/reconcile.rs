@@ -21,7 +21,7 @@ fn reconcile(sluice: &Sluice, site: &Site, arguments: &[&str]) -> (Option<i32>, 
 
 /// Some objects were never announced: the notification was set up late, or lost.
 #[tokio::test]
-async fn pain_9_what_was_never_announced_is_found_and_mended() {
+async fn reconcile_finds_and_announces_what_was_never_announced() {
     let stack = Stack::shared();
     let site = stack.site_of_receives("reconcile", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);

@@ -17,7 +17,7 @@ async fn ask(stack: &Stack, site: &Site, sql: &str) -> String {
 }
 
 #[tokio::test]
-async fn pain_5_a_line_of_100_mib_is_kept_and_harms_nothing() {
+async fn a_line_of_100_mib_is_rejected_alone() {
     const LONG: usize = 100 << 20;
     let (stack, site) = site("long-line").await;
     let mut sluice = Sluice::new(stack, &site);
@@ -80,7 +80,7 @@ async fn the_longest_line_is_what_the_configuration_says() {
 }
 
 #[tokio::test]
-async fn pain_6_an_object_with_too_many_rejected_lines_fails_alone_and_leaves_nothing() {
+async fn an_object_with_too_many_rejected_lines_fails_alone_and_leaves_no_rows() {
     let (stack, site) = site("too-many").await;
     Sluice::new(stack, &site).migrate();
     // With a fallback, what is compressed in secret would be streamed.

@@ -38,7 +38,7 @@ async fn with_objects(
 }
 
 #[tokio::test]
-async fn pain_5_what_is_kept_is_listed_by_reason_and_object_and_shown() {
+async fn rejects_are_listed_by_reason_and_by_object() {
     const VIEWED: &[u8] = br#"{"verb":{"id":"http://id.tincanapi.com/verb/viewed"},
         "object":{"definition":{"type":"http://oli.cmu.edu/extensions/types/page"}},
         "timestamp":"soon"}"#;
@@ -181,7 +181,7 @@ async fn everything(stack: &Stack, site: &Site) -> String {
 }
 
 #[tokio::test]
-async fn pain_5_what_fits_by_now_is_moved_once_and_the_rest_is_kept() {
+async fn lines_that_fit_by_now_are_moved_once_and_the_others_stay() {
     for strategy in ["per_type", "single_pass"] {
         let directory = tempfile::tempdir().unwrap();
         declare(directory.path(), FIRST);

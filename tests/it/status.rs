@@ -97,7 +97,7 @@ async fn a_worker_tells_how_it_is_and_how_far_behind() {
 }
 
 #[tokio::test]
-async fn pain_16_everything_that_happened_to_an_object_can_be_asked_for() {
+async fn status_shows_everything_that_happened_to_an_object() {
     let stack = Stack::shared();
     let site = stack.site_of_receives("status", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
@@ -400,7 +400,7 @@ async fn what_does_not_answer_is_named_and_the_rest_is_shown() {
 }
 
 #[tokio::test]
-async fn pain_7_what_failed_is_retried_by_one_command() {
+async fn one_command_retries_what_failed() {
     let stack = Stack::shared();
     let site = stack.site_of_receives("retry", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);

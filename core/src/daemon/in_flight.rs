@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn pain_3_a_message_waits_for_every_record() {
+    fn a_message_waits_for_every_record() {
         let mut held = InFlightMessages::new(POLICY);
         let now = Instant::now();
         assert_eq!(

@@ -492,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn pain_1_visibility_is_extended_well_before_it_ends() {
+    fn visibility_is_extended_well_before_it_ends() {
         let mut heartbeats = heartbeats(VISIBILITY, INTERVAL);
         let start = Instant::now();
         heartbeats.track(&handle(0), at(start));
