@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use crate::config::HumanDuration;
 
 /// So long ago, a day or a time, both in UTC.
-pub(super) fn moment(text: &str) -> Result<SystemTime, String> {
+pub(super) fn parse_time_arg(text: &str) -> Result<SystemTime, String> {
     let midnight = format!("{text}T00:00:00Z");
     if let Ok(time) =
         humantime::parse_rfc3339_weak(text).or_else(|_| humantime::parse_rfc3339(&midnight))
@@ -26,13 +26,13 @@ mod tests {
 
     #[test]
     fn a_moment_is_a_time_or_so_long_ago() {
-        let told = moment("1970-01-01T01:00:00Z").unwrap();
+        let told = parse_time_arg("1970-01-01T01:00:00Z").unwrap();
         assert_eq!(told, SystemTime::UNIX_EPOCH + Duration::from_secs(3600));
-        let day = moment("1970-01-02").unwrap();
+        let day = parse_time_arg("1970-01-02").unwrap();
         assert_eq!(day, SystemTime::UNIX_EPOCH + Duration::from_secs(86_400));
-        let earlier = moment("2h").unwrap();
-        assert!(earlier < moment("1h").unwrap());
-        assert!(moment("yesterday").is_err());
-        assert!(moment("5").is_err());
+        let earlier = parse_time_arg("2h").unwrap();
+        assert!(earlier < parse_time_arg("1h").unwrap());
+        assert!(parse_time_arg("yesterday").is_err());
+        assert!(parse_time_arg("5").is_err());
     }
 }

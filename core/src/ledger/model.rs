@@ -98,7 +98,7 @@ impl Steps for Answer {
     }
 
     async fn roll_back(&mut self) -> Result<RolledBack, Infallible> {
-        given!(self, Self::RolledBack(taken_back) => *taken_back)
+        given!(self, Self::RolledBack(rolled_back) => *rolled_back)
     }
 
     async fn release(&mut self) -> Result<(), Infallible> {
@@ -176,7 +176,7 @@ struct State {
     /// Commits of a batch into a table under a token; a token commits once.
     committed: BTreeSet<(usize, u8, u32)>,
     /// Those whose rows were deleted afterwards: the token is still known.
-    taken_back: BTreeSet<(usize, u8, u32)>,
+    rolled_back: BTreeSet<(usize, u8, u32)>,
     /// Records of a batch by an attempt: sent, and running.
     records_sent: BTreeSet<(usize, u32)>,
     recording: BTreeSet<(usize, u32)>,
@@ -205,7 +205,7 @@ struct Job {
     /// A record has been sent, and its answer is awaited.
     recording: bool,
     /// It has seen that the batch has not ended, and deletes.
-    taking_back: bool,
+    rolling_back: bool,
     /// The recovery of another batch, which comes first.
     recovery: Option<Box<Job>>,
 }
@@ -219,7 +219,7 @@ impl Job {
             waiting: None,
             tokens: 0,
             recording: false,
-            taking_back: false,
+            rolling_back: false,
             recovery: None,
         }
     }
@@ -233,7 +233,7 @@ impl Job {
             waiting: None,
             tokens: 0,
             recording: false,
-            taking_back: false,
+            rolling_back: false,
             recovery: None,
         }
     }
@@ -281,7 +281,7 @@ impl State {
 
     /// To the server, what it has taken once it need not take again.
     fn knows(&self, commit: (usize, u8, u32)) -> bool {
-        self.committed.contains(&commit) || self.taken_back.contains(&commit)
+        self.committed.contains(&commit) || self.rolled_back.contains(&commit)
     }
 
     fn has_rows(&self, batch: usize) -> bool {
@@ -298,7 +298,7 @@ impl Case {
             sent: BTreeSet::new(),
             running: BTreeSet::new(),
             committed: BTreeSet::new(),
-            taken_back: BTreeSet::new(),
+            rolled_back: BTreeSet::new(),
             records_sent: BTreeSet::new(),
             recording: BTreeSet::new(),
             deleted: 0,
@@ -574,20 +574,20 @@ impl Case {
             Action::RollBack => {
                 let batch = job.batch.expect("sealed");
                 let left = state.committed.iter().find(|commit| commit.0 == batch);
-                if !job.taking_back {
+                if !job.rolling_back {
                     let looks = self.mutation != Mutation::TakeBackWithoutLook;
                     if looks && !state.batches[batch].is_active() {
                         answer(after, job, Answer::RolledBack(RolledBack::Ended));
                     } else {
-                        job.taking_back = true;
+                        job.rolling_back = true;
                         outcomes.push((after, Some(job)));
                     }
                 } else if let Some(commit) = left {
                     after.committed.remove(commit);
-                    after.taken_back.insert(*commit);
+                    after.rolled_back.insert(*commit);
                     outcomes.push((after, Some(job)));
                 } else {
-                    job.taking_back = false;
+                    job.rolling_back = false;
                     answer(after, job, Answer::RolledBack(RolledBack::Deleted));
                 }
             }
@@ -812,7 +812,7 @@ fn nothing_is_lost_or_doubled_with_three_workers() {
 }
 
 #[test]
-fn nothing_is_lost_or_doubled_when_rows_are_taken_back() {
+fn nothing_is_lost_or_doubled_when_rows_are_rolled_back() {
     let states = FAULTY.search().unwrap();
     assert!(states > 10_000, "only {states} states");
 }
@@ -847,7 +847,7 @@ fn nothing_is_lost_or_doubled_by_workers_of_another_configuration() {
 }
 
 #[test]
-fn every_step_of_taking_back_is_needed() {
+fn every_step_of_a_rollback_is_needed() {
     for mutation in [
         Mutation::NoDoom,
         Mutation::UnguardedRecord,

@@ -130,7 +130,7 @@ impl DlqSession {
                 scan.others()
             ));
         }
-        if let Err(error) = scan.give_back().await {
+        if let Err(error) = scan.return_all().await {
             note(&format!(
                 "warning: what was received comes back only after {} s: {error}",
                 scan::VISIBILITY.as_secs()

@@ -140,7 +140,7 @@ impl DlqScan {
     }
 
     /// Makes visible what is held still.
-    pub(super) async fn give_back(&self) -> Result<(), QueueError> {
+    pub(super) async fn return_all(&self) -> Result<(), QueueError> {
         let handles: Vec<_> = self.held.values().map(|held| held.handle.clone()).collect();
         self.change_visibility(&handles, Duration::ZERO).await
     }
