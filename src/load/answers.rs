@@ -1,5 +1,5 @@
-//! What the server has answered, for as long as it counts: it can be another version by then, or have
-//! another profile.
+//! A cache of the server's answers. They expire, since the server can be upgraded, and its profiles
+//! changed, while Sluice runs.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
-/// Answers by question, with when each was asked.
+/// Answers by question, each with the time at which it was asked.
 #[derive(Debug)]
 pub(super) struct Answers<Q, A>(Mutex<HashMap<Q, (A, Instant)>>);
 
@@ -21,7 +21,7 @@ impl<Q, A> Default for Answers<Q, A> {
 }
 
 impl<Q: Eq + Hash, A: Clone> Answers<Q, A> {
-    /// Returns what the server answered not long ago.
+    /// Returns the answer to a question, unless it has expired.
     pub(super) fn known(&self, question: &Q) -> Option<A> {
         let answers = self.answers();
         let answer = answers.get(question);

@@ -1,4 +1,4 @@
-//! Performs the actions of one protocol run.
+//! Performs the actions of one run of the ledger protocol.
 
 mod diagnose;
 mod prove;
@@ -31,47 +31,48 @@ use crate::telemetry::activity::{BatchInfo, InFlight};
 use crate::telemetry::{metrics, trace};
 use crate::util::failpoint;
 
-/// One batch, and what its run has met so far.
+/// The run of one batch, with what it has met so far.
 pub(super) struct BatchRun<'a, P: Ports> {
     pub(super) loader: &'a Loader<P>,
     pub(super) cancel: &'a CancellationToken,
     pub(super) batch: BatchId,
     pub(super) in_flight: InFlight,
     pub(super) started: Instant,
-    /// Sorted by key; once sealed, the frozen list.
+    /// The objects, sorted by key. Once they are claimed, this is the manifest.
     pub(super) items: Vec<PendingObject>,
     /// Why the insert was given up.
     pub(super) failure: Option<BatchFailure>,
     pub(super) retries: u32,
     pub(super) retry_policy: RetryPolicy,
-    /// While the breaker waits for this insert.
+    /// Present while the breaker waits for this insert.
     pub(super) halted: Option<ProbeGuard>,
-    /// How many inserts had succeeded when this batch began, or last failed for no known reason.
+    /// The number of inserts that had succeeded when this batch began, or last failed for an
+    /// unknown reason.
     pub(super) successes_before: u64,
-    /// How often it has failed for no known reason while others were loaded.
+    /// How often the batch has failed for an unknown reason while others were loaded.
     pub(super) failures_alone: u32,
-    /// What the insert has brought.
+    /// The rows that the insert has brought, as counted.
     pub(super) read: Vec<Counted>,
     pub(super) is_claimed: bool,
-    /// Sealed with the list: a replay must make the same statements, and cut the same blocks.
+    /// Part of the manifest: a retry must make the same statements and the same blocks.
     pub(super) form: StatementShape,
-    /// What was read is not what was asked for: it is taken back, complete or not.
+    /// What was read is not what was asked for: the batch is rolled back even if it is complete.
     pub(super) rollback_only: bool,
-    /// What a rollback has not reached.
+    /// Describes the rows that a rollback has not reached.
     left_in_views: Option<String>,
-    /// What is loaded already, or in other hands.
+    /// The outcomes of objects that are loaded already or in progress elsewhere.
     pub(super) set_aside: Outcomes,
-    /// The step of the trace.
+    /// The span of the current step.
     step: Span,
-    /// What had come through users' views when the load began.
+    /// What had passed through users' views when the load began.
     pub(super) passed_before: Successes,
 }
 
-/// The server has this long to answer that a statement took too long.
+/// How long the server has to report that a statement timed out.
 const ANSWER_AFTER_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl<'a, P: Ports> BatchRun<'a, P> {
-    /// One that begins, with nothing met so far.
+    /// Creates a run that has met nothing so far.
     pub(super) fn new(
         loader: &'a Loader<P>,
         cancel: &'a CancellationToken,
@@ -106,15 +107,16 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         }
     }
 
-    /// Performs a run to its end. Objects that turn out to be loaded, or in other hands, leave the
-    /// list for `set_aside`.
+    /// Performs a run to its end. Objects that turn out to be loaded, or in progress elsewhere,
+    /// move from the list to `set_aside`.
     pub(super) async fn run(&mut self, run: Run) -> Result<End, Cancelled> {
         let end = drive(run, self).await?;
         metrics::batch_ended(end.label());
         Ok(end)
     }
 
-    /// The batch stays sealed; whoever meets it need not wait for its lease to run out.
+    /// Ends the lease of the batch, whose objects stay claimed, so that the worker that recovers it
+    /// need not wait for the lease to expire.
     pub(super) async fn abandon(&self) {
         metrics::batch_ended("abandoned");
         if !self.is_claimed {
@@ -127,8 +129,8 @@ impl<'a, P: Ports> BatchRun<'a, P> {
             loader.parts.ledger.abandon(batch).await
         };
         match tokio::time::timeout(Duration::from_secs(2), work).await {
-            Ok(Ok(())) => info!("insert ended for the shutdown; another worker goes on with it"),
-            _ => warn!("left behind: recovered once its lease has run out"),
+            Ok(Ok(())) => info!("insert cancelled for shutdown; another worker will resume it"),
+            _ => warn!("failed to abandon the batch; it is recovered after its lease has expired"),
         }
     }
 
@@ -180,7 +182,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         .await
     }
 
-    /// Once loaded, deletes what it supersedes.
+    /// Deletes the rows that the batch supersedes, once it is loaded.
     pub(super) async fn clean(&self) -> Result<(), Cancelled> {
         if self.replaces() {
             self.loader.clean(self.batch, self.cancel).await?;
@@ -193,7 +195,8 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         claims.iter().any(|claim| !claim.supersedes.is_empty())
     }
 
-    /// Unless something must be recovered first: then everything is looked up again.
+    /// Keeps the objects that are free, and sets the others aside. If a batch must be recovered
+    /// first, does nothing: then all objects are looked up again.
     fn keep_free(&mut self, claim_statuses: &[ClaimStatus]) {
         if claim_statuses.iter().any(ClaimStatus::has_expired_lease) {
             return;
@@ -245,10 +248,11 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         }
     }
 
-    /// The insert went through: nothing is wrong only if every object was read.
+    /// Checks what an insert that succeeded has brought. It is committed only if the tables are
+    /// complete and every object was read.
     async fn after_success(&mut self, attempt: u32, begun: Instant) -> Result<Inserted, Cancelled> {
-        let is_replay = attempt > 1 || self.retries > 0;
-        let since = (!is_replay).then_some(begun);
+        let is_retry = attempt > 1 || self.retries > 0;
+        let since = (!is_retry).then_some(begun);
         if !self.are_tables_complete(since).await? {
             return Ok(self.row_count_mismatch());
         }
@@ -271,13 +275,14 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         Ok(Inserted::ObjectFault)
     }
 
-    /// A server that is killed can have noted a token and not yet the rows that go with it: the
-    /// replay then drops rows that are nowhere. Or it has not noted, or forgotten, the token: the
-    /// rows are there twice. Or something on the server has kept rows from a table. All is taken
-    /// back, and loaded under another token.
+    /// Rolls the batch back, so that it is loaded again under another token.
+    ///
+    /// A server that is killed can have stored a token without the rows that belong to it; the
+    /// retry then drops rows that are in no table. Or the token was not stored, or was forgotten,
+    /// and the rows are there twice. Or something on the server has kept rows from a table.
     fn row_count_mismatch(&mut self) -> Inserted {
         warn!(
-            "{}; the batch is rolled back, and loaded again",
+            "{}; rolling the batch back and reloading it",
             FailureCause::RowCountMismatch
         );
         self.failure = Some(BatchFailure::new(
@@ -288,7 +293,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         Inserted::ObjectFault
     }
 
-    /// Pauses intake; this insert probes until it is through.
+    /// Pauses intake. This insert is the probe until it succeeds or is given up.
     fn halt(&mut self, error: &WarehouseError) {
         let loader = self.loader;
         self.retries += 1;
@@ -298,13 +303,13 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         loader.halt(Scope::Inserts, error);
     }
 
-    /// The server does inserts: whatever was in their way is over.
+    /// Closes the breaker, since the server executes inserts.
     fn answered(&mut self) {
         self.loader.parts.breaker.succeeded(Scope::Inserts);
         self.halted = None;
     }
 
-    /// Runs the insert once the breaker lets it.
+    /// Runs the insert as soon as the breaker admits it.
     async fn admitted(&self, guard: &str, query_id: &str) -> Result<(), WarehouseError> {
         let loader = self.loader;
         let leased = loader.parts.ledger.leased(self.batch, async {
@@ -319,7 +324,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
 
     async fn execute(&self, guard: &str, query_id: &str) -> Result<(), WarehouseError> {
         let LoadParts { tables, store, .. } = &self.loader.parts;
-        // The server's own limit comes first: its answer says that the statement has ended.
+        // The server's own limit is shorter, so that its answer shows that the statement has ended.
         let timeout = self.loader.config.insert_timeout + ANSWER_AFTER_TIMEOUT;
         let objects = self.objects();
         let insert = Insert {
@@ -347,8 +352,8 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         Ok(())
     }
 
-    /// Notes what the batch has brought, and returns whether the tables have it;
-    /// [`BatchRows::are_complete`] says what `since` is.
+    /// Notes what the batch has brought, and returns whether the tables have it. See
+    /// [`BatchRows::are_complete`] for `since`.
     async fn are_tables_complete(&mut self, since: Option<Instant>) -> Result<bool, Cancelled> {
         let tables = &self.loader.parts.tables;
         let (batch, many_blocks) = (self.batch, self.form.many_blocks);
@@ -364,7 +369,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         Ok(are_complete)
     }
 
-    /// For the metrics alone: asked once, whatever comes of it.
+    /// Counts the rejected lines for the metrics. A failure is not retried.
     async fn count_rejected(&self) {
         match self.loader.parts.tables.rejected(self.batch).await {
             Ok(reasons) => {
@@ -372,11 +377,11 @@ impl<'a, P: Ports> BatchRun<'a, P> {
                     metrics::lines_rejected(&reason, lines);
                 }
             }
-            Err(error) => debug!(%error, "rejected lines not counted"),
+            Err(error) => debug!(%error, "failed to count rejected lines"),
         }
     }
 
-    /// Looks at the first rows of each event type for columns without any value.
+    /// Looks for columns without any value in the first rows of each event type.
     async fn look_for_empty_columns(&self, rows: &BTreeMap<&str, u64>) {
         let Loader { parts, state, .. } = self.loader;
         let catalog = &parts.tables.planner().catalog;
@@ -442,8 +447,8 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
     }
 
     async fn insert(&mut self, attempt: u32) -> Result<Inserted, Cancelled> {
-        // The stem by which a kill finds it, and what makes it unique: an old statement, or another
-        // worker's, can still be about.
+        // A prefix by which a kill finds the statement, and a unique suffix: an old statement, or
+        // that of another worker, can still be running.
         let query_id = format!(
             "{}-{attempt}-{}",
             self.batch,
@@ -468,9 +473,9 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
             .await
     }
 
-    /// Whether every table has what the batch brought, so that only the record is missing: an
-    /// object can be gone when a complete batch is replayed. Known of batches of one block, whose
-    /// count was written as a whole.
+    /// Returns whether every table has what the batch brought, so that only the record is missing:
+    /// an object can be gone when a complete batch is retried. This is known only of batches of one
+    /// block, whose count was written as a whole.
     async fn is_complete(&mut self) -> Result<bool, Cancelled> {
         if self.form.many_blocks || self.rollback_only {
             return Ok(false);
@@ -479,9 +484,9 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
         Ok(are_complete && !self.read.is_empty())
     }
 
-    /// Deletes what a batch that can never be completed has left.
+    /// Deletes the rows of a batch that cannot be completed.
     async fn roll_back(&mut self) -> Result<RolledBack, Cancelled> {
-        // No record can come any more; one that came before stands.
+        // The batch cannot be recorded any more. If it was recorded before, its rows stay.
         let manifest = self
             .ledger_call(|| self.loader.parts.ledger.manifest(self.batch))
             .await?;
@@ -512,7 +517,7 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
     async fn release(&mut self) -> Result<(), Cancelled> {
         let mut reason = match &self.failure {
             Some(why) => why.cause.to_string(),
-            None => "another batch lists an object too, or nothing was inserted".into(),
+            None => "another batch claims one of the objects, or nothing was inserted".into(),
         };
         if let Some(left) = &self.left_in_views {
             reason += &format!("; {left}");
@@ -580,7 +585,7 @@ fn batch_info(id: BatchId, items: &[PendingObject], read_by: ReadBy) -> BatchInf
     }
 }
 
-/// A part of the trace. An insert has a span of its own.
+/// Returns the span of a step. An insert has a span of its own.
 fn step_of(action: Action) -> Span {
     match action {
         Action::Insert { .. } | Action::Finish(_) => Span::none(),
@@ -589,9 +594,9 @@ fn step_of(action: Action) -> Span {
 }
 
 impl<P: Ports> Loader<P> {
-    /// Finishes, or releases, a batch whose worker was not heard of for longer than its lease.
+    /// Finishes or releases a batch whose lease has expired.
     ///
-    /// Boxed, since a run that meets such a batch recovers it as one of its steps.
+    /// The future is boxed, since a run that meets such a batch recovers it as one of its steps.
     pub(super) fn recover<'a>(
         &'a self,
         batch: BatchId,
@@ -613,7 +618,7 @@ impl<P: Ports> Loader<P> {
         };
         info!(
             objects = manifest.objects.len(),
-            "recovering: its lease ran out"
+            "recovering a batch; its lease has expired"
         );
         let items: Vec<PendingObject> = manifest
             .objects
@@ -622,22 +627,22 @@ impl<P: Ports> Loader<P> {
             .collect();
         let mut batch_run = BatchRun::new(self, cancel, batch, items, manifest.form);
         batch_run.is_claimed = true;
-        let replayable = manifest.form.plan == self.planner().plan_id();
-        if !replayable {
-            warn!("{}; its objects are loaded anew", FailureCause::OtherPlan);
+        let is_same_plan = manifest.form.plan == self.planner().plan_id();
+        if !is_same_plan {
+            warn!("{}; reloading its objects", FailureCause::OtherPlan);
             batch_run.failure = Some(BatchFailure::new(
                 ErrorClass::Changed,
                 FailureCause::OtherPlan,
             ));
         }
-        // Whatever became of it, its objects are looked up again.
+        // However the batch ends, its objects are looked up again.
         let end = batch_run
-            .run(Run::recover(manifest.fenced, replayable))
+            .run(Run::recover(manifest.fenced, is_same_plan))
             .await?;
         if end == End::Loaded {
             batch_run.clean().await?;
         }
-        info!(?end, "recovered");
+        info!(?end, "batch recovered");
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! How much one insert may take in ClickHouse, so that no object takes all of the server.
+//! Bounds on what one insert may use in ClickHouse, so that no object exhausts the server.
 
 use serde::Deserialize;
 
@@ -6,12 +6,13 @@ use super::answers::Answers;
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::sql;
 
-/// Lines of one block. Each takes some 600 bytes of memory, however short it is.
+/// The largest number of lines in a block. Each takes some 600 bytes of memory, however short it
+/// is.
 const MAX_LINES: u64 = 2_000_000;
-/// How far lines may exceed `batch.max_bytes` in one block, which is an estimate: nobody knows how
-/// far an object expands before it is read.
+/// The factor by which the lines of one block may exceed `batch.max_bytes`, which limits an
+/// estimate: how far an object expands is known only after it is read.
 const MAX_EXPANSION: u64 = 4;
-/// What a row of the landing table takes beside the text of its line.
+/// The bytes that a row of the landing table takes in addition to the text of its line.
 const ROW_BYTES: u64 = 256;
 const SHORTEST_LINE: u64 = 4;
 
@@ -19,21 +20,21 @@ const ROWS: &str = "max_rows_to_read";
 const BYTES: &str = "max_bytes_to_read";
 const MEMORY: &str = "max_memory_usage";
 
-/// The bounds of an insert. Where the user's profile has a limit of its own, that one counts.
+/// The bounds of an insert. A limit in the user's profile takes precedence.
 ///
-/// No bound changes what an insert writes: one that is over it fails.
+/// No bound changes what an insert writes: an insert that exceeds one fails.
 #[derive(Debug)]
 pub(super) struct Bounds {
     rows: u64,
     bytes: u64,
     memory: u64,
-    /// Those that the profile leaves to Sluice.
+    /// The settings that the profile does not limit.
     unlimited: Answers<(), Vec<String>>,
 }
 
 impl Bounds {
-    /// `views`: how many tables are filled from the landing table. ClickHouse counts what an insert
-    /// reads once for its source and once for each of them.
+    /// Creates the bounds. `views` is the number of tables that are filled from the landing table:
+    /// ClickHouse counts what an insert reads once for its source and once for each of them.
     pub(super) fn new(max_batch_bytes: u64, max_memory: u64, views: usize) -> Self {
         let times = views as u64 + 1;
         let lines = MAX_LINES.min(max_batch_bytes / SHORTEST_LINE);
@@ -48,7 +49,8 @@ impl Bounds {
         }
     }
 
-    /// Returns the settings of an insert. Many blocks may come to any size, one at a time.
+    /// Returns the settings of an insert. Many blocks may add up to any size, since they are
+    /// processed one at a time.
     pub(super) async fn settings(
         &self,
         warehouse: &Warehouse,

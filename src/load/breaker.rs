@@ -1,5 +1,5 @@
-//! The breaker between Sluice and ClickHouse: while ClickHouse is away or wrongly set up, nothing
-//! is tried but one probe at a time, and intake pauses.
+//! The breaker between Sluice and ClickHouse: while ClickHouse is unavailable or misconfigured,
+//! intake pauses, and only one probe at a time is tried.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,15 +12,16 @@ use tracing::{info, warn};
 use crate::clickhouse::error_class::PauseReason;
 use crate::util::outage::{OutageLog, Recovery};
 
-/// While it stays open for the same reason, the log says so again this often.
+/// How often the log repeats the reason while the breaker stays open.
 const REMINDER: Duration = Duration::from_secs(60);
 
-/// What cannot be done while the breaker is open, and whose success closes it.
+/// The statements that an open breaker blocks, and whose success closes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// ClickHouse is away, or refuses even small statements: any success closes.
+    /// ClickHouse is unavailable, or refuses even small statements. Any success closes the breaker.
     Everything,
-    /// Small statements work, and inserts do not: only an insert tells when that is over.
+    /// Small statements succeed, and inserts do not. Only the success of an insert closes the
+    /// breaker.
     Inserts,
 }
 
@@ -31,21 +32,22 @@ struct Open {
     why: String,
 }
 
-/// What makes one outage differ from another in the log, the words without their numbers.
+/// What distinguishes one outage from another in the log; the text is without its digits.
 type Cause = (Scope, PauseReason, String);
 
 impl Open {
-    /// Returns the cause without its numbers: an error that counts is no news.
+    /// Returns the cause without digits: an error with a counter in it is not another cause.
     fn cause(&self) -> Cause {
         let words = self.why.replace(|c: char| c.is_ascii_digit(), "");
         (self.scope, self.reason, words)
     }
 }
 
-/// Half-open probing is part of being open: whoever comes first after the interval is let through.
+/// A circuit breaker without a half-open state: while it is open, the first statement after each
+/// interval is admitted as a probe.
 #[derive(Debug)]
 pub struct Breaker {
-    /// `None` when closed.
+    /// `None` while the breaker is closed.
     open: watch::Sender<Option<Open>>,
     probing: Mutex<Probing>,
     interval: Duration,
@@ -58,8 +60,8 @@ struct Probing {
     outage: OutageLog<Cause>,
 }
 
-/// An insert, or another statement that the load cannot do without, that met a reason to halt, and
-/// will probe until it has succeeded or is given up.
+/// Marks an insert, or another statement that a load requires, that met a reason to halt. It is the
+/// probe until it succeeds or is given up.
 #[derive(Debug)]
 pub struct ProbeGuard(Arc<Breaker>);
 
@@ -77,7 +79,7 @@ impl Drop for ProbeGuard {
 }
 
 impl Breaker {
-    /// Open at first: ClickHouse has not been heard of.
+    /// Creates a breaker that is open, since ClickHouse has not answered yet.
     pub fn new(interval: Duration) -> Self {
         let why = "ClickHouse has not been reached yet".to_owned();
         Self {
@@ -95,12 +97,12 @@ impl Breaker {
         }
     }
 
-    /// Why nothing is loaded, while that is so.
+    /// Returns why nothing is loaded, or `None` while the breaker is closed.
     pub fn reason(&self) -> Option<String> {
         self.open.borrow().as_ref().map(|open| open.why.clone())
     }
 
-    /// The kind of that reason.
+    /// Returns the reason in one word, or `None` while the breaker is closed.
     pub fn pause_reason(&self) -> Option<PauseReason> {
         self.open.borrow().as_ref().map(|open| open.reason)
     }
@@ -112,7 +114,7 @@ impl Breaker {
         drop(open.wait_for(Option::is_none).await);
     }
 
-    /// Waits until the breaker is open, a probe is due, and no insert is about to be that probe.
+    /// Waits until the breaker is open, a probe is due, and no insert is waiting to be that probe.
     pub async fn probe_due(&self) {
         loop {
             let mut open = self.open.subscribe();
@@ -120,7 +122,7 @@ impl Breaker {
             let next = self.take_turn();
             match next {
                 Ok(()) if self.halted_inserts.load(Ordering::Relaxed) == 0 => return,
-                Ok(()) => self.give_turn_back(),
+                Ok(()) => self.return_turn(),
                 Err(_) => {}
             }
             let pause = next.err().unwrap_or_else(|| Instant::now() + self.interval);
@@ -128,8 +130,8 @@ impl Breaker {
         }
     }
 
-    /// Waits until a small statement (`Scope::Everything`) or an insert may be tried: at once where
-    /// nothing speaks against it, else as the one probe of an interval.
+    /// Waits until a small statement (`Scope::Everything`) or an insert may be tried: at once if
+    /// the breaker does not block it, otherwise as the one probe of an interval.
     pub async fn admit(&self, what: Scope) {
         loop {
             let mut open = self.open.subscribe();
@@ -149,7 +151,7 @@ impl Breaker {
         }
     }
 
-    /// Takes the probe of this interval, or says when the next one is.
+    /// Takes the probe of this interval, or returns when the next one is due.
     fn take_turn(&self) -> Result<(), Instant> {
         let mut probing = self.probing();
         let now = Instant::now();
@@ -160,11 +162,11 @@ impl Breaker {
         Ok(())
     }
 
-    fn give_turn_back(&self) {
+    fn return_turn(&self) {
         self.probing().next = Instant::now();
     }
 
-    /// A statement met a reason to halt.
+    /// Opens the breaker, since a statement met a reason to halt.
     pub fn open(&self, scope: Scope, reason: PauseReason, why: &str) {
         let mut probing = self.probing();
         probing.next = Instant::now() + self.interval;
@@ -183,12 +185,13 @@ impl Breaker {
                 class = reason.label(),
                 failures = failure.failures,
                 error = why,
-                "intake is paused, and what is held stays held"
+                "intake is paused; in-flight messages are kept"
             );
         }
     }
 
-    /// A small statement (`Scope::Everything`) or an insert succeeded.
+    /// Closes the breaker if the success of a small statement (`Scope::Everything`) or of an insert
+    /// shows that its reason is over.
     pub fn succeeded(&self, what: Scope) {
         let mut probing = self.probing();
         let closed = self.open.send_if_modified(|open| match open {
@@ -201,7 +204,7 @@ impl Breaker {
         if closed && let Some(Recovery { lasted, failures }) = probing.outage.succeeded() {
             info!(
                 paused_seconds = lasted.as_secs(),
-                failures, "ClickHouse answers: batch_run goes on"
+                failures, "ClickHouse is back; loading resumes"
             );
         }
     }

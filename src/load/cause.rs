@@ -1,4 +1,4 @@
-//! Why objects are not loaded.
+//! The causes for which objects are not loaded.
 
 use super::FailureClass;
 use crate::clickhouse::WarehouseError;
@@ -6,21 +6,21 @@ use crate::clickhouse::error_class::{ErrorClass, diagnosis, named_object};
 use crate::object::{Compression, ObjectRef};
 use crate::s3::StoreError;
 
-/// Why a batch was given up, and so why an object of it is not loaded. As text it is the reason that
-/// the ledger records.
+/// Why a batch was given up, and therefore why an object of it is not loaded. Its text is the
+/// reason that the ledger records.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub(super) enum FailureCause {
-    /// What ClickHouse, S3 or something on the way to them has answered.
+    /// An answer of ClickHouse, of S3, or of a proxy in between.
     #[error(transparent)]
     Answer(#[from] WarehouseError),
-    #[error("one insert may not take so much (`load.max_memory`): {0}")]
+    #[error("too large for one insert (`load.max_memory`): {0}")]
     TooLarge(WarehouseError),
-    /// A user's view fails over it.
+    /// A user's view fails on the object.
     #[error(transparent)]
     View(WarehouseError),
-    #[error("ClickHouse read nothing of {0}, although it is not empty")]
+    #[error("ClickHouse read no line of {0}, although it is not empty")]
     Unread(ObjectRef),
-    #[error("{0} is compressed, and its name does not say so")]
+    #[error("{0} is compressed, but its name does not say so")]
     Misnamed(ObjectRef),
     #[error(
         "too many lines are rejected: {rejected} of {lines} of s3://{path}, more than \
@@ -32,13 +32,12 @@ pub(super) enum FailureCause {
         lines: u64,
         max: f64,
     },
-    /// Its content ends before its end, or is not what its name says.
+    /// The content is cut short, or is not what the name says.
     #[error("{problem}: while reading {}", object.path())]
     Incomplete { object: ObjectRef, problem: String },
     #[error(
-        "nobody can tell whether {object} is whole: ClickHouse does not notice that a \
-         .{extension} stream is cut short, and {why}; {advice}, or set `load.accept_unproven: \
-         [{extension}]`",
+        "cannot prove that {object} is whole: ClickHouse does not notice when a .{extension} \
+         stream is cut short, and {why}; {advice}, or set `load.accept_unproven: [{extension}]`",
         extension = Compression::of(&object.key).extension()
     )]
     Unproven {
@@ -47,13 +46,13 @@ pub(super) enum FailureCause {
         advice: &'static str,
     },
     #[error(
-        "ClickHouse cannot be told to read this key and no other: it contains `*`, `?`, `//`, \
-         `{{…}}`, a line break, or a `.` or `..` between slashes; copy the object to another key"
+        "ClickHouse cannot address this key alone: it contains `*`, `?`, `//`, `{{…}}`, a line \
+         break, or a `.` or `..` between slashes; copy the object to another key"
     )]
     Unnameable,
-    #[error("the tables have other rows than `object_rows` counts, or have them twice")]
+    #[error("table row counts do not match `object_rows`")]
     RowCountMismatch,
-    #[error("another configuration has sealed this batch: it cannot be replayed")]
+    #[error("this batch was claimed under another configuration and cannot be retried")]
     OtherPlan,
     #[error("released without a reason")]
     Unknown,
@@ -66,7 +65,7 @@ impl From<StoreError> for FailureCause {
 }
 
 impl FailureCause {
-    /// The class under which an object is recorded that is not loaded for this cause.
+    /// Returns the class under which an object is recorded that is not loaded for this cause.
     pub(super) fn class(&self) -> FailureClass {
         match self {
             Self::Answer(error) | Self::TooLarge(error) => diagnosis(error).failure_class,
@@ -83,8 +82,8 @@ impl FailureCause {
         }
     }
 
-    /// Returns which of these objects, by its place, is the one at fault; none where the cause names
-    /// none of them.
+    /// Returns the index of the object that is at fault, or `None` if the cause names none of these
+    /// objects.
     pub(super) fn culprit<'a>(
         &self,
         objects: impl Iterator<Item = &'a ObjectRef> + Clone,
@@ -103,14 +102,14 @@ impl FailureCause {
     }
 }
 
-/// Returns which of these objects, by its place, an error names.
+/// Returns the index of the object that an error names, if it names one of these.
 pub(super) fn culprit<'a>(
     error: &WarehouseError,
     objects: impl Iterator<Item = &'a ObjectRef>,
 ) -> Option<usize> {
     match error {
         WarehouseError::Source(error) => position(error.path(), objects),
-        // ClickHouse says it in its own words.
+        // ClickHouse names the object in the text of its error.
         error => {
             let keys = objects.map(|object| object.key.as_str());
             named_object(&error.to_string(), keys.enumerate())
@@ -122,7 +121,7 @@ fn position<'a>(path: &str, mut objects: impl Iterator<Item = &'a ObjectRef>) ->
     objects.position(|object| object.path() == path)
 }
 
-/// Why a batch was given up, and what is to be done about it.
+/// Why a batch was given up, and what to do about it.
 #[derive(Clone, Debug)]
 pub(super) struct BatchFailure {
     pub(super) class: ErrorClass,
@@ -137,7 +136,7 @@ impl BatchFailure {
         }
     }
 
-    /// An object is at fault.
+    /// Returns the failure of a batch in which an object is at fault.
     pub(super) fn object_fault(cause: impl Into<FailureCause>) -> Self {
         Self::new(ErrorClass::ObjectFault, cause)
     }

@@ -1,4 +1,4 @@
-//! Deleting rows.
+//! Deletes rows.
 
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -8,7 +8,7 @@ use super::{Cancelled, Loader};
 use crate::statements::select::Target;
 
 impl<P: Ports> Loader<P> {
-    /// Deletes rows of a table until there are none.
+    /// Deletes rows of a table, and repeats this until there are none.
     pub(super) async fn delete(
         &self,
         target: Target<'_>,
@@ -16,7 +16,7 @@ impl<P: Ports> Loader<P> {
         cancel: &CancellationToken,
     ) -> Result<(), Cancelled> {
         let table = target.table();
-        // Not the short timeout: a mutation of many parts takes its time.
+        // The timeout of a small statement is too short for a mutation of many parts.
         let timeout = self.config.insert_timeout;
         let mut tries = 0;
         loop {
@@ -30,7 +30,7 @@ impl<P: Ports> Loader<P> {
             tries += 1;
             let _alone = self.state.deletions.lock().await;
             self.retry_until_ok(cancel, || async {
-                // Of a worker that is gone, or of a try whose answer did not come.
+                // The mutation can be that of a dead worker, or of a try whose answer was lost.
                 if self.parts.tables.is_deleting(table, rows).await {
                     return Ok(());
                 }

@@ -1,7 +1,7 @@
-//! Columns that no row has a value in, as where a declared path is mistyped.
+//! Finds columns in which no row has a value, such as those whose declared path is mistyped.
 //!
-//! A column without a value is no error: ClickHouse stores its default. [`EmptyColumns`] looks at the
-//! first rows of each event type that a process loads, and warns once.
+//! A missing value is not an error: ClickHouse stores the column's default. [`EmptyColumns`] looks
+//! at the first rows of each event type that a process loads, and warns once.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -15,18 +15,20 @@ use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::event_types::{Column, EventType};
 use crate::sql;
 
-/// With fewer rows, values can be missing by chance.
+/// The number of rows from which a column without a value is reported. In fewer rows, values can be
+/// missing by chance.
 pub const MIN_ROWS: u64 = 100;
 
-/// What was seen in some rows of a table.
+/// The result of a look at some rows of a table.
 #[derive(Debug)]
 pub struct Seen {
     pub rows: u64,
-    /// The columns in which no row has another value than the default.
+    /// The columns in which every row has the default value.
     pub empty: Vec<String>,
 }
 
-/// Looks at these columns of a table, in the rows that the clause `rows` leaves (`WHERE …`, `LIMIT …`).
+/// Looks for values in these columns of a table, in the rows that the clause `rows` selects
+/// (`WHERE …`, `LIMIT …`).
 pub async fn look_at(
     warehouse: &Warehouse,
     table: &str,
@@ -38,11 +40,11 @@ pub async fn look_at(
         rows: u64,
         values: Vec<u64>,
     }
-    // There may be no such columns, and a SELECT needs one: every table has the batch's.
+    // A SELECT needs a column even if `columns` is empty. Every table has `batch_id`.
     let mut read = vec!["batch_id".to_owned()];
     read.extend(columns.iter().map(|column| sql::ident(&column.name)));
     let values = columns.iter().map(|column| {
-        // With its table's name, a column is not taken for one of the results.
+        // Qualified with the table, the name cannot refer to a column of the result.
         let name = format!("looked_at.{}", sql::ident(&column.name));
         if column.column_type.is_nullable() {
             format!("countIf(isNotNull({name}))")
@@ -58,7 +60,9 @@ pub async fn look_at(
     );
     let counted: Vec<Row> = warehouse.rows(&query).await?;
     let Some(Row { rows, values }) = counted.into_iter().next() else {
-        return Err(WarehouseError::Unknown("a count has no row".to_owned()));
+        return Err(WarehouseError::Unknown(
+            "a count returned no row".to_owned(),
+        ));
     };
     let columns = columns.iter().zip(values);
     let empty = columns.filter(|(_, values)| *values == 0);
@@ -68,7 +72,7 @@ pub async fn look_at(
     })
 }
 
-/// What this process has seen of the columns of each event type, by its name.
+/// The columns of each event type in which this process has seen no value, by the type's name.
 #[derive(Debug, Default)]
 pub struct EmptyColumns {
     types: Mutex<HashMap<String, Watched>>,
@@ -76,14 +80,14 @@ pub struct EmptyColumns {
 
 #[derive(Debug)]
 struct Watched {
-    /// Columns in which no row so far had a value. None are left once enough rows were looked at.
+    /// Columns in which no row so far had a value. Empty once enough rows were looked at.
     columns: Vec<String>,
     rows: u64,
 }
 
 impl EmptyColumns {
-    /// Looks at the rows of a loaded batch, unless enough is known of the event type. Whatever comes
-    /// of it, the batch stays loaded.
+    /// Looks at the rows of a loaded batch, unless enough rows of the event type have been looked
+    /// at. The batch stays loaded whatever the result.
     pub(super) async fn look_at_batch(
         &self,
         tables: &impl BatchTables,
@@ -101,9 +105,8 @@ impl EmptyColumns {
                         event_type = event_type.name,
                         table = event_type.table,
                         columns = columns.join(", "),
-                        "no row that was loaded has a value in some columns; their declared paths \
-                         may be mistyped: `sluice types preview` shows what becomes of an object's \
-                         lines"
+                        "some columns have no value in any loaded row; their declared paths may \
+                         be mistyped: run `sluice types preview` on an object"
                     );
                 }
             }
@@ -111,7 +114,8 @@ impl EmptyColumns {
         }
     }
 
-    /// Returns the columns in which no row so far had a value; none where enough rows were looked at.
+    /// Returns the columns in which no row so far had a value, or none if enough rows were looked
+    /// at.
     fn to_look_at<'a>(&self, event_type: &'a EventType) -> Vec<&'a Column> {
         let mut columns = event_type.optional_columns();
         let mut types = self.types.lock().unwrap_or_else(PoisonError::into_inner);
@@ -125,7 +129,7 @@ impl EmptyColumns {
         columns
     }
 
-    /// Returns the columns to warn of, once: those in which none of enough rows had a value.
+    /// Returns, once, the columns to warn about: those in which none of enough rows had a value.
     fn note(&self, event_type: &str, seen: &Seen) -> Option<Vec<String>> {
         let mut types = self.types.lock().unwrap_or_else(PoisonError::into_inner);
         let watched = types.get_mut(event_type)?;

@@ -1,4 +1,4 @@
-//! What is said when the worker has to read all objects itself.
+//! Warns when the worker has to read all objects itself.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -7,18 +7,19 @@ use tracing::warn;
 use crate::batch::ReadBy;
 use crate::telemetry::metrics;
 
-/// So many objects, one after the other, that ClickHouse could not read are no accident.
+/// Warn after this many consecutive objects that ClickHouse could not read.
 const ALL_OF_THE_LAST: usize = 20;
 
-/// Notices when ClickHouse reads nothing any more.
+/// Notices when ClickHouse cannot read any object.
 #[derive(Debug, Default)]
 pub struct Fallbacks {
-    /// Since ClickHouse last read one.
+    /// The number of objects that ClickHouse could not read since it last read one.
     unread: AtomicUsize,
 }
 
 impl Fallbacks {
-    /// ClickHouse cannot read these objects, says `text`: the worker is about to.
+    /// Logs that the worker is about to stream objects that ClickHouse cannot read, for the reason
+    /// `text`.
     pub(super) fn begun(&self, objects: usize, text: &str) {
         warn!(
             objects,
@@ -30,9 +31,9 @@ impl Fallbacks {
             warn!(
                 error = text,
                 "ClickHouse could not read any of the last {} objects; this worker streams them. \
-                 Check `s3.clickhouse_access` (its rights) and `s3.clickhouse_endpoint` (its way \
-                 to S3); where it shall not read S3, set `load.fallback` to `always`, which saves \
-                 the attempts",
+                 Check `s3.clickhouse_access` (its permissions) and `s3.clickhouse_endpoint` (its \
+                 connection to S3). If ClickHouse is not meant to read S3, set `load.fallback` to \
+                 `always`, which saves the attempts",
                 before + objects,
             );
         }

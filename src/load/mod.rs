@@ -1,5 +1,5 @@
-//! Loads the objects of a batch: performs what the ledger protocol asks for, and splits what
-//! cannot be loaded together.
+//! Loads the objects of a batch: performs the actions of the ledger protocol, and splits batches
+//! whose objects cannot be loaded together.
 
 mod answers;
 mod attempt;
@@ -52,9 +52,10 @@ use ports::{BatchTables, LedgerStore, ObjectStore, Ports, Production};
 use progress::{FailedItem, PendingObject, Progress, WorkUnit};
 use views::Views;
 
-/// Loads batches. The daemon knows no more of ClickHouse than this.
+/// Loads batches. This is all of ClickHouse that the daemon sees.
 pub trait Load: Send + Sync + 'static {
-    /// Loads what can be loaded; an outcome for every object. Returns soon after `cancel`.
+    /// Loads what can be loaded, and returns an outcome for every object. Returns soon after
+    /// `cancel`.
     fn load(
         &self,
         batch: Batch,
@@ -62,75 +63,77 @@ pub trait Load: Send + Sync + 'static {
     ) -> impl Future<Output = Outcomes> + Send;
 }
 
-/// [`Load`] by the protocol of the ledger.
+/// Implements [`Load`] by the protocol of the ledger.
 pub struct Loader<P: Ports = Production> {
     config: LoadConfig,
     parts: LoadParts<P>,
     state: LoadState,
 }
 
-/// How a [`Loader`] loads.
+/// The settings of a [`Loader`].
 #[derive(Clone, Debug)]
 pub struct LoadConfig {
-    /// No answer for longer than this: the insert is killed and replayed.
+    /// How long an insert may take. One without an answer by then is killed and retried.
     pub insert_timeout: Duration,
-    /// The pause before a replay, doubled each time.
+    /// The pause before a retry, which doubles each time.
     pub retry: Backoff,
-    /// An object of whose lines a larger part is rejected has failed.
+    /// The largest part of an object's lines that may be rejected; above it, the object fails.
     pub max_rejected_ratio: f64,
     pub fallback: Fallback,
-    /// Objects smaller than this on average are streamed, too.
+    /// Batches whose objects are smaller than this on average, in bytes, are streamed too.
     pub stream_below: u64,
-    /// Whether a missing object's message is done with.
+    /// Whether the message of a missing object is deleted.
     pub acknowledge_missing: bool,
-    /// Objects that nobody can prove to be whole, and that are loaded all the same.
+    /// The compressions whose objects are loaded although they cannot be proven to be whole.
     pub accept_unproven: Vec<Compression>,
 }
 
-/// What a [`Loader`] works with.
+/// The systems and shared state that a [`Loader`] uses.
 pub struct LoadParts<P: Ports = Production> {
     pub ledger: P::Ledger,
     pub tables: P::Tables,
     pub store: P::Objects,
     pub breaker: Arc<Breaker>,
-    /// Told of what is in flight, loaded or failed.
+    /// Records what is in flight, loaded or failed.
     pub activity: Arc<Activity>,
     pub env: Env,
 }
 
-/// What a [`Loader`] has learned so far.
+/// What a [`Loader`] has observed so far.
 #[derive(Default)]
 struct LoadState {
     fallbacks: Fallbacks,
     empty_columns: EmptyColumns,
-    /// Inserts that have succeeded.
+    /// The number of inserts that have succeeded.
     successes: AtomicU64,
     views: Views,
     /// Held while rows are deleted, so that this process begins one mutation at a time.
     deletions: tokio::sync::Mutex<()>,
 }
 
-/// A batch that fails this often for no known reason is split, if the server does load otherwise.
+/// A batch that fails this often for an unknown reason is split, provided that the server loads
+/// anything at all.
 const MAX_RETRIES: u32 = 5;
 const MAX_RETRIES_OF_A_PART: u32 = 1;
-/// One object that fails for no known reason is at fault once other loads have succeeded this often
-/// between its failures.
+/// A single object that fails for an unknown reason is at fault once other loads have succeeded
+/// between its failures this often.
 const MAX_FAILURES_ALONE: u32 = 2;
-/// Where there is nothing to compare it with, it is given up after so many failures.
+/// A single object is given up after this many failures where no other load can be compared.
 const MAX_RETRIES_ALONE: u32 = 40;
-/// Loaded objects that are read again to find out whether ClickHouse may read at all.
+/// The number of loaded objects that are read again to find out whether a refusal concerns all
+/// objects.
 const KNOWN_GOOD_SAMPLES: usize = 5;
-/// Another worker's claim on the same objects, met this often, means that they are in good hands.
+/// After this many yields, the objects are left to the worker that claims them.
 const MAX_YIELDS: u32 = 5;
-/// An object that changes faster than it can be read is left for a later delivery.
+/// After this many changes, an object is left for a later delivery.
 const MAX_CHANGES: u32 = 5;
 
-/// For how long a batch is tried.
+/// How long loading a batch is retried.
 #[derive(Clone, Copy, Debug)]
 struct RetryPolicy {
-    /// How many replays show that the objects, together, are not to be loaded.
+    /// The number of retries after which the objects are not tried together any more.
     max_retries: u32,
-    /// Whether an object that fails alone can be tried again after others.
+    /// Whether an object that fails alone can be retried after others.
     may_wait: bool,
 }
 
@@ -143,12 +146,12 @@ impl Default for RetryPolicy {
     }
 }
 
-/// How one batch ended.
+/// How a batch ended.
 enum BatchEnd {
-    /// Every item has its outcome.
+    /// Every object has its outcome.
     Settled,
     Yielded(Vec<PendingObject>),
-    /// Nothing of it was loaded, and this is why.
+    /// Nothing of the batch was loaded, for this reason.
     Released {
         items: Vec<PendingObject>,
         why: BatchFailure,
@@ -156,7 +159,7 @@ enum BatchEnd {
     Abandoned(Vec<PendingObject>),
 }
 
-/// The worker shuts down: leave things as they are.
+/// The worker is shutting down: everything is left as it is.
 struct Cancelled;
 
 impl<P: Ports> Load for Loader<P> {
@@ -167,14 +170,14 @@ impl<P: Ports> Load for Loader<P> {
     }
 }
 
-/// Looking at the objects as they are now failed.
+/// Refreshing the objects' metadata failed.
 struct RefreshError {
     items: Vec<PendingObject>,
     cause: FailureCause,
 }
 
 impl<P: Ports> Loader<P> {
-    /// Returns a loader that has loaded nothing yet.
+    /// Creates a loader.
     pub fn new(config: LoadConfig, parts: LoadParts<P>) -> Self {
         Self {
             config,
@@ -183,7 +186,7 @@ impl<P: Ports> Loader<P> {
         }
     }
 
-    /// Returns how long others leave a batch alone after its worker was last heard of.
+    /// Returns how long other workers leave a batch alone after its worker was last heard of.
     pub fn lease(&self) -> Duration {
         self.parts.ledger.lease()
     }
@@ -235,8 +238,8 @@ impl<P: Ports> Loader<P> {
         progress.outcomes
     }
 
-    /// How these objects stand but for superseded claims, however long it takes to learn it; none
-    /// if cancelled.
+    /// Returns the claim statuses of these objects, excluding superseded claims. Retries until the
+    /// ledger answers; returns `None` if cancelled.
     pub async fn look_up(
         &self,
         objects: &[ObjectId],
@@ -250,9 +253,9 @@ impl<P: Ports> Loader<P> {
         .ok()
     }
 
-    /// Loads one batch; what is to be tried otherwise goes back to `progress.work`.
+    /// Loads one batch. What must be tried in another way goes back to `progress.work`.
     async fn load_work(&self, work: WorkUnit, cancel: &CancellationToken, progress: &mut Progress) {
-        // What was split off because of such an error need not prove it at length again.
+        // What was split off after such an error needs fewer retries to show it again.
         let max_retries = if work.splits == 0 {
             MAX_RETRIES
         } else {
@@ -299,8 +302,8 @@ impl<P: Ports> Loader<P> {
         }
     }
 
-    /// Nothing of a batch was loaded: decides how its objects are tried next, or that they have
-    /// failed.
+    /// Decides how the objects of a batch of which nothing was loaded are tried next, or that they
+    /// have failed.
     async fn try_otherwise(
         &self,
         work: WorkUnit,
@@ -356,7 +359,7 @@ impl<P: Ports> Loader<P> {
         work.many_blocks || self.planner().needs_many_blocks(&objects)
     }
 
-    /// Puts the reasons on record, and says what becomes of the objects.
+    /// Records the reasons of the failures, and sets the outcomes of these objects.
     async fn settle_failed(&self, progress: &mut Progress, cancel: &CancellationToken) {
         let failed = std::mem::take(&mut progress.failed);
         if failed.is_empty() {
@@ -370,7 +373,7 @@ impl<P: Ports> Loader<P> {
                 etag = item.object.etag,
                 class,
                 error = reason,
-                "object cannot be loaded; the reason is on record, `sluice status --failed` shows it"
+                "object cannot be loaded; the reason is recorded, see `sluice status --failed`"
             );
             let what = item.object.to_string();
             self.parts.activity.failed(what, class, reason);
@@ -389,7 +392,7 @@ impl<P: Ports> Loader<P> {
             .is_ok();
         for FailedItem { item, cause } in failed {
             let outcome = match cause.class() {
-                // Nothing is acknowledged that is not on record.
+                // A message is deleted only if the reason has been recorded.
                 FailureClass::Missing => Outcome::Missing {
                     acknowledge: recorded && self.config.acknowledge_missing,
                 },
@@ -434,7 +437,7 @@ impl<P: Ports> Loader<P> {
         progress.halted = batch_run.halted.take();
         match end {
             Ok(End::Loaded) => {
-                // What is not cleaned now, a later backfill cleans.
+                // A later backfill cleans what is not cleaned now.
                 drop(batch_run.clean().await);
                 progress.settle(&batch_run.items, &Outcome::Loaded);
                 BatchEnd::Settled
@@ -459,7 +462,7 @@ impl<P: Ports> Loader<P> {
         }
     }
 
-    /// Asks S3 what the objects are now.
+    /// Looks the objects up in S3, by whoever reads them, and updates their etags and sizes.
     async fn refresh(
         &self,
         items: Vec<PendingObject>,
@@ -493,7 +496,7 @@ impl<P: Ports> Loader<P> {
         Ok(items)
     }
 
-    /// What S3 tells the worker of an object. It is asked until it answers.
+    /// Returns what S3 answers the worker about an object. Retries until S3 answers.
     async fn head(
         &self,
         object: &ObjectRef,
@@ -504,7 +507,7 @@ impl<P: Ports> Loader<P> {
             match self.parts.store.head(object).await {
                 Err(error) if error.is_transient() => {
                     tries += 1;
-                    warn!(object = %object, tries, error = %error, "S3 does not answer; trying again");
+                    warn!(object = %object, tries, error = %error, "no answer from S3; retrying");
                     self.pause(tries, cancel).await?;
                 }
                 answer => return Ok(answer),
@@ -554,8 +557,8 @@ impl<P: Ports> Loader<P> {
         Ok(refreshed.collect())
     }
 
-    /// Repeats a small statement until it succeeds: there is no going on without it. Between tries
-    /// the breaker decides.
+    /// Repeats a small statement until it succeeds, since the load cannot continue without it.
+    /// Every try waits until the breaker admits it.
     async fn retry_until_ok<T, F>(
         &self,
         cancel: &CancellationToken,
@@ -567,7 +570,8 @@ impl<P: Ports> Loader<P> {
         let mut tries = 0;
         let mut halted = None;
         loop {
-            // What was refused is its own probe: that others succeed says nothing of it.
+            // A refused statement is its own probe: the success of others does not show that this
+            // one would succeed.
             let scope = match halted {
                 None => Scope::Everything,
                 Some(_) => Scope::Inserts,
@@ -585,7 +589,8 @@ impl<P: Ports> Loader<P> {
                     self.parts.breaker.succeeded(scope);
                     return Ok(value);
                 }
-                // Nothing is loaded without it, whatever the error is, once it does not pass.
+                // Nothing can be loaded without this statement. Once the error persists, it halts
+                // the load, whatever it is.
                 Err(error)
                     if classify(&error) == ErrorClass::Halt
                         || tries >= MAX_RETRIES && error.code().is_some() =>
@@ -603,18 +608,19 @@ impl<P: Ports> Loader<P> {
         }
     }
 
-    /// Opens the breaker where the error says that no such statement will do.
+    /// Opens the breaker if the error means that every such statement would fail.
     async fn note_failure(&self, error: &WarehouseError, what: Scope) {
         let class = classify(error);
         metrics::clickhouse_error(error.code(), class);
         match class {
             ErrorClass::Halt => self.halt(what, error),
-            // One lost connection says little; no answer to a ping says all.
+            // One lost connection can be an accident; a failed ping means that ClickHouse is
+            // unavailable.
             _ => match self.parts.tables.ping().await {
                 Ok(()) => warn!(
                     code = error.code(),
                     error = %with_advice(error),
-                    "a statement failed; trying again"
+                    "a statement failed; retrying"
                 ),
                 Err(ping) => self.halt(Scope::Everything, &ping),
             },
@@ -627,9 +633,9 @@ impl<P: Ports> Loader<P> {
             .open(what, diagnosis(error).pause, &with_advice(error));
     }
 
-    /// Whether who was refused can read what was read before: then a refusal is the object's fault,
-    /// and else everything's. Asked with the latest loaded objects, of the same bucket unless that
-    /// bucket is said to be gone.
+    /// Returns whether the reader that was refused can read objects that were read before. If so,
+    /// the refusal concerns this object, and otherwise all objects. The samples are those that were
+    /// loaded last, of the same bucket unless S3 says that the bucket does not exist.
     async fn can_read_others(
         &self,
         refused: &ObjectRef,
@@ -648,7 +654,7 @@ impl<P: Ports> Loader<P> {
         for other in others {
             match self.probe(&other, read_by).await {
                 Ok(()) => return Ok(true),
-                // Gone by now, and S3 says so: it would not tell a stranger.
+                // It has been deleted since. A caller without access would get 403.
                 Err(error) if is_missing(&error) => return Ok(true),
                 Err(_) => {}
             }
@@ -656,8 +662,8 @@ impl<P: Ports> Loader<P> {
         Ok(false)
     }
 
-    /// Has ClickHouse read another object of the bucket, the smallest of those that were loaded last;
-    /// none where there is none.
+    /// Lets ClickHouse read another object of the bucket, the smallest of those that were loaded
+    /// last. Returns `None` if there is no such object.
     async fn read_another(
         &self,
         object: &ObjectRef,

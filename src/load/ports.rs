@@ -1,5 +1,5 @@
-//! What a [`Loader`](super::Loader) asks of the ledger, of the tables and of S3: narrow traits, so that
-//! a simulation can stand in for each.
+//! What a [`Loader`](super::Loader) requires of the ledger, of the tables and of S3: narrow traits,
+//! so that a simulation can replace each.
 
 use std::future::Future;
 use std::time::{Duration, SystemTime};
@@ -29,7 +29,7 @@ pub trait Ports: Send + Sync + 'static {
     type Objects: ObjectStore;
 }
 
-/// ClickHouse and S3 themselves.
+/// The production systems: ClickHouse and S3.
 #[derive(Debug)]
 pub struct Production;
 
@@ -41,7 +41,7 @@ impl Ports for Production {
 
 type Answer<T> = Result<T, WarehouseError>;
 
-/// The ledger, as a loader writes and reads it; [`Ledger`] says what each operation does.
+/// The ledger, as a loader writes and reads it. [`Ledger`] documents each operation.
 pub trait LedgerStore: Send + Sync + 'static {
     fn lease(&self) -> Duration;
 
@@ -114,27 +114,27 @@ pub struct Insert<'a> {
     pub batch: BatchId,
     pub objects: &'a [&'a ObjectRef],
     pub form: StatementShape,
-    /// The condition under which no statement of it may start.
+    /// The condition under which no statement of the attempt may start, as SQL.
     pub guard: &'a str,
 }
 
-/// Some rows of the tables.
+/// A selection of rows of a table.
 #[derive(Clone, Copy, Debug)]
 pub enum Rows<'a> {
-    /// Those that a batch has brought.
+    /// The rows of a batch.
     Of(BatchId),
-    /// Those that the batch with this list supersedes.
+    /// The rows that the batch with this manifest supersedes.
     SupersededBy(&'a [ManifestEntry]),
 }
 
 /// The tables that batches are inserted into, on a server that reads objects itself.
 pub trait BatchTables: Send + Sync + 'static {
-    /// Makes the statements, and says in what form objects are loaded.
+    /// Returns the planner, which makes the statements and decides their shape.
     fn planner(&self) -> &Planner;
 
     fn ping(&self) -> impl Future<Output = Answer<()>> + Send;
 
-    /// Returns the statements of an attempt, bounded in what each may take.
+    /// Returns the statements of an attempt, each with bounds on the resources that it may use.
     fn statements(
         &self,
         insert: &Insert<'_>,
@@ -148,7 +148,7 @@ pub trait BatchTables: Send + Sync + 'static {
         timeout: Duration,
     ) -> impl Future<Output = Answer<()>> + Send;
 
-    /// Runs a statement whose objects follow it.
+    /// Runs a statement whose objects follow in the body of the request.
     fn stream(
         &self,
         statement: &Statement,
@@ -157,16 +157,17 @@ pub trait BatchTables: Send + Sync + 'static {
         timeout: Duration,
     ) -> impl Future<Output = Answer<()>> + Send;
 
-    /// Ends every statement of a batch, and waits for their end.
+    /// Ends every statement of a batch, and waits until none runs.
     fn kill(&self, batch: BatchId) -> impl Future<Output = Answer<()>> + Send;
 
     /// Returns whether any table has a row of a batch.
     fn has_any(&self, batch: BatchId) -> impl Future<Output = Answer<bool>> + Send;
 
-    /// Returns what the tables have of a batch.
+    /// Returns what the tables contain of a batch.
     fn contents(&self, batch: BatchId) -> impl Future<Output = Answer<Contents>> + Send;
 
-    /// See [`BatchRows::are_complete`](crate::clickhouse::batch_rows::BatchRows::are_complete).
+    /// Returns whether the tables have all rows of a batch. See
+    /// [`BatchRows::are_complete`](crate::clickhouse::batch_rows::BatchRows::are_complete).
     fn are_complete(
         &self,
         batch: BatchId,
@@ -175,22 +176,21 @@ pub trait BatchTables: Send + Sync + 'static {
         since: Option<Instant>,
     ) -> impl Future<Output = Answer<bool>> + Send;
 
-    /// Returns why lines of a batch were rejected.
+    /// Returns the rejected lines of a batch by reason.
     fn rejected(&self, batch: BatchId) -> impl Future<Output = Answer<Vec<Rejected>>> + Send;
 
-    /// Returns the path of an object whose first line, of those that a batch has rejected, looks
-    /// compressed.
+    /// Returns the path of an object whose first line the batch has rejected and looks compressed.
     fn compressed_line(
         &self,
         batch: BatchId,
     ) -> impl Future<Output = Answer<Option<String>>> + Send;
 
-    /// Returns what a deletion of a batch's rows does not reach, in words.
+    /// Returns a description of what a deletion of a batch's rows does not reach.
     fn left_in_views(&self, batch: BatchId) -> impl Future<Output = Answer<Option<String>>> + Send;
 
     fn has_rows(&self, table: &str, rows: Rows<'_>) -> impl Future<Output = Answer<bool>> + Send;
 
-    /// Returns whether the server is at work on just this deletion.
+    /// Returns whether the server is executing exactly this deletion.
     fn is_deleting(&self, table: &str, rows: Rows<'_>) -> impl Future<Output = bool> + Send;
 
     fn delete(
@@ -200,32 +200,32 @@ pub trait BatchTables: Send + Sync + 'static {
         timeout: Duration,
     ) -> impl Future<Output = Answer<()>> + Send;
 
-    /// Returns what the server sees of these objects, each with its path.
+    /// Returns the metadata of these objects as the server sees them, each with its path.
     fn head(
         &self,
         objects: &[&ObjectRef],
     ) -> impl Future<Output = Answer<Vec<(String, ObjectMeta)>>> + Send;
 
-    /// Returns the paths of those of these objects that have a line, blank or not.
+    /// Returns the paths of the objects that have a line, blank or not.
     fn with_lines(
         &self,
         objects: &[&ObjectRef],
     ) -> impl Future<Output = Answer<Vec<String>>> + Send;
 
-    /// Returns what the server was found to do, not long ago, with a stream that is cut short.
+    /// Returns the cached answer of [`truncation`](Self::truncation), unless it has expired.
     fn known_truncation(&self, compression: Compression) -> Option<Truncation>;
 
-    /// Finds out what the server does with a stream that is cut short.
+    /// Queries the server about what it does with a stream that is cut short.
     fn truncation(
         &self,
         compression: Compression,
     ) -> impl Future<Output = Answer<Truncation>> + Send;
 
-    /// Returns whether a loaded batch has brought rows to the table that a view reads since the view
-    /// was last changed.
+    /// Returns whether a loaded batch has inserted rows into the table that a view reads since the
+    /// view was last changed.
     fn has_passed(&self, failing: &Failing) -> impl Future<Output = Answer<bool>> + Send;
 
-    /// Looks for columns without a value in the rows that a batch has brought.
+    /// Looks for columns without a value in the rows of a batch.
     fn look_at(
         &self,
         event_type: &EventType,
@@ -236,29 +236,29 @@ pub trait BatchTables: Send + Sync + 'static {
 
 /// S3, as a worker reads it.
 pub trait ObjectStore: Send + Sync + 'static {
-    /// Returns what the key holds now, whatever was announced.
+    /// Returns the metadata of what the key holds now, whatever was announced.
     fn head(
         &self,
         object: &ObjectRef,
     ) -> impl Future<Output = Result<ObjectMeta, StoreError>> + Send;
 
-    /// Returns whether the content is compressed in another way than the name says.
+    /// Returns whether the content's compression differs from what the name says.
     fn is_misnamed(
         &self,
         object: &ObjectRef,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Returns whether the content, decompressed, has no byte.
+    /// Returns whether the content is empty when decompressed.
     fn is_empty(&self, object: &ObjectRef)
     -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Reads the object to its end, and returns whether its content ends there, too.
+    /// Reads the object to its end, and returns whether its content is whole.
     fn completeness(
         &self,
         object: &ObjectRef,
     ) -> impl Future<Output = Result<Completeness, StoreError>> + Send;
 
-    /// Begins to read the object, decompressed.
+    /// Opens the object for reading; the content is decompressed.
     fn open(&self, object: &ObjectRef) -> impl Future<Output = Result<Content, StoreError>> + Send;
 }
 

@@ -1,4 +1,4 @@
-//! What has become of a load's objects so far, and what is still to be tried.
+//! The progress of a load: the outcomes of its objects so far, and what is still to be tried.
 
 use tracing::{debug, warn};
 
@@ -12,35 +12,36 @@ use crate::object::{ObjectId, ObjectParts, ObjectRef};
 use crate::s3::{ObjectMeta, StoreError};
 use crate::telemetry::metrics;
 
-/// Errors can name one object after the other; halves find many bad ones sooner.
+/// How often a batch is split by the object that an error names. After that it is halved, which
+/// finds many bad objects sooner.
 const MAX_NAMED_SPLITS: u32 = 3;
 
-/// An object on its way: what is read can be newer than what was announced.
+/// An object that is being loaded. What is read can be newer than what was announced.
 #[derive(Clone, Debug)]
 pub(super) struct PendingObject {
     pub(super) announced: ObjectId,
     pub(super) object: ObjectRef,
-    /// The batches that have loaded what was announced, and are to be superseded.
+    /// The batches that have loaded what was announced, and that are superseded by this load.
     pub(super) loaded_by: Vec<BatchId>,
-    /// Of `object`.
+    /// The proof that `object` is whole.
     pub(super) proof: Proof,
 }
 
-/// What is known of the completeness of an object that ClickHouse reads.
+/// Whether an object that ClickHouse reads is known to be whole.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) enum Proof {
-    /// Nothing yet, or ClickHouse itself notices what is missing.
+    /// Not known yet, or not required since ClickHouse itself notices what is missing.
     #[default]
     None,
     Whole,
-    /// Nobody proves it, and the configuration accepts that.
+    /// There is no proof, and the configuration accepts that.
     Waived,
-    /// Neither shown nor refuted: ClickHouse is expected to refuse it. If it does not, the object
-    /// fails for this reason.
+    /// Neither proven nor refuted. ClickHouse is expected to refuse the object; if it does not, the
+    /// object fails for this cause.
     Doubtful(FailureCause),
-    /// It is not to be loaded.
+    /// The object must not be loaded.
     Failed(FailureCause),
-    /// The object is not what was announced any more.
+    /// The object has changed since it was announced.
     Changed(StoreError),
 }
 
@@ -54,7 +55,7 @@ impl PendingObject {
         }
     }
 
-    /// What is there now is this.
+    /// Replaces the etag and the size by those of the object that S3 has now.
     pub(super) fn set_version(&mut self, present: &ObjectMeta) {
         self.object = ObjectRef::from(ObjectParts {
             etag: present.etag.clone(),
@@ -64,7 +65,8 @@ impl PendingObject {
         self.proof = Proof::None;
     }
 
-    /// What has become another object meanwhile supersedes nothing.
+    /// Returns the claim of the object. If another object has replaced the announced one, it
+    /// supersedes nothing.
     pub(super) fn claim(&self) -> Claim<'_> {
         let same = self.object.id() == self.announced;
         Claim {
@@ -79,27 +81,27 @@ impl PendingObject {
 pub(super) struct WorkUnit {
     pub(super) items: Vec<PendingObject>,
     pub(super) read_by: ReadBy,
-    /// Streamed, although ClickHouse is thought to be able to read all of them.
+    /// Whether the objects are streamed although ClickHouse is expected to be able to read them.
     pub(super) prefers_streaming: bool,
-    /// One object that is too much for a block.
+    /// Whether this is one object that is too large for one block.
     pub(super) many_blocks: bool,
     pub(super) yields: u32,
     pub(super) changes: u32,
     pub(super) splits: u32,
-    /// It has given others the turn, to see whether they are loaded.
+    /// Whether it has waited for others, to see whether they are loaded.
     pub(super) waited: bool,
 }
 
-/// What has become of a load's objects so far.
+/// The progress of a load.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     pub(super) outcomes: Outcomes,
     pub(super) failed: Vec<FailedItem>,
-    /// Still to be tried; the last first.
+    /// What is still to be tried, the last first.
     pub(super) work: Vec<WorkUnit>,
-    /// From a batch to what is split off it: the breaker still waits for these inserts.
+    /// Passed from a batch to what is split off it: the breaker still waits for these inserts.
     pub(super) halted: Option<ProbeGuard>,
-    /// What had come through users' views when this load began.
+    /// What had passed through users' views when this load began.
     pub(super) passed_before: Successes,
 }
 
@@ -141,14 +143,14 @@ impl Progress {
         self.failed.push(FailedItem { item, cause });
     }
 
-    /// Gives everything else the turn first.
+    /// Postpones these objects until everything else has been tried.
     pub(super) fn wait(&mut self, work: WorkUnit) {
         let waited = true;
         self.work.insert(0, WorkUnit { waited, ..work });
     }
 
-    /// These objects cannot be loaded like this: ClickHouse is to read what the worker read by
-    /// choice; else they are tried in parts.
+    /// Decides how to try objects that cannot be loaded in their present form: ClickHouse reads
+    /// what the worker preferred to stream; everything else is tried in parts.
     pub(super) fn fall_back(&mut self, mut work: WorkUnit, cause: &FailureCause) {
         if self.fail_the_unproven(&mut work) {
             if !work.items.is_empty() {
@@ -159,8 +161,8 @@ impl Progress {
             warn!(
                 objects,
                 error = %cause,
-                "this worker cannot stream small objects; ClickHouse reads them. Where that lasts, \
-                 see what `sluice check` says of the worker, or set `load.stream_below` to 0B"
+                "this worker cannot stream small objects; ClickHouse reads them. If this persists, \
+                 run `sluice check`, or set `load.stream_below` to 0B"
             );
             self.work.push(WorkUnit::new(work.items, ReadBy::S3));
         } else {
@@ -180,8 +182,8 @@ impl Progress {
         work.items.len() < before
     }
 
-    /// The object that the cause names alone, and the rest as a new batch; halves when it names
-    /// none. An object that was alone already has failed.
+    /// Splits a batch into the object that the cause names and the rest, or into halves if it names
+    /// none. A single object has failed.
     fn split(&mut self, work: WorkUnit, cause: &FailureCause) {
         let mut items = work.items;
         if items.len() <= 1 {

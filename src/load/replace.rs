@@ -1,8 +1,8 @@
-//! Loading again what is loaded: the new batch supersedes those that had the objects before.
+//! Loads objects again: the new batch supersedes those that loaded the objects before.
 //!
-//! The record of the new batch is the commit. Until then its rows are taken back if it fails, and
-//! those of the earlier batches stand. From then on those of the earlier ones are garbage, which is
-//! deleted at once, or by the next backfill.
+//! The record of the new batch is the commit. Until then, the rows of the earlier batches stay, and
+//! the new ones are rolled back if the batch fails. Afterwards, the rows of the earlier batches are
+//! garbage, which is deleted at once, or by the next backfill.
 
 use std::time::SystemTime;
 
@@ -21,7 +21,7 @@ use crate::telemetry::trace;
 use crate::util::failpoint;
 
 impl<P: Ports> Loader<P> {
-    /// Loads objects; of those that these batches have loaded, the rows are replaced.
+    /// Loads objects, and replaces the rows that the batches of `loaded_by` brought of them.
     pub async fn replace(
         &self,
         batch: Batch,
@@ -35,7 +35,8 @@ impl<P: Ports> Loader<P> {
         self.load_items(items.collect(), cancel).await
     }
 
-    /// As [`crate::ledger::Ledger::loaded_claims`], however long it takes; none if cancelled.
+    /// Returns what [`crate::ledger::Ledger::loaded_claims`] does, but retries until the ledger
+    /// answers. Returns `None` if cancelled.
     pub async fn loaded_claims(
         &self,
         objects: &[ObjectId],
@@ -47,14 +48,14 @@ impl<P: Ports> Loader<P> {
             .ok()
     }
 
-    /// Ends what others have left of their replacements. Gives those that somebody may still work
-    /// on.
+    /// Finishes the replacements that other workers have left. Returns the batches that may still
+    /// be in progress elsewhere.
     pub async fn finish_replacements(&self, cancel: &CancellationToken) -> Vec<BatchId> {
         self.try_to_finish(cancel).await.unwrap_or_default()
     }
 
     async fn try_to_finish(&self, cancel: &CancellationToken) -> Result<Vec<BatchId>, Cancelled> {
-        let mut in_hand = Vec::new();
+        let mut in_progress = Vec::new();
         for replacement in self
             .retry_until_ok(cancel, || self.parts.ledger.replacements())
             .await?
@@ -66,10 +67,10 @@ impl<P: Ports> Loader<P> {
                 status if status.has_expired_lease() => {
                     self.recover(batch, cancel).instrument(span).await?;
                 }
-                _ => in_hand.push(batch),
+                _ => in_progress.push(batch),
             }
         }
-        Ok(in_hand)
+        Ok(in_progress)
     }
 
     /// Deletes the rows that a loaded batch supersedes.
@@ -90,7 +91,7 @@ impl<P: Ports> Loader<P> {
         self.retry_until_ok(cancel, || self.parts.ledger.cleaned(batch))
             .await?;
         failpoint::reach("clean.after");
-        info!("rows that it replaces are deleted");
+        info!("deleted superseded rows");
         Ok(())
     }
 }

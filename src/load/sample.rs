@@ -1,5 +1,5 @@
-//! A load that nothing speaks against but the server: by it Sluice tells an object that cannot be
-//! loaded from a server that loads nothing.
+//! Loads one blank line, which only the server can refuse. The result distinguishes an object that
+//! cannot be loaded from a server that loads nothing.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use crate::clickhouse::WarehouseError;
 use crate::object::{ObjectParts, ObjectRef};
 use crate::statements::framing::Framer;
 
-/// A server that needs longer for one line does not load.
+/// A server that takes longer for one line is not able to load.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 impl<P: Ports> Loader<P> {
-    /// Loads one blank line, with the statements of a load and into its tables. All that comes of it
-    /// is a row of `object_rows`, of a batch that the ledger does not know.
+    /// Loads one blank line with the statements of a load, into its tables. The only trace is a row
+    /// of `object_rows` of a batch that is not in the ledger.
     pub(super) async fn load_sample(&self) -> Result<(), WarehouseError> {
         let batch = BatchId::new(&self.parts.env);
         let object = ObjectRef::from(ObjectParts {

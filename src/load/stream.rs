@@ -1,4 +1,4 @@
-//! The body of an insert whose objects this worker reads.
+//! Makes the body of an insert whose objects this worker reads.
 
 use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
 use tokio::io::AsyncReadExt;
@@ -9,12 +9,13 @@ use crate::s3::{Content, StoreError, broken};
 use crate::statements::framing::Framer;
 use crate::util::failpoint;
 
-/// Bounds the worker's memory: a load has a few pieces in hand at a time.
+/// The bytes that are read at a time. Bounds the worker's memory, since a load keeps a few pieces.
 const PIECE: u64 = 128 * 1024;
-/// Objects that are asked for before their turn: else small ones would come one a round trip.
-const ASKED_AHEAD: usize = 16;
+/// The number of objects that are requested ahead. Otherwise small objects would take a round trip
+/// each.
+const REQUESTED_AHEAD: usize = 16;
 
-/// The lines of the objects, in order, framed.
+/// Returns the framed lines of the objects, in order.
 pub(super) fn body<'a, S: ObjectStore>(
     store: &'a S,
     objects: &'a [&ObjectRef],
@@ -24,7 +25,7 @@ pub(super) fn body<'a, S: ObjectStore>(
             let content = store.open(object).await?;
             Ok(pieces(object, index, content))
         })
-        .buffered(ASKED_AHEAD)
+        .buffered(REQUESTED_AHEAD)
         .try_flatten()
 }
 

@@ -1,4 +1,4 @@
-//! The tables of ClickHouse, as a loader uses them.
+//! Implements [`BatchTables`] on ClickHouse.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use crate::sql;
 use crate::statements::insert::Planner;
 use crate::statements::select::Target;
 
-/// The landing tables, event tables and what stands beside them, in one database of ClickHouse.
+/// The landing tables, the event tables and Sluice's other tables in one database of ClickHouse.
 pub struct ClickHouseTables {
     warehouse: Warehouse,
     planner: Planner,
@@ -245,8 +245,8 @@ fn condition(rows: Rows<'_>) -> String {
     }
 }
 
-/// All batches that have loaded an object are superseded, so that it does not matter which of these
-/// batches had which of these objects.
+/// Returns the condition for the rows that these objects supersede. All batches that have loaded an
+/// object are superseded, so it does not matter which batch had which object.
 fn superseded_by(objects: &[ManifestEntry]) -> String {
     let mut batches = BTreeSet::new();
     let mut sources = Vec::new();

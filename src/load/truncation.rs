@@ -1,8 +1,8 @@
-//! Whether ClickHouse notices that a compressed stream is cut short.
+//! Finds out whether ClickHouse notices that a compressed stream is cut short.
 //!
-//! It ends some of them without an error (26.7: zstd and lz4), and loads an object of which a part
-//! is missing as if it were whole. Which ones is asked of the server itself: the body of a request
-//! passes through the same decoders as an object does.
+//! ClickHouse ends some of them without an error (26.7: zstd and lz4), and loads an object of which
+//! a part is missing as if it were whole. The server itself is tested: the body of a request passes
+//! through the same decoders as an object does.
 
 use super::answers::Answers;
 use crate::clickhouse::error_class::{ErrorClass, classify};
@@ -12,33 +12,33 @@ use crate::object::Compression;
 /// What a server does with a stream that is cut short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Truncation {
-    /// It fails.
+    /// The server fails.
     Noticed,
-    /// It takes what is there for the whole, or nobody can tell whether it does.
+    /// The server accepts the part as the whole, or it is not known whether it does.
     Silent,
-    /// It does not read this compression at all.
+    /// The server does not read this compression.
     Unreadable,
 }
 
-/// Without an answer from a server that answers otherwise.
+/// The number of tries without an answer, while the server answers a ping.
 const MAX_TRIES: usize = 3;
 const SYNTAX_ERROR: u32 = 62;
 
-/// What the server was found to do, for each compression that was asked about.
+/// What the server does with such a stream, for each compression that was tested.
 #[derive(Debug, Default)]
 pub struct Truncations(Answers<Compression, Truncation>);
 
 impl Truncations {
-    /// Returns what the server did with such a stream not long ago.
+    /// Returns the cached answer, unless it has expired.
     pub fn known(&self, compression: Compression) -> Option<Truncation> {
         self.0.known(&compression)
     }
 
-    /// Asks the server what it does with such a stream.
+    /// Tests what the server does with such a stream.
     ///
     /// # Errors
     ///
-    /// Where the server does not answer, or cannot run any statement now.
+    /// Fails if the server does not answer, or cannot run any statement at present.
     pub async fn ask(
         &self,
         compression: Compression,
@@ -62,7 +62,7 @@ async fn truncation(
         Accepted::No => return Ok(Truncation::Unreadable),
         Accepted::Unanswered => return Ok(Truncation::Silent),
     }
-    // In the middle, and where only the end itself is missing.
+    // Cut in the middle, and with only the last byte missing.
     for end in [stream.len() / 2, stream.len() - 1] {
         if accepts(warehouse, encoding, &stream[..end]).await? != Accepted::No {
             return Ok(Truncation::Silent);
@@ -75,7 +75,7 @@ async fn truncation(
 enum Accepted {
     Yes,
     No,
-    /// The server answers, but not to this: something on the way does not let it through.
+    /// The server answers, but not this request: something in between blocks or changes it.
     Unanswered,
 }
 
@@ -89,7 +89,7 @@ async fn accepts(
             Ok(()) => return Ok(Accepted::Yes),
             Err(error @ WarehouseError::Server { .. }) => {
                 return match classify(&error) {
-                    // The body was taken as it is.
+                    // The body was not decompressed.
                     _ if error.code() == Some(SYNTAX_ERROR) => Ok(Accepted::Unanswered),
                     ErrorClass::Halt | ErrorClass::Overload => Err(error),
                     _ => Ok(Accepted::No),
@@ -101,12 +101,12 @@ async fn accepts(
     Ok(Accepted::Unanswered)
 }
 
-/// The statement before the sample. What the sample adds is white space, of which any part may be
-/// missing; nothing is read or written, and no right is needed.
+/// The statement before the sample. The sample adds white space, of which any part may be missing.
+/// Nothing is read or written, and no grant is required.
 const NOTHING: &str = "SELECT 1 FORMAT Null";
 
 struct Sample {
-    /// As `Content-Encoding` names it.
+    /// The name of the compression in `Content-Encoding`.
     encoding: &'static str,
     /// 48 characters of white space, compressed.
     stream: &'static [u8],

@@ -1,8 +1,8 @@
-//! Users' views that fail: is it an object's fault, or the view's?
+//! Decides whether an object or the view is at fault when a user's view fails an insert.
 //!
-//! ClickHouse runs the views of a table as a part of the insert into it. A view that throws over one
-//! object fails every insert that has the object; a view that throws over everything fails every
-//! insert. What tells them apart is whether other objects get through.
+//! ClickHouse runs the views of a table as a part of the insert into it. A view that throws on one
+//! object fails every insert that contains the object; a view that throws on everything fails every
+//! insert. What distinguishes them is whether other objects pass through the view.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,20 +10,20 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::clickhouse::failing_view::Failing;
 use crate::object::ObjectId;
 
-/// What inserts have brought to tables whose views can fail.
+/// Which inserts have succeeded or failed in tables whose views can fail.
 #[derive(Debug, Default)]
 pub(super) struct Views {
     state: Mutex<State>,
 }
 
-/// The inserts that have brought rows, by table.
+/// The number of inserts that have brought rows, by table.
 pub(super) type Successes = BTreeMap<String, u64>;
 
 #[derive(Debug, Default)]
 struct State {
     successes: Successes,
     /// The objects that have failed alone since an insert last brought rows to the table that the
-    /// view reads; by table and view.
+    /// view reads, by table and view.
     failed_alone: BTreeMap<(Option<String>, String), BTreeSet<ObjectId>>,
 }
 
@@ -44,7 +44,7 @@ impl Views {
         self.state().successes.clone()
     }
 
-    /// Returns whether an insert has since brought rows to the table that the view reads.
+    /// Returns whether an insert has brought rows to the table that the view reads since `before`.
     pub(super) fn has_passed_since(&self, before: &Successes, failing: &Failing) -> bool {
         let state = self.state();
         match &failing.table {
@@ -53,7 +53,8 @@ impl Views {
         }
     }
 
-    /// Notes that an object has failed alone, and returns how many objects have, one after the other.
+    /// Notes that an object has failed alone, and returns how many different objects have since the
+    /// last success.
     pub(super) fn failed_alone(&self, failing: &Failing, object: ObjectId) -> usize {
         let mut state = self.state();
         let key = (failing.table.clone(), failing.view.clone());

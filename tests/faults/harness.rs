@@ -453,7 +453,7 @@ impl Daemon {
     /// Batches that it has recovered, and that ended so.
     pub(crate) fn recovered(&self, end: &str) -> Result<usize> {
         let lines = self.log_lines()?;
-        let is = |line: &&Value| line["message"] == "recovered" && line["end"] == end;
+        let is = |line: &&Value| line["message"] == "batch recovered" && line["end"] == end;
         Ok(lines.iter().filter(is).count())
     }
 

@@ -67,7 +67,7 @@ async fn a_statement_is_refused(
         since <= received + 20,
         "{received} and then {since} received"
     );
-    ensure!(daemon.said("loading goes on")? == 1, "{}", lab.logs());
+    ensure!(daemon.said("loading resumes")? == 1, "{}", lab.logs());
     ensure!(daemon.said("intake is paused")? <= 3, "{}", lab.logs());
     proxy.heal();
     lab.drained(&[&daemon]).await;
@@ -226,7 +226,7 @@ async fn a_dropped_landing_table_is_waited_for() -> Result<()> {
     daemon.readiness(503, "landing").await;
     lab.migrate().await?;
     wait_for("intake to be open again", BOUND, async || {
-        Ok((daemon.said("loading goes on")? == 2).then_some(()))
+        Ok((daemon.said("loading resumes")? == 2).then_some(()))
     })
     .await;
     lab.drained(&[&daemon]).await;

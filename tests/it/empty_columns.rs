@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::harness::{Sluice, drained};
 
-const WARNING: &str = "no row that was loaded has a value";
+const WARNING: &str = "some columns have no value in any loaded row";
 
 /// Of clicks the path of `rows` is mistyped, and that of the `shop` of which no click has one is
 /// not. Taps lack nothing, and views cannot.

@@ -1,4 +1,4 @@
-//! What an error, or what an insert has brought, means for the objects of a batch.
+//! What an error means for the objects of a batch, and what the rows of an insert show about them.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -20,18 +20,18 @@ use crate::load::{
 use crate::object::{Compression, ObjectRef};
 use crate::telemetry::metrics;
 
-/// Who is to blame for a failed insert.
+/// What is at fault for a failed insert.
 enum Blame {
-    /// The objects: others can be loaded.
+    /// The objects, since others can be loaded.
     Objects,
-    /// The server: others fail, too, and how.
+    /// The server, since others fail too, with this error.
     Server(WarehouseError),
-    /// Nobody can tell: there is nothing to compare with.
+    /// Unknown, since there is no other load to compare with.
     Unknown,
 }
 
 impl<P: Ports> BatchRun<'_, P> {
-    /// What the error means for this batch, here and now.
+    /// Returns what the error means for this batch at this point of its run.
     pub(super) async fn diagnose(&self, error: &WarehouseError) -> Result<ErrorClass, Cancelled> {
         let class = classify(error);
         if matches!(class, ErrorClass::Replay | ErrorClass::ObjectFault)
@@ -50,9 +50,11 @@ impl<P: Ports> BatchRun<'_, P> {
         }
     }
 
-    /// A user's view has failed the insert. Several objects are tried in parts. One alone is at
-    /// fault if others came through the view: in this load, or before it while no other object fails
-    /// like it. Else the view fails for all: intake pauses.
+    /// Handles an insert that a user's view has failed.
+    ///
+    /// Several objects are tried in parts. A single object is at fault if others passed through the
+    /// view: in this load, or before it while no other object fails in the same way. Otherwise the
+    /// view fails for all objects, and intake pauses.
     pub(super) async fn view_failed(
         &mut self,
         error: &WarehouseError,
@@ -82,12 +84,13 @@ impl<P: Ports> BatchRun<'_, P> {
             self.halt(error);
             return Ok(Inserted::Unknown);
         }
-        // Sluice's own tables can have all rows, and the view's none.
+        // Sluice's own tables can have all rows while the view's table has none.
         self.rollback_only = true;
         Ok(self.at_fault(error, ErrorClass::View, FailureCause::View))
     }
 
-    /// An object is at fault. Alone, it may be one that the worker reads all the same.
+    /// Returns the class of a fault of the objects. A single object may be one that the worker can
+    /// read although ClickHouse cannot.
     pub(super) async fn object_fault(&self) -> ErrorClass {
         match self.items.as_slice() {
             [alone] if self.is_misnamed(&alone.object).await => ErrorClass::Stream,
@@ -99,7 +102,8 @@ impl<P: Ports> BatchRun<'_, P> {
         self.form.read_by == ReadBy::S3 && self.loader.config.fallback != Fallback::Never
     }
 
-    /// ClickHouse goes by the name; the worker looks at the first bytes.
+    /// Returns whether the first bytes of an object contradict its name, by which ClickHouse
+    /// decides how to decompress it.
     async fn is_misnamed(&self, object: &ObjectRef) -> bool {
         self.may_stream()
             && self
@@ -111,8 +115,8 @@ impl<P: Ports> BatchRun<'_, P> {
                 .unwrap_or(false)
     }
 
-    /// Whether ClickHouse, as it seems, cannot read the whole of this batch. Of many objects one
-    /// alone may be refused: it is set apart first.
+    /// Returns whether ClickHouse seems unable to read any object of this batch. Of many objects, a
+    /// single one may be refused; it is set apart first.
     fn is_unreadable(&self, class: ErrorClass, error: &WarehouseError) -> bool {
         let whole = self.items.len() == 1 || self.retry_policy.max_retries < MAX_RETRIES;
         match class {
@@ -125,7 +129,8 @@ impl<P: Ports> BatchRun<'_, P> {
         }
     }
 
-    /// Whether S3 shows the worker what it does not show ClickHouse, or tells it that it is gone.
+    /// Returns whether the worker can read the object that ClickHouse cannot, or learns from S3
+    /// that it does not exist.
     async fn worker_can_read(&self, error: &WarehouseError) -> bool {
         if !self.may_stream() {
             return false;
@@ -144,13 +149,13 @@ impl<P: Ports> BatchRun<'_, P> {
         }
     }
 
-    /// S3 refused an object: among others it is set apart; alone it is at fault if others can be
-    /// read.
+    /// Returns the class of a refusal by S3: a denied object, which is set apart from the others,
+    /// or a reason to halt. A single object is denied if others can be read.
     async fn attribute_denial(&self, error: &WarehouseError) -> Result<ErrorClass, Cancelled> {
         let [alone] = self.items.as_slice() else {
             return Ok(ErrorClass::Denied);
         };
-        // The worker need not have rights, where it reads only what ClickHouse cannot.
+        // Where the worker reads only what ClickHouse cannot, it may lack permissions on purpose.
         if self.form.read_by == ReadBy::Stream && self.loader.config.fallback != Fallback::Always {
             return Ok(ErrorClass::Denied);
         }
@@ -165,8 +170,9 @@ impl<P: Ports> BatchRun<'_, P> {
         })
     }
 
-    /// The objects need more than one insert may take. Several are tried in parts, and one alone in
-    /// many blocks; one that needs too much even then has failed, unless the limit lets nothing pass.
+    /// Handles objects that exceed what one insert may take. Several are tried in parts, and a
+    /// single one in many blocks. One that exceeds the limit even then has failed, unless the limit
+    /// admits nothing at all.
     pub(super) async fn too_large(
         &mut self,
         error: &WarehouseError,
@@ -181,15 +187,17 @@ impl<P: Ports> BatchRun<'_, P> {
         Ok(self.at_fault(error, ErrorClass::TooLarge, FailureCause::TooLarge))
     }
 
-    /// An error that blames nobody by itself, or the server for now. Either it passes, or the
-    /// objects are at fault, or the server is: which of these, other loads tell.
+    /// Handles an error that does not show what is at fault, or that the server is overloaded.
+    ///
+    /// Either the error passes, or the objects or the server are at fault. Other loads decide
+    /// which.
     pub(super) async fn unexplained(
         &mut self,
         class: ErrorClass,
         error: &WarehouseError,
     ) -> Result<Inserted, Cancelled> {
         let mut pause_for = (class == ErrorClass::Overload).then(|| error.clone());
-        // The same body will not be smaller.
+        // A retry sends a body of the same size.
         let is_final = is_too_large(error);
         if is_final || self.retries >= self.retry_policy.max_retries {
             match self.blame(class, error).await? {
@@ -201,13 +209,13 @@ impl<P: Ports> BatchRun<'_, P> {
                     }
                 }
                 Blame::Server(why) => pause_for = Some(why),
-                // Others get the turn: what becomes of them tells more.
+                // Others are tried first: their outcomes show more.
                 Blame::Unknown if self.retry_policy.may_wait => {
                     self.failure = Some(BatchFailure::new(ErrorClass::Replay, error.clone()));
                     return Ok(Inserted::ObjectFault);
                 }
                 Blame::Unknown if is_s3_away(error) => {}
-                // Nothing else comes while intake is paused.
+                // While intake is paused, there are no others to compare with.
                 Blame::Unknown if self.retries >= MAX_RETRIES_ALONE => {
                     return Ok(self.give_up(error).await);
                 }
@@ -224,7 +232,7 @@ impl<P: Ports> BatchRun<'_, P> {
         Ok(Inserted::Unknown)
     }
 
-    /// The objects are not loaded like this. Whatever pauses intake is not over by that.
+    /// Gives the objects up in their present form. This does not close the breaker.
     async fn give_up(&mut self, error: &WarehouseError) -> Inserted {
         let fault = self.object_fault().await;
         metrics::clickhouse_error(error.code(), fault);
@@ -232,7 +240,8 @@ impl<P: Ports> BatchRun<'_, P> {
         Inserted::ObjectFault
     }
 
-    /// The server has told what is wrong with the objects: it does inserts.
+    /// Gives the objects up for a fault that the server has reported. This closes the breaker,
+    /// since the server executes inserts.
     pub(super) fn at_fault(
         &mut self,
         error: &WarehouseError,
@@ -245,7 +254,7 @@ impl<P: Ports> BatchRun<'_, P> {
         Inserted::ObjectFault
     }
 
-    /// Finds out who is to blame for an error that does not say it.
+    /// Finds out what is at fault for an error that does not show it.
     async fn blame(
         &mut self,
         class: ErrorClass,
@@ -258,7 +267,7 @@ impl<P: Ports> BatchRun<'_, P> {
             return Ok(Blame::Objects);
         }
         if class == ErrorClass::Overload {
-            // Small statements say nothing of it. Less at a time may pass.
+            // Small statements show nothing about an overload. A smaller batch may pass.
             let are_several = self.items.len() > 1;
             return Ok(if are_several {
                 Blame::Objects
@@ -266,18 +275,18 @@ impl<P: Ports> BatchRun<'_, P> {
                 Blame::Unknown
             });
         }
-        // The sample does not ask S3.
+        // The blank-line load does not use S3.
         if !is_s3_away(error)
             && let Err(of_sample) = self.sample().await?
         {
             return Ok(Blame::Server(of_sample));
         }
         let [alone] = self.items.as_slice() else {
-            // To try them in parts does no harm.
+            // Trying them in parts does no harm.
             return Ok(Blame::Objects);
         };
         if is_s3_away(error) {
-            // It is nobody's fault, however long.
+            // An outage of S3 is no fault of the objects or of ClickHouse, however long it lasts.
             return Ok(Blame::Unknown);
         }
         if self.form.read_by != ReadBy::S3 {
@@ -299,8 +308,8 @@ impl<P: Ports> BatchRun<'_, P> {
         }
     }
 
-    /// Returns an object that has bytes and of which no line came, not even a blank one: ClickHouse
-    /// read something else under its name, or nothing, and did not say so.
+    /// Returns the failure of an object that has bytes but of which no line arrived, not even a
+    /// blank one: without an error, ClickHouse read something else under its name, or nothing.
     pub(super) async fn unread(&self) -> Option<BatchFailure> {
         let paths: HashSet<&str> = self.read.iter().map(|it| it.source_path.as_str()).collect();
         let unread: Vec<&ObjectRef> = self
@@ -308,7 +317,7 @@ impl<P: Ports> BatchRun<'_, P> {
             .into_iter()
             .filter(|object| object.size != Some(0) && !paths.contains(object.path().as_str()))
             .collect();
-        // Nothing, compressed, has bytes too.
+        // Empty content has bytes, too, once it is compressed.
         let (plain, doubtful): (Vec<_>, Vec<_>) = unread.into_iter().partition(|object| {
             object.size.is_some() && Compression::of(&object.key) == Compression::None
         });
@@ -320,7 +329,7 @@ impl<P: Ports> BatchRun<'_, P> {
             Ok(unread) => FailureCause::Unread(unread?.clone()),
             Err(error) => return Some(BatchFailure::new(ErrorClass::Changed, error)),
         };
-        // Alone, it is first looked at again: it may be empty by now.
+        // A single object is refreshed first: it may be empty by now.
         let class = if self.items.len() == 1 {
             ErrorClass::Changed
         } else {
@@ -329,7 +338,7 @@ impl<P: Ports> BatchRun<'_, P> {
         Some(BatchFailure::new(class, cause))
     }
 
-    /// Returns an object, of these, that is not empty once it is decompressed.
+    /// Returns one of these objects that is not empty when decompressed.
     async fn with_content<'o>(
         &self,
         objects: &[&'o ObjectRef],
@@ -350,7 +359,7 @@ impl<P: Ports> BatchRun<'_, P> {
         Ok(objects.iter().find(is_read).copied())
     }
 
-    /// An object that was read as lines of text, and is compressed.
+    /// Returns the failure of an object that is compressed but was read as lines of text.
     pub(super) async fn misnamed(&self) -> Result<Option<BatchFailure>, Cancelled> {
         let rejected = Target::RejectedLines;
         let has_any = self
@@ -378,9 +387,9 @@ impl<P: Ports> BatchRun<'_, P> {
         })
     }
 
-    /// An object of which a larger part was rejected than is allowed.
+    /// Returns the failure of an object of which more lines were rejected than are allowed.
     pub(super) fn too_many_rejected(&self) -> Option<BatchFailure> {
-        // A merge may have collapsed the rows that are replaced into these: they must not go.
+        // A merge may have collapsed the superseded rows into these, so they must not be deleted.
         if self.replaces() {
             return None;
         }

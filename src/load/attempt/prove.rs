@@ -1,7 +1,9 @@
-//! Shows that the objects of a batch are whole where ClickHouse does not notice that they are not.
+//! Proves that the objects of a batch are whole where ClickHouse would not notice that they are cut
+//! short.
 //!
-//! This comes before the insert: of a batch that has rows, each object was proven, so that one that
-//! is cut short is set apart without a rollback, and whoever records the batch needs no proof.
+//! The proof comes before the insert, so that an object that is cut short is set apart without a
+//! rollback. Every object of a batch that has rows was proven, so the worker that records the batch
+//! needs no proof.
 
 use std::collections::BTreeSet;
 
@@ -20,15 +22,15 @@ use crate::load::{Cancelled, MAX_RETRIES};
 use crate::object::{Compression, ObjectRef};
 use crate::s3::{Completeness, StoreError};
 
-/// Objects that are read at a time.
+/// The number of objects that are read at the same time.
 const READ_AT_ONCE: usize = 16;
 
 impl<P: Ports> BatchRun<'_, P> {
-    /// Proves what is not proven yet; returns what ends the attempt where an object must not be
-    /// loaded.
+    /// Proves the objects that are not proven yet. Returns the result that ends the attempt if one
+    /// of them must not be loaded.
     pub(super) async fn prove(&mut self) -> Result<Option<Inserted>, Cancelled> {
         if self.form.read_by != ReadBy::S3 {
-            // The worker's decoders notice themselves.
+            // The worker's decoders notice it themselves.
             for item in &mut self.items {
                 item.proof = Proof::None;
             }
@@ -57,19 +59,19 @@ impl<P: Ports> BatchRun<'_, P> {
         let Some(fault) = failure.or_else(changed) else {
             return Ok(None);
         };
-        // Rows of it can be there from a worker of an earlier version.
+        // A worker of an earlier version may have inserted rows of it.
         self.rollback_only = fault.class == ErrorClass::ObjectFault;
         self.failure = Some(fault);
         Ok(Some(Inserted::ObjectFault))
     }
 
-    /// Returns the proofs that are missing, each with its item's place in the list.
+    /// Returns the missing proofs, each with the index of its object.
     async fn proofs(&self) -> Result<Vec<(usize, Proof)>, Cancelled> {
         let mut proofs = Vec::new();
         let mut unread = Vec::new();
         for (index, item) in self.items.iter().enumerate() {
             let is_settled = matches!(item.proof, Proof::Whole | Proof::Waived);
-            // Of an object without bytes nothing can be missing.
+            // Nothing can be missing from an object of 0 bytes.
             if is_settled || item.object.size == Some(0) {
                 continue;
             }
@@ -102,7 +104,7 @@ impl<P: Ports> BatchRun<'_, P> {
         if compression == Compression::None {
             return Ok(Truncation::Noticed);
         }
-        // What is known says nothing to the breaker.
+        // A cached answer must not close the breaker.
         if let Some(truncation) = loader.parts.tables.known_truncation(compression) {
             return Ok(truncation);
         }
@@ -137,12 +139,13 @@ impl<P: Ports> BatchRun<'_, P> {
         }
     }
 
-    /// The worker cannot read the object. Where ClickHouse cannot either, its insert says why.
+    /// Returns the proof of an object that the worker cannot read. If ClickHouse cannot read it
+    /// either, the insert fails and shows why.
     async fn proof_without_worker(&self, object: &ObjectRef, error: &StoreError) -> Proof {
         let cause = FailureCause::Unproven {
             object: object.clone(),
-            why: format!("this worker cannot read it to check: {error}"),
-            advice: "grant the worker's role `s3:GetObject`, compress it with gzip",
+            why: format!("this worker cannot read the object to verify it: {error}"),
+            advice: "grant the worker's role `s3:GetObject`, compress the object with gzip",
         };
         match self.loader.probe(object, ReadBy::S3).await {
             Ok(()) => Proof::Failed(cause),
@@ -150,8 +153,8 @@ impl<P: Ports> BatchRun<'_, P> {
         }
     }
 
-    /// Returns an object that ClickHouse has loaded against expectation, so that nobody knows
-    /// whether it did so in full.
+    /// Returns the failure of an object that ClickHouse has loaded although it was expected to
+    /// refuse it, so that it may have been loaded in part.
     pub(super) fn doubtful(&mut self) -> Option<BatchFailure> {
         let mut fault = None;
         for item in &mut self.items {
@@ -163,7 +166,8 @@ impl<P: Ports> BatchRun<'_, P> {
         fault
     }
 
-    /// Returns what the ledger says of a batch with objects that nobody proves to be whole.
+    /// Returns the remark that the ledger records for a batch with unproven objects, or an empty
+    /// string.
     pub(super) fn waiver(&self) -> String {
         let waived = self.items.iter().filter(|it| it.proof == Proof::Waived);
         let extensions: BTreeSet<&str> = waived
@@ -185,15 +189,15 @@ fn proof(object: &ObjectRef, found: Completeness, truncation: Truncation) -> Pro
     match found {
         Completeness::Whole => Proof::Whole,
         Completeness::Cut(problem) => Proof::Failed(FailureCause::Incomplete { object, problem }),
-        // ClickHouse goes by the name, and fails over the content.
+        // ClickHouse chooses its decoder by the name, and is expected to fail on the content.
         Completeness::Malformed(problem) => {
             Proof::Doubtful(FailureCause::Incomplete { object, problem })
         }
         Completeness::Unknown => {
             let cause = FailureCause::Unproven {
                 object,
-                why: "this worker cannot follow this compression".to_owned(),
-                advice: "compress it with gzip",
+                why: "this worker has no decoder for this compression".to_owned(),
+                advice: "compress the object with gzip",
             };
             if truncation == Truncation::Unreadable {
                 Proof::Doubtful(cause)
