@@ -1,6 +1,6 @@
-//! What the ledger and the tables say of objects and batches, for people.
+//! Reports on objects and batches from the ledger and the tables, for the commands.
 //!
-//! Nothing here is part of the protocol: reading is all it does.
+//! Nothing here is part of the protocol: this module only reads.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -21,23 +21,23 @@ pub struct History {
     warehouse: Warehouse,
 }
 
-/// What a worker has loaded within some time.
+/// What a worker has loaded within a time window.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct WorkerActivity {
     pub worker: String,
     pub batches: u64,
     pub objects: u64,
     pub rows: u64,
-    /// UTC, as all times here.
+    /// In UTC, as are all times here.
     pub last_batch_at: String,
 }
 
-/// Batches that are sealed, and neither loaded nor released.
+/// The batches that have claimed objects and are neither loaded nor released.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct OpenBatches {
     pub batches: u64,
     pub objects: u64,
-    /// Seconds since the oldest was sealed.
+    /// Seconds since the claim of the oldest.
     pub oldest_seconds: u64,
 }
 
@@ -45,13 +45,13 @@ pub struct OpenBatches {
 #[derive(Debug, Deserialize)]
 pub struct WorkerOfOtherPlan {
     pub worker: String,
-    /// Of its latest batch.
+    /// The time of its latest claim.
     pub sealed_at: String,
-    /// Neither loaded nor released.
+    /// Its batches that are neither loaded nor released.
     pub open_batches: u64,
 }
 
-/// One version of an object, and all that happened to it.
+/// The history of one version of an object.
 #[derive(Debug, Serialize)]
 pub struct ObjectStory {
     pub etag: String,
@@ -59,7 +59,7 @@ pub struct ObjectStory {
     pub batches: Vec<BatchOfObject>,
     /// Rows in the tables, by kind of line.
     pub rows: BTreeMap<String, u64>,
-    /// Of its lines that became no row: how many, by reason.
+    /// Lines that did not become rows, by reason.
     pub rejected: BTreeMap<String, u64>,
     pub failures: Vec<FailureOfObject>,
 }
@@ -71,13 +71,13 @@ pub struct BatchOfObject {
     pub batch_id: String,
     pub worker: String,
     pub size: u64,
-    /// `s3` or `stream`; `rejected_lines` or `unmatched_statements` where lines were moved.
+    /// `s3` or `stream`; `rejected_lines` or `unmatched_statements` for a replay of rejects.
     pub read_by: String,
     pub sealed_at: String,
     /// `loaded`, `released`, `open`, or `superseded` by one that is loaded.
     pub state: String,
     pub ended_at: String,
-    /// One more than were fenced.
+    /// One more than the highest fenced attempt.
     pub attempts: u32,
     pub reason: String,
 }
@@ -92,8 +92,8 @@ pub struct FailureOfObject {
     pub worker: String,
 }
 
-/// An object that failed and is not dismissed; neither it nor other content of its key has been loaded
-/// since.
+/// An object that failed and has not been dismissed. Neither it nor another version of its key has
+/// been loaded since.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailedObject {
     #[serde(skip_serializing)]
@@ -107,32 +107,33 @@ pub struct FailedObject {
     pub last_at: String,
 }
 
-/// Whether an object is loaded, and how it failed last.
+/// Whether an object is loaded, and its last failure.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObjectStatus {
     pub loaded: bool,
-    /// Times that it failed, as far as they are on record.
+    /// The number of recorded failures.
     pub failures: u64,
-    /// Of the last failure or dismissal, as the two that follow; empty where there is none.
+    /// The class of the last failure or dismissal, like the two fields that follow. Empty if there
+    /// is none.
     pub class: String,
     pub reason: String,
     pub failed_at: String,
 }
 
-/// How long loading took lately, for one batch at a time.
+/// How long recent loads took, for one batch at a time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pace {
     pub seconds_an_object: f64,
     pub seconds_a_byte: f64,
 }
 
-/// Which failed objects are meant.
+/// A selection of failed objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FailureFilter {
     pub class: Option<String>,
-    /// Failed for the last time within this time.
+    /// Selects objects whose last failure is at most this old.
     pub since: Option<Duration>,
-    /// A bucket, and what its keys begin with.
+    /// A bucket, and a prefix of its keys.
     pub prefix: Option<ObjectUrl>,
 }
 
@@ -148,7 +149,7 @@ impl History {
         Self { warehouse }
     }
 
-    /// What each worker loaded within `since`, the busiest first.
+    /// Returns what each worker loaded within the last `since`, the busiest first.
     pub async fn workers(&self, since: Duration) -> Result<Vec<WorkerActivity>, WarehouseError> {
         let sql = format!(
             "SELECT worker, count() AS batches, sum(b.objects) AS objects, sum(b.rows) AS rows, \
@@ -165,7 +166,7 @@ impl History {
         self.warehouse.rows(&sql).await
     }
 
-    /// By the batches that were loaded last; none where there are none.
+    /// Returns the pace of the last 100 loaded batches, or `None` if there are none.
     pub async fn pace(&self) -> Result<Option<Pace>, WarehouseError> {
         #[derive(Deserialize)]
         struct Row {
@@ -195,7 +196,7 @@ impl History {
         }))
     }
 
-    /// Batches that somebody works on, or has left behind.
+    /// Returns the batches that are in progress or unfinished.
     pub async fn open_batches(&self) -> Result<OpenBatches, WarehouseError> {
         let sql = format!(
             "SELECT uniqExact(batch_id) AS batches, uniqExact(object_id) AS objects, \
@@ -212,8 +213,8 @@ impl History {
             .ok_or_else(|| WarehouseError::Unknown("no row for the open batches".to_owned()))
     }
 
-    /// Returns the workers that have an open batch of another plan than this, or have sealed one within
-    /// `recent`.
+    /// Returns the workers that have an open batch of another plan, or that have claimed one within
+    /// the last `recent`.
     pub async fn workers_of_other_plans(
         &self,
         plan: Uuid,
@@ -238,7 +239,7 @@ impl History {
         self.warehouse.rows(&sql).await
     }
 
-    /// Every version of an object that was ever sealed or failed, the newest first.
+    /// Returns every version of an object that was ever claimed or failed, the newest first.
     pub async fn object(&self, object: &ObjectUrl) -> Result<Vec<ObjectStory>, WarehouseError> {
         let mut batches = self.batches_of(object).await?;
         let mut failures = self.failures_of(object).await?;
@@ -318,7 +319,7 @@ impl History {
         self.warehouse.rows(&sql).await
     }
 
-    /// The batches of an object that others have superseded.
+    /// Returns the query for the superseded batches of an object.
     fn superseded(&self, object: &ObjectUrl) -> String {
         format!(
             "SELECT toString(arrayJoin(supersedes)) FROM {} WHERE {} AND batch_id IN (\
@@ -329,8 +330,8 @@ impl History {
         )
     }
 
-    /// Of batches that are loaded: rows of others may be on their way back, or out. What a replay has
-    /// moved is not rejected, or unmatched, any more.
+    /// Counts the rows of an object in loaded batches; rows of other batches may still be rolled
+    /// back or deleted. Lines that a replay has moved do not count as rejected or unmatched.
     async fn rows_of(&self, object: &ObjectUrl) -> Result<Vec<LinesOfObject>, WarehouseError> {
         let moved: Vec<String> = RejectKind::ALL
             .into_iter()
@@ -382,7 +383,8 @@ impl History {
         self.warehouse.rows(&sql).await
     }
 
-    /// How these objects stand; what is not on record is neither loaded nor failed.
+    /// Returns the status of these objects. Those without a record are missing from the result:
+    /// they are neither loaded nor failed.
     pub async fn claim_statuses(
         &self,
         objects: &[&ObjectRef],
@@ -397,7 +399,7 @@ impl History {
             return Ok(HashMap::new());
         }
         let listed = quoted_list(objects.iter().map(|object| object.id().0));
-        // The order of the table of failures.
+        // The sorting key of the failures table.
         let named: Vec<_> = objects
             .iter()
             .map(|object| {
@@ -433,7 +435,7 @@ impl History {
             .collect())
     }
 
-    /// Those of the objects' keys, all of one bucket, that were loaded, whatever the content.
+    /// Returns the keys of these objects, all of one bucket, of which any version was loaded.
     pub async fn loaded_keys(
         &self,
         objects: &[&ObjectRef],
@@ -458,8 +460,8 @@ impl History {
         Ok(rows.into_iter().map(|row| row.key).collect())
     }
 
-    /// Returns the versions of this object that failed, where neither they nor other content has been
-    /// loaded since.
+    /// Returns the versions of this object that failed, if neither they nor another version has
+    /// been loaded since.
     pub async fn failed_object(
         &self,
         object: &ObjectUrl,
@@ -467,8 +469,8 @@ impl History {
         self.failed_where(&named(object), "", u64::MAX).await
     }
 
-    /// Returns the objects that failed, where neither they nor other content of their keys has been
-    /// loaded since; those that failed last first.
+    /// Returns the objects that failed, if neither they nor another version of their keys has been
+    /// loaded since. The latest failure comes first.
     pub async fn failed(
         &self,
         filter: &FailureFilter,

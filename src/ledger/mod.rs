@@ -1,8 +1,8 @@
-//! Which objects are loaded, claimed by a batch, or free: the ledger's tables.
+//! The ledger's tables, which record the objects that are loaded or claimed by a batch.
 //!
 //! Every operation is one statement, whatever the number of objects, and touches only the rows of
-//! the objects and batches that it names. All of them may be repeated: a ledger row that is there
-//! twice says the same as one. See [`protocol`] for the order in which they are used.
+//! the objects and batches that it names. All operations may be repeated: a duplicate row in the
+//! ledger changes nothing. See [`protocol`] for the order in which they are used.
 
 pub mod history;
 
@@ -27,53 +27,53 @@ use crate::statements::guard::FENCED_TEXT;
 use protocol::ClaimStatus;
 pub use sluice_core::ledger::{drive, protocol};
 
-/// One row an object and batch: the frozen list of each batch.
+/// Has one row for each object of a batch: the manifest of each batch.
 pub const OBJECTS_TABLE: &str = "ledger_objects";
-/// One row an event of a batch.
+/// Has one row for each event of a batch.
 pub const BATCHES_TABLE: &str = "ledger_batches";
 
-/// One row an object that could not be loaded, each time: the reason on record.
+/// Has one row for each time that an object could not be loaded, with the reason.
 pub const FAILURES_TABLE: &str = "ledger_failures";
 
-/// The class of a row of [`FAILURES_TABLE`] that is no failure: a person has dismissed those before.
+/// The class of a row of [`FAILURES_TABLE`] that is not a failure, but dismisses the earlier
+/// failures of the object.
 pub const DISMISSED: &str = "dismissed";
 
-/// The events in the life of a batch, as `ledger_batches.event` has them. That it is sealed is said
-/// by its list.
+/// The events of a batch, as in `ledger_batches.event`. The claim has no event: it is the manifest.
 mod event {
     pub(super) const LEASED: &str = "leased";
     pub(super) const FENCED: &str = "fenced";
     pub(super) const RELEASED: &str = "released";
     pub(super) const LOADED: &str = "loaded";
-    /// What the batch replaces is deleted.
+    /// The rows that the batch supersedes, or the rejects that it has moved, are deleted.
     pub(super) const CLEANED: &str = "cleaned";
 }
 
-/// Of a claim: the batch moves lines that were kept.
+/// The condition, as SQL, that a claim is one of a batch that replays rejects.
 pub(crate) const IS_REPLAY: &str = "read_by IN ('rejected_lines', 'unmatched_statements')";
 
 #[derive(Clone)]
 pub struct Ledger {
     warehouse: Warehouse,
-    /// Named in the ledger's rows, for people.
+    /// The worker's name in the ledger's rows, for human readers.
     worker: String,
     lease: Duration,
     env: Env,
 }
 
-/// Of each object, the batches that have loaded it.
+/// The batches that have loaded each object.
 pub type Claims = HashMap<ObjectId, Vec<BatchId>>;
 
-/// What a batch claims.
+/// The claim of a batch on one object.
 #[derive(Clone, Copy, Debug)]
 pub struct Claim<'a> {
     pub object: &'a ObjectRef,
-    /// The loaded batches whose rows of the object are replaced.
+    /// The loaded batches whose rows of the object are superseded.
     pub supersedes: &'a [BatchId],
 }
 
 impl<'a> Claim<'a> {
-    /// Of an object that nobody has loaded.
+    /// Returns the claim on an object that no batch has loaded.
     pub fn of(object: &'a ObjectRef) -> Self {
         Self {
             object,
@@ -101,7 +101,7 @@ struct ManifestRow<'a> {
 }
 
 impl<'a> ManifestRow<'a> {
-    /// Without a lease.
+    /// Returns the row of a claim, without lease and worker.
     fn of(batch: BatchId, claim: &Claim<'a>, form: StatementShape) -> Self {
         let object = claim.object;
         Self {
@@ -138,7 +138,7 @@ struct BatchRow<'a> {
 #[derive(Debug)]
 pub struct Failure<'a> {
     pub object: &'a ObjectRef,
-    /// One word, for statistics and filters.
+    /// The failure class, one word for statistics and filters.
     pub class: &'static str,
     pub reason: &'a str,
 }
@@ -154,39 +154,39 @@ struct FailureRow<'a> {
     worker: &'a str,
 }
 
-/// A replay that is to be finished.
+/// A replay that must be finished.
 #[derive(Debug, Deserialize)]
 pub struct UnfinishedReplay {
     pub batch_id: Uuid,
     pub read_by: ReadBy,
-    /// Only the kept lines are to be deleted.
+    /// Whether the batch is loaded, so that only its rejects must be deleted.
     pub loaded: bool,
 }
 
-/// What the ledger says of a batch that is to be recovered.
+/// The manifest of a batch that must be recovered.
 #[derive(Debug)]
 pub struct Manifest {
     pub objects: Vec<ManifestEntry>,
     pub form: StatementShape,
-    /// The highest fenced attempt, 0 where none is.
+    /// The highest fenced attempt, or 0 if none is fenced.
     pub fenced: u32,
 }
 
-/// A [`Claim`] that is read back.
+/// A [`Claim`] as it is read back from the ledger.
 #[derive(Debug)]
 pub struct ManifestEntry {
     pub object: ObjectRef,
     pub supersedes: Vec<BatchId>,
 }
 
-/// A batch that supersedes others, and has not been cleaned up after.
+/// A batch that supersedes others, and whose superseded rows have not been deleted.
 #[derive(Clone, Copy, Debug)]
 pub struct Replacement {
     pub batch: BatchId,
     pub status: ClaimStatus,
 }
 
-/// An object as `ledger_objects` has it.
+/// An object as it is recorded in `ledger_objects`.
 #[derive(Deserialize)]
 struct Listed {
     bucket: String,
@@ -231,7 +231,8 @@ impl From<Listed> for ObjectRef {
 }
 
 impl Ledger {
-    /// `lease`: how long others keep their hands off a batch after its worker was last heard of.
+    /// Creates the ledger of a worker. `lease` is how long other workers must not touch a batch
+    /// after its worker was last heard of.
     pub fn new(warehouse: Warehouse, worker: impl Into<String>, lease: Duration, env: Env) -> Self {
         Self {
             warehouse,
@@ -245,7 +246,12 @@ impl Ledger {
         self.lease
     }
 
-    /// The standing of each object, in order, leaving out batch `excluding` and these superseded claims.
+    /// Returns the claim status of each object, in order, excluding the batch `excluding` and the
+    /// superseded claims.
+    ///
+    /// # Errors
+    ///
+    /// [`WarehouseError::Hidden`] if the ledger does not show the claims of the batch `excluding`.
     pub async fn claim_statuses(
         &self,
         objects: &[ObjectId],
@@ -262,7 +268,7 @@ impl Ledger {
         if objects.is_empty() {
             return Ok(Vec::new());
         }
-        // Of new objects nobody has a claim, which is told for a third of what the rest costs.
+        // New objects have no claim, which this query finds out at a third of the cost of the next.
         let which = format!("{}{}", among(objects, excluding), without(superseded));
         let is_claimed = match excluding {
             None => self.warehouse.has_rows(OBJECTS_TABLE, &which).await?,
@@ -271,7 +277,7 @@ impl Ledger {
         if !is_claimed {
             return Ok(vec![ClaimStatus::Free; objects.len()]);
         }
-        // A replay that is left behind is for the next replay to finish.
+        // An unfinished replay is finished by the next replay.
         let sql = self.claims(
             &which,
             &format!("object_id, batch_id, loaded, lapsed AND NOT {IS_REPLAY} AS recoverable"),
@@ -296,13 +302,12 @@ impl Ledger {
         Ok(objects.iter().map(status).collect())
     }
 
-    /// Returns whether there are claims on these objects beside those of a batch, which must be there
-    /// whole.
+    /// Returns whether there are claims on these objects other than those of a batch.
     ///
     /// # Errors
     ///
-    /// [`WarehouseError::Hidden`] where the ledger does not show what the batch has written to it:
-    /// then it cannot be believed about others either.
+    /// [`WarehouseError::Hidden`] if the ledger does not show all claims of the batch: then it may
+    /// hide the claims of others, too.
     async fn is_claimed_beside(
         &self,
         batch: BatchId,
@@ -335,8 +340,8 @@ impl Ledger {
         Ok(others > 0)
     }
 
-    /// The standing of each object, in order, as far as lines that are kept of it are to be moved:
-    /// free, unless another batch than `excluding` works on it, or has to clean up after itself.
+    /// Returns the claim status of each object, in order, for a replay of its rejects: free, unless
+    /// a batch other than `excluding` is in progress on it or has not been cleaned up.
     pub async fn claim_statuses_of_rejects(
         &self,
         objects: &[ObjectId],
@@ -369,15 +374,15 @@ impl Ledger {
             None => ClaimStatus::Free,
             Some(batch) => ClaimStatus::Busy {
                 batch: BatchId(*batch),
-                // What is left behind is looked for by itself.
+                // `unfinished_replays` finds expired leases.
                 lease_expired: false,
             },
         };
         Ok(objects.iter().map(status).collect())
     }
 
-    /// Replays that somebody has left behind: their lease has run out, or the kept lines are still
-    /// there.
+    /// Returns the replays that other processes have not finished: those whose lease has expired,
+    /// or whose rejects have not been deleted.
     pub async fn unfinished_replays(&self) -> Result<Vec<UnfinishedReplay>, WarehouseError> {
         let sql = self.claims(
             IS_REPLAY,
@@ -387,7 +392,8 @@ impl Ledger {
         self.warehouse.rows(&sql).await
     }
 
-    /// `columns` of the claims that `which` names, as far as `condition` holds.
+    /// Returns the query for the `columns` of the claims that `which` selects and that meet
+    /// `condition`.
     fn claims(&self, which: &str, columns: &str, condition: &str) -> String {
         format!(
             "WITH claims AS (\
@@ -421,7 +427,8 @@ impl Ledger {
         )
     }
 
-    /// Which batches have loaded these objects, the last of them before that time.
+    /// Returns the batches that have loaded each of these objects, if the last of them claimed it
+    /// before that time.
     pub async fn loaded_claims(
         &self,
         objects: &[ObjectId],
@@ -452,7 +459,7 @@ impl Ledger {
         Ok(claims.collect())
     }
 
-    /// Batches that supersede others, and are open, or loaded and not cleaned up after.
+    /// Returns the batches that supersede others, and that are open, or loaded and not cleaned up.
     pub async fn replacements(&self) -> Result<Vec<Replacement>, WarehouseError> {
         #[derive(Deserialize)]
         struct Row {
@@ -481,7 +488,7 @@ impl Ledger {
         Ok(replacements.collect())
     }
 
-    /// Writes the frozen list of a batch.
+    /// Claims objects for a batch by writing its manifest.
     pub async fn claim(
         &self,
         batch: BatchId,
@@ -499,7 +506,7 @@ impl Ledger {
         self.of(batch).insert(OBJECTS_TABLE, &rows).await
     }
 
-    /// Says that this worker still works on the batch.
+    /// Renews this worker's lease on the batch.
     pub async fn renew(&self, batch: BatchId) -> Result<(), WarehouseError> {
         let lease_seconds = self.lease_seconds();
         self.note(
@@ -513,7 +520,7 @@ impl Ledger {
         .await
     }
 
-    /// Keeps the lease for as long as some work takes.
+    /// Runs `work` while renewing the lease, after every third of it.
     pub async fn leased<T>(&self, batch: BatchId, work: impl Future<Output = T>) -> T {
         let keep_lease = async {
             let mut renewals = tokio::time::interval(self.lease / 3);
@@ -521,14 +528,14 @@ impl Ledger {
             loop {
                 renewals.tick().await;
                 if let Err(error) = self.renew(batch).await {
-                    debug!(error = %error, "lease not renewed");
+                    debug!(error = %error, "failed to renew the lease; retrying");
                 }
             }
         };
         tokio::select! {
             biased;
             done = work => done,
-            () = keep_lease => unreachable!("it never ends"),
+            () = keep_lease => unreachable!("the loop of renewals never ends"),
         }
     }
 
@@ -544,14 +551,16 @@ impl Ledger {
         .await
     }
 
-    /// No attempt of the batch up to this one may start any more. Takes the lease over.
+    /// Fences the batch, so that no attempt up to this one may start any more, and takes over the
+    /// lease.
     ///
-    /// [`Fence::Written`] where this worker was the first to do so: of several that recover a batch at once, the
-    /// others had better leave it to that one. Nothing but work depends on it.
+    /// Returns [`Fence::Written`] if this worker was the first to do so. Of several workers that
+    /// recover a batch at once, the others leave it to that one. This saves work; safety does not
+    /// depend on it.
     ///
     /// # Errors
     ///
-    /// [`WarehouseError::Hidden`] where the ledger does not show the fence: then the guard of a
+    /// [`WarehouseError::Hidden`] if the ledger does not show the fence: then the guard of a
     /// statement does not see it either.
     pub async fn fence(&self, batch: BatchId, attempt: u32) -> Result<Fence, WarehouseError> {
         #[derive(Deserialize)]
@@ -592,7 +601,7 @@ impl Ledger {
         })
     }
 
-    /// The batch has no rows, and never will have.
+    /// Releases the batch, which has no rows and never will have any.
     pub async fn release(&self, batch: BatchId, reason: &str) -> Result<(), WarehouseError> {
         self.note(
             batch,
@@ -605,10 +614,14 @@ impl Ledger {
         .await
     }
 
-    /// The batch is loaded; an error with [`FENCED_TEXT`] where this attempt is fenced.
+    /// Records that the batch is loaded.
     ///
-    /// Guarded as the insert is, and found by a kill under the batch's name: whoever takes the
-    /// batch's rows back can be sure that it is not on record later.
+    /// The statement is guarded as the insert is, and a kill finds it by the id of the batch, so a
+    /// batch that is rolled back cannot be recorded afterwards.
+    ///
+    /// # Errors
+    ///
+    /// An error with [`FENCED_TEXT`] if this attempt is fenced.
     pub async fn record(
         &self,
         batch: BatchId,
@@ -632,7 +645,8 @@ impl Ledger {
         self.of(batch).run_as(&sql, &query_id).await
     }
 
-    /// What the batch replaces is deleted.
+    /// Records that the rows that the batch supersedes, or the rejects that it has moved, are
+    /// deleted.
     pub async fn cleaned(&self, batch: BatchId) -> Result<(), WarehouseError> {
         self.note(
             batch,
@@ -644,7 +658,7 @@ impl Ledger {
         .await
     }
 
-    /// Puts on record why objects could not be loaded.
+    /// Records why objects could not be loaded.
     pub async fn record_failures(&self, failures: &[Failure<'_>]) -> Result<(), WarehouseError> {
         let rows: Vec<FailureRow<'_>> = failures
             .iter()
@@ -661,7 +675,7 @@ impl Ledger {
         self.warehouse.insert(FAILURES_TABLE, &rows).await
     }
 
-    /// Records that a person has dismissed these failures.
+    /// Records that a user has dismissed these failures.
     pub async fn dismiss(
         &self,
         failed: &[FailedObject],
@@ -691,7 +705,7 @@ impl Ledger {
         self.of(batch).insert(BATCHES_TABLE, &[row]).await
     }
 
-    /// The frozen list of a batch and its fences; `None` when it needs no recovery any more.
+    /// Returns the manifest of a batch and its highest fence, or `None` if it needs no recovery.
     pub async fn manifest(&self, batch: BatchId) -> Result<Option<Manifest>, WarehouseError> {
         #[derive(Deserialize)]
         struct Events {
@@ -727,7 +741,7 @@ impl Ledger {
         }))
     }
 
-    /// The frozen list of a batch, whatever became of it.
+    /// Returns the objects in the manifest of a batch, whether or not it has ended.
     pub async fn objects(&self, batch: BatchId) -> Result<Vec<ManifestEntry>, WarehouseError> {
         let listed = self.list(batch).await?;
         Ok(listed.into_iter().map(ManifestEntry::from).collect())
@@ -744,7 +758,8 @@ impl Ledger {
         self.warehouse.rows(&sql).await
     }
 
-    /// The objects that were loaded last: of the same bucket as `object`, or of any other.
+    /// Returns other objects that were loaded last: from the bucket of `object`, or, unless
+    /// `same_bucket`, from all other buckets.
     pub async fn latest_loaded(
         &self,
         object: &ObjectRef,
@@ -769,8 +784,9 @@ impl Ledger {
         Ok(listed.into_iter().map(ObjectRef::from).collect())
     }
 
-    /// The condition under which an insert of this attempt must not start, as SQL. One of a batch
-    /// that is loaded comes late, and does nothing while the tables remember its token.
+    /// Returns the condition under which an insert of this attempt must not start, as SQL. An
+    /// insert of a batch that is loaded is late, and inserts nothing while the tables remember its
+    /// token.
     pub fn guard(&self, batch: BatchId, attempt: u32) -> String {
         self.refusal(batch, attempt, &[event::RELEASED, event::LOADED])
     }
@@ -786,7 +802,7 @@ impl Ledger {
         )
     }
 
-    /// For statements of the batch.
+    /// Returns a client whose statements have the batch as their comment.
     fn of(&self, batch: BatchId) -> Warehouse {
         self.warehouse.commented(&format!("sluice batch {batch}"))
     }
@@ -796,7 +812,7 @@ impl Ledger {
     }
 }
 
-/// But not these claims.
+/// Returns the end of a condition that excludes these claims.
 fn without(superseded: &[(ObjectId, BatchId)]) -> String {
     let claims: Vec<String> = superseded
         .iter()
@@ -808,7 +824,7 @@ fn without(superseded: &[(ObjectId, BatchId)]) -> String {
     format!(" AND (object_id, batch_id) NOT IN ({})", claims.join(","))
 }
 
-/// The claims on these objects, but those of one batch.
+/// Returns the condition for the claims on these objects, excluding those of one batch.
 fn among(objects: &[ObjectId], excluding: Option<BatchId>) -> String {
     let listed = quoted_list(objects.iter().map(|object| object.0));
     let excluding = excluding

@@ -6,7 +6,7 @@ use crate::statements::insert::Planner;
 use crate::statements::s3_source::S3Access;
 use sluice_core::fixtures::{object, planner};
 
-/// What a recovery reads back of a claim.
+/// Returns the object as a recovery reads it back from a claim.
 fn recovered(object: &ObjectRef) -> ObjectRef {
     let row = ManifestRow::of(
         BatchId(Uuid::nil()),
@@ -24,7 +24,7 @@ fn statements(planner: &Planner, objects: &[ObjectRef]) -> String {
     format!("{form:?} {inserts:?}")
 }
 
-/// Another statement under the same token would be dropped, or double rows.
+/// A different statement under the same token would be dropped, or would duplicate rows.
 #[test]
 fn a_recovery_makes_the_statements_of_the_worker_that_claimed() {
     let mut planner = planner(S3Access::Server, None);
