@@ -1,7 +1,7 @@
-//! Loads what a listing has, beside the workers that load what the queue announces.
+//! Loads the objects of a listing, while workers load what the queue announces.
 //!
-//! What is listed is looked up in the ledger first, and only what is not loaded goes into batches.
-//! Nothing is kept of an object once it is settled: a listing may be of any length.
+//! Listed objects are looked up in the ledger, and only those that are not loaded go into batches.
+//! Nothing is kept of an object once its outcome is known, so a listing may be of any length.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -23,48 +23,48 @@ use crate::object::ObjectRef;
 use crate::s3::listing::{CHUNK, Lister};
 use crate::s3::{Listed, StoreError};
 
-/// Objects that others have in hand are looked up again this often,
+/// How often objects that are in progress elsewhere are looked up again.
 const BUSY_RETRY: Duration = Duration::from_secs(2);
-/// and for so many leases: longer than a worker that is gone keeps any.
+/// How long they are looked up again, in leases: longer than the lease of a dead worker lasts.
 const BUSY_LEASES: u32 = 3;
-/// Parts of a listing that wait for the loads.
+/// The number of parts of a listing that are read ahead of the loads.
 const READ_AHEAD: usize = 2;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     pub batch: BatchLimits,
-    /// Batches that are loaded at a time.
+    /// The number of batches that are loaded at the same time.
     pub concurrency: usize,
-    /// Objects a second.
+    /// The largest number of objects that are loaded per second.
     pub max_rate: Option<NonZeroU32>,
-    /// So many objects, and no more, are loaded.
+    /// The largest number of objects that are loaded.
     pub limit: Option<u64>,
-    /// What was loaded before then is loaded again, and replaced.
+    /// Objects that were loaded before this time are loaded again, and their rows replaced.
     pub replace_before: Option<SystemTime>,
-    /// How long the batches in flight may take once told to stop.
+    /// How long the batches in flight may take after a stop was requested.
     pub grace_period: Duration,
 }
 
-/// What has become of the objects that were found.
+/// The outcomes of the objects that were found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Tally {
     pub found: u64,
-    /// Of what was found, as stored.
+    /// The size of the objects found, as stored.
     pub bytes: u64,
     pub loaded: u64,
-    /// Of those that are loaded: the ones that were loaded before.
+    /// Those of `loaded` that had been loaded before.
     pub replaced: u64,
     pub already_loaded: u64,
-    /// The ledger has the reasons.
+    /// The reasons are in the ledger.
     pub failed: u64,
-    /// Gone before they were read.
+    /// Deleted before they were read.
     pub missing: u64,
-    /// Other workers have them, and had not loaded them in the end.
+    /// In progress elsewhere, and not loaded when the backfill ended.
     pub in_other_hands: u64,
 }
 
 impl Tally {
-    /// Found, and not tried to the end: beyond the limit, or after a stop.
+    /// Returns the number of objects without an outcome: beyond the limit, or after a stop.
     pub fn left(&self) -> u64 {
         let settled =
             self.loaded + self.already_loaded + self.failed + self.missing + self.in_other_hands;
@@ -72,27 +72,28 @@ impl Tally {
     }
 }
 
-/// One run.
+/// One run of a backfill.
 pub struct Backfill<P> {
     loader: Arc<Loader>,
     options: Options,
-    /// Of what is not loaded yet, and of what is to be replaced: never in one batch.
+    /// One for objects that are not loaded yet, and one for those that are replaced: a batch has
+    /// only one sort.
     batchers: [Batcher; 2],
-    /// Who has loaded the objects that are to be replaced, as long as they are not settled.
+    /// The batches that have loaded the objects that are replaced, until these have their outcomes.
     loaded_by: Claims,
-    /// Replacements that others had in hand at the beginning.
+    /// Replacements that were in progress elsewhere at the beginning.
     replacements: Vec<BatchId>,
     running: JoinSet<(Vec<ObjectRef>, Outcomes)>,
-    /// In other hands when they were last looked up.
+    /// Objects that were in progress elsewhere when they were last looked up.
     busy: Vec<ObjectRef>,
     tally: Tally,
-    /// Objects that went into batches.
+    /// The number of objects that went into batches.
     begun: u64,
-    /// The rate allows the next batch then.
+    /// When the rate allows the next batch.
     next_start: Instant,
-    /// Begin with nothing more.
+    /// Stops beginning new work.
     stop: CancellationToken,
-    /// End what is in flight.
+    /// Ends the work in flight.
     cancel: CancellationToken,
     on_progress: P,
 }
@@ -105,7 +106,7 @@ impl<P: Fn(&Tally)> Backfill<P> {
         on_progress: P,
     ) -> Self {
         if let Some(rate) = options.max_rate {
-            // A batch is begun at once: smaller ones are what keeps to the rate.
+            // A batch begins as a whole, so the rate bounds the size of batches.
             options.batch.max_objects = options.batch.max_objects.min(rate.get() as usize);
         }
         Self {
@@ -125,8 +126,10 @@ impl<P: Fn(&Tally)> Backfill<P> {
         }
     }
 
-    /// Loads what is listed. The error is why the listing broke off; what had been found is settled
-    /// all the same.
+    /// Loads the listed objects.
+    ///
+    /// The second value is the error that ended the listing early, if any. The objects that had
+    /// been found before have their outcomes all the same.
     pub async fn run(mut self, lister: Lister) -> (Tally, Result<(), StoreError>) {
         self.replacements = self.loader.finish_replacements(&self.stop).await;
         let listed = self.load_listed(lister).await;
@@ -165,7 +168,7 @@ impl<P: Fn(&Tally)> Backfill<P> {
         self.options.limit.is_some_and(|limit| self.begun >= limit)
     }
 
-    /// Has loaded what is neither loaded, but for what is to be replaced, nor in other hands.
+    /// Puts those of the objects into batches that are free, or that are loaded and to be replaced.
     async fn take(&mut self, objects: Vec<ObjectRef>) {
         let ids: Vec<_> = objects.iter().map(ObjectRef::id).collect();
         let superseded: Vec<_> = ids
@@ -207,7 +210,7 @@ impl<P: Fn(&Tally)> Backfill<P> {
         (self.on_progress)(&self.tally);
     }
 
-    /// Starts a load as soon as one may start. Once told to stop, none may.
+    /// Starts a load as soon as the concurrency and the rate allow it. After a stop, starts none.
     async fn begin(&mut self, batch: Batch) {
         while self.running.len() >= self.options.concurrency {
             self.settle_next().await;
@@ -231,7 +234,7 @@ impl<P: Fn(&Tally)> Backfill<P> {
         });
     }
 
-    /// Loads what waits for more to come, and waits for all loads.
+    /// Loads the open batches, and waits for all loads.
     async fn flush(&mut self) {
         let now = Instant::now();
         let batchers = self.batchers.iter_mut();
@@ -247,7 +250,7 @@ impl<P: Fn(&Tally)> Backfill<P> {
     async fn settle_next(&mut self) {
         match self.running.join_next().await {
             Some(Ok((objects, outcomes))) => self.settle(objects, outcomes),
-            Some(Err(error)) => error!(error = %error, "a load broke off; its objects are left"),
+            Some(Err(error)) => error!(error = %error, "load task panicked; skipping its objects"),
             None => {}
         }
         (self.on_progress)(&self.tally);
@@ -275,10 +278,10 @@ impl<P: Fn(&Tally)> Backfill<P> {
         }
     }
 
-    /// Waits for others, and takes over from those that are gone.
+    /// Waits for objects that are in progress elsewhere, and recovers the batches of dead workers.
     ///
-    /// It looks once more after the bound, however long that takes: by then the lease of whoever is
-    /// gone has run out, and what is still in other hands is being worked on.
+    /// Looks once more after the bound, however long that takes. By then, the leases of dead
+    /// workers have expired, and what is still in progress elsewhere has a live worker.
     async fn wait_for_others(&mut self) {
         let until = Instant::now() + self.loader.lease() * BUSY_LEASES;
         let mut is_last = false;
@@ -286,7 +289,7 @@ impl<P: Fn(&Tally)> Backfill<P> {
             is_last = Instant::now() >= until;
             info!(
                 objects = self.busy.len(),
-                "waiting for what others have in hand"
+                "waiting for objects that are in progress elsewhere"
             );
             tokio::select! {
                 biased;
@@ -306,14 +309,14 @@ impl<P: Fn(&Tally)> Backfill<P> {
         if !self.replacements.is_empty() {
             warn!(
                 batches = self.replacements.len(),
-                "others are still replacing objects; run the backfill again to finish what they \
-                 may leave"
+                "other processes are still replacing objects; run the backfill again to finish \
+                 what they may leave"
             );
         }
     }
 }
 
-/// Lists in a task of its own, a little ahead of the loads.
+/// Reads the listing in a task of its own, [`READ_AHEAD`] parts ahead of the loads.
 fn read_ahead(mut lister: Lister) -> mpsc::Receiver<Result<Vec<Listed>, StoreError>> {
     let (sender, receiver) = mpsc::channel(READ_AHEAD);
     tokio::spawn(async move {
@@ -327,7 +330,7 @@ fn read_ahead(mut lister: Lister) -> mpsc::Receiver<Result<Vec<Listed>, StoreErr
     receiver
 }
 
-/// A token that is cancelled some time after `stop`.
+/// Returns a token that is cancelled `grace_period` after `stop`.
 fn cancelled_after(stop: &CancellationToken, grace_period: Duration) -> CancellationToken {
     let cancel = CancellationToken::new();
     let (stop, ending) = (stop.clone(), cancel.clone());

@@ -1,10 +1,14 @@
-//! The declared event types, as `sluice-core` checks them, and reading them from a directory.
+//! Reads the declared event types from a directory. `sluice-core` checks them.
 
 use std::path::Path as FilePath;
 
 pub use sluice_core::event_types::*;
 
-/// The event types of a directory's `.yaml` and `.yml` files.
+/// Returns the event types that a directory's `.yaml` and `.yml` files declare.
+///
+/// # Errors
+///
+/// All problems of the files, each with its place.
 pub fn from_dir(directory: &FilePath) -> Result<Catalog, Vec<Problem>> {
     let problem = |file: &FilePath, error: std::io::Error| Problem {
         file: file.display().to_string(),

@@ -1,4 +1,4 @@
-//! Lines that became no row of an event type, and are kept with the reason.
+//! Rejects: lines that did not become a row of an event type, which are kept with the reason.
 
 pub mod replay;
 
@@ -12,23 +12,23 @@ use crate::object::ObjectUrl;
 use crate::sql;
 pub use crate::statements::RejectKind;
 
-/// So much of a line is its beginning.
+/// The number of bytes at the beginning of a line that are shown.
 pub const SHOWN_BYTES: u64 = 200;
 
-/// Which kept lines are meant.
+/// A selection of rejects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RejectSelector {
     pub kind: Option<RejectKind>,
-    /// A bucket, and what its keys begin with.
+    /// A bucket, and a prefix of its keys.
     pub prefix: Option<ObjectUrl>,
-    /// The reason contains this, in upper or lower case.
+    /// A part of the reason, in upper or lower case.
     pub reason: Option<String>,
-    /// Kept within this time.
+    /// Selects rejects that are at most this old.
     pub since: Option<Duration>,
 }
 
 impl RejectSelector {
-    /// The tables in which there can be such lines.
+    /// Returns the kinds of rejects that the selector can match.
     pub fn kinds(&self) -> impl Iterator<Item = RejectKind> {
         let kind = self.kind;
         RejectKind::ALL
@@ -57,7 +57,7 @@ impl RejectSelector {
     }
 }
 
-/// Lines of one reason, of one object or of all.
+/// The rejects of one reason, of one object or of all objects.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Group {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -67,19 +67,19 @@ pub struct Group {
     pub reason: String,
     pub lines: u64,
     pub objects: u64,
-    /// UTC, as all times here.
+    /// In UTC, as are all times here.
     pub first_kept_at: String,
     pub last_kept_at: String,
 }
 
-/// How lines are grouped.
+/// How rejects are grouped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupBy {
     Reason,
     ObjectAndReason,
 }
 
-/// A kept line.
+/// A reject.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Line {
     pub kind: String,
@@ -92,18 +92,18 @@ pub struct Line {
     pub value: Option<String>,
     pub bytes: u64,
     pub kept_at: String,
-    /// What can be shown of its beginning.
+    /// The beginning of the line, as valid UTF-8.
     #[serde(skip_serializing)]
     pub start: String,
-    /// The whole line, where it was asked for and is text.
+    /// The whole line, if it was requested and is valid UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<String>,
-    /// The whole line, where it was asked for and is no text.
+    /// The whole line, if it was requested and is not valid UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line_base64: Option<String>,
 }
 
-/// The order of the tables; no two lines of a table have the same.
+/// The sorting key of the tables, which is unique for each line of a table.
 #[derive(Clone, Debug, Deserialize)]
 pub struct LineKey {
     source_path: String,
@@ -112,7 +112,8 @@ pub struct LineKey {
 }
 
 impl LineKey {
-    /// Said of the path, too: that is what the index is used for.
+    /// Returns the condition for later lines. It also bounds the path alone, since the index is
+    /// used only for that.
     fn after(&self) -> String {
         let path = sql::string(&self.source_path);
         format!(
@@ -121,6 +122,7 @@ impl LineKey {
         )
     }
 
+    /// Returns the condition for lines up to this one.
     fn up_to(&self) -> String {
         let path = sql::string(&self.source_path);
         format!(
@@ -137,11 +139,11 @@ impl LineKey {
 
 const COLUMNS_OF_KEY: &str = "(source_path, source_etag, row_number)";
 
-/// Lines that are moved at once, in one block.
+/// Rejects that are moved together, in one block.
 #[derive(Debug)]
 pub struct Page {
     pub kept: RejectKind,
-    /// The lines, as what follows FROM.
+    /// The selected rows, as the text after FROM.
     pub rows: String,
     pub last: LineKey,
     pub lines: u64,
@@ -150,11 +152,11 @@ pub struct Page {
 const PAGE_LINES: u64 = 20_000;
 const PAGE_BYTES: u64 = 64 << 20;
 
-/// What is kept, for people and for a replay.
+/// Reads the rejects, for reports and for replays.
 #[derive(Clone)]
 pub struct Rejects {
     warehouse: Warehouse,
-    /// All lines may have to be looked at.
+    /// The timeout of a query, which may have to read all rejects.
     timeout: Duration,
 }
 
@@ -163,8 +165,8 @@ impl Rejects {
         Self { warehouse, timeout }
     }
 
-    /// The chosen lines of one table, as what follows FROM. Lines of a batch that is not on record
-    /// as loaded may be on their way back.
+    /// Returns the selected rejects of one table, as the text after FROM. Excludes batches that are
+    /// not recorded as loaded, which may still be rolled back.
     fn rows(&self, kept: RejectKind, choice: &RejectSelector, further: &[String]) -> String {
         let loaded = format!(
             "batch_id IN (SELECT batch_id FROM {} WHERE event = 'loaded')",
@@ -178,7 +180,7 @@ impl Rejects {
         )
     }
 
-    /// Returns the query for the chosen lines of all tables, with their kind and these columns.
+    /// Returns the query for the selected rejects of all tables, with their kind and these columns.
     fn select_all(
         &self,
         columns: impl Fn(RejectKind) -> String,
@@ -193,7 +195,7 @@ impl Rejects {
         selects.collect::<Vec<_>>().join(" UNION ALL ")
     }
 
-    /// How many there are.
+    /// Returns the number of selected rejects.
     pub async fn count(&self, choice: &RejectSelector) -> Result<u64, WarehouseError> {
         #[derive(Deserialize)]
         struct Count {
@@ -205,7 +207,8 @@ impl Rejects {
         Ok(counts.iter().map(|count| count.lines).sum())
     }
 
-    /// The chosen lines of a table that come after `after`, as many as are moved at once.
+    /// Returns the next page of selected rejects of a table, after the line `after`, or `None` at
+    /// the end.
     pub async fn page(
         &self,
         kept: RejectKind,
@@ -220,7 +223,7 @@ impl Rejects {
         }
         let after: Vec<String> = after.map(LineKey::after).into_iter().collect();
         let rows = self.rows(kept, choice, &after);
-        // At least one, however long.
+        // A page has at least one line, however long.
         let sql = format!(
             "SELECT source_path, source_etag, row_number, lines FROM (\
                SELECT source_path, source_etag, row_number, \
@@ -244,7 +247,7 @@ impl Rejects {
         }))
     }
 
-    /// How many lines of which reason there are, the most first.
+    /// Returns the numbers of rejects by reason, the largest first.
     pub async fn groups(
         &self,
         choice: &RejectSelector,
@@ -272,7 +275,7 @@ impl Rejects {
         self.warehouse.rows_within(&sql, self.timeout).await
     }
 
-    /// The lines of one object in their order; `whole`: with all of their text.
+    /// Returns the rejects of one object in order, with their whole text if `whole` is set.
     pub async fn of_object(
         &self,
         object: &ObjectUrl,

@@ -1,9 +1,9 @@
-//! Moves kept lines that are rows by now into their tables.
+//! Moves rejects that have become valid rows into their tables.
 //!
-//! Each page of lines is a batch of its own on the way of all batches ([`crate::ledger::protocol`]).
-//! It claims the objects that the lines are of, so that nobody else moves lines of them; then it
-//! freezes the list of the lines, inserts from the list, and is put on record. Only then are the
-//! lines deleted from where they were kept.
+//! Each page of rejects is a batch of its own, and follows the protocol of all batches
+//! ([`crate::ledger::protocol`]). It claims the objects of the rejects, so that no other process
+//! moves rejects of them. Then it writes the snapshot of the rejects, inserts from the snapshot,
+//! and is recorded. Only then are the rejects deleted from their table.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,17 +27,17 @@ use crate::statements::insert::Planner;
 use crate::statements::select::Target;
 use crate::util::failpoint;
 
-/// Moves pages of kept lines.
+/// Moves pages of rejects.
 pub struct Replayer {
     pub warehouse: Warehouse,
     pub ledger: Ledger,
     pub planner: Planner,
     pub env: Env,
-    /// For an insert, or a delete.
+    /// The timeout of an insert or a delete.
     pub timeout: Duration,
 }
 
-/// What would become of lines of one object.
+/// What lines of one object would become.
 #[derive(Debug, Deserialize)]
 struct PreviewRow {
     source_path: String,
@@ -47,21 +47,21 @@ struct PreviewRow {
     lines: u64,
 }
 
-/// What becomes, or would become, of lines.
+/// The result of a replay or of its preview, in lines.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// By event type.
     pub moved: BTreeMap<String, u64>,
-    /// Not rows, by what is wrong with them now.
+    /// Lines that are still not valid rows, by reason.
     pub left: BTreeMap<String, u64>,
-    /// Rows, but somebody else works on their objects.
+    /// Lines that have become valid rows, but whose objects are in progress elsewhere.
     pub in_hand: u64,
 }
 
 impl Replayer {
-    /// What a replay of these lines would do; writes nothing.
+    /// Returns what a replay of these rejects would do. Writes nothing.
     pub async fn preview(&self, page: &Page) -> Result<Tally, WarehouseError> {
-        let (mut tally, fitting) = self.preview(page).await?;
+        let (mut tally, fitting) = self.preview_rows(page).await?;
         let objects: Vec<_> = fitting.iter().map(PreviewRow::object).collect();
         let claim_statuses = self.claim_statuses(&objects, None).await?;
         for (row, status) in fitting.into_iter().zip(claim_statuses) {
@@ -74,9 +74,9 @@ impl Replayer {
         Ok(tally)
     }
 
-    /// Moves those of these lines that are rows by now.
+    /// Moves the rejects that have become valid rows.
     pub async fn replay(&self, page: &Page) -> Result<Tally, WarehouseError> {
-        let (mut tally, fitting) = self.preview(page).await?;
+        let (mut tally, fitting) = self.preview_rows(page).await?;
         let objects = objects_of(&fitting);
         if objects.is_empty() {
             return Ok(tally);
@@ -92,7 +92,8 @@ impl Replayer {
         Ok(tally)
     }
 
-    /// Finishes what other replays have left behind: how many, and what was moved by that.
+    /// Finishes the replays that other processes have left. Returns how many were finished, and the
+    /// lines that this has moved.
     pub async fn finish_others(&self) -> Result<(u64, Tally), WarehouseError> {
         let mut tally = Tally::default();
         let unfinished = self.ledger.unfinished_replays().await?;
@@ -115,8 +116,8 @@ impl Replayer {
         Ok((finished, tally))
     }
 
-    /// What becomes of the lines: those that stay, counted, and those that are rows.
-    async fn preview(&self, page: &Page) -> Result<(Tally, Vec<PreviewRow>), WarehouseError> {
+    /// Returns the numbers of lines that stay, and the lines that have become valid rows.
+    async fn preview_rows(&self, page: &Page) -> Result<(Tally, Vec<PreviewRow>), WarehouseError> {
         let sql = self.planner.preview(BatchId::new(&self.env), &page.rows);
         let preview: Vec<PreviewRow> = self.warehouse.rows_within(&sql, self.timeout).await?;
         let types = self.planner.catalog.types();
@@ -125,7 +126,7 @@ impl Replayer {
             .partition(|row| types.iter().any(|event_type| event_type.name == row.kind));
         let mut tally = Tally::default();
         for row in staying {
-            // A line that is blank, and was too long to be looked at, has no other.
+            // A blank line that was too long to be parsed has no reason but its kind.
             let reason = if row.reason.is_empty() {
                 row.kind
             } else {
@@ -147,7 +148,7 @@ impl Replayer {
 }
 
 impl PreviewRow {
-    /// As far as a claim needs to name it.
+    /// Returns the object of the lines, with the fields that a claim requires.
     fn object(&self) -> ObjectRef {
         let path = self.source_path.split_once('/');
         let (bucket, key) = path.unwrap_or((&self.source_path, ""));
@@ -155,7 +156,7 @@ impl PreviewRow {
             bucket: bucket.to_owned(),
             key: key.to_owned(),
             etag: self.source_etag.clone(),
-            // Nothing is read of it.
+            // A replay does not read the object.
             size: Some(0),
             ..ObjectParts::default()
         })
@@ -169,21 +170,22 @@ fn objects_of(preview: &[PreviewRow]) -> Vec<ObjectRef> {
     objects
 }
 
-/// One batch that moves lines.
+/// The run of one batch that moves rejects.
 struct RejectReplay<'a> {
     replayer: &'a Replayer,
     batch: BatchId,
     kept: RejectKind,
-    /// Those that the lines are of.
+    /// The objects of the rejects.
     objects: Vec<ObjectRef>,
-    /// The lines to choose from, as what follows FROM; of a batch that is recovered they are frozen.
+    /// The rejects to select from, as the text after FROM. `None` for a batch that is recovered,
+    /// which has its snapshot.
     lines: Option<&'a str>,
     form: StatementShape,
-    /// Once on record, by event type.
+    /// The lines moved by event type, once the batch is recorded.
     moved: BTreeMap<String, u64>,
-    /// The tables have other rows than were counted.
-    torn: bool,
-    /// What a rollback has not reached.
+    /// Whether the tables have other rows than were counted.
+    has_row_count_mismatch: bool,
+    /// Describes the rows that a rollback has not reached.
     left_in_views: Option<String>,
 }
 
@@ -205,12 +207,12 @@ impl<'a> RejectReplay<'a> {
             objects,
             lines: None,
             moved: BTreeMap::new(),
-            torn: false,
+            has_row_count_mismatch: false,
             left_in_views: None,
         }
     }
 
-    /// To its end. Where that is an error, the batch is left to the next replay.
+    /// Performs a run to its end. After an error, the batch is left to the next replay.
     async fn run(&mut self, run: Run) -> Result<End, WarehouseError> {
         match drive(run, self).await {
             Ok(End::Loaded) => self.clean().await,
@@ -225,16 +227,16 @@ impl<'a> RejectReplay<'a> {
     async fn recover(&mut self) -> Result<End, WarehouseError> {
         let manifest = self.replayer.ledger.manifest(self.batch).await?;
         let Some(manifest) = manifest else {
-            // Somebody was faster.
+            // Another process has finished it.
             return Ok(End::Fenced);
         };
-        let replayable = manifest.form.plan == self.form.plan;
+        let is_same_plan = manifest.form.plan == self.form.plan;
         self.form = manifest.form;
         self.objects = manifest.objects.into_iter().map(|it| it.object).collect();
-        self.run(Run::recover(manifest.fenced, replayable)).await
+        self.run(Run::recover(manifest.fenced, is_same_plan)).await
     }
 
-    /// So that the next replay need not wait for the lease. Where even this cannot be said, it does.
+    /// Ends the lease, so that the next replay need not wait for it. If this fails, it waits.
     async fn abandon(&self) {
         let Replayer {
             warehouse, ledger, ..
@@ -257,17 +259,17 @@ impl<'a> RejectReplay<'a> {
         }
     }
 
-    /// Returns whether the tables have what was counted, once; [`BatchRows::are_complete`] says what
-    /// `since` is.
+    /// Returns whether the tables have each counted row once. See [`BatchRows::are_complete`] for
+    /// `since`.
     async fn are_tables_complete(&self, since: Option<Instant>) -> Result<bool, WarehouseError> {
         let rows = self.rows();
         let contents = rows.contents().await?;
         let complete = rows.are_complete(&contents, self.form.many_blocks, since);
-        Ok(!self.torn && !contents.counted.is_empty() && complete.await?)
+        Ok(!self.has_row_count_mismatch && !contents.counted.is_empty() && complete.await?)
     }
 
-    /// Deletes the lines from where they were kept. Whoever finds the batch on record may do so,
-    /// at any time and again: these lines of these batches never come back.
+    /// Deletes the moved rejects from their table. Any process that finds the batch recorded may do
+    /// so, at any time and repeatedly: these lines of these batches are never inserted again.
     async fn clean(&self) -> Result<End, WarehouseError> {
         let Replayer {
             warehouse, ledger, ..
@@ -286,7 +288,7 @@ impl<'a> RejectReplay<'a> {
         Ok(End::Loaded)
     }
 
-    /// Until there are none.
+    /// Deletes rows, and repeats this until there are none.
     async fn delete(&self, table: &str, condition: &str) -> Result<(), WarehouseError> {
         let Replayer {
             warehouse,
@@ -308,7 +310,7 @@ impl<'a> RejectReplay<'a> {
             timeout,
             ..
         } = self.replayer;
-        // The stem by which a kill finds it, and what makes it unique.
+        // A prefix by which a kill finds the statement, and a unique suffix.
         let query_id = format!("{}-{attempt}-{}", self.batch, self.replayer.env.new_id());
         let execute = warehouse.execute(statement, Some(&query_id), *timeout);
         ledger.leased(self.batch, execute).await
@@ -322,7 +324,7 @@ impl Steps for RejectReplay<'_> {
         failpoint::reach(&moment.of(action));
     }
 
-    /// Objects in others' hands are left out.
+    /// Looks the objects up, and drops those that are in progress elsewhere.
     async fn look_up(&mut self) -> Result<Vec<ClaimStatus>, WarehouseError> {
         let claim_statuses = self.replayer.claim_statuses(&self.objects, None).await?;
         let mut of_each = claim_statuses.iter();
@@ -332,7 +334,7 @@ impl Steps for RejectReplay<'_> {
     }
 
     async fn recover(&mut self, _: BatchId) -> Result<(), WarehouseError> {
-        unreachable!("no standing of kept lines is one that has lapsed")
+        unreachable!("the claim status of rejects never has an expired lease")
     }
 
     async fn claim(&mut self) -> Result<(), WarehouseError> {
@@ -368,13 +370,13 @@ impl Steps for RejectReplay<'_> {
             }
             failpoint::reach("replay.statement");
         }
-        // A server that was killed can have noted a token without the rows.
+        // A server that was killed can have stored a token without the rows.
         let is_recovery = self.lines.is_none();
         if !self
             .are_tables_complete((!is_recovery).then_some(begun))
             .await?
         {
-            self.torn = true;
+            self.has_row_count_mismatch = true;
             return Ok(Inserted::ObjectFault);
         }
         Ok(Inserted::Committed)
@@ -397,12 +399,12 @@ impl Steps for RejectReplay<'_> {
         self.are_tables_complete(None).await
     }
 
-    /// Deletes the rows of a batch that can be completed by nobody.
+    /// Deletes the rows of a batch that cannot be completed.
     async fn roll_back(&mut self) -> Result<RolledBack, WarehouseError> {
         let Replayer {
             ledger, planner, ..
         } = self.replayer;
-        // No record can come any more; one that came before stands.
+        // The batch cannot be recorded any more. If it was recorded before, its rows stay.
         if ledger.manifest(self.batch).await?.is_none() {
             return Ok(RolledBack::Ended);
         }
@@ -415,7 +417,7 @@ impl Steps for RejectReplay<'_> {
     }
 
     async fn release(&mut self) -> Result<(), WarehouseError> {
-        let mut reason = "a replay that moved nothing".to_owned();
+        let mut reason = "the replay moved nothing".to_owned();
         if let Some(left) = &self.left_in_views {
             reason += &format!("; {left}");
         }
