@@ -1,4 +1,4 @@
-//! What the tables have of a batch.
+//! Reads what the tables contain of a batch.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -22,36 +22,36 @@ pub struct BatchRows<'a> {
     pub batch: BatchId,
 }
 
-/// What the tables have of a batch.
+/// What the tables contain of a batch.
 #[derive(Debug, Default)]
 pub struct Contents {
-    /// What was counted as it was inserted.
+    /// The counts that the insert wrote to `object_rows`.
     pub counted: Vec<Counted>,
-    /// The rows of each kind that are in the kind's table now.
+    /// The number of rows that each kind's table has now.
     stored: BTreeMap<String, u64>,
 }
 
-/// How the rows in the tables of a batch compare with what was counted as it was inserted.
+/// How the rows in the tables of a batch compare with the counts in `object_rows`.
 #[derive(Debug, PartialEq, Eq)]
 enum Agreement {
     Equal,
     /// The tables of these kinds have fewer rows, and no table has more.
     Fewer(Vec<String>),
-    /// A table has more rows, or rows of a kind that nobody knows.
+    /// A table has more rows, or there are rows of an unknown kind.
     Other,
 }
 
-/// Lines of one kind that came from one object, as `object_rows` counts them.
+/// The lines of one kind from one object, as counted in `object_rows`.
 #[derive(Debug, Deserialize)]
 pub struct Counted {
     pub source_path: String,
     pub kind: String,
     pub rows: u64,
-    /// How many blocks brought them.
+    /// The number of blocks that brought them.
     pub blocks: u64,
 }
 
-/// Lines that were rejected for one reason.
+/// The number of lines that were rejected for one reason.
 #[derive(Debug, Deserialize)]
 pub struct Rejected {
     pub reason: String,
@@ -59,8 +59,8 @@ pub struct Rejected {
 }
 
 impl Contents {
-    /// Compares the tables with what was counted. Of a kind that is not declared any more nobody
-    /// knows; nor, of a batch of many blocks, whether one came twice.
+    /// Compares the tables with the counts. Kinds that are not declared any more cannot be
+    /// compared. In a batch of many blocks, a block that was inserted twice cannot be recognised.
     fn agreement(&self, many_blocks: bool) -> Agreement {
         let mut expected: BTreeMap<&str, u64> = BTreeMap::new();
         for Counted { kind, rows, .. } in &self.counted {
@@ -90,7 +90,7 @@ impl Contents {
 }
 
 impl<'a> BatchRows<'a> {
-    /// Whether any table has a row of it.
+    /// Returns whether any table has a row of the batch.
     pub async fn any(&self) -> Result<bool, WarehouseError> {
         #[derive(Deserialize)]
         struct Found {}
@@ -106,7 +106,7 @@ impl<'a> BatchRows<'a> {
         Ok(!found.is_empty())
     }
 
-    /// What the tables have of it, asked in one statement.
+    /// Returns what the tables contain of the batch, by one statement.
     pub async fn contents(&self) -> Result<Contents, WarehouseError> {
         let batch = sql::id(self.batch.0);
         let mut parts = vec![format!(
@@ -122,7 +122,7 @@ impl<'a> BatchRows<'a> {
             ))
         }));
         let rows: Vec<Counted> = self.warehouse.rows(&parts.join(" UNION ALL ")).await?;
-        // No block brought what is counted in the tables themselves.
+        // Counts of the tables themselves have 0 blocks.
         let (stored, counted): (Vec<_>, Vec<_>) = rows.into_iter().partition(|it| it.blocks == 0);
         Ok(Contents {
             counted,
@@ -130,16 +130,16 @@ impl<'a> BatchRows<'a> {
         })
     }
 
-    /// Returns what a deletion of its rows does not reach, for messages; none where no views of users
-    /// read the tables.
+    /// Returns a description of the rows that a deletion does not reach, or `None` if no views of
+    /// users read the tables.
     pub async fn left_in_views(&self) -> Result<Option<String>, WarehouseError> {
         let filled = filled_by_views(self.warehouse, self.catalog).await?;
         Ok(filled.map(|tables| {
-            format!("rows of this batch can be left in tables that users' views fill: {tables}")
+            format!("rows of this batch may remain in tables that users' views fill: {tables}")
         }))
     }
 
-    /// Why lines were rejected.
+    /// Returns the rejected lines of the batch by reason.
     pub async fn rejected(&self) -> Result<Vec<Rejected>, WarehouseError> {
         let sql = format!(
             "SELECT reason, count() AS lines FROM {} WHERE batch_id = {} GROUP BY reason",
@@ -149,11 +149,15 @@ impl<'a> BatchRows<'a> {
         self.warehouse.rows(&sql).await
     }
 
-    /// Returns whether the tables have what was counted. `since`: when the only attempt to insert it
-    /// began. What is missing after a single attempt can have been merged away (equal rows
-    /// collapse), or deleted by a user or a time to live; after several it counts as lost.
+    /// Returns whether the tables have what was counted.
     ///
-    /// Fails with [`WarehouseError::Unfilled`] where the view is gone that fills a table.
+    /// `since` is when the only attempt to insert the batch began. Rows that are missing after a
+    /// single attempt can have been merged (equal rows collapse), or deleted by a user or a TTL;
+    /// after several attempts, they count as lost.
+    ///
+    /// # Errors
+    ///
+    /// [`WarehouseError::Unfilled`] if a view that fills a table does not exist.
     pub async fn are_complete(
         &self,
         contents: &Contents,
@@ -173,7 +177,7 @@ impl<'a> BatchRows<'a> {
         }
     }
 
-    /// Returns whether each table of these kinds has had parts merged or mutated since.
+    /// Returns whether each table of these kinds has had parts merged or mutated since `since`.
     async fn are_rewritten(
         &self,
         kinds: &[String],
@@ -184,7 +188,7 @@ impl<'a> BatchRows<'a> {
             tables: u64,
         }
         let tables = tables_of(self.catalog, kinds);
-        // Parts that have been replaced again stay in `system.parts` for some minutes.
+        // Parts that were replaced in turn stay in `system.parts` for some minutes.
         let sql = format!(
             "SELECT uniqExact(table) AS tables FROM system.parts \
              WHERE database = {} AND table IN ({}) \
@@ -199,7 +203,7 @@ impl<'a> BatchRows<'a> {
         Ok(usize::try_from(rewritten) == Ok(tables.len()))
     }
 
-    /// Returns a view that should fill a table, and does not exist.
+    /// Returns a view that should fill a table but does not exist.
     async fn missing_view(&self) -> Result<Option<String>, WarehouseError> {
         #[derive(Deserialize)]
         struct Row {

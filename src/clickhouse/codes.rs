@@ -1,13 +1,14 @@
-//! The errors of ClickHouse that say who is at fault, by code: one table, and what its entries mean.
-//! Names are ClickHouse's own: a test compares them with `errorCodeToName`.
+//! The error codes of ClickHouse that show what is at fault, with their diagnoses, in one table.
+//! The names are ClickHouse's own: a test compares them with `errorCodeToName`.
 
 use super::error_class::{Diagnosis, ErrorClass, PauseReason};
 
-/// An error that is in no table is taken for passing: a replay harms nothing, and the attempts are
-/// bounded.
+/// An error that is not in the table is treated as transient: a retry does no harm, and the number
+/// of attempts is bounded.
 pub(super) const UNKNOWN: Diagnosis = Diagnosis::of(ErrorClass::Replay);
 
-/// Nothing that an object could be blamed for: the server, the account or the schema.
+/// Returns the diagnosis of an error of the server, the account or the schema, for which no object
+/// is at fault.
 const fn halt(pause: PauseReason) -> Diagnosis {
     Diagnosis::of(ErrorClass::Halt).pause(pause)
 }
@@ -15,20 +16,20 @@ const fn halt(pause: PauseReason) -> Diagnosis {
 const SERVER: Diagnosis = halt(PauseReason::Other);
 const NO_SPACE: Diagnosis = halt(PauseReason::NoSpace);
 const UNSUPPORTED: Diagnosis = SERVER.advice(
-    "the engine, a projection or a setting of the table does not allow this statement: lift what \
-     the error names",
+    "the engine, a projection or a setting of the table does not allow this statement: remove the \
+     obstacle that the error names",
 );
 const AUTHENTICATION: Diagnosis =
     halt(PauseReason::Authentication).advice("check `clickhouse.user` and `clickhouse.password`");
 const PERMISSION: Diagnosis =
     halt(PauseReason::Permission).advice("grant the user what the error names");
 const SCHEMA: Diagnosis = halt(PauseReason::Schema)
-    .advice("the tables are not as the event types declare them: run `sluice migrate`");
+    .advice("the tables do not match the declared event types: run `sluice migrate`");
 const READ_ONLY: Diagnosis =
     halt(PauseReason::ReadOnly).advice("make the server or table writable");
 const QUOTA: Diagnosis = halt(PauseReason::Quota).advice(
-    "intake goes on when the quota's interval ends: raise the quota of `clickhouse.user`, or make \
-     longer batches (`batch.window`), which need fewer statements",
+    "intake resumes when the quota's interval ends: raise the quota of `clickhouse.user`, or raise \
+     `batch.window`, since longer batches need fewer statements",
 );
 const REPLICATION: Diagnosis = halt(PauseReason::Replication).advice(
     "the table's replicas or ClickHouse Keeper do not keep up: check `system.replicas`, and \
@@ -37,49 +38,48 @@ const REPLICATION: Diagnosis = halt(PauseReason::Replication).advice(
 const TOO_MANY_PARTS: Diagnosis = halt(PauseReason::TooManyParts)
     .advice("merges lag behind: Sluice slows down; a longer `batch.window` makes fewer parts");
 const NAMED_COLLECTION: Diagnosis = halt(PauseReason::S3Access)
-    .advice("ClickHouse may not read the bucket: check `s3.clickhouse_access`");
+    .advice("ClickHouse has no access to the bucket: check `s3.clickhouse_access`");
 pub(super) const SETTINGS: Diagnosis = halt(PauseReason::Settings).advice(
-    "every statement of Sluice sets this, so that the user's profile changes no results: lift the \
+    "the user's profile blocks a setting that every statement of Sluice requires: remove the \
      constraint, or `readonly`, in the profile of `clickhouse.user`",
 );
-/// The server as a whole is short of something; a batch can also be too much for it.
+/// The server as a whole lacks a resource, or the batch is too large for it.
 const OVERLOAD: Diagnosis = Diagnosis::of(ErrorClass::Overload)
     .pause(PauseReason::Overload)
     .advice(
-        "ClickHouse is short of memory or slots: Sluice slows down; smaller `batch.max_bytes` or \
-         `load.concurrency` ask less of it",
+        "ClickHouse is short of memory or slots: Sluice slows down; a smaller `batch.max_bytes` or \
+         `load.concurrency` reduces the load",
     );
-/// One statement takes more than it may, by Sluice's own limits or those of the user's profile: less
-/// at a time may pass.
+/// One statement exceeds Sluice's own limits or those of the user's profile. A smaller batch may
+/// pass.
 pub(super) const TOO_LARGE: Diagnosis = Diagnosis::of(ErrorClass::TooLarge)
     .pause(PauseReason::Limits)
     .advice(
-        "`load.max_memory`, or a limit of the user's profile, is lower than what this needs: raise \
-         it, or make smaller batches (`batch.max_bytes`)",
+        "`load.max_memory`, or a limit in the user's profile, is too low for this statement: raise \
+         it, or lower `batch.max_bytes`",
     );
-/// The user's profile does not allow such a statement: a part of the batch may pass, or nothing at
-/// all.
+/// The user's profile does not allow such a statement. A part of the batch may pass, or nothing.
 const LIMITS: Diagnosis = UNKNOWN.pause(PauseReason::Limits).advice(
-    "a limit of the user's profile is lower than what Sluice's statements need: raise what the \
-     error names in the profile of `clickhouse.user`",
+    "a limit in the user's profile is too low for Sluice's statements: raise the limit that the \
+     error names, in the profile of `clickhouse.user`",
 );
-/// From this server no way leads to S3's address.
+/// The server cannot reach S3's address.
 pub(super) const UNREACHABLE_ENDPOINT: Diagnosis = Diagnosis::of(ErrorClass::Stream)
     .pause(PauseReason::S3Access)
     .advice(
-        "ClickHouse cannot get at S3: check `s3.clickhouse_endpoint` and `s3.clickhouse_access`, or \
+        "ClickHouse cannot reach S3: check `s3.clickhouse_endpoint` and `s3.clickhouse_access`, or \
          let the worker read the objects (`load.fallback`)",
     );
-/// S3 does not answer, unless the text says otherwise.
-const S3_AWAY: Diagnosis = UNKNOWN
-    .pause(PauseReason::S3Access)
-    .advice("if it lasts, check ClickHouse's way to S3 (network, `s3.clickhouse_endpoint`)");
-/// The content of an object.
+/// S3 does not answer ClickHouse, unless the text shows another problem.
+const S3_AWAY: Diagnosis = UNKNOWN.pause(PauseReason::S3Access).advice(
+    "if this persists, check ClickHouse's connection to S3 (network, `s3.clickhouse_endpoint`)",
+);
+/// The content of an object is at fault.
 pub const CONTENT: Diagnosis = Diagnosis::of(ErrorClass::ObjectFault);
 
 pub(super) const S3_ERROR: u32 = 499;
 
-/// Each code, ClickHouse's name for it, and what it means.
+/// Each code with ClickHouse's name for it and its diagnosis.
 pub const CODES: &[(u32, &str, Diagnosis)] = &[
     (16, "NO_SUCH_COLUMN_IN_TABLE", SCHEMA),
     (27, "CANNOT_PARSE_INPUT_ASSERTION_FAILED", CONTENT),
@@ -153,7 +153,7 @@ pub const CODES: &[(u32, &str, Diagnosis)] = &[
     (999, "KEEPER_EXCEPTION", REPLICATION),
 ];
 
-/// Returns what an error means by its code alone.
+/// Returns the diagnosis of an error by its code alone.
 pub(super) fn diagnosis(code: u32) -> Diagnosis {
     let known = CODES.iter().find(|(known, ..)| *known == code);
     known.map_or(UNKNOWN, |(_, _, diagnosis)| *diagnosis)

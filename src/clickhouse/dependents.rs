@@ -1,8 +1,7 @@
-//! Users' materialized views on the tables that Sluice fills, at any depth.
+//! Finds users' materialized views on the tables that Sluice fills, at any depth.
 //!
-//! A view's rows come with the insert that fills its source. If that insert is repeated, the target
-//! of the view must recognise the repetition, too; and rows that are rolled back stay in the target,
-//! which nobody can reach through the view.
+//! A view's rows are inserted with those of its source. If that insert is repeated, the target of
+//! the view must recognise the repetition, too. A rollback does not delete rows from the target.
 
 use std::collections::BTreeSet;
 
@@ -14,12 +13,12 @@ use crate::sql;
 use crate::statements::ddl::{SchemaOptions, Statement};
 use crate::statements::select::Target;
 
-/// The setting by which tables without replication remember the tokens of inserts.
+/// The setting by which non-replicated tables remember the tokens of inserts.
 const PLAIN_WINDOW: &str = "non_replicated_deduplication_window";
-/// The same of replicated tables.
+/// The corresponding setting of replicated tables.
 const REPLICATED_WINDOW: &str = "replicated_deduplication_window";
 
-/// A table, or a view, of any database.
+/// The name of a table or view of any database.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Name {
     pub database: String,
@@ -42,7 +41,7 @@ impl Name {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Dependent {
     pub view: Name,
-    /// The table that the view fills; none where it cannot be seen.
+    /// The table that the view fills, or `None` if its definition does not show it.
     pub target: Option<Name>,
     pub memory: Memory,
 }
@@ -52,32 +51,32 @@ pub struct Dependent {
 #[serde(rename_all = "snake_case")]
 pub enum Memory {
     Remembers,
-    /// It would, with another setting.
+    /// It would with another setting.
     Forgets,
-    /// Its engine cannot, or nothing is known of it.
+    /// Its engine cannot, or the table is not known.
     Never,
 }
 
 impl Dependent {
-    /// Returns what is wrong with a view whose target does not recognise a repeated insert.
+    /// Describes the problem of a view whose target does not recognise a repeated insert.
     pub fn problem(&self) -> String {
         let target = match &self.target {
-            Some(target) => format!("the table {target}, which it fills,"),
-            None => "what it fills".to_owned(),
+            Some(target) => format!("its target table {target}"),
+            None => "its target table".to_owned(),
         };
         format!(
-            "view {}: {target} does not recognise a repeated insert: rows are there twice after a retry",
+            "view {}: {target} does not recognise a repeated insert: a retry duplicates rows",
             self.view
         )
     }
 
-    /// Returns what to do about that.
+    /// Returns what to do about the problem.
     pub fn advice(&self) -> &'static str {
         match self.memory {
             Memory::Remembers => "nothing",
-            Memory::Forgets => "`sluice migrate --adopt-views` sets its deduplication window",
+            Memory::Forgets => "run `sluice migrate --adopt-views` to set its deduplication window",
             Memory::Never => {
-                "let the view fill a table of the MergeTree family with a deduplication window"
+                "let the view fill a MergeTree-family table that has a deduplication window"
             }
         }
     }
@@ -116,7 +115,7 @@ impl Row {
     }
 }
 
-/// How many inserts a table remembers whose own settings do not say so.
+/// The number of inserts that a table remembers unless its own settings differ.
 #[derive(Debug, Clone, Copy)]
 struct Defaults {
     plain: u64,
@@ -124,18 +123,19 @@ struct Defaults {
 }
 
 impl Defaults {
-    /// Where the server's configuration does not say otherwise.
+    /// The defaults of a server whose configuration does not change them.
     const OF_CLICKHOUSE: Self = Self {
         plain: 0,
         replicated: 10_000,
     };
 }
 
-/// Returns every view that reads what is inserted into the tables of these declarations, those that
-/// Sluice itself has made aside.
+/// Returns every view that reads what is inserted into the tables of these declarations, except
+/// those that Sluice itself has created.
 ///
 /// # Errors
-/// When the server does not answer.
+///
+/// Fails if the server does not answer.
 pub async fn dependents(
     warehouse: &Warehouse,
     catalog: &Catalog,
@@ -159,10 +159,11 @@ pub async fn dependents(
     Ok(dependents.collect())
 }
 
-/// Returns the tables that such views fill, for messages; none where there are no views.
+/// Returns the tables that such views fill, as text for messages, or `None` if there are no views.
 ///
 /// # Errors
-/// When the server does not answer.
+///
+/// Fails if the server does not answer.
 pub async fn filled_by_views(
     warehouse: &Warehouse,
     catalog: &Catalog,
@@ -171,13 +172,14 @@ pub async fn filled_by_views(
     let views = rows.iter().filter(|row| row.is_view());
     let filled = views.map(|view| match target_of(view) {
         Some(target) => format!("{target} (by the view {})", view.named()),
-        None => format!("what the view {} fills", view.named()),
+        None => format!("the target table of the view {}", view.named()),
     });
     let filled: Vec<String> = filled.collect();
     Ok((!filled.is_empty()).then(|| filled.join(", ")))
 }
 
-/// Returns the tables of these declarations, the views on them, what these fill, and so on.
+/// Returns the tables of these declarations, the views on them, the tables that these fill, and so
+/// on.
 async fn reached(warehouse: &Warehouse, catalog: &Catalog) -> Result<Vec<Row>, WarehouseError> {
     let mut next: BTreeSet<Name> = Target::all(catalog)
         .iter()
@@ -202,7 +204,7 @@ async fn reached(warehouse: &Warehouse, catalog: &Catalog) -> Result<Vec<Row>, W
     Ok(rows)
 }
 
-/// Returns the statements after which every target that can remember tokens does so.
+/// Returns the statements that make every target remember tokens that can.
 pub fn adopt(dependents: &[Dependent], options: &SchemaOptions) -> Vec<Statement> {
     let forgets = |it: &&Dependent| it.memory == Memory::Forgets;
     let forgetful = dependents.iter().filter(forgets);
@@ -249,7 +251,7 @@ async fn defaults(warehouse: &Warehouse) -> Result<Defaults, WarehouseError> {
         sql::strings(names)
     );
     let settings: Vec<Setting> = match warehouse.rows(&sql).await {
-        // A user without the right to see them.
+        // The user may lack the grant to see them.
         Err(WarehouseError::Server { .. }) => return Ok(Defaults::OF_CLICKHOUSE),
         settings => settings?,
     };
@@ -266,7 +268,7 @@ async fn defaults(warehouse: &Warehouse) -> Result<Defaults, WarehouseError> {
 fn memory(target: &Row, defaults: Defaults) -> Memory {
     let engine = &target.engine;
     if engine == "Null" {
-        // It keeps nothing that could be there twice.
+        // It stores no rows that could be duplicated.
         return Memory::Remembers;
     }
     if !engine.ends_with("MergeTree") {
@@ -282,7 +284,7 @@ fn memory(target: &Row, defaults: Defaults) -> Memory {
     } else if setting == PLAIN_WINDOW {
         Memory::Forgets
     } else {
-        // Somebody has turned it off on purpose.
+        // Replicated tables remember tokens by default, so this was turned off on purpose.
         Memory::Never
     }
 }
@@ -295,7 +297,7 @@ fn own_setting(engine_full: &str, name: &str) -> Option<u64> {
     of_name.next()?.1.parse().ok()
 }
 
-/// Returns the table that a materialized view fills: the one behind TO, or its own inner one.
+/// Returns the table that a materialized view fills: the one after TO, or its own inner table.
 fn target_of(view: &Row) -> Option<Name> {
     if view.engine != "MaterializedView" {
         return None;
@@ -322,10 +324,10 @@ fn target_of(view: &Row) -> Option<Name> {
     })
 }
 
-/// What tables have in databases whose engine gives them none.
+/// The UUID of tables in databases whose engine assigns none.
 const UUID_OF_NONE: &str = "00000000-0000-0000-0000-000000000000";
 
-/// Reads an identifier as ClickHouse writes it, and returns what follows.
+/// Reads an identifier in ClickHouse's spelling, and returns it with the text that follows.
 fn identifier(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('`') else {
         let end = text.find(|it: char| !it.is_alphanumeric() && it != '_');

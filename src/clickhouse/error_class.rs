@@ -1,7 +1,8 @@
-//! What a failed statement means, in [`Diagnosis`]s: for the batch, for intake and for the operator.
+//! Diagnoses a failed statement: what its error means for the batch, for intake and for the
+//! operator.
 //!
-//! [`codes`](super::codes) has the meaning of each error code of ClickHouse. This module looks at the
-//! text where the code does not tell, and gives the errors that are not ClickHouse's their meaning.
+//! [`codes`](super::codes) has the diagnosis of each error code of ClickHouse. This module looks at
+//! the text where the code is ambiguous, and diagnoses the errors that are not ClickHouse's.
 
 use crate::clickhouse::WarehouseError;
 use crate::clickhouse::codes::{
@@ -14,29 +15,32 @@ use sluice_core::labelled;
 use sluice_core::outcome::FailureClass;
 
 labelled! {
-    /// What to do about an insert that failed. The labels are values of the `verdict` label in metrics.
+    /// What to do about an insert that failed. The labels are values of the `verdict` label in
+    /// metrics.
     pub enum ErrorClass {
-        /// Transient, or nobody knows: kill what may run, then the identical statement again.
+        /// Transient or unknown: kill what may be running, then retry the identical statement.
         Replay = "replay",
-        /// ClickHouse has too much to do: as `Replay`, and intake pauses meanwhile.
+        /// ClickHouse is overloaded: as `Replay`, and intake pauses in the meantime.
         Overload = "overload",
-        /// ClickHouse is away or wrongly set up: pause intake, hold what is held, probe, resume.
+        /// ClickHouse is unavailable or misconfigured: pause intake, keep the messages in flight,
+        /// probe, resume.
         Halt = "halt",
-        /// An object's own fault: isolate it, load its batch-mates.
+        /// An object is at fault: isolate it, and load the rest of its batch.
         ObjectFault = "object_fault",
-        /// S3 refuses: as `Stream` where the worker can read it, as `ObjectFault` where other objects
-        /// can be read, else as `Halt`.
+        /// S3 denies access: as `Stream` if the worker can read the object, as `ObjectFault` if
+        /// other objects can be read, otherwise as `Halt`.
         Denied = "denied",
-        /// ClickHouse cannot read it and never will: the worker does, where it can; else as `Halt`.
+        /// ClickHouse can never read the object: the worker streams it if it can, otherwise as
+        /// `Halt`.
         Stream = "stream",
-        /// The objects need more than one insert may take: they are tried in parts, and one alone in
-        /// many blocks.
+        /// The objects exceed what one insert may take: they are tried in parts, and a single one
+        /// in many blocks.
         TooLarge = "too_large",
-        /// A user's view fails over an object: it is set apart, and nothing of it is kept.
+        /// A user's view fails on an object: the object is set apart, and its rows are rolled back.
         View = "view",
-        /// An object is not what was announced any more: look at what is there now.
+        /// An object has changed since it was announced: refresh it.
         Changed = "changed",
-        /// Somebody else has taken the batch over.
+        /// Another worker has taken over the batch.
         Fenced = "fenced",
     }
 }
@@ -44,10 +48,10 @@ labelled! {
 labelled! {
     /// Why intake is paused.
     pub enum PauseReason {
-        /// ClickHouse has not been heard of yet.
+        /// ClickHouse has not answered yet.
         Starting = "starting",
         Unreachable = "unreachable",
-        /// What is between Sluice and ClickHouse answers in its place.
+        /// A proxy between Sluice and ClickHouse answers instead.
         Proxy = "proxy",
         Authentication = "authentication",
         Permission = "permission",
@@ -61,7 +65,7 @@ labelled! {
         NoSpace = "no_space",
         Overload = "overload",
         Quota = "quota",
-        /// Of the user's profile.
+        /// Limits in the user's profile.
         Limits = "limits",
         /// Replicas, their quorum, or ClickHouse Keeper.
         Replication = "replication",
@@ -75,16 +79,16 @@ labelled! {
 pub struct Diagnosis {
     /// What to do about the batch.
     pub error_class: ErrorClass,
-    /// Why an object is not loaded that fails with it.
+    /// Why an object that fails with this error is not loaded.
     pub failure_class: FailureClass,
-    /// Why intake is paused, if it is.
+    /// Why intake is paused, if this error pauses it.
     pub pause: PauseReason,
-    /// What the operator can do about it, where that can be said.
+    /// What the operator can do, if it is known.
     pub advice: Option<&'static str>,
 }
 
 impl Diagnosis {
-    /// Returns the meaning of an error that says nothing but what to do about the batch.
+    /// Returns the diagnosis of an error of which only the class is known.
     pub(super) const fn of(error_class: ErrorClass) -> Self {
         Self {
             error_class,
@@ -116,7 +120,7 @@ impl Diagnosis {
 const S3_REFUSES: Diagnosis = Diagnosis::of(ErrorClass::Denied)
     .failure_class(FailureClass::Denied)
     .pause(PauseReason::S3Access)
-    .advice("ClickHouse may not read the bucket: check `s3.clickhouse_access`");
+    .advice("S3 denies ClickHouse access to the bucket: check `s3.clickhouse_access`");
 const S3_HAS_NOT: Diagnosis = Diagnosis {
     error_class: ErrorClass::ObjectFault,
     failure_class: FailureClass::Missing,
@@ -125,18 +129,18 @@ const S3_HAS_NOT: Diagnosis = Diagnosis {
 const SOURCE: Diagnosis = Diagnosis::of(ErrorClass::ObjectFault).pause(PauseReason::S3Access);
 const UNREACHABLE: Diagnosis = Diagnosis::of(ErrorClass::Replay)
     .pause(PauseReason::Unreachable)
-    .advice("check that ClickHouse runs, and `clickhouse.url`");
+    .advice("check that ClickHouse is running, and check `clickhouse.url`");
 const PROXY: Diagnosis = Diagnosis::of(ErrorClass::Replay)
     .pause(PauseReason::Proxy)
     .advice(
-        "something between Sluice and ClickHouse answers in its place: check that it leads to \
-         ClickHouse, and that it waits for as long as `clickhouse.insert_timeout`",
+        "a proxy between Sluice and ClickHouse answers instead: check that it forwards to \
+         ClickHouse, and that its timeout is at least `clickhouse.insert_timeout`",
     );
 const HIDDEN: Diagnosis = Diagnosis::of(ErrorClass::Halt)
     .pause(PauseReason::Ledger)
     .advice(
         "without the whole ledger, objects would be loaded twice: drop the row policy that hides \
-         rows of it from `clickhouse.user`, and let `clickhouse.url` lead to one server",
+         its rows from `clickhouse.user`, and make `clickhouse.url` lead to one server",
     );
 const UNFILLED: Diagnosis = Diagnosis::of(ErrorClass::Halt)
     .pause(PauseReason::Schema)
@@ -144,14 +148,14 @@ const UNFILLED: Diagnosis = Diagnosis::of(ErrorClass::Halt)
         "run `sluice migrate`, which creates it; the batch is then rolled back and loaded again",
     );
 
-/// Returns what an error means.
+/// Returns the diagnosis of an error.
 pub fn diagnosis(error: &WarehouseError) -> Diagnosis {
     match error {
         WarehouseError::Server { code, text } => server(*code, text, failing_view(error).is_some()),
         WarehouseError::Unknown(text) => UNREACHABLE.advice(unreachable_advice(text)),
         WarehouseError::Password(_) => UNREACHABLE.advice("make the file readable"),
         WarehouseError::Foreign { .. } if is_too_large(error) => PROXY.advice(
-            "something between Sluice and ClickHouse limits the size of requests: raise its limit \
+            "a proxy between Sluice and ClickHouse limits the size of requests: raise its limit \
              (nginx: `client_max_body_size`)",
         ),
         WarehouseError::Foreign { .. } => PROXY,
@@ -161,11 +165,12 @@ pub fn diagnosis(error: &WarehouseError) -> Diagnosis {
     }
 }
 
+/// Returns the class of an error.
 pub fn classify(error: &WarehouseError) -> ErrorClass {
     diagnosis(error).error_class
 }
 
-/// The error, and what to do about it where that can be said.
+/// Returns the text of an error, with advice if there is any.
 pub fn with_advice(error: &WarehouseError) -> String {
     match diagnosis(error).advice {
         Some(advice) => format!("{error}; {advice}"),
@@ -180,13 +185,14 @@ fn server(code: u32, text: &str, is_of_view: bool) -> Diagnosis {
             error_class: thrown(text),
             ..of_code
         },
-        // A missing object, a refusal and an S3 that is away look alike but for the text.
+        // Only the text distinguishes a missing object, a refusal and an unavailable S3.
         S3_ERROR => of_s3(text).unwrap_or(of_code),
-        // What the object's name says of its compression.
+        // The object's name has the extension of a compression that ClickHouse does not support.
         48 if says(text, &["Unsupported compression method"]) => CONTENT,
-        // The user may not set what a statement sets. ClickHouse names the setting.
+        // The user is not allowed to change a setting of the statement, which the error names.
         164 if text.contains("setting in readonly mode") => SETTINGS,
-        // It may not use the server's own rights in S3; else it is the user's right to a table.
+        // The user is not allowed to use the server's own S3 credentials. Otherwise, a grant on a
+        // table is missing.
         497 if says(
             text,
             &["the server's own credentials", "server_credentials"],
@@ -194,25 +200,25 @@ fn server(code: u32, text: &str, is_of_view: bool) -> Diagnosis {
         {
             UNREACHABLE_ENDPOINT
         }
-        // Of one statement, not of the server.
+        // The limit is that of one statement, and not of the server.
         241 if says(text, &["(for query)", "Query memory limit exceeded"]) => {
             TOO_LARGE.pause(of_code.pause)
         }
-        // Of one block, not of the table.
+        // The limit is that of one block, and not of the table.
         252 if says(text, &["Too many partitions for single INSERT block"]) => {
             TOO_LARGE.pause(of_code.pause)
         }
         _ => of_code,
     };
     if is_of_view {
-        let advice = "the insert fails in a view that is not Sluice's: mend or drop it";
+        let advice = "the insert fails in a view that is not Sluice's: fix or drop it";
         return diagnosis.pause(PauseReason::View).advice(advice);
     }
     diagnosis
 }
 
-/// Which guard has thrown. The error begins with its text, and then quotes the condition, hence the
-/// texts of both.
+/// Returns the class of the guard that has thrown. The error begins with its text, and then quotes
+/// the condition, which contains the texts of both.
 fn thrown(text: &str) -> ErrorClass {
     let guards = [
         (FENCED_TEXT, ErrorClass::Fenced),
@@ -225,7 +231,7 @@ fn thrown(text: &str) -> ErrorClass {
         .map_or(ErrorClass::Replay, |(_, class)| class)
 }
 
-/// Returns what S3 says through ClickHouse; none where it does not answer.
+/// Returns the diagnosis of an answer of S3 that ClickHouse quotes, or `None` if S3 did not answer.
 fn of_s3(text: &str) -> Option<Diagnosis> {
     let is_missing = says(
         text,
@@ -238,7 +244,7 @@ fn of_s3(text: &str) -> Option<Diagnosis> {
     if says(text, &["DNS_ERROR", "Not found address of host"]) {
         Some(UNREACHABLE_ENDPOINT)
     } else if says(text, &[NO_SUCH_BUCKET]) {
-        // It answers 404, too.
+        // S3 answers 404 in this case, too.
         let class = if is_missing {
             FailureClass::Missing
         } else {
@@ -252,7 +258,7 @@ fn of_s3(text: &str) -> Option<Diagnosis> {
     }
 }
 
-/// What kept the worker from an object.
+/// Returns the diagnosis of an error that kept the worker from reading an object.
 fn source(error: &StoreError) -> Diagnosis {
     let class = match error {
         StoreError::Refused { status: 404, .. } => FailureClass::Missing,
@@ -267,19 +273,20 @@ fn source(error: &StoreError) -> Diagnosis {
     if error.is_changed() {
         as_class(ErrorClass::Changed)
     } else if error.is_transient() {
-        as_class(ErrorClass::Replay)
-            .advice("if it lasts, check the worker's way to S3 (network, `AWS_ENDPOINT_URL`)")
+        as_class(ErrorClass::Replay).advice(
+            "if this persists, check the worker's connection to S3 (network, `AWS_ENDPOINT_URL`)",
+        )
     } else if error.is_denied() {
         as_class(ErrorClass::Denied)
-            .advice("the worker may not read the bucket: grant its role `s3:GetObject`")
+            .advice("S3 denies the worker access to the bucket: grant its role `s3:GetObject`")
     } else {
-        // It is missing, or not what its name says.
+        // The object is missing, or its content is not what its name says.
         diagnosis
     }
 }
 
-/// S3's part of an error of ClickHouse. Behind it stands the object's name, which can be anything,
-/// S3's words included.
+/// Returns the part of ClickHouse's error that precedes the object's name. The name can contain any
+/// text, including S3's error codes.
 fn before_the_name(text: &str) -> &str {
     text.split_once("hile reading ")
         .map_or(text, |(words, _)| words)
@@ -304,25 +311,26 @@ pub fn is_bucket_missing(error: &WarehouseError) -> bool {
     }
 }
 
-/// Returns whether S3 is away, of an error that is neither a refusal nor a missing object.
+/// Returns whether S3 is unavailable, given an error that is neither a refusal nor a missing
+/// object.
 pub fn is_s3_away(error: &WarehouseError) -> bool {
     error.code() == Some(S3_ERROR) || matches!(error, WarehouseError::Source(_))
 }
 
 fn unreachable_advice(text: &str) -> &'static str {
     if text.contains("certificate") {
-        "the server's certificate is not trusted: name its authority in `clickhouse.ca_file`"
+        "the server's certificate is not trusted: put its certificate authority into \
+         `clickhouse.ca_file`"
     } else if text.contains("InvalidContentType") {
-        "the port does not speak TLS: make `clickhouse.url` begin with http://, or name another port"
+        "the port does not use TLS: begin `clickhouse.url` with http://, or use another port"
     } else if text.contains("invalid HTTP version parsed") {
-        "the port does not speak HTTP: if it is one for TLS, make `clickhouse.url` begin with \
-         https://"
+        "the port does not use plain HTTP: if it is a TLS port, begin `clickhouse.url` with https://"
     } else {
-        "check that ClickHouse runs, and `clickhouse.url`"
+        "check that ClickHouse is running, and check `clickhouse.url`"
     }
 }
 
-/// Returns whether something on the way to ClickHouse has refused a request for its size.
+/// Returns whether a proxy on the way to ClickHouse has refused a request for its size.
 pub fn is_too_large(error: &WarehouseError) -> bool {
     let WarehouseError::Foreign { text } = error else {
         return false;
@@ -333,8 +341,8 @@ pub fn is_too_large(error: &WarehouseError) -> bool {
         .any(|words| text.contains(words))
 }
 
-/// The object that an error names, out of those of the batch: the one whose path stands in the
-/// text, and the longest where one path is the beginning of another.
+/// Returns which object of the batch an error names: the one whose path the text contains, and the
+/// longest path if one is the beginning of another.
 pub fn named_object<'a>(
     text: &str,
     paths: impl Iterator<Item = (usize, &'a str)>,
@@ -357,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn every_outcome_has_its_verdict() {
+    fn every_error_has_its_class() {
         let refused = |status, code: &str| StoreError::Refused {
             status,
             code: code.into(),
@@ -488,10 +496,10 @@ mod tests {
         let gone = "Connection refused: while reading b/k";
         let denied = "AccessDenied. HTTP response code: 403: while reading b/k";
         for (error, expected) in [
-            (away.into(), "the worker's way to S3"),
+            (away.into(), "the worker's connection to S3"),
             (refused.into(), "grant its role"),
-            (server(499, gone), "ClickHouse's way to S3"),
-            (server(499, denied), "ClickHouse may not read the bucket"),
+            (server(499, gone), "ClickHouse's connection to S3"),
+            (server(499, denied), "S3 denies ClickHouse access"),
         ] {
             let said = diagnosis(&error).advice.unwrap();
             assert!(said.contains(expected), "{error}: {said}");

@@ -1,27 +1,27 @@
-//! The user's view in which an insert failed, as ClickHouse's error names it.
+//! Finds the user's view in which an insert failed, from the text of ClickHouse's error.
 
 use super::WarehouseError;
 use crate::statements::ddl::LANDING_PREFIX;
 
-/// With which ClickHouse leads to a view in which an insert has failed, the innermost first.
+/// The text before the name of each view in which an insert has failed, the innermost view first.
 const PUSHING: &str = ": while pushing to view ";
 
 /// A view that has failed an insert.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failing {
-    /// `database.view`, as ClickHouse writes it.
+    /// `database.view`, in ClickHouse's spelling.
     pub view: String,
-    /// The table of Sluice whose rows it reads; none where the insert had no landing table.
+    /// The table of Sluice that the view reads, or `None` if the insert had no landing table.
     pub table: Option<String>,
 }
 
-/// Returns the user's view that the error comes from, if it comes from one.
+/// Returns the user's view that failed the insert, if one did.
 pub fn failing_view(error: &WarehouseError) -> Option<Failing> {
     let WarehouseError::Server { text, .. } = error else {
         return None;
     };
-    // Behind the views stand the code's name and the version; before them anything, such as the name
-    // of an object.
+    // The views are followed by the name of the code and the version. Any text can precede them,
+    // such as the name of an object.
     let text = text
         .rsplit_once(". (")
         .map_or(text.as_str(), |(text, _)| text);
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_an_object_is_no_view() {
+    fn the_name_of_an_object_is_not_taken_for_a_view() {
         assert_eq!(
             of(
                 "Bad: (while reading 'b/k: while pushing to view d.v'): while executing S3. (X) (v)"

@@ -1,8 +1,7 @@
-//! What brings tables that are there to what is declared.
+//! Plans the changes that bring existing tables to what is declared.
 //!
-//! Columns are added and widened, retention and deduplication windows are set anew. What would
-//! rewrite rows into something else, or lose some, is refused with what to do instead; nothing that
-//! holds rows is ever dropped.
+//! Columns are added and widened, and retention and deduplication windows are changed. Changes that
+//! would alter or lose rows are refused, with advice. Nothing that holds rows is ever dropped.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,18 +13,18 @@ use crate::statements::ddl::{
     Engine, LANDING_PREFIX, SchemaOptions, Setting, Table, TableColumn, landing_name, tables, views,
 };
 
-/// From what there is to what is declared.
+/// The steps from the existing tables to the declared ones.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Plan {
-    /// To be run in order; none where everything is as declared.
+    /// The statements to run, in order. Empty if everything is as declared.
     pub statements: Vec<Statement>,
-    /// While there is one, nothing should be run.
+    /// The refused changes. Unless this is empty, no statement should be run.
     pub refusals: Vec<Refusal>,
-    /// What is left as it is.
+    /// Descriptions of what is left as it is.
     pub kept: Vec<String>,
 }
 
-/// A difference that no statement removes without harm.
+/// A difference that no statement can remove without changing or losing rows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Refusal {
     pub table: String,
@@ -33,7 +32,7 @@ pub struct Refusal {
     pub advice: String,
 }
 
-/// A table as the server has it.
+/// A table as it exists on the server.
 #[derive(Debug, Deserialize)]
 struct Found {
     name: String,
@@ -51,7 +50,7 @@ struct FoundColumn {
     column_type: String,
 }
 
-/// A declared table, its types and expressions spelled as the server spells them.
+/// A declared table, with its types and expressions in the server's spelling.
 #[derive(Debug)]
 struct Declared {
     table: Table,
@@ -60,10 +59,11 @@ struct Declared {
     partition_key: String,
 }
 
-/// Compares what is declared with what the server has.
+/// Compares the declared tables with those of the server, and returns the plan.
 ///
 /// # Errors
-/// When the server does not answer, or does not know a declared type.
+///
+/// Fails if the server does not answer, or does not know a declared type.
 pub async fn plan(
     warehouse: &Warehouse,
     catalog: &Catalog,
@@ -94,19 +94,20 @@ pub async fn plan(
     let others = landings_of_others(catalog, &found);
     if !others.is_empty() {
         plan.kept.push(format!(
-            "landing tables of other declarations: {}; once no worker has those any more, \
-             `sluice migrate --prune` drops them (they hold no rows)",
+            "landing tables of other declarations: {}; once no worker uses them, run \
+             `sluice migrate --prune` to drop them (they hold no rows)",
             others.join(", ")
         ));
     }
     Ok(plan)
 }
 
-/// Drops the landing tables of other declarations, and their views: neither holds rows. A worker
-/// that still inserts into one pauses, and says so.
+/// Returns the statements that drop the landing tables of other declarations and their views, none
+/// of which holds rows. A worker that still inserts into one pauses with the reason.
 ///
 /// # Errors
-/// When the server does not answer.
+///
+/// Fails if the server does not answer.
 pub async fn prune(
     warehouse: &Warehouse,
     catalog: &Catalog,
@@ -115,8 +116,8 @@ pub async fn prune(
     let found = found(warehouse, options).await?;
     let mut statements = Vec::new();
     for landing in landings_of_others(catalog, &found) {
-        // In this order: an insert fails where it has no landing table, and where it had no view
-        // its rows would go nowhere.
+        // The order matters: without its landing table an insert fails, but without a view its rows
+        // would be lost.
         let of_it = |table: &&Found| table.is_view_of(landing);
         let views = found.iter().filter(of_it).map(|view| view.name.as_str());
         statements.push(options.drop(landing));
@@ -232,7 +233,7 @@ impl Plan {
         }
     }
 
-    /// The changes of columns, as ALTER TABLE has them.
+    /// Returns the changes of columns, as clauses of ALTER TABLE.
     fn columns(&mut self, declared: &Declared, found: &Found) -> Vec<String> {
         let table = &declared.table;
         let mut changes = Vec::new();
@@ -257,11 +258,11 @@ impl Plan {
                 }
                 Some(existing) => {
                     let problem = format!(
-                        "column {} is {existing}, and declared as {column_type}",
+                        "column {} is {existing}, but declared as {column_type}",
                         column.name
                     );
-                    let advice = "declare the values as a column of another name, which is added; \
-                                  or rename the old one by hand first (ALTER TABLE … RENAME \
+                    let advice = "declare the column under another name, which is then added; or \
+                                  rename the old column by hand first (ALTER TABLE … RENAME \
                                   COLUMN), and fill the new one with `sluice backfill --force`";
                     self.refuse(table, problem, advice.to_owned());
                 }
@@ -276,7 +277,7 @@ impl Plan {
             .collect();
         if !undeclared.is_empty() {
             self.kept.push(format!(
-                "columns of {} that are not declared, and get their defaults: {}",
+                "undeclared columns of {}, which are filled with their defaults: {}",
                 table.name,
                 undeclared.join(", ")
             ));
@@ -293,14 +294,14 @@ impl Plan {
     }
 }
 
-/// What no ALTER TABLE changes.
+/// Returns the problem and the advice if the tables differ in what ALTER TABLE cannot change.
 fn layout_differs(
     options: &SchemaOptions,
     declared: &Declared,
     found: &Found,
 ) -> Option<(String, String)> {
     let another = "declare another table for this event type and load history into it with \
-                   `sluice backfill --force`; or rename the old one by hand (RENAME TABLE), and \
+                   `sluice backfill --force`; or rename the old table by hand (RENAME TABLE), and \
                    run `sluice migrate` again";
     let mut families = ["Shared", "Replicated"].iter();
     let family = families.find_map(|family| found.engine.strip_prefix(family));
@@ -311,19 +312,19 @@ fn layout_differs(
     };
     let engine = &found.engine;
     let problem = if family.unwrap_or(engine) != expected {
-        format!("its engine is {engine}, and declared as {expected}")
+        format!("its engine is {engine}, but declared as {expected}")
     } else if options.engine == Engine::Replicated && family.is_none() {
-        format!("its engine is {engine}, and `clickhouse.engine` says replicated")
+        format!("its engine is {engine}, but `clickhouse.engine` is replicated")
     } else if bare(&found.sorting_key) != bare(&declared.sorting_key) {
         let (found, declared) = (bare(&found.sorting_key), bare(&declared.sorting_key));
-        format!("it is sorted by {found}, and declared as sorted by {declared}")
+        format!("it is sorted by {found}, but declared as sorted by {declared}")
     } else if bare(&found.partition_key) != bare(&declared.partition_key) {
         let named = |key| match bare(key) {
             "" => "nothing",
             key => key,
         };
         let (found, declared) = (named(&found.partition_key), named(&declared.partition_key));
-        format!("it is partitioned by {found}, and declared as partitioned by {declared}")
+        format!("it is partitioned by {found}, but declared as partitioned by {declared}")
     } else {
         return None;
     };
@@ -351,7 +352,7 @@ impl Found {
     }
 }
 
-/// A key of one expression is shown with parentheses or without.
+/// Returns a key without the parentheses that the server may put around it.
 fn bare(key: &str) -> &str {
     let inner = key.strip_prefix('(').and_then(|key| key.strip_suffix(')'));
     inner
@@ -359,7 +360,7 @@ fn bare(key: &str) -> &str {
         .unwrap_or(key)
 }
 
-/// Whether every value of a type is a value of the other, and means the same there.
+/// Returns whether every value of the first type is a value of the second with the same meaning.
 fn widens(from: &str, to: &str) -> bool {
     fn inside<'a>(outer: &str, name: &'a str) -> Option<&'a str> {
         name.strip_prefix(outer)?
@@ -399,7 +400,7 @@ mod tests {
         }
     }
 
-    /// `rejected_lines`, which has a bit of everything.
+    /// Returns the declaration of `rejected_lines`, which has every kind of part.
     fn declared() -> Declared {
         let mut tables = tables(&Catalog::builtin(), &options()).into_iter();
         let table = tables.find(|table| table.name == "rejected_lines").unwrap();
@@ -487,7 +488,7 @@ mod tests {
             ("column raw is UInt8", |found| {
                 found.columns[3].column_type = "UInt8".to_owned();
             }),
-            // It would widen, but a key is a key.
+            // The type could be widened if it were not part of the key.
             ("column row_number is UInt32", |found| {
                 found.columns[2].column_type = "UInt32".to_owned();
             }),

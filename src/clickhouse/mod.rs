@@ -1,4 +1,4 @@
-//! ClickHouse: the only user of its client.
+//! ClickHouse. Only this module uses its client.
 
 pub mod batch_rows;
 pub mod codes;
@@ -32,39 +32,40 @@ use redact::Redactor;
 
 pub const SUPPORT_IS_DISABLED: u32 = 344;
 
-/// What ClickHouse, or the way to it, answered.
+/// Why a statement failed: an error of ClickHouse, of the connection, or of a proxy in between.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum WarehouseError {
-    /// ClickHouse refused or gave up the statement: it has ended.
+    /// ClickHouse refused or aborted the statement, which has ended.
     #[error("ClickHouse error {code}: {text}")]
     Server { code: u32, text: String },
-    /// The connection failed or broke, or time ran out: the statement may be running, and may have
-    /// done its work.
+    /// The connection failed or broke, or the request timed out. The statement may be running, or
+    /// may have succeeded.
     #[error("no answer from ClickHouse: {0}")]
     Unknown(String),
-    /// No statement was sent: the password cannot be read.
+    /// The password cannot be read, so no statement was sent.
     #[error("clickhouse.password_file: {0}")]
     Password(String),
-    /// A proxy or a load balancer answered, and not ClickHouse: the statement may be running, and may
-    /// have done its work.
-    #[error("an answer that is not ClickHouse's: {text}")]
+    /// A proxy or a load balancer answered instead of ClickHouse. The statement may be running, or
+    /// may have succeeded.
+    #[error("the answer is not ClickHouse's: {text}")]
     Foreign { text: String },
-    /// What was to be streamed could not be had; the connection was cut.
+    /// An object to be streamed could not be read, so the connection was closed.
     #[error(transparent)]
     Source(#[from] StoreError),
-    /// A table of the ledger was written to, and does not show it.
+    /// A table of the ledger does not show rows that were written to it.
     #[error("{table} shows {shown} of {written} rows that were just written to it")]
     Hidden {
         table: &'static str,
         shown: u64,
         written: u64,
     },
-    /// A view is gone that fills a table: rows that were inserted are not there.
+    /// A view that fills a table does not exist, so inserted rows are missing.
     #[error("rows are missing: the view {view}, which inserts them, does not exist")]
     Unfilled { view: String },
 }
 
 impl WarehouseError {
+    /// Returns ClickHouse's error code, if ClickHouse answered.
     pub fn code(&self) -> Option<u32> {
         match self {
             Self::Server { code, .. } => Some(*code),
@@ -84,15 +85,15 @@ pub struct Access {
     pub url: String,
     pub user: String,
     pub password: SecretSource,
-    /// Further secrets that statements carry: no error tells them.
+    /// Further secrets in statements, which are redacted in errors.
     pub secrets: Vec<Secret>,
     pub database: String,
     pub connect_timeout: Duration,
-    /// For small statements: ledger, kill, ping.
+    /// The timeout of small statements: ledger, kill, ping.
     pub query_timeout: Duration,
-    /// Certificate authorities (PEM) beside the system's.
+    /// Certificate authorities (PEM) in addition to the system's.
     pub ca_file: Option<PathBuf>,
-    /// A statement may run on any server of it.
+    /// The cluster on whose servers a statement may run.
     pub cluster: Option<String>,
 }
 
@@ -109,19 +110,23 @@ pub struct Warehouse {
 }
 
 impl Warehouse {
-    /// Opens no connection yet.
+    /// Creates a client. It opens no connection yet.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the CA file cannot be read, or TLS cannot be set up.
     pub fn connect(access: &Access) -> Result<Self, TlsError> {
         let connector = http::connector(access.connect_timeout, access.ca_file.as_deref(), None)?;
         Ok(Self::over(connector, access, &access.url, Pins::default()))
     }
 
-    /// Opens connections of its own, to that URL.
+    /// Creates a client for a URL, which shares no connections with others of the same connector.
     fn over(connector: Connector, access: &Access, url: &str, pins: Pins) -> Self {
         let client = clickhouse::Client::with_http_client(http::client_with(connector))
             .with_url(url)
             .with_user(&access.user)
             .with_product_info("sluice", env!("CARGO_PKG_VERSION"))
-            // Without it an error that comes late is an answer 200 with an exception in its body.
+            // Without it, a late error is an answer 200 with an exception in its body.
             .with_setting("wait_end_of_query", "1")
             .with_setting("async_insert", "0")
             .with_setting(LOG_COMMENT, "sluice");
@@ -140,7 +145,7 @@ impl Warehouse {
         }
     }
 
-    /// The same, with another comment in `system.query_log`.
+    /// Returns the same client with another comment in `system.query_log`.
     pub fn commented(&self, comment: &str) -> Self {
         Self {
             client: self.client.clone().with_setting(LOG_COMMENT, comment),
@@ -152,12 +157,12 @@ impl Warehouse {
         &self.database
     }
 
-    /// `database.table`, quoted.
+    /// Returns `database.table`, quoted.
     pub fn table(&self, name: &str) -> String {
         format!("{}.{}", sql::ident(&self.database), sql::ident(name))
     }
 
-    /// Whether a table has such rows.
+    /// Returns whether a table has a row that meets the condition.
     pub async fn has_rows(&self, table: &str, condition: &str) -> Result<bool, WarehouseError> {
         let table = self.table(table);
         let sql = format!("SELECT 1 AS found FROM {table} WHERE {condition} LIMIT 1");
@@ -165,8 +170,8 @@ impl Warehouse {
         Ok(!found.is_empty())
     }
 
-    /// Whether the server is at work on just this deletion. One more would do all of the work again,
-    /// and keep the first one from its end. Where that cannot be known, it is not.
+    /// Returns whether the server is executing exactly this deletion. A second one would repeat all
+    /// the work and delay the first. Returns `false` if the server does not show it.
     pub async fn is_deleting(&self, table: &str, condition: &str) -> bool {
         let sql = format!(
             "SELECT 1 AS found FROM system.mutations \
@@ -180,10 +185,10 @@ impl Warehouse {
         found.is_ok_and(|found| !found.is_empty())
     }
 
-    /// Deletes rows of a table, if it has any; once it has succeeded, no query sees them any more.
+    /// Deletes the rows of a table that meet the condition. After success, no query sees them.
     ///
-    /// To be repeated until [`Warehouse::has_rows`] denies: of two mutations that are begun at
-    /// once, ClickHouse (26.7) can lose one without a word.
+    /// The caller repeats this until [`Warehouse::has_rows`] returns `false`: of two mutations that
+    /// begin at the same time, ClickHouse (26.7) can lose one without an error.
     pub async fn delete(
         &self,
         table: &str,
@@ -193,14 +198,14 @@ impl Warehouse {
         let table = self.table(table);
         let statement = |sql: String| {
             Statement::new(sql)
-                // A condition that asks another table says the same on every replica.
+                // A condition with a subquery has the same result on every replica.
                 .with("allow_nondeterministic_mutations", "1")
                 .with("max_query_size", MAX_QUERY_BYTES)
         };
         let lightweight = statement(format!("DELETE FROM {table} WHERE {condition}"))
             .with("lightweight_deletes_sync", "2");
         match self.execute(&lightweight, None, timeout).await {
-            // The table has a projection, for one: its parts are written anew instead.
+            // The table has a projection, for example. Its parts are rewritten instead.
             Err(WarehouseError::Server {
                 code: SUPPORT_IS_DISABLED,
                 ..
@@ -213,14 +218,14 @@ impl Warehouse {
         }
     }
 
-    /// Returns the client with the password as it is now.
+    /// Returns the client with the current password.
     fn logged_in(&self) -> Result<clickhouse::Client, WarehouseError> {
         let password = self.password.read();
         let password = password.map_err(|problem| WarehouseError::Password(problem.to_string()))?;
         Ok(self.client.clone().with_password(password.expose()))
     }
 
-    /// Runs a statement that gives no rows, under a query id where one is given.
+    /// Runs a statement that returns no rows, under the query id if there is one.
     pub async fn execute(
         &self,
         statement: &Statement,
@@ -240,7 +245,7 @@ impl Warehouse {
         .await
     }
 
-    /// Runs an insert, followed by its data.
+    /// Runs an insert whose data follow in the body.
     pub async fn stream(
         &self,
         statement: &Statement,
@@ -248,7 +253,7 @@ impl Warehouse {
         query_id: &str,
         timeout: Duration,
     ) -> Result<(), WarehouseError> {
-        // In the body, too: a URL has no room for it.
+        // The statement is in the body, too, since it is too long for a URL.
         let mut insert = self
             .client()
             .await?
@@ -275,19 +280,19 @@ impl Warehouse {
         .await
     }
 
-    /// Runs a small statement that gives no rows.
+    /// Runs a small statement that returns no rows.
     pub async fn run(&self, sql: &str) -> Result<(), WarehouseError> {
         self.execute(&Statement::new(sql), None, self.query_timeout)
             .await
     }
 
-    /// The same under a query id.
+    /// Runs a small statement that returns no rows, under a query id.
     pub async fn run_as(&self, sql: &str, query_id: &str) -> Result<(), WarehouseError> {
         self.execute(&Statement::new(sql), Some(query_id), self.query_timeout)
             .await
     }
 
-    /// Runs a small statement that gives no rows and that continues in a compressed body.
+    /// Runs a small statement that returns no rows and that continues in a compressed body.
     pub async fn run_encoded(
         &self,
         sql: &str,
@@ -307,12 +312,12 @@ impl Warehouse {
         .await
     }
 
-    /// The rows of a small query.
+    /// Returns the rows of a small query.
     pub async fn rows<T: DeserializeOwned>(&self, sql: &str) -> Result<Vec<T>, WarehouseError> {
         self.rows_within(sql, self.query_timeout).await
     }
 
-    /// The rows of a query that may take this long.
+    /// Returns the rows of a query that may take up to `timeout`.
     pub async fn rows_within<T: DeserializeOwned>(
         &self,
         sql: &str,
@@ -347,7 +352,7 @@ impl Warehouse {
             .collect()
     }
 
-    /// Writes a few rows in one block: all of them or none.
+    /// Writes a few rows in one block: either all of them or none.
     pub async fn insert<T: Serialize>(
         &self,
         table: &str,
@@ -359,7 +364,7 @@ impl Warehouse {
                 .map_err(|error| WarehouseError::Unknown(error.to_string()))?;
             body.push(b'\n');
         }
-        // By name, so that a table of an earlier version is told as such (error 16).
+        // Columns are named, so that a table of an earlier version is recognised (error 16).
         let columns = match rows.first().map(serde_json::to_value) {
             Some(Ok(Value::Object(row))) => row.keys().map(|name| sql::ident(name)).collect(),
             _ => Vec::new(),
@@ -410,7 +415,7 @@ impl Warehouse {
         );
         let mut kill = Statement::new(kill);
         if !self.on_cluster.is_empty() {
-            // A profile may have it return before the other servers have done it.
+            // A profile may let it return before the other servers have executed it.
             kill = kill.with("distributed_ddl_output_mode", "throw").with(
                 "distributed_ddl_task_timeout",
                 self.query_timeout.as_secs().to_string(),
@@ -419,7 +424,7 @@ impl Warehouse {
         self.execute(&kill, None, self.query_timeout).await
     }
 
-    /// Those of these tables that the database lacks.
+    /// Returns those of these tables that the database lacks.
     pub async fn missing_tables<'a>(
         &self,
         tables: &'a [String],
@@ -439,8 +444,8 @@ impl Warehouse {
         Ok(missing)
     }
 
-    /// A setting of the user's under which a repeated insert is not recognised, although it asks
-    /// to be.
+    /// Returns the profile setting, if any, that disables insert deduplication although the insert
+    /// requests it.
     pub async fn dedup_disabled_by(&self) -> Result<Option<&'static str>, WarehouseError> {
         #[derive(serde::Deserialize)]
         struct Row {
@@ -482,7 +487,8 @@ async fn bounded<T>(
         })
 }
 
-/// ClickHouse's errors read `Code: 516. DB::Exception: …`; a proxy's do not.
+/// Returns the code of an error of ClickHouse, which reads `Code: 516. DB::Exception: …`. Errors of
+/// a proxy have none.
 fn exception_code(text: &str) -> Option<u32> {
     let digits = text.split_once("Code: ")?.1;
     let end = digits
@@ -491,7 +497,7 @@ fn exception_code(text: &str) -> Option<u32> {
     digits[..end].parse().ok()
 }
 
-/// An error can quote the whole statement; its beginning and end say what matters.
+/// Shortens an error, which can quote the whole statement, to its beginning and end.
 fn shorten(text: &str) -> String {
     const HEAD: usize = 3000;
     const TAIL: usize = 500;

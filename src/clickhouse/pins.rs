@@ -1,7 +1,7 @@
-//! Settings of the user's profile that would change what Sluice's statements read or write.
+//! Pins the settings by which a user's profile could change what Sluice's statements read or write.
 //!
-//! Every statement carries each of them with ClickHouse's own default, so that a profile cannot
-//! change its meaning: settings of a request take precedence over those of a profile.
+//! Every statement sets each of them to ClickHouse's own default: settings of a request take
+//! precedence over those of a profile.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,10 +11,10 @@ use super::{Warehouse, WarehouseError, bounded};
 use crate::sql;
 use crate::statements::{PINNED, Pin};
 
-/// ClickHouse's error for a setting that it does not know.
+/// ClickHouse's error code for an unknown setting.
 const UNKNOWN_SETTING: u32 = 115;
 
-/// Those of [`PINNED`] that the server knows, once it was asked. Shared by the clones of a
+/// The settings of [`PINNED`] that the server knows, once it was queried. Shared by the clones of a
 /// [`Warehouse`].
 #[derive(Clone, Default)]
 pub(super) struct Pins(Arc<Mutex<Option<Arc<[Pin]>>>>);
@@ -31,7 +31,7 @@ impl Pins {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = pins;
     }
 
-    /// Has the server asked again where it has turned out to be another one.
+    /// Forgets the known settings if the error shows that the server has changed.
     pub(super) fn note(&self, error: &WarehouseError) {
         if error.code() == Some(UNKNOWN_SETTING) {
             self.set(None);
@@ -58,10 +58,11 @@ impl Warehouse {
         Ok(with(self.logged_in()?, &pins))
     }
 
-    /// Asks the server which pins it knows.
+    /// Queries the server for the pins that it knows.
     ///
-    /// The question carries all of them: a profile cannot change its answer, and one that forbids a
-    /// pin is found out here. Only a server that lacks one answers a question without any.
+    /// The query itself sets all pins, so that a profile cannot change its result, and a profile
+    /// that forbids a pin is found here. Only if the server does not know a pin, the query is sent
+    /// without any.
     async fn known_pins(&self) -> Result<Arc<[Pin]>, WarehouseError> {
         match self.known_names(with(self.logged_in()?, PINNED)).await {
             Err(error) if error.code() == Some(UNKNOWN_SETTING) => {}
@@ -76,14 +77,14 @@ impl Warehouse {
 
     async fn known_names(&self, client: clickhouse::Client) -> Result<Vec<String>, WarehouseError> {
         let names = PINNED.iter().map(|(name, _)| name);
-        // One row, which a profile may take away, but not cut short.
+        // The result has one row, which a profile may suppress but not truncate.
         let sql = format!(
             "SELECT groupArray(name) AS names FROM system.settings WHERE name IN ({})",
             sql::strings(names)
         );
         let rows: Vec<Known> = bounded(self.query_timeout, self.fetch(client, &sql)).await?;
         rows.into_iter().next().map(|row| row.names).ok_or_else(|| {
-            WarehouseError::Unknown("it does not say which settings it knows".to_owned())
+            WarehouseError::Unknown("the query for known settings returned no row".to_owned())
         })
     }
 }

@@ -1,15 +1,15 @@
-//! Secrets are taken out of what ClickHouse and others answer: a statement with an error of syntax
-//! is quoted as it is.
+//! Removes secrets from the answers of ClickHouse and others: ClickHouse quotes a statement with a
+//! syntax error verbatim.
 
 use crate::config::Secret;
 use crate::sql;
 
-/// What stands in place of a secret.
+/// The replacement of a secret.
 const REDACTED: &str = "[redacted]";
-/// What follows where ClickHouse has cut a quotation.
+/// What ClickHouse appends to a truncated quotation.
 const CUT: &str = "...";
 
-/// The secrets that no error may carry on, each as it is and as it stands in a statement.
+/// The secrets that must not appear in an error, each verbatim and as it is quoted in a statement.
 #[derive(Clone, Default)]
 pub(super) struct Redactor(Vec<String>);
 
@@ -45,8 +45,8 @@ impl Redactor {
     }
 }
 
-/// How many bytes at the beginning of `text` are of the secret: all of it, or what is left where
-/// the text was cut.
+/// Returns how many bytes at the beginning of `text` belong to the secret: all of it, or its
+/// beginning if the text is truncated.
 fn shown_of(secret: &str, text: &str) -> usize {
     let common = secret
         .chars()

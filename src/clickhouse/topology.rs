@@ -1,4 +1,4 @@
-//! Which servers answer behind the URL, and whether they replicate the tables.
+//! Finds out which servers answer behind the URL, and whether they replicate the tables.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -17,22 +17,22 @@ use crate::sql;
 use crate::util::http;
 use crate::util::http::Connector;
 
-/// Connections over which servers are looked for. A balancer that chooses one of two servers at
-/// random hides the second in one of 32,768 cases.
+/// The number of connections over which servers are looked for. A balancer that chooses one of two
+/// servers at random hides the second in one of 32,768 cases.
 const CONNECTIONS: usize = 16;
 
-/// Of these, so many are open at the same time: a balancer that prefers the server with the fewest
-/// connections then has to use another.
+/// The number of these connections that are open at the same time. A balancer that prefers the
+/// server with the fewest connections then has to use another.
 const AT_A_TIME: usize = 4;
 
-/// Addresses of one name that are asked.
+/// The largest number of addresses of one name that are queried.
 const MAX_ADDRESSES: usize = 8;
 
-/// What engines begin with that replicate their tables, and their databases.
+/// The prefixes of the engines, of tables and of databases, that replicate.
 const REPLICATING: [&str; 2] = ["Replicated", "Shared"];
 
-/// A server, by what no two have in common: its UUID; and where a data directory was copied with
-/// its UUID, the host or the port.
+/// The identity of a server: its UUID, and also its host and port, since a copied data directory
+/// has the same UUID.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub struct Server {
     host: String,
@@ -49,15 +49,15 @@ impl fmt::Display for Server {
 const IDENTITY: &str =
     "SELECT hostName() AS host, tcpPort() AS port, toString(serverUUID()) AS uuid";
 
-/// Returns the servers that answer at the URL: every address of its name is asked, over several
-/// connections of which each is new. It stops at the second server.
+/// Returns the servers that answer at the URL. Queries every address of its name, over several new
+/// connections, and stops at the second server.
 ///
-/// An address that does not answer is left out while another does, as where `localhost` is two
-/// addresses of which the server listens on one.
+/// An address that does not answer is ignored if another does: `localhost` can have two addresses,
+/// and the server can listen on only one.
 ///
 /// # Errors
 ///
-/// Nobody answers, or not in time.
+/// Fails if no server answers in time.
 pub async fn servers(access: &Access) -> Result<BTreeSet<Server>, WarehouseError> {
     let url = Url::parse(&access.url).map_err(unusable)?;
     let site = Site::of(access, &url)?;
@@ -69,7 +69,7 @@ pub async fn servers(access: &Access) -> Result<BTreeSet<Server>, WarehouseError
     for (address, answer) in addresses.iter().zip(&answers) {
         match answer {
             Ok(_) => answering.push(*address),
-            Err(error) => debug!(%address, %error, "an address of ClickHouse does not answer"),
+            Err(error) => debug!(%address, %error, "no answer from an address of ClickHouse"),
         }
     }
     note(answers, &mut found)?;
@@ -90,7 +90,7 @@ pub async fn servers(access: &Access) -> Result<BTreeSet<Server>, WarehouseError
     Ok(found)
 }
 
-/// Notes the servers of some answers; fails where none of them is one.
+/// Adds the servers that answered to `found`. Fails if there are only errors.
 fn note(
     answers: Vec<Result<Server, WarehouseError>>,
     found: &mut BTreeSet<Server>,
@@ -116,7 +116,7 @@ fn unusable(error: impl fmt::Display) -> WarehouseError {
     WarehouseError::Unknown(error.to_string())
 }
 
-/// The addresses behind the URL.
+/// Returns the addresses behind the URL.
 async fn addresses(url: &Url, timeout: Duration) -> Result<Vec<SocketAddr>, WarehouseError> {
     let port = url.port_or_known_default().unwrap_or_default();
     let name = match url.host() {
@@ -127,7 +127,7 @@ async fn addresses(url: &Url, timeout: Duration) -> Result<Vec<SocketAddr>, Ware
     };
     let found = bounded(timeout, async {
         let found = tokio::net::lookup_host((name, port)).await;
-        found.map_err(|error| unusable(format!("no address of {name} is known: {error}")))
+        found.map_err(|error| unusable(format!("failed to resolve {name}: {error}")))
     });
     let mut addresses: Vec<SocketAddr> = found.await?.collect();
     addresses.sort();
@@ -139,8 +139,7 @@ async fn addresses(url: &Url, timeout: Duration) -> Result<Vec<SocketAddr>, Ware
     }
 }
 
-/// What all connections have in common: each goes to an address, and looks as if it went to the
-/// name.
+/// What all connections have in common: each goes to one address, with the host name of the URL.
 struct Site<'a> {
     access: &'a Access,
     url: &'a Url,
@@ -165,9 +164,9 @@ impl<'a> Site<'a> {
 
     async fn ask(&self, address: SocketAddr) -> Result<Server, WarehouseError> {
         let mut url = self.url.clone();
-        // Impossible only for URLs that have no host.
+        // This fails only for URLs without a host.
         url.set_ip_host(address.ip())
-            .map_err(|()| unusable("the URL takes no address"))?;
+            .map_err(|()| unusable("the host of the URL cannot be an address"))?;
         let (connector, pins) = (self.connector.clone(), self.pins.clone());
         let mut warehouse = Warehouse::over(connector, self.access, url.as_str(), pins);
         warehouse.client = warehouse
@@ -175,10 +174,10 @@ impl<'a> Site<'a> {
             .with_header(HOST.as_str(), self.authority());
         let rows: Vec<Server> = warehouse.rows(IDENTITY).await?;
         let server = rows.into_iter().next();
-        server.ok_or_else(|| unusable("the server does not say which it is"))
+        server.ok_or_else(|| unusable("the query for the server's identity returned no row"))
     }
 
-    /// Host and port as they stand in the URL.
+    /// Returns host and port as in the URL.
     fn authority(&self) -> String {
         let host = self.url.host_str().unwrap_or_default();
         match self.url.port() {
@@ -189,7 +188,7 @@ impl<'a> Site<'a> {
 }
 
 impl Warehouse {
-    /// Returns the first of these tables whose engine replicates it, with the engine.
+    /// Returns the first of these tables that its engine replicates, with the engine.
     pub async fn replicated_table(
         &self,
         tables: &[String],
@@ -211,7 +210,7 @@ impl Warehouse {
         Ok(first.map(|row| (row.name, row.engine)))
     }
 
-    /// Returns the engine of the database where that replicates it.
+    /// Returns the engine of the database if it replicates.
     pub async fn replicated_database(&self) -> Result<Option<String>, WarehouseError> {
         #[derive(Deserialize)]
         struct Row {
@@ -226,7 +225,7 @@ impl Warehouse {
         Ok(rows.into_iter().next().map(|row| row.engine))
     }
 
-    /// Whether the server is one of ClickHouse Cloud.
+    /// Returns whether the server belongs to ClickHouse Cloud.
     pub async fn is_cloud(&self) -> Result<bool, WarehouseError> {
         let sql = "SELECT 1 AS found FROM system.settings \
                    WHERE name = 'cloud_mode' AND value IN ('1', 'true')";

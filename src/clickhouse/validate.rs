@@ -1,4 +1,4 @@
-//! Whether the server accepts the SQL of the declarations, which is asked before anything is changed.
+//! Checks whether the server accepts the SQL of the declarations, before anything is changed.
 
 use serde::Deserialize;
 
@@ -15,11 +15,11 @@ struct Described {
     column_type: String,
 }
 
-/// Returns what the server refuses of the declarations. Nothing is written.
+/// Returns the parts of the declarations that the server refuses. Writes nothing.
 ///
 /// # Errors
 ///
-/// When the server does not answer, or refuses to describe even a query without declared SQL.
+/// Fails if the server does not answer, or refuses to describe even a query without declared SQL.
 pub async fn problems(
     warehouse: &Warehouse,
     catalog: &Catalog,
@@ -29,7 +29,7 @@ pub async fn problems(
         warehouse,
         landing: structure(landing_columns(catalog)),
     };
-    // What is refused here is nothing that was declared.
+    // This query has no declared SQL, so that an error here is not a problem of a declaration.
     probe.describe("1", &probe.landing).await?;
     let mut problems = Vec::new();
     for event_type in catalog.types() {
@@ -46,7 +46,7 @@ struct Probe<'a> {
 }
 
 impl Probe<'_> {
-    /// Asks about all columns at once, and only where the server refuses that, about each.
+    /// Checks all columns at once, and each by itself only if the server refuses them.
     async fn columns(&self, event_type: &EventType) -> Result<Vec<Problem>, WarehouseError> {
         let all: Vec<_> = event_type.columns.iter().collect();
         let Some(error) = self.refusal(&all).await? else {
@@ -99,8 +99,8 @@ impl Probe<'_> {
         }))
     }
 
-    /// Returns what the server says against these columns, if anything. They stand beside one of the
-    /// line, so that a function over many lines is refused, too.
+    /// Returns the error with which the server refuses these columns, if it does. The query also
+    /// selects a column of the line, so that an aggregate function is refused, too.
     async fn refusal(&self, columns: &[&Column]) -> Result<Option<WarehouseError>, WarehouseError> {
         let mut row = "source_path".to_owned();
         for column in columns {
@@ -150,17 +150,18 @@ fn refused_column(event_type: &EventType, column: &Column, error: &WarehouseErro
     }
 }
 
-/// Returns why a table cannot be partitioned by values of this type.
+/// Returns why a table cannot be partitioned by values of this type, if it cannot.
 fn unusable_key(column_type: &str) -> Option<String> {
     let why = if column_type.contains("Nullable(") {
-        "can be NULL, by which no table can be partitioned; use a column that is not Nullable, or \
-         `ifNull`"
+        "can be NULL, and such a key cannot partition a table; use a column that is not Nullable, \
+         or `ifNull`"
     } else if column_type.contains("Float") {
-        "is a floating-point number, by which no table can be partitioned; use `toInt64` or `intDiv`"
+        "is a floating-point number, and such a key cannot partition a table; use `toInt64` or \
+         `intDiv`"
     } else {
         return None;
     };
-    Some(format!("its partition key is {column_type}, and so {why}"))
+    Some(format!("its partition key is {column_type}, which {why}"))
 }
 
 #[cfg(test)]
@@ -168,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_that_merge_tree_refuses_are_told_by_their_type() {
+    fn keys_that_merge_tree_refuses_are_recognised_by_their_type() {
         for usable in ["UInt32", "Tuple(String, Date)", "LowCardinality(String)"] {
             assert_eq!(unusable_key(usable), None);
         }

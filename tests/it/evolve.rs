@@ -187,7 +187,7 @@ async fn a_change_that_would_harm_rows_is_refused_whole() {
     for (changed, says) in [
         (
             text.replace("Int32", "String"),
-            "column n is Int32, and declared as String",
+            "column n is Int32, but declared as String",
         ),
         (
             text.replace("[id]\ncolumns", "[n, id]\ncolumns"),
@@ -195,7 +195,7 @@ async fn a_change_that_would_harm_rows_is_refused_whole() {
         ),
         (
             text.replace("columns:", "partition_by: intDiv(n, 10)\ncolumns:"),
-            "it is partitioned by nothing, and declared as partitioned by intDiv(n, 10)",
+            "it is partitioned by nothing, but declared as partitioned by intDiv(n, 10)",
         ),
     ] {
         assert_ne!(changed, text);
