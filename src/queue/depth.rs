@@ -1,12 +1,12 @@
-//! How deep a queue is.
+//! The depth of a queue.
 
 use serde::Serialize;
 
-/// As SQS counts, which is approximate.
+/// The numbers of messages, which SQS counts approximately.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Depth {
     pub visible: u64,
     pub in_flight: u64,
-    /// None where there is no such queue.
+    /// `None` if there is no dead-letter queue.
     pub dead_letters: Option<u64>,
 }

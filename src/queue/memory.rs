@@ -1,6 +1,6 @@
-//! [`Queue`] in memory, on tokio's clock: for tests that pause time.
+//! Implements [`Queue`] in memory, on Tokio's clock, for tests that pause time.
 //!
-//! It redelivers, counts receives and moves messages to its dead letters as SQS does.
+//! It redelivers messages, counts receives and moves messages to its dead letters as SQS does.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,7 +29,7 @@ struct Shared {
 struct State {
     messages: VecDeque<Stored>,
     dead: Vec<String>,
-    /// Number of deliveries so far; makes receipt handles.
+    /// The number of deliveries so far, from which receipt handles are made.
     deliveries: u64,
     sent: u64,
     failing: Option<QueueError>,
@@ -46,8 +46,8 @@ struct Stored {
 }
 
 impl MemoryQueue {
-    /// A message goes to the dead letters instead of being received more than
-    /// `max_receive_count` times.
+    /// Creates a queue, which moves a message to its dead letters instead of delivering it more
+    /// than `max_receive_count` times.
     pub fn new(max_receive_count: u32) -> Self {
         let shared = Shared {
             max_receive_count,
@@ -75,17 +75,17 @@ impl MemoryQueue {
         self.shared.changed.notify_waiters();
     }
 
-    /// Every request fails with `error` from now on, until this is called with `None`.
+    /// Makes every request fail with `error`, until this is called with `None`.
     pub fn fail_with(&self, error: Option<QueueError>) {
         self.state().failing = error;
     }
 
-    /// The bodies that were moved to the dead-letter queue.
+    /// Returns the bodies of the messages that were moved to the dead-letter queue.
     pub fn dead_letters(&self) -> Vec<String> {
         self.state().dead.clone()
     }
 
-    /// The receive counts of the messages that are not deleted.
+    /// Returns the receive counts of the messages that are not deleted.
     pub fn receive_counts(&self) -> Vec<u32> {
         self.state()
             .messages
@@ -95,7 +95,7 @@ impl MemoryQueue {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // The state is consistent between statements: a panic elsewhere does not spoil it.
+        // The state is consistent between statements, so a panic elsewhere does not corrupt it.
         self.shared
             .state
             .lock()
@@ -183,7 +183,7 @@ impl Queue for MemoryQueue {
             !message
                 .handle
                 .as_ref()
-                .is_some_and(|held| handles.contains(held))
+                .is_some_and(|handle| handles.contains(handle))
         });
         Ok(Vec::new())
     }
@@ -200,10 +200,10 @@ impl Queue for MemoryQueue {
                 return Err(error.clone());
             }
             for (index, (handle, timeout)) in entries.iter().enumerate() {
-                let held = state.messages.iter_mut().find(|message| {
+                let in_flight = state.messages.iter_mut().find(|message| {
                     message.handle.as_ref() == Some(handle) && message.visible_at > now
                 });
-                match held {
+                match in_flight {
                     Some(message) => message.visible_at = now + *timeout,
                     None => failed.push((index, QueueError::Gone("not in flight".to_owned()))),
                 }

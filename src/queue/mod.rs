@@ -1,6 +1,6 @@
-//! The queue: receive, delete, change visibility.
+//! The queue: receives and deletes messages, and changes their visibility.
 //!
-//! [`Queue`] has two implementations, [`sqs`] and [`memory`], which pass the same contract suite
+//! [`Queue`] has two implementations, [`sqs`] and [`memory`], which pass the same contract tests
 //! (`tests/it/queue_contract.rs`).
 
 pub mod depth;
@@ -14,17 +14,18 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 pub use sluice_core::queue::{FailedEntries, MAX_BATCH, Message, QueueError, ReceiptHandle};
 
-/// What is known of a queue.
+/// The attributes of a queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueueAttributes {
     pub arn: String,
-    /// Messages to be received, approximately.
+    /// The approximate number of messages that can be received.
     pub visible: u64,
-    /// Messages received and neither deleted nor visible again, approximately.
+    /// The approximate number of messages that were received, and are neither deleted nor visible
+    /// again.
     pub in_flight: u64,
-    /// How long a message is kept, where the queue says so.
+    /// How long a message is kept, if the queue reports it.
     pub retention: Option<Duration>,
-    /// What the redrive policy says, where there is one.
+    /// The redrive policy, if there is one.
     pub redrive_policy: Option<RedrivePolicy>,
 }
 
@@ -34,12 +35,12 @@ impl QueueAttributes {
     }
 }
 
-/// When a message goes to which dead-letter queue.
+/// The dead-letter queue of a queue, and when a message is moved to it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RedrivePolicy {
     pub dead_letter_target_arn: String,
-    /// A number, and by some clients written as text.
+    /// A number, which some clients write as a string.
     #[serde(deserialize_with = "number_or_text")]
     pub max_receive_count: u32,
 }
@@ -57,8 +58,8 @@ fn number_or_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::
     }
 }
 
-/// Removes the messages of which nothing is left to change: whoever gives messages back, or tries
-/// what is permitted, has nothing to do for them.
+/// Removes the entries of messages that are gone, for callers that return messages or test
+/// permissions and need not act on them.
 pub fn except_gone(mut failed: FailedEntries) -> FailedEntries {
     failed.retain(|(_, error)| !matches!(error, QueueError::Gone(_)));
     failed
@@ -75,14 +76,15 @@ pub trait Queue: Send + Sync + 'static {
         visibility: Duration,
     ) -> impl Future<Output = Result<Vec<Message>, QueueError>> + Send;
 
-    /// Deletes up to [`MAX_BATCH`] messages. Deleting what is deleted already is a success.
+    /// Deletes up to [`MAX_BATCH`] messages. Deleting a message again succeeds.
     fn delete(
         &self,
         handles: &[ReceiptHandle],
     ) -> impl Future<Output = Result<FailedEntries, QueueError>> + Send;
 
-    /// Makes up to [`MAX_BATCH`] messages visible again after the given time from now. The entry of a
-    /// message that is gone, or somebody else's by now, fails with [`QueueError::Gone`].
+    /// Makes up to [`MAX_BATCH`] messages visible again after the given time from now. The entry of
+    /// a message that is deleted, or that another consumer has received, fails with
+    /// [`QueueError::Gone`].
     fn change_visibility(
         &self,
         entries: &[(ReceiptHandle, Duration)],

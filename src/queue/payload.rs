@@ -1,4 +1,4 @@
-//! Messages whose body is in S3: what the SQS extended client makes of large ones.
+//! Reads message bodies that are stored in S3, as the SQS extended client does with large ones.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use super::{FailedEntries, Message, Queue, QueueAttributes, QueueError, ReceiptH
 use crate::notification::payload_pointer;
 use crate::s3::Store;
 
-/// A body that is longer is not read: SQS's own limit is 1 MiB.
+/// The largest body that is read, in bytes. The limit of SQS itself is 1 MiB.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// A queue that replaces pointers to S3 by the bodies that they lead to. A body that cannot be read is
-/// left as it is, and the message comes back as one that is not understood.
+/// A queue that replaces pointers to S3 by the bodies that they point to. If a body cannot be read,
+/// the pointer stays, and the message is returned as malformed.
 pub struct WithPayloads<Q> {
     queue: Q,
     store: Store,

@@ -1,4 +1,4 @@
-//! [`Queue`] on SQS: the only user of its SDK.
+//! Implements [`Queue`] on SQS. Only this module uses the SQS SDK.
 
 pub mod move_task;
 pub mod whole;
@@ -43,7 +43,7 @@ impl SqsQueue {
         &self.url
     }
 
-    /// The dead-letter queue of this one, if it has one.
+    /// Returns the dead-letter queue of this queue, if it has one.
     pub async fn dead_letter_queue(&self) -> Result<Option<Self>, QueueError> {
         let Some(policy) = self.attributes().await?.redrive_policy else {
             return Ok(None);
@@ -51,12 +51,14 @@ impl SqsQueue {
         self.of_arn(&policy.dead_letter_target_arn).await.map(Some)
     }
 
-    /// Another queue of this region.
+    /// Returns another queue of this region.
     pub async fn of_arn(&self, arn: &str) -> Result<Self, QueueError> {
         // arn:aws:sqs:region:account:name
         let mut parts = arn.rsplit(':');
         let (Some(name), Some(account)) = (parts.next(), parts.next()) else {
-            return Err(QueueError::Denied(format!("`{arn}` names no queue")));
+            return Err(QueueError::Denied(format!(
+                "`{arn}` is not a valid queue ARN"
+            )));
         };
         let request = self.client.get_queue_url().queue_name(name);
         let request = request.queue_owner_aws_account_id(account);
@@ -169,7 +171,7 @@ impl Queue for SqsQueue {
     }
 }
 
-/// A message without id or receipt handle cannot be worked with; SQS sends none.
+/// Reads a message. Returns `None` without an id or a receipt handle, which SQS always sends.
 fn read_message(message: aws_sdk_sqs::types::Message) -> Option<Message> {
     let attributes = message.attributes.as_ref();
     let number = |name| -> Option<u64> { attributes?.get(&name)?.parse().ok() };
@@ -214,10 +216,11 @@ fn refusal(entry: &BatchResultErrorEntry) -> String {
     format!("{}: {reason}", entry.code)
 }
 
-/// The message is deleted, or visible again and so not ours any more.
+/// Returns whether the error means that the message is deleted, or is visible again and therefore
+/// not this consumer's any more.
 fn is_gone(code: &str, message: &str) -> bool {
     let says = ["ReceiptHandleIsInvalid", "MessageNotInflight"];
-    // The code is that of any parameter.
+    // SQS uses this code for any invalid parameter.
     let is_of_handle = || {
         let message = message.to_ascii_lowercase();
         message.contains("receipthandle") || message.contains("receipt handle")
@@ -226,7 +229,7 @@ fn is_gone(code: &str, message: &str) -> bool {
         || code.ends_with("InvalidParameterValue") && is_of_handle()
 }
 
-/// SQS's own words for what trying again does not mend.
+/// The error codes of SQS for which a retry does not help.
 const DENIED: &[&str] = &[
     "NonExistentQueue",
     "QueueDoesNotExist",

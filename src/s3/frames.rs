@@ -1,10 +1,10 @@
 //! Finds out whether a zstd or lz4 stream is whole, without decompressing it.
 //!
 //! Both formats (RFC 8878; the LZ4 frame format) are sequences of frames, and a frame is a header,
-//! blocks that begin with their sizes, and an end. Following the sizes shows whether a stream stops
-//! where a frame ends. Nothing of the blocks is kept.
+//! blocks that begin with their sizes, and an end. Following the sizes shows whether a stream ends
+//! where a frame ends. The blocks are not kept.
 //!
-//! A stream that is cut exactly between two of its frames is a valid stream too, and passes.
+//! A stream that is cut exactly between two of its frames is also a valid stream, and passes.
 
 /// The formats that can be followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,11 +16,11 @@ pub enum Format {
 /// Why a stream is not whole.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// It stops within a frame.
-    #[error("cut short: it ends after {bytes} bytes, within a frame of {format}")]
+    /// The stream ends within a frame.
+    #[error("cut short: the stream ends after {bytes} bytes, within a {format} frame")]
     Cut { bytes: u64, format: &'static str },
-    /// What is there is not a frame of this format.
-    #[error("not a frame of {format}: {problem} before byte {bytes}")]
+    /// The bytes are not a frame of this format.
+    #[error("not a {format} frame: {problem} before byte {bytes}")]
     Malformed {
         bytes: u64,
         format: &'static str,
@@ -28,12 +28,12 @@ pub enum FrameError {
     },
 }
 
-/// What the bytes that are collected next are.
+/// The part of a frame that is collected next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     /// The beginning of a frame, or the end of the stream.
     Magic,
-    /// The size of a frame to be skipped.
+    /// The size of a skippable frame.
     SkippableSize,
     ZstdDescriptor,
     ZstdBlock {
@@ -57,17 +57,17 @@ impl Part {
     }
 }
 
-/// Follows the frames of one stream, in whatever pieces it comes.
+/// Follows the frames of one stream, which arrives in pieces of any size.
 #[derive(Debug)]
 pub struct Frames {
     format: Format,
     part: Part,
-    /// The bytes of `part` so far, the first of them in the lowest place.
+    /// The bytes of `part` so far, in little-endian order.
     value: u32,
     collected: usize,
-    /// Bytes before `part` that say nothing.
+    /// The number of bytes to skip before `part`.
     skip: u64,
-    /// Bytes seen, for messages.
+    /// The number of bytes seen, for messages.
     bytes: u64,
 }
 
@@ -87,7 +87,7 @@ impl Frames {
     ///
     /// # Errors
     ///
-    /// [`FrameError::Malformed`] where the stream is not of this format. Nothing may be pushed after
+    /// [`FrameError::Malformed`] if the stream is not of this format. Nothing may be pushed after
     /// that.
     pub fn push(&mut self, mut piece: &[u8]) -> Result<(), FrameError> {
         while !piece.is_empty() {
@@ -117,7 +117,7 @@ impl Frames {
     ///
     /// # Errors
     ///
-    /// [`FrameError::Cut`] where it ends within a frame.
+    /// [`FrameError::Cut`] if the stream ends within a frame.
     pub fn finish(self) -> Result<(), FrameError> {
         if self.part == Part::Magic && self.collected == 0 && self.skip == 0 {
             return Ok(());
@@ -217,7 +217,7 @@ impl Frames {
             self.then(checksum_bytes(content_checksum), Part::Magic);
             return;
         }
-        // The highest bit says that the block is not compressed.
+        // The highest bit marks a block that is not compressed.
         let stored = u64::from(size & 0x7FFF_FFFF);
         self.then(stored + checksum_bytes(block_checksum), self.part);
     }
@@ -252,8 +252,8 @@ mod tests {
 
     use super::*;
 
-    /// Made by the `lz4` tool (1.9.4) of 599 bytes of text, with block checksums, the content's size
-    /// and its checksum, and blocks of 64 KiB at most.
+    /// Made by the `lz4` tool (1.9.4) of 599 bytes of text, with block checksums, the content's
+    /// size and its checksum, and blocks of 64 KiB at most.
     const LZ4_WITH_ALL: &[u8] = include_bytes!("frames/all.lz4");
     /// The same text, without any of that.
     const LZ4_WITH_NONE: &[u8] = include_bytes!("frames/none.lz4");
@@ -266,7 +266,7 @@ mod tests {
         frames.finish()
     }
 
-    /// Whole if and only if it ends where one of these frames does.
+    /// Asserts that the stream is whole if and only if it ends where one of these frames does.
     fn assert_whole_only_at_ends(format: Format, frames: &[Vec<u8>], piece: usize) {
         let stream = frames.concat();
         let mut ends = vec![0];
@@ -297,7 +297,7 @@ mod tests {
         })
     }
 
-    /// A frame of stored blocks, with every part that its flags ask for.
+    /// Returns a frame of uncompressed blocks, with every part that its flags require.
     fn lz4(blocks: &[Vec<u8>], flags: u8) -> Vec<u8> {
         let flags = 0b0100_0000 | flags & 0b1_1101;
         let mut frame = vec![0x04, 0x22, 0x4d, 0x18, flags, 0x40];
@@ -325,7 +325,7 @@ mod tests {
 
     fn content() -> impl Strategy<Value = Vec<u8>> {
         prop_oneof![
-            // Compressible, incompressible, and one byte many times.
+            // Compressible, incompressible, and one repeated byte.
             "([a-d]{1,9}\n){0,60}".prop_map(String::into_bytes),
             prop::collection::vec(any::<u8>(), 0..400),
             (any::<u8>(), 0..400_000_usize).prop_map(|(byte, count)| vec![byte; count]),

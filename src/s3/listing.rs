@@ -1,4 +1,4 @@
-//! What a bucket has, a part at a time, and which of it is meant.
+//! Lists the objects of a bucket, a part at a time, and selects from them.
 
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -14,23 +14,25 @@ use crate::s3::{Listed, Page, Store, StoreError};
 use crate::util::outage::OutageLog;
 use sluice_core::backoff::Backoff;
 
-/// Which objects are meant.
+/// A selection of objects.
 #[derive(Debug)]
 pub struct Selection {
     pub prefix: ObjectUrl,
-    /// Each of them must take a key.
+    /// Each of these filters must take a key.
     pub filters: Vec<Filter>,
     pub since: Option<SystemTime>,
     pub until: Option<SystemTime>,
 }
 
 impl Selection {
+    /// Returns whether the selection contains an object.
     pub fn takes(&self, listed: &Listed) -> bool {
         let key = &listed.object.key;
         self.filters.iter().all(|filter| filter.takes_key(key)) && self.takes_time(listed)
     }
 
-    /// An object of a day or hour that reaches into the time is in it.
+    /// Returns whether an object's time, or the day or hour that its key names, overlaps with the
+    /// time range.
     fn takes_time(&self, listed: &Listed) -> bool {
         if self.since.is_none() && self.until.is_none() {
             return true;
@@ -43,8 +45,8 @@ impl Selection {
     }
 }
 
-/// The day, or the hour, that a key names first: `2026/11/23/`, `2026-11-23` (as in
-/// `dt=2026-11-23`), `2026-11-23T15…` or `20261123`. UTC.
+/// Returns the day or hour, in UTC, that a key names first: `2026/11/23/`, `2026-11-23` (as in
+/// `dt=2026-11-23`), `2026-11-23T15…` or `20261123`.
 pub fn time_in(key: &str) -> Option<Range<SystemTime>> {
     static DATE: LazyLock<Option<Regex>> = LazyLock::new(|| {
         Regex::new(
@@ -70,7 +72,7 @@ pub fn time_in(key: &str) -> Option<Range<SystemTime>> {
             let length = if hour.is_empty() { HOUR * 24 } else { HOUR };
             return Some(start..start + length);
         }
-        // What only looks like a date may overlap with one.
+        // Digits that are not a date may overlap with a date.
         at = found.get(1)?.start() + 1;
     }
     None
@@ -80,9 +82,9 @@ pub fn time_in(key: &str) -> Option<Range<SystemTime>> {
 pub struct Lister {
     store: Store,
     selection: Selection,
-    /// Where the next page begins; none at the end.
+    /// Where the next page begins, or `None` at the end.
     position: Option<Position>,
-    /// The pause before another try, while S3 does not answer.
+    /// The pause before a retry, while S3 is unavailable.
     retry: Backoff,
     env: Env,
 }
@@ -92,7 +94,8 @@ enum Position {
     After(String),
 }
 
-/// As many as one look-up takes. It reads much the same of a large ledger for fewer.
+/// The number of objects that one lookup in the ledger takes. In a large ledger, a lookup of fewer
+/// reads almost as much.
 pub const CHUNK: usize = 5000;
 
 impl Lister {
@@ -106,7 +109,7 @@ impl Lister {
         }
     }
 
-    /// The next objects that are meant; none at the end. While S3 is away it is asked on.
+    /// Returns the next selected objects, or `None` at the end. Retries while S3 is unavailable.
     pub async fn next(&mut self) -> Result<Option<Vec<Listed>>, StoreError> {
         let mut chunk = Vec::new();
         while chunk.len() < CHUNK
@@ -118,8 +121,8 @@ impl Lister {
             };
             let page = self.page(after).await?;
             self.position = page.next.map(Position::After);
-            let meant = page.objects.into_iter();
-            chunk.extend(meant.filter(|listed| self.selection.takes(listed)));
+            let objects = page.objects.into_iter();
+            chunk.extend(objects.filter(|listed| self.selection.takes(listed)));
         }
         Ok(Some(chunk).filter(|chunk| !chunk.is_empty()))
     }
@@ -131,14 +134,14 @@ impl Lister {
                 Err(error) if error.is_transient() => {
                     let failure = outage.failed(());
                     if failure.is_mentioned {
-                        warn!(error = %error, "S3 does not answer; the listing waits");
+                        warn!(error = %error, "listing paused until S3 responds");
                     }
                     let pause = self.retry.pause(failure.failures, self.env.fraction());
                     tokio::time::sleep(pause).await;
                 }
                 page => {
                     if outage.succeeded().is_some() {
-                        info!("S3 answers: the listing goes on");
+                        info!("S3 is back; listing resumed");
                     }
                     return page;
                 }
@@ -207,14 +210,14 @@ mod tests {
             "2026-01-10T12:00:00Z",
             "2026-01-11T00:00:00Z",
         );
-        // Without a date: the moment at which it was uploaded.
+        // A key without a date has the time of its upload.
         assert!(within(Some(noon), None, "a") && within(Some(day), Some(next), "a"));
         assert!(!within(None, Some(noon), "a") && !within(Some(next), None, "a"));
-        // A day that reaches into the time.
+        // The day overlaps with the range.
         assert!(within(Some(noon), Some(next), "2026/01/10/a"));
         assert!(!within(Some(next), None, "2026/01/10/a"));
         assert!(!within(None, Some(day), "2026/01/10/a"));
-        // The date of the key, not of the object.
+        // The date is that of the key, and not of the object.
         assert!(!within(Some(day), Some(next), "2025/01/10/a"));
         assert!(within(None, None, "2025/01/10/a"));
     }

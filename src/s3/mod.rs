@@ -1,5 +1,5 @@
-//! S3 as the worker itself reads it: objects that ClickHouse cannot read, and listings. Here alone
-//! the S3 SDK is used.
+//! S3 as the worker itself reads it: objects that ClickHouse cannot read, and listings. Only this
+//! module uses the S3 SDK.
 
 pub mod frames;
 pub mod listing;
@@ -23,7 +23,7 @@ use crate::object::{Compression, ObjectParts, ObjectRef, ObjectUrl, decode_key};
 use crate::s3::frames::{Format, Frames};
 use crate::util::error_chain::with_sources;
 
-/// S3's words for: you may not.
+/// The texts by which S3 denies access.
 pub(crate) const REFUSALS: &[&str] = &[
     "HTTP response code: 403",
     "AccessDenied",
@@ -36,26 +36,26 @@ pub(crate) const REFUSALS: &[&str] = &[
 /// S3's code for a bucket that does not exist.
 pub(crate) const NO_SUCH_BUCKET: &str = "NoSuchBucket";
 
-/// What kept an object from being read.
+/// Why an object cannot be read.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum StoreError {
-    /// S3 answered, and does not give the object; `code` is S3's.
-    #[error("S3 tells the worker {code}. HTTP response code: {status}: while reading {path}")]
+    /// S3 answered with an error; `code` is S3's error code.
+    #[error("S3 returned {code} to the worker. HTTP response code: {status}: while reading {path}")]
     Refused {
         status: u16,
         code: String,
         path: String,
     },
-    /// Its content is not what its name says, or no request can be made for its name.
-    #[error("the worker cannot read it: {text}: while reading {path}")]
+    /// The content is not what the name says, or no request can be made for the name.
+    #[error("the worker cannot read the object: {text}: while reading {path}")]
     Content { text: String, path: String },
-    /// No answer, or one that breaks off.
-    #[error("S3 does not answer the worker: {text}: while reading {path}")]
+    /// S3 did not answer, or the answer broke off.
+    #[error("no answer from S3 to the worker: {text}: while reading {path}")]
     Unavailable { text: String, path: String },
 }
 
 impl StoreError {
-    /// `bucket/key` of the object.
+    /// Returns the object's `bucket/key`.
     pub fn path(&self) -> &str {
         match self {
             Self::Refused { path, .. }
@@ -64,12 +64,12 @@ impl StoreError {
         }
     }
 
-    /// Whether S3 says that there is no such object.
+    /// Returns whether the object does not exist.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Refused { status: 404, code, .. } if code != NO_SUCH_BUCKET)
     }
 
-    /// Whether S3 refuses to give what there is.
+    /// Returns whether S3 denies access.
     pub fn is_denied(&self) -> bool {
         match self {
             _ if self.is_missing() => false,
@@ -80,12 +80,12 @@ impl StoreError {
         }
     }
 
-    /// Whether the object has another etag by now than the request asked for.
+    /// Returns whether the object's etag is not the one that was requested.
     pub fn is_changed(&self) -> bool {
         matches!(self, Self::Refused { status: 412, .. })
     }
 
-    /// Whether the same request can succeed later.
+    /// Returns whether the same request can succeed later.
     pub fn is_transient(&self) -> bool {
         match self {
             _ if self.is_changed() => false,
@@ -96,42 +96,42 @@ impl StoreError {
     }
 }
 
-/// What S3 has under a key at this moment.
+/// The metadata of the object that a key has now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectMeta {
     pub etag: String,
     pub size: Option<u64>,
 }
 
-/// Whether an object ends where its content does.
+/// Whether an object contains the whole of its compressed content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Completeness {
     Whole,
-    /// It does not, for this reason.
+    /// The content is cut short, for this reason.
     Cut(String),
-    /// Its content is not what its name says.
+    /// The content is not what the name says, for this reason.
     Malformed(String),
     /// The worker has no decoder for it.
     Unknown,
 }
 
-/// An object of a listing.
+/// An object in a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// With the identity that its announcement gives it.
+    /// The object, with the same identity as in its announcement.
     pub object: ObjectRef,
     pub last_modified: SystemTime,
 }
 
-/// A part of a listing, a thousand objects at most.
+/// A part of a listing, of at most 1,000 objects.
 #[derive(Clone, Debug)]
 pub struct Page {
     pub objects: Vec<Listed>,
-    /// Where the next one begins.
+    /// The continuation token of the next page, or `None` at the end.
     pub next: Option<String>,
 }
 
-/// The content of an object, decompressed.
+/// The decompressed content of an object.
 pub type Content = Pin<Box<dyn AsyncRead + Send>>;
 
 #[derive(Clone, Debug)]
@@ -140,7 +140,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// With the AWS environment's credentials and endpoint. Path-style, as ClickHouse is told.
+    /// Creates a store with the credentials and the endpoint of `aws`. It uses path-style URLs, as
+    /// ClickHouse does.
     pub fn new(aws: &aws_config::SdkConfig) -> Self {
         let config = Builder::from(aws).force_path_style(true).build();
         Self {
@@ -148,7 +149,7 @@ impl Store {
         }
     }
 
-    /// What the key holds now, whatever was announced.
+    /// Returns the metadata of the object that the key has now, whatever was announced.
     pub async fn head(&self, object: &ObjectRef) -> Result<ObjectMeta, StoreError> {
         let request = self.client.head_object();
         let answer = request
@@ -168,15 +169,15 @@ impl Store {
         })
     }
 
-    /// The objects whose keys begin with this one, in the order of S3; from `after`, where a page
-    /// before this one said so.
+    /// Returns a page of the objects whose keys begin with that of `prefix`, in the order of S3.
+    /// `after` is the continuation token of the page before, if there is one.
     pub async fn list(&self, prefix: &ObjectUrl, after: Option<&str>) -> Result<Page, StoreError> {
         let answer = self
             .client
             .list_objects_v2()
             .bucket(&prefix.bucket)
             .prefix(&prefix.key)
-            // XML has no way to write every key.
+            // XML cannot represent every key.
             .encoding_type(EncodingType::Url)
             .set_continuation_token(after.map(str::to_owned))
             .send()
@@ -196,7 +197,7 @@ impl Store {
                 object: ObjectRef::from(ObjectParts {
                     bucket: prefix.bucket.clone(),
                     key: key.ok_or_else(|| StoreError::Content {
-                        text: "S3 lists a key that is no UTF-8".to_owned(),
+                        text: "S3 lists a key that is not valid UTF-8".to_owned(),
                         path: prefix.path(),
                     })?,
                     etag: object
@@ -220,7 +221,7 @@ impl Store {
         })
     }
 
-    /// Whether the content is compressed in another way than the name says.
+    /// Returns whether the content's compression differs from what the name says.
     pub async fn is_misnamed(&self, object: &ObjectRef) -> Result<bool, StoreError> {
         let start = self.get(object, Some("bytes=0-511")).await?;
         let start = start
@@ -232,7 +233,7 @@ impl Store {
         Ok(seen != Compression::of(&object.key))
     }
 
-    /// One that has another etag by now is refused.
+    /// Requests the object. If its etag has changed, S3 refuses the request.
     async fn get(
         &self,
         object: &ObjectRef,
@@ -253,12 +254,16 @@ impl Store {
             .map_err(|error| refused(object.path(), &error))
     }
 
-    /// Returns the object as text, up to so many bytes.
+    /// Returns the object as text.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the object is larger than `max_bytes`, or is not valid UTF-8.
     pub async fn text(&self, object: &ObjectRef, max_bytes: u64) -> Result<String, StoreError> {
         let output = self.get(object, None).await?;
         let length = output.content_length.and_then(|it| u64::try_from(it).ok());
         if length.is_none_or(|length| length > max_bytes) {
-            let problem = format!("it has more than {max_bytes} bytes");
+            let problem = format!("it is larger than {max_bytes} bytes");
             return Err(broken(object, &io::Error::other(problem)));
         }
         let bytes = output.body.collect().await;
@@ -268,7 +273,7 @@ impl Store {
     }
 
     /// Reads the object to its end, and returns whether its content, compressed as its name says,
-    /// ends there too. zstd and lz4 are not decompressed for that.
+    /// is whole. zstd and lz4 are not decompressed for this.
     pub async fn completeness(&self, object: &ObjectRef) -> Result<Completeness, StoreError> {
         let format = match Compression::of(&object.key) {
             Compression::Zstd => Format::Zstd,
@@ -304,17 +309,17 @@ impl Store {
         }
     }
 
-    /// Returns whether the content, decompressed, has no byte.
+    /// Returns whether the content is empty when decompressed.
     pub async fn is_empty(&self, object: &ObjectRef) -> Result<bool, StoreError> {
         let mut content = self.open(object).await?;
         let read = content.read(&mut [0]).await;
         Ok(read.map_err(|error| broken(object, &error))? == 0)
     }
 
-    /// Begins to read the object.
+    /// Opens the object for reading; the content is decompressed.
     pub async fn open(&self, object: &ObjectRef) -> Result<Content, StoreError> {
         let answer = self.get(object, None).await?;
-        // As ClickHouse, which takes an object of no bytes for one without lines.
+        // ClickHouse, too, treats an object of 0 bytes as one without lines, whatever its name.
         if answer.content_length == Some(0) {
             return Ok(Box::pin(tokio::io::empty()));
         }
@@ -334,7 +339,7 @@ impl Store {
                 Box::pin(decoder)
             }
             _ => {
-                let text = "what is streamed may be plain, gzip or zstd".to_owned();
+                let text = "only plain, gzip and zstd objects can be streamed".to_owned();
                 let path = object.path();
                 return Err(StoreError::Content { text, path });
             }
@@ -342,7 +347,7 @@ impl Store {
     }
 }
 
-/// Marks what S3 broke off, so that it is told from what a decoder says of the content.
+/// Marks an interrupted response of S3, to distinguish it from a decoder's error about the content.
 const BROKEN_OFF: io::ErrorKind = io::ErrorKind::ConnectionAborted;
 
 fn reader(body: ByteStream) -> impl AsyncBufRead + Send + Unpin {
@@ -354,7 +359,7 @@ fn reader(body: ByteStream) -> impl AsyncBufRead + Send + Unpin {
     StreamReader::new(Box::pin(chunks))
 }
 
-/// What went wrong while an object was read that [`Store::open`] gave.
+/// Converts an error of reading the content that [`Store::open`] returned.
 pub fn broken(object: &ObjectRef, error: &io::Error) -> StoreError {
     let (text, path) = (with_sources(error), object.path());
     if error.kind() == BROKEN_OFF {
@@ -371,10 +376,10 @@ where
     match error {
         SdkError::ServiceError(answer) => StoreError::Refused {
             status: answer.raw().status().as_u16(),
-            code: error.code().unwrap_or("no more than that").to_owned(),
+            code: error.code().unwrap_or("unknown").to_owned(),
             path,
         },
-        // The SDK takes a key of white space for none.
+        // The SDK treats a key of white space as a missing one.
         SdkError::ConstructionFailure(_) => StoreError::Content {
             text: with_sources(error),
             path,
@@ -386,11 +391,12 @@ where
     }
 }
 
-/// A bucket answers in its own region only.
+/// Returns the configuration of a request to the object's region, since a bucket answers only in
+/// its own.
 fn in_region(object: &ObjectRef) -> Builder {
     match &object.region {
         Some(region) => Builder::new().region(Region::new(region.clone())),
-        // The environment's.
+        // The region of the environment applies.
         None => Builder::new(),
     }
 }

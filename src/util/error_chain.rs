@@ -1,6 +1,6 @@
-//! An error with all that caused it.
+//! Formats an error with its causes.
 
-/// An error and what caused it, in one line.
+/// Returns the text of an error and of its causes, in one line.
 pub fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,15 +1,15 @@
-//! Named places at which a test can end the process as `kill -9` would.
+//! Named places in the code at which a test can end the process as `kill -9` would.
 //!
-//! Compiled to nothing without the feature `failpoints`. With it, `FAILPOINTS=seal.after=return`
-//! ends the process the first time that the place is reached, and `seal.after=2*off->return` the
-//! third time.
+//! Without the feature `failpoints`, this compiles to nothing. With it,
+//! `FAILPOINTS=seal.after=return` ends the process when the place is first reached, and
+//! `seal.after=2*off->return` the third time.
 
-/// Reads `FAILPOINTS`; the places are armed for as long as the value lives.
+/// Arms the places that `FAILPOINTS` names, for as long as the returned value lives.
 pub(crate) fn arm() -> fail::FailScenario<'static> {
     fail::FailScenario::setup()
 }
 
-/// A place of this name is reached.
+/// Ends the process if the place of this name is armed.
 pub(crate) fn reach(_name: &str) {
     fail::fail_point!(_name, |_| std::process::abort());
 }

@@ -1,5 +1,5 @@
-//! The HTTP client under those of ClickHouse and of the collector of traces: connect timeout, and
-//! certificate authorities of one's own.
+//! The HTTP client on which those of ClickHouse and of the trace collector are based, with a
+//! connect timeout and custom certificate authorities.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,16 +21,16 @@ const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    #[error("clickhouse.ca_file {path} cannot be read as PEM certificates: {problem}")]
+    #[error("failed to read PEM certificates from clickhouse.ca_file {path}: {problem}")]
     CaFile { path: PathBuf, problem: String },
-    #[error("TLS cannot be set up: {0}")]
+    #[error("failed to set up TLS: {0}")]
     Rustls(#[from] rustls::Error),
 }
 
-/// What opens the connections of a client.
+/// Opens the connections of a client.
 pub(crate) type Connector = HttpsConnector<HttpConnector>;
 
-/// Trusts the system's authorities, and those of the file.
+/// Creates a client that trusts the system's certificate authorities and those of the file.
 pub(crate) fn client<B>(
     connect_timeout: Duration,
     ca_file: Option<&Path>,
@@ -42,7 +42,7 @@ where
     Ok(client_with(connector(connect_timeout, ca_file, None)?))
 }
 
-/// Makes a client with no connection yet: it shares none with others of the same connector.
+/// Creates a client without connections. It shares none with other clients of the same connector.
 pub(crate) fn client_with<B>(connector: Connector) -> Client<Connector, B>
 where
     B: hyper::body::Body + Send,
@@ -53,8 +53,8 @@ where
         .build(connector)
 }
 
-/// Trusts the system's authorities, and those of the file. With a server name, certificates must
-/// have that name rather than the host of the URL.
+/// Creates a connector that trusts the system's certificate authorities and those of the file. With
+/// a server name, certificates must have that name instead of the host of the URL.
 pub(crate) fn connector(
     connect_timeout: Duration,
     ca_file: Option<&Path>,
@@ -73,7 +73,7 @@ pub(crate) fn connector(
         .with_tls_config(tls)
         .https_or_http();
     if let Some(name) = server_name {
-        // An IPv6 address stands in brackets in a URL, and without them in a certificate.
+        // An IPv6 address is in brackets in a URL, but not in a certificate.
         let name = name.trim_matches(['[', ']']).to_owned();
         let resolver = move |_: &Uri| ServerName::try_from(name.clone());
         connector = connector.with_server_name_resolver(resolver);
@@ -83,7 +83,7 @@ pub(crate) fn connector(
 
 fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
-    // A system without any is no error: the file, or plain HTTP, may be all there is.
+    // A system without authorities is not an error: the file may suffice, or plain HTTP be used.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if let Some(path) = ca_file {
         let problem = |problem: String| TlsError::CaFile {
@@ -94,7 +94,7 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
             .map_err(|error| problem(error.to_string()))?;
         if certificates.is_empty() {
-            return Err(problem("it holds no certificate".to_owned()));
+            return Err(problem("it contains no certificate".to_owned()));
         }
         for certificate in certificates {
             roots

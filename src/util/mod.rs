@@ -1,4 +1,4 @@
-//! What knows nothing of Sluice.
+//! Utilities that do not depend on the rest of Sluice.
 
 pub mod error_chain;
 pub(crate) mod failpoint;

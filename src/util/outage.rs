@@ -1,4 +1,4 @@
-//! Outages in the log: a line when one begins, reminders while it lasts, and a line when it is over.
+//! Logs outages: a line when one begins, reminders while it lasts, and a line when it is over.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ struct Outage<C> {
     mentioned_at: Instant,
 }
 
-/// A failure that was counted.
+/// A counted failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// The number of failures in this outage so far, this one included.
@@ -58,7 +58,7 @@ impl<C: PartialEq> OutageLog<C> {
         }
     }
 
-    /// Counts what is not known to work yet as an outage that begins now, without a failure.
+    /// Begins an outage now, without a failure, for a system that is not known to work yet.
     #[must_use]
     pub fn begun(self) -> Self {
         Self {
@@ -67,7 +67,7 @@ impl<C: PartialEq> OutageLog<C> {
         }
     }
 
-    /// Counts a failure, with which an outage begins unless there is one.
+    /// Counts a failure. Begins an outage unless there is one.
     pub fn failed(&mut self, cause: C) -> Failure {
         let now = Instant::now();
         let outage = self.current.get_or_insert_with(|| Outage::begin(now));

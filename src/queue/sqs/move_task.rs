@@ -1,18 +1,18 @@
-//! Dead letters that SQS itself moves back to where they came from.
+//! Lets SQS itself move dead letters back to their source queues.
 
 use std::num::NonZeroU32;
 
 use super::{SqsQueue, classify};
 use crate::queue::QueueError;
 
-/// The most that SQS takes, messages a second.
+/// The largest rate that SQS accepts, in messages per second.
 const MAX_RATE: u32 = 500;
 
-/// The latest task of a dead-letter queue.
+/// The latest move task of a dead-letter queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MoveTask {
     pub status: MoveTaskStatus,
-    /// Tells it from earlier ones.
+    /// Distinguishes the task from earlier ones.
     pub started_timestamp: i64,
     pub moved: u64,
     pub to_move: u64,
@@ -20,7 +20,7 @@ pub struct MoveTask {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MoveTaskStatus {
-    /// Also while it is being cancelled.
+    /// Running, or being cancelled.
     Running,
     Completed,
     Cancelled,
@@ -30,7 +30,8 @@ pub enum MoveTaskStatus {
 }
 
 impl SqsQueue {
-    /// Starts to move all messages of the dead-letter queue with this ARN; gives the task's handle.
+    /// Starts moving all messages of the dead-letter queue with this ARN, and returns the task's
+    /// handle.
     pub async fn start_move(
         &self,
         dead_arn: &str,
@@ -63,7 +64,7 @@ impl SqsQueue {
         }))
     }
 
-    /// What is moved by then stays moved.
+    /// Cancels a task. Messages that it has moved stay moved.
     pub async fn cancel_move(&self, handle: &str) -> Result<(), QueueError> {
         let request = self.client.cancel_message_move_task().task_handle(handle);
         request.send().await.map(drop).map_err(classify)

@@ -1,4 +1,4 @@
-//! Messages with all that SQS knows of them, to be shown or sent on.
+//! Messages with all their attributes, to be shown or sent to another queue.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
@@ -19,12 +19,12 @@ pub struct WholeMessage {
     pub message: Message,
     pub sent_at: SystemTime,
     pub first_received_at: SystemTime,
-    /// The ARN of the queue that it was moved from; none if it was sent to this one.
+    /// The ARN of the queue that it was moved from, or `None` if it was sent to this one.
     pub source: Option<String>,
     pub attributes: Attributes,
 }
 
-/// What the sender put beside the body.
+/// The message attributes that the sender added to the body.
 #[derive(Clone, Debug, Default)]
 pub struct Attributes(HashMap<String, MessageAttributeValue>);
 
@@ -35,11 +35,11 @@ pub struct Outgoing<'a> {
     pub attributes: Option<&'a Attributes>,
 }
 
-/// All of a batch together may not be larger. (SQS takes 1 MiB by now; not every stand-in does.)
+/// The largest size of a batch of messages. (SQS now accepts 1 MiB; not every emulator does.)
 const MAX_BATCH_BYTES: usize = 256 * 1024;
 
 impl SqsQueue {
-    /// As `receive`, a full batch, with everything that SQS tells.
+    /// Receives up to [`MAX_BATCH`] messages with all their attributes.
     pub async fn receive_whole(
         &self,
         wait: Duration,
@@ -56,7 +56,11 @@ impl SqsQueue {
         Ok(messages.filter_map(read_whole).collect())
     }
 
-    /// Sends messages, all of them or an error; some are sent then.
+    /// Sends messages.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a message is not sent. Others may have been sent.
     pub async fn send(&self, bodies: &[String]) -> Result<(), QueueError> {
         for bodies in bodies.chunks(MAX_BATCH) {
             let messages = bodies.iter().map(|body| Outgoing {
@@ -70,9 +74,9 @@ impl SqsQueue {
         Ok(())
     }
 
-    /// Sends messages, and gives for each its new id or why it was not sent.
+    /// Sends messages, and returns the new id of each, or why it was not sent.
     ///
-    /// Into a FIFO queue each goes as a group of its own, in no order.
+    /// In a FIFO queue, each is a message group of its own, without an order.
     pub async fn send_each(&self, messages: &[Outgoing<'_>]) -> Vec<Result<String, QueueError>> {
         let mut outcomes = Vec::with_capacity(messages.len());
         for batch in batches(messages) {
@@ -103,7 +107,7 @@ impl SqsQueue {
             );
         }
         let output = request.send().await.map_err(classify)?;
-        let unanswered = || Err(QueueError::Transient("SQS did not say".to_owned()));
+        let unanswered = || Err(QueueError::Transient("no result from SQS".to_owned()));
         let mut outcomes: Vec<_> = batch.iter().map(|_| unanswered()).collect();
         let sent = output.successful.into_iter();
         let sent = sent.map(|entry| (entry.id, Ok(entry.message_id)));
@@ -124,7 +128,7 @@ impl SqsQueue {
     }
 }
 
-/// As few requests as the limits of SQS allow, in order.
+/// Divides messages, in order, into as few batches as the limits of SQS allow.
 fn batches<'m, 'a>(mut messages: &'m [Outgoing<'a>]) -> Vec<&'m [Outgoing<'a>]> {
     let mut batches = Vec::new();
     while !messages.is_empty() {
@@ -133,7 +137,7 @@ fn batches<'m, 'a>(mut messages: &'m [Outgoing<'a>]) -> Vec<&'m [Outgoing<'a>]> 
             bytes += message.bytes();
             bytes <= MAX_BATCH_BYTES
         });
-        // One that is too large alone is for SQS to refuse.
+        // A message that is too large by itself is left for SQS to refuse.
         let (batch, rest) = messages.split_at(fitting.count().max(1));
         batches.push(batch);
         messages = rest;
@@ -162,7 +166,7 @@ impl Attributes {
     }
 }
 
-/// Text as text; bytes as a list of numbers.
+/// Serializes text as a string, and bytes as a list of numbers.
 impl Serialize for Attributes {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.0.len()))?;
