@@ -63,7 +63,7 @@ struct Declared {
 ///
 /// # Errors
 ///
-/// Fails if the server does not answer, or does not know a declared type.
+/// Fails if the server does not answer, or does not support a declared type.
 pub async fn plan(
     warehouse: &Warehouse,
     catalog: &Catalog,

@@ -14,8 +14,8 @@ use crate::statements::{PINNED, Pin};
 /// ClickHouse's error code for an unknown setting.
 const UNKNOWN_SETTING: u32 = 115;
 
-/// The settings of [`PINNED`] that the server knows, once it was queried. Shared by the clones of a
-/// [`Warehouse`].
+/// The settings of [`PINNED`] that the server supports, once it was queried. Shared by the clones
+/// of a [`Warehouse`].
 #[derive(Clone, Default)]
 pub(super) struct Pins(Arc<Mutex<Option<Arc<[Pin]>>>>);
 
@@ -58,11 +58,11 @@ impl Warehouse {
         Ok(with(self.logged_in()?, &pins))
     }
 
-    /// Queries the server for the pins that it knows.
+    /// Queries the server for the pins that it supports.
     ///
     /// The query itself sets all pins, so that a profile cannot change its result, and a profile
-    /// that forbids a pin is found here. Only if the server does not know a pin, the query is sent
-    /// without any.
+    /// that forbids a pin is found here. The query is sent without any pins only if the
+    /// server does not support one of them.
     async fn known_pins(&self) -> Result<Arc<[Pin]>, WarehouseError> {
         match self.known_names(with(self.logged_in()?, PINNED)).await {
             Err(error) if error.code() == Some(UNKNOWN_SETTING) => {}

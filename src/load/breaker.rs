@@ -204,7 +204,7 @@ impl Breaker {
         if closed && let Some(Recovery { lasted, failures }) = probing.outage.succeeded() {
             info!(
                 paused_seconds = lasted.as_secs(),
-                failures, "ClickHouse is back; loading resumes"
+                failures, "ClickHouse is available; loading resumes"
             );
         }
     }

@@ -462,7 +462,8 @@ impl<P: Ports> Loader<P> {
         }
     }
 
-    /// Looks the objects up in S3, by whoever reads them, and updates their etags and sizes.
+    /// Looks the objects up in S3, through the reader that will load them, and updates their etags
+    /// and sizes.
     async fn refresh(
         &self,
         items: Vec<PendingObject>,
