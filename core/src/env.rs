@@ -45,7 +45,8 @@ impl Env {
         }
     }
 
-    /// Returns a new id (UUID version 7). Ids sort by the time at which they were made, to the millisecond.
+    /// Returns a new id (UUID version 7). Ids sort by the time at which they were made, to the
+    /// millisecond.
     pub fn new_id(&self) -> Uuid {
         match &self.0 {
             None => Uuid::now_v7(),

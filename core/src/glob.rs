@@ -8,9 +8,9 @@ use regex::Regex;
 
 /// A set of globs, one of which must match the whole key.
 ///
-/// `*` matches any text without a slash, `**` any text, `**/` also the empty text, `?` one character
-/// other than a slash, `{a,b}` either alternative, `[a-z]` one of these characters, and `[!a-z]` one
-/// that is neither among them nor a slash. `\` escapes the next character.
+/// `*` matches any text without a slash, `**` any text, `**/` also the empty text, `?` one
+/// character other than a slash, `{a,b}` either alternative, `[a-z]` one of these characters, and
+/// `[!a-z]` one that is neither among them nor a slash. `\` escapes the next character.
 #[derive(Debug, Clone)]
 pub struct Globs(Regex);
 
@@ -25,7 +25,8 @@ impl Globs {
             .iter()
             .map(|glob| {
                 let glob = glob.as_ref();
-                expression(glob).map_err(|problem| format!("`{glob}` is not a valid glob: {problem}"))
+                expression(glob)
+                    .map_err(|problem| format!("`{glob}` is not a valid glob: {problem}"))
             })
             .collect();
         let whole = format!("^(?s:{})$", expressions?.join("|"));
@@ -87,7 +88,8 @@ fn before(whole: &str, rest: &str) -> Option<char> {
     whole[..whole.len() - rest.len()].chars().next_back()
 }
 
-/// Translates the `[…]` at the beginning of `rest`: returns its length in bytes, and its expression.
+/// Translates the `[…]` at the beginning of `rest`: returns its length in bytes, and its
+/// expression.
 fn class(rest: &str) -> Result<(usize, String), &'static str> {
     let (inside, _) = rest[1..].split_once(']').ok_or("a `[` is not closed")?;
     let (negation, ranges) = match inside.strip_prefix('!') {
@@ -99,7 +101,9 @@ fn class(rest: &str) -> Result<(usize, String), &'static str> {
             .chars()
             .all(|c| c.is_alphanumeric() || "-_. ".contains(c))
     {
-        return Err("only letters, digits, `-`, `_`, `.` and spaces are allowed between `[` and `]`");
+        return Err(
+            "only letters, digits, `-`, `_`, `.` and spaces are allowed between `[` and `]`",
+        );
     }
     let mut ends = ranges
         .split('-')

@@ -1,9 +1,9 @@
 //! The decisions of Sluice, without I/O: functions take what has happened as arguments, and return
 //! what is to be done.
 //!
-//! It is a crate of its own so that Cargo keeps I/O out of it: it depends on neither the AWS SDKs nor
-//! ClickHouse's client. Time is an argument; randomness, the wall clock and new ids come from an
-//! [`Env`]; metrics and the live page observe through a [`daemon::Observer`].
+//! It is a crate of its own so that Cargo keeps I/O out of it: it depends on neither the AWS SDKs
+//! nor ClickHouse's client. Time is an argument; randomness, the wall clock and new ids come from
+//! an [`Env`]; metrics and the live page observe through a [`daemon::Observer`].
 
 pub mod backoff;
 pub mod batch;

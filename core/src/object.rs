@@ -112,8 +112,8 @@ pub fn decode_key(encoded: &str) -> Option<String> {
         .map(Cow::into_owned)
 }
 
-/// How an object is compressed. ClickHouse decides by the extension of its key, ignoring case, and so
-/// does Sluice.
+/// How an object is compressed. ClickHouse decides by the extension of its key, ignoring case, and
+/// so does Sluice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Compression {
     None,
@@ -233,7 +233,9 @@ impl FromStr for ObjectUrl {
             .ok_or_else(|| format!("`{text}` does not begin with s3://"))?;
         let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
         if bucket.is_empty() {
-            return Err(format!("`{text}` does not name a bucket; write s3://bucket/key"));
+            return Err(format!(
+                "`{text}` does not name a bucket; write s3://bucket/key"
+            ));
         }
         Ok(Self {
             bucket: bucket.to_owned(),

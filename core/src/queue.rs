@@ -36,8 +36,8 @@ pub enum QueueError {
     /// that.
     #[error("{0}")]
     Denied(String),
-    /// The message is deleted, or is visible again and thus no longer this worker's: there is nothing
-    /// left to change.
+    /// The message is deleted, or is visible again and thus no longer this worker's: there is
+    /// nothing left to change.
     #[error("{0}")]
     Gone(String),
 }

@@ -73,8 +73,8 @@ impl Batcher {
         }
     }
 
-    /// Adds an object, and returns the batches that this closes. Adding an object that is already in
-    /// the open batch has no effect.
+    /// Adds an object, and returns the batches that this closes. Adding an object that is already
+    /// in the open batch has no effect.
     pub fn add(&mut self, object: ObjectRef, now: Instant) -> Vec<Batch> {
         let mut closed = Vec::new();
         let bytes = estimated_bytes(&object);

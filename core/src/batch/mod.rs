@@ -23,7 +23,8 @@ labelled! {
         Idle = "idle",
         Count = "count",
         Bytes = "bytes",
-        /// The next object is another version of a key in the batch: one statement cannot read both.
+        /// The next object is another version of a key in the batch: one statement cannot read
+        /// both.
         SameKey = "same_key",
         /// The object is too large to share a batch.
         Large = "large",

@@ -299,8 +299,8 @@ impl Core {
             .waiting_for(batch.objects.iter().map(ObjectRef::id))
     }
 
-    /// Returns how many receives may be in flight. Messages that the next loads do not need, or that
-    /// heartbeats could not keep hidden, are left to other workers and cost no heartbeats.
+    /// Returns how many receives may be in flight. Messages that the next loads do not need, or
+    /// that heartbeats could not keep hidden, are left to other workers and cost no heartbeats.
     pub fn room(&self, now: Instant) -> usize {
         let is_ahead = self.ready.len() >= self.limits.concurrency;
         if self.draining || is_ahead || self.in_flight.len() >= self.limits.max_held {
@@ -346,8 +346,8 @@ impl Core {
         settlements.filter_map(|it| self.settle(it)).collect()
     }
 
-    /// Returns the action that settles a message. It stays hidden until it is deleted. A message that
-    /// is visible again is not returned: another worker may have received it by now.
+    /// Returns the action that settles a message. It stays hidden until it is deleted. A message
+    /// that is visible again is not returned: another worker may have received it by now.
     fn settle(&mut self, settlement: Settlement) -> Option<Action> {
         let is_needed = match &settlement {
             Settlement::Delete(handle) => {

@@ -16,7 +16,8 @@ use crate::queue::{Message, ReceiptHandle};
 /// What became of an object, as far as its messages are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Disposition {
-    /// Its rows are in the tables, from this load or an earlier one, or it is acknowledged as missing.
+    /// Its rows are in the tables, from this load or an earlier one, or it is acknowledged as
+    /// missing.
     Done,
     /// It could not be loaded; its messages are returned with a delay that grows with the number of
     /// their receives.
@@ -91,8 +92,8 @@ impl InFlightMessages {
         }
     }
 
-    /// Tracks a message until each of `objects`, which are distinct, has a disposition. Returns those
-    /// that no other message in flight waits for.
+    /// Tracks a message until each of `objects`, which are distinct, has a disposition. Returns
+    /// those that no other message in flight waits for.
     ///
     /// A message in flight that is received again (its visibility timeout ended) is not tracked
     /// twice: the new receipt handle replaces the old one.

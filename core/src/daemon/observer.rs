@@ -13,9 +13,11 @@ use crate::queue::Message;
 pub trait Observer: fmt::Debug + Send + Sync {
     /// Called when a message was received.
     fn received(&self, message: &Message, now: Instant);
-    /// Called when a message's body was read. `outcome` is `objects`, or why there is nothing to load.
+    /// Called when a message's body was read. `outcome` is `objects`, or why there is nothing to
+    /// load.
     fn notification(&self, form: EnvelopeKind, outcome: &'static str);
-    /// Called for a message that is not a notification. `is_new` is whether this is its first receive.
+    /// Called for a message that is not a notification. `is_new` is whether this is its first
+    /// receive.
     fn malformed(&self, message: &Message, form: EnvelopeKind, why: &Malformed, is_new: bool);
     /// Called when `count` objects had this outcome.
     fn objects(&self, outcome: &'static str, count: usize);
@@ -23,7 +25,8 @@ pub trait Observer: fmt::Debug + Send + Sync {
     fn lag(&self, lag: Duration, now: Instant);
     /// Called when a batch was closed and its load begins.
     fn batch_closed(&self, reason: CloseReason);
-    /// Called when a request extended the visibility of `extended` messages, and failed for `failed`.
+    /// Called when a request extended the visibility of `extended` messages, and failed for
+    /// `failed`.
     fn extended(&self, extended: usize, failed: usize);
     /// Called when a message's visibility was not extended in time.
     fn heartbeat_missed(&self);

@@ -21,8 +21,8 @@ pub struct InFlightStats {
 }
 
 impl InFlightStats {
-    /// Returns the number of messages that this worker has to work on now. Each object that waits for
-    /// its window counts as one message that need not be.
+    /// Returns the number of messages that this worker has to work on now. Each object that waits
+    /// for its window counts as one message that need not be.
     pub fn backlog(&self) -> usize {
         self.messages.saturating_sub(self.objects_waiting)
     }

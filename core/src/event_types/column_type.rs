@@ -1,9 +1,10 @@
-//! The ClickHouse types that a column can have, and how the text of a JSON value is converted to them.
+//! The ClickHouse types that a column can have, and how the text of a JSON value is converted to
+//! them.
 //!
 //! Every declared path is read as `Nullable(String)`: a string as it is, anything else as its JSON
 //! text. With one type for all paths, two event types never need one path in two types, and odd
-//! values are handled here and not by the casts of a JSON parser, which reads `true` as the number 1
-//! and "nan" as `false`.
+//! values are handled here and not by the casts of a JSON parser, which reads `true` as the number
+//! 1 and "nan" as `false`.
 
 use std::fmt;
 
@@ -124,7 +125,8 @@ impl ColumnType {
             Kind::Integer { signed, bits } => {
                 let parse = format!("to{}Int{bits}OrNull", if signed { "" } else { "U" });
                 let direct = format!("{parse}({text})");
-                // Only a text that did not parse is read again: a list of one, or `2001.0` in quotes.
+                // Only a text that did not parse is read again: a list of one, or `2001.0` in
+                // quotes.
                 let sign = if signed { "[+-]?" } else { "\\+?" };
                 let odd = sql::string(&format!(r#"^\[?"?({sign}\d+)(?:\.0*)?"?\]?$"#));
                 format!(
@@ -152,8 +154,8 @@ impl ColumnType {
         }
     }
 
-    /// Returns the expression of [`ColumnType::read`] for a value that a required column is known to
-    /// have: the format of a time is not checked again.
+    /// Returns the expression of [`ColumnType::read`] for a value that a required column is known
+    /// to have: the format of a time is not checked again.
     pub(crate) fn read_checked(&self, text: &str) -> String {
         match self.kind {
             Kind::Time { .. } => self.read_time(text),
@@ -168,8 +170,8 @@ impl ColumnType {
         format!("parseDateTime64BestEffortOrNull({text}, {precision}, 'UTC')")
     }
 
-    /// Returns `value`, an expression of this type or NULL, with NULL replaced by the default if the
-    /// column cannot hold NULL.
+    /// Returns `value`, an expression of this type or NULL, with NULL replaced by the default if
+    /// the column cannot hold NULL.
     pub(crate) fn or_default(&self, value: &str) -> String {
         if self.nullable {
             value.to_owned()

@@ -28,8 +28,8 @@ static BUILTIN: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../config/event_type
 /// event type may have one of these names.
 pub const RESERVED_KINDS: [&str; 3] = ["rejected", "unmatched", "blank"];
 
-/// All event types of a configuration, in the order of their names, which is also the order in which
-/// their rules are tried.
+/// All event types of a configuration, in the order of their names, which is also the order in
+/// which their rules are tried.
 #[derive(Debug, Clone)]
 pub struct Catalog {
     types: Vec<EventType>,

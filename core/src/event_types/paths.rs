@@ -1,12 +1,12 @@
 //! The union of all declared JSON paths, and how their values are read.
 //!
-//! A line is parsed once, into one ClickHouse Tuple of all paths, of which each value then becomes a
-//! column. That has a trap: ClickHouse maps a JSON *list* onto a tuple by position, so that
+//! A line is parsed once, into one ClickHouse Tuple of all paths, of which each value then becomes
+//! a column. That has a trap: ClickHouse maps a JSON *list* onto a tuple by position, so that
 //! `"result": [1, 2]` would fill the first two declared keys of `result` with values that do not
-//! belong to them. Each tuple therefore begins with a sentinel element, whose name occurs in no JSON:
-//! the first element of a list goes there and reveals the list. A list that begins with null leaves
-//! the sentinel NULL, but its line must contain `[null`. Either sign makes the line *ambiguous*: only
-//! values whose path exists in it by name count.
+//! belong to them. Each tuple therefore begins with a sentinel element, whose name occurs in no
+//! JSON: the first element of a list goes there and reveals the list. A list that begins with null
+//! leaves the sentinel NULL, but its line must contain `[null`. Either sign makes the line
+//! *ambiguous*: only values whose path exists in it by name count.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -92,9 +92,9 @@ impl PathTree {
     }
 
     /// Returns an expression for an array that has, for each leaf in the order of
-    /// [`PathTree::leaves_by_depth`], whether the line has no value at its path, so that what `parsed`
-    /// has there comes from a list. It is empty for a line that is not ambiguous, whose paths
-    /// ClickHouse does not look for.
+    /// [`PathTree::leaves_by_depth`], whether the line has no value at its path, so that what
+    /// `parsed` has there comes from a list. It is empty for a line that is not ambiguous, whose
+    /// paths ClickHouse does not look for.
     ///
     /// The paths of one depth are arguments of one function: planning a function for each of them
     /// takes a third longer.
@@ -148,7 +148,8 @@ impl PathTree {
             format!("isNotNull({})", element(parsed, &path))
         });
         let mut signs: Vec<String> = sentinels.collect();
-        // The search for the word costs next to nothing, and spares most lines the regular expression.
+        // The search for the word costs next to nothing, and spares most lines the regular
+        // expression.
         signs.push(format!(
             "(position({line}, 'null') > 0 AND match({line}, '\\\\[\\\\s*null'))"
         ));
@@ -167,14 +168,14 @@ impl PathTree {
     }
 }
 
-/// Returns the name of the column for the value at a path, in `landing` and in the generated SELECTs:
-/// the path as [`display`] writes it.
+/// Returns the name of the column for the value at a path, in `landing` and in the generated
+/// SELECTs: the path as [`display`] writes it.
 pub(crate) fn column(path: &[String]) -> String {
     sql::ident(&display(path))
 }
 
-/// Returns an element of a tuple by function: with dots, the paths `a.b` and `a`, `b` would have one
-/// name.
+/// Returns an element of a tuple by function: with dots, the paths `a.b` and `a`, `b` would have
+/// one name.
 fn element(tuple: &str, path: &[String]) -> String {
     path.iter().fold(tuple.to_owned(), |outer, key| {
         format!("tupleElement({outer}, {})", sql::string(key))

@@ -51,7 +51,8 @@ pub trait Steps: Send {
     /// Called before and after each step, for logs and failpoints.
     fn reach(&mut self, _action: Action, _moment: Moment) {}
 
-    /// Reads the claim status of every object of the batch from the ledger, and keeps the free ones.
+    /// Reads the claim status of every object of the batch from the ledger, and keeps the free
+    /// ones.
     fn look_up(&mut self) -> impl Future<Output = Result<Vec<ClaimStatus>, Self::Error>> + Send;
 
     /// Recovers another batch, whose lease has expired.

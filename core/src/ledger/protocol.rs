@@ -1,15 +1,17 @@
 //! The ledger protocol as a pure state machine.
 //!
-//! A [`Run`] has the next action ([`Run::action`]), and [`drive`](super::drive::drive) performs it by
-//! an implementation of [`Steps`]. Neither does I/O or reads a clock, so that a model can search all
-//! interleavings of several runs, crashes and late commits (the tests of this crate do).
+//! A [`Run`] decides on the next action ([`Run::action`]), which [`drive`](super::drive::drive) has
+//! an implementation of [`Steps`] perform. Neither does I/O or reads a clock, so that a model can
+//! search all interleavings of several runs, crashes and late commits (the tests of this crate do).
 //!
 //! The rules, each of which the search shows to be needed:
-//! - a batch claims its objects, and then verifies; if it then sees another batch's claim, it yields;
-//! - a statement starts only while its attempt is not fenced and its batch not released (the guard);
+//! - a batch claims its objects, and then verifies; if it then sees another batch's claim, it
+//!   yields;
+//! - a statement starts only while its attempt is not fenced and its batch not released (the
+//!   guard);
 //! - nothing is retried, released or rolled forward while an older statement may still run;
-//! - a batch without rows is released; a batch with rows is rolled forward by a worker that makes the
-//!   same statements of it; never the other way round;
+//! - a batch without rows is released; a batch with rows is rolled forward by a worker that makes
+//!   the same statements of it; never the other way round;
 //! - rows are rolled back only once no attempt and no record of the batch can ever succeed.
 
 use super::drive::{Fence, Inserted, Recorded, RolledBack, Steps};
@@ -79,8 +81,8 @@ pub enum Action {
 }
 
 impl Action {
-    /// Returns the name in logs and failpoints, where `seal` and `take_back` are older than the terms
-    /// of the code.
+    /// Returns the name in logs and failpoints, where `seal` and `take_back` are older than the
+    /// terms of the code.
     pub fn name(&self) -> &'static str {
         match self {
             Self::LookUp => "look_up",
@@ -134,8 +136,8 @@ enum Phase {
 /// The fence of an aborted batch. No attempt is higher, so it can never be loaded.
 pub const ABORTED: u32 = u32::MAX;
 
-/// The steps that stop the statements of a batch, find out what they left, and complete the batch or
-/// abort it.
+/// The steps that stop the statements of a batch, find out what they left, and complete the batch
+/// or abort it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Abort {
     Fence,
@@ -172,8 +174,8 @@ impl Run {
     }
 
     /// Begins to recover a batch whose lease has expired. `fenced` is the highest attempt that is
-    /// fenced according to the ledger, 0 if none is. `is_same_plan` is whether this worker would make
-    /// the identical statement of it.
+    /// fenced according to the ledger, 0 if none is. `is_same_plan` is whether this worker would
+    /// make the identical statement of it.
     pub fn recover(fenced: u32, is_same_plan: bool) -> Self {
         if fenced == ABORTED {
             return Self::new(Phase::Abort(Abort::FenceAll), ABORTED, Intent::RollBack);

@@ -83,7 +83,8 @@ impl Envelopes {
         Ok(Self(file.envelopes))
     }
 
-    /// Reads a message by the first envelope that finds a bucket and a key in it; `None` if none does.
+    /// Reads a message by the first envelope that finds a bucket and a key in it; `None` if none
+    /// does.
     pub(super) fn read(&self, message: &Value) -> Option<Result<Notification, Malformed>> {
         let envelope = self.0.iter().find(|envelope| envelope.fits(message))?;
         Some(envelope.read(message))

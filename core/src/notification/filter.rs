@@ -4,7 +4,8 @@ use super::{Announced, names};
 use crate::glob::Globs;
 use crate::notification::announce;
 
-/// A filter by event and key. Messages that announce only objects that it excludes are acknowledged.
+/// A filter by event and key. Messages that announce only objects that it excludes are
+/// acknowledged.
 #[derive(Debug, Default)]
 pub struct Filter {
     /// What may follow `ObjectCreated:`; empty for anything.
@@ -34,8 +35,8 @@ impl Filter {
         })
     }
 
-    /// Returns whether an announced object is to be loaded. An event that does not say how its object
-    /// was created matches every entry of `events`.
+    /// Returns whether an announced object is to be loaded. An event that does not say how its
+    /// object was created matches every entry of `events`.
     pub fn takes(&self, announced: &Announced) -> bool {
         let event = &announced.event;
         let any_kind = [names::ANY, announce::EVENT];

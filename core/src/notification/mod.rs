@@ -1,7 +1,8 @@
 //! Reads the objects that the body of an SQS message announces.
 //!
-//! Pure: nothing here depends on queues or on the network. Anyone who may send to the queue can write
-//! any body, so every value that goes from here into a statement or a URL is checked in `object`.
+//! Pure: nothing here depends on queues or on the network. Anyone who may send to the queue can
+//! write any body, so every value that goes from here into a statement or a URL is checked in
+//! `object`.
 
 pub mod announce;
 mod envelope;
@@ -35,8 +36,8 @@ pub enum Notification {
 /// An object and the event that announced it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Announced {
-    /// What follows `ObjectCreated:` in S3's name of the event, such as `Put`; `*` if it does not say
-    /// how the object was created.
+    /// What follows `ObjectCreated:` in S3's name of the event, such as `Put`; `*` if it does not
+    /// say how the object was created.
     pub event: String,
     /// When it happened, if the event says so in a known format.
     pub at: Option<SystemTime>,
@@ -60,8 +61,8 @@ labelled! {
 }
 
 labelled! {
-    /// Why a message that was understood announces nothing to load. The labels are values of the `outcome`
-    /// label in metrics.
+    /// Why a message that was understood announces nothing to load. The labels are values of the
+    /// `outcome` label in metrics.
     pub enum Ignorable {
         /// S3 sends one when a notification configuration is saved.
         TestEvent = "test_event",
@@ -94,8 +95,8 @@ pub fn parse_notification(body: &str) -> Result<Notification, Malformed> {
     parse_with_form(body, &Envelopes::default()).1
 }
 
-/// Reads a body as [`parse_notification`] does, or in a declared envelope. Also returns how the body is
-/// written.
+/// Reads a body as [`parse_notification`] does, or in a declared envelope. Also returns how the
+/// body is written.
 pub fn parse_with_form(
     body: &str,
     envelopes: &Envelopes,
@@ -156,7 +157,9 @@ fn message_of_sns(body: &Value) -> Result<Option<&str>, Malformed> {
 fn read_event(event: &Value) -> Result<Notification, Malformed> {
     if let Some(records) = event.get("Records") {
         let Some(records) = records.as_array().filter(|records| !records.is_empty()) else {
-            return Err(Malformed::NotAnEvent("`Records` is not a list, or is empty"));
+            return Err(Malformed::NotAnEvent(
+                "`Records` is not a list, or is empty",
+            ));
         };
         read_records(records, s3_event::read)
     } else if event_bridge::wrote(event) {

@@ -1,7 +1,7 @@
 //! What the names of events mean: whether an object was written.
 //!
-//! Nothing is guessed: an event whose name is in none of these tables may have written an object, so
-//! its message is not deleted.
+//! Nothing is guessed: an event whose name is in none of these tables may have written an object,
+//! so its message is not deleted.
 
 /// Stands for the part after `ObjectCreated:` if an event does not say how its object was written.
 pub(super) const ANY: &str = "*";
@@ -52,7 +52,8 @@ const HARMLESS: &[&str] = &[
     "ObjectAccessed:*",
 ];
 
-/// Requests that write an object, as EventBridge, CloudTrail and OSS name them, and S3's word for each.
+/// Requests that write an object, as EventBridge, CloudTrail and OSS name them, and S3's word for
+/// each.
 const REQUESTS: &[(&str, &str)] = &[
     ("PutObject", "Put"),
     ("PostObject", "Post"),

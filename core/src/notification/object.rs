@@ -66,8 +66,8 @@ pub(super) fn check(parts: Parts) -> Result<ObjectRef, String> {
     Ok(object.into())
 }
 
-/// Reads a size, which is only an estimate. Ceph documents it as a text, and an encoder that only has
-/// floats writes `20.0`; anything that is not a number of bytes counts as none.
+/// Reads a size, which is only an estimate. Ceph documents it as a text, and an encoder that only
+/// has floats writes `20.0`; anything that is not a number of bytes counts as none.
 pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     Value::deserialize(deserializer).map(|value| size_of(&value))
 }

@@ -138,8 +138,8 @@ fn is_acknowledged(read: &Result<Notification, Malformed>) -> bool {
     *read == Ok(Notification::Ignorable(Ignorable::OtherEvents))
 }
 
-/// Every event but those that write objects: the names that a bucket's notifications may have in the
-/// documentation of S3, EventBridge's types, and those that only Ceph and MinIO have.
+/// Every event but those that write objects: the names that a bucket's notifications may have in
+/// the documentation of S3, EventBridge's types, and those that only Ceph and MinIO have.
 const HARMLESS: &[&str] = &[
     "IntelligentTiering",
     "LifecycleExpiration:Delete",

@@ -22,9 +22,9 @@ use crate::queue::{FailedEntries, MAX_BATCH, QueueError, ReceiptHandle};
 /// The maximum number of extension requests in flight.
 pub const CONCURRENCY: usize = 8;
 
-/// How long after its receive a message is extended. SQS makes a message visible again 12 hours after
-/// its receive, however often it was extended; this ends before that, and the message comes back by
-/// itself.
+/// How long after its receive a message is extended. SQS makes a message visible again 12 hours
+/// after its receive, however often it was extended; this ends before that, and the message comes
+/// back by itself.
 pub const MAX_HOLD: Duration = Duration::from_secs(11 * 3600 + 1800);
 
 /// SQS refuses an extension that ends later than 12 hours after the receive, and counts from before
@@ -49,8 +49,8 @@ impl Delivery {
     ///
     /// The queue hides messages when it answers, and it is unknown how much of a receive's time was
     /// spent waiting for messages and how much on the answer. The answer is assumed to be slow: a
-    /// third of the visibility timeout, or longer if the receive exceeded its wait by more. The first
-    /// heartbeat is due early enough for that, so the assumption costs no request.
+    /// third of the visibility timeout, or longer if the receive exceeded its wait by more. The
+    /// first heartbeat is due early enough for that, so the assumption costs no request.
     pub fn of_receive(
         sent_at: Instant,
         answered_at: Instant,
@@ -86,8 +86,8 @@ pub struct Heartbeats {
     numbers: HashMap<ReceiptHandle, u64>,
     /// Messages that are not due before the given time.
     resting: BTreeSet<(Instant, u64)>,
-    /// Messages to be extended now. Those whose deadline has passed come last: they may be lost, and
-    /// must not take the place of the others.
+    /// Messages to be extended now. Those whose deadline has passed come last: they may be lost,
+    /// and must not take the place of the others.
     due: BTreeSet<(bool, Instant, u64)>,
     /// The deadlines that have not passed.
     deadlines: BTreeSet<(Instant, u64)>,
@@ -205,8 +205,8 @@ impl Heartbeats {
         }
     }
 
-    /// Determines which messages are due, and which deadlines have passed. To be called at intervals
-    /// and not for each message, so that requests are full.
+    /// Determines which messages are due, and which deadlines have passed. To be called at
+    /// intervals and not for each message, so that requests are full.
     pub fn tick(&mut self, now: Instant) {
         while let Some((at, number)) = self.resting.first().copied()
             && at <= now
@@ -302,8 +302,9 @@ impl Heartbeats {
     }
 
     /// Returns how many more messages can be kept hidden: as many as successive waves of requests
-    /// extend in a quarter of the visibility timeout, at the current pace, and none while a deadline
-    /// is close. (The capacity is never less than one request, so that the pace is measured again.)
+    /// extend in a quarter of the visibility timeout, at the current pace, and none while a
+    /// deadline is close. (The capacity is never less than one request, so that the pace is
+    /// measured again.)
     pub fn room(&self, now: Instant) -> usize {
         if self.is_behind(now) {
             return 0;
@@ -320,8 +321,8 @@ impl Heartbeats {
         capacity.max(MAX_BATCH)
     }
 
-    /// Returns whether heartbeats have fallen behind. On a healthy queue, each message is extended long
-    /// before its deadline is this close, and no message stays due for long.
+    /// Returns whether heartbeats have fallen behind. On a healthy queue, each message is extended
+    /// long before its deadline is this close, and no message stays due for long.
     fn is_behind(&self, now: Instant) -> bool {
         let first = self.deadlines.first();
         first.is_some_and(|(deadline, _)| *deadline < now + self.visibility / 6)
@@ -343,8 +344,8 @@ impl Heartbeats {
         self.due.insert((message.is_late, message.deadline, number));
     }
 
-    /// Handles a deadline that has passed. A message of a request in flight is not counted as missed
-    /// before the request has failed.
+    /// Handles a deadline that has passed. A message of a request in flight is not counted as
+    /// missed before the request has failed.
     fn on_deadline(&mut self, number: u64, now: Instant) {
         let Some(message) = self.messages.get_mut(&number) else {
             return;
@@ -373,10 +374,10 @@ impl Heartbeats {
         self.resting.insert((due, number));
     }
 
-    /// Handles a message that is gone from the queue or visible again. Extending it again would change
-    /// nothing. Its objects are loaded all the same, and it is then deleted, which works as long as
-    /// nobody else has received it. One that is being deleted was not missed: the answer to its
-    /// deletion has not arrived yet.
+    /// Handles a message that is gone from the queue or visible again. Extending it again would
+    /// change nothing. Its objects are loaded all the same, and it is then deleted, which works as
+    /// long as nobody else has received it. One that is being deleted was not missed: the answer to
+    /// its deletion has not arrived yet.
     fn on_gone(&mut self, number: u64, now: Instant) {
         if let Some(message) = self.remove(number)
             && !message.is_settled
