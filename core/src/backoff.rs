@@ -1,4 +1,4 @@
-//! How long to wait before something that failed is tried again.
+//! Pauses before retries.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Returns the pause after so many failures, counted from 1. `jitter` in 0..1 makes it half as long
-    /// or up to the whole, so that those who failed together do not try again together.
+    /// Returns the pause after the `failures`th failure, counted from 1. `jitter`, from 0 to 1,
+    /// scales it from half to the whole, so that what failed together is not retried together.
     pub fn pause(self, failures: u32, jitter: f64) -> Duration {
         let doublings = failures.saturating_sub(1).min(20);
         let full = self.min.saturating_mul(1 << doublings).min(self.max);

@@ -1,4 +1,4 @@
-//! Where randomness, the wall clock and new ids come from.
+//! The sources of randomness, of the wall clock and of new ids.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use uuid::{Builder, Uuid};
 
-/// The sources of whatever is not the same at every run; those of the system, or, for a simulation,
-/// those that follow from a seed and from Tokio's clock.
+/// The sources of everything that differs between runs: those of the system, or, for a simulation,
+/// sources derived from a seed and from Tokio's clock.
 #[derive(Clone, Debug, Default)]
 pub struct Env(Option<Arc<Seeded>>);
 
@@ -19,8 +19,8 @@ struct Seeded {
 }
 
 impl Env {
-    /// Returns an environment in which everything follows from the seed: the wall clock begins at
-    /// `began_at`, and goes on as Tokio's clock does.
+    /// Returns an environment in which everything follows from the seed. The wall clock begins at
+    /// `began_at`, and advances with Tokio's clock.
     pub fn seeded(seed: u64, began_at: SystemTime) -> Self {
         Self(Some(Arc::new(Seeded {
             random: Mutex::new(fastrand::Rng::with_seed(seed)),
@@ -29,7 +29,7 @@ impl Env {
         })))
     }
 
-    /// Returns a random number from 0, included, to 1, excluded.
+    /// Returns a random number, at least 0 and less than 1.
     pub fn fraction(&self) -> f64 {
         match &self.0 {
             None => fastrand::f64(),
@@ -45,7 +45,8 @@ impl Env {
         }
     }
 
-    /// Returns a new id (UUIDv7): later ones sort behind earlier ones, to the millisecond.
+    /// Returns a new id (UUID version 7). Ids sort by the time at which they were made, to the
+    /// millisecond.
     pub fn new_id(&self) -> Uuid {
         match &self.0 {
             None => Uuid::now_v7(),

@@ -1,4 +1,4 @@
-//! What the tests of several modules build upon.
+//! Fixtures shared by the tests of several modules.
 
 use std::time::Duration;
 

@@ -1,27 +1,32 @@
-//! Globs on keys, the same in notification filters, in routes of event types and on the command
+//! Globs on keys, with one syntax for notification filters, routes of event types and the command
 //! line.
 //!
-//! A library's globs would do but for one thing: ClickHouse has to be asked the same question as
-//! Rust, and what both understand alike is a regular expression.
+//! They are compiled to regular expressions, the one syntax that Rust and ClickHouse read alike:
+//! ClickHouse must evaluate the same pattern as Rust, which no glob library allows for.
 
 use regex::Regex;
 
-/// Some globs, of which one must match a whole key.
+/// A set of globs, one of which must match the whole key.
 ///
-/// `*` stands for anything but a slash, `**` for anything, `**/` also for nothing, `?` for one
-/// character but a slash, `{a,b}` for either, `[a-z]` and `[!a-z]` for one of these characters or
-/// any other, `\` takes what follows as it is.
+/// `*` matches any text without a slash, `**` any text, `**/` also the empty text, `?` one
+/// character other than a slash, `{a,b}` either alternative, `[a-z]` one of these characters, and
+/// `[!a-z]` one that is neither among them nor a slash. `\` escapes the next character.
 #[derive(Debug, Clone)]
 pub struct Globs(Regex);
 
 impl Globs {
-    /// The error names the glob that is none.
+    /// Compiles globs.
+    ///
+    /// # Errors
+    ///
+    /// Names the first glob that is not valid.
     pub fn new<S: AsRef<str>>(globs: &[S]) -> Result<Self, String> {
         let expressions: Result<Vec<String>, String> = globs
             .iter()
             .map(|glob| {
                 let glob = glob.as_ref();
-                expression(glob).map_err(|problem| format!("`{glob}` is no glob: {problem}"))
+                expression(glob)
+                    .map_err(|problem| format!("`{glob}` is not a valid glob: {problem}"))
             })
             .collect();
         let whole = format!("^(?s:{})$", expressions?.join("|"));
@@ -30,11 +35,12 @@ impl Globs {
             .map_err(|error| error.to_string())
     }
 
+    /// Returns whether one of the globs matches the whole key.
     pub fn take(&self, key: &str) -> bool {
         self.0.is_match(key)
     }
 
-    /// In the syntax that Rust and ClickHouse share.
+    /// Returns the regular expression, in the syntax that Rust and ClickHouse share.
     pub fn expression(&self) -> &str {
         self.0.as_str()
     }
@@ -77,12 +83,13 @@ fn expression(glob: &str) -> Result<String, &'static str> {
     Ok(out)
 }
 
-/// The character in front of `rest`, which is an end of `whole`.
+/// Returns the character before `rest`, which is a suffix of `whole`.
 fn before(whole: &str, rest: &str) -> Option<char> {
     whole[..whole.len() - rest.len()].chars().next_back()
 }
 
-/// `[…]` at the beginning of `rest`: its length, and what it becomes.
+/// Translates the `[…]` at the beginning of `rest`: returns its length in bytes, and its
+/// expression.
 fn class(rest: &str) -> Result<(usize, String), &'static str> {
     let (inside, _) = rest[1..].split_once(']').ok_or("a `[` is not closed")?;
     let (negation, ranges) = match inside.strip_prefix('!') {
@@ -94,7 +101,9 @@ fn class(rest: &str) -> Result<(usize, String), &'static str> {
             .chars()
             .all(|c| c.is_alphanumeric() || "-_. ".contains(c))
     {
-        return Err("between `[` and `]` may be letters, digits, `-`, `_`, `.` and spaces");
+        return Err(
+            "only letters, digits, `-`, `_`, `.` and spaces are allowed between `[` and `]`",
+        );
     }
     let mut ends = ranges
         .split('-')
@@ -153,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_glob_is_refused() {
+    fn an_invalid_glob_is_refused() {
         for glob in ["a[", "{a", "[z-a]", "[]", "[a&&b]", "a\\"] {
             assert!(Globs::new(&[glob]).is_err(), "{glob}");
         }

@@ -1,6 +1,7 @@
-//! Enums whose variants are values of a metric's label or of a column.
+//! Enums whose variants are values of a label in metrics or of a column.
 
-/// Declares an enum with `label`, the word of each variant, and `LABELS`, all of them in order.
+/// Declares an enum with `label`, which returns the text of a variant, and `LABELS`, all of these
+/// texts in the order of declaration.
 #[macro_export]
 macro_rules! labelled {
     (

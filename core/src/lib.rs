@@ -1,9 +1,9 @@
-//! What Sluice decides, without doing it: everything here is told what has happened and returns what
-//! is to be done.
+//! The decisions of Sluice, without I/O: functions take what has happened as arguments, and return
+//! what is to be done.
 //!
-//! It is a crate of its own, so that Cargo keeps I/O out of it: it knows neither the AWS SDKs nor
-//! ClickHouse's client. Time is an argument; randomness, the wall clock and new ids come from an
-//! [`Env`]; what metrics and the live page want to know goes to a [`daemon::Observer`].
+//! It is a crate of its own so that Cargo keeps I/O out of it: it depends on neither the AWS SDKs
+//! nor ClickHouse's client. Time is an argument; randomness, the wall clock and new ids come from
+//! an [`Env`]; metrics and the live page observe through a [`daemon::Observer`].
 
 pub mod backoff;
 pub mod batch;

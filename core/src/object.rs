@@ -1,4 +1,4 @@
-//! An S3 object as the rest of Sluice knows it.
+//! S3 objects and their identity.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,27 +11,27 @@ use uuid::Uuid;
 /// One version of one S3 object, with its identity.
 ///
 /// Overwriting a key with other content makes another object: the identity is the bucket, the key
-/// and the etag (see [`ObjectRef::id`]). It is a hash, made once; nothing of an object changes.
+/// and the etag (see [`ObjectRef::id`]). It is a hash, computed once, since objects are immutable.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectRef {
     parts: ObjectParts,
     id: ObjectId,
 }
 
-/// What is known of an [`ObjectRef`], which is made from it.
+/// The fields of an [`ObjectRef`], from which it is made.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectParts {
     pub bucket: String,
-    /// The key as S3 knows it, decoded.
+    /// The decoded key.
     pub key: String,
-    /// Without the quotes. Empty where the announcement had none.
+    /// The etag without quotes; empty if the announcement had none.
     pub etag: String,
-    /// Bytes as stored (compressed size for compressed objects), where announced.
+    /// The stored size in bytes (of a compressed object: compressed), if announced.
     pub size: Option<u64>,
     pub version_id: Option<String>,
     /// Orders the events of one key; some S3 implementations leave it out.
     pub sequencer: Option<String>,
-    /// The region that announced the object, where it said so.
+    /// The region that the announcement names, if any.
     pub region: Option<String>,
 }
 
@@ -59,8 +59,8 @@ impl ObjectParts {
         } else {
             ("sequencer", self.sequencer.as_deref().unwrap_or_default())
         };
-        // NUL cannot occur in a bucket's name and the key's length is written out, so that no two
-        // objects share one name.
+        // No two objects share a name: NUL cannot occur in a bucket's name, and the key is preceded
+        // by its length.
         let name = format!(
             "{}\0{}\0{}\0{kind}\0{version}",
             self.bucket,
@@ -72,20 +72,20 @@ impl ObjectParts {
 }
 
 impl ObjectRef {
-    /// The identity under which the ledger knows this object.
+    /// Returns the identity of this object in the ledger.
     ///
-    /// The etag decides where there is one, since that is what a read reports back; an S3 that
-    /// announces none is told apart by version, then by sequencer.
+    /// It includes the etag, which a read reports, too. An object that was announced without one is
+    /// identified by its version, or else by its sequencer.
     pub fn id(&self) -> ObjectId {
         self.id
     }
 
-    /// Returns what the object was made from, such as to make another that differs in part.
+    /// Returns the fields, for instance to make another object that differs in some.
     pub fn into_parts(self) -> ObjectParts {
         self.parts
     }
 
-    /// `bucket/key`: ClickHouse's `_path`, and `source_path` in the tables.
+    /// Returns `bucket/key`, which is ClickHouse's `_path`, and `source_path` in the tables.
     pub fn path(&self) -> String {
         format!("{}/{}", self.bucket, self.key)
     }
@@ -97,9 +97,9 @@ impl fmt::Display for ObjectRef {
     }
 }
 
-/// A key as S3 writes it in its events and, when asked to, in its listings: form-urlencoded.
-/// `+` is a space, and a real plus is `%2B`. Which other bytes are escaped differs between
-/// implementations, and decoding takes all of it.
+/// Decodes a key as S3 writes it in its events and, on request, in its listings: form-urlencoded,
+/// with `+` for a space and `%2B` for a plus. Implementations differ in which other bytes they
+/// escape; all escapes are decoded. Returns `None` if the result is not UTF-8.
 pub fn decode_key(encoded: &str) -> Option<String> {
     let spaced: Cow<'_, str> = if encoded.contains('+') {
         encoded.replace('+', " ").into()
@@ -112,8 +112,8 @@ pub fn decode_key(encoded: &str) -> Option<String> {
         .map(Cow::into_owned)
 }
 
-/// What an object's name says of its content. ClickHouse goes by the name, whatever its case, and so
-/// does everything here.
+/// How an object is compressed. ClickHouse decides by the extension of its key, ignoring case, and
+/// so does Sluice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Compression {
     None,
@@ -140,6 +140,7 @@ impl Compression {
         Self::Deflate,
     ];
 
+    /// Returns the compression for the extension of a key.
     pub fn of(key: &str) -> Self {
         match key.rsplit_once('.') {
             Some((_, extension)) => Self::of_extension(extension),
@@ -147,7 +148,7 @@ impl Compression {
         }
     }
 
-    /// As [`Compression::of`], for what follows the last dot of a name.
+    /// Returns the compression for an extension, which is given without the dot.
     pub fn of_extension(extension: &str) -> Self {
         match extension.to_ascii_lowercase().as_str() {
             "gz" | "gzip" => Self::Gzip,
@@ -162,7 +163,7 @@ impl Compression {
         }
     }
 
-    /// Returns the usual extension of such names, without the dot.
+    /// Returns the usual extension for this compression, without the dot.
     pub fn extension(self) -> &'static str {
         match self {
             Self::None => "",
@@ -177,7 +178,7 @@ impl Compression {
         }
     }
 
-    /// What the content is by its first bytes; by its name, where they do not tell.
+    /// Returns the compression by the first bytes of the content; by the key, if these show none.
     pub fn seen(key: &str, start: &[u8]) -> Self {
         let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
         if start.starts_with(&GZIP_MAGIC) {
@@ -195,7 +196,7 @@ impl Compression {
 pub const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 pub const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
-/// Never to change: the ledger's rows hold identities made with it.
+/// Must never change: the rows of the ledger hold identities made with it.
 const OBJECT_NAMESPACE: Uuid = Uuid::from_u128(0x5b1e_9f0a_7c43_4d56_8a1d_0e5f_2c93_b7a4);
 
 /// The identity of an [`ObjectRef`], a name-based UUID (version 5).
@@ -208,16 +209,16 @@ impl fmt::Display for ObjectId {
     }
 }
 
-/// `s3://bucket/key`, as people name objects, or what keys begin with.
+/// An object, or a prefix of keys, as a URL: `s3://bucket/key`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectUrl {
     pub bucket: String,
-    /// As S3 knows it: nothing in it is decoded.
+    /// The key as S3 has it: the URL is not decoded.
     pub key: String,
 }
 
 impl ObjectUrl {
-    /// See [`ObjectRef::path`].
+    /// Returns `bucket/key`, as [`ObjectRef::path`] does.
     pub fn path(&self) -> String {
         format!("{}/{}", self.bucket, self.key)
     }
@@ -232,7 +233,9 @@ impl FromStr for ObjectUrl {
             .ok_or_else(|| format!("`{text}` does not begin with s3://"))?;
         let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
         if bucket.is_empty() {
-            return Err(format!("`{text}` names no bucket: write s3://bucket/key"));
+            return Err(format!(
+                "`{text}` does not name a bucket; write s3://bucket/key"
+            ));
         }
         Ok(Self {
             bucket: bucket.to_owned(),

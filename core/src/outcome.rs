@@ -1,39 +1,39 @@
-//! What became of the objects of a batch.
+//! The outcomes of the objects of a batch.
 
 use crate::labelled;
 use crate::object::ObjectId;
 
 labelled! {
-    /// What became of an object. The labels are values of the `outcome` label in metrics.
+    /// The outcome of loading an object. The labels are values of the `outcome` label in metrics.
     pub enum Outcome {
         Loaded = "loaded",
         /// It was loaded before.
         Duplicate = "duplicate",
-        /// It was gone before it was read; the ledger says so.
+        /// It was gone before it was read, which is recorded in the ledger.
         Missing { acknowledge: bool } = "missing",
         /// It cannot be loaded, or not now; the ledger has the reason.
         Failed = "failed",
-        /// Another batch has it in hand: ask again later.
+        /// Another batch claims it; it is looked up again later.
         Busy = "busy",
-        /// The worker shuts down.
+        /// The worker is shutting down.
         Abandoned = "abandoned",
     }
 }
 
 labelled! {
-    /// Why an object cannot be loaded, as `ledger_failures.class` has it.
+    /// Why an object cannot be loaded. The labels are values of `ledger_failures.class`.
     pub enum FailureClass {
         Missing = "missing",
         Denied = "denied",
         Rejected = "rejected",
         Unnameable = "unnameable",
         Unloadable = "unloadable",
-        /// Nobody can tell whether it is whole.
+        /// It cannot be determined whether it is complete.
         Unproven = "unproven",
-        /// A user's view fails over it.
+        /// A materialized view of the user's fails on it.
         View = "view",
     }
 }
 
-/// The outcome of each object, under the identity that it was announced with.
+/// The outcome of each object, by the identity with which it was announced.
 pub type Outcomes = Vec<(ObjectId, Outcome)>;

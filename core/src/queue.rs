@@ -1,25 +1,26 @@
-//! Messages of a queue, and how requests about them fail.
+//! Messages of a queue, and the errors of requests about them.
 
 use std::time::Duration;
 
-/// The most that one receive, delete or change of visibility takes.
+/// The maximum number of messages in one receive, delete or change of visibility.
 pub const MAX_BATCH: usize = 10;
 
 /// A received message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Stays the same over redeliveries.
+    /// Stays the same when the message is delivered again.
     pub id: String,
-    /// Names this delivery.
+    /// Identifies this delivery.
     pub handle: ReceiptHandle,
     pub body: String,
     /// How often the message has been received, this time included.
     pub receive_count: u32,
-    /// How long it had been in the queue when it was received, as far as the clocks agree.
+    /// How long it had been in the queue when it was received, as exactly as the clocks agree.
     pub age: Duration,
 }
 
-/// What SQS gives with each delivery of a message, to delete it or to change its visibility.
+/// What SQS issues with each delivery of a message, and requires to delete it or to change its
+/// visibility.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ReceiptHandle(pub String);
 
@@ -28,15 +29,15 @@ pub type FailedEntries = Vec<(usize, QueueError)>;
 
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum QueueError {
-    /// Worth trying again.
+    /// A retry may succeed.
     #[error("{0}")]
     Transient(String),
-    /// The queue does not exist, or access is denied: trying again helps only once somebody has
-    /// mended it.
+    /// The queue does not exist, or access is denied: a retry succeeds only once somebody has fixed
+    /// that.
     #[error("{0}")]
     Denied(String),
-    /// The message is deleted, or visible again and so not this worker's any more: there is nothing
-    /// left to change.
+    /// The message is deleted, or is visible again and thus no longer this worker's: there is
+    /// nothing left to change.
     #[error("{0}")]
     Gone(String),
 }

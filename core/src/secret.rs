@@ -1,4 +1,4 @@
-//! A value that must not be seen.
+//! Values that must not be shown.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -20,7 +20,7 @@ impl Secret {
         Self(value.into())
     }
 
-    /// The value itself, to be passed on to whoever asks for it and nobody else.
+    /// Returns the value itself, which must only be passed to the service that requires it.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -60,10 +60,9 @@ impl<'de> Deserialize<'de> for Secret {
 
 struct SecretVisitor;
 
-/// Serde's own "invalid type" errors quote the value, so each scalar is
-/// answered by hand.
+/// Replaces Serde's own "invalid type" errors, which quote the value.
 fn not_a_string<E: Error>() -> E {
-    E::custom("a secret must be a string, put it in quotes")
+    E::custom("a secret must be a string; put it in quotes")
 }
 
 impl Visitor<'_> for SecretVisitor {
@@ -76,7 +75,7 @@ impl Visitor<'_> for SecretVisitor {
     fn visit_str<E: Error>(self, value: &str) -> Result<Secret, E> {
         if value == REDACTED {
             return Err(E::custom(
-                "`[redacted]` stands for a secret that was hidden, put the real one here",
+                "`[redacted]` stands for a secret that was hidden; put the secret itself here",
             ));
         }
         Ok(Secret::new(value))

@@ -1,4 +1,5 @@
-//! Durations of late, for people: medians and worst cases without a metrics server.
+//! A sliding window over recent durations, for the status page: medians and worst cases without a
+//! metrics server.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -6,9 +7,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-/// How far back "of late" goes.
+/// How far back a summary looks.
 pub const WINDOW: Duration = Duration::from_secs(600);
-/// Under load the oldest make room earlier.
+/// Above this number, the oldest samples are dropped before they leave the window.
 const MAX_SAMPLES: usize = 10_000;
 
 #[derive(Debug, Default)]
@@ -16,7 +17,7 @@ pub struct SlidingWindow {
     durations: VecDeque<(Instant, Duration)>,
 }
 
-/// Of the durations of late, in seconds.
+/// A summary of recent durations, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     pub count: usize,
@@ -37,16 +38,16 @@ impl SlidingWindow {
         self.durations.push_back((now, duration));
     }
 
-    /// `None` where there was nothing.
+    /// Returns a summary of the window; `None` if nothing was recorded in it.
     pub fn summary(&self, now: Instant) -> Option<Summary> {
         self.summary_within(WINDOW, now)
     }
 
-    /// Of what was recorded within this time.
+    /// Returns a summary of what was recorded within `period` before `now`.
     pub fn summary_within(&self, period: Duration, now: Instant) -> Option<Summary> {
-        let late = self.durations.iter().rev();
-        let late = late.take_while(|(at, _)| now.duration_since(*at) <= period);
-        let mut seconds: Vec<f64> = late.map(|(_, it)| it.as_secs_f64()).collect();
+        let recent = self.durations.iter().rev();
+        let recent = recent.take_while(|(at, _)| now.duration_since(*at) <= period);
+        let mut seconds: Vec<f64> = recent.map(|(_, it)| it.as_secs_f64()).collect();
         seconds.sort_unstable_by(f64::total_cmp);
         let at = |percent: usize| seconds[(seconds.len() - 1) * percent / 100];
         (!seconds.is_empty()).then(|| Summary {
@@ -63,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_summary_is_of_late_and_of_bounded_size() {
+    fn a_summary_is_of_recent_durations_and_of_bounded_size() {
         let mut recent = SlidingWindow::default();
         let start = Instant::now();
         assert_eq!(recent.summary(start), None);
@@ -79,12 +80,12 @@ mod tests {
             max: 100.0,
         };
         assert_eq!(recent.summary(later), Some(summary));
-        // What is old is not kept either.
+        // What has left the window is dropped.
         assert_eq!(recent.durations.len(), 100);
         for _ in 0..MAX_SAMPLES {
             recent.record(later, Duration::ZERO);
         }
-        let of_late = recent.summary(later).unwrap();
-        assert_eq!((of_late.count, of_late.max), (MAX_SAMPLES, 0.0));
+        let bounded = recent.summary(later).unwrap();
+        assert_eq!((bounded.count, bounded.max), (MAX_SAMPLES, 0.0));
     }
 }

@@ -1,28 +1,28 @@
-//! Names and text as ClickHouse SQL. Nothing else in the crate quotes by hand.
+//! Quoting of names and text for ClickHouse SQL. Nothing else in the crate quotes by hand.
 
 use uuid::Uuid;
 
-/// An identifier in backquotes: a database, table, column or tuple element of any name.
+/// Returns an identifier in backquotes: a database, table, column or tuple element of any name.
 pub fn ident(name: &str) -> String {
     quoted(name, '`')
 }
 
-/// A string literal in single quotes.
+/// Returns a string literal in single quotes.
 pub fn string(text: &str) -> String {
     quoted(text, '\'')
 }
 
-/// An id as a literal: of a batch or of an object.
+/// Returns the id of a batch or of an object as a literal.
 pub fn id(id: Uuid) -> String {
     format!("'{id}'")
 }
 
-/// `database`.`table`
+/// Returns the name of a table with its database: `database`.`table`.
 pub fn qualified(database: &str, table: &str) -> String {
     format!("{}.{}", ident(database), ident(table))
 }
 
-/// A list of string literals, to stand behind IN or in an array: `'a', 'b'`.
+/// Returns a list of string literals, for IN or an array: `'a', 'b'`.
 pub fn strings<S: AsRef<str>>(texts: impl IntoIterator<Item = S>) -> String {
     texts
         .into_iter()
@@ -31,22 +31,24 @@ pub fn strings<S: AsRef<str>>(texts: impl IntoIterator<Item = S>) -> String {
         .join(", ")
 }
 
-/// Whether an expression of type String begins with these bytes.
+/// Returns a condition: whether an expression of type String begins with these bytes.
 pub fn starts_with(expression: &str, bytes: &[u8]) -> String {
     format!("startsWith({expression}, {})", self::bytes(bytes))
 }
 
-/// Bytes of any kind, as a constant expression.
+/// Returns arbitrary bytes as a constant expression.
 pub fn bytes(bytes: &[u8]) -> String {
     let hex: String = bytes.iter().map(|byte| format!("{byte:02X}")).collect();
     format!("unhex('{hex}')")
 }
 
-/// A condition that fails the statement with `text` instead of filtering rows.
+/// Returns a condition that fails the statement with `text` instead of filtering rows.
 pub fn throw_if(condition: &str, text: &str) -> String {
     format!("throwIf({condition}, {}) = 0", string(text))
 }
 
+/// Returns text in quotes.
+///
 /// ClickHouse reads the same backslash escapes in identifiers and in literals. Control characters
 /// are escaped so that a NUL cannot end the query and a newline cannot end a log line.
 fn quoted(text: &str, quote: char) -> String {

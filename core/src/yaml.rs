@@ -1,8 +1,12 @@
-//! Declarations in YAML.
+//! Parsing of declarations in YAML.
 
 use serde::de::DeserializeOwned;
 
-/// Reads a text. The error says where in it something is wrong, and what.
+/// Parses a text.
+///
+/// # Errors
+///
+/// Names the place in the text and the problem there.
 pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     let source = config::File::from_str(text, config::FileFormat::Yaml);
     let value = config::Config::builder()

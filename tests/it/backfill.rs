@@ -219,7 +219,7 @@ async fn what_is_meant_can_be_chosen() {
 
     for (arguments, says) in [
         (["--section", "a/b"], "without slashes"),
-        (["--include", "a["], "is no glob"),
+        (["--include", "a["], "is not a valid glob"),
         (["--since", "yesterday"], "yesterday"),
         (["--max-rate", "0"], "--max-rate"),
     ] {

@@ -155,7 +155,7 @@ async fn a_body_that_is_in_s3_is_fetched() {
         [format!("{}/{key}", site.bucket)]
     );
     let log = sluice.log();
-    let why = "pointer to S3, and what it leads to could not be read";
+    let why = "pointer to an S3 object, which could not be read";
     assert!(log.contains(why), "{log}");
 }
 

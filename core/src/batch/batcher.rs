@@ -1,4 +1,4 @@
-//! When is a batch full, and what is in it.
+//! Collects announced objects into batches, and decides when each is closed.
 //!
 //! Pure: time is an argument. Objects of different buckets never share a batch, since one `s3()`
 //! call names keys of one bucket.
@@ -11,40 +11,40 @@ use tokio::time::Instant;
 use super::{Batch, CloseReason, estimated_bytes};
 use crate::object::ObjectRef;
 
-/// What closes a batch, whichever comes first.
+/// The limits of a batch. The first that is reached closes it.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchLimits {
-    /// Counted from the first object.
+    /// The longest that a batch stays open, counted from its first object.
     pub window: Duration,
     /// Whether an idle worker closes a batch before its window ends.
     pub flush_when_idle: bool,
     pub max_objects: usize,
-    /// Estimated uncompressed bytes.
+    /// The limit of the estimated uncompressed size, in bytes.
     pub max_bytes: u64,
 }
 
-/// So many batches are open at most: more buckets than that are not filled side by side.
+/// The maximum number of open batches: objects of more buckets are not collected at the same time.
 const MAX_OPEN: usize = 100;
-/// A batch of an idle worker is closed when no object has joined it for this long: what is announced
-/// together stays together.
+/// An idle worker closes a batch once no object has been added for this long, so that objects that
+/// are announced together are loaded together.
 const LINGER: Duration = Duration::from_millis(100);
-/// For each object of a batch that time closes, the window holds for this long before another may
-/// be closed early. More than a second, so that a worker to which an object comes each second is
-/// not idle.
+/// After a batch was closed by time, none is closed early for this long for each of its objects. It
+/// is more than a second, so that a worker that receives an object each second does not count as
+/// idle.
 const PAUSE: Duration = Duration::from_millis(1500);
 
-/// Gathers objects into batches, one open batch a bucket.
+/// Collects objects into batches, with one open batch for each bucket.
 #[derive(Debug)]
 pub struct Batcher {
     limits: BatchLimits,
     open: BTreeMap<String, OpenBatch>,
-    /// Until then, batches wait for their window.
+    /// Until then, batches wait for their windows.
     paused_until: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct OpenBatch {
-    /// By key: what is read is named by its key.
+    /// By key, since statements name what they read by key.
     objects: BTreeMap<String, ObjectRef>,
     bytes: u64,
     opened_at: Instant,
@@ -73,8 +73,8 @@ impl Batcher {
         }
     }
 
-    /// Takes an object in; gives the batches that this closes. An object that is in the open batch
-    /// already changes nothing.
+    /// Adds an object, and returns the batches that this closes. Adding an object that is already
+    /// in the open batch has no effect.
     pub fn add(&mut self, object: ObjectRef, now: Instant) -> Vec<Batch> {
         let mut closed = Vec::new();
         let bytes = estimated_bytes(&object);
@@ -125,8 +125,8 @@ impl Batcher {
         closed
     }
 
-    /// Closes the batch that has been due longest. `idle`: a load is free, and no closed batch waits
-    /// for it.
+    /// Closes the batch that has been due longest, and returns it; `None` if none is due. `idle` is
+    /// whether a load slot is free and no closed batch waits for one.
     pub fn take_due(&mut self, now: Instant, idle: bool) -> Option<Batch> {
         let (due, bucket) = self.first_due(idle)?;
         if due > now {
@@ -143,7 +143,7 @@ impl Batcher {
         Some(batch)
     }
 
-    /// Every open batch, due or not.
+    /// Closes and returns every open batch, due or not.
     pub fn take_all(&mut self, now: Instant) -> Vec<Batch> {
         let buckets: Vec<String> = self.open.keys().cloned().collect();
         buckets
@@ -152,12 +152,12 @@ impl Batcher {
             .collect()
     }
 
-    /// When [`Batcher::take_due`] next has something to give.
+    /// Returns when [`Batcher::take_due`] will next return a batch.
     pub fn next_due(&self, idle: bool) -> Option<Instant> {
         self.first_due(idle).map(|(due, _)| due)
     }
 
-    /// Objects that wait for their window.
+    /// Returns how many objects wait for the window of their batch.
     pub fn waiting(&self, now: Instant) -> usize {
         let waiting = self.open.values().filter(|open| open.window_ends > now);
         waiting.map(|open| open.objects.len()).sum()
@@ -178,11 +178,11 @@ impl Batcher {
         early.min(open.window_ends)
     }
 
-    /// A batch of so many objects was closed by time.
+    /// Postpones early closing after time closed a batch of `objects`.
     fn pause(&mut self, objects: usize, now: Instant) {
         let objects = u32::try_from(objects).unwrap_or(u32::MAX);
-        // Not for ever, after a burst; long enough that, of a steady stream, the next batch waits
-        // for its own window.
+        // Bounded, so that a burst is forgotten; long enough that in a steady stream the next batch
+        // waits for its own window.
         let longest = self.limits.window + PAUSE;
         let pause = PAUSE.saturating_mul(objects).min(longest);
         self.paused_until = self.paused_until.max(Some(now + pause));
@@ -223,7 +223,7 @@ mod tests {
         })
     }
 
-    /// The keys of each batch, and why it was closed.
+    /// Returns the keys of each batch, and why it was closed.
     fn summary(batches: &[Batch]) -> Vec<(String, CloseReason)> {
         let keys = |batch: &Batch| {
             batch
@@ -291,7 +291,7 @@ mod tests {
         assert_eq!(batcher.next_due(true), Some(start + LIMITS.window));
         assert_eq!(batcher.take_due(start + ms(9999), true), None);
         assert_eq!(batcher.waiting(start + ms(9999)), 2);
-        // Due, and not taken: it goes on filling, and is work.
+        // Due, but not taken: objects still join it, and it counts as work.
         assert_eq!(batcher.waiting(start + LIMITS.window), 0);
         assert_eq!(batcher.add(sized("c", 1), start + ms(11_000)).len(), 1);
         batcher.add(sized("d", 1), start + ms(12_000));
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_so_many_buckets_are_filled_side_by_side() {
+    fn the_number_of_open_batches_is_bounded() {
         let mut batcher = Batcher::new(LIMITS);
         let start = Instant::now();
         let buckets: Vec<String> = (0..3 * MAX_OPEN).map(|it| format!("b{it:03}")).collect();
@@ -324,7 +324,7 @@ mod tests {
             closed.extend(batcher.add(object(bucket, "k", "e"), start + ms(at)));
             assert!(batcher.open.len() <= MAX_OPEN);
         }
-        // One that has an open batch closes none.
+        // An object of a bucket that has an open batch closes none.
         let last = buckets.last().unwrap();
         assert_eq!(batcher.add(object(last, "l", "e"), start + ms(1000)), []);
         let first = buckets.iter().take(2 * MAX_OPEN);
@@ -334,7 +334,7 @@ mod tests {
         assert_eq!(batcher.waiting(start + ms(1000)), MAX_OPEN + 1);
     }
 
-    /// An hour, so that what it does not hold back is seen.
+    /// A window of an hour, so that a batch that does not wait for it stands out.
     const PATIENT: BatchLimits = BatchLimits {
         window: Duration::from_secs(3600),
         flush_when_idle: true,
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_worker_closes_what_no_more_joins() {
+    fn an_idle_worker_closes_a_batch_that_no_object_joins() {
         let mut batcher = Batcher::new(PATIENT);
         let start = Instant::now();
         for (key, at) in [("a", 0), ("b", 90), ("c", 180)] {
@@ -397,8 +397,9 @@ mod tests {
         assert_eq!(batcher.next_due(true), Some(later + LINGER));
     }
 
-    /// What becomes of objects of `buckets` that come so many milliseconds after each other, when
-    /// every load takes `load` and one runs at a time. Each is closed as soon as it may be.
+    /// Returns the batches of objects that arrive with these gaps, in milliseconds, over `buckets`,
+    /// and the times of arrival. One load runs at a time and takes `load`; each batch is closed as
+    /// soon as it may be.
     fn simulate(
         limits: BatchLimits,
         gaps: &[u64],
@@ -442,7 +443,7 @@ mod tests {
 
     #[test]
     fn how_many_batches_are_made_in_the_first_minute_and_the_next_nine() {
-        // Of an object every five seconds, every second, five and fifty a second.
+        // With an object every five seconds, and with one, five and fifty a second.
         let count = |flush_when_idle: bool| {
             [5000, 1000, 200, 20].map(|gap| {
                 let gaps: Vec<u64> = (0..600_000 / gap).map(|_| gap).collect();
@@ -472,7 +473,7 @@ mod tests {
                     size: Some(size),
                     ..object(&bucket, &key, &format!("e{etag}")).into_parts()
                 });
-                // What has been closed may come again: that is the ledger's concern.
+                // An object of a closed batch may be added again; the ledger recognises it.
                 *arrived.entry(new.id()).or_insert(0) += 1;
                 batches.extend(batcher.add(new, now));
             }
@@ -513,8 +514,8 @@ mod tests {
             }
         }
 
-        /// From one object a second the fixed window rules. Until that is known, a few batches are
-        /// closed early, each larger than the one before.
+        /// From one object a second on, batches wait for the full window. Until that rate shows, a
+        /// few are closed early, each larger than the one before.
         #[test]
         fn under_load_no_more_batches_are_closed_than_by_the_window_alone(
             gaps in prop::collection::vec(0..=1000u64, 100..800),
@@ -525,7 +526,7 @@ mod tests {
                 simulate(windowed(flush_when_idle), &gaps, 1, ms(load)).0
             });
             let early = adaptive.iter().filter(|batch| batch.reason == CloseReason::Idle);
-            // The last one is closed when nothing more comes.
+            // The last one is closed when no more objects arrive.
             prop_assert!(early.count() <= UNTIL_KNOWN + 1);
             prop_assert!(adaptive.len() <= fixed.len() + UNTIL_KNOWN);
         }

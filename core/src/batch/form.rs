@@ -1,4 +1,4 @@
-//! How the statements of a batch are made; it is sealed with the batch.
+//! How the statements of a batch are made, which its manifest records.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,8 +16,9 @@ labelled! {
         S3 = "s3",
         /// This worker, which streams them into its insert.
         Stream = "stream",
-        /// ClickHouse, of what it kept of them: lines that are replayed.
+        /// ClickHouse, from the rejected lines that it kept of them: a replay.
         RejectedLines = "rejected_lines",
+        /// The same, from unmatched statements.
         UnmatchedStatements = "unmatched_statements",
     }
 }
@@ -36,19 +37,19 @@ pub enum Fallback {
     Never,
 }
 
-/// How the statements of a batch are made of its list.
+/// How the statements of a batch are made from its manifest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StatementShape {
-    /// Workers of the same plan make the same statements of the same list.
+    /// Workers of the same plan make the same statements from the same manifest.
     pub plan: Uuid,
     /// Whether the objects are read in several blocks, each of which commits by itself.
     pub many_blocks: bool,
-    /// Who reads them.
+    /// Who reads the objects.
     pub read_by: ReadBy,
 }
 
 impl StatementShape {
-    /// One block, and not yet of any plan.
+    /// Returns the shape for one block, which has no plan yet.
     pub fn of(read_by: ReadBy) -> Self {
         Self {
             read_by,

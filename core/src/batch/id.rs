@@ -5,7 +5,7 @@ use uuid::Uuid;
 use crate::Env;
 
 /// The id of a batch: time-ordered (UUID version 7). It is the stem of the batch's query ids, its
-/// dedup token and the `batch_id` of its rows.
+/// deduplication token and the `batch_id` of its rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BatchId(pub Uuid);
 
@@ -15,8 +15,8 @@ impl BatchId {
         Self(env.new_id())
     }
 
-    /// Returns when the id was made, in seconds after 1970; none for ids that [`BatchId::new`] has
-    /// not made.
+    /// Returns when the id was made, in seconds since 1970; `None` for an id that was not made by
+    /// [`BatchId::new`].
     pub fn made_at(self) -> Option<u64> {
         let (seconds, _) = self.0.get_timestamp()?.to_unix();
         Some(seconds)

@@ -19,12 +19,12 @@ labelled! {
     /// Why a batch was closed. The labels are values of the `reason` label in metrics.
     pub enum CloseReason {
         Window = "window",
-        /// Before its window ended: a load was free and had nothing else to do.
+        /// Before its window ended, a load slot was free and had nothing else to do.
         Idle = "idle",
         Count = "count",
         Bytes = "bytes",
-        /// The next object is another version of a key that the batch holds: they cannot be read side
-        /// by side.
+        /// The next object is another version of a key in the batch: one statement cannot read
+        /// both.
         SameKey = "same_key",
         /// The object is too large to share a batch.
         Large = "large",
@@ -33,14 +33,14 @@ labelled! {
     }
 }
 
-/// A closed batch: its list never changes again.
+/// A closed batch, whose objects never change again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     pub bucket: String,
     /// Sorted by key, every key once.
     pub objects: Vec<ObjectRef>,
     pub reason: CloseReason,
-    /// When its first object came.
+    /// When its first object was added.
     pub opened_at: Instant,
     pub closed_at: Instant,
 }

@@ -1,16 +1,17 @@
-//! How large objects are once they are uncompressed, estimated.
+//! Estimates of the uncompressed size of objects.
 
 use crate::object::{Compression, ObjectRef};
 
-/// JSON of events compresses to a tenth or so: a batch must not surprise the server's memory.
+/// Event JSON compresses to about a tenth. A batch must not take more of the server's memory than
+/// expected.
 pub const ASSUMED_COMPRESSION_RATIO: u64 = 10;
-/// What an object without an announced size is taken for.
+/// The size assumed of an object that was announced without one, in bytes.
 pub const ASSUMED_BYTES: u64 = 64 * 1024;
 
-/// Returns the bytes that an object will be once uncompressed, estimated upwards.
+/// Returns the estimated uncompressed size of an object in bytes, on the high side.
 ///
-/// Statements depend on it, and the ledger records an unknown size as 0: both must come to the same,
-/// or a recovery would make another statement under the same token.
+/// Statements depend on it, and the ledger records an unknown size as 0: both must yield the same
+/// estimate, or a recovery would make another statement under the same token.
 pub fn estimated_bytes(object: &ObjectRef) -> u64 {
     let stored = object.size.filter(|size| *size > 0);
     let stored = stored.unwrap_or(ASSUMED_BYTES);
@@ -20,7 +21,7 @@ pub fn estimated_bytes(object: &ObjectRef) -> u64 {
     }
 }
 
-/// How many bytes an object of these has on average.
+/// Returns the mean estimated size of these objects in bytes, 0 if there are none.
 pub fn mean_bytes<'a>(objects: impl IntoIterator<Item = &'a ObjectRef>) -> u64 {
     let (mut count, mut bytes) = (0, 0_u64);
     for object in objects {

@@ -1,7 +1,7 @@
-//! What the daemon does next, as a pure function of what has happened.
+//! Decides what the daemon does next, as a pure function of what has happened.
 //!
-//! Nothing here waits or talks to anybody: the shell in [`super`] tells it what came, and performs
-//! the [`Action`]s that it returns.
+//! Nothing here waits or does I/O: the event loop (src/daemon) passes in what has happened, and
+//! performs the [`Action`]s that are returned.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -24,10 +24,10 @@ use crate::outcome::{Outcome, Outcomes};
 use crate::queue::{FailedEntries, MAX_BATCH, Message, QueueError, ReceiptHandle};
 use crate::sliding_window::SlidingWindow;
 
-/// How long an object that another batch has in hand is left alone before it is looked up again.
+/// How long an object that another batch claims is left alone before it is looked up again.
 const BUSY_PAUSE: Duration = Duration::from_secs(5);
 
-/// What the shell is to do.
+/// What the event loop is to do.
 #[derive(Debug, PartialEq)]
 pub enum Action {
     Load(Batch),
@@ -38,9 +38,9 @@ pub enum Action {
 pub struct Limits {
     pub batch: BatchLimits,
     pub visibility: VisibilityPolicy,
-    /// Batches being loaded at a time.
+    /// The maximum number of batches that are loaded at the same time.
     pub concurrency: usize,
-    /// Messages held at most.
+    /// The maximum number of messages in flight.
     pub max_held: usize,
 }
 
@@ -49,22 +49,22 @@ pub struct Core {
     envelopes: Envelopes,
     filter: Filter,
     batcher: Batcher,
-    held: InFlightMessages,
+    in_flight: InFlightMessages,
     heartbeats: Heartbeats,
-    /// Closed, and waiting for a place among the loads.
+    /// Closed batches that wait for a load slot.
     ready: VecDeque<Batch>,
-    /// Being loaded.
+    /// The objects that are being loaded.
     loading: HashSet<ObjectId>,
     batches_in_flight: usize,
-    /// In another batch's hands, to be looked up again at the given time.
+    /// Objects that another batch claims, each with the time at which it is looked up again.
     revisit: HashMap<ObjectId, (Instant, ObjectRef)>,
-    /// When what is outstanding was created, where its event said so.
+    /// When the outstanding objects were created, if their events say so.
     created: HashMap<ObjectId, Instant>,
-    /// From creation to being loaded.
+    /// The times from the creation of objects to the end of their load.
     lags: SlidingWindow,
     observer: Arc<dyn Observer>,
     env: Env,
-    /// How long messages had been in the queue.
+    /// How long messages had been in the queue when they were received.
     ages: SlidingWindow,
     draining: bool,
 }
@@ -81,7 +81,7 @@ impl Core {
             envelopes,
             filter,
             batcher: Batcher::new(limits.batch),
-            held: InFlightMessages::new(limits.visibility),
+            in_flight: InFlightMessages::new(limits.visibility),
             heartbeats: Heartbeats::new(
                 limits.visibility.timeout,
                 limits.visibility.heartbeat(),
@@ -101,7 +101,7 @@ impl Core {
         }
     }
 
-    /// A message came.
+    /// Handles a received message.
     pub fn on_message(
         &mut self,
         message: &Message,
@@ -128,7 +128,7 @@ impl Core {
             }
             Ok(Notification::Ignorable(why)) => self.ignore(message, delivery, form, why),
             Err(malformed) => {
-                // Once a message: it comes back until the redrive policy takes it away.
+                // Logged once for each message: it comes back until the redrive policy moves it.
                 let is_new = message.receive_count <= 1;
                 self.observer.malformed(message, form, &malformed, is_new);
                 if is_new {
@@ -171,7 +171,7 @@ impl Core {
         }
         let mut ids: Vec<ObjectId> = by_id.keys().copied().collect();
         ids.sort_unstable();
-        for id in self.held.track(message, &ids, now) {
+        for id in self.in_flight.track(message, &ids, now) {
             if let Some(object) = by_id.remove(&id) {
                 self.ready.extend(self.batcher.add(object, now));
             }
@@ -179,7 +179,7 @@ impl Core {
         self.start_loads(now)
     }
 
-    /// A load ended.
+    /// Handles the end of a load.
     pub fn on_loaded(
         &mut self,
         objects: Vec<ObjectRef>,
@@ -192,8 +192,8 @@ impl Core {
         for object in objects {
             let id = object.id();
             self.loading.remove(&id);
-            // A load that says nothing of an object has died. It may do so again, so the object comes
-            // back as one that failed, later each time.
+            // A load without an outcome for an object has panicked, and may do so again. The object
+            // counts as failed, so that its messages come back later each time.
             let outcome = outcomes.remove(&id).unwrap_or(Outcome::Failed);
             self.observer.objects(outcome.label(), 1);
             self.note_lag(id, &outcome, now);
@@ -214,7 +214,7 @@ impl Core {
         actions
     }
 
-    /// Time has passed.
+    /// Looks up again the objects whose pause is over, and starts the loads that are due.
     pub fn on_time(&mut self, now: Instant) -> Vec<Action> {
         let due: Vec<ObjectId> = self
             .revisit
@@ -230,27 +230,27 @@ impl Core {
         self.start_loads(now)
     }
 
-    /// When [`Core::on_time`] next has something to do.
+    /// Returns when [`Core::on_time`] next has something to do.
     pub fn next_wake(&self) -> Option<Instant> {
         let revisit = self.revisit.values().map(|(at, _)| *at).min();
-        // While every load is busy, the end of one is what a batch that is due waits for.
+        // While every load slot is busy, a batch that is due waits for the end of a load.
         let due = self
             .may_load()
             .then(|| self.batcher.next_due(self.is_quiet()));
         [due.flatten(), revisit].into_iter().flatten().min()
     }
 
-    /// Looks which messages are to be extended.
+    /// Determines which messages need a heartbeat.
     pub fn on_tick(&mut self, now: Instant) {
         self.heartbeats.tick(now);
     }
 
-    /// The next request that extends the visibility of messages, if one is to be sent now.
+    /// Returns the next request that extends the visibility of messages, if one is to be sent now.
     pub fn take_extension(&mut self, now: Instant) -> Option<Extension> {
         self.heartbeats.take(now)
     }
 
-    /// A request of [`Core::take_extension`] ended.
+    /// Handles the end of a request of [`Core::take_extension`].
     pub fn on_extended(
         &mut self,
         request: u64,
@@ -261,21 +261,22 @@ impl Core {
             .on_extended(request, result, now, self.env.fraction());
     }
 
-    /// Messages were deleted, or could not be.
+    /// Handles messages that were deleted, or could not be.
     pub fn on_deleted(&mut self, handles: &[ReceiptHandle]) {
         for handle in handles {
             self.heartbeats.forget(handle);
         }
     }
 
-    /// Takes no more in, starts no more loads, and gives back what no load has begun with.
+    /// Ends intake, starts no more loads, and returns the messages of objects that are not being
+    /// loaded.
     pub fn drain(&mut self) -> Vec<Action> {
         self.draining = true;
         self.batcher = Batcher::new(self.limits.batch);
         self.ready.clear();
         self.revisit.clear();
         let mut actions = Vec::new();
-        for object in self.held.outstanding() {
+        for object in self.in_flight.outstanding() {
             if !self.loading.contains(&object) {
                 self.observer.objects(Outcome::Abandoned.label(), 1);
                 actions.extend(self.resolve(object, Disposition::Returned));
@@ -284,39 +285,39 @@ impl Core {
         actions
     }
 
-    /// Gives back everything that is held, whatever may still be done with it.
+    /// Returns every message in flight to the queue, whatever is still being done with its objects.
     pub fn return_all(&mut self) -> Vec<Action> {
-        let outstanding = self.held.outstanding().into_iter();
+        let outstanding = self.in_flight.outstanding().into_iter();
         outstanding
             .flat_map(|object| self.resolve(object, Disposition::Returned))
             .collect()
     }
 
-    /// The ids of the messages that wait for the objects of a batch.
+    /// Returns the ids of the messages that wait for the objects of a batch.
     pub fn messages_of(&self, batch: &Batch) -> Vec<String> {
-        self.held
+        self.in_flight
             .waiting_for(batch.objects.iter().map(ObjectRef::id))
     }
 
-    /// How many receives may be under way. What the next loads do not need is left to others, and
-    /// takes no heartbeats; so is what heartbeats could not keep hidden.
+    /// Returns how many receives may be in flight. Messages that the next loads do not need, or
+    /// that heartbeats could not keep hidden, are left to other workers and cost no heartbeats.
     pub fn room(&self, now: Instant) -> usize {
         let is_ahead = self.ready.len() >= self.limits.concurrency;
-        if self.draining || is_ahead || self.held.len() >= self.limits.max_held {
+        if self.draining || is_ahead || self.in_flight.len() >= self.limits.max_held {
             return 0;
         }
         self.heartbeats.room(now).div_ceil(MAX_BATCH)
     }
 
     pub fn is_idle(&self) -> bool {
-        self.held.is_empty() && self.batches_in_flight == 0
+        self.in_flight.is_empty() && self.batches_in_flight == 0
     }
 
-    /// For the gauges.
+    /// Returns the state for the gauges and the live page.
     pub fn stats(&self, now: Instant, paused: Option<&'static str>) -> InFlightStats {
         InFlightStats {
-            messages: self.held.len(),
-            oldest_seconds: self.held.oldest(now).unwrap_or_default().as_secs_f64(),
+            messages: self.in_flight.len(),
+            oldest_seconds: self.in_flight.oldest(now).unwrap_or_default().as_secs_f64(),
             objects_waiting: self.batcher.waiting(now),
             batches_in_flight: self.batches_in_flight,
             pause_class: paused.map(str::to_owned),
@@ -338,13 +339,15 @@ impl Core {
 
     fn resolve(&mut self, object: ObjectId, disposition: Disposition) -> Vec<Action> {
         self.created.remove(&object);
-        let settlements = self.held.resolve(object, disposition, self.env.fraction());
+        let settlements = self
+            .in_flight
+            .resolve(object, disposition, self.env.fraction());
         let settlements = settlements.into_iter();
         settlements.filter_map(|it| self.settle(it)).collect()
     }
 
-    /// A message stays hidden until it is deleted. Nothing is asked for one that is visible again
-    /// and would only be given back: by now it may be in another worker's hands.
+    /// Returns the action that settles a message. It stays hidden until it is deleted. A message
+    /// that is visible again is not returned: another worker may have received it by now.
     fn settle(&mut self, settlement: Settlement) -> Option<Action> {
         let is_needed = match &settlement {
             Settlement::Delete(handle) => {
@@ -357,13 +360,13 @@ impl Core {
     }
 
     fn keep_hidden(&mut self, message: &Message, delivery: Delivery, now: Instant) {
-        if let Some(before) = self.held.handle(&message.id) {
+        if let Some(before) = self.in_flight.handle(&message.id) {
             self.heartbeats.on_redelivered(before, now);
         }
         self.heartbeats.track(&message.handle, delivery);
     }
 
-    /// A message that asks for nothing.
+    /// Deletes a message that announces nothing to load.
     fn ignore(
         &mut self,
         message: &Message,
@@ -372,7 +375,7 @@ impl Core {
         why: Ignorable,
     ) -> Vec<Action> {
         self.observer.notification(form, why.label());
-        debug!(why = why.label(), "asks for nothing");
+        debug!(why = why.label(), "nothing to load");
         self.heartbeats.track(&message.handle, delivery);
         let delete = Settlement::Delete(message.handle.clone());
         self.settle(delete).into_iter().collect()
@@ -396,13 +399,13 @@ impl Core {
         self.batches_in_flight < self.limits.concurrency && !self.draining
     }
 
-    /// Whether a load that is free has nothing else to do.
+    /// Returns whether a load slot is free, and no closed batch waits for one.
     fn is_quiet(&self) -> bool {
         self.may_load() && self.ready.is_empty()
     }
 
-    /// What was opened first, of the batches that are closed and those that are due. A batch that is
-    /// due stays open until its turn, and goes on filling.
+    /// Returns the batch that was opened first, of those that are closed and those that are due. A
+    /// batch that is due stays open until its turn, and objects still join it.
     fn next_batch(&mut self, now: Instant) -> Option<Batch> {
         let quiet = self.is_quiet();
         let turn = self.ready.front().map_or(now, |closed| {

@@ -1,8 +1,8 @@
-//! Which messages are held, what each still waits for, and what then becomes of it. (How they stay
-//! hidden meanwhile is [`crate::daemon::heartbeats`].)
+//! Tracks which messages are in flight, what each of them waits for, and how it is settled.
+//! ([`crate::daemon::heartbeats`] keeps them hidden.)
 //!
 //! A message is deleted only when every object that it announces is done. Pure: time is an
-//! argument, and what is to be done with the queue is returned, not done.
+//! argument, and requests to the queue are returned, not sent.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -13,46 +13,47 @@ use crate::backoff::Backoff;
 use crate::object::ObjectId;
 use crate::queue::{Message, ReceiptHandle};
 
-/// What became of an object.
+/// What became of an object, as far as its messages are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Disposition {
-    /// Its rows are in the tables, now or since before.
+    /// Its rows are in the tables, from this load or an earlier one, or it is acknowledged as
+    /// missing.
     Done,
-    /// It could not be loaded now; its messages go back to the queue, the later the more often
-    /// they were received.
+    /// It could not be loaded; its messages are returned with a delay that grows with the number of
+    /// their receives.
     Failed,
-    /// It was not tried to the end; its messages go back to the queue at once.
+    /// Its load was not completed; its messages are returned without delay.
     Returned,
 }
 
-/// What is to be done with a message that waits for nothing any more.
+/// How a message that waits for nothing any more is settled, as AMQP calls it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settlement {
     Delete(ReceiptHandle),
-    /// Back to the queue, to be seen again after `delay`.
+    /// Returned to the queue, to become visible after `delay`.
     Return {
         handle: ReceiptHandle,
         delay: Duration,
     },
 }
 
-/// How long messages are held, and when they come back.
+/// How long messages are hidden, and when they come back.
 #[derive(Clone, Copy, Debug)]
 pub struct VisibilityPolicy {
-    /// What each receive and each heartbeat asks for.
+    /// The visibility timeout that each receive and each heartbeat requests.
     pub timeout: Duration,
     pub retry_min: Duration,
     pub retry_max: Duration,
 }
 
 impl VisibilityPolicy {
-    /// A heartbeat is due this long after the last: early enough for two to fail.
+    /// Returns the time from one heartbeat to the next, which leaves room for two to fail.
     pub fn heartbeat(&self) -> Duration {
         self.timeout / 3
     }
 
-    /// Exponential in the number of receives, with jitter (`jitter` in 0..1) so that messages of
-    /// one failed batch do not all come back at once.
+    /// Returns the delay before a message that failed comes back: exponential in the number of
+    /// receives, and at least a second. `jitter`, from 0 to 1, spreads the messages of one batch.
     pub fn retry_delay(&self, receive_count: u32, jitter: f64) -> Duration {
         let backoff = Backoff {
             min: self.retry_min,
@@ -63,12 +64,12 @@ impl VisibilityPolicy {
     }
 }
 
-/// The messages that are held.
+/// The messages in flight.
 #[derive(Debug)]
 pub struct InFlightMessages {
     policy: VisibilityPolicy,
     messages: HashMap<String, InFlightMessage>,
-    /// Which messages (by id) wait for an object.
+    /// The ids of the messages that wait for each object.
     waiting: BTreeMap<ObjectId, Vec<String>>,
 }
 
@@ -78,7 +79,7 @@ struct InFlightMessage {
     receive_count: u32,
     received_at: Instant,
     outstanding: usize,
-    /// The worst fate of its objects so far.
+    /// The worst disposition of its objects so far.
     worst: Disposition,
 }
 
@@ -91,21 +92,21 @@ impl InFlightMessages {
         }
     }
 
-    /// Holds a message until every one of `objects` (each named once) has met its fate; gives those
-    /// that no other held message waits for already.
+    /// Tracks a message until each of `objects`, which are distinct, has a disposition. Returns
+    /// those that no other message in flight waits for.
     ///
-    /// A message that is held and comes again (its visibility ran out) is not held twice: the new
-    /// receipt handle replaces the old one.
+    /// A message in flight that is received again (its visibility timeout ended) is not tracked
+    /// twice: the new receipt handle replaces the old one.
     pub fn track(
         &mut self,
         message: &Message,
         objects: &[ObjectId],
         now: Instant,
     ) -> Vec<ObjectId> {
-        if let Some(held) = self.messages.get_mut(&message.id) {
-            held.handle = message.handle.clone();
-            held.receive_count = message.receive_count;
-            held.received_at = now;
+        if let Some(known) = self.messages.get_mut(&message.id) {
+            known.handle = message.handle.clone();
+            known.receive_count = message.receive_count;
+            known.received_at = now;
             return Vec::new();
         }
         self.messages.insert(
@@ -129,8 +130,8 @@ impl InFlightMessages {
         new
     }
 
-    /// Notes the fate of an object; gives what is to be done with the messages that waited for
-    /// nothing else.
+    /// Notes the disposition of an object, and returns the settlements of the messages that waited
+    /// for nothing else.
     pub fn resolve(
         &mut self,
         object: ObjectId,
@@ -170,17 +171,17 @@ impl InFlightMessages {
         settlements
     }
 
-    /// Returns the receipt handle under which a message is held.
+    /// Returns the receipt handle of a message in flight.
     pub fn handle(&self, message_id: &str) -> Option<&ReceiptHandle> {
-        self.messages.get(message_id).map(|held| &held.handle)
+        self.messages.get(message_id).map(|it| &it.handle)
     }
 
-    /// The objects that messages wait for.
+    /// Returns the objects that messages wait for.
     pub fn outstanding(&self) -> Vec<ObjectId> {
         self.waiting.keys().copied().collect()
     }
 
-    /// The ids of the messages that wait for one of these objects, once each.
+    /// Returns the ids of the messages that wait for one of these objects, each once.
     pub fn waiting_for(&self, objects: impl IntoIterator<Item = ObjectId>) -> Vec<String> {
         let waiting = objects.into_iter().filter_map(|it| self.waiting.get(&it));
         let ids: BTreeSet<&String> = waiting.flatten().collect();
@@ -195,7 +196,7 @@ impl InFlightMessages {
         self.messages.is_empty()
     }
 
-    /// The age of the message that has been held longest.
+    /// Returns how long the oldest message has been in flight.
     pub fn oldest(&self, now: Instant) -> Option<Duration> {
         self.messages
             .values()
@@ -243,50 +244,54 @@ mod tests {
 
     #[test]
     fn a_message_waits_for_every_record() {
-        let mut held = InFlightMessages::new(POLICY);
+        let mut in_flight = InFlightMessages::new(POLICY);
         let now = Instant::now();
         assert_eq!(
-            held.track(&message(1, 1), &[object(1), object(2)], now)
+            in_flight
+                .track(&message(1, 1), &[object(1), object(2)], now)
                 .len(),
             2
         );
-        assert_eq!(held.resolve(object(1), Disposition::Done, 0.0), []);
+        assert_eq!(in_flight.resolve(object(1), Disposition::Done, 0.0), []);
         assert_eq!(
-            deleted(&held.resolve(object(2), Disposition::Done, 0.0)),
+            deleted(&in_flight.resolve(object(2), Disposition::Done, 0.0)),
             ["h1.1"]
         );
-        assert!(held.is_empty());
+        assert!(in_flight.is_empty());
 
-        held.track(&message(2, 3), &[object(1), object(2)], now);
-        held.resolve(object(1), Disposition::Failed, 1.0);
+        in_flight.track(&message(2, 3), &[object(1), object(2)], now);
+        in_flight.resolve(object(1), Disposition::Failed, 1.0);
         let handle = ReceiptHandle("h2.3".into());
         // The third receive: 10 s, 20 s, 40 s.
         let delay = Duration::from_secs(40);
-        let settled = held.resolve(object(2), Disposition::Done, 1.0);
+        let settled = in_flight.resolve(object(2), Disposition::Done, 1.0);
         assert_eq!(settled, [Settlement::Return { handle, delay }]);
     }
 
     #[test]
-    fn messages_that_announce_one_object_share_its_fate() {
-        let mut held = InFlightMessages::new(POLICY);
+    fn messages_that_announce_one_object_share_its_disposition() {
+        let mut in_flight = InFlightMessages::new(POLICY);
         let now = Instant::now();
-        assert_eq!(held.track(&message(1, 1), &[object(1)], now), [object(1)]);
-        assert_eq!(held.track(&message(2, 1), &[object(1)], now), []);
         assert_eq!(
-            deleted(&held.resolve(object(1), Disposition::Done, 0.0)),
+            in_flight.track(&message(1, 1), &[object(1)], now),
+            [object(1)]
+        );
+        assert_eq!(in_flight.track(&message(2, 1), &[object(1)], now), []);
+        assert_eq!(
+            deleted(&in_flight.resolve(object(1), Disposition::Done, 0.0)),
             ["h1.1", "h2.1"]
         );
     }
 
     #[test]
-    fn a_redelivered_message_is_held_once_under_its_new_handle() {
-        let mut held = InFlightMessages::new(POLICY);
+    fn a_redelivered_message_is_tracked_once_under_its_new_handle() {
+        let mut in_flight = InFlightMessages::new(POLICY);
         let now = Instant::now();
-        held.track(&message(1, 1), &[object(1)], now);
-        assert_eq!(held.track(&message(1, 2), &[object(1)], now), []);
-        assert_eq!(held.len(), 1);
+        in_flight.track(&message(1, 1), &[object(1)], now);
+        assert_eq!(in_flight.track(&message(1, 2), &[object(1)], now), []);
+        assert_eq!(in_flight.len(), 1);
         assert_eq!(
-            deleted(&held.resolve(object(1), Disposition::Done, 0.0)),
+            deleted(&in_flight.resolve(object(1), Disposition::Done, 0.0)),
             ["h1.2"]
         );
     }
@@ -305,22 +310,22 @@ mod tests {
         #[test]
         fn nothing_is_deleted_before_it_is_loaded_and_nothing_leaks(
             messages in prop::collection::vec(prop::collection::btree_set(0..8u8, 1..4), 1..12),
-            preview in prop::collection::vec(0..3u8, 8),
+            dispositions in prop::collection::vec(0..3u8, 8),
         ) {
-            let mut held = InFlightMessages::new(POLICY);
+            let mut in_flight = InFlightMessages::new(POLICY);
             let now = Instant::now();
             for (id, objects) in messages.iter().enumerate() {
                 let objects: Vec<ObjectId> = objects.iter().map(|number| object(*number)).collect();
-                held.track(&message(id as u8, 1), &objects, now);
+                in_flight.track(&message(id as u8, 1), &objects, now);
             }
-            let disposition = |number: u8| match preview[usize::from(number)] {
+            let disposition = |number: u8| match dispositions[usize::from(number)] {
                 0 => Disposition::Done,
                 1 => Disposition::Failed,
                 _ => Disposition::Returned,
             };
             let mut settled = 0;
             for number in 0..8 {
-                for settlement in held.resolve(object(number), disposition(number), 0.5) {
+                for settlement in in_flight.resolve(object(number), disposition(number), 0.5) {
                     settled += 1;
                     if let Settlement::Delete(handle) = settlement {
                         let id: usize = handle.0[1..].trim_end_matches(".1").parse().unwrap();
@@ -329,7 +334,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(settled, messages.len());
-            prop_assert!(held.is_empty() && held.outstanding().is_empty());
+            prop_assert!(in_flight.is_empty() && in_flight.outstanding().is_empty());
         }
     }
 }

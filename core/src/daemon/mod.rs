@@ -1,4 +1,5 @@
-//! The daemon's decisions: which messages are held, when batches close, which heartbeats are due.
+//! The daemon's decisions: which messages are in flight, when batches are closed, which
+//! heartbeats are due.
 
 pub mod core;
 pub mod heartbeats;

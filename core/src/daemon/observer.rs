@@ -1,4 +1,4 @@
-//! What the daemon's core has seen, for those who show it.
+//! Events of the daemon's core, for metrics and the live page.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,27 +9,30 @@ use crate::batch::CloseReason;
 use crate::notification::{EnvelopeKind, Malformed};
 use crate::queue::Message;
 
-/// Is told what the core sees and does; nothing that it does changes what the core decides.
+/// Observes what the core receives and does, without influence on its decisions.
 pub trait Observer: fmt::Debug + Send + Sync {
-    /// A message came.
+    /// Called when a message was received.
     fn received(&self, message: &Message, now: Instant);
-    /// A message's body was read; `outcome` is `objects` or says why it asks for nothing.
+    /// Called when a message's body was read. `outcome` is `objects`, or why there is nothing to
+    /// load.
     fn notification(&self, form: EnvelopeKind, outcome: &'static str);
-    /// A message is no notification. `is_new` where it has not come before.
+    /// Called for a message that is not a notification. `is_new` is whether this is its first
+    /// receive.
     fn malformed(&self, message: &Message, form: EnvelopeKind, why: &Malformed, is_new: bool);
-    /// So many objects have ended in this way.
+    /// Called when `count` objects had this outcome.
     fn objects(&self, outcome: &'static str, count: usize);
-    /// An object was loaded, so long after it was created.
+    /// Called when an object was loaded, with the time since its creation.
     fn lag(&self, lag: Duration, now: Instant);
-    /// A batch was closed, and is being loaded.
+    /// Called when a batch was closed and its load begins.
     fn batch_closed(&self, reason: CloseReason);
-    /// A request has extended the visibility of so many messages, and failed for so many.
+    /// Called when a request extended the visibility of `extended` messages, and failed for
+    /// `failed`.
     fn extended(&self, extended: usize, failed: usize);
-    /// A message was not extended in time.
+    /// Called when a message's visibility was not extended in time.
     fn heartbeat_missed(&self);
 }
 
-/// Looks away.
+/// An observer that ignores everything.
 #[cfg(any(test, feature = "fixtures"))]
 #[derive(Debug)]
 pub struct Unobserved;

@@ -1,28 +1,28 @@
-//! What the daemon has in hand.
+//! The state of the daemon's core in numbers.
 
 use serde::{Deserialize, Serialize};
 
 use crate::sliding_window::Summary;
 
-/// What the daemon holds at this moment.
+/// The messages, objects and batches of the daemon at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct InFlightStats {
     pub messages: usize,
-    /// Of the message held longest.
+    /// How long the oldest message has been in flight.
     pub oldest_seconds: f64,
     pub objects_waiting: usize,
     pub batches_in_flight: usize,
     /// Why intake is paused, in one word.
     pub pause_class: Option<String>,
-    /// From the creation of objects to their being loaded.
+    /// The times from the creation of objects to the end of their load.
     pub lag: Option<Summary>,
-    /// How long messages had been in the queue when they came.
+    /// How long messages had been in the queue when they were received.
     pub queue_age: Option<Summary>,
 }
 
 impl InFlightStats {
-    /// Messages that this worker has to work on now. An object that waits for its window stands for
-    /// the message that announced it.
+    /// Returns the number of messages that this worker has to work on now. Each object that waits
+    /// for its window counts as one message that need not be.
     pub fn backlog(&self) -> usize {
         self.messages.saturating_sub(self.objects_waiting)
     }

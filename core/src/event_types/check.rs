@@ -1,4 +1,4 @@
-//! From declarations to a catalog: everything that can be wrong is found here, all at once.
+//! Checks declarations and makes a catalog of them. All problems are reported at once.
 
 mod columns;
 mod rules;
@@ -24,13 +24,13 @@ pub const RESERVED_TABLES: [&str; 7] = [
     "ledger_batches",
 ];
 
-/// Prefixes that Sluice's own tables and views have, those of later versions included.
+/// Prefixes of Sluice's own tables and views, including those of later versions.
 const RESERVED_PREFIXES: [&str; 2] = ["landing_", "ledger_"];
 
-/// A field that the JSON of `sluice types preview` has beside those of the event types.
+/// A field in the JSON of `sluice types preview`, beside those of the event types.
 const EMPTY_COLUMNS: &str = "empty_columns";
 
-/// The columns that say where a row is from; every table has them without being told.
+/// The columns that say where a row is from. Every table has them without a declaration.
 pub(crate) const LINEAGE: [&str; 4] = ["source_path", "source_etag", "batch_id", "ingested_at"];
 
 /// Collects problems of one file.
@@ -49,7 +49,7 @@ impl Report<'_> {
     }
 }
 
-/// A column with the file and the place it was declared at, which may be another file's.
+/// A column with the file and the place of its declaration, which may be in another file.
 struct Placed {
     file: String,
     at: String,
@@ -77,7 +77,7 @@ pub(super) fn catalog(files: Vec<(String, String)>) -> Result<Catalog, Vec<Probl
                 };
                 report.add(
                     "rule",
-                    "an abstract declaration takes no statements; leave out `rule`, or `abstract`",
+                    "an abstract declaration cannot have a rule; remove `rule` or `abstract`",
                 );
             }
             continue;
@@ -137,7 +137,7 @@ fn type_name(file: &str) -> &str {
         .unwrap_or(file)
 }
 
-/// The declaration and what it extends, nearest first.
+/// Returns a declaration and those that it extends, nearest first.
 fn ancestry<'a>(
     file: &'a str,
     declared: &'a BTreeMap<String, Declaration>,
@@ -150,27 +150,27 @@ fn ancestry<'a>(
         let Some(base) = &declaration.extends else {
             break;
         };
-        let in_circle = type_name(chain[0].0) == base;
+        let in_cycle = type_name(chain[0].0) == base;
         let found = declared.iter().find(|(other, _)| type_name(other) == base);
-        // Told at the file that says so, and not again for all that extend that file.
+        // Reported for the file that is at fault, and not again for each that extends it.
         let mut report = Report { file, problems };
         let message = match found {
             None => format!(
-                "there is no {base}.yaml that could be read; extend a file of the same directory"
+                "there is no {base}.yaml that can be read; extend a file in the same directory"
             ),
             Some((_, base)) if !base.is_abstract => {
-                "extends an event type; move what they share into a file with `abstract: true`"
+                "extends an event type; move the shared columns into a file with `abstract: true`"
                     .to_owned()
             }
             Some((other, _)) if chain.iter().any(|(seen, _)| seen == other) => {
-                "extends itself in a circle; one of the files must not extend another".to_owned()
+                "extends itself (cycle); remove `extends` from one of the files".to_owned()
             }
             Some(_) => {
                 next = found;
                 continue;
             }
         };
-        if chain.len() == 1 || in_circle {
+        if chain.len() == 1 || in_cycle {
             report.add("extends", message);
         }
         break;
@@ -178,7 +178,7 @@ fn ancestry<'a>(
     chain
 }
 
-/// The columns of a type, those of the farthest base first.
+/// Returns the columns of a type, those of the farthest base first.
 fn gather_columns(chain: &[(&str, &Declaration)]) -> Vec<Placed> {
     let mut columns = Vec::new();
     for (file, declaration) in chain.iter().rev() {
@@ -211,7 +211,7 @@ fn check_type(
     }
     let table = own.table.clone().unwrap_or_default();
     if table.trim().is_empty() {
-        report.add("table", "is missing; name the table that takes the rows");
+        report.add("table", "is missing; name the table for the rows");
     } else if RESERVED_TABLES.contains(&table.as_str())
         || RESERVED_PREFIXES
             .iter()
@@ -226,12 +226,12 @@ fn check_type(
         Some(rule) => {
             let rule = check_rule(rule, "rule", &mut report);
             if rule.as_ref().is_some_and(Rule::holds_for_nothing) {
-                report.add("rule", "holds without any value, and so for every line that is no JSON; name a value that must be there, beside what must not");
+                report.add("rule", "holds without any value, and so for every line that is not JSON; require a value that must be there");
             }
             rule
         }
         None => {
-            report.add("rule", "is missing; say which statements belong here, such as {path: [verb, id], equals: …}");
+            report.add("rule", "is missing; declare which statements belong here, such as {path: [verb, id], equals: …}");
             None
         }
     };
@@ -272,7 +272,7 @@ fn check_type(
     if order_by.is_empty() {
         report.add(
             "order_by",
-            "is missing; list the columns that make two statements the same",
+            "is missing; list the columns that identify a statement",
         );
     }
     for (index, key) in order_by.iter().enumerate() {
@@ -283,12 +283,12 @@ fn check_type(
         match found {
             _ if LINEAGE.contains(&key.as_str()) => report.add(
                 at,
-                format!("{key:?} differs between two uploads of one statement, which would then not collapse; take it out"),
+                format!("{key:?} differs between two uploads of one statement, which would then not collapse; remove it"),
             ),
             None => report.add(at, format!("there is no column {key:?}; name a declared column")),
             Some((_, Some(column))) if column.column_type.is_nullable() => report.add(
                 at,
-                format!("{key:?} is Nullable, which no ordering key can be; give it a type without NULL"),
+                format!("{key:?} is Nullable, which a sorting key cannot be; give it a type without NULL"),
             ),
             Some(_) => {}
         }
@@ -303,12 +303,12 @@ fn check_type(
         for column in LINEAGE.iter().filter(|column| expression.contains(*column)) {
             report.add(
                 "partition_by",
-                format!("{column:?} is not part of the statement: a replay may fall into another partition and double its rows; use a declared column"),
+                format!("{column:?} is not part of the statement: a retry may fall into another partition and duplicate rows; use a declared column"),
             );
         }
     }
 
-    // A type with other problems still goes on, so that clashes with other types are told too.
+    // A type with other problems is returned, too, so that conflicts with other types are reported.
     let columns = columns
         .into_iter()
         .map(|(_, column)| column)
@@ -326,7 +326,7 @@ fn check_type(
     })
 }
 
-/// Reports a sorting key in which all columns can be without a value.
+/// Reports a sorting key of which every column can be without a value.
 fn check_key(order_by: &[String], columns: &[(&Placed, Option<Column>)], report: &mut Report<'_>) {
     let declared = |key: &String| {
         let mut declared = columns.iter().map(|(placed, _)| &placed.column);
@@ -338,10 +338,10 @@ fn check_key(order_by: &[String], columns: &[(&Placed, Option<Column>)], report:
     if !keys.is_empty() && !keys.iter().any(|key| key.keeps_rows_apart()) {
         report.add(
             "order_by",
-            "no column of it is sure to identify a row: rows without a value in any of them, for \
-             instance because a path is mistyped, collapse into one when they are merged; give one \
-             `otherwise: line_hash` or `required: true`, or declare `identifies: true` for one of \
-             which every row has a value",
+            "none of its columns is sure to identify a row: rows that have no value in any of them, \
+             for instance because a path is mistyped, collapse into one when they are merged; give \
+             one `otherwise: line_hash` or `required: true`, or declare `identifies: true` for one \
+             in which every row has a value",
         );
     }
 }
@@ -350,14 +350,14 @@ fn check_route(globs: &[String], report: &mut Report<'_>) -> Result<Route, Strin
     if globs.is_empty() {
         report.add(
             "keys",
-            "is an empty list, so that no object would be looked at; leave it out for all objects",
+            "is an empty list, which matches no object; leave it out for all objects",
         );
     }
     for (index, glob) in globs.iter().enumerate() {
         if glob.is_empty() || glob.starts_with('/') {
             report.add(
                 format!("keys[{index}]"),
-                format!("{glob:?} matches no key; keys begin without a slash, as in video/**"),
+                format!("{glob:?} matches no key; keys do not begin with a slash, as in video/**"),
             );
         }
     }
@@ -373,7 +373,7 @@ fn check_tables(types: &[EventType], problems: &mut Vec<Problem>) {
             report.add(
                 "table",
                 format!(
-                    "{:?} is the table of {other} too; give each its own",
+                    "{:?} is also the table of {other}; give each its own",
                     event_type.table
                 ),
             );
@@ -383,7 +383,7 @@ fn check_tables(types: &[EventType], problems: &mut Vec<Problem>) {
 
 fn check_paths(types: &[EventType], problems: &mut Vec<Problem>) -> PathTree {
     let mut tree = PathTree::default();
-    let mut told = BTreeSet::new();
+    let mut reported = BTreeSet::new();
     for event_type in types {
         let file = &event_type.file;
         let rule = event_type
@@ -400,13 +400,13 @@ fn check_paths(types: &[EventType], problems: &mut Vec<Problem>) -> PathTree {
         });
         for (at, path) in rule.chain(columns) {
             if let Err(conflict) = tree.insert(path)
-                && told.insert(path.clone())
+                && reported.insert(path.clone())
             {
                 let mut report = Report { file, problems };
                 report.add(
                     at,
                     format!(
-                        "{} cannot be read: {} is wanted both as a value and as an object with keys; read one of the two",
+                        "{} cannot be read: {} is declared both as a value and as an object with keys; declare one of the two",
                         paths::display(path),
                         paths::display(&conflict)
                     ),

@@ -1,9 +1,10 @@
-//! The ClickHouse types that a column can have, and how a JSON value's text becomes one.
+//! The ClickHouse types that a column can have, and how the text of a JSON value is converted to
+//! them.
 //!
-//! Every declared path arrives as `Nullable(String)`: a string as it is, anything else as its JSON
-//! text. One wire type for all means that two event types never want one path in two types, and
-//! that the odd values are judged here and not by the casts of a JSON parser: to it `true` is the
-//! number 1 and "nan" is `false`.
+//! Every declared path is read as `Nullable(String)`: a string as it is, anything else as its JSON
+//! text. With one type for all paths, two event types never need one path in two types, and odd
+//! values are handled here and not by the casts of a JSON parser, which reads `true` as the number
+//! 1 and "nan" as `false`.
 
 use std::fmt;
 
@@ -27,19 +28,23 @@ enum Kind {
     Uuid,
 }
 
-/// Named in messages and in docs/event-types.md.
+/// Quoted in messages, and listed in docs/event-types.md.
 pub(super) const KNOWN_TYPES: &str = "String, UInt8 to UInt64, Int8 to Int64, Float32, Float64, Bool, UUID, DateTime64(0|3|6, 'UTC'), \
      each also as Nullable(…), and LowCardinality(String)";
 
-/// A date and a time of day that are really there, in ISO 8601, with `Z`, an offset or neither.
-/// The engine's own parser is far more generous: to it `1784030400`, `14 Jul` and `25:00` are times.
+/// An existing date and time of day in ISO 8601, with `Z`, an offset or neither. ClickHouse's own
+/// parser is far more lenient: it accepts `1784030400`, `14 Jul` and `25:00` as times.
 const ISO_8601: &str = r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):[0-5]\d(:[0-5]\d(\.\d+)?)?(Z|[+-]([01]\d|2[0-3])(:?[0-5]\d)?)?$";
 
-/// 2300-01-01 in seconds: the first moment that DateTime64 cannot hold in full.
+/// 2300-01-01 in seconds since 1970: the first moment that DateTime64 cannot represent in full.
 const END_OF_TIME: u64 = 10_413_792_000;
 
 impl ColumnType {
-    /// Reads a type as written in a declaration.
+    /// Parses a type as written in a declaration.
+    ///
+    /// # Errors
+    ///
+    /// Names the type, and what would be valid.
     pub fn parse(text: &str) -> Result<ColumnType, String> {
         let bare: String = text.chars().filter(|c| !c.is_whitespace()).collect();
         let (low_cardinality, rest) = unwrap_type(&bare, "LowCardinality");
@@ -89,7 +94,7 @@ impl ColumnType {
         };
         if low_cardinality && kind != Kind::String {
             return Err(format!(
-                "{text:?} is of no use; LowCardinality is for String"
+                "{text:?} is not supported; LowCardinality is for String"
             ));
         }
         Ok(ColumnType {
@@ -99,7 +104,7 @@ impl ColumnType {
         })
     }
 
-    /// Whether the column can hold NULL.
+    /// Returns whether the column can hold NULL.
     pub fn is_nullable(&self) -> bool {
         self.nullable
     }
@@ -112,15 +117,16 @@ impl ColumnType {
         self.kind == Kind::String
     }
 
-    /// The value that `text`, an expression of type Nullable(String), stands for; NULL where it is
-    /// missing or stands for none. Never throws.
+    /// Returns an expression for the value of `text`, an expression of type Nullable(String). It is
+    /// NULL where the text is missing or is not a value of this type, and never throws.
     pub(crate) fn read(&self, text: &str) -> String {
         match self.kind {
             Kind::String => text.to_owned(),
             Kind::Integer { signed, bits } => {
                 let parse = format!("to{}Int{bits}OrNull", if signed { "" } else { "U" });
                 let direct = format!("{parse}({text})");
-                // Only what did not parse is looked at again: a list of one, or `2001.0` in quotes.
+                // Only a text that did not parse is read again: a list of one, or `2001.0` in
+                // quotes.
                 let sign = if signed { "[+-]?" } else { "\\+?" };
                 let odd = sql::string(&format!(r#"^\[?"?({sign}\d+)(?:\.0*)?"?\]?$"#));
                 format!(
@@ -148,7 +154,8 @@ impl ColumnType {
         }
     }
 
-    /// As `read`, for a value that a required column has already been found to have.
+    /// Returns the expression of [`ColumnType::read`] for a value that a required column is known
+    /// to have: the format of a time is not checked again.
     pub(crate) fn read_checked(&self, text: &str) -> String {
         match self.kind {
             Kind::Time { .. } => self.read_time(text),
@@ -163,7 +170,8 @@ impl ColumnType {
         format!("parseDateTime64BestEffortOrNull({text}, {precision}, 'UTC')")
     }
 
-    /// `value`, of this type or NULL, with NULL replaced by the default where the column has no NULL.
+    /// Returns `value`, an expression of this type or NULL, with NULL replaced by the default if
+    /// the column cannot hold NULL.
     pub(crate) fn or_default(&self, value: &str) -> String {
         if self.nullable {
             value.to_owned()
@@ -183,7 +191,7 @@ impl ColumnType {
     }
 }
 
-/// As ClickHouse writes it.
+/// Formats the type as ClickHouse does.
 impl fmt::Display for ColumnType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut name = match self.kind {

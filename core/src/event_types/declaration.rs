@@ -1,4 +1,4 @@
-//! Declaration files as written: YAML into structs, nothing judged yet.
+//! Declaration files as they are written: YAML parsed into structs, and not checked yet.
 
 use std::collections::BTreeMap;
 
@@ -47,7 +47,7 @@ pub(super) struct DeclaredColumn {
     pub otherwise: Option<Otherwise>,
     #[serde(default)]
     pub required: bool,
-    /// The author says that every row has a value here that identifies it.
+    /// Whether the author asserts that every row has a value here that identifies it.
     #[serde(default)]
     pub identifies: bool,
     pub expression: Option<String>,
@@ -56,14 +56,14 @@ pub(super) struct DeclaredColumn {
 }
 
 impl DeclaredColumn {
-    /// Returns whether no rows collapse because they lack this value of their sorting key: the line's
-    /// hash stands in for it, such lines are rejected, or the author says that there are none.
+    /// Returns whether rows do not collapse for the lack of this value in their sorting key: the
+    /// line's hash replaces it, such lines are rejected, or the author asserts that there are none.
     pub(super) fn keeps_rows_apart(&self) -> bool {
         self.otherwise.is_some() || self.required || self.identifies
     }
 }
 
-/// What stands in for a text that is missing or empty.
+/// What replaces a text that is missing or empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Otherwise {
@@ -71,7 +71,7 @@ pub enum Otherwise {
     LineHash,
 }
 
-/// Reads one file's text.
+/// Parses the text of one file.
 pub(super) fn parse(text: &str) -> Result<Declaration, String> {
     yaml::parse(text)
 }
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_yaml_is_an_error() {
+    fn invalid_yaml_is_an_error() {
         assert!(parse("a: [").is_err());
         assert!(parse("- a").is_err());
     }

@@ -1,8 +1,8 @@
-//! Declared event types: which statements there are, and what table each of them fills.
+//! Declared event types: the kinds of statements, and the table that each of them fills.
 //!
-//! A declaration is a YAML file (docs/event-types.md; the default ones are config/event_types).
-//! From a [`Catalog`] of them come the tables ([`crate::statements::ddl`]) and the SELECTs ([`select`]).
-//! No event type is named in code.
+//! A declaration is a YAML file (docs/event-types.md; the default ones are in config/event_types).
+//! The tables ([`crate::statements::ddl`]) and the SELECTs ([`crate::statements::select`]) are made
+//! from a [`Catalog`] of them. The code names no event type.
 
 mod check;
 mod column_type;
@@ -24,12 +24,12 @@ pub use rule::Rule;
 
 static BUILTIN: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../config/event_types");
 
-/// Where in a batch's bookkeeping a line went that no event type took; no event type may be
-/// called so.
+/// The values of `kind`, in `landing` and `object_rows`, of lines that belong to no event type. No
+/// event type may have one of these names.
 pub const RESERVED_KINDS: [&str; 3] = ["rejected", "unmatched", "blank"];
 
-/// All event types of a configuration; in the order of their names, which is also the order in
-/// which their rules are asked.
+/// All event types of a configuration, in the order of their names, which is also the order in
+/// which their rules are tried.
 #[derive(Debug, Clone)]
 pub struct Catalog {
     types: Vec<EventType>,
@@ -45,13 +45,13 @@ pub struct EventType {
     pub name: String,
     /// Its table in the configured database.
     pub table: String,
-    /// Which statements it takes.
+    /// Which statements belong to it.
     pub rule: Rule,
-    /// Which objects it is looked for in; all, where there is none.
+    /// Which objects it is looked for in; all of them, if `None`.
     pub route: Option<Route>,
     /// The sorting key's columns: statements equal in all of them collapse into one.
     pub order_by: Vec<String>,
-    /// The partition key, an expression; none for one partition.
+    /// The partition key, an expression; `None` for one partition.
     pub partition_by: Option<String>,
     /// The file that declares the partition key.
     pub partition_by_file: String,
@@ -68,7 +68,7 @@ pub struct Column {
     pub column_type: ColumnType,
     /// Where its value comes from.
     pub source: Source,
-    /// A statement without this value is rejected.
+    /// Whether a statement without this value is rejected.
     pub required: bool,
     /// Where it is declared.
     pub place: Place,
@@ -90,14 +90,14 @@ pub enum Source {
     Paths {
         /// At least one.
         paths: Vec<Path>,
-        /// What stands in for a missing or empty text.
+        /// What replaces a missing or empty text.
         otherwise: Option<Otherwise>,
     },
     /// ClickHouse SQL.
     Expression {
-        /// With a `{name}` for each of the inputs.
+        /// The SQL, with a `{name}` for each input.
         template: String,
-        /// The texts that the names stand for: for each the first of its paths that is there.
+        /// The names, each with its paths: it stands for the text at the first of them that exists.
         inputs: Vec<(String, Vec<Path>)>,
     },
 }
@@ -109,7 +109,7 @@ impl EventType {
         columns.filter(|column| column.is_optional()).collect()
     }
 
-    /// Returns the columns of time by which its table is partitioned.
+    /// Returns the time columns by which its table is partitioned.
     pub fn partitioning_times(&self) -> Vec<&Column> {
         let expression = self.partition_by.as_deref().unwrap_or_default();
         let names: Vec<&str> = expression
@@ -127,7 +127,7 @@ impl EventType {
         columns.filter(|column| column.required).collect()
     }
 
-    /// Whether statements of it can be in the object of this key.
+    /// Returns whether the object of this key can have statements of this type.
     pub fn is_looked_for_in(&self, key: &str) -> bool {
         self.route.as_ref().is_none_or(|route| route.takes(key))
     }
@@ -148,7 +148,7 @@ impl Column {
 }
 
 impl Source {
-    /// Every path that the value may come from.
+    /// Returns every path that the value may come from.
     pub(super) fn paths(&self) -> Vec<&Path> {
         match self {
             Source::Paths { paths, .. } => paths.iter().collect(),
@@ -159,14 +159,14 @@ impl Source {
     }
 }
 
-/// What is wrong with a declaration and what to do about it.
+/// A problem of a declaration, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The file, or the directory.
     pub file: String,
     /// The place in the file, such as `columns[3].type`; empty for the file as a whole.
     pub at: String,
-    /// What is wrong there, and what would be right.
+    /// What is wrong there, and what to do.
     pub message: String,
 }
 
@@ -183,9 +183,10 @@ impl fmt::Display for Problem {
 impl std::error::Error for Problem {}
 
 impl Catalog {
-    /// The event types that come with the program.
+    /// Returns the event types that are built into the program.
     ///
     /// # Panics
+    ///
     /// Never in a released build: a test checks that the embedded declarations are sound.
     pub fn builtin() -> Catalog {
         let files = BUILTIN.files().filter_map(|file| {
@@ -198,24 +199,28 @@ impl Catalog {
         }
     }
 
-    /// The event types of these files, given as (name, text).
+    /// Makes a catalog of these files, given as (name, text).
+    ///
+    /// # Errors
+    ///
+    /// Returns all problems of all files.
     pub fn from_files(
         files: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Catalog, Vec<Problem>> {
         check::catalog(files.into_iter().collect())
     }
 
-    /// All event types.
+    /// Returns all event types, in the order of their names.
     pub fn types(&self) -> &[EventType] {
         &self.types
     }
 
-    /// The event type of that name.
+    /// Returns the event type of this name.
     pub fn get(&self, name: &str) -> Option<&EventType> {
         self.types.iter().find(|event_type| event_type.name == name)
     }
 
-    /// The union of all declared paths.
+    /// Returns the union of all declared paths.
     pub fn tree(&self) -> &PathTree {
         &self.tree
     }

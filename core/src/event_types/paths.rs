@@ -1,22 +1,22 @@
 //! The union of all declared JSON paths, and how their values are read.
 //!
-//! A line is parsed once, into one ClickHouse Tuple of all paths, of which each value then becomes a
-//! column. JSON has a trap there: ClickHouse maps a JSON *list* onto a tuple by position, so that
-//! `"result": [1, 2]` would fill the first two declared keys of `result` with values that nobody
-//! named. Each tuple therefore begins with a guard element, whose name no JSON has: the first element
-//! of a list lands in it and gives the list away. A list that begins with null leaves the guard NULL,
-//! but must have `[null` in its line. Either sign makes the line a *suspect*, of which only those
-//! values count whose path is there by name.
+//! A line is parsed once, into one ClickHouse Tuple of all paths, of which each value then becomes
+//! a column. That has a trap: ClickHouse maps a JSON *list* onto a tuple by position, so that
+//! `"result": [1, 2]` would fill the first two declared keys of `result` with values that do not
+//! belong to them. Each tuple therefore begins with a sentinel element, whose name occurs in no
+//! JSON: the first element of a list goes there and reveals the list. A list that begins with null
+//! leaves the sentinel NULL, but its line must contain `[null`. Either sign makes the line
+//! *ambiguous*: only values whose path exists in it by name count.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::sql;
 
-/// Where a value is: the keys from the top of the statement down. A key may hold any character.
+/// The place of a value: the keys from the top of the statement down. A key may hold any character.
 pub type Path = Vec<String>;
 
-/// SOH: a line with it as a key would be a suspect too, and so be read correctly.
-const GUARD: &str = "\u{1}";
+/// SOH. A line that has it as a key would be ambiguous, too, and so be read correctly.
+const SENTINEL: &str = "\u{1}";
 
 /// The type of every declared path's value; `column_type` says why.
 pub(crate) const TEXT: &str = "Nullable(String)";
@@ -34,8 +34,11 @@ enum Node {
 }
 
 impl PathTree {
-    /// Adds a path. Fails where the path, or a part of it, is wanted both as a value and as an
-    /// object: the error is the part in question.
+    /// Adds a path.
+    ///
+    /// # Errors
+    ///
+    /// Returns the path, or the part of it, that is declared both as a value and as an object.
     pub fn insert(&mut self, path: &[String]) -> Result<(), Path> {
         let Some((key, rest)) = path.split_first() else {
             return Ok(());
@@ -60,9 +63,9 @@ impl PathTree {
         }
     }
 
-    /// The tuple's type.
+    /// Returns the type of the tuple.
     pub fn tuple_type(&self) -> String {
-        let mut elements = vec![format!("{} {TEXT}", sql::ident(GUARD))];
+        let mut elements = vec![format!("{} {TEXT}", sql::ident(SENTINEL))];
         for (key, node) in &self.children {
             let element = match node {
                 Node::Leaf => TEXT.to_owned(),
@@ -73,7 +76,7 @@ impl PathTree {
         format!("Tuple({})", elements.join(", "))
     }
 
-    /// The paths of all values, in the order of their columns.
+    /// Returns the paths of all values, in the order of their columns.
     pub(crate) fn leaves(&self) -> Vec<Path> {
         let mut leaves = Vec::new();
         for (key, node) in &self.children {
@@ -88,11 +91,12 @@ impl PathTree {
         leaves
     }
 
-    /// For each leaf, in the order of [`PathTree::leaves_by_depth`], whether the line has no value at
-    /// its path, so that what `parsed` has there comes from a list: an array, which is empty where
-    /// nothing is suspect. ClickHouse looks for the paths of suspects alone.
+    /// Returns an expression for an array that has, for each leaf in the order of
+    /// [`PathTree::leaves_by_depth`], whether the line has no value at its path, so that what
+    /// `parsed` has there comes from a list. It is empty for a line that is not ambiguous, whose
+    /// paths ClickHouse does not look for.
     ///
-    /// The paths of one depth are arguments of one function: to plan a function for each of them
+    /// The paths of one depth are arguments of one function: planning a function for each of them
     /// takes a third longer.
     pub(crate) fn absent(&self, line: &str, parsed: &str) -> String {
         let leaves = self.leaves_by_depth();
@@ -113,12 +117,12 @@ impl PathTree {
         });
         format!(
             "if({}, arrayConcat({}), CAST([], 'Array(UInt8)'))",
-            self.suspect(line, parsed),
+            self.ambiguous(line, parsed),
             absent.collect::<Vec<_>>().join(", "),
         )
     }
 
-    /// The columns of all values, from the tuple `parsed` and the array `absent`.
+    /// Returns the columns of all values, from the tuple `parsed` and the array `absent`.
     pub(crate) fn values(&self, parsed: &str, absent: &str) -> Vec<String> {
         let places: BTreeMap<Path, usize> = self.leaves_by_depth().into_iter().zip(1..).collect();
         let values = self.leaves().into_iter().map(|path| {
@@ -136,21 +140,23 @@ impl PathTree {
         leaves
     }
 
-    /// Whether `line`, parsed as `parsed`, may hold a list where an object is declared.
-    fn suspect(&self, line: &str, parsed: &str) -> String {
-        let guards = self.parents().into_iter().map(|mut path| {
-            path.push(GUARD.to_owned());
+    /// Returns a condition: whether `line`, parsed as `parsed`, may have a list where an object is
+    /// declared.
+    fn ambiguous(&self, line: &str, parsed: &str) -> String {
+        let sentinels = self.parents().into_iter().map(|mut path| {
+            path.push(SENTINEL.to_owned());
             format!("isNotNull({})", element(parsed, &path))
         });
-        let mut signs: Vec<String> = guards.collect();
-        // A search for the word costs next to nothing and spares most lines the expression.
+        let mut signs: Vec<String> = sentinels.collect();
+        // The search for the word costs next to nothing, and spares most lines the regular
+        // expression.
         signs.push(format!(
             "(position({line}, 'null') > 0 AND match({line}, '\\\\[\\\\s*null'))"
         ));
         signs.join(" OR ")
     }
 
-    /// The paths of all tuples; the first is the statement itself.
+    /// Returns the paths of all tuples; the first is the statement itself.
     fn parents(&self) -> BTreeSet<Path> {
         let leaves = self.leaves();
         let above = |leaf: &Path| {
@@ -162,20 +168,21 @@ impl PathTree {
     }
 }
 
-/// The column with the value at a path, in `landing` and in the generated SELECTs: it is named as
-/// people write the path.
+/// Returns the name of the column for the value at a path, in `landing` and in the generated
+/// SELECTs: the path as [`display`] writes it.
 pub(crate) fn column(path: &[String]) -> String {
     sql::ident(&display(path))
 }
 
-/// An element of a tuple by function: with dots, the paths `a.b` and `a`, `b` would be one name.
+/// Returns an element of a tuple by function: with dots, the paths `a.b` and `a`, `b` would have
+/// one name.
 fn element(tuple: &str, path: &[String]) -> String {
     path.iter().fold(tuple.to_owned(), |outer, key| {
         format!("tupleElement({outer}, {})", sql::string(key))
     })
 }
 
-/// A path as people write it, for messages: `$.context.extensions["http://…"]`.
+/// Formats a path for messages: `$.context.extensions["http://…"]`.
 pub(crate) fn display(path: &[String]) -> String {
     let mut out = "$".to_owned();
     for key in path {
@@ -238,11 +245,11 @@ mod tests {
     }
 
     #[test]
-    fn every_tuple_has_its_guard_looked_at() {
+    fn the_sentinel_of_every_tuple_is_checked() {
         let mut tree = PathTree::default();
         tree.insert(&path(&["a", "b", "c"])).unwrap();
-        let suspect = tree.suspect("line", "parsed");
-        assert_eq!(suspect.matches("isNotNull").count(), 3, "{suspect}");
+        let ambiguous = tree.ambiguous("line", "parsed");
+        assert_eq!(ambiguous.matches("isNotNull").count(), 3, "{ambiguous}");
     }
 
     #[test]

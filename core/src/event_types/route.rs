@@ -1,9 +1,9 @@
-//! Routes: which objects an event type is looked for in, by their keys.
+//! Routes: the objects in which an event type is looked for, by their keys.
 
 use crate::glob::Globs;
 use crate::sql;
 
-/// Which keys. The same regular expression decides here and in ClickHouse.
+/// A set of keys. The same regular expression decides here and in ClickHouse.
 #[derive(Debug, Clone)]
 pub struct Route(Globs);
 
@@ -12,11 +12,12 @@ impl Route {
         Globs::new(globs).map(Self)
     }
 
+    /// Returns whether the object of this key is on the route.
     pub fn takes(&self, key: &str) -> bool {
         self.0.take(key)
     }
 
-    /// The condition on `source_path`, which is bucket and key.
+    /// Returns the condition on `source_path`, which is bucket and key.
     pub(crate) fn sql(&self) -> String {
         let key = "substring(source_path, position(source_path, '/') + 1)";
         format!("match({key}, {})", sql::string(self.0.expression()))
@@ -32,7 +33,7 @@ mod tests {
     }
 
     #[test]
-    fn clickhouse_is_asked_the_same() {
+    fn clickhouse_evaluates_the_same_expression() {
         assert_eq!(
             route(&["a.b/*"]).sql(),
             r"match(substring(source_path, position(source_path, '/') + 1), '^(?s:a\\.b/[^/]*)$')"

@@ -10,14 +10,14 @@ pub enum Rule {
     All(Vec<Rule>),
     /// At least one of these holds.
     Any(Vec<Rule>),
-    /// This does not hold; so a missing value is "not equal".
+    /// This does not hold. A missing value is therefore "not equal".
     Not(Box<Rule>),
     /// The value at the path is one of these texts.
     In(Path, Vec<String>),
 }
 
 impl Rule {
-    /// A condition that is 0 or 1, never NULL.
+    /// Returns a condition that is 0 or 1, never NULL.
     pub(crate) fn sql(&self) -> String {
         match self {
             Rule::All(rules) => join(rules, " AND "),
@@ -33,7 +33,7 @@ impl Rule {
         }
     }
 
-    /// Whether it holds where no value is there, and so for a line that is no JSON.
+    /// Returns whether it holds without any value, and so for a line that is not JSON.
     pub(super) fn holds_for_nothing(&self) -> bool {
         match self {
             Rule::All(rules) => rules.iter().all(Rule::holds_for_nothing),
@@ -43,7 +43,7 @@ impl Rule {
         }
     }
 
-    /// Every path that the rule looks at.
+    /// Returns every path that the rule reads.
     pub(super) fn paths(&self) -> Vec<&Path> {
         match self {
             Rule::All(rules) | Rule::Any(rules) => rules.iter().flat_map(Rule::paths).collect(),

@@ -1,18 +1,18 @@
-//! Performs a [`Run`]: the one place where the protocol's steps meet their answers.
+//! Drives a [`Run`]: performs its steps, and passes their results back to it.
 
 use std::future::Future;
 
 use super::protocol::{Action, ClaimStatus, End, Run};
 use crate::batch::BatchId;
 
-/// What came of an insert.
+/// The result of an insert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Inserted {
     /// Every table has the rows.
     Committed,
-    /// Nobody knows, or it passes: the identical statement is tried again.
+    /// The result is unknown, or the error is transient: the identical statement is retried.
     Unknown,
-    /// An object's own fault; the same again would fail again.
+    /// An object is at fault: the same statement would fail again.
     ObjectFault,
     /// The guard refused to start the statement.
     Fenced,
@@ -22,16 +22,16 @@ pub enum Inserted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fence {
     Written,
-    /// Another worker was first.
+    /// Another worker has fenced the attempt already.
     TakenOver,
 }
 
-/// What came of taking the rows of a batch back.
+/// The result of rolling back a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RolledBack {
     /// No table has a row of the batch.
     Deleted,
-    /// The ledger says that the batch has ended: its rows stay as they are.
+    /// According to the ledger, the batch has ended: its rows stay as they are.
     Ended,
 }
 
@@ -43,33 +43,35 @@ pub enum Recorded {
     Fenced,
 }
 
-/// The operations of one batch, which the protocol puts into order. An error ends the run, and
-/// leaves the batch to whoever finds its lease run out.
+/// The operations of one batch, whose order the protocol decides. An error ends the run, and leaves
+/// the batch to the worker that finds its lease expired.
 pub trait Steps: Send {
     type Error;
 
-    /// Is called before and after each step, for logs and failpoints.
+    /// Called before and after each step, for logs and failpoints.
     fn reach(&mut self, _action: Action, _moment: Moment) {}
 
-    /// Asks the ledger for the standing of every object of the batch, and keeps those that are free.
+    /// Reads the claim status of every object of the batch from the ledger, and keeps the free
+    /// ones.
     fn look_up(&mut self) -> impl Future<Output = Result<Vec<ClaimStatus>, Self::Error>> + Send;
 
-    /// Recovers another batch, whose lease has run out.
+    /// Recovers another batch, whose lease has expired.
     fn recover(&mut self, batch: BatchId) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// Writes the list of the free objects, in one block.
+    /// Writes the manifest, which lists the free objects, in one block.
     fn claim(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// Asks the ledger for the standing of the sealed objects again.
+    /// Reads the claim status of the claimed objects again.
     fn verify(&mut self) -> impl Future<Output = Result<Vec<ClaimStatus>, Self::Error>> + Send;
 
-    /// Runs the statements, guarded as this attempt, under the batch's token.
+    /// Runs the statements, guarded as this attempt, under the batch's deduplication
+    /// token.
     fn insert(
         &mut self,
         attempt: u32,
     ) -> impl Future<Output = Result<Inserted, Self::Error>> + Send;
 
-    /// Ends whatever statement of the batch runs, and waits for its end.
+    /// Kills every statement of the batch that runs, and waits for its end.
     fn kill(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
     /// Writes that no attempt up to this one may start any more.
@@ -81,7 +83,7 @@ pub trait Steps: Send {
     /// Returns whether the tables have what was counted, so that nothing but the record is missing.
     fn is_complete(&mut self) -> impl Future<Output = Result<bool, Self::Error>> + Send;
 
-    /// Deletes the rows of the batch from every table, unless the ledger says that it has ended.
+    /// Deletes the rows of the batch from every table, unless it has ended according to the ledger.
     fn roll_back(&mut self) -> impl Future<Output = Result<RolledBack, Self::Error>> + Send;
 
     /// Writes that the batch has no rows and never will.
@@ -94,7 +96,7 @@ pub trait Steps: Send {
     ) -> impl Future<Output = Result<Recorded, Self::Error>> + Send;
 }
 
-/// A moment of a step.
+/// A moment relative to a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
     Before,
@@ -102,7 +104,7 @@ pub enum Moment {
 }
 
 impl Moment {
-    /// Returns the name of this moment of a step, as failpoints have it: `insert.before`.
+    /// Returns the name of this moment of a step, as failpoints are named: `insert.before`.
     pub fn of(self, action: Action) -> String {
         let moment = match self {
             Self::Before => "before",
@@ -116,7 +118,7 @@ impl Moment {
 ///
 /// # Errors
 ///
-/// The first that a step returns.
+/// Returns the first error of a step.
 pub async fn drive<S: Steps>(mut run: Run, steps: &mut S) -> Result<End, S::Error> {
     loop {
         let action = run.action();

@@ -1,5 +1,5 @@
-//! The order in which the operations of the ledger are used: as a state machine, with the one
-//! interpreter that performs it, and an exhaustive search of its interleavings.
+//! The protocol of the ledger: a state machine, its driver, and an exhaustive search of their
+//! interleavings.
 
 pub mod drive;
 #[cfg(test)]

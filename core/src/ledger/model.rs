@@ -3,7 +3,7 @@
 //!
 //! The workers are real [`Run`]s; the server, the ledger and the queue are modelled. Each
 //! [`Mutation`] leaves out or reorders one step; the search must then find a violation, which shows
-//! both that the step is needed and that the search can see.
+//! both that the step is needed and that the search can detect its absence.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::convert::Infallible;
@@ -25,21 +25,21 @@ enum Mutation {
     NoKill,
     NoRowCheck,
     ReleaseWithRows,
-    NewTokenOnReplay,
+    NewTokenOnRetry,
     RecordBeforeInsert,
     SettleBeforeRecord,
-    NoDoom,
+    NoAbort,
     UnguardedRecord,
     RecordNotKilled,
-    TakeBackWithoutLook,
+    RollBackWithoutLook,
     LeasesNeverEnd,
 }
 
-/// What the model says came of a step.
+/// The result of a step in the model.
 #[derive(Debug)]
 enum Answer {
-    Standings(Vec<ClaimStatus>),
-    /// Of a step that can but succeed.
+    ClaimStatuses(Vec<ClaimStatus>),
+    /// The result of a step that always succeeds.
     Done,
     Whether(bool),
     Inserted(Inserted),
@@ -48,7 +48,7 @@ enum Answer {
     Recorded(Recorded),
 }
 
-/// Performs one step by giving its answer. An answer to another step is an error of the model.
+/// Performs one step by returning its answer. An answer to another step is an error of the model.
 macro_rules! given {
     ($answer:expr, $pattern:pat => $value:expr) => {
         match $answer {
@@ -62,7 +62,7 @@ impl Steps for Answer {
     type Error = Infallible;
 
     async fn look_up(&mut self) -> Result<Vec<ClaimStatus>, Infallible> {
-        given!(self, Self::Standings(claim_statuses) => claim_statuses.clone())
+        given!(self, Self::ClaimStatuses(claim_statuses) => claim_statuses.clone())
     }
 
     async fn recover(&mut self, _: BatchId) -> Result<(), Infallible> {
@@ -74,7 +74,7 @@ impl Steps for Answer {
     }
 
     async fn verify(&mut self) -> Result<Vec<ClaimStatus>, Infallible> {
-        given!(self, Self::Standings(claim_statuses) => claim_statuses.clone())
+        given!(self, Self::ClaimStatuses(claim_statuses) => claim_statuses.clone())
     }
 
     async fn insert(&mut self, _: u32) -> Result<Inserted, Infallible> {
@@ -110,7 +110,7 @@ impl Steps for Answer {
     }
 }
 
-/// Has the interpreter take the run one step further.
+/// Drives the run one step further.
 fn answered(run: &mut Run, mut answer: Answer) {
     let step = pin!(run.step(&mut answer));
     // The model never waits.
@@ -127,9 +127,9 @@ struct Case {
     batches: usize,
     crashes: u8,
     fences: u32,
-    /// How often a statement fails by an object's fault, at whatever moment.
+    /// How often a statement fails by an object's fault, at any moment.
     faults: u8,
-    /// Whether to look for states from which no worker can go on, too.
+    /// Whether to look for states from which no worker can finish, too.
     stuck: bool,
     /// Whether workers of another configuration may recover, too.
     other_plans: bool,
@@ -170,12 +170,12 @@ impl Statement {
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct State {
     batches: Vec<Batch>,
-    /// Sent, and not yet started by the server: a kill does not meet them.
+    /// Sent, and not yet started by the server: a kill does not reach them.
     sent: BTreeSet<(usize, u32, u32)>,
     running: BTreeSet<(usize, u32, u32)>,
     /// Commits of a batch into a table under a token; a token commits once.
     committed: BTreeSet<(usize, u8, u32)>,
-    /// Those whose rows were deleted afterwards: the token is still known.
+    /// Commits whose rows were deleted afterwards: the token is still known.
     rolled_back: BTreeSet<(usize, u8, u32)>,
     /// Records of a batch by an attempt: sent, and running.
     records_sent: BTreeSet<(usize, u32)>,
@@ -192,19 +192,19 @@ enum Worker {
     Busy(Job),
 }
 
-/// A run, and what its shell keeps beside it.
+/// A run, and what its worker keeps beside it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Job {
     run: Run,
     objects: Objects,
-    /// Once sealed.
+    /// Set once it has claimed.
     batch: Option<usize>,
     /// The statement that the worker waits for.
     waiting: Option<Statement>,
     tokens: u32,
     /// A record has been sent, and its answer is awaited.
     recording: bool,
-    /// It has seen that the batch has not ended, and deletes.
+    /// It has seen that the batch has not ended, and is deleting its rows.
     rolling_back: bool,
     /// The recovery of another batch, which comes first.
     recovery: Option<Box<Job>>,
@@ -224,8 +224,8 @@ impl Job {
         }
     }
 
-    fn recovery(batch: usize, fence: u32, replayable: bool) -> Self {
-        let run = Run::recover(fence, replayable);
+    fn recovery(batch: usize, fence: u32, is_same_plan: bool) -> Self {
+        let run = Run::recover(fence, is_same_plan);
         Self {
             run,
             objects: 0,
@@ -267,7 +267,7 @@ impl State {
                 if listing().any(|(_, batch)| batch.loaded) {
                     ClaimStatus::Loaded
                 } else if let Some((busy, _)) = listing().find(|(_, batch)| batch.is_active()) {
-                    // Time is anybody's guess: the caller tries both.
+                    // Whether the lease has expired is left open: the caller tries both.
                     ClaimStatus::Busy {
                         batch: id(busy),
                         lease_expired: true,
@@ -279,7 +279,7 @@ impl State {
             .collect()
     }
 
-    /// To the server, what it has taken once it need not take again.
+    /// Returns whether the server knows the token of this commit, and so would drop its repetition.
     fn knows(&self, commit: (usize, u8, u32)) -> bool {
         self.committed.contains(&commit) || self.rolled_back.contains(&commit)
     }
@@ -396,7 +396,7 @@ impl Case {
         }
     }
 
-    /// Every outcome of a job's next action; `None` for a job that has ended.
+    /// Returns every outcome of a job's next action; `None` for a job that has ended.
     fn job_steps(&self, state: &State, job: &Job) -> Vec<(State, Option<Job>)> {
         if let Some(recovery) = &job.recovery {
             let steps = self.job_steps(state, recovery);
@@ -432,26 +432,26 @@ impl Case {
                 }
                 job.objects = free;
                 if state.batches.len() < self.batches || free == 0 {
-                    let held = with_lapsed(&claim_statuses, |_| false);
-                    answer(after.clone(), job.clone(), Answer::Standings(held));
+                    let leased = with_expired_leases(&claim_statuses, |_| false);
+                    answer(after.clone(), job.clone(), Answer::ClaimStatuses(leased));
                 }
-                let lease_expired = with_lapsed(&claim_statuses, |batch| {
+                let lease_expired = with_expired_leases(&claim_statuses, |batch| {
                     let fence = state.batches[batch].fence;
-                    let goes_on = fence < self.fences || fence == ABORTED;
-                    goes_on && self.mutation != Mutation::LeasesNeverEnd
+                    let can_recover = fence < self.fences || fence == ABORTED;
+                    can_recover && self.mutation != Mutation::LeasesNeverEnd
                 });
                 if lease_expired.iter().any(ClaimStatus::has_expired_lease) {
-                    // It looks the objects up again afterwards: all of them.
+                    // Afterwards it looks up all of the objects again.
                     job.objects |= busy(&claim_statuses, state);
-                    answer(after, job, Answer::Standings(lease_expired));
+                    answer(after, job, Answer::ClaimStatuses(lease_expired));
                 }
             }
             Action::Recover(batch) => {
                 let batch = index(batch);
                 let fence = state.batches[batch].fence;
-                let mut recover = |replayable| {
+                let mut recover = |is_same_plan| {
                     let mut job = job.clone();
-                    job.recovery = Some(Box::new(Job::recovery(batch, fence, replayable)));
+                    job.recovery = Some(Box::new(Job::recovery(batch, fence, is_same_plan)));
                     outcomes.push((after.clone(), Some(job)));
                 };
                 recover(true);
@@ -476,17 +476,17 @@ impl Case {
                 if self.mutation == Mutation::NoVerify {
                     claim_statuses.fill(ClaimStatus::Free);
                 }
-                answer(after, job, Answer::Standings(claim_statuses));
+                answer(after, job, Answer::ClaimStatuses(claim_statuses));
             }
             Action::Insert { attempt } => {
-                let batch = job.batch.expect("sealed");
+                let batch = job.batch.expect("claimed");
                 if self.mutation == Mutation::RecordBeforeInsert {
                     after.batches[batch].loaded = true;
                 }
                 match job.waiting.clone() {
                     None => {
                         let token = job.tokens;
-                        if self.mutation == Mutation::NewTokenOnReplay {
+                        if self.mutation == Mutation::NewTokenOnRetry {
                             job.tokens += 1;
                         }
                         let statement = Statement {
@@ -500,24 +500,24 @@ impl Case {
                     }
                     Some(statement) => {
                         job.waiting = None;
-                        let about = state.sent.contains(&statement.key())
+                        let is_running = state.sent.contains(&statement.key())
                             || state.running.contains(&statement.key());
                         let complete = (0..self.tables)
                             .all(|table| state.knows((batch, table, statement.token)));
-                        if !about && complete {
+                        if !is_running && complete {
                             answer(
                                 after.clone(),
                                 job.clone(),
                                 Answer::Inserted(Inserted::Committed),
                             );
-                        } else if !about && self.guard_refuses(state, batch, attempt) {
+                        } else if !is_running && self.guard_refuses(state, batch, attempt) {
                             answer(
                                 after.clone(),
                                 job.clone(),
                                 Answer::Inserted(Inserted::Fenced),
                             );
                         }
-                        if !about && state.faults < self.faults {
+                        if !is_running && state.faults < self.faults {
                             let mut after = after.clone();
                             after.faults += 1;
                             answer(after, job.clone(), Answer::Inserted(Inserted::ObjectFault));
@@ -528,7 +528,7 @@ impl Case {
             }
             Action::Kill => {
                 if self.mutation != Mutation::NoKill {
-                    let batch = job.batch.expect("sealed");
+                    let batch = job.batch.expect("claimed");
                     after.running.retain(|(running, ..)| *running != batch);
                     if self.mutation != Mutation::RecordNotKilled {
                         after.recording.retain(|(running, _)| *running != batch);
@@ -536,11 +536,11 @@ impl Case {
                 }
                 answer(after, job, Answer::Done);
             }
-            Action::Fence { attempt: ABORTED } if self.mutation == Mutation::NoDoom => {
+            Action::Fence { attempt: ABORTED } if self.mutation == Mutation::NoAbort => {
                 answer(after, job, Answer::Fence(Fence::Written));
             }
             Action::Fence { attempt } => {
-                let batch = &mut after.batches[job.batch.expect("sealed")];
+                let batch = &mut after.batches[job.batch.expect("claimed")];
                 if batch.fence >= attempt && attempt != ABORTED {
                     answer(state.clone(), job.clone(), Answer::Fence(Fence::TakenOver));
                 }
@@ -555,12 +555,12 @@ impl Case {
                 let found = match self.mutation {
                     Mutation::NoRowCheck => true,
                     Mutation::ReleaseWithRows => false,
-                    _ => state.has_rows(job.batch.expect("sealed")),
+                    _ => state.has_rows(job.batch.expect("claimed")),
                 };
                 answer(after, job, Answer::Whether(found));
             }
             Action::CheckComplete => {
-                let batch = job.batch.expect("sealed");
+                let batch = job.batch.expect("claimed");
                 let complete = (0..self.tables).all(|table| {
                     let has = |commit: &(usize, u8, u32)| (commit.0, commit.1) == (batch, table);
                     state.committed.iter().any(has)
@@ -568,14 +568,14 @@ impl Case {
                 if complete {
                     answer(after.clone(), job.clone(), Answer::Whether(true));
                 }
-                // What is complete can be wrong all the same.
+                // The comparison can fail although every table has rows.
                 answer(after, job, Answer::Whether(false));
             }
             Action::RollBack => {
-                let batch = job.batch.expect("sealed");
+                let batch = job.batch.expect("claimed");
                 let left = state.committed.iter().find(|commit| commit.0 == batch);
                 if !job.rolling_back {
-                    let looks = self.mutation != Mutation::TakeBackWithoutLook;
+                    let looks = self.mutation != Mutation::RollBackWithoutLook;
                     if looks && !state.batches[batch].is_active() {
                         answer(after, job, Answer::RolledBack(RolledBack::Ended));
                     } else {
@@ -592,11 +592,11 @@ impl Case {
                 }
             }
             Action::Release => {
-                after.batches[job.batch.expect("sealed")].released = true;
+                after.batches[job.batch.expect("claimed")].released = true;
                 answer(after, job, Answer::Done);
             }
             Action::Record { attempt } => {
-                let batch = job.batch.expect("sealed");
+                let batch = job.batch.expect("claimed");
                 let record = (batch, attempt);
                 if self.mutation == Mutation::SettleBeforeRecord
                     && after.deleted & after.batches[batch].objects == 0
@@ -604,7 +604,7 @@ impl Case {
                     after.deleted |= after.batches[batch].objects;
                     outcomes.push((after, Some(job)));
                 } else if self.faults == 0 && !self.other_plans {
-                    // Nothing but taking back could come in between: one step is all there is to it.
+                    // Only a rollback could come in between, so one step is enough.
                     if self.record_refused(state, batch, attempt) {
                         answer(after, job, Answer::Recorded(Recorded::Fenced));
                     } else {
@@ -617,7 +617,7 @@ impl Case {
                     outcomes.push((after, Some(job)));
                 } else if state.recording.contains(&record) || state.records_sent.contains(&record)
                 {
-                    // No answer: the same again.
+                    // No answer: it is sent again.
                     job.recording = false;
                     outcomes.push((after, Some(job)));
                 } else if self.record_refused(state, batch, attempt) {
@@ -628,7 +628,7 @@ impl Case {
                     if state.batches[batch].loaded {
                         answer(after, job, Answer::Recorded(Recorded::Written));
                     } else {
-                        // It was killed: the same again.
+                        // It was killed: it is sent again.
                         outcomes.push((after, Some(job)));
                     }
                 }
@@ -662,19 +662,23 @@ impl Case {
                     ));
                 }
             }
-            // A loaded batch is what later deliveries are settled by.
+            // Later deliveries are settled because a loaded batch lists the object.
             let recorded = state
                 .batches
                 .iter()
                 .any(|batch| batch.loaded && batch.objects & object != 0);
             if state.deleted & object != 0 && !recorded {
-                return Some(format!("object {object} is settled and not on record"));
+                return Some(format!("object {object} is settled and not recorded"));
             }
         }
         None
     }
 
-    /// The first violation, or the number of states searched.
+    /// Returns the number of states that were searched.
+    ///
+    /// # Errors
+    ///
+    /// Returns the first violation.
     fn search(&self) -> Result<usize, String> {
         let mut calm = HashSet::new();
         let mut seen = HashSet::from([self.start()]);
@@ -687,7 +691,7 @@ impl Case {
                 return Err("an object stays unsettled for ever".to_owned());
             }
             for mut next in self.next(&state) {
-                // Workers are alike: which of them is where makes no difference.
+                // Workers are interchangeable, so that their order makes no difference.
                 next.workers.sort_unstable();
                 if seen.insert(next.clone()) {
                     queue.push_back(next);
@@ -697,8 +701,8 @@ impl Case {
         Ok(seen.len())
     }
 
-    /// Whether one worker alone, after all others have died, settles every object. Adds to `calm`
-    /// what is known to be settled so.
+    /// Returns whether one worker alone, after all others have died, settles every object. Adds the
+    /// states from which this is known to `calm`.
     fn can_settle(&self, state: &State, calm: &mut HashSet<State>) -> bool {
         let alone = Self {
             workers: 1,
@@ -743,8 +747,9 @@ fn busy(claim_statuses: &[ClaimStatus], state: &State) -> Objects {
         .fold(0, |all, objects| all | objects)
 }
 
-/// The standings at a moment at which the leases of those batches have run out, and no others.
-fn with_lapsed(
+/// Returns the claim statuses at a moment at which the leases of these batches have expired, and no
+/// others.
+fn with_expired_leases(
     claim_statuses: &[ClaimStatus],
     lease_expired: impl Fn(usize) -> bool,
 ) -> Vec<ClaimStatus> {
@@ -849,10 +854,10 @@ fn nothing_is_lost_or_doubled_by_workers_of_another_configuration() {
 #[test]
 fn every_step_of_a_rollback_is_needed() {
     for mutation in [
-        Mutation::NoDoom,
+        Mutation::NoAbort,
         Mutation::UnguardedRecord,
         Mutation::RecordNotKilled,
-        Mutation::TakeBackWithoutLook,
+        Mutation::RollBackWithoutLook,
     ] {
         let outcome = Case { mutation, ..FAULTY }.search();
         assert!(outcome.is_err(), "{mutation:?} went unnoticed: {outcome:?}");
@@ -867,7 +872,7 @@ fn every_step_is_needed() {
         Mutation::NoKill,
         Mutation::NoRowCheck,
         Mutation::ReleaseWithRows,
-        Mutation::NewTokenOnReplay,
+        Mutation::NewTokenOnRetry,
         Mutation::RecordBeforeInsert,
         Mutation::SettleBeforeRecord,
     ] {

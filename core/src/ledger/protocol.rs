@@ -1,31 +1,33 @@
 //! The ledger protocol as a pure state machine.
 //!
-//! A [`Run`] says what to do next ([`Run::action`]), and [`drive`](super::drive::drive) has it done by
-//! whoever knows how ([`Steps`]). Neither does I/O or knows time, so that a model can search all
-//! interleavings of several runs, crashes and late commits (the tests of this crate do).
+//! A [`Run`] decides on the next action ([`Run::action`]), which [`drive`](super::drive::drive) has
+//! an implementation of [`Steps`] perform. Neither does I/O or reads a clock, so that a model can
+//! search all interleavings of several runs, crashes and late commits (the tests of this crate do).
 //!
 //! The rules, each of which the search shows to be needed:
-//! - write the seal before reading it back; whoever then sees another's claim yields;
-//! - a statement starts only while its attempt is neither fenced nor released (the guard);
-//! - nothing is replayed, released or rolled forward while an older statement may still run;
-//! - a batch without rows is released, a batch with rows is rolled forward by who makes the same
-//!   statements of it, never the other way;
-//! - rows are taken back only once no attempt and no record of the batch can succeed ever again.
+//! - a batch claims its objects, and then verifies; if it then sees another batch's claim, it
+//!   yields;
+//! - a statement starts only while its attempt is not fenced and its batch not released (the
+//!   guard);
+//! - nothing is retried, released or rolled forward while an older statement may still run;
+//! - a batch without rows is released; a batch with rows is rolled forward by a worker that makes
+//!   the same statements of it; never the other way round;
+//! - rows are rolled back only once no attempt and no record of the batch can ever succeed.
 
 use super::drive::{Fence, Inserted, Recorded, RolledBack, Steps};
 use crate::batch::BatchId;
 use crate::labelled;
 
-/// What the ledger says of an object, leaving out the batch that asks.
+/// The state of an object in the ledger, excluding the batch for which it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ClaimStatus {
     Free,
     /// A loaded batch lists it.
     Loaded,
-    /// A batch that is sealed, and neither released nor loaded, lists it.
+    /// A batch that is neither released nor loaded claims it.
     Busy {
         batch: BatchId,
-        /// The lease has run out: nobody is known to work on that batch.
+        /// Whether the lease has expired: no worker is known to work on that batch.
         lease_expired: bool,
     },
 }
@@ -42,22 +44,22 @@ impl ClaimStatus {
     }
 }
 
-/// What to do next.
+/// The next action of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Ask the ledger for the standing of every object of the batch.
+    /// Read the claim status of every object of the batch.
     LookUp,
-    /// Recover another batch, whose lease has run out.
+    /// Recover another batch, whose lease has expired.
     Recover(BatchId),
-    /// Write the list of the free objects, in one block.
+    /// Write the manifest, which lists the free objects, in one block.
     Claim,
-    /// Ask the ledger for the standing of the sealed objects again.
+    /// Read the claim status of the claimed objects again.
     Verify,
-    /// Run the statement, guarded as this attempt, under the batch's token.
+    /// Run the statement, guarded as this attempt, under the batch's deduplication token.
     Insert {
         attempt: u32,
     },
-    /// End whatever statement of the batch runs, and wait for its end.
+    /// Kill every statement of the batch that runs, and wait for its end.
     Kill,
     /// Write that no attempt up to this one may start any more.
     Fence {
@@ -65,9 +67,9 @@ pub enum Action {
     },
     /// Look for rows of the batch in any table.
     CheckRows,
-    /// Compare the tables with what was counted: is only the record missing?
+    /// Compare the tables with what was counted, to find whether only the record is missing.
     CheckComplete,
-    /// Delete the rows of the batch from every table, unless the ledger says that it has ended.
+    /// Delete the rows of the batch from every table, unless it has ended according to the ledger.
     RollBack,
     /// Write that the batch has no rows and never will.
     Release,
@@ -79,7 +81,8 @@ pub enum Action {
 }
 
 impl Action {
-    /// For logs and failpoints.
+    /// Returns the name in logs and failpoints, where `seal` and `take_back` are older than the
+    /// terms of the code.
     pub fn name(&self) -> &'static str {
         match self {
             Self::LookUp => "look_up",
@@ -103,15 +106,15 @@ labelled! {
     /// How a run ended. The labels are values of the `outcome` label in metrics.
     #[derive(PartialOrd, Ord)]
     pub enum End {
-        /// Every sealed object is loaded.
+        /// Every claimed object is loaded.
         Loaded = "loaded",
-        /// No object was free: there was nothing to seal.
+        /// No object was free, so there was nothing to claim.
         NothingFree = "nothing_free",
-        /// Another batch claims an object too: try again after a random pause, as a new batch.
+        /// Another batch claims an object, too: to be retried after a random pause, as a new batch.
         Yielded = "yielded",
-        /// Somebody else has taken the batch over: its objects will be found loaded, or free.
+        /// Another worker has taken the batch over: its objects will be found loaded, or free.
         Fenced = "fenced",
-        /// Nothing of the batch is in the tables, and its objects are free.
+        /// No row of the batch is in the tables, and its objects are free.
         Released = "released",
     }
 }
@@ -123,39 +126,40 @@ enum Phase {
     Claim,
     Verify,
     Insert,
-    KillToReplay,
+    KillToRetry,
     Abort(Abort),
     Release(End),
     Record,
     Finish(End),
 }
 
-/// Fenced like this, a batch can never be loaded: no attempt is higher.
+/// The fence of an aborted batch. No attempt is higher, so it can never be loaded.
 pub const ABORTED: u32 = u32::MAX;
 
-/// Finding out what is left of a batch, once none of its statements can commit any more.
+/// The steps that stop the statements of a batch, find out what they left, and complete the batch
+/// or abort it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Abort {
     Fence,
     Kill,
     CheckRows,
     CheckComplete,
-    /// From here on it cannot be loaded by anybody, whatever they are about to do.
-    Doom,
-    KillDoomed,
+    /// From here on, no worker can load it, whatever it is about to do.
+    FenceAll,
+    KillAgain,
     RollBack,
 }
 
-/// Why a batch is unwound: what to do about rows that it has.
+/// What to do with rows of a batch whose statements were stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Intent {
-    /// The worker that sealed the batch is gone: finish its work.
+    /// Complete them: the worker that claimed the batch is gone.
     RollForward,
-    /// The statement cannot succeed, or nobody has it any more: nothing of it may stay.
+    /// Delete them: the statement cannot succeed, or no worker can make it any more.
     RollBack,
 }
 
-/// One batch on its way through the protocol.
+/// The passage of one batch through the protocol.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Run {
     phase: Phase,
@@ -164,19 +168,19 @@ pub struct Run {
 }
 
 impl Run {
-    /// Loads a new batch.
+    /// Begins to load a new batch.
     pub fn load() -> Self {
         Self::new(Phase::LookUp, 1, Intent::RollBack)
     }
 
-    /// Recovers a batch whose lease has run out; `fenced` is the highest attempt that the ledger
-    /// says is fenced, 0 where none is. `replayable`: this worker would make the identical
-    /// statement of it.
-    pub fn recover(fenced: u32, replayable: bool) -> Self {
+    /// Begins to recover a batch whose lease has expired. `fenced` is the highest attempt that is
+    /// fenced according to the ledger, 0 if none is. `is_same_plan` is whether this worker would
+    /// make the identical statement of it.
+    pub fn recover(fenced: u32, is_same_plan: bool) -> Self {
         if fenced == ABORTED {
-            return Self::new(Phase::Abort(Abort::Doom), ABORTED, Intent::RollBack);
+            return Self::new(Phase::Abort(Abort::FenceAll), ABORTED, Intent::RollBack);
         }
-        let intent = if replayable {
+        let intent = if is_same_plan {
             Intent::RollForward
         } else {
             Intent::RollBack
@@ -192,7 +196,7 @@ impl Run {
         }
     }
 
-    /// Returns what is to be done next.
+    /// Returns the next action.
     pub fn action(&self) -> Action {
         match &self.phase {
             Phase::LookUp => Action::LookUp,
@@ -202,8 +206,8 @@ impl Run {
             Phase::Insert => Action::Insert {
                 attempt: self.attempt,
             },
-            Phase::KillToReplay | Phase::Abort(Abort::Kill | Abort::KillDoomed) => Action::Kill,
-            Phase::Abort(Abort::Doom) => Action::Fence { attempt: ABORTED },
+            Phase::KillToRetry | Phase::Abort(Abort::Kill | Abort::KillAgain) => Action::Kill,
+            Phase::Abort(Abort::FenceAll) => Action::Fence { attempt: ABORTED },
             Phase::Abort(Abort::Fence) => Action::Fence {
                 attempt: self.attempt,
             },
@@ -218,11 +222,11 @@ impl Run {
         }
     }
 
-    /// Performs the next step, if there is one, and notes what came of it.
+    /// Performs the next step, if there is one, and notes its result.
     ///
     /// # Errors
     ///
-    /// What the step returns; the run stays where it is.
+    /// Returns the error of the step; the run stays where it is.
     pub(super) async fn step<S: Steps>(&mut self, steps: &mut S) -> Result<(), S::Error> {
         let attempt = self.attempt;
         self.phase = match &self.phase {
@@ -243,20 +247,20 @@ impl Run {
                 {
                     Phase::Insert
                 } else {
-                    // Never inserted: no statement of this batch can be about.
+                    // Nothing was inserted, so no statement of this batch can still run.
                     Phase::Release(End::Yielded)
                 }
             }
             Phase::Insert => match steps.insert(attempt).await? {
                 Inserted::Committed => Phase::Record,
-                Inserted::Unknown => Phase::KillToReplay,
+                Inserted::Unknown => Phase::KillToRetry,
                 Inserted::Fenced => Phase::Finish(End::Fenced),
                 Inserted::ObjectFault => {
                     self.intent = Intent::RollBack;
                     Phase::Abort(Abort::Fence)
                 }
             },
-            Phase::KillToReplay => {
+            Phase::KillToRetry => {
                 steps.kill().await?;
                 Phase::Insert
             }
@@ -294,19 +298,19 @@ impl Run {
             }
             Abort::CheckComplete => {
                 if steps.is_complete().await? {
-                    // The attempt that brought the rows is fenced by now.
+                    // The attempt that inserted the rows is fenced by now.
                     self.attempt += 1;
                     Phase::Record
                 } else {
-                    Phase::Abort(Abort::Doom)
+                    Phase::Abort(Abort::FenceAll)
                 }
             }
-            Abort::Doom => {
-                // What is doomed may be taken back by several: it comes to the same.
+            Abort::FenceAll => {
+                // Several workers may roll back an aborted batch: the result is the same.
                 steps.fence(ABORTED).await?;
-                Phase::Abort(Abort::KillDoomed)
+                Phase::Abort(Abort::KillAgain)
             }
-            Abort::KillDoomed => {
+            Abort::KillAgain => {
                 steps.kill().await?;
                 Phase::Abort(Abort::RollBack)
             }
@@ -322,7 +326,7 @@ impl Run {
             (false, _) => Phase::Release(End::Released),
             (true, Intent::RollBack) => Phase::Abort(Abort::CheckComplete),
             (true, Intent::RollForward) => {
-                // It had passed its verify, so nobody else can own its objects.
+                // A batch with rows has passed its verify, so no other can own its objects.
                 self.attempt += 1;
                 Phase::Insert
             }

@@ -1,12 +1,12 @@
-//! Announcing objects to the queue, as S3 does when they are created.
+//! Announcements of objects for the queue, in the format of S3's events.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 
 use crate::object::ObjectRef;
 
-/// What S3 leaves as it is in the keys of its notifications. Spaces become `%20`: every reader of
-/// form-encoded keys takes that, too.
+/// The characters that are encoded: all but those that S3 leaves as they are in the keys of its
+/// notifications. Spaces become `%20`, which every reader of form-encoded keys accepts, too.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -14,10 +14,10 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'*')
     .remove(b'/');
 
-/// What stands behind `ObjectCreated:` in these announcements. No filter of events leaves it out.
+/// What follows `ObjectCreated:` in these announcements. No filter of events excludes it.
 pub const EVENT: &str = "Sluice";
 
-/// The body of the message that announces this object.
+/// Returns the body of a message that announces this object.
 pub fn announcement(object: &ObjectRef) -> String {
     let mut s3_object = json!({
         "key": utf8_percent_encode(&object.key, ENCODED).to_string(),

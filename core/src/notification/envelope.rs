@@ -1,4 +1,4 @@
-//! Envelopes that are declared: messages of other services that name written objects.
+//! Declared envelopes: messages of other services that name written objects.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -11,22 +11,22 @@ use crate::yaml;
 #[derive(Clone, Debug, Default)]
 pub struct Envelopes(Vec<Envelope>);
 
-/// Where a message has what is needed of an object.
+/// Where a message has the fields of an object.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Envelope {
-    /// For messages to people.
+    /// Shown in errors.
     name: String,
-    /// Where the message says what happened. Without it every object was written.
+    /// Where the message names its event. Without it, every object was written.
     event: Option<Path>,
-    /// What it says there of an object that was written.
+    /// The events that write an object.
     #[serde(default)]
     created: Vec<String>,
-    /// What it says there of anything else, which is acknowledged.
+    /// The events that write none, and are acknowledged.
     #[serde(default)]
     ignored: Vec<String>,
-    /// The list of files, where a message has several. The paths that follow begin at a file; the
-    /// bucket's may begin at the message.
+    /// The list of files, if a message has several. The paths below begin at a file; that of the
+    /// bucket may begin at the message.
     files: Option<Path>,
     bucket: Path,
     key: Path,
@@ -36,7 +36,7 @@ struct Envelope {
     time: Option<Path>,
 }
 
-/// Names of fields, from the outermost in; at least one.
+/// The names of nested fields, outermost first; at least one.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "Vec<String>")]
 struct Path(Vec<String>);
@@ -46,7 +46,7 @@ impl TryFrom<Vec<String>> for Path {
 
     fn try_from(names: Vec<String>) -> Result<Self, Self::Error> {
         if names.is_empty() {
-            return Err("a path is empty; name the fields that lead there");
+            return Err("a path is empty; name the fields that lead to the value");
         }
         Ok(Self(names))
     }
@@ -65,7 +65,11 @@ impl Path {
 }
 
 impl Envelopes {
-    /// Reads the text of a YAML file with a list `envelopes`. The error says what is wrong with it.
+    /// Reads the text of a YAML file with a list `envelopes`.
+    ///
+    /// # Errors
+    ///
+    /// Names the first problem of the text or of an envelope.
     pub fn from_yaml(text: &str) -> Result<Self, String> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
@@ -79,7 +83,8 @@ impl Envelopes {
         Ok(Self(file.envelopes))
     }
 
-    /// Reads a message by the first envelope that has its bucket and key.
+    /// Reads a message by the first envelope that finds a bucket and a key in it; `None` if none
+    /// does.
     pub(super) fn read(&self, message: &Value) -> Option<Result<Notification, Malformed>> {
         let envelope = self.0.iter().find(|envelope| envelope.fits(message))?;
         Some(envelope.read(message))
@@ -90,15 +95,15 @@ impl Envelope {
     fn check(&self) -> Result<(), String> {
         if self.event.is_some() == self.created.is_empty() {
             return Err(format!(
-                "envelope {}: `event` and `created` go together: where the message says what \
-                 happened, and what it says of an object that was written",
+                "envelope {}: `event` and `created` go together; give the path of the event's name, \
+                 and the names of events that write an object",
                 self.name
             ));
         }
         Ok(())
     }
 
-    /// The files of a message, or the message itself.
+    /// Returns the files of a message, or the message itself.
     fn files<'v>(&self, message: &'v Value) -> &'v [Value] {
         match &self.files {
             Some(path) => path.of(message).as_array().map_or(&[], Vec::as_slice),
@@ -111,12 +116,12 @@ impl Envelope {
     }
 
     fn fits(&self, message: &Value) -> bool {
-        let says_event = self
+        let has_event = self
             .event
             .as_ref()
             .is_none_or(|it| it.of(message).is_string());
         let first = self.files(message).first();
-        says_event
+        has_event
             && first.is_some_and(|file| {
                 self.bucket(message, file).is_some() && self.key.of(file).is_string()
             })
@@ -147,7 +152,7 @@ impl Envelope {
     }
 
     fn announced(&self, message: &Value, file: &Value) -> Result<Announced, String> {
-        // What is said once, of all files, stands in the message.
+        // A field that applies to all files may be in the message itself.
         let text = |path: &Option<Path>| {
             let path = path.as_ref()?;
             path.text(file).or_else(|| path.text(message))

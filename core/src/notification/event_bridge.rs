@@ -1,6 +1,6 @@
-//! An event of S3 as EventBridge delivers it: one object each, and its key as it is.
+//! Events of S3 as EventBridge delivers them: each with one object, whose key is not encoded.
 //!
-//! EventBridge delivers S3's own events, and the requests that CloudTrail has recorded.
+//! EventBridge delivers S3's own events, and requests that CloudTrail has recorded.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -60,17 +60,17 @@ pub(super) fn wrote(body: &Value) -> bool {
     body.get("detail-type").or(body.get("detail")).is_some()
 }
 
-/// Returns `None` for an event that is known to write nothing.
+/// Reads an event; returns `None` for one that is known to write nothing.
 pub(super) fn read(event: &Value) -> Result<Option<Announced>, String> {
-    // A rule without a source sends everything of the account.
+    // A rule without a source matches every event of the account.
     if event["source"] != "aws.s3" {
         return Err("its source is not `aws.s3`".to_owned());
     }
     let reason = event["detail"]["reason"].as_str();
     let reason = reason.filter(|reason| !reason.is_empty());
     let name = match event.get("detail-type") {
-        Some(name) => name.as_str().ok_or("`detail-type` is not a text")?,
-        // Security Lake leaves it out, and tells its subscribers of written objects only.
+        Some(name) => name.as_str().ok_or("`detail-type` is not a string")?,
+        // Security Lake leaves it out, and announces only written objects to its subscribers.
         None => reason.unwrap_or(OBJECT_CREATED),
     };
     if name == CLOUD_TRAIL {
@@ -105,7 +105,7 @@ fn read_call(event: &Value) -> Result<Option<Announced>, String> {
     if call["eventSource"] != "s3.amazonaws.com" {
         return Err("its `eventSource` is not `s3.amazonaws.com`".to_owned());
     }
-    // What failed wrote nothing, whatever it was.
+    // A request that failed wrote nothing.
     if call["errorCode"].is_string() {
         return Ok(None);
     }

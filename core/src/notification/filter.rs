@@ -1,21 +1,26 @@
-//! Which of the announced objects are to be loaded.
+//! The filter of announced objects.
 
 use super::{Announced, names};
 use crate::glob::Globs;
 use crate::notification::announce;
 
-/// By event and key; what it leaves out is acknowledged.
+/// A filter by event and key. Messages that announce only objects that it excludes are
+/// acknowledged.
 #[derive(Debug, Default)]
 pub struct Filter {
-    /// What may stand behind `ObjectCreated:`; empty for anything.
+    /// What may follow `ObjectCreated:`; empty for anything.
     events: Vec<String>,
-    /// None for all keys.
+    /// `None` for all keys.
     include: Option<Globs>,
     exclude: Option<Globs>,
 }
 
 impl Filter {
-    /// The error names the pattern that is none.
+    /// Makes a filter of the names of events, and of globs of keys.
+    ///
+    /// # Errors
+    ///
+    /// Names the first event or glob that is not valid.
     pub fn new(events: &[String], include: &[String], exclude: &[String]) -> Result<Self, String> {
         let read: Result<Vec<String>, String> =
             events.iter().map(|event| created_event(event)).collect();
@@ -30,7 +35,8 @@ impl Filter {
         })
     }
 
-    /// An event that does not say how its object was created may be any of those that count.
+    /// Returns whether an announced object is to be loaded. An event that does not say how its
+    /// object was created matches every entry of `events`.
     pub fn takes(&self, announced: &Announced) -> bool {
         let event = &announced.event;
         let any_kind = [names::ANY, announce::EVENT];
@@ -40,7 +46,7 @@ impl Filter {
             && self.takes_key(&announced.object.key)
     }
 
-    /// Whatever the event.
+    /// Returns whether an object of this key is to be loaded, whatever its event.
     pub fn takes_key(&self, key: &str) -> bool {
         let is_in = |globs: &Globs| globs.take(key);
         self.include.as_ref().is_none_or(is_in) && !self.exclude.as_ref().is_some_and(is_in)
@@ -54,8 +60,12 @@ fn some(globs: &[String]) -> Result<Option<Globs>, String> {
     Globs::new(globs).map(Some)
 }
 
-/// What stands behind `ObjectCreated:` in the name of an event; `*` for anything. The names are
-/// those of a bucket's notification configuration, with or without its `s3:`.
+/// Returns what follows `ObjectCreated:` in the name of an event; `*` for anything. The names are
+/// those of a bucket's notification configuration, with or without `s3:`.
+///
+/// # Errors
+///
+/// Names an event that does not create objects.
 pub fn created_event(name: &str) -> Result<String, String> {
     let bare = name.strip_prefix("s3:").unwrap_or(name);
     let event = bare.strip_prefix("ObjectCreated:").unwrap_or_default();
@@ -63,7 +73,7 @@ pub fn created_event(name: &str) -> Result<String, String> {
     if is_word || event == names::ANY {
         Ok(names::kind(event))
     } else {
-        Err(format!("`{name}` is no event that creates an object"))
+        Err(format!("`{name}` is not an event that creates an object"))
     }
 }
 
@@ -146,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pattern_is_refused() {
+    fn an_invalid_pattern_is_refused() {
         for event in [
             "",
             "*",

@@ -1,7 +1,8 @@
-//! From the body of an SQS message to the objects that it announces.
+//! Reads the objects that the body of an SQS message announces.
 //!
-//! Pure: nothing here knows of queues or of the network. Whoever may send to the queue writes these
-//! bodies, so whatever goes from here into a statement or a URL is checked in `object`.
+//! Pure: nothing here depends on queues or on the network. Anyone who may send to the queue can
+//! write any body, so every value that goes from here into a statement or a URL is checked in
+//! `object`.
 
 pub mod announce;
 mod envelope;
@@ -28,17 +29,17 @@ use crate::object::ObjectRef;
 pub enum Notification {
     /// At least one object that was created.
     Objects(Vec<Announced>),
-    /// Well understood, and nothing to load: to be acknowledged and counted.
+    /// Nothing to load: the message is acknowledged and counted.
     Ignorable(Ignorable),
 }
 
-/// An object and what was done to create it.
+/// An object and the event that announced it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Announced {
-    /// What follows `ObjectCreated:` in S3's name of the event, such as `Put`; `*` where it does not
+    /// What follows `ObjectCreated:` in S3's name of the event, such as `Put`; `*` if it does not
     /// say how the object was created.
     pub event: String,
-    /// When it happened, where the event says so in a way that we know.
+    /// When it happened, if the event says so in a known format.
     pub at: Option<SystemTime>,
     pub object: ObjectRef,
 }
@@ -52,7 +53,7 @@ labelled! {
         Sns = "sns",
         EventBridge = "event_bridge",
         EventBridgeSns = "event_bridge_sns",
-        /// In an envelope that is declared.
+        /// In a declared envelope.
         Declared = "declared",
         /// The body is not an event of S3, or is written in none of these ways.
         Unknown = "unknown",
@@ -60,8 +61,8 @@ labelled! {
 }
 
 labelled! {
-    /// Why a message that was understood asks for nothing. The labels are values of the `outcome`
-    /// label in metrics.
+    /// Why a message that was understood announces nothing to load. The labels are values of the
+    /// `outcome` label in metrics.
     pub enum Ignorable {
         /// S3 sends one when a notification configuration is saved.
         TestEvent = "test_event",
@@ -72,13 +73,13 @@ labelled! {
     }
 }
 
-/// The body is not a notification that we know. Such a message is never deleted: the redrive
-/// policy takes it to the dead-letter queue.
+/// Why a body is not a notification that Sluice understands. Such a message is never deleted: the
+/// redrive policy moves it to the dead-letter queue.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Malformed {
     #[error("the body is not JSON: {0}")]
     NotJson(String),
-    #[error("the body is JSON, but no S3 event: {0}")]
+    #[error("the body is JSON, but not an S3 event: {0}")]
     NotAnEvent(&'static str),
     #[error("record {index} of the event is malformed: {problem}")]
     Record { index: usize, problem: String },
@@ -86,11 +87,16 @@ pub enum Malformed {
 
 /// Reads the body of an SQS message: an event of S3, as S3 or EventBridge writes it, by itself or
 /// in the envelope of SNS.
+///
+/// # Errors
+///
+/// Says why any other body is malformed.
 pub fn parse_notification(body: &str) -> Result<Notification, Malformed> {
     parse_with_form(body, &Envelopes::default()).1
 }
 
-/// The same or in a declared envelope, with how the body is written.
+/// Reads a body as [`parse_notification`] does, or in a declared envelope. Also returns how the
+/// body is written.
 pub fn parse_with_form(
     body: &str,
     envelopes: &Envelopes,
@@ -115,7 +121,7 @@ pub fn parse_with_form(
     (form, read)
 }
 
-/// The event, and whether SNS delivered it in its envelope.
+/// Returns the event, and whether SNS delivered it in its envelope.
 fn without_envelope(body: &str) -> Result<(Value, bool), Malformed> {
     let body = read_json(body)?;
     Ok(match message_of_sns(&body)? {
@@ -124,8 +130,8 @@ fn without_envelope(body: &str) -> Result<(Value, bool), Malformed> {
     })
 }
 
-/// Only statistics lean on it: what is written in another way is not told. RFC 3339 lets `T` and `Z`
-/// be lower case, and the parser does not.
+/// Reads the time of an event; `None` if it has another format, since only statistics depend on it.
+/// RFC 3339 permits `T` and `Z` in lower case, which the parser does not.
 fn time_of(text: Option<&str>) -> Option<SystemTime> {
     humantime::parse_rfc3339(&text?.to_ascii_uppercase()).ok()
 }
@@ -134,12 +140,12 @@ fn read_json(text: &str) -> Result<Value, Malformed> {
     serde_json::from_str(text).map_err(|error| Malformed::NotJson(error.to_string()))
 }
 
-/// What SNS was given to deliver. With raw delivery there is no envelope.
+/// Returns the message in an envelope of SNS. With raw delivery there is no envelope.
 fn message_of_sns(body: &Value) -> Result<Option<&str>, Malformed> {
     if body.get("TopicArn").is_none() {
         return Ok(None);
     }
-    // Beside notifications there are confirmations of subscriptions, which a person must look at.
+    // SNS also sends confirmations of subscriptions, which a person must handle.
     if body["Type"] != "Notification" {
         return Err(Malformed::NotAnEvent("an SNS message of another type"));
     }
@@ -151,7 +157,9 @@ fn message_of_sns(body: &Value) -> Result<Option<&str>, Malformed> {
 fn read_event(event: &Value) -> Result<Notification, Malformed> {
     if let Some(records) = event.get("Records") {
         let Some(records) = records.as_array().filter(|records| !records.is_empty()) else {
-            return Err(Malformed::NotAnEvent("`Records` is no list, or empty"));
+            return Err(Malformed::NotAnEvent(
+                "`Records` is not a list, or is empty",
+            ));
         };
         read_records(records, s3_event::read)
     } else if event_bridge::wrote(event) {
@@ -160,7 +168,7 @@ fn read_event(event: &Value) -> Result<Notification, Malformed> {
         Ok(Notification::Ignorable(Ignorable::TestEvent))
     } else if payload::is_pointer(event) {
         Err(Malformed::NotAnEvent(
-            "the body is a pointer to S3, and what it leads to could not be read",
+            "the body is a pointer to an S3 object, which could not be read",
         ))
     } else {
         Err(Malformed::NotAnEvent(
@@ -169,7 +177,7 @@ fn read_event(event: &Value) -> Result<Notification, Malformed> {
     }
 }
 
-/// All records or none: with one that is malformed the message is kept whole.
+/// Reads all records or none: if one is malformed, so is the whole message.
 fn read_records(
     records: &[Value],
     read: impl Fn(&Value) -> Result<Option<Announced>, String>,

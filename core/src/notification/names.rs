@@ -1,9 +1,9 @@
 //! What the names of events mean: whether an object was written.
 //!
-//! Nothing is guessed. A name that is in none of these tables may tell of a written object, so that
-//! its message is kept.
+//! Nothing is guessed: an event whose name is in none of these tables may have written an object,
+//! so its message is not deleted.
 
-/// Stands for the part after `ObjectCreated:` where an event does not say how its object was written.
+/// Stands for the part after `ObjectCreated:` if an event does not say how its object was written.
 pub(super) const ANY: &str = "*";
 
 #[derive(Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub(super) enum Meaning {
 }
 
 /// Events that write nothing. `*` stands for any ending, and S3's own names may begin with `s3:`.
-/// (`Replication:*` would be too much: Ceph's `Replication:Create` tells of a written object.)
+/// (`Replication:*` would be too much: Ceph's `Replication:Create` announces a written object.)
 const HARMLESS: &[&str] = &[
     // S3
     "IntelligentTiering",
@@ -52,7 +52,8 @@ const HARMLESS: &[&str] = &[
     "ObjectAccessed:*",
 ];
 
-/// Requests that write an object, as EventBridge, CloudTrail and OSS name them, and S3's word for each.
+/// Requests that write an object, as EventBridge, CloudTrail and OSS name them, and S3's word for
+/// each.
 const REQUESTS: &[(&str, &str)] = &[
     ("PutObject", "Put"),
     ("PostObject", "Post"),
@@ -64,10 +65,14 @@ const REQUESTS: &[(&str, &str)] = &[
 /// EventBridge's name for any of these requests.
 pub(super) const OBJECT_CREATED: &str = "Object Created";
 
-/// Other events that write an object: with these, Ceph says that it has copied one from another zone.
+/// Other events that write an object: Ceph's, for an object that it has copied from another zone.
 const COPIED_BY_CEPH: &[&str] = &["ObjectSynced:Create", "Replication:Create"];
 
-/// Returns what the event of this name did, or what to do about a name that is not known.
+/// Returns what an event of this name did.
+///
+/// # Errors
+///
+/// Says what to do about a name that is not known.
 pub(super) fn meaning(name: &str) -> Result<Meaning, String> {
     let bare = name.strip_prefix("s3:").unwrap_or(name);
     if let Some(request) = created(name) {
@@ -83,7 +88,7 @@ pub(super) fn meaning(name: &str) -> Result<Meaning, String> {
     }
 }
 
-/// Returns S3's word for what a request did; the request itself, where S3 has none.
+/// Returns S3's word for a request; the request itself, if S3 has none.
 pub(super) fn kind(request: &str) -> String {
     let known = REQUESTS.iter().find(|(name, _)| *name == request);
     match known {
@@ -98,7 +103,7 @@ pub(super) fn is_of_event_bridge(name: &str) -> bool {
     name == OBJECT_CREATED || REQUESTS.iter().any(|(request, _)| *request == name)
 }
 
-/// Returns what follows `ObjectCreated:`, whatever service's prefix precedes it (`s3:`, `cos:`).
+/// Returns what follows `ObjectCreated:`, whichever service's prefix precedes it (`s3:`, `cos:`).
 fn created(name: &str) -> Option<&str> {
     let (prefix, rest) = name.split_once("ObjectCreated")?;
     if !prefix.is_empty() && !prefix.ends_with(':') {
@@ -117,12 +122,13 @@ fn matches(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// Whoever sends to the queue writes the name: of a long one, the beginning will do.
+/// Returns the error for an unknown name. Anyone who may send to the queue can write any name, so a
+/// long one is cut.
 fn unknown(name: &str) -> String {
     const SHOWN: usize = 100;
     let shown: String = name.chars().take(SHOWN).collect();
     format!(
-        "the event {shown:?} is not known, and may have written an object: load that with \
-         `sluice backfill`, and have only ObjectCreated events sent to the queue"
+        "the event {shown:?} is not known, and may have written an object; load that with \
+         `sluice backfill`, and send only ObjectCreated events to the queue"
     )
 }

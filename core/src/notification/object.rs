@@ -1,4 +1,4 @@
-//! From what a record says to an object that may be looked for.
+//! Validation of the objects that records name.
 
 use std::ops::RangeInclusive;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::object::{ObjectParts, ObjectRef};
 
-/// What a record says, the key decoded.
+/// The fields of a record, with the key decoded.
 #[derive(Default)]
 pub(super) struct Parts {
     pub(super) bucket: String,
@@ -19,16 +19,17 @@ pub(super) struct Parts {
     pub(super) region: Option<String>,
 }
 
-/// S3's own limit for keys and version ids. What is longer makes statements that ClickHouse
-/// refuses.
+/// S3's own limit for keys and version ids. Longer ones make statements that ClickHouse refuses.
 const MAX_BYTES: usize = 1024;
 
-/// S3's limits. ClickHouse takes a name beyond them for a mistake in the statement, over which all
+/// S3's limits. ClickHouse reports a name beyond them as an error of the statement, for which all
 /// intake would pause.
 const BUCKET_LENGTHS: RangeInclusive<usize> = 3..=63;
 
-/// Bucket and region become part of a URL. With other characters than S3 allows, they could name
-/// another place: another server, even, which would then be sent a signed request.
+/// Checks the fields of a record, and makes an object of them.
+///
+/// Bucket and region become part of a URL. With characters that S3 does not allow, they could name
+/// another place, even another server, to which a signed request would then be sent.
 pub(super) fn check(parts: Parts) -> Result<ObjectRef, String> {
     let not_empty = |value: Option<String>| value.filter(|value| !value.is_empty());
     let object = ObjectParts {
@@ -41,13 +42,13 @@ pub(super) fn check(parts: Parts) -> Result<ObjectRef, String> {
         region: not_empty(parts.region),
     };
     if !is_bucket(&object.bucket) {
-        return Err("the bucket's name is none that S3 allows".to_owned());
+        return Err("invalid bucket name".to_owned());
     }
     if object.key.is_empty() {
         return Err("the key is empty".to_owned());
     }
     if !object.region.as_deref().is_none_or(is_region) {
-        return Err("the region's name is none that AWS has".to_owned());
+        return Err("invalid region name".to_owned());
     }
     let texts = [
         Some(&object.key),
@@ -60,13 +61,13 @@ pub(super) fn check(parts: Parts) -> Result<ObjectRef, String> {
         .flatten()
         .any(|text| text.len() > MAX_BYTES)
     {
-        return Err(format!("a name in it is longer than {MAX_BYTES} bytes"));
+        return Err(format!("a field exceeds {MAX_BYTES} bytes"));
     }
     Ok(object.into())
 }
 
-/// Reads a size, which is only an estimate. The documentation of Ceph has it as a text, and an encoder
-/// that has floats only writes `20.0`; whatever is no number of bytes counts as none.
+/// Reads a size, which is only an estimate. Ceph documents it as a text, and an encoder that only
+/// has floats writes `20.0`; anything that is not a number of bytes counts as none.
 pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     Value::deserialize(deserializer).map(|value| size_of(&value))
 }
@@ -79,7 +80,7 @@ pub(super) fn size_of(value: &Value) -> Option<u64> {
     text.strip_suffix(".0").unwrap_or(&text).parse().ok()
 }
 
-/// Capitals and underscores are in the names of old buckets.
+/// Returns whether S3 allows this name. Names of old buckets have capitals and underscores.
 fn is_bucket(name: &str) -> bool {
     BUCKET_LENGTHS.contains(&name.len())
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())

@@ -33,7 +33,7 @@ pub fn payload_pointer(body: &str) -> Option<ObjectRef> {
 }
 
 pub(super) fn is_pointer(body: &Value) -> bool {
-    // By the class of Java, and the one of its versions before 2.
+    // The Java class that names a pointer, and the one of versions before 2.
     let classes = [
         "software.amazon.payloadoffloading.PayloadS3Pointer",
         "com.amazon.sqs.javamessaging.MessageS3Pointer",

@@ -1,4 +1,4 @@
-//! A record of S3's own events.
+//! Records of S3's own events.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -38,7 +38,7 @@ struct Object {
     sequencer: Option<String>,
 }
 
-/// Returns `None` for an event that is known to write nothing.
+/// Reads a record; returns `None` for an event that is known to write nothing.
 pub(super) fn read(record: &Value) -> Result<Option<Announced>, String> {
     let name = record["eventName"].as_str().ok_or("no `eventName`")?;
     let Meaning::Written(event) = meaning(name)? else {
@@ -52,7 +52,7 @@ pub(super) fn read(record: &Value) -> Result<Option<Announced>, String> {
         key: if is_raw {
             object.key
         } else {
-            decode_key(&object.key).ok_or("the key is no UTF-8 once decoded")?
+            decode_key(&object.key).ok_or("the decoded key is not UTF-8")?
         },
         etag: object.e_tag,
         size: object.size,
@@ -67,8 +67,8 @@ pub(super) fn read(record: &Value) -> Result<Option<Announced>, String> {
     }))
 }
 
-/// Returns whether the key stands as it is, where S3 would encode it: Ceph encodes none, and what an
-/// input transformer makes of an event of EventBridge has EventBridge's key, as it has its name.
+/// Returns whether the key is not encoded, as S3's would be. Ceph encodes none, and what an input
+/// transformer makes of an event of EventBridge has EventBridge's key, as it has its name.
 fn has_raw_key(record: &Value, name: &str) -> bool {
     record["eventSource"] == "ceph:s3" || names::is_of_event_bridge(name)
 }

@@ -10,7 +10,7 @@ use crate::object::ObjectParts;
 
 static CORPUS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/src/notification/corpus");
 
-/// Names, without `.json`, and bodies.
+/// Returns the names, without `.json`, and the bodies.
 fn corpus() -> Vec<(&'static str, &'static str)> {
     let mut bodies: Vec<_> = CORPUS
         .files()
@@ -23,7 +23,7 @@ fn corpus() -> Vec<(&'static str, &'static str)> {
     bodies
 }
 
-/// One line a fact.
+/// Formats what was read, with one fact on each line.
 fn shown(read: &Result<Notification, Malformed>) -> String {
     match read {
         Ok(Notification::Objects(announced)) => {
@@ -88,7 +88,7 @@ fn record(event: &str, key: &str) -> Value {
     })
 }
 
-/// The one object that a record of S3's announces.
+/// Returns the one object that a record of S3's announces.
 fn only(record: Value) -> ObjectRef {
     match read_all(&[record]) {
         Ok(Notification::Objects(mut announced)) if announced.len() == 1 => {
@@ -122,7 +122,7 @@ fn decodes_keys_as_form_urlencoded() {
     }
 }
 
-/// What a record of this event, and one of EventBridge's with this type, are read as.
+/// Reads a record of this event, and one of EventBridge's with this type.
 fn read_both(name: &str) -> [Result<Notification, Malformed>; 2] {
     let bridge = json!({
         "source": "aws.s3", "detail-type": name,
@@ -138,8 +138,8 @@ fn is_acknowledged(read: &Result<Notification, Malformed>) -> bool {
     *read == Ok(Notification::Ignorable(Ignorable::OtherEvents))
 }
 
-/// Every event but those that write objects: the names that a bucket's notifications may have in the
-/// documentation of S3, EventBridge's types, and what Ceph and MinIO have of their own.
+/// Every event but those that write objects: the names that a bucket's notifications may have in
+/// the documentation of S3, EventBridge's types, and those that only Ceph and MinIO have.
 const HARMLESS: &[&str] = &[
     "IntelligentTiering",
     "LifecycleExpiration:Delete",
@@ -269,7 +269,7 @@ fn a_request_that_failed_wrote_nothing() {
 }
 
 #[test]
-fn security_lake_tells_of_written_objects_without_a_type() {
+fn security_lake_announces_written_objects_without_a_type() {
     let body = CORPUS.get_file("written-security-lake.json").unwrap();
     let body = body.contents_utf8().unwrap();
     let in_sns = json!({"Type": "Notification", "TopicArn": "arn", "Message": body}).to_string();
@@ -284,7 +284,7 @@ fn security_lake_tells_of_written_objects_without_a_type() {
 }
 
 #[test]
-fn a_size_may_be_a_text_or_a_float_and_what_is_no_size_is_none() {
+fn a_size_may_be_a_text_or_a_float_and_an_invalid_size_is_none() {
     for (written, size) in [
         (json!(20), Some(20)),
         (json!(20.0), Some(20)),
@@ -367,7 +367,7 @@ fn never_calls_garbage_an_object() {
     ] {
         let mut spoilt = record("ObjectCreated:Put", "a");
         *spoilt.pointer_mut(spoil).unwrap() = value;
-        // A good record beside it changes nothing: the message is kept whole.
+        // A good record beside it changes nothing: the whole message is malformed.
         let outcome = read_all(&[record("ObjectCreated:Put", "good"), spoilt]);
         assert!(
             matches!(outcome, Err(Malformed::Record { index: 1, .. })),
@@ -376,13 +376,13 @@ fn never_calls_garbage_an_object() {
     }
 }
 
-/// What must hold of whatever is taken for an object in `body`, however that came about.
+/// Checks what must hold for every object that is read from `body`.
 fn check_objects(body: &str) -> Result<(), TestCaseError> {
     let Ok(Notification::Objects(announced)) = parse_notification(body) else {
         return Ok(());
     };
     prop_assert!(!announced.is_empty());
-    // Only what stands in a text of the body, or of a message in it, can be a name.
+    // Only a text of the body, or of a message in it, can be a name.
     let mut texts = BTreeSet::new();
     collect_texts(&serde_json::from_str(body).unwrap(), &mut texts);
     for Announced { object, .. } in announced {
@@ -422,7 +422,7 @@ fn collect_texts(value: &Value, texts: &mut BTreeSet<String>) {
     }
 }
 
-/// One thing done to a body: bytes at a place replaced by others.
+/// One change of a body: bytes at a place are replaced by others.
 #[derive(Clone, Debug)]
 struct Mutation {
     at: prop::sample::Index,
@@ -431,7 +431,7 @@ struct Mutation {
 }
 
 fn mutation() -> impl Strategy<Value = Mutation> {
-    // What such bodies are made of, beside anything.
+    // Parts of such bodies, in addition to random bytes.
     let words = [
         "\"",
         "\\\"",
@@ -482,7 +482,7 @@ fn mutated(body: &str, mutations: &[Mutation]) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-// More of it: PROPTEST_CASES=10000000 cargo test --lib notification::tests::spoilt
+// To try more cases: PROPTEST_CASES=10000000 cargo test --lib notification::tests::spoilt
 proptest! {
     #[test]
     fn spoilt_bodies_neither_panic_nor_become_objects_that_nobody_named(
@@ -558,7 +558,7 @@ mod declared {
         parse_with_form(&body.to_string(), &examples())
     }
 
-    /// URL, etag and size of each object.
+    /// Returns the URL, the etag and the size of each object.
     fn objects(body: &Value) -> Vec<(String, String, Option<u64>)> {
         let (form, Ok(Notification::Objects(announced))) = parse(body) else {
             panic!("{:?}", parse(body));

@@ -1,16 +1,16 @@
-//! The tables and views that `migrate` makes; [`evolve`] brings those of another version, or of
-//! other declarations, up to them, and [`validate`] asks the server about declared SQL beforehand.
+//! The tables and views that `sluice migrate` makes. How it alters those of another version or of
+//! other declarations, and has the server check declared SQL beforehand, is in src/clickhouse.
 //!
-//! Every statement says `IF NOT EXISTS`, so that any number of workers may run all of them at once,
-//! again and again. The order counts: a view comes after the tables it reads and fills.
+//! Every statement has `IF NOT EXISTS`, so that any number of workers may run all of them at once,
+//! and repeatedly. The order matters: a view comes after the tables that it reads and fills.
 //!
-//! The landing table and its views belong to the declarations that they are made of, and are named
-//! after them: workers of other declarations have others beside them, which fill the same tables
+//! The landing table and its views belong to the declarations that they are made from, and are
+//! named after them: workers of other declarations have their own, which fill the same tables
 //! (docs/adr/0008). None is ever altered.
 //!
-//! Retries are exact only where all targets forget an insert's token late: hence the deduplication
-//! windows, and hence no table is partitioned by the time of the insert (a replay after midnight
-//! would fall into another partition, where its token is unknown).
+//! Retries are exact only while all targets remember the token of an insert: hence the
+//! deduplication windows, and hence no table is partitioned by the time of the insert (a retry
+//! after midnight would fall into another partition, where its token is unknown).
 
 use std::time::Duration;
 
@@ -21,10 +21,10 @@ use crate::event_types::{Catalog, EventType};
 use crate::sql;
 use crate::statements::select::{Target, landing_columns, view_select};
 
-/// What the names of landing tables and of their views begin with.
+/// The prefix of the names of landing tables and of their views.
 pub const LANDING_PREFIX: &str = "landing_";
 
-/// The lines that are replayed, by the batch that moves them.
+/// The table with the snapshots of replays, by the batch that moves the lines.
 pub const REPLAYED: &str = "replayed_lines";
 
 /// How the tables are laid out on the server.
@@ -32,15 +32,15 @@ pub const REPLAYED: &str = "replayed_lines";
 pub struct SchemaOptions {
     /// The database of all tables.
     pub database: String,
-    /// The cluster for ON CLUSTER, where there is one.
+    /// The cluster for ON CLUSTER, if any.
     pub cluster: Option<String>,
     /// Plain or replicated tables.
     pub engine: Engine,
-    /// How many inserts back a replayed insert is recognised.
+    /// How many inserts back a repeated insert is recognised.
     pub dedup_window: u64,
-    /// How long a replayed insert is recognised; replicated tables only.
+    /// How long a repeated insert is recognised; for replicated tables only.
     pub dedup_age: Duration,
-    /// Whether views fill the tables from a landing table; if not, neither is made.
+    /// Whether views fill the tables from a landing table; otherwise neither is made.
     pub views: bool,
     /// How long rejected lines and unmatched statements are kept.
     pub reject_ttl: Duration,
@@ -55,7 +55,7 @@ pub enum Engine {
     Replicated,
 }
 
-/// One statement of DDL.
+/// One DDL statement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Statement {
     /// What it makes, such as `table video_events`.
@@ -69,7 +69,7 @@ pub struct Statement {
 pub struct Table {
     pub name: String,
     pub columns: Vec<TableColumn>,
-    /// A recovery asks such a table whether it has rows of a batch.
+    /// Whether `batch_id` has an index, for recoveries, which look for rows of a batch.
     pub batch_index: bool,
     /// Whether rows that are equal in the sorting key collapse into the latest.
     pub replacing: bool,
@@ -88,7 +88,7 @@ pub struct TableColumn {
     pub rest: &'static str,
 }
 
-/// Rows are forgotten so long after the time in a column.
+/// How long after the time in a column rows are deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ttl {
     pub column: &'static str,
@@ -100,11 +100,11 @@ pub struct Ttl {
 pub struct Setting {
     pub name: &'static str,
     pub value: u64,
-    /// Whether a table's can be altered.
+    /// Whether it can be altered on an existing table.
     pub is_mutable: bool,
 }
 
-/// The table that the inserts go to; it stores nothing.
+/// Returns the name of the table that inserts go to, and that stores nothing.
 pub fn landing_name(catalog: &Catalog) -> String {
     let mut declared = format!("{:?}", landing_columns(catalog));
     for target in Target::all(catalog) {
@@ -115,12 +115,12 @@ pub fn landing_name(catalog: &Catalog) -> String {
     format!("{LANDING_PREFIX}{}", &digest.to_string()[..8])
 }
 
-/// The view that fills a table from a landing table.
+/// Returns the name of the view that fills a table from a landing table.
 pub fn view_name(landing: &str, table: &str) -> String {
     format!("{landing}_to_{table}")
 }
 
-/// Everything that must exist before the first insert, in order.
+/// Returns the statements that make everything that must exist before the first insert, in order.
 pub fn statements(catalog: &Catalog, options: &SchemaOptions) -> Vec<Statement> {
     let mut statements = vec![options.database()];
     statements.extend(
@@ -132,7 +132,7 @@ pub fn statements(catalog: &Catalog, options: &SchemaOptions) -> Vec<Statement> 
     statements
 }
 
-/// The tables that store rows.
+/// Returns the tables that store rows.
 pub fn tables(catalog: &Catalog, options: &SchemaOptions) -> Vec<Table> {
     let mut tables: Vec<Table> = catalog
         .types()
@@ -141,7 +141,7 @@ pub fn tables(catalog: &Catalog, options: &SchemaOptions) -> Vec<Table> {
         .collect();
     tables.extend([
         rejected_lines(options),
-        kept_lines("unmatched_statements", options),
+        rejects("unmatched_statements", options),
         replayed_lines(options),
         object_rows(options),
         ledger_objects(),
@@ -151,7 +151,7 @@ pub fn tables(catalog: &Catalog, options: &SchemaOptions) -> Vec<Table> {
     tables
 }
 
-/// The landing table and its views, where the rows take that way.
+/// Returns the statements that make the landing table and its views; none without views.
 pub fn views(catalog: &Catalog, options: &SchemaOptions) -> Vec<Statement> {
     if !options.views {
         return Vec::new();
@@ -165,7 +165,7 @@ pub fn views(catalog: &Catalog, options: &SchemaOptions) -> Vec<Statement> {
 }
 
 impl SchemaOptions {
-    /// ` ON CLUSTER …`, or nothing.
+    /// Returns ` ON CLUSTER …`, or an empty text.
     pub fn on_cluster(&self) -> String {
         self.cluster
             .as_ref()
@@ -251,7 +251,7 @@ impl SchemaOptions {
         }
     }
 
-    /// Settings under which a replayed insert is recognised.
+    /// Returns the settings by which a repeated insert is recognised.
     fn dedup_settings(&self) -> Vec<Setting> {
         let window = |name| Setting {
             name,
@@ -346,7 +346,7 @@ const NOW: &str = "DEFAULT now64(3, 'UTC')";
 const TIME: &str = "DateTime64(3, 'UTC')";
 const WORD: &str = "LowCardinality(String)";
 
-/// A lookup reads little.
+/// For tables of which a lookup must read little.
 const SMALL_GRANULES: Setting = Setting {
     name: "index_granularity",
     value: 256,
@@ -379,18 +379,19 @@ pub fn event_table(event_type: &EventType, options: &SchemaOptions) -> Table {
     }
 }
 
-/// Lines that cannot become a row, each with the value for which it was rejected.
+/// Returns the table of lines that cannot become a row, each with the value for which it was
+/// rejected.
 fn rejected_lines(options: &SchemaOptions) -> Table {
-    let mut table = kept_lines("rejected_lines", options);
+    let mut table = rejects("rejected_lines", options);
     table
         .columns
         .push(TableColumn::new("value", "Nullable(String)"));
     table
 }
 
-/// Lines with their raw text. A line that is loaded again (its object was, after its batch had been
-/// taken back) replaces itself.
-fn kept_lines(name: &str, options: &SchemaOptions) -> Table {
+/// Returns a table of rejects with their raw text. A line that is loaded again (its object was,
+/// after its batch had been rolled back) replaces itself.
+fn rejects(name: &str, options: &SchemaOptions) -> Table {
     Table {
         name: name.to_owned(),
         columns: vec![
@@ -414,8 +415,8 @@ fn kept_lines(name: &str, options: &SchemaOptions) -> Table {
     }
 }
 
-/// The frozen list of each replay, with the text: what is replayed must not change when the kept
-/// line is forgotten.
+/// Returns the table with the snapshot of each replay. It has the text of the lines, since what is
+/// replayed must not change when a reject expires.
 fn replayed_lines(options: &SchemaOptions) -> Table {
     Table {
         name: REPLAYED.to_owned(),
@@ -460,7 +461,7 @@ fn object_rows(options: &SchemaOptions) -> Table {
     }
 }
 
-/// Looked up by object before every batch.
+/// Returns the table of manifests, which is looked up by object before every batch.
 fn ledger_objects() -> Table {
     Table {
         name: "ledger_objects".to_owned(),
@@ -473,8 +474,8 @@ fn ledger_objects() -> Table {
             TableColumn::new("region", WORD),
             TableColumn::new("size", "UInt64"),
             TableColumn::new("batch_id", "UUID"),
-            // The next four are not written by the first versions: what they have sealed is of no
-            // known plan, and may have been read in many blocks.
+            // The first versions do not write the next four: what they claimed is of no known plan,
+            // and may have been read in many blocks.
             TableColumn::new("plan", "UUID"),
             TableColumn::with("many_blocks", "Bool", "DEFAULT true"),
             TableColumn::with("read_by", WORD, "DEFAULT 's3'"),

@@ -1,16 +1,16 @@
-//! How lines of several objects share one body: before each stands of which object it is, and which
-//! line. Nothing is gathered, so that a line of any length passes in pieces.
+//! Frames the lines of several objects in one body: each line is prefixed with the numbers of its
+//! object and of the line. Nothing is buffered, so that a line of any length passes in pieces.
 
 use std::io::Write;
 
 use memchr::memchr;
 
-/// From 1.
+/// The digits of an object's number, which counts from 1.
 pub const OBJECT_DIGITS: usize = 5;
-/// From 0.
+/// The digits of a line's number, which counts from 0.
 pub const ROW_DIGITS: usize = 12;
 
-/// Frames the content of one object. Lines are what `LineAsString` takes for lines.
+/// Frames the content of one object. Lines are those of the format `LineAsString`.
 #[derive(Debug)]
 pub struct Framer {
     object: usize,
@@ -19,7 +19,7 @@ pub struct Framer {
 }
 
 impl Framer {
-    /// `index`: of the object in its batch, from 0.
+    /// Begins an object. `index` is its position in the batch, from 0.
     pub fn new(index: usize) -> Self {
         Self {
             object: index + 1,
@@ -42,7 +42,7 @@ impl Framer {
         }
     }
 
-    /// Ends a last line that has no end of its own.
+    /// Ends the last line, if it has no line break.
     pub fn end(&self, out: &mut Vec<u8>) {
         if self.in_line {
             out.push(b'\n');
@@ -51,7 +51,8 @@ impl Framer {
 
     fn prefix(&mut self, out: &mut Vec<u8>) {
         let (object, row) = (self.object, self.row);
-        write!(out, "{object:0OBJECT_DIGITS$}{row:0ROW_DIGITS$}").expect("a Vec takes all");
+        write!(out, "{object:0OBJECT_DIGITS$}{row:0ROW_DIGITS$}")
+            .expect("writing to a Vec cannot fail");
         self.row += 1;
     }
 }

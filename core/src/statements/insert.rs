@@ -1,6 +1,6 @@
-//! From a frozen list of objects to the statement that loads them.
+//! Makes the statements that load the objects of a manifest.
 //!
-//! Pure. The same list, attempt and catalog always give the same statement: a replay under the
+//! Pure. The same manifest, attempt and catalog always yield the same statements: a retry under the
 //! batch's token is exact only then.
 
 use std::time::Duration;
@@ -33,16 +33,16 @@ pub enum Strategy {
     // One statement into the landing table, from which views fill the others: each object is read
     // once.
     SinglePass,
-    // One statement a table: each object is read as often.
+    // One statement for each table: each object is read once for each.
     PerType,
 }
 
-/// Which times are plausible for columns by which tables are partitioned.
+/// The limits of plausible times in columns by which tables are partitioned.
 #[derive(Clone, Copy, Debug)]
 pub struct TimeLimits {
-    /// The first moment, in seconds after 1970.
+    /// The first moment, in seconds since 1970.
     pub start: u64,
-    /// How long after the batch was made.
+    /// How long after the batch was made a time may be.
     pub max_future: Duration,
 }
 
@@ -53,7 +53,8 @@ impl TimeLimits {
         max_future: Duration::from_secs(u32::MAX as u64),
     };
 
-    /// Literals, which follow from the batch: a replay must make the same rows.
+    /// Returns the range for a batch; `None` if its id has no time. It follows from the batch
+    /// alone: a retry must make the same rows.
     pub fn of(self, batch: BatchId) -> Option<TimeRange> {
         Some(TimeRange {
             start: self.start,
@@ -62,21 +63,21 @@ impl TimeLimits {
     }
 }
 
-/// What the planner needs to know beside the batch.
+/// Makes statements. It has everything that they depend on in addition to the batch.
 pub struct Planner {
     pub catalog: Catalog,
     pub source: S3Source,
     pub strategy: Strategy,
     pub database: String,
-    /// Larger objects are read in many blocks.
+    /// Objects of more estimated bytes are read in many blocks.
     pub max_bytes: u64,
-    /// Longer lines are rejected.
+    /// Lines of more bytes are rejected.
     pub max_line_bytes: u64,
     pub times: TimeLimits,
     pub insert_timeout: Duration,
 }
 
-/// The query for the rows that a table would get from these lines.
+/// Returns the query for the rows that a table would get from these lines.
 pub fn preview_of(catalog: &Catalog, target: Target<'_>, lines: &Lines) -> String {
     format!(
         "{}\nSETTINGS session_timezone = 'UTC', use_hive_partitioning = 0, \
@@ -86,21 +87,21 @@ pub fn preview_of(catalog: &Catalog, target: Target<'_>, lines: &Lines) -> Strin
 }
 
 impl Planner {
-    /// The statements that load these objects of one bucket, in order. Loaded is what all of them
-    /// have succeeded for.
+    /// Returns the statements that load these objects of one bucket, in order. The objects are
+    /// loaded once all of them have succeeded.
     ///
-    /// `guard` is the condition under which none must start. A batch whose objects are not all what
-    /// was announced commits nothing: the statement fails.
+    /// `guard` is the condition under which none may start. If any object is not what was
+    /// announced, the statement fails, and commits nothing.
     ///
     /// Objects that the worker reads follow each statement in its body, in the order of `objects`.
     pub fn inserts(
         &self,
         batch: BatchId,
         objects: &[&ObjectRef],
-        form: StatementShape,
+        shape: StatementShape,
         guard: &str,
     ) -> Vec<Statement> {
-        let read_by = form.read_by;
+        let read_by = shape.read_by;
         let statements = match self.strategy {
             Strategy::SinglePass => {
                 let lines = self.lines(batch, objects, read_by, guard);
@@ -117,12 +118,12 @@ impl Planner {
         };
         statements
             .into_iter()
-            .map(|sql| self.statement(sql, batch, objects, form))
+            .map(|sql| self.statement(sql, batch, objects, shape))
             .collect()
     }
 
-    /// What would become of kept lines (`rows`: what follows FROM) in this batch: how many lines there
-    /// are of each `source_path`, `source_etag`, `kind` and `reason`.
+    /// Returns the query for what rejects would become in this batch: the number of lines of each
+    /// `source_path`, `source_etag`, `kind` and `reason`. `rows` is what follows FROM.
     pub fn preview(&self, batch: BatchId, rows: &str) -> String {
         format!(
             "SELECT source_path, source_etag, kind, reason, count() AS lines FROM {} \
@@ -131,8 +132,8 @@ impl Planner {
         )
     }
 
-    /// The statement that lists, with their text, the kept lines that are rows by now: those that
-    /// a replay moves.
+    /// Returns the statement that writes the snapshot of a replay: the rejects that are valid rows
+    /// by now, with their text.
     pub fn snapshot(
         &self,
         batch: BatchId,
@@ -158,14 +159,14 @@ impl Planner {
             sql::strings(types.map(|event_type| &event_type.name)),
             id = sql::id(batch.0)
         );
-        let form = StatementShape {
+        let shape = StatementShape {
             many_blocks: self.needs_many_blocks(objects),
             ..StatementShape::default()
         };
-        self.statement(sql, batch, objects, form)
+        self.statement(sql, batch, objects, shape)
     }
 
-    /// Kept lines as they would be in `landing` now.
+    /// Returns rejects as they would be in `landing` now, as a table expression.
     fn parsed_lines(&self, rows: &str, batch: BatchId) -> String {
         let lines = Lines {
             max_line_bytes: self.max_line_bytes,
@@ -175,7 +176,7 @@ impl Planner {
         parsed_lines(&self.catalog, &lines)
     }
 
-    /// The statement that fills one table, unless none of the objects is on its route.
+    /// Returns the statement that fills one table; `None` if none of the objects is on its route.
     fn fill(
         &self,
         target: Target<'_>,
@@ -191,7 +192,7 @@ impl Planner {
         }
         let sources = match read_by {
             ReadBy::S3 => &on_route,
-            // The body, or the list, has all of them.
+            // The body, or the snapshot, has all of them.
             ReadBy::Stream | ReadBy::RejectedLines | ReadBy::UnmatchedStatements => objects,
         };
         let columns = target.columns().into_iter().map(sql::ident);
@@ -202,7 +203,8 @@ impl Planner {
         Some(format!("{into} ({}) {select}", columns.join(", ")))
     }
 
-    /// Where the lines come from, on condition that the batch may be loaded as it was announced.
+    /// Returns where the lines come from, on condition that the batch may be loaded as it was
+    /// announced.
     fn lines(&self, batch: BatchId, objects: &[&ObjectRef], read_by: ReadBy, guard: &str) -> Lines {
         let guard = sql::throw_if(guard, FENCED_TEXT);
         let (max_line_bytes, times) = (self.max_line_bytes, self.times.of(batch));
@@ -250,13 +252,13 @@ impl Planner {
         format!("INSERT INTO {}", sql::qualified(&self.database, table))
     }
 
-    /// The statement with its settings; what the worker reads follows it in the body.
+    /// Returns a statement with its settings. What the worker reads follows it in the body.
     fn statement(
         &self,
         sql: String,
         batch: BatchId,
         objects: &[&ObjectRef],
-        form: StatementShape,
+        shape: StatementShape,
     ) -> Statement {
         let mut statement = Statement::new(sql)
             // One token for all statements: every table remembers its own.
@@ -269,21 +271,24 @@ impl Planner {
                 LOG_COMMENT,
                 format!("sluice batch {batch}, {} objects", objects.len()),
             );
-        let forms: &[&[(&'static str, &str)]] = if form.many_blocks {
+        let shape_settings: &[&[(&'static str, &str)]] = if shape.many_blocks {
             &[MANY_BLOCKS]
         } else if are_small(objects) {
             &[ONE_BLOCK, SMALL_OBJECTS]
         } else {
             &[ONE_BLOCK]
         };
-        for (name, value) in SETTINGS.iter().chain(forms.iter().copied().flatten()) {
+        for (name, value) in SETTINGS
+            .iter()
+            .chain(shape_settings.iter().copied().flatten())
+        {
             statement = statement.with(name, *value);
         }
-        if form.read_by != ReadBy::Stream {
+        if shape.read_by != ReadBy::Stream {
             return statement.with("max_query_size", MAX_QUERY_BYTES);
         }
         statement.sql += " FORMAT LineAsString\n";
-        // What is left of this room is filled with data before the server looks at the statement.
+        // The server fills the rest of this room with data before it parses the statement.
         let room = statement.sql.len() + 1024;
         STREAM_SETTINGS.iter().fold(
             statement.with("max_query_size", room.to_string()),
@@ -291,7 +296,8 @@ impl Planner {
         )
     }
 
-    /// In what form the statements of these objects are. What was asked for in many blocks stays so.
+    /// Returns the shape of the statements for these objects. If many blocks were asked for, it has
+    /// many.
     pub fn form(&self, objects: &[&ObjectRef], asked: StatementShape) -> StatementShape {
         StatementShape {
             plan: self.plan_id(),
@@ -300,8 +306,9 @@ impl Planner {
         }
     }
 
-    /// Of all that statements depend on beside the list. Where ClickHouse reads the objects from,
-    /// and with which rights, makes no other rows.
+    /// Returns the fingerprint of everything that statements depend on in addition to the manifest.
+    /// It leaves out where ClickHouse reads the objects from, and with which rights: the rows are
+    /// the same.
     pub fn plan_id(&self) -> Uuid {
         let mut text = format!(
             "{:?} {} {SETTINGS:?} {STREAM_SETTINGS:?} {ONE_BLOCK:?} {SMALL_OBJECTS:?} \
@@ -327,14 +334,14 @@ impl Planner {
         Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes())
     }
 
-    /// Returns whether an object of these is too large for a block.
+    /// Returns whether any of these objects is too large for one block.
     pub fn needs_many_blocks(&self, objects: &[&ObjectRef]) -> bool {
         objects
             .iter()
             .any(|object| estimated_bytes(object) > self.max_bytes)
     }
 
-    /// The table expression with the lines of an object, as the statements that load it have it.
+    /// Returns the table expression for the lines of an object, as in the statements that load it.
     pub fn lines_of(&self, object: &ObjectRef) -> String {
         self.source.table(&[object], "LineAsString", "line String")
     }
@@ -348,7 +355,7 @@ impl Planner {
         }
     }
 
-    /// A query for what these objects are now: rows of `path`, `etag` and `size`.
+    /// Returns the query for the current state of these objects: rows of `path`, `etag` and `size`.
     pub fn probe(&self, objects: &[&ObjectRef]) -> String {
         format!(
             "SELECT DISTINCT _path AS path, trim(BOTH '\"' FROM _etag) AS etag, _size AS size \
@@ -358,8 +365,9 @@ impl Planner {
         )
     }
 
-    /// A query for those of these objects that have a line, blank or not: rows of `path`. It reads
-    /// the lines: ClickHouse remembers how many rows it has read of a file, right or wrong.
+    /// Returns the query for those of these objects that have a line, blank or not: rows of `path`.
+    /// It reads the lines, since ClickHouse caches how many rows it has read of a file, right or
+    /// wrong.
     pub fn paths_with_lines(&self, objects: &[&ObjectRef]) -> String {
         format!(
             "SELECT DISTINCT _path AS path FROM {} WHERE NOT ignore(line) \
@@ -370,12 +378,12 @@ impl Planner {
     }
 }
 
-/// Lines in one block, whatever blocks they are read in.
+/// Returns lines in one block, whatever blocks they are read in.
 ///
-/// ClickHouse evaluates a SELECT block by block, and each object that `s3()` reads begins a block of
-/// its own. And it recognises a repeated insert only where the SELECT gives as many blocks as it gave
-/// the first time: what depends on threads, or on how a table's parts have been merged, does not.
-/// One array of all lines is one row, and one block from there on.
+/// ClickHouse evaluates a SELECT block by block, and each object that `s3()` reads begins a block
+/// of its own. It also recognises a repeated insert only if the SELECT yields as many blocks as it
+/// did the first time, which is not sure where they depend on threads, or on how a table's parts
+/// have been merged. One array of all lines is one row, and one block from there on.
 fn coalesced(lines: &str) -> String {
     format!(
         "(SELECT tupleElement(gathered, 1) AS line, \
@@ -387,16 +395,16 @@ fn coalesced(lines: &str) -> String {
     )
 }
 
-/// What one more block costs is as much as parsing so many bytes.
+/// How many bytes are parsed at the cost of one more block.
 const SMALL_OBJECT: u64 = 256 * 1024;
 
-/// Whether gathering the lines saves more than it costs: behind it, one thread goes on alone.
+/// Returns whether coalescing the lines saves more than it costs: one thread alone does the rest.
 fn are_small(objects: &[&ObjectRef]) -> bool {
     objects.len() > 1 && mean_bytes(objects.iter().copied()) < SMALL_OBJECT
 }
 
-/// Whether a row comes from other content than was announced. An S3 that tells no etags leaves
-/// nothing to compare: its objects are let pass.
+/// Returns a condition: whether a row comes from other content than was announced. An object that
+/// was announced without an etag has nothing to compare, and passes.
 fn changed(objects: &[&ObjectRef]) -> String {
     let mut pinned = Vec::new();
     let mut unpinned = Vec::new();
@@ -422,44 +430,44 @@ fn changed(objects: &[&ObjectRef]) -> String {
     conditions.join(" AND ")
 }
 
-/// The same for every insert. Those that decide how blocks are cut are pinned, since a replay must
+/// Settings of every insert. Those that decide how blocks are cut are pinned, since a retry must
 /// cut the same blocks.
 const SETTINGS: &[(&str, &str)] = &[
     ("glob_expansion_max_elements", "1000000"),
     ("async_insert", "0"),
     ("insert_deduplicate", "1"),
     ("deduplicate_blocks_in_dependent_materialized_views", "1"),
-    // Equal rows of one insert collapse at a merge, as those of two do: to find them costs more
-    // than it saves.
+    // Equal rows of one insert collapse at a merge, as those of two do: finding them here costs
+    // more than it saves.
     ("optimize_on_insert", "0"),
     ("materialized_views_ignore_errors", "0"),
     ("max_insert_threads", "1"),
     ("input_format_parallel_parsing", "0"),
     ("max_read_buffer_size", "1048576"),
     ("max_block_size", "65409"),
-    // A missing object is an error with the key in it, never silence.
+    // A missing object is an error that names the key, and is never ignored.
     ("s3_ignore_file_doesnt_exist", "0"),
-    // Some seconds. What fails then is replayed from here, or read by the worker.
+    // Some seconds. What fails after that, the worker retries, or reads itself.
     ("s3_retry_attempts", "6"),
     // `year=2026/` in a key is a name, not a column.
     ("use_hive_partitioning", "0"),
     ("session_timezone", "UTC"),
 ];
 
-/// All or nothing a table and partition: everything in one block. Then it does not matter in which
-/// order it is read, and the server may use all its threads; without parallel views it would read,
-/// too, with a single one.
+/// All or nothing for each table and partition: everything in one block. The order of reading does
+/// not matter then, and the server may use all its threads; without parallel views, it would also
+/// read with a single one.
 const ONE_BLOCK: &[(&str, &str)] = &[
     ("min_insert_block_size_rows", "1000000000"),
     ("min_insert_block_size_bytes", "100000000000"),
     ("parallel_view_processing", "1"),
-    // Each is a part, and a token to remember: more of them are loaded in smaller batches.
+    // Each partition is a part, and a token to remember: with more of them, a batch is divided.
     ("max_partitions_per_insert_block", "100"),
     ("throw_on_max_partitions_per_insert_block", "1"),
 ];
 
-/// For small objects, of which each thread reads one at a time: what they wait for is S3, and not a
-/// processor. There is nothing in them to be read ahead.
+/// For small objects, of which each thread reads one at a time: they wait for S3, and not for a
+/// processor. There is nothing to read ahead.
 const SMALL_OBJECTS: &[(&str, &str)] = &[
     ("max_threads", "16"),
     ("remote_filesystem_read_prefetch", "0"),
@@ -474,7 +482,7 @@ const MANY_BLOCKS: &[(&str, &str)] = &[
     ("max_threads", "1"),
 ];
 
-/// For lines that come as the body: blocks are cut by rows, whatever pieces the lines come in.
+/// For lines in the body: blocks are cut by rows, whatever pieces the lines arrive in.
 const STREAM_SETTINGS: &[(&str, &str)] = &[
     ("max_insert_block_size", "30000"),
     ("max_insert_block_size_bytes", "0"),
@@ -482,7 +490,7 @@ const STREAM_SETTINGS: &[(&str, &str)] = &[
     ("input_format_max_block_wait_ms", "0"),
 ];
 
-/// Every setting that an insert can have: a server that lacks one refuses it.
+/// Returns every setting that an insert can have. A server that lacks one refuses the insert.
 pub fn setting_names() -> impl Iterator<Item = &'static str> {
     let all = [
         SETTINGS,
@@ -502,7 +510,7 @@ mod tests {
     use crate::statements::s3_source::S3Access;
 
     #[test]
-    fn lines_of_small_objects_are_gathered() {
+    fn lines_of_small_objects_are_coalesced() {
         let sized = |key: &str, size| {
             ObjectRef::from(ObjectParts {
                 size: Some(size),
@@ -623,7 +631,7 @@ mod tests {
     }
 
     #[test]
-    fn the_statement_depends_on_nothing_but_the_list() {
+    fn the_statement_depends_on_nothing_but_the_manifest() {
         let planner = planner(S3Access::Server, Some("http://e"));
         let batch = BatchId(Uuid::from_u128(7));
         let (a, b) = (object("b", "a", "1"), object("b", "b", "2"));
@@ -665,8 +673,8 @@ mod tests {
                 ReadBy::RejectedLines,
                 ReadBy::UnmatchedStatements,
             ] {
-                let form = StatementShape::of(read_by);
-                let inserts = planner.inserts(batch, &[&listed], form, "refused()");
+                let shape = StatementShape::of(read_by);
+                let inserts = planner.inserts(batch, &[&listed], shape, "refused()");
                 assert!(!inserts.is_empty(), "{strategy:?} {read_by:?}");
                 statements.extend(inserts);
             }
@@ -688,8 +696,8 @@ mod tests {
             });
             let objects: Vec<&ObjectRef> = objects.iter().take(count).collect();
             let batch = BatchId(Uuid::from_u128(7));
-            let form = planner.form(&objects, StatementShape::of(ReadBy::S3));
-            let [statement] = &planner.inserts(batch, &objects, form, "0")[..] else {
+            let shape = planner.form(&objects, StatementShape::of(ReadBy::S3));
+            let [statement] = &planner.inserts(batch, &objects, shape, "0")[..] else {
                 panic!("one statement")
             };
             let value = |name| {

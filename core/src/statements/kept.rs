@@ -1,14 +1,14 @@
-//! The lines that became no row, and where they are kept.
+//! The kinds of rejects, and the tables that keep them.
 
 use super::select::Target;
 use crate::batch::ReadBy;
 
-/// Why a line is kept.
+/// The kind of a reject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RejectKind {
     /// It cannot become a row.
     Rejected,
-    /// No event type takes it.
+    /// No event type matches it.
     Unmatched,
 }
 
@@ -22,17 +22,17 @@ impl RejectKind {
         }
     }
 
-    /// The table that has them.
+    /// Returns the table that keeps rejects of this kind.
     pub fn table(self) -> &'static str {
         self.target().table()
     }
 
-    /// As `object_rows` and `landing` have it.
+    /// Returns the value of `kind` in `object_rows` and `landing`.
     pub fn kind(self) -> &'static str {
         self.target().kind().unwrap_or_default()
     }
 
-    /// How the ledger names a batch that moves such lines.
+    /// Returns how the ledger marks a batch that moves such lines.
     pub fn read_by(self) -> ReadBy {
         match self {
             Self::Rejected => ReadBy::RejectedLines,
@@ -40,8 +40,8 @@ impl RejectKind {
         }
     }
 
-    /// What such a batch moves.
+    /// Returns what a batch with this mark moves; `None` for a batch of objects.
     pub fn moved_by(read_by: ReadBy) -> Option<Self> {
-        Self::ALL.into_iter().find(|kept| kept.read_by() == read_by)
+        Self::ALL.into_iter().find(|kind| kind.read_by() == read_by)
     }
 }

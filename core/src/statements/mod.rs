@@ -1,4 +1,4 @@
-//! SQL, as text: what ClickHouse is asked to do.
+//! The statements for ClickHouse, as text.
 
 pub mod ddl;
 pub mod framing;

@@ -1,14 +1,15 @@
-//! The settings that every statement carries.
+//! The settings that every statement sets.
 
 /// A setting and the value that every statement gives it.
 pub type Pin = (&'static str, &'static str);
 
-/// Of a setting that the planner gives an insert, too, the planner's value counts.
+/// Settings of a user's profile that would change what is read or written, with the values that
+/// prevent it. Where the planner sets one of them for an insert, the planner's value applies.
 ///
-/// `no_setting_of_a_profile_changes_rows` (tests/it/profiles.rs) flips every setting of the server, to
-/// find those that are missing here.
+/// `no_setting_of_a_profile_changes_rows` (tests/it/profiles.rs) flips every setting of the server,
+/// to find those that are missing here.
 pub const PINNED: &[Pin] = &[
-    // These take rows away from a result, or add some.
+    // These remove rows from a result, or add some.
     ("limit", "0"),
     ("offset", "0"),
     ("additional_result_filter", ""),
@@ -20,7 +21,7 @@ pub const PINNED: &[Pin] = &[
         "empty_result_for_aggregation_by_constant_keys_on_empty_set",
         "1",
     ),
-    // These take a part of the rows for all of them, where a limit or a timeout is reached.
+    // These return a part of the rows as if it were all, once a limit or a timeout is reached.
     ("partial_result_on_first_cancel", "0"),
     ("timeout_overflow_mode", "throw"),
     ("timeout_overflow_mode_leaf", "throw"),
@@ -37,11 +38,11 @@ pub const PINNED: &[Pin] = &[
     ("allow_simdjson", "1"),
     ("join_use_nulls", "0"),
     ("aggregate_functions_null_for_empty", "0"),
-    // These cut other blocks, by which ClickHouse knows a repeated insert.
+    // These change the blocks by which ClickHouse recognises a repeated insert.
     ("input_format_max_block_size_bytes", "0"),
     ("input_format_max_block_wait_ms", "0"),
     ("use_strict_insert_block_limits", "0"),
-    // These have other servers, or an earlier result, answer.
+    // These have other servers answer, or an earlier result.
     ("use_query_cache", "0"),
     ("enable_parallel_replicas", "0"),
     ("automatic_parallel_replicas_mode", "0"),

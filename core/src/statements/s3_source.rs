@@ -6,7 +6,7 @@ use crate::object::ObjectRef;
 use crate::secret::Secret;
 use crate::sql;
 
-/// With what right ClickHouse reads S3; a secret is there as it stands in statements.
+/// The rights with which ClickHouse reads S3. A secret is held as statements have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum S3Access {
     /// The server's own environment (instance role, variables).
@@ -27,7 +27,7 @@ pub enum S3Access {
 }
 
 impl S3Access {
-    /// What its statements hold that nobody may see.
+    /// Returns the secrets in statements, which must not be shown.
     pub fn secrets(&self) -> Vec<Secret> {
         match self {
             Self::Keys {
@@ -38,20 +38,20 @@ impl S3Access {
     }
 }
 
-/// Under which URL, and with what right, ClickHouse reaches the objects.
+/// The URL and the rights with which ClickHouse reaches the objects.
 #[derive(Clone, Debug)]
 pub struct S3Source {
-    /// Path-style; `None` for AWS's own.
+    /// Path-style; `None` for AWS.
     pub endpoint: Option<String>,
-    /// Where neither the endpoint nor the announcement says.
+    /// The region of objects that were announced without one; not used with an endpoint.
     pub default_region: String,
     pub access: S3Access,
 }
 
-/// How keys can be named in one `s3()` call.
+/// How a key can be named in an `s3()` call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyAddressing {
-    /// In a list of any length.
+    /// In a list, of any length.
     Globbable,
     /// Alone: ClickHouse takes some characters for syntax in a list.
     Single,
@@ -59,7 +59,7 @@ pub enum KeyAddressing {
     Unaddressable,
 }
 
-/// How ClickHouse can be told to read this key and no other.
+/// Returns how ClickHouse can be made to read this key and no other.
 pub fn addressing(key: &str) -> KeyAddressing {
     let segments = || key.split('/');
     if key.contains(['*', '?', '\n', '\r', '\0'])
@@ -76,8 +76,8 @@ pub fn addressing(key: &str) -> KeyAddressing {
     }
 }
 
-/// ClickHouse takes most of what stands in braces for a choice or a range, encoded or not: it reads
-/// other objects, or none at all and without an error.
+/// Returns whether the key has braces. ClickHouse takes most of what is in them for a choice or a
+/// range, encoded or not: it reads other objects, or none at all and without an error.
 fn has_braces(key: &str) -> bool {
     key.split_once('{')
         .is_some_and(|(_, rest)| rest.contains('}'))
@@ -112,7 +112,7 @@ impl S3Source {
         }
     }
 
-    /// One URL for all keys: a single key as it is, several as a list in braces.
+    /// Returns one URL for all keys: a single key as it is, several as a list in braces.
     fn url(&self, objects: &[&ObjectRef]) -> String {
         let Some(first) = objects.first() else {
             return String::new();
@@ -143,7 +143,7 @@ fn aws_endpoint(region: &str) -> String {
     format!("https://s3.{region}.{domain}")
 }
 
-/// RFC 3986's unreserved characters, and the slash, stand for themselves.
+/// The characters that are encoded: all but RFC 3986's unreserved ones and the slash.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')

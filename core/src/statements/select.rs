@@ -1,9 +1,9 @@
 //! The SELECTs: from lines to `landing`, and from `landing` to the tables.
 //!
 //! `landing` has a row for each line: the declared values, each in a column, and what the line is
-//! (its `kind`: an event type's name, `rejected`, `unmatched` or `blank`). The SELECTs that fill the
-//! tables read from it, be it the table (as materialized views) or the SELECT that would fill it
-//! (`per_type_select`), so that both ways make the same rows.
+//! (its `kind`: an event type's name, `rejected`, `unmatched` or `blank`). The SELECTs that fill
+//! the tables read from it, either as a table (in materialized views) or as the SELECT that would
+//! fill it ([`per_type_select`]), so that both make the same rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,12 +14,12 @@ use crate::event_types::{Catalog, Column, EventType, Otherwise, Source};
 use crate::sql;
 use crate::statements::framing::{OBJECT_DIGITS, ROW_DIGITS};
 
-/// Where lines come from.
+/// A source of lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lines {
-    /// The table expression behind FROM.
+    /// The table expression after FROM.
     pub from: String,
-    /// A condition that is asked of the source itself, such as the ledger's guard.
+    /// A condition on the source itself, such as the ledger's guard.
     pub filter: Option<String>,
     /// The line's text, an expression of type String.
     pub line: String,
@@ -29,26 +29,27 @@ pub struct Lines {
     pub source_etag: String,
     /// The line's number in the object, from 0, an expression of type UInt64.
     pub row_number: String,
-    /// Longer lines are rejected unread: a parser needs twenty times their size.
+    /// Lines of more bytes are rejected without being parsed: a parser needs twenty times their
+    /// size.
     pub max_line_bytes: u64,
-    /// Other times are rejected in the columns by which a table is partitioned.
+    /// Times outside this range are rejected in the columns by which a table is partitioned.
     pub times: Option<TimeRange>,
-    /// The batch that reads.
+    /// The batch that reads the lines.
     pub batch_id: Uuid,
 }
 
-/// Times that are plausible. Others would make partitions, and with them parts, without limit.
+/// The range of plausible times. Others would make partitions, and with them parts, without limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TimeRange {
-    /// The first moment, in seconds after 1970.
+    /// The first moment, in seconds since 1970.
     pub start: u64,
-    /// The first moment that is too late.
+    /// The first moment after the range, in seconds since 1970.
     pub end: u64,
 }
 
 impl Lines {
-    /// Lines of s3() or file() in the format LineAsString with the structure `line String`: path,
-    /// etag and row number are the engine's own columns.
+    /// Returns the lines of `s3()` or `file()` in the format LineAsString with the structure
+    /// `line String`. Path, etag and row number are ClickHouse's own columns.
     pub fn of_objects(from: impl Into<String>, batch_id: Uuid) -> Lines {
         Lines {
             from: from.into(),
@@ -63,15 +64,16 @@ impl Lines {
         }
     }
 
-    /// Lines that are kept in a table; `rows` is what follows FROM.
+    /// Returns the lines of a table of rejects. `rows` is what follows FROM.
     pub fn of_kept(rows: &str, batch_id: Uuid) -> Lines {
         let columns = "raw AS line, source_path AS _path, source_etag AS _etag, \
                        row_number AS _row_number";
         Lines::of_objects(format!("(SELECT {columns} FROM {rows})"), batch_id)
     }
 
-    /// Lines that come as the body of the insert, each behind a prefix that says of which object it
-    /// is and which line ([`crate::statements::framing`]). `objects`: path and etag of each, in order.
+    /// Returns the lines in the body of an insert, each after a prefix with the numbers of its
+    /// object and of the line ([`crate::statements::framing`]). `objects` has the path and the etag
+    /// of each, in order.
     pub fn of_body(objects: &[(String, &str)], batch_id: Uuid) -> Lines {
         let of_object = |values: Vec<&str>| {
             let object = format!("toUInt32(substring(framed, 1, {OBJECT_DIGITS}))");
@@ -99,14 +101,14 @@ pub enum Target<'a> {
     EventType(&'a EventType),
     /// Lines that cannot become a row.
     RejectedLines,
-    /// Statements that no event type takes.
+    /// Statements that no event type matches.
     UnmatchedStatements,
-    /// How many lines of which kind an object had.
+    /// The number of lines of each kind in each object.
     ObjectRows,
 }
 
 impl<'a> Target<'a> {
-    /// Every table of a catalog.
+    /// Returns every table of a catalog.
     pub fn all(catalog: &'a Catalog) -> Vec<Target<'a>> {
         let own = [
             Target::RejectedLines,
@@ -121,7 +123,7 @@ impl<'a> Target<'a> {
             .collect()
     }
 
-    /// The table's name.
+    /// Returns the name of the table.
     pub fn table(&self) -> &'a str {
         match self {
             Target::EventType(event_type) => &event_type.table,
@@ -131,7 +133,7 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// The `kind` of the lines that it takes; none for the table that counts all of them.
+    /// Returns the `kind` of its lines; `None` for the table that counts all of them.
     pub fn kind(&self) -> Option<&'a str> {
         match self {
             Target::EventType(event_type) => Some(&event_type.name),
@@ -141,7 +143,7 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Whether rows for it can come from the object of this key.
+    /// Returns whether rows for it can come from the object of this key.
     pub fn is_filled_from(&self, key: &str) -> bool {
         match self {
             Target::EventType(event_type) => event_type.is_looked_for_in(key),
@@ -149,7 +151,7 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// The columns that the SELECT gives, in its order; the rest have defaults.
+    /// Returns the columns of its SELECT, in order; the rest have defaults.
     pub fn columns(&self) -> Vec<&'a str> {
         match self {
             Target::EventType(event_type) => {
@@ -158,15 +160,15 @@ impl<'a> Target<'a> {
                     .chain(["source_path", "source_etag", "batch_id"])
                     .collect()
             }
-            Target::RejectedLines => [&KEPT_COLUMNS[..], &["value"]].concat(),
-            Target::UnmatchedStatements => KEPT_COLUMNS.to_vec(),
+            Target::RejectedLines => [&REJECT_COLUMNS[..], &["value"]].concat(),
+            Target::UnmatchedStatements => REJECT_COLUMNS.to_vec(),
             Target::ObjectRows => vec!["batch_id", "source_path", "source_etag", "kind", "rows"],
         }
     }
 }
 
-/// Columns of the tables that keep lines.
-const KEPT_COLUMNS: [&str; 6] = [
+/// The columns of the tables of rejects.
+const REJECT_COLUMNS: [&str; 6] = [
     "source_path",
     "source_etag",
     "row_number",
@@ -175,11 +177,11 @@ const KEPT_COLUMNS: [&str; 6] = [
     "batch_id",
 ];
 
-/// The kind of lines that are nothing at all. They are counted all the same: an object of which not
-/// even a blank line came was not read.
+/// The kind of blank lines. They are counted, too: an object of which not even a blank line arrived
+/// was not read.
 pub const BLANK: &str = "blank";
 
-/// Columns of `landing`, in the order of [`landing_select`], with their types.
+/// Returns the columns of `landing`, in the order of [`landing_select`], with their types.
 pub fn landing_columns(catalog: &Catalog) -> Vec<(String, &'static str)> {
     let values = catalog.tree().leaves().into_iter();
     let values = values.map(|path| (paths::display(&path), paths::TEXT));
@@ -199,10 +201,10 @@ pub fn landing_columns(catalog: &Catalog) -> Vec<(String, &'static str)> {
         .collect()
 }
 
-/// From lines to the rows of `landing`.
+/// Returns the SELECT from lines to the rows of `landing`.
 ///
-/// Each line is parsed once. What costs more (validity, looking at a suspect again, the hash) sits
-/// behind conditions, which ClickHouse evaluates only for the lines that they hold for.
+/// Each line is parsed once. What costs more (validity, the paths of an ambiguous line, the hash)
+/// is behind conditions, so that ClickHouse evaluates it only for the lines for which they hold.
 pub fn landing_select(catalog: &Catalog, lines: &Lines) -> String {
     let tree = catalog.tree();
     let leaves = tree.leaves().into_iter();
@@ -273,7 +275,7 @@ FROM (
     )
 }
 
-/// The first event type whose rule takes the event.
+/// Returns the branches that yield the first event type whose rule matches.
 fn rules(catalog: &Catalog) -> String {
     let branches = catalog.types().iter().map(|event_type| {
         let name = sql::string(&event_type.name);
@@ -289,7 +291,7 @@ fn rules(catalog: &Catalog) -> String {
 
 const TOO_LARGE: &str = "too large";
 
-/// What is wrong with lines that no event type took, in this order.
+/// What can be wrong with lines that no event type matches, in the order of the checks.
 const UNREADABLE: [(&str, &str); 3] = [
     ("NOT isValidUTF8(line)", "bad UTF-8"),
     ("NOT isValidJSON(line)", "not JSON"),
@@ -327,7 +329,7 @@ pub fn rejection_reasons(catalog: &Catalog) -> Vec<String> {
     reasons
 }
 
-/// Returns '' for a line that becomes a row, else what is wrong with it.
+/// Returns the branches that yield '' for a line that becomes a row, else what is wrong with it.
 fn verdicts(catalog: &Catalog, lines: &Lines) -> String {
     let mut branches = vec![format!(
         "length(line) > {}, {}",
@@ -357,7 +359,7 @@ fn verdicts(catalog: &Catalog, lines: &Lines) -> String {
         {
             let taken = taken_by(&types, catalog);
             let reason = sql::string(&out_of_range(column));
-            // A required value that cannot be read has had its branch above.
+            // An earlier branch rejects a required value that cannot be read.
             let read = if column.required {
                 column.column_type.read_checked(&text)
             } else {
@@ -381,11 +383,11 @@ fn verdicts(catalog: &Catalog, lines: &Lines) -> String {
         .join(",\n")
 }
 
-/// So much of a value that is invalid or out of range is kept beside its line.
+/// How many bytes of an invalid or out-of-range value are kept beside its line.
 const MAX_VALUE_BYTES: usize = 200;
 
-/// Returns the text of the value for which a line is rejected, an expression; NULL where it is not
-/// for a value that the line has.
+/// Returns an expression for the text of the value for which a line is rejected; NULL if the line
+/// is not rejected for a value that it has.
 fn bad_value(catalog: &Catalog) -> String {
     let required = read_values(catalog, EventType::required_columns).into_iter();
     let invalid_ones = required
@@ -423,11 +425,12 @@ fn bad_value(catalog: &Catalog) -> String {
     format!("toValidUTF8(substring(multiIf({branches}, NULL), 1, {MAX_VALUE_BYTES}))")
 }
 
-/// What lines can be rejected for in the columns of one name.
+/// The reasons for which lines can be rejected in the columns of one name.
 #[derive(Default)]
 struct BadValue<'a> {
     reasons: BTreeSet<String>,
-    /// Each text that such a column reads, an expression, and the event types whose column it is.
+    /// The texts that such columns read, as expressions, each with the event types of these
+    /// columns.
     texts: BTreeMap<String, BTreeSet<&'a str>>,
 }
 
@@ -436,20 +439,20 @@ struct ReadValue<'a> {
     column: &'a Column,
     /// The value's text in the line, an expression.
     text: String,
-    /// The value as the column reads it, an expression: NULL where it cannot be read.
+    /// The value as the column reads it, an expression; NULL where it cannot be read.
     read: String,
     types: Vec<&'a str>,
 }
 
 impl ReadValue<'_> {
-    /// Returns whether a text can be there and not be read.
+    /// Returns whether a text can exist that cannot be read.
     fn can_be_invalid(&self) -> bool {
         self.read != self.text
     }
 }
 
-/// Returns the values of these columns. Event types that read one alike, under the same name, share
-/// it.
+/// Returns the values of these columns. Event types that read one in the same way, under the same
+/// name, share it.
 fn read_values<'a>(
     catalog: &'a Catalog,
     columns: impl Fn(&'a EventType) -> Vec<&'a Column>,
@@ -480,7 +483,7 @@ fn read_values<'a>(
     values
 }
 
-/// The lines whose hash some column will ask for.
+/// Returns a condition: whether some column uses the hash of the line.
 fn needs_hash(catalog: &Catalog) -> String {
     let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
     for event_type in catalog.types() {
@@ -517,7 +520,7 @@ fn taken_by(types: &[&str], catalog: &Catalog) -> String {
     }
 }
 
-/// From `landing`, given as a table expression, to the rows of a table.
+/// Returns the SELECT from `landing`, given as a table expression, to the rows of a table.
 pub fn view_select(target: Target<'_>, landing: &str) -> String {
     match target {
         Target::EventType(event_type) => {
@@ -544,22 +547,22 @@ pub fn view_select(target: Target<'_>, landing: &str) -> String {
     }
 }
 
-/// From lines to the rows of one table, for those who cannot have views.
+/// Returns the SELECT from lines to the rows of one table, for use without views.
 pub fn per_type_select(catalog: &Catalog, target: Target<'_>, lines: &Lines) -> String {
     view_select(target, &parsed_lines(catalog, lines))
 }
 
-/// The rows of `landing` that these lines would be, as a table expression.
+/// Returns the rows of `landing` that these lines would be, as a table expression.
 ///
-/// The LIMIT limits nothing: it keeps the planner from carrying the condition on `kind` down to the
-/// lines, on the way to which it writes out the whole expression behind it once for each use, a
-/// second of work for a query that takes a tenth.
+/// The LIMIT does not limit anything: it keeps the planner from pushing the condition on `kind`
+/// down to the lines. To do so, it would expand the whole expression of `kind` once for each use,
+/// which takes a second for a query that takes a tenth.
 pub fn parsed_lines(catalog: &Catalog, lines: &Lines) -> String {
     let select = landing_select(catalog, lines);
     format!("(\n{select}\nLIMIT {}\n)", i64::MAX)
 }
 
-/// A column's value, from a row of `landing`.
+/// Returns a column's value, from a row of `landing`.
 fn value(column: &Column) -> String {
     let kind = column.column_type;
     match &column.source {
@@ -592,13 +595,13 @@ fn value(column: &Column) -> String {
     }
 }
 
-/// A column's value as its table stores it, from a row of `landing`.
+/// Returns a column's value as its table stores it, from a row of `landing`.
 pub fn stored_value(column: &Column) -> String {
     let column_type = column.column_type.to_string();
     format!("CAST({}, {})", value(column), sql::string(&column_type))
 }
 
-/// The template with each `{name}` replaced; what replaces it is not looked at again.
+/// Returns the template with each `{name}` replaced. The replacements are not expanded again.
 fn fill(template: &str, replace: impl Fn(&str) -> String) -> String {
     let mut parts = template.split('{');
     let mut out = parts.next().unwrap_or_default().to_owned();
@@ -610,7 +613,7 @@ fn fill(template: &str, replace: impl Fn(&str) -> String) -> String {
     out
 }
 
-/// The text at the first of these paths that is there.
+/// Returns the text at the first of these paths that exists.
 fn first_of(paths: &[Path]) -> String {
     let texts: Vec<_> = paths.iter().map(|path| paths::column(path)).collect();
     match texts.as_slice() {

@@ -1,7 +1,7 @@
-//! A statement, and what every statement carries.
+//! Statements and their settings.
 
-/// A statement and the settings that go with it, as URL parameters: some of them, such as
-/// `max_query_size`, come too late inside the statement.
+/// A statement and its settings, which are sent as URL parameters: some of them, such as
+/// `max_query_size`, would come too late inside the statement.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Statement {
     pub sql: String,
@@ -22,8 +22,8 @@ impl Statement {
     }
 }
 
-/// Leads from `system.query_log` to what the statement is for.
+/// The setting whose text in `system.query_log` says what the statement is for.
 pub const LOG_COMMENT: &str = "log_comment";
 
-/// Room for thousands of keys of 1,024 bytes, percent-encoded.
+/// The limit for a statement's text: room for thousands of keys of 1,024 bytes, percent-encoded.
 pub const MAX_QUERY_BYTES: &str = "67108864";

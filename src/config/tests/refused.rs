@@ -241,8 +241,8 @@ fn lists_are_checked_as_one_value() {
     check(
         "notifications: {events: [ObjectRemoved:*, 'ObjectCreated:*'], include: ['a[', 'b']}",
         &[
-            "notifications.events: `ObjectRemoved:*` is no event that creates an object (give names such as",
-            "notifications.include: `a[` is no glob: a `[` is not closed",
+            "notifications.events: `ObjectRemoved:*` is not an event that creates an object (give names such as",
+            "notifications.include: `a[` is not a valid glob: a `[` is not closed",
         ],
     );
     check(

@@ -22,13 +22,14 @@ use crate::queue::{FailedEntries, MAX_BATCH, QueueError, ReceiptHandle};
 /// The maximum number of extension requests in flight.
 pub const CONCURRENCY: usize = 8;
 
-/// SQS ends the visibility of a message 12 hours after its receive, whatever is asked for.
-/// Messages are given back before that, while a change of visibility still works.
+/// How long after its receive a message is extended. SQS makes a message visible again 12 hours
+/// after its receive, however often it was extended; this ends before that, and the message comes
+/// back by itself.
 pub const MAX_HOLD: Duration = Duration::from_secs(11 * 3600 + 1800);
 
-/// SQS refuses an extension that ends later than 12 hours after the receive. It counts from before
+/// SQS refuses an extension that ends later than 12 hours after the receive, and counts from before
 /// its answer arrives: hence the minute.
-const HIDDEN_AT_MOST: Duration = Duration::from_secs(12 * 3600 - 60);
+const MAX_HIDDEN: Duration = Duration::from_secs(12 * 3600 - 60);
 
 /// The pause after the first failed extension of a message; doubled for each further one.
 const BACKOFF: Duration = Duration::from_millis(500);
@@ -37,19 +38,19 @@ const BACKOFF: Duration = Duration::from_millis(500);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delivery {
     pub received_at: Instant,
-    /// The queue has hidden the message at this moment or later: its visibility timeout ends no
-    /// earlier than that much later.
+    /// The queue hid the message at this moment or later, so that it stays hidden at least for the
+    /// visibility timeout after this moment.
     pub hidden_since: Instant,
 }
 
 impl Delivery {
-    /// Returns the times of the messages of one receive, which was allowed to wait up to `wait` for
-    /// messages to arrive.
+    /// Returns the times of the messages of one receive, which could wait up to `wait` for messages
+    /// to arrive.
     ///
-    /// The queue hides messages when it answers, and nobody knows how much of the time of a receive
-    /// was spent waiting for messages and how much for the answer. The answer is taken for slow: a
-    /// third of the visibility timeout, or longer where the receive has exceeded its wait by more.
-    /// The first heartbeat is due early enough for that, so the assumption costs no request.
+    /// The queue hides messages when it answers, and it is unknown how much of a receive's time was
+    /// spent waiting for messages and how much on the answer. The answer is assumed to be slow: a
+    /// third of the visibility timeout, or longer if the receive exceeded its wait by more. The
+    /// first heartbeat is due early enough for that, so the assumption costs no request.
     pub fn of_receive(
         sent_at: Instant,
         answered_at: Instant,
@@ -68,10 +69,10 @@ impl Delivery {
 /// A request that extends the visibility of messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extension {
-    /// Names the request in [`Heartbeats::on_extended`].
+    /// Identifies the request in [`Heartbeats::on_extended`].
     pub number: u64,
     pub entries: Vec<(ReceiptHandle, Duration)>,
-    /// The last deadline of the entries: an answer is of no use after it.
+    /// The latest deadline of the entries: an answer is of no use after it.
     pub give_up: Instant,
 }
 
@@ -79,21 +80,21 @@ pub struct Extension {
 #[derive(Debug)]
 pub struct Heartbeats {
     visibility: Duration,
-    /// How long after its receive or last extension a message is due.
+    /// How long after its receive or its last extension a message becomes due.
     interval: Duration,
     messages: HashMap<u64, Message>,
     numbers: HashMap<ReceiptHandle, u64>,
-    /// Not due before the given time.
+    /// Messages that are not due before the given time.
     resting: BTreeSet<(Instant, u64)>,
-    /// To be extended now. Those whose deadline is over come last: they may be lost, and must not
-    /// take the place of those that are not.
+    /// Messages to be extended now. Those whose deadline has passed come last: they may be lost,
+    /// and must not take the place of the others.
     due: BTreeSet<(bool, Instant, u64)>,
-    /// Of all messages whose deadline is not over.
+    /// The deadlines that have not passed.
     deadlines: BTreeSet<(Instant, u64)>,
     /// Since when there have been more messages due than requests may be in flight.
     backlog_since: Option<Instant>,
     requests: BTreeMap<u64, Request>,
-    /// Of messages and of requests.
+    /// The last number that was given to a message or a request.
     last_number: u64,
     pace: Pace,
     spell: Spell,
@@ -106,19 +107,19 @@ struct Message {
     received_at: Instant,
     /// The queue hides the message at least until then.
     deadline: Instant,
-    /// The deadline is over, and the message has been counted as missed.
+    /// The deadline has passed, and the message has been counted as missed.
     is_late: bool,
-    /// It waits for its deletion alone.
+    /// It waits only for its deletion.
     is_settled: bool,
     failures: u32,
     stage: Stage,
 }
 
 impl Message {
-    /// Returns for how long a request that is sent now may hide it.
+    /// Returns how long a request that is sent now may hide the message.
     fn extension(&self, visibility: Duration, now: Instant) -> Duration {
         let held = now.saturating_duration_since(self.received_at);
-        visibility.min(HIDDEN_AT_MOST.saturating_sub(held))
+        visibility.min(MAX_HIDDEN.saturating_sub(held))
     }
 }
 
@@ -179,14 +180,14 @@ impl Heartbeats {
         self.deadlines.insert((deadline, number));
     }
 
-    /// The message needs no more heartbeats: it is deleted or given back. Returns whether it was
-    /// still this worker's, as far as is known.
+    /// Ends the heartbeats of a message that is deleted or returned. Returns whether it was still
+    /// this worker's, as far as is known.
     pub fn forget(&mut self, handle: &ReceiptHandle) -> bool {
         let number = self.numbers.get(handle).copied();
         number.is_some_and(|number| self.remove(number).is_some())
     }
 
-    /// The message is to be deleted. It stays hidden until [`Heartbeats::forget`].
+    /// Marks a message that is to be deleted. It is kept hidden until [`Heartbeats::forget`].
     pub fn settle(&mut self, handle: &ReceiptHandle) {
         let number = self.numbers.get(handle);
         if let Some(message) = number.and_then(|it| self.messages.get_mut(it)) {
@@ -194,7 +195,7 @@ impl Heartbeats {
         }
     }
 
-    /// The message has been delivered again, so the extensions of this delivery came too late.
+    /// Handles a message that was delivered again: the extensions of this delivery came too late.
     pub fn on_redelivered(&mut self, handle: &ReceiptHandle, now: Instant) {
         let Some(number) = self.numbers.get(handle).copied() else {
             return;
@@ -204,8 +205,8 @@ impl Heartbeats {
         }
     }
 
-    /// Looks which messages are due, and which deadlines are over. Called at intervals and not for
-    /// each message, so that requests are full.
+    /// Determines which messages are due, and which deadlines have passed. To be called at
+    /// intervals and not for each message, so that requests are full.
     pub fn tick(&mut self, now: Instant) {
         while let Some((at, number)) = self.resting.first().copied()
             && at <= now
@@ -237,7 +238,7 @@ impl Heartbeats {
         }
         let mut messages = Vec::new();
         let mut entries = Vec::new();
-        // A request that serves no deadline any more must end, too.
+        // A request whose deadlines have all passed must end, too.
         let mut give_up = now + self.visibility / 6;
         while messages.len() < MAX_BATCH
             && let Some((_, _, number)) = self.due.pop_first()
@@ -261,7 +262,7 @@ impl Heartbeats {
         })
     }
 
-    /// A request has ended. `jitter` in 0..1 spreads the retries of failed entries.
+    /// Handles the end of a request. `jitter`, from 0 to 1, spreads the retries of failed entries.
     pub fn on_extended(
         &mut self,
         request: u64,
@@ -300,10 +301,10 @@ impl Heartbeats {
         self.spell.missed(error, now);
     }
 
-    /// Returns how many more messages can be kept hidden: as many as one wave of requests after
-    /// another extends in a quarter of the visibility timeout, at the present pace, and none while a
-    /// deadline is close. (One request's worth is always allowed, so that the pace is measured
-    /// again.)
+    /// Returns how many more messages can be kept hidden: as many as successive waves of requests
+    /// extend in a quarter of the visibility timeout, at the current pace, and none while a
+    /// deadline is close. (The capacity is never less than one request, so that the pace is
+    /// measured again.)
     pub fn room(&self, now: Instant) -> usize {
         if self.is_behind(now) {
             return 0;
@@ -315,12 +316,13 @@ impl Heartbeats {
         let oldest = self.requests.values().map(|it| now - it.sent_at).max();
         let pace = self.pace.at(now).max(oldest.unwrap_or_default());
         let waves = (self.visibility / 4).as_secs_f64() / pace.as_secs_f64();
-        // As good as infinite where nothing has been measured; the cast saturates.
+        // Infinite if nothing has been measured; the cast saturates.
         let capacity = ((CONCURRENCY * MAX_BATCH) as f64 * waves) as usize;
         capacity.max(MAX_BATCH)
     }
 
-    /// A healthy queue has extended each message long before this, and what is due within a moment.
+    /// Returns whether heartbeats have fallen behind. On a healthy queue, each message is extended
+    /// long before its deadline is this close, and no message stays due for long.
     fn is_behind(&self, now: Instant) -> bool {
         let first = self.deadlines.first();
         first.is_some_and(|(deadline, _)| *deadline < now + self.visibility / 6)
@@ -329,7 +331,7 @@ impl Heartbeats {
                 .is_some_and(|since| now - since > self.visibility / 12)
     }
 
-    /// Messages held close to SQS's limit come back by themselves.
+    /// Makes a message due, unless it is close to SQS's limit: it then comes back by itself.
     fn make_due(&mut self, number: u64, now: Instant) {
         let Some(message) = self.messages.get_mut(&number) else {
             return;
@@ -342,7 +344,8 @@ impl Heartbeats {
         self.due.insert((message.is_late, message.deadline, number));
     }
 
-    /// A message of a request in flight is not missed before the request has failed.
+    /// Handles a deadline that has passed. A message of a request in flight is not counted as
+    /// missed before the request has failed.
     fn on_deadline(&mut self, number: u64, now: Instant) {
         let Some(message) = self.messages.get_mut(&number) else {
             return;
@@ -371,9 +374,10 @@ impl Heartbeats {
         self.resting.insert((due, number));
     }
 
-    /// Extending it again would change nothing. Its objects are loaded all the same, and then it is
-    /// deleted: that works for as long as nobody else has received it. One that is being deleted
-    /// has not been missed: the answer to the deletion is under way.
+    /// Handles a message that is gone from the queue or visible again. Extending it again would
+    /// change nothing. Its objects are loaded all the same, and it is then deleted, which works as
+    /// long as nobody else has received it. One that is being deleted was not missed: the answer to
+    /// its deletion has not arrived yet.
     fn on_gone(&mut self, number: u64, now: Instant) {
         if let Some(message) = self.remove(number)
             && !message.is_settled
@@ -399,7 +403,7 @@ impl Heartbeats {
             message.is_late = true;
             self.missed(Some(error), now);
         }
-        self.spell.goes_on(now);
+        self.spell.failed_again(now);
     }
 
     fn note_missed(&mut self, message: &Message, now: Instant) {
@@ -481,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_done_with_before_its_turn_leaves_no_backlog() {
+    fn messages_that_are_forgotten_before_their_turn_leave_no_backlog() {
         let count = (CONCURRENCY + 1) * MAX_BATCH;
         let (mut heartbeats, now) = due(count, Instant::now());
         while heartbeats.take(now).is_some() {}
@@ -557,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_gives_way_to_what_can_still_be_kept() {
+    fn a_message_past_its_deadline_comes_after_those_that_can_still_be_kept() {
         let start = Instant::now();
         let mut heartbeats = heartbeats(VISIBILITY, INTERVAL);
         heartbeats.track(&handle(0), at(start));
@@ -612,7 +616,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_under_way_of_an_answer_counts() {
+    fn the_time_that_an_answer_took_counts() {
         let sent = Instant::now();
         let of = |took, wait| Delivery::of_receive(sent, sent + took, wait, VISIBILITY);
         // At once, after the longest wait, and long after it.

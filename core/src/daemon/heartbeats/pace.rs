@@ -1,4 +1,4 @@
-//! How long a request takes at present.
+//! How long a request currently takes.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ pub(super) struct Pace {
 struct Measured {
     average: Duration,
     at: Instant,
-    /// Without new measurements the average is halved each time that this has passed.
+    /// The time after which the average is halved, if nothing is measured.
     half_life: Duration,
 }
 
@@ -33,7 +33,7 @@ impl Pace {
         });
     }
 
-    /// Zero where nothing was measured.
+    /// Returns the average at `now`; zero if nothing was measured.
     pub(super) fn at(&self, now: Instant) -> Duration {
         let Some(measured) = self.measured else {
             return Duration::ZERO;

@@ -1,4 +1,5 @@
-//! A time in which heartbeats do not keep up: counted, and written to the log once.
+//! A period in which heartbeats do not keep up. It is logged once, at its start and at its end, and
+//! counts the messages that were missed.
 
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ struct Trouble {
 }
 
 impl Spell {
-    /// A deadline is close, and the message has not been extended.
+    /// Notes that a deadline is close, and its message has not been extended.
     pub(super) fn is_behind(&mut self, in_flight: usize, request: Duration, now: Instant) {
         if self.trouble.is_none() {
             warn!(
@@ -33,7 +34,7 @@ impl Spell {
         self.sign(now);
     }
 
-    /// A message was not extended in time.
+    /// Notes that a message was not extended in time.
     pub(super) fn missed(&mut self, error: Option<&QueueError>, now: Instant) {
         let trouble = self.sign(now);
         trouble.missed += 1;
@@ -41,21 +42,21 @@ impl Spell {
             let error = error.map(tracing::field::display);
             warn!(
                 error,
-                "a message was not extended in time; it is delivered again, which uses up a \
-                 receive. Give the worker more processor time, or raise \
+                "failed to extend the visibility of a message in time; it is delivered again, which \
+                 uses up a receive. Give the worker more processor time, or raise \
                  `queue.visibility_timeout`"
             );
         }
     }
 
-    /// An extension has failed: trouble, if there was any, is not over.
-    pub(super) fn goes_on(&mut self, now: Instant) {
+    /// Notes that an extension failed: a period that has begun is not over.
+    pub(super) fn failed_again(&mut self, now: Instant) {
         if let Some(trouble) = &mut self.trouble {
             trouble.last_sign = now;
         }
     }
 
-    /// Ends once there was no sign of trouble for as long as `quiet`.
+    /// Ends the period once there has been no sign of trouble for `quiet`.
     pub(super) fn tick(&mut self, quiet: Duration, now: Instant) {
         let Some(trouble) = &self.trouble else {
             return;

@@ -1,4 +1,4 @@
-//! Whether a column can be made as declared.
+//! Checks of declared columns.
 
 use super::super::column_type::ColumnType;
 use super::super::paths::{self, Path};
@@ -18,7 +18,7 @@ pub(super) fn check_column(placed: &Placed, problems: &mut Vec<Problem>) -> Opti
         report.add(
             place("name"),
             format!(
-                "every table has a column {:?} by itself; remove this one",
+                "every table has a column {:?} already; remove this one",
                 column.name
             ),
         );
@@ -60,7 +60,7 @@ pub(super) fn check_column(placed: &Placed, problems: &mut Vec<Problem>) -> Opti
             if column.otherwise.is_some() {
                 report.add(
                     place("otherwise"),
-                    "does not go with an expression; say it in the expression",
+                    "cannot be combined with an expression; write it into the expression",
                 );
             }
             let mut inputs: Vec<_> = column
@@ -88,7 +88,10 @@ pub(super) fn check_column(placed: &Placed, problems: &mut Vec<Problem>) -> Opti
                 );
             }
             if !column.inputs.is_empty() {
-                report.add(place("inputs"), "are for an expression, and there is none");
+                report.add(
+                    place("inputs"),
+                    "are for an expression, and there is none; add `expression`, or remove them",
+                );
             }
             Source::Paths {
                 paths,
@@ -109,7 +112,7 @@ pub(super) fn check_column(placed: &Placed, problems: &mut Vec<Problem>) -> Opti
     })
 }
 
-/// What an expression may name besides its inputs: columns of `landing`.
+/// Columns of `landing` that an expression may name in addition to its inputs.
 pub(crate) const EXPRESSION_VARIABLES: [&str; 4] =
     ["source_path", "source_etag", "row_number", "batch_id"];
 
@@ -133,7 +136,7 @@ fn check_template(
             report.add(
                 at,
                 format!(
-                    "{{{name}}} is not known here; there are {}",
+                    "{{{name}}} is not known here; use one of {}",
                     known.join(", ")
                 ),
             );

@@ -1,4 +1,4 @@
-//! Whether a rule is one.
+//! Checks of declared rules.
 
 use super::super::declaration::DeclaredRule;
 use super::super::rule::Rule;

@@ -18,7 +18,7 @@ fn problems(files: &[(&str, &str)]) -> Vec<String> {
     }
 }
 
-/// The one problem of a sound declaration in which `from` became `to`.
+/// Returns the one problem of a sound declaration in which `from` is replaced by `to`.
 fn problem_of(from: &str, to: &str) -> String {
     assert!(SOUND.contains(from));
     let found = problems(&[("click.yaml", &SOUND.replace(from, to))]);
@@ -53,7 +53,7 @@ fn the_builtin_declarations_are_sound() {
 }
 
 #[test]
-fn a_rule_that_asks_for_nothing_would_take_garbage() {
+fn a_rule_that_holds_without_a_value_is_refused() {
     let rule = "{path: [verb], equals: click}";
     for empty in [
         "{not: {path: [test], equals: \"true\"}}",
@@ -157,7 +157,7 @@ fn each_problem_names_file_and_place() {
         (
             "path: [id]}",
             "path: [verb, x]}",
-            "click.yaml: column id: $.verb.x cannot be read: $.verb is wanted both",
+            "click.yaml: column id: $.verb.x cannot be read: $.verb is declared both",
         ),
         (
             "path: [id]}",
@@ -226,7 +226,7 @@ fn each_problem_names_file_and_place() {
 fn a_sorting_key_identifies_rows() {
     let problem = problem_of("identifies: true, ", "");
     assert!(
-        problem.starts_with("click.yaml: order_by: no column of it is sure to identify a row"),
+        problem.starts_with("click.yaml: order_by: none of its columns is sure to identify a row"),
         "{problem}"
     );
     for advice in ["otherwise: line_hash", "required: true", "identifies: true"] {
@@ -266,12 +266,12 @@ fn two_types_cannot_share_a_table() {
     let found = problems(&[("a.yaml", SOUND), ("b.yaml", SOUND)]);
     assert_eq!(
         found,
-        ["b.yaml: table: \"clicks\" is the table of a.yaml too; give each its own"]
+        ["b.yaml: table: \"clicks\" is also the table of a.yaml; give each its own"]
     );
 }
 
 #[test]
-fn a_problem_of_a_shared_file_is_told_once() {
+fn a_problem_of_a_shared_file_is_reported_once() {
     let base = "abstract: true\norder_by: [x]\ncolumns:\n  - {name: x, type: Wrong, path: [x], required: true}\n";
     let child = "extends: base\ntable: T\nrule: {path: [v], equals: T}\n";
     let found = problems(&[
@@ -292,7 +292,7 @@ fn bases_can_extend_bases_but_not_themselves() {
     let b = "abstract: true\nextends: a\n";
     let found = problems(&[("a.yaml", a), ("b.yaml", b), ("click.yaml", SOUND)]);
     assert!(
-        !found.is_empty() && found.iter().all(|p| p.contains("in a circle")),
+        !found.is_empty() && found.iter().all(|p| p.contains("extends itself")),
         "{found:#?}"
     );
 }
