@@ -1,7 +1,7 @@
 //! Sluice loads S3 objects into ClickHouse.
 //!
-//! See `ARCHITECTURE.md` for the path of an object and the code map. What decides is in the crate
-//! `sluice-core`; what is here does it.
+//! See `ARCHITECTURE.md` for the path of an object and the code map. The crate `sluice-core` makes
+//! the decisions, without I/O; this crate carries them out.
 
 pub mod admin;
 pub mod backfill;

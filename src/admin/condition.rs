@@ -1,4 +1,4 @@
-//! How the worker is, in a word and a sentence.
+//! The worker's health, as a word and a sentence.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use super::WorkerHandles;
 use crate::clickhouse::error_class::PauseReason;
 use crate::telemetry::health::QueueConnectivity;
 
-/// New messages that wait longer than this in the queue mean that the worker is behind.
+/// If new messages wait longer than this in the queue, the worker is behind.
 const LONG_WAIT: Duration = Duration::from_secs(60);
-/// Batches are in flight, and nothing has been loaded for this long: something is wrong.
+/// If nothing has been loaded for this long while batches are in flight, something is wrong.
 const LONG_IDLE: Duration = Duration::from_secs(300);
-/// A larger part of the lines is rejected: whoever writes the objects has changed something.
+/// If a larger part of the lines is rejected, the producer of the objects has changed something.
 const MANY_REJECTED: f64 = 0.02;
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -27,31 +27,31 @@ pub(super) struct Condition {
 enum HealthState {
     Starting,
     Well,
-    /// It loads, and not as fast as objects are announced.
+    /// It loads, but not as fast as objects are announced.
     Behind,
-    /// It may load, and a person should look.
+    /// It may load, but an operator should look.
     Attention,
     Paused,
     Stopping,
     Stuck,
 }
 
-/// What decides it.
+/// What determines the health.
 #[derive(Debug)]
 pub(super) struct HealthInputs {
-    /// Since when the event loop has been stuck.
+    /// For how long the event loop has been stuck.
     pub(super) stuck_for: Option<Duration>,
     pub(super) stopping: bool,
-    /// Why intake is paused, and the same in words.
+    /// The reason why intake is paused, and its message.
     pub(super) pause: Option<(PauseReason, String)>,
     pub(super) queue: QueueConnectivity,
-    /// How long new messages had been in the queue: the median.
+    /// How long new messages had been in the queue, by the median.
     pub(super) wait: Option<Duration>,
     /// For how long nothing has been loaded although batches are in flight.
     pub(super) unloaded_for: Option<Duration>,
     /// Messages in the dead-letter queue.
     pub(super) dead_letters: u64,
-    /// Which part of the lines of the last 15 minutes was rejected.
+    /// The part of the lines of the last 15 minutes that was rejected.
     pub(super) rejected_ratio: f64,
 }
 
@@ -78,25 +78,25 @@ impl HealthInputs {
         }
     }
 
-    /// Returns what a person should look at, in whole sentences.
+    /// Returns what an operator should look at, in whole sentences.
     pub(super) fn concerns(&self) -> Vec<String> {
         let mut concerns = Vec::new();
         if let Some(idle) = self.unloaded_for.filter(|idle| *idle >= LONG_IDLE) {
             let idle = in_seconds(idle);
             concerns.push(format!(
-                "Nothing has been loaded for {idle}, although batches are in flight: the log says \
-                 what they meet."
+                "Nothing has been loaded for {idle}, although batches are in flight; see the log \
+                 for their errors."
             ));
         }
         if self.dead_letters > 0 {
             concerns.push(format!(
-                "The dead-letter queue has about {} messages: `sluice dlq list` says why.",
+                "The dead-letter queue has about {} messages; `sluice dlq list` shows why.",
                 self.dead_letters
             ));
         }
         if self.rejected_ratio > MANY_REJECTED {
             concerns.push(format!(
-                "Of the lines of the last 15 minutes, {:.1} % were rejected: `sluice rejects list` \
+                "Of the lines of the last 15 minutes, {:.1} % were rejected; `sluice rejects list` \
                  shows them.",
                 self.rejected_ratio * 100.0
             ));
@@ -106,9 +106,7 @@ impl HealthInputs {
 
     fn delay(&self) -> Option<String> {
         let wait = in_seconds(self.wait.filter(|wait| *wait > LONG_WAIT)?);
-        Some(format!(
-            "New messages wait {wait} in the queue, by the median."
-        ))
+        Some(format!("New messages wait {wait} in the queue (median)."))
     }
 }
 
@@ -117,30 +115,30 @@ fn in_seconds(duration: Duration) -> humantime::FormattedDuration {
 }
 
 impl Condition {
-    pub(super) fn of(signs: HealthInputs) -> Self {
-        let (word, reason) = Self::judge(signs);
+    pub(super) fn of(inputs: HealthInputs) -> Self {
+        let (word, reason) = Self::judge(inputs);
         Self { word, reason }
     }
 
-    fn judge(signs: HealthInputs) -> (HealthState, String) {
-        if let Some(silent) = signs.stuck_for {
+    fn judge(inputs: HealthInputs) -> (HealthState, String) {
+        if let Some(silent) = inputs.stuck_for {
             let seconds = silent.as_secs();
             let reason = format!("The event loop has been stuck for {seconds} s.");
             return (HealthState::Stuck, reason);
         }
-        if signs.stopping {
-            let reason = "What is in flight is finished, the rest goes back to the queue.";
+        if inputs.stopping {
+            let reason = "Batches in flight are being finished; all other messages are returned.";
             return (HealthState::Stopping, reason.to_owned());
         }
-        let concerns = signs.concerns();
-        let delay = signs.delay();
-        match (signs.pause, signs.queue) {
+        let concerns = inputs.concerns();
+        let delay = inputs.delay();
+        match (inputs.pause, inputs.queue) {
             (Some((reason, why)), _) if reason != PauseReason::Starting => {
                 (HealthState::Paused, why)
             }
             (_, QueueConnectivity::Away(why)) => (
                 HealthState::Paused,
-                format!("Nothing comes from the queue: {why}"),
+                format!("No messages are received: {why}"),
             ),
             (Some((_, why)), _) => (HealthState::Starting, why),
             (None, queue @ QueueConnectivity::NotYet) => {
@@ -215,8 +213,8 @@ mod tests {
                     ..WELL
                 },
                 HealthState::Attention,
-                "for 5m, although batches are in flight: the log says what they meet. New messages \
-                 wait 1m 1s",
+                "for 5m, although batches are in flight; see the log for their errors. New \
+                 messages wait 1m 1s",
             ),
             (
                 HealthInputs {
@@ -292,7 +290,7 @@ mod tests {
                     ..WELL
                 },
                 HealthState::Stopping,
-                "goes back",
+                "are returned",
             ),
             (
                 HealthInputs {
@@ -304,9 +302,9 @@ mod tests {
                 "31 s",
             ),
         ];
-        for (signs, word, reason) in cases {
-            let shown = format!("{signs:?}");
-            let condition = Condition::of(signs);
+        for (inputs, word, reason) in cases {
+            let shown = format!("{inputs:?}");
+            let condition = Condition::of(inputs);
             assert_eq!(condition.word, word, "{shown}");
             assert!(condition.reason.contains(reason), "{condition:?}");
         }

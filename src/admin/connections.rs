@@ -1,5 +1,5 @@
-//! Connections of the admin listener: no more than the process can spare, none for those who say
-//! nothing, and no answer under a name that is not its own.
+//! Connections of the admin listener. Their number is limited, silent ones are closed, and requests
+//! under a foreign host name are refused.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -19,11 +19,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::debug;
 
-/// Whoever has not sent the head of a request by then is disconnected.
+/// A client that has not sent the head of a request by then is disconnected.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Each takes a file descriptor, of which the queue and ClickHouse need some, too.
 const MAX_CONNECTIONS: usize = 100;
-/// After a connection could not be taken, as where no file descriptor is left.
+/// The pause after a connection could not be accepted, as when no file descriptor is left.
 const PAUSE: Duration = Duration::from_secs(1);
 
 struct Connection {
@@ -32,21 +32,20 @@ struct Connection {
     is_silent: Arc<AtomicBool>,
 }
 
-/// Serves for as long as it is polled.
+/// Serves for ever. The connections end when this future is dropped.
 pub(super) async fn serve(
     listener: TcpListener,
     routes: Router,
     allowed_hosts: Vec<String>,
 ) -> Infallible {
     let allowed_hosts: Arc<[String]> = allowed_hosts.into();
-    // They end with this function.
     let mut tasks = JoinSet::new();
     let mut open: Vec<Connection> = Vec::new();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                debug!(%error, "a connection to the admin listener could not be taken");
+                debug!(%error, "failed to accept a connection to the admin listener; retrying");
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
@@ -55,7 +54,7 @@ pub(super) async fn serve(
         open.retain(|connection| !connection.task.is_finished());
         if open.len() >= MAX_CONNECTIONS {
             let silent = |it: &Connection| it.is_silent.load(Ordering::Relaxed);
-            // Where all of them speak, this one is turned away.
+            // If none of them is silent, the new one is refused.
             let Some(oldest) = open.iter().position(silent) else {
                 continue;
             };
@@ -83,7 +82,7 @@ async fn answer(
     let service = service_fn(|request: Request<Incoming>| {
         is_silent.store(false, Ordering::Relaxed);
         let host = request.headers().get(header::HOST);
-        // Without one it is no browser.
+        // A client that sends none is not a browser.
         let is_allowed = host.is_none_or(|host| {
             let host = host.to_str().unwrap_or_default();
             is_own(host, &allowed_hosts)
@@ -105,8 +104,8 @@ async fn answer(
     }
 }
 
-/// Returns whether a page under this host can be the worker's own. Else a page of somebody else could
-/// have a browser read what the listener shows, by a name that leads here (DNS rebinding).
+/// Returns whether a page under this host can be the worker's own. Otherwise, a foreign page could
+/// make a browser read the listener, under a name that resolves to it (DNS rebinding).
 fn is_own(host: &str, allowed_hosts: &[String]) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,

@@ -1,4 +1,4 @@
-//! The worker's status as a stream: made once a second, however many look at it.
+//! The worker's status as a stream, built once a second for all its readers.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -18,10 +18,10 @@ use super::status::LiveStatus;
 use crate::telemetry::activity::STEP;
 
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Pages that can be open at a time.
+/// The number of pages that can be open at a time.
 const MAX_STREAMS: usize = 32;
 
-/// What the status is made from.
+/// The source of the status.
 #[derive(Clone)]
 struct Source {
     vitals: WorkerHandles,
@@ -32,19 +32,19 @@ impl Source {
     fn json(&self) -> String {
         let json = serde_json::to_string(&LiveStatus::of(&self.vitals, &self.stop));
         json.unwrap_or_else(|failed| {
-            error!("the status cannot be written as JSON: {failed}");
+            error!("failed to write the status as JSON; showing none: {failed}");
             "{}".to_owned()
         })
     }
 }
 
-/// Makes the events. Those who read one share it.
+/// Makes the events, which all readers share.
 pub(super) struct Reporter {
     source: Source,
     latest: watch::Sender<Arc<str>>,
 }
 
-/// The events, to be read.
+/// The readers' side of the events.
 pub(super) struct Events {
     source: Source,
     latest: watch::Receiver<Arc<str>>,
@@ -66,7 +66,7 @@ impl Reporter {
         }
     }
 
-    /// Streams end when this is dropped.
+    /// Makes the events for ever. Streams end when this is dropped.
     pub(super) async fn run(self) -> Infallible {
         let mut tick = tokio::time::interval(INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -86,12 +86,12 @@ impl Reporter {
 }
 
 impl Events {
-    /// The status as of now.
+    /// Returns the status as of now.
     pub(super) fn status(&self) -> String {
         self.source.json()
     }
 
-    /// One event a second, the first at once. A client that reads slowly gets fewer.
+    /// Returns a stream of one event a second, the first at once. A slow client gets fewer.
     pub(super) fn stream(&self) -> Response {
         let Ok(place) = self.places.clone().try_acquire_owned() else {
             let text = "too many live pages are open\n";

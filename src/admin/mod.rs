@@ -27,7 +27,7 @@ use self::events::{Events, Reporter};
 pub use self::status::WorkerStatus;
 use crate::daemon::WorkerHandles;
 
-/// Histograms are summed up this often.
+/// The recorder aggregates its histograms this often.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 struct Admin {
@@ -36,7 +36,7 @@ struct Admin {
     events: Events,
 }
 
-/// A listener that is bound and not yet served: binding is the part that can fail.
+/// A listener that is bound, but not served yet. Only binding can fail.
 pub struct AdminListener {
     listener: TcpListener,
     address: SocketAddr,
@@ -45,7 +45,7 @@ pub struct AdminListener {
 impl AdminListener {
     pub async fn bind(address: SocketAddr) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(address).await.with_context(|| {
-            format!("cannot listen on {address}; change `admin.listen` or free the port")
+            format!("failed to listen on {address}; change `admin.listen` or free the port")
         })?;
         let address = listener.local_addr()?;
         Ok(Self { listener, address })
@@ -55,8 +55,8 @@ impl AdminListener {
         self.address
     }
 
-    /// Serves for as long as it is polled, under addresses and these names. Once `stop` is cancelled,
-    /// the page says so.
+    /// Serves for ever, under addresses, `localhost` and `allowed_hosts`. Once `stop` is cancelled,
+    /// the page shows that.
     pub async fn serve(
         self,
         vitals: WorkerHandles,
@@ -87,7 +87,7 @@ impl AdminListener {
     }
 }
 
-/// A histogram keeps every value until it is told to sum them up, and nobody may ever ask for them.
+/// Aggregates histograms for ever. They keep every value until then, even if nobody reads them.
 async fn upkeep(metrics: PrometheusHandle) -> Infallible {
     let mut tick = tokio::time::interval(UPKEEP);
     loop {
@@ -116,14 +116,14 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
     let paused = breaker.reason();
     let paused = paused.map(|why| format!("intake is paused: {why}\n"));
     let queue = health.queue().away();
-    let queue = queue.map(|why| format!("nothing comes from the queue: {why}\n"));
+    let queue = queue.map(|why| format!("no messages are received: {why}\n"));
     let concerns: String = HealthInputs::of(&admin.vitals, false, Instant::now())
         .concerns()
         .iter()
         .map(|concern| format!("attention: {concern}\n"))
         .collect();
     match [paused, queue].into_iter().flatten().collect::<String>() {
-        // It loads: what a person should look at is no reason to restart it.
+        // It loads: concerns are not a reason to take it out of service.
         reasons if reasons.is_empty() => (StatusCode::OK, format!("ready\n{concerns}")),
         reasons => (StatusCode::SERVICE_UNAVAILABLE, reasons + &concerns),
     }

@@ -1,6 +1,6 @@
 // The live page: shows each status that the worker sends.
 //
-// What comes from outside becomes text (`textContent`), never markup.
+// Data from outside becomes text (`textContent`), never markup.
 "use strict";
 
 const $ = (selector, root = document) => root.querySelector(selector);
@@ -38,7 +38,7 @@ function duration(seconds) {
   return hours < 48 ? `${hours} h ${minutes % 60} min` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
-// Control characters, and those that turn the direction of what follows, are written out.
+// Escapes control characters, and those that change the direction of text.
 function visible(text) {
   const odd = /[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g;
   return text.replace(odd, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
@@ -72,12 +72,12 @@ function shape(name, attributes = {}, text = "") {
 
 const cell = (text, kind = "number") => element("td", { class: kind }, text);
 
-// The start of a batch's id is its time; its end tells batches apart.
+// The start of a batch's id is its time; its end distinguishes batches.
 const batchId = (id) => element("td", { class: "mono", title: id }, `…${id.slice(-8)}`);
 
 const when = (at) => element("time", { datetime: at, title: at });
 
-// Draws a part again only when it has changed, so that text in it can be selected.
+// A part is drawn again only when it has changed, so that text in it can be selected.
 const drawn = new Map();
 function changed(part, content) {
   const text = JSON.stringify(content);
@@ -106,17 +106,17 @@ function showHealth(status) {
   $("#uptime").textContent = `up for ${duration(status.uptime_seconds)}`;
 }
 
-// Of a picture: a page that is not laid out yet has no width.
+// The least width of a picture: a page that is not laid out yet has none.
 const NARROWEST = 200;
 
 // ---- Flow
 
-// From here on there is room for a row.
+// The least width for a row.
 const WIDE = 820;
 const MOST_KINDS = 9;
 const isAside = (kind) => kind === "rejected" || kind === "unmatched";
 
-// By name; what has no table of an event type comes last.
+// Sorts by name, with the kinds last that are not event types.
 function ordered(rows) {
   return [...rows].sort((a, b) => isAside(a.kind) - isAside(b.kind));
 }
@@ -168,7 +168,7 @@ class Flow {
     this.paths.push(water);
   }
 
-  // Side by side, the tables as a fan to the right.
+  // Places the nodes side by side, with the tables as a fan to the right.
   row(width, kinds) {
     const fan = Math.min(250, width * 0.24);
     const gap = Math.max(64, width * 0.075);
@@ -203,7 +203,7 @@ class Flow {
     return height + 2;
   }
 
-  // One below the other, for a narrow page.
+  // Places the nodes one below the other, for a narrow page.
   stack(width, kinds) {
     let y = 0;
     const rail = 20;
@@ -235,7 +235,7 @@ class Flow {
     return target;
   }
 
-  // The rate of a link or a pill; some layouts lack some of them.
+  // Shows the rate of a link or a pill; some layouts lack some of them.
   rate(name, perSecond) {
     if (!this.texts.has(name)) return;
     this.set(name, rate(perSecond)).classList.toggle("still", perSecond === 0);
@@ -253,7 +253,7 @@ class Flow {
     const { queue_away: away, queue_age: age, depth } = status;
     this.set("queue", away ? "Away" : depth ? count(depth.visible) : "–");
     const dead = depth?.dead_letters;
-    const wait = age ? `received after ${duration(age.p50)}` : "nothing came of late";
+    const wait = age ? `received after ${duration(age.p50)}` : "no recent messages";
     const letters = `${count(dead)} dead ${dead === 1 ? "letter" : "letters"}`;
     this.set("queue-note", dead ? letters : wait).classList.toggle("bad", dead > 0);
     this.set("held", count(status.messages));
@@ -277,13 +277,13 @@ class Flow {
 
 const NODES = [
   ["queue", "Queue"],
-  ["held", "Messages held"],
+  ["held", "Messages in flight"],
   ["loading", "Batches in flight"],
 ];
-// What leaves each node on the side.
+// The side exit of each node.
 const BRANCHES = [
   { name: "deleted", label: "deleted", kind: "" },
-  { name: "released", label: "given back", kind: "side" },
+  { name: "released", label: "returned", kind: "side" },
   { name: "failed", label: "failed", kind: "side" },
 ];
 
@@ -301,13 +301,13 @@ function showFlow(status) {
 const SHORTEST_SPAN = 60; // Points.
 const PLOT = { height: 150, left: 44, right: 6, top: 8, bottom: 20 };
 
-// A round number that is not below.
+// Returns a round number that is not below `value`.
 function roundUp(value) {
   const power = 10 ** Math.floor(Math.log10(value));
   return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= value);
 }
 
-// The mean of each point and the four before it: batches come in gulps.
+// Returns the mean of each point and the four before it: batches come in bursts.
 function smoothed(values, stepSeconds) {
   return values.map((_, index) => {
     const some = values.slice(Math.max(0, index - 4), index + 1);
@@ -315,14 +315,14 @@ function smoothed(values, stepSeconds) {
   });
 }
 
-// A line through what there is; it breaks where nothing came for half a minute.
+// Returns a line through the known values; it breaks where there are none for half a minute.
 function line(values, x, y) {
   let path = "";
   let last = -Infinity;
   values.forEach((value, index) => {
     if (value === null) return;
     path += `${index - last > 15 ? "M" : "L"}${x(index).toFixed(1)} ${y(value).toFixed(1)}`;
-    // A point alone is seen as a dot.
+    // A single point is drawn as a dot.
     if (index - last > 15) path += "h.01";
     last = index;
   });
@@ -344,7 +344,7 @@ function bands(paused, x) {
 }
 
 class Plot {
-  // `curves` gives lines of the history; `label` says a value in words, `tick` on the axis.
+  // `curves` returns lines of the history; `label` is a value in words, `tick` one on the axis.
   constructor(figure, { curves, label, tick, least, area }) {
     Object.assign(this, { svg: $("svg", figure), reading: $(".reading", figure), curves, label, tick, least, area });
     this.svg.addEventListener("pointermove", ({ clientX }) => this.point(clientX - this.svg.getBoundingClientRect().left));
@@ -391,7 +391,7 @@ class Plot {
     });
   }
 
-  // What the pointer is at, else the latest.
+  // Shows the values at the pointer, or else the latest.
   read(lines, x, history, height) {
     const length = lines[0].length;
     const known = [...Array(length).keys()].filter((index) => lines[0][index] !== null);
@@ -416,7 +416,7 @@ const plots = [
   }),
   new Plot($("#lag"), {
     curves: (history) => [history.lag_p50, history.lag_max],
-    label: (values) => (values ? `median ${duration(values[0])}, longest ${duration(values[1])}` : "nothing loaded of late"),
+    label: (values) => (values ? `median ${duration(values[0])}, longest ${duration(values[1])}` : "nothing loaded recently"),
     tick: (value) => (value < 100 ? `${value} s` : duration(value)),
     least: 1,
   }),
@@ -504,7 +504,7 @@ let lastAt;
 
 function lost() {
   const since = lastAt ? ` since ${lastAt.toLocaleTimeString("en-GB")}` : "";
-  $("#connection").textContent = `No answer from the worker${since}. Trying on.`;
+  $("#connection").textContent = `No answer from the worker${since}. Retrying.`;
   $("#connection").hidden = false;
   document.body.classList.add("stale");
 }
@@ -526,7 +526,7 @@ function connect() {
   again(SILENCE);
 }
 
-// Connects anew after so long without an event.
+// Reconnects after `pause` milliseconds without an event.
 function again(pause) {
   clearTimeout(silence);
   silence = setTimeout(() => {
@@ -535,7 +535,7 @@ function again(pause) {
   }, pause);
 }
 
-// A page that nobody looks at asks for nothing.
+// A hidden page sends no requests.
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden) return connect();
   source?.close();

@@ -1,10 +1,10 @@
-//! The live page. It shows what [`super::events`] sends.
+//! The live page, which shows the events of [`super::events`].
 
 use axum::Router;
 use axum::http::header;
 use axum::routing::{MethodRouter, get};
 
-/// Nothing comes from elsewhere, and nothing runs but the page's own script.
+/// Nothing is loaded from elsewhere, and only the page's own script runs.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
                       connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; \
                       frame-ancestors 'none'";
@@ -28,7 +28,7 @@ fn file<S: Clone + Send + Sync + 'static>(
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
-        // A worker of another version may answer next time.
+        // The next response may be that of a worker of another version.
         (header::CACHE_CONTROL, "no-store"),
     ];
     get((headers, content))

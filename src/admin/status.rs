@@ -1,4 +1,4 @@
-//! What `/status.json` and `/events` say.
+//! The content of `/status.json` and `/events`.
 
 use std::time::SystemTime;
 
@@ -12,26 +12,26 @@ use crate::queue::depth::Depth;
 use crate::telemetry::activity::Snapshot;
 use crate::telemetry::metrics::InFlightStats;
 
-/// How the worker is.
+/// The status of a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct WorkerStatus {
     pub version: String,
     pub uptime_seconds: u64,
     /// Why intake is paused, if it is.
     pub paused: Option<String>,
-    /// Why nothing comes from the queue, if that is so.
+    /// Why no messages are received, if so.
     pub queue_away: Option<String>,
     #[serde(flatten)]
     pub holdings: InFlightStats,
 }
 
-/// All that the live page shows.
+/// Everything that the live page shows.
 #[derive(Debug, Serialize)]
 pub(super) struct LiveStatus {
-    /// Now, by the worker's clock.
+    /// The time of the status, by the worker's clock.
     at: String,
     condition: Condition,
-    /// None until SQS has told.
+    /// `None` until SQS has answered.
     depth: Option<Depth>,
     #[serde(flatten)]
     worker: WorkerStatus,

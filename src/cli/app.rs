@@ -1,7 +1,7 @@
-//! The composition root: makes the parts of the commands from the configuration.
+//! The composition root: builds the parts of the commands from the configuration.
 //!
-//! Each part is made when a command asks for it, so that a command works although something that
-//! it does not need is missing or wrong.
+//! Each part is built on demand, so that a command works even if something that it does not need is
+//! missing or wrong.
 
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -39,7 +39,7 @@ use crate::statements::select::Target;
 use crate::telemetry::activity::Activity;
 use sluice_core::backoff::Backoff;
 
-/// A configuration, and what all parts that are made from it share.
+/// A configuration, and what all parts built from it share.
 pub(super) struct App<'a> {
     pub(super) config: &'a Config,
     /// The environment that all parts share.
@@ -47,7 +47,7 @@ pub(super) struct App<'a> {
 }
 
 impl<'a> App<'a> {
-    /// Returns the parts of this configuration; none of them is made yet.
+    /// Creates the root for this configuration. No part is built yet.
     pub(super) fn from_config(config: &'a Config) -> Self {
         Self {
             config,
@@ -63,19 +63,19 @@ impl<'a> App<'a> {
         }
     }
 
-    /// Returns the envelopes that are declared beside those that are known.
+    /// Returns the built-in envelopes and those that the configuration declares.
     pub(super) fn envelopes(&self) -> anyhow::Result<Envelopes> {
         let Some(path) = &self.config.notifications.envelopes else {
             return Ok(Envelopes::default());
         };
         let shown = path.display();
         let text = std::fs::read_to_string(path)
-            .with_context(|| format!("notifications.envelopes: {shown} cannot be read"))?;
+            .with_context(|| format!("notifications.envelopes: failed to read {shown}"))?;
         Envelopes::from_yaml(&text)
             .map_err(|problem| anyhow!("notifications.envelopes: {shown}: {problem}"))
     }
 
-    /// Returns the filter of what is to be loaded of what is announced.
+    /// Returns the filter that decides which announced objects are loaded.
     pub(super) fn notification_filter(&self) -> anyhow::Result<Filter> {
         let NotificationsConfig {
             events,
@@ -94,7 +94,7 @@ impl<'a> App<'a> {
         }
         let timeouts = aws_config::timeout::TimeoutConfig::builder()
             .connect_timeout(Duration::from_secs(5))
-            // A long poll takes its time, and an answer that never comes must not hold a receiver.
+            // Longer than a long poll, and bounded: a missing response must not block a receiver.
             .operation_attempt_timeout(self.config.queue.wait_time.get() + Duration::from_secs(15))
             .build();
         loader.timeout_config(timeouts).load().await
@@ -126,9 +126,9 @@ impl<'a> App<'a> {
         access.map_err(anyhow::Error::msg)
     }
 
-    /// Returns a client of ClickHouse with connections of its own; nothing is sent yet.
+    /// Returns a ClickHouse client with its own connections. Nothing is sent yet.
     pub(super) fn warehouse(&self) -> anyhow::Result<Warehouse> {
-        Warehouse::connect(&self.access()?).context("ClickHouse cannot be set up")
+        Warehouse::connect(&self.access()?).context("failed to set up the ClickHouse client")
     }
 
     /// Returns the ledger, under the name of this process.
@@ -141,7 +141,7 @@ impl<'a> App<'a> {
         )
     }
 
-    /// Returns the history of the ledger, over connections of its own.
+    /// Returns the history of the ledger, with its own connections.
     pub(super) fn history(&self) -> anyhow::Result<History> {
         Ok(History::new(self.warehouse()?))
     }
@@ -163,7 +163,7 @@ impl<'a> App<'a> {
         }
     }
 
-    /// Returns the tables without which nothing can be loaded.
+    /// Returns the tables that every load needs.
     fn needed_tables(&self, catalog: &Catalog) -> Vec<String> {
         let ledger = [OBJECTS_TABLE, BATCHES_TABLE, FAILURES_TABLE];
         let targets = Target::all(catalog);
@@ -173,7 +173,7 @@ impl<'a> App<'a> {
         tables.map(str::to_owned).chain(landing).collect()
     }
 
-    /// Returns the check before the first insert, over connections of its own.
+    /// Returns the preflight check, with its own connections.
     pub(super) fn preflight(&self, catalog: &Catalog) -> anyhow::Result<Preflight> {
         let clickhouse = &self.config.clickhouse;
         let tables = self.needed_tables(catalog);
@@ -188,7 +188,8 @@ impl<'a> App<'a> {
         ))
     }
 
-    /// Returns the planner of the inserts. Objects are in `region` where nothing else says.
+    /// Returns the planner of the inserts. `region` is that of objects whose announcement names
+    /// none.
     pub(super) fn planner(&self, catalog: Catalog, region: &str) -> anyhow::Result<Planner> {
         let config = self.config;
         let source = S3Source {
@@ -208,7 +209,7 @@ impl<'a> App<'a> {
         })
     }
 
-    /// Returns which times are plausible.
+    /// Returns the range of plausible times.
     pub(super) fn time_limits(&self) -> TimeLimits {
         let EventTypesConfig {
             min_year,
@@ -216,7 +217,7 @@ impl<'a> App<'a> {
             ..
         } = &self.config.event_types;
         let start = humantime::parse_rfc3339(&format!("{min_year}-01-01T00:00:00Z"));
-        let start = start.expect("its range is checked");
+        let start = start.expect("the configuration limits the year to 1970 to 2299");
         let start = start.duration_since(UNIX_EPOCH).unwrap_or_default();
         TimeLimits {
             start: start.as_secs(),
@@ -230,7 +231,7 @@ impl<'a> App<'a> {
         names.map(|name| Compression::of_extension(name)).collect()
     }
 
-    /// Returns the pauses of whatever waits for ClickHouse or S3.
+    /// Returns the backoff of requests to ClickHouse and S3.
     pub(super) fn load_backoff(&self) -> Backoff {
         Backoff {
             min: self.config.load.retry_backoff_min.get(),
@@ -238,7 +239,7 @@ impl<'a> App<'a> {
         }
     }
 
-    /// Returns when a batch is closed.
+    /// Returns the limits at which a batch is closed.
     pub(super) fn batch_limits(&self) -> BatchLimits {
         let batch = &self.config.batch;
         BatchLimits {
@@ -300,7 +301,7 @@ impl<'a> App<'a> {
         }
     }
 
-    /// Returns the replayer of kept lines.
+    /// Returns the replayer of rejects.
     pub(super) fn replayer(
         &self,
         catalog: Catalog,
@@ -309,7 +310,7 @@ impl<'a> App<'a> {
         Ok(Replayer {
             ledger: self.ledger(warehouse.clone()),
             warehouse,
-            // Nothing is read from S3.
+            // No region: nothing is read from S3.
             planner: self.planner(catalog, "")?,
             env: self.env.clone(),
             timeout: self.config.clickhouse.insert_timeout.get(),
@@ -317,11 +318,11 @@ impl<'a> App<'a> {
     }
 }
 
-/// How long replicated tables remember a token, beside the count: a week, since a worker can be
-/// away for a weekend.
+/// How long replicated tables remember a deduplication token, in addition to the limit by number: a
+/// week, since a worker can be down over a weekend.
 const DEDUP_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Returns the region of the SDK's settings, or the one that S3 takes for want of any.
+/// Returns the SDK's region, or the one that S3 assumes if none is set.
 pub(super) fn region(aws: &SdkConfig) -> &str {
     aws.region().map_or("us-east-1", |region| region.as_ref())
 }

@@ -1,4 +1,4 @@
-//! The classes that `--error-class` takes.
+//! The classes that `--error-class` accepts.
 
 use clap::builder::PossibleValuesParser;
 

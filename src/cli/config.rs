@@ -8,9 +8,9 @@ use crate::config::{effective_yaml, json_schema};
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// The effective configuration, secrets redacted
+    /// Print the effective configuration, with secrets redacted
     Show,
-    /// The JSON schema of the configuration file
+    /// Print the JSON schema of the configuration file
     Schema,
 }
 
@@ -21,7 +21,7 @@ pub(super) fn run(app: &App<'_>, command: &Command) -> anyhow::Result<()> {
     }
 }
 
-/// Needs no configuration, and so works with a wrong one.
+/// Prints the schema. It loads no configuration, and so works with an invalid one.
 pub(super) fn schema() -> anyhow::Result<()> {
     print(&serde_json::to_string_pretty(&json_schema())?)
 }

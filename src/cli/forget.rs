@@ -13,11 +13,11 @@ use crate::object::ObjectUrl;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Objects that failed, such as s3://bucket/key
+    /// Failed objects, such as s3://bucket/key
     #[arg(value_name = "S3-URL", required = true)]
     objects: Vec<ObjectUrl>,
 
-    /// Record why, for `sluice status s3://bucket/key`
+    /// Reason to record, which `sluice status s3://bucket/key` shows
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     reason: String,
 
@@ -35,8 +35,8 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
         let found = found.with_context(|| format!("failed to query ClickHouse at {url}"))?;
         ensure!(
             !found.is_empty(),
-            "{object} is not on record as failed, so nothing was recorded: it never failed, has \
-             been loaded since, or is dismissed already; see `sluice status {object}`"
+            "{object} is not recorded as failed, so nothing was changed: it never failed, has been \
+             loaded since, or is already dismissed; see `sluice status {object}`"
         );
         failed.extend(found);
     }
@@ -51,7 +51,7 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
 
 #[derive(Serialize)]
 struct Report {
-    /// The objects dismissed.
+    /// The dismissed objects.
     objects: Vec<String>,
 }
 
@@ -62,7 +62,7 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "{} objects dismissed: they are listed again when they fail again",
+            "{} objects dismissed; they are listed again if they fail again",
             self.objects.len()
         )
     }

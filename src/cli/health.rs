@@ -7,9 +7,10 @@ use super::worker;
 
 pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
     let address = worker::address_here(app.config);
-    let address = address.context("`admin.listen` has port 0: the worker can be anywhere")?;
+    let address = address
+        .context("`admin.listen` has port 0, so the worker's port is unknown; set a port")?;
     let (status, body) = worker::get(&address, "/healthz").await?;
-    let said = String::from_utf8_lossy(&body);
-    ensure!(status.is_success(), "{}", said.trim());
+    let text = String::from_utf8_lossy(&body);
+    ensure!(status.is_success(), "{}", text.trim());
     Ok(())
 }

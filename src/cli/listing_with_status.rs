@@ -1,4 +1,4 @@
-//! How the objects of a listing stand, for commands that load nothing themselves.
+//! A bucket listing joined with ledger status, for read-only commands.
 
 use anyhow::Context;
 
@@ -28,7 +28,7 @@ impl ListingWithStatus {
         })
     }
 
-    /// The next objects; none at the end.
+    /// Returns the next objects with their claim statuses; `None` at the end.
     pub(super) async fn next(&mut self) -> anyhow::Result<Option<Vec<(Listed, ClaimStatus)>>> {
         let Some(listed) = self.lister.next().await? else {
             return Ok(None);
@@ -36,7 +36,7 @@ impl ListingWithStatus {
         let ids: Vec<_> = listed.iter().map(|listed| listed.object.id()).collect();
         let claim_statuses = self.ledger.claim_statuses(&ids, None, &[]).await;
         let claim_statuses = claim_statuses
-            .with_context(|| format!("ClickHouse at {} does not tell", self.clickhouse))?;
+            .with_context(|| format!("failed to query ClickHouse at {}", self.clickhouse))?;
         Ok(Some(listed.into_iter().zip(claim_statuses).collect()))
     }
 }

@@ -19,23 +19,23 @@ use crate::statements::ddl::{Statement, statements};
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// Print what would be run on this server, as SQL, instead of running it
+    /// Print the SQL statements for this server instead of running them
     #[arg(long)]
     dry_run: bool,
 
-    /// Print what an empty server would need; asks nobody
+    /// Print the SQL statements for an empty server, without connecting to any
     #[arg(long, conflicts_with_all = ["dry_run", "prune"])]
     print: bool,
 
-    /// Drop the landing tables and views of other declarations, too: they hold no rows
+    /// Also drop the landing tables and views of other declarations, which hold no rows
     ///
     /// Refuses while a worker of other declarations or of another configuration has an open batch,
-    /// or has sealed one within ten minutes.
+    /// or has claimed objects within the last ten minutes.
     #[arg(long)]
     prune: bool,
 
-    /// Set the deduplication windows of the tables that your own views fill, so that a retry doubles
-    /// no rows there
+    /// Set the deduplication windows of the tables that your own views fill, so that a retry does
+    /// not duplicate rows there
     #[arg(long, conflicts_with = "print")]
     adopt_views: bool,
 
@@ -53,13 +53,13 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     let warehouse = app.warehouse()?;
     let problems = validate::problems(&warehouse, &catalog, &options).await;
     let problems =
-        problems.with_context(|| format!("the declarations cannot be validated at {url}"))?;
+        problems.with_context(|| format!("failed to validate the declarations at {url}"))?;
     if !problems.is_empty() {
         return Err(BadEventTypes(problems).into());
     }
     let mut plan = migrate::plan(&warehouse, &catalog, &options)
         .await
-        .with_context(|| format!("the tables at {url} cannot be compared"))?;
+        .with_context(|| format!("failed to compare the tables at {url}"))?;
     if arguments.prune {
         plan.kept.clear();
         let dropped = migrate::prune(&warehouse, &catalog, &options).await?;
@@ -73,7 +73,7 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     let is_refused = !plan.refusals.is_empty();
     let mut views = dependents(&warehouse, &catalog)
         .await
-        .with_context(|| format!("the views at {url} cannot be listed"))?;
+        .with_context(|| format!("failed to list the views at {url}"))?;
     views.retain(|view| view.memory != Memory::Remembers);
     if arguments.adopt_views {
         plan.statements.extend(adopt(&views, &options));
@@ -82,7 +82,7 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     if !arguments.dry_run && !is_refused {
         for Statement { what, sql } in &plan.statements {
             let done = warehouse.run(sql).await;
-            done.with_context(|| format!("{what} could not be made or altered on {url}"))?;
+            done.with_context(|| format!("failed to create or alter {what} at {url}"))?;
         }
     }
     let report = Report {
@@ -91,14 +91,14 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
         forgetful_views: views,
     };
     arguments.output.show(&report)?;
-    ensure!(!is_refused, "nothing was changed: see above");
+    ensure!(!is_refused, "nothing was changed; see above");
     Ok(())
 }
 
-/// A worker that has sealed no batch for so long is taken for one that is stopped.
+/// A worker that has claimed no objects for this long is taken for stopped.
 const RECENT: Duration = Duration::from_secs(600);
 
-/// Returns a refusal for each worker that may still insert into tables that are to be dropped, of which
+/// Returns a refusal for each worker that may still insert into the tables to be dropped, of which
 /// `table` is the first.
 async fn users_of(
     table: &str,
@@ -108,21 +108,21 @@ async fn users_of(
     let history = History::new(warehouse.clone());
     let workers = history.workers_of_other_plans(own_plan, RECENT).await;
     let workers = workers.context(
-        "failed to read from the ledger which workers use the tables to be dropped; where it is of \
-         an earlier version, run `sluice migrate` without --prune first",
+        "failed to read from the ledger which workers use the tables to be dropped; if the ledger \
+         is of an earlier version, run `sluice migrate` without --prune first",
     )?;
     let refusal = |user: WorkerOfOtherPlan| Refusal {
         table: table.to_owned(),
         problem: format!(
-            "worker {} may use it: its declarations or its configuration differ, it sealed its \
-             latest batch at {} (UTC), and {} batches of it are open",
+            "worker {} may use it: its declarations or its configuration differ, its latest batch \
+             claimed objects at {} (UTC), and {} batches of it are open",
             user.worker, user.sealed_at, user.open_batches
         ),
         advice: format!(
             "stop that worker, and wait until its open batches are loaded or released, and {} \
-             after its latest batch. Where its declarations are these, run this with its \
-             configuration instead. What a dead worker left open is recovered once a worker meets \
-             its objects again (`sluice reconcile --enqueue`)",
+             after its latest batch; if its declarations are the same, run this with its \
+             configuration instead; batches that a crashed worker left open are recovered once a \
+             worker receives their objects again (`sluice reconcile --enqueue`)",
             humantime::format_duration(RECENT)
         ),
     };
@@ -162,7 +162,8 @@ impl fmt::Display for Report {
 }
 
 impl Report {
-    /// Writes what is no statement. A dry run prints it as comments, so that its output can be run.
+    /// Writes everything but the statements. A dry run prints it as comments, so that its output
+    /// can be run.
     fn remark(&self, f: &mut impl fmt::Write) -> fmt::Result {
         let Plan {
             statements,

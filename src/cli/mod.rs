@@ -1,4 +1,4 @@
-//! The command line: one file a subcommand. `app` puts the parts together.
+//! The command line, with one file for each subcommand. `app` builds the parts that they use.
 
 mod app;
 mod backfill;
@@ -36,23 +36,23 @@ use self::app::{App, BadEventTypes};
 use crate::config::{Config, Problems, Sources, process_environment};
 use crate::telemetry::end_logging;
 
-/// Loads S3 objects into ClickHouse, once each, as SQS announces them.
+/// Load S3 objects into ClickHouse, once each, as SQS announces them
 ///
-/// A bucket announces each new object in an SQS queue. Sluice gathers the keys into batches, has
+/// A bucket announces each new object in an SQS queue. Sluice collects the keys into batches, has
 /// ClickHouse read the objects itself into one table per event type, and deletes a message only
 /// when all its objects are loaded.
 #[derive(Parser)]
 #[command(
     name = "sluice",
     version,
-    after_help = "Start with:  sluice config show      what is in force, and from where to change it\n             \
-                  sluice migrate          make the tables\n             \
-                  sluice check            is everything there that it needs?\n             \
-                  sluice run              load\n\n\
-                  Every field can come from --config FILE, from a variable such as \
-                  SLUICE__QUEUE__URL, or from --set queue.url=…; later ones win. AWS credentials, \
-                  region and AWS_ENDPOINT_URL come from the environment, as with every AWS tool.\n\n\
-                  Exit codes: 0 done; 1 failed; 2 the command line or the configuration is wrong; \
+    after_help = "Start with:  sluice config show      print the effective configuration\n             \
+                  sluice migrate          create the tables\n             \
+                  sluice check            verify that all prerequisites are in place\n             \
+                  sluice run              load objects\n\n\
+                  Each field can be set in --config FILE, in a variable such as \
+                  SLUICE__QUEUE__URL, or with --set queue.url=…; later ones win. AWS credentials, \
+                  region and AWS_ENDPOINT_URL come from the environment, as with other AWS tools.\n\n\
+                  Exit codes: 0 done; 1 failed; 2 invalid command line or configuration; \
                   3 some objects are not loaded (backfill, reconcile); \
                   130 stopped at once by a second signal."
 )]
@@ -61,7 +61,7 @@ struct Cli {
     #[arg(long, global = true, value_name = "FILE", env = "SLUICE_CONFIG")]
     config: Option<PathBuf>,
 
-    /// One field, over file and environment, such as --set batch.window=5s (can be repeated)
+    /// Set one field, overriding file and environment, such as batch.window=5s (can be repeated)
     #[arg(long = "set", global = true, value_name = "PATH=VALUE", value_parser = parse_setting)]
     settings: Vec<(String, String)>,
 
@@ -71,63 +71,66 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Load objects as the queue announces them, until told to stop
+    /// Load objects as the queue announces them, until stopped
     ///
-    /// SIGTERM or Ctrl-C: batches in flight are finished within `shutdown.grace_period`, the rest
-    /// goes back to the queue at once. A second signal exits at once; nothing is lost by that.
+    /// On SIGTERM or Ctrl-C, batches in flight are finished within `shutdown.grace_period`, and the
+    /// other messages are returned to the queue at once. A second signal exits at once; nothing is
+    /// lost by that.
     Run,
-    /// Load what a bucket has already, beside the workers
+    /// Load the objects that a bucket already has, beside the workers
     ///
-    /// Lists the bucket, and loads what the ledger does not know as loaded: nothing is loaded twice,
-    /// whatever workers do meanwhile. Killed or stopped, it is resumed by running it again.
+    /// Lists the bucket, and loads the objects that the ledger does not record as loaded. Nothing
+    /// is loaded twice, whatever workers do at the same time. If it is killed or stopped, run it
+    /// again to resume.
     Backfill(backfill::Arguments),
     /// Check everything that `run` needs: queue, S3, ClickHouse, tables
     ///
-    /// Says of each what is wrong and what to do. Receives no message and writes to no table of
-    /// yours: what it loads to see whether a repeated insert is recognised goes into scratch
-    /// tables, which it drops. Exits with 1 where something fails.
+    /// Reports what is wrong and what to do. Receives no messages and does not write to your
+    /// tables: to check that repeated inserts are dropped, it loads into scratch tables, which it
+    /// removes. Exits with 1 if a check fails.
     Check(check::Arguments),
-    /// Make the database, tables and views that the event types declare
+    /// Create the database, tables and views that the event types declare
     ///
-    /// Safe to run again, and by several at once.
+    /// Safe to run again, and several times at once.
     Migrate(migrate::Arguments),
-    /// Show how the queue and the workers do, what failed, or what became of an object
+    /// Show queue and worker status, failed objects, or one object's history
     ///
-    /// Reads the ledger and the queue's attributes; receives nothing.
+    /// Reads the ledger and the queue's attributes; receives no messages.
     Status(status::Arguments),
-    /// Ask the worker of this configuration whether its event loop turns
+    /// Check that the worker's event loop is running
     ///
-    /// For health checks where there is no other client: /healthz at `admin.listen`.
+    /// Requests /healthz at `admin.listen`, for health checks without another client.
     Health,
-    /// List the declared event types, or preview what would become of lines
+    /// List the declared event types, or preview the rows of lines
     #[command(subcommand)]
     Types(types::Command),
-    /// Compare a bucket with the ledger: what is not loaded, and why
+    /// Compare a bucket with the ledger, and show which objects are not loaded, and why
     ///
-    /// Lists the bucket and loads nothing. With --enqueue, what is not loaded is announced again.
+    /// Lists the bucket and loads nothing. With --enqueue, objects that are not loaded are
+    /// announced again.
     Reconcile(reconcile::Arguments),
-    /// Put objects that failed on the queue again
+    /// Announce failed objects to the queue again
     ///
-    /// They are announced as S3 announced them, and take the way of all others. What is loaded by
-    /// then is recognised and not loaded twice. Objects that would fail again are skipped, unless
-    /// they are named or chosen by --error-class: those that are still missing, and those of the
-    /// classes unloadable, rejected and unnameable that S3 has unchanged.
+    /// Sends S3-style notifications, which are processed like any others. Objects that have been
+    /// loaded since are recognised and not loaded twice. Objects that would fail again are skipped,
+    /// unless they are named or selected by --error-class: those that are still missing, and those
+    /// of the classes unloadable, rejected and unnameable that S3 has unchanged.
     Retry(retry::Arguments),
-    /// Dismiss objects that failed: stop listing and retrying them
+    /// Dismiss failed objects: stop listing and retrying them
     ///
-    /// They appear no more in `status --failed` and in `retry --all`, until they fail again. Neither
-    /// the objects nor their messages are touched.
+    /// They are left out of `status --failed` and `retry --all` until they fail again. Neither the
+    /// objects nor their messages are changed.
     Forget(forget::Arguments),
-    /// List, send again or archive the messages of the dead-letter queue
+    /// List, redrive or archive the messages of the dead-letter queue
     #[command(subcommand)]
     Dlq(dlq::Command),
-    /// List, show or replay the lines that became no row
+    /// List, show or replay rejects: lines that did not become rows
     ///
-    /// A line that cannot become a row (`rejected`), or that no event type takes (`unmatched`), is
-    /// kept for `clickhouse.reject_ttl`.
+    /// A line that cannot become a row (`rejected`), or that no event type matches (`unmatched`),
+    /// is kept for `clickhouse.reject_ttl`.
     #[command(subcommand)]
     Rejects(rejects::Command),
-    /// Show the configuration in force, or its schema
+    /// Show the effective configuration, or its schema
     #[command(subcommand)]
     Config(config::Command),
 }
@@ -135,7 +138,7 @@ enum Command {
 fn parse_setting(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((path, value)) if !path.is_empty() => Ok((path.to_owned(), value.to_owned())),
-        _ => Err("write it as PATH=VALUE, such as batch.window=5s".to_owned()),
+        _ => Err("must be PATH=VALUE, such as batch.window=5s".to_owned()),
     }
 }
 
@@ -168,25 +171,25 @@ pub fn main() -> ExitCode {
     code
 }
 
-/// Says why the command failed.
+/// Prints why the command failed to standard error.
 fn complain(error: &anyhow::Error) {
     note(&format!("error: {error:#}"));
 }
 
-/// Says something beside the result. Where standard error cannot be written to, nobody reads it.
+/// Prints a remark to standard error. If that cannot be written to, nobody reads it.
 fn note(text: &str) {
     drop(writeln!(io::stderr(), "{text}"));
 }
 
-/// Prints what a command was asked for. A reader that stops reading, as `head` does, is no error.
+/// Prints the result of a command. A reader that stops reading, as `head` does, is not an error.
 ///
 /// # Errors
 ///
-/// Any other error of standard output.
+/// Returns any other error of standard output.
 fn print(text: &str) -> anyhow::Result<()> {
     match writeln!(io::stdout(), "{text}") {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(error).context("the result cannot be written to standard output")
+            Err(error).context("failed to write the result to standard output")
         }
         _ => Ok(()),
     }
@@ -203,7 +206,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     }
     let config = Config::load(sources)?;
     let app = App::from_config(&config);
-    let runtime = tokio::runtime::Runtime::new().context("the async runtime did not start")?;
+    let runtime = tokio::runtime::Runtime::new().context("failed to start the async runtime")?;
     match cli.command {
         Command::Run => runtime.block_on(run::run(&app)),
         Command::Backfill(arguments) => runtime.block_on(backfill::run(&app, &arguments)),
@@ -221,12 +224,12 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-/// The command did what it could, and some objects are not loaded.
+/// The command did what it could, but some objects are not loaded.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Incomplete(String);
 
-/// Options that do not go together.
+/// Options that cannot be combined.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Misuse(&'static str);

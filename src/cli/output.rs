@@ -1,4 +1,4 @@
-//! How a command's result is printed: for people, or for scripts.
+//! Prints the result of a command, human-readable or for scripts.
 
 use std::fmt::Display;
 
@@ -11,7 +11,7 @@ use super::print;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum Format {
-    /// For people
+    /// Human-readable
     Text,
     /// One JSON document
     Json,
@@ -19,7 +19,7 @@ pub(super) enum Format {
 
 #[derive(clap::Args)]
 pub(super) struct Output {
-    /// How to print the result
+    /// Format of the result
     #[arg(
         long = "output",
         value_enum,
@@ -42,7 +42,7 @@ impl Output {
     }
 }
 
-/// Columns without lines.
+/// Returns a table of aligned columns, without lines between them.
 pub(super) fn table<S: AsRef<str>>(
     header: &[&str],
     rows: impl IntoIterator<Item = Vec<S>>,
@@ -55,7 +55,8 @@ pub(super) fn table<S: AsRef<str>>(
     table.trim_fmt()
 }
 
-/// On standard error where that is a terminal, and gone once dropped.
+/// Returns a progress bar on standard error, hidden unless that is a terminal. It disappears when
+/// it is dropped.
 pub(super) fn progress(total: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:40} {pos} of about {len}, {elapsed}");
     let bar = ProgressBar::new(total).with_finish(ProgressFinish::AndClear);
@@ -65,7 +66,8 @@ pub(super) fn progress(total: u64) -> ProgressBar {
     }
 }
 
-/// Text from elsewhere: what would move the cursor or end the line is escaped.
+/// Escapes control characters, so that text from outside can neither move the cursor nor end the
+/// line.
 pub(super) fn shown(text: &str) -> String {
     text.chars()
         .flat_map(|c| {
@@ -76,10 +78,10 @@ pub(super) fn shown(text: &str) -> String {
         .collect()
 }
 
-/// A reason in a table; the whole of it is shown with the object alone.
+/// Shortens a reason for a table. It is shown in full with a single object.
 pub(super) fn first_words(reason: &str) -> String {
-    const MOST: usize = 80;
-    match reason.char_indices().nth(MOST) {
+    const MAX_CHARS: usize = 80;
+    match reason.char_indices().nth(MAX_CHARS) {
         Some((end, _)) => format!("{}…", &reason[..end]),
         None => reason.to_owned(),
     }

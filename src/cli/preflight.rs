@@ -1,4 +1,5 @@
-//! Reasons not to load: looked for before the first insert, and while intake is paused.
+//! The preflight check: looks for reasons not to load, before the first insert and while intake is
+//! paused.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,21 +11,21 @@ use crate::clickhouse::error_class::PauseReason;
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::config::Unproven;
 
-/// Why nothing must be loaded, and the same in words.
+/// The reason why loading must not start: a class and a message.
 pub(super) type Problem = (PauseReason, String);
 
-/// Asks ClickHouse whether anything speaks against loading.
+/// Queries ClickHouse for reasons not to load.
 pub(super) struct Preflight {
     warehouse: Warehouse,
     tables: Vec<String>,
     topology: Topology,
     unproven: Unproven,
-    /// Whether the warning of a set-up that is accepted has been given, or there is none to give.
+    /// Whether the warning about an accepted set-up has been given, or is not needed.
     warned: AtomicBool,
 }
 
 impl Preflight {
-    /// Returns one that looks for these tables.
+    /// Creates a check that requires these tables.
     pub(super) fn new(
         warehouse: Warehouse,
         tables: Vec<String>,
@@ -44,9 +45,9 @@ impl Preflight {
         &self.topology
     }
 
-    /// Returns what speaks against loading.
+    /// Returns the reason not to load, if there is one.
     pub(super) async fn problem(&self) -> Result<Option<Problem>, WarehouseError> {
-        // Before it is advised to make such tables.
+        // First, since the advice about missing tables would be to create such tables.
         if let Some(found) = self.topology.configured()
             && self.unproven == Unproven::Refuse
         {
@@ -64,7 +65,7 @@ impl Preflight {
         if let Some(setting) = self.warehouse.dedup_disabled_by().await? {
             let why = format!(
                 "`{setting}` is 'disable' for this user: rows of a repeated insert would be \
-                 doubled; take it out of the user's profile"
+                 duplicated; remove it from the user's profile"
             );
             return Ok(Some((PauseReason::Settings, why)));
         }
@@ -80,8 +81,8 @@ impl Preflight {
         }
     }
 
-    /// Says what is accepted. Nothing depends on it: where that cannot be found out, loading
-    /// begins all the same.
+    /// Warns once about an accepted set-up. Nothing depends on it: if the set-up cannot be
+    /// determined, loading starts all the same.
     async fn warn_once(&self) {
         if self.warned.load(Ordering::Relaxed) {
             return;
@@ -96,12 +97,12 @@ impl Preflight {
                     ));
                 }
             }
-            Err(error) => debug!(%error, "failed to find out which servers and tables there are"),
+            Err(error) => debug!(%error, "failed to determine servers and tables; loading anyway"),
         }
     }
 }
 
-/// Says it in the log, or where there is none, as commands say what goes with their result.
+/// Logs a warning, or prints it to standard error if logging has not been started.
 fn warning(text: &str) {
     if tracing::dispatcher::has_been_set() {
         warn!("{text}");

@@ -21,11 +21,11 @@ pub(super) struct Arguments {
     #[command(flatten)]
     selection: SelectionArguments,
 
-    /// Announce what is not loaded to the queue, but for what a worker has in hand
+    /// Announce objects that are not loaded to the queue, except those in progress elsewhere
     #[arg(long)]
     enqueue: bool,
 
-    /// List so many of the objects that are not loaded
+    /// List at most COUNT objects that are not loaded
     #[arg(long, value_name = "COUNT", default_value_t = 100)]
     limit: usize,
 
@@ -48,7 +48,7 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
         let findings = classify(&history, missing).await;
         let findings = findings.with_context(|| {
             let url = &app.config.clickhouse.url;
-            format!("ClickHouse at {url} does not tell")
+            format!("failed to query ClickHouse at {url}")
         })?;
         if let Some(queue) = &queue {
             let due = findings.iter().filter(|it| it.state != State::InHand);
@@ -60,7 +60,7 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     }
     arguments.output.show(&report)?;
     if report.loaded < report.found {
-        let text = "not all is loaded: see above";
+        let text = "some objects are not loaded; see above";
         return Err(Incomplete(text.to_owned()).into());
     }
     Ok(())
@@ -75,7 +75,7 @@ enum State {
     /// The key was loaded with another etag.
     OtherContentLoaded,
     Failed,
-    /// A batch that has not ended lists it.
+    /// In progress elsewhere: a batch that has not ended claims it.
     InHand,
 }
 
@@ -87,7 +87,7 @@ struct Finding {
     size: Option<u64>,
     last_modified: String,
     state: State,
-    /// Of the last failure.
+    /// The class of the last failure.
     class: String,
     reason: String,
 }
@@ -101,11 +101,11 @@ struct Report {
     failed: u64,
     in_hand: u64,
     announced: u64,
-    /// Some of what is not loaded.
+    /// Objects that are not loaded, at most `--limit`.
     objects: Vec<Finding>,
 }
 
-/// An object that is not loaded, and whether somebody works on it.
+/// An object that is not loaded, and whether it is in progress elsewhere.
 type Missing = (Listed, bool);
 
 async fn classify(history: &History, missing: Vec<Missing>) -> anyhow::Result<Vec<Finding>> {
@@ -146,7 +146,7 @@ async fn classify(history: &History, missing: Vec<Missing>) -> anyhow::Result<Ve
 }
 
 impl Report {
-    /// Gives what is not loaded.
+    /// Counts the objects, and returns those that are not loaded.
     fn count(&mut self, objects: Vec<(Listed, ClaimStatus)>) -> Vec<Missing> {
         self.found += objects.len() as u64;
         let missing = objects.into_iter().filter_map(|(listed, status)| {
@@ -190,27 +190,27 @@ fn as_url<S: serde::Serializer>(object: &ObjectRef, serializer: S) -> Result<S::
 impl State {
     fn name(self) -> &'static str {
         match self {
-            Self::NotOnRecord => "not on record",
+            Self::NotOnRecord => "not recorded",
             Self::OtherContentLoaded => "other content loaded",
             Self::Failed => "failed",
-            Self::InHand => "in hand",
+            Self::InHand => "in progress elsewhere",
         }
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "found                 {}", self.found)?;
-        writeln!(f, "loaded                {}", self.loaded)?;
+        writeln!(f, "found                  {}", self.found)?;
+        writeln!(f, "loaded                 {}", self.loaded)?;
         for (state, count) in [
             (State::NotOnRecord, self.not_on_record),
             (State::OtherContentLoaded, self.other_content_loaded),
             (State::Failed, self.failed),
             (State::InHand, self.in_hand),
         ] {
-            writeln!(f, "{:<20}  {count}", state.name())?;
+            writeln!(f, "{:<21}  {count}", state.name())?;
         }
-        writeln!(f, "announced             {}", self.announced)?;
+        writeln!(f, "announced              {}", self.announced)?;
         if self.objects.is_empty() {
             return Ok(());
         }
@@ -227,7 +227,7 @@ impl fmt::Display for Report {
         writeln!(f, "\n{}", table(&header, rows))?;
         let more = self.not_loaded() - self.objects.len() as u64;
         if more > 0 {
-            writeln!(f, "and {more} more: --limit lists them")?;
+            writeln!(f, "and {more} more; raise --limit to list them")?;
         }
         Ok(())
     }

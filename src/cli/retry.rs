@@ -16,32 +16,32 @@ use crate::notification::announce::announcement;
 use crate::object::{ObjectParts, ObjectRef, ObjectUrl};
 use crate::s3::Store;
 
-/// How many objects S3 is asked about at a time.
-const ASKED_AT_ONCE: usize = 16;
+/// Requests to S3 in flight at a time.
+const CONCURRENCY: usize = 16;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Objects that failed, such as s3://bucket/key
+    /// Failed objects, such as s3://bucket/key
     #[arg(value_name = "S3-URL")]
     objects: Vec<ObjectUrl>,
 
-    /// Every object that failed, where its key has not been loaded since
+    /// Retry every failed object whose key has not been loaded since
     #[arg(long, conflicts_with = "objects")]
     all: bool,
 
-    /// Those that failed with this class, also where S3 has the same object as when it failed
+    /// Retry objects that failed with this class, even if S3 has them unchanged
     #[arg(long, value_name = "CLASS", value_parser = classes::of_objects(), conflicts_with = "objects")]
     error_class: Option<String>,
 
-    /// Those that failed for the last time within this time, such as 2h
+    /// Retry objects whose last failure was within DURATION, such as 2h
     #[arg(long, value_name = "DURATION", conflicts_with = "objects")]
     since: Option<HumanDuration>,
 
-    /// Those under this, such as s3://bucket/2026/
+    /// Retry objects under this prefix, such as s3://bucket/2026/
     #[arg(long, value_name = "S3-URL", conflicts_with = "objects")]
     prefix: Option<ObjectUrl>,
 
-    /// Only say which
+    /// Print the objects, and announce nothing
     #[arg(long)]
     dry_run: bool,
 
@@ -52,7 +52,8 @@ pub(super) struct Arguments {
 pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<()> {
     let filter = filter(arguments)?;
     let history = app.history()?;
-    let unanswered = || format!("ClickHouse at {} does not tell", app.config.clickhouse.url);
+    let url = &app.config.clickhouse.url;
+    let unanswered = || format!("failed to query ClickHouse at {url}");
     let aws = app.aws().await;
     let mut skipped = 0;
     let failed = if arguments.objects.is_empty() {
@@ -70,7 +71,7 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
             let found = history.failed_object(url).await.with_context(unanswered)?;
             ensure!(
                 !found.is_empty(),
-                "{url} is not on record as failed, or has been loaded since: see `sluice status {url}`"
+                "{url} is not recorded as failed, or has been loaded since; see `sluice status {url}`"
             );
             failed.extend(found);
         }
@@ -91,7 +92,7 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
         queue
             .send(&bodies)
             .await
-            .context("not all could be announced; run it again")?;
+            .context("failed to announce some objects; run it again")?;
     }
     arguments.output.show(&report)
 }
@@ -103,24 +104,25 @@ fn filter(arguments: &Arguments) -> Result<FailureFilter, Misuse> {
         prefix: arguments.prefix.clone(),
     };
     if filter == FailureFilter::default() && !arguments.all && arguments.objects.is_empty() {
-        let advice = "name objects, choose by --error-class, --since or --prefix, or pass --all";
+        let advice =
+            "name objects, select them by --error-class, --since or --prefix, or pass --all";
         return Err(Misuse(advice));
     }
     Ok(filter)
 }
 
-/// Leaves out the objects that S3 says would fail again in the same way.
+/// Leaves out the objects that would fail again in the same way, as far as S3 shows it.
 async fn worth_retrying(store: &Store, failed: Vec<FailedObject>) -> Vec<FailedObject> {
     stream::iter(failed)
         .map(async |failed| (!would_fail_again(store, &failed).await).then_some(failed))
-        .buffered(ASKED_AT_ONCE)
+        .buffered(CONCURRENCY)
         .filter_map(future::ready)
         .collect()
         .await
 }
 
-/// Returns whether the object is still missing, or still has the content that failed. What S3 does not
-/// say, as where the worker may not look, is not taken for either.
+/// Returns whether the object is still missing, or still has the content that failed. If S3 shows
+/// neither, as without access, returns false.
 async fn would_fail_again(store: &Store, failed: &FailedObject) -> bool {
     let depends_on_content = [
         FailureClass::Unloadable,
@@ -152,9 +154,9 @@ impl From<&FailedObject> for ObjectRef {
 #[derive(Serialize)]
 struct Report {
     dry_run: bool,
-    /// The objects announced again.
+    /// The objects that are announced again.
     objects: Vec<String>,
-    /// How many would fail again.
+    /// The number of objects left out, since they would fail again.
     skipped: usize,
 }
 
@@ -166,8 +168,8 @@ impl fmt::Display for Report {
         if self.skipped > 0 {
             writeln!(
                 f,
-                "{} objects skipped: S3 has the same content that failed, or still has none; to \
-                 retry them all the same, name them or choose by --error-class",
+                "{} objects skipped: S3 still has the content that failed, or still has no such \
+                 object; to retry them all the same, name them or select them by --error-class",
                 self.skipped
             )?;
         }
@@ -177,7 +179,7 @@ impl fmt::Display for Report {
         } else {
             writeln!(
                 f,
-                "{count} objects announced again: `sluice status --failed` tells what fails anew"
+                "{count} objects announced again; `sluice status --failed` shows which fail again"
             )
         }
     }

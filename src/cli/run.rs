@@ -35,7 +35,7 @@ pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
     let filter = app.notification_filter()?;
     let traces = start_logging_and_traces(&config.log, &config.telemetry)?;
     let _armed = failpoint::arm();
-    let metrics = metrics::install(&catalog).context("metrics could not be started")?;
+    let metrics = metrics::install(&catalog).context("failed to start the metrics")?;
     let stop = stop_on_signals()?;
 
     let aws = app.aws().await;
@@ -58,8 +58,8 @@ pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
     );
     if config.clickhouse.is_in_clear() {
         warn!(
-            "`clickhouse.url` is http:// and leads off this machine: the password and all rows pass \
-             in clear; use https:// unless the network is trusted"
+            "`clickhouse.url` is http:// to another machine: the password and all rows are sent \
+             unencrypted; use https:// unless the network is trusted"
         );
     }
     let admin = tokio::spawn(admin.serve(
@@ -80,8 +80,8 @@ pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
     .await?
     {
         let health = vitals.health.clone();
-        let tell = move |depth| health.queue_is(depth);
-        let depths = tokio::spawn(depths::watch(SqsQueue::clone(&queue), tell));
+        let report = move |depth| health.queue_is(depth);
+        let depths = tokio::spawn(depths::watch(SqsQueue::clone(&queue), report));
         let activity = vitals.activity.clone();
         let loader = Arc::new(app.loader(planner, warehouse, &aws, breaker, activity));
         let queue = WithPayloads::new(SqsQueue::clone(&queue), Store::new(&aws));
@@ -103,13 +103,13 @@ pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Shows every table, also while it gets no rows.
+/// Returns an activity that lists every kind of row, also while there are none.
 fn activity(catalog: &Catalog) -> Activity {
     let targets = Target::all(catalog);
     Activity::of_kinds(targets.iter().filter_map(Target::kind))
 }
 
-/// What is wrong with a queue without one, and what to do.
+/// What is wrong with a queue without a redrive policy, and what to do.
 pub(super) const NO_REDRIVE_POLICY: (&str, &str) = (
     "the queue has no redrive policy: a message that can never be loaded would come back until \
      its retention ends, and then be lost",
@@ -117,8 +117,8 @@ pub(super) const NO_REDRIVE_POLICY: (&str, &str) = (
      maxReceiveCount), or set `queue.allow_missing_dlq`",
 );
 
-/// Waits for the queue to answer, and refuses one from which nothing goes to a dead-letter queue.
-/// False when told to stop meanwhile.
+/// Waits until the queue answers, and refuses one without a dead-letter queue. Returns false if
+/// `stop` is cancelled first.
 async fn check_queue(
     queue: &impl Queue,
     allow_missing_dlq: bool,
@@ -160,8 +160,9 @@ async fn check_queue(
     }
 }
 
-/// Asks ClickHouse, whenever the breaker is open, whether it is well: reachable, with the tables, with
-/// a memory for tokens, and a set-up on which loading each object once is proven.
+/// Runs the preflight check whenever the open breaker is due for a probe: is ClickHouse reachable,
+/// are its tables there, does it remember deduplication tokens, and is it a set-up on which loading
+/// each object once is proven?
 async fn probe(preflight: Preflight, breaker: Arc<Breaker>) {
     loop {
         breaker.probe_due().await;

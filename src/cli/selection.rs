@@ -1,4 +1,4 @@
-//! Which objects of a bucket are meant.
+//! Options that select objects of a bucket.
 
 use std::time::SystemTime;
 
@@ -14,36 +14,36 @@ use crate::s3::listing::{Lister, Selection};
 
 #[derive(clap::Args)]
 pub(super) struct SelectionArguments {
-    /// A bucket, and what the keys begin with, such as s3://bucket/2026/
+    /// Bucket and key prefix, such as s3://bucket/2026/
     #[arg(value_name = "S3-URL")]
     prefix: ObjectUrl,
 
-    /// Only this section: keys that go on with section/ID/
+    /// Only this section: keys with section/ID/ after the prefix
     #[arg(long, value_name = "ID", value_parser = section)]
     section: Option<String>,
 
-    /// Only objects since then: 2h ago, or a day or a time in UTC such as 2026-07-14T08:00:00Z
+    /// Only objects since TIME: a UTC day or time such as 2026-07-14T08:00:00Z, or 2h for 2h ago
     ///
     /// The time of an object is the day or the hour that its key names first, as in 2026/07/14/,
-    /// dt=2026-07-14, 2026-07-14T08 or 20260714; where it names none, the time of its upload.
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    /// dt=2026-07-14, 2026-07-14T08 or 20260714; if it names none, the time of its upload.
+    #[arg(long, value_name = "TIME", value_parser = parse_time_arg)]
     since: Option<SystemTime>,
 
-    /// Only objects before then
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    /// Only objects before TIME
+    #[arg(long, value_name = "TIME", value_parser = parse_time_arg)]
     until: Option<SystemTime>,
 
-    /// Only keys like this, such as "**/video/*.jsonl" (can be repeated: any of them)
+    /// Only keys that match GLOB, such as "**/video/*.jsonl" (can be repeated; one must match)
     #[arg(long, value_name = "GLOB", value_parser = glob)]
     include: Vec<String>,
 
-    /// No keys like this (can be repeated)
+    /// No keys that match GLOB (can be repeated)
     #[arg(long, value_name = "GLOB", value_parser = glob)]
     exclude: Vec<String>,
 }
 
 impl SelectionArguments {
-    /// Of what `notifications` lets through, since nothing else is ever loaded.
+    /// Returns the selection, of what `notifications` lets through: nothing else is ever loaded.
     pub(super) fn selection(&self, app: &App<'_>) -> anyhow::Result<Selection> {
         let mut prefix = self.prefix.clone();
         if let Some(section) = &self.section {
@@ -53,10 +53,10 @@ impl SelectionArguments {
             );
             prefix.key += &format!("section/{section}/");
         }
-        let chosen = Filter::new(&[], &self.include, &self.exclude).map_err(anyhow::Error::msg)?;
+        let filter = Filter::new(&[], &self.include, &self.exclude).map_err(anyhow::Error::msg)?;
         Ok(Selection {
             prefix,
-            filters: vec![app.notification_filter()?, chosen],
+            filters: vec![app.notification_filter()?, filter],
             since: self.since,
             until: self.until,
         })

@@ -24,15 +24,15 @@ use sluice_core::sliding_window::Summary;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Tell the whole story of this object instead, such as s3://bucket/key
+    /// Show the history of this object instead, such as s3://bucket/key
     #[arg(value_name = "S3-URL")]
     object: Option<ObjectUrl>,
 
-    /// List the objects that failed, where their keys have not been loaded since
+    /// List failed objects whose keys have not been loaded since
     #[arg(long, conflicts_with = "object")]
     failed: bool,
 
-    /// Look back so far: for activity (10m unless given), or for failures (all unless given)
+    /// Look-back window [default: 10m for activity, unlimited for failures]
     #[arg(long, value_name = "DURATION", conflicts_with = "object")]
     since: Option<HumanDuration>,
 
@@ -40,15 +40,15 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "CLASS", value_parser = classes::of_objects(), requires = "failed")]
     error_class: Option<String>,
 
-    /// With --failed: only objects under this, such as s3://bucket/2026/
+    /// With --failed: only objects under this prefix, such as s3://bucket/2026/
     #[arg(long, value_name = "S3-URL", requires = "failed")]
     prefix: Option<ObjectUrl>,
 
-    /// With --failed: how many at most
+    /// With --failed: list at most COUNT objects
     #[arg(long, value_name = "COUNT", default_value_t = 100, requires = "failed")]
     limit: u64,
 
-    /// Ask these workers, by their admin listeners, instead of the one of this configuration
+    /// Query the admin listeners of these workers instead of the one of this configuration
     #[arg(long = "worker", value_name = "HOST:PORT", conflicts_with_all = ["object", "failed"])]
     workers: Vec<String>,
 
@@ -60,7 +60,10 @@ const ACTIVITY: Duration = Duration::from_secs(600);
 
 pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<()> {
     let history = app.history()?;
-    let unanswered = || format!("ClickHouse at {} does not tell", app.config.clickhouse.url);
+    let unanswered = || {
+        let url = &app.config.clickhouse.url;
+        format!("failed to query ClickHouse at {url}")
+    };
     let since = arguments.since.map(HumanDuration::get);
     if let Some(url) = &arguments.object {
         let versions = history.object(url).await.with_context(unanswered)?;
@@ -98,15 +101,15 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     arguments.output.show(&overview)?;
     let is_answered = |process: &Process| matches!(process.status, Part::Known(_));
     anyhow::ensure!(
-        // That no worker runs here is worth a line, and no failure.
+        // That no worker runs here is reported, but is not a failure.
         overview.is_whole()
             && (arguments.workers.is_empty() || overview.processes.iter().all(is_answered)),
-        "not everything could be asked: see above"
+        "some sources could not be queried; see above"
     );
     Ok(())
 }
 
-/// What was asked, or why there is no answer.
+/// The answer to a query, or why there is none.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Part<T> {
@@ -145,7 +148,7 @@ struct Overview {
     open_batches: Part<OpenBatches>,
 }
 
-/// A worker, asked itself.
+/// A worker, as its admin listener reports it.
 #[derive(Serialize)]
 struct Process {
     address: String,
@@ -158,17 +161,17 @@ async fn processes(config: &Config, named: &[String]) -> Vec<Process> {
     } else {
         named.to_vec()
     };
-    let asked = addresses.into_iter().map(async |address| Process {
+    let processes = addresses.into_iter().map(async |address| Process {
         status: part(status_of(&address).await),
         address,
     });
-    join_all(asked).await
+    join_all(processes).await
 }
 
 async fn status_of(address: &str) -> anyhow::Result<WorkerStatus> {
     let (status, body) = worker::get(address, "/status.json").await?;
-    anyhow::ensure!(status.is_success(), "it answers {status}");
-    serde_json::from_slice(&body).context("it answers something else")
+    anyhow::ensure!(status.is_success(), "the response has status {status}");
+    serde_json::from_slice(&body).context("the response is not the status of a worker")
 }
 
 #[derive(Serialize)]
@@ -237,7 +240,7 @@ impl fmt::Display for Overview {
         self.open_batches.fmt(f, |open, f| {
             write!(f, "{} with {} objects", open.batches, open.objects)?;
             if open.batches > 0 {
-                write!(f, ", the oldest for {}", seconds(open.oldest_seconds))?;
+                write!(f, ", the oldest open for {}", seconds(open.oldest_seconds))?;
             }
             writeln!(f)
         })?;
@@ -290,25 +293,26 @@ fn show_worker(worker: &WorkerStatus, f: &mut fmt::Formatter<'_>) -> fmt::Result
     } = &worker.holdings;
     writeln!(
         f,
-        "  holds       {messages} messages, the oldest for {oldest_seconds:.1} s; \
-         {objects_waiting} objects wait for their window, {batches_in_flight} batches being loaded"
+        "  in flight   {messages} messages, the oldest for {oldest_seconds:.1} s; \
+         {objects_waiting} objects waiting for their window, {batches_in_flight} batches being \
+         loaded"
     )?;
-    let of_late = |what: &str, summary: &Option<Summary>| match summary {
-        None => format!("  {what}none of late\n"),
+    let recent = |what: &str, summary: &Option<Summary>| match summary {
+        None => format!("  {what}no recent samples\n"),
         Some(Summary {
             count,
             p50,
             p99,
             max,
         }) => format!(
-            "  {what}median {p50:.1} s, p99 {p99:.1} s, longest {max:.1} s ({count} of late)\n"
+            "  {what}median {p50:.1} s, p99 {p99:.1} s, longest {max:.1} s ({count} recent)\n"
         ),
     };
     write!(
         f,
         "{}{}",
-        of_late("lag         ", lag),
-        of_late("in queue    ", queue_age)
+        recent("lag         ", lag),
+        recent("in queue    ", queue_age)
     )
 }
 
@@ -316,7 +320,7 @@ fn seconds(seconds: u64) -> String {
     humantime::format_duration(Duration::from_secs(seconds)).to_string()
 }
 
-#[expect(clippy::cast_precision_loss, reason = "for people")]
+#[expect(clippy::cast_precision_loss, reason = "rounded for display")]
 fn per_second(count: u64, seconds: u64) -> String {
     format!("{:.1}", count as f64 / seconds.max(1) as f64)
 }
@@ -327,7 +331,7 @@ struct Failed(Vec<FailedObject>);
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
-            return writeln!(f, "no object has failed and not been loaded since");
+            return writeln!(f, "no failed objects");
         }
         let rows = self.0.iter().map(|failed| {
             vec![
@@ -355,8 +359,8 @@ impl fmt::Display for Story {
         if self.versions.is_empty() {
             return writeln!(
                 f,
-                "\nnever met: not announced, still in the queue or in a batch's window, or no \
-                 longer on record"
+                "\nno record: not announced, still in the queue or in a batch's window, or no \
+                 longer recorded"
             );
         }
         for version in &self.versions {
@@ -381,7 +385,7 @@ impl fmt::Display for ObjectStory {
             let worker = shown(&batch.worker);
             write!(
                 f,
-                "  sealed {} by {worker}, batch {id}: {state}",
+                "  claimed {} by {worker}, batch {id}: {state}",
                 batch.sealed_at
             )?;
             if !batch.ended_at.is_empty() {

@@ -1,15 +1,17 @@
-//! Being told to stop.
+//! Stops on signals.
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-/// The first SIGTERM or Ctrl-C cancels the token, the second ends the process.
+/// Returns a token that the first SIGTERM or Ctrl-C cancels. A second one ends the process.
 pub(super) fn stop_on_signals() -> anyhow::Result<CancellationToken> {
     let stop = CancellationToken::new();
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
+    let mut terminate =
+        signal(SignalKind::terminate()).context("failed to handle the signal SIGTERM")?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).context("failed to handle the signal SIGINT")?;
     let stopping = stop.clone();
     tokio::spawn(async move {
         for _ in 0..2 {
@@ -18,7 +20,7 @@ pub(super) fn stop_on_signals() -> anyhow::Result<CancellationToken> {
                 _ = interrupt.recv() => {}
             }
             if stopping.is_cancelled() {
-                warn!("second signal: exiting at once; what is in flight is recovered later");
+                warn!("second signal; exiting at once: batches in flight are recovered later");
                 std::process::exit(130);
             }
             stopping.cancel();

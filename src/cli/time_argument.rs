@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use crate::config::HumanDuration;
 
-/// So long ago, a day or a time, both in UTC.
+/// Parses a day or a time in UTC, or a duration before now.
 pub(super) fn parse_time_arg(text: &str) -> Result<SystemTime, String> {
     let midnight = format!("{text}T00:00:00Z");
     if let Ok(time) =
@@ -25,9 +25,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_moment_is_a_time_or_so_long_ago() {
-        let told = parse_time_arg("1970-01-01T01:00:00Z").unwrap();
-        assert_eq!(told, SystemTime::UNIX_EPOCH + Duration::from_secs(3600));
+    fn a_time_is_absolute_or_a_duration_before_now() {
+        let time = parse_time_arg("1970-01-01T01:00:00Z").unwrap();
+        assert_eq!(time, SystemTime::UNIX_EPOCH + Duration::from_secs(3600));
         let day = parse_time_arg("1970-01-02").unwrap();
         assert_eq!(day, SystemTime::UNIX_EPOCH + Duration::from_secs(86_400));
         let earlier = parse_time_arg("2h").unwrap();

@@ -7,9 +7,10 @@ use crate::statements::ddl::REPLAYED;
 
 /// What to do about such a set-up.
 pub(super) const ADVICE: &str = "use plain tables on one server and a `clickhouse.url` that leads \
-                                 to it alone, or set `clickhouse.unproven: accept` to take the risk";
+                                 only to it, or set `clickhouse.unproven: accept` to accept the \
+                                 risk";
 
-/// Asks which servers and tables there are.
+/// Determines which servers and tables there are.
 pub(super) struct Topology {
     access: Access,
     warehouse: Warehouse,
@@ -17,28 +18,28 @@ pub(super) struct Topology {
     tables: Vec<String>,
 }
 
-/// What was found, in words.
+/// A property of the set-up that is not proven, in words.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Finding(String);
 
 impl Finding {
-    /// What can happen on such a set-up.
+    /// Returns the finding, and what can happen on such a set-up.
     pub(super) fn risk(&self) -> String {
         format!(
-            "{}; loading each object once is proven with plain tables on one server only, and here \
+            "{}; loading each object once is proven only with plain tables on one server, and here \
              rows can be loaded twice",
             self.0
         )
     }
 
-    /// The same, and what to do.
+    /// Returns the risk, and what to do.
     pub(super) fn refusal(&self) -> String {
         format!("{}; {ADVICE}", self.risk())
     }
 }
 
 impl Topology {
-    /// Of these tables, and of the list of replayed lines.
+    /// Creates a check of these tables and of `replayed_lines`.
     pub(super) fn new(
         access: Access,
         warehouse: Warehouse,
@@ -54,15 +55,15 @@ impl Topology {
         }
     }
 
-    /// What the configuration alone says.
+    /// Returns what the configuration alone shows, without queries.
     pub(super) fn configured(&self) -> Option<Finding> {
         (self.engine == TableEngine::Replicated).then(|| {
-            let found = "`clickhouse.engine` is replicated: `sluice migrate` makes such tables";
+            let found = "`clickhouse.engine` is replicated: `sluice migrate` creates such tables";
             Finding(found.to_owned())
         })
     }
 
-    /// What is unproven, if anything is.
+    /// Returns what is unproven, if anything is.
     pub(super) async fn unproven(&self) -> Result<Option<Finding>, WarehouseError> {
         match self.replication().await? {
             None => self.servers().await,
@@ -70,8 +71,8 @@ impl Topology {
         }
     }
 
-    /// Whether anything is replicated: by configuration, by ClickHouse Cloud, by its database or
-    /// by a table.
+    /// Returns what is replicated, if anything is: by configuration, by ClickHouse Cloud, by the
+    /// database or by a table.
     pub(super) async fn replication(&self) -> Result<Option<Finding>, WarehouseError> {
         if let Some(found) = self.configured() {
             return Ok(Some(found));
@@ -87,13 +88,13 @@ impl Topology {
         }
         let is_cloud = self.warehouse.is_cloud().await?;
         Ok(is_cloud.then(|| {
-            let found = "the server is one of ClickHouse Cloud (`cloud_mode`), where every table \
+            let found = "the server belongs to ClickHouse Cloud (`cloud_mode`), where every table \
                          is replicated";
             Finding(found.to_owned())
         }))
     }
 
-    /// Whether more than one server answers.
+    /// Returns a finding if more than one server answers.
     pub(super) async fn servers(&self) -> Result<Option<Finding>, WarehouseError> {
         let servers = servers(&self.access).await?;
         let mut servers = servers.iter();

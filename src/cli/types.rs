@@ -24,15 +24,15 @@ use crate::statements::select::{Lines, Target, TimeRange};
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// The declared event types and their tables
+    /// List the declared event types and their tables
     List {
         #[command(flatten)]
         output: Output,
     },
-    /// What would become of the lines of a file or an object; nothing is written
+    /// Show the rows that the lines of a file or an object would become, and write nothing
     ///
-    /// ClickHouse runs the same SELECTs as when it loads: which line would go where, with which
-    /// values in which columns, and why a line would be rejected.
+    /// ClickHouse runs the same SELECTs as for a load: they show the table of each line, the values
+    /// of its columns, and why a line would be rejected.
     Preview(Preview),
 }
 
@@ -41,12 +41,12 @@ pub(super) struct Preview {
     /// A file with lines of JSON, plain or gzip, or an object such as s3://bucket/key
     source: String,
 
-    /// Look at so many lines
+    /// Read at most COUNT lines
     #[arg(long, value_name = "COUNT", default_value_t = 20,
           value_parser = clap::value_parser!(u64).range(1..=10_000))]
     lines: u64,
 
-    /// The key under which the file would be uploaded, for event types that are routed by keys
+    /// Key under which the file would be uploaded, for event types that are routed by keys
     #[arg(long, value_name = "KEY", default_value = "")]
     key: String,
 
@@ -66,7 +66,7 @@ pub(super) async fn run(app: &App<'_>, command: &Command) -> anyhow::Result<()> 
             let times = app.time_limits().of(BatchId::new(&app.env));
             let previewed = previewed(&app.warehouse()?, &catalog, &from, times).await;
             let previewed =
-                previewed.with_context(|| format!("{} cannot be previewed", preview.source))?;
+                previewed.with_context(|| format!("failed to preview {}", preview.source))?;
             preview.output.show(&previewed)
         }
     }
@@ -81,7 +81,7 @@ struct Listed {
     table: String,
     columns: usize,
     order_by: Vec<String>,
-    /// Whether it is looked for in some objects only.
+    /// Whether it is looked for in only some objects.
     routed: bool,
 }
 
@@ -114,7 +114,7 @@ impl fmt::Display for List {
     }
 }
 
-/// A table expression with the columns that [`Lines::of_objects`] expects.
+/// Returns a table expression with the columns that [`Lines::of_objects`] expects.
 async fn from_object(
     app: &App<'_>,
     catalog: &Catalog,
@@ -139,7 +139,7 @@ fn from_file(preview: &Preview) -> anyhow::Result<String> {
     let open = || std::fs::File::open(&path);
     let mut file = open().with_context(|| {
         format!(
-            "{} cannot be read; an object is named s3://bucket/key",
+            "failed to read {}; an object is named s3://bucket/key",
             path.display()
         )
     })?;
@@ -155,21 +155,21 @@ fn from_file(preview: &Preview) -> anyhow::Result<String> {
         Compression::None => Box::new(open()?),
         _ => {
             anyhow::bail!(
-                "{} is compressed: decompress it first, or name the object",
+                "{} is compressed; decompress it first, or name the object",
                 path.display()
             )
         }
     };
     let mut text = Vec::new();
-    let mut content = BufReader::new(content.take(MOST_BYTES + 1));
+    let mut content = BufReader::new(content.take(MAX_BYTES + 1));
     for _ in 0..preview.lines {
         if content.read_until(b'\n', &mut text)? == 0 {
             break;
         }
     }
     ensure!(
-        text.len() as u64 <= MOST_BYTES,
-        "the lines are longer than {MOST_BYTES} bytes together; ask for fewer with --lines"
+        text.len() as u64 <= MAX_BYTES,
+        "the lines are longer than {MAX_BYTES} bytes together; lower --lines"
     );
     let path = sql::string(&format!("file/{}", preview.key));
     Ok(format!(
@@ -179,8 +179,8 @@ fn from_file(preview: &Preview) -> anyhow::Result<String> {
     ))
 }
 
-/// They go to ClickHouse as part of the statement.
-const MOST_BYTES: u64 = 8 << 20;
+/// The largest total size of the lines, which are sent as part of the statement.
+const MAX_BYTES: u64 = 8 << 20;
 
 type Row = Map<String, Value>;
 
@@ -240,13 +240,15 @@ async fn empty_columns(
     let defaults: Vec<Row> = warehouse
         .rows(&format!("SELECT {}", defaults.join(", ")))
         .await?;
-    let defaults = defaults.first().context("there are no defaults")?;
+    let defaults = defaults
+        .first()
+        .context("ClickHouse returned no defaults")?;
     let names = columns.into_iter().map(|column| column.name.clone());
     let is_empty = |name: &String| rows.iter().all(|row| row.get(name) == defaults.get(name));
     Ok(names.filter(is_empty).collect())
 }
 
-/// Of a preview these say nothing.
+/// Columns that have no meaning in a preview.
 const LINEAGE: &[&str] = &["source_path", "source_etag", "batch_id"];
 
 impl fmt::Display for Previewed {
@@ -274,7 +276,7 @@ impl fmt::Display for Previewed {
     }
 }
 
-/// What a column holds where a statement says nothing of it.
+/// Returns whether this is the value of a column that a statement does not mention.
 fn is_nothing(value: &Value) -> bool {
     match value {
         Value::Null => true,

@@ -1,4 +1,4 @@
-//! Asking a worker by its admin listener.
+//! Requests to the admin listener of a worker.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -12,12 +12,12 @@ use hyper_util::rt::TokioExecutor;
 
 use crate::config::Config;
 
-/// A worker that is well answers at once.
-const PATIENCE: Duration = Duration::from_secs(5);
-const MOST_BYTES: usize = 1 << 20;
+/// A healthy worker answers at once.
+const TIMEOUT: Duration = Duration::from_secs(5);
+const MAX_BYTES: usize = 1 << 20;
 
-/// Where a worker of this configuration listens, on this machine. On port 0 it is wherever there
-/// was room.
+/// Returns where a worker of this configuration listens on this machine; `None` with port 0, which
+/// takes any free one.
 pub(super) fn address_here(config: &Config) -> Option<String> {
     let mut listen = config.admin.listen;
     if listen.ip().is_unspecified() {
@@ -27,21 +27,21 @@ pub(super) fn address_here(config: &Config) -> Option<String> {
 }
 
 pub(super) async fn get(address: &str, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
-    // Under no name of its own: it need not know by which one it was found.
+    // A name that every worker answers to: it may not know the one under which it was found.
     let request = Request::get(format!("http://{address}{path}"))
         .header(HOST, "localhost")
         .body(Body::empty())
-        .with_context(|| format!("{address} is no HOST:PORT"))?;
+        .with_context(|| format!("{address} is not a valid HOST:PORT"))?;
     let client = Client::builder(TokioExecutor::new()).build_http::<Body>();
     let answer = async {
         let response = client.request(request).await?;
         let status = response.status();
-        let body = to_bytes(Body::new(response.into_body()), MOST_BYTES).await?;
+        let body = to_bytes(Body::new(response.into_body()), MAX_BYTES).await?;
         anyhow::Ok((status, body))
     };
-    let answer = tokio::time::timeout(PATIENCE, answer).await;
+    let answer = tokio::time::timeout(TIMEOUT, answer).await;
     answer
-        .context("no answer in time")
+        .context("timed out")
         .flatten()
         .with_context(|| format!("the worker at {address} does not answer"))
 }

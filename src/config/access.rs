@@ -1,4 +1,4 @@
-//! With which rights ClickHouse reads the objects.
+//! The credentials with which ClickHouse reads the objects.
 
 use std::path::PathBuf;
 
@@ -10,42 +10,43 @@ use super::problems::{Findings, Problem};
 use super::secret::{Secret, SecretSource};
 use crate::statements::s3_source::S3Access;
 
-/// With which rights ClickHouse reads the objects, as configured: a secret can still be in a file.
-/// [`S3Access`] is the same with the secret itself.
+/// The credentials with which ClickHouse reads the objects, as configured: a secret can still be in
+/// a file. [`S3Access`] is the same with the secret itself.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 #[schemars(inline)]
 pub enum S3AccessConfig {
-    /// The server's own: its `s3` configuration, or its instance's role.
+    /// The server's own credentials: its `s3` configuration, or its instance's
+    /// role.
     Server,
     /// A named collection, so that no key appears in a statement.
     NamedCollection {
-        /// The named collection on the ClickHouse server. `{bucket}` in it stands
-        /// for the bucket, where several buckets need different rights.
+        /// The named collection on the ClickHouse server. `{bucket}` in it is
+        /// replaced by the bucket's name, if buckets need different rights.
         name: String,
     },
     /// An access key that Sluice puts into its statements. ClickHouse hides it
-    /// in its logs, except in those of a statement with an error of syntax.
+    /// in its logs, except for statements with a syntax error.
     Keys {
         /// The id of the access key.
         access_key_id: String,
-        /// The secret of the access key: this, or `secret_access_key_file`. Give
-        /// it in the environment rather than here.
+        /// The secret of the access key; set this or `secret_access_key_file`.
+        /// Set it in the environment rather than in the file.
         #[serde(skip_serializing_if = "Secret::is_empty")]
         secret_access_key: Secret,
-        /// A file that holds the secret of the access key, such as a mounted
-        /// secret. It is read at start.
+        /// A file with the secret of the access key, such as a mounted secret. It
+        /// is read at startup.
         #[serde(skip_serializing_if = "Option::is_none")]
         secret_access_key_file: Option<PathBuf>,
     },
     /// A role that ClickHouse assumes (`extra_credentials`), as on ClickHouse
     /// Cloud.
     Role {
-        /// The ARN of the role that ClickHouse assumes. `{bucket}` in it stands
-        /// for the bucket.
+        /// The ARN of the role that ClickHouse assumes. `{bucket}` in it is
+        /// replaced by the bucket's name.
         role_arn: String,
     },
-    /// No credentials: for public buckets.
+    /// No credentials, for public buckets.
     Anonymous,
 }
 
@@ -54,7 +55,7 @@ impl S3AccessConfig {
     ///
     /// # Errors
     ///
-    /// The field of the secret, and why the secret cannot be read.
+    /// Returns the field of the secret, and why the secret cannot be read.
     pub fn resolve(&self) -> Result<S3Access, String> {
         Ok(match self.clone() {
             Self::Server => S3Access::Server,
@@ -78,8 +79,8 @@ impl S3AccessConfig {
     }
 }
 
-/// The same as it was written. Every field is optional here, so that each that
-/// is missing or does not fit is a problem of its own with its own path.
+/// The same as written in the configuration. Every field is optional, so that
+/// each one that is missing or does not fit is reported with its own path.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawAccess {
@@ -112,13 +113,14 @@ const FIELDS: [(&str, Kind); 5] = [
     ("role_arn", Kind::Role),
 ];
 
-/// The access that `raw` means, or none when something is wrong with it.
+/// Returns the access that `raw` describes, or `None` if something is wrong with
+/// it.
 pub(super) fn check_access(
     raw: RawAccess,
     origins: &Origins,
     findings: &mut Findings,
 ) -> Option<S3AccessConfig> {
-    // Without a good kind nothing can be said of the other fields.
+    // Without a valid kind, the other fields cannot be checked.
     if !findings.is_good(&format!("{PATH}.kind")) {
         return None;
     }
@@ -141,7 +143,7 @@ pub(super) fn check_access(
 }
 
 impl RawAccess {
-    /// Whether a field is empty; none where it is not given.
+    /// Returns whether a field is empty, or `None` if it is not set.
     fn is_empty(&self, field: &str) -> Option<bool> {
         match field {
             "name" => self.name.as_ref().map(String::is_empty),
@@ -155,7 +157,8 @@ impl RawAccess {
         }
     }
 
-    /// The secret can come from a file instead.
+    /// Returns whether a field is required. The secret can come from a file
+    /// instead.
     fn needs(&self, field: &str) -> bool {
         match field {
             "secret_access_key" => self.secret_access_key_file.is_none(),
@@ -175,21 +178,20 @@ fn check_presence(
     let path = format!("{PATH}.{field}");
     let kind = kind_name(raw.kind);
     let problem = match raw.is_empty(field) {
-        // A value that could not be read was reset to none, and is on record.
+        // A value that could not be read was reset to `None`, and is reported
+        // already.
         None if of == raw.kind && raw.needs(field) && findings.is_good(&path) => {
             let variable = super::layers::variable_name(&path);
-            Problem::new(
-                &path,
-                format!("kind `{kind}` needs it, and it is not given"),
+            Problem::new(&path, format!("kind `{kind}` needs it, but it is not set")).advice(
+                format!(
+                    "set it in the file of --config or as {variable}, or choose another {PATH}.kind"
+                ),
             )
-            .advice(format!(
-                "set it in the file of --config or as {variable}, or choose another {PATH}.kind"
-            ))
         }
         Some(_) if of != raw.kind => {
             let belongs = kind_name(of);
             Problem::new(&path, format!("does not fit kind `{kind}`")).advice(format!(
-                "remove it, or set {PATH}.kind to `{belongs}`, which is the kind that has it"
+                "remove it, or set {PATH}.kind to `{belongs}`, which has this field"
             ))
         }
         Some(true) => Problem::new(&path, "is empty").advice("give a value"),

@@ -1,4 +1,4 @@
-//! Ranges, and relations between fields.
+//! Checks ranges, and relations between fields.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -30,8 +30,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// The longest visibility timeout that SQS allows.
 const MAX_VISIBILITY: Duration = Duration::from_secs(12 * 3_600);
 
-/// The configuration that `raw` means, or none when no S3 access can be made of
-/// it. What is wrong is in `findings`.
+/// Returns the configuration that `raw` describes, or `None` if it has no valid
+/// S3 access. Problems are added to `findings`.
 pub(super) fn check(
     raw: RawConfig,
     origins: &Origins,
@@ -207,7 +207,8 @@ fn check_clickhouse_url(clickhouse: &ClickHouseConfig, checks: &mut Checks) {
     let Some(url) = checks.http_url(PATH, &clickhouse.url, form, use_fields) else {
         return;
     };
-    // ClickHouse takes user, password and settings there, all of which are ours.
+    // ClickHouse accepts user, password and settings there, all of which Sluice
+    // sets itself.
     if url.query().is_some() || url.fragment().is_some() {
         let advice = "remove what follows `?` or `#`; user, password and database have fields";
         checks.fail(PATH, "has a query or fragment", advice);
@@ -222,7 +223,7 @@ fn check_clickhouse_url(clickhouse: &ClickHouseConfig, checks: &mut Checks) {
     }
 }
 
-/// A URL to which paths are added.
+/// Checks a URL to which paths are added.
 fn check_endpoint(path: &str, endpoint: &str, form: &str, no_user: &str, checks: &mut Checks) {
     let Some(url) = checks.http_url(path, endpoint, form, no_user) else {
         return;
@@ -234,7 +235,7 @@ fn check_endpoint(path: &str, endpoint: &str, form: &str, no_user: &str, checks:
 
 fn check_access_values(access: &S3AccessConfig, checks: &mut Checks) {
     match access {
-        // An empty value is on record already.
+        // An empty value is reported already.
         S3AccessConfig::NamedCollection { name } if !name.is_empty() => {
             checks.name("s3.clickhouse_access.name", name);
         }
@@ -333,14 +334,14 @@ fn check_log(log: &LogConfig, checks: &mut Checks) {
         checks.fail(PATH, "is empty", form);
         return;
     }
-    // To the filter a lone word that is no level is a target: `inof` would
-    // silence everything but the module of that name.
+    // The filter takes a single word that is not a level as a target: `inof`
+    // would silence everything but the module of that name.
     for directive in log.level.split(',').map(str::trim) {
         let word = directive
             .chars()
             .all(|c| c.is_alphanumeric() || "_-".contains(c));
         if directive.starts_with("clickhouse") {
-            let advice = "remove it; what the client is answered is in Sluice's own messages";
+            let advice = "remove it; Sluice's own messages contain the errors of ClickHouse";
             let message = format!("`{directive}` would log statements with their secrets");
             checks.fail(PATH, message, advice);
             return;
@@ -366,8 +367,8 @@ fn check_relations(queue: &QueueConfig, batch: &BatchConfig, checks: &mut Checks
     }
 }
 
-/// The checks that several fields share. Each looks only at values that are
-/// not known to be wrong already.
+/// The checks that several fields share. Each skips values that are already
+/// known to be wrong.
 struct Checks<'a> {
     origins: &'a Origins,
     fields: &'a Fields,
@@ -386,7 +387,7 @@ impl Checks<'_> {
         paths.iter().all(|path| self.findings.is_good(path))
     }
 
-    /// A whole number must be in the range that the schema states.
+    /// Checks that a whole number is in the range of the schema.
     fn integer(&mut self, path: &str, value: u64) {
         let Some((field, (min, max))) = self
             .fields
@@ -427,22 +428,23 @@ impl Checks<'_> {
         }
     }
 
-    /// Nothing that Sluice waits for takes no time, or more than a day.
+    /// Checks that a wait takes some time, and at most a day.
     fn positive(&mut self, path: &str, value: HumanDuration) {
         self.duration(path, value, Duration::from_millis(1)..=DAY);
     }
 
-    /// SQS counts in seconds, and would get less than was asked for.
+    /// Checks for whole seconds: SQS counts in seconds, and the rest would be
+    /// cut off.
     fn whole_seconds(&mut self, path: &str, value: HumanDuration) {
         if value.get().subsec_nanos() != 0 && self.are_good(&[path]) {
             let message = format!("`{value}` is not a whole number of seconds");
-            self.fail(path, message, "SQS counts in seconds, round it");
+            self.fail(path, message, "SQS counts in seconds; round it");
         }
     }
 
     fn ordered(&mut self, min: (&str, HumanDuration), max: (&str, HumanDuration)) {
         if self.are_good(&[min.0, max.0]) && min.1 > max.1 {
-            // At the value that somebody gave, if the other is a default.
+            // Reported at the value that is set, if the other is a default.
             let at = if self.origins.of(min.0).is_some() {
                 min.0
             } else {
@@ -453,13 +455,13 @@ impl Checks<'_> {
         }
     }
 
-    /// A name that goes into a statement or header, where it is quoted.
+    /// Checks a name that is quoted in a statement or header.
     fn name(&mut self, path: &str, value: &str) {
         if value.trim().is_empty() {
             self.fail(
                 path,
                 "is empty",
-                "give a name, or remove the field to have the default",
+                "give a name, or remove the field to use the default",
             );
         } else if value.chars().any(char::is_control) {
             self.fail(
@@ -470,13 +472,13 @@ impl Checks<'_> {
         }
     }
 
-    /// A secret is given by itself or in a file, and not both. One that was made
-    /// with `echo` ends with a line break, and is refused far away as a wrong
-    /// password.
+    /// Checks a secret, which is set by value or by file, but not both. One that
+    /// was written with `echo` ends with a line break, and would be rejected
+    /// later as a wrong password.
     fn secret(&mut self, path: &str, given: &Secret, file: Option<&PathBuf>) {
         let file_path = format!("{path}_file");
         if file.is_some() && !given.is_empty() {
-            let message = format!("{path} is given too");
+            let message = format!("{path} is set too");
             self.fail(&file_path, message, "remove one of the two");
             return;
         }
@@ -487,8 +489,8 @@ impl Checks<'_> {
         }
     }
 
-    /// An http or https URL without userinfo. The messages do not quote it, for
-    /// it may hold a password.
+    /// Parses an http or https URL without userinfo. The messages do not quote
+    /// it, since it may contain a password.
     fn http_url(&mut self, path: &str, value: &str, form: &str, no_user: &str) -> Option<Url> {
         let url = match Url::parse(value) {
             Ok(url) => url,

@@ -1,4 +1,4 @@
-//! Which fields there are, according to the JSON schema of `Config`.
+//! The fields of the configuration, according to the JSON schema of `Config`.
 
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
@@ -7,8 +7,8 @@ use super::layers::default_tree;
 use super::problems::Problem;
 use super::types::Config;
 
-/// The JSON schema of a configuration file (draft 2020-12), with descriptions
-/// and defaults. No field is required: each layer may give any part.
+/// Returns the JSON schema of a configuration file (draft 2020-12), with
+/// descriptions and defaults. No field is required: each layer may set any part.
 pub fn json_schema() -> Value {
     let mut settings = SchemaSettings::draft2020_12();
     settings.inline_subschemas = true;
@@ -21,8 +21,8 @@ pub fn json_schema() -> Value {
     schema
 }
 
-/// Adds defaults, takes away what makes fields required, and joins the lines
-/// that only the width of the source has broken.
+/// Adds defaults, makes all fields optional, and joins lines that are broken
+/// only because of the width of the source.
 fn complete(schema: &mut Value, defaults: &Value) {
     let Some(object) = schema.as_object_mut() else {
         return;
@@ -47,13 +47,13 @@ fn complete(schema: &mut Value, defaults: &Value) {
     if let Some(Value::Array(variants)) = object.get_mut("oneOf") {
         for variant in variants {
             complete(variant, &Value::Null);
-            // The kind tells the variants apart.
+            // The kind distinguishes the variants.
             variant["required"] = Value::from(vec!["kind"]);
         }
     }
 }
 
-/// What a dotted path leads to.
+/// What a dotted path refers to.
 pub(super) enum Node<'a> {
     Section,
     Field(&'a Field),
@@ -71,12 +71,12 @@ pub(super) struct Field {
     pub(super) secret: bool,
     pub(super) range: Option<(u64, u64)>,
     pub(super) is_list: bool,
-    /// The kinds that have the field, where only some do.
+    /// The kinds that have the field; empty if it does not depend on a kind.
     pub(super) kinds: Vec<String>,
 }
 
 impl Field {
-    /// What a value of the field must look like.
+    /// Returns what a value of the field must look like.
     pub(super) fn advice(&self) -> String {
         match self.default.as_ref().map(plain) {
             Some(default) if !default.is_empty() => {
@@ -87,7 +87,7 @@ impl Field {
     }
 }
 
-/// A JSON scalar without the quotes of a string.
+/// Returns a JSON scalar as text, a string without its quotes.
 pub(super) fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -132,7 +132,7 @@ impl Fields {
         }
     }
 
-    /// The tag, then the fields of each variant.
+    /// Collects the tag, then the fields of each variant.
     fn collect_variants(&mut self, prefix: &str, variants: &[Value]) {
         let kind_of = |variant: &Value| plain(&variant["properties"]["kind"]["const"]);
         let kinds: Vec<String> = variants.iter().map(kind_of).collect();
@@ -211,8 +211,8 @@ impl Fields {
         keys.join(", ")
     }
 
-    /// The known path that was likely meant: one that differs by little, or one
-    /// that ends in the same key.
+    /// Returns the known path that was likely meant: one that differs by little,
+    /// or the only one that ends in the same key.
     fn closest(&self, path: &str) -> Option<&str> {
         let lower = path.to_lowercase().replace('-', "_");
         let paths = self.fields.iter().map(|field| field.path.as_str());
@@ -221,7 +221,7 @@ impl Fields {
             .collect();
         let distance = |known: &&str| strsim::damerau_levenshtein(&lower, known);
         let nearest = known.iter().copied().min_by_key(distance)?;
-        // A third of a short word changed is another word.
+        // A word that differs by more than a third is another word.
         if distance(&nearest) <= (lower.len() / 3).clamp(1, 3) {
             return Some(nearest);
         }

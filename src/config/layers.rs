@@ -1,4 +1,5 @@
-//! The layers: each value with its origin, the later layer's winning.
+//! The layers: reads each value with its origin, and merges them. Later layers
+//! win.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -14,24 +15,24 @@ use super::problems::{Findings, Problem};
 
 const DEFAULTS: &str = include_str!("../../config/default.yaml");
 
-/// What environment variables of Sluice's configuration begin with.
+/// The prefix of the environment variables of Sluice's configuration.
 const ENV_PREFIX: &str = "SLUICE__";
 
-/// Where a configuration comes from. It has no `Debug`, since it may hold
+/// Where a configuration comes from. It has no `Debug`, since it may contain
 /// secrets.
 #[derive(Clone, Default)]
 pub struct Sources {
     /// The file of `--config`.
     pub file: Option<PathBuf>,
-    /// The environment; variables that are not Sluice's are passed over.
+    /// The environment; variables that are not Sluice's are ignored.
     pub env: Vec<(String, String)>,
-    /// Dotted paths and their values, the last one of a path winning.
+    /// Dotted paths and their values; the last value of a path wins.
     pub flags: Vec<(String, String)>,
 }
 
-/// The environment of this process, for [`Sources::env`]. Unlike
-/// `std::env::vars` it does not panic at a variable that is not Unicode; one of
-/// ours is reported.
+/// Returns the environment of this process, for [`Sources::env`]. Unlike
+/// `std::env::vars`, it does not panic on a variable that is not Unicode; one of
+/// Sluice's is reported.
 pub fn process_environment() -> Vec<(String, String)> {
     let lossy = |text: OsString| text.to_string_lossy().into_owned();
     env::vars_os()
@@ -55,12 +56,12 @@ impl Origins {
     }
 }
 
-/// The variable that sets the field at `path`.
+/// Returns the variable that sets the field at `path`.
 pub(super) fn variable_name(path: &str) -> String {
     format!("{ENV_PREFIX}{}", path.to_uppercase().replace('.', "__"))
 }
 
-/// The built-in defaults.
+/// Returns the built-in defaults.
 pub(super) fn default_tree() -> serde_json::Value {
     let merged = ConfigBuilder::<DefaultState>::default()
         .add_source(File::from_str(DEFAULTS, FileFormat::Yaml))
@@ -70,8 +71,8 @@ pub(super) fn default_tree() -> serde_json::Value {
     to_json(table_of(merged), "", &mut Origins::default())
 }
 
-/// Merges the layers. What does not belong there is reported and left out, so
-/// that the rest can still be looked at.
+/// Merges the layers. Keys that do not belong there are reported and left out,
+/// so that the rest can still be checked.
 pub(super) fn merge(sources: Sources, fields: &Fields, findings: &mut Findings) -> Merged {
     let mut builder = ConfigBuilder::<DefaultState>::default()
         .add_source(File::from_str(DEFAULTS, FileFormat::Yaml));
@@ -131,7 +132,7 @@ fn read_file(path: &Path) -> Result<Map<String, Value>, Problem> {
         Problem::new(&name, format!("cannot read the file: {error}"))
             .advice("give --config the path of a readable YAML file")
     })?;
-    // A file that is all comments is null to the parser, and empty to people.
+    // The parser reads a file of comments alone as null; it means no settings.
     if text.lines().all(is_blank) {
         return Ok(Map::new());
     }
@@ -148,8 +149,8 @@ fn is_blank(line: &str) -> bool {
     line.is_empty() || line.starts_with('#') || line == "---"
 }
 
-/// What the YAML parser says, without what may quote values: other errors are
-/// about a root that is no mapping, and print it.
+/// Returns the error of the YAML parser, unless it may quote values: other
+/// errors are about a root that is not a mapping, and print it.
 fn syntax(error: &ConfigError) -> String {
     match error {
         ConfigError::FileParse { cause, .. } if cause.is::<yaml_rust2::ScanError>() => {
@@ -159,7 +160,7 @@ fn syntax(error: &ConfigError) -> String {
     }
 }
 
-/// The part of a file's table that has known keys and the right shape.
+/// Returns the part of a file's table that has known keys and the right shape.
 fn known_only(
     table: Map<String, Value>,
     prefix: &str,
@@ -188,7 +189,7 @@ fn known_only(
             )),
             (Node::Field(field), ValueKind::Nil) if field.optional => Ok(None),
             (Node::Field(_), ValueKind::Nil) => Err(Problem::new(&path, "has no value")
-                .advice("give a value, or remove the key to have the default")),
+                .advice("give a value, or remove the key to use the default")),
             (Node::Field(_), kind) => Ok(Some(kind)),
         };
         match kept {
@@ -212,9 +213,9 @@ fn env_layers(env: &[(String, String)], fields: &Fields, findings: &mut Findings
         };
         let path = rest.to_lowercase().replace("__", ".");
         let origin = format!("environment variable {name}");
-        // Names differ in case only, so which one comes last means nothing.
+        // The names differ only in case, so their order means nothing.
         if let Some(other) = seen.insert(path.clone(), name) {
-            let problem = Problem::new(&path, format!("is also given by {other}"))
+            let problem = Problem::new(&path, format!("is also set by {other}"))
                 .origin(Some(&origin))
                 .advice("unset one of the two variables");
             findings.add(problem);
@@ -229,14 +230,14 @@ fn secret_flag(path: &str) -> Problem {
     let variable = variable_name(path);
     Problem::new(
         path,
-        "is a secret, and every user of a machine can see its command lines",
+        "is a secret, and every user of the machine can see its command lines",
     )
     .advice(format!(
-        "give it as {variable}, or in a file as {path}_file"
+        "set it as {variable}, or in a file named by {path}_file"
     ))
 }
 
-/// A layer of one field, for the sources that give text by path.
+/// Returns a layer of one field, for the sources that give text by path.
 fn single(
     path: &str,
     value: &str,
@@ -280,7 +281,7 @@ fn to_json(value: Value, path: &str, origins: &mut Origins) -> serde_json::Value
         ValueKind::U64(value) => value.into(),
         ValueKind::Float(value) => value.into(),
         ValueKind::String(value) => value.into(),
-        // No parser of ours makes these; as text they fail or pass by their digits.
+        // No parser here makes these; as text, they are checked by their digits.
         ValueKind::I128(value) => value.to_string().into(),
         ValueKind::U128(value) => value.to_string().into(),
         ValueKind::Array(values) => values

@@ -1,15 +1,15 @@
-//! Typed configuration: built-in defaults, below a file, below the environment,
-//! below flags.
+//! Typed configuration, in layers: built-in defaults, a file, the environment,
+//! flags. Later layers win.
 //!
-//! [`Config::load`] goes through these steps, and gathers every problem on its
-//! way before it fails:
+//! [`Config::load`] takes these steps, and collects every problem before it
+//! fails:
 //!
-//! - `layers`: find the values of each layer, refuse unknown keys, merge;
-//! - `raw`: from the merged tree to typed values, one field's error at a time;
-//! - `check`: ranges, and relations between fields.
+//! - `layers` reads the values of each layer, refuses unknown keys, and merges;
+//! - `raw` turns the merged tree into typed values, one field's error at a time;
+//! - `check` checks ranges, and relations between fields.
 //!
-//! The fields, with their documentation, are declared in `types` alone. The JSON
-//! schema is derived from there, and `fields` (what keys exist) and `reference`
+//! The fields, with their documentation, are declared only in `types`. The JSON
+//! schema is derived from there, and `fields` (which keys exist) and `reference`
 //! (docs/configuration.md) from the schema.
 
 mod access;
@@ -37,8 +37,11 @@ pub use types::{
 pub use units::{HumanDuration, HumanSize, Ratio};
 
 impl Config {
-    /// The configuration that the sources give together, or everything that is
-    /// wrong with it.
+    /// Loads the configuration that the sources give together.
+    ///
+    /// # Errors
+    ///
+    /// Returns everything that is wrong with it.
     pub fn load(sources: Sources) -> Result<Self, Problems> {
         let mut findings = problems::Findings::default();
         let fields = fields::Fields::new();

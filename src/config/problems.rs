@@ -1,9 +1,9 @@
-//! What is wrong with a configuration, all of it at once.
+//! The problems of a configuration, which are reported all at once.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
-/// One thing that is wrong, and what to do about it.
+/// One problem, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The dotted path of the field, or the file that could not be read.
@@ -81,7 +81,7 @@ impl fmt::Display for Problems {
     }
 }
 
-/// The problems met so far.
+/// The problems found so far.
 #[derive(Default)]
 pub(super) struct Findings {
     problems: Vec<Problem>,
@@ -94,13 +94,13 @@ impl Findings {
         self.problems.push(problem);
     }
 
-    /// Whether the value at `path` is one that somebody gave and that is good:
-    /// a value that was reset after an error must not cause more of them.
+    /// Returns whether no problem has been found at `path`. A value that was
+    /// reset after an error must not cause more of them.
     pub(super) fn is_good(&self, path: &str) -> bool {
         !self.paths.contains(path)
     }
 
-    /// `value`, unless something is wrong.
+    /// Returns `value`, or the problems if there are any.
     pub(super) fn into_result<T>(self, value: Option<T>) -> Result<T, Problems> {
         match value {
             Some(value) if self.problems.is_empty() => Ok(value),

@@ -1,4 +1,4 @@
-//! From the merged tree to typed values.
+//! Turns the merged tree into typed values.
 
 use std::collections::BTreeSet;
 
@@ -40,8 +40,9 @@ pub(super) struct RawS3 {
     pub(super) clickhouse_access: RawAccess,
 }
 
-/// Serde stops at its first error. So that all of them are reported, the value
-/// that it met is reset to its default, and the tree is read again.
+/// Reads the tree. Serde stops at its first error: so that all errors are
+/// reported, the value at fault is reset to its default, and the tree is read
+/// again.
 pub(super) fn decode(
     merged: &Merged,
     fields: &Fields,
@@ -63,8 +64,8 @@ pub(super) fn decode(
             problem = problem.advice(field.advice());
         }
         findings.add(problem.origin(merged.origins.of(&path)));
-        // The default fails as well only if Sluice itself is wrong; a test
-        // proves that it is not, and no mistake there may hang us.
+        // A default fails only if Sluice itself is wrong. A test shows that it
+        // is not; here, such a mistake must not loop forever.
         if !reset.insert(path.clone()) {
             return None;
         }

@@ -1,4 +1,4 @@
-//! The configuration shown: what is in effect, and what there is.
+//! The effective configuration as YAML, and the reference of all fields.
 
 use std::fmt::Write;
 
@@ -10,15 +10,16 @@ use super::fields::{Field, Fields, plain};
 use super::layers::variable_name;
 use super::types::Config;
 
-/// The configuration as YAML with its secrets redacted. Apart from those it
-/// loads again.
+/// Returns the configuration as YAML with its secrets redacted. Apart from
+/// those, it can be loaded again.
 pub fn effective_yaml(config: &Config) -> String {
     let tree = serde_json::to_value(config).expect("a configuration is plain data");
     let mut text = String::new();
     YamlEmitter::new(&mut text)
         .dump(&to_yaml(tree))
         .expect("writing to a string cannot fail");
-    // The emitter begins a document, which one that stands alone does not need.
+    // The emitter writes a document marker, which a single document does not
+    // need.
     let body = text.trim_start_matches("---\n").to_owned();
     body + "\n"
 }
@@ -47,14 +48,14 @@ const INTRODUCTION: &str = "\
 
 # Configuration
 
-Sluice runs on its built-in defaults once it knows its queue. Each layer changes what those before it say, field by field:
+Sluice needs only the URL of its queue; everything else has a default. Each layer overrides the ones before it, field by field:
 
 1. the defaults, [config/default.yaml](../config/default.yaml);
 2. the YAML file of `--config FILE`, or of the variable `SLUICE_CONFIG`;
-3. environment variables: `SLUICE__`, then the path of the field with `__` between its parts, in either case. `batch.window` is `SLUICE__BATCH__WINDOW`;
+3. environment variables: `SLUICE__`, then the path of the field with `__` between its parts, in upper or lower case. `batch.window` is `SLUICE__BATCH__WINDOW`;
 4. `--set PATH=VALUE`, such as `--set batch.window=5s`, any number of times.
 
-Nothing is guessed: an unknown key, a number without its unit or a value out of range stops Sluice, which then names everything that is wrong, where it came from and what to do. `sluice config show` prints the configuration in effect, without secrets; `sluice config schema` prints the JSON schema that editors can check files with. Examples are in [config/examples](../config/examples).
+Nothing is guessed: with an unknown key, a number without its unit or a value out of range, Sluice does not start, and reports every problem with its origin and what to do. `sluice config show` prints the effective configuration, without secrets; `sluice config schema` prints the JSON schema, with which editors can check files. Examples are in [config/examples](../config/examples).
 
 A list is a YAML list in a file. In the environment and with `--set` it is a JSON list, such as `[\"a\", \"b\"]`, or one string.
 
@@ -62,12 +63,12 @@ A duration has a unit (`500ms`, `10s`, `2m`, `1h30m`, `90d`), and so has a size 
 
 ## AWS
 
-Sluice's own requests to SQS take credentials, endpoint and, unless `s3.region` is set, the region from the usual AWS environment: `AWS_REGION`, `AWS_PROFILE`, `AWS_ACCESS_KEY_ID` with `AWS_SECRET_ACCESS_KEY`, web identity (EKS), container credentials (ECS) and instance profiles, in the SDK's order. `AWS_ENDPOINT_URL`, or `AWS_ENDPOINT_URL_SQS`, leads to another endpoint such as LocalStack.
+Sluice's own requests to SQS take credentials, endpoint and, unless `s3.region` is set, the region from the usual AWS environment: `AWS_REGION`, `AWS_PROFILE`, `AWS_ACCESS_KEY_ID` with `AWS_SECRET_ACCESS_KEY`, web identity (EKS), container credentials (ECS) and instance profiles, in the SDK's order. `AWS_ENDPOINT_URL`, or `AWS_ENDPOINT_URL_SQS`, sets another endpoint, such as that of LocalStack.
 
-ClickHouse reads the objects itself, with the rights of `s3.clickhouse_access` and from `s3.clickhouse_endpoint`: those are not Sluice's own.
+ClickHouse reads the objects itself, with the credentials of `s3.clickhouse_access` and from `s3.clickhouse_endpoint`: these are not Sluice's own.
 ";
 
-/// The text of docs/configuration.md.
+/// Returns the text of docs/configuration.md.
 pub fn reference_markdown() -> String {
     let fields = Fields::new();
     let mut page = INTRODUCTION.to_owned();
@@ -86,7 +87,7 @@ fn write_field(page: &mut String, field: &Field) -> std::fmt::Result {
     let path = &field.path;
     writeln!(page, "\n### `{path}`\n")?;
     writeln!(page, "{}\n", field.description)?;
-    // A paragraph: a list would run into one that the description ends with.
+    // A paragraph, since a list would join one at the end of the description.
     if !field.kinds.is_empty() {
         write!(page, "Only for kind `{}`. ", field.kinds.join("`, `"))?;
     }

@@ -1,20 +1,20 @@
-//! Where secrets are read.
+//! The sources of secrets.
 
 use std::fs;
 use std::path::PathBuf;
 
 pub use sluice_core::secret::Secret;
 
-/// Where a secret is.
+/// Where a secret comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretSource {
     Given(Secret),
-    /// Read anew each time: whoever replaces the secret replaces the file.
+    /// Read each time, so that a replaced secret takes effect.
     File(PathBuf),
 }
 
 impl SecretSource {
-    /// Of a secret and of a file that holds it, the one that is given.
+    /// Returns the file if there is one, and the value otherwise.
     pub fn of(given: &Secret, file: Option<&PathBuf>) -> Self {
         match file {
             Some(path) => Self::File(path.clone()),
@@ -22,7 +22,11 @@ impl SecretSource {
         }
     }
 
-    /// The secret as it is now, or what is wrong with it.
+    /// Reads the secret as it is now.
+    ///
+    /// # Errors
+    ///
+    /// Returns what is wrong with it, without quoting it.
     pub fn read(&self) -> Result<Secret, String> {
         let secret = match self {
             Self::Given(secret) => secret.clone(),

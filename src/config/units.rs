@@ -1,4 +1,4 @@
-//! Quantities as people write them: `1h30m`, `128MiB`.
+//! Human-readable quantities: `1h30m`, `128MiB`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -54,7 +54,7 @@ impl FromStr for HumanDuration {
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(number) = bare_number(text) {
             return Err(format!(
-                "`{number}` has no unit, write `{number}s` for seconds or `{number}ms` for milliseconds"
+                "`{number}` has no unit; write `{number}s` for seconds or `{number}ms` for milliseconds"
             ));
         }
         humantime::parse_duration(text).map(Self).map_err(|error| {
@@ -70,13 +70,13 @@ impl FromStr for HumanSize {
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(number) = bare_number(text) {
             return Err(format!(
-                "`{number}` has no unit, write `{number}MiB` for mebibytes or `{number}B` for bytes"
+                "`{number}` has no unit; write `{number}MiB` for mebibytes or `{number}B` for bytes"
             ));
         }
         match text.trim().parse::<bytesize::ByteSize>() {
             Ok(size) => Ok(Self(size.as_u64())),
             Err(_) => Err(format!(
-                "`{text}` is not a size, write a number and one of B, KB, MB, GB, KiB, MiB, GiB"
+                "`{text}` is not a size; write a number and one of B, KB, MB, GB, KiB, MiB, GiB"
             )),
         }
     }
@@ -105,8 +105,8 @@ impl From<Duration> for HumanDuration {
 }
 
 impl fmt::Display for HumanDuration {
-    /// Days are the largest unit: humantime's own formatting turns `90d` into
-    /// `2months 29days 3h`, which nobody wrote.
+    /// Writes days as the largest unit. humantime's own formatting would turn
+    /// `90d` into `2months 29days 3h`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_zero() {
             return f.write_str("0s");
@@ -132,7 +132,8 @@ impl fmt::Display for HumanDuration {
 }
 
 impl fmt::Display for HumanSize {
-    /// The largest unit that divides the size exactly, so that nothing is lost.
+    /// Writes the largest unit that divides the size exactly, so that nothing is
+    /// lost.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [(u64, &str); 8] = [
             (1 << 40, "TiB"),
@@ -196,7 +197,7 @@ impl<'de> Deserialize<'de> for Ratio {
 }
 
 /// Reads a quantity. A bare number goes through the same parser, whose error
-/// says which unit to add.
+/// names the unit to add.
 struct QuantityVisitor<T>(PhantomData<T>);
 
 impl<T: FromStr<Err = String>> Visitor<'_> for QuantityVisitor<T> {
@@ -223,8 +224,8 @@ impl<T: FromStr<Err = String>> Visitor<'_> for QuantityVisitor<T> {
     }
 }
 
-/// Reads a whole number, also from a string: environment variables and flags
-/// know nothing else.
+/// Reads a whole number, also from a string: environment variables and flags are
+/// strings.
 pub(super) fn whole_number<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -305,7 +306,7 @@ impl<'de> Visitor<'de> for TextsVisitor {
         match value.trim() {
             "" => Ok(Vec::new()),
             list if list.starts_with('[') => serde_json::from_str(list)
-                .map_err(|error| E::custom(format!("`{list}` is no JSON list: {error}"))),
+                .map_err(|error| E::custom(format!("`{list}` is not a JSON list: {error}"))),
             one => Ok(vec![one.to_owned()]),
         }
     }

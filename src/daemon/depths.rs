@@ -1,4 +1,4 @@
-//! How deep the queue and its dead-letter queue are, asked at times.
+//! Polls the depths of the queue and of its dead-letter queue.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use crate::queue::{Queue, QueueError};
 use crate::telemetry::metrics::{self, SqsOperation};
 use crate::util::outage::OutageLog;
 
-/// Two requests each time: a long poll that finds nothing costs as much.
+/// Each poll sends two requests, which cost as much as two long polls without messages.
 const INTERVAL: Duration = Duration::from_secs(15);
 
-/// Asks for as long as it is polled, and tells the metrics and whoever else is to know.
-pub async fn watch(queue: SqsQueue, tell: impl Fn(Depth)) {
+/// Polls the depths for ever, and reports them to the metrics and to `report`.
+pub async fn watch(queue: SqsQueue, report: impl Fn(Depth)) {
     let mut depths = Depths {
         queue,
         dead_letters: None,
@@ -25,7 +25,7 @@ pub async fn watch(queue: SqsQueue, tell: impl Fn(Depth)) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let Err(error) = depths.ask(&tell).await else {
+        let Err(error) = depths.poll(&report).await else {
             outage.succeeded();
             continue;
         };
@@ -35,36 +35,36 @@ pub async fn watch(queue: SqsQueue, tell: impl Fn(Depth)) {
                 QueueError::Denied(_) => "; `sluice check --print-policy` prints the rights",
                 QueueError::Transient(_) | QueueError::Gone(_) => "",
             };
-            warn!(%error, "how deep the queues are is not known; trying on{advice}");
+            warn!(%error, "failed to read queue depth; retrying{advice}");
         }
     }
 }
 
 struct Depths {
     queue: SqsQueue,
-    /// By the ARN that the redrive policy names, once it was found.
+    /// The dead-letter queue and its ARN of the redrive policy, once it has been found.
     dead_letters: Option<(String, SqsQueue)>,
 }
 
 impl Depths {
-    async fn ask(&mut self, tell: impl Fn(Depth)) -> Result<(), QueueError> {
+    async fn poll(&mut self, report: impl Fn(Depth)) -> Result<(), QueueError> {
         let attributes = self.queue.attributes().await?;
         let mut depth = Depth {
             visible: attributes.visible,
             in_flight: attributes.in_flight,
             dead_letters: None,
         };
-        let asked = match attributes.redrive_policy {
+        let dead_letters = match attributes.redrive_policy {
             Some(policy) => self
                 .dead_letters(policy.dead_letter_target_arn)
                 .await
                 .map(Some),
             None => Ok(None),
         };
-        let asked = asked.map(|count| depth.dead_letters = count);
+        let result = dead_letters.map(|count| depth.dead_letters = count);
         metrics::depth(depth);
-        tell(depth);
-        asked
+        report(depth);
+        result
     }
 
     async fn dead_letters(&mut self, arn: String) -> Result<u64, QueueError> {

@@ -1,7 +1,7 @@
 //! The daemon: the only event loop.
 //!
-//! Receivers, loads, settlements and heartbeats run as tasks of their own; what they find comes
-//! here as events. The loop itself waits for nothing else, so that it always answers.
+//! Receivers, loads, settlements and heartbeats run as tasks of their own; their results arrive
+//! here as events. The loop itself waits for nothing else, so that it always responds.
 
 pub mod depths;
 mod receiver;
@@ -40,23 +40,23 @@ use crate::telemetry::observer::Telemetry;
 use crate::telemetry::trace::{self, BatchTrace, Settling};
 pub use sluice_core::daemon::{core, heartbeats, in_flight};
 
-/// Gauges and the sign of life are renewed this often.
+/// Gauges and the liveness of the event loop are updated this often.
 const TICK: Duration = Duration::from_secs(1);
-/// Loads that are cancelled have this long to clean up, and settlements to be sent.
+/// Cancelled loads have this long to clean up, and the last settlements to be sent.
 const CLEAN_UP: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     pub limits: Limits,
-    /// Receives in flight.
+    /// Receives in flight at a time.
     pub receivers: usize,
-    /// Long poll.
+    /// The length of a long poll.
     pub wait_time: Duration,
-    /// After being told to stop, batches in flight have this long to end.
+    /// After a stop, batches in flight have this long to end.
     pub grace_period: Duration,
 }
 
-/// A daemon that is to run.
+/// The parts of a daemon that is to run.
 pub struct Daemon<Q, L> {
     pub queue: Arc<Q>,
     pub loader: Arc<L>,
@@ -67,7 +67,7 @@ pub struct Daemon<Q, L> {
     pub env: Env,
 }
 
-/// Runs until `stop` is cancelled and what was held is settled or given back.
+/// Runs until `stop` is cancelled and all messages in flight are deleted or returned.
 pub async fn run<Q: Queue, L: Load>(daemon: Daemon<Q, L>, stop: CancellationToken) {
     let (settle, settlements) = mpsc::unbounded_channel();
     let (report_deleted, deleted) = mpsc::unbounded_channel();
@@ -85,13 +85,13 @@ pub async fn run<Q: Queue, L: Load>(daemon: Daemon<Q, L>, stop: CancellationToke
     event_loop.end().await;
     if timeout(CLEAN_UP, settler).await.is_err() {
         warn!(
-            "some messages were not settled in time: they come back after their visibility timeout"
+            "some messages were not settled in time; they reappear after their visibility timeout"
         );
     }
     info!("stopped");
 }
 
-/// Waits until then; for ever where there is no such time.
+/// Waits until `time`, or for ever if there is none.
 async fn at(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
@@ -99,12 +99,12 @@ async fn at(time: Option<Instant>) {
     }
 }
 
-/// The number of a heartbeat, and what came of it.
+/// The number of a heartbeat, and its result.
 type Extended = (u64, Result<FailedEntries, QueueError>);
 
 type Loaded = (Vec<ObjectRef>, Outcomes, BatchTrace);
 
-/// What is to be done with a message, and the trace that this is a part of.
+/// A settlement, and the trace of which it is a part.
 type Traced = (Settlement, Option<Settling>);
 
 struct EventLoop<Q, L> {
@@ -160,8 +160,8 @@ impl<Q: Queue, L: Load> EventLoop<Q, L> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            // In this order, so that the same events make the same run. Messages come last: there may
-            // always be one, and of all others there are only as many as were asked for.
+            // In a fixed order, so that the same events make the same run. Messages come last:
+            // there may always be another one, while the number of all other events is bounded.
             tokio::select! {
                 biased;
                 Some(ended) = self.loads.join_next() => self.on_load_ended(ended),
@@ -171,7 +171,7 @@ impl<Q: Queue, L: Load> EventLoop<Q, L> {
                 _ = tick.tick() => self.on_tick(),
                 () = stop.cancelled(), if !self.shutdown.has_begun() => self.on_stop(),
                 () = at(self.shutdown.deadline()) => self.on_shutdown_deadline().await,
-                // Behind the deadline that it sets: of no receivers, the end is there at once, and
+                // After the deadline that it sets: without receivers, it is ready at once, and
                 // again.
                 ended = self.receivers.tasks.join_next(), if self.shutdown.awaits_polls() => {
                     if ended.is_none() {
@@ -204,7 +204,7 @@ impl<Q: Queue, L: Load> EventLoop<Q, L> {
 
     fn on_stop(&mut self) {
         self.shutdown.begin(Instant::now());
-        info!("stopping: batches in flight are finished, the rest goes back to the queue");
+        info!("stopping; finishing batches in flight and returning all other messages");
         let actions = self.core.drain();
         self.perform(actions);
     }
@@ -221,7 +221,7 @@ impl<Q: Queue, L: Load> EventLoop<Q, L> {
                 }
             }
             Some(Due::CancelLoads) => {
-                warn!("the grace period is over: ending the inserts in flight");
+                warn!("the grace period is over; cancelling the inserts in flight");
                 self.cancel_loads.cancel();
             }
             None => {}
@@ -251,7 +251,7 @@ impl<Q: Queue, L: Load> EventLoop<Q, L> {
         self.perform_within(None, actions);
     }
 
-    /// What follows from a load is a part of its trace.
+    /// Performs actions. Those that follow from a load are a part of its trace.
     fn perform_within(&mut self, settling: Option<&Settling>, actions: Vec<Action>) {
         for action in actions {
             match action {
@@ -261,11 +261,11 @@ impl<Q: Queue, L: Load> EventLoop<Q, L> {
                     let (loader, cancel) = (self.loader.clone(), self.cancel_loads.clone());
                     let objects = batch.objects.clone();
                     self.loads.spawn(async move {
-                        // A task of its own, so that a panic still says which objects it had.
+                        // A task of its own, so that its objects are known if it panics.
                         let load = async move { loader.load(batch, cancel).await };
                         let load = tokio::spawn(trace.around(load));
                         let outcomes = load.await.unwrap_or_else(|failed| {
-                            error!(error = %failed, "a load died; its objects go back to the queue");
+                            error!(error = %failed, "load task panicked; returning its messages");
                             Outcomes::new()
                         });
                         (objects, outcomes, trace)
@@ -284,7 +284,7 @@ impl<Q: Queue, L: Load> EventLoop<Q, L> {
         }
         // The settler ends only after this sender is gone.
         if self.settle.send(settlement).is_err() {
-            error!("the settler has ended; messages come back by themselves");
+            error!("the settler has ended; messages reappear after their visibility timeout");
         }
     }
 
@@ -293,7 +293,7 @@ impl<Q: Queue, L: Load> EventLoop<Q, L> {
             Ok((number, result)) => self.core.on_extended(number, result, Instant::now()),
             Err(failed) => error!(
                 error = %failed,
-                "a heartbeat was lost; its messages come back after their visibility timeout"
+                "heartbeat task failed; its messages reappear after their visibility timeout"
             ),
         }
     }
@@ -307,27 +307,27 @@ impl<Q: Queue, L: Load> EventLoop<Q, L> {
             }
             Err(failed) => error!(
                 error = %failed,
-                "a load was lost; its messages come back after their visibility timeout"
+                "load task failed; its messages reappear after their visibility timeout"
             ),
         }
     }
 
-    /// Waits a while for loads that were told to end, if there are any. What they leave goes back to
-    /// the queue.
+    /// Waits up to [`CLEAN_UP`] for cancelled loads, if there are any. Messages that are still in
+    /// flight then are returned.
     async fn end_loads(&mut self) {
         let until = Instant::now() + CLEAN_UP;
         while let Ok(Some(ended)) = timeout_at(until, self.loads.join_next()).await {
             self.on_load_ended(ended);
         }
         if !self.loads.is_empty() {
-            warn!("some inserts do not end; the ledger keeps what they are still doing apart");
+            warn!("some inserts did not stop; the ledger fences them off from later batches");
             self.loads.abort_all();
             let actions = self.core.return_all();
             self.perform(actions);
         }
     }
 
-    /// Ends the heartbeats, and lets the settler end: it does when its sender is gone.
+    /// Ends the heartbeats, and drops the sender of the settler, which ends it.
     async fn end(mut self) {
         self.extensions.shutdown().await;
     }

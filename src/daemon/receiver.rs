@@ -1,4 +1,4 @@
-//! Long polls the queue, while there is room and ClickHouse is well.
+//! Long-polls the queue while there is room and the breaker is closed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,20 +19,21 @@ use crate::telemetry::metrics::{self, SqsOperation};
 use crate::util::outage::{OutageLog, Recovery};
 use sluice_core::backoff::Backoff;
 
-/// The receivers of a daemon, and what they bring.
+/// The receivers of a daemon, and the messages that they receive.
 pub(super) struct Receivers {
     pub(super) tasks: JoinSet<()>,
     pub(super) messages: mpsc::Receiver<Received>,
-    /// How many receives may be under way.
+    /// How many receives may be in flight.
     room: watch::Sender<usize>,
     count: usize,
 }
 
 impl Receivers {
-    /// Starts them. They end when `stop` is cancelled, as soon as their polls are answered.
+    /// Starts the receivers. When `stop` is cancelled, they end as soon as their polls are
+    /// answered.
     pub(super) fn start<Q: Queue, L>(daemon: &Daemon<Q, L>, stop: &CancellationToken) -> Self {
         let options = daemon.options;
-        // A little room only: what waits here gets no heartbeats.
+        // A short channel: messages that wait here get no heartbeats.
         let (send_messages, messages) = mpsc::channel(options.receivers);
         let room = watch::Sender::new(options.receivers);
         let mut tasks = JoinSet::new();
@@ -60,7 +61,7 @@ impl Receivers {
         }
     }
 
-    /// Lets so many of them receive.
+    /// Lets this many of them receive.
     pub(super) fn set_room(&self, receives: usize) {
         self.room.send_if_modified(|room| {
             let before = std::mem::replace(room, receives.min(self.count));
@@ -72,21 +73,21 @@ impl Receivers {
 #[derive(Clone, Debug)]
 struct Options {
     env: Env,
-    /// From 0. A receiver polls while there is room for more receives than this.
+    /// Numbered from 0. A receiver polls while there is room for more receives than this.
     number: usize,
     wait_time: Duration,
     visibility: Duration,
 }
 
-/// What one receive brought.
+/// The messages of one receive.
 pub(super) type Received = (Vec<Message>, Delivery);
 
-/// After a failed receive.
+/// The pauses after failed receives.
 const BACKOFF: Backoff = Backoff {
     min: Duration::from_secs(1),
     max: Duration::from_secs(30),
 };
-/// A queue that stays away is mentioned again this often.
+/// An outage of the queue is logged again this often.
 const REMINDER: Duration = Duration::from_secs(60);
 
 async fn run<Q: Queue>(
@@ -102,7 +103,7 @@ async fn run<Q: Queue>(
     loop {
         let may_receive = async {
             breaker.closed().await;
-            // An error means that the loop is gone, and with it this task.
+            // An error means that the event loop is gone: this task ends, too.
             room.wait_for(|room| *room > options.number).await.is_ok()
         };
         tokio::select! {
@@ -140,14 +141,14 @@ async fn run<Q: Queue>(
     }
 }
 
-/// The queue while it does not answer: what the log says of it, and when to try again.
+/// An outage of the queue: when it is logged, and when to try again.
 pub struct QueueOutage {
     log: OutageLog,
     env: Env,
 }
 
 impl QueueOutage {
-    /// Returns one in which nothing has failed yet.
+    /// Creates a state in which nothing has failed yet.
     pub fn new(env: Env) -> Self {
         let log = OutageLog::with_reminder(REMINDER);
         Self { log, env }
@@ -158,7 +159,7 @@ impl QueueOutage {
         let failure = self.log.failed(());
         if failure.is_mentioned {
             let advice = match error {
-                QueueError::Denied(_) => ": check `queue.url` and the worker's rights",
+                QueueError::Denied(_) => "; check `queue.url` and the worker's IAM permissions",
                 QueueError::Transient(_) | QueueError::Gone(_) => "",
             };
             warn!(

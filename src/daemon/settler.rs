@@ -1,5 +1,5 @@
-//! Deletes and releases, in batch requests; what fails is tried again. Heartbeats, which are tried
-//! again by [`crate::daemon::heartbeats`].
+//! Deletes and returns messages in batch requests, and retries what fails. Also sends heartbeats,
+//! which [`crate::daemon::heartbeats`] retries.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -21,17 +21,18 @@ use crate::telemetry::metrics::{self, SqsOperation};
 use crate::util::failpoint;
 use sluice_core::backoff::Backoff;
 
-/// Requests in flight.
+/// Requests in flight at a time.
 const CONCURRENCY: usize = 8;
-/// Tries of a request; then the messages come back by themselves, and the ledger knows them.
+/// Tries of a request. After that, the messages reappear by themselves, and the ledger recognises
+/// their objects.
 const TRIES: u32 = 6;
 const BACKOFF: Backoff = Backoff {
     min: Duration::from_millis(500),
     max: Duration::from_secs(16),
 };
 
-/// Performs settlements until their sender is gone and all are done. Reports the handles of messages
-/// that are deleted, or could not be.
+/// Performs settlements until their sender is gone and all are done. Reports the handles of
+/// messages to delete once that has succeeded or was given up.
 pub(super) async fn run<Q: Queue>(
     queue: Arc<Q>,
     env: Env,
@@ -50,11 +51,11 @@ pub(super) async fn run<Q: Queue>(
             break;
         }
         let mut deletes = Vec::new();
-        let mut releases = Vec::new();
+        let mut returns = Vec::new();
         for (settlement, trace) in received.drain(..) {
             match settlement {
                 Settlement::Delete(handle) => deletes.push((handle, trace)),
-                Settlement::Return { handle, delay } => releases.push(((handle, delay), trace)),
+                Settlement::Return { handle, delay } => returns.push(((handle, delay), trace)),
             }
         }
         for (handles, traces) in in_requests(deletes) {
@@ -67,13 +68,13 @@ pub(super) async fn run<Q: Queue>(
             let deleted = deleted.clone();
             requests.spawn(delete.map(move |()| {
                 drop(traces);
-                // While the worker stops, nobody asks any more.
+                // While the worker stops, nobody receives them any more.
                 drop(deleted.send(handles));
             }));
         }
-        for (entries, traces) in in_requests(releases) {
-            let release = release(queue.clone(), env.clone(), activity.clone(), entries);
-            requests.spawn(release.map(|()| drop(traces)));
+        for (entries, traces) in in_requests(returns) {
+            let done = return_messages(queue.clone(), env.clone(), activity.clone(), entries);
+            requests.spawn(done.map(|()| drop(traces)));
         }
         while requests.len() > CONCURRENCY {
             requests.join_next().await;
@@ -82,7 +83,7 @@ pub(super) async fn run<Q: Queue>(
     requests.join_all().await;
 }
 
-/// The entries of each request, and the traces that end with it.
+/// Divides entries into requests, each with the traces that end with it.
 fn in_requests<T, U>(entries: Vec<(T, U)>) -> impl Iterator<Item = (Vec<T>, Vec<U>)> {
     let mut entries = entries.into_iter();
     std::iter::from_fn(move || {
@@ -108,7 +109,7 @@ async fn delete<Q: Queue>(
     activity.deleted(done);
 }
 
-async fn release<Q: Queue>(
+async fn return_messages<Q: Queue>(
     queue: Arc<Q>,
     env: Env,
     activity: Arc<Activity>,
@@ -123,7 +124,7 @@ async fn release<Q: Queue>(
     activity.released(done);
 }
 
-/// Sends a heartbeat once. Returns its number, with what came of it.
+/// Sends a heartbeat once. Returns its number and its result.
 pub(super) async fn extend<Q: Queue>(
     queue: Arc<Q>,
     extension: Extension,
@@ -142,7 +143,7 @@ pub(super) async fn extend<Q: Queue>(
     (extension.number, result)
 }
 
-/// Repeats a batch request for the entries that failed; gives how many succeeded in the end.
+/// Repeats a batch request for the entries that failed. Returns how many succeeded in the end.
 async fn retry<T: Clone, F>(
     operation: SqsOperation,
     env: &Env,
@@ -175,8 +176,7 @@ where
                 messages = entries.len(),
                 tries = TRIES,
                 error = %error,
-                "the queue did not do as asked; the messages come back after their visibility \
-                 timeout"
+                "giving up on SQS request; messages reappear after their visibility timeout"
             );
             break;
         }

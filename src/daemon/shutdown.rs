@@ -1,18 +1,18 @@
 //! The phases of a shutdown: what it waits for, until when, and what follows.
 //!
-//! Pure: time is an argument, and what is to be done is returned, not done.
+//! It is pure: time is an argument, and what is to be done is returned, not done.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Long polls that are under way when the worker is told to stop have their own time and this much
-/// longer to end. A poll that was cut short would leave the messages hidden that it is just being
-/// sent, and the queue may go on with it, so that it takes what is given back. For the same reason
-/// what is given back waits for the end of the polls.
+/// Long polls in flight at a stop have their own time and this much longer to end. If a poll were
+/// cancelled, messages on their way to it would stay hidden, and the queue may continue to serve it
+/// and so receive messages that are being returned. For the same reason, returns are deferred until
+/// the polls have ended.
 const LATE_ANSWER: Duration = Duration::from_secs(5);
 
-/// Where a shutdown stands. `T` is what is given back to the queue.
+/// The state of a shutdown. `T` is the return of a message.
 #[derive(Debug)]
 pub(super) struct Shutdown<T> {
     last_answer: Duration,
@@ -20,18 +20,18 @@ pub(super) struct Shutdown<T> {
     phase: Phase<T>,
 }
 
-/// In the order in which they follow each other.
+/// The phases, in their order.
 #[derive(Debug)]
 enum Phase<T> {
     Running,
-    /// The last long polls are under way. They have no longer than the loads.
+    /// The last long polls are in flight. They have no more time than the loads.
     LastPolls {
         until: Instant,
         grace_ends: Instant,
-        /// In the order in which it is to be given back.
+        /// In the order in which they are to be performed.
         deferred: Vec<T>,
     },
-    /// The loads that had begun are under way.
+    /// The loads that had begun are in flight.
     LastLoads {
         grace_ends: Instant,
     },
@@ -42,15 +42,15 @@ enum Phase<T> {
 /// What is to be done at a deadline.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Due<T> {
-    /// End the polls that are still under way, then give this back.
+    /// End the polls that are still in flight, then perform these returns.
     EndPolls { deferred: Vec<T> },
     /// The grace period is over: cancel the loads.
     CancelLoads,
 }
 
 impl<T> Shutdown<T> {
-    /// Returns one that has not begun. `wait_time` is how long a poll takes, `grace_period` how long
-    /// the loads have.
+    /// Creates a shutdown that has not begun. `wait_time` is the length of a long poll,
+    /// `grace_period` the time that the loads have.
     pub(super) fn new(wait_time: Duration, grace_period: Duration) -> Self {
         Self {
             last_answer: wait_time + LATE_ANSWER,
@@ -59,7 +59,7 @@ impl<T> Shutdown<T> {
         }
     }
 
-    /// Begins: from now on nothing is received but what the last polls bring.
+    /// Begins the shutdown: from now on, only the last polls receive messages.
     pub(super) fn begin(&mut self, now: Instant) {
         self.phase = Phase::LastPolls {
             until: now + self.last_answer.min(self.grace_period),
@@ -76,7 +76,7 @@ impl<T> Shutdown<T> {
         matches!(self.phase, Phase::LastPolls { .. })
     }
 
-    /// Returns where to put what is given back, while it must wait for the end of the polls.
+    /// Returns the deferred returns, while returns must wait for the end of the polls.
     pub(super) fn deferred(&mut self) -> Option<&mut Vec<T>> {
         match &mut self.phase {
             Phase::LastPolls { deferred, .. } => Some(deferred),
@@ -119,8 +119,8 @@ impl<T> Shutdown<T> {
         }
     }
 
-    /// Returns whether nothing is left to wait for. `is_idle`: nothing is held, and no load is under
-    /// way.
+    /// Returns whether nothing is left to wait for. `is_idle` means that no messages and no loads
+    /// are in flight.
     pub(super) fn may_end(&self, is_idle: bool) -> bool {
         match self.phase {
             Phase::Running | Phase::LastPolls { .. } => false,
@@ -156,15 +156,15 @@ mod tests {
 
     #[test]
     fn the_polls_end_and_then_the_loads() {
-        let (mut shutdown, told) = begun(20 * SECOND, 60 * SECOND);
+        let (mut shutdown, began) = begun(20 * SECOND, 60 * SECOND);
         assert!(shutdown.has_begun() && shutdown.awaits_polls());
-        assert_eq!(shutdown.deadline(), Some(told + 20 * SECOND + LATE_ANSWER));
+        assert_eq!(shutdown.deadline(), Some(began + 20 * SECOND + LATE_ANSWER));
         assert!(!shutdown.may_end(true));
         let deferred = Vec::new();
         assert_eq!(shutdown.on_deadline(), Some(Due::EndPolls { deferred }));
 
         assert!(shutdown.has_begun() && !shutdown.awaits_polls());
-        assert_eq!(shutdown.deadline(), Some(told + 60 * SECOND));
+        assert_eq!(shutdown.deadline(), Some(began + 60 * SECOND));
         assert!(shutdown.may_end(true) && !shutdown.may_end(false));
         assert_eq!(shutdown.on_deadline(), Some(Due::CancelLoads));
 
@@ -175,8 +175,8 @@ mod tests {
 
     #[test]
     fn the_polls_have_no_longer_than_the_loads_and_end_before_these_are_cancelled() {
-        let (mut shutdown, told) = begun(20 * SECOND, 10 * SECOND);
-        let end = Some(told + 10 * SECOND);
+        let (mut shutdown, began) = begun(20 * SECOND, 10 * SECOND);
+        let end = Some(began + 10 * SECOND);
         assert_eq!(shutdown.deadline(), end);
         assert!(matches!(shutdown.on_deadline(), Some(Due::EndPolls { .. })));
         assert_eq!(shutdown.deadline(), end);
@@ -185,14 +185,14 @@ mod tests {
 
     #[test]
     fn polls_that_have_ended_are_not_waited_for() {
-        let (mut shutdown, told) = begun(20 * SECOND, 60 * SECOND);
-        let ended = told + 3 * SECOND;
+        let (mut shutdown, began) = begun(20 * SECOND, 60 * SECOND);
+        let ended = began + 3 * SECOND;
         shutdown.on_polls_ended(ended);
         assert_eq!(shutdown.deadline(), Some(ended));
         shutdown.on_deadline();
         // The loads keep their time.
         shutdown.on_polls_ended(ended);
-        assert_eq!(shutdown.deadline(), Some(told + 60 * SECOND));
+        assert_eq!(shutdown.deadline(), Some(began + 60 * SECOND));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The daemon on a paused clock, with a queue in memory and a load that does as it is told.
+//! Tests of the daemon on a paused clock, with a queue in memory and scripted loads.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -64,22 +64,22 @@ fn fixed_window() -> Options {
 /// How slow a queue is.
 #[derive(Clone, Copy, Default)]
 struct Slowness {
-    /// Of any request, half of it before and half of it after it takes effect.
+    /// The time of any request: half of it before and half of it after it takes effect.
     request: Duration,
-    /// The answer to a receive is under way for this much longer.
+    /// The response to a receive takes this much longer.
     receive_answer: Duration,
     /// A delete takes this much longer to take effect.
     delete: Duration,
 }
 
-/// The queue, and a count of what is asked of it.
+/// The queue, and counts of the requests to it.
 struct Spied {
     queue: MemoryQueue,
     slowness: Slowness,
-    /// The requests that the queue works on at a time.
+    /// The requests that the queue processes at a time.
     lanes: Semaphore,
     receives: AtomicUsize,
-    /// Of messages, asked for or not.
+    /// Messages in requests to delete, successful or not.
     deletes: AtomicUsize,
     changes: AtomicUsize,
 }
@@ -148,8 +148,8 @@ impl Spied {
 }
 
 type Ending = Pin<Box<dyn Future<Output = Outcome> + Send>>;
-/// Gets the number of the load, from 0, its keys, and the token that cancels it; what it says
-/// holds for every object.
+/// Gets the number of the load, from 0, its keys, and the token that cancels it. Its outcome holds
+/// for every object.
 type Script = Box<dyn Fn(usize, Vec<String>, CancellationToken) -> Ending + Send + Sync>;
 
 struct Scripted {
@@ -184,7 +184,7 @@ where
     Box::new(move |number, keys, cancel| Box::pin(ending(number, keys, cancel)))
 }
 
-/// Every load ends so, after so long.
+/// Every load ends with `outcome`, after the time `takes`.
 fn always(outcome: Outcome, takes: Duration) -> Script {
     script(move |_, _, _| {
         let outcome = outcome.clone();
@@ -195,7 +195,7 @@ fn always(outcome: Outcome, takes: Duration) -> Script {
     })
 }
 
-/// Loads wait for a permit each.
+/// Each load waits for a permit.
 fn gated(gate: &Arc<Semaphore>) -> Script {
     let gate = gate.clone();
     script(move |_, _, _| {
@@ -207,7 +207,7 @@ fn gated(gate: &Arc<Semaphore>) -> Script {
     })
 }
 
-/// Never ends by itself, and at once when it is cancelled.
+/// Loads end only when they are cancelled, and then at once.
 fn until_cancelled() -> Script {
     script(|_, _, cancel| async move {
         cancel.cancelled().await;
@@ -297,15 +297,15 @@ impl Rig {
         self.spied.attributes().await.unwrap()
     }
 
-    /// Tells the daemon to stop, and gives how long that takes.
+    /// Stops the daemon, and returns how long that takes.
     async fn stop(&mut self) -> Duration {
-        let told = Instant::now();
+        let start = Instant::now();
         self.stop.cancel();
         timeout(HOUR, &mut self.daemon)
             .await
             .expect("the daemon ends")
             .unwrap();
-        told.elapsed()
+        start.elapsed()
     }
 }
 
@@ -515,7 +515,7 @@ async fn a_message_is_returned_before_it_is_in_flight_for_twelve_hours() {
     let rig = Rig::start(OPTIONS, always(Outcome::Loaded, 20 * HOUR));
     rig.send(&["a"]);
     let start = Instant::now();
-    // In one step: to look every few milliseconds for half a day takes minutes.
+    // In one step: polling every few milliseconds for half a day takes minutes.
     pass(11 * HOUR).await;
     assert_eq!(rig.receive_counts(), [1]);
     until("received again", || rig.receive_counts() == [2]).await;
@@ -598,7 +598,7 @@ async fn pause_what_is_held_stays_held_and_nothing_more_comes() {
     rig.vitals
         .breaker
         .open(Scope::Inserts, PauseReason::Unreachable, "away");
-    // The long polls that are under way may still bring something.
+    // The long polls in flight may still receive messages.
     pass(OPTIONS.wait_time).await;
     rig.send(&["b"]);
     pass(8 * HOUR).await;
@@ -696,7 +696,7 @@ async fn a_busy_object_is_looked_up_again_without_going_back_to_the_queue() {
     assert_eq!(rig.deletes(), 1);
 }
 
-/// What the receivers bring while the loop has not yet said that there is no room.
+/// Messages that the receivers may bring before the loop has closed the room for them.
 const OVERRUN: usize = 2 * OPTIONS.receivers * crate::queue::MAX_BATCH;
 
 #[tokio::test(start_paused = true)]
@@ -717,8 +717,7 @@ async fn no_more_is_held_than_allowed() {
     assert_eq!((rig.loads().len(), rig.deletes()), (2, 200));
 }
 
-/// What is left over at the end of a full queue waits neither for the batches before it nor for the
-/// window.
+/// The remainder of a full queue waits neither for the batches before it nor for the window.
 #[tokio::test(start_paused = true)]
 async fn a_load_that_is_free_does_not_wait_for_the_others() {
     let gate = Arc::new(Semaphore::new(0));
@@ -763,7 +762,7 @@ async fn a_stop_during_the_window_returns_messages_at_once() {
     pass(WINDOW / 2).await;
     assert!(rig.stop().await <= OPTIONS.wait_time);
     assert_eq!(rig.attributes().await.visible, 2);
-    // Not received again by a long poll of the worker that gives them back.
+    // Not received again by a long poll of the worker that returns them.
     assert_eq!(rig.receive_counts(), [1, 1]);
     assert_eq!((rig.loads().len(), rig.deletes()), (0, 0));
 }
@@ -878,7 +877,7 @@ async fn two_messages_of_one_object_cause_one_load() {
     assert_eq!((rig.loads().len(), rig.deletes()), (1, 2));
 }
 
-/// A queue that dead-letters whatever lapses once, with messages that stay in an open batch.
+/// A queue that dead-letters each message that reappears once, with messages in an open batch.
 fn start_slow(slowness: Slowness, lanes: usize, messages: usize) -> Rig {
     let mut options = fixed_window();
     options.limits.batch.window = 10 * HOUR;
@@ -924,7 +923,7 @@ async fn a_queue_that_is_too_slow_is_not_received_from_and_no_message_lapses() {
         };
         let rig = start_slow(slowness, lanes, 2000);
         nothing_lapses(&rig, 3 * MINUTE).await;
-        // At most what one request after another extends in a visibility timeout.
+        // At most what consecutive requests extend within a visibility timeout.
         let extended = VISIBILITY.as_millis() as usize / millis as usize * lanes * 10;
         let received = received(&rig);
         assert!(

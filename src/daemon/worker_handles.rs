@@ -1,4 +1,4 @@
-//! What the parts of the daemon tell of themselves.
+//! Shared handles to the state of a worker.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use crate::load::breaker::Breaker;
 use crate::telemetry::activity::Activity;
 use crate::telemetry::health::Health;
 
-/// What the parts of the daemon tell of themselves.
+/// Shared handles to the state that the parts of a worker report, and the admin listener shows.
 #[derive(Clone, Debug)]
 pub struct WorkerHandles {
     pub health: Arc<Health>,
@@ -16,7 +16,7 @@ pub struct WorkerHandles {
 }
 
 impl WorkerHandles {
-    /// Nothing has been heard of yet. `probe_interval` is the breaker's.
+    /// Creates the state of a worker that starts. `probe_interval` is that of the breaker.
     pub fn new(probe_interval: Duration, activity: Activity) -> Self {
         Self {
             health: Arc::default(),

@@ -1,4 +1,4 @@
-//! The event loop's sign of life, and whether the queue answers.
+//! The liveness of the event loop, and the connectivity of the queue.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,9 +9,10 @@ use tokio::time::Instant;
 use crate::queue::depth::Depth;
 use crate::telemetry::metrics::InFlightStats;
 
-/// An event loop that has not come round for this long is stuck: it does so every second.
+/// An event loop without an iteration for this long is stuck: there is one every second.
 const STUCK: Duration = Duration::from_secs(30);
 
+/// What `/healthz` and `/readyz` show of the event loop and of the queue.
 #[derive(Debug)]
 pub struct Health {
     started: Instant,
@@ -22,16 +23,17 @@ pub struct Health {
     holdings: Mutex<InFlightStats>,
 }
 
+/// Whether the queue answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum QueueConnectivity {
     NotYet,
     Answers,
-    /// And why.
+    /// With the error.
     Away(String),
 }
 
 impl QueueConnectivity {
-    /// Why nothing comes from the queue, if that is so.
+    /// Returns why no messages are received, if so.
     pub(crate) fn away(self) -> Option<String> {
         match self {
             Self::NotYet => Some("the queue has not been reached yet".to_owned()),
@@ -54,6 +56,7 @@ impl Default for Health {
 }
 
 impl Health {
+    /// Records an iteration of the event loop.
     pub fn beat(&self) {
         let now = u64::try_from(self.uptime().as_millis()).unwrap_or(u64::MAX);
         self.last_beat.store(now, Ordering::Relaxed);
@@ -75,7 +78,7 @@ impl Health {
         *lock(&self.holdings) = holdings;
     }
 
-    /// For how long the event loop has been stuck, if it is.
+    /// Returns for how long the event loop has been stuck, if it is.
     pub fn stuck_for(&self) -> Option<Duration> {
         let beat = Duration::from_millis(self.last_beat.load(Ordering::Relaxed));
         let silent = self.uptime().saturating_sub(beat);

@@ -1,5 +1,5 @@
-//! One flat JSON object a line: the fields of the spans around an event stand beside its own, and a
-//! number for each event type is a field of its own.
+//! Log lines as flat JSON objects: the fields of the spans around an event are beside its own, and
+//! the number of each event type is a field of its own.
 
 use std::fmt::{self, Debug};
 

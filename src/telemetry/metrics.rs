@@ -48,67 +48,67 @@ declare! {
     MESSAGES_RECEIVED: Counter, "sluice_sqs_messages_received_total",
         "Messages received from SQS.";
     MESSAGES_DELETED: Counter, "sluice_sqs_messages_deleted_total",
-        "Messages deleted: every object of theirs is done, or they ask for nothing.";
+        "Messages deleted: all their objects are done, or they announce nothing to load.";
     MESSAGES_RELEASED: Counter, "sluice_sqs_messages_released_total",
-        "Messages given back to the queue.";
+        "Messages returned to the queue.";
     HEARTBEATS: Counter, "sluice_sqs_heartbeats_total",
-        "Extensions of the visibility of held messages.";
+        "Extensions of the visibility timeout of messages in flight.";
     HEARTBEATS_MISSED: Counter, "sluice_sqs_heartbeats_missed_total",
-        "Held messages whose visibility was not extended in time. They are delivered again, which uses up a receive.";
+        "Messages in flight whose visibility timeout was not extended in time. They are delivered again, which uses up a receive.";
     SQS_FAILURES: Counter, "sluice_sqs_failures_total" { operation: Only(&[SqsOperation::LABELS]) },
-        "Requests to SQS that failed, and entries of batch requests. `attributes` is the poll of the queues' depths.";
+        "Requests to SQS that failed, and failed entries of batch requests. `attributes` is the poll of the queues' depths.";
     QUEUE_VISIBLE: Gauge, "sluice_queue_messages_visible",
-        "Messages in the queue that nobody holds, approximately.";
+        "Messages in the queue that are visible, approximately.";
     QUEUE_IN_FLIGHT: Gauge, "sluice_queue_messages_in_flight",
-        "Messages that workers hold, of all workers, approximately.";
+        "Messages of the queue in flight, of all workers, approximately.";
     DEAD_LETTERS: Gauge, "sluice_dlq_messages",
-        "Messages in the dead-letter queue, approximately. Not there where there is no such queue, or no right to ask it.";
+        "Messages in the dead-letter queue, approximately. Absent if there is no such queue, or no right to query it.";
     QUEUE_AGE: Histogram(QUEUE_AGES), "sluice_queue_age_seconds",
-        "How long a message had been in the queue when it was received, at each receive. SQS tells the age of the oldest message to CloudWatch alone.";
+        "Time a message had been in the queue when it was received, at each receive. SQS reports the age of the oldest message only to CloudWatch.";
     NOTIFICATIONS: Counter, "sluice_notifications_total" { form: Only(&[EnvelopeKind::LABELS]), outcome: Only(&[&["objects"], Ignorable::LABELS, &["malformed"]]) },
-        "Message bodies read. `form`: S3's own event or EventBridge's, by itself (or by SNS, raw) or in the envelope of SNS.";
+        "Message bodies parsed. `form`: an event of S3 or of EventBridge, by itself (or by SNS, raw) or in the envelope of SNS.";
     MESSAGES_HELD: Gauge, "sluice_messages_held",
-        "Messages received and not yet settled.";
+        "Messages in flight in this worker: received and not yet settled.";
     OLDEST_HELD: Gauge, "sluice_oldest_held_message_age_seconds",
-        "How long the message has been held that is held longest.";
+        "Time the longest-held message has been in flight.";
     OBJECTS_WAITING: Gauge, "sluice_objects_waiting_for_window",
         "Objects in open batches whose window has not ended.";
     BACKLOG: Gauge, "sluice_backlog_messages",
-        "Messages held that do not merely wait for a window: `sluice_messages_held` less `sluice_objects_waiting_for_window`, at least 0. For autoscaling, with `sluice_queue_messages_visible`.";
+        "Messages in flight that do not merely wait for a window: `sluice_messages_held` less `sluice_objects_waiting_for_window`, at least 0. For autoscaling, with `sluice_queue_messages_visible`.";
     OBJECTS: Counter, "sluice_objects_total" { outcome: Only(&[Outcome::LABELS, &["filtered"]]) },
-        "What became of objects. `busy` are in another batch's hands and looked up again, `abandoned` are given back at a shutdown, `filtered` are left out by `notifications`.";
+        "Outcomes of objects. `busy` are in progress elsewhere and looked up again, `abandoned` are returned at a shutdown, `filtered` are left out by `notifications`.";
     OBJECT_BYTES: Counter, "sluice_object_bytes_total",
         "Bytes, as stored in S3, of the objects that were loaded.";
     OBJECTS_STREAMED: Counter, "sluice_objects_streamed_total",
-        "Objects loaded that the worker read, and not ClickHouse.";
+        "Objects streamed by the worker.";
     BATCHES_CLOSED: Counter, "sluice_batches_closed_total" { reason: Only(&[CloseReason::LABELS]) },
-        "Batches handed to a load, by what closed them.";
+        "Batches closed and passed to a load, by what closed them.";
     BATCHES_IN_FLIGHT: Gauge, "sluice_batches_in_flight",
         "Batches being loaded.";
     BATCHES: Counter, "sluice_batches_total" { outcome: Only(&[End::LABELS, &["abandoned"]]) },
-        "How batches of the ledger ended. `nothing_free`: all was loaded or busy. `yielded` to a batch with the same objects. `fenced`: another worker took it over. `released`: nothing of it was loaded, and it is tried otherwise. `abandoned` at a shutdown.";
+        "Ends of batches of the ledger. `nothing_free`: all objects were loaded or busy. `yielded`: to a batch with the same objects. `fenced`: another worker took it over. `released`: nothing of it was loaded, and its objects are tried in another way. `abandoned`: at a shutdown.";
     LEFT_IN_VIEWS: Counter, "sluice_rollbacks_left_in_views_total",
-        "Batches that were rolled back while users' views read the tables: what the views had made of their rows stays in the views' own tables.";
+        "Batches that were rolled back while users' views read the tables: the rows that the views made of them stay in the views' own tables.";
     BATCH_SPLITS: Counter, "sluice_batch_splits_total",
-        "Batches divided in two, since something among their objects could not be loaded.";
+        "Batches split in two, since some of their objects could not be loaded.";
     ROWS: Counter, "sluice_rows_total" { kind: ROW_KINDS },
-        "Lines loaded, by what they became.";
+        "Lines loaded, by the kind of row that they became.";
     REJECTED_LINES: Counter, "sluice_rejected_lines_total" { reason: REJECTION_REASONS },
         "Lines kept in `rejected_lines`, of those that `sluice_rows_total` counts.";
     LAG: Histogram(LAGS), "sluice_lag_seconds",
-        "From the creation of an object, as its event says, to its rows being queryable.";
+        "Time from the creation of an object, as given by its event, until its rows can be queried.";
     INSERT_DURATION: Histogram(INSERT_DURATIONS), "sluice_insert_duration_seconds",
-        "How long the insert of a batch took, failed ones included.";
+        "Time the insert of a batch took, including failed ones.";
     LEDGER_DURATION: Histogram(LEDGER_DURATIONS), "sluice_ledger_duration_seconds" { operation: Only(&[LEDGER_OPERATIONS]) },
-        "How long a small statement took that a step of the ledger protocol needs, failed ones included. `insert` is the count of what an insert brought.";
+        "Time a small statement of a step of the ledger protocol took, including failed ones. `insert` is the count of the inserted rows.";
     CLICKHOUSE_ERRORS: Counter, "sluice_clickhouse_errors_total" { code: ERROR_CODES, verdict: Only(&[ErrorClass::LABELS]) },
-        "Statements that failed, and what was made of it.";
+        "Statements that failed, by error code and error class.";
     BREAKER_OPEN: Gauge, "sluice_breaker_open" { reason: Only(&[PauseReason::LABELS]) },
-        "1 while intake is paused for this reason, else 0. `/readyz` tells it in words.";
+        "1 while intake is paused for this reason, else 0. `/readyz` explains it in words.";
     BUILD_INFO: Gauge, "sluice_build_info" { version: VERSION },
-        "Always 1: the version is what its label says.";
+        "Always 1; the version is the label.";
     START_TIME: Gauge, "sluice_start_time_seconds",
-        "When the worker was started, in seconds since 1970.";
+        "Time at which the worker was started, in seconds since 1970.";
 }
 
 labelled! {
@@ -122,7 +122,7 @@ labelled! {
     }
 }
 
-/// Of the steps of the ledger protocol, those that send small statements.
+/// The steps of the ledger protocol that send small statements.
 const LEDGER_OPERATIONS: &[&str] = &[
     "look_up",
     "seal",
@@ -150,14 +150,14 @@ const REJECTION_REASONS: Values = Declared {
 };
 const ERROR_CODES: Values = Open {
     known: &["none"],
-    text: "ClickHouse's error code, or `none` where no answer came or S3 failed the worker",
+    text: "ClickHouse's error code, or `none` if no response came or the worker failed to read from S3",
 };
 const VERSION: Values = Open {
     known: &[],
     text: "the version of Sluice",
 };
 
-/// Seconds, as all buckets.
+/// In seconds, as all buckets are.
 const QUEUE_AGES: &[f64] = &[
     0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0,
 ];
@@ -167,7 +167,7 @@ const LAGS: &[f64] = &[
 const INSERT_DURATIONS: &[f64] = &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 const LEDGER_DURATIONS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
-/// Installs the recorder; the handle renders what `/metrics` shows.
+/// Installs the recorder. The handle renders the text of `/metrics`.
 pub fn install(catalog: &Catalog) -> Result<PrometheusHandle, BuildError> {
     let mut builder = PrometheusBuilder::new();
     for metric in ALL {
@@ -183,7 +183,7 @@ pub fn install(catalog: &Catalog) -> Result<PrometheusHandle, BuildError> {
     BUILD_INFO.set(1.0, &[env!("CARGO_PKG_VERSION")]);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     START_TIME.set(now.unwrap_or_default().as_secs_f64(), &[]);
-    holdings(&InFlightStats {
+    stats(&InFlightStats {
         pause_class: Some("starting".to_owned()),
         ..InFlightStats::default()
     });
@@ -283,14 +283,14 @@ pub fn clickhouse_error(code: Option<u32>, class: ErrorClass) {
     CLICKHOUSE_ERRORS.add(1, &[&code, class.label()]);
 }
 
-pub fn holdings(holdings: &InFlightStats) {
-    MESSAGES_HELD.set(holdings.messages as f64, &[]);
-    OLDEST_HELD.set(holdings.oldest_seconds, &[]);
-    OBJECTS_WAITING.set(holdings.objects_waiting as f64, &[]);
-    BACKLOG.set(holdings.backlog() as f64, &[]);
-    BATCHES_IN_FLIGHT.set(holdings.batches_in_flight as f64, &[]);
-    let paused = holdings.pause_class.as_deref();
-    // Every reason has a series, so that an end is seen as well as a beginning.
+pub fn stats(stats: &InFlightStats) {
+    MESSAGES_HELD.set(stats.messages as f64, &[]);
+    OLDEST_HELD.set(stats.oldest_seconds, &[]);
+    OBJECTS_WAITING.set(stats.objects_waiting as f64, &[]);
+    BACKLOG.set(stats.backlog() as f64, &[]);
+    BATCHES_IN_FLIGHT.set(stats.batches_in_flight as f64, &[]);
+    let paused = stats.pause_class.as_deref();
+    // Every reason has a series, so that the end of a pause is seen as well as its beginning.
     for reason in PauseReason::LABELS {
         let open = paused == Some(*reason);
         BREAKER_OPEN.set(f64::from(u8::from(open)), &[reason]);

@@ -25,12 +25,12 @@ use crate::config::{LogConfig, LogFormat, TelemetryConfig};
 pub use otlp::Traces;
 use repeats::FewOfEachKind;
 
-/// Starts logging to standard error; standard output is for what a command was asked to print.
+/// Starts logging to standard error; standard output is for the results of commands.
 pub fn start_logging(config: &LogConfig) -> anyhow::Result<()> {
     start(config, &Traces::none())
 }
 
-/// The same with traces, as far as they are configured.
+/// Starts logging, and traces if they are configured.
 pub fn start_logging_and_traces(
     log: &LogConfig,
     telemetry: &TelemetryConfig,
@@ -40,7 +40,7 @@ pub fn start_logging_and_traces(
     Ok(traces)
 }
 
-/// The process is about to end.
+/// Writes the counts of repeated lines, before the process ends.
 pub fn end_logging() {
     repeats::report_all();
 }
@@ -50,7 +50,7 @@ fn start(config: &LogConfig, traces: &Traces) -> anyhow::Result<()> {
         .with(traces.provider().map(spans))
         .with(lines(config)?)
         .try_init();
-    started.map_err(|error| anyhow::anyhow!("logging could not be started: {error}"))?;
+    started.map_err(|error| anyhow::anyhow!("failed to start logging: {error}"))?;
     tokio::spawn(repeats::report());
     Ok(())
 }
@@ -72,12 +72,12 @@ fn lines<S>(config: &LogConfig) -> anyhow::Result<Box<dyn Layer<S> + Send + Sync
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
-    // The client tells whole answers, in which ClickHouse can quote a statement with its secrets.
-    // What matters of them is told here, without.
+    // The client logs whole responses, in which ClickHouse can quote a statement with its secrets.
+    // Sluice logs what matters of them, without secrets.
     let silent_client = "clickhouse=off".parse().context("a directive")?;
     let no_steps = format!("{}=off", trace::STEP_TARGET);
     let filter = EnvFilter::try_new(&config.level)
-        .context("`log.level` is no filter")?
+        .context("`log.level` is not a valid filter")?
         .add_directive(silent_client)
         .add_directive(no_steps.parse().context("a directive")?);
     let layer = fmt::layer().with_writer(std::io::stderr);

@@ -1,4 +1,4 @@
-//! What the daemon's core has seen, told to metrics and to the live page.
+//! Reports the events of the daemon's core to the metrics and to the live page.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::queue::Message;
 use crate::telemetry::activity::Activity;
 use crate::telemetry::metrics::{self, SqsOperation};
 
-/// The two who are told.
+/// The metrics, and the activity that the live page shows.
 #[derive(Debug)]
 pub struct Telemetry(pub Arc<Activity>);
 

@@ -1,5 +1,5 @@
-//! Traces on their way to a collector, by OTLP over HTTP. A collector that is away harms nothing: a
-//! bounded queue overflows.
+//! Sends traces to a collector, by OTLP over HTTP. An unavailable collector does no harm: a bounded
+//! queue overflows.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,14 +25,14 @@ use crate::util::error_chain::with_sources;
 use crate::util::http;
 use crate::util::outage::OutageLog;
 
-/// Of one request.
+/// The time that one request may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// What has not gone out at the end has this long.
+/// The time to send the remaining traces at the end.
 const FLUSH: Duration = Duration::from_secs(5);
-/// A collector answers with a few bytes.
+/// In bytes. A collector answers with only a few.
 const MAX_ANSWER: usize = 1 << 20;
 
-/// Where traces are made, if anywhere.
+/// The provider of traces, if they are configured.
 pub struct Traces(Option<SdkTracerProvider>);
 
 impl Traces {
@@ -40,7 +40,7 @@ impl Traces {
         Self(None)
     }
 
-    /// For a running runtime, which sends them.
+    /// Starts traces as configured. The current runtime sends them.
     pub(super) fn start(config: &TelemetryConfig) -> anyhow::Result<Self> {
         let Some(endpoint) = &config.otlp_endpoint else {
             return Ok(Self::none());
@@ -51,7 +51,7 @@ impl Traces {
             .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
             .with_protocol(Protocol::HttpBinary)
             .build()
-            .context("traces cannot be set up")?;
+            .context("failed to set up traces")?;
         let sampler = Sampler::TraceIdRatioBased(config.sample_ratio.get());
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
@@ -66,7 +66,7 @@ impl Traces {
         self.0.as_ref()
     }
 
-    /// Sends what is left.
+    /// Sends the remaining traces.
     pub async fn end(self) {
         let Some(provider) = self.0 else { return };
         let flush = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FLUSH));
@@ -79,7 +79,7 @@ impl Traces {
     }
 }
 
-/// What the variables say wins.
+/// Returns the attributes of the worker. Those of the environment win.
 fn resource() -> Resource {
     Resource::builder_empty()
         .with_service_name("sluice")
@@ -108,7 +108,7 @@ impl Collector {
         })
     }
 
-    /// Once an outage.
+    /// Logs the first failure of an outage, and its end.
     fn note(&self, error: Option<&str>) {
         let endpoint = self.endpoint.as_str();
         if let Some(error) = error {
@@ -116,12 +116,12 @@ impl Collector {
                 warn!(
                     endpoint,
                     error,
-                    "the collector takes no traces: they are dropped until it does; check \
-                     `telemetry.otlp_endpoint`"
+                    "failed to send traces to the OTLP collector; dropping them until it recovers; \
+                     check `telemetry.otlp_endpoint`"
                 );
             }
         } else if self.outage().succeeded().is_some() {
-            info!(endpoint, "the collector takes traces again");
+            info!(endpoint, "the OTLP collector accepts traces again");
         }
     }
 

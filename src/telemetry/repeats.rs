@@ -1,5 +1,5 @@
-//! An outage must not flood the log: of one kind of failure some lines are written, and of the rest
-//! how many there were.
+//! Limits repeated lines, so that an outage does not flood the log: of each kind of failure, some
+//! lines are written, and the others are counted.
 
 use std::collections::HashMap;
 use std::fmt::{self, Debug};
@@ -22,10 +22,10 @@ const BURST: u32 = 10;
 /// How often to look whether a window has ended.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Of this process: a place in the code is a kind of failure.
+/// The repeats of this process. Each place in the code is a kind of failure.
 static REPEATS: LazyLock<Repeats<Identifier>> = LazyLock::new(Repeats::new);
 
-/// What was left out, by kind.
+/// The lines that were left out, by kind.
 struct Repeats<K>(Mutex<HashMap<K, Kind>>);
 
 struct Kind {
@@ -46,7 +46,7 @@ impl<K: Eq + Hash> Repeats<K> {
         Self(Mutex::default())
     }
 
-    /// Whether a line of this kind is to be written; if not, it is counted.
+    /// Returns whether to write a line of this kind. Otherwise, it is counted.
     fn admits(&self, kind: K, message: impl FnOnce() -> String) -> bool {
         let now = Instant::now();
         let mut kinds = self.kinds();
@@ -72,7 +72,7 @@ impl<K: Eq + Hash> Repeats<K> {
         false
     }
 
-    /// What has been left out since `before` or longer.
+    /// Takes the lines that have been left out since `before` or longer.
     fn take(&self, before: Instant) -> Vec<LeftOut> {
         self.kinds()
             .values_mut()
@@ -96,7 +96,7 @@ pub(super) async fn report() {
     }
 }
 
-/// Writes all counts: the process is about to end.
+/// Writes all counts, before the process ends.
 pub(super) fn report_all() {
     write(REPEATS.take(Instant::now()));
 }
@@ -116,10 +116,10 @@ fn write(left_out: Vec<LeftOut>) {
     }
 }
 
-/// Writes what is no failure, and of failures what [`Repeats`] admits.
+/// Writes all lines that are not failures, and those failures that [`Repeats`] admits.
 ///
-/// A format, and no filter: `tracing_subscriber` 0.3 does not forget that a filter has refused an
-/// event by its content, and refuses another.
+/// It is a format, not a filter: after a filter has refused an event by its content,
+/// `tracing_subscriber` 0.3 refuses another one, too.
 pub(super) struct FewOfEachKind<F>(pub(super) F);
 
 impl<S, N, F> FormatEvent<S, N> for FewOfEachKind<F>

@@ -1,8 +1,9 @@
-//! Spans, for the log and for traces: one trace a batch, from the receive of its first message to
+//! Spans, for the log and for traces: one trace per batch, from the receive of its first message to
 //! the delete of its last.
 //!
-//! What the loader does are spans of `tracing`: their fields stand in each log line within. What is
-//! around that, and begins before anybody knows that it will be a batch, is made here by hand.
+//! The work of the loader is in spans of `tracing`, whose fields are part of each log line within.
+//! The spans around it begin before it is known that there will be a batch, and are made here by
+//! hand.
 
 use std::future::Future;
 use std::time::SystemTime;
@@ -16,63 +17,63 @@ use tracing::{Metadata, Span, error_span, info_span};
 use crate::batch::{Batch, BatchId};
 use sluice_core::outcome::{Outcome, Outcomes};
 
-/// Of the spans that are for log and trace.
+/// The target of spans for both log and trace.
 const TARGET: &str = "sluice::trace";
-/// Of those that are for the trace alone: in a log line they would say nothing.
+/// The target of spans for the trace alone: they would add nothing to a log line.
 pub(super) const STEP_TARGET: &str = "sluice::trace::step";
-/// Of a batch's messages, this many are named.
+/// A trace names at most this many messages of a batch.
 const MESSAGES: usize = 100;
 
-/// Whether the span goes into traces.
+/// Returns whether the span is part of traces.
 pub(super) fn is_traced(metadata: &Metadata<'_>) -> bool {
     metadata.is_span() && metadata.target().starts_with(TARGET)
 }
 
-/// Around what is done with a message.
+/// Returns the span around the handling of a message.
 pub fn message(id: &str) -> Span {
-    // An error's level, here and below: a filter on levels must not take the fields away.
+    // At the level of errors, here and below, so that no filter on levels removes the fields.
     error_span!("message", message.id = id)
 }
 
-/// Around the load of a batch.
+/// Returns the span around the load of a batch.
 pub fn load(batch: BatchId) -> Span {
     error_span!(target: TARGET, "load", batch.id = %batch)
 }
 
-/// Around the recovery of a batch that another worker left behind.
+/// Returns the span around the recovery of a batch that another worker left behind.
 pub fn recover(batch: BatchId) -> Span {
     error_span!(target: TARGET, "recover", batch.id = %batch)
 }
 
-/// Around an attempt to insert a batch, and what is made of its answer.
+/// Returns the span around the insert of a batch, and the handling of its response.
 pub fn insert(attempt: u32, query_id: &str) -> Span {
     error_span!(target: TARGET, "insert", attempt, query_id)
 }
 
-/// Around one statement.
+/// Returns the span around one statement.
 pub fn statement(query_id: &str) -> Span {
     info_span!(target: STEP_TARGET, "statement", query_id)
 }
 
-/// A step of the protocol, for as long as the span is kept.
+/// Returns the span of a step of the protocol, which lasts until it is dropped.
 pub fn step(name: &str) -> Span {
     info_span!(target: STEP_TARGET, "step", otel.name = name)
 }
 
-/// The trace of a batch. It ends with its last clone, and those of [`Settling`].
+/// The trace of a batch. It ends when its last clone and those of [`Settling`] are dropped.
 #[derive(Clone)]
 pub struct BatchTrace(Context);
 
-/// A batch's messages are being deleted or given back, for as long as there are clones of it.
+/// The span in which a batch's messages are deleted or returned. It ends with its last clone.
 #[derive(Clone)]
 pub struct Settling {
-    /// Ends first.
+    /// First, so that it ends before the batch.
     _settle: Context,
     _batch: BatchTrace,
 }
 
 impl BatchTrace {
-    /// A batch begins to be loaded.
+    /// Begins the trace of a batch that is about to be loaded.
     pub fn begin(batch: &Batch, messages: impl FnOnce() -> Vec<String>) -> Self {
         let (opened, closed) = (time_of(batch.opened_at), time_of(batch.closed_at));
         let tracer = tracer();
@@ -98,12 +99,12 @@ impl BatchTrace {
         trace
     }
 
-    /// Does this as a part of the trace.
+    /// Runs `work` as a part of the trace.
     pub fn around<F: Future>(&self, work: F) -> WithContext<F> {
         work.with_context(self.0.clone())
     }
 
-    /// The load has ended; settling its messages begins.
+    /// Ends the load, and begins to settle its messages.
     pub fn settle(&self, outcomes: &Outcomes) -> Settling {
         let outcomes = outcomes.iter().map(|(_, outcome)| outcome);
         let failed = outcomes.filter(|it| matches!(it, Outcome::Failed | Outcome::Missing { .. }));
@@ -127,7 +128,7 @@ impl BatchTrace {
     }
 }
 
-/// Makes nothing where no traces were asked for.
+/// Returns the tracer, which does nothing unless traces are configured.
 fn tracer() -> BoxedTracer {
     global::tracer("sluice")
 }

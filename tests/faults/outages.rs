@@ -132,7 +132,7 @@ async fn the_queue_goes_away() -> Result<()> {
     hits(&clickhouse, 1).await;
     sqs.inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
     // Every delete is given up.
-    daemon.says("the queue did not do as asked").await;
+    daemon.says("giving up on SQS request").await;
     sqs.heal();
     lab.drained(&[&daemon]).await;
     let lines = daemon.log_lines()?.len();

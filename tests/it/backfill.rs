@@ -162,7 +162,7 @@ async fn the_report_tells_rows_by_kind_and_a_dry_run_writes_nothing() {
 
     let text = sluice.command(&["backfill", &format!("s3://{}", site.bucket)]);
     let text = String::from_utf8(text.stdout).unwrap();
-    assert!(text.contains("already loaded  25\n"), "{text}");
+    assert!(text.contains("already loaded         25\n"), "{text}");
 }
 
 #[tokio::test]

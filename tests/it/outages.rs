@@ -220,7 +220,7 @@ async fn a_queue_that_does_not_exist_is_named() {
             .then_some(()))
     })
     .await;
-    sluice.not_ready("nothing comes from the queue").await;
+    sluice.not_ready("no messages are received").await;
     wait_for("the failures to be counted", BOUND, async || {
         let failures = sluice.metric("sluice_sqs_failures_total").await?;
         Ok((failures > 1.0).then_some(()))

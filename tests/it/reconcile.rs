@@ -75,8 +75,11 @@ async fn reconcile_finds_and_announces_what_was_never_announced() {
     let url = format!("s3://{}", site.bucket);
     let text = sluice.command(&["reconcile", &url, "--limit", "2"]);
     let text = String::from_utf8(text.stdout).unwrap();
-    assert!(text.contains("not on record         1\n"), "{text}");
-    assert!(text.contains("and 2 more: --limit lists them"), "{text}");
+    assert!(text.contains("not recorded           1\n"), "{text}");
+    assert!(
+        text.contains("and 2 more; raise --limit to list them"),
+        "{text}"
+    );
 
     // Mended: what was broken is whole by now.
     site.put("2026/01/11/broken.gz", gzip(line("mended").as_bytes()))

@@ -84,7 +84,7 @@ async fn rejects_are_listed_by_reason_and_by_object() {
         );
     }
     assert!(output(&sluice, &["list"]).contains("not an object"));
-    assert!(output(&sluice, &["list", "--reason", "nothing"]).starts_with("no such line"));
+    assert!(output(&sluice, &["list", "--reason", "nothing"]).starts_with("no such rejects"));
 
     let url = format!("s3://{}/a/1.jsonl", site.bucket);
     let shown = output(&sluice, &["show", &url]).replace(&site.bucket, "B");
@@ -100,7 +100,7 @@ async fn rejects_are_listed_by_reason_and_by_object() {
         "rejects_show_json",
         serde_json::to_string_pretty(&whole).unwrap()
     );
-    assert!(output(&sluice, &["show", "s3://elsewhere/x"]).starts_with("no line"));
+    assert!(output(&sluice, &["show", "s3://elsewhere/x"]).starts_with("no rejects"));
 }
 
 /// Event types as they were at first.

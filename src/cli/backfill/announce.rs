@@ -25,10 +25,10 @@ use crate::util::failpoint;
 struct Report {
     found: u64,
     already_loaded: u64,
-    /// Workers have them.
+    /// In progress in a worker.
     in_other_hands: u64,
     announced: u64,
-    /// Told to stop before the end.
+    /// Whether it was stopped before the end.
     stopped: bool,
 }
 
@@ -43,7 +43,8 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     arguments.output.show(&report)?;
     result?;
     if report.stopped {
-        return Err(Incomplete("stopped: run it again to announce the rest".to_owned()).into());
+        let text = "stopped before the end; run it again to announce the rest";
+        return Err(Incomplete(text.to_owned()).into());
     }
     Ok(())
 }
@@ -109,14 +110,14 @@ pub(in crate::cli) async fn announce(
 ) -> anyhow::Result<()> {
     let bodies: Vec<String> = objects.iter().map(announcement).collect();
     let sent = queue.send(&bodies).await;
-    sent.context("not all could be announced; run it again")
+    sent.context("failed to announce some objects; run it again")
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "found           {}", self.found)?;
-        writeln!(f, "already loaded  {}", self.already_loaded)?;
-        writeln!(f, "in other hands  {}", self.in_other_hands)?;
-        writeln!(f, "announced       {}", self.announced)
+        writeln!(f, "found                  {}", self.found)?;
+        writeln!(f, "already loaded         {}", self.already_loaded)?;
+        writeln!(f, "in progress elsewhere  {}", self.in_other_hands)?;
+        writeln!(f, "announced              {}", self.announced)
     }
 }

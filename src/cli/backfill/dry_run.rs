@@ -23,7 +23,7 @@ struct Estimate {
     in_other_hands: u64,
     to_load: u64,
     bytes_to_load: u64,
-    /// By the batches that were loaded last; none where nothing was.
+    /// Based on the batches that were loaded last; `None` if there are none.
     estimated_seconds: Option<u64>,
 }
 
@@ -45,7 +45,7 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     let pace = history.pace().await;
     let pace = pace.with_context(|| {
         let url = &config.clickhouse.url;
-        format!("ClickHouse at {url} does not tell")
+        format!("failed to query ClickHouse at {url}")
     })?;
     estimate.estimated_seconds = pace.map(|pace| estimate.seconds(&pace, config, arguments));
     arguments.output.show(&estimate)
@@ -77,7 +77,8 @@ impl Estimate {
         }
     }
 
-    /// Many small objects take their time by number, large ones by size.
+    /// Returns the estimated time in seconds. The time of small objects depends on their number,
+    /// that of large ones on their size.
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
@@ -99,23 +100,26 @@ impl fmt::Display for Estimate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "found           {} ({})",
+            "found                  {} ({})",
             self.found,
             ByteSize(self.bytes)
         )?;
-        writeln!(f, "already loaded  {}", self.already_loaded)?;
-        writeln!(f, "in other hands  {}", self.in_other_hands)?;
+        writeln!(f, "already loaded         {}", self.already_loaded)?;
+        writeln!(f, "in progress elsewhere  {}", self.in_other_hands)?;
         let bytes = ByteSize(self.bytes_to_load);
-        writeln!(f, "to load         {} ({bytes})", self.to_load)?;
+        writeln!(f, "to load                {} ({bytes})", self.to_load)?;
         match self.estimated_seconds {
             Some(seconds) => {
                 let time = humantime::format_duration(Duration::from_secs(seconds));
                 writeln!(
                     f,
-                    "estimated time  {time}, by the batches that were loaded last"
+                    "estimated time         {time}, based on the batches that were loaded last"
                 )
             }
-            None => writeln!(f, "estimated time  unknown: no batch was loaded yet"),
+            None => writeln!(
+                f,
+                "estimated time         unknown: no batch has been loaded yet"
+            ),
         }
     }
 }

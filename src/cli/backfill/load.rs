@@ -1,4 +1,4 @@
-//! `sluice backfill`, by this process.
+//! `sluice backfill`: loads objects in this process.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -49,7 +49,7 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
         note_views(&warehouse, &catalog).await?;
         let before = humantime::format_rfc3339_millis(before);
         note(&format!(
-            "should it break off: --force --loaded-before {before} goes on with the rest"
+            "to resume if interrupted: --force --loaded-before {before}"
         ));
     }
     let options = Options {
@@ -73,13 +73,12 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
         stopped: stop.is_cancelled(),
     };
     arguments.output.show(&report)?;
-    listed
-        .context("the listing broke off: run it again, and it goes on with what is not loaded")?;
-    report.verdict(arguments.limit.is_some())
+    listed.context("failed to list the bucket; run it again to load the rest")?;
+    report.result(arguments.limit.is_some())
 }
 
-/// A person is waiting: what is wrong from the beginning is told at once. Later, an outage is waited
-/// for.
+/// Fails if loading must not start. A person is waiting, so a problem at the start is reported at
+/// once; a later outage is waited out.
 async fn refuse_what_cannot_work(app: &App<'_>, catalog: &Catalog) -> anyhow::Result<()> {
     let problem = app.preflight(catalog)?.problem().await;
     let problem = problem.map_err(|error| anyhow::anyhow!(with_advice(&error)))?;
@@ -89,7 +88,7 @@ async fn refuse_what_cannot_work(app: &App<'_>, catalog: &Catalog) -> anyhow::Re
     Ok(())
 }
 
-/// How many objects there are, so that the bar can tell how far it is.
+/// Counts the objects, so that the bar can show the progress.
 async fn count(mut lister: Lister, bar: ProgressBar) {
     let mut found = 0;
     while let Ok(Some(listed)) = lister.next().await {
@@ -98,7 +97,7 @@ async fn count(mut lister: Lister, bar: ProgressBar) {
     }
 }
 
-/// On standard error where that is a terminal.
+/// Returns a progress bar on standard error, hidden unless that is a terminal.
 fn bar() -> ProgressBar {
     let template = "{bar:30} {pos} of {len} objects, {msg}, {eta} left";
     let bar = ProgressBar::new(0).with_finish(ProgressFinish::AndClear);
@@ -108,7 +107,7 @@ fn bar() -> ProgressBar {
     }
 }
 
-/// Beside a bar, only what is wrong.
+/// Returns the configuration of the log. Beside a visible bar, the level `info` becomes `warn`.
 fn log_beside(bar: &ProgressBar, config: &LogConfig) -> LogConfig {
     let mut config = config.clone();
     if !bar.is_hidden() && config.level == "info" {
@@ -131,17 +130,18 @@ fn progress(bar: &ProgressBar, tally: &Tally, activity: &Activity, elapsed: Dura
 struct Report {
     #[serde(flatten)]
     tally: Tally,
-    /// Found, and not tried to the end.
+    /// Found, but not tried to the end.
     left: u64,
-    /// Rows that were loaded, by kind.
+    /// Rows loaded, by kind.
     rows: BTreeMap<String, u64>,
     seconds: u64,
-    /// Told to stop before the end.
+    /// Whether it was stopped before the end.
     stopped: bool,
 }
 
 impl Report {
-    fn verdict(&self, limited: bool) -> anyhow::Result<()> {
+    /// Fails if objects are left, unless the limit explains it.
+    fn result(&self, limited: bool) -> anyhow::Result<()> {
         let Tally {
             failed,
             missing,
@@ -149,13 +149,13 @@ impl Report {
             ..
         } = self.tally;
         let open = if self.stopped {
-            "stopped: run it again, and it goes on with what is not loaded"
+            "stopped before the end; run it again to load the rest"
         } else if failed + missing > 0 {
-            "not all is loaded: `sluice status --failed` tells why"
+            "some objects are not loaded; `sluice status --failed` shows why"
         } else if in_other_hands > 0 {
-            "other workers have the rest in hand: run it again to see what became of it"
+            "the rest is in progress elsewhere; run it again to see the result"
         } else if self.left > 0 && !limited {
-            "not all was tried: run it again"
+            "some objects were not tried; run it again"
         } else {
             return Ok(());
         };
@@ -168,7 +168,7 @@ impl fmt::Display for Report {
         let tally = &self.tally;
         writeln!(
             f,
-            "found           {} ({})",
+            "found                  {} ({})",
             tally.found,
             ByteSize(tally.bytes)
         )?;
@@ -178,13 +178,13 @@ impl fmt::Display for Report {
             ("already loaded", tally.already_loaded),
             ("failed", tally.failed),
             ("missing", tally.missing),
-            ("in other hands", tally.in_other_hands),
+            ("in progress elsewhere", tally.in_other_hands),
             ("left", self.left),
         ] {
-            writeln!(f, "{name:<14}  {count}")?;
+            writeln!(f, "{name:<21}  {count}")?;
         }
         let time = HumanDuration(Duration::from_secs(self.seconds));
-        writeln!(f, "time            {time}")?;
+        writeln!(f, "time                   {time}")?;
         if !self.rows.is_empty() {
             let rows = self.rows.iter();
             let rows = rows.map(|(kind, rows)| vec![shown(kind), rows.to_string()]);

@@ -24,7 +24,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     selection: SelectionArguments,
 
-    /// Only say how many objects there are, and how long it would take
+    /// Print the number of objects and the estimated time, and load nothing
     #[arg(long)]
     dry_run: bool,
 
@@ -32,26 +32,26 @@ pub(super) struct Arguments {
     #[arg(long)]
     via_queue: bool,
 
-    /// Load again what is loaded, and replace its rows
+    /// Reload objects that are already loaded, and replace their rows
     ///
-    /// The earlier rows of an object go once its new ones are on record. Until then queries see
-    /// both for a moment.
+    /// The earlier rows of an object are deleted once the new ones are recorded. For a moment,
+    /// queries see both.
     #[arg(long)]
     force: bool,
 
-    /// With --force: only what was loaded before then; the rest of a forced backfill that broke off
-    #[arg(long, value_name = "TIME", value_parser = moment, requires = "force", conflicts_with = "dry_run")]
+    /// With --force: only objects loaded before TIME, to resume an interrupted backfill
+    #[arg(long, value_name = "TIME", value_parser = parse_time_arg, requires = "force", conflicts_with = "dry_run")]
     loaded_before: Option<SystemTime>,
 
-    /// Load so many objects at most
+    /// Load at most COUNT objects
     #[arg(long, value_name = "COUNT")]
     limit: Option<u64>,
 
-    /// Load so many batches at a time (unless given: load.concurrency)
+    /// Load COUNT batches at a time [default: load.concurrency]
     #[arg(long, value_name = "COUNT", conflicts_with = "via_queue")]
     concurrency: Option<NonZeroUsize>,
 
-    /// Load, or announce, so many objects a second at most
+    /// Load or announce at most COUNT objects per second
     #[arg(long, value_name = "COUNT")]
     max_rate: Option<NonZeroU32>,
 
@@ -62,8 +62,8 @@ pub(super) struct Arguments {
 pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.force && arguments.via_queue {
         return Err(Misuse(
-            "--force cannot go with --via-queue: workers skip what is loaded. Leave one of them \
-             out; --force alone loads in this process, beside the workers",
+            "--force cannot be used with --via-queue: workers skip loaded objects; omit one of \
+             them (--force alone loads in this process, beside the workers)",
         )
         .into());
     }
@@ -77,13 +77,13 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     }
 }
 
-/// Says beforehand what a replacement does not reach.
+/// Prints a remark about rows that a replacement does not reach, if there are any.
 async fn note_views(warehouse: &Warehouse, catalog: &Catalog) -> anyhow::Result<()> {
     let filled = filled_by_views(warehouse, catalog).await;
     if let Some(filled) = filled.map_err(|error| anyhow::anyhow!(with_advice(&error)))? {
         note(&format!(
-            "what is replaced stays in {filled}: Sluice deletes rows of its own tables alone. \
-             Rebuild these tables afterwards"
+            "replaced rows stay in {filled}: Sluice deletes rows of its own tables only; rebuild \
+             these tables afterwards"
         ));
     }
     Ok(())
@@ -95,7 +95,7 @@ impl Arguments {
             .map_or(config.load.concurrency, NonZeroUsize::get)
     }
 
-    /// What was loaded before then is loaded again; none unless forced.
+    /// Returns the time before which loaded objects are loaded again; `None` without `--force`.
     fn replace_before(&self) -> Option<SystemTime> {
         self.force
             .then(|| self.loaded_before.unwrap_or_else(SystemTime::now))

@@ -1,4 +1,4 @@
-//! ClickHouse: does it answer, is it new enough, are the tables as they must be?
+//! Checks that ClickHouse answers, its version, its tables, and other views of these.
 
 use std::collections::BTreeMap;
 
@@ -20,14 +20,14 @@ const VERSION: &str = "version";
 pub(super) const TABLES: &str = "tables";
 const VIEWS: &str = "views";
 
-/// What the tests of Sluice run on.
+/// The version that Sluice is tested with.
 const TESTED: (u32, u32) = (26, 7);
 
 /// The oldest version that is supported: the first with long-term support that has every setting of
 /// an insert (`input_format_max_block_wait_ms` came with 26.2).
 const OLDEST: (u32, u32) = (26, 3);
 
-/// The version, where it answers.
+/// Checks that ClickHouse answers, and returns its version if it does.
 pub(super) async fn reach(config: &Config, warehouse: &Warehouse) -> (Check, Option<String>) {
     match version(warehouse).await {
         Ok(version) => {
@@ -39,7 +39,7 @@ pub(super) async fn reach(config: &Config, warehouse: &Warehouse) -> (Check, Opt
     }
 }
 
-pub(super) fn unasked() -> [Check; 3] {
+pub(super) fn skipped() -> [Check; 3] {
     [VERSION, TABLES, VIEWS].map(|name| Check::skip(name, NO_CLICKHOUSE))
 }
 
@@ -60,7 +60,7 @@ pub(super) async fn check(
     ]
 }
 
-/// Whether a repeated insert is exact in what users' own views fill.
+/// Checks that the tables that users' own views fill drop repeated inserts.
 async fn check_views(catalog: &Catalog, warehouse: &Warehouse) -> Check {
     let views = match dependents(warehouse, catalog).await {
         Ok(views) => views,
@@ -78,21 +78,21 @@ async fn check_views(catalog: &Catalog, warehouse: &Warehouse) -> Check {
         }
         (count, None) => Check::pass(
             VIEWS,
-            format!("what {count} other views fill recognises repeated inserts"),
+            format!("the tables that {count} other views fill drop repeated inserts"),
         ),
     }
 }
 
 pub(super) const NO_CLICKHOUSE: &str = "ClickHouse does not answer";
 
-/// With what `run` would advise.
+/// Returns a failed check with the advice that `run` would give.
 pub(super) fn failed(name: &'static str, error: &WarehouseError) -> Check {
     Check::fail(
         name,
         error.to_string(),
         diagnosis(error)
             .advice
-            .unwrap_or("see what ClickHouse says"),
+            .unwrap_or("see the error from ClickHouse"),
     )
 }
 
@@ -105,7 +105,7 @@ async fn version(warehouse: &Warehouse) -> Result<String, WarehouseError> {
     Ok(rows.into_iter().map(|row| row.version).collect())
 }
 
-/// Settings of this user's session, by name; those that the server does not have are left out.
+/// Returns the settings of this user's session by name, without those that the server lacks.
 async fn settings(
     warehouse: &Warehouse,
     names: impl IntoIterator<Item = &'static str>,
@@ -139,7 +139,7 @@ fn judge_version(version: &str, unknown_settings: &[&str]) -> Check {
         return Check::fail(
             VERSION,
             format!(
-                "{version} does not know the settings {}, which inserts have",
+                "{version} lacks settings that inserts need: {}",
                 unknown_settings.join(", ")
             ),
             format!("upgrade ClickHouse to {oldest} or newer; Sluice is tested with {tested}"),
@@ -153,14 +153,14 @@ fn judge_version(version: &str, unknown_settings: &[&str]) -> Check {
     let problem = if of_server < OLDEST {
         format!("{version} is older than {oldest}, the oldest supported version")
     } else if of_server < TESTED {
-        format!("{version} knows all settings that inserts have, and is not tested")
+        format!("{version} has all settings that inserts need, but is not tested")
     } else {
         return Check::pass(VERSION, version);
     };
     Check::warn(
         VERSION,
         problem,
-        format!("upgrade ClickHouse to {tested}, which is tested"),
+        format!("upgrade ClickHouse to {tested}, the tested version"),
     )
 }
 

@@ -1,4 +1,4 @@
-//! Does each column of the event tables have a value in any row?
+//! Checks that each column of the event tables has a value in some row.
 
 use super::clickhouse::failed;
 use super::report::Check;
@@ -8,14 +8,14 @@ use crate::load::empty_columns::{MIN_ROWS, look_at};
 
 const COLUMNS: &str = "columns";
 
-/// Rows of each table that are looked at, at most.
+/// The largest number of rows that are examined in each table.
 const MAX_ROWS: u64 = 100_000;
 
-pub(super) fn unasked(why: &str) -> Check {
+pub(super) fn skipped(why: &str) -> Check {
     Check::skip(COLUMNS, why)
 }
 
-/// Looks at the event tables, all of which exist.
+/// Examines the event tables, all of which must exist.
 pub(super) async fn check(warehouse: &Warehouse, catalog: &Catalog) -> Check {
     let mut tables = Vec::new();
     for event_type in catalog.types() {
@@ -28,7 +28,7 @@ pub(super) async fn check(warehouse: &Warehouse, catalog: &Catalog) -> Check {
     judge(&tables)
 }
 
-/// Returns the columns without any value; nothing where there are too few rows to tell.
+/// Returns the columns without any value, or `None` if the table has too few rows.
 async fn empty_columns(
     warehouse: &Warehouse,
     event_type: &EventType,
@@ -39,7 +39,7 @@ async fn empty_columns(
     Ok((seen.rows >= MIN_ROWS).then_some(seen.empty))
 }
 
-/// Each table that was looked at, with its columns without any value.
+/// Returns the check of the examined `tables`, each with its columns without any value.
 fn judge(tables: &[(&str, Vec<String>)]) -> Check {
     let with_empty = tables.iter().filter(|(_, empty)| !empty.is_empty());
     let with_empty = with_empty.map(|(table, empty)| format!("{table} ({})", empty.join(", ")));
@@ -51,17 +51,15 @@ fn judge(tables: &[(&str, Vec<String>)]) -> Check {
                 "no row has a value in some columns: {}",
                 with_empty.join("; ")
             ),
-            "if the statements have these values, correct the declared paths: `sluice types \
-             preview` shows what becomes of an object's lines",
+            "if the statements have these values, correct the declared paths; `sluice types \
+             preview` shows the rows of an object's lines",
         );
     }
     match tables.len() {
-        0 => unasked(&format!("no event table has {MIN_ROWS} rows")),
-        looked_at => Check::pass(
+        0 => skipped(&format!("no event table has {MIN_ROWS} rows")),
+        examined => Check::pass(
             COLUMNS,
-            format!(
-                "each has values, in the {looked_at} event tables with {MIN_ROWS} rows or more"
-            ),
+            format!("each has values in the {examined} event tables with {MIN_ROWS} rows or more"),
         ),
     }
 }

@@ -1,7 +1,7 @@
-//! Whether this server drops an insert that is repeated. All of Sluice's recovery rests on it.
+//! Checks that this server drops a repeated insert, on which all recovery depends.
 //!
 //! The statements are those of a load, with their settings, views and engines; only the tables are
-//! scratch, and the lines come with the statement, as those of a streamed object do.
+//! scratch tables, and the lines are sent with the statement, as those of a streamed object are.
 
 use crate::Env;
 use anyhow::{Context, anyhow};
@@ -23,13 +23,13 @@ use crate::statements::select::Target;
 
 const NAME: &str = "repeated inserts";
 
-/// What the names of all scratch tables begin with.
+/// The prefix of the names of all scratch tables.
 pub(super) const PREFIX: &str = "sluice_check_";
 
-/// Scratch tables of so many seconds were left behind by a check that was killed.
+/// Scratch tables older than this, in seconds, were left behind by a check that was killed.
 const LEFT_BEHIND: u32 = 3600;
 
-pub(super) fn unasked(why: &str) -> Check {
+pub(super) fn skipped(why: &str) -> Check {
     Check::skip(NAME, why)
 }
 
@@ -40,8 +40,8 @@ pub(super) async fn check(
     options: SchemaOptions,
     env: &Env,
 ) -> Check {
-    match Canary::new(warehouse, ledger, planner, options, env).await {
-        Ok(canary) => canary.check().await,
+    match SelfTest::new(warehouse, ledger, planner, options, env).await {
+        Ok(test) => test.check().await,
         Err(error) => failed(&error),
     }
 }
@@ -50,12 +50,12 @@ fn failed(error: &anyhow::Error) -> Check {
     Check::fail(
         NAME,
         format!("{error:#}"),
-        "see what ClickHouse says; the rights for `sluice check` are those that `sluice check \
-         --print-policy` prints",
+        "see the error from ClickHouse; `sluice check --print-policy` prints the rights that \
+         `sluice check` needs",
     )
 }
 
-/// What the tables have of each load.
+/// The number of rows that each load makes, by table.
 const ROWS: [(&str, u64); 4] = [
     ("canaries", 4),
     ("rejected_lines", 1),
@@ -64,7 +64,8 @@ const ROWS: [(&str, u64); 4] = [
     ("object_rows", 3),
 ];
 
-/// In two partitions; one that is rejected, and one of no event type.
+/// Returns the lines of a load: rows in two partitions, one line that is rejected, and one that no
+/// event type matches.
 fn lines(load: u64) -> String {
     let canary = |number, month| {
         let at = format!("2026-{month}-01T00:00:00Z");
@@ -96,20 +97,20 @@ fn object(load: u64) -> ObjectRef {
     })
 }
 
-struct Canary<'a> {
+struct SelfTest<'a> {
     warehouse: &'a Warehouse,
     ledger: &'a Ledger,
     planner: Planner,
     options: SchemaOptions,
     env: &'a Env,
-    /// With the time of the server, by which its age is told.
+    /// Contains the server's time, which dates the tables.
     prefix: String,
 }
 
-/// Stands for the database where a scratch table is meant.
+/// A placeholder for the database in the names of scratch tables.
 const SCRATCH: &str = "scratch";
 
-impl<'a> Canary<'a> {
+impl<'a> SelfTest<'a> {
     async fn new(
         warehouse: &'a Warehouse,
         ledger: &'a Ledger,
@@ -124,14 +125,14 @@ impl<'a> Canary<'a> {
         let now: Vec<Row> = warehouse
             .rows("SELECT toUnixTimestamp(now()) AS now")
             .await?;
-        let now = now.first().context("ClickHouse has no time")?.now;
+        let now = now.first().context("ClickHouse returned no time")?.now;
         let random = fastrand::u32(..);
         let files = [(
             "canary.yaml".to_owned(),
             include_str!("canary.yaml").to_owned(),
         )];
         let catalog = Catalog::from_files(files)
-            .map_err(|problems| anyhow!("the canary's event type: {problems:?}"))?;
+            .map_err(|problems| anyhow!("the self-test's event type is invalid: {problems:?}"))?;
         Ok(Self {
             warehouse,
             ledger,
@@ -156,28 +157,29 @@ impl<'a> Canary<'a> {
             (Ok(Some(found)), _) => Check::fail(
                 NAME,
                 found,
-                "start no worker: rows would be doubled or lost. Look into the settings of the \
-                 user's profile (deduplicate_insert, deduplicate_insert_select) and of the server",
+                "do not start a worker: rows would be duplicated or lost; check the settings of \
+                 the user's profile (deduplicate_insert, deduplicate_insert_select) and of the \
+                 server",
             ),
             (Ok(None), Ok(())) => Check::pass(
                 NAME,
-                "an insert that broke off, and was repeated although it had succeeded, is there once",
+                "an insert that was interrupted, and repeated after it succeeded, is stored once",
             ),
             (Ok(None), Err(error)) => Check::warn(
                 NAME,
-                format!("they are recognised, but scratch tables are left: {error}"),
+                format!("they are dropped, but scratch tables are left: {error}"),
                 format!("drop the tables whose names begin with {}", self.prefix),
             ),
             (Err(error), _) => failed(&error),
         }
     }
 
-    /// What is wrong, if anything is.
+    /// Returns what is wrong, if anything.
     async fn run(&self) -> anyhow::Result<Option<String>> {
         self.create()
             .await
-            .context("scratch tables cannot be made")?;
-        // The second shows that what is not a repetition is kept.
+            .context("failed to create scratch tables")?;
+        // The second load shows that an insert that is not a repetition is not dropped.
         for load in 1..=2 {
             self.load(load).await?;
             let differing = self.differing(load).await?;
@@ -188,8 +190,7 @@ impl<'a> Canary<'a> {
         Ok(None)
     }
 
-    /// As a worker that meets one trouble after the other: the insert breaks off, then its answer is
-    /// taken for lost, and then once more.
+    /// Inserts as a worker whose insert is interrupted, and whose responses are then lost twice.
     async fn load(&self, load: u64) -> Result<(), WarehouseError> {
         let batch = BatchId::new(self.env);
         let object = object(load);
@@ -215,8 +216,8 @@ impl<'a> Canary<'a> {
         Ok(())
     }
 
-    /// The database and the names of the tables, put into what was made with [`SCRATCH`]: all names
-    /// are qualified.
+    /// Replaces [`SCRATCH`] with the database, and the tables with scratch tables. All names are
+    /// qualified.
     fn scratch(&self, sql: &str) -> String {
         let database = sql::ident(self.warehouse.database());
         sql.replace(
@@ -237,7 +238,7 @@ impl<'a> Canary<'a> {
         Ok(())
     }
 
-    /// Sends all lines, and goes away before it says that they are all.
+    /// Sends all lines, and disconnects before the end of the body.
     async fn break_off(&self, insert: &Statement, load: u64, query_id: &str) {
         let (sent, all_are_sent) = oneshot::channel::<()>();
         let end = async move {
@@ -263,7 +264,7 @@ impl<'a> Canary<'a> {
         self.warehouse.stream(insert, data, query_id, timeout).await
     }
 
-    /// Tables that have other rows than so many loads make.
+    /// Returns the tables whose number of rows is not that of `loads` loads.
     async fn differing(&self, loads: u64) -> Result<Vec<String>, WarehouseError> {
         #[derive(Deserialize)]
         struct Row {
@@ -283,7 +284,8 @@ impl<'a> Canary<'a> {
         }
         Ok(differing)
     }
-    /// This check's own tables, and those that one of long ago has left behind.
+
+    /// Drops this check's own tables, and those that an earlier check left behind.
     async fn drop_tables(&self) -> Result<(), WarehouseError> {
         #[derive(Deserialize)]
         struct Row {

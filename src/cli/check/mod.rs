@@ -1,4 +1,4 @@
-//! `sluice check`: everything that `run` needs, asked beforehand.
+//! `sluice check`: verifies everything that `run` needs.
 
 mod clickhouse;
 mod columns;
@@ -23,7 +23,7 @@ use storage::{Readers, Sample, nothing_to_read};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Read these objects, such as s3://bucket/key, rather than the one that was loaded last
+    /// Read these objects, such as s3://bucket/key, instead of the one that was loaded last
     #[arg(value_name = "S3-URL")]
     objects: Vec<ObjectUrl>,
 
@@ -31,7 +31,7 @@ pub(super) struct Arguments {
     #[arg(long = "bucket", value_name = "NAME")]
     buckets: Vec<String>,
 
-    /// Print the least rights that this configuration needs instead: policies of IAM, and GRANTs
+    /// Print the minimal rights for this configuration (IAM policies, GRANTs) instead of checking
     #[arg(long)]
     print_policy: bool,
 
@@ -44,7 +44,8 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     let catalog = app.catalog()?;
     let aws = app.aws().await;
     if arguments.print_policy {
-        // It names the dead-letter queue. Who may not ask it gets the rest all the same.
+        // The policy names the dead-letter queue. If the queue may not be queried, the rest is
+        // still printed.
         let queue = queue::attributes(config, &aws).await.unwrap_or_default();
         let policies = policy::policies(config, &catalog, &buckets(arguments), &queue);
         return arguments.output.show(&policies);
@@ -54,7 +55,7 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
 
     let mut checks = vec![Check::pass(
         "configuration",
-        format!("sound, with {} event types", catalog.types().len()),
+        format!("valid, with {} event types", catalog.types().len()),
     )];
     checks.extend(queue::check(config, &aws).await);
     let (reached, version) = clickhouse::reach(config, &warehouse).await;
@@ -67,16 +68,16 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
             checks.push(if are_tables_well(&checks) {
                 columns::check(&warehouse, &catalog).await
             } else {
-                columns::unasked(OTHER_TABLES)
+                columns::skipped(OTHER_TABLES)
             });
             let preflight = app.preflight(&catalog)?;
             checks.extend(topology::check(&preflight, config.clickhouse.unproven).await);
         }
         None => {
-            checks.push(policy::unasked());
-            checks.extend(clickhouse::unasked());
-            checks.push(columns::unasked(clickhouse::NO_CLICKHOUSE));
-            checks.extend(topology::unasked());
+            checks.push(policy::skipped());
+            checks.extend(clickhouse::skipped());
+            checks.push(columns::skipped(clickhouse::NO_CLICKHOUSE));
+            checks.extend(topology::skipped());
         }
     }
     let readers = Readers {
@@ -97,19 +98,19 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     }
 
     checks.push(if version.is_none() {
-        dedup_self_test::unasked(clickhouse::NO_CLICKHOUSE)
+        dedup_self_test::skipped(clickhouse::NO_CLICKHOUSE)
     } else if are_tables_well(&checks) {
         let options = app.schema_options();
         dedup_self_test::check(&warehouse, &ledger, planner, options, &app.env).await
     } else {
-        dedup_self_test::unasked(OTHER_TABLES)
+        dedup_self_test::skipped(OTHER_TABLES)
     });
 
     let report = Report { checks };
     arguments.output.show(&report)?;
     ensure!(
         report.count(Outcome::Fail) == 0,
-        "not everything is as it must be: see above"
+        "some checks failed; see above"
     );
     Ok(())
 }
@@ -121,7 +122,7 @@ fn are_tables_well(checks: &[Check]) -> bool {
     of_tables.all(|check| check.name != clickhouse::TABLES || check.result != Outcome::Fail)
 }
 
-/// What is to be read: what is asked for, else what was loaded last.
+/// Returns the objects to read: those of the command line, or else the one that was loaded last.
 async fn samples(arguments: &Arguments, ledger: &Ledger) -> Vec<Sample> {
     let mut samples = Vec::new();
     for url in &arguments.objects {
@@ -136,7 +137,7 @@ async fn samples(arguments: &Arguments, ledger: &Ledger) -> Vec<Sample> {
     samples
 }
 
-/// Those that the command line names.
+/// Returns the buckets that the command line names, or a placeholder.
 fn buckets(arguments: &Arguments) -> Vec<String> {
     let of_objects = arguments.objects.iter().map(|url| url.bucket.clone());
     let mut buckets: Vec<String> = arguments

@@ -1,4 +1,4 @@
-//! The least rights that this configuration needs: policies of IAM, and GRANTs.
+//! The minimal rights that this configuration needs: IAM policies and GRANTs.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ use crate::statements::select::Target;
 
 const RIGHTS: &str = "clickhouse rights";
 
-/// What the user needs in ClickHouse. `run` is needed for everything else, too.
+/// The rights of the ClickHouse user. Those of `run` are needed for all the others, too.
 #[derive(Debug, Serialize)]
 pub(super) struct Grants {
     run: Vec<String>,
@@ -31,7 +31,7 @@ pub(super) struct Grants {
     migrate: Vec<String>,
 }
 
-/// Rights as they stand behind GRANT.
+/// Returns the rights, each as it is written after `GRANT`.
 pub(super) fn grants(config: &Config, catalog: &Catalog, buckets: &[String]) -> Grants {
     let database = sql::ident(&config.clickhouse.database);
     let on = |rights: &str, name: &str| format!("{rights} ON {database}.{name}");
@@ -71,7 +71,7 @@ pub(super) fn grants(config: &Config, catalog: &Catalog, buckets: &[String]) -> 
         on_table("INSERT", FAILURES_TABLE),
     ];
     if single_pass {
-        // The views read it with the rights of who inserts, where they have no definer.
+        // Views without a definer read it with the rights of the inserting user.
         run.push(on("SELECT, INSERT", &format!("{LANDING_PREFIX}*")));
     }
     let targets = Target::all(catalog);
@@ -80,11 +80,11 @@ pub(super) fn grants(config: &Config, catalog: &Catalog, buckets: &[String]) -> 
             .iter()
             .map(|target| on_table(of_target, target.table())),
     );
-    // KILL QUERY, also of one's own, looks there.
+    // KILL QUERY reads it, also for the user's own queries.
     run.push("SELECT ON system.processes".to_owned());
-    // Whether merges have taken rows between an insert and its comparison.
+    // Shows whether merges removed rows between an insert and its comparison.
     run.push("SELECT ON system.parts".to_owned());
-    // Table functions: s3(), input().
+    // For the table functions s3() and input().
     run.push("CREATE TEMPORARY TABLE ON *.*".to_owned());
     if config.load.fallback != Fallback::Always {
         run.push("READ ON S3".to_owned());
@@ -132,11 +132,11 @@ fn collections(access: &S3AccessConfig, buckets: &[String]) -> Vec<String> {
     }
 }
 
-pub(super) fn unasked() -> Check {
+pub(super) fn skipped() -> Check {
     Check::skip(RIGHTS, super::clickhouse::NO_CLICKHOUSE)
 }
 
-/// Whether the user has all that `run` needs.
+/// Checks that the user has all rights that `run` needs.
 pub(super) async fn check(warehouse: &Warehouse, user: &str, grants: &Grants) -> Check {
     let mut missing = Vec::new();
     for grant in &grants.run {
@@ -146,14 +146,17 @@ pub(super) async fn check(warehouse: &Warehouse, user: &str, grants: &Grants) ->
             Err(error) => {
                 return Check::warn(
                     RIGHTS,
-                    format!("{grant}: not told: {error}"),
+                    format!("failed to check {grant}: {error}"),
                     "compare with `sluice check --print-policy`",
                 );
             }
         }
     }
     if missing.is_empty() {
-        return Check::pass(RIGHTS, format!("user {user} has all that `run` needs"));
+        return Check::pass(
+            RIGHTS,
+            format!("user {user} has all rights that `run` needs"),
+        );
     }
     let missing = missing.iter().map(|grant| statement(grant, user));
     let missing: Vec<String> = missing.collect();
@@ -180,14 +183,15 @@ fn statement(grant: &str, user: &str) -> String {
     format!("GRANT {grant} TO {};", sql::ident(user))
 }
 
-/// Policies of IAM.
+/// IAM policies.
 #[derive(Debug, Serialize)]
 struct Iam {
-    /// Of the role under which `sluice run` and `sluice check` run.
+    /// For the role of `sluice run` and `sluice check`.
     worker: Value,
-    /// What an operator needs besides.
+    /// What an operator needs in addition.
     operator: Value,
-    /// Of what ClickHouse reads S3 with; none where it reads without, or not at all.
+    /// For the credentials with which ClickHouse reads S3; `None` if it reads without, or not at
+    /// all.
     clickhouse: Option<Value>,
 }
 
@@ -199,7 +203,7 @@ pub(super) struct Policies {
     clickhouse: Grants,
 }
 
-/// `queue`: as it tells of itself.
+/// Returns the policies. `queue` holds the queue's attributes, or defaults if they are unknown.
 pub(super) fn policies(
     config: &Config,
     catalog: &Catalog,
@@ -239,7 +243,7 @@ fn iam(config: &Config, buckets: &[String], queue: &QueueAttributes) -> Iam {
             ],
             json!(queue_arn),
         ),
-        // Only for a metric, and for what `check` says of it.
+        // Only for a metric and for `sluice check`.
         allow(
             &["sqs:GetQueueUrl", "sqs:GetQueueAttributes"],
             json!(dead_letters),
@@ -292,11 +296,11 @@ impl fmt::Display for Policies {
         let iam = [
             ("the worker's role (`sluice run`)", Some(&self.iam.worker)),
             (
-                "besides, for the operator's commands",
+                "in addition, for the operator's commands",
                 Some(&self.iam.operator),
             ),
             (
-                "what ClickHouse reads S3 with",
+                "the credentials with which ClickHouse reads S3",
                 self.iam.clickhouse.as_ref(),
             ),
         ];
@@ -307,9 +311,9 @@ impl fmt::Display for Policies {
         }
         let grants = [
             ("`sluice run`", &self.clickhouse.run),
-            ("besides, for `sluice check`", &self.clickhouse.check),
+            ("in addition, for `sluice check`", &self.clickhouse.check),
             (
-                "besides, for the operator's commands",
+                "in addition, for the operator's commands",
                 &self.clickhouse.operate,
             ),
             (

@@ -1,4 +1,4 @@
-//! The queue and its dead-letter queue. Nothing is received: every receive counts.
+//! Checks the queue and its dead-letter queue. Receives nothing, since every receive counts.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ pub(super) async fn check(config: &Config, aws: &SdkConfig) -> Vec<Check> {
     let Some(url) = &config.queue.url else {
         let missing = Check::fail(
             QUEUE,
-            "no queue is given",
+            "no queue is configured",
             "set `queue.url` to what `aws sqs get-queue-url` prints",
         );
         return vec![missing, visibility];
@@ -34,11 +34,11 @@ pub(super) async fn check(config: &Config, aws: &SdkConfig) -> Vec<Check> {
     let attributes = match queue.attributes().await {
         Ok(attributes) => attributes,
         Err(error) => {
-            let unasked = [RIGHTS, REDRIVE, RETENTION, DEAD_LETTERS];
-            let unasked = unasked.map(|name| Check::skip(name, "the queue does not answer"));
+            let skipped = [RIGHTS, REDRIVE, RETENTION, DEAD_LETTERS];
+            let skipped = skipped.map(|name| Check::skip(name, "the queue does not answer"));
             return [unanswered(url, &error)]
                 .into_iter()
-                .chain(unasked)
+                .chain(skipped)
                 .chain([visibility])
                 .collect();
         }
@@ -75,24 +75,26 @@ fn unanswered(url: &str, error: &QueueError) -> Check {
              (`sluice check --print-policy`)"
         }
         QueueError::Transient(_) | QueueError::Gone(_) => {
-            "check `queue.url`, the region and the way to SQS"
+            "check `queue.url`, the region and the network path to SQS"
         }
     };
-    Check::fail(QUEUE, format!("{url} does not tell: {error}"), advice)
+    Check::fail(QUEUE, format!("failed to query {url}: {error}"), advice)
 }
 
 async fn dead_letter_queue(queue: &SqsQueue) -> Result<QueueAttributes, QueueError> {
     match queue.dead_letter_queue().await? {
         Some(dead) => dead.attributes().await,
-        None => Err(QueueError::Transient("its policy is gone".to_owned())),
+        None => Err(QueueError::Transient(
+            "its redrive policy was removed".to_owned(),
+        )),
     }
 }
 
-/// What may be done with messages, asked with a receipt handle that belongs to none.
+/// Checks the rights on messages, with a receipt handle that belongs to no message.
 async fn rights(queue: &SqsQueue, visibility: Duration) -> Check {
-    let nobodys = ReceiptHandle("made-up-by-sluice-check".to_owned());
-    let delete = queue.delete(std::slice::from_ref(&nobodys)).await;
-    let change = queue.change_visibility(&[(nobodys, visibility)]).await;
+    let made_up = ReceiptHandle("made-up-by-sluice-check".to_owned());
+    let delete = queue.delete(std::slice::from_ref(&made_up)).await;
+    let change = queue.change_visibility(&[(made_up, visibility)]).await;
     judge_rights(&[
         ("sqs:DeleteMessage", delete),
         ("sqs:ChangeMessageVisibility", change),
@@ -104,7 +106,7 @@ fn judge_rights(answers: &[(&str, Result<FailedEntries, QueueError>)]) -> Check 
     for (action, answer) in answers {
         let refusal = match answer {
             Err(error @ QueueError::Denied(_)) => Some(error),
-            // The handle is refused, so the action is not.
+            // SQS rejects the handle only after it has allowed the action.
             Err(QueueError::Transient(text)) if text.contains("ReceiptHandleIsInvalid") => None,
             Err(error) => Some(error),
             Ok(failed) => failed
@@ -128,12 +130,12 @@ fn judge_rights(answers: &[(&str, Result<FailedEntries, QueueError>)]) -> Check 
     Check::fail(
         RIGHTS,
         refusals.join("; "),
-        "give the role what `sluice check --print-policy` prints",
+        "grant the role the rights that `sluice check --print-policy` prints",
     )
 }
 
 fn redrive(policy: Option<&RedrivePolicy>, allow_missing: bool) -> Check {
-    /// What a passing fault of a worker uses up.
+    /// A temporary fault of a worker uses up fewer receives than this.
     const FEW: u32 = 3;
     let (problem, advice) = NO_REDRIVE_POLICY;
     match policy {
@@ -142,7 +144,7 @@ fn redrive(policy: Option<&RedrivePolicy>, allow_missing: bool) -> Check {
         Some(policy) if policy.max_receive_count < FEW => Check::warn(
             REDRIVE,
             format!(
-                "a message is a dead letter after {} receives; a worker that dies uses one up",
+                "messages are dead-lettered after {} receives; each worker crash counts as one",
                 policy.max_receive_count
             ),
             format!("raise its maxReceiveCount to {FEW} or more; 5 is usual"),
@@ -157,21 +159,21 @@ fn redrive(policy: Option<&RedrivePolicy>, allow_missing: bool) -> Check {
     }
 }
 
-/// The default of SQS.
+/// The default retention of SQS.
 const FOUR_DAYS: Duration = Duration::from_secs(4 * 24 * 3600);
-/// The most that SQS has.
+/// The longest retention of SQS.
 const FOURTEEN_DAYS: Duration = Duration::from_secs(14 * 24 * 3600);
 
 fn retention(queue: &QueueAttributes) -> Check {
     match queue.retention {
-        None => Check::skip(RETENTION, "the queue does not tell it"),
+        None => Check::skip(RETENTION, "SQS does not report it"),
         Some(kept) if kept < FOUR_DAYS => Check::warn(
             RETENTION,
             format!(
-                "messages are kept for {}: what an outage makes wait for longer is lost",
+                "messages are kept for {}: an outage that lasts longer loses messages",
                 HumanDuration::from(kept)
             ),
-            "raise MessageRetentionPeriod of the queue, to 14 days (1209600) at best",
+            "raise MessageRetentionPeriod of the queue, preferably to 14 days (1209600)",
         ),
         Some(kept) => Check::pass(
             RETENTION,
@@ -192,17 +194,16 @@ fn dead_letters(
             return Check::fail(
                 DEAD_LETTERS,
                 format!("{arn}: {error}"),
-                "make the dead-letter queue that the redrive policy names: without it messages \
+                "create the dead-letter queue that the redrive policy names: without it, messages \
                  come back until their retention ends, and are then lost",
             );
         }
         Err(error) => {
             return Check::warn(
                 DEAD_LETTERS,
-                format!("{arn} does not tell: {error}"),
-                "its retention could not be compared; `sqs:GetQueueUrl` and \
-                 `sqs:GetQueueAttributes` on it show it here, in `sluice status` and as \
-                 `sluice_dlq_messages`",
+                format!("failed to query {arn}: {error}"),
+                "grant `sqs:GetQueueUrl` and `sqs:GetQueueAttributes` on it, so that its retention \
+                 is checked, and `sluice status` and `sluice_dlq_messages` show its messages",
             );
         }
     };
@@ -210,14 +211,14 @@ fn dead_letters(
     let (Some(kept), Some(before)) = (dead.retention, queue.retention) else {
         return Check::pass(DEAD_LETTERS, waiting);
     };
-    let told = format!("{waiting}, kept for {}", HumanDuration::from(kept));
-    // A FIFO queue counts anew from the move.
+    let found = format!("{waiting}, kept for {}", HumanDuration::from(kept));
+    // In a FIFO queue, the retention starts again with the move.
     if kept < before && !queue.is_fifo() {
         return Check::fail(
             DEAD_LETTERS,
             format!(
-                "{told}, and {} in the queue: a message keeps its age when it moves, so one that \
-                 is older is deleted on arrival",
+                "{found}, and {} in the queue: a message keeps its age when it moves, so an older \
+                 one is deleted on arrival",
                 HumanDuration::from(before)
             ),
             "raise MessageRetentionPeriod of the dead-letter queue to 14 days (1209600)",
@@ -226,11 +227,11 @@ fn dead_letters(
     if kept < FOURTEEN_DAYS {
         return Check::warn(
             DEAD_LETTERS,
-            format!("{told}: the time left to mend what failed"),
+            format!("{found}: the time left to fix what failed"),
             "raise MessageRetentionPeriod of the dead-letter queue to 14 days (1209600)",
         );
     }
-    Check::pass(DEAD_LETTERS, told)
+    Check::pass(DEAD_LETTERS, found)
 }
 
 fn is_no_queue(error: &QueueError) -> bool {
@@ -238,7 +239,7 @@ fn is_no_queue(error: &QueueError) -> bool {
     text.contains("NonExistentQueue") || text.contains("QueueDoesNotExist")
 }
 
-/// A message is held for as long as its insert takes, and SQS has a limit to that.
+/// Checks that inserts end in time: until then, their messages are in flight, and SQS limits that.
 fn visibility(config: &Config) -> Check {
     let timeout = config.queue.visibility_timeout;
     let insert = config.clickhouse.insert_timeout;
@@ -246,8 +247,8 @@ fn visibility(config: &Config) -> Check {
         return Check::fail(
             VISIBILITY,
             format!(
-                "an insert may take {insert}, and SQS hides a message for 12 hours at most: it \
-                 comes back while it is loaded"
+                "an insert may take {insert}, but SQS hides a message for at most 12 hours: it \
+                 would come back while its objects are being loaded"
             ),
             "lower `clickhouse.insert_timeout`, far below 11h",
         );
@@ -255,8 +256,8 @@ fn visibility(config: &Config) -> Check {
     Check::pass(
         VISIBILITY,
         format!(
-            "{timeout}, extended at every third of it for as long as an insert takes ({insert} \
-             at most)"
+            "{timeout}, extended after every third of it for as long as an insert takes (at most \
+             {insert})"
         ),
     )
 }
@@ -309,7 +310,7 @@ mod tests {
             let check = dead_letters(&kept(days, queue), &policy, dead);
             assert_eq!(check.result, expected, "{check:?}");
         }
-        // A worker needs no right to ask it; one that does not exist is another matter.
+        // A worker needs no right to query it, but it must exist.
         let denied = QueueError::Denied("AccessDenied".to_owned());
         let check = dead_letters(&kept(14, "queue"), &policy, Err(denied));
         assert_eq!(check.result, Outcome::Warn);

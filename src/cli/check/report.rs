@@ -1,4 +1,4 @@
-//! What was checked and what came of it.
+//! The results of the checks.
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -11,7 +11,7 @@ use crate::cli::output::shown;
 #[serde(rename_all = "lowercase")]
 pub(super) enum Outcome {
     Pass,
-    /// Sluice works, and there is something to know.
+    /// Sluice works, but an operator should know of it.
     Warn,
     Fail,
     /// Not needed here, or an earlier failure makes it pointless.
@@ -30,7 +30,7 @@ impl Outcome {
         }
     }
 
-    /// ANSI's green, yellow, red; faint.
+    /// Returns the ANSI code: green, yellow, red or faint.
     fn colour(self) -> &'static str {
         match self {
             Self::Pass => "32",

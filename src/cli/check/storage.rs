@@ -1,4 +1,4 @@
-//! S3, as ClickHouse and as the worker read it.
+//! Checks the access of ClickHouse and of the worker to S3.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ const BY_CLICKHOUSE: &str = "s3 by clickhouse";
 const BY_WORKER: &str = "s3 by worker";
 const WHOLE: &str = "whole objects";
 
-/// What is to be read.
+/// An object to read.
 #[derive(Clone, Debug)]
 pub(super) struct Sample {
     object: ObjectRef,
@@ -29,15 +29,15 @@ pub(super) struct Sample {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
-    /// A person has named it: it must be there.
+    /// The command line names it, so it must exist.
     Named,
-    /// On the ledger; it may be gone by now.
+    /// The ledger has it; it may have been deleted since.
     Loaded,
-    /// A key that nobody has, since none of the bucket is known.
+    /// Its key is made up, since no object of the bucket is known.
     MadeUp,
 }
 
-const NOBODYS: &str = "made-up-by-sluice-check";
+const MADE_UP: &str = "made-up-by-sluice-check";
 
 impl Sample {
     pub(super) async fn of_url(url: &ObjectUrl, ledger: &Ledger) -> Self {
@@ -50,16 +50,16 @@ impl Sample {
         }
     }
 
-    /// The object of the bucket that was loaded last.
+    /// Returns the object of the bucket that was loaded last, or a made-up one.
     pub(super) async fn of_bucket(bucket: &str, ledger: &Ledger) -> Self {
         let made_up = Self {
-            object: object(bucket, NOBODYS),
+            object: object(bucket, MADE_UP),
             origin: Origin::MadeUp,
         };
         Self::latest(ledger, bucket, true).await.unwrap_or(made_up)
     }
 
-    /// The object that was loaded last, if any was.
+    /// Returns the object that was loaded last, if any was.
     pub(super) async fn loaded_last(ledger: &Ledger) -> Option<Self> {
         Self::latest(ledger, "", false).await
     }
@@ -68,7 +68,7 @@ impl Sample {
         let none = object(bucket, "");
         let latest = ledger.latest_loaded(&none, same_bucket, 1).await;
         let object = ObjectRef::from(ObjectParts {
-            // Whatever its content is by now.
+            // Whatever its content is now.
             etag: String::new(),
             ..latest.unwrap_or_default().pop()?.into_parts()
         });
@@ -94,12 +94,12 @@ fn object(bucket: &str, key: &str) -> ObjectRef {
     })
 }
 
-/// That a sample may be read.
+/// Evidence that a sample may be read.
 #[derive(Debug, PartialEq, Eq)]
 enum Proof {
-    /// It was, whatever it holds.
+    /// It was read, whatever it contains.
     Read,
-    /// S3 says that it is not there, which it tells only who may read it.
+    /// S3 reported it as missing, which it does only to those who have access.
     Missing,
 }
 
@@ -108,9 +108,9 @@ pub(super) struct Readers<'a> {
     pub(super) warehouse: &'a Warehouse,
     pub(super) store: &'a Store,
     pub(super) fallback: Fallback,
-    /// Else it cannot be asked to read.
+    /// Whether ClickHouse answers, and so can read.
     pub(super) clickhouse_answers: bool,
-    /// Objects that are loaded without proof that they are whole.
+    /// Compressions of objects that are loaded without proof that they are whole.
     pub(super) accept_unproven: Vec<Compression>,
 }
 
@@ -118,7 +118,7 @@ pub(super) fn nothing_to_read() -> [Check; 3] {
     [BY_CLICKHOUSE, BY_WORKER, WHOLE].map(|name| {
         Check::skip(
             name,
-            "no object is known: name one (`sluice check s3://bucket/key`) or a bucket (--bucket)",
+            "no object is known; name one (`sluice check s3://bucket/key`) or a bucket (--bucket)",
         )
     })
 }
@@ -146,10 +146,10 @@ impl Readers<'_> {
         [clickhouse, worker, whole]
     }
 
-    /// Whether it would be noticed that an object is cut short.
+    /// Checks whether an object that is cut short would be detected.
     async fn whole(&self, sample: &Sample) -> Check {
         if self.fallback == Fallback::Always {
-            return Check::pass(WHOLE, "the worker notices where an object is cut short");
+            return Check::pass(WHOLE, "the worker detects objects that are cut short");
         }
         if !self.clickhouse_answers {
             return Check::skip(WHOLE, NO_CLICKHOUSE);
@@ -157,13 +157,13 @@ impl Readers<'_> {
         match self.silent().await {
             Err(error) => failed(WHOLE, &error),
             Ok(silent) if silent.is_empty() => {
-                Check::pass(WHOLE, "where an object is cut short, that is noticed")
+                Check::pass(WHOLE, "objects that are cut short are detected")
             }
             Ok(silent) => judge_whole(sample, &silent.join(", "), self.by_worker(sample).await),
         }
     }
 
-    /// The extensions of objects that ClickHouse takes for whole where they are cut short.
+    /// Returns the extensions of objects that ClickHouse takes for whole if they are cut short.
     async fn silent(&self) -> Result<Vec<String>, WarehouseError> {
         let truncations = Truncations::default();
         let mut silent = Vec::new();
@@ -186,14 +186,14 @@ impl Readers<'_> {
         }
     }
 
-    /// Whether it may list the bucket.
+    /// Lists the bucket with ClickHouse, to find out whether it may.
     async fn lists(&self, bucket: &str) -> Result<(), WarehouseError> {
-        // A pattern makes ClickHouse list, also where it is percent-encoded.
-        self.first_line(&object(bucket, &format!("{NOBODYS}/*")))
+        // A pattern makes ClickHouse list, even if it is percent-encoded.
+        self.first_line(&object(bucket, &format!("{MADE_UP}/*")))
             .await
     }
 
-    /// As a load reads it, but for the retries, which take long where S3 is away.
+    /// Reads a line as a load does, but with fewer retries: they take long while S3 is unavailable.
     async fn first_line(&self, object: &ObjectRef) -> Result<(), WarehouseError> {
         let sql = format!(
             "SELECT count() FROM (SELECT line FROM {} LIMIT 1) \
@@ -220,8 +220,9 @@ impl Readers<'_> {
     }
 }
 
-const CLICKHOUSE_ADVICE: &str = "check `s3.clickhouse_access` and `s3.clickhouse_endpoint`; what \
-     ClickHouse reads with needs `s3:GetObject` on the objects and `s3:ListBucket` on the bucket";
+const CLICKHOUSE_ADVICE: &str = "check `s3.clickhouse_access` and `s3.clickhouse_endpoint`; the \
+     credentials that ClickHouse reads with need `s3:GetObject` on the objects and \
+     `s3:ListBucket` on the bucket";
 
 fn judge_clickhouse(
     sample: &Sample,
@@ -235,15 +236,17 @@ fn judge_clickhouse(
         (Ok(Proof::Read), Err(error)) => Check::warn(
             BY_CLICKHOUSE,
             format!(
-                "{sample} is read, but the bucket cannot be listed, so that an object that is \
-                 gone cannot be told from a right that is missing: {error}"
+                "{sample} can be read, but the bucket cannot be listed, so a missing object cannot \
+                 be distinguished from a missing right: {error}"
             ),
-            format!("grant `s3:ListBucket` on {bucket} to what ClickHouse reads with"),
+            format!(
+                "grant `s3:ListBucket` on {bucket} to the credentials that ClickHouse reads with"
+            ),
         ),
         (Ok(Proof::Missing), Err(error)) | (Err(error), _) => {
-            let detail = format!("{sample} is not read: {error}");
+            let detail = format!("ClickHouse failed to read {sample}: {error}");
             if worker_reads {
-                let detail = format!("the worker would stream all objects, since {detail}");
+                let detail = format!("the worker would stream all objects: {detail}");
                 Check::warn(BY_CLICKHOUSE, detail, CLICKHOUSE_ADVICE)
             } else {
                 Check::fail(BY_CLICKHOUSE, detail, CLICKHOUSE_ADVICE)
@@ -259,15 +262,19 @@ fn judge_worker(sample: &Sample, found: Result<Proof, StoreError>, fallback: Fal
     };
     let mut advice = "grant the worker's role `s3:GetObject` on the objects".to_owned();
     if sample.origin == Origin::MadeUp {
-        advice += "; if it has that, name an object (`sluice check s3://bucket/key`): of one that \
-                   nobody has S3 tells only who may list the bucket";
+        advice += "; if it has that, name an object (`sluice check s3://bucket/key`): S3 reports a \
+                   missing object only to those who may list the bucket";
     }
     if fallback == Fallback::Always {
-        return Check::fail(BY_WORKER, format!("{sample} is not read: {error}"), advice);
+        let detail = format!("the worker failed to read {sample}: {error}");
+        return Check::fail(BY_WORKER, detail, advice);
     }
     Check::warn(
         BY_WORKER,
-        format!("what ClickHouse cannot read fails, since {sample} is not read: {error}"),
+        format!(
+            "objects that ClickHouse cannot read would fail: the worker failed to read {sample}: \
+             {error}"
+        ),
         advice + "; or set `load.fallback` to `never`",
     )
 }
@@ -276,13 +283,13 @@ fn judge_whole(sample: &Sample, silent: &str, found: Result<Proof, StoreError>) 
     match found {
         Ok(_) => Check::pass(
             WHOLE,
-            format!("ClickHouse does not notice where {silent} is cut short; the worker does"),
+            format!("ClickHouse does not detect that {silent} is cut short; the worker does"),
         ),
         Err(error) => Check::warn(
             WHOLE,
             format!(
-                "objects that end in {silent} fail as `unproven`: ClickHouse does not notice where \
-                 they are cut short, and the worker cannot: {sample} is not read: {error}"
+                "objects that end in {silent} fail as `unproven`: ClickHouse does not detect that \
+                 they are cut short, and the worker failed to read {sample}: {error}"
             ),
             "grant the worker's role `s3:GetObject` on the objects, compress them with gzip, or list \
              the extensions in `load.accept_unproven`",
@@ -292,9 +299,9 @@ fn judge_whole(sample: &Sample, silent: &str, found: Result<Proof, StoreError>) 
 
 fn readable(sample: &Sample, proof: &Proof) -> String {
     match proof {
-        Proof::Read => format!("{sample} is read"),
+        Proof::Read => format!("{sample} can be read"),
         Proof::Missing => format!(
-            "s3://{} may be read; no object of it was there to be read",
+            "s3://{} may be read; the sample object does not exist",
             sample.object.bucket
         ),
     }

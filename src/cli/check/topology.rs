@@ -1,4 +1,4 @@
-//! Is it one server with plain tables, on which loading each object once is proven?
+//! Checks that it is one server with plain tables, on which loading each object once is proven.
 
 use super::clickhouse::{NO_CLICKHOUSE, failed};
 use super::report::Check;
@@ -10,7 +10,7 @@ use crate::config::Unproven;
 const REPLICATION: &str = "replication";
 const SERVERS: &str = "servers";
 
-/// What `run` refuses, unless the configuration accepts it.
+/// Checks for set-ups that `run` refuses unless the configuration accepts them.
 pub(super) async fn check(preflight: &Preflight, unproven: Unproven) -> [Check; 2] {
     let topology = preflight.topology();
     [
@@ -29,7 +29,7 @@ pub(super) async fn check(preflight: &Preflight, unproven: Unproven) -> [Check; 
     ]
 }
 
-pub(super) fn unasked() -> [Check; 2] {
+pub(super) fn skipped() -> [Check; 2] {
     [REPLICATION, SERVERS].map(|name| Check::skip(name, NO_CLICKHOUSE))
 }
 
@@ -47,7 +47,7 @@ fn judge(
         Ok(Some(finding)) => Check::warn(
             name,
             finding.risk(),
-            "`clickhouse.unproven: accept` takes the risk: compare the tables with the objects \
+            "`clickhouse.unproven: accept` accepts the risk; compare the tables with the objects \
              after outages",
         ),
         Err(error) => failed(name, &error),

@@ -1,28 +1,28 @@
-//! Which messages are meant.
+//! Options that select dead letters.
 
 use std::time::SystemTime;
 
-use super::dead_dead_letter::{self, DeadLetter};
+use super::dead_letter::{self, DeadLetter};
 use crate::cli::classes;
 use crate::cli::time_argument::parse_time_arg;
 use crate::object::ObjectUrl;
 
 #[derive(clap::Args, Debug, Default, PartialEq)]
 pub(super) struct Selector {
-    /// Only messages that are here for this
+    /// Only messages of this class
     #[arg(long, value_name = "CLASS", value_parser = classes::of_objects_and(&dead_letter::CLASSES))]
     error_class: Option<String>,
 
-    /// Only messages that announce an object under this, such as s3://bucket/2026/
+    /// Only messages that announce an object under this prefix, such as s3://bucket/2026/
     #[arg(long, value_name = "S3-URL")]
     prefix: Option<ObjectUrl>,
 
-    /// Only messages sent since then: 2h ago, or a time in UTC such as 2026-07-14T08:00:00Z
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    /// Only messages sent since TIME: a UTC time such as 2026-07-14T08:00:00Z, or 2h for 2h ago
+    #[arg(long, value_name = "TIME", value_parser = parse_time_arg)]
     since: Option<SystemTime>,
 
-    /// Only messages sent before then
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    /// Only messages sent before TIME
+    #[arg(long, value_name = "TIME", value_parser = parse_time_arg)]
     until: Option<SystemTime>,
 
     /// Only this message (can be repeated)

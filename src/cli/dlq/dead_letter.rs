@@ -1,4 +1,4 @@
-//! A message of the dead-letter queue, with what the ledger says of its objects.
+//! A message of the dead-letter queue, with the ledger's records of its objects.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,12 +18,12 @@ use crate::queue::sqs::whole::{Attributes, WholeMessage};
 /// The class of a message all of whose objects are loaded.
 const LOADED: &str = "loaded";
 const MALFORMED: &str = "malformed";
-/// No object is announced.
+/// The class of a message that announces no object.
 const IGNORABLE: &str = "ignorable";
-/// The ledger has neither loaded it nor seen it fail.
+/// The class of an object that the ledger has recorded neither as loaded nor as failed.
 const UNTRIED: &str = "untried";
 
-/// The classes that a message can have beside those of failed objects.
+/// The classes that a message can have in addition to those of failed objects.
 pub(super) const CLASSES: [&str; 5] = [LOADED, MALFORMED, IGNORABLE, UNTRIED, DISMISSED];
 
 #[derive(Clone, Debug, Serialize)]
@@ -34,7 +34,7 @@ pub(super) struct DeadLetter {
     #[serde(serialize_with = "rfc3339")]
     first_received_at: SystemTime,
     receive_count: u32,
-    /// Why it is here, in one word: the class of the first object that is not loaded.
+    /// Why it was dead-lettered, in one word: the class of the first object that is not loaded.
     pub(super) class: String,
     reason: String,
     pub(super) objects: Vec<Announced>,
@@ -52,7 +52,7 @@ pub(super) struct Announced {
     status: ObjectStatus,
 }
 
-/// Reads messages, and asks the ledger about their objects.
+/// Reads messages, and looks up their objects in the ledger.
 pub(super) struct Reader {
     history: History,
     envelopes: Envelopes,
@@ -78,7 +78,7 @@ impl Reader {
         let objects: Vec<_> = contents.iter().flat_map(Contents::objects).collect();
         let claim_statuses = self.history.claim_statuses(&objects).await;
         let claim_statuses = claim_statuses
-            .with_context(|| format!("ClickHouse at {} does not tell", self.clickhouse_url))?;
+            .with_context(|| format!("failed to query ClickHouse at {}", self.clickhouse_url))?;
         let dead_letters = messages.into_iter().zip(&contents);
         Ok(dead_letters
             .map(|(message, contents)| {
@@ -158,19 +158,19 @@ impl DeadLetter {
         }
     }
 
-    /// Every object that it announces is loaded, and there is one.
+    /// Returns whether it announces objects, and all of them are loaded.
     pub(super) fn is_loaded(&self) -> bool {
         !self.objects.is_empty() && self.objects.iter().all(|it| it.status.loaded)
     }
 
-    /// Whether the message, or an object of it, is here for this.
+    /// Returns whether the message, or an object of it that is not loaded, has this class.
     pub(super) fn is_of_class(&self, class: &str) -> bool {
         let not_loaded = |object: &&Announced| !object.status.loaded;
         let mut objects = self.objects.iter().filter(not_loaded);
         self.class == class || objects.any(|object| object.class() == class)
     }
 
-    /// In one line of a table.
+    /// Returns the objects as one cell of a table.
     fn what(&self) -> String {
         match self.objects.as_slice() {
             [] => String::new(),
@@ -188,7 +188,7 @@ pub(super) fn ids<'a>(
         .map(|dead_letter| dead_letter.message_id.as_str())
 }
 
-/// How many there are of each class.
+/// The number of messages of each class.
 pub(super) type Classes = BTreeMap<String, u64>;
 
 pub(super) fn count_classes(classes: &mut Classes, dead_letters: &[DeadLetter]) {

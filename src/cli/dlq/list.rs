@@ -14,7 +14,7 @@ pub(in crate::cli) struct Arguments {
     #[command(flatten)]
     choice: Selector,
 
-    /// How many at most
+    /// List at most COUNT messages
     #[arg(long, value_name = "COUNT", default_value_t = 100)]
     limit: usize,
 
@@ -48,7 +48,7 @@ pub(super) async fn run(session: &DlqSession, arguments: &Arguments) -> anyhow::
 #[derive(Serialize)]
 struct Listing {
     queue: String,
-    /// All that are there, as SQS estimates.
+    /// All messages in the queue, as estimated by SQS.
     approximate_messages: u64,
     classes: Classes,
     messages: Vec<DeadLetter>,

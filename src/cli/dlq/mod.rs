@@ -1,4 +1,4 @@
-//! `sluice dlq`: the dead-letter queue, for people.
+//! `sluice dlq`: the dead-letter queue, for operators.
 
 mod choice;
 mod dead_letter;
@@ -24,26 +24,27 @@ use crate::util::failpoint;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// List the messages with their objects, and why they are here
+    /// List the messages with their objects, and why they were dead-lettered
     ///
-    /// SQS can only be read by receiving: while this runs nobody else receives what it has read,
-    /// and each message's receive count grows by one. At the end all are given back at once.
+    /// SQS can only be read by receiving: while this runs, nobody else receives the messages that
+    /// it has read, and each message's receive count grows by one. At the end, all messages are
+    /// returned at once.
     List(list::Arguments),
-    /// Show one message: its body, its attributes, and how each of its objects stands
+    /// Show one message: its body, its attributes and the status of its objects
     ///
-    /// Receives, and gives back, as `list` does.
+    /// Receives messages, and returns them, as `list` does.
     Show(show::Arguments),
-    /// Send messages to the queue that they came from
+    /// Send messages back to the queue that they came from
     ///
-    /// A message whose objects are all loaded by now is deleted instead. With no choice made, SQS
-    /// is asked to move all of them itself, and what is loaded is recognised later. Stopped or
-    /// killed at any point, this loses nothing: each message is sent before it is deleted, and an
+    /// A message whose objects are all loaded is deleted instead. If no messages are selected, SQS
+    /// moves all of them itself, and the workers recognise loaded objects. If it is stopped or
+    /// killed at any point, nothing is lost: each message is sent before it is deleted, and an
     /// object that is announced twice is loaded once.
     Redrive(redrive::Arguments),
-    /// Take messages out for good, into a file
+    /// Archive messages in a file, and delete them
     ///
-    /// Asks first. A message is deleted only once it is in the file, one line of JSON each, and the
-    /// file is on disk.
+    /// Asks for confirmation. Each message becomes one line of JSON, and is deleted only once that
+    /// is on disk.
     Purge(purge::Arguments),
 }
 
@@ -58,9 +59,9 @@ pub(super) async fn run(app: &App<'_>, command: &Command) -> anyhow::Result<()> 
     }
 }
 
-/// What all of these commands work with.
+/// What all of these commands share.
 struct DlqSession {
-    /// The queue whose dead letters are meant.
+    /// The queue from which the dead letters came.
     queue: SqsQueue,
     queue_arn: String,
     dead: SqsQueue,
@@ -74,18 +75,18 @@ impl DlqSession {
     async fn open(app: &App<'_>) -> anyhow::Result<Self> {
         let queue = app.queue(&app.aws().await)?;
         let url = queue.url().to_owned();
-        let silent = || format!("the queue {url} does not tell of its dead-letter queue");
-        let queue_arn = queue.attributes().await.with_context(silent)?.arn;
-        let dead = queue.dead_letter_queue().await.with_context(silent)?;
+        let unread = || format!("failed to read the redrive policy of {url}");
+        let queue_arn = queue.attributes().await.with_context(unread)?.arn;
+        let dead = queue.dead_letter_queue().await.with_context(unread)?;
         let dead = dead.with_context(|| {
             format!("the queue {url} has no redrive policy, hence no dead-letter queue")
         })?;
         let attributes = dead.attributes().await;
-        let attributes = attributes.with_context(|| format!("{} does not answer", dead.url()))?;
+        let attributes = attributes.with_context(|| format!("failed to query {}", dead.url()))?;
         if let Some(policy) = attributes.redrive_policy {
             note(&format!(
-                "warning: {} has a redrive policy of its own: what is received {} times leaves \
-                 it, and this command receives",
+                "warning: {} has its own redrive policy: a message that is received {} times \
+                 leaves it, and this command receives messages",
                 dead.url(),
                 policy.max_receive_count
             ));
@@ -100,7 +101,8 @@ impl DlqSession {
         })
     }
 
-    /// The next messages that are chosen, and how many were not.
+    /// Returns the next messages that `choice` matches, and the number of those that it does not;
+    /// `None` at the end.
     async fn page(
         &self,
         scan: &mut DlqScan,
@@ -116,7 +118,8 @@ impl DlqSession {
         Ok(Some((dead_letters, left as u64)))
     }
 
-    /// Goes through the messages; whatever comes of it, what is held then is given back.
+    /// Runs `work` with a scan of the messages. Whatever the result, the messages that are still
+    /// held are returned.
     async fn scan<T>(
         &self,
         work: impl AsyncFnOnce(&mut DlqScan) -> anyhow::Result<T>,
@@ -126,13 +129,14 @@ impl DlqSession {
         let result = work(&mut scan).await;
         if scan.others() > 0 {
             note(&format!(
-                "{} messages of other queues are in there too: they are left alone",
+                "skipped {} messages of other queues",
                 scan.others()
             ));
         }
         if let Err(error) = scan.return_all().await {
             note(&format!(
-                "warning: what was received comes back only after {} s: {error}",
+                "warning: failed to return the received messages; they reappear after {} s: \
+                 {error}",
                 scan::VISIBILITY.as_secs()
             ));
         }

@@ -1,4 +1,4 @@
-//! A redrive that SQS does itself.
+//! A redrive by SQS itself (`StartMessageMoveTask`).
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -15,31 +15,33 @@ use crate::queue::sqs::move_task::MoveTaskStatus;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
-pub(super) struct RejectReplay<'a> {
+/// A move of all messages by SQS.
+pub(super) struct SqsMove<'a> {
     session: &'a DlqSession,
     handle: String,
-    /// When the task before this one was started.
+    /// When the previous task was started.
     before: Option<i64>,
 }
 
-/// None where SQS does not do it, or would move the messages of other queues, too; that is said.
+/// Starts a move. Returns `None`, and prints why, if SQS refuses, or if it would move messages of
+/// other queues, too.
 pub(super) async fn start(
     session: &DlqSession,
     max_rate: Option<NonZeroU32>,
-) -> Option<RejectReplay<'_>> {
+) -> Option<SqsMove<'_>> {
     match session.dead.sources().await {
         Ok(sources) if sources.len() == 1 => {}
         Ok(_) => {
             note(
-                "other queues use this dead-letter queue, and SQS would move their messages, too: \
-                 each message of this queue is sent",
+                "other queues use this dead-letter queue, and SQS would move their messages, too; \
+                 sending each message of this queue instead",
             );
             return None;
         }
         Err(error) => {
             note(&format!(
-                "failed to list the queues that use this dead-letter queue, so each message is sent: \
-                 {error}"
+                "failed to list the queues that use this dead-letter queue; sending each message \
+                 instead: {error}"
             ));
             return None;
         }
@@ -47,7 +49,7 @@ pub(super) async fn start(
     let started = async {
         let before = session.dead.latest_move(&session.dead_arn).await?;
         let handle = session.dead.start_move(&session.dead_arn, max_rate).await?;
-        Ok::<_, QueueError>(RejectReplay {
+        Ok::<_, QueueError>(SqsMove {
             session,
             handle,
             before: before.map(|task| task.started_timestamp),
@@ -57,15 +59,15 @@ pub(super) async fn start(
         Ok(moving) => Some(moving),
         Err(error) => {
             note(&format!(
-                "SQS does not move them itself, so each is sent: {error}"
+                "SQS failed to start the move; sending each message instead: {error}"
             ));
             None
         }
     }
 }
 
-impl RejectReplay<'_> {
-    /// Until it has ended. Told to stop, it cancels the task.
+impl SqsMove<'_> {
+    /// Waits until the task has ended. A signal to stop cancels it.
     pub(super) async fn follow(self, report: &mut Report) -> anyhow::Result<()> {
         let stop = stop_on_signals()?;
         let bar = progress(self.session.approximately);
@@ -79,7 +81,7 @@ impl RejectReplay<'_> {
                 () = tokio::time::sleep(INTERVAL) => {}
             }
             let latest = self.session.dead.latest_move(&self.session.dead_arn).await;
-            let latest = latest.context("SQS moves the messages, but does not tell how far")?;
+            let latest = latest.context("failed to query the progress of the move by SQS")?;
             let Some(task) = latest.filter(|it| Some(it.started_timestamp) != self.before) else {
                 continue;
             };
@@ -95,18 +97,20 @@ impl RejectReplay<'_> {
                 }
                 MoveTaskStatus::Failed { reason } => {
                     bail!(
-                        "SQS could not move all messages: {reason}. Where a choice is made, such \
-                         as --since 14d, Sluice sends each itself"
+                        "SQS failed to move all messages: {reason}; if messages are selected, such \
+                         as by --since 14d, Sluice sends each itself"
                     )
                 }
             }
         }
     }
 
-    /// It may have ended meanwhile: what SQS says of it next tells.
+    /// Cancels the task. If it has ended already, the next query shows that.
     async fn cancel(&self) {
         if let Err(error) = self.session.dead.cancel_move(&self.handle).await {
-            note(&format!("warning: SQS does not stop moving: {error}"));
+            note(&format!(
+                "warning: failed to cancel the move by SQS: {error}"
+            ));
         }
     }
 }

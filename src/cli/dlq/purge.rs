@@ -22,15 +22,15 @@ pub(in crate::cli) struct Arguments {
     #[command(flatten)]
     choice: Selector,
 
-    /// Only say what would be removed
+    /// Print what would be removed, and remove nothing
     #[arg(long)]
     dry_run: bool,
 
-    /// Where what is removed goes; must not be there yet [default: sluice-dlq-QUEUE-TIME.jsonl]
+    /// Archive file to create (must not exist) [default: sluice-dlq-QUEUE-TIME.jsonl]
     #[arg(long, value_name = "FILE")]
     archive: Option<PathBuf>,
 
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
 
@@ -38,17 +38,17 @@ pub(in crate::cli) struct Arguments {
     output: Output,
 }
 
-/// What was done, or would be.
+/// What was done, or would be done.
 #[derive(Default, Serialize)]
 struct Report {
     dry_run: bool,
     archive: Option<PathBuf>,
     removed: u64,
-    /// Not chosen.
+    /// Not selected.
     left: u64,
-    /// Of those removed.
+    /// Of the removed messages.
     classes: Classes,
-    /// Told to stop before the end.
+    /// Whether it was stopped before the end.
     stopped: bool,
 }
 
@@ -78,7 +78,7 @@ pub(super) async fn run(session: &DlqSession, arguments: &Arguments) -> anyhow::
     result
 }
 
-/// Removes what is chosen, or without an archive only counts it.
+/// Removes the selected messages, or only counts them if there is no archive.
 async fn purge(
     session: &DlqSession,
     choice: &Selector,
@@ -110,10 +110,10 @@ async fn purge(
 
 fn ask(session: &DlqSession, archive: &Path) -> anyhow::Result<()> {
     if !io::stdin().is_terminal() {
-        bail!("this deletes messages, and there is nobody to ask: say --yes");
+        bail!("refusing to delete without confirmation; pass --yes");
     }
     note(&format!(
-        "What is chosen of about {} messages in {} is written to {}, and then deleted. Go on? [y/N]",
+        "Archive the selected messages (of about {}) from {} to {} and delete them? [y/N]",
         session.approximately,
         session.dead.url(),
         archive.display()
@@ -121,7 +121,7 @@ fn ask(session: &DlqSession, archive: &Path) -> anyhow::Result<()> {
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
     if !["y", "yes"].contains(&answer.trim().to_lowercase().as_str()) {
-        bail!("nothing is deleted");
+        bail!("not confirmed; nothing was deleted");
     }
     Ok(())
 }
@@ -132,7 +132,7 @@ fn default_path(queue_url: &str) -> PathBuf {
     format!("sluice-dlq-{queue}-{}.jsonl", time.replace(['-', ':'], "")).into()
 }
 
-/// What is removed, one line of JSON a message.
+/// The removed messages, as one line of JSON each.
 struct Archive {
     path: PathBuf,
     file: File,
@@ -142,10 +142,10 @@ struct Archive {
 impl Archive {
     fn create(path: &Path) -> anyhow::Result<Self> {
         let mut options = OpenOptions::new();
-        // Bodies name buckets and keys: nobody else's business.
+        // Bodies name buckets and keys, so nobody else may read it.
         options.write(true).create_new(true).mode(0o600);
         let file = options.open(path);
-        let file = file.with_context(|| format!("{} cannot be made", path.display()))?;
+        let file = file.with_context(|| format!("failed to create {}", path.display()))?;
         // So that its name is on disk, too.
         let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
         File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?;
@@ -156,7 +156,7 @@ impl Archive {
         })
     }
 
-    /// They are on disk when this returns.
+    /// Appends messages. They are on disk when this returns.
     fn append(&mut self, dead_letters: &[DeadLetter]) -> anyhow::Result<()> {
         self.is_empty = false;
         let mut lines = Vec::new();
@@ -166,7 +166,7 @@ impl Archive {
         }
         let written = self.file.write_all(&lines);
         let synced = written.and_then(|()| self.file.sync_all());
-        synced.with_context(|| format!("{} cannot be written", self.path.display()))
+        synced.with_context(|| format!("failed to write {}", self.path.display()))
     }
 
     fn remove(self) -> io::Result<()> {
@@ -181,9 +181,12 @@ impl fmt::Display for Report {
         if let Some(archive) = &self.archive {
             write!(f, "; they are in {}", archive.display())?;
         }
-        writeln!(f, "\n{} {would}left: not chosen", self.left)?;
+        writeln!(f, "\n{} {would}left (not selected)", self.left)?;
         if self.stopped {
-            writeln!(f, "stopped before the end; the rest is where it was")?;
+            writeln!(
+                f,
+                "stopped before the end; the other messages are unchanged"
+            )?;
         }
         if self.removed > 0 {
             writeln!(f, "\n{}", classes_table(&self.classes))?;

@@ -23,11 +23,11 @@ pub(in crate::cli) struct Arguments {
     #[command(flatten)]
     choice: Selector,
 
-    /// Only say what would be done
+    /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
 
-    /// Send so many messages a second at most
+    /// Send at most COUNT messages per second
     #[arg(long, value_name = "COUNT")]
     max_rate: Option<NonZeroU32>,
 
@@ -35,17 +35,17 @@ pub(in crate::cli) struct Arguments {
     output: Output,
 }
 
-/// What was done, or would be.
+/// What was done, or would be done.
 #[derive(Default, Serialize)]
 pub(super) struct Report {
     dry_run: bool,
-    /// To the queue.
+    /// Sent to the queue.
     pub(super) sent: u64,
     /// Deleted, since every object is loaded.
     done: u64,
-    /// Not chosen.
+    /// Not selected.
     left: u64,
-    /// Told to stop before the end.
+    /// Whether it was stopped before the end.
     pub(super) stopped: bool,
 }
 
@@ -60,7 +60,7 @@ pub(super) async fn run(session: &DlqSession, arguments: &Arguments) -> anyhow::
     } else {
         let count = session.approximately;
         note(&format!(
-            "sending what is chosen of about {count} messages from {dead} to {queue}"
+            "sending the selected messages (of about {count}) from {dead} to {queue}"
         ));
         let by_sqs = if arguments.choice.is_everything() {
             moved::start(session, arguments.max_rate).await
@@ -76,7 +76,7 @@ pub(super) async fn run(session: &DlqSession, arguments: &Arguments) -> anyhow::
     result
 }
 
-/// Receives, sends and deletes.
+/// Receives the messages, sends each or not, and deletes it.
 async fn each(
     session: &DlqSession,
     arguments: &Arguments,
@@ -138,8 +138,8 @@ impl Redrive<'_> {
         Ok(())
     }
 
-    /// Sent before they are deleted: a crash between the two announces them twice, and the ledger
-    /// knows them then.
+    /// Sends messages, and then deletes them. After a crash between the two, their objects are
+    /// announced twice, and the ledger recognises them.
     async fn send(&mut self, dead_letters: &[DeadLetter]) -> anyhow::Result<()> {
         let outgoing: Vec<_> = dead_letters.iter().map(Outgoing::from).collect();
         let outcomes = self.session.queue.send_each(&outgoing).await;
@@ -161,11 +161,11 @@ impl Redrive<'_> {
         failpoint::reach("redrive.deleted");
         match refusal {
             None => Ok(()),
-            Some(error) => bail!("{} takes no messages: {error}", self.session.queue.url()),
+            Some(error) => bail!("failed to send to {}: {error}", self.session.queue.url()),
         }
     }
 
-    /// How many to send at once, so that the rate is kept from one second to the next.
+    /// Returns how many to send at once, so that the rate holds in each second.
     fn burst(&self) -> usize {
         let rate = self.arguments.max_rate.map(NonZeroU32::get);
         rate.map_or(MAX_BATCH, |rate| MAX_BATCH.min(rate as usize))
@@ -185,10 +185,13 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let would = if self.dry_run { "would be " } else { "" };
         writeln!(f, "{} messages {would}sent", self.sent)?;
-        writeln!(f, "{} {would}deleted: all is loaded", self.done)?;
-        writeln!(f, "{} {would}left: not chosen", self.left)?;
+        writeln!(f, "{} {would}deleted (already loaded)", self.done)?;
+        writeln!(f, "{} {would}left (not selected)", self.left)?;
         if self.stopped {
-            writeln!(f, "stopped before the end; the rest is where it was")?;
+            writeln!(
+                f,
+                "stopped before the end; the other messages are unchanged"
+            )?;
         }
         Ok(())
     }

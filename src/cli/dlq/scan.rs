@@ -1,7 +1,6 @@
 //! One pass through a dead-letter queue.
 //!
-//! Every message that is received is held until the pass ends, since it would be received again
-//! otherwise.
+//! Every received message is held until the pass ends; otherwise it would be received again.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -14,10 +13,10 @@ use crate::queue::sqs::SqsQueue;
 use crate::queue::sqs::whole::WholeMessage;
 use crate::queue::{MAX_BATCH, Queue, QueueError, ReceiptHandle, except_gone};
 
-/// After a crash of ours, everything is visible again in this time.
+/// The visibility timeout: after a crash, all messages are visible again within this time.
 pub(super) const VISIBILITY: Duration = Duration::from_secs(30);
 const WAIT: Duration = Duration::from_secs(1);
-/// So many long polls without a message, and the queue is empty.
+/// After this many long polls in a row without a message, the queue is empty.
 const EMPTY_POLLS: u32 = 2;
 
 pub(super) struct DlqScan {
@@ -25,7 +24,7 @@ pub(super) struct DlqScan {
     source_arn: String,
     stop: CancellationToken,
     held: HashMap<String, Held>,
-    /// Ids of messages that were handed out, or are none of this pass.
+    /// Ids of messages that were handed out, or do not belong to this pass.
     seen: HashSet<String>,
     others: usize,
 }
@@ -47,14 +46,16 @@ impl DlqScan {
         }
     }
 
-    /// Messages that were not met before; none when all were, or a stop is asked.
+    /// Returns messages that were not returned before; `None` at the end, or after a signal to
+    /// stop.
     pub(super) async fn next(&mut self) -> anyhow::Result<Option<Vec<WholeMessage>>> {
         let mut empty = 0;
         while empty < EMPTY_POLLS && !self.stopped() {
             self.keep().await?;
             let until = Instant::now() + VISIBILITY;
             let received = self.queue.receive_whole(WAIT, VISIBILITY).await;
-            let received = received.with_context(|| format!("{} fails", self.queue.url()))?;
+            let received =
+                received.with_context(|| format!("failed to receive from {}", self.queue.url()))?;
             if received.is_empty() {
                 empty += 1;
                 continue;
@@ -74,12 +75,12 @@ impl DlqScan {
         self.stop.is_cancelled()
     }
 
-    /// Messages that came from other queues than ours.
+    /// Returns the number of messages that came from other queues.
     pub(super) fn others(&self) -> usize {
         self.others
     }
 
-    /// Waits, unless a stop is asked.
+    /// Waits for `pause`, or until a signal to stop.
     pub(super) async fn pause(&self, pause: Duration) {
         tokio::select! {
             () = self.stop.cancelled() => {}
@@ -87,7 +88,7 @@ impl DlqScan {
         }
     }
 
-    /// A message of this id is never handed out: it was sent by us, and may come back.
+    /// Excludes the message of this id: Sluice has sent it itself, and it may come back.
     pub(super) fn ignore(&mut self, id: String) {
         self.seen.insert(id);
     }
@@ -101,15 +102,16 @@ impl DlqScan {
         let handles: Vec<_> = held.map(|held| held.handle).collect();
         for handles in handles.chunks(MAX_BATCH) {
             let failed = self.queue.delete(handles).await;
-            let failed = failed.with_context(|| format!("{} fails", self.queue.url()))?;
+            let failed =
+                failed.with_context(|| format!("failed to delete from {}", self.queue.url()))?;
             if let Some((_, error)) = failed.first() {
-                bail!("{} messages cannot be deleted: {error}", failed.len());
+                bail!("failed to delete {} messages: {error}", failed.len());
             }
         }
         Ok(())
     }
 
-    /// True if it is to be handed out.
+    /// Holds a message, and returns whether to hand it out.
     fn hold(&mut self, whole: &WholeMessage, until: Instant) -> bool {
         let message = &whole.message;
         let handle = message.handle.clone();
@@ -123,7 +125,7 @@ impl DlqScan {
         new && ours
     }
 
-    /// Extends what would soon be visible to others.
+    /// Extends the visibility timeout of messages that would soon be visible to others.
     async fn keep(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
         let due: Vec<_> = self
@@ -135,11 +137,11 @@ impl DlqScan {
                 held.handle.clone()
             })
             .collect();
-        let kept = self.change_visibility(&due, VISIBILITY).await;
-        kept.context("what was received cannot be held")
+        let extended = self.change_visibility(&due, VISIBILITY).await;
+        extended.context("failed to extend the visibility timeout of the received messages")
     }
 
-    /// Makes visible what is held still.
+    /// Returns the messages that are still held to the queue, visible at once.
     pub(super) async fn return_all(&self) -> Result<(), QueueError> {
         let handles: Vec<_> = self.held.values().map(|held| held.handle.clone()).collect();
         self.change_visibility(&handles, Duration::ZERO).await

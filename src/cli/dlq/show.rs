@@ -7,7 +7,7 @@ use crate::cli::output::Output;
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Arguments {
-    /// As `list` shows it
+    /// Id of the message, as `list` shows it
     #[arg(value_name = "MESSAGE-ID")]
     message_id: String,
 
@@ -28,7 +28,7 @@ pub(super) async fn run(session: &DlqSession, arguments: &Arguments) -> anyhow::
     });
     let dead_letter = found.await?.with_context(|| {
         format!(
-            "{id} is not to be received from {}: it is not there, or in flight",
+            "message {id} not found in {} (deleted, or in flight elsewhere)",
             session.dead.url()
         )
     })?;

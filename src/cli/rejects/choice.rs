@@ -1,4 +1,4 @@
-//! Which lines are meant.
+//! Options that select rejects.
 
 use clap::ValueEnum;
 
@@ -8,11 +8,11 @@ use crate::rejects::{RejectKind, RejectSelector};
 
 #[derive(clap::Args)]
 pub(super) struct Filters {
-    /// Only lines of objects under this, such as s3://bucket/2026/
+    /// Only lines of objects under this prefix, such as s3://bucket/2026/
     #[arg(long, value_name = "S3-URL")]
     prefix: Option<ObjectUrl>,
 
-    /// Only lines whose reason contains this, such as timestamp
+    /// Only lines whose reason contains TEXT, such as timestamp
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 
@@ -20,16 +20,16 @@ pub(super) struct Filters {
     #[arg(long, value_enum)]
     kind: Option<Kind>,
 
-    /// Only lines kept within this time, such as 2h
+    /// Only lines kept within the last DURATION, such as 2h
     #[arg(long, value_name = "DURATION")]
     since: Option<HumanDuration>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Kind {
-    /// They cannot become rows
+    /// Lines that cannot become rows
     Rejected,
-    /// No event type takes them
+    /// Lines that no event type matches
     Unmatched,
 }
 

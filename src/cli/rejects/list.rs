@@ -11,14 +11,14 @@ use crate::rejects::{Group, GroupBy, RejectSelector, Rejects};
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Arguments {
-    /// What to count by
+    /// How to group the counts
     #[arg(long, value_enum, default_value = "reason")]
     by: By,
 
     #[command(flatten)]
     filters: Filters,
 
-    /// Show so many at most, those with the most lines
+    /// Show at most COUNT groups, those with the most lines
     #[arg(long, value_name = "COUNT", default_value_t = 100)]
     limit: u64,
 
@@ -33,13 +33,13 @@ enum By {
     Object,
 }
 
-pub(super) async fn run(kept: &Rejects, arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) async fn run(rejects: &Rejects, arguments: &Arguments) -> anyhow::Result<()> {
     let by = match arguments.by {
         By::Reason => GroupBy::Reason,
         By::Object => GroupBy::ObjectAndReason,
     };
-    let choice = RejectSelector::from(&arguments.filters);
-    let groups = kept.groups(&choice, by, arguments.limit).await?;
+    let selector = RejectSelector::from(&arguments.filters);
+    let groups = rejects.groups(&selector, by, arguments.limit).await?;
     arguments.output.show(&List(groups))
 }
 
@@ -49,7 +49,7 @@ struct List(Vec<Group>);
 impl fmt::Display for List {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(first) = self.0.first() else {
-            return writeln!(f, "no such line is kept");
+            return writeln!(f, "no such rejects");
         };
         let which = match first.object {
             Some(_) => "object",

@@ -1,4 +1,4 @@
-//! `sluice rejects`: lines that became no row.
+//! `sluice rejects`: lines that did not become rows.
 
 mod choice;
 mod list;
@@ -14,15 +14,16 @@ use crate::util::failpoint;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Count the kept lines by reason, or by object and reason
+    /// Count rejects by reason, or by object and reason
     List(list::Arguments),
-    /// Show the kept lines of one object, with their reasons
+    /// Show the rejects of one object, with their reasons
     Show(show::Arguments),
-    /// Move the kept lines that are rows by now to their tables
+    /// Move rejects that have become valid rows to their tables
     ///
-    /// For when an event type was mended or added, after `sluice migrate`. Each line is judged as
-    /// the event types are now; what is no row stays where it is. Stopped or killed at any point,
-    /// this loses and doubles nothing; the next replay finishes what it has begun.
+    /// For use after an event type was fixed or added, and `sluice migrate` was run. Each line is
+    /// read by the event types as they are now; lines that are still not valid rows stay where they
+    /// are. If it is stopped or killed at any point, nothing is lost or duplicated; the next replay
+    /// finishes what it has begun.
     Replay(replay::Arguments),
 }
 
@@ -30,11 +31,20 @@ pub(super) async fn run(app: &App<'_>, command: &Command) -> anyhow::Result<()> 
     let _armed = failpoint::arm();
     let warehouse = app.warehouse()?;
     let timeout = app.config.clickhouse.insert_timeout.get();
-    let kept = Rejects::new(warehouse.clone(), timeout);
-    let unanswered = || format!("ClickHouse at {} does not tell", app.config.clickhouse.url);
+    let rejects = Rejects::new(warehouse.clone(), timeout);
+    let unanswered = || {
+        let url = &app.config.clickhouse.url;
+        format!("failed to query ClickHouse at {url}")
+    };
     match command {
-        Command::List(arguments) => list::run(&kept, arguments).await.with_context(unanswered),
-        Command::Show(arguments) => show::run(&kept, arguments).await.with_context(unanswered),
+        Command::List(arguments) => {
+            let listed = list::run(&rejects, arguments).await;
+            listed.with_context(unanswered)
+        }
+        Command::Show(arguments) => {
+            let shown = show::run(&rejects, arguments).await;
+            shown.with_context(unanswered)
+        }
         Command::Replay(arguments) => {
             let catalog = app.catalog()?;
             let problem = app.preflight(&catalog)?.problem().await;
@@ -42,7 +52,7 @@ pub(super) async fn run(app: &App<'_>, command: &Command) -> anyhow::Result<()> 
                 bail!(why);
             }
             let replayer = app.replayer(catalog, warehouse)?;
-            replay::run(&kept, &replayer, arguments).await
+            replay::run(&rejects, &replayer, arguments).await
         }
     }
 }

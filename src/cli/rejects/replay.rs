@@ -19,7 +19,7 @@ pub(in crate::cli) struct Arguments {
     #[command(flatten)]
     filters: Filters,
 
-    /// Only say what would be moved, and what would stay
+    /// Print what would be moved and what would stay, and change nothing
     #[arg(long)]
     dry_run: bool,
 
@@ -27,31 +27,31 @@ pub(in crate::cli) struct Arguments {
     output: Output,
 }
 
-/// What was done, or would be.
+/// What was done, or would be done.
 #[derive(Default, Serialize)]
 struct Report {
     dry_run: bool,
     /// Lines, by event type.
     moved: BTreeMap<String, u64>,
-    /// Lines that are no rows now, either, by reason.
+    /// Lines that are still not valid rows, by reason.
     left: BTreeMap<String, u64>,
-    /// Lines of objects that others work on.
+    /// Lines of objects that are in progress elsewhere.
     in_hand: u64,
-    /// Replays that were left behind by others, and are finished now.
+    /// Replays that others left unfinished, and that are finished now.
     finished: u64,
-    /// Told to stop before the end.
+    /// Whether it was stopped before the end.
     stopped: bool,
 }
 
 pub(super) async fn run(
-    kept: &Rejects,
+    rejects: &Rejects,
     replayer: &Replayer,
     arguments: &Arguments,
 ) -> anyhow::Result<()> {
     let replay = Replay {
-        kept,
+        rejects,
         replayer,
-        choice: (&arguments.filters).into(),
+        selector: (&arguments.filters).into(),
         dry_run: arguments.dry_run,
         stop: stop_on_signals()?,
     };
@@ -61,13 +61,13 @@ pub(super) async fn run(
     };
     let result = replay.run(&mut report).await;
     arguments.output.show(&report)?;
-    result.context("not all could be looked at; run it again, which also finishes what is begun")
+    result.context("failed to replay all lines; run it again, which also finishes what was begun")
 }
 
 struct Replay<'a> {
-    kept: &'a Rejects,
+    rejects: &'a Rejects,
     replayer: &'a Replayer,
-    choice: RejectSelector,
+    selector: RejectSelector,
     dry_run: bool,
     stop: CancellationToken,
 }
@@ -79,16 +79,21 @@ impl Replay<'_> {
             report.finished = finished;
             report.add(tally);
         }
-        let lines = self.kept.count(&self.choice).await?;
+        let lines = self.rejects.count(&self.selector).await?;
         if !self.dry_run {
             note(&format!(
-                "replaying {lines} kept lines: those that are rows by now are moved to their tables"
+                "replaying {lines} rejects: those that have become valid rows are moved to their \
+                 tables"
             ));
         }
         let bar = progress(lines);
-        for kind in self.choice.kinds() {
+        for kind in self.selector.kinds() {
             let mut last = None;
-            while let Some(page) = self.kept.page(kind, &self.choice, last.as_ref()).await? {
+            while let Some(page) = self
+                .rejects
+                .page(kind, &self.selector, last.as_ref())
+                .await?
+            {
                 if self.stop.is_cancelled() {
                     report.stopped = true;
                     return Ok(());
@@ -127,7 +132,7 @@ impl fmt::Display for Report {
         if self.finished > 0 {
             writeln!(
                 f,
-                "{} replays that were left behind finished",
+                "finished {} replays that others left unfinished",
                 self.finished
             )?;
         }
@@ -143,12 +148,12 @@ impl fmt::Display for Report {
         if self.in_hand > 0 {
             writeln!(
                 f,
-                "{} left: somebody else works on their objects; run it again later",
+                "{} left: their objects are in progress elsewhere; run it again later",
                 self.in_hand
             )?;
         }
         if self.stopped {
-            writeln!(f, "stopped before the end; the rest is where it was")?;
+            writeln!(f, "stopped before the end; the other lines are unchanged")?;
         }
         Ok(())
     }

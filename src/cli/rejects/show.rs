@@ -10,11 +10,11 @@ use crate::rejects::{Line, Rejects, SHOWN_BYTES};
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Arguments {
-    /// The object, such as s3://bucket/key
+    /// Object whose rejects to show, such as s3://bucket/key
     #[arg(value_name = "S3-URL")]
     object: ObjectUrl,
 
-    /// Show so many lines at most
+    /// Show at most COUNT lines
     #[arg(long, value_name = "COUNT", default_value_t = 100)]
     limit: u64,
 
@@ -22,9 +22,9 @@ pub(in crate::cli) struct Arguments {
     output: Output,
 }
 
-pub(super) async fn run(kept: &Rejects, arguments: &Arguments) -> anyhow::Result<()> {
+pub(super) async fn run(rejects: &Rejects, arguments: &Arguments) -> anyhow::Result<()> {
     let whole = arguments.output.is_json();
-    let lines = kept.of_object(&arguments.object, whole, arguments.limit);
+    let lines = rejects.of_object(&arguments.object, whole, arguments.limit);
     arguments.output.show(&Shown {
         object: arguments.object.to_string(),
         lines: lines.await?,
@@ -41,7 +41,7 @@ impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let object = shown(&self.object);
         if self.lines.is_empty() {
-            return writeln!(f, "no line of {object} is kept");
+            return writeln!(f, "no rejects of {object}");
         }
         writeln!(f, "{object}")?;
         for line in &self.lines {

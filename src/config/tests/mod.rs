@@ -1,4 +1,4 @@
-//! The configuration as a whole: here the layers.
+//! Tests of the configuration as a whole: here of the layers.
 
 mod refused;
 mod shown;
@@ -55,7 +55,7 @@ fn lines(problems: &Problems) -> Vec<String> {
     problems.iter().map(line).collect()
 }
 
-/// Each expected problem is a part of the line of the problem in its place.
+/// Checks that each expected text is a part of the problem in its place.
 #[track_caller]
 fn check(yaml: &str, expected: &[&str]) {
     check_lines(load(yaml), expected, yaml);
@@ -149,7 +149,7 @@ fn environment_strings_become_typed_values() {
         ("SLUICE__EVENT_TYPES__DIR", "/etc/sluice/types"),
         ("Sluice__S3__ClickHouse_Access__Kind", "named_collection"),
         ("SLUICE__S3__CLICKHOUSE_ACCESS__NAME", "uploads"),
-        // Not ours.
+        // Not Sluice's.
         ("SLUICE_TEST_CLICKHOUSE", "x"),
         ("SLUICE_LOG", "x"),
         ("PATH", "/bin"),

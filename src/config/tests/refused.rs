@@ -1,4 +1,4 @@
-//! What is wrong, and what is said about it.
+//! Tests of invalid configurations, and of their error messages.
 
 use super::*;
 
@@ -82,7 +82,7 @@ fn unknown_keys_are_found_with_what_was_meant() {
             ("SLUICE__LOG__LEVEL", "info"),
             ("sluice__log__level", "warn"),
         ],
-        &["log.level: is also given by SLUICE__LOG__LEVEL"],
+        &["log.level: is also set by SLUICE__LOG__LEVEL"],
     );
 }
 
@@ -90,11 +90,11 @@ fn unknown_keys_are_found_with_what_was_meant() {
 fn values_of_the_wrong_type_say_what_the_field_takes() {
     check(
         "batch: {window: 10}",
-        &["batch.window: `10` has no unit, write `10s`"],
+        &["batch.window: `10` has no unit; write `10s`"],
     );
     check(
         "batch: {max_bytes: 5}",
-        &["batch.max_bytes: `5` has no unit, write `5MiB`"],
+        &["batch.max_bytes: `5` has no unit; write `5MiB`"],
     );
     check("batch: {window: soon}", &["`soon` is not a duration"]);
     check(
@@ -262,7 +262,7 @@ fn lists_are_checked_as_one_value() {
     );
     check_env(
         &[("SLUICE__NOTIFICATIONS__EXCLUDE", "[a")],
-        &["notifications.exclude: `[a` is no JSON list"],
+        &["notifications.exclude: `[a` is not a JSON list"],
     );
     check("log: {level: [info]}", &["log.level: takes one value"]);
 }
@@ -365,7 +365,7 @@ fn a_secret_comes_from_its_file_or_is_given() {
     assert!(!effective_yaml(&config).contains("hunter2"));
     check(
         "clickhouse: {password: x, password_file: y}",
-        &["clickhouse.password_file: clickhouse.password is given too"],
+        &["clickhouse.password_file: clickhouse.password is set too"],
     );
     check(
         "clickhouse: {password_file: /nowhere/password}",
@@ -388,7 +388,7 @@ fn each_kind_of_access_has_its_fields() {
     }
     check(
         &access("kind: keys, access_key_id: AKIA, secret_access_key: x, secret_access_key_file: y"),
-        &["secret_access_key_file: s3.clickhouse_access.secret_access_key is given too"],
+        &["secret_access_key_file: s3.clickhouse_access.secret_access_key is set too"],
     );
     check(
         &access("kind: keys, access_key_id: AKIA, secret_access_key_file: /nowhere/secret"),

@@ -1,13 +1,13 @@
-//! A count, and how it grew of late.
+//! A count, and its recent growth.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// One point of every history.
+/// The length of one step of every history.
 pub const STEP: Duration = Duration::from_secs(2);
 /// Points of a history: 15 minutes.
 pub(super) const STEPS: usize = 450;
-/// A rate is that of the last 30 seconds.
+/// Steps of a rate: 30 seconds.
 const RATE_STEPS: usize = 15;
 
 #[derive(Debug, Default)]
@@ -33,17 +33,17 @@ impl Meter {
         self.total
     }
 
-    /// What each step added, the oldest first.
+    /// Returns what each step added, the oldest first.
     pub(super) fn history(&self) -> Vec<u64> {
         self.steps.iter().copied().collect()
     }
 
-    /// Returns what all steps of the history have added, and the present one.
+    /// Returns what all steps of the history and the present one have added.
     pub(super) fn recent(&self) -> u64 {
         self.current + self.steps.iter().sum::<u64>()
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "for people")]
+    #[expect(clippy::cast_precision_loss, reason = "only displayed")]
     pub(super) fn per_second(&self) -> f64 {
         let steps = self.steps.len().min(RATE_STEPS);
         if steps == 0 {
@@ -54,9 +54,9 @@ impl Meter {
     }
 }
 
-/// Appends, and forgets the oldest where there are more than so many.
-pub(super) fn push_bounded<T>(queue: &mut VecDeque<T>, value: T, most: usize) {
-    if queue.len() == most {
+/// Appends a value, and drops the oldest if there would be more than `max`.
+pub(super) fn push_bounded<T>(queue: &mut VecDeque<T>, value: T, max: usize) {
+    if queue.len() == max {
         queue.pop_front();
     }
     queue.push_back(value);
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_is_of_late_and_a_history_of_bounded_size() {
+    fn a_rate_is_recent_and_a_history_of_bounded_size() {
         let mut meter = Meter::default();
         assert_eq!((meter.per_second(), meter.history()), (0.0, vec![]));
         meter.add(8);

@@ -1,6 +1,6 @@
-//! What this process has in hand and has done of late, for the live page.
+//! What this process is doing and has done recently, for the live page.
 //!
-//! It is told by one-line calls, and never asked by what loads. Its size is bounded.
+//! The loading code reports to it with one-line calls, and never reads it. Its size is bounded.
 
 mod meter;
 
@@ -19,13 +19,14 @@ use sluice_core::sliding_window::{SlidingWindow, Summary};
 
 pub use self::meter::STEP;
 
-/// Loaded batches and failures that are remembered.
+/// The number of loaded batches and of failures that are remembered.
 const REMEMBERED: usize = 20;
-/// An error of ClickHouse can be as long as a statement.
+/// In characters: an error of ClickHouse can be as long as a statement.
 const LONGEST_REASON: usize = 1000;
-/// How messages wait in the queue is judged by those that came within this time.
+/// The time messages wait in the queue is that of those received within this period.
 const WAIT_PERIOD: Duration = Duration::from_secs(60);
 
+/// The activity of this process.
 #[derive(Debug, Default)]
 pub struct Activity(Mutex<State>);
 
@@ -38,7 +39,7 @@ struct State {
     failed: Meter,
     rows: Meter,
     rows_by_kind: BTreeMap<String, Meter>,
-    /// Of messages that came for the first time.
+    /// Of messages that were received for the first time.
     waits: SlidingWindow,
     /// Since the last step.
     lags: SlidingWindow,
@@ -70,7 +71,7 @@ pub struct BatchInfo {
     #[serde(serialize_with = "as_text")]
     pub id: BatchId,
     pub objects: usize,
-    /// As stored, where the announcements said so.
+    /// As stored, if the announcements have sizes.
     pub bytes: u64,
     pub read_by: ReadBy,
 }
@@ -87,7 +88,7 @@ pub struct BatchInFlight {
     #[serde(flatten)]
     info: BatchInfo,
     age_seconds: f64,
-    /// What the ledger protocol does with it.
+    /// The current step of the ledger protocol.
     step: &'static str,
 }
 
@@ -111,7 +112,7 @@ pub struct Failure {
     reason: String,
 }
 
-/// A count since the start, and its rate of late.
+/// A count since the start, and its recent rate.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Count {
     total: u64,
@@ -134,7 +135,7 @@ pub struct RowsOfKind {
     rows: Count,
 }
 
-/// Everything, as of one moment.
+/// All of the activity, at one moment.
 #[derive(Debug, Serialize)]
 pub struct Snapshot {
     /// Messages.
@@ -143,7 +144,7 @@ pub struct Snapshot {
     released: Count,
     /// Objects.
     loaded: Count,
-    /// Objects, each time that they are tried, and messages.
+    /// Objects, each time that they fail, and messages.
     failed: Count,
     rows: Count,
     rows_by_kind: Vec<RowsOfKind>,
@@ -167,7 +168,7 @@ struct History {
 }
 
 impl Activity {
-    /// Rows of these kinds are expected.
+    /// Creates an activity that lists rows of these kinds from the start.
     pub fn of_kinds<'a>(kinds: impl IntoIterator<Item = &'a str>) -> Self {
         let kinds = kinds
             .into_iter()
@@ -181,7 +182,7 @@ impl Activity {
     pub fn received(&self, message: &Message, now: Instant) {
         let mut state = self.state();
         state.received.add(1);
-        // What comes again has its failure to blame.
+        // A message that comes again has waited because of its failure.
         if message.receive_count <= 1 {
             state.waits.record(now, message.age);
         }
@@ -195,12 +196,12 @@ impl Activity {
         self.state().released.add(messages as u64);
     }
 
-    /// From the creation of an object to its rows.
+    /// Records the time from the creation of an object to its rows.
     pub fn lag(&self, lag: Duration, now: Instant) {
         self.state().lags.record(now, lag);
     }
 
-    /// A batch is in flight until what this returns is dropped.
+    /// Begins a batch. It is in flight until the result is dropped.
     pub fn begin(self: &Arc<Self>, info: BatchInfo) -> InFlight {
         let begun = Begun {
             info,
@@ -234,7 +235,7 @@ impl Activity {
         push_bounded(&mut state.batches, batch, REMEMBERED);
     }
 
-    /// An object or a message cannot be loaded.
+    /// Records that an object or a message cannot be loaded.
     pub fn failed(&self, what: String, class: &'static str, reason: &str) {
         let mut state = self.state();
         state.failed.add(1);
@@ -247,7 +248,7 @@ impl Activity {
         push_bounded(&mut state.failures, failure, REMEMBERED);
     }
 
-    /// Rows that were put on record, by kind.
+    /// Returns the rows that were recorded, by kind.
     pub fn rows(&self) -> BTreeMap<String, u64> {
         let state = self.state();
         let rows = state.rows_by_kind.iter();
@@ -255,7 +256,8 @@ impl Activity {
             .collect()
     }
 
-    /// For how long nothing has been loaded although batches are in flight, if there are any.
+    /// Returns for how long nothing has been loaded while batches are in flight; `None` if none
+    /// are.
     pub fn unloaded_for(&self, now: Instant) -> Option<Duration> {
         let state = self.state();
         let oldest = state.in_flight.values().map(|begun| begun.at).min()?;
@@ -263,7 +265,8 @@ impl Activity {
         Some(now.saturating_duration_since(since))
     }
 
-    /// Which part of the lines of the last 15 minutes was rejected; none where there were no lines.
+    /// Returns the part of the lines of the last 15 minutes that was rejected; `None` without
+    /// lines.
     pub fn rejected_ratio(&self) -> Option<f64> {
         let state = self.state();
         let rejected = Target::RejectedLines.kind();
@@ -272,12 +275,13 @@ impl Activity {
         (lines > 0).then(|| rejected.map_or(0, Meter::recent) as f64 / lines as f64)
     }
 
-    /// How long messages had been in the queue that came for the first time within a minute.
+    /// Returns how long messages had been in the queue that were received for the first time within
+    /// the last minute.
     pub fn waits(&self, now: Instant) -> Option<Summary> {
         self.state().waits.summary_within(WAIT_PERIOD, now)
     }
 
-    /// Another [`STEP`] has passed.
+    /// Records that another [`STEP`] has passed.
     pub fn step(&self, now: Instant, paused: bool) {
         let mut state = self.state();
         state.meters().for_each(Meter::step);
@@ -344,7 +348,7 @@ pub struct InFlight {
 }
 
 impl InFlight {
-    /// What the ledger protocol does with it now.
+    /// Records the current step of the ledger protocol.
     pub fn step(&mut self, name: &'static str) {
         self.step = name;
         if let Some(begun) = self.activity.state().in_flight.get_mut(&self.batch) {
@@ -352,7 +356,7 @@ impl InFlight {
         }
     }
 
-    /// The last step that it was told.
+    /// Returns the last step that was recorded.
     pub fn at(&self) -> &'static str {
         self.step
     }

@@ -1,4 +1,4 @@
-//! What a metric is: its declaration, and the series that it has.
+//! The declaration of a metric, and its series.
 
 use std::slice::from_ref;
 use std::time::Duration;
@@ -31,17 +31,17 @@ pub(super) struct Label {
     pub(super) values: Values,
 }
 
-/// The values that a label takes. `text` describes them where they cannot be listed.
+/// The values of a label. `text` describes those that cannot be listed.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Values {
-    /// Those of these lists, and no others.
+    /// The values of these lists, and no others.
     Only(&'static [&'static [&'static str]]),
-    /// Those that the event types give.
+    /// The values that follow from the event types.
     Declared {
         by: fn(&Catalog) -> Vec<String>,
         text: &'static str,
     },
-    /// These, and others that are known when they come.
+    /// The known values, and others that are not known beforehand.
     Open {
         known: &'static [&'static str],
         text: &'static str,
@@ -67,7 +67,7 @@ impl Values {
         }
     }
 
-    fn takes(self, value: &str) -> bool {
+    fn allows(self, value: &str) -> bool {
         match self {
             Self::Only(lists) => lists.iter().any(|values| values.contains(&value)),
             Self::Declared { .. } | Self::Open { .. } => true,
@@ -76,7 +76,7 @@ impl Values {
 }
 
 impl Metric {
-    /// The base unit, which ends the name.
+    /// Returns the base unit, which ends the name.
     pub(super) fn unit(&self) -> &'static str {
         let stem = self.name.trim_end_matches("_total");
         ["seconds", "bytes"]
@@ -85,8 +85,8 @@ impl Metric {
             .unwrap_or_default()
     }
 
-    /// Has counters and histograms begin at 0, in every series that is known beforehand: `rate()`
-    /// does not see how a series that appears with its first event got there.
+    /// Starts counters and histograms at 0, in every series that is known beforehand: `rate()` does
+    /// not see the first event of a series that appears with it.
     pub(super) fn begin(&self, catalog: &Catalog) {
         match self.kind {
             Kind::Counter => describe_counter!(self.name, self.help),
@@ -98,7 +98,7 @@ impl Metric {
             match self.kind {
                 Kind::Counter => self.add(0, &values),
                 Kind::Histogram(_) => drop(histogram!(self.name, self.pairs(&values))),
-                // One that nobody has measured is not 0.
+                // A gauge that has not been measured is not 0.
                 Kind::Gauge => {}
             }
         }
@@ -132,7 +132,10 @@ impl Metric {
         debug_assert_eq!(values.len(), self.labels.len(), "{name}");
         let labels = self.labels.iter().zip(values);
         let pair = labels.map(|(label, value)| {
-            debug_assert!(label.values.takes(value), "{name} does not declare {value}");
+            debug_assert!(
+                label.values.allows(value),
+                "{name} does not declare {value}"
+            );
             Pair::new(label.name, value.to_string())
         });
         pair.collect()

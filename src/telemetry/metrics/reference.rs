@@ -1,4 +1,4 @@
-//! docs/metrics.md.
+//! The text of docs/metrics.md.
 
 use super::ALL;
 use super::metric::{Label, Metric, Values};
@@ -8,9 +8,9 @@ const INTRODUCTION: &str = "\
 
 # Metrics
 
-A worker serves them in the text format of Prometheus at `/metrics` of `admin.listen`. [Operations](operations.md#what-to-watch) says which to watch, and what an autoscaler should follow.
+A worker serves its metrics in the text format of Prometheus, at `/metrics` of `admin.listen`. [Operations](operations.md#what-to-watch) describes which to watch, and what an autoscaler should follow.
 
-Counters and histograms exist from the start, at 0, in every series that is known beforehand. Those of ClickHouse's error codes appear with the first error. A gauge exists once its value is known: those of the queues after the first answer of SQS, about every 15 s, and they keep their last value while SQS does not answer. All counts are of this worker, since its start. The queues' gauges are of the queue, the same from every worker.
+Counters and histograms exist from the start, at 0, in every series that is known beforehand. Series of ClickHouse's error codes appear with the first error. A gauge exists once its value is known. The gauges of the queues exist after the first response of SQS, which is queried about every 15 s; they keep their last value while SQS does not answer. All counts are those of this worker since its start. The gauges of the queues are those of the queue, and the same in every worker.
 
 No label ever has the name of an object, a message or a batch.
 
@@ -18,7 +18,7 @@ No label ever has the name of an object, a message or a batch.
 |---|---|---|---|---|
 ";
 
-/// The text of docs/metrics.md.
+/// Returns the text of docs/metrics.md.
 pub fn reference_markdown() -> String {
     INTRODUCTION.to_owned() + &ALL.iter().map(row).collect::<String>()
 }

@@ -32,12 +32,12 @@ fn the_reference_is_up_to_date() {
 #[test]
 fn what_merely_waits_is_no_backlog() {
     let backlog = |messages, objects_waiting| {
-        let holdings = InFlightStats {
+        let stats = InFlightStats {
             messages,
             objects_waiting,
             ..InFlightStats::default()
         };
-        holdings.backlog()
+        stats.backlog()
     };
     assert_eq!(backlog(5, 3), 2);
     // One message of three objects.
