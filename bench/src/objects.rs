@@ -170,7 +170,7 @@ impl Shared {
         Ok(answer)
     }
 
-    /// A page of a bucket; what it goes on behind is a key.
+    /// A page of a bucket; what it continues after is a key.
     fn list(&self, bucket: &str, query: &str) -> Result<Answer> {
         let value = |name: &str| {
             let mut pairs = query.split('&').filter_map(|it| it.split_once('='));

@@ -107,7 +107,7 @@ struct LoadState {
     /// The number of inserts that have succeeded.
     successes: AtomicU64,
     views: Views,
-    /// Held while rows are deleted, so that this process begins one mutation at a time.
+    /// Locked while rows are deleted, so that this process begins one mutation at a time.
     deletions: tokio::sync::Mutex<()>,
 }
 

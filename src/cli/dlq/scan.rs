@@ -23,13 +23,13 @@ pub(super) struct DlqScan {
     queue: SqsQueue,
     source_arn: String,
     stop: CancellationToken,
-    held: HashMap<String, Held>,
+    held: HashMap<String, InFlight>,
     /// Ids of messages that were handed out, or do not belong to this pass.
     seen: HashSet<String>,
     others: usize,
 }
 
-struct Held {
+struct InFlight {
     handle: ReceiptHandle,
     until: Instant,
 }
@@ -115,7 +115,8 @@ impl DlqScan {
     fn hold(&mut self, whole: &WholeMessage, until: Instant) -> bool {
         let message = &whole.message;
         let handle = message.handle.clone();
-        self.held.insert(message.id.clone(), Held { handle, until });
+        self.held
+            .insert(message.id.clone(), InFlight { handle, until });
         let new = self.seen.insert(message.id.clone());
         let ours = whole
             .source

@@ -1,0 +1,130 @@
+//! STYLE.md as a test: names and phrases that were replaced stay replaced. docs/glossary.md has the
+//! terms that took their place.
+
+use std::path::{Path, PathBuf};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Names of the code that were replaced, each by a term of the field.
+const NAMES: &[&str] = &[
+    "Held",
+    "HeldMessage",
+    "Holdings",
+    "Vitals",
+    "Standing",
+    "standings",
+    "SealedBatch",
+    "SealedObject",
+    "DOOMED",
+    "TakeBack",
+    "TakenBack",
+    "keep_nothing",
+    "Verdict",
+    "Naming",
+    "HaltedInsert",
+    "unprobed",
+    "KeptLines",
+    "Kept",
+    "Desk",
+    "Sweep",
+    "Survey",
+    "Letter",
+    "forgetful_setting",
+    "whose_fault",
+];
+
+/// Idioms that no reader from outside knows.
+const PHRASES: &[&str] = &[
+    "trying on",
+    "goes on",
+    "of late",
+    "on record",
+    "in hand",
+    "in other hands",
+    "in good hands",
+    "taken back",
+    "frozen list",
+    "kept line",
+    "given back",
+    "so many",
+    "doomed",
+    "is no glob",
+    "is no filter",
+    "does not tell",
+];
+
+/// Whether the text has these words, and not as a part of others.
+fn has(text: &str, words: &str) -> bool {
+    let is_part = |next: Option<char>| next.is_some_and(|it| it.is_alphanumeric() || it == '_');
+    text.match_indices(words).any(|(at, _)| {
+        let (before, after) = (&text[..at], &text[at + words.len()..]);
+        !is_part(before.chars().next_back()) && !is_part(after.chars().next())
+    })
+}
+
+fn sources(directory: &Path, into: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(directory).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            sources(&path, into);
+        } else if path.extension().is_some_and(|it| it == "rs") {
+            into.push(path);
+        }
+    }
+}
+
+/// Each line of these files that has one of the words, without regard to what a line break separates.
+fn found(files: &[PathBuf], words: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(file).unwrap();
+        for (number, line) in (1..).zip(text.lines()) {
+            for words in words.iter().filter(|words| has(line, words)) {
+                let file = file.strip_prefix(ROOT).unwrap_or(file).display();
+                found.push(format!("{file}:{number}: `{words}`"));
+            }
+        }
+    }
+    found
+}
+
+fn code() -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for directory in ["src", "core/src"] {
+        sources(&Path::new(ROOT).join(directory), &mut files);
+    }
+    assert!(files.len() > 100);
+    files
+}
+
+#[test]
+fn names_that_were_replaced_stay_replaced() {
+    assert_eq!(found(&code(), NAMES), Vec::<String>::new());
+}
+
+#[test]
+fn comments_logs_and_errors_are_free_of_private_idioms() {
+    assert_eq!(found(&code(), PHRASES), Vec::<String>::new());
+}
+
+/// Not those that are generated from sources which are looked at, nor records of the past.
+#[test]
+fn documents_are_free_of_private_idioms() {
+    let mut files: Vec<PathBuf> = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+    ]
+    .map(|name| Path::new(ROOT).join(name))
+    .into();
+    for directory in ["docs", "docs/runbooks"] {
+        for entry in std::fs::read_dir(Path::new(ROOT).join(directory)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|it| it == "md") {
+                files.push(path);
+            }
+        }
+    }
+    assert_eq!(found(&files, PHRASES), Vec::<String>::new());
+}
