@@ -192,7 +192,7 @@ fn chance_the_wall_clock_and_new_ids_come_from_the_environment() {
         users(&["fastrand::", "now_v7", "new_v4"]),
         [
             "core/src/env.rs",
-            "src/cli/check/canary.rs",
+            "src/cli/check/dedup_self_test.rs",
             "src/queue/sqs/whole.rs"
         ]
     );
@@ -203,7 +203,7 @@ fn chance_the_wall_clock_and_new_ids_come_from_the_environment() {
             "src/admin/status.rs",
             "src/cli/backfill/mod.rs",
             "src/cli/dlq/purge.rs",
-            "src/cli/moment.rs",
+            "src/cli/time_argument.rs",
             "src/queue/sqs.rs",
             "src/telemetry/activity/mod.rs",
             "src/telemetry/metrics.rs",

@@ -5,7 +5,7 @@ use fastrand::Rng;
 use serde_json::Value;
 use sluice::event_types::Catalog;
 use sluice::sql;
-use sluice::statements::select::landed;
+use sluice::statements::select::parsed_lines;
 
 use super::rig::Rig;
 
@@ -89,7 +89,7 @@ async fn a_value_is_what_is_at_its_path_however_lists_are_nested() {
     lines.extend(TWICE.iter().map(|line| (*line).to_owned()));
     rig.put("lists.jsonl", lines.join("\n")).await;
 
-    let landed = landed(&rig.catalog, &rig.lines(&["lists.jsonl".to_owned()]));
+    let landed = parsed_lines(&rig.catalog, &rig.lines(&["lists.jsonl".to_owned()]));
     let differ = PATHS.map(|path| {
         let column = sql::ident(&format!("$.{}", path.join(".")));
         let by_path = format!(
