@@ -30,6 +30,7 @@ impl Env {
     }
 
     /// Returns a random number, at least 0 and less than 1.
+    #[expect(clippy::disallowed_methods, reason = "this is the environment")]
     pub fn fraction(&self) -> f64 {
         match &self.0 {
             None => fastrand::f64(),
@@ -38,6 +39,7 @@ impl Env {
     }
 
     /// Returns the time of the wall clock.
+    #[expect(clippy::disallowed_methods, reason = "this is the environment")]
     pub fn wall_clock(&self) -> SystemTime {
         match &self.0 {
             None => SystemTime::now(),
@@ -47,6 +49,7 @@ impl Env {
 
     /// Returns a new id (UUID version 7). Ids sort by the time at which they were made, to the
     /// millisecond.
+    #[expect(clippy::disallowed_methods, reason = "this is the environment")]
     pub fn new_id(&self) -> Uuid {
         match &self.0 {
             None => Uuid::now_v7(),

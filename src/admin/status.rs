@@ -40,6 +40,7 @@ pub(super) struct LiveStatus {
 }
 
 impl LiveStatus {
+    #[expect(clippy::disallowed_methods, reason = "shown on the live page")]
     pub(super) fn of(vitals: &WorkerHandles, stop: &CancellationToken) -> Self {
         let WorkerHandles {
             health,

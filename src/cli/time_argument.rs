@@ -5,6 +5,10 @@ use std::time::SystemTime;
 use crate::config::HumanDuration;
 
 /// Parses a day or a time in UTC, or a duration before now.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "relative to now, as the user means it"
+)]
 pub(super) fn parse_time_arg(text: &str) -> Result<SystemTime, String> {
     let midnight = format!("{text}T00:00:00Z");
     if let Ok(time) =

@@ -35,6 +35,10 @@ impl SqsQueue {
     }
 
     /// Returns the queue of this URL, with the credentials and the region of `aws`.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that makes a client"
+    )]
     pub fn at(aws: &SdkConfig, url: impl Into<String>) -> Self {
         Self::new(Client::new(aws), url)
     }
@@ -172,6 +176,10 @@ impl Queue for SqsQueue {
 }
 
 /// Reads a message. Returns `None` without an id or a receipt handle, which SQS always sends.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the age of a message is relative to the wall clock"
+)]
 fn read_message(message: aws_sdk_sqs::types::Message) -> Option<Message> {
     let attributes = message.attributes.as_ref();
     let number = |name| -> Option<u64> { attributes?.get(&name)?.parse().ok() };

@@ -168,6 +168,7 @@ const INSERT_DURATIONS: &[f64] = &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30
 const LEDGER_DURATIONS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
 /// Installs the recorder. The handle renders the text of `/metrics`.
+#[expect(clippy::disallowed_methods, reason = "the start time of the process")]
 pub fn install(catalog: &Catalog) -> Result<PrometheusHandle, BuildError> {
     let mut builder = PrometheusBuilder::new();
     for metric in ALL {

@@ -74,6 +74,7 @@ pub struct Settling {
 
 impl BatchTrace {
     /// Begins the trace of a batch that is about to be loaded.
+    #[expect(clippy::disallowed_methods, reason = "times of spans")]
     pub fn begin(batch: &Batch, messages: impl FnOnce() -> Vec<String>) -> Self {
         let (opened, closed) = (time_of(batch.opened_at), time_of(batch.closed_at));
         let tracer = tracer();
@@ -133,6 +134,7 @@ fn tracer() -> BoxedTracer {
     global::tracer("sluice")
 }
 
+#[expect(clippy::disallowed_methods, reason = "times of spans")]
 fn time_of(instant: Instant) -> SystemTime {
     SystemTime::now() - instant.elapsed()
 }

@@ -2,6 +2,11 @@
 //! binary. Whatever happens, each test ends with the comparison of the rows of every object and
 //! kind with what the generator reckoned.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests are no part of a simulation"
+)]
+
 mod backfill;
 mod connections;
 mod dead_letters;

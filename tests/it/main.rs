@@ -1,5 +1,10 @@
 //! Tests on the embedded stack: the real engine, and S3 and SQS by their protocols.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests are no part of a simulation"
+)]
+
 mod access;
 mod backfill;
 mod blame;

@@ -96,6 +96,7 @@ impl Arguments {
     }
 
     /// Returns the time before which loaded objects are loaded again; `None` without `--force`.
+    #[expect(clippy::disallowed_methods, reason = "a command that runs once")]
     fn replace_before(&self) -> Option<SystemTime> {
         self.force
             .then(|| self.loaded_before.unwrap_or_else(SystemTime::now))

@@ -111,6 +111,10 @@ struct SelfTest<'a> {
 const SCRATCH: &str = "scratch";
 
 impl<'a> SelfTest<'a> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "scratch tables of a command that runs once"
+    )]
     async fn new(
         warehouse: &'a Warehouse,
         ledger: &'a Ledger,

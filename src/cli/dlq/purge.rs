@@ -126,6 +126,7 @@ fn ask(session: &DlqSession, archive: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+#[expect(clippy::disallowed_methods, reason = "part of the name of a file")]
 fn default_path(queue_url: &str) -> PathBuf {
     let queue = queue_url.rsplit('/').next().unwrap_or(queue_url);
     let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();

@@ -88,6 +88,10 @@ impl SqsQueue {
         outcomes
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an id for the deduplication of FIFO queues"
+    )]
     async fn send_batch(
         &self,
         batch: &[Outgoing<'_>],

@@ -216,6 +216,7 @@ impl Activity {
         }
     }
 
+    #[expect(clippy::disallowed_methods, reason = "shown in the status")]
     pub fn loaded(&self, info: BatchInfo, rows: &BTreeMap<&str, u64>, took: Duration) {
         let mut state = self.state();
         for (kind, rows) in rows {
@@ -236,6 +237,7 @@ impl Activity {
     }
 
     /// Records that an object or a message cannot be loaded.
+    #[expect(clippy::disallowed_methods, reason = "shown in the status")]
     pub fn failed(&self, what: String, class: &'static str, reason: &str) {
         let mut state = self.state();
         state.failed.add(1);
