@@ -119,8 +119,8 @@ fn plan(bencher: Bencher) {
     bencher.counter(ItemsCount::new(MESSAGES)).bench(|| {
         for batch in &batches {
             let objects: Vec<&ObjectRef> = batch.objects.iter().collect();
-            let form = StatementShape::of(ReadBy::S3);
-            black_box(planner.inserts(BatchId::new(&Env::default()), &objects, form, "0"));
+            let shape = StatementShape::of(ReadBy::S3);
+            black_box(planner.inserts(BatchId::new(&Env::default()), &objects, shape, "0"));
         }
     });
 }

@@ -56,12 +56,12 @@ pub(super) struct HealthInputs {
 }
 
 impl HealthInputs {
-    pub(super) fn of(vitals: &WorkerHandles, stopping: bool, now: Instant) -> Self {
+    pub(super) fn of(handles: &WorkerHandles, stopping: bool, now: Instant) -> Self {
         let WorkerHandles {
             health,
             breaker,
             activity,
-        } = vitals;
+        } = handles;
         let waits = activity.waits(now);
         Self {
             stuck_for: health.stuck_for(),

@@ -24,13 +24,13 @@ const MAX_STREAMS: usize = 32;
 /// The source of the status.
 #[derive(Clone)]
 struct Source {
-    vitals: WorkerHandles,
+    handles: WorkerHandles,
     stop: CancellationToken,
 }
 
 impl Source {
     fn json(&self) -> String {
-        let json = serde_json::to_string(&LiveStatus::of(&self.vitals, &self.stop));
+        let json = serde_json::to_string(&LiveStatus::of(&self.handles, &self.stop));
         json.unwrap_or_else(|failed| {
             error!("failed to write the status as JSON; showing none: {failed}");
             "{}".to_owned()
@@ -52,8 +52,8 @@ pub(super) struct Events {
 }
 
 impl Reporter {
-    pub(super) fn new(vitals: WorkerHandles, stop: CancellationToken) -> Self {
-        let source = Source { vitals, stop };
+    pub(super) fn new(handles: WorkerHandles, stop: CancellationToken) -> Self {
+        let source = Source { handles, stop };
         let latest = watch::Sender::new(source.json().into());
         Self { source, latest }
     }
@@ -77,7 +77,7 @@ impl Reporter {
                 step_at += STEP;
                 let WorkerHandles {
                     breaker, activity, ..
-                } = &self.source.vitals;
+                } = &self.source.handles;
                 activity.step(now, breaker.pause_reason().is_some());
             }
             self.latest.send_replace(self.source.json().into());
@@ -116,8 +116,8 @@ mod tests {
     use crate::telemetry::activity::Activity;
 
     fn reporter() -> Reporter {
-        let vitals = WorkerHandles::new(INTERVAL, Activity::default());
-        Reporter::new(vitals, CancellationToken::new())
+        let handles = WorkerHandles::new(INTERVAL, Activity::default());
+        Reporter::new(handles, CancellationToken::new())
     }
 
     #[tokio::test]
@@ -134,7 +134,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stream_begins_at_once_and_ends_with_the_reporter() {
         let reporter = reporter();
-        let (events, health) = (reporter.events(), reporter.source.vitals.health.clone());
+        let (events, health) = (reporter.events(), reporter.source.handles.health.clone());
         let page = events.stream();
         let reading = tokio::spawn(to_bytes(page.into_body(), usize::MAX));
         tokio::task::yield_now().await;

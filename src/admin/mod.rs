@@ -31,7 +31,7 @@ use crate::daemon::WorkerHandles;
 const UPKEEP: Duration = Duration::from_secs(5);
 
 struct Admin {
-    vitals: WorkerHandles,
+    handles: WorkerHandles,
     metrics: PrometheusHandle,
     events: Events,
 }
@@ -59,15 +59,15 @@ impl AdminListener {
     /// the page shows that.
     pub async fn serve(
         self,
-        vitals: WorkerHandles,
+        handles: WorkerHandles,
         metrics: PrometheusHandle,
         allowed_hosts: Vec<String>,
         stop: CancellationToken,
     ) -> Infallible {
-        let reporter = Reporter::new(vitals.clone(), stop);
+        let reporter = Reporter::new(handles.clone(), stop);
         let upkeep = upkeep(metrics.clone());
         let admin = Admin {
-            vitals,
+            handles,
             metrics,
             events: reporter.events(),
         };
@@ -97,7 +97,7 @@ async fn upkeep(metrics: PrometheusHandle) -> Infallible {
 }
 
 async fn healthz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    match admin.vitals.health.stuck_for() {
+    match admin.handles.health.stuck_for() {
         None => (StatusCode::OK, "ok\n".to_owned()),
         Some(silent) => {
             let seconds = silent.as_secs();
@@ -112,12 +112,12 @@ async fn healthz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
 async fn readyz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
     let WorkerHandles {
         health, breaker, ..
-    } = &admin.vitals;
+    } = &admin.handles;
     let paused = breaker.reason();
     let paused = paused.map(|why| format!("intake is paused: {why}\n"));
     let queue = health.queue().away();
     let queue = queue.map(|why| format!("no messages are received: {why}\n"));
-    let concerns: String = HealthInputs::of(&admin.vitals, false, Instant::now())
+    let concerns: String = HealthInputs::of(&admin.handles, false, Instant::now())
         .concerns()
         .iter()
         .map(|concern| format!("attention: {concern}\n"))
@@ -154,17 +154,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stuck_loop_fails_healthz_until_it_turns_again() {
-        let vitals = WorkerHandles::new(Duration::from_secs(1), Activity::default());
+        let handles = WorkerHandles::new(Duration::from_secs(1), Activity::default());
         let admin = Arc::new(Admin {
             metrics: PrometheusBuilder::new().build_recorder().handle(),
-            events: Reporter::new(vitals.clone(), CancellationToken::new()).events(),
-            vitals,
+            events: Reporter::new(handles.clone(), CancellationToken::new()).events(),
+            handles,
         });
         let alive = async || healthz(State(admin.clone())).await.into_response().status();
         assert_eq!(alive().await, StatusCode::OK);
         tokio::time::advance(Duration::from_secs(31)).await;
         assert_eq!(alive().await, StatusCode::SERVICE_UNAVAILABLE);
-        admin.vitals.health.beat();
+        admin.handles.health.beat();
         assert_eq!(alive().await, StatusCode::OK);
     }
 }

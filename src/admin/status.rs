@@ -41,14 +41,14 @@ pub(super) struct LiveStatus {
 
 impl LiveStatus {
     #[expect(clippy::disallowed_methods, reason = "shown on the live page")]
-    pub(super) fn of(vitals: &WorkerHandles, stop: &CancellationToken) -> Self {
+    pub(super) fn of(handles: &WorkerHandles, stop: &CancellationToken) -> Self {
         let WorkerHandles {
             health,
             breaker,
             activity,
-        } = vitals;
+        } = handles;
         let now = Instant::now();
-        let condition = Condition::of(HealthInputs::of(vitals, stop.is_cancelled(), now));
+        let condition = Condition::of(HealthInputs::of(handles, stop.is_cancelled(), now));
         Self {
             at: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
             condition,

@@ -60,7 +60,7 @@ pub struct Options {
 pub struct Daemon<Q, L> {
     pub queue: Arc<Q>,
     pub loader: Arc<L>,
-    pub vitals: WorkerHandles,
+    pub handles: WorkerHandles,
     pub envelopes: Envelopes,
     pub filter: Filter,
     pub options: Options,
@@ -74,7 +74,7 @@ pub async fn run<Q: Queue, L: Load>(daemon: Daemon<Q, L>, stop: CancellationToke
     let settler = tokio::spawn(settler::run(
         daemon.queue.clone(),
         daemon.env.clone(),
-        daemon.vitals.activity.clone(),
+        daemon.handles.activity.clone(),
         settlements,
         report_deleted,
     ));
@@ -132,19 +132,19 @@ impl<Q: Queue, L: Load> EventLoop<Q, L> {
         let Daemon {
             queue,
             loader,
-            vitals,
+            handles,
             envelopes,
             filter,
             options,
             env,
         } = daemon;
-        let observer = Arc::new(Telemetry(vitals.activity));
+        let observer = Arc::new(Telemetry(handles.activity));
         Self {
             core: Core::new(options.limits, envelopes, filter, observer, env),
             queue,
             loader,
-            health: vitals.health,
-            breaker: vitals.breaker,
+            health: handles.health,
+            breaker: handles.breaker,
             receivers,
             loads: JoinSet::new(),
             cancel_loads: CancellationToken::new(),

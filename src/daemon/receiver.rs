@@ -40,8 +40,8 @@ impl Receivers {
         for number in 0..options.receivers {
             tasks.spawn(run(
                 daemon.queue.clone(),
-                daemon.vitals.breaker.clone(),
-                daemon.vitals.health.clone(),
+                daemon.handles.breaker.clone(),
+                daemon.handles.health.clone(),
                 room.subscribe(),
                 send_messages.clone(),
                 Options {

@@ -218,7 +218,7 @@ fn until_cancelled() -> Script {
 struct Rig {
     spied: Arc<Spied>,
     loader: Arc<Scripted>,
-    vitals: WorkerHandles,
+    handles: WorkerHandles,
     stop: CancellationToken,
     daemon: JoinHandle<()>,
 }
@@ -226,7 +226,7 @@ struct Rig {
 impl Rig {
     fn start(options: Options, script: Script) -> Self {
         let rig = Self::start_open(options, script);
-        rig.vitals.breaker.succeeded(Scope::Everything);
+        rig.handles.breaker.succeeded(Scope::Everything);
         rig
     }
 
@@ -241,12 +241,12 @@ impl Rig {
             loads: Mutex::default(),
             script,
         });
-        let vitals = WorkerHandles::new(SECOND, Activity::default());
+        let handles = WorkerHandles::new(SECOND, Activity::default());
         let stop = CancellationToken::new();
         let daemon = Daemon {
             queue: spied.clone(),
             loader: loader.clone(),
-            vitals: vitals.clone(),
+            handles: handles.clone(),
             envelopes: Envelopes::default(),
             filter: Filter::default(),
             options,
@@ -256,7 +256,7 @@ impl Rig {
         Self {
             spied,
             loader,
-            vitals,
+            handles,
             stop,
             daemon,
         }
@@ -584,7 +584,7 @@ async fn pause_while_the_breaker_is_open_nothing_is_received() {
     rig.send(&["a"]);
     pass(24 * HOUR).await;
     assert_eq!((rig.receive_counts(), rig.receives()), (vec![0], 0));
-    rig.vitals.breaker.succeeded(Scope::Everything);
+    rig.handles.breaker.succeeded(Scope::Everything);
     until("empty", || rig.is_empty()).await;
     assert_eq!(rig.loads(), [["a"]]);
 }
@@ -595,7 +595,7 @@ async fn pause_what_is_held_stays_held_and_nothing_more_comes() {
     let rig = Rig::start(one_object_a_batch(), gated(&gate));
     rig.send(&["a"]);
     until("a load", || rig.loads().len() == 1).await;
-    rig.vitals
+    rig.handles
         .breaker
         .open(Scope::Inserts, PauseReason::Unreachable, "away");
     // The long polls in flight may still receive messages.
@@ -603,7 +603,7 @@ async fn pause_what_is_held_stays_held_and_nothing_more_comes() {
     rig.send(&["b"]);
     pass(8 * HOUR).await;
     assert_eq!(rig.receive_counts(), [1, 0]);
-    rig.vitals.breaker.succeeded(Scope::Inserts);
+    rig.handles.breaker.succeeded(Scope::Inserts);
     gate.add_permits(2);
     until("empty", || rig.is_empty()).await;
     assert_eq!((rig.loads().len(), rig.deletes()), (2, 2));
@@ -833,7 +833,7 @@ async fn a_stop_waits_for_the_answers_of_the_last_receives() {
     };
     let ending = always(Outcome::Loaded, Duration::ZERO);
     let mut rig = Rig::start_on(spied, fixed_window(), ending);
-    rig.vitals.breaker.succeeded(Scope::Everything);
+    rig.handles.breaker.succeeded(Scope::Everything);
     rig.send(&["a"]);
     pass(SECOND).await;
     assert_eq!(rig.receive_counts(), [1]);
@@ -856,11 +856,11 @@ async fn an_event_loop_that_stands_still_is_noticed() {
     rig.send(&["a"]);
     for _ in 0..60 {
         pass(MINUTE).await;
-        assert_eq!(rig.vitals.health.stuck_for(), None);
+        assert_eq!(rig.handles.health.stuck_for(), None);
     }
     rig.daemon.abort();
     pass(MINUTE).await;
-    assert!(rig.vitals.health.stuck_for() >= Some(MINUTE / 2));
+    assert!(rig.handles.health.stuck_for() >= Some(MINUTE / 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -893,7 +893,7 @@ fn start_slow(slowness: Slowness, lanes: usize, messages: usize) -> Rig {
     for number in 0..messages {
         rig.send(&[&format!("k{number}")]);
     }
-    rig.vitals.breaker.succeeded(Scope::Everything);
+    rig.handles.breaker.succeeded(Scope::Everything);
     rig
 }
 
@@ -976,7 +976,7 @@ async fn a_message_that_waits_for_its_deletion_does_not_lapse() {
     for number in 0..500 {
         rig.send(&[&format!("k{number}")]);
     }
-    rig.vitals.breaker.succeeded(Scope::Everything);
+    rig.handles.breaker.succeeded(Scope::Everything);
     until("empty", || rig.is_empty()).await;
     assert_eq!(rig.spied.queue.dead_letters(), Vec::<String>::new());
     assert_eq!(rig.deletes(), 500);

@@ -102,7 +102,7 @@ struct ManifestRow<'a> {
 
 impl<'a> ManifestRow<'a> {
     /// Returns the row of a claim, without lease and worker.
-    fn of(batch: BatchId, claim: &Claim<'a>, form: StatementShape) -> Self {
+    fn of(batch: BatchId, claim: &Claim<'a>, shape: StatementShape) -> Self {
         let object = claim.object;
         Self {
             object_id: object.id().0,
@@ -113,10 +113,10 @@ impl<'a> ManifestRow<'a> {
             region: object.region.as_deref().unwrap_or_default(),
             // An unknown size is planned as one of 0 is (`batch::estimated_bytes`).
             size: object.size.unwrap_or_default(),
-            read_by: form.read_by,
+            read_by: shape.read_by,
             batch_id: batch.0,
-            plan: form.plan,
-            many_blocks: form.many_blocks,
+            plan: shape.plan,
+            many_blocks: shape.many_blocks,
             supersedes: claim.supersedes.iter().map(|batch| batch.0).collect(),
             lease_seconds: 0,
             worker: "",
@@ -167,7 +167,7 @@ pub struct UnfinishedReplay {
 #[derive(Debug)]
 pub struct Manifest {
     pub objects: Vec<ManifestEntry>,
-    pub form: StatementShape,
+    pub shape: StatementShape,
     /// The highest fenced attempt, or 0 if none is fenced.
     pub fenced: u32,
 }
@@ -493,14 +493,14 @@ impl Ledger {
         &self,
         batch: BatchId,
         claims: &[Claim<'_>],
-        form: StatementShape,
+        shape: StatementShape,
     ) -> Result<(), WarehouseError> {
         let rows: Vec<ManifestRow<'_>> = claims
             .iter()
             .map(|claim| ManifestRow {
                 lease_seconds: self.lease_seconds(),
                 worker: &self.worker,
-                ..ManifestRow::of(batch, claim, form)
+                ..ManifestRow::of(batch, claim, shape)
             })
             .collect();
         self.of(batch).insert(OBJECTS_TABLE, &rows).await
@@ -728,7 +728,7 @@ impl Ledger {
         let Some(first) = listed.first() else {
             return Ok(None);
         };
-        let form = StatementShape {
+        let shape = StatementShape {
             plan: first.plan,
             many_blocks: first.many_blocks,
             read_by: first.read_by,
@@ -736,7 +736,7 @@ impl Ledger {
         let objects = listed.into_iter().map(ManifestEntry::from).collect();
         Ok(Some(Manifest {
             objects,
-            form,
+            shape,
             fenced,
         }))
     }

@@ -19,9 +19,9 @@ fn recovered(object: &ObjectRef) -> ObjectRef {
 
 fn statements(planner: &Planner, objects: &[ObjectRef]) -> String {
     let objects: Vec<_> = objects.iter().collect();
-    let form = planner.form(&objects, StatementShape::of(ReadBy::S3));
-    let inserts = planner.inserts(BatchId(Uuid::nil()), &objects, form, "guard");
-    format!("{form:?} {inserts:?}")
+    let shape = planner.shape(&objects, StatementShape::of(ReadBy::S3));
+    let inserts = planner.inserts(BatchId(Uuid::nil()), &objects, shape, "guard");
+    format!("{shape:?} {inserts:?}")
 }
 
 /// A different statement under the same token would be dropped, or would duplicate rows.

@@ -55,7 +55,7 @@ pub(super) struct BatchRun<'a, P: Ports> {
     pub(super) read: Vec<Counted>,
     pub(super) is_claimed: bool,
     /// Part of the manifest: a retry must make the same statements and the same blocks.
-    pub(super) form: StatementShape,
+    pub(super) shape: StatementShape,
     /// What was read is not what was asked for: the batch is rolled back even if it is complete.
     pub(super) rollback_only: bool,
     /// Describes the rows that a rollback has not reached.
@@ -78,7 +78,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         cancel: &'a CancellationToken,
         batch: BatchId,
         items: Vec<PendingObject>,
-        form: StatementShape,
+        shape: StatementShape,
     ) -> Self {
         Self {
             loader,
@@ -87,7 +87,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
             in_flight: loader
                 .parts
                 .activity
-                .begin(batch_info(batch, &items, form.read_by)),
+                .begin(batch_info(batch, &items, shape.read_by)),
             started: Instant::now(),
             items,
             failure: None,
@@ -98,7 +98,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
             failures_alone: 0,
             read: Vec::new(),
             is_claimed: false,
-            form,
+            shape,
             rollback_only: false,
             left_in_views: None,
             set_aside: Outcomes::new(),
@@ -330,7 +330,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         let insert = Insert {
             batch: self.batch,
             objects: &objects,
-            form: self.form,
+            shape: self.shape,
             guard,
         };
         let statements = tables.statements(&insert).await?;
@@ -340,7 +340,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
                 _ => format!("{query_id}-{index}"),
             };
             let span = trace::statement(&query_id);
-            if self.form.read_by == ReadBy::Stream {
+            if self.shape.read_by == ReadBy::Stream {
                 let body = stream::body(store, &objects);
                 let stream = tables.stream(&statement, body, &query_id, timeout);
                 stream.instrument(span).await?;
@@ -356,7 +356,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
     /// [`BatchRows::are_complete`] for `since`.
     async fn are_tables_complete(&mut self, since: Option<Instant>) -> Result<bool, Cancelled> {
         let tables = &self.loader.parts.tables;
-        let (batch, many_blocks) = (self.batch, self.form.many_blocks);
+        let (batch, many_blocks) = (self.batch, self.shape.many_blocks);
         let (contents, are_complete) = self
             .ledger_call(|| async {
                 let contents = tables.contents(batch).await?;
@@ -431,13 +431,13 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
 
     async fn claim(&mut self) -> Result<(), Cancelled> {
         self.is_claimed = true;
-        self.form = self.loader.planner().form(&self.objects(), self.form);
+        self.shape = self.loader.planner().shape(&self.objects(), self.shape);
         let claims = self.claims();
         self.ledger_call(|| {
             self.loader
                 .parts
                 .ledger
-                .claim(self.batch, &claims, self.form)
+                .claim(self.batch, &claims, self.shape)
         })
         .await
     }
@@ -477,7 +477,7 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
     /// an object can be gone when a complete batch is retried. This is known only of batches of one
     /// block, whose count was written as a whole.
     async fn is_complete(&mut self) -> Result<bool, Cancelled> {
-        if self.form.many_blocks || self.rollback_only {
+        if self.shape.many_blocks || self.rollback_only {
             return Ok(false);
         }
         let are_complete = self.are_tables_complete(None).await?;
@@ -547,7 +547,7 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
         if !recorded {
             return Ok(Recorded::Fenced);
         }
-        let info = batch_info(self.batch, &self.items, self.form.read_by);
+        let info = batch_info(self.batch, &self.items, self.shape.read_by);
         let took = self.started.elapsed();
         self.loader.parts.activity.loaded(info, &rows, took);
         for (kind, rows) in &rows {
@@ -560,13 +560,13 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
         self.loader
             .state
             .fallbacks
-            .loaded(self.form.read_by, objects);
+            .loaded(self.shape.read_by, objects);
         info!(
             objects,
             rows = total,
             bytes = info.bytes,
             seconds = took.as_secs_f64(),
-            read_by = self.form.read_by.label(),
+            read_by = self.shape.read_by.label(),
             retries = self.retries,
             rows_by_type = %serde_json::json!(rows),
             "batch loaded"
@@ -625,9 +625,9 @@ impl<P: Ports> Loader<P> {
             .into_iter()
             .map(|entry| PendingObject::new(entry.object, entry.supersedes))
             .collect();
-        let mut batch_run = BatchRun::new(self, cancel, batch, items, manifest.form);
+        let mut batch_run = BatchRun::new(self, cancel, batch, items, manifest.shape);
         batch_run.is_claimed = true;
-        let is_same_plan = manifest.form.plan == self.planner().plan_id();
+        let is_same_plan = manifest.shape.plan == self.planner().plan_id();
         if !is_same_plan {
             warn!("{}; reloading its objects", FailureCause::OtherPlan);
             batch_run.failure = Some(BatchFailure::new(

@@ -266,13 +266,13 @@ impl<P: Ports> Loader<P> {
             max_retries,
             may_wait,
         };
-        let form = StatementShape {
+        let shape = StatementShape {
             many_blocks: work.many_blocks,
             ..StatementShape::of(work.read_by)
         };
         let batch = BatchId::new(&self.parts.env);
         let end = self
-            .load_batch(batch, work.items, form, retry_policy, cancel, progress)
+            .load_batch(batch, work.items, shape, retry_policy, cancel, progress)
             .instrument(trace::load(batch))
             .await;
         match end {
@@ -412,13 +412,13 @@ impl<P: Ports> Loader<P> {
         &self,
         batch: BatchId,
         items: Vec<PendingObject>,
-        form: StatementShape,
+        shape: StatementShape,
         retry_policy: RetryPolicy,
         cancel: &CancellationToken,
         progress: &mut Progress,
     ) -> BatchEnd {
         let items = if items.iter().any(|item| item.object.etag.is_empty()) {
-            match self.refresh(items, form.read_by, cancel).await {
+            match self.refresh(items, shape.read_by, cancel).await {
                 Ok(items) => items,
                 Err(RefreshError { items, cause }) => {
                     let why = BatchFailure::object_fault(cause);
@@ -428,7 +428,7 @@ impl<P: Ports> Loader<P> {
         } else {
             items
         };
-        let mut batch_run = BatchRun::new(self, cancel, batch, items, form);
+        let mut batch_run = BatchRun::new(self, cancel, batch, items, shape);
         batch_run.retry_policy = retry_policy;
         batch_run.passed_before = progress.passed_before.clone();
         batch_run.halted = progress.halted.take();

@@ -56,7 +56,7 @@ pub trait LedgerStore: Send + Sync + 'static {
         &self,
         batch: BatchId,
         claims: &[Claim<'_>],
-        form: StatementShape,
+        shape: StatementShape,
     ) -> impl Future<Output = Answer<()>> + Send;
 
     fn renew(&self, batch: BatchId) -> impl Future<Output = Answer<()>> + Send;
@@ -113,7 +113,7 @@ pub trait LedgerStore: Send + Sync + 'static {
 pub struct Insert<'a> {
     pub batch: BatchId,
     pub objects: &'a [&'a ObjectRef],
-    pub form: StatementShape,
+    pub shape: StatementShape,
     /// The condition under which no statement of the attempt may start, as SQL.
     pub guard: &'a str,
 }
@@ -280,9 +280,9 @@ impl LedgerStore for Ledger {
         &self,
         batch: BatchId,
         claims: &[Claim<'_>],
-        form: StatementShape,
+        shape: StatementShape,
     ) -> Answer<()> {
-        self.claim(batch, claims, form).await
+        self.claim(batch, claims, shape).await
     }
 
     async fn renew(&self, batch: BatchId) -> Answer<()> {

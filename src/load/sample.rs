@@ -33,7 +33,7 @@ impl<P: Ports> Loader<P> {
         let insert = Insert {
             batch,
             objects: &[&object],
-            form: StatementShape::of(ReadBy::Stream),
+            shape: StatementShape::of(ReadBy::Stream),
             guard: &guard,
         };
         let tables = &self.parts.tables;

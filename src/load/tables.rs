@@ -66,12 +66,12 @@ impl BatchTables for ClickHouseTables {
         let Insert {
             batch,
             objects,
-            form,
+            shape,
             guard,
         } = *insert;
-        let bounds = self.bounds.settings(&self.warehouse, form.many_blocks);
+        let bounds = self.bounds.settings(&self.warehouse, shape.many_blocks);
         let bounds = bounds.await?;
-        let statements = self.planner.inserts(batch, objects, form, guard);
+        let statements = self.planner.inserts(batch, objects, shape, guard);
         let bounded = statements.into_iter().map(|statement| {
             bounds.iter().fold(statement, |statement, (name, bound)| {
                 statement.with(name, bound.to_string())

@@ -180,7 +180,7 @@ struct RejectReplay<'a> {
     /// The rejects to select from, as the text after FROM. `None` for a batch that is recovered,
     /// which has its snapshot.
     lines: Option<&'a str>,
-    form: StatementShape,
+    shape: StatementShape,
     /// The lines moved by event type, once the batch is recorded.
     moved: BTreeMap<String, u64>,
     /// Whether the tables have other rows than were counted.
@@ -198,9 +198,9 @@ impl<'a> RejectReplay<'a> {
     ) -> Self {
         let listed: Vec<_> = objects.iter().collect();
         Self {
-            form: replayer
+            shape: replayer
                 .planner
-                .form(&listed, StatementShape::of(kept.read_by())),
+                .shape(&listed, StatementShape::of(kept.read_by())),
             replayer,
             batch,
             kept,
@@ -230,8 +230,8 @@ impl<'a> RejectReplay<'a> {
             // Another process has finished it.
             return Ok(End::Fenced);
         };
-        let is_same_plan = manifest.form.plan == self.form.plan;
-        self.form = manifest.form;
+        let is_same_plan = manifest.shape.plan == self.shape.plan;
+        self.shape = manifest.shape;
         self.objects = manifest.objects.into_iter().map(|it| it.object).collect();
         self.run(Run::recover(manifest.fenced, is_same_plan)).await
     }
@@ -264,7 +264,7 @@ impl<'a> RejectReplay<'a> {
     async fn are_tables_complete(&self, since: Option<Instant>) -> Result<bool, WarehouseError> {
         let rows = self.rows();
         let contents = rows.contents().await?;
-        let complete = rows.are_complete(&contents, self.form.many_blocks, since);
+        let complete = rows.are_complete(&contents, self.shape.many_blocks, since);
         Ok(!self.has_row_count_mismatch && !contents.counted.is_empty() && complete.await?)
     }
 
@@ -340,7 +340,7 @@ impl Steps for RejectReplay<'_> {
     async fn claim(&mut self) -> Result<(), WarehouseError> {
         let claims: Vec<_> = self.objects.iter().map(Claim::of).collect();
         let ledger = &self.replayer.ledger;
-        ledger.claim(self.batch, &claims, self.form).await
+        ledger.claim(self.batch, &claims, self.shape).await
     }
 
     async fn verify(&mut self) -> Result<Vec<ClaimStatus>, WarehouseError> {
@@ -360,7 +360,7 @@ impl Steps for RejectReplay<'_> {
         let snapshot = self
             .lines
             .map(|lines| planner.snapshot(self.batch, &objects, lines, &guard));
-        let inserts = planner.inserts(self.batch, &objects, self.form, &guard);
+        let inserts = planner.inserts(self.batch, &objects, self.shape, &guard);
         for statement in snapshot.iter().chain(&inserts) {
             match self.execute(statement, attempt).await {
                 Err(error) if classify(&error) == ErrorClass::Fenced => {

@@ -63,8 +63,8 @@ impl Rig {
     }
 
     async fn insert(&self, batch: BatchId, objects: &[&ObjectRef], from: ReadBy, threads: usize) {
-        let form = self.planner.form(objects, StatementShape::of(from));
-        for statement in self.planner.inserts(batch, objects, form, "0") {
+        let shape = self.planner.shape(objects, StatementShape::of(from));
+        for statement in self.planner.inserts(batch, objects, shape, "0") {
             let client = self.stack.clickhouse.client();
             let mut query = client.query_raw(&statement.sql);
             for (name, value) in statement.settings {

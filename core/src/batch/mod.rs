@@ -1,16 +1,16 @@
 //! Batches: objects that are loaded by one insert.
 
 mod batcher;
-mod form;
 mod id;
 mod size;
+mod statement_shape;
 
 use tokio::time::Instant;
 
 pub use batcher::{BatchLimits, Batcher};
-pub use form::{Fallback, ReadBy, StatementShape};
 pub use id::BatchId;
 pub use size::{ASSUMED_BYTES, ASSUMED_COMPRESSION_RATIO, estimated_bytes, mean_bytes};
+pub use statement_shape::{Fallback, ReadBy, StatementShape};
 
 use crate::labelled;
 use crate::object::ObjectRef;

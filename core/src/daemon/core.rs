@@ -17,7 +17,7 @@ use crate::daemon::in_flight::{Disposition, InFlightMessages, Settlement, Visibi
 use crate::daemon::{InFlightStats, Observer};
 use crate::notification::filter::Filter;
 use crate::notification::{
-    Announced, EnvelopeKind, Envelopes, Ignorable, Notification, parse_with_form,
+    Announced, EnvelopeKind, Envelopes, Ignorable, Notification, parse_with_envelope_kind,
 };
 use crate::object::{ObjectId, ObjectRef};
 use crate::outcome::{Outcome, Outcomes};
@@ -115,7 +115,7 @@ impl Core {
         }
         self.ages.record(now, message.age);
         self.observer.received(message, now);
-        let (form, notification) = parse_with_form(&message.body, &self.envelopes);
+        let (form, notification) = parse_with_envelope_kind(&message.body, &self.envelopes);
         match notification {
             Ok(Notification::Objects(announced)) => {
                 let objects = self.wanted(announced);

@@ -92,12 +92,12 @@ pub enum Malformed {
 ///
 /// Says why any other body is malformed.
 pub fn parse_notification(body: &str) -> Result<Notification, Malformed> {
-    parse_with_form(body, &Envelopes::default()).1
+    parse_with_envelope_kind(body, &Envelopes::default()).1
 }
 
 /// Reads a body as [`parse_notification`] does, or in a declared envelope. Also returns how the
 /// body is written.
-pub fn parse_with_form(
+pub fn parse_with_envelope_kind(
     body: &str,
     envelopes: &Envelopes,
 ) -> (EnvelopeKind, Result<Notification, Malformed>) {

@@ -277,7 +277,7 @@ fn security_lake_announces_written_objects_without_a_type() {
         (body, EnvelopeKind::EventBridge),
         (in_sns.as_str(), EnvelopeKind::EventBridgeSns),
     ] {
-        let (form, read) = parse_with_form(body, &Envelopes::default());
+        let (form, read) = parse_with_envelope_kind(body, &Envelopes::default());
         assert_eq!(form, expected);
         assert!(matches!(read, Ok(Notification::Objects(_))), "{read:?}");
     }
@@ -547,7 +547,7 @@ mod declared {
     use serde_json::{Value, json};
 
     use super::super::{
-        EnvelopeKind, Envelopes, Ignorable, Malformed, Notification, parse_with_form,
+        EnvelopeKind, Envelopes, Ignorable, Malformed, Notification, parse_with_envelope_kind,
     };
 
     fn examples() -> Envelopes {
@@ -555,7 +555,7 @@ mod declared {
     }
 
     fn parse(body: &Value) -> (EnvelopeKind, Result<Notification, Malformed>) {
-        parse_with_form(&body.to_string(), &examples())
+        parse_with_envelope_kind(&body.to_string(), &examples())
     }
 
     /// Returns the URL, the etag and the size of each object.

@@ -171,7 +171,7 @@ impl Planner {
         let lines = Lines {
             max_line_bytes: self.max_line_bytes,
             times: self.times.of(batch),
-            ..Lines::of_kept(rows, batch.0)
+            ..Lines::of_rejects(rows, batch.0)
         };
         parsed_lines(&self.catalog, &lines)
     }
@@ -233,7 +233,7 @@ impl Planner {
             }
             ReadBy::RejectedLines | ReadBy::UnmatchedStatements => {
                 let list = sql::qualified(&self.database, REPLAYED);
-                let kept = Lines::of_kept(
+                let kept = Lines::of_rejects(
                     &format!("{list} WHERE batch_id = {id}", id = sql::id(batch.0)),
                     batch.0,
                 );
@@ -298,7 +298,7 @@ impl Planner {
 
     /// Returns the shape of the statements for these objects. If many blocks were asked for, it has
     /// many.
-    pub fn form(&self, objects: &[&ObjectRef], asked: StatementShape) -> StatementShape {
+    pub fn shape(&self, objects: &[&ObjectRef], asked: StatementShape) -> StatementShape {
         StatementShape {
             plan: self.plan_id(),
             many_blocks: asked.many_blocks || self.needs_many_blocks(objects),
@@ -696,7 +696,7 @@ mod tests {
             });
             let objects: Vec<&ObjectRef> = objects.iter().take(count).collect();
             let batch = BatchId(Uuid::from_u128(7));
-            let shape = planner.form(&objects, StatementShape::of(ReadBy::S3));
+            let shape = planner.shape(&objects, StatementShape::of(ReadBy::S3));
             let [statement] = &planner.inserts(batch, &objects, shape, "0")[..] else {
                 panic!("one statement")
             };

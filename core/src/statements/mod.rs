@@ -4,12 +4,12 @@ pub mod ddl;
 pub mod framing;
 pub mod guard;
 pub mod insert;
-mod kept;
 mod pins;
+mod reject_kind;
 pub mod s3_source;
 pub mod select;
 mod statement;
 
-pub use kept::RejectKind;
 pub use pins::{PINNED, Pin};
+pub use reject_kind::RejectKind;
 pub use statement::{LOG_COMMENT, MAX_QUERY_BYTES, Statement};

@@ -65,7 +65,7 @@ impl Lines {
     }
 
     /// Returns the lines of a table of rejects. `rows` is what follows FROM.
-    pub fn of_kept(rows: &str, batch_id: Uuid) -> Lines {
+    pub fn of_rejects(rows: &str, batch_id: Uuid) -> Lines {
         let columns = "raw AS line, source_path AS _path, source_etag AS _etag, \
                        row_number AS _row_number";
         Lines::of_objects(format!("(SELECT {columns} FROM {rows})"), batch_id)

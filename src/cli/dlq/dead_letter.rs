@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use crate::cli::output::{first_words, shown, table};
 use crate::ledger::DISMISSED;
 use crate::ledger::history::{History, ObjectStatus};
-use crate::notification::{Envelopes, Notification, parse_with_form};
+use crate::notification::{Envelopes, Notification, parse_with_envelope_kind};
 use crate::object::ObjectRef;
 use crate::queue::Message;
 use crate::queue::sqs::whole::{Attributes, WholeMessage};
@@ -105,7 +105,7 @@ enum Contents {
 
 impl Contents {
     fn of(whole: &WholeMessage, envelopes: &Envelopes) -> Self {
-        let (_, notification) = parse_with_form(&whole.message.body, envelopes);
+        let (_, notification) = parse_with_envelope_kind(&whole.message.body, envelopes);
         match notification {
             Ok(Notification::Objects(announced)) => {
                 Self::Objects(announced.into_iter().map(|it| it.object).collect())

@@ -99,7 +99,7 @@ impl<P: Ports> BatchRun<'_, P> {
     }
 
     fn may_stream(&self) -> bool {
-        self.form.read_by == ReadBy::S3 && self.loader.config.fallback != Fallback::Never
+        self.shape.read_by == ReadBy::S3 && self.loader.config.fallback != Fallback::Never
     }
 
     /// Returns whether the first bytes of an object contradict its name, by which ClickHouse
@@ -156,12 +156,12 @@ impl<P: Ports> BatchRun<'_, P> {
             return Ok(ErrorClass::Denied);
         };
         // Where the worker reads only what ClickHouse cannot, it may lack permissions on purpose.
-        if self.form.read_by == ReadBy::Stream && self.loader.config.fallback != Fallback::Always {
+        if self.shape.read_by == ReadBy::Stream && self.loader.config.fallback != Fallback::Always {
             return Ok(ErrorClass::Denied);
         }
         let readable = self
             .loader
-            .can_read_others(&alone.object, self.form.read_by, error, self.cancel)
+            .can_read_others(&alone.object, self.shape.read_by, error, self.cancel)
             .await?;
         Ok(if readable {
             ErrorClass::Denied
@@ -178,7 +178,7 @@ impl<P: Ports> BatchRun<'_, P> {
         error: &WarehouseError,
     ) -> Result<Inserted, Cancelled> {
         if self.items.len() == 1
-            && self.form.many_blocks
+            && self.shape.many_blocks
             && let Err(of_sample) = self.sample().await?
         {
             self.halt(&of_sample);
@@ -289,7 +289,7 @@ impl<P: Ports> BatchRun<'_, P> {
             // An outage of S3 is no fault of the objects or of ClickHouse, however long it lasts.
             return Ok(Blame::Unknown);
         }
-        if self.form.read_by != ReadBy::S3 {
+        if self.shape.read_by != ReadBy::S3 {
             return Ok(Blame::Objects);
         }
         let read = self.loader.read_another(&alone.object, self.cancel).await?;
@@ -346,7 +346,7 @@ impl<P: Ports> BatchRun<'_, P> {
         if objects.is_empty() {
             return Ok(None);
         }
-        if self.form.read_by == ReadBy::Stream {
+        if self.shape.read_by == ReadBy::Stream {
             for object in objects {
                 if !self.loader.parts.store.is_empty(object).await? {
                     return Ok(Some(object));

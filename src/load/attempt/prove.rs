@@ -29,7 +29,7 @@ impl<P: Ports> BatchRun<'_, P> {
     /// Proves the objects that are not proven yet. Returns the result that ends the attempt if one
     /// of them must not be loaded.
     pub(super) async fn prove(&mut self) -> Result<Option<Inserted>, Cancelled> {
-        if self.form.read_by != ReadBy::S3 {
+        if self.shape.read_by != ReadBy::S3 {
             // The worker's decoders notice it themselves.
             for item in &mut self.items {
                 item.proof = Proof::None;
