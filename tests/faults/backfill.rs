@@ -1,4 +1,4 @@
-//! `sluice backfill` dies at every step of its work; run again, it ends it.
+//! `sluice backfill` dies at every step. A second run finishes its work.
 
 use std::os::unix::process::ExitStatusExt;
 

@@ -1,4 +1,4 @@
-//! A proxy between Sluice and ClickHouse does harm to every statement of the protocol.
+//! A proxy between Sluice and ClickHouse injects faults into every statement of the protocol.
 
 use std::time::Duration;
 
@@ -98,7 +98,7 @@ async fn a_worker_that_dies_between_the_statements_of_a_batch_is_rolled_forward(
     lab.finish(vec![second]).await
 }
 
-/// The worker is killed while its insert runs; the statement goes on without it.
+/// The worker is killed while its insert runs, and the statement continues without it.
 async fn killed_during_its_insert(strategy: &'static str) -> Result<()> {
     let mut lab = Lab::shared("killed").await?;
     lab.set("load.strategy", strategy);

@@ -1,4 +1,4 @@
-//! The daemon dies at every step of the ledger protocol; another one finishes its work.
+//! The daemon dies at every step of the ledger protocol, and another one finishes its work.
 
 use anyhow::{Result, ensure};
 

@@ -1,4 +1,4 @@
-//! A proxy between ClickHouse and S3, and objects that are broken, gone or overwritten.
+//! A proxy between ClickHouse and S3, and objects that are broken, missing or overwritten.
 
 use std::time::Duration;
 
@@ -242,7 +242,8 @@ async fn change(lab: &mut Lab<'static>, bundle: &Bundle, change: Change) -> Resu
     }
 }
 
-/// All rows were committed, and that was not on record yet: they stay, since they are complete.
+/// All rows were committed, but the commit was not recorded yet. The rows stay, since they are
+/// complete.
 async fn changed_before_it_is_on_record(how: Change) -> Result<()> {
     let mut lab = Lab::shared("complete").await?;
     lab.put_bundles(4).await?;
@@ -270,8 +271,9 @@ async fn killed_in_the_middle(name: &str) -> Result<(Lab<'static>, Proxy)> {
     Ok((lab, proxy))
 }
 
-/// Some of the tables had their rows: the batch cannot be completed any more, its rows are taken
-/// back, and its other objects are loaded anew. `deaths`: where workers die on this way.
+/// Some of the tables had their rows. The batch can no longer be completed, so its rows are rolled
+/// back, and its other objects are loaded again. `deaths` are the steps at which workers die
+/// meanwhile.
 async fn changed_in_the_middle(how: Change, deaths: &'static [&'static str]) -> Result<()> {
     let (mut lab, _proxy) = killed_in_the_middle("taken-back").await?;
     let old = lab.expected.remove(1);

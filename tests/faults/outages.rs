@@ -1,5 +1,5 @@
-//! ClickHouse or the queue away or refusing while work is in hand. `tests/it/outages.rs` has those
-//! that begin before there is any.
+//! ClickHouse or the queue becomes unavailable or refuses requests while work is in progress.
+//! `tests/it/outages.rs` covers outages that begin before any work.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,8 +42,8 @@ async fn clickhouse_is_killed_during_an_insert() -> Result<()> {
     lab.finish(vec![daemon]).await
 }
 
-/// The statement is refused until somebody mends something. Meanwhile nothing more is received,
-/// the reason is shown, and the log stays short.
+/// The statement is refused until the cause is fixed. Until then nothing more is received, the
+/// reason is shown, and the log stays short.
 async fn a_statement_is_refused(
     statement: Statement,
     error: &'static str,
@@ -140,8 +140,8 @@ async fn the_queue_goes_away() -> Result<()> {
     lab.finish(vec![daemon]).await
 }
 
-/// An insert of several times the visibility timeout: received once, deleted once. Another worker
-/// is handed the same objects meanwhile, and leaves them alone.
+/// An insert takes several times the visibility timeout. Its messages are received once and deleted
+/// once. Another worker receives the same objects and does not load them.
 async fn a_long_insert() -> Result<()> {
     let mut lab = Lab::shared_with("long", 2).await?;
     let clickhouse = Proxy::start(lab.clickhouse.url()).await?;

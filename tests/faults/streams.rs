@@ -1,4 +1,4 @@
-//! Streams that break at either end: objects that the worker reads into its inserts.
+//! Streams that break at either end, for objects that the worker reads into its inserts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -167,7 +167,8 @@ async fn workers_die(deaths: Vec<Death>, objects: Objects, fallback: &str) -> Re
     for death in deaths {
         die(&lab, death).await?;
     }
-    // What is sealed as streamed is replayed so, whatever the configuration says now.
+    // A batch that was claimed as streamed is retried as streamed, whatever the configuration is
+    // now.
     lab.set("load.fallback", fallback);
     let last = lab.start("")?;
     lab.finish(vec![last]).await

@@ -1,4 +1,4 @@
-//! Workers that stop, many of them at once, queues of other kinds, and messages nobody can use.
+//! Workers that stop, several workers at once, other kinds of queues, and unusable messages.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use sluice_testkit::wait_for;
 
 use crate::harness::{BOUND, Daemon, Lab, Statement, concurrently, hits, scenario};
 
-/// Waits until the daemon holds so many messages.
+/// Waits until the daemon has `messages` messages in flight.
 async fn holds(daemon: &Daemon, messages: u64) {
     wait_for("messages to be received", BOUND, async || {
         let received = daemon.metric("sluice_sqs_messages_received_total").await?;
@@ -150,7 +150,7 @@ async fn a_stop_finishes_or_gives_back() -> Result<()> {
     .await
 }
 
-/// Sends an announcement of every object again, so many times.
+/// Sends the announcement of every object again, `times` times.
 async fn announce_again(lab: &Lab<'static>, times: usize) -> Result<()> {
     for bundle in &lab.expected {
         let head = lab.site.s3.head_object().bucket(&lab.site.bucket);

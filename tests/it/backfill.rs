@@ -1,4 +1,4 @@
-//! `sluice backfill`: history is loaded once, beside the workers and in parts.
+//! `sluice backfill` loads history once, beside the workers and in parts.
 
 use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use serde_json::{Value, json as object};

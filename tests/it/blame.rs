@@ -1,5 +1,5 @@
-//! Who is at fault where ClickHouse refuses something: an object, which then fails alone, or the
-//! server, the account and what is on the way, for which intake pauses.
+//! Attribution of ClickHouse's refusals: to an object, which then fails alone, or to the server,
+//! the account or the network, for which intake pauses.
 
 use anyhow::ensure;
 use sluice::clickhouse::codes::{CODES, CONTENT};

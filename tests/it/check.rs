@@ -1,4 +1,4 @@
-//! `sluice check`: what passes when all is well, and what each failure is called.
+//! `sluice check`: its output on a correct setup and for each failure.
 
 use aws_sdk_sqs::types::{MessageSystemAttributeName, QueueAttributeName};
 use serde_json::Value;

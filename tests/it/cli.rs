@@ -1,4 +1,4 @@
-//! The command line, as people and orchestrators meet it.
+//! The command line as people and orchestrators use it.
 
 use std::process::Output;
 

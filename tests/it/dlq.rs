@@ -1,4 +1,4 @@
-//! `sluice dlq`: what is in the dead-letter queue, and what is done about it.
+//! `sluice dlq`: the content of the dead-letter queue, and the commands that change it.
 
 use aws_sdk_sqs::types::{MessageAttributeValue, QueueAttributeName};
 use serde_json::{Value, json as object};

@@ -9,7 +9,7 @@ use sluice_testkit::{Site, Stack};
 
 use crate::harness::{Sluice, announcement, dead_letters, drained, loaded};
 
-/// `$` stands for the database that they are after. Each is a name that S3 allows for a key.
+/// `$` is a placeholder for the attacked database. Each is a key that S3 allows.
 const HOSTILE: [&str; 14] = [
     "'); DROP DATABASE $; --",
     "\\'); DROP DATABASE $; --",

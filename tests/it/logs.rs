@@ -1,5 +1,5 @@
-//! What a run leaves in the log: lines that programs can read, few in an outage, and a way from
-//! each to the statements of ClickHouse and back.
+//! The log of a run: machine-readable, short during outages, and linked to the statements of
+//! ClickHouse in both directions.
 
 use serde_json::{Map, Value};
 use sluice_testkit::proxy::{Fault, Proxy};

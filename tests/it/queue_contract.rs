@@ -1,4 +1,4 @@
-//! What every [`Queue`] promises, held against the one in memory and the one on SQS.
+//! The contract of [`Queue`], tested on the in-memory implementation and on the one for SQS.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! `sluice status`: the queue and the workers, what failed, and an object's story.
+//! `sluice status`: the queue and the workers, failures, and the history of an object.
 
 use serde_json::Value;
 use sluice_testkit::proxy::{Fault, Proxy};
