@@ -19,7 +19,7 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Lists `count` objects in any bucket.
+    /// Lists `objects` objects in any bucket.
     ///
     /// # Errors
     ///

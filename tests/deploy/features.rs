@@ -1,4 +1,4 @@
-//! Dependencies are compiled once for all programs that are built without optimization.
+//! Dependencies are compiled once for all programs that are built without optimisation.
 
 use std::collections::BTreeSet;
 use std::process::Command;

@@ -116,7 +116,7 @@ async fn killed_during_its_insert(strategy: &'static str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_worker_killed_during_its_insert_is_made_good() -> Result<()> {
+async fn a_worker_killed_during_its_insert_is_recovered() -> Result<()> {
     concurrently(
         ["single_pass", "per_type"]
             .map(|strategy| scenario(strategy, killed_during_its_insert(strategy))),
@@ -162,7 +162,7 @@ async fn torn(meanwhile: &'static str, to_all: bool, strategy: &'static str) -> 
 /// A token that is remembered although its rows are gone, rows that are there although their token
 /// is not.
 #[tokio::test]
-async fn what_a_crash_of_clickhouse_tears_is_loaded_anew() -> Result<()> {
+async fn a_batch_torn_by_a_crash_of_clickhouse_is_loaded_again() -> Result<()> {
     let lost = "DELETE FROM {table} WHERE 1";
     let doubled = "INSERT INTO {table} SELECT * FROM {table}";
     concurrently(
@@ -180,7 +180,7 @@ async fn what_a_crash_of_clickhouse_tears_is_loaded_anew() -> Result<()> {
 
 /// The tables' memory for tokens is the owner's to change; Sluice does not trust in it.
 #[tokio::test]
-async fn what_clickhouse_does_not_recognise_as_repeated_is_loaded_anew() -> Result<()> {
+async fn a_repeated_insert_that_clickhouse_does_not_recognise_is_loaded_again() -> Result<()> {
     let forget = "ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = 0";
     concurrently(
         ["single_pass", "per_type"]

@@ -126,7 +126,7 @@ async fn a_replay_that_dies_at_any_step_is_completed_by_the_next() -> Result<()>
 }
 
 #[tokio::test]
-async fn a_replay_that_dies_while_it_recovers_is_made_good() -> Result<()> {
+async fn a_replay_that_dies_while_it_recovers_is_recovered() -> Result<()> {
     const DEATHS: [&[&str]; 2] = [
         // The rows are in their table, and not counted.
         &[

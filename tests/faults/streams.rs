@@ -175,7 +175,7 @@ async fn workers_die(deaths: Vec<Death>, objects: Objects, fallback: &str) -> Re
 }
 
 #[tokio::test]
-async fn a_worker_that_dies_while_it_streams_is_made_good() -> Result<()> {
+async fn a_worker_that_dies_while_it_streams_is_recovered() -> Result<()> {
     use Death::{AfterABlock, At};
     use Objects::{Large, Small};
     let first = At("stream.piece=return");
@@ -219,7 +219,7 @@ async fn clickhouse_dies(objects: Objects) -> Result<()> {
 }
 
 #[tokio::test]
-async fn clickhouse_that_dies_in_mid_stream_is_made_good() -> Result<()> {
+async fn clickhouse_that_dies_in_mid_stream_loses_nothing() -> Result<()> {
     clickhouse_dies(Objects::Small).await?;
     clickhouse_dies(Objects::Large).await
 }

@@ -106,7 +106,7 @@ async fn history_is_loaded_once_beside_workers_and_is_not_loaded_again() {
 }
 
 #[tokio::test]
-async fn the_report_tells_rows_by_kind_and_a_dry_run_writes_nothing() {
+async fn the_report_has_rows_by_kind_and_a_dry_run_writes_nothing() {
     let (stack, site, sluice) = silent("backfill-report").await;
     let bundles = bundles(32, 25);
     let reckoning = upload(&site, &bundles).await;
@@ -264,7 +264,7 @@ async fn objects_of_a_versioned_bucket_are_the_same_listed_and_announced() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_loaded_fails_alone_and_the_exit_code_tells() {
+async fn an_unloadable_object_fails_alone_and_changes_the_exit_code() {
     let (stack, site, sluice) = silent("backfill-bad").await;
     put_notes(&site, &["a.jsonl", "folder/", "z.jsonl"]).await;
     site.put("empty", "").await.unwrap();
@@ -411,7 +411,7 @@ async fn forced_rows_are_replaced_in_a_table_with_a_projection() {
 
 /// The same lines, read otherwise: what was a statement is too long by now.
 #[tokio::test]
-async fn forced_what_is_loaded_is_replaced_and_its_story_tells_so() {
+async fn a_forced_backfill_replaces_rows_and_the_history_shows_it() {
     let (stack, site, sluice) = silent("backfill-force").await;
     let long = line(&"x".repeat(5000));
     site.put("a", format!("{}{long}", line("short")))

@@ -41,7 +41,7 @@ fn assert_says(text: &str, words: &[&str]) {
 }
 
 #[test]
-fn help_tells_of_every_command() {
+fn help_lists_every_command() {
     let help = printed(&["--help"]);
     insta::assert_snapshot!("help", help);
     let commands = commands_in(&help);
@@ -111,7 +111,7 @@ fn the_version_is_told() {
 }
 
 #[test]
-fn config_show_tells_what_is_in_force_without_secrets() {
+fn config_show_prints_the_effective_values_without_secrets() {
     let output = sluice()
         .args(["--set", "batch.window=7s", "config", "show"])
         .env("SLUICE__CLICKHOUSE__PASSWORD", "correct-horse")

@@ -72,7 +72,7 @@ fn only<'a>(listing: &'a Value, class: &str) -> &'a Value {
 }
 
 #[tokio::test]
-async fn dead_letters_are_listed_with_their_reasons_and_given_back_at_once() {
+async fn dead_letters_are_listed_with_their_reasons_and_returned_at_once() {
     let (site, sluice) = with_dead_letters("dlq-list").await;
     let listing = json(&sluice, &["list"]);
     assert_eq!(dead_depth(&site).await, (4, 0));
@@ -409,7 +409,7 @@ async fn nothing_is_purged_that_cannot_be_archived() {
 }
 
 #[tokio::test]
-async fn without_the_ledger_nothing_is_moved_and_all_is_given_back() {
+async fn without_the_ledger_nothing_is_moved_and_all_is_returned() {
     let stack = Stack::shared();
     let site = stack.site("dlq-away").await.unwrap();
     let sluice = Sluice::new(stack, &site).set("clickhouse.url", "http://127.0.0.1:1");

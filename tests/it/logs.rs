@@ -214,7 +214,7 @@ async fn outages_log_few_lines_and_count_every_failure() {
 }
 
 #[tokio::test]
-async fn hundreds_of_broken_objects_are_few_lines_and_each_is_on_record() {
+async fn hundreds_of_broken_objects_are_few_lines_and_each_is_recorded() {
     const OBJECTS: u64 = 200;
     let (stack, site) = site("broken-many", 2).await;
     let mut sluice = Sluice::new(stack, &site)

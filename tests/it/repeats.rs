@@ -134,7 +134,7 @@ async fn a_repeated_insert_adds_nothing_whatever_threads_read_the_objects() {
 
 /// The list of rejects is a table, whose parts may merge at any time.
 #[tokio::test]
-async fn a_repeated_insert_of_kept_lines_adds_nothing_when_their_list_was_merged() {
+async fn a_repeated_insert_of_rejects_adds_nothing_when_their_list_was_merged() {
     let rig = Rig::new(Strategy::SinglePass).await;
     let table = format!("{}.{REPLAYED}", rig.site.database);
     let list = async |batch: BatchId, from: usize, lines: usize| {
