@@ -270,7 +270,7 @@ fn output_file(directory: &Path) -> PathBuf {
     directory.join("output.log")
 }
 
-/// `None` when it ended by itself, as it does when a port is taken.
+/// Returns `None` if the server exited by itself, as it does when a port is taken.
 fn launch(
     installed: &Installed,
     directory: &Path,
