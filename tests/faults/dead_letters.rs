@@ -40,7 +40,7 @@ async fn with_dead_letters(name: &str) -> Result<Lab<'static>> {
     Ok(lab)
 }
 
-/// Until nothing is left, since what a killed one held comes back later.
+/// Waits until nothing is left, since messages that a killed command had in flight reappear later.
 async fn repeated(lab: &Lab<'_>, mut arguments: impl FnMut() -> Vec<String>) {
     wait_for("the dead-letter queue to be empty", BOUND, async || {
         let output = lab.command(&arguments(), "").await?;

@@ -69,7 +69,7 @@ fn other_limit(lab: &mut Lab<'_>, _: &Path) -> Result<()> {
     Ok(())
 }
 
-/// One event type more, which takes nothing of what there is.
+/// Adds an event type that matches no existing statement.
 fn other_event_types(lab: &mut Lab<'_>, directory: &Path) -> Result<()> {
     copy_builtin_event_types(directory)?;
     let more = "table: mores\nrule: {path: [more], equals: yes}\norder_by: [id]\n\

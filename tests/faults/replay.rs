@@ -114,7 +114,7 @@ async fn a_replay_that_dies_at_any_step_is_completed_by_the_next() -> Result<()>
             "seal.before=",
             "seal.after=",
             "verify.after=",
-            // The list is frozen.
+            // The snapshot is recorded.
             "replay.statement=",
         ],
         &["insert.after=", "record.after=", "clean.before="],
@@ -174,7 +174,7 @@ const STATEMENTS: [(&str, &[&str]); 5] = [
     ("clean", &["DELETE FROM"]),
 ];
 
-/// One statement after the other meets the fault, once each.
+/// Each statement in turn meets the fault once.
 async fn disturbed(fault: Fault) -> Result<()> {
     let mut lab = with_kept_lines("replay-faults", "single_pass").await?;
     let proxy = Proxy::start(lab.clickhouse.url()).await?;

@@ -61,7 +61,7 @@ async fn put_large_of(lab: &mut Lab<'_>, lines: u64) -> Result<()> {
     lab.put(large).await
 }
 
-/// The way to ClickHouse is cut, and the next try finds what the first has left.
+/// The connection to ClickHouse is cut, and the next attempt finds what the first has left behind.
 async fn cut_on_the_way_to_clickhouse(fault: Fault, objects: Objects) -> Result<()> {
     let mut lab = Lab::shared("cut-stream").await?;
     streaming(&mut lab);
@@ -76,7 +76,7 @@ async fn cut_on_the_way_to_clickhouse(fault: Fault, objects: Objects) -> Result<
     lab.finish(vec![daemon]).await
 }
 
-/// The way from S3 to the worker is cut.
+/// The connection from S3 to the worker is cut.
 async fn cut_on_the_way_from_s3(fault: Fault, objects: Objects) -> Result<()> {
     let mut lab = Lab::shared("cut-read").await?;
     streaming(&mut lab);
@@ -123,7 +123,7 @@ async fn a_stream_of_many_blocks_can_be_cut_at_either_end() -> Result<()> {
     cut_at_either_end(Objects::Large).await
 }
 
-/// Slow enough that somebody can die in mid-stream.
+/// Slow enough that a process can die in mid-stream.
 const SLOWLY: &str = "stream.piece=sleep(500)";
 
 /// Where a worker ends.

@@ -78,7 +78,7 @@ async fn history_is_loaded_once_beside_workers_and_is_not_loaded_again() {
     sluice.migrate();
     let bundles = bundles(31, 90);
     let reckoning = upload(&site, &bundles).await;
-    // The queue announces all of it, and the backfill lists all of it.
+    // The queue announces all objects, and the backfill lists them all.
     sluice.start();
     let url = format!("s3://{}", site.bucket);
     let first = sluice.spawn(&["backfill", &url, "--output", "json"]);
@@ -228,7 +228,7 @@ async fn what_is_meant_can_be_chosen() {
     }
     assert!(refused(&sluice, 1, &["s3://b/a", "--section", "1"]).contains("slash"));
 
-    // So many, and then the rest.
+    // The first COUNT objects, and then the rest.
     let some = backfill(&sluice, &site, &["--limit", "4", "--max-rate", "2"]);
     assert_eq!(
         (&some["loaded"], &some["left"]),
@@ -454,7 +454,7 @@ async fn a_forced_backfill_replaces_rows_and_the_history_shows_it() {
     let states = [0, 1].map(|at| version["batches"][at]["state"].as_str().unwrap());
     assert_eq!(states, ["loaded", "superseded"], "{story}");
 
-    // What is newer than that is let be.
+    // Newer objects are skipped.
     let none = backfill(&sluice, &site, &["--force", "--loaded-before", "1h"]);
     assert_eq!(
         (&none["loaded"], &none["already_loaded"]),

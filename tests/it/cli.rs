@@ -18,7 +18,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("UTF-8")
 }
 
-/// What it prints when all is well.
+/// Returns the output of a command that succeeds.
 fn printed(arguments: &[&str]) -> String {
     let output = run(arguments);
     assert!(output.status.success(), "{output:?}");
@@ -26,7 +26,7 @@ fn printed(arguments: &[&str]) -> String {
     stdout(&output)
 }
 
-/// What it says against the command line or the configuration.
+/// Returns the error about the command line or the configuration.
 fn refused(arguments: &[&str]) -> String {
     let output = run(arguments);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
@@ -66,7 +66,7 @@ fn commands_in(help: &str) -> Vec<&str> {
         .collect()
 }
 
-/// As `sluice … | head` closes it.
+/// Closes the pipe as `sluice … | head` does.
 #[test]
 fn a_closed_output_ends_no_command_early() {
     let nowhere = ["--set", "clickhouse.url=http://127.0.0.1:1"];
