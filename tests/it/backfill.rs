@@ -228,7 +228,7 @@ async fn what_is_meant_can_be_chosen() {
     }
     assert!(refused(&sluice, 1, &["s3://b/a", "--section", "1"]).contains("slash"));
 
-    // The first COUNT objects, and then the rest.
+    // Four objects first, and then the rest.
     let some = backfill(&sluice, &site, &["--limit", "4", "--max-rate", "2"]);
     assert_eq!(
         (&some["loaded"], &some["left"]),
