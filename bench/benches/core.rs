@@ -1,4 +1,4 @@
-//! What the worker itself does with 100,000 messages, step by step, without anybody to talk to:
+//! Measures the worker's own processing of 100,000 messages, step by step and without servers:
 //! `cargo bench --package sluice-bench`.
 
 use sluice::Env;

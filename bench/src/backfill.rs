@@ -1,4 +1,4 @@
-//! A backfill that finds everything loaded: what listing and skipping keys takes.
+//! A backfill that finds everything loaded: the cost of listing and skipping keys.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::workload::object;
 
 const BUCKET: &str = "uploads";
 const BATCH: &str = "00000000-0000-7000-8000-000000000001";
-/// In one insert into the ledger.
+/// The number of keys in one insert into the ledger.
 const AT_A_TIME: u64 = 50_000;
 const POLL: Duration = Duration::from_millis(20);
 
@@ -26,12 +26,12 @@ const POLL: Duration = Duration::from_millis(20);
 pub(crate) struct Backfill {
     keys: u64,
     seconds: f64,
-    /// The most that was resident at any time.
+    /// The peak resident memory.
     peak_mib: f64,
 }
 
 impl Backfill {
-    /// A row of a Markdown table.
+    /// Returns a row of a Markdown table.
     #[expect(clippy::cast_precision_loss, reason = "for a person to read")]
     pub(crate) fn row(&self) -> String {
         format!(
@@ -43,7 +43,7 @@ impl Backfill {
     }
 }
 
-/// Of so many keys, one backfill after the other.
+/// Runs one backfill for each number of keys, one after the other.
 pub(crate) async fn run(lab: &Lab, keys: &[u64]) -> Result<Vec<Backfill>> {
     let database = lab.migrated().await?;
     let most = keys.iter().copied().max().unwrap_or_default();
@@ -76,7 +76,7 @@ async fn skip(lab: &Lab, database: &Database<'_>, keys: u64) -> Result<Backfill>
     let mut child = command.stdout(Stdio::piped()).spawn()?;
     let mut peak_mib = 0.0;
     while child.try_wait()?.is_none() {
-        // It may be about to end.
+        // The process may be about to exit.
         peak_mib = memory(child.id(), "VmHWM:").unwrap_or(peak_mib);
         sleep(POLL).await;
     }
@@ -91,7 +91,7 @@ async fn skip(lab: &Lab, database: &Database<'_>, keys: u64) -> Result<Backfill>
     })
 }
 
-/// The first keys of the listing, as one loaded batch.
+/// Records the first keys of the listing as one loaded batch.
 async fn fill(lab: &Lab, database: &Database<'_>, keys: u64) -> Result<()> {
     let (name, clickhouse) = (&database.name, &lab.clickhouse);
     for first in (0..keys).step_by(AT_A_TIME as usize) {

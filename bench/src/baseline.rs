@@ -1,5 +1,5 @@
-//! An older Sluice against the one under test: the same objects, the same servers, in turns, and a
-//! limit on the processor time.
+//! Compares an older Sluice with the one under test: both load the same objects on the same
+//! servers, in turns, and the processor time is limited.
 
 use std::path::Path;
 
@@ -16,16 +16,16 @@ use crate::workload::{Size, Uploaded, Workload};
 pub(crate) struct Terms<'a> {
     /// The older program.
     pub(crate) baseline: &'a Path,
-    /// The most that the median of the ratios may be.
+    /// The highest accepted median of the ratios.
     pub(crate) limit: f64,
-    /// How many samples each program needs.
+    /// The number of samples that each program needs.
     pub(crate) samples: usize,
     /// The share of each workload that is loaded.
     pub(crate) share: f64,
     pub(crate) policy: Policy,
 }
 
-/// The samples of one workload, and the verdict on them.
+/// The samples of one workload, and the outcome.
 #[derive(Debug, Serialize)]
 pub(crate) struct Judged {
     pub(crate) workload: String,
@@ -42,7 +42,7 @@ pub(crate) struct Judged {
 struct Samples {
     baseline: Vec<Sample>,
     candidate: Vec<Sample>,
-    /// Disturbed samples that count all the same.
+    /// Disturbed samples that are counted anyway.
     kept_disturbed: usize,
     discarded: Vec<Sample>,
 }
@@ -86,7 +86,7 @@ struct Runner<'a> {
 }
 
 impl Runner<'_> {
-    /// Takes all samples. Returns whether the machine was quiet enough for that.
+    /// Takes all samples. Returns whether the machine was quiet enough.
     async fn collect(&self, samples: &mut Samples) -> Result<bool> {
         for round in 1..=self.terms.samples {
             for side in gate::order(round) {
@@ -127,8 +127,8 @@ impl Runner<'_> {
             Side::Baseline => ("baseline", self.terms.baseline),
             Side::Candidate => ("candidate", self.lab.sluice.as_path()),
         };
-        // Each run has a database of its own, which the program itself migrates: the two need not
-        // agree on the tables.
+        // Each run has its own database, which the program itself migrates: the two versions may
+        // need different tables.
         let run = sluice::run(program, self.lab, &self.uploaded, "").await?;
         let cost = run.cost.context("a run of Sluice has a cost")?;
         let sample = Sample {
@@ -161,7 +161,7 @@ impl Samples {
 }
 
 impl Judged {
-    /// Returns the verdict in one line.
+    /// Returns the outcome in one line.
     pub(crate) fn line(&self) -> String {
         let (name, limit) = (&self.workload, self.limit);
         let ratio = format!("{:.3} times the processor time of the baseline", self.ratio);
@@ -177,8 +177,8 @@ impl Judged {
         }
     }
 
-    /// Returns the figures behind the verdict, a line for each program and one for the samples
-    /// that were disturbed.
+    /// Returns the figures behind the outcome: a line for each program, and one for the disturbed
+    /// samples.
     pub(crate) fn details(&self) -> String {
         let of = |name, samples: &[Sample]| {
             if samples.is_empty() {

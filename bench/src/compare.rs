@@ -1,5 +1,5 @@
-//! Ways of loading against each other: the same objects, the same server, in turns, so that what
-//! the machine does meanwhile hits all of them alike.
+//! Compares ways of loading: the same objects on the same server, in turns, so that other load on
+//! the machine affects all of them alike.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -20,11 +20,11 @@ pub(crate) struct Comparison {
     pub(crate) ways: Vec<Measured>,
 }
 
-/// The runs of one way.
+/// The runs of one way of loading.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Measured {
     pub(crate) way: String,
-    /// Of each run, how many of the workload's objects it loaded.
+    /// The number of the workload's objects that each run loaded.
     pub(crate) objects: usize,
     /// In the order of the runs.
     pub(crate) seconds: Vec<f64>,
@@ -33,8 +33,8 @@ pub(crate) struct Measured {
 }
 
 impl Comparison {
-    /// For the whole workload, in the median of the runs: a way that was given some objects only is
-    /// taken to go on as it began.
+    /// Returns the median time for the whole workload. A way that is given only some of the objects
+    /// is assumed to continue at the same rate.
     #[expect(clippy::cast_precision_loss, reason = "object counts are small")]
     pub(crate) fn seconds(&self, way: &str) -> Option<f64> {
         let way = self.ways.iter().find(|it| it.way == way)?;
@@ -44,8 +44,8 @@ impl Comparison {
 }
 
 impl Measured {
-    /// Of Sluice: milliseconds of CPU for 1,000 objects, MiB, and for an object requests to SQS,
-    /// requests to S3 for one, and for a listing.
+    /// Returns the costs of Sluice: milliseconds of CPU for 1,000 objects, peak MiB, and requests
+    /// for each object: to SQS, to S3 for one object, and to S3 for a listing.
     #[expect(clippy::cast_precision_loss, reason = "counts are small")]
     pub(crate) fn median_cost(&self) -> Option<[f64; 5]> {
         if self.costs.is_empty() {

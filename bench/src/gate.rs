@@ -1,4 +1,4 @@
-//! The verdict on a newer program against an older one: which samples count, the median of their
+//! The comparison of a newer program with an older one: which samples count, the median of their
 //! ratios, and whether it is within the limit.
 
 use std::fmt::{self, Display, Formatter};
@@ -14,8 +14,8 @@ pub enum Side {
     Candidate,
 }
 
-/// Returns the order of the two programs in a round. They take turns in going first, so that a
-/// machine that becomes slower or faster favors neither.
+/// Returns the order of the two programs in a round. They alternate, so that a machine that becomes
+/// slower or faster favors neither.
 pub fn order(round: usize) -> [Side; 2] {
     if round.is_multiple_of(2) {
         [Side::Baseline, Side::Candidate]
@@ -31,7 +31,7 @@ pub struct Sample {
     pub worker_seconds: f64,
     /// Processor time of ClickHouse for the worker's statements.
     pub clickhouse_seconds: f64,
-    /// For information: it depends on everything else that the machine does.
+    /// The wall-clock time, for information only: it depends on all other load on the machine.
     pub wall_seconds: f64,
     /// The share of the cores that other programs used during the run.
     pub other_load: f64,
@@ -44,31 +44,31 @@ impl Sample {
     }
 }
 
-/// Which samples are disturbed, and what happens to them.
+/// The rule for disturbed samples.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
     /// A sample is disturbed when other programs used more than this share of the cores.
     pub max_other_load: f64,
-    /// How many disturbed samples of a workload are thrown away and repeated.
+    /// The number of disturbed samples of a workload that are discarded and repeated.
     pub max_discarded: usize,
-    /// Whether disturbed samples are kept from then on, instead of giving no verdict.
+    /// Whether further disturbed samples are kept, instead of ending without an outcome.
     pub accept_disturbed: bool,
 }
 
-/// What happens to a sample.
+/// The decision on a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     Keep,
     /// The sample is disturbed, and repeated.
     Discard,
-    /// The sample is disturbed, and enough were repeated.
+    /// The sample is disturbed, but enough others were repeated.
     KeepDisturbed,
-    /// The machine is too busy for a verdict.
+    /// The machine is too busy to compare.
     GiveUp,
 }
 
 impl Policy {
-    /// Decides on a sample after `discarded` others of the workload were thrown away.
+    /// Decides on a sample after `discarded` others of the workload were discarded.
     pub fn decide(&self, sample: &Sample, discarded: usize) -> Decision {
         if sample.other_load <= self.max_other_load {
             Decision::Keep
@@ -92,10 +92,11 @@ pub enum Verdict {
     Undecided,
 }
 
-/// Returns the processor time of the newer program against the older one's, round by round.
+/// Returns the ratio of the newer program's processor time to the older one's, round by round.
 ///
-/// A machine changes its speed from minute to minute (a virtual one by 40 %), and much less within a
-/// round: medians of all rounds would compare one program's slow minutes with the other's fast ones.
+/// The speed of a machine changes from minute to minute (of a virtual one by 40 %), but much less
+/// within a round. Medians of all rounds would compare one program's slow minutes with the other's
+/// fast ones.
 pub fn ratios(baseline: &[Sample], candidate: &[Sample]) -> Vec<f64> {
     let rounds = baseline.iter().zip(candidate);
     rounds
@@ -103,7 +104,7 @@ pub fn ratios(baseline: &[Sample], candidate: &[Sample]) -> Vec<f64> {
         .collect()
 }
 
-/// Judges a ratio. One that is not a number is over every limit.
+/// Classifies a ratio. One that is not a number is over every limit.
 pub fn judge(ratio: f64, limit: f64) -> Verdict {
     if ratio <= limit {
         Verdict::WithinLimit
@@ -112,7 +113,7 @@ pub fn judge(ratio: f64, limit: f64) -> Verdict {
     }
 }
 
-/// Returns the most severe verdict: a workload over its limit, then one without a verdict.
+/// Returns the most severe outcome: a workload over its limit, then one without an outcome.
 pub fn overall(verdicts: &[Verdict]) -> Verdict {
     [Verdict::OverLimit, Verdict::Undecided]
         .into_iter()
@@ -120,7 +121,7 @@ pub fn overall(verdicts: &[Verdict]) -> Verdict {
         .unwrap_or(Verdict::WithinLimit)
 }
 
-/// The median of some seconds, the least and the most.
+/// The median, minimum and maximum of some times in seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     pub median: f64,
@@ -150,7 +151,7 @@ impl Display for Spread {
     }
 }
 
-/// The middle one; of an even number, the lower of the two.
+/// Returns the median; of an even number of values, the lower of the two in the middle.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,5 +1,4 @@
-//! Whether a batch costs more beside a large ledger: loads into tables with an empty ledger and with
-//! a full one, in turns.
+//! Compares the cost of a batch with a large and with an empty ledger, in turns.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -20,7 +19,7 @@ pub(crate) struct Growth {
 }
 
 impl Growth {
-    /// A row of a Markdown table.
+    /// Returns a row of a Markdown table.
     pub(crate) fn row(&self) -> String {
         format!(
             "| {} objects beside a ledger of {}: time against that beside an empty one | {:.2} |\n",
@@ -69,7 +68,7 @@ pub(crate) async fn run(
     })
 }
 
-/// Loaded batches of a thousand objects.
+/// Fills the ledger with loaded batches of a thousand objects.
 async fn fill(lab: &Lab, database: &Database<'_>, objects: u64) -> Result<()> {
     let name = &database.name;
     let batch = "toUUID(concat('00000000-0000-7000-8000-', \
@@ -91,7 +90,7 @@ async fn fill(lab: &Lab, database: &Database<'_>, objects: u64) -> Result<()> {
     Ok(())
 }
 
-/// What was loaded, so that it can be loaded once more.
+/// Removes the loaded data, so that it can be loaded again.
 async fn forget(lab: &Lab, database: &Database<'_>, kept: u64) -> Result<()> {
     let name = &database.name;
     for table in ["ledger_objects", "ledger_batches", "object_rows"] {

@@ -1,4 +1,4 @@
-//! What a worker's memory is while it holds messages.
+//! The memory of a worker with messages in flight.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// A row of a Markdown table.
+    /// Returns a row of a Markdown table.
     pub(crate) fn row(&self) -> String {
         format!(
             "| resident with {} messages held | {:.0} MiB |\n",
@@ -26,13 +26,13 @@ impl Held {
     }
 }
 
-/// Batches that do not close keep what is received.
+/// Batches do not close, so that all received messages stay in flight.
 const CONFIGURATION: &str = "batch:
   window: 1h
   flush_when_idle: false
   max_objects: 5000
 ";
-/// Fewer than close a batch; each bucket has a batch of its own.
+/// Fewer messages than close a batch. Each bucket has its own batch.
 const IN_A_BUCKET: usize = 4_000;
 
 pub(crate) async fn run(lab: &Lab, messages: usize) -> Result<Held> {

@@ -1,4 +1,4 @@
-//! Where ways of loading are compared: the same servers for all of them, and a database for each run.
+//! The servers on which ways of loading are compared, with a database for each run.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,18 +13,18 @@ use uuid::Uuid;
 
 use crate::objects::ObjectServer;
 
-/// What every run has.
+/// The resources of every run.
 pub(crate) struct Lab {
     pub(crate) clickhouse: ClickHouse,
     pub(crate) objects: ObjectServer,
-    /// Of the ClickHouse, where something needs one.
+    /// The Keeper of ClickHouse, if one is needed.
     _keeper: Option<Keeper>,
     pub(crate) catalog: Catalog,
     /// Sluice, built with optimisations.
     pub(crate) sluice: PathBuf,
 }
 
-/// A database for one run; its tables go with [`Database::remove`].
+/// A database for one run. [`Database::remove`] drops its tables.
 pub(crate) struct Database<'a> {
     pub(crate) name: String,
     clickhouse: &'a ClickHouse,
@@ -60,7 +60,7 @@ impl Lab {
         Ok(Database { name, clickhouse })
     }
 
-    /// One with the tables, the landing table and the views that Sluice makes.
+    /// Creates a database with the tables, the landing table and the views of Sluice.
     pub(crate) async fn migrated(&self) -> Result<Database<'_>> {
         let database = self.database().await?;
         let options = SchemaOptions {
@@ -80,8 +80,8 @@ impl Lab {
 }
 
 impl Database<'_> {
-    /// An error unless the event tables have exactly as many rows as were generated. Asked with
-    /// merges still to come: a row that is there twice counts twice.
+    /// Fails unless the event tables have exactly the number of generated rows. Merges may not have
+    /// run yet, so a row that was inserted twice counts twice.
     pub(crate) async fn must_have(&self, reckoning: &ExpectedRows) -> Result<()> {
         for kind in EventType::ALL {
             let sql = format!("SELECT count() FROM {}.{}", self.name, kind.table());
@@ -96,7 +96,7 @@ impl Database<'_> {
         Ok(())
     }
 
-    /// Active parts, of the event table that has the most.
+    /// Returns the number of active parts of the event table that has the most.
     pub(crate) async fn most_parts(&self) -> Result<u64> {
         let sql = format!(
             "SELECT max(parts) FROM (SELECT count() AS parts FROM system.parts \

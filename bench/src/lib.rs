@@ -1,5 +1,5 @@
-//! The calculations of the benchmarks, apart from the program that measures, so that they have
-//! tests.
+//! The calculations of the benchmarks, separate from the program that measures, so that they can be
+//! tested.
 
 pub mod gate;
 pub mod machine;

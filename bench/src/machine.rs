@@ -39,7 +39,7 @@ pub fn busy_seconds(stat: &str) -> Option<f64> {
 /// Returns the share of the cores that other programs used during `seconds`, in which all programs
 /// used `busy` processor seconds and those of the benchmark `own`.
 pub fn other_load(busy: f64, own: f64, seconds: f64, cores: f64) -> f64 {
-    // Both are counted in ticks, so that their difference can be slightly below zero.
+    // Both are counted in ticks, so the difference can be slightly below zero.
     ((busy - own) / (seconds * cores)).max(0.0)
 }
 

@@ -47,20 +47,20 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Sluice against the bare engine and other ways of loading, or against an older Sluice
+    /// Compare Sluice with the bare engine and other ways of loading, or with an older Sluice
     Compare(Compare),
-    /// One, two and four workers on one queue
+    /// Run one, two and four workers on one queue
     Workers {
         /// Load this share of the tiny workload
         #[arg(long, default_value_t = 0.25)]
         share: f64,
         #[arg(long, default_value_t = 5)]
         samples: usize,
-        /// How long S3 takes for each request
+        /// Delay each S3 response by this time
         #[arg(long, default_value_t = 0)]
         latency_ms: u64,
     },
-    /// A batch beside an empty ledger and beside a full one
+    /// Load a batch with an empty ledger and with a full one
     Growth {
         #[arg(long, default_value_t = 10_000_000)]
         ledger_objects: u64,
@@ -70,65 +70,65 @@ enum Command {
         #[arg(long, default_value_t = 5)]
         samples: usize,
     },
-    /// The worker's memory while it holds messages
+    /// Measure the memory of a worker with messages in flight
     Held {
         #[arg(default_values_t = [10_000, 100_000])]
         messages: Vec<usize>,
     },
-    /// Objects that arrive one after the other: lag, parts, and memory over time
+    /// Load objects that arrive steadily: lag, parts, and memory over time
     Steady {
-        /// Objects a second
+        /// Objects per second
         #[arg(long, default_value_t = 50.0)]
         rate: f64,
         #[arg(long, default_value_t = 3.0)]
         minutes: f64,
-        /// What the results are called
+        /// Name of the results
         #[arg(long, default_value = "steady")]
         name: String,
-        /// More configuration of the worker, as YAML
+        /// Additional configuration of the worker, as YAML
         #[arg(long, default_value = "")]
         configuration: String,
-        /// The bare engine loads the same objects at the same time, once a window
+        /// Let the bare engine load the same objects at the same time, once per window
         #[arg(long)]
         beside_engine: bool,
     },
-    /// Listing keys of which all are loaded
+    /// List keys that are all loaded
     Backfill {
         #[arg(default_values_t = [100_000, 1_000_000])]
         keys: Vec<u64>,
     },
-    /// Put the results of target/bench into docs/performance.md
+    /// Write the results of target/bench to docs/performance.md
     Report,
 }
 
 #[derive(Args)]
 struct Compare {
-    /// Some workloads only
+    /// Run only these workloads
     #[arg(long, value_delimiter = ',')]
     workloads: Vec<String>,
-    /// Some ways only
+    /// Run only these ways of loading
     #[arg(long, value_delimiter = ',', conflicts_with = "baseline")]
     ways: Vec<String>,
     /// Load this share of each workload
     #[arg(long, default_value_t = 1.0)]
     share: f64,
-    /// How often each way runs
+    /// Number of runs of each way
     #[arg(long, default_value_t = 5)]
     samples: usize,
-    /// How long S3 takes for each request
+    /// Delay each S3 response by this time
     #[arg(long, default_value_t = 0)]
     latency_ms: u64,
-    /// Compare processor time with this older sluice instead; exits with 1 where a workload is
-    /// over the limit, and with 3 where the machine was too busy for a verdict
+    /// Compare processor time with this older sluice instead; exits with 1 if a workload is over
+    /// the limit, and with 3 if the machine was too busy to compare
     #[arg(long, value_name = "BINARY")]
     baseline: Option<PathBuf>,
-    /// Allow this ratio of processor times, in the median of the rounds
+    /// Allow this median ratio of processor times
     #[arg(long, default_value_t = 1.05, requires = "baseline")]
     limit: f64,
-    /// Throw a sample away when other programs used more than this share of the cores
+    /// Discard a sample when other programs used more than this share of the cores
     #[arg(long, default_value_t = 0.1, requires = "baseline")]
     max_other_load: f64,
-    /// Throw away and repeat at most COUNT samples of each workload
+    /// Discard and repeat at most COUNT samples of each workload
     #[arg(
         long,
         default_value_t = 10,
@@ -136,12 +136,12 @@ struct Compare {
         requires = "baseline"
     )]
     max_discarded: usize,
-    /// Keep disturbed samples after that, instead of giving no verdict
+    /// Keep further disturbed samples, instead of exiting with 3
     #[arg(long, requires = "baseline")]
     accept_disturbed: bool,
 }
 
-/// The exit code where the machine was too busy; 2 is that of wrong arguments.
+/// The exit code if the machine was too busy. (2 is the code for invalid arguments.)
 const UNDECIDED: u8 = 3;
 
 #[tokio::main]
@@ -267,7 +267,7 @@ impl Compare {
     }
 }
 
-/// What is measured with an S3 that takes its time has another name.
+/// Results with a delayed S3 have a different name.
 fn named(what: &str, latency_ms: u64) -> String {
     if latency_ms > 0 {
         format!("{what}-{latency_ms}ms")
@@ -281,7 +281,7 @@ fn tiny() -> Workload {
     tiny
 }
 
-/// Those that are named; all, where none is.
+/// Returns the named items, or all if none is named.
 fn chosen<T>(names: &[String], mut all: Vec<T>, name: fn(&T) -> &'static str) -> Result<Vec<T>> {
     let known: Vec<&str> = all.iter().map(name).collect();
     if let Some(unknown) = names.iter().find(|it| !known.contains(&it.as_str())) {
@@ -291,7 +291,7 @@ fn chosen<T>(names: &[String], mut all: Vec<T>, name: fn(&T) -> &'static str) ->
     Ok(all)
 }
 
-/// Where raw results are kept.
+/// Returns the directory of raw results.
 fn results() -> PathBuf {
     target_directory().join("bench")
 }

@@ -46,7 +46,7 @@ impl Meter {
         let seconds = self.began.elapsed().as_secs_f64();
         let other_load = other_load(busy()? - self.busy, own, seconds, cores()?);
         let clickhouse_seconds = statements(lab, self.began_micros, now_micros()?).await?;
-        // The gate would compare workers alone, and nobody would notice.
+        // Otherwise the comparison would silently cover the workers only.
         ensure!(
             clickhouse_seconds > 0.0,
             "system.query_log has no processor time for the run"
@@ -65,8 +65,8 @@ pub(crate) fn processor_seconds(pid: u32) -> Result<f64> {
 }
 
 /// Returns the processor seconds of all statements that began within this time. Only the worker
-/// sends any meanwhile: the server belongs to the benchmark, which waits. No mark of the statements
-/// is needed, so that any version of Sluice can be measured.
+/// sends any, since the server belongs to the benchmark, which waits. The statements need no mark,
+/// so that any version of Sluice can be measured.
 async fn statements(lab: &Lab, from_micros: u128, to_micros: u128) -> Result<f64> {
     lab.clickhouse.execute("SYSTEM FLUSH LOGS").await?;
     let sql = format!(
@@ -79,7 +79,7 @@ async fn statements(lab: &Lab, from_micros: u128, to_micros: u128) -> Result<f64
     lab.clickhouse.scalar(&sql).await
 }
 
-/// Returns the processor seconds of ClickHouse and of the benchmark, which plays S3 and SQS.
+/// Returns the processor seconds of ClickHouse and of the benchmark, which serves S3 and SQS.
 fn own(lab: &Lab) -> Result<f64> {
     let mut pids = lab.clickhouse.pids();
     pids.push(process::id());

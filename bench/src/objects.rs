@@ -1,8 +1,7 @@
-//! An S3 that costs next to nothing: objects in memory, behind as much of the protocol as loading
-//! them takes.
+//! An S3 with negligible cost: objects in memory, with the part of the protocol that loading needs.
 //!
-//! The stand-in for AWS takes a third of a millisecond for a request, of one processor. With objects
-//! of one or two lines that is what a benchmark would measure.
+//! The stand-in for AWS takes a third of a millisecond of processor time for a request. With
+//! objects of one or two lines, a benchmark would measure the stand-in.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -28,22 +27,22 @@ use tokio::time::sleep;
 
 use crate::workload::object;
 
-/// As on AWS.
+/// The page size of AWS.
 const PAGE: usize = 1_000;
 const MODIFIED: &str = "Tue, 14 Jul 2026 12:00:00 GMT";
 
-/// It answers for as long as this lives.
+/// The server, which stops when it is dropped.
 pub(crate) struct ObjectServer {
     shared: Arc<Shared>,
     _server: Server,
-    /// Clients of it.
+    /// Clients of the server.
     pub(crate) aws: Aws,
 }
 
 struct Shared {
-    /// How long each answer takes.
+    /// The delay of each response.
     latency: Duration,
-    /// By `bucket/key`.
+    /// Objects by `bucket/key`.
     objects: RwLock<BTreeMap<String, Object>>,
     heads: AtomicU64,
     gets: AtomicU64,
@@ -56,7 +55,7 @@ struct Object {
     etag: String,
 }
 
-/// How often it was asked for what.
+/// The number of requests by kind.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub(crate) struct Requests {
     pub(crate) heads: u64,
@@ -86,7 +85,7 @@ impl ObjectServer {
         self.aws.endpoint()
     }
 
-    /// What S3 would announce.
+    /// Returns the notifications that S3 would send.
     pub(crate) fn put(&self, bucket: &str, bundle: Bundle) -> ObjectRef {
         let mut hasher = DefaultHasher::new();
         bundle.bytes.hash(&mut hasher);
@@ -103,7 +102,7 @@ impl ObjectServer {
         announced
     }
 
-    /// Since it was started.
+    /// Returns the number of requests since the start.
     pub(crate) fn requests(&self) -> Requests {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Requests {
@@ -170,7 +169,7 @@ impl Shared {
         Ok(answer)
     }
 
-    /// A page of a bucket; what it continues after is a key.
+    /// Returns a page of a listing. The continuation token is a key.
     fn list(&self, bucket: &str, query: &str) -> Result<Answer> {
         let value = |name: &str| {
             let mut pairs = query.split('&').filter_map(|it| it.split_once('='));
@@ -215,7 +214,7 @@ impl Shared {
     }
 }
 
-/// What is asked for, where it is not all.
+/// Returns the requested range, or `None` for the whole object.
 fn range(headers: &HeaderMap, size: usize) -> Result<Option<Range<usize>>> {
     let Some(range) = headers.get(RANGE) else {
         return Ok(None);

@@ -7,7 +7,7 @@ use plotters::prelude::*;
 
 const SIZE: (u32, u32) = (760, 320);
 
-/// A bar for each name, on a logarithmic scale, with its value at its end.
+/// Draws a bar for each name, on a logarithmic scale, with its value at the end.
 pub(crate) fn bars(path: &Path, title: &str, bars: &[(String, f64)]) -> Result<()> {
     let most = bars.iter().map(|(_, value)| *value).fold(1.0, f64::max);
     let least = bars.iter().map(|(_, value)| *value).fold(1.0, f64::min);
@@ -51,7 +51,7 @@ pub(crate) fn bars(path: &Path, title: &str, bars: &[(String, f64)]) -> Result<(
     Ok(())
 }
 
-/// A line through these points.
+/// Draws a line through these points.
 pub(crate) fn line(path: &Path, title: &str, points: &[(f64, f64)]) -> Result<()> {
     let right = points.iter().map(|(x, _)| *x).fold(0.1, f64::max);
     let top = points.iter().map(|(_, y)| *y).fold(1.0, f64::max);

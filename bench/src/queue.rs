@@ -1,7 +1,7 @@
-//! A queue that costs next to nothing: Sluice's own in memory, behind SQS's protocol.
+//! A queue with negligible cost: Sluice's in-memory queue behind the protocol of SQS.
 //!
-//! The stand-in for AWS looks at every message of a queue with each receive. In front of 20,000
-//! messages that is what a benchmark would measure.
+//! The stand-in for AWS scans every message of a queue with each receive. With 20,000 messages, a
+//! benchmark would measure the stand-in.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -24,15 +24,15 @@ use crate::objects::ObjectServer;
 const MAX_RECEIVE_COUNT: u32 = 20;
 const DEAD_LETTERS: &str = "dead-letters";
 
-/// Where a worker finds a queue, and the objects that it announces.
+/// The addresses of a queue and of the objects that it announces.
 pub(crate) struct Addresses {
     pub(crate) queue_url: String,
-    /// `http://127.0.0.1:PORT`, as is the next.
+    /// The queue's `http://127.0.0.1:PORT`; the objects' address has the same form.
     pub(crate) sqs: String,
     pub(crate) s3: String,
 }
 
-/// It answers for as long as this lives.
+/// The server, which stops when it is dropped.
 pub(crate) struct QueueServer {
     shared: Arc<Shared>,
     server: Server,
@@ -45,7 +45,7 @@ struct Shared {
     last_delete: Mutex<Option<Instant>>,
 }
 
-/// What requests have in common with each other; the rest is left out where it has no meaning.
+/// The fields of all requests. Those that a request does not use are ignored.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Asked {
@@ -78,7 +78,7 @@ struct Entry {
 }
 
 impl QueueServer {
-    /// With a message for each object, as S3 sends them.
+    /// Starts a queue with a message for each object, as S3 sends them.
     pub(crate) async fn start<'a>(
         objects: impl IntoIterator<Item = &'a ObjectRef>,
     ) -> Result<Self> {
@@ -97,12 +97,12 @@ impl QueueServer {
         Ok(queue)
     }
 
-    /// Sends the message for one more.
+    /// Sends the message for another object.
     pub(crate) fn announce(&self, object: &ObjectRef) {
         self.shared.queue.send(announcement(object));
     }
 
-    /// For a worker.
+    /// Returns the addresses for a worker.
     pub(crate) fn addresses(&self, objects: &ObjectServer) -> Addresses {
         let sqs = self.server.url();
         Addresses {
@@ -112,13 +112,13 @@ impl QueueServer {
         }
     }
 
-    /// Messages visible, and in flight.
+    /// Returns the number of visible and of in-flight messages.
     pub(crate) async fn depth(&self) -> Result<(u64, u64)> {
         let attributes = self.shared.queue.attributes().await?;
         Ok((attributes.visible, attributes.in_flight))
     }
 
-    /// From the first receive to the last delete.
+    /// Returns the time from the first receive to the last delete.
     pub(crate) fn worked(&self) -> Result<Duration> {
         let first = self.shared.first_receive.get();
         let last = *self
@@ -130,7 +130,7 @@ impl QueueServer {
         Ok(last.context("nothing was deleted")? - first)
     }
 
-    /// How many requests there were.
+    /// Returns the number of requests.
     pub(crate) fn requests(&self) -> u64 {
         self.shared.requests.load(Ordering::Relaxed)
     }
@@ -228,7 +228,7 @@ fn done(asked: &Asked) -> Value {
     json!({"Successful": ids.collect::<Vec<_>>(), "Failed": []})
 }
 
-/// The message with which S3 announces an object.
+/// Returns the message with which S3 announces an object.
 fn announcement(object: &ObjectRef) -> String {
     json!({"Records": [{
         "eventVersion": "2.1",

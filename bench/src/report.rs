@@ -1,4 +1,5 @@
-//! Puts results into docs/performance.md: tables between markers, plots and raw results beside it.
+//! Writes results to docs/performance.md: tables between markers, with plots and raw results in
+//! files.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +17,7 @@ use crate::{plot, results};
 
 const PAGE: &str = "docs/performance.md";
 const RAW: &str = "docs/performance";
-/// How the names of the results against an older program begin.
+/// The prefix of the names of results against an older program.
 pub(crate) const BASELINE_PREFIX: &str = "baseline-";
 
 pub(crate) fn write() -> Result<()> {
@@ -31,7 +32,7 @@ pub(crate) fn write() -> Result<()> {
             continue;
         };
         let name = name.to_string_lossy();
-        // A comparison with an older program is a verdict on a change, and no figure of the page.
+        // A comparison with an older program checks a change and is not published on the page.
         if name.starts_with(BASELINE_PREFIX) {
             continue;
         }
@@ -73,7 +74,7 @@ pub(crate) fn write() -> Result<()> {
     Ok(())
 }
 
-/// The page with other text between the markers of this name.
+/// Replaces the text between the markers of this name.
 fn replaced(page: &str, name: &str, text: &str) -> Result<String> {
     let (begin, end) = (
         format!("<!-- {name} -->\n"),
@@ -85,7 +86,7 @@ fn replaced(page: &str, name: &str, text: &str) -> Result<String> {
     Ok(format!("{before}{begin}{text}{end}{after}"))
 }
 
-/// Seconds for the whole workload, and in brackets as a ratio to the limit.
+/// Formats the seconds for the whole workload, with the ratio to the limit in brackets.
 fn table(compared: &[Comparison]) -> String {
     let Some(first) = compared.first() else {
         return String::new();

@@ -1,5 +1,5 @@
-//! Objects that arrive one after the other, as in production: how soon each can be queried, and what
-//! the worker's memory and the tables' parts do meanwhile.
+//! Objects that arrive steadily, as in production: the time until each can be queried, the worker's
+//! memory and the tables' parts.
 
 use std::collections::HashMap;
 use std::iter;
@@ -23,14 +23,14 @@ use crate::ways::sluice::{Cost, Running, Worker};
 
 const BUCKET: &str = "steady";
 
-/// What came of it.
+/// The result of a run.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Steady {
     objects_per_second: f64,
     minutes: f64,
-    /// More configuration of the worker.
+    /// Additional configuration of the worker.
     configuration: String,
-    /// From the answer to an object's PUT to the end of the insert that loaded it.
+    /// The time from the answer to an object's PUT to the end of the insert that loaded it.
     p50_seconds: f64,
     p99_seconds: f64,
     inserts_per_minute: f64,
@@ -43,9 +43,9 @@ pub(crate) struct Steady {
 struct Moment {
     minute: f64,
     rss_mib: f64,
-    /// Of the table that has the most.
+    /// The active parts of the table that has the most.
     active_parts: u64,
-    /// The same of the bare engine, where it loads the same objects.
+    /// The same for the bare engine, if it loads the same objects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     engine_parts: Option<u64>,
 }
@@ -59,7 +59,7 @@ impl Steady {
         plot::line(path, &title, &points.collect::<Vec<_>>())
     }
 
-    /// Rows of a Markdown table.
+    /// Returns the rows of a Markdown table.
     pub(crate) fn rows(&self) -> String {
         let fixed = if self.configuration.is_empty() {
             String::new()
@@ -94,13 +94,13 @@ impl Steady {
     }
 }
 
-/// What is measured.
+/// The parameters of a run.
 pub(crate) struct Plan {
     pub(crate) objects_per_second: f64,
     pub(crate) minutes: f64,
-    /// More of the worker's, as YAML.
+    /// Additional configuration of the worker, as YAML.
     pub(crate) configuration: String,
-    /// Whether the bare engine loads the same objects at the same time, once a window.
+    /// Whether the bare engine loads the same objects at the same time, once per window.
     pub(crate) beside_engine: bool,
 }
 
@@ -169,7 +169,7 @@ pub(crate) async fn run(lab: &Lab, plan: Plan) -> Result<Steady> {
     Ok(steady)
 }
 
-/// When the PUT of each key was answered.
+/// The time at which the PUT of each key was answered.
 type PutAt = HashMap<String, SystemTime>;
 
 async fn upload(
@@ -191,13 +191,13 @@ async fn upload(
         let object = lab.objects.put(BUCKET, bundle);
         put_at.insert(object.path(), SystemTime::now());
         queue.announce(&object);
-        // Nobody may want to know.
+        // The receiver may be gone.
         arrivals.send(object).ok();
     }
     Ok((reckoning, put_at))
 }
 
-/// The bare engine loads what has arrived, once a window, until nothing arrives any more.
+/// Lets the bare engine load the objects that have arrived, once per window, until no more arrive.
 async fn load_beside(
     lab: &Lab,
     database: Option<&Database<'_>>,

@@ -12,7 +12,7 @@ use crate::workload::Workload;
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Workers {
     objects: usize,
-    /// Of S3.
+    /// The latency of S3.
     #[serde(default)]
     latency_ms: u64,
     runs: Vec<Runs>,
@@ -22,12 +22,12 @@ pub(crate) struct Workers {
 struct Runs {
     workers: usize,
     seconds: Vec<f64>,
-    /// Throughput against that of one.
+    /// Returns the throughput relative to one worker.
     ratio: f64,
 }
 
 impl Workers {
-    /// Rows of a Markdown table.
+    /// Returns the rows of a Markdown table.
     pub(crate) fn rows(&self) -> String {
         let slow = match self.latency_ms {
             0 => String::new(),

@@ -1,4 +1,4 @@
-//! What is loaded: objects that are uploaded once and loaded many times.
+//! The workloads: objects that are uploaded once and loaded many times.
 
 use std::ops::{Range, RangeInclusive};
 
@@ -17,7 +17,7 @@ pub(crate) struct Workload {
     statements: RangeInclusive<usize>,
     compression: Option<Compression>,
     only: Option<EventType>,
-    /// When the statements were made; the generator's own times where there are none.
+    /// The range of the statements' times; `None` uses the generator's own.
     times: Option<Range<u64>>,
 }
 
@@ -63,7 +63,7 @@ pub(crate) fn all() -> [Workload; 7] {
     ]
 }
 
-/// A workload that is in S3.
+/// A workload that has been uploaded to S3.
 #[derive(Debug)]
 pub(crate) struct Uploaded {
     /// Sorted by key.
@@ -72,11 +72,11 @@ pub(crate) struct Uploaded {
     pub(crate) size: Size,
 }
 
-/// How much there is of a workload.
+/// The size of a workload.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub(crate) struct Size {
     pub(crate) objects: usize,
-    /// As stored.
+    /// The number of bytes as stored.
     pub(crate) bytes: u64,
     pub(crate) lines: u64,
 }
@@ -88,7 +88,7 @@ impl Uploaded {
 }
 
 impl Workload {
-    /// Uploads a share of its objects, 1 being all of them.
+    /// Uploads a share of the objects, where 1 is all of them.
     pub(crate) fn upload(&self, to: &ObjectServer, share: f64) -> Uploaded {
         #[expect(
             clippy::cast_precision_loss,
@@ -114,7 +114,7 @@ impl Workload {
         let bundles = generator
             .take(count)
             .inspect(|bundle| reckoning += &bundle.reckoning);
-        // S3 has names of three letters and more.
+        // Names of buckets have at least three characters.
         let bucket = format!("bench-{}", self.name);
         let put = bundles.map(|bundle| to.put(&bucket, bundle));
         let mut objects: Vec<ObjectRef> = put.collect();
@@ -133,7 +133,7 @@ impl Workload {
     }
 }
 
-/// As S3 announces it.
+/// Returns the notification that S3 sends.
 pub(crate) fn object(bucket: &str, key: String, etag: String, size: Option<u64>) -> ObjectRef {
     ObjectRef::from(ObjectParts {
         bucket: bucket.to_owned(),

@@ -1,4 +1,4 @@
-//! The ways by which a bucket's events come to a queue.
+//! The routes by which a bucket's events reach a queue.
 
 use anyhow::{Context, Result, ensure};
 use aws_sdk_s3::types::{
@@ -14,23 +14,23 @@ use serde_json::json;
 
 use crate::{Aws, Site};
 
-/// A way from a bucket to a queue.
+/// A route from a bucket to a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// Straight from S3.
+    /// Directly from S3.
     S3,
     /// Through SNS, in its envelope.
     Sns,
-    /// Through SNS, without an envelope.
+    /// Through SNS, with raw message delivery.
     SnsRaw,
     /// Through EventBridge.
     EventBridge,
-    /// Through EventBridge, and then in the envelope of SNS.
+    /// Through EventBridge and then SNS, in the envelope of SNS.
     EventBridgeSns,
 }
 
 impl Way {
-    /// Every one.
+    /// All routes.
     pub const ALL: [Self; 5] = [
         Self::S3,
         Self::Sns,
@@ -51,11 +51,11 @@ impl Way {
 }
 
 impl Aws {
-    /// From now on the bucket's new objects come to the site's queue by these ways, and no other.
+    /// Announces the bucket's new objects to the site's queue by these routes only, from now on.
     ///
     /// # Errors
     ///
-    /// What AWS says.
+    /// Fails with the error that AWS returned.
     pub async fn announce_by(&self, site: &Site, ways: &[Way]) -> Result<()> {
         let created = Event::from("s3:ObjectCreated:*");
         let mut targets = Vec::new();
@@ -95,7 +95,7 @@ impl Aws {
         Ok(())
     }
 
-    /// A topic to which the site's queue is subscribed; its ARN.
+    /// Creates a topic to which the site's queue is subscribed, and returns its ARN.
     async fn topic_to_queue(&self, site: &Site, way: Way) -> Result<String> {
         let name = format!("{}-{}", site.bucket, way.name());
         let answer = self.sns(&format!("Action=CreateTopic&Name={name}")).await?;
@@ -117,7 +117,7 @@ impl Aws {
         Ok(topic.to_owned())
     }
 
-    /// Sends the bucket's events on EventBridge to these targets, and to no others.
+    /// Sends the bucket's EventBridge events to these targets only.
     async fn rule(&self, site: &Site, targets: &[String]) -> Result<()> {
         let name = &site.bucket;
         let pattern = json!({
@@ -152,7 +152,7 @@ impl Aws {
         Ok(())
     }
 
-    /// For two services of which three operations are used, an SDK each would be too much.
+    /// Two services with three operations in use do not justify an SDK for each.
     async fn post(&self, headers: &[(&str, &str)], body: &str) -> Result<String> {
         let mut request = Request::post(self.endpoint());
         for (name, value) in headers {

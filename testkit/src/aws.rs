@@ -16,23 +16,24 @@ use crate::install::install;
 use crate::launch::{Mode, Place, Process, start_on_free_port, tail};
 use crate::ports::get;
 
-/// S3 and SQS that end when this is dropped. Any credentials are good; `test`/`test` are used.
+/// S3 and SQS, which stop when this is dropped. They accept any credentials; the tests use
+/// `test`/`test`.
 #[derive(Debug)]
 pub struct Aws {
     endpoint: String,
     process: Option<Process>,
 }
 
-/// What a user signs with.
+/// A user's credentials.
 #[derive(Debug, Clone)]
 pub struct AccessKey {
-    /// The access key's id.
+    /// The access key's ID.
     pub id: String,
-    /// Its secret.
+    /// The secret access key.
     pub secret: String,
 }
 
-/// A policy under which a bucket may be read.
+/// A policy that allows reading a bucket.
 fn allow_read(bucket: &str) -> serde_json::Value {
     let bucket = format!("arn:aws:s3:::{bucket}");
     serde_json::json!({"Version": "2012-10-17", "Statement": [{
@@ -42,7 +43,7 @@ fn allow_read(bucket: &str) -> serde_json::Value {
     }]})
 }
 
-/// The text of the first element of this name.
+/// Returns the text of the first element of this name.
 fn element(xml: &str, name: &str) -> Result<String> {
     let (_, rest) = xml
         .split_once(&format!("<{name}>"))
@@ -51,21 +52,21 @@ fn element(xml: &str, name: &str) -> Result<String> {
 }
 
 impl Aws {
-    /// Starts it on a port of its own, and waits until it answers.
+    /// Starts the server on a free port, and waits until it answers.
     ///
     /// # Errors
     ///
-    /// When it cannot be installed or started; the text has the end of its log.
+    /// Fails if the server cannot be installed or started; the error includes the end of its log.
     pub fn start() -> Result<Self> {
         Self::start_with(None)
     }
 
-    /// The same, but who asks must have signed and be allowed to: [`Aws::reader`] is. As `test` one
-    /// may do everything.
+    /// Starts the same with access control: requests must be signed by a user with the permission,
+    /// such as that of [`Aws::reader`]. `test` has all permissions.
     ///
     /// # Errors
     ///
-    /// As [`Aws::start`].
+    /// Fails as [`Aws::start`] does.
     pub fn start_strict() -> Result<Self> {
         Self::start_with(Some(("AUTH", String::from("true"))))
     }
@@ -77,7 +78,7 @@ impl Aws {
             let mut environment = vec![
                 ("BIND_HOST", String::from("127.0.0.1")),
                 ("GATEWAY_PORT", port.to_string()),
-                // It would use fixed directories under /tmp and leave them there.
+                // By default it would use fixed directories under /tmp and leave them there.
                 ("TMPDIR", directory.display().to_string()),
                 ("STATE_DIR", inside("state")),
                 ("S3_DATA_DIR", inside("s3")),
@@ -90,7 +91,7 @@ impl Aws {
             };
             Process::start(&installed, &Mode::Ministack, &place)
         };
-        // It says in its log which port is its own; a stranger on the port cannot say that.
+        // The server logs its own port, so that another program on the port is not mistaken for it.
         let (process, port) = start_on_free_port("ministack", start, |log, port| {
             tail(log).contains(&format!("Running on http://127.0.0.1:{port}"))
                 && get(port, "/_ministack/health").is_some()
@@ -101,7 +102,7 @@ impl Aws {
         })
     }
 
-    /// One that somebody else runs.
+    /// Uses a server that was started elsewhere.
     pub fn at(endpoint: &str) -> Self {
         Self {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
@@ -109,12 +110,13 @@ impl Aws {
         }
     }
 
-    /// The address of every service, without a slash at the end.
+    /// Returns the address of every service, without a trailing slash.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
 
-    /// The pids of the launcher and of the server; none when it is not ours.
+    /// Returns the pids of the launcher and of the server, or `None` if the server was started
+    /// elsewhere.
     pub fn pids(&self) -> Vec<u32> {
         self.process
             .as_ref()
@@ -122,8 +124,8 @@ impl Aws {
             .unwrap_or_default()
     }
 
-    /// A new S3 client. Its connections belong to the runtime that uses it, so every test makes
-    /// its own.
+    /// Creates an S3 client. Its connections belong to the runtime that uses it, so every test
+    /// creates its own.
     pub fn s3(&self) -> aws_sdk_s3::Client {
         let configuration = aws_sdk_s3::config::Builder::from(&self.configuration())
             .force_path_style(true)
@@ -131,12 +133,12 @@ impl Aws {
         aws_sdk_s3::Client::from_conf(configuration)
     }
 
-    /// A new SQS client, for one runtime as well.
+    /// Creates an SQS client, which also belongs to one runtime.
     pub fn sqs(&self) -> aws_sdk_sqs::Client {
         aws_sdk_sqs::Client::new(&self.configuration())
     }
 
-    /// The environment that makes an AWS SDK in another process use this.
+    /// Returns the environment that directs an AWS SDK in another process to this server.
     pub fn environment(&self) -> [(&'static str, String); 4] {
         [
             ("AWS_ENDPOINT_URL", self.endpoint.clone()),
@@ -146,11 +148,11 @@ impl Aws {
         ]
     }
 
-    /// A new user who may read this bucket and nothing else.
+    /// Creates a user who may read this bucket and nothing else.
     ///
     /// # Errors
     ///
-    /// What AWS says.
+    /// Fails with the error that AWS returned.
     pub async fn reader(&self, bucket: &str) -> Result<AccessKey> {
         let policy = allow_read(bucket).to_string();
         self.iam(&[("Action", "CreateUser"), ("UserName", bucket)])
@@ -171,11 +173,11 @@ impl Aws {
         })
     }
 
-    /// Lets everybody read the bucket.
+    /// Makes the bucket publicly readable.
     ///
     /// # Errors
     ///
-    /// What AWS says.
+    /// Fails with the error that AWS returned.
     pub async fn publish(&self, bucket: &str) -> Result<()> {
         let s3 = self.s3();
         s3.delete_public_access_block()
@@ -192,7 +194,7 @@ impl Aws {
         Ok(())
     }
 
-    /// One request to IAM, as root, whose signature nobody looks at; there is an SDK for it, ten
+    /// Sends one request to IAM as root, whose signature is not checked. The SDK for IAM is ten
     /// times the size of this crate.
     async fn iam(&self, form: &[(&str, &str)]) -> Result<String> {
         let encoded = |text| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();

@@ -1,4 +1,4 @@
-//! A balancer of TCP connections, which gives each new one to the next server.
+//! A TCP load balancer that forwards each new connection to the next server (round robin).
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-/// A balancer; it takes no more connections once it is dropped.
+/// A balancer, which accepts no more connections once it is dropped.
 #[derive(Debug)]
 pub struct Balancer {
     address: SocketAddr,
@@ -16,20 +16,20 @@ pub struct Balancer {
 }
 
 impl Balancer {
-    /// Passes connections on to these servers, such as `http://127.0.0.1:8123`, in turn.
+    /// Forwards connections to these servers, such as `http://127.0.0.1:8123`, in turn.
     ///
     /// # Errors
     ///
-    /// No port is free.
+    /// Fails if no port is free.
     pub async fn start(urls: &[&str]) -> Result<Self> {
         Self::start_at("127.0.0.1:0", urls).await
     }
 
-    /// The same at an address that is chosen.
+    /// Listens at the given address instead of a free port.
     ///
     /// # Errors
     ///
-    /// Nobody can listen there.
+    /// Fails if the address cannot be bound.
     pub async fn start_at(address: &str, urls: &[&str]) -> Result<Self> {
         let listener = TcpListener::bind(address).await.context("no port")?;
         let address = listener.local_addr()?;
@@ -44,14 +44,14 @@ impl Balancer {
         Ok(balancer)
     }
 
-    /// Passes connections on to these servers from now on.
+    /// Forwards new connections to these servers from now on.
     pub fn lead_to(&self, urls: &[&str]) {
         let hosts = urls.iter().map(|url| url.trim_start_matches("http://"));
         *self.servers.lock().unwrap_or_else(PoisonError::into_inner) =
             hosts.map(str::to_owned).collect();
     }
 
-    /// `http://ADDRESS:PORT`
+    /// Returns `http://ADDRESS:PORT`.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
@@ -75,7 +75,7 @@ async fn pass_on(listener: TcpListener, servers: Arc<Mutex<Vec<String>>>) {
             next
         };
         tokio::spawn(async move {
-            // Whoever stops leaves its connections.
+            // Connections end with whichever side closes them.
             if let Ok(mut server) = TcpStream::connect(server).await {
                 tokio::io::copy_bidirectional(&mut client, &mut server)
                     .await

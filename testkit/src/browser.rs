@@ -1,6 +1,6 @@
-//! Chromium without a window, with one page, driven by the DevTools protocol.
+//! Headless Chromium with one page, controlled through the DevTools protocol.
 //!
-//! It talks over a pipe: there is no port, and it ends when this process does.
+//! The protocol runs over a pipe: no port is needed, and the browser exits with this process.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -15,12 +15,12 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use crate::install;
 use crate::launch::tail;
 
-/// The protocol is spoken on the descriptors 3 and 4.
+/// The protocol uses the descriptors 3 and 4.
 const SCRIPT: &str = r#"exec "$0" "$@" 3<&0 4>&1 </dev/null >/dev/null"#;
 const FLAGS: [&str; 11] = [
     "--headless",
     "--remote-debugging-pipe",
-    // A container is sandbox enough, and has often no other; its /dev/shm can be small.
+    // A container is a sufficient sandbox and often allows no other. Its /dev/shm can be small.
     "--no-sandbox",
     "--disable-dev-shm-usage",
     "--disable-gpu",
@@ -32,7 +32,7 @@ const FLAGS: [&str; 11] = [
     "--hide-scrollbars",
 ];
 
-/// A running browser, and what its page has done.
+/// A running browser and the events of its page.
 #[derive(Debug)]
 pub struct Browser {
     process: Child,
@@ -46,11 +46,11 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts one; installs it if need be.
+    /// Starts a browser, and installs it if necessary.
     ///
     /// # Errors
     ///
-    /// When there is none, or it does not start.
+    /// Fails if there is no browser or it does not start.
     pub async fn start() -> Result<Self> {
         let chromium = tokio::task::spawn_blocking(install::chromium).await??;
         let directory = tempfile::Builder::new()
@@ -98,11 +98,11 @@ impl Browser {
         Ok(())
     }
 
-    /// Opens a page; does not wait until it is there.
+    /// Opens a page without waiting until it is loaded.
     ///
     /// # Errors
     ///
-    /// When nothing answers there.
+    /// Fails if nothing answers at the address.
     pub async fn open(&mut self, url: &str) -> Result<()> {
         let answer = self.call("Page.navigate", json!({"url": url})).await?;
         let error = &answer["errorText"];
@@ -110,11 +110,11 @@ impl Browser {
         Ok(())
     }
 
-    /// The value of an expression in the page.
+    /// Evaluates an expression in the page and returns its value.
     ///
     /// # Errors
     ///
-    /// When it throws.
+    /// Fails if the expression throws.
     pub async fn evaluate(&mut self, expression: &str) -> Result<Value> {
         let what = json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
         let mut answer = self.call("Runtime.evaluate", what).await?;
@@ -123,11 +123,11 @@ impl Browser {
         Ok(answer["result"]["value"].take())
     }
 
-    /// Gives the page this width, on a screen of that many dots a pixel.
+    /// Sets the page's width and the number of device pixels per CSS pixel.
     ///
     /// # Errors
     ///
-    /// When the browser refuses.
+    /// Fails if the browser returns an error.
     pub async fn resize(&mut self, width: u32, dots: u32) -> Result<()> {
         let metrics = json!({
             "width": width, "height": 900, "deviceScaleFactor": dots, "mobile": dots > 1,
@@ -137,11 +137,11 @@ impl Browser {
         Ok(())
     }
 
-    /// What the person prefers: `dark` or `light`.
+    /// Sets the preferred color scheme: `dark` or `light`.
     ///
     /// # Errors
     ///
-    /// When the browser refuses.
+    /// Fails if the browser returns an error.
     pub async fn prefer(&mut self, scheme: &str) -> Result<()> {
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
         let media = json!({"features": features});
@@ -149,11 +149,11 @@ impl Browser {
         Ok(())
     }
 
-    /// Writes the whole page as a PNG.
+    /// Writes a screenshot of the whole page as a PNG.
     ///
     /// # Errors
     ///
-    /// When the browser or the file system refuses.
+    /// Fails if the browser returns an error or the file cannot be written.
     pub async fn screenshot(&mut self, path: &Path) -> Result<()> {
         let size = "[document.documentElement.clientWidth, document.documentElement.scrollHeight]";
         let size = self.evaluate(size).await?;
@@ -165,21 +165,21 @@ impl Browser {
         std::fs::write(path, picture).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Errors and warnings of the page, and dialogs that it opened.
+    /// Returns the errors and warnings of the page, and the dialogs that it opened.
     pub fn complaints(&self) -> &[String] {
         &self.complaints
     }
 
-    /// The URLs that the page asked for.
+    /// Returns the URLs that the page requested.
     pub fn requests(&self) -> &[String] {
         &self.requests
     }
 
-    /// Ends it, and waits for that.
+    /// Closes the browser and waits for it to exit.
     ///
     /// # Errors
     ///
-    /// When it does not end.
+    /// Fails if the browser does not exit.
     pub async fn close(mut self) -> Result<()> {
         self.session = None;
         self.call("Browser.close", json!({})).await?;

@@ -13,40 +13,41 @@ use crate::install::{Installed, install};
 use crate::launch::{Mode, PORT_TRIES, Place, Process, START_BOUND};
 use crate::ports::{free_port, get};
 
-/// How to start a server.
+/// Options for starting a server.
 #[derive(Debug, Default, Clone)]
 pub struct Options {
-    /// Where its data is, for instance a directory that an earlier server left behind; removed
-    /// at the end like one of its own. `None`: a fresh one.
+    /// The data directory, for example one that an earlier server left behind. It is removed at the
+    /// end in any case. `None` creates a new one.
     pub directory: Option<PathBuf>,
-    /// `None`: a free one.
+    /// `None` picks a free port.
     pub http_port: Option<u16>,
-    /// `None`: a free one.
+    /// `None` picks a free port.
     pub tcp_port: Option<u16>,
-    /// More XML for the server's configuration file, inside `<clickhouse>`.
+    /// Additional XML for the server's configuration file, inside `<clickhouse>`.
     pub configuration: String,
-    /// More XML for its users, inside `<users>`.
+    /// Additional XML for its users, inside `<users>`.
     pub users: String,
-    /// More XML for the profiles of users, inside `<profiles>`.
+    /// Additional XML for its settings profiles, inside `<profiles>`.
     pub profiles: String,
-    /// More XML for its quotas, inside `<quotas>`.
+    /// Additional XML for its quotas, inside `<quotas>`.
     pub quotas: String,
-    /// How much it logs; `None`: warnings.
+    /// The log level. `None` logs warnings and above.
     pub log_level: Option<&'static str>,
 }
 
-/// A ClickHouse server that ends when this is dropped.
+/// A ClickHouse server, which stops when this is dropped.
 ///
-/// Users: `default` without a password, `secured` with `correct-horse`, `reader` with `look-only`,
-/// who may only SELECT, `forgetful`, whose repeated inserts are not recognised, `confined`, who may not
-/// change a setting that inserts have, `limited`, who gets 100 rows and may not change that, `viewer`,
-/// who may change no setting, and `tenant`, to whom it looks like ClickHouse Cloud.
+/// Users: `default` without a password; `secured` with `correct-horse`; `reader` with `look-only`,
+/// who may only SELECT; `forgetful`, whose inserts are not deduplicated; `confined`, who may not
+/// change a setting that inserts require; `limited`, whose results are limited to 100 rows by a
+/// setting that it may not change; `viewer`, who may change no setting; and `tenant`, to whom the
+/// server looks like ClickHouse Cloud.
 #[derive(Debug)]
 pub struct ClickHouse {
     url: String,
     tcp_port: Option<u16>,
     clients: Clients,
-    /// `None` for a server that is not ours.
+    /// `None` for a server that was started elsewhere.
     owned: Option<Owned>,
 }
 
@@ -60,22 +61,22 @@ struct Owned {
 }
 
 impl ClickHouse {
-    /// Starts a server with data and ports of its own, and waits until it answers.
+    /// Starts a server with its own data and ports, and waits until it answers.
     ///
     /// # Errors
     ///
-    /// When it cannot be installed or started; the text has the end of its log.
+    /// Fails if the server cannot be installed or started; the error includes the end of its log.
     pub fn start() -> Result<Self> {
         Self::start_with(Options::default())
     }
 
-    /// The same with choices.
+    /// Starts a server with these options.
     ///
     /// # Errors
     ///
-    /// As [`ClickHouse::start`], and when a port that was asked for is taken.
+    /// Fails as [`ClickHouse::start`] does, and if a requested port is taken.
     pub fn start_with(options: Options) -> Result<Self> {
-        // First, since what fails after the directory is made must remove it again.
+        // This comes first, since any failure after the directory is created must remove it again.
         let installed = install()?;
         let directory = match &options.directory {
             Some(directory) => directory.clone(),
@@ -113,7 +114,7 @@ impl ClickHouse {
         bail!("ClickHouse did not start; its log ends with:\n{log}")
     }
 
-    /// A server that somebody else runs.
+    /// Uses a server that was started elsewhere.
     pub fn at(url: &str) -> Self {
         Self {
             url: url.trim_end_matches('/').to_owned(),
@@ -123,17 +124,18 @@ impl ClickHouse {
         }
     }
 
-    /// Its HTTP address, without a slash at the end.
+    /// Returns the HTTP address, without a trailing slash.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// The port of its native protocol, where known.
+    /// Returns the port of the native protocol, if it is known.
     pub fn tcp_port(&self) -> Option<u16> {
         self.tcp_port
     }
 
-    /// The pids of the launcher and of the server; none while it is killed or not ours.
+    /// Returns the pids of the launcher and of the server; `None` while the server is killed or if
+    /// it was started elsewhere.
     pub fn pids(&self) -> Vec<u32> {
         let Some(owned) = &self.owned else {
             return Vec::new();
@@ -145,11 +147,12 @@ impl ClickHouse {
             .unwrap_or_default()
     }
 
-    /// SIGKILL, as a crash. The data stays. Not for the shared server: other tests use it.
+    /// Kills the server with SIGKILL, as a crash would. The data stays. Do not use it on the shared
+    /// server, which other tests use.
     ///
     /// # Errors
     ///
-    /// When the server is not ours.
+    /// Fails if the server was started elsewhere.
     pub fn kill(&self) -> Result<()> {
         let owned = self.owned()?;
         let process = owned
@@ -157,16 +160,16 @@ impl ClickHouse {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        // Their connections go with the server.
+        // The connections of pooled clients end with the server.
         self.clients.forget();
         process.map_or(Ok(()), Process::kill)
     }
 
-    /// Starts it again after [`ClickHouse::kill`], on the same ports and data.
+    /// Starts the server again after [`ClickHouse::kill`], on the same ports and data.
     ///
     /// # Errors
     ///
-    /// When the server is not ours or does not start.
+    /// Fails if the server was started elsewhere or does not start.
     pub fn restart(&self) -> Result<()> {
         let owned = self.owned()?;
         self.kill()?;
@@ -193,25 +196,25 @@ impl ClickHouse {
             .context("this ClickHouse is not ours to kill: start one of your own")
     }
 
-    /// A client for the `default` user and database, to be used in this runtime only.
+    /// Creates a client for the `default` user and database, which belongs to the current runtime.
     pub fn client(&self) -> clickhouse::Client {
         self.clients.of_this_runtime(&self.url)
     }
 
-    /// The result as TSV text, with escapes as ClickHouse writes them.
+    /// Returns the result of a query as TSV text, with ClickHouse's escapes.
     ///
     /// # Errors
     ///
-    /// What ClickHouse says, with the query.
+    /// Fails with ClickHouse's error and the query.
     pub async fn query(&self, sql: &str) -> Result<String> {
         self.fetch(sql, "TSV").await
     }
 
-    /// The result as one JSON object a row.
+    /// Returns the result of a query, with one JSON object for each row.
     ///
     /// # Errors
     ///
-    /// What ClickHouse says, with the query.
+    /// Fails with ClickHouse's error and the query.
     pub async fn rows(&self, sql: &str) -> Result<Vec<serde_json::Value>> {
         let text = self.fetch(sql, "JSONEachRow").await?;
         text.lines()
@@ -219,11 +222,11 @@ impl ClickHouse {
             .collect()
     }
 
-    /// The single value that a query gives.
+    /// Returns the single value of a query's result.
     ///
     /// # Errors
     ///
-    /// What ClickHouse says, or that the result is no `T`.
+    /// Fails with ClickHouse's error, or if the result does not parse as a `T`.
     pub async fn scalar<T>(&self, sql: &str) -> Result<T>
     where
         T: FromStr,
@@ -236,11 +239,11 @@ impl ClickHouse {
             .map_err(|error| anyhow!("{sql}\ngave {value:?}: {error}"))
     }
 
-    /// Runs a statement that gives nothing.
+    /// Runs a statement that returns no rows.
     ///
     /// # Errors
     ///
-    /// What ClickHouse says, with the statement.
+    /// Fails with ClickHouse's error and the statement.
     pub async fn execute(&self, sql: &str) -> Result<()> {
         self.query(sql).await.map(drop)
     }
@@ -267,7 +270,7 @@ fn output_file(directory: &Path) -> PathBuf {
     directory.join("output.log")
 }
 
-/// `None` when it ended by itself, as it does when a port is taken.
+/// Returns `None` if the server exited by itself, as it does when a port is taken.
 fn launch(
     installed: &Installed,
     directory: &Path,

@@ -1,8 +1,8 @@
-//! ClickHouse clients, one a runtime.
+//! ClickHouse clients, one for each runtime.
 //!
 //! A client's connections are driven by the runtime that opened them, and every `#[tokio::test]`
-//! has its own: a client that outlives it would hand out dead connections. One a query would be
-//! simplest, and costs 20 ms each, since every client reads the system's certificates.
+//! has its own: a client that outlives its runtime would return dead connections. A client for each
+//! query would be simplest, but each costs 20 ms, since it reads the system's certificates.
 
 use std::collections::HashMap;
 use std::fmt;

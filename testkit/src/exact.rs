@@ -1,4 +1,4 @@
-//! Whether the tables have every row that was generated, once, and no other.
+//! Checks that the tables have every generated row once, and no others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -9,21 +9,21 @@ use serde_json::Value;
 use crate::xapi::{Bundle, EventType};
 use crate::{ClickHouse, Site};
 
-/// Lines that are in no event table: their kind, and the table that keeps them.
+/// The kinds of lines that are in no event table, and the table of each.
 const KEPT_LINES: [(&str, &str); 2] = [
     ("rejected", "rejected_lines"),
     ("unmatched", "unmatched_statements"),
 ];
 
-/// Rows by object and kind.
+/// Numbers of rows, by object and kind.
 type Rows = BTreeMap<(String, &'static str), u64>;
 
-/// Keeps merges from hiding rows that were loaded twice: the tables replace equal rows. Mutations,
-/// which deletes need, go on.
+/// Prevents merges from hiding rows that were loaded twice, since the tables replace equal rows.
+/// Mutations, which deletes need, continue.
 ///
 /// # Errors
 ///
-/// What ClickHouse says.
+/// Fails with ClickHouse's error.
 pub async fn keep_duplicates(clickhouse: &ClickHouse, site: &Site) -> Result<()> {
     for (_, table) in kinds() {
         clickhouse
@@ -38,15 +38,16 @@ pub async fn keep_duplicates(clickhouse: &ClickHouse, site: &Site) -> Result<()>
     Ok(())
 }
 
-/// What is wrong with the rows of these objects, a line each; nothing when all is right.
+/// Returns the differences in the rows of these objects, one for each line; empty if there are
+/// none.
 ///
-/// Counted are the tables themselves and `object_rows`, by object and kind; rows of one object that
-/// are there more than once; and objects that more than one loaded batch lists, unless the other one
-/// supersedes it.
+/// It counts the rows of the tables and of `object_rows`, by object and kind; rows of one object
+/// that exist more than once; and objects that more than one loaded batch lists, unless one
+/// supersedes the other.
 ///
 /// # Errors
 ///
-/// What ClickHouse says.
+/// Fails with ClickHouse's error.
 pub async fn table_differences(
     clickhouse: &ClickHouse,
     site: &Site,
@@ -83,14 +84,15 @@ pub async fn table_differences(
     Ok(problems)
 }
 
-/// What is wrong with the rows of these objects, a line each; nothing when all is right.
+/// Returns the differences in the rows of these objects, one for each line; empty if there are
+/// none.
 ///
-/// Counted are the tables themselves ([`table_differences`]) and `object_rows`, by object and kind;
-/// and objects that more than one loaded batch lists.
+/// It counts the rows of the tables ([`table_differences`]) and of `object_rows`, by object and
+/// kind, and objects that more than one loaded batch lists.
 ///
 /// # Errors
 ///
-/// What ClickHouse says.
+/// Fails with ClickHouse's error.
 pub async fn differences(
     clickhouse: &ClickHouse,
     site: &Site,
@@ -144,12 +146,12 @@ pub async fn differences(
     Ok(problems)
 }
 
-/// The tables that rows of objects are in, kept lines included.
+/// Returns the tables that have rows of objects, including those of rejects.
 pub fn tables() -> impl Iterator<Item = &'static str> {
     kinds().map(|(_, table)| table)
 }
 
-/// Each kind of row, and its table.
+/// Returns each kind of row with its table.
 fn kinds() -> impl Iterator<Item = (&'static str, &'static str)> {
     EventType::ALL
         .into_iter()

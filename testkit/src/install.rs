@@ -1,9 +1,9 @@
 //! Puts the two servers under `target/stack`, once: ClickHouse's engine as a shared library from
 //! npm, and ministack (S3, SQS, SNS, EventBridge) from PyPI in an environment of its own.
 //!
-//! Two processes may arrive here together (several test binaries): a file lock makes the second
-//! wait. A stamp is written last, so that an interrupted installation is done again; it holds what
-//! was asked for, so that another version is installed anew.
+//! Several test binaries may install at the same time: a file lock makes the second one wait. A
+//! stamp is written last, so that an interrupted installation is repeated. It has the requested
+//! versions, so that a different version is installed again.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -48,7 +48,8 @@ pub struct Installed {
     pub libchdb: PathBuf,
 }
 
-/// Installs Helm's engine, the schemas of Kubernetes and cfn-lint, and says which Python has them.
+/// Installs Helm's engine, the schemas of Kubernetes and cfn-lint, and returns the Python that has
+/// them.
 ///
 /// # Errors
 ///
@@ -82,12 +83,12 @@ fn install_python_tools(folder: &str, requirements: &str, name: &str) -> Result<
     Ok(environment.join("bin"))
 }
 
-/// The folder that has `prometheus` and `promtool`: that of the machine, else those of Debian's
+/// Returns the folder that has `prometheus` and `promtool`: the machine's own, or those of Debian's
 /// package, unpacked under `target/stack`.
 ///
 /// # Errors
 ///
-/// Where there are none, and the machine is not a Debian or like it.
+/// Fails if there are none and the machine does not run Debian or a derivative.
 pub fn install_prometheus() -> Result<PathBuf> {
     if let Some(folder) = folder_in_path(&["prometheus", "promtool"]) {
         return Ok(folder);
@@ -111,11 +112,11 @@ pub struct ZooKeeper {
     pub class_path: String,
 }
 
-/// ZooKeeper from Debian's packages, unpacked under `target/stack`.
+/// Unpacks ZooKeeper from Debian's packages under `target/stack`.
 ///
 /// # Errors
 ///
-/// Where there is no Java, or the machine is not a Debian or like it.
+/// Fails if there is no Java, or the machine does not run Debian or a derivative.
 pub fn install_zookeeper() -> Result<ZooKeeper> {
     let java = in_path("java").context("ZooKeeper needs Java: install a Java runtime")?;
     let root = stack_directory()?;
@@ -134,7 +135,7 @@ pub fn install_zookeeper() -> Result<ZooKeeper> {
     })
 }
 
-/// Nothing but their files is wanted of Debian's packages: they are unpacked, and not installed.
+/// Only the files of Debian's packages are needed: they are unpacked, not installed.
 fn unpack_packages(directory: &Path, packages: &[&str]) -> Result<()> {
     let download = || {
         run(Command::new("apt-get")
@@ -142,7 +143,7 @@ fn unpack_packages(directory: &Path, packages: &[&str]) -> Result<()> {
             .args(packages)
             .current_dir(directory))
     };
-    // A fresh machine may not know its packages yet.
+    // A fresh machine may not have a package index yet.
     download().or_else(|_| {
         run(Command::new("apt-get").args(["update", "-qq"])).and_then(|()| download())
     })?;
@@ -158,11 +159,11 @@ fn unpack_packages(directory: &Path, packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Installs what is missing and says where everything is.
+/// Installs what is missing and returns the paths.
 ///
 /// # Errors
 ///
-/// When Python or npm is missing or cannot install; the text says what to do.
+/// Fails if Python or npm is missing or cannot install; the error includes what to do.
 pub fn install() -> Result<Installed> {
     let root = stack_directory()?;
     let _lock = lock(&root)?;
@@ -196,14 +197,14 @@ pub fn install() -> Result<Installed> {
     })
 }
 
-/// Names a Chromium that tests shall use instead of the one in the path.
+/// The environment variable with the Chromium that tests use instead of the one in the path.
 pub const CHROMIUM_VARIABLE: &str = "SLUICE_TEST_CHROMIUM";
 
-/// Finds Chromium; where there is none, and this is root on a Debian, installs Debian's.
+/// Finds Chromium. If there is none, and this process is root on Debian, installs Debian's.
 ///
 /// # Errors
 ///
-/// When there is none; the text says what to do.
+/// Fails if there is none; the error includes what to do.
 pub fn chromium() -> Result<PathBuf> {
     let _lock = lock(&stack_directory()?)?;
     if let Some(found) = present_chromium() {
@@ -238,7 +239,7 @@ fn in_path(program: &str) -> Option<PathBuf> {
     folder_in_path(&[program]).map(|folder| folder.join(program))
 }
 
-/// The first folder of the path that has all of these programs.
+/// Returns the first folder of the path that has all of these programs.
 fn folder_in_path(programs: &[&str]) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).find(|folder| {
@@ -272,7 +273,7 @@ pub fn target_directory() -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let workspace = workspace.canonicalize().unwrap_or(workspace);
     match std::env::var_os("CARGO_TARGET_DIR") {
-        // A relative one is relative to where cargo was called, which is usually the workspace.
+        // A relative path is relative to cargo's working directory, which is usually the workspace.
         Some(directory) => workspace.join(directory),
         None => workspace.join("target"),
     }
@@ -291,8 +292,8 @@ fn once(
     }
     let what = format!("{name} {version}");
     say(&format!("installing {} (once)", what.trim_end()));
-    // Installed beside its place and renamed into it: npm or pip of a run that was killed may
-    // still be writing where that run had them write. What such a run left goes, if it can.
+    // The package is installed in a temporary place and then renamed, since npm or pip of a killed
+    // run may still be writing. What such a run left is removed if possible.
     let name_of = |path: &Path| {
         path.file_name()
             .unwrap_or_default()
@@ -328,7 +329,7 @@ fn remove(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// An environment of its own with these packages.
+/// Creates an environment with these packages.
 fn install_python(directory: &Path, requirements: &str) -> Result<()> {
     let check = "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))";
     let fit = Command::new("python3").args(["-c", check]).output();
@@ -358,8 +359,8 @@ fn install_clickhouse(directory: &Path, package: &str) -> Result<()> {
         .arg(package))
 }
 
-/// The launcher is written out, not used where it lies, so that a binary of this workspace works
-/// when the sources have moved. Renamed into place: another process may be starting it right now.
+/// Writes the launcher to a file, so that a binary of this workspace works after the sources have
+/// moved. The file is renamed into place, since another process may be starting it.
 fn write_launcher(root: &Path) -> Result<PathBuf> {
     let launcher = root.join("launcher.py");
     if fs::read_to_string(&launcher).is_ok_and(|found| found == LAUNCHER) {
@@ -384,11 +385,11 @@ fn platform() -> Result<&'static str> {
     }
 }
 
-/// Runs a command to its end.
+/// Runs a command and waits for it to exit.
 ///
 /// # Errors
 ///
-/// When it cannot be run, or fails; the text has what it wrote.
+/// Fails if the command cannot be run or fails; the error includes its output.
 pub fn run(command: &mut Command) -> Result<()> {
     let shown = format!("{command:?}");
     let output = command

@@ -1,4 +1,4 @@
-//! A ZooKeeper on loopback, for what of ClickHouse needs a Keeper.
+//! ZooKeeper on loopback, for features of ClickHouse that need a Keeper.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::ports::ask;
 const MAX_REQUEST: &str = "-Djute.maxbuffer=67108864";
 const MAIN_CLASS: &str = "org.apache.zookeeper.server.ZooKeeperServerMain";
 
-/// A ZooKeeper with data of its own; ends when it is dropped.
+/// A ZooKeeper with its own data, which stops when it is dropped.
 #[derive(Debug)]
 pub struct Keeper {
     port: u16,
@@ -21,11 +21,11 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Starts it on a port of its own, and waits until it answers.
+    /// Starts the server on a free port, and waits until it answers.
     ///
     /// # Errors
     ///
-    /// When it cannot be installed or started; the text has the end of its log.
+    /// Fails if the server cannot be installed or started; the error includes the end of its log.
     pub fn start() -> Result<Self> {
         let zookeeper = install_zookeeper()?;
         let installed = install()?;
@@ -46,7 +46,7 @@ impl Keeper {
                 place,
             )
         };
-        // Whoever answers on the port must be this server and no other: ask for its directory.
+        // Another program may answer on the port, so the answer must name this server's directory.
         let (process, port) = start_on_free_port("ZooKeeper", start, |log, port| {
             let own = log.with_file_name("data").display().to_string();
             ask(port, "conf").is_some_and(|answer| answer.contains(&own))
@@ -57,12 +57,13 @@ impl Keeper {
         })
     }
 
-    /// Where clients find it.
+    /// Returns the address for clients.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
     }
 
-    /// The XML by which a ClickHouse finds it: for [`crate::ClickHouseOptions::configuration`].
+    /// Returns the XML that connects a ClickHouse to it, for
+    /// [`crate::ClickHouseOptions::configuration`].
     pub fn clickhouse_configuration(&self) -> String {
         format!(
             "<zookeeper><node><host>127.0.0.1</host><port>{}</port></node></zookeeper>",
@@ -71,7 +72,7 @@ impl Keeper {
     }
 }
 
-/// One server that stands alone, and listens on loopback only.
+/// The configuration of a standalone server that listens on loopback only.
 fn properties(directory: &Path, port: u16) -> String {
     format!(
         "dataDir={}\n\

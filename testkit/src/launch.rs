@@ -14,13 +14,13 @@ use crate::install::Installed;
 use crate::ports::free_port;
 use crate::wait::poll;
 
-/// How long a server may take to start.
+/// The time that a server may take to start.
 pub(crate) const START_BOUND: Duration = Duration::from_secs(180);
-/// How many ports are tried, as another program may take one before the server does.
+/// The number of ports to try, as another program may take one before the server does.
 pub(crate) const PORT_TRIES: usize = 5;
 const LOG_TAIL_LINES: usize = 30;
 
-/// What to run.
+/// The program to run.
 #[derive(Debug)]
 pub enum Mode<'a> {
     /// ClickHouse's engine with these arguments.
@@ -31,16 +31,17 @@ pub enum Mode<'a> {
     Command(&'a Path, &'a [String]),
 }
 
-/// Where and how to run it.
+/// The directory and environment of a server.
 #[derive(Debug)]
 pub struct Place<'a> {
-    /// Removed when the process is ended through [`Process`] or through our death.
+    /// The directory, which is removed when the server ends through [`Process`] or because this
+    /// process died.
     pub directory: Option<&'a Path>,
     /// Standard output and error are appended to this file.
     pub log: &'a Path,
     /// Additional environment variables.
     pub environment: &'a [(&'a str, String)],
-    /// How long a SIGTERM may take; zero means SIGKILL at once.
+    /// The time that the server may take after SIGTERM; zero means SIGKILL immediately.
     pub grace: Duration,
 }
 
@@ -53,11 +54,11 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it; does not wait until it serves.
+    /// Starts the server without waiting until it serves.
     ///
     /// # Errors
     ///
-    /// When the launcher cannot be run.
+    /// Fails if the launcher cannot be run.
     pub fn start(installed: &Installed, mode: &Mode<'_>, place: &Place<'_>) -> Result<Self> {
         let log = File::options()
             .create(true)
@@ -84,7 +85,8 @@ impl Process {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
-            // A group of its own: Ctrl-C at the terminal is for us alone, we decide what ends.
+            // The child has its own process group: Ctrl-C at the terminal goes to this process
+            // only, which decides what ends.
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot run {}", installed.python.display()))?;
@@ -104,30 +106,30 @@ impl Process {
         })
     }
 
-    /// The pids of the launcher and of the server.
+    /// Returns the pids of the launcher and of the server.
     pub fn pids(&self) -> [u32; 2] {
         [self.launcher.id(), self.server]
     }
 
-    /// The end of the log.
+    /// Returns the end of the log.
     pub fn log_tail(&self) -> String {
         tail(&self.log)
     }
 
-    /// How it ended, if it has.
+    /// Returns the exit status if the server has exited.
     ///
     /// # Errors
     ///
-    /// When the system refuses to say.
+    /// Fails if the system cannot report the status.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.launcher.try_wait()?)
     }
 
-    /// Waits for `condition`, as long as the server lives. `Ok(false)`: it ended by itself.
+    /// Waits for `condition` while the server runs. Returns `Ok(false)` if it exited by itself.
     ///
     /// # Errors
     ///
-    /// When the bound passes, with the end of the log.
+    /// Fails if the bound passes; the error includes the end of the log.
     pub fn wait_until(
         &mut self,
         what: &str,
@@ -149,14 +151,14 @@ impl Process {
         }
     }
 
-    /// SIGKILL; the directory stays. Returns when the server is gone.
+    /// Sends SIGKILL and waits until the server is gone. The directory stays.
     ///
     /// # Errors
     ///
-    /// When the launcher cannot be waited for.
+    /// Fails if the launcher cannot be waited for.
     pub fn kill(mut self) -> Result<()> {
         if let Some(mut input) = self.launcher.stdin.take() {
-            // An error means that it has ended already, which is all that is wanted.
+            // An error means that the server has already exited.
             drop(input.write_all(b"kill\n"));
             drop(input);
         }
@@ -164,11 +166,11 @@ impl Process {
         Ok(())
     }
 
-    /// Ends it as dropping it does, and says how it ended.
+    /// Stops the server as dropping it does, and returns the exit status.
     ///
     /// # Errors
     ///
-    /// When the launcher cannot be waited for.
+    /// Fails if the launcher cannot be waited for.
     pub fn end(mut self) -> Result<ExitStatus> {
         drop(self.launcher.stdin.take());
         Ok(self.launcher.wait()?)
@@ -178,17 +180,17 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         drop(self.launcher.stdin.take());
-        // The launcher ends when its child has; waiting leaves neither a zombie nor files.
+        // The launcher exits after its child. Waiting for it leaves neither a zombie nor files.
         drop(self.launcher.wait());
     }
 }
 
-/// Starts a server in a fresh directory and on a free port, and waits until it serves. `start` is
-/// given the place, its directory and the port; `serves`, the log and the port.
+/// Starts a server in a new directory and on a free port, and waits until it serves. `start` is
+/// given the place, its directory and the port; `serves` is given the log and the port.
 ///
 /// # Errors
 ///
-/// When it does not start; the text has the end of its log.
+/// Fails if the server does not start; the error includes the end of its log.
 pub(crate) fn start_on_free_port(
     name: &str,
     start: impl Fn(&Place<'_>, &Path, u16) -> Result<Process>,
@@ -208,7 +210,7 @@ pub(crate) fn start_on_free_port(
         let port = free_port()?;
         let mut process = start(&place, directory.path(), port)?;
         if process.wait_until(name, START_BOUND, || serves(&log, port))? {
-            // From now on the launcher removes it.
+            // From now on the launcher removes the directory.
             drop(directory.keep());
             return Ok((process, port));
         }
@@ -216,7 +218,7 @@ pub(crate) fn start_on_free_port(
     bail!("{name} did not start; its log ends with:\n{}", tail(&log))
 }
 
-/// The last lines of a file, or why there are none.
+/// Returns the last lines of a file, or why there are none.
 pub fn tail(path: &Path) -> String {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,

@@ -1,4 +1,4 @@
-//! An S3 that has nothing but a listing: any number of keys, made up as they are asked for.
+//! An S3 that only lists: it generates any number of keys on request.
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -9,21 +9,21 @@ use hyper::{Request, Response};
 
 use crate::serve::{Answer, Server};
 
-/// As on AWS.
+/// The page size of AWS.
 const PAGE: u64 = 1000;
 
-/// The server; it ends when this is dropped.
+/// The server, which stops when this is dropped.
 #[derive(Debug)]
 pub struct Listing {
     server: Server,
 }
 
 impl Listing {
-    /// Lists so many objects, in whatever bucket it is asked.
+    /// Lists `objects` objects in any bucket.
     ///
     /// # Errors
     ///
-    /// No port is free.
+    /// Fails if no port is free.
     pub async fn start(objects: u64) -> Result<Self> {
         let server = Server::start(move |request| answer(request, objects)).await?;
         Ok(Self { server })
@@ -35,7 +35,7 @@ impl Listing {
         self.server.url()
     }
 
-    /// The key of an object.
+    /// Returns the key of an object.
     #[must_use]
     pub fn key(number: u64) -> String {
         format!(
@@ -44,7 +44,7 @@ impl Listing {
         )
     }
 
-    /// The etag of an object.
+    /// Returns the etag of an object.
     #[must_use]
     pub fn etag(number: u64) -> String {
         format!("{number:032x}")

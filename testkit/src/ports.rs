@@ -1,4 +1,4 @@
-//! Free ports on loopback, and the plainest possible requests to see who answers there.
+//! Free ports on loopback, and minimal HTTP requests.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -8,19 +8,19 @@ use anyhow::{Context, Result};
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A port that was free on 127.0.0.1 a moment ago. Someone else may take it before it is used:
-/// whoever asks must be ready to try another one.
+/// Returns a port of 127.0.0.1 that was free just now. Another program may take it before it is
+/// used, so callers must be ready to try another one.
 ///
 /// # Errors
 ///
-/// When no port can be bound at all.
+/// Fails if no port can be bound.
 pub fn free_port() -> Result<u16> {
     let listener =
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot bind a port on 127.0.0.1")?;
     Ok(listener.local_addr()?.port())
 }
 
-/// The answer to `GET path`, head and body; `None` while nobody answers.
+/// Returns the answer to `GET path`, head and body; `None` if there is no answer.
 pub(crate) fn get(port: u16, path: &str) -> Option<String> {
     // HTTP/1.0, so that the answer is not chunked and ends with the connection.
     ask(
@@ -29,8 +29,8 @@ pub(crate) fn get(port: u16, path: &str) -> Option<String> {
     )
 }
 
-/// The answer to `POST /` with this body, head and body; `None` while nobody answers. `url` is
-/// `http://127.0.0.1:PORT`.
+/// Returns the answer to `POST /` with this body, head and body; `None` if there is no answer.
+/// `url` is `http://127.0.0.1:PORT`.
 pub(crate) fn post(url: &str, body: &str) -> Option<String> {
     let port = url.rsplit_once(':')?.1.parse().ok()?;
     let length = body.len();
@@ -40,7 +40,7 @@ pub(crate) fn post(url: &str, body: &str) -> Option<String> {
     )
 }
 
-/// All that comes in answer to a request; `None` while nobody answers.
+/// Returns the whole answer to a request; `None` if there is no answer.
 pub(crate) fn ask(port: u16, request: &str) -> Option<String> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;

@@ -1,24 +1,24 @@
-//! The project's own files, which tests read and some of which they write.
+//! The project's own files, which tests read and partly generate.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where a file of the project is.
+/// Returns the path of a file of the project.
 pub fn path(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file)
 }
 
-/// What is in it.
+/// Returns the content of a file of the project.
 ///
 /// # Panics
 ///
-/// When it is not there.
+/// Panics if the file does not exist.
 #[track_caller]
 pub fn read(file: &str) -> String {
     fs::read_to_string(path(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
 }
 
-/// Whether generated files are to be written, and not compared.
+/// Returns whether generated files are to be written instead of compared.
 pub fn updates_docs() -> bool {
     std::env::var_os("UPDATE_DOCS").is_some()
 }
@@ -27,7 +27,8 @@ pub fn updates_docs() -> bool {
 ///
 /// # Panics
 ///
-/// When it is out of date; the text says how `tests`, such as `--lib config`, write it.
+/// Panics if the file is out of date; the message gives the command, with `tests` such as `--lib
+/// config`, that writes it.
 #[track_caller]
 pub fn assert_generated(file: &str, text: &str, tests: &str) {
     if updates_docs() {

@@ -1,4 +1,4 @@
-//! A Prometheus that watches workers on loopback.
+//! A Prometheus that scrapes workers on loopback.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::install::{install, install_prometheus};
 use crate::launch::{Mode, Place, Process, start_on_free_port};
 use crate::ports::get;
 
-/// Ends when it is dropped.
+/// A Prometheus, which stops when it is dropped.
 #[derive(Debug)]
 pub struct Prometheus {
     port: u16,
@@ -19,11 +19,11 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// Scrapes `/metrics` of these every second.
+    /// Starts a server that scrapes `/metrics` of these addresses every second.
     ///
     /// # Errors
     ///
-    /// When it cannot be installed or started; the text has the end of its log.
+    /// Fails if the server cannot be installed or started; the error includes the end of its log.
     pub fn start(workers: &[SocketAddr]) -> Result<Self> {
         let program = install_prometheus()?.join("prometheus");
         let installed = install()?;
@@ -51,11 +51,11 @@ impl Prometheus {
         })
     }
 
-    /// The series that an expression gives now.
+    /// Returns the current series of an expression.
     ///
     /// # Errors
     ///
-    /// When it is no expression; the text is Prometheus' own.
+    /// Fails with Prometheus' error if the expression is not valid.
     pub fn query(&self, expression: &str) -> Result<Vec<Value>> {
         let query = utf8_percent_encode(expression, NON_ALPHANUMERIC);
         let answer = get(self.port, &format!("/api/v1/query?query={query}"));

@@ -1,4 +1,4 @@
-//! An HTTP proxy that does harm on demand: between Sluice and ClickHouse, or ClickHouse and S3.
+//! An HTTP proxy that injects faults, between Sluice and ClickHouse or ClickHouse and S3.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -21,29 +21,29 @@ use tokio::sync::watch;
 
 use crate::serve::Server;
 
-/// What is done to a request.
+/// A fault that a request meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The connection is closed; the server never hears of the request.
+    /// The connection is closed before the server receives the request.
     CutBeforeRequest,
     /// The server gets half of the body, then both connections are closed.
     CutInRequest,
-    /// The server does what it was asked; the connection is closed before its answer.
+    /// The server executes the request, and the connection is closed before its answer.
     CutBeforeResponse,
-    /// Half of the answer's body comes, then the connection is closed.
+    /// Half of the answer's body is sent, and then the connection is closed.
     CutInResponse,
-    /// The request is passed on after a while.
+    /// The request is forwarded after a delay.
     Delay(Duration),
-    /// The request is passed on once [`Proxy::heal`] is called.
+    /// The request is forwarded once [`Proxy::heal`] is called.
     Hold,
-    /// The connection is closed, and the server gets the request after a while all the same, as if
-    /// it had been stuck on the way.
+    /// The connection is closed, but the server receives the request after a delay, as if it had
+    /// been stuck in the network.
     Late(Duration),
-    /// This status with a page that names it, and nothing is passed on.
+    /// The client gets this status with a page that names it. Nothing is forwarded.
     Status(u16),
-    /// Status 500 with this text, and nothing is passed on.
+    /// The client gets status 500 with this text. Nothing is forwarded.
     Error(&'static str),
-    /// Status 200 with this content, and nothing is passed on.
+    /// The client gets status 200 with this content. Nothing is forwarded.
     Content(&'static [u8]),
 }
 
@@ -64,7 +64,7 @@ impl Fault {
     }
 }
 
-/// How many requests have met which fault.
+/// The number of requests that have met each fault.
 type Met = BTreeMap<&'static str, usize>;
 
 type Matcher = Box<dyn Fn(&Parts, &[u8]) -> bool + Send>;
@@ -72,11 +72,11 @@ type Matcher = Box<dyn Fn(&Parts, &[u8]) -> bool + Send>;
 struct Rule {
     matches: Matcher,
     fault: Fault,
-    /// Requests that are still to meet it.
+    /// The number of requests that will still meet the fault.
     left: usize,
 }
 
-/// A proxy on a port of its own; it ends when dropped.
+/// A proxy on a free port, which stops when it is dropped.
 pub struct Proxy {
     server: Server,
     rules: Arc<Mutex<Vec<Rule>>>,
@@ -117,7 +117,7 @@ impl Proxy {
             late: late.clone(),
             healed: healed.clone(),
         });
-        // An error is a cut connection: somebody's purpose.
+        // An error is a connection that was cut on purpose.
         let server = Server::start(move |request| shared.clone().pass(request)).await?;
         Ok(Self {
             server,
@@ -133,7 +133,7 @@ impl Proxy {
         self.server.url()
     }
 
-    /// The next `times` requests that match meet the fault. Earlier rules come first.
+    /// Applies the fault to the next `times` requests that match. Earlier rules come first.
     pub fn inject(
         &self,
         fault: Fault,
@@ -147,23 +147,23 @@ impl Proxy {
         });
     }
 
-    /// No more faults; what is held goes on.
+    /// Stops injecting faults and forwards the requests that are held.
     pub fn heal(&self) {
         lock(&self.rules).clear();
         self.healed.send_replace(());
     }
 
-    /// How many requests have met a fault.
+    /// Returns the number of requests that have met a fault.
     pub fn hits(&self) -> usize {
         lock(&self.met).values().sum()
     }
 
-    /// The same by fault.
+    /// Returns the number of requests that have met each fault.
     pub fn met(&self) -> BTreeMap<&'static str, usize> {
         lock(&self.met).clone()
     }
 
-    /// How many requests are still to reach the server late.
+    /// Returns the number of requests that will still reach the server late.
     pub fn late(&self) -> usize {
         self.late.load(Ordering::SeqCst)
     }
@@ -183,7 +183,7 @@ fn whole(status: StatusCode, body: Bytes) -> Answer {
 
 type Frames = Iter<std::vec::IntoIter<io::Result<Frame<Bytes>>>>;
 
-/// Sends the first half of `bytes`, promises the rest, and breaks off.
+/// Sends the first half of `bytes` under the full length, and then fails.
 fn half(bytes: &Bytes) -> StreamBody<Frames> {
     let first = bytes.slice(..bytes.len() / 2);
     StreamBody::new(stream::iter(vec![
@@ -229,11 +229,11 @@ impl Shared {
             )),
             Some(Fault::Content(content)) => Ok(whole(StatusCode::OK, Bytes::from_static(content))),
             Some(Fault::Late(delay)) => {
-                // A task of its own: this one ends with the connection.
+                // This needs a separate task, since the current one ends with the connection.
                 self.late.fetch_add(1, Ordering::SeqCst);
                 tokio::spawn(async move {
                     tokio::time::sleep(delay).await;
-                    // Nobody waits for what comes of it.
+                    // The result is not needed.
                     self.forward(parts, body).await.ok();
                     self.late.fetch_sub(1, Ordering::SeqCst);
                 });
@@ -245,7 +245,7 @@ impl Shared {
                 anyhow::bail!("cut on purpose")
             }
             Some(Fault::CutBeforeResponse) => {
-                // To its end: the server has done its work by then.
+                // The answer is read completely: by then the server has finished its work.
                 self.forward(parts, body).await?;
                 anyhow::bail!("cut on purpose")
             }
@@ -264,7 +264,7 @@ impl Shared {
             .request(self.upstream_request(parts, Full::new(body))?)
             .await?;
         let (parts, body) = response.into_parts();
-        // Read to the end here, so that "before the response" means: all work is done.
+        // The body is read completely, so that "before the response" means that all work is done.
         let head_length = parts.headers.get(CONTENT_LENGTH).cloned();
         let body = body.collect().await?.to_bytes();
         let mut answer = whole(parts.status, body);
@@ -292,7 +292,7 @@ impl Shared {
             .uri(format!("http://{}{path}", self.upstream))
             .body(body)?;
         *request.headers_mut() = parts.headers;
-        // The signature of an S3 request covers the host that was asked for.
+        // The signature of an S3 request covers the original host.
         if !request.headers().contains_key(HOST) {
             request.headers_mut().insert(HOST, self.upstream.parse()?);
         }

@@ -1,7 +1,7 @@
 //! Programs that some tests need and that not every machine has.
 //!
-//! A test that cannot run says so in one line and passes. `cargo xtask test` repeats these lines at
-//! its end; where [`SKIP_VARIABLE`] is `deny`, as in `.ci/run`, such a test fails instead.
+//! A test that cannot run prints one line about it and passes. `cargo xtask test` repeats these
+//! lines at its end. If [`SKIP_VARIABLE`] is `deny`, as in `.ci/run`, such a test fails instead.
 
 use std::fs::File;
 use std::io::Write;
@@ -11,31 +11,31 @@ use anyhow::{Context, Result};
 
 use crate::install;
 
-/// `deny`: a test that cannot run fails.
+/// The environment variable that makes a test that cannot run fail, if it is `deny`.
 pub const SKIP_VARIABLE: &str = "SLUICE_TEST_SKIP";
-/// Names the file to which the lines of skipped tests are appended.
+/// The environment variable with the file to which the lines of skipped tests are appended.
 pub const SKIPPED_FILE_VARIABLE: &str = "SLUICE_TEST_SKIPPED_FILE";
 
-/// A program that is not among those which every test needs.
+/// A program that only some tests need.
 #[derive(Clone, Copy, Debug)]
 pub enum Requirement {
     /// Chromium, for the tests of the live page.
     Chromium,
     /// `prometheus` and `promtool`, for the tests of alerts and dashboards.
     Prometheus,
-    /// Java and ZooKeeper, for the tests of what needs a Keeper.
+    /// Java and ZooKeeper, for the tests that need a Keeper.
     ZooKeeper,
 }
 
 impl Requirement {
-    /// All of them.
+    /// All requirements.
     pub const ALL: [Self; 3] = [Self::Chromium, Self::Prometheus, Self::ZooKeeper];
 
-    /// Installs the program where that is possible, and returns whether the test can run.
+    /// Installs the program if possible, and returns whether the test can run.
     ///
     /// # Panics
     ///
-    /// When the program is missing and [`SKIP_VARIABLE`] is `deny`.
+    /// Panics if the program is missing and [`SKIP_VARIABLE`] is `deny`.
     #[must_use]
     pub fn is_met(self) -> bool {
         let Err(missing) = self.install() else {
@@ -50,11 +50,11 @@ impl Requirement {
         false
     }
 
-    /// Installs the program where that is possible.
+    /// Installs the program if possible.
     ///
     /// # Errors
     ///
-    /// When it is missing and cannot be installed; the text says what to do.
+    /// Fails if the program is missing and cannot be installed; the error includes what to do.
     pub fn install(self) -> Result<()> {
         match self {
             Self::Chromium => install::chromium().map(drop),
@@ -72,7 +72,7 @@ fn report(line: &str) {
     };
     let append = || -> Result<()> {
         let mut file = File::options().create(true).append(true).open(&file)?;
-        // One write, so that the lines of tests that run side by side do not mix.
+        // The line is written at once, so that lines of concurrent tests do not mix.
         Ok(file.write_all(format!("{line}\n").as_bytes())?)
     };
     append()

@@ -1,4 +1,4 @@
-//! Servers of HTTP on loopback, for stand-ins that are written here.
+//! HTTP servers on loopback, for the stand-ins of this crate.
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -12,10 +12,10 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-/// What a server says, as a whole.
+/// A complete response.
 pub type Answer = Response<Full<Bytes>>;
 
-/// A server; it ends when this is dropped.
+/// A server, which stops when it is dropped.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
@@ -23,11 +23,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// On a free port. Where there is no answer but an error, the connection ends.
+    /// Starts a server on a free port. A handler that fails closes the connection.
     ///
     /// # Errors
     ///
-    /// No port is free.
+    /// Fails if no port is free.
     pub async fn start<A, F, B, E>(answer: A) -> Result<Self>
     where
         A: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
@@ -39,11 +39,11 @@ impl Server {
         let address = listener.local_addr()?;
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                // Small answers would wait for the acknowledgement of the ones before.
+                // Otherwise small answers would wait for the acknowledgement of earlier ones.
                 stream.set_nodelay(true).ok();
                 let service = service_fn(answer.clone());
                 tokio::spawn(async move {
-                    // Whoever stops leaves its connections.
+                    // An error means that one side closed the connection.
                     hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), service)
                         .await

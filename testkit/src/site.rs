@@ -1,5 +1,5 @@
-//! What one test or demo has for itself: a bucket that announces its objects to a queue, a
-//! dead-letter queue behind that, and the name of a database.
+//! The resources of one test or demo: a bucket that announces its objects to a queue, a dead-letter
+//! queue, and the name of a database.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,12 +13,12 @@ use crate::ports::post;
 use crate::xapi::Bundle;
 use crate::{Aws, Stack};
 
-/// How the queue behaves.
+/// Options of the queue.
 #[derive(Debug, Clone)]
 pub struct SiteOptions {
-    /// After so many receives a message goes to the dead-letter queue.
+    /// The number of receives after which a message moves to the dead-letter queue.
     pub max_receive_count: u32,
-    /// How long a received message stays hidden.
+    /// The visibility timeout of the queue.
     pub visibility_timeout: Duration,
 }
 
@@ -31,44 +31,44 @@ impl Default for SiteOptions {
     }
 }
 
-/// A bucket, its queue, its dead-letter queue, and a database name that nobody else uses.
+/// A bucket, its queue, its dead-letter queue, and a unique database name.
 #[derive(Clone, Debug)]
 pub struct Site {
-    /// The bucket; `s3:ObjectCreated:*` goes to the queue.
+    /// The bucket, which sends `s3:ObjectCreated:*` to the queue.
     pub bucket: String,
     /// The queue.
     pub queue_url: String,
-    /// Its ARN.
+    /// The ARN of the queue.
     pub queue_arn: String,
-    /// Where a message goes that was received too often.
+    /// The dead-letter queue.
     pub dlq_url: String,
-    /// Its ARN.
+    /// The ARN of the dead-letter queue.
     pub dlq_arn: String,
     /// A database name; the database is not created.
     pub database: String,
-    /// Drops the database with the last clone of this site, where its server is known.
+    /// Drops the database with the last clone of this site, if its server is known.
     pub cleanup: Option<Arc<Cleanup>>,
-    /// A client of this site.
+    /// An S3 client of this site.
     pub s3: aws_sdk_s3::Client,
-    /// A client of this site.
+    /// An SQS client of this site.
     pub sqs: aws_sdk_sqs::Client,
 }
 
 impl Stack {
-    /// A new site with default options. `name` helps a reader of logs; sites never collide.
+    /// Creates a site with default options. `name` makes logs readable; sites never collide.
     ///
     /// # Errors
     ///
-    /// What AWS says.
+    /// Fails with the error that AWS returned.
     pub async fn site(&self, name: &str) -> Result<Site> {
         self.site_with(name, SiteOptions::default()).await
     }
 
-    /// The same, with messages that are dead letters after so many receives.
+    /// Creates a site whose messages become dead letters after `max_receive_count` receives.
     ///
     /// # Errors
     ///
-    /// What AWS says.
+    /// Fails with the error that AWS returned.
     pub async fn site_of_receives(&self, name: &str, max_receive_count: u32) -> Result<Site> {
         let options = SiteOptions {
             max_receive_count,
@@ -77,12 +77,12 @@ impl Stack {
         self.site_with(name, options).await
     }
 
-    /// A new site. S3 sends its `s3:TestEvent` into the queue, as it does on AWS: the queue has
-    /// one message before the first object.
+    /// Creates a site. As on AWS, S3 sends its `s3:TestEvent` to the queue, which thus has one
+    /// message before the first object.
     ///
     /// # Errors
     ///
-    /// What AWS says.
+    /// Fails with the error that AWS returned.
     pub async fn site_with(&self, name: &str, options: SiteOptions) -> Result<Site> {
         let mut site = self.aws.site(name, options).await?;
         site.cleanup = Some(Arc::new(Cleanup {
@@ -93,8 +93,8 @@ impl Stack {
     }
 }
 
-/// Drops a database when it is dropped itself: a server spends time on every table it has, and the
-/// databases of a whole test run would cost it a third of its time.
+/// Drops a database when it is dropped itself. A server spends time on every table, and the
+/// databases of a whole test run would take a third of its time.
 #[derive(Debug)]
 pub struct Cleanup {
     server: String,
@@ -104,17 +104,17 @@ pub struct Cleanup {
 impl Drop for Cleanup {
     fn drop(&mut self) {
         let sql = format!("DROP DATABASE IF EXISTS {}", self.database);
-        // The server may have ended, and its data with it.
+        // The server may have exited and removed its data.
         drop(post(&self.server, &sql));
     }
 }
 
 impl Aws {
-    /// As [`Stack::site_with`].
+    /// Creates a site as [`Stack::site_with`] does.
     ///
     /// # Errors
     ///
-    /// What AWS says.
+    /// Fails with the error that AWS returned.
     pub async fn site(&self, name: &str, options: SiteOptions) -> Result<Site> {
         let (s3, sqs) = (self.s3(), self.sqs());
         let bucket = unique(name);
@@ -169,11 +169,11 @@ impl Aws {
 }
 
 impl Site {
-    /// Uploads an object; gives its etag without quotes.
+    /// Uploads an object and returns its etag without quotes.
     ///
     /// # Errors
     ///
-    /// What S3 says.
+    /// Fails with the error that S3 returned.
     pub async fn put(&self, key: &str, bytes: impl Into<Vec<u8>>) -> Result<String> {
         let output = self
             .s3
@@ -191,11 +191,11 @@ impl Site {
             .to_owned())
     }
 
-    /// From here on nothing that is uploaded is announced.
+    /// Stops announcing uploads.
     ///
     /// # Errors
     ///
-    /// What S3 says.
+    /// Fails with the error that S3 returned.
     pub async fn announce_no_more(&self) -> Result<()> {
         self.s3
             .put_bucket_notification_configuration()
@@ -211,7 +211,7 @@ impl Site {
     ///
     /// # Errors
     ///
-    /// What S3 says.
+    /// Fails with the error that S3 returned.
     pub async fn delete(&self, key: &str) -> Result<()> {
         let request = self.s3.delete_object().bucket(&self.bucket).key(key);
         request
@@ -221,11 +221,11 @@ impl Site {
         Ok(())
     }
 
-    /// Puts a message into the queue, as S3 would.
+    /// Sends a message to the queue, as S3 would.
     ///
     /// # Errors
     ///
-    /// What SQS says.
+    /// Fails with the error that SQS returned.
     pub async fn send(&self, body: &str) -> Result<()> {
         let request = self
             .sqs
@@ -236,7 +236,7 @@ impl Site {
         Ok(())
     }
 
-    /// The body of the message with which S3 announces this object; `etag` without quotes.
+    /// Returns the body of the message with which S3 announces this object; `etag` has no quotes.
     pub fn announcement(&self, bundle: &Bundle, etag: &str) -> String {
         serde_json::json!({"Records": [{
             "eventName": "ObjectCreated:Put",
@@ -248,20 +248,20 @@ impl Site {
         .to_string()
     }
 
-    /// Messages that are visible and in flight.
+    /// Returns the numbers of visible and in-flight messages.
     ///
     /// # Errors
     ///
-    /// What SQS says.
+    /// Fails with the error that SQS returned.
     pub async fn queue_depth(&self) -> Result<(u64, u64)> {
         depth(&self.sqs, &self.queue_url).await
     }
 
-    /// Messages in the dead-letter queue, visible or in flight.
+    /// Returns the number of messages in the dead-letter queue, visible or in flight.
     ///
     /// # Errors
     ///
-    /// What SQS says.
+    /// Fails with the error that SQS returned.
     pub async fn dlq_depth(&self) -> Result<u64> {
         let (visible, in_flight) = depth(&self.sqs, &self.dlq_url).await?;
         Ok(visible + in_flight)
@@ -289,7 +289,8 @@ async fn create_queue(
     Ok((url, arn))
 }
 
-/// Of one moment: a message that becomes visible between two requests would be in neither count.
+/// Reads both counts in one request: a message that becomes visible between two requests would be
+/// in neither.
 async fn depth(sqs: &aws_sdk_sqs::Client, url: &str) -> Result<(u64, u64)> {
     let names = [
         QueueAttributeName::ApproximateNumberOfMessages,
@@ -331,8 +332,8 @@ async fn attribute(
         .clone())
 }
 
-/// Lower case, digits and dashes, short enough for a bucket. Several processes may share the
-/// servers, so time and pid are part of it.
+/// Returns a name of lower-case letters, digits and dashes, short enough for a bucket. Several
+/// processes may share the servers, so time and pid are part of it.
 fn unique(name: &str) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let mut stem: String = name

@@ -7,12 +7,13 @@ use anyhow::Result;
 
 use crate::{Aws, ClickHouse};
 
-/// Set to the address of a ClickHouse that tests shall use instead of starting one.
+/// The environment variable with the address of a ClickHouse that tests use instead of starting
+/// one.
 pub const CLICKHOUSE_URL_VARIABLE: &str = "SLUICE_TEST_CLICKHOUSE_URL";
-/// Set to an endpoint with S3 and SQS that tests shall use instead of starting one.
+/// The environment variable with an endpoint for S3 and SQS that tests use instead of starting one.
 pub const AWS_ENDPOINT_VARIABLE: &str = "SLUICE_TEST_AWS_ENDPOINT";
 
-/// Everything that Sluice talks to.
+/// The services that Sluice connects to.
 #[derive(Debug)]
 pub struct Stack {
     /// The database.
@@ -22,11 +23,11 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Starts both.
+    /// Starts both servers.
     ///
     /// # Errors
     ///
-    /// When one cannot be installed or started.
+    /// Fails if a server cannot be installed or started.
     pub fn start() -> Result<Self> {
         Ok(Self {
             clickhouse: ClickHouse::start()?,
@@ -34,13 +35,14 @@ impl Stack {
         })
     }
 
-    /// One for the whole process, started by whoever asks first. A server named by
-    /// [`CLICKHOUSE_URL_VARIABLE`] or [`AWS_ENDPOINT_VARIABLE`] is used instead of a new one.
-    /// It serves many tests at once: use a [`crate::Site`] each, and kill nothing.
+    /// Returns the stack of the process, which the first call starts. A server named by
+    /// [`CLICKHOUSE_URL_VARIABLE`] or [`AWS_ENDPOINT_VARIABLE`] is used instead of a new one. It
+    /// serves many tests at once: use a separate [`crate::Site`] in each, and do not kill the
+    /// servers.
     ///
     /// # Panics
     ///
-    /// When it cannot start, with the reason.
+    /// Panics with the reason if the stack cannot start.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Stack> = OnceLock::new();
         SHARED.get_or_init(|| match Self::given_or_started() {
@@ -49,12 +51,12 @@ impl Stack {
         })
     }
 
-    /// As [`Stack::start`], but a server named by [`CLICKHOUSE_URL_VARIABLE`] or
-    /// [`AWS_ENDPOINT_VARIABLE`] is used instead of a new one.
+    /// Starts a stack as [`Stack::start`] does, but uses a server named by
+    /// [`CLICKHOUSE_URL_VARIABLE`] or [`AWS_ENDPOINT_VARIABLE`] instead of a new one.
     ///
     /// # Errors
     ///
-    /// When one cannot be installed or started.
+    /// Fails if a server cannot be installed or started.
     pub fn given_or_started() -> Result<Self> {
         let clickhouse = match env::var(CLICKHOUSE_URL_VARIABLE) {
             Ok(url) => ClickHouse::at(&url),

@@ -1,4 +1,4 @@
-//! TLS in front of a server that has none, under a certificate authority made on the spot.
+//! A TLS terminator with a generated certificate authority, for a server without TLS.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
-/// Ends TLS on a port of its own, and passes everything on; it ends when dropped.
+/// Terminates TLS on a free port and forwards everything. It stops when it is dropped.
 pub struct TlsFront {
     address: SocketAddr,
     authority: String,
@@ -25,7 +25,7 @@ impl TlsFront {
     ///
     /// # Errors
     ///
-    /// When no port can be had.
+    /// Fails if no port is free.
     pub async fn start(upstream: &str) -> Result<Self> {
         let upstream = upstream.trim_start_matches("http://").to_owned();
         let (authority, config) = certified("127.0.0.1")?;
@@ -36,7 +36,8 @@ impl TlsFront {
             while let Ok((stream, _)) = listener.accept().await {
                 let (acceptor, upstream) = (acceptor.clone(), upstream.clone());
                 tokio::spawn(async move {
-                    // Errors are those of clients that do not trust us, or that leave.
+                    // Errors come from clients that do not trust the certificate or that
+                    // disconnect.
                     pass(&acceptor, stream, &upstream).await.ok();
                 });
             }
@@ -48,12 +49,12 @@ impl TlsFront {
         })
     }
 
-    /// `https://127.0.0.1:PORT`
+    /// Returns `https://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         format!("https://{}", self.address)
     }
 
-    /// Who signed its certificate, in PEM.
+    /// Returns the certificate authority, in PEM.
     pub fn authority(&self) -> &str {
         &self.authority
     }
@@ -72,7 +73,8 @@ async fn pass(acceptor: &TlsAcceptor, stream: TcpStream, upstream: &str) -> Resu
     Ok(())
 }
 
-/// A new authority in PEM, and a server that has its certificate for this address.
+/// Returns a new authority in PEM, and the configuration of a server with its certificate for this
+/// address.
 fn certified(address: &str) -> Result<(String, ServerConfig)> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

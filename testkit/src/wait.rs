@@ -1,4 +1,4 @@
-//! Waiting for a condition instead of for a time.
+//! Waits for a condition instead of for a time.
 
 use std::time::{Duration, Instant};
 
@@ -6,12 +6,12 @@ use anyhow::Result;
 
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Polls `condition` until it gives a value. `Ok(None)` and an error both mean "not yet"; an
-/// error's text is the status that is shown should the bound pass.
+/// Polls `condition` until it returns a value. `Ok(None)` and an error both mean "not yet"; the
+/// text of the last error is reported if the bound passes.
 ///
 /// # Panics
 ///
-/// When `bound` passes first, with `what` was waited for and the last status.
+/// Panics if `bound` passes first; the message has `what` and the last status.
 pub async fn wait_for<T>(
     what: &str,
     bound: Duration,
@@ -32,7 +32,7 @@ pub async fn wait_for<T>(
     }
 }
 
-/// The same for code that is not async; gives `None` when the bound passes.
+/// Polls a blocking `condition`; returns `None` if the bound passes.
 pub(crate) fn poll<T>(
     bound: Duration,
     mut condition: impl FnMut() -> Result<Option<T>>,

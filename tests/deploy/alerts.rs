@@ -6,7 +6,7 @@ use std::process::Command;
 use sluice_testkit::install::install_prometheus;
 use sluice_testkit::{Requirement, project};
 
-/// The values of a field, wherever it stands.
+/// Returns the values of a field at any depth.
 fn values<'a>(yaml: &'a str, field: &str) -> BTreeSet<&'a str> {
     let lines = yaml.lines();
     lines

@@ -1,4 +1,4 @@
-//! The stack for those who have Docker.
+//! The Docker Compose stack.
 
 use std::process::Command;
 

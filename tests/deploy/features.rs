@@ -1,4 +1,4 @@
-//! The dependencies are compiled once for all that is built without optimisation.
+//! Dependencies are compiled once for all programs that are built without optimisation.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -22,9 +22,9 @@ fn resolved(selection: &[&str]) -> BTreeSet<String> {
         .collect()
 }
 
-/// Cargo compiles a package once for each set of features that is asked of it. `cargo xtask`, the
-/// daemon that it builds and the tests are three selections of packages: a feature that only one of
-/// them asks for has all that depends on it compiled again, for minutes.
+/// Cargo compiles a package once for each set of features that is requested. `cargo xtask`, the
+/// daemon that it builds and the tests are three selections of packages. A feature that only one of
+/// them enables recompiles everything that depends on it, which takes minutes.
 #[test]
 fn xtask_the_daemon_and_the_tests_share_their_dependencies() {
     let all = ["--workspace", "--features", "sluice/failpoints"];

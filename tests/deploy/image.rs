@@ -1,4 +1,4 @@
-//! The image.
+//! The container image.
 
 use std::fs;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! What Sluice is deployed with: the chart, the image, the CloudFormation template.
+//! The deployment artifacts: the chart, the image and the CloudFormation template.
 
 mod alerts;
 mod chart;

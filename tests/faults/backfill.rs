@@ -1,4 +1,4 @@
-//! `sluice backfill` dies at every step of its work; run again, it ends it.
+//! `sluice backfill` dies at every step. A second run finishes its work.
 
 use std::os::unix::process::ExitStatusExt;
 
@@ -60,7 +60,7 @@ async fn replaced(failpoint: String, nth: &'static str, again: bool) -> Result<(
 }
 
 #[tokio::test]
-async fn a_forced_backfill_that_dies_at_any_step_is_made_good() -> Result<()> {
+async fn a_forced_backfill_that_dies_at_any_step_is_recovered() -> Result<()> {
     for steps in [["look_up", "seal", "verify"], ["insert", "record", "clean"]] {
         let deaths = steps.iter().flat_map(|step| {
             let places = [
@@ -94,7 +94,7 @@ async fn replaced_at_last(second: &'static str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_backfill_that_dies_while_it_ends_a_forced_one_is_made_good() -> Result<()> {
+async fn a_backfill_that_dies_while_it_ends_a_forced_one_is_recovered() -> Result<()> {
     let seconds = [
         "fence.after",
         "check_rows.after",

@@ -1,4 +1,4 @@
-//! A proxy between Sluice and ClickHouse does harm to every statement of the protocol.
+//! A proxy between Sluice and ClickHouse injects faults into every statement of the protocol.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use crate::harness::{Lab, Statement, concurrently, hits, scenario};
 /// What `per_type` fills: five event types, and Sluice's own three.
 const TABLES: usize = 8;
 
-/// Every statement on the way of one batch meets the fault once. That of the insert leads to a
-/// kill, which meets it as well.
+/// Every statement of one batch meets the fault once. The fault of the insert leads to a kill,
+/// which meets it as well.
 async fn every_statement_meets(fault: Fault, strategy: &'static str) -> Result<()> {
     let mut lab = Lab::shared("statements").await?;
     lab.set("load.strategy", strategy);
@@ -74,7 +74,7 @@ async fn per_type_statements_can_be_cut_refused_delayed_or_late() -> Result<()> 
     every_statement_meets_every_fault("per_type").await
 }
 
-/// Some of the tables are filled when the worker dies: whoever recovers must fill the others.
+/// The worker dies when some of the tables are filled. The recovering worker must fill the others.
 #[tokio::test]
 async fn a_worker_that_dies_between_the_statements_of_a_batch_is_rolled_forward() -> Result<()> {
     let mut lab = Lab::shared("between").await?;
@@ -98,7 +98,7 @@ async fn a_worker_that_dies_between_the_statements_of_a_batch_is_rolled_forward(
     lab.finish(vec![second]).await
 }
 
-/// The worker is killed while its insert runs; the statement goes on without it.
+/// The worker is killed while its insert runs, and the statement continues without it.
 async fn killed_during_its_insert(strategy: &'static str) -> Result<()> {
     let mut lab = Lab::shared("killed").await?;
     lab.set("load.strategy", strategy);
@@ -116,7 +116,7 @@ async fn killed_during_its_insert(strategy: &'static str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_worker_killed_during_its_insert_is_made_good() -> Result<()> {
+async fn a_worker_killed_during_its_insert_is_recovered() -> Result<()> {
     concurrently(
         ["single_pass", "per_type"]
             .map(|strategy| scenario(strategy, killed_during_its_insert(strategy))),
@@ -159,10 +159,10 @@ async fn torn(meanwhile: &'static str, to_all: bool, strategy: &'static str) -> 
     lab.finish(vec![daemon]).await
 }
 
-/// A token that is remembered although its rows are gone, rows that are there although their token
-/// is not.
+/// Cases: a token that is remembered although its rows are missing, and rows that exist although
+/// their token is not remembered.
 #[tokio::test]
-async fn what_a_crash_of_clickhouse_tears_is_loaded_anew() -> Result<()> {
+async fn a_batch_torn_by_a_crash_of_clickhouse_is_loaded_again() -> Result<()> {
     let lost = "DELETE FROM {table} WHERE 1";
     let doubled = "INSERT INTO {table} SELECT * FROM {table}";
     concurrently(
@@ -178,9 +178,9 @@ async fn what_a_crash_of_clickhouse_tears_is_loaded_anew() -> Result<()> {
     .await
 }
 
-/// The tables' memory for tokens is the owner's to change; Sluice does not trust in it.
+/// The owner can change how many tokens the tables remember. Sluice does not rely on it.
 #[tokio::test]
-async fn what_clickhouse_does_not_recognise_as_repeated_is_loaded_anew() -> Result<()> {
+async fn a_repeated_insert_that_clickhouse_does_not_recognise_is_loaded_again() -> Result<()> {
     let forget = "ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = 0";
     concurrently(
         ["single_pass", "per_type"]

@@ -1,4 +1,4 @@
-//! `sluice dlq` dies in the middle of its work; run again, it ends it.
+//! `sluice dlq` dies in the middle of its work. A second run finishes it.
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
@@ -11,7 +11,7 @@ use crate::harness::{BOUND, Lab, concurrently, scenario};
 
 const SIGABRT: i32 = 6;
 
-/// Of what is in the dead-letter queue, so many objects are loaded.
+/// The number of objects in the dead-letter queue that are loaded already.
 const LOADED: usize = 6;
 const NOT_LOADED: usize = 14;
 
@@ -28,7 +28,7 @@ async fn with_dead_letters(name: &str) -> Result<Lab<'static>> {
     }
     lab.put_bundles(NOT_LOADED).await?;
     wait_for("the dead letters", BOUND, async || {
-        // Received once and given back, they may not be received again.
+        // Messages that were received once and returned may not be received again.
         let receive = lab.site.sqs.receive_message();
         let receive = receive.queue_url(&lab.site.queue_url).visibility_timeout(0);
         receive.max_number_of_messages(10).send().await?;
@@ -40,7 +40,7 @@ async fn with_dead_letters(name: &str) -> Result<Lab<'static>> {
     Ok(lab)
 }
 
-/// Until nothing is left, since what a killed one held comes back later.
+/// Waits until nothing is left, since messages that a killed command had in flight reappear later.
 async fn repeated(lab: &Lab<'_>, mut arguments: impl FnMut() -> Vec<String>) {
     wait_for("the dead-letter queue to be empty", BOUND, async || {
         let output = lab.command(&arguments(), "").await?;

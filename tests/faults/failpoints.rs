@@ -1,4 +1,4 @@
-//! The daemon dies at every step of the ledger protocol; another one finishes its work.
+//! The daemon dies at every step of the ledger protocol, and another one finishes its work.
 
 use anyhow::{Result, ensure};
 
@@ -33,7 +33,7 @@ async fn all(scenarios: Vec<(Vec<String>, &'static str)>) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_worker_that_dies_at_any_step_is_made_good() -> Result<()> {
+async fn a_worker_that_dies_at_any_step_is_recovered() -> Result<()> {
     let mut scenarios = Vec::new();
     for step in ["look_up", "seal", "verify", "insert", "record", "delete"] {
         for when in ["before", "after"] {
@@ -46,7 +46,7 @@ async fn a_worker_that_dies_at_any_step_is_made_good() -> Result<()> {
 /// After `insert.after` the batch has rows, and is rolled forward; after `verify.after` it has
 /// none, and is released.
 #[tokio::test]
-async fn a_worker_that_dies_while_it_recovers_is_made_good() -> Result<()> {
+async fn a_worker_that_dies_while_it_recovers_is_recovered() -> Result<()> {
     let mut scenarios = Vec::new();
     for when in ["before", "after"] {
         for (first, steps) in [
@@ -66,7 +66,7 @@ async fn a_worker_that_dies_while_it_recovers_is_made_good() -> Result<()> {
 }
 
 #[tokio::test]
-async fn per_type_statements_are_made_good_too() -> Result<()> {
+async fn per_type_statements_are_recovered_too() -> Result<()> {
     let deaths = [
         &["insert.before"][..],
         &["insert.after", "insert.after"],

@@ -1,4 +1,4 @@
-//! One test's own queue, bucket, database and daemons, and the comparison at its end.
+//! Gives each test its own queue, bucket, database and daemons, and compares the result at the end.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -20,22 +20,22 @@ use sluice_testkit::{Aws, ClickHouse, Site, SiteOptions, Stack, exact, project, 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// Longer than anything here takes on a busy machine.
+/// Longer than any wait here takes on a busy machine.
 pub(crate) const BOUND: Duration = Duration::from_secs(300);
-/// The least that the configuration allows: leases are as long.
+/// The minimum that the configuration allows. Leases last equally long.
 pub(crate) const VISIBILITY: Duration = Duration::from_secs(10);
 /// Longer than the grace period of the daemon.
 const GRACE: Duration = Duration::from_secs(90);
 
-/// What one test has for itself.
+/// The resources of one test.
 pub(crate) struct Lab<'a> {
     pub(crate) clickhouse: &'a ClickHouse,
     pub(crate) aws: &'a Aws,
     pub(crate) site: Site,
-    /// What the daemons are configured with; change it before one is started.
+    /// The configuration of the daemons. Changes take effect for daemons that are started later.
     pub(crate) config: Value,
     pub(crate) generator: Generator,
-    /// What the tables must have in the end.
+    /// The objects whose rows the tables must have at the end.
     pub(crate) expected: Vec<Bundle>,
     directory: TempDir,
     daemons: AtomicU32,
@@ -48,7 +48,7 @@ pub(crate) struct Daemon {
 }
 
 impl Lab<'static> {
-    /// On the servers that all tests share.
+    /// Uses the servers that all tests share.
     pub(crate) async fn shared(name: &str) -> Result<Self> {
         let stack = Stack::shared();
         Self::new(&stack.clickhouse, stack, name, 3).await
@@ -61,7 +61,7 @@ impl Lab<'static> {
 }
 
 impl<'a> Lab<'a> {
-    /// A migrated database and an empty queue.
+    /// Creates a migrated database and an empty queue.
     pub(crate) async fn new(
         clickhouse: &'a ClickHouse,
         stack: &'a Stack,
@@ -74,7 +74,7 @@ impl<'a> Lab<'a> {
         Ok(lab)
     }
 
-    /// An empty queue, and the name of a database that does not exist.
+    /// Creates an empty queue and picks the name of a database that does not exist.
     pub(crate) async fn unmigrated(
         clickhouse: &'a ClickHouse,
         stack: &'a Stack,
@@ -107,7 +107,7 @@ impl<'a> Lab<'a> {
                     "kind": "keys", "access_key_id": "test", "secret_access_key": "test",
                 },
             },
-            // What is announced together is loaded together.
+            // Objects that are announced together are loaded together.
             "batch": { "window": "500ms", "flush_when_idle": false },
             "load": {
                 "retry_backoff_min": "100ms",
@@ -118,8 +118,8 @@ impl<'a> Lab<'a> {
             "admin": { "listen": "127.0.0.1:0" },
             "log": { "format": "json" },
         });
-        // Another seed for every lab: equal statements of two labs would not disturb each other,
-        // but unequal ones are easier to tell apart.
+        // Each lab has a different seed. Equal statements of two labs would not interfere with each
+        // other, but different ones are easier to tell apart.
         let seed = site.bucket.bytes().fold(7, |seed: u64, byte| {
             seed.wrapping_mul(31).wrapping_add(u64::from(byte))
         });
@@ -148,18 +148,18 @@ impl<'a> Lab<'a> {
         *pointer = value.into();
     }
 
-    /// `database.table`
+    /// Returns `database.table`.
     pub(crate) fn table(&self, name: &str) -> String {
         format!("{}.{name}", self.site.database)
     }
 
-    /// `sluice migrate`, straight to the server.
+    /// Runs `sluice migrate` directly against the server.
     pub(crate) async fn migrate(&self) -> Result<()> {
         let mut config = self.config.clone();
         config["clickhouse"]["url"] = self.clickhouse.url().into();
         config["clickhouse"]["user"] = "default".into();
         config["clickhouse"]["password"] = "".into();
-        // Many tests make their tables at the same time.
+        // Many tests create their tables at the same time.
         config["clickhouse"]["query_timeout"] = "5m".into();
         let output = self.execute(&config, &["migrate"], "").await?;
         ensure!(
@@ -171,7 +171,7 @@ impl<'a> Lab<'a> {
         Ok(())
     }
 
-    /// Runs a subcommand to its end. `failpoints` as for [`Lab::start`].
+    /// Runs a subcommand and waits for it to exit. `failpoints` is as for [`Lab::start`].
     pub(crate) async fn command(
         &self,
         arguments: &[impl AsRef<OsStr>],
@@ -186,7 +186,7 @@ impl<'a> Lab<'a> {
         arguments: &[impl AsRef<OsStr>],
         failpoints: &str,
     ) -> Result<Output> {
-        // A file of its own: commands can run side by side.
+        // Each command has its own log file, since commands can run side by side.
         let file = tempfile::Builder::new()
             .suffix(".yaml")
             .tempfile_in(self.directory.path())?;
@@ -204,7 +204,7 @@ impl<'a> Lab<'a> {
         Ok(output)
     }
 
-    /// Uploads `count` generated objects, whose rows the tables must have in the end.
+    /// Uploads `count` generated objects, whose rows the tables must have at the end.
     pub(crate) async fn put_bundles(&mut self, count: usize) -> Result<()> {
         for _ in 0..count {
             let bundle = self.generator.bundle();
@@ -213,7 +213,7 @@ impl<'a> Lab<'a> {
         Ok(())
     }
 
-    /// Whether anything that was put must become a row of this type.
+    /// Returns whether any uploaded object must produce a row of this type.
     pub(crate) fn expects(&self, kind: EventType) -> bool {
         let mut bundles = self.expected.iter();
         bundles.any(|bundle| bundle.reckoning.rows(kind) > 0)
@@ -225,7 +225,7 @@ impl<'a> Lab<'a> {
         Ok(())
     }
 
-    /// Starts a daemon. `failpoints` as `FAILPOINTS` has them; empty for none.
+    /// Starts a daemon. `failpoints` has the syntax of `FAILPOINTS`; it is empty for none.
     pub(crate) fn start(&self, failpoints: &str) -> Result<Daemon> {
         self.start_with(failpoints, &[])
     }
@@ -259,7 +259,7 @@ impl<'a> Lab<'a> {
         })
     }
 
-    /// Waits until nothing is in the queue.
+    /// Waits until the queue is empty.
     pub(crate) async fn drained(&self, daemons: &[&Daemon]) {
         self.drained_within(BOUND, daemons).await;
     }
@@ -277,11 +277,11 @@ impl<'a> Lab<'a> {
         .await;
     }
 
-    /// Waits until the queue is empty, compares, and asks for a good end of the daemons.
+    /// Waits until the queue is empty, compares the rows, and requires the daemons to exit cleanly.
     pub(crate) async fn finish(&self, daemons: Vec<Daemon>) -> Result<()> {
         self.drained(&daemons.iter().collect::<Vec<_>>()).await;
         for daemon in daemons {
-            // Until then a SIGTERM would end it as it ends any process.
+            // Before that, SIGTERM would kill the process without a graceful shutdown.
             daemon.is_ready().await;
             daemon.stop().await?;
         }
@@ -310,7 +310,7 @@ impl<'a> Lab<'a> {
         bail!("{found} messages in the dead-letter queue, not {expected}: {messages:?}")
     }
 
-    /// Moves the dead letters back into the queue, as people do.
+    /// Moves the dead letters back to the queue, as an operator does.
     pub(crate) async fn redrive(&self) -> Result<()> {
         let sqs = &self.site.sqs;
         loop {
@@ -328,7 +328,7 @@ impl<'a> Lab<'a> {
         }
     }
 
-    /// The ends of all daemons' logs.
+    /// Returns the last lines of all daemons' logs.
     pub(crate) fn logs(&self) -> String {
         (0..self.daemons.load(Ordering::Relaxed))
             .map(|number| {
@@ -345,7 +345,7 @@ impl<'a> Lab<'a> {
         Ok(())
     }
 
-    /// Everything that is written so far has been announced to a worker once, and nothing twice.
+    /// Asserts that the worker received each written object once.
     pub(crate) async fn assert_received(&self, daemon: &Daemon, messages: usize) -> Result<()> {
         let received = daemon.metric("sluice_sqs_messages_received_total").await?;
         ensure!(
@@ -355,7 +355,8 @@ impl<'a> Lab<'a> {
         Ok(())
     }
 
-    /// How often a batch's insert was started, by all workers: from the server's own log.
+    /// Counts how often inserts of batches were started by all workers, from the server's query
+    /// log.
     pub(crate) async fn inserts_started(&self) -> Result<u64> {
         self.clickhouse.execute("SYSTEM FLUSH LOGS").await?;
         self.clickhouse
@@ -368,7 +369,7 @@ impl<'a> Lab<'a> {
             .await
     }
 
-    /// `(key, class)` of every object on record as failed, once each.
+    /// Returns `(key, class)` of every object that is recorded as failed, without duplicates.
     pub(crate) async fn failures(&self) -> Result<Vec<(String, String)>> {
         let rows = self
             .clickhouse
@@ -386,12 +387,12 @@ impl<'a> Lab<'a> {
 }
 
 impl Daemon {
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub(crate) fn kill(mut self) -> Result<()> {
         self.process.take().map_or(Ok(()), Process::kill)
     }
 
-    /// SIGTERM; does not wait.
+    /// Sends SIGTERM and does not wait.
     pub(crate) fn terminate(&self) -> Result<()> {
         let process = self.process.as_ref().context("it has ended")?;
         let [_, pid] = process.pids();
@@ -402,7 +403,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// SIGTERM, and exit code 0.
+    /// Sends SIGTERM and requires exit code 0.
     pub(crate) async fn stop(mut self) -> Result<()> {
         let Some(process) = self.process.take() else {
             bail!("it has ended");
@@ -416,7 +417,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Waits until it has ended; gives its exit code, 128 and the signal's number for a signal.
+    /// Waits for the daemon to exit. Returns its exit code, or 128 plus the signal's number.
     pub(crate) async fn ended(mut self) -> Result<i32> {
         let Some(mut process) = self.process.take() else {
             bail!("it has ended");
@@ -430,7 +431,7 @@ impl Daemon {
         status.code().context("the launcher was killed")
     }
 
-    /// Every line of its log, as JSON.
+    /// Returns every line of the log, as JSON.
     pub(crate) fn log_lines(&self) -> Result<Vec<Value>> {
         let text = std::fs::read_to_string(&self.log)?;
         Ok(text
@@ -439,7 +440,7 @@ impl Daemon {
             .collect())
     }
 
-    /// Lines whose message contains this text.
+    /// Counts the log lines whose message contains this text.
     pub(crate) fn said(&self, text: &str) -> Result<usize> {
         let lines = self.log_lines()?;
         let says = |line: &&Value| {
@@ -450,14 +451,14 @@ impl Daemon {
         Ok(lines.iter().filter(says).count())
     }
 
-    /// Batches that it has recovered, and that ended so.
+    /// Counts the batches that the daemon recovered with this outcome.
     pub(crate) fn recovered(&self, end: &str) -> Result<usize> {
         let lines = self.log_lines()?;
         let is = |line: &&Value| line["message"] == "batch recovered" && line["end"] == end;
         Ok(lines.iter().filter(is).count())
     }
 
-    /// A line with this text, at last.
+    /// Waits until the log has a line with this text.
     pub(crate) async fn says(&self, text: &str) {
         wait_for(
             &format!("the log to say {text:?}"),
@@ -483,7 +484,7 @@ impl Daemon {
         Ok(answer)
     }
 
-    /// Sum over all labels of a metric.
+    /// Returns the value of a metric, summed over all labels.
     pub(crate) async fn metric(&self, name: &str) -> Result<u64> {
         let text = self.get("/metrics").await?;
         let lines = text.lines().filter(|line| {
@@ -517,7 +518,7 @@ impl Daemon {
     }
 }
 
-/// To be changed there.
+/// Copies the built-in event types to a directory where a test can change them.
 pub(crate) fn copy_builtin_event_types(directory: &Path) -> Result<()> {
     for entry in std::fs::read_dir(project::path("config/event_types"))? {
         let entry = entry?;
@@ -526,14 +527,14 @@ pub(crate) fn copy_builtin_event_types(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The statements of Sluice, as a proxy sees them.
+/// The kinds of statements that Sluice sends, as a proxy sees them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Statement {
     LookUp,
     Seal,
     Verify,
     Insert,
-    /// An insert whose data the worker reads.
+    /// An insert whose data the worker streams.
     Stream,
     Kill,
     ReadBack,
@@ -566,7 +567,7 @@ impl Statement {
     }
 }
 
-/// A request's statement, wherever it stands.
+/// Returns a request's statement, whether it is in the URL or in the body.
 pub(crate) fn text_of(parts: &Parts, body: &[u8]) -> String {
     let query = parts.uri.query().unwrap_or_default();
     let query = percent_decode_str(query)
@@ -575,7 +576,7 @@ pub(crate) fn text_of(parts: &Parts, body: &[u8]) -> String {
     format!("{query}\n{}", String::from_utf8_lossy(body))
 }
 
-/// Waits until so many requests have met a fault.
+/// Waits until `count` requests have met a fault.
 pub(crate) async fn hits(proxy: &Proxy, count: usize) {
     wait_for("requests to meet a fault", BOUND, async || {
         let hits = proxy.hits();
@@ -585,7 +586,7 @@ pub(crate) async fn hits(proxy: &Proxy, count: usize) {
     .await;
 }
 
-/// S3 announces itself in a new queue; here only objects shall count.
+/// Removes the test event that S3 sends to a new queue, so that only messages about objects count.
 pub(crate) async fn forget_test_event(site: &Site) -> Result<()> {
     wait_for("the test event", BOUND, async || {
         let received = site
@@ -607,7 +608,7 @@ pub(crate) async fn forget_test_event(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// For [`concurrently`]. In a box, since the stack of a test would not hold many of them.
+/// A scenario for [`concurrently`]. It is boxed, since a test's stack has no room for many of them.
 pub(crate) type Scenario = std::pin::Pin<Box<dyn Future<Output = Result<()>>>>;
 
 pub(crate) fn scenario(
@@ -617,7 +618,7 @@ pub(crate) fn scenario(
     (name.into(), Box::pin(scenario))
 }
 
-/// Runs scenarios side by side, most of each being waiting; the first error ends it.
+/// Runs scenarios concurrently, since each mostly waits. The first error ends all of them.
 pub(crate) async fn concurrently(
     scenarios: impl IntoIterator<Item = (String, Scenario)>,
 ) -> Result<()> {

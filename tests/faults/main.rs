@@ -1,6 +1,5 @@
-//! Everything that can go wrong around and within the daemon, on the real engine and the real
-//! binary. Whatever happens, each test ends with the comparison of the rows of every object and
-//! kind with what the generator reckoned.
+//! Failures around and within the daemon, on the real engine and with the real binary. Each test
+//! ends by comparing the rows of every object and kind with the rows that the generator expects.
 
 #![expect(
     clippy::disallowed_methods,

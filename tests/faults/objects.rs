@@ -1,4 +1,4 @@
-//! A proxy between ClickHouse and S3, and objects that are broken, gone or overwritten.
+//! A proxy between ClickHouse and S3, and objects that are broken, missing or overwritten.
 
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ async fn reads_of_s3_can_be_cut_refused_or_delayed() -> Result<()> {
     concurrently(faults.map(|fault| scenario(format!("{fault:?}"), reads_that_meet(fault)))).await
 }
 
-/// One object answers 404 for ever; its batch-mates are loaded in the same receive.
+/// One object always returns 404. The other objects of its batch are loaded in the same receive.
 async fn one_is_missing_for_ever(strategy: &'static str) -> Result<()> {
     let (mut lab, s3) = lab_behind_s3_proxy("missing", 3).await?;
     lab.set("load.strategy", strategy);
@@ -73,8 +73,8 @@ async fn one_is_missing_for_ever(strategy: &'static str) -> Result<()> {
     let expected = [(missing.key.clone(), "missing".to_owned())];
     ensure!(failures == expected, "{failures:?}");
 
-    // Mended, and moved back by hand: it is loaded; and a second copy of a message of an object
-    // that is loaded is recognised.
+    // The object is fixed and moved back by hand: it is loaded. A second copy of a message of a
+    // loaded object is recognised.
     s3.heal();
     lab.redrive().await?;
     lab.expected.push(missing);
@@ -108,7 +108,7 @@ async fn missing_can_be_acknowledged() -> Result<()> {
     lab.finish(vec![daemon]).await
 }
 
-/// A truncated gzip among a thousand objects: found at once, since the error names it.
+/// A truncated gzip file among a thousand objects is found at once, since the error names it.
 async fn one_bad_object_among_a_thousand() -> Result<()> {
     let mut lab = Lab::shared_with("thousand", 1).await?;
     lab.set("batch.window", "10m");
@@ -153,7 +153,7 @@ async fn one_bad_object_among_a_thousand() -> Result<()> {
     Ok(())
 }
 
-/// An error that names no object: halves.
+/// If an error names no object, the batch is halved.
 async fn one_bad_object_that_no_error_names() -> Result<()> {
     let mut lab = Lab::shared_with("halves", 1).await?;
     lab.set("batch.window", "10m");
@@ -193,7 +193,8 @@ async fn bad_objects_harm_only_themselves() -> Result<()> {
     .await
 }
 
-/// Overwritten after it was announced, before it was read: what is read is loaded, once.
+/// An object is overwritten after it was announced and before it was read. The content that is read
+/// is loaded once.
 async fn overwritten_before_it_is_read() -> Result<()> {
     let mut lab = Lab::shared("overwritten").await?;
     lab.put_bundles(4).await?;
@@ -221,7 +222,7 @@ async fn overwritten_before_it_is_read() -> Result<()> {
     lab.finish(vec![daemon]).await
 }
 
-/// What becomes of an object while nobody works on its batch.
+/// What happens to an object while no worker processes its batch.
 #[derive(Clone, Copy, Debug)]
 enum Change {
     Overwritten,
@@ -242,7 +243,8 @@ async fn change(lab: &mut Lab<'static>, bundle: &Bundle, change: Change) -> Resu
     }
 }
 
-/// All rows were committed, and that was not on record yet: they stay, since they are complete.
+/// All rows were committed, but the commit was not recorded yet. The rows stay, since they are
+/// complete.
 async fn changed_before_it_is_on_record(how: Change) -> Result<()> {
     let mut lab = Lab::shared("complete").await?;
     lab.put_bundles(4).await?;
@@ -270,8 +272,9 @@ async fn killed_in_the_middle(name: &str) -> Result<(Lab<'static>, Proxy)> {
     Ok((lab, proxy))
 }
 
-/// Some of the tables had their rows: the batch cannot be completed any more, its rows are taken
-/// back, and its other objects are loaded anew. `deaths`: where workers die on this way.
+/// Some of the tables had their rows. The batch can no longer be completed, so its rows are rolled
+/// back, and its other objects are loaded again. `deaths` are the steps at which workers die
+/// meanwhile.
 async fn changed_in_the_middle(how: Change, deaths: &'static [&'static str]) -> Result<()> {
     let (mut lab, _proxy) = killed_in_the_middle("taken-back").await?;
     let old = lab.expected.remove(1);
@@ -288,8 +291,8 @@ async fn changed_in_the_middle(how: Change, deaths: &'static [&'static str]) -> 
     lab.finish(vec![last]).await
 }
 
-/// A worker dies while it takes rows back, and one of its statements arrives when another worker has
-/// long found the batch: that one must not have called it loaded.
+/// A worker dies while it rolls rows back, and one of its statements arrives long after another
+/// worker has found the batch. That worker must not have recorded the batch as loaded.
 async fn a_delete_comes_late() -> Result<()> {
     let (lab, proxy) = killed_in_the_middle("late-delete").await?;
     let gone = lab.expected[1].clone();
@@ -356,7 +359,7 @@ fn plain_as(key: &str, bytes: Vec<u8>) -> Vec<u8> {
     }
 }
 
-/// Refused by S3 for one object alone: that is its own fault once others can be read.
+/// S3 refuses one object only. That is the object's fault once others can be read.
 #[tokio::test]
 async fn one_object_that_s3_refuses_harms_only_itself() -> Result<()> {
     let (mut lab, s3) = lab_behind_s3_proxy("refused", 2).await?;

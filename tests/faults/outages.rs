@@ -1,5 +1,5 @@
-//! ClickHouse or the queue away or refusing while work is in hand. `tests/it/outages.rs` has those
-//! that begin before there is any.
+//! ClickHouse or the queue becomes unavailable or refuses requests while work is in progress.
+//! `tests/it/outages.rs` covers outages that begin before any work.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use tokio::task::spawn_blocking;
 
 use crate::harness::{BOUND, Lab, Statement, concurrently, hits, scenario};
 
-/// Messages would go to the dead letters after being received twice, and an outage lasts longer
-/// than they stay hidden for that: every one is received once all the same.
+/// Messages would become dead letters after two receives, and an outage lasts longer than their
+/// visibility timeouts. Every message is received once nevertheless.
 async fn clickhouse_is_killed_during_an_insert() -> Result<()> {
     let clickhouse = Arc::new(spawn_blocking(ClickHouse::start).await??);
     let mut lab = Lab::new(&clickhouse, Stack::shared(), "crash", 2).await?;
@@ -42,8 +42,8 @@ async fn clickhouse_is_killed_during_an_insert() -> Result<()> {
     lab.finish(vec![daemon]).await
 }
 
-/// The statement is refused until somebody mends something. Meanwhile nothing more is received,
-/// the reason is shown, and the log stays short.
+/// The statement is refused until the cause is fixed. Until then nothing more is received, the
+/// reason is shown, and the log stays short.
 async fn a_statement_is_refused(
     statement: Statement,
     error: &'static str,
@@ -118,8 +118,8 @@ async fn deletes_fail_at_first() -> Result<()> {
     lab.finish(vec![daemon]).await
 }
 
-/// The queue is away while messages are held: they are loaded, and settled when it is back, or come
-/// back and are recognised.
+/// The queue is unavailable while messages are in flight. They are loaded, and settled when it is
+/// back, or reappear and are recognised.
 async fn the_queue_goes_away() -> Result<()> {
     let mut lab = Lab::shared_with("queue", 5).await?;
     let sqs = Proxy::start(lab.aws.endpoint()).await?;
@@ -131,7 +131,7 @@ async fn the_queue_goes_away() -> Result<()> {
     let daemon = lab.start_with("", &[("AWS_ENDPOINT_URL", sqs.url())])?;
     hits(&clickhouse, 1).await;
     sqs.inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
-    // Every delete is given up.
+    // Every delete fails for good.
     daemon.says("giving up on SQS request").await;
     sqs.heal();
     lab.drained(&[&daemon]).await;
@@ -140,8 +140,8 @@ async fn the_queue_goes_away() -> Result<()> {
     lab.finish(vec![daemon]).await
 }
 
-/// An insert of several times the visibility timeout: received once, deleted once. Another worker
-/// is handed the same objects meanwhile, and leaves them alone.
+/// An insert takes several times the visibility timeout. Its messages are received once and deleted
+/// once. Another worker receives the same objects and does not load them.
 async fn a_long_insert() -> Result<()> {
     let mut lab = Lab::shared_with("long", 2).await?;
     let clickhouse = Proxy::start(lab.clickhouse.url()).await?;
@@ -210,7 +210,7 @@ async fn outages_cost_nothing() -> Result<()> {
     .await
 }
 
-/// The landing table goes away while the daemon runs, and `migrate` makes it again.
+/// The landing table is dropped while the daemon runs, and `migrate` creates it again.
 #[tokio::test]
 async fn a_dropped_landing_table_is_waited_for() -> Result<()> {
     let mut lab = Lab::shared_with("landing", 2).await?;

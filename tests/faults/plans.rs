@@ -1,4 +1,4 @@
-//! A batch is recovered by a worker that would make other statements of it.
+//! A batch is recovered by a worker that would use different statements for it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::harness::{Lab, Statement, concurrently, copy_builtin_event_types, hits, scenario};
 
-/// The worker is gone when all rows are there, and this is not on record: they stay.
+/// The worker dies when all rows are committed but not yet recorded. The rows stay.
 async fn complete(before: &'static str, after: &'static str) -> Result<()> {
     let mut lab = Lab::shared("plan-complete").await?;
     lab.set("load.strategy", before);
@@ -24,8 +24,9 @@ async fn complete(before: &'static str, after: &'static str) -> Result<()> {
     lab.finish(vec![last]).await
 }
 
-/// The worker is gone when some tables have their rows. Another one cannot replay its statements:
-/// the rows are taken back, and the objects are loaded anew. Whoever dies on this way is made good.
+/// The worker dies when some tables have their rows. Another worker cannot retry its statements, so
+/// the rows are rolled back and the objects are loaded again. Workers that die during this are
+/// recovered from, too.
 async fn halfway(change: fn(&mut Lab<'_>, &Path) -> Result<()>, death: &'static str) -> Result<()> {
     let mut lab = Lab::shared_with("plan-halfway", 6).await?;
     lab.set("load.strategy", "per_type");
@@ -68,7 +69,7 @@ fn other_limit(lab: &mut Lab<'_>, _: &Path) -> Result<()> {
     Ok(())
 }
 
-/// One event type more, which takes nothing of what there is.
+/// Adds an event type that matches no existing statement.
 fn other_event_types(lab: &mut Lab<'_>, directory: &Path) -> Result<()> {
     copy_builtin_event_types(directory)?;
     let more = "table: mores\nrule: {path: [more], equals: yes}\norder_by: [id]\n\

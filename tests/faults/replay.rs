@@ -1,4 +1,5 @@
-//! `sluice rejects replay` dies in the middle of its work, or is disturbed; run again, it ends it.
+//! `sluice rejects replay` dies in the middle of its work or is disturbed. A second run finishes
+//! it.
 
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
@@ -62,7 +63,7 @@ async fn dies(lab: &Lab<'_>, failpoint: &str) {
     .await;
 }
 
-/// Until nobody has anything in hand any more; then each line is where it belongs, once.
+/// Runs until no replay is unfinished. Then each line is in its table once.
 async fn ends_well(lab: &Lab<'_>) -> Result<()> {
     let unfinished = format!(
         "SELECT uniqExact(batch_id) FROM {} WHERE read_by LIKE '%\\_%' AND batch_id NOT IN \
@@ -113,7 +114,7 @@ async fn a_replay_that_dies_at_any_step_is_completed_by_the_next() -> Result<()>
             "seal.before=",
             "seal.after=",
             "verify.after=",
-            // The list is frozen.
+            // The snapshot is recorded.
             "replay.statement=",
         ],
         &["insert.after=", "record.after=", "clean.before="],
@@ -125,7 +126,7 @@ async fn a_replay_that_dies_at_any_step_is_completed_by_the_next() -> Result<()>
 }
 
 #[tokio::test]
-async fn a_replay_that_dies_while_it_recovers_is_made_good() -> Result<()> {
+async fn a_replay_that_dies_while_it_recovers_is_recovered() -> Result<()> {
     const DEATHS: [&[&str]; 2] = [
         // The rows are in their table, and not counted.
         &[
@@ -139,7 +140,7 @@ async fn a_replay_that_dies_while_it_recovers_is_made_good() -> Result<()> {
     all_dying("per_type", DEATHS).await
 }
 
-/// What was begun by a replay of another configuration, and has rows, is taken back.
+/// A replay that another configuration began, and that has rows, is rolled back.
 #[tokio::test]
 async fn a_replay_is_not_rolled_forward_under_another_configuration() -> Result<()> {
     let mut lab = with_kept_lines("replay-plan", "per_type").await?;
@@ -173,7 +174,7 @@ const STATEMENTS: [(&str, &[&str]); 5] = [
     ("clean", &["DELETE FROM"]),
 ];
 
-/// One statement after the other meets the fault, once each.
+/// Each statement in turn meets the fault once.
 async fn disturbed(fault: Fault) -> Result<()> {
     let mut lab = with_kept_lines("replay-faults", "single_pass").await?;
     let proxy = Proxy::start(lab.clickhouse.url()).await?;

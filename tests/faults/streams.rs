@@ -1,4 +1,4 @@
-//! Streams that break at either end: objects that the worker reads into its inserts.
+//! Streams that break at either end, for objects that the worker reads into its inserts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,7 +61,7 @@ async fn put_large_of(lab: &mut Lab<'_>, lines: u64) -> Result<()> {
     lab.put(large).await
 }
 
-/// The way to ClickHouse is cut, and the next try finds what the first has left.
+/// The connection to ClickHouse is cut, and the next attempt finds what the first has left behind.
 async fn cut_on_the_way_to_clickhouse(fault: Fault, objects: Objects) -> Result<()> {
     let mut lab = Lab::shared("cut-stream").await?;
     streaming(&mut lab);
@@ -76,7 +76,7 @@ async fn cut_on_the_way_to_clickhouse(fault: Fault, objects: Objects) -> Result<
     lab.finish(vec![daemon]).await
 }
 
-/// The way from S3 to the worker is cut.
+/// The connection from S3 to the worker is cut.
 async fn cut_on_the_way_from_s3(fault: Fault, objects: Objects) -> Result<()> {
     let mut lab = Lab::shared("cut-read").await?;
     streaming(&mut lab);
@@ -123,7 +123,7 @@ async fn a_stream_of_many_blocks_can_be_cut_at_either_end() -> Result<()> {
     cut_at_either_end(Objects::Large).await
 }
 
-/// Slow enough that somebody can die in mid-stream.
+/// Slow enough that a process can die in mid-stream.
 const SLOWLY: &str = "stream.piece=sleep(500)";
 
 /// Where a worker ends.
@@ -167,14 +167,15 @@ async fn workers_die(deaths: Vec<Death>, objects: Objects, fallback: &str) -> Re
     for death in deaths {
         die(&lab, death).await?;
     }
-    // What is sealed as streamed is replayed so, whatever the configuration says now.
+    // A batch that was claimed as streamed is retried as streamed, whatever the configuration is
+    // now.
     lab.set("load.fallback", fallback);
     let last = lab.start("")?;
     lab.finish(vec![last]).await
 }
 
 #[tokio::test]
-async fn a_worker_that_dies_while_it_streams_is_made_good() -> Result<()> {
+async fn a_worker_that_dies_while_it_streams_is_recovered() -> Result<()> {
     use Death::{AfterABlock, At};
     use Objects::{Large, Small};
     let first = At("stream.piece=return");
@@ -218,7 +219,7 @@ async fn clickhouse_dies(objects: Objects) -> Result<()> {
 }
 
 #[tokio::test]
-async fn clickhouse_that_dies_in_mid_stream_is_made_good() -> Result<()> {
+async fn clickhouse_that_dies_in_mid_stream_loses_nothing() -> Result<()> {
     clickhouse_dies(Objects::Small).await?;
     clickhouse_dies(Objects::Large).await
 }

@@ -1,5 +1,5 @@
-//! The present version takes over what each earlier one left behind, while a worker of that one is
-//! still loading.
+//! The current version takes over from each earlier one while a worker of that version is still
+//! loading.
 
 mod fixture;
 mod write;
@@ -24,8 +24,9 @@ fn own_aws() -> Result<Stack> {
     })
 }
 
-/// Loads objects as a worker of the fixture's version does, with the requests that one has sent.
-/// The reads between them are left out: nobody else works on these objects until they are sealed.
+/// Loads objects as a worker of the fixture's version does, with the requests that such a worker
+/// sent. The reads between them are left out, since no other worker uses these objects until they
+/// are claimed.
 struct OldWorker<'a> {
     lab: &'a Lab<'a>,
     requests: [Recorded; 3],

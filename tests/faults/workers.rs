@@ -1,4 +1,4 @@
-//! Workers that stop, many of them at once, queues of other kinds, and messages nobody can use.
+//! Workers that stop, several workers at once, other kinds of queues, and unusable messages.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use sluice_testkit::wait_for;
 
 use crate::harness::{BOUND, Daemon, Lab, Statement, concurrently, hits, scenario};
 
-/// Waits until the daemon holds so many messages.
+/// Waits until the daemon has `messages` messages in flight.
 async fn holds(daemon: &Daemon, messages: u64) {
     wait_for("messages to be received", BOUND, async || {
         let received = daemon.metric("sluice_sqs_messages_received_total").await?;
@@ -20,7 +20,7 @@ async fn holds(daemon: &Daemon, messages: u64) {
     .await;
 }
 
-/// What is in the window when the stop comes goes back at once.
+/// Objects in the open window are returned at once when the worker stops.
 async fn stopped_in_the_window() -> Result<()> {
     let mut lab = Lab::shared("window").await?;
     lab.set("batch.window", "10m");
@@ -53,7 +53,8 @@ async fn stopped_during_an_insert() -> Result<()> {
     lab.finish(vec![]).await
 }
 
-/// One that does not is ended, and its messages are visible at once; nobody waits for its lease.
+/// An insert that takes longer is cancelled, and its messages are visible at once, without waiting
+/// for the lease.
 async fn stopped_beyond_the_grace() -> Result<()> {
     let mut lab = Lab::shared("beyond").await?;
     let proxy = Proxy::start(lab.clickhouse.url()).await?;
@@ -72,7 +73,7 @@ async fn stopped_beyond_the_grace() -> Result<()> {
     lab.finish(vec![second]).await
 }
 
-/// The same while the statement runs on the server, so that there is something to be ended.
+/// The same while the statement runs on the server, so that there is something to cancel.
 async fn stopped_beyond_the_grace_while_the_server_reads() -> Result<()> {
     let mut lab = Lab::shared("reading").await?;
     let s3 = Proxy::start(lab.aws.endpoint()).await?;
@@ -150,7 +151,7 @@ async fn a_stop_finishes_or_gives_back() -> Result<()> {
     .await
 }
 
-/// Sends an announcement of every object again, so many times.
+/// Sends the announcement of every object again, `times` times.
 async fn announce_again(lab: &Lab<'static>, times: usize) -> Result<()> {
     for bundle in &lab.expected {
         let head = lab.site.s3.head_object().bucket(&lab.site.bucket);
@@ -177,7 +178,7 @@ async fn three_workers_with_duplicates() -> Result<()> {
 /// FIFO queues hold a group's messages back while one of them is in flight.
 async fn fifo_queue() -> Result<()> {
     let mut lab = Lab::shared("fifo").await?;
-    // Nobody reads what S3 sends; the same goes into a queue that keeps its order.
+    // The queue that S3 sends to is not read. The same messages are sent to a FIFO queue.
     lab.put_bundles(12).await?;
     let sqs = lab.site.sqs.clone();
     let create = |name: String, redrive: Option<String>| {
@@ -224,7 +225,7 @@ async fn fifo_queue() -> Result<()> {
     lab.finish(vec![daemon]).await
 }
 
-/// What nobody can read goes to the dead letters as it is; each message is mentioned once.
+/// Unreadable messages become dead letters unchanged. Each is logged once.
 async fn poison() -> Result<()> {
     let mut lab = Lab::shared("poison").await?;
     lab.put_bundles(3).await?;

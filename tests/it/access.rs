@@ -1,5 +1,5 @@
-//! With which rights ClickHouse reads S3, how Sluice reaches ClickHouse, and what nobody may see
-//! of either. S3 is strict here: it checks signatures and policies.
+//! The permissions with which ClickHouse reads S3, how Sluice connects to ClickHouse, and which
+//! secrets must not be visible. S3 is strict here: it checks signatures and policies.
 
 use anyhow::ensure;
 use serde_json::json;
@@ -120,7 +120,8 @@ async fn clickhouse_reads_with_each_kind_of_access() {
     }
 }
 
-/// None of these is the fault of an object: intake pauses, and goes on once the right is there.
+/// None of these is the fault of an object. Intake pauses, and resumes once the permission is
+/// granted.
 #[tokio::test]
 async fn a_right_that_is_missing_is_named_and_waited_for() {
     let s3 = strict_s3().await;
@@ -259,7 +260,7 @@ async fn a_password_that_is_replaced_in_its_file_needs_no_restart() {
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 1);
 }
 
-/// Quotes and backslashes, since it stands in statements as a literal.
+/// The secret has quotes and backslashes, since statements contain it as a literal.
 const SECRET: &str = r"s3cr'et\key/hunter2+hunter2";
 
 #[track_caller]

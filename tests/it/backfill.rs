@@ -1,4 +1,4 @@
-//! `sluice backfill`: history is loaded once, beside the workers and in parts.
+//! `sluice backfill` loads history once, beside the workers and in parts.
 
 use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use serde_json::{Value, json as object};
@@ -78,7 +78,7 @@ async fn history_is_loaded_once_beside_workers_and_is_not_loaded_again() {
     sluice.migrate();
     let bundles = bundles(31, 90);
     let reckoning = upload(&site, &bundles).await;
-    // The queue announces all of it, and the backfill lists all of it.
+    // The queue announces all objects, and the backfill lists them all.
     sluice.start();
     let url = format!("s3://{}", site.bucket);
     let first = sluice.spawn(&["backfill", &url, "--output", "json"]);
@@ -106,7 +106,7 @@ async fn history_is_loaded_once_beside_workers_and_is_not_loaded_again() {
 }
 
 #[tokio::test]
-async fn the_report_tells_rows_by_kind_and_a_dry_run_writes_nothing() {
+async fn the_report_has_rows_by_kind_and_a_dry_run_writes_nothing() {
     let (stack, site, sluice) = silent("backfill-report").await;
     let bundles = bundles(32, 25);
     let reckoning = upload(&site, &bundles).await;
@@ -228,7 +228,7 @@ async fn what_is_meant_can_be_chosen() {
     }
     assert!(refused(&sluice, 1, &["s3://b/a", "--section", "1"]).contains("slash"));
 
-    // So many, and then the rest.
+    // Four objects first, and then the rest.
     let some = backfill(&sluice, &site, &["--limit", "4", "--max-rate", "2"]);
     assert_eq!(
         (&some["loaded"], &some["left"]),
@@ -264,7 +264,7 @@ async fn objects_of_a_versioned_bucket_are_the_same_listed_and_announced() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_loaded_fails_alone_and_the_exit_code_tells() {
+async fn an_unloadable_object_fails_alone_and_changes_the_exit_code() {
     let (stack, site, sluice) = silent("backfill-bad").await;
     put_notes(&site, &["a.jsonl", "folder/", "z.jsonl"]).await;
     site.put("empty", "").await.unwrap();
@@ -411,7 +411,7 @@ async fn forced_rows_are_replaced_in_a_table_with_a_projection() {
 
 /// The same lines, read otherwise: what was a statement is too long by now.
 #[tokio::test]
-async fn forced_what_is_loaded_is_replaced_and_its_story_tells_so() {
+async fn a_forced_backfill_replaces_rows_and_the_history_shows_it() {
     let (stack, site, sluice) = silent("backfill-force").await;
     let long = line(&"x".repeat(5000));
     site.put("a", format!("{}{long}", line("short")))
@@ -454,7 +454,7 @@ async fn forced_what_is_loaded_is_replaced_and_its_story_tells_so() {
     let states = [0, 1].map(|at| version["batches"][at]["state"].as_str().unwrap());
     assert_eq!(states, ["loaded", "superseded"], "{story}");
 
-    // What is newer than that is let be.
+    // Newer objects are skipped.
     let none = backfill(&sluice, &site, &["--force", "--loaded-before", "1h"]);
     assert_eq!(
         (&none["loaded"], &none["already_loaded"]),

@@ -1,5 +1,5 @@
-//! Who is at fault where ClickHouse refuses something: an object, which then fails alone, or the
-//! server, the account and what is on the way, for which intake pauses.
+//! Attribution of ClickHouse's refusals: to an object, which then fails alone, or to the server,
+//! the account or the network, for which intake pauses.
 
 use anyhow::ensure;
 use sluice::clickhouse::codes::{CODES, CONTENT};
@@ -171,7 +171,7 @@ async fn pauses_and_blames_nobody(fault: Fault, words: &str, reason: &str) {
     proxy.inject(fault, usize::MAX, |_, sql| loads(sql));
     let reckoning = upload(&site, &bundles).await;
     let why = sluice.not_ready(words).await;
-    // It stays so, while it is tried again and again.
+    // The state persists while the insert is retried.
     let hits = proxy.hits();
     wait_for("it to be tried again", BOUND, async || {
         let now = proxy.hits();
@@ -210,7 +210,7 @@ async fn answers_of_a_proxy_pause_intake_and_blame_no_object() {
     }
 }
 
-/// Of these objects just one fails, whenever it is tried.
+/// Exactly one of these objects fails at every attempt.
 async fn fails_alone(fault: Fault, words: &str, settings: &[(&str, &str)]) {
     let stack = Stack::shared();
     let site = stack.site_of_receives("alone", 1).await.unwrap();
@@ -352,7 +352,7 @@ async fn a_quota_that_is_used_up_pauses_intake_and_is_told_of_once() {
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
-/// What is wrong with the dead-letter queue or with the content does not stop loading, and is told.
+/// Problems with the dead-letter queue or with the content do not stop loading, and are reported.
 #[tokio::test]
 async fn dead_letters_and_rejected_lines_call_for_attention() {
     let stack = Stack::shared();

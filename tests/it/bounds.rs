@@ -1,4 +1,4 @@
-//! What is too much for one insert, and what would make parts without limit.
+//! Inputs that are too large for one insert or that would create parts without limit.
 
 use std::collections::BTreeMap;
 

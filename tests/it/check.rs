@@ -1,4 +1,4 @@
-//! `sluice check`: what passes when all is well, and what each failure is called.
+//! `sluice check`: its output on a correct setup and for each failure.
 
 use aws_sdk_sqs::types::{MessageSystemAttributeName, QueueAttributeName};
 use serde_json::Value;
@@ -42,7 +42,7 @@ fn of<'a>(checks: &'a [Value], name: &str) -> (&'a str, &'a str, &'a str) {
     (text("result"), text("detail"), text("advice"))
 }
 
-/// What fails, and nothing else does.
+/// Asserts that this check fails and no other does.
 #[track_caller]
 fn assert_fails(checks: &[Value], names: &[&str]) {
     let failed = checks.iter().filter(|check| check["result"] == "fail");
@@ -73,7 +73,7 @@ async fn good_site(stack: &Stack, name: &str) -> (Site, Sluice) {
     (site, sluice)
 }
 
-/// What is there before and after: rows of every table, and all tables.
+/// Returns the state to compare before and after: rows of every table, and all tables.
 async fn everything(stack: &Stack, site: &Site) -> (Rows, String) {
     let sql = format!(
         "SELECT name, total_rows FROM system.tables WHERE database = '{}' ORDER BY name",
@@ -341,7 +341,7 @@ async fn a_server_that_does_not_recognise_repeated_inserts_is_detected() {
     }
     assert_eq!(scratch(&stack.clickhouse, &site).await, "");
 
-    // What a check leaves that is killed.
+    // The tables that a killed check leaves behind.
     let now: u64 = stack
         .clickhouse
         .scalar("SELECT toUnixTimestamp(now())")
@@ -467,7 +467,7 @@ async fn the_rights_that_are_printed_are_enough_and_each_that_is_missing_is_name
     assert!(least.log().contains("seen_view"), "{}", least.log());
     assert_eq!(least.stop().await.code(), Some(0));
     assert_eq!(loaded(&clickhouse, database).await, 2);
-    // What is asked only when merges have taken rows between an insert and its comparison.
+    // This query runs only when merges have removed rows between an insert and its comparison.
     let access = access_as(clickhouse.url(), "least", database);
     let parts = Warehouse::connect(&access).unwrap();
     let sql = "SELECT count() AS parts FROM system.parts WHERE level > 0";

@@ -1,4 +1,4 @@
-//! The command line, as people and orchestrators meet it.
+//! The command line as people and orchestrators use it.
 
 use std::process::Output;
 
@@ -18,7 +18,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("UTF-8")
 }
 
-/// What it prints when all is well.
+/// Returns the output of a command that succeeds.
 fn printed(arguments: &[&str]) -> String {
     let output = run(arguments);
     assert!(output.status.success(), "{output:?}");
@@ -26,7 +26,7 @@ fn printed(arguments: &[&str]) -> String {
     stdout(&output)
 }
 
-/// What it says against the command line or the configuration.
+/// Returns the error about the command line or the configuration.
 fn refused(arguments: &[&str]) -> String {
     let output = run(arguments);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
@@ -41,7 +41,7 @@ fn assert_says(text: &str, words: &[&str]) {
 }
 
 #[test]
-fn help_tells_of_every_command() {
+fn help_lists_every_command() {
     let help = printed(&["--help"]);
     insta::assert_snapshot!("help", help);
     let commands = commands_in(&help);
@@ -66,7 +66,7 @@ fn commands_in(help: &str) -> Vec<&str> {
         .collect()
 }
 
-/// As `sluice … | head` closes it.
+/// Closes the pipe as `sluice … | head` does.
 #[test]
 fn a_closed_output_ends_no_command_early() {
     let nowhere = ["--set", "clickhouse.url=http://127.0.0.1:1"];
@@ -111,7 +111,7 @@ fn the_version_is_told() {
 }
 
 #[test]
-fn config_show_tells_what_is_in_force_without_secrets() {
+fn config_show_prints_the_effective_values_without_secrets() {
     let output = sluice()
         .args(["--set", "batch.window=7s", "config", "show"])
         .env("SLUICE__CLICKHOUSE__PASSWORD", "correct-horse")

@@ -1,5 +1,5 @@
-//! After every insert the tables are compared with what was counted as it was inserted. Rows that
-//! somebody else has kept from a table are found; rows that merges have collapsed are not missed.
+//! After every insert the tables are compared with the rows counted during it. Rows that something
+//! else kept out of a table are detected; rows that merges have collapsed are not reported.
 
 use std::time::Duration;
 

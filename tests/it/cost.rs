@@ -1,6 +1,6 @@
-//! What a batch costs ClickHouse beside the insert: the same for any number of objects, and for a
-//! ledger of any size. Left out are the looks at columns without a value, which only the first batches
-//! of a process cost.
+//! The cost of a batch for ClickHouse beyond the insert is the same for any number of objects and
+//! for a ledger of any size. The checks for columns without a value are left out, since only the
+//! first batches of a process run them.
 
 use serde::Deserialize;
 use sluice_testkit::xapi::Generator;
@@ -61,8 +61,8 @@ impl Cost {
     }
 }
 
-/// Loads so many objects in one batch, or a few, and one of a line that is no JSON: what is rejected
-/// is looked at once more.
+/// Loads `objects` objects in one or a few batches, and one object whose line is not JSON, since
+/// rejected lines are parsed a second time.
 async fn load(stack: &Stack, site: &Site, seed: u64, objects: usize) -> Cost {
     let bundles: Vec<_> = Generator::new(seed).take(objects).collect();
     upload(site, &bundles).await;

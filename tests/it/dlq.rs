@@ -1,4 +1,4 @@
-//! `sluice dlq`: what is in the dead-letter queue, and what is done about it.
+//! `sluice dlq`: the content of the dead-letter queue, and the commands that change it.
 
 use aws_sdk_sqs::types::{MessageAttributeValue, QueueAttributeName};
 use serde_json::{Value, json as object};
@@ -8,7 +8,7 @@ use crate::harness::{
     BOUND, Sluice, announcement, dead_letters, drained, loaded, remaining, terminate,
 };
 
-/// What it prints, with exit code 0.
+/// Returns the output of a command that exits with code 0.
 fn text(sluice: &Sluice, arguments: &[&str]) -> String {
     let output = sluice.command(&[&["dlq"], arguments].concat());
     assert!(output.status.success(), "{output:?}");
@@ -19,7 +19,7 @@ fn json(sluice: &Sluice, arguments: &[&str]) -> Value {
     serde_json::from_str(&text(sluice, &[arguments, &["--output", "json"]].concat())).unwrap()
 }
 
-/// What it says against that, with exit code 1.
+/// Returns the error of a command that exits with code 1.
 fn refused(sluice: &Sluice, arguments: &[&str]) -> String {
     let output = sluice.command(&[&["dlq"], arguments].concat());
     assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -31,7 +31,7 @@ async fn put_into(site: &Site, url: &str, body: &str) {
     request.send().await.unwrap();
 }
 
-/// Visible and in flight, in the dead-letter queue.
+/// Returns the numbers of visible and in-flight messages in the dead-letter queue.
 async fn dead_depth(site: &Site) -> (u64, u64) {
     let dead = Site {
         queue_url: site.dlq_url.clone(),
@@ -72,7 +72,7 @@ fn only<'a>(listing: &'a Value, class: &str) -> &'a Value {
 }
 
 #[tokio::test]
-async fn dead_letters_are_listed_with_their_reasons_and_given_back_at_once() {
+async fn dead_letters_are_listed_with_their_reasons_and_returned_at_once() {
     let (site, sluice) = with_dead_letters("dlq-list").await;
     let listing = json(&sluice, &["list"]);
     assert_eq!(dead_depth(&site).await, (4, 0));
@@ -148,7 +148,7 @@ async fn what_is_chosen_is_sent_again_and_what_is_loaded_is_done_with() {
     assert_eq!(dead_depth(&site).await, (4, 0));
     assert_eq!(site.queue_depth().await.unwrap(), (0, 0));
 
-    // The object is there again; nobody announces it.
+    // The object exists again, but is not announced.
     site.put("missing.jsonl", "{}\n").await.unwrap();
     let did = json(&sluice, &["redrive", "--error-class", "missing"]);
     assert_eq!(
@@ -243,7 +243,7 @@ async fn attributes_are_kept_and_letters_of_other_queues_are_left_alone() {
     assert_eq!(attributes["who"].string_value(), Some("me"));
 }
 
-/// Takes the test event out of the queue.
+/// Removes the test event from the queue.
 async fn drained_by_hand(site: &Site) {
     wait_for("the test event", BOUND, async || {
         let receive = site.sqs.receive_message().queue_url(&site.queue_url);
@@ -374,7 +374,7 @@ async fn what_is_purged_is_in_the_archive_and_nothing_is_purged_unasked() {
     );
     assert_eq!(dead_depth(&site).await, (3, 0));
 
-    // What is there is never written over.
+    // An existing file is never overwritten.
     assert!(refused(&sluice, &["purge", "--yes", "--archive", path]).contains("failed to create"));
     assert_eq!(archived(), lines);
     assert_eq!(dead_depth(&site).await, (3, 0));
@@ -409,7 +409,7 @@ async fn nothing_is_purged_that_cannot_be_archived() {
 }
 
 #[tokio::test]
-async fn without_the_ledger_nothing_is_moved_and_all_is_given_back() {
+async fn without_the_ledger_nothing_is_moved_and_all_is_returned() {
     let stack = Stack::shared();
     let site = stack.site("dlq-away").await.unwrap();
     let sluice = Sluice::new(stack, &site).set("clickhouse.url", "http://127.0.0.1:1");

@@ -1,5 +1,5 @@
-//! Declared paths that are mistyped: the columns stay empty, and each command that sees their rows
-//! says so.
+//! Declared paths with typing errors: the columns stay empty, and each command that reads their
+//! rows reports it.
 
 use std::path::Path;
 

@@ -42,7 +42,7 @@ async fn every_line_ends_in_its_table_and_health_and_metrics_are_shown() {
     assert_eq!(sluice.get("/healthz").await.unwrap(), (200, "ok\n".into()));
     assert_eq!(sluice.get("/readyz").await.unwrap().0, 200);
     assert_eq!(sluice.get("/nothing").await.unwrap().0, 404);
-    // One more than objects: the test event.
+    // The test event is one message more than there are objects.
     let received = sluice.metric("sluice_sqs_messages_received_total").await;
     assert_eq!(received.unwrap(), 121.0);
     let total = sluice.metric("sluice_rows_total").await.unwrap();
@@ -77,7 +77,7 @@ async fn an_object_that_is_announced_again_is_not_loaded_again() {
     let reckoning = upload(&site, &bundles).await;
     drained(&site).await;
     check(stack, &site, &reckoning).await;
-    // The same content is the same object, whether S3 or somebody else announces it.
+    // The same content is the same object, whoever announces it.
     upload(&site, &bundles).await;
     for bundle in &bundles {
         let etag = site.put(&bundle.key, bundle.bytes.clone()).await.unwrap();
@@ -125,7 +125,7 @@ async fn a_missing_object_fails_alone() {
     dead_letters(&site, 1).await;
     drained(&site).await;
     check(stack, &site, &reckoning).await;
-    // Every good one was received once; the missing one, twice. And the test event.
+    // Every good one was received once, and the missing one twice. The test event adds one.
     let received = sluice.metric("sluice_sqs_messages_received_total").await;
     assert_eq!(received.unwrap(), 53.0);
     assert_failure_is_recorded(stack, &site, missing, "missing").await;

@@ -1,4 +1,5 @@
-//! `sluice migrate` on tables of other declarations, while workers of those go on.
+//! `sluice migrate` on tables of other declarations, while workers with those declarations
+//! continue.
 
 use std::path::Path;
 
@@ -80,7 +81,7 @@ async fn types_evolve_under_a_live_worker(strategy: &str) {
     assert!(whats(&done).contains(&"table views"), "{done}");
     assert_eq!(whats(&report(&new, &[])), [""; 0]);
 
-    // The old worker knows nothing of it, and goes on by its own declarations.
+    // The old worker does not know the new declarations and continues with its own.
     let tap = json!({"verb": "tap", "id": "3", "n": 5_000_000_000_i64, "page": "p"});
     let click = json!({"verb": "click", "id": "2", "n": 2, "page": "p"});
     put_clicks(&site, "2.jsonl", &[click, tap.clone()]).await;

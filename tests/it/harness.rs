@@ -1,4 +1,4 @@
-//! The daemon as a child of a test: configured, migrated, run, stopped, killed.
+//! Runs the daemon as a child process of a test: configures, migrates, starts, stops and kills it.
 
 use std::fmt::Display;
 use std::fs::File;
@@ -13,13 +13,13 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// For whatever must happen in the end; nothing that a test waits for takes a tenth of it.
+/// The upper bound for any wait. In practice, no wait takes more than a tenth of it.
 pub(crate) const BOUND: Duration = Duration::from_secs(180);
 
-/// The binary under test.
+/// Returns a command that runs the binary under test.
 pub(crate) fn sluice() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
-    // Nothing of the developer's own.
+    // The developer's own settings must not leak into the test.
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
         if name.starts_with("SLUICE") || name.starts_with("AWS_") {
@@ -31,7 +31,7 @@ pub(crate) fn sluice() -> Command {
     command
 }
 
-/// One daemon, which can be started again and again.
+/// A daemon with its configuration, which can be started repeatedly.
 pub(crate) struct Sluice {
     directory: TempDir,
     settings: Vec<(String, String)>,
@@ -41,7 +41,7 @@ pub(crate) struct Sluice {
 }
 
 impl Sluice {
-    /// For a site of the shared stack. Everything goes fast: the window, and what comes back.
+    /// Creates a daemon for a site of the shared stack, with a short window and short backoffs.
     pub(crate) fn new(stack: &Stack, site: &Site) -> Self {
         let keys = serde_json::json!({
             "kind": "keys", "access_key_id": "test", "secret_access_key": "test",
@@ -49,7 +49,7 @@ impl Sluice {
         Self::with_access(stack, site, keys)
     }
 
-    /// The same with other rights for ClickHouse.
+    /// Creates the same with other credentials for ClickHouse's access to S3.
     pub(crate) fn with_access(stack: &Stack, site: &Site, access: impl Display) -> Self {
         let directory = tempfile::Builder::new()
             .prefix("sluice-it-")
@@ -78,25 +78,25 @@ impl Sluice {
         }
     }
 
-    /// The same with one field changed.
+    /// Changes one field of the configuration.
     pub(crate) fn set(mut self, path: &str, value: impl ToString) -> Self {
         self.settings.push((path.to_owned(), value.to_string()));
         self
     }
 
-    /// The same with one environment variable changed.
+    /// Changes one environment variable.
     pub(crate) fn environment(mut self, name: &'static str, value: String) -> Self {
         self.environment.push((name, value));
         self
     }
 
-    /// Runs a subcommand to its end.
+    /// Runs a subcommand and waits for it to exit.
     pub(crate) fn command(&self, arguments: &[&str]) -> Output {
         let mut command = self.prepared();
         command.args(arguments).output().expect("sluice runs")
     }
 
-    /// Starts a subcommand; its output is piped.
+    /// Starts a subcommand with its output piped.
     pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
         let mut command = self.prepared();
         command.args(arguments);
@@ -130,7 +130,7 @@ impl Sluice {
         command
     }
 
-    /// Tells it to stop, as an orchestrator does, and waits for its end.
+    /// Sends SIGTERM, as an orchestrator does, and waits for the daemon to exit.
     pub(crate) async fn stop(&mut self) -> ExitStatus {
         self.terminate();
         self.ended().await
@@ -140,7 +140,7 @@ impl Sluice {
         terminate(self.child.as_ref().expect("it runs"));
     }
 
-    /// Waits for its end.
+    /// Waits for the daemon to exit.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         let child = self.child.as_mut().expect("it runs");
         let status = wait_for("sluice to end", BOUND, async || Ok(child.try_wait()?)).await;
@@ -148,7 +148,7 @@ impl Sluice {
         status
     }
 
-    /// `kill -9`.
+    /// Sends SIGKILL.
     pub(crate) fn kill(&mut self) {
         let mut child = self.child.take().expect("it runs");
         child.kill().expect("it can be killed");
@@ -161,7 +161,7 @@ impl Sluice {
         assert_eq!(ended, None, "sluice ended by itself");
     }
 
-    /// The command line that everybody on the machine sees.
+    /// Returns the command line, which every user of the machine can see.
     pub(crate) fn command_line(&self) -> String {
         let pid = self.child.as_ref().expect("it runs").id().to_string();
         let output = Command::new("ps")
@@ -170,7 +170,7 @@ impl Sluice {
         String::from_utf8_lossy(&output.expect("`ps` runs").stdout).into_owned()
     }
 
-    /// The log of the latest start.
+    /// Returns the log of the latest start.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.log_file()).unwrap_or_default()
     }
@@ -181,7 +181,7 @@ impl Sluice {
             .join(format!("sluice-{}.log", self.starts))
     }
 
-    /// Where the admin listener is, once it is there.
+    /// Returns the address of the admin listener once it is listening.
     pub(crate) fn admin_address(&self) -> Result<String> {
         let log = self.log();
         let address = log.split_once(" admin=");
@@ -189,7 +189,7 @@ impl Sluice {
         Ok(address.context("not listening yet")?.to_owned())
     }
 
-    /// Status and body of a page of the admin listener.
+    /// Returns the status and body of a page of the admin listener.
     pub(crate) async fn get(&self, path: &str) -> Result<(u16, String)> {
         self.request("GET", path).await
     }
@@ -199,7 +199,7 @@ impl Sluice {
         self.request_as(&address, method, path).await
     }
 
-    /// The same with another `Host`.
+    /// Requests the same with a different `Host` header.
     pub(crate) async fn request_as(
         &self,
         host: &str,
@@ -216,13 +216,13 @@ impl Sluice {
         Ok((status.parse()?, body.to_owned()))
     }
 
-    /// What `/status.json` says.
+    /// Returns the content of `/status.json`.
     pub(crate) async fn status(&self) -> serde_json::Value {
         let (_, status) = self.get("/status.json").await.expect("it answers");
         serde_json::from_str(&status).expect("JSON")
     }
 
-    /// Bytes of memory: what it has now, and the most that it ever had.
+    /// Returns the current and the peak resident memory, in bytes.
     pub(crate) fn memory(&self) -> (u64, u64) {
         let pid = self.child.as_ref().expect("it runs").id();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a Linux");
@@ -235,7 +235,7 @@ impl Sluice {
         (now, most)
     }
 
-    /// Waits until it is ready.
+    /// Waits until the daemon is ready.
     pub(crate) async fn ready(&self) {
         wait_for("sluice to be ready", BOUND, async || {
             let (status, body) = self.get("/readyz").await?;
@@ -245,7 +245,8 @@ impl Sluice {
         .await;
     }
 
-    /// Waits until it says that it is not ready for this reason; gives all that it says.
+    /// Waits until the daemon reports that it is not ready for this reason, and returns the full
+    /// answer.
     pub(crate) async fn not_ready(&self, because: &str) -> String {
         wait_for("a reason not to be ready", BOUND, async || {
             let (status, body) = self.get("/readyz").await?;
@@ -255,7 +256,7 @@ impl Sluice {
         .await
     }
 
-    /// The value of a counter or gauge, all labels added up.
+    /// Returns the value of a counter or gauge, summed over all labels.
     pub(crate) async fn metric(&self, name: &str) -> Result<f64> {
         let (_, body) = self.get("/metrics").await?;
         let values = body
@@ -266,7 +267,7 @@ impl Sluice {
     }
 }
 
-/// SIGTERM.
+/// Sends SIGTERM.
 pub(crate) fn terminate(child: &Child) {
     let pid = child.id().to_string();
     let status = Command::new("kill").args(["-TERM", &pid]).status();
@@ -292,12 +293,12 @@ fn show(log: &str) {
     eprintln!("sluice's log ends with:\n{}", lines[first..].join("\n"));
 }
 
-/// Waits until the queue has no message, visible or not.
+/// Waits until the queue has no messages, visible or in flight.
 pub(crate) async fn drained(site: &Site) {
     remaining(site, 0).await;
 }
 
-/// Waits until the queue has so many messages, visible or not.
+/// Waits until the queue has `messages` messages, visible or in flight.
 pub(crate) async fn remaining(site: &Site, messages: u64) {
     let what = format!("{messages} messages in the queue");
     wait_for(&what, BOUND, async || {
@@ -312,7 +313,7 @@ pub(crate) async fn remaining(site: &Site, messages: u64) {
     .await;
 }
 
-/// Waits until the dead-letter queue has so many messages.
+/// Waits until the dead-letter queue has `messages` messages.
 pub(crate) async fn dead_letters(site: &Site, messages: u64) {
     let what = format!("{messages} dead letters");
     wait_for(&what, BOUND, async || {
@@ -323,7 +324,7 @@ pub(crate) async fn dead_letters(site: &Site, messages: u64) {
     .await;
 }
 
-/// Uploads the bundles; gives what a loader must make of them.
+/// Uploads the bundles and returns the rows that loading them must produce.
 pub(crate) async fn upload(site: &Site, bundles: &[Bundle]) -> ExpectedRows {
     let mut reckoning = ExpectedRows::default();
     for bundle in bundles {
@@ -333,12 +334,12 @@ pub(crate) async fn upload(site: &Site, bundles: &[Bundle]) -> ExpectedRows {
     reckoning
 }
 
-/// One line of no event type, which can be found again by its name.
+/// Returns a line that matches no event type and can be found by its name.
 pub(crate) fn line(name: &str) -> String {
     format!("{{\"note\":\"{name}\"}}\n")
 }
 
-/// The names of the lines that were loaded, sorted.
+/// Returns the names of the loaded lines, sorted.
 pub(crate) async fn names(stack: &Stack, site: &Site) -> Vec<String> {
     let sql = format!(
         "SELECT JSONExtractString(raw, 'note') FROM {}.unmatched_statements ORDER BY 1",
@@ -348,10 +349,10 @@ pub(crate) async fn names(stack: &Stack, site: &Site) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// Rows of every table, by its name.
+/// The number of rows of each table, by the table's name.
 pub(crate) type Rows = Vec<(String, u64)>;
 
-/// What the tables have.
+/// Returns the number of rows in each table.
 pub(crate) async fn rows(clickhouse: &ClickHouse, database: &str) -> Rows {
     let mut rows = Rows::new();
     let tables = EventType::ALL.map(EventType::table);
@@ -372,7 +373,7 @@ pub(crate) async fn rows(clickhouse: &ClickHouse, database: &str) -> Rows {
     rows
 }
 
-/// What the tables must have. The objects are counted by the ledger.
+/// Returns the number of rows that each table must have. Objects are counted by the ledger.
 pub(crate) fn expected(reckoning: &ExpectedRows) -> Rows {
     let tables = EventType::ALL
         .into_iter()
@@ -387,13 +388,13 @@ pub(crate) fn expected(reckoning: &ExpectedRows) -> Rows {
         .collect()
 }
 
-/// The tables have what they must have.
+/// Asserts that each table has the expected number of rows.
 pub(crate) async fn assert_rows(clickhouse: &ClickHouse, database: &str, reckoning: &ExpectedRows) {
     assert_eq!(rows(clickhouse, database).await, expected(reckoning));
 }
 
-/// Objects that the ledger calls loaded, each counted as often as a loaded batch lists it that no
-/// other supersedes.
+/// Counts the objects that the ledger records as loaded, once for each loaded batch that lists them
+/// and is not superseded.
 pub(crate) async fn loaded(clickhouse: &ClickHouse, database: &str) -> u64 {
     let sql = format!(
         "SELECT count() FROM (SELECT DISTINCT object_id, batch_id FROM {database}.ledger_objects) \
@@ -405,7 +406,7 @@ pub(crate) async fn loaded(clickhouse: &ClickHouse, database: &str) -> u64 {
     clickhouse.scalar(&sql).await.unwrap()
 }
 
-/// The body of the message with which S3 would announce the object.
+/// Returns the body of the message with which S3 would announce the object.
 pub(crate) fn announcement(site: &Site, key: &str, etag: &str) -> String {
     let encoded: String = key
         .bytes()

@@ -1,4 +1,5 @@
-//! A ledger that does not show what was written to it: row policies here, stale replicas elsewhere.
+//! A ledger that does not return all that was written to it, here because of row policies. Stale
+//! replicas are tested elsewhere.
 
 use anyhow::ensure;
 use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, wait_for};

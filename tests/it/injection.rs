@@ -9,7 +9,7 @@ use sluice_testkit::{Site, Stack};
 
 use crate::harness::{Sluice, announcement, dead_letters, drained, loaded};
 
-/// `$` stands for the database that they are after. Each is a name that S3 allows for a key.
+/// `$` is a placeholder for the attacked database. Each is a key that S3 allows.
 const HOSTILE: [&str; 14] = [
     "'); DROP DATABASE $; --",
     "\\'); DROP DATABASE $; --",
@@ -30,7 +30,7 @@ const HOSTILE: [&str; 14] = [
 struct Victim {
     stack: &'static Stack,
     site: Site,
-    /// A database that everybody here wants to be rid of.
+    /// The database that the hostile texts try to drop.
     canary: String,
 }
 
@@ -57,7 +57,8 @@ impl Victim {
         self.stack.clickhouse.rows(sql).await.unwrap()
     }
 
-    /// The canary lives, and ClickHouse was never given a statement that it could not read.
+    /// Asserts that the canary database exists, and that ClickHouse never got a statement with a
+    /// syntax error.
     async fn check(&self, sluice: &Sluice) {
         sluice.ready().await;
         let sql = format!(
@@ -92,7 +93,7 @@ async fn hostile_keys_etags_and_fields_are_only_text() {
         let object = &mut body["Records"][0]["s3"]["object"];
         object["versionId"] = json!(hostile);
         object["sequencer"] = json!(hostile);
-        // Half of them with an etag that is none: what is there now is loaded.
+        // Half of the messages have an invalid etag: the current content is loaded.
         if index % 2 == 0 {
             object["eTag"] = json!(hostile);
         }

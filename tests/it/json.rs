@@ -1,4 +1,4 @@
-//! What scripts read: every command's JSON, of one scenario.
+//! The JSON output of every command, for one scenario.
 
 use std::process::Output;
 

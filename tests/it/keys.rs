@@ -9,7 +9,7 @@ use sluice_testkit::{Site, Stack};
 
 use crate::harness::{Sluice, drained};
 
-/// What some part of the way could take for something else than itself.
+/// Keys that some component could misinterpret.
 const HOSTILE: &[&str] = &[
     "{",
     "}",
@@ -68,7 +68,7 @@ const HOSTILE: &[&str] = &[
     "{_partition_id}",
 ];
 
-/// Keys that a wrong reading of `key` would find.
+/// Keys that a wrong interpretation of `key` would match.
 fn decoys(key: &str) -> Vec<String> {
     let mut decoys = vec![
         percent_decode_str(key).decode_utf8_lossy().into_owned(),
@@ -182,7 +182,7 @@ async fn every_key_is_streamed_and_reads_no_other() {
     each_key_is_read_as_it_is("always").await;
 }
 
-/// In both ways the object has the same identity.
+/// Either way, the object has the same identity.
 #[tokio::test]
 async fn every_key_is_listed_as_it_is_announced() {
     let stack = Stack::shared();

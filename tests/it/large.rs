@@ -1,5 +1,5 @@
-//! Large objects, and many. They take minutes and gigabytes, hence are asked for by name:
-//! `cargo test --test it large -- --ignored --test-threads 1 --nocapture`.
+//! Large objects and many objects. These tests take minutes and gigabytes, hence they run only on
+//! request: `cargo test --test it large -- --ignored --test-threads 1 --nocapture`.
 
 use std::time::{Duration, Instant};
 

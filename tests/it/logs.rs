@@ -1,5 +1,5 @@
-//! What a run leaves in the log: lines that programs can read, few in an outage, and a way from
-//! each to the statements of ClickHouse and back.
+//! The log of a run: machine-readable, short during outages, and linked to the statements of
+//! ClickHouse in both directions.
 
 use serde_json::{Map, Value};
 use sluice_testkit::proxy::{Fault, Proxy};
@@ -32,7 +32,7 @@ fn saying<'a>(lines: &'a [Line], what: &str) -> Vec<&'a Line> {
     said
 }
 
-/// How often this was to be said: the lines that say it, and those that were counted instead.
+/// Returns how often the message was logged, including the repetitions that were only counted.
 fn written_and_counted(lines: &[Line], what: &str) -> (u64, u64) {
     let repeats = saying(lines, "… and ").into_iter();
     let of_this = repeats.filter(|line| text(line, "message").contains(what));
@@ -137,7 +137,7 @@ async fn every_line_is_one_flat_object_and_leads_to_the_query_log_and_back() {
     assert_eq!(anonymous, 0);
 }
 
-/// The fields stand in a line also where only failures are logged.
+/// Lines have the fields even if only failures are logged.
 #[tokio::test]
 async fn a_failure_names_its_batch_at_every_level() {
     let (stack, site) = site("warn-log", 5).await;
@@ -179,8 +179,8 @@ async fn outages_log_few_lines_and_count_every_failure() {
         .set("load.concurrency", 20)
         .set("log.format", "json");
     Sluice::new(stack, &site).migrate();
-    // A proxy before ClickHouse refuses the inserts alone, not often enough for a load to look for
-    // somebody to blame: each of them tries on.
+    // A proxy in front of ClickHouse refuses only inserts, and too rarely for a load to search for
+    // the object at fault: each load retries.
     clickhouse.inject(Fault::Status(503), 40, |_, body| {
         String::from_utf8_lossy(body).contains(" s3(")
     });
@@ -214,7 +214,7 @@ async fn outages_log_few_lines_and_count_every_failure() {
 }
 
 #[tokio::test]
-async fn hundreds_of_broken_objects_are_few_lines_and_each_is_on_record() {
+async fn hundreds_of_broken_objects_are_few_lines_and_each_is_recorded() {
     const OBJECTS: u64 = 200;
     let (stack, site) = site("broken-many", 2).await;
     let mut sluice = Sluice::new(stack, &site)
@@ -222,7 +222,7 @@ async fn hundreds_of_broken_objects_are_few_lines_and_each_is_on_record() {
         .set("log.format", "json");
     sluice.migrate();
     for number in 0..OBJECTS {
-        // A key that ClickHouse cannot be told.
+        // A key that ClickHouse cannot address.
         site.put(&format!("broken-*-{number}"), "{}").await.unwrap();
     }
     sluice.start();

@@ -1,4 +1,4 @@
-//! docs/metrics.md against what the daemon exports after everything has happened to it.
+//! Compares docs/metrics.md with the metrics that the daemon exports after every kind of event.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -193,7 +193,7 @@ impl Scenario {
         drained(&self.site).await;
     }
 
-    /// What is held meanwhile is held for long enough to need a heartbeat.
+    /// In-flight messages stay in flight for long enough to need a heartbeat.
     async fn lose_clickhouse(&self) {
         self.clickhouse
             .inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
@@ -358,7 +358,7 @@ fn drawn() -> Vec<String> {
     expressions
 }
 
-/// As Grafana asks them.
+/// The queries as Grafana sends them.
 async fn assert_drawn(prometheus: &Prometheus) {
     let expressions = drawn();
     assert!(expressions.len() > 30, "{}", expressions.len());

@@ -1,4 +1,4 @@
-//! The queries of docs/operations.md, on a site that has something to tell.
+//! The queries of docs/operations.md, on a site with enough data for each to return rows.
 
 use sluice_testkit::xapi::Generator;
 use sluice_testkit::{Stack, project, wait_for};

@@ -1,5 +1,5 @@
-//! ClickHouse or the queue away, or wrongly set up: the daemon waits, says why, and goes on by
-//! itself.
+//! ClickHouse or the queue is unavailable or misconfigured. The daemon waits, reports why, and
+//! resumes by itself.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Settings of the user's profile: whatever they are, what the ledger calls loaded has the rows that
-//! it has without them. An error is no difference.
+//! Settings of the user's profile. Under any of them, objects that the ledger records as loaded
+//! have the same rows as without them. An error is allowed.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -448,7 +448,8 @@ async fn a_server_that_turns_out_to_lack_a_setting_is_asked_again() {
     sluice.start();
     sluice.ready().await;
     assert_eq!(proxy.hits(), 1);
-    // Then a load meets a server that lacks one: it is asked again, and the load goes on.
+    // Then a load reaches a server that lacks one. The statement is retried, and the load
+    // continues.
     let loads = |sql: &[u8]| sql.starts_with(b"INSERT INTO");
     proxy.inject(Fault::Error(unknown), 1, move |_, sql| loads(sql));
     proxy.inject(Fault::Delay(Duration::ZERO), usize::MAX, move |_, sql| {

@@ -1,4 +1,4 @@
-//! What every [`Queue`] promises, held against the one in memory and the one on SQS.
+//! The contract of [`Queue`], tested on the in-memory implementation and on the one for SQS.
 
 use std::time::Duration;
 
@@ -310,7 +310,7 @@ contract!(
 );
 
 #[tokio::test]
-async fn sqs_tells_a_queue_without_redrive_policy() {
+async fn sqs_recognises_a_queue_without_redrive_policy() {
     let stack = Stack::shared();
     let site = stack.site("no-redrive").await.unwrap();
     let plain = SqsQueue::new(site.sqs.clone(), &site.dlq_url);
@@ -327,7 +327,7 @@ async fn sqs_tells_a_queue_without_redrive_policy() {
 }
 
 #[tokio::test]
-async fn sqs_tells_a_missing_queue_from_one_that_is_away() {
+async fn sqs_distinguishes_a_missing_queue_from_an_unavailable_one() {
     let stack = Stack::shared();
     let sqs = stack.aws.sqs();
     let missing = format!("{}/000000000000/no-such-queue", stack.aws.endpoint());

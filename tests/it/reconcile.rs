@@ -1,4 +1,4 @@
-//! `sluice reconcile`: the bucket against the ledger.
+//! `sluice reconcile` compares the bucket with the ledger.
 
 use serde_json::{Value, json as object};
 use sluice::object::{ObjectParts, ObjectRef};

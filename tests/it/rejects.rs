@@ -1,4 +1,4 @@
-//! Lines that cannot become rows, and objects of which there are too many.
+//! Lines that cannot become rows, and objects with too many of them.
 
 use sluice_testkit::xapi::gzip;
 use sluice_testkit::{Site, Stack};
@@ -10,7 +10,8 @@ async fn site(name: &str) -> (&'static Stack, Site) {
     (stack, stack.site_of_receives(name, 2).await.unwrap())
 }
 
-/// What a query over the site's database gives, as text; `$` stands for the database.
+/// Returns the result of a query over the site's database as text. `$` is a placeholder for the
+/// database.
 async fn ask(stack: &Stack, site: &Site, sql: &str) -> String {
     let sql = sql.replace('$', &site.database);
     stack.clickhouse.query(&sql).await.unwrap()
@@ -118,7 +119,7 @@ async fn an_object_with_too_many_rejected_lines_fails_alone_and_leaves_no_rows()
         assert_eq!(ask(stack, &site, &sql).await, expected.concat(), "{table}");
     }
 
-    // Nothing stands in its way once it may.
+    // The retry succeeds once it is allowed.
     sluice.stop().await;
     let mut sluice = Sluice::new(stack, &site);
     site.put("most.jsonl", format!("bad\n{note}bad\n\n\n\n\n"))

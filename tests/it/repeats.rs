@@ -1,5 +1,5 @@
-//! An insert that is repeated under its token adds nothing: every statement of Sluice's must give
-//! ClickHouse as many blocks as it gave the first time, however threads and merges go.
+//! An insert that is repeated under its token adds nothing. Every statement of Sluice must give
+//! ClickHouse the same number of blocks each time, regardless of threads and merges.
 
 use std::time::Duration;
 
@@ -132,9 +132,9 @@ async fn a_repeated_insert_adds_nothing_whatever_threads_read_the_objects() {
     }
 }
 
-/// The list of kept lines is a table, whose parts merge when they like.
+/// The list of rejects is a table, whose parts may merge at any time.
 #[tokio::test]
-async fn a_repeated_insert_of_kept_lines_adds_nothing_when_their_list_was_merged() {
+async fn a_repeated_insert_of_rejects_adds_nothing_when_their_list_was_merged() {
     let rig = Rig::new(Strategy::SinglePass).await;
     let table = format!("{}.{REPLAYED}", rig.site.database);
     let list = async |batch: BatchId, from: usize, lines: usize| {

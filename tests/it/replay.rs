@@ -1,4 +1,4 @@
-//! `sluice rejects`: lines that became no row are listed, shown, and replayed.
+//! `sluice rejects` lists, shows and replays lines that did not become rows.
 
 use std::path::Path;
 
@@ -115,7 +115,7 @@ columns:
 ",
 )];
 
-/// One is mended, and one is new.
+/// One declaration is fixed, and one is new.
 const MENDED: &[(&str, &str)] = &[
     (
         "click.yaml",
@@ -138,7 +138,7 @@ columns:
     ),
 ];
 
-/// Lines of all sorts; `N` stands for the name, since equal ids collapse in merges.
+/// Lines of all sorts. `N` is a placeholder for the name, since equal ids collapse in merges.
 fn mixed(name: &str) -> Vec<u8> {
     let before = r#"{"verb":"click","id":"N0","at":"2026-07-14T08:00:00Z"}
 {"verb":"click","id":"N1","when":"2026-07-14T08:00:01Z"}
@@ -159,7 +159,7 @@ fn declare(directory: &Path, declarations: &[(&str, &str)]) {
     }
 }
 
-/// What a query gives; `$` stands for the database, and `B` for the bucket.
+/// Returns the result of a query. `$` is a placeholder for the database, and `B` for the bucket.
 async fn ask(stack: &Stack, site: &Site, sql: &str) -> String {
     let sql = sql.replace('$', &site.database);
     let text = stack.clickhouse.query(&sql).await.unwrap();

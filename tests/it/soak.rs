@@ -1,4 +1,4 @@
-//! Memory over time, in short; `cargo xtask bench steady --minutes 60` is the long form.
+//! Memory over a short time. `cargo xtask bench steady --minutes 60` is the long version.
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ const ROUNDS: usize = 3;
 /// Of the allocator.
 const SLACK: u64 = 4 << 20;
 
-/// Nobody asks for metrics: what they are made of must not heap up either.
+/// No metrics are requested. The data behind them must not accumulate either.
 #[tokio::test]
 async fn memory_does_not_grow_with_what_was_received() {
     let stack = Stack::shared();

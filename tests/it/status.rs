@@ -1,4 +1,4 @@
-//! `sluice status`: the queue and the workers, what failed, and an object's story.
+//! `sluice status`: the queue and the workers, failures, and the history of an object.
 
 use serde_json::Value;
 use sluice_testkit::proxy::{Fault, Proxy};
@@ -56,7 +56,7 @@ async fn silent_connections_and_foreign_hosts_do_no_harm() {
 }
 
 #[tokio::test]
-async fn a_worker_tells_how_it_is_and_how_far_behind() {
+async fn a_worker_reports_its_health_and_its_lag() {
     let stack = Stack::shared();
     let site = stack.site("status-worker").await.unwrap();
     let mut sluice = Sluice::new(stack, &site);

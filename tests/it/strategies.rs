@@ -1,4 +1,4 @@
-//! Both strategies make the same rows of the same objects, by the same routes.
+//! Both strategies produce the same rows from the same objects, by the same routes.
 
 use sluice_testkit::xapi::Generator;
 use sluice_testkit::{Site, Stack};

@@ -1,4 +1,4 @@
-//! Objects that the worker reads, since ClickHouse cannot or shall not.
+//! Objects that the worker streams, since ClickHouse cannot or must not read them.
 
 use serde_json::Value;
 use sluice_testkit::proxy::{Fault, Proxy};
@@ -23,7 +23,7 @@ async fn read_by(stack: &Stack, site: &Site) -> Vec<(String, u64)> {
     rows.iter().map(row).collect()
 }
 
-/// Key and class of what is on record as failed.
+/// Returns key and class of the recorded failures.
 async fn failures(stack: &Stack, site: &Site) -> String {
     let sql = format!(
         "SELECT DISTINCT key, class FROM {}.ledger_failures ORDER BY key",

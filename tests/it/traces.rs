@@ -1,4 +1,4 @@
-//! Traces, at a collector that speaks OTLP.
+//! Traces, received by an OTLP collector.
 
 use std::sync::{Arc, Mutex};
 

@@ -1,4 +1,4 @@
-//! Objects that are cut short, of which some readers take what is there for the whole.
+//! Truncated objects, which some readers accept as complete.
 
 use std::collections::BTreeMap;
 
@@ -46,7 +46,7 @@ async fn put_all(site: &Site) {
     site.put("section/7/plain.jsonl", line("plain"))
         .await
         .unwrap();
-    // An object without bytes is no frame, and has nothing that could be missing.
+    // An empty object is not a frame, and nothing of it can be missing.
     site.put("section/7/empty.jsonl.zst", "").await.unwrap();
 }
 

@@ -1,4 +1,4 @@
-//! `sluice types`: what is declared, and what would become of lines.
+//! `sluice types`: the declared event types, and a preview of what lines would become.
 
 use std::process::Output;
 

@@ -1,4 +1,5 @@
-//! Set-ups on which loading each object once is not proven: refused, unless that is accepted.
+//! Setups on which loading each object once is not proven. They are refused unless the operator
+//! accepts the risk.
 
 use std::process::Output;
 
@@ -124,7 +125,7 @@ async fn replicate_a_table(clickhouse: &ClickHouse, site: &Site) {
 async fn replicated_tables_are_refused_unless_they_are_accepted() {
     let stack = Stack::shared();
     let site = stack.site("unproven-tables").await.unwrap();
-    // A replica without a Keeper cannot be dropped in good order.
+    // A replica without a Keeper cannot be dropped cleanly.
     let clickhouse = ClickHouse::start().unwrap();
     let at_it = || Sluice::new(stack, &site).set("clickhouse.url", clickhouse.url());
     at_it().migrate();

@@ -1,5 +1,5 @@
-//! Users' own materialized views on the tables: retries are exact through them, and one that throws
-//! is told from an object that it cannot take.
+//! Users' own materialized views on the tables. Retries are exact through them, and a view that
+//! throws is distinguished from an object that it cannot process.
 
 use anyhow::ensure;
 use serde_json::Value;
@@ -223,7 +223,7 @@ async fn a_view_that_takes_nothing_pauses_intake_and_costs_no_receive() {
     assert_eq!(lab.scalar(failed).await, 0, "{}", sluice.log());
 }
 
-/// What is replaced cannot be reached behind a view: a person who asks for it is told.
+/// Rows behind a view cannot be replaced. The command warns the operator about that.
 #[tokio::test]
 async fn a_forced_backfill_says_what_it_does_not_reach() {
     let (lab, sluice) = Lab::new("views-forced").await;

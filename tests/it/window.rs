@@ -1,4 +1,4 @@
-//! How long an object waits for others.
+//! How long an object waits for others in its batch.
 
 use std::time::Duration;
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Arguments {
-    /// What to measure: `cargo xtask bench help` lists it
+    /// The measurement to run: `cargo xtask bench help` lists them
     #[arg(
         trailing_var_arg = true,
         allow_hyphen_values = true,
@@ -25,6 +25,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         .args(&arguments.bench)
         .status()
         .with_context(|| format!("cannot run {}", bench.display()))?;
-    // It has one code for a program over its limit, and one for a machine too busy for a verdict.
+    // The benchmark has one exit code for a program over its limit, and one for a machine too busy
+    // to compare.
     Ok(crate::build::exit_code(status))
 }

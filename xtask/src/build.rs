@@ -8,11 +8,11 @@ use sluice_testkit::install::target_directory;
 
 use crate::console::note;
 
-/// With what the tests are built.
+/// The packages and features with which the tests are built.
 pub(crate) const TEST_FEATURES: &str = "sluice/failpoints";
 
-/// Builds the daemon as the tests do, so that they share all that is compiled, and returns the path
-/// of its binary.
+/// Builds the daemon as the tests do, so that they share all compiled code, and returns the path of
+/// its binary.
 pub(crate) fn sluice() -> Result<PathBuf> {
     let options = ["--workspace", "--features", TEST_FEATURES];
     build("sluice", "debug", &options)
@@ -23,7 +23,7 @@ pub(crate) fn release(program: &str) -> Result<PathBuf> {
     build(program, "release", &["--release", "--package", program])
 }
 
-/// Returns a program's own exit code, as far as it fits; a failure where a signal ended it.
+/// Returns a program's own exit code if it fits, and a failure if a signal killed it.
 pub(crate) fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     code.map_or(ExitCode::FAILURE, ExitCode::from)

@@ -1,23 +1,24 @@
-//! What a person reads: results on standard output, everything else on standard error.
+//! Output for people: results on standard output, everything else on standard error.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 const PLAIN_INTERVAL: Duration = Duration::from_secs(3);
 
-/// A line of the result.
+/// Prints a line of the result.
 #[expect(clippy::print_stdout, reason = "the result is for standard output")]
 pub(crate) fn print(line: &str) {
     println!("{line}");
 }
 
-/// A line on the way there.
+/// Prints a line about progress.
 #[expect(clippy::print_stderr, reason = "progress is for standard error")]
 pub(crate) fn note(line: &str) {
     eprintln!("{line}");
 }
 
-/// One line that is written over on a terminal; elsewhere a line every few seconds.
+/// Progress on one line, which is overwritten on a terminal. Elsewhere a line is printed every few
+/// seconds.
 pub(crate) struct Progress {
     terminal: bool,
     shown: Option<Instant>,
@@ -55,6 +56,6 @@ impl Drop for Progress {
 
 fn overwrite(line: &str) {
     let mut stderr = std::io::stderr().lock();
-    // Progress that cannot be shown is no reason to stop.
+    // Failing to show progress must not stop the command.
     drop(write!(stderr, "\r\x1b[2K{line}").and_then(|()| stderr.flush()));
 }

@@ -12,7 +12,7 @@ use crate::console::note;
 
 /// Writes the bill of materials, in CycloneDX.
 const CYCLONEDX: &str = "cargo-cyclonedx@0.5.9";
-/// What is in the archive besides the program.
+/// The files in the archive in addition to the program.
 const FILES: &[&str] = &[
     "README.md",
     "CHANGELOG.md",
@@ -26,7 +26,7 @@ const FILES: &[&str] = &[
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Leave the bill of materials out: cargo-cyclonedx need not be there
+    /// Skip the bill of materials, which needs cargo-cyclonedx
     #[arg(long)]
     no_sbom: bool,
 }
@@ -54,7 +54,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             .args(FILES.iter().map(|file| root.join(file)))
             .arg(&directory),
     )?;
-    // The same sources give the same archive.
+    // The same sources must produce the same archive.
     let archive = format!("{name}.tar.gz");
     install::run(
         Command::new("tar")
@@ -84,7 +84,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Which platform this is, as rustc calls it.
+/// Returns the target triple of this platform.
 fn host() -> Result<String> {
     let output = Command::new("rustc").arg("-vV").output()?;
     let text = String::from_utf8(output.stdout)?;
@@ -113,7 +113,7 @@ fn bill_of_materials(root: &Path, dist: &Path) -> Result<String> {
     )?;
     let file = format!("{name}.json");
     fs::rename(root.join(&file), dist.join(&file))?;
-    // Those of the packages that are not released.
+    // These belong to the packages that are not released.
     for package in ["core", "testkit", "xtask"] {
         fs::remove_file(root.join(package).join(&file))?;
     }

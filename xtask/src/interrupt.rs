@@ -3,8 +3,7 @@
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// The two signals that ask this process to end. From its creation on they no longer end it by
-/// themselves.
+/// The two signals that request this process to exit. Once this is created, they no longer kill it.
 pub(crate) struct Interrupt {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
@@ -19,7 +18,7 @@ impl Interrupt {
         })
     }
 
-    /// Waits for either one.
+    /// Waits for either signal.
     pub(crate) async fn wait(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}

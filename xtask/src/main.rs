@@ -1,5 +1,5 @@
-//! Developer commands: `cargo xtask stack`, `test`, `demo`, `chaos`, `tour`, `bench` and `dist`. None
-//! needs anything that runs already; what they start ends with them.
+//! Developer commands: `cargo xtask stack`, `test`, `demo`, `chaos`, `tour`, `bench` and `dist`.
+//! None needs a running service, and the processes that they start end with them.
 
 mod bench;
 mod build;
@@ -28,19 +28,18 @@ struct Arguments {
 enum Command {
     /// Start ClickHouse, S3 and SQS on this machine, until Ctrl-C
     Stack,
-    /// Run all tests against one stack; what follows `--` goes to cargo test
+    /// Run all tests against one stack; arguments after `--` go to cargo-nextest
     Test(test::Arguments),
-    /// Upload generated objects, load them with Sluice, and compare what was generated with
-    /// what ClickHouse has
+    /// Upload generated objects, load them with Sluice, and compare the rows with the generated
+    /// data
     Demo(demo::Arguments),
-    /// Load while everything goes wrong at random, and compare every row in the end
+    /// Load while random faults are injected, and compare every row at the end
     Chaos(chaos::Arguments),
-    /// Run the operator's commands on a stack where some things went wrong, and write what they
-    /// print into docs/tour.md
+    /// Run the operator's commands on a stack with failures, and write their output to docs/tour.md
     Tour,
     /// Build the release archive, its bill of materials and their checksums into target/dist
     Dist(dist::Arguments),
-    /// Measure Sluice against the bare engine and against other ways of loading
+    /// Measure Sluice against the bare engine and other ways of loading
     Bench(bench::Arguments),
 }
 

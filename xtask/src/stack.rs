@@ -1,4 +1,4 @@
-//! `cargo xtask stack`: the servers, for as long as somebody wants them.
+//! `cargo xtask stack`: runs the servers until Ctrl-C.
 
 use std::process::ExitCode;
 
@@ -9,8 +9,8 @@ use crate::console::{note, print};
 use crate::interrupt::Interrupt;
 
 pub(crate) async fn run() -> Result<ExitCode> {
-    // Listening begins only when all runs: a Ctrl-C before that ends us at once, and the servers
-    // with us.
+    // Signals are handled only once everything runs: before that, Ctrl-C kills this process, and
+    // the servers with it.
     let stack = Stack::given_or_started()?;
     let mut interrupt = Interrupt::new()?;
     describe(&stack);
@@ -19,7 +19,7 @@ pub(crate) async fn run() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where everything is, ready to be pasted into a shell.
+/// Prints the addresses in a form that can be pasted into a shell.
 pub(crate) fn describe(stack: &Stack) {
     print(&format!("# ClickHouse HTTP  {}", stack.clickhouse.url()));
     if let Some(port) = stack.clickhouse.tcp_port() {

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: all tests, with one stack for all of them.
+//! `cargo xtask test`: runs all tests on one shared stack.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -13,7 +13,7 @@ use crate::interrupt::Interrupt;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Passed on to cargo-nextest, such as the name of a test
+    /// Arguments for cargo-nextest, such as the name of a test
     #[arg(last = true)]
     nextest: Vec<String>,
 }
@@ -45,8 +45,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     Ok(crate::build::exit_code(status))
 }
 
-/// Asks nextest to end the tests and what they have started, and waits for that. (A Ctrl-C reaches it
-/// by itself; whatever else ends us must end it, too.)
+/// Sends nextest a signal to end the tests and their processes, and waits for it. (A Ctrl-C reaches
+/// nextest directly; any other reason to exit needs this.)
 async fn end(nextest: &mut Child) -> Result<()> {
     if let Some(pid) = nextest.id() {
         let kill = Command::new("kill").arg(pid.to_string()).status();
@@ -56,8 +56,8 @@ async fn end(nextest: &mut Child) -> Result<()> {
     Ok(())
 }
 
-/// Installs what some tests need. A test that comes first waits for it, or does it again and says
-/// what is wrong.
+/// Installs the programs that some tests need. A test that starts earlier waits for the
+/// installation, or repeats it and reports the error.
 fn install_while_tests_compile() {
     drop(install::install_deploy_tools());
     for requirement in Requirement::ALL {
@@ -65,7 +65,7 @@ fn install_while_tests_compile() {
     }
 }
 
-/// Repeats why tests were skipped: what a test that passes prints is not shown.
+/// Prints why tests were skipped, since the output of tests that pass is not shown.
 fn report_skipped(lines: &Path) -> Result<()> {
     for line in std::fs::read_to_string(lines)?.lines() {
         note(line);
@@ -73,7 +73,7 @@ fn report_skipped(lines: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The cargo that runs us, else the one in the path.
+/// Returns the cargo that started this process, or else the one in the path.
 pub(crate) fn cargo() -> std::ffi::OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask tour`: a terminal session with the operator's commands, recorded.
+//! `cargo xtask tour`: records a terminal session with the operator's commands.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -118,7 +118,7 @@ impl Tour<'_> {
         self.text += &format!("\n## {title}\n");
     }
 
-    /// Runs a command, and writes down what it prints.
+    /// Runs a command and records its output.
     fn sluice(&mut self, arguments: &[&str]) -> Result<()> {
         let output = Command::new(&self.binary)
             .args(arguments)
@@ -129,7 +129,7 @@ impl Tour<'_> {
         let printed = [output.stderr, output.stdout].concat();
         let printed = String::from_utf8(printed)?;
         let command = arguments.join(" ");
-        // Both mean that there is something to look at.
+        // Both exit codes mean that the output needs attention.
         ensure!(
             matches!(output.status.code(), Some(0 | 1 | 3)),
             "sluice {command}: {}\n{printed}",

@@ -1,4 +1,4 @@
-//! The earlier way, a Lambda: for each object and event type an INSERT of its own, with a call of
+//! The earlier solution, a Lambda: a separate INSERT for each object and event type, with a call of
 //! JSONExtract for each column, and for each object a query that counts its lines.
 
 use anyhow::Result;
@@ -12,7 +12,7 @@ use crate::lab::Lab;
 use crate::workload::Uploaded;
 
 const CONCURRENCY: usize = 2;
-/// It is given some objects only: it would take hours for all.
+/// It loads only some of the objects, since all would take hours.
 const MAX_OBJECTS: usize = 200;
 const MAX_BYTES: u64 = 100 << 20;
 

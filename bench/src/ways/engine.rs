@@ -1,4 +1,4 @@
-//! ClickHouse alone: the statements that do the work, sent one after the other.
+//! ClickHouse alone: the statements that load the data, sent one after the other.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::{Run, timed};
 use crate::lab::{Database, Lab};
 use crate::workload::Uploaded;
 
-/// As Sluice's defaults have it.
+/// The defaults of Sluice.
 pub(crate) const WINDOW: Duration = Duration::from_secs(10);
 const LIMITS: BatchLimits = BatchLimits {
     window: WINDOW,
@@ -25,20 +25,20 @@ const LIMITS: BatchLimits = BatchLimits {
 };
 const CONCURRENCY: usize = 2;
 
-/// Without these an insert of many objects would be refused, or its rows would make many parts; and
-/// what was found to be fastest.
+/// Without these an insert of many objects would be refused, or its rows would make many parts. The
+/// values are the fastest that were found.
 const SETTINGS: &str = "SETTINGS glob_expansion_max_elements = 1000000, async_insert = 0, \
     throw_on_max_partitions_per_insert_block = 0, use_hive_partitioning = 0, \
     min_insert_block_size_rows = 1000000000, min_insert_block_size_bytes = 100000000000, \
     max_insert_threads = 1, optimize_on_insert = 0, query_plan_remove_redundant_sorting = 0, \
     parallel_view_processing = 1";
-/// For small objects.
+/// Additional settings for small objects.
 const SMALL: &str = ", max_threads = 16, remote_filesystem_read_prefetch = 0";
 
 pub(super) async fn count(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
     let statements = batches(&uploaded.objects).into_iter().map(|batch| {
         let source = source(lab, &batch);
-        // A count() alone would be answered from what was counted before, without reading.
+        // ClickHouse would answer a count() alone from cached counts, without reading.
         let settings = settings(&batch);
         format!("SELECT count(), sum(length(line)) FROM {source} {settings}")
     });
@@ -54,7 +54,7 @@ pub(super) async fn limit(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
     Ok(Run::of(uploaded.objects.len(), took))
 }
 
-/// Loads objects as fast as it can be done.
+/// Loads objects as fast as the engine can.
 pub(crate) async fn load(lab: &Lab, objects: &[ObjectRef], database: &Database<'_>) -> Result<()> {
     let landing = landing_name(&lab.catalog);
     let statements = batches(objects).into_iter().map(|batch| {
@@ -75,7 +75,7 @@ async fn all(lab: &Lab, statements: Vec<String>) -> Result<()> {
     sent.buffer_unordered(CONCURRENCY).try_collect().await
 }
 
-/// The objects as Sluice batches them.
+/// Returns the objects in the batches that Sluice would make.
 pub(super) fn batches(objects: &[ObjectRef]) -> Vec<Vec<ObjectRef>> {
     let mut batcher = Batcher::new(LIMITS);
     let now = Instant::now();
@@ -85,7 +85,7 @@ pub(super) fn batches(objects: &[ObjectRef]) -> Vec<Vec<ObjectRef>> {
     batches.into_iter().map(|batch| batch.objects).collect()
 }
 
-/// Small objects are worth sorting: it puts their lines into common blocks.
+/// Sorting small objects is worthwhile: it puts their lines into common blocks.
 fn coalesced(source: &str, batch: &[ObjectRef]) -> String {
     if are_small(batch) {
         format!("(SELECT line, _path, _etag, _row_number FROM {source} ORDER BY _path)")
@@ -104,7 +104,7 @@ fn are_small(batch: &[ObjectRef]) -> bool {
     bytes < batch.len() as u64 * 100_000
 }
 
-/// The lines of these objects as a table expression.
+/// Returns a table expression for the lines of these objects.
 pub(super) fn source(lab: &Lab, objects: &[ObjectRef]) -> String {
     let keys: Vec<&str> = objects.iter().map(|object| object.key.as_str()).collect();
     let keys = match keys.as_slice() {

@@ -1,4 +1,4 @@
-//! The other usual design: a worker downloads the objects, parses them, and inserts rows.
+//! The other common design: a worker downloads the objects, parses them, and inserts rows.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -16,10 +16,10 @@ use super::{Run, engine, timed};
 use crate::lab::Lab;
 use crate::workload::Uploaded;
 
-/// Batches at a time, as for the other ways.
+/// The number of concurrent batches, as for the other ways.
 const CONCURRENCY: usize = 2;
 const DOWNLOADS: usize = 16;
-/// So that ClickHouse takes a value for what the generator meant by it.
+/// These settings make ClickHouse parse each value as the generator intended it.
 const SETTINGS: &str = "SETTINGS async_insert = 0, date_time_input_format = 'best_effort', \
     input_format_null_as_default = 1, throw_on_max_partitions_per_insert_block = 0";
 

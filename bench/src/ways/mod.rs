@@ -17,21 +17,21 @@ const STREAMED: &str = "load:
   stream_below: 64KiB
 ";
 
-/// How objects get into tables.
+/// A way of loading objects into tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Contender {
-    /// The floor: ClickHouse counts the lines and stores nothing.
+    /// The lower bound: ClickHouse counts the lines and stores nothing.
     Count,
     /// The bare engine: Sluice's tables and views, and nothing else of Sluice.
     Limit,
     Sluice,
-    /// Sluice, whose worker reads small objects itself.
+    /// Sluice, whose worker streams small objects itself.
     Streamed,
     /// A worker downloads, parses and inserts rows.
     Middle,
     /// An INSERT for each object and event type.
     Earlier,
-    /// ClickHouse's own engine for it; needs a Keeper.
+    /// ClickHouse's own engine for this purpose, which needs a Keeper.
     S3Queue,
 }
 
@@ -58,7 +58,7 @@ impl Contender {
         }
     }
 
-    /// Loads a workload into new tables, and looks whether every row is there.
+    /// Loads a workload into new tables, and checks that every row exists.
     pub(crate) async fn run(self, lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
         match self {
             Self::Count => engine::count(lab, uploaded).await,
@@ -72,11 +72,12 @@ impl Contender {
     }
 }
 
-/// What one run took.
+/// The result of one run.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
     pub(crate) seconds: f64,
-    /// How many of the workload's objects were loaded; a slow way is given some of them only.
+    /// The number of the workload's objects that were loaded. A slow way is given only some of
+    /// them.
     pub(crate) objects: usize,
     /// Of Sluice only.
     pub(crate) cost: Option<sluice::Cost>,
@@ -92,7 +93,7 @@ impl Run {
     }
 }
 
-/// The result and how long it took.
+/// Returns the result of a future and its duration.
 async fn timed<T>(work: impl Future<Output = Result<T>>) -> Result<(T, Duration)> {
     let begun = Instant::now();
     let done = work.await?;

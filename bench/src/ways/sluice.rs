@@ -21,30 +21,30 @@ use crate::queue::{Addresses, QueueServer};
 use crate::workload::Uploaded;
 
 const POLL: Duration = Duration::from_millis(50);
-/// To stop in good order.
+/// The time that a worker may take for a clean shutdown.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// What a worker itself took for a run.
+/// The worker's own costs of a run.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub(crate) struct Cost {
     pub(crate) cpu_seconds: f64,
-    /// The most that was resident at any time.
+    /// The peak resident memory.
     pub(crate) peak_mib: f64,
-    /// Where they are counted.
+    /// The number of requests to SQS, if they are counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) sqs_requests: Option<u64>,
-    /// ClickHouse's are in it; where they are counted.
+    /// The number of requests to S3 including ClickHouse's, if they are counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) s3_requests: Option<Requests>,
-    /// Of ClickHouse for the statements of the run; where it is measured.
+    /// ClickHouse's processor time for the statements of the run, if it is measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) clickhouse_cpu_seconds: Option<f64>,
-    /// The share of the cores that other programs used; where it is measured.
+    /// The share of the cores that other programs used, if it is measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) other_load: Option<f64>,
 }
 
-/// Runs the program `sluice`. `more`: of the configuration, as YAML.
+/// Runs the program `sluice`. `more` is additional configuration, as YAML.
 pub(crate) async fn run(sluice: &Path, lab: &Lab, uploaded: &Uploaded, more: &str) -> Result<Run> {
     let database = lab.database().await?;
     let run = load_by(sluice, 1, more, lab, uploaded, &database).await?;
@@ -52,7 +52,7 @@ pub(crate) async fn run(sluice: &Path, lab: &Lab, uploaded: &Uploaded, more: &st
     Ok(run)
 }
 
-/// From the first receive from a full queue until the last message is deleted.
+/// Measures from the first receive from a full queue until the last message is deleted.
 pub(crate) async fn load_by(
     sluice: &Path,
     workers: usize,
@@ -96,7 +96,7 @@ pub(crate) async fn load_by(
     })
 }
 
-/// A worker that is configured, and whose tables are there.
+/// A worker that is configured and whose tables exist.
 pub(crate) struct Worker {
     sluice: PathBuf,
     directory: TempDir,
@@ -104,8 +104,8 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Has the program `sluice` make the tables. `queue` and `more` are further configuration, as
-    /// YAML: below `queue`, and at the top. The rest of it is what every version understands.
+    /// Lets the program `sluice` create the tables. `queue` and `more` are additional configuration
+    /// as YAML, below `queue` and at the top level. All versions accept the rest.
     pub(crate) fn prepare(
         sluice: &Path,
         lab: &Lab,
@@ -151,7 +151,7 @@ admin:
         Ok(worker)
     }
 
-    /// One of its other commands.
+    /// Runs another command of the program.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.sluice);
         command
@@ -185,15 +185,15 @@ admin:
     }
 }
 
-/// Ended when it is dropped.
+/// A running worker, which is stopped when it is dropped.
 pub(crate) struct Running {
     process: Process,
-    /// Its directory.
+    /// Keeps the worker's directory.
     _worker: Worker,
 }
 
 impl Running {
-    /// Until something is so.
+    /// Waits until the condition holds.
     pub(crate) async fn until(&mut self, is_so: impl AsyncFn() -> Result<bool>) -> Result<()> {
         while !is_so().await? {
             self.must_run()?;
@@ -212,7 +212,7 @@ impl Running {
         Ok(())
     }
 
-    /// So far.
+    /// Returns the costs so far.
     pub(crate) fn cost(&self) -> Result<Cost> {
         Ok(Cost {
             cpu_seconds: processor_seconds(self.pid())?,
@@ -224,7 +224,7 @@ impl Running {
         })
     }
 
-    /// Resident now.
+    /// Returns the current resident memory.
     pub(crate) fn rss_mib(&self) -> Result<f64> {
         memory(self.pid(), "VmRSS:")
     }
@@ -235,7 +235,7 @@ impl Running {
     }
 }
 
-/// MiB of a running process, as Linux calls them.
+/// Returns a memory figure of a running process in MiB, by its name in `/proc/PID/status`.
 pub(crate) fn memory(pid: u32, name: &str) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(name));

@@ -1,5 +1,5 @@
-//! Starts a stack, prints the pids of its processes on one line, and holds it until it is killed
-//! or its input ends. The test of "nothing outlives its parent" kills it.
+//! Starts a stack, prints the pids of its processes on one line, and holds it until it is killed or
+//! its input ends. The test that nothing outlives its parent kills it.
 
 use std::io::Read;
 

@@ -1,4 +1,4 @@
-//! What an earlier version left behind, as files of `tests/fixtures/upgrade/VERSION`.
+//! The state that an earlier version left behind, as files of `tests/fixtures/upgrade/VERSION`.
 //!
 //! Names that differ from run to run are placeholders in the files: `{database}`, `{endpoint}`, and
 //! those of [`Recorded`]. The bucket is always [`BUCKET`], since an object's identity in the ledger

@@ -1,4 +1,4 @@
-//! Makes the fixture of the present version, by running it.
+//! Generates the fixture of the current version by running it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +22,7 @@ const ABORTED: i32 = 134;
 /// How many objects a worker of the version loads during an upgrade.
 const LATER: usize = 6;
 
-/// Makes tests/fixtures/upgrade/VERSION anew.
+/// Regenerates tests/fixtures/upgrade/VERSION.
 #[tokio::test]
 #[ignore = "writes the fixture of this version, once a release: docs/releasing.md"]
 async fn write_the_fixture_of_this_version() -> Result<()> {

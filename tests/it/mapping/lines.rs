@@ -1,4 +1,4 @@
-//! Lines that are no rows, lists for objects, and loads as a whole.
+//! Lines that do not become rows, lists in place of objects, and whole loads.
 
 use serde_json::{Value, json};
 
@@ -53,7 +53,7 @@ async fn what_cannot_be_a_row_is_kept_with_its_reason() {
     ];
     rig.check(&cases).await;
 
-    // JSON output cannot show what is no UTF-8.
+    // JSON output cannot show text that is not valid UTF-8.
     rig.put(
         "bad.jsonl",
         b"{\"a\":\"\xff\xfe\"}\n\x1f\x8b\x08\xff".to_vec(),
@@ -159,7 +159,7 @@ async fn lists_where_objects_belong_hold_no_values() {
             json!({"section_id": 0, "page_id": 0, "part_id": "", "session_id": null, "hints_requested": null}),
         );
     }
-    // The same text where it is no list for an object changes nothing.
+    // The same text changes nothing where it is not a list in place of an object.
     let innocent = Statement::part("innocent")
         .with(&path(&["result", "response"]), json!("[null, 1]"))
         .with(&ctx("attached_objectives"), json!([null, 1]))

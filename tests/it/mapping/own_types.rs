@@ -1,4 +1,4 @@
-//! Event types that somebody else declares.
+//! Event types that a user declares.
 
 use serde_json::json;
 use sluice::event_types::Catalog;

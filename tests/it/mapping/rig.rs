@@ -127,7 +127,7 @@ impl Rig {
     pub(super) async fn check(&self, cases: &[Case]) {
         let lines: Vec<_> = cases.iter().map(|case| case.line.as_slice()).collect();
         self.put("cases.jsonl", lines.join(&b'\n')).await;
-        // Rows of event types have no row number; the path tells which line each is from.
+        // Rows of event types have no row number. The path identifies the line of each.
         let lines = Lines {
             source_path: "toString(_row_number)".to_owned(),
             ..self.lines(&["cases.jsonl".to_owned()])

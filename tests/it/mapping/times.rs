@@ -1,4 +1,4 @@
-//! What is a time and what is none.
+//! Texts that are valid times and texts that are not.
 
 use serde_json::{Value, json};
 

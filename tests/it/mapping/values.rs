@@ -1,4 +1,4 @@
-//! Odd values, to the letter.
+//! Unusual values, preserved exactly.
 
 use serde_json::{Value, json};
 

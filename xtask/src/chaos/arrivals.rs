@@ -12,11 +12,13 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-/// Between two objects, at most.
+/// The longest time between two objects.
 const PAUSE: Duration = Duration::from_millis(250);
-/// With more messages than this waiting, nothing more comes: it is the troubles that count.
+/// No objects arrive while more messages than this wait, so that the run tests faults instead of
+/// load.
 const BACKLOG: u64 = 500;
-/// The share of objects that are announced again at once, and after which a random older one is.
+/// The share of objects that are announced a second time at once, and of those after which a random
+/// older one is announced again.
 const DUPLICATES: f64 = 0.2;
 
 pub(super) struct Arrivals {
@@ -25,7 +27,7 @@ pub(super) struct Arrivals {
     count: Arc<AtomicU64>,
 }
 
-/// What has arrived.
+/// The objects and announcements so far.
 #[derive(Default)]
 pub(super) struct Arrived {
     pub(super) bundles: Vec<Bundle>,
@@ -68,12 +70,12 @@ impl Arrivals {
         Self { task, over, count }
     }
 
-    /// Objects so far.
+    /// Returns the number of objects so far.
     pub(super) fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// No more.
+    /// Stops the arrivals.
     pub(super) async fn end(self) -> Result<Arrived> {
         self.over.send_replace(true);
         self.task.await?

@@ -1,5 +1,5 @@
-//! `cargo xtask chaos`: everything goes wrong at random, for a while; in the end every row of every
-//! object must be there, once.
+//! `cargo xtask chaos`: injects random faults for a while, and then checks that every row of every
+//! object exists once.
 
 mod arrivals;
 mod trouble;
@@ -24,29 +24,29 @@ use crate::interrupt::Interrupt;
 use arrivals::Arrivals;
 use workers::{Setup, Workers};
 
-/// The least that the configuration allows; a lease lasts as long.
+/// The minimum that the configuration allows. A lease lasts equally long.
 const VISIBILITY: Duration = Duration::from_secs(10);
-/// Deaths use up receives, and are no reason to give an object up.
+/// Worker crashes use up receives and must not make messages dead letters.
 const MAX_RECEIVE_COUNT: u32 = 1000;
-/// When all is well again, the queue gets shorter within this time.
+/// After the faults end, the queue must become shorter within this time.
 const PROGRESS: Duration = Duration::from_secs(180);
 const PROBLEMS_SHOWN: usize = 40;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// How long things go wrong
+    /// Inject faults for MINUTES
     #[arg(long, default_value_t = 1.0, value_parser = minutes)]
     minutes: f64,
-    /// What goes wrong, and when; the same seed asks for the same
+    /// Seed of the faults; the same seed requests the same faults
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// How many workers share the queue
+    /// Number of workers that share the queue
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=20))]
     workers: u64,
-    /// How rows get into the tables; mixed: every worker decides at each start
+    /// Load strategy; with "mixed", every worker picks one at each start
     #[arg(long, default_value = "single_pass", value_parser = ["single_pass", "per_type", MIXED])]
     strategy: String,
-    /// Run this binary of Sluice instead of building one; it must have failpoints
+    /// Run this Sluice binary instead of building one; it must have failpoints
     #[arg(long, value_name = "PATH")]
     sluice: Option<PathBuf>,
 }
@@ -61,7 +61,7 @@ fn minutes(text: &str) -> Result<f64, String> {
     }
 }
 
-/// What has been survived.
+/// The faults so far.
 #[derive(Default)]
 struct Tally(BTreeMap<&'static str, u64>);
 
@@ -75,16 +75,16 @@ impl Tally {
     }
 }
 
-/// All that Sluice talks to, and what stands between.
+/// The services that Sluice connects to, and the proxies in front of them.
 struct World {
     clickhouse: Arc<ClickHouse>,
     aws: Aws,
     site: Site,
-    /// Between Sluice and ClickHouse.
+    /// The proxy between Sluice and ClickHouse.
     to_clickhouse: Proxy,
-    /// Between ClickHouse and S3.
+    /// The proxy between ClickHouse and S3.
     to_s3: Proxy,
-    /// Between Sluice and SQS.
+    /// The proxy between Sluice and SQS.
     to_sqs: Proxy,
 }
 
@@ -115,14 +115,14 @@ impl World {
         ]
     }
 
-    /// Nothing meets a fault any more.
+    /// Stops all faults.
     fn heal(&self) {
         for (_, proxy) in self.proxies() {
             proxy.heal();
         }
     }
 
-    /// Requests that are still to reach their servers late.
+    /// Returns the number of requests that will still reach their servers late.
     fn late(&self) -> usize {
         self.proxies().iter().map(|(_, proxy)| proxy.late()).sum()
     }
@@ -216,7 +216,7 @@ async fn play(arguments: &Arguments, world: &World, setup: Setup) -> Result<Exit
     Ok(ExitCode::FAILURE)
 }
 
-/// Waits until the queue is empty and no request is on its way any more.
+/// Waits until the queue is empty and no request is delayed.
 async fn drain(world: &World, workers: &mut Workers) -> Result<()> {
     let mut least = (u64::MAX, Instant::now());
     let mut progress = Progress::new();
@@ -244,7 +244,7 @@ async fn drain(world: &World, workers: &mut Workers) -> Result<()> {
     }
 }
 
-/// A directory that is removed unless it is kept.
+/// A directory that is removed on drop unless it is kept.
 struct Logs(tempfile::TempDir);
 
 impl Logs {

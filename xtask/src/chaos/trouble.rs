@@ -1,4 +1,4 @@
-//! What goes wrong, one thing after the other.
+//! The random faults, one after the other.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use super::workers::Workers;
 use super::{Tally, World};
 use crate::console::Progress;
 
-/// Between two troubles, at most.
+/// The longest time between two faults.
 const PAUSE: Duration = Duration::from_millis(900);
 
-/// Every place in the daemon that is named for a failpoint.
+/// Every step of the daemon that has failpoints.
 const STEPS: &[&str] = &[
     "look_up",
     "recover",
@@ -102,7 +102,7 @@ pub(super) async fn make(
     Ok(())
 }
 
-/// SIGKILL, and started again after a while.
+/// Sends SIGKILL and restarts the server after a while.
 async fn crash(clickhouse: Arc<ClickHouse>, away: Duration) -> Result<()> {
     let killed = Arc::clone(&clickhouse);
     spawn_blocking(move || killed.kill()).await??;
@@ -110,7 +110,7 @@ async fn crash(clickhouse: Arc<ClickHouse>, away: Duration) -> Result<()> {
     spawn_blocking(move || clickhouse.restart()).await?
 }
 
-/// The worker dies there, at the first or a later time.
+/// Returns a failpoint at which the worker dies, the first time or a later one.
 fn failpoint(rng: &mut Rng) -> String {
     let step = STEPS[rng.usize(..STEPS.len())];
     let when = if rng.bool() { "before" } else { "after" };
@@ -120,7 +120,7 @@ fn failpoint(rng: &mut Rng) -> String {
     }
 }
 
-/// Milliseconds up to so many.
+/// Returns a random duration of up to `most` milliseconds.
 fn up_to(rng: &mut Rng, most: u64) -> Duration {
     Duration::from_millis(rng.u64(1..=most))
 }
@@ -138,7 +138,8 @@ fn any_fault(rng: &mut Rng) -> Fault {
     }
 }
 
-/// Some of the coming requests; at times only inserts, or only what the ledger writes and kills.
+/// Injects a fault into some of the next requests: into any, only inserts, only ledger writes, or
+/// only kills.
 fn harm_clickhouse(rng: &mut Rng, proxy: &Proxy) {
     let (fault, times) = (any_fault(rng), rng.usize(1..=4));
     let words: &'static [&'static str] = match rng.u32(0..4) {
@@ -156,10 +157,11 @@ fn harm_clickhouse(rng: &mut Rng, proxy: &Proxy) {
     });
 }
 
-/// Never that an object is gone or may not be read: that would be its end.
+/// Injects a fault that leaves the object loadable: a missing or forbidden object would be recorded
+/// as failed.
 fn harm_s3(rng: &mut Rng, proxy: &Proxy) {
     let fault = match any_fault(rng) {
-        // A read has no consequences that could come late.
+        // A read has no effects, so a late one is not useful.
         Fault::Late(delay) => Fault::Delay(delay),
         fault => fault,
     };

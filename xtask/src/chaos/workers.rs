@@ -1,4 +1,4 @@
-//! The workers: configured alike, started, killed, told to stop, started again.
+//! Starts, kills and stops the workers, which have the same configuration.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,15 +10,15 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 use super::{Logs, MIXED, Tally, World};
 
-/// A SIGTERM may take as long; longer than Sluice's own grace period and clean-up.
+/// The time that a worker may take after SIGTERM, longer than Sluice's grace period and clean-up.
 const GRACE: Duration = Duration::from_secs(30);
-/// 128 + SIGABRT: a failpoint.
+/// 128 + SIGABRT, the exit code of a failpoint.
 const ABORTED: i32 = 134;
 
-/// The first needs views, which are no trouble to the other.
+/// The first strategy needs views, which do not affect the other.
 const STRATEGIES: [&str; 2] = ["single_pass", "per_type"];
 
-/// What every worker is started with.
+/// The settings with which every worker is started.
 pub(super) struct Setup {
     binary: PathBuf,
     installed: Installed,
@@ -97,7 +97,7 @@ impl Setup {
     }
 }
 
-/// Short times for everything, so that as much as possible happens in a minute.
+/// All times are short, so that as much as possible happens in a minute.
 fn configure(world: &World, strategy: &str) -> String {
     let (queue, database) = (&world.site.queue_url, &world.site.database);
     let (clickhouse, s3) = (world.to_clickhouse.url(), world.to_s3.url());
@@ -139,10 +139,10 @@ log:
     )
 }
 
-/// A place for one worker; empty while it is down.
+/// A seat for one worker, which is empty while the worker is down.
 struct Seat {
     process: Option<Process>,
-    /// Told to stop, and on its way out.
+    /// The worker has received SIGTERM and is shutting down.
     stopping: JoinSet<Result<()>>,
 }
 
@@ -173,7 +173,7 @@ impl Workers {
         self.seats.len()
     }
 
-    /// Starts a worker unless one has the seat.
+    /// Starts a worker unless the seat has one.
     pub(super) fn fill(&mut self, seat: usize, failpoints: &str) -> Result<bool> {
         let place = &mut self.seats[seat];
         if place.process.is_some() || !place.stopping.is_empty() {
@@ -183,7 +183,7 @@ impl Workers {
         Ok(true)
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub(super) fn kill(&mut self, seat: usize) -> Result<bool> {
         match self.seats[seat].process.take() {
             Some(process) => process.kill().map(|()| true),
@@ -191,7 +191,7 @@ impl Workers {
         }
     }
 
-    /// SIGTERM, and nobody waits.
+    /// Sends SIGTERM without waiting.
     pub(super) fn stop_one(&mut self, seat: usize) -> bool {
         let log = self.setup.log(seat);
         let place = &mut self.seats[seat];
@@ -204,7 +204,7 @@ impl Workers {
         true
     }
 
-    /// Clears the seats of workers that have ended, as only a failpoint may make them.
+    /// Clears the seats of workers that have exited, which only a failpoint may cause.
     pub(super) fn bury(&mut self, tally: &mut Tally) -> Result<()> {
         for number in 0..self.seats.len() {
             let log = self.setup.log(number);
@@ -229,14 +229,14 @@ impl Workers {
         Ok(())
     }
 
-    /// Every seat has a worker that nothing is wrong with.
+    /// Gives every seat a worker without failpoints.
     pub(super) async fn all_well(&mut self, tally: &mut Tally) -> Result<()> {
         for seat in 0..self.seats.len() {
             while let Some(stopped) = self.seats[seat].stopping.join_next().await {
                 stopped??;
             }
             self.bury(tally)?;
-            // What runs may have a failpoint.
+            // A running worker may have a failpoint.
             self.kill(seat)?;
             self.fill(seat, "")?;
         }
@@ -254,7 +254,7 @@ impl Workers {
         Ok(())
     }
 
-    /// SIGTERM for all; gives their logs.
+    /// Sends SIGTERM to all workers and returns their logs.
     pub(super) async fn stop(mut self) -> Result<Logs> {
         for seat in 0..self.seats.len() {
             self.stop_one(seat);
@@ -270,8 +270,8 @@ impl Workers {
 
 async fn end(process: Process, log: &Path) -> Result<()> {
     let status = spawn_blocking(|| process.end()).await??;
-    // A worker that dies at a failpoint on its way out, or that is told to stop before it listens
-    // to signals, has ended as well.
+    // A worker that dies at a failpoint while it shuts down, or that gets SIGTERM before it handles
+    // signals, has also exited.
     let fine = matches!(status.code(), Some(0 | ABORTED | 143));
     ensure!(
         fine,

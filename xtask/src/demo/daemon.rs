@@ -1,4 +1,4 @@
-//! Sluice as a child of the demo: built, configured, migrated, run.
+//! Sluice as a child process of the demo: built, configured, migrated and started.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,11 +10,12 @@ use sluice_testkit::launch::{Mode, Place, Process, tail};
 use sluice_testkit::{Site, Stack, free_port};
 use tempfile::TempDir;
 
-/// Enough to finish a batch; short enough that a killed demo leaves nothing for long.
+/// Long enough to finish a batch, and short enough that a killed demo leaves nothing behind for
+/// long.
 const GRACE: Duration = Duration::from_secs(3);
 
 pub(crate) struct Daemon {
-    // Ended before its directory goes.
+    // The process must exit before its directory is removed.
     process: Process,
     directory: TempDir,
     admin_port: u16,
@@ -48,7 +49,7 @@ impl Daemon {
         })
     }
 
-    /// An error when it has ended, which it must not by itself.
+    /// Returns an error if the process has exited, which it must not do by itself.
     pub(super) fn must_run(&mut self) -> Result<()> {
         match self.process.ended()? {
             Some(status) => bail!("sluice ended by itself ({status})"),
@@ -56,7 +57,8 @@ impl Daemon {
         }
     }
 
-    /// The error with the end of Sluice's log; the whole log is put where it outlives the demo.
+    /// Adds the end of Sluice's log to an error, and copies the whole log to where it outlives the
+    /// demo.
     pub(crate) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         let kept = target_directory().join("stack").join("demo-sluice.log");
         let whole = match std::fs::copy(self.log(), &kept) {

@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: the whole way, from ordinary PUTs to rows, and a reckoning at the end.
+//! `cargo xtask demo`: the whole path from ordinary PUTs to rows, and a comparison at the end.
 
 pub(crate) mod daemon;
 mod report;
@@ -21,22 +21,22 @@ use daemon::Daemon;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// How many objects to upload
+    /// Number of objects to upload
     #[arg(long, default_value_t = 3000, value_parser = clap::value_parser!(u64).range(1..))]
     objects: u64,
-    /// Objects per second; unlimited by default
+    /// Objects per second [default: unlimited]
     #[arg(long, value_parser = positive)]
     rate: Option<f64>,
-    /// Leave everything running afterwards, until Ctrl-C
+    /// Keep everything running afterwards, until Ctrl-C
     #[arg(long)]
     keep: bool,
     /// Build Sluice with optimisations
     #[arg(long)]
     release: bool,
-    /// Run this binary of Sluice instead of building one
+    /// Run this Sluice binary instead of building one
     #[arg(long, value_name = "PATH", conflicts_with = "release")]
     sluice: Option<PathBuf>,
-    /// Another seed gives other data
+    /// Seed of the generated data
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -57,7 +57,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     let stack = Stack::given_or_started()?;
     let mut interrupt = Interrupt::new()?;
     let site = stack.site("demo").await?;
-    // Dropped before the stack, so that Sluice can let go of its messages in good order.
+    // Dropped before the stack, so that Sluice can return its messages during a clean shutdown.
     let mut daemon = Daemon::start(&binary, &stack, &site).await?;
     tokio::select! {
         outcome = play(&arguments, &stack, &site, &mut daemon) => {

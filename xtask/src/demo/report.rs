@@ -1,4 +1,4 @@
-//! The table at the end: what was generated against what ClickHouse has.
+//! The table at the end, which compares the generated data with the rows in ClickHouse.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::tables::count;
 use super::upload::Ledger;
 use crate::console::print;
 
-/// Prints it; true when everything agrees.
+/// Prints the table and returns whether everything agrees.
 pub(super) async fn print_report(
     stack: &Stack,
     site: &Site,

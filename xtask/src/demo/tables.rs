@@ -1,4 +1,4 @@
-//! Row counts, from the tables themselves.
+//! Row counts, read from the tables themselves.
 
 use anyhow::{Context, Result};
 use sluice_testkit::xapi::EventType;
@@ -7,7 +7,7 @@ use sluice_testkit::{ClickHouse, Site};
 const REJECTED: &str = "rejected_lines";
 const UNMATCHED: &str = "unmatched_statements";
 
-/// Rows of each table now.
+/// The current number of rows in each table.
 #[derive(Default, Clone, PartialEq, Eq)]
 pub(super) struct Counts {
     events: [u64; EventType::ALL.len()],
@@ -29,7 +29,7 @@ impl Counts {
     }
 }
 
-/// Counts without FINAL: a row that was loaded twice shows.
+/// Counts without FINAL, so that a row that was loaded twice is visible.
 pub(super) async fn count(clickhouse: &ClickHouse, site: &Site) -> Result<Counts> {
     let events = EventType::ALL.map(EventType::table);
     let selects: Vec<String> = events

@@ -1,4 +1,4 @@
-//! Ordinary PUTs of generated objects, and an account of what was put and when.
+//! Uploads generated objects by ordinary PUTs, and records what was uploaded and when.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +19,7 @@ pub(super) struct Plan {
     pub(super) seed: u64,
 }
 
-/// What was put; filled while uploads run.
+/// The uploaded objects, filled while uploads run.
 #[derive(Default)]
 pub(super) struct Ledger {
     account: Mutex<Account>,
@@ -27,9 +27,9 @@ pub(super) struct Ledger {
 
 #[derive(Default)]
 pub(super) struct Account {
-    /// What Sluice must make of all that was put.
+    /// The rows that Sluice must make of all uploaded objects.
     pub(super) reckoning: ExpectedRows,
-    /// When the PUT of `bucket/key` was answered, by this machine's clock.
+    /// The time at which the PUT of `bucket/key` was answered, by this machine's clock.
     pub(super) put_at: HashMap<String, SystemTime>,
     pub(super) bytes: u64,
 }
@@ -45,7 +45,7 @@ struct Source {
     next: u64,
 }
 
-/// Starts to upload; every task of the set ends when nothing is left to put.
+/// Starts the uploads. Every task of the set ends when nothing is left to upload.
 pub(super) fn start(ledger: Arc<Ledger>, site: &Site, plan: Plan) -> JoinSet<Result<()>> {
     let started = Instant::now();
     let source = Source {
@@ -87,7 +87,7 @@ fn take(source: &Mutex<Source>, objects: u64) -> Option<(u64, Bundle)> {
     Some((number, source.generator.bundle()))
 }
 
-/// A PUT that is tried again has the same bytes, hence is the same object to Sluice.
+/// A PUT that is retried has the same bytes, hence it is the same object to Sluice.
 async fn put(s3: &aws_sdk_s3::Client, bucket: &str, bundle: &Bundle) -> Result<()> {
     let mut tried = 1;
     loop {

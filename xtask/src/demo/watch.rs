@@ -1,4 +1,4 @@
-//! Waits until all that was uploaded is loaded and the queue is empty, and shows the way there.
+//! Waits until all uploaded objects are loaded and the queue is empty, and shows the progress.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ pub(super) async fn until_loaded(
     ledger: &Ledger,
     mut uploads: JoinSet<Result<()>>,
 ) -> Result<()> {
-    // A slow rate is no standstill.
+    // A slow rate is not a stall.
     let max_retries = arguments.rate.map_or(STANDSTILL, |rate| {
         STANDSTILL.max(Duration::from_secs_f64((3.0 / rate).min(86_400.0)))
     });
@@ -47,7 +47,7 @@ pub(super) async fn until_loaded(
              queue {visible} visible, {in_flight} in flight",
             arguments.objects
         ));
-        // More rows than expected will not become fewer: the report says so.
+        // Surplus rows do not disappear, and the report shows them.
         if uploads.is_empty() && rows >= expected && visible + in_flight == 0 {
             return Ok(());
         }
