@@ -43,8 +43,8 @@ pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
     let warehouse = app.warehouse()?;
     let planner = app.planner(catalog.clone(), region(&aws))?;
     let preflight = app.preflight(&catalog)?;
-    let vitals = WorkerHandles::new(config.load.probe_interval.get(), activity(&catalog));
-    let breaker = vitals.breaker.clone();
+    let handles = WorkerHandles::new(config.load.probe_interval.get(), activity(&catalog));
+    let breaker = handles.breaker.clone();
 
     let admin = AdminListener::bind(config.admin.listen).await?;
     info!(
@@ -63,7 +63,7 @@ pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
         );
     }
     let admin = tokio::spawn(admin.serve(
-        vitals.clone(),
+        handles.clone(),
         metrics,
         config.admin.allowed_hosts.clone(),
         stop.clone(),
@@ -73,22 +73,22 @@ pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
     if check_queue(
         queue.as_ref(),
         config.queue.allow_missing_dlq,
-        &vitals.health,
+        &handles.health,
         &stop,
         app.env.clone(),
     )
     .await?
     {
-        let health = vitals.health.clone();
+        let health = handles.health.clone();
         let report = move |depth| health.queue_is(depth);
         let depths = tokio::spawn(depths::watch(SqsQueue::clone(&queue), report));
-        let activity = vitals.activity.clone();
+        let activity = handles.activity.clone();
         let loader = Arc::new(app.loader(planner, warehouse, &aws, breaker, activity));
         let queue = WithPayloads::new(SqsQueue::clone(&queue), Store::new(&aws));
         let daemon = daemon::Daemon {
             queue: Arc::new(queue),
             loader,
-            vitals,
+            handles,
             envelopes,
             filter,
             options: app.daemon_options(),
