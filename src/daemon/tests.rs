@@ -167,7 +167,7 @@ impl Load for Scripted {
         };
         let outcome = (self.script)(number, keys, cancel).await;
         let objects = batch.objects.iter();
-        objects.map(|o| (o.id(), outcome.clone())).collect()
+        objects.map(|o| (o.id(), outcome)).collect()
     }
 }
 
@@ -186,12 +186,9 @@ where
 
 /// Every load ends with `outcome`, after the time `takes`.
 fn always(outcome: Outcome, takes: Duration) -> Script {
-    script(move |_, _, _| {
-        let outcome = outcome.clone();
-        async move {
-            tokio::time::sleep(takes).await;
-            outcome
-        }
+    script(move |_, _, _| async move {
+        tokio::time::sleep(takes).await;
+        outcome
     })
 }
 

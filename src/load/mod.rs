@@ -154,7 +154,7 @@ enum BatchEnd {
     /// Nothing of the batch was loaded, for this reason.
     Released {
         items: Vec<PendingObject>,
-        why: BatchFailure,
+        why: Box<BatchFailure>,
     },
     Abandoned(Vec<PendingObject>),
 }
@@ -296,7 +296,7 @@ impl<P: Ports> Loader<P> {
             }
             BatchEnd::Released { items, why } => {
                 let work = WorkUnit { items, ..work };
-                self.try_otherwise(work, why, may_wait, cancel, progress)
+                self.try_otherwise(work, *why, may_wait, cancel, progress)
                     .await;
             }
         }
@@ -421,7 +421,7 @@ impl<P: Ports> Loader<P> {
             match self.refresh(items, shape.read_by, cancel).await {
                 Ok(items) => items,
                 Err(RefreshError { items, cause }) => {
-                    let why = BatchFailure::object_fault(cause);
+                    let why = Box::new(BatchFailure::object_fault(cause));
                     return BatchEnd::Released { items, why };
                 }
             }
@@ -452,7 +452,7 @@ impl<P: Ports> Loader<P> {
                 let unknown = || BatchFailure::object_fault(FailureCause::Unknown);
                 BatchEnd::Released {
                     items: batch_run.items,
-                    why: batch_run.failure.unwrap_or_else(unknown),
+                    why: Box::new(batch_run.failure.unwrap_or_else(unknown)),
                 }
             }
             Err(Cancelled) => {

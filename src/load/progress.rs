@@ -136,7 +136,7 @@ impl WorkUnit {
 impl Progress {
     pub(super) fn settle(&mut self, items: &[PendingObject], outcome: &Outcome) {
         self.outcomes
-            .extend(items.iter().map(|item| (item.announced, outcome.clone())));
+            .extend(items.iter().map(|item| (item.announced, *outcome)));
     }
 
     pub(super) fn fail(&mut self, item: PendingObject, cause: FailureCause) {
