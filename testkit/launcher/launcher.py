@@ -1,14 +1,14 @@
-"""Runs one server of the test stack so that it never outlives whoever asked for it.
+"""Runs one server of the test stack so that it never outlives its caller.
 
     launcher.py DIRECTORY GRACE_SECONDS clickhouse LIBRARY ARGUMENT...
     launcher.py DIRECTORY GRACE_SECONDS ministack
     launcher.py DIRECTORY GRACE_SECONDS command PROGRAM ARGUMENT...
 
-Two processes: this one supervises, its child is the server. The caller holds the other end of
-standard input. When that closes, because the caller dropped it or died however violently, the
-child is ended and DIRECTORY removed ("-": nothing is removed). A line "kill" ends the child with
-SIGKILL and leaves DIRECTORY as it is, which is how a test makes a server crash. The first line on
-standard output names the child's pid; everything else goes to standard error.
+There are two processes: this one supervises, and its child is the server. The caller holds the
+other end of standard input. When that closes, because the caller closed it or died for whatever
+reason, the child is ended and DIRECTORY is removed (unless it is "-"). A line "kill" ends the child
+with SIGKILL and leaves DIRECTORY as it is, which is how a test makes a server crash. The first line
+on standard output is the child's pid; everything else goes to standard error.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ import threading
 
 
 def die_with(supervisor, lifeline):
-    """Called in the child: end it when the supervisor is gone, even by SIGKILL."""
+    """Makes the child, which calls this, end with the supervisor, even if that is killed."""
     if sys.platform.startswith("linux"):
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
@@ -41,7 +41,7 @@ def clickhouse(library, *arguments):
     argv = [b"clickhouse-local", *(argument.encode() for argument in arguments)]
     engine.query_stable_v2.restype = ctypes.c_void_p
     engine.query_stable_v2(len(argv), (ctypes.c_char_p * len(argv))(*argv))
-    # The query given to it never ends, so coming here means that it could not start.
+    # Its query never ends, so this is reached only if the server failed to start.
     return 1
 
 
@@ -69,7 +69,7 @@ def start(mode, arguments):
         return child
     os.close(held)
     die_with(supervisor, lifeline)
-    # The caller's pipes are not the server's: it must neither read nor hold them.
+    # The server must neither read from the caller's pipes nor keep them open.
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.dup2(2, 1)
@@ -78,7 +78,7 @@ def start(mode, arguments):
         code = MODES[mode](*arguments)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException as error:  # whatever it is, the caller reads it in the log
+    except BaseException as error:  # every error must reach the log, which the caller reads
         print(f"launcher: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     os._exit(code or 0)
 
@@ -123,12 +123,12 @@ def main():
             what = ended_within(events, None)
         if remove:
             shutil.rmtree(directory, ignore_errors=True)
-    # A server that ended by itself leaves its directory, hence its log, to the caller.
+    # If the server ended by itself, its directory is kept, since the caller needs the log.
     os._exit(what if what >= 0 else 128 - what)
 
 
 def ended_within(events, seconds):
-    """The child's exit code, or None when it still runs; further requests change nothing."""
+    """Returns the child's exit code, or None if it still runs. Ignores further requests."""
     while True:
         try:
             kind, what = events.get(timeout=seconds)

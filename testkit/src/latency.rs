@@ -1,10 +1,11 @@
-//! PUT to queryable: from the answer to an object's PUT to the end of the insert that loaded it.
+//! Measures the latency from PUT to queryable: from the response to an object's PUT to the end of
+//! the insert that loaded it.
 //!
-//! The end of the insert is when ClickHouse's query log says that it finished, by ClickHouse's
-//! clock; the PUT is by ours, which is the same clock here. A batch's inserts carry its id at the
-//! start of their query id; where there are several (a replay, or one a table), the last counts,
-//! since only then is everything there. It includes S3's notification, the time in the queue and
-//! the batch window.
+//! The end of the insert is taken from ClickHouse's query log, and the time of the PUT from the
+//! test's clock, which is the same clock here. The query ids of a batch's inserts begin with its
+//! id. If there are several inserts (a retry, or one per table), the last one counts, since all
+//! rows are there only then. The latency includes S3's notification, the time in the queue and the
+//! batch window.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, SystemTime};
@@ -18,23 +19,24 @@ use anyhow::{Context, Result};
 pub struct Latencies(Vec<Duration>);
 
 impl Latencies {
-    /// How many objects these are.
+    /// Returns the number of objects.
     pub fn objects(&self) -> usize {
         self.0.len()
     }
 
-    /// The smallest latency that `percent` of the objects do not exceed.
+    /// Returns the smallest latency that `percent` % of the objects do not exceed.
     pub fn percentile(&self, percent: usize) -> Option<Duration> {
         let rank = (self.0.len() * percent).div_ceil(100).max(1);
         self.0.get(rank - 1).copied()
     }
 }
 
-/// Of the objects of this database; `put_at` is when the PUT of each `bucket/key` was answered.
+/// Measures the latencies of the database's objects. `put_at` has the time of the response to the
+/// PUT of each `bucket/key`.
 ///
 /// # Errors
 ///
-/// What ClickHouse says.
+/// Fails if a query fails.
 pub async fn measure(
     clickhouse: &ClickHouse,
     database: &str,
@@ -68,12 +70,13 @@ pub async fn measure(
     Ok(Latencies(latencies))
 }
 
-/// Query id of every insert into the data tables, and when it finished, since 1970.
+/// Returns the query id of every insert into the data tables, with the time since 1970 at which it
+/// finished.
 async fn finished_inserts(
     clickhouse: &ClickHouse,
     database: &str,
 ) -> Result<BTreeMap<String, Duration>> {
-    // The ledger's inserts carry the batch's id as well and are none of ours.
+    // The ledger's inserts also carry the batch's id, but they load no rows.
     let tables: Vec<String> = EventType::ALL
         .map(EventType::table)
         .into_iter()

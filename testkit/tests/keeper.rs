@@ -1,4 +1,4 @@
-//! The Keeper.
+//! Tests of ClickHouse with the Keeper.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The stack does what the other tests take for granted.
+//! Tests of the behaviour of the stack that other tests take for granted.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -168,7 +168,8 @@ async fn nothing_outlives_a_parent_that_is_killed() -> Result<()> {
     Ok(())
 }
 
-/// A zombie, which waits only for its parent to look, does not run.
+/// Returns whether the process runs. A zombie, which only waits to be reaped by its parent, does
+/// not.
 fn runs(pid: &str) -> bool {
     if Path::new("/proc/self").exists() {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();

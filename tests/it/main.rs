@@ -1,4 +1,4 @@
-//! Tests on the embedded stack: the real engine, and S3 and SQS by their protocols.
+//! Tests on the embedded stack: the real engine, and S3 and SQS through their protocols.
 
 #![expect(
     clippy::disallowed_methods,

@@ -1,4 +1,4 @@
-//! The mapping contract on the real engine: JSON in, rows out, every expectation by hand.
+//! The mapping contract on the real engine: JSON in, rows out, with expectations written by hand.
 
 mod columns;
 mod lines;

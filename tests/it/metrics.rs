@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 use crate::dlq::fifo;
 use crate::harness::{BOUND, Sluice, announcement, dead_letters, drained, line, loaded, upload};
 
-/// A row of the table.
+/// A row of the table in docs/metrics.md.
 #[derive(Debug)]
 struct Documented {
     kind: String,
@@ -24,7 +24,7 @@ struct Documented {
 #[derive(Debug)]
 enum Values {
     Only(BTreeSet<String>),
-    /// Described in words.
+    /// The page describes the values in words.
     Open,
 }
 
@@ -47,7 +47,7 @@ fn documented() -> BTreeMap<String, Documented> {
     rows.collect()
 }
 
-/// "`reason`: `window`, `count`", or words behind the colon.
+/// Parses a label and its values, as in "`reason`: `window`, `count`", or a description of them.
 fn label(text: &str) -> Option<(String, Values)> {
     let (name, values) = text.split_once(": ")?;
     let values: Option<BTreeSet<String>> = values
@@ -60,7 +60,8 @@ fn label(text: &str) -> Option<(String, Values)> {
 
 type Labels = BTreeMap<String, String>;
 
-/// What `/metrics` says: the types, and each series with its value. Of histograms, their counts.
+/// The content of `/metrics`: the types, and each series with its value. The value of a histogram
+/// is its count.
 #[derive(Debug, Default)]
 struct Exported {
     kinds: BTreeMap<String, String>,
@@ -107,7 +108,7 @@ impl Exported {
         Ok(())
     }
 
-    /// All series that have these labels, added up.
+    /// Returns the sum of all series that have these labels.
     fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let series = self.series.iter().filter(|((it, has), _)| {
             let of = |(label, value): &(&str, &str)| has.get(*label).is_some_and(|it| it == value);
@@ -117,7 +118,7 @@ impl Exported {
     }
 }
 
-/// Waits until the series with these labels add up to what is wanted.
+/// Waits until the sum of the series with these labels satisfies `is`.
 async fn until(sluice: &Sluice, name: &str, labels: &[(&str, &str)], is: impl Fn(f64) -> bool) {
     wait_for(&format!("{name} {labels:?}"), BOUND, async || {
         let sum = Exported::by(sluice).await?.sum(name, labels);
@@ -127,7 +128,7 @@ async fn until(sluice: &Sluice, name: &str, labels: &[(&str, &str)], is: impl Fn
     .await;
 }
 
-/// A daemon whose ways to ClickHouse and SQS can be cut, and what has been done to it.
+/// A daemon whose connections to ClickHouse and SQS can be cut.
 struct Scenario {
     stack: &'static Stack,
     site: Site,
@@ -155,7 +156,8 @@ impl Scenario {
         }
     }
 
-    /// Good lines of all kinds, lines that become no row, and a key that ClickHouse cannot be told.
+    /// Loads valid lines of all kinds, lines of no event type, and a key that ClickHouse cannot
+    /// address.
     async fn load_good_ones(&self) -> ExpectedRows {
         let bundles: Vec<_> = Generator::new(61).take(20).collect();
         let mut reckoning = upload(&self.site, &bundles).await;
@@ -180,7 +182,8 @@ impl Scenario {
         .await;
     }
 
-    /// One that is broken, one that is gone, and a message that is none.
+    /// Announces a truncated object and a missing one, and sends a message that is not a
+    /// notification.
     async fn send_bad_ones(&self) {
         let whole = gzip(line("truncated").repeat(2000).as_bytes());
         let half = &whole[..whole.len() / 2];
@@ -193,7 +196,7 @@ impl Scenario {
         drained(&self.site).await;
     }
 
-    /// In-flight messages stay in flight for long enough to need a heartbeat.
+    /// Cuts the connection to ClickHouse until an in-flight message has needed a heartbeat.
     async fn lose_clickhouse(&self) {
         self.clickhouse
             .inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
@@ -228,7 +231,7 @@ impl Scenario {
     }
 }
 
-/// Types, labels and their values are as documented, and nothing is exported that is not.
+/// Asserts that every exported series is documented, with its type, its labels and their values.
 fn assert_documented(exported: &Exported, documented: &BTreeMap<String, Documented>) {
     for (name, labels) in exported.series.keys() {
         let documented = documented.get(name);
@@ -266,7 +269,8 @@ fn is_of_open_label(label: &str, value: &str) -> bool {
     }
 }
 
-/// Each metric has a series; with labels that can be listed, one for each value.
+/// Asserts that each metric has a series, and one for each value of a label if its values are
+/// listed.
 fn assert_whole(exported: &Exported, documented: &BTreeMap<String, Documented>) {
     for (name, it) in documented {
         let series = exported.series.keys().filter(|(series, _)| series == name);
@@ -282,14 +286,15 @@ fn assert_whole(exported: &Exported, documented: &BTreeMap<String, Documented>) 
     }
 }
 
-/// Move only where the queue takes no heartbeat for as long as it hides a message (the tests of
-/// core/src/daemon/heartbeats and src/pipeline play that), and where users' views read the tables (tests/it/views.rs).
+/// Counters that stay at zero here. They rise only if the queue accepts no heartbeat for a whole
+/// visibility timeout (tested in core/src/daemon/heartbeats), or if users' views read the tables
+/// (tests/it/views.rs).
 const UNMOVED: [&str; 2] = [
     "sluice_sqs_heartbeats_missed_total",
     "sluice_rollbacks_left_in_views_total",
 ];
 
-/// Counters and histograms: what `rate()` must see from the beginning.
+/// Returns the series of counters and histograms. `rate()` needs them from the start.
 fn cumulative(exported: &Exported) -> BTreeSet<&(String, Labels)> {
     let series = exported.series.keys();
     series
@@ -303,7 +308,8 @@ async fn assert_counts(scenario: &Scenario, exported: &Exported, reckoning: &Exp
     for kind in EventType::ALL {
         assert_eq!(rows(kind.name()), reckoning.rows(kind), "{kind:?}");
     }
-    // Beside those of the first loads, one that was announced again and one that was held.
+    // There are two more lines than in the first loads: of the object that was announced twice, and
+    // of the one that was held during the outage.
     assert_eq!(rows("unmatched"), reckoning.unmatched + 2);
     assert_eq!(rows("rejected"), reckoning.rejected);
     let rejected = exported.sum("sluice_rejected_lines_total", &[]) as u64;
@@ -312,7 +318,7 @@ async fn assert_counts(scenario: &Scenario, exported: &Exported, reckoning: &Exp
     let objects = |outcome| exported.sum("sluice_objects_total", &[("outcome", outcome)]) as u64;
     assert_eq!(objects("loaded"), reckoning.objects + 2);
     assert_eq!(objects("duplicate"), 1);
-    // Each of them twice, before it was a dead letter.
+    // Each was tried twice before it became a dead letter.
     assert_eq!((objects("missing"), objects("failed")), (2, 2));
     assert_eq!(exported.sum("sluice_objects_streamed_total", &[]), 1.0);
     let of_ledger = loaded(&stack.clickhouse, &site.database).await;
@@ -335,7 +341,7 @@ async fn assert_counts(scenario: &Scenario, exported: &Exported, reckoning: &Exp
     assert_eq!(exported.sum("sluice_build_info", &[]), 1.0);
 }
 
-/// Every expression of the dashboard.
+/// Returns every expression of the dashboard.
 fn drawn() -> Vec<String> {
     fn collect(value: &Value, into: &mut Vec<String>) {
         match value {
@@ -358,14 +364,14 @@ fn drawn() -> Vec<String> {
     expressions
 }
 
-/// The queries as Grafana sends them.
+/// Asserts that the dashboard's queries return series when they are sent as Grafana sends them.
 async fn assert_drawn(prometheus: &Prometheus) {
     let expressions = drawn();
     assert!(expressions.len() > 30, "{}", expressions.len());
     for expression in expressions {
         let asked = expression.replace("$__rate_interval", "5m");
         let asked = asked.replace("$__range", "1h");
-        // Those that say that something happens now, and it does not.
+        // These return series only while something is wrong, and nothing is.
         if asked.contains(" > 0") {
             prometheus.query(&asked).unwrap();
             continue;
@@ -379,7 +385,7 @@ async fn assert_drawn(prometheus: &Prometheus) {
     }
 }
 
-/// The alerts ask for nothing that is not exported.
+/// Asserts that the alerts use only documented metrics.
 fn assert_alerts_are_of(documented: &BTreeMap<String, Documented>) {
     let text = project::read("helm/sluice/alerts.yaml");
     let words = text.split(|it: char| !it.is_alphanumeric() && it != '_');
@@ -444,7 +450,7 @@ async fn what_is_exported_is_what_is_documented_and_drawn() {
 async fn without_a_dead_letter_queue_its_depth_is_not_told_and_nothing_fails() {
     let stack = Stack::shared();
     let site = stack.site("no-dead-letters").await.unwrap();
-    // It has none of its own.
+    // The dead-letter queue does not have one of its own.
     let mut sluice = Sluice::new(stack, &site)
         .set("queue.url", &site.dlq_url)
         .set("queue.allow_missing_dlq", true);
@@ -475,7 +481,7 @@ async fn the_depths_of_fifo_queues_are_told() {
         let request = request.message_deduplication_id(group);
         request.send().await.unwrap();
     }
-    // While ClickHouse is not there, nothing is received.
+    // Without ClickHouse nothing is received, so the messages stay visible.
     let mut sluice = Sluice::new(stack, &site)
         .set("queue.url", &queue)
         .set("clickhouse.url", "http://127.0.0.1:1");

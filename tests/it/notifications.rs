@@ -1,4 +1,4 @@
-//! Every form of a notification, from the queue to the rows.
+//! Every kind of notification, from the queue to the rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -23,12 +23,13 @@ fn migrated(stack: &Stack, site: &Site) -> Sluice {
     sluice
 }
 
-/// One line that says which object it is in.
+/// Returns a line that names the object it is in.
 fn line(bucket: &str, key: &str) -> String {
     serde_json::json!({ "path": format!("{bucket}/{key}") }).to_string()
 }
 
-/// The paths of all lines that were loaded; each must be where it says.
+/// Returns the paths in all loaded lines, after asserting that each line came from the object it
+/// names.
 async fn paths(stack: &Stack, site: &Site) -> Vec<String> {
     let sql = format!(
         "SELECT JSONExtractString(raw, 'path') AS path, source_path \
@@ -43,7 +44,7 @@ async fn paths(stack: &Stack, site: &Site) -> Vec<String> {
     path.collect()
 }
 
-/// Waits until the metrics have this line.
+/// Waits until `/metrics` has this line.
 async fn counted(sluice: &Sluice, line: &str) {
     wait_for(line, BOUND, async || {
         let (_, metrics) = sluice.get("/metrics").await?;
@@ -76,7 +77,8 @@ async fn whichever_way_an_object_is_announced_it_is_loaded_once() {
     stack.aws.announce_by(&site, &Way::ALL).await.unwrap();
     put("all").await;
     sluice.start();
-    // One from each of the first five, and five of the last. Raw delivery leaves S3's own form.
+    // Each of the first five ways sends one message, and the last step five. With raw delivery S3's
+    // own envelope is left.
     for (form, messages) in [
         ("s3", 4),
         ("sns", 2),
@@ -118,7 +120,7 @@ async fn a_declared_message_of_many_files_is_deleted_once_all_are_loaded() {
         Ok((loaded == 2).then_some(()))
     })
     .await;
-    // One is missing yet: the message stays.
+    // The message stays, since one file is still missing.
     let (visible, in_flight) = site.queue_depth().await.unwrap();
     assert_eq!(visible + in_flight, 1);
     site.put(keys[2], line(&site.bucket, keys[2]))
@@ -159,7 +161,7 @@ async fn a_body_that_is_in_s3_is_fetched() {
     assert!(log.contains(why), "{log}");
 }
 
-/// The bodies of core/src/notification/corpus by name.
+/// Returns the bodies in core/src/notification/corpus by name.
 fn corpus() -> BTreeMap<String, String> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("core/src/notification/corpus");
     let files = fs::read_dir(directory).unwrap().map(|file| file.unwrap());
@@ -182,7 +184,7 @@ fn objects_of(body: &str) -> Vec<ObjectRef> {
 #[tokio::test]
 async fn every_body_of_the_corpus_has_its_objects_loaded_or_goes_to_the_dead_letters() {
     let (stack, site) = site("corpus").await;
-    // Only what the corpus says.
+    // Only the messages of the corpus announce objects.
     stack.aws.announce_by(&site, &[]).await.unwrap();
     let archive = format!("{}-archive", site.bucket);
     site.s3
@@ -202,7 +204,7 @@ async fn every_body_of_the_corpus_has_its_objects_loaded_or_goes_to_the_dead_let
             site.send(&body).await.unwrap();
             continue;
         }
-        // The same message about buckets and contents that there are.
+        // The message is changed to name buckets and contents that exist.
         let mut sent = body
             .replace("uploads", &site.bucket)
             .replace("archive", &archive);
@@ -235,8 +237,8 @@ async fn every_body_of_the_corpus_has_its_objects_loaded_or_goes_to_the_dead_let
     sluice.must_run();
 }
 
-/// Puts an object for every key that the body names, and returns the paths; nothing but the bucket
-/// and the etags of the body is replaced.
+/// Puts an object for every key that the body names, and returns the paths. In the body only the
+/// etags are replaced.
 async fn put_named(site: &Site, body: &mut Value) -> Vec<String> {
     let mut paths = Vec::new();
     match body {
@@ -314,7 +316,7 @@ async fn whatever_names_a_written_object_is_loaded_and_what_is_unknown_is_never_
         site.send(body).await.unwrap();
     }
     drop(migrated(stack, &site));
-    // An object that is looked for under a wrong key is lost with this.
+    // With this setting, an object that is looked up under a wrong key is lost.
     let mut sluice = Sluice::new(stack, &site).set("load.on_missing", "acknowledge");
     sluice.start();
     notifications(&sluice, "s3", "other_event", 1).await;
@@ -336,7 +338,7 @@ async fn a_malformed_body_is_logged_once() {
     let log = sluice.log();
     assert_eq!(log.matches("not a notification").count(), 1, "{log}");
     assert!(log.contains("message.id="), "{log}");
-    // Received twice, and counted each time.
+    // The message is received twice, and counted each time.
     notifications(&sluice, "unknown", "malformed", 2).await;
 }
 
@@ -368,7 +370,7 @@ async fn what_the_filter_leaves_out_is_acknowledged_and_counted() {
         .key("in/copy.jsonl");
     let copy = copy.copy_source(format!("{}/in/a.jsonl", site.bucket));
     copy.send().await.unwrap();
-    // One message of which a part is wanted.
+    // Only one of the two objects in this message matches the filter.
     let etag = site.put("also", line(&site.bucket, "also")).await.unwrap();
     let both = ["also", "unwanted"].map(|key| {
         let body: Value = serde_json::from_str(&announcement(&site, key, &etag)).unwrap();

@@ -5,7 +5,7 @@ use sluice_testkit::{Stack, project, wait_for};
 
 use crate::harness::{BOUND, Sluice, dead_letters, drained, line, upload};
 
-/// The headings of the page that have a query, and these.
+/// Returns the headings of the page with their queries.
 fn queries() -> Vec<(String, String)> {
     let page = project::read("docs/operations.md");
     let sections = page.split("\n### ").skip(1);
@@ -33,7 +33,7 @@ async fn each_query_of_the_page_has_an_answer() {
     sluice.start();
     dead_letters(&site, 1).await;
     drained(&site).await;
-    // A batch that somebody has left behind.
+    // One query lists batches that a worker left unfinished.
     let sealed = format!(
         "INSERT INTO {}.ledger_objects (object_id, bucket, key, size, batch_id, worker) \
          VALUES (generateUUIDv4(), 'bucket', 'key', 1, generateUUIDv4(), 'gone')",

@@ -15,7 +15,7 @@ use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, free_port, wait
 
 use crate::harness::{BOUND, Sluice, assert_rows, drained, upload};
 
-/// What came of an outage in the log: a few lines, however long it lasts.
+/// The maximum number of lines in the log of an outage, however long it lasts.
 const FEW_LINES: usize = 12;
 
 fn assert_few_lines(sluice: &Sluice) {
@@ -23,7 +23,7 @@ fn assert_few_lines(sluice: &Sluice) {
     assert!(log.lines().count() <= FEW_LINES, "{log}");
 }
 
-/// So many requests have met a fault.
+/// Waits until `count` requests have met a fault.
 async fn hits(proxy: &Proxy, count: usize) {
     wait_for("requests to fail", BOUND, async || {
         let hits = proxy.hits();
@@ -33,7 +33,7 @@ async fn hits(proxy: &Proxy, count: usize) {
     .await;
 }
 
-/// None of these messages has ever been received.
+/// Asserts that none of these messages has ever been received.
 async fn assert_never_received(site: &Site, messages: u64) {
     assert_eq!(site.queue_depth().await.unwrap(), (messages, 0));
     let queue = SqsQueue::new(site.sqs.clone(), &site.queue_url);
@@ -125,7 +125,7 @@ async fn pause_what_is_held_when_clickhouse_goes_away_is_kept_and_loaded_later()
     proxy.heal();
     drained(&site).await;
     assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
-    // The test event and five objects, each once.
+    // The test event and five objects were received once each.
     let received = sluice.metric("sluice_sqs_messages_received_total").await;
     assert_eq!(received.unwrap(), 6.0);
 }
@@ -190,7 +190,7 @@ async fn an_unavailable_queue_is_waited_for_in_few_log_lines() {
     drained(&site).await;
     assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
 
-    // And once it runs.
+    // The same holds for an outage after the start.
     let before = proxy.hits();
     proxy.inject(Fault::Status(503), usize::MAX, |_, _| true);
     hits(&proxy, before + 8).await;
@@ -311,7 +311,8 @@ async fn too_many_parts_pause_intake_and_duplicate_no_rows() {
     let bundles: Vec<_> = Generator::new(17).take(40).collect();
     let mut reckoning = upload(&site, &bundles[..20]).await;
     drained(&site).await;
-    // One table is full, the others are not: what they took must not come twice.
+    // One table is full and the others are not. The rows that the others accepted must not be
+    // inserted twice.
     let table = format!("{}.part_attempt_events", site.database);
     let limit = format!("ALTER TABLE {table} MODIFY SETTING parts_to_throw_insert = 1");
     stack.clickhouse.execute(&limit).await.unwrap();
@@ -332,7 +333,7 @@ async fn too_many_parts_pause_intake_and_duplicate_no_rows() {
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
-/// What the user's profile does not let an insert set is nobody's fault but the profile's.
+/// If the user's profile forbids a setting that an insert needs, no object is at fault.
 #[tokio::test]
 async fn a_constraint_on_a_setting_pauses_intake_and_blames_no_object() {
     let stack = Stack::shared();

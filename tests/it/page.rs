@@ -26,7 +26,7 @@ async fn open(sluice: &Sluice) -> Browser {
     browser
 }
 
-/// What a person reads on the page.
+/// A script that returns what a person reads on the page.
 const READ: &str = r##"(() => {
     const text = (selector, root = document) => {
         const found = root.querySelector(selector);
@@ -53,7 +53,7 @@ const READ: &str = r##"(() => {
     };
 })()"##;
 
-/// Waits until the page shows what is expected.
+/// Waits until the page satisfies `is`, and returns its content.
 async fn shows(browser: &mut Browser, what: &str, is: impl Fn(&Value) -> bool) -> Value {
     wait_for(what, BOUND, async || {
         let page = browser.evaluate(READ).await?;
@@ -71,7 +71,7 @@ fn assert_quiet(browser: &Browser) {
     assert_eq!(browser.complaints(), Vec::<String>::new());
 }
 
-/// Where pictures are taken: something for the page to show. Gives what was uploaded.
+/// Uploads objects for the page to show if pictures are taken. Returns the expected rows.
 async fn busy(site: &Site, generator: &mut Generator) -> ExpectedRows {
     let mut reckoning = ExpectedRows::default();
     let rounds = if updates_docs() { 16 } else { 0 };
@@ -83,7 +83,7 @@ async fn busy(site: &Site, generator: &mut Generator) -> ExpectedRows {
     reckoning
 }
 
-/// Takes the pictures for the documentation, where that is to be updated.
+/// Takes a picture for the documentation if that is to be updated.
 async fn picture(browser: &mut Browser, name: &str) {
     if updates_docs() {
         let path = project::path(&format!("docs/images/live-{name}.png"));
@@ -91,7 +91,8 @@ async fn picture(browser: &mut Browser, name: &str) {
     }
 }
 
-/// Markup, quotes, a line break, and a character that turns the direction of what follows.
+/// Returns a key with markup, quotes, a line break, and a character that reverses the direction of
+/// the text after it.
 fn hostile_key() -> String {
     let start = "<img src=x onerror=alert(1)>\"'&amp;\n\u{202e}";
     let end = "</script>.jsonl.gz";
@@ -197,7 +198,7 @@ async fn the_live_page_shows_what_happens_and_nothing_else() {
     let is_own = |url: &&String| !url.starts_with(&own) && !url.starts_with("data:");
     assert_eq!(browser.requests().iter().find(is_own), None);
 
-    // Were markup put in all the same, it would not run.
+    // Even if markup were injected, it would not run.
     let inject = "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"hit=1\">'); \
                   new Promise((done) => setTimeout(() => done(typeof hit), 200))";
     assert_eq!(browser.evaluate(inject).await.unwrap(), "undefined");
@@ -277,7 +278,7 @@ async fn the_live_page_says_when_the_worker_is_gone_and_finds_it_again() {
     sluice.ready().await;
     let mut browser = open(&sluice).await;
     shows_word(&mut browser, "Well").await;
-    // An open page does not keep a worker that is told to stop.
+    // An open page does not keep a worker from stopping.
     assert_eq!(sluice.stop().await.code(), Some(0));
     shows(&mut browser, "that nobody answers", |page| {
         let connection = page["connection"].as_str().unwrap();

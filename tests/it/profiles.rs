@@ -18,13 +18,14 @@ use crate::harness::{BOUND, Sluice, drained, line, names};
 #[derive(Clone, Debug, Default)]
 struct Flip {
     settings: Vec<(String, String)>,
-    /// What is configured for the loading under them.
+    /// The configuration of the loads under these settings.
     options: Vec<(&'static str, &'static str)>,
-    /// Whether the settings harm nothing once the pins are sent: all is loaded.
+    /// Whether the settings are harmless once the pinned settings are sent, so that all objects are
+    /// loaded.
     loads: bool,
-    /// Whether an object is loaded that is read in many blocks.
+    /// Whether an object that is read in many blocks is loaded as well.
     many_blocks: bool,
-    /// Whether all is loaded again, by force.
+    /// Whether all objects are loaded again with `--force`.
     again: bool,
 }
 
@@ -39,7 +40,7 @@ impl Flip {
         }
     }
 
-    /// With settings under which everything must be loaded.
+    /// Creates a user with settings under which all objects must be loaded.
     fn harmless(settings: &[(&str, &str)]) -> Self {
         Self {
             loads: true,
@@ -56,10 +57,10 @@ impl Flip {
     }
 }
 
-/// Rows of an object: by table, how many there are and the sum of their hashes.
+/// The rows of an object: for each table, their number and the sum of their hashes.
 type Rows = BTreeMap<String, (u64, u64)>;
 
-/// Objects, each loaded by each user from below a prefix of its own.
+/// Objects that each user loads from a prefix of its own.
 struct Lab {
     stack: &'static Stack,
     site: Site,
@@ -68,7 +69,7 @@ struct Lab {
 }
 
 impl Lab {
-    /// `settings` make the users, which can depend on the name of the database.
+    /// Creates a lab with a user for each of `flips`, which can depend on the name of the database.
     async fn new(name: &str, flips: impl FnOnce(&Site) -> Vec<Flip>) -> Self {
         let stack = Stack::shared();
         let site = stack.site(name).await.unwrap();
@@ -121,8 +122,8 @@ impl Lab {
         uploaded
     }
 
-    /// The rows of each object below a prefix, by the rest of its key, as far as the ledger calls it
-    /// loaded.
+    /// Returns the rows of each object below a prefix that the ledger records as loaded, by the
+    /// rest of its key.
     async fn loaded(&self, prefix: &str) -> BTreeMap<String, Rows> {
         let database = &self.site.database;
         let source = format!("{}/{prefix}/", self.site.bucket);
@@ -160,8 +161,8 @@ impl Lab {
     }
 }
 
-/// Runs a backfill until it ends, or until it says that ClickHouse refuses something: it would try
-/// that again without end. Gives why it failed.
+/// Runs a backfill until it ends, or until it logs an error of ClickHouse, which it would retry
+/// without end. The error is the reason for the failure.
 async fn backfill(sluice: &Sluice, arguments: &[&str]) -> Result<(), String> {
     let mut child = sluice.spawn(&[&["backfill"], arguments].concat());
     let log = child.stderr.take().expect("it is piped");
@@ -183,7 +184,7 @@ async fn backfill(sluice: &Sluice, arguments: &[&str]) -> Result<(), String> {
     }
 }
 
-/// The first line of a log that has an error of ClickHouse, if any.
+/// Returns the first line of a log that reports an error of ClickHouse, if any.
 fn refusal(log: impl Read) -> Option<String> {
     let lines = BufReader::new(log).lines().map_while(Result::ok);
     let errors = ["ClickHouse error ", "no answer from ClickHouse"];
@@ -192,8 +193,8 @@ fn refusal(log: impl Read) -> Option<String> {
 }
 
 impl Lab {
-    /// Loads the objects as a user; gives what is wrong with the rows of those that are called
-    /// loaded.
+    /// Loads the objects as a user, and returns the differences in the rows of those that are
+    /// recorded as loaded.
     async fn try_flip(
         &self,
         number: usize,
@@ -243,7 +244,7 @@ impl Lab {
         format!("{:?}:\n{problems}", flip.settings)
     }
 
-    /// What is wrong under any of the settings.
+    /// Returns the differences under all of the settings.
     async fn try_all(&self) -> String {
         let sluice = self.sluice(&Flip::default(), "default");
         let source = format!("s3://{}/plain/", self.site.bucket);
@@ -269,7 +270,7 @@ impl Lab {
     }
 }
 
-/// With a thousand settings it takes an hour: whoever waits learns what was found so far.
+/// Reports the problems found so far, since a run with a thousand settings takes an hour.
 #[expect(clippy::print_stderr, reason = "for whoever waits")]
 fn report(done: usize, all: usize, problem: &str) {
     if !problem.is_empty() || done.is_multiple_of(50) {
@@ -279,7 +280,7 @@ fn report(done: usize, all: usize, problem: &str) {
 
 const LARGE: &str = "large.jsonl.gz";
 
-/// A small object, a compressed one, and one that is read in many blocks.
+/// Returns a small object, a compressed one, and one that is read in many blocks.
 fn counted_objects() -> Vec<Bundle> {
     let mut bundles: Vec<Bundle> = Generator::new(61).sizes(300..=300).take(1).collect();
     bundles.extend(
@@ -302,10 +303,10 @@ fn counted_objects() -> Vec<Bundle> {
     bundles
 }
 
-/// More than a block has.
+/// More lines than a block has.
 const LINES: u64 = 100_000;
 
-/// Lines that not every parser takes for the same.
+/// Returns an object with lines that parsers interpret differently.
 fn odd_object() -> Bundle {
     let lines = [
         r#"{"a":"\ud800"}"#,
@@ -325,7 +326,7 @@ fn odd_object() -> Bundle {
     }
 }
 
-/// The settings that are known to change rows, each with what sets it off.
+/// Returns the settings that are known to change rows, each with what triggers it.
 fn known(site: &Site) -> Vec<Flip> {
     let hidden = ["ledger_objects", "ledger_batches", "object_rows"];
     let hidden = hidden.map(|table| format!("'{}.{table}': '0'", site.database));
@@ -373,7 +374,7 @@ fn known(site: &Site) -> Vec<Flip> {
         ("group_by_overflow_mode", "any"),
         ("max_rows_to_group_by", "1"),
     ]));
-    // Sluice's own `max_execution_time` sets these off.
+    // Sluice's own `max_execution_time` triggers these.
     for mode in ["timeout_overflow_mode", "timeout_overflow_mode_leaf"] {
         flips.push(Flip {
             options: vec![("clickhouse.insert_timeout", "1s")],
@@ -420,8 +421,8 @@ async fn a_profile_that_forbids_what_statements_must_set_pauses_intake_and_fails
     }
 }
 
-/// A worker outlives an upgrade, and a downgrade, of the server: what it knows of the server's
-/// settings can be wrong by then.
+/// A worker can outlive an upgrade or a downgrade of the server. What it has read of the server's
+/// settings can then be wrong.
 #[tokio::test]
 async fn a_server_that_turns_out_to_lack_a_setting_is_asked_again() {
     let stack = Stack::shared();
@@ -441,7 +442,7 @@ async fn a_server_that_turns_out_to_lack_a_setting_is_asked_again() {
             .query()
             .is_some_and(|it| it.contains("allow_simdjson="))
     };
-    // At first the server has none of them.
+    // At first the server has none of the settings.
     proxy.inject(Fault::Error(unknown), 1, move |parts, sql| {
         pins(parts) && asks(sql)
     });
@@ -462,19 +463,19 @@ async fn a_server_that_turns_out_to_lack_a_setting_is_asked_again() {
     assert!(proxy.met()["delayed"] >= 1, "{:?}", proxy.met());
 }
 
-/// Compatibility with these versions changes many settings at once.
+/// Values of the setting `compatibility`, each of which changes many settings at once.
 const VERSIONS: [&str; 9] = [
     "20.3", "21.3", "21.8", "22.8", "23.8", "24.8", "25.3", "25.8", "26.3",
 ];
 
-/// Another value that a setting can have, as far as that follows from its type.
+/// Returns another value for a setting, if its type implies one.
 fn flipped(name: &str, kind: &str, value: &str) -> Option<&'static str> {
     Some(match kind {
         "Bool" | "BoolAuto" if matches!(value, "1" | "true") => "0",
         "Bool" | "BoolAuto" => "1",
         "OverflowMode" => "break",
         "OverflowModeGroupBy" => "any",
-        // Of the settings themselves: a connection, or the profile.
+        // These get 1 whatever their type and value.
         _ if matches!(name, "readonly" | "limit" | "offset") => "1",
         "NonZeroUInt64" if value == "1" => "2",
         "UInt64" | "Int64" | "Int32" | "UInt64Auto" | "NonZeroUInt64" | "MaxThreads" => {
@@ -492,7 +493,7 @@ fn flipped(name: &str, kind: &str, value: &str) -> Option<&'static str> {
     })
 }
 
-/// Every setting of the server that can be flipped, and every version.
+/// Returns a user for every setting of the server that can be changed, and for every version.
 async fn every_flip(clickhouse: &ClickHouse) -> Vec<Flip> {
     let sql = "SELECT name, type, value FROM system.settings \
                WHERE NOT is_obsolete AND alias_for = '' ORDER BY name";
@@ -503,7 +504,7 @@ async fn every_flip(clickhouse: &ClickHouse) -> Vec<Flip> {
         let Some(value) = flipped(name, kind, value) else {
             continue;
         };
-        // A server does not start with a profile that it finds invalid.
+        // A server does not start with an invalid profile.
         let select = format!("SELECT 1 SETTINGS {name} = '{value}'");
         if clickhouse.query(&select).await.is_ok() {
             flips.push(Flip::of(&[(name, value)]));
@@ -512,7 +513,7 @@ async fn every_flip(clickhouse: &ClickHouse) -> Vec<Flip> {
     flips.extend(VERSIONS.map(|version| Flip::of(&[("compatibility", version)])));
     for flip in &mut flips {
         flip.many_blocks = true;
-        // Some make blocks of a line.
+        // Under some settings each line becomes a block, so the time is limited.
         flip.options = vec![("clickhouse.insert_timeout", "20s")];
     }
     flips

@@ -10,12 +10,12 @@ use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
 use tokio::time::Instant;
 
 const MAX_RECEIVES: u32 = 3;
-/// Longer than any of these tests.
+/// Longer than any of these tests takes.
 const LONG: Duration = Duration::from_secs(300);
 const SECOND: Duration = Duration::from_secs(1);
 const BOUND: Duration = Duration::from_secs(30);
 
-/// A queue that is empty, with what only its owner can do.
+/// An empty queue, with the operations that only its owner has.
 trait Subject {
     type Queue: Queue;
     fn queue(&self) -> &Self::Queue;
@@ -61,7 +61,7 @@ impl OnSqs {
         let site = Stack::shared().site_with(test, options).await.unwrap();
         let queue = SqsQueue::new(site.sqs.clone(), &site.queue_url);
         let subject = Self { queue, site };
-        // S3 has announced itself.
+        // S3 has sent its test event.
         let test_event = subject.one(LONG).await;
         assert!(test_event.body.contains("s3:TestEvent"), "{test_event:?}");
         assert_eq!(subject.queue.delete(&[test_event.handle]).await, Ok(vec![]));
@@ -85,9 +85,9 @@ impl Subject for OnSqs {
     }
 }
 
-/// What the tests do over and over.
+/// Steps that the tests share.
 trait SubjectExt: Subject {
-    /// The one message that comes next.
+    /// Receives the one message that comes next.
     async fn one(&self, visibility: Duration) -> Message {
         wait_for("a message", BOUND, async || {
             let wait = Duration::from_secs(5);
@@ -98,7 +98,7 @@ trait SubjectExt: Subject {
         .await
     }
 
-    /// Nothing comes, although it is waited for.
+    /// Asserts that no message comes within `wait`.
     async fn nothing(&self, wait: Duration) {
         let received = self.queue().receive(MAX_BATCH, wait, LONG).await;
         assert_eq!(received, Ok(vec![]));
@@ -123,7 +123,7 @@ trait SubjectExt: Subject {
         assert_eq!(self.queue().delete(handles).await, Ok(vec![]));
     }
 
-    /// Messages to be received, and received ones.
+    /// Returns the numbers of visible and of in-flight messages.
     async fn depth(&self) -> (u64, u64) {
         let attributes = self.queue().attributes().await.unwrap();
         (attributes.visible, attributes.in_flight)
@@ -175,7 +175,7 @@ async fn a_change_of_visibility_extends(subject: &impl Subject) {
     let message = subject.one(SECOND).await;
     subject.change(&message.handle, LONG).await;
     subject.nothing(2 * SECOND).await;
-    // And takes back what it gave.
+    // A change also shortens.
     subject.change(&message.handle, SECOND).await;
     assert_eq!(subject.one(LONG).await.receive_count, 2);
 }
@@ -198,12 +198,12 @@ async fn deleting_twice_is_a_success(subject: &impl Subject) {
     let (a, b) = (a[0].handle.clone(), b[0].handle.clone());
     subject.delete(std::slice::from_ref(&a)).await;
     subject.delete(std::slice::from_ref(&a)).await;
-    // One that is gone does not keep its neighbour.
+    // A message that is already deleted does not prevent the deletion of the others.
     subject.delete(&[a, b]).await;
     assert_eq!(subject.depth().await, (0, 0));
 }
 
-/// Heartbeats go by it: a message that is gone must not be extended again.
+/// Heartbeats depend on this: the visibility of a message that is gone must not be extended again.
 async fn changing_what_is_gone_or_delivered_again_is_reported(subject: &impl Subject) {
     subject.send("m").await;
     let first = subject.one(SECOND).await;

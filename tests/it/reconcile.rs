@@ -9,7 +9,7 @@ use crate::harness::{Sluice, dead_letters, drained, line, names, remaining};
 
 const INCOMPLETE: Option<i32> = Some(3);
 
-/// Its exit code and report.
+/// Runs `reconcile`, and returns its exit code and report.
 fn reconcile(sluice: &Sluice, site: &Site, arguments: &[&str]) -> (Option<i32>, Value) {
     let url = format!("s3://{}/2026/", site.bucket);
     let command = [&["reconcile", &url, "--output", "json"], arguments].concat();
@@ -19,7 +19,7 @@ fn reconcile(sluice: &Sluice, site: &Site, arguments: &[&str]) -> (Option<i32>, 
     (output.status.code(), report)
 }
 
-/// Some objects were never announced: the notification was set up late, or lost.
+/// Some objects were never announced, since the notification was set up late or was lost.
 #[tokio::test]
 async fn reconcile_finds_and_announces_what_was_never_announced() {
     let stack = Stack::shared();
@@ -42,7 +42,7 @@ async fn reconcile_finds_and_announces_what_was_never_announced() {
         .await
         .unwrap();
 
-    // As if a worker had it.
+    // This looks as if a worker had claimed the object.
     let sql = format!(
         "INSERT INTO {}.ledger_objects (object_id, bucket, key, etag, batch_id, lease_seconds) \
          SELECT toUUID('{}'), '{}', '2026/01/12/in hand', 'e', generateUUIDv4(), 600",
@@ -81,7 +81,7 @@ async fn reconcile_finds_and_announces_what_was_never_announced() {
         "{text}"
     );
 
-    // Mended: what was broken is whole by now.
+    // The object that could not be read is replaced by a valid one.
     site.put("2026/01/11/broken.gz", gzip(line("mended").as_bytes()))
         .await
         .unwrap();
@@ -110,7 +110,7 @@ async fn reconcile_finds_and_announces_what_was_never_announced() {
     assert_eq!(names(stack, &site).await, expected);
 }
 
-/// The ledger's identity of an object.
+/// Returns the ledger's identity of an object.
 fn identity(bucket: &str, key: &str, etag: &str) -> String {
     let object = ObjectRef::from(ObjectParts {
         bucket: bucket.to_owned(),

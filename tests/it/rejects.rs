@@ -60,7 +60,7 @@ async fn the_longest_line_is_what_the_configuration_says() {
         let lines = [
             of_length(1024, ""),
             of_length(1025, ""),
-            // One that would be looked at path by path.
+            // Without the limit, this line would be read path by path.
             of_length(1025, "\"actor\":[ null],"),
             " ".repeat(1025),
             of_length(1024, "\"actor\":[ null],"),
@@ -84,7 +84,7 @@ async fn the_longest_line_is_what_the_configuration_says() {
 async fn an_object_with_too_many_rejected_lines_fails_alone_and_leaves_no_rows() {
     let (stack, site) = site("too-many").await;
     Sluice::new(stack, &site).migrate();
-    // With a fallback, what is compressed in secret would be streamed.
+    // With a fallback, the object that is compressed without such a name would be streamed.
     let mut sluice = Sluice::new(stack, &site)
         .set("load.max_rejected_ratio", "0.5")
         .set("load.fallback", "never");
@@ -92,12 +92,12 @@ async fn an_object_with_too_many_rejected_lines_fails_alone_and_leaves_no_rows()
     let objects = [
         ("good.jsonl", note.as_bytes().to_vec()),
         ("half.jsonl", format!("bad half\n{note}").into_bytes()),
-        // Blank lines are nothing, so they cannot outweigh bad ones.
+        // Blank lines are not counted, so they cannot outweigh bad ones.
         (
             "most.jsonl",
             format!("bad\n{note}bad\n\n\n\n\n").into_bytes(),
         ),
-        // What says that it is not compressed, and is.
+        // Its name says that it is not compressed, but it is.
         ("garbage.jsonl", gzip(note.repeat(3000).as_bytes())),
     ];
     for (key, content) in objects {
@@ -119,7 +119,7 @@ async fn an_object_with_too_many_rejected_lines_fails_alone_and_leaves_no_rows()
         assert_eq!(ask(stack, &site, &sql).await, expected.concat(), "{table}");
     }
 
-    // The retry succeeds once it is allowed.
+    // Another attempt succeeds once the configuration allows it.
     sluice.stop().await;
     let mut sluice = Sluice::new(stack, &site);
     site.put("most.jsonl", format!("bad\n{note}bad\n\n\n\n\n"))

@@ -14,7 +14,7 @@ use sluice::statements::s3_source::{S3Access, S3Source};
 use sluice_testkit::{Site, Stack};
 use uuid::Uuid;
 
-/// Tables, and who plans inserts into them.
+/// Tables, and the planner of inserts into them.
 struct Rig {
     stack: &'static Stack,
     site: Site,
@@ -75,7 +75,7 @@ impl Rig {
         }
     }
 
-    /// How often each line of the batch is in `object_rows`.
+    /// Returns how often each line of the batch is counted in `object_rows`.
     async fn times(&self, batch: BatchId, lines: u64) -> f64 {
         let sql = format!(
             "SELECT sum(rows) FROM {}.object_rows WHERE batch_id = '{batch}'",
@@ -90,8 +90,8 @@ fn batch() -> BatchId {
     BatchId(Uuid::now_v7())
 }
 
-/// Which thread reads which object, and when, decides in what pieces the lines come: of small
-/// objects, whose lines are gathered, and of large ones.
+/// The order in which threads read the objects decides how the lines are divided into blocks, both
+/// for small objects, whose lines are coalesced, and for large ones.
 #[tokio::test]
 async fn a_repeated_insert_adds_nothing_whatever_threads_read_the_objects() {
     for (strategy, rounds) in [(Strategy::SinglePass, 3), (Strategy::PerType, 1)] {
@@ -109,7 +109,7 @@ async fn a_repeated_insert_adds_nothing_whatever_threads_read_the_objects() {
                 ..ObjectParts::default()
             }));
         }
-        // By what was announced.
+        // The same objects are large according to their announced size.
         let large: Vec<_> = small
             .iter()
             .map(|object| {
@@ -132,7 +132,7 @@ async fn a_repeated_insert_adds_nothing_whatever_threads_read_the_objects() {
     }
 }
 
-/// The list of rejects is a table, whose parts may merge at any time.
+/// The snapshot of the rejects is in a table, whose parts may merge at any time.
 #[tokio::test]
 async fn a_repeated_insert_of_rejects_adds_nothing_when_their_list_was_merged() {
     let rig = Rig::new(Strategy::SinglePass).await;

@@ -18,7 +18,7 @@ fn parsed(sluice: &Sluice, arguments: &[&str]) -> Value {
     serde_json::from_str(&output(sluice, &arguments)).unwrap()
 }
 
-/// A site, and a worker that has loaded these objects.
+/// Creates a site and a worker that has loaded these objects and stopped.
 async fn with_objects(
     name: &str,
     objects: &[(&str, &[u8])],
@@ -103,7 +103,7 @@ async fn rejects_are_listed_by_reason_and_by_object() {
     assert!(output(&sluice, &["show", "s3://elsewhere/x"]).starts_with("no rejects"));
 }
 
-/// Event types as they were at first.
+/// The event types at first.
 const FIRST: &[(&str, &str)] = &[(
     "click.yaml",
     "table: clicks
@@ -115,7 +115,7 @@ columns:
 ",
 )];
 
-/// One declaration is fixed, and one is new.
+/// The event types afterwards: one declaration is fixed, and one is new.
 const MENDED: &[(&str, &str)] = &[
     (
         "click.yaml",
@@ -138,7 +138,8 @@ columns:
     ),
 ];
 
-/// Lines of all sorts. `N` is a placeholder for the name, since equal ids collapse in merges.
+/// Returns lines of all kinds. `N` is a placeholder for the name, since equal ids collapse in
+/// merges.
 fn mixed(name: &str) -> Vec<u8> {
     let before = r#"{"verb":"click","id":"N0","at":"2026-07-14T08:00:00Z"}
 {"verb":"click","id":"N1","when":"2026-07-14T08:00:01Z"}
@@ -271,7 +272,7 @@ async fn a_longer_limit_lets_long_lines_in() {
     assert_eq!(ids, "1\n2000\n");
 }
 
-/// More lines than are moved at once, some objects with more than that.
+/// There are more lines than one batch moves, and some objects have more than that, too.
 #[tokio::test]
 async fn many_lines_are_moved_in_several_batches() {
     let directory = tempfile::tempdir().unwrap();

@@ -10,13 +10,13 @@ use crate::harness::{Sluice, assert_rows, drained};
 const OBJECTS: usize = 100;
 const MESSAGES: usize = 300;
 const SENDERS: usize = 8;
-/// Rounds until the worker has all that it needs, and after.
+/// The rounds until the worker has allocated all that it needs.
 const WARM_UP: usize = 3;
 const ROUNDS: usize = 3;
-/// Of the allocator.
+/// Memory in bytes that the allocator may need for itself.
 const SLACK: u64 = 4 << 20;
 
-/// No metrics are requested. The data behind them must not accumulate either.
+/// No metrics are requested, and the data behind them must not accumulate either.
 #[tokio::test]
 async fn memory_does_not_grow_with_what_was_received() {
     let stack = Stack::shared();

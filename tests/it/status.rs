@@ -19,7 +19,7 @@ fn json(sluice: &Sluice, arguments: &[&str]) -> Value {
     serde_json::from_str(&text(sluice, &[&["--output", "json"], arguments].concat())).unwrap()
 }
 
-/// Whoever reaches the listener can neither use up its connections nor have a browser read it under
+/// Clients of the listener can neither exhaust its connections nor have a browser read it under
 /// another name.
 #[tokio::test]
 async fn silent_connections_and_foreign_hosts_do_no_harm() {
@@ -37,7 +37,7 @@ async fn silent_connections_and_foreign_hosts_do_no_harm() {
     assert_eq!(sluice.get("/healthz").await.unwrap().0, 200);
     site.put("a.jsonl", "{\"note\":1}\n").await.unwrap();
     drained(&site).await;
-    // All of them are closed in the end.
+    // All silent connections are closed eventually.
     for mut stream in silent {
         let mut rest = Vec::new();
         drop(stream.read_to_end(&mut rest).await);
@@ -197,7 +197,7 @@ async fn a_failure_is_over_once_the_key_is_loaded_with_other_content() {
     drained(&site).await;
     assert_eq!(failed_keys(&sluice), ["spoilt.jsonl.gz"]);
 
-    // A replay moves lines of what was loaded before the failure.
+    // This replay moves lines that were loaded before the failure.
     let database = &site.database;
     for replay in [
         format!(
@@ -271,7 +271,7 @@ async fn a_failure_that_is_dismissed_is_listed_again_when_it_happens_again() {
     assert_eq!(failures[0]["class"], "dismissed", "{story}");
     assert_eq!(failures[1]["class"], "unloadable", "{story}");
 
-    // Its dead letter is still there, and can be chosen by that.
+    // Its dead letter still exists, and can be selected by the class.
     let listed = sluice.command(&["dlq", "list", "--error-class", "dismissed"]);
     let listed = String::from_utf8(listed.stdout).unwrap();
     assert!(
@@ -355,7 +355,7 @@ async fn what_would_fail_again_is_retried_only_where_it_is_meant() {
     );
 }
 
-/// The proxy runs while the command is waited for.
+/// The runtime has several threads, since the proxy runs while a command blocks one.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_worker_may_not_look_at_is_retried() {
     let stack = Stack::shared();

@@ -25,7 +25,8 @@ async fn per_type_fills_the_same_tables_without_views() {
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
-/// Event types of their own: `click` is looked for below clicks/, `view` by the names of objects.
+/// Declares event types with routes: `click` is looked for below clicks/, and `view` by the names
+/// of objects.
 fn routed_types() -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     for (name, keys) in [
@@ -41,7 +42,7 @@ fn routed_types() -> TempDir {
     directory
 }
 
-/// What has become of each object's lines: the object, the table, and the ids in it.
+/// Returns what has become of each object's lines: the object, the table, and the ids in it.
 async fn preview(stack: &Stack, site: &Site) -> String {
     let table = |table: &str, id: &str| {
         format!(
@@ -75,7 +76,7 @@ async fn an_event_type_is_looked_for_on_its_route_alone() {
             .set("load.strategy", strategy)
             .set("event_types.dir", types.path().display());
         sluice.migrate();
-        // The second object of a route has the statement of another; the last is on no route.
+        // The second object is on both routes, and the last on none.
         for (number, key) in [
             "clicks/2026/a.jsonl",
             "clicks/view-b.jsonl",

@@ -7,7 +7,7 @@ use sluice_testkit::{Site, Stack};
 
 use crate::harness::{Sluice, assert_rows, dead_letters, drained, line, names, rows, upload};
 
-/// What `ledger_objects` says of who read the objects that are loaded.
+/// Returns how many of the loaded objects each reader in `ledger_objects` has read.
 async fn read_by(stack: &Stack, site: &Site) -> Vec<(String, u64)> {
     let database = &site.database;
     let sql = format!(
@@ -32,7 +32,7 @@ async fn failures(stack: &Stack, site: &Site) -> String {
     stack.clickhouse.query(&sql).await.unwrap()
 }
 
-/// Every value of every row but those that differ from load to load.
+/// Returns all values of all rows, except for those that differ between loads.
 async fn all_values(stack: &Stack, database: &str) -> Vec<String> {
     let mut values = Vec::new();
     for (table, _) in rows(&stack.clickhouse, database).await {
@@ -49,7 +49,7 @@ async fn all_values(stack: &Stack, database: &str) -> Vec<String> {
     values
 }
 
-/// A frame with one raw block, as the format has it for short contents.
+/// Returns a frame with one raw block, which the format permits for short contents.
 fn zstd(text: &str) -> Vec<u8> {
     let size = u8::try_from(text.len()).unwrap();
     let block = (u32::from(size) << 3 | 1).to_le_bytes();
@@ -59,7 +59,7 @@ fn zstd(text: &str) -> Vec<u8> {
     frame
 }
 
-/// Contents that say where lines begin and end.
+/// Returns contents that show where lines begin and end.
 fn odd_contents() -> Vec<Bundle> {
     let members = [gzip(b"{\"a\":1}\n{\"a\""), gzip(b":2}\n")].concat();
     let content = |key: &str, bytes: Vec<u8>, [unmatched, rejected]: [u64; 2]| {
@@ -172,12 +172,12 @@ async fn what_clickhouse_may_not_read_is_streamed_and_the_likely_cause_is_named(
     let warnings = log.matches("ClickHouse could not read any of the last");
     assert_eq!(warnings.count(), 1, "{log}");
     assert!(log.contains("load.fallback"), "{log}");
-    // Nothing of it paused intake.
+    // None of this paused intake.
     assert!(!log.contains("intake is paused"), "{log}");
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
-/// No such host, nobody listens there, and a name that the bucket's objects do not have there.
+/// The host does not exist, or nothing listens there.
 #[tokio::test]
 async fn what_clickhouse_cannot_reach_is_streamed() {
     let stack = Stack::shared();
@@ -197,7 +197,7 @@ async fn what_clickhouse_cannot_reach_is_streamed() {
     }
 }
 
-/// The worker has no rights either: then it is as without a fallback.
+/// The worker is denied access as well, so the fallback has no effect.
 #[tokio::test]
 async fn what_nobody_may_read_pauses_intake_until_somebody_may() {
     let stack = Stack::shared();
@@ -218,7 +218,8 @@ async fn what_nobody_may_read_pauses_intake_until_somebody_may() {
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
-/// A key that ClickHouse cannot be told, and a worker without rights: nothing else waits for it.
+/// ClickHouse cannot address the key, and the worker is denied access. Nothing else waits for the
+/// object.
 #[tokio::test]
 async fn what_nobody_can_read_harms_only_itself() {
     let stack = Stack::shared();
@@ -238,7 +239,7 @@ async fn what_nobody_can_read_harms_only_itself() {
     assert_eq!(failures(stack, &site).await, "a*.jsonl\tdenied\n");
 }
 
-/// One among others, by its own fault: each as it would be without streaming.
+/// Bad objects among good ones fail as they would without streaming.
 #[tokio::test]
 async fn a_bad_object_among_the_streamed_harms_only_itself() {
     let stack = Stack::shared();
@@ -253,7 +254,7 @@ async fn a_bad_object_among_the_streamed_harms_only_itself() {
     site.put("b/garbage.jsonl.gz", "no gzip").await.unwrap();
     site.put("c/missing.jsonl", line("missing")).await.unwrap();
     site.delete("c/missing.jsonl").await.unwrap();
-    // Overwritten before it is read: the content that is there is loaded, once.
+    // The object is overwritten before it is read. Its current content is loaded, once.
     site.put("d/overwritten.jsonl", line("old")).await.unwrap();
     site.put("d/overwritten.jsonl", line("new")).await.unwrap();
     reckoning.unmatched += 1;
@@ -269,7 +270,7 @@ async fn a_bad_object_among_the_streamed_harms_only_itself() {
     );
 }
 
-/// Compressed under the name of plain text, and the other way round.
+/// Content is compressed under a name of plain text, or the other way round.
 #[tokio::test]
 async fn content_that_its_name_hides_is_streamed() {
     let stack = Stack::shared();
@@ -302,7 +303,7 @@ async fn content_that_its_name_hides_is_streamed() {
     }
 }
 
-/// Read by the worker for speed, and by ClickHouse where they are large.
+/// The worker reads small objects, which is faster, and ClickHouse reads large ones.
 #[tokio::test]
 async fn small_objects_are_streamed_where_that_is_asked_for() {
     let stack = Stack::shared();
@@ -323,7 +324,7 @@ async fn small_objects_are_streamed_where_that_is_asked_for() {
     assert_eq!(read_by(stack, &site).await, ways);
 }
 
-/// What keeps the worker from small objects keeps nobody from loading them.
+/// If the worker cannot read small objects, ClickHouse loads them.
 #[tokio::test]
 async fn small_objects_that_the_worker_cannot_stream_are_read_by_clickhouse() {
     let stack = Stack::shared();

@@ -23,7 +23,7 @@ use crate::harness::{Sluice, assert_rows, drained, upload};
 #[derive(Clone, Default)]
 struct Received(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
 
-/// Takes what it is sent, until it is dropped.
+/// A collector that receives traces until it is dropped.
 struct Collector {
     url: String,
     received: Received,
@@ -52,7 +52,7 @@ impl Collector {
         spans.filter_map(|spans| spans.resource.clone()).collect()
     }
 
-    /// By their beginning.
+    /// Returns the spans in the order of their start.
     fn spans(&self) -> Vec<Span> {
         let received = self.received.0.lock().unwrap();
         let scopes = received.iter().flat_map(|request| &request.resource_spans);
@@ -113,7 +113,7 @@ async fn a_batch_is_one_trace_from_the_first_receive_to_the_last_delete() {
         .set("telemetry.otlp_endpoint", &collector.url)
         .set("batch.window", "2s")
         .set("batch.flush_when_idle", false)
-        // Nothing of a trace depends on what is logged.
+        // Traces do not depend on the log level.
         .set("log.level", "off")
         .environment(
             "OTEL_RESOURCE_ATTRIBUTES",
@@ -177,7 +177,7 @@ async fn a_batch_is_one_trace_from_the_first_receive_to_the_last_delete() {
     );
     let on_record: u64 = stack.clickhouse.scalar(&on_record).await.unwrap();
     assert_eq!(on_record, reckoning.objects);
-    // Where the statement would be, its secrets would be.
+    // A trace with the statement would reveal its secrets.
     assert!(!format!("{spans:?}").contains("s3("), "{spans:#?}");
 }
 

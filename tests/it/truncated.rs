@@ -11,12 +11,12 @@ use sluice_testkit::{Site, Stack};
 
 use crate::harness::{Sluice, dead_letters, drained, line};
 
-/// 3,000 page views.
+/// A complete object of 3,000 page views.
 const WHOLE: (&str, &[u8]) = (
     "whole.jsonl.zst",
     include_bytes!("../fixtures/truncated/whole.jsonl.zst"),
 );
-/// In the middle of a block, after a header, and in the second of two frames.
+/// Objects that are cut in the middle of a block, after a header, and in the second of two frames.
 const CUT: [(&str, &[u8]); 4] = [
     (
         "half.jsonl.lz4",
@@ -36,7 +36,7 @@ const CUT: [(&str, &[u8]); 4] = [
     ),
 ];
 
-/// Uploads all of them under a prefix whose objects are read by one batch.
+/// Uploads all objects below one prefix, so that one batch reads them.
 async fn put_all(site: &Site) {
     for (name, bytes) in CUT.into_iter().chain([WHOLE]) {
         site.put(&format!("section/7/{name}"), bytes.to_vec())
@@ -46,7 +46,7 @@ async fn put_all(site: &Site) {
     site.put("section/7/plain.jsonl", line("plain"))
         .await
         .unwrap();
-    // An empty object is not a frame, and nothing of it can be missing.
+    // An empty object is not a frame, so it cannot be truncated.
     site.put("section/7/empty.jsonl.zst", "").await.unwrap();
 }
 
@@ -54,7 +54,7 @@ async fn site(stack: &Stack, name: &str) -> Site {
     stack.site_of_receives(name, 1).await.unwrap()
 }
 
-/// Each failure's name, class and reason.
+/// Returns the class and the reason of each failure by the name of its object.
 async fn failures(stack: &Stack, site: &Site) -> BTreeMap<String, (String, String)> {
     let sql = format!(
         "SELECT replaceOne(key, 'section/7/', '') AS name, any(class) AS class, \
@@ -73,7 +73,7 @@ async fn failures(stack: &Stack, site: &Site) -> BTreeMap<String, (String, Strin
         .collect()
 }
 
-/// Page views by the name of their object.
+/// Returns the number of page views by the name of their object.
 async fn page_views(stack: &Stack, site: &Site) -> BTreeMap<String, u64> {
     let sql = format!(
         "SELECT splitByChar('/', toString(source_path))[-1] AS name, toUInt64(sum(rows)) AS count \
@@ -100,7 +100,8 @@ async fn rows_of_page_views(stack: &Stack, site: &Site) -> String {
         .to_owned()
 }
 
-/// Whoever reads: each fails alone, the others are loaded, and no row of it stays.
+/// Asserts that each truncated object fails alone and leaves no rows, and that the others are
+/// loaded.
 async fn the_cut_fail_alone(fallback: &str, stream_below: &str) {
     let stack = Stack::shared();
     let site = site(stack, "cut-short").await;
@@ -131,7 +132,7 @@ async fn what_is_cut_short_fails_alone_and_leaves_nothing() {
     the_cut_fail_alone("auto", "0B").await;
 }
 
-/// Proving is not falling back.
+/// A proof is not a fallback, so it takes place without one.
 #[tokio::test]
 async fn without_fallback_what_is_cut_short_fails_too() {
     the_cut_fail_alone("never", "0B").await;
@@ -143,7 +144,8 @@ async fn what_is_streamed_and_cut_short_fails_too() {
     the_cut_fail_alone("auto", "1MiB").await;
 }
 
-/// A worker that S3 refuses proves nothing. The proxy runs while `check` is waited for.
+/// A worker that is denied access cannot prove anything. The runtime has several threads, since the
+/// proxy runs while `check` blocks one.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_can_prove_fails_unless_that_is_accepted() {
     let stack = Stack::shared();
@@ -194,7 +196,8 @@ async fn what_is_accepted_without_proof_is_recorded_so() {
     }
 }
 
-/// A server of another version may do otherwise: then this table, and docs/guarantees.md, change.
+/// A server of another version may behave differently. This table and docs/guarantees.md then have
+/// to change.
 #[tokio::test]
 async fn which_compressions_are_noticed_is_known() {
     let stack = Stack::shared();
@@ -216,7 +219,7 @@ async fn which_compressions_are_noticed_is_known() {
         (Compression::Zstd, Truncation::Silent),
         (Compression::Lz4, Truncation::Silent),
         (Compression::Brotli, Truncation::Noticed),
-        // The embedded engine is built without it.
+        // The embedded engine is built without bzip2.
         (Compression::Bzip2, Truncation::Unreadable),
         (Compression::Xz, Truncation::Noticed),
         (Compression::Snappy, Truncation::Noticed),

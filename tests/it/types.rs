@@ -17,7 +17,7 @@ fn text(output: &Output) -> String {
 async fn what_would_become_of_lines_is_shown_and_nothing_is_written() {
     let stack = Stack::shared();
     let site = stack.site("preview").await.unwrap();
-    // Without any table.
+    // The command needs no tables.
     let sluice = Sluice::new(stack, &site);
     let mut bundle = Generator::new(51)
         .find(|bundle| {

@@ -10,7 +10,7 @@ use sluice_testkit::{ClickHouse, Site, Stack, wait_for};
 
 use crate::harness::{BOUND, Sluice, drained, line, loaded};
 
-/// The result and detail of one line of `sluice check`.
+/// Returns the result and the detail of one line of `sluice check`.
 #[track_caller]
 fn check(sluice: &Sluice, name: &str) -> (String, String) {
     let output = sluice.command(&["check", "--output", "json"]);
@@ -31,7 +31,8 @@ fn replay(sluice: &Sluice) -> Output {
     sluice.command(&["rejects", "replay"])
 }
 
-/// The commands that load end with 1, and say this and what to do.
+/// Asserts that the commands that load exit with code 1, and name this reason and the setting that
+/// accepts it.
 #[track_caller]
 fn assert_refused(sluice: &Sluice, site: &Site, because: &str) {
     for output in [backfill(sluice, site), replay(sluice)] {
@@ -47,7 +48,7 @@ fn assert_refused(sluice: &Sluice, site: &Site, because: &str) {
     }
 }
 
-// The balancer runs here while a command is waited for.
+// The runtime has several threads, since the balancer runs while a command blocks one.
 #[tokio::test(flavor = "multi_thread")]
 async fn more_than_one_server_is_refused_until_one_is_left() {
     let stack = Stack::shared();
@@ -99,8 +100,8 @@ async fn more_than_one_server_is_refused_until_one_is_left() {
     assert_eq!(loaded(&other, &site.database).await, 0);
 }
 
-/// A replicated table that knows no Keeper: it says what it is, and takes no rows. A load of good
-/// objects writes nothing to the one that it replaces.
+/// Replaces a table by a replicated one without a Keeper: it has that engine, and accepts no rows.
+/// Loading valid objects writes no rows to it.
 async fn replicate_a_table(clickhouse: &ClickHouse, site: &Site) {
     let database = &site.database;
     let columns = format!(
@@ -178,13 +179,13 @@ async fn clickhouse_cloud_is_refused() {
     assert_eq!(check(&sluice, "replication").0, "fail");
 }
 
-// The balancer runs here while a command is waited for.
+// The runtime has several threads, since the balancer runs while a command blocks one.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_server_with_two_addresses_is_one_server() {
     let stack = Stack::shared();
     let site = stack.site("unproven-one").await.unwrap();
     let (_, port) = stack.clickhouse.url().rsplit_once(':').unwrap();
-    // Where there is IPv6, `localhost` is two addresses, and both lead to this server.
+    // If the machine has IPv6, `localhost` is two addresses, and both lead to this server.
     let _second = Balancer::start_at(&format!("[::1]:{port}"), &[stack.clickhouse.url()]).await;
     for host in ["127.0.0.1", "localhost"] {
         let url = format!("http://{host}:{port}");

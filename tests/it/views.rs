@@ -15,7 +15,7 @@ struct Lab {
 }
 
 impl Lab {
-    /// A site with its tables.
+    /// Creates a site with its tables.
     async fn new(name: &str) -> (Self, Sluice) {
         let stack = Stack::shared();
         let site = stack.site_of_receives(name, 3).await.unwrap();
@@ -24,7 +24,7 @@ impl Lab {
         (Self { stack, site }, sluice)
     }
 
-    /// Runs statements, in which `{db}` is the database.
+    /// Runs statements. `{db}` is a placeholder for the database.
     async fn execute(&self, statements: &[&str]) {
         for statement in statements {
             let sql = statement.replace("{db}", &self.site.database);
@@ -37,7 +37,8 @@ impl Lab {
         self.stack.clickhouse.scalar(&sql).await.unwrap()
     }
 
-    /// A view that counts videos by day, and one that reads what it fills.
+    /// Creates a view that counts videos by day, and one that reads the table that the first one
+    /// fills.
     async fn count_videos(&self) {
         self.execute(&[
             "CREATE TABLE {db}.days (day Date, videos UInt64) ENGINE = SummingMergeTree ORDER BY day",
@@ -68,7 +69,7 @@ fn bundles(seed: u64) -> (Vec<Bundle>, u64) {
     (bundles, videos)
 }
 
-/// The line of `check` about views.
+/// Returns the line of `check` about views.
 fn checked(sluice: &Sluice) -> Value {
     let output = sluice.command(&["check", "--output", "json"]);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -121,7 +122,7 @@ async fn views_whose_tables_forget_inserts_are_found_and_adopted() {
     );
 }
 
-/// The answers to inserts are lost, and the worker is killed before it repeats them.
+/// The responses to inserts are lost, and the worker is killed before it retries them.
 #[tokio::test]
 async fn retries_are_exact_in_what_adopted_views_fill() {
     let (lab, sluice) = Lab::new("views-retried").await;

@@ -1,4 +1,4 @@
-//! How long an object waits for others in its batch.
+//! Tests of how long an object waits for others in its batch.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ async fn an_object_alone_does_not_wait_for_the_window() {
     assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
 }
 
-/// Objects that come one after the other, faster than they can be loaded one by one.
+/// The objects come one after the other, faster than they can be loaded one by one.
 #[tokio::test]
 async fn a_stream_of_objects_makes_few_batches() {
     const OBJECTS: usize = 60;

@@ -1,13 +1,13 @@
-//! Seconds since 1970 as ISO 8601, without a calendar library.
+//! Formats seconds since 1970 as ISO 8601, without a calendar library.
 
 const DAY: u64 = 86_400;
 
-/// For instance `2026-07-14T12:00:00.123456Z`.
+/// Returns the time in UTC with microseconds, such as `2026-07-14T12:00:00.123456Z`.
 pub(super) fn iso(seconds: u64, micros: u32) -> String {
     format!("{}.{micros:06}Z", plain(seconds))
 }
 
-/// For instance `2026-07-14T12:00:00`.
+/// Returns the time without a zone, such as `2026-07-14T12:00:00`.
 pub(super) fn plain(seconds: u64) -> String {
     let (year, month, day) = civil(seconds / DAY);
     let rest = seconds % DAY;
@@ -15,8 +15,8 @@ pub(super) fn plain(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}")
 }
 
-/// Days since 1970 as a date: Howard Hinnant's algorithm, which counts in eras of 400 years that
-/// begin in March.
+/// Returns the date of a day, counted from 1970-01-01. This is Howard Hinnant's algorithm, which
+/// counts in eras of 400 years that begin in March.
 fn civil(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);

@@ -15,7 +15,8 @@ const NO_TIMES: [&str; 4] = [
     "2400-01-01T00:00:00Z",
 ];
 
-/// A line that must be rejected: no JSON object, or an event type without a usable time.
+/// Returns a line that must be rejected: it is not a JSON object, or it has an event type but no
+/// usable time.
 pub(super) fn malformed(
     rng: &mut Rng,
     kind: EventType,
@@ -45,7 +46,7 @@ pub(super) fn malformed(
     }
 }
 
-/// What is left of a line when its writer was cut off.
+/// Returns the first half of a line, as if its writer had been interrupted.
 fn half(line: &str) -> String {
     let middle = line.len() / 2;
     let cut = (0..=middle)
@@ -55,7 +56,7 @@ fn half(line: &str) -> String {
     line[..cut].to_owned()
 }
 
-/// A statement that is well-formed and that no event type takes.
+/// Returns a well-formed statement or object that matches no event type.
 pub(super) fn unmatched(rng: &mut Rng, serial: &str) -> String {
     let (verb, object) = match rng.u32(0..6) {
         0 => (
@@ -76,7 +77,7 @@ pub(super) fn unmatched(rng: &mut Rng, serial: &str) -> String {
                 "Hint",
             ),
         ),
-        // A page that is experienced is the one case that the legacy video rule leaves out.
+        // An experienced page is the one case that the legacy video rule excludes.
         2 => (EXPERIENCED, activity("page", serial, PAGE, "Page")),
         3 => return json!({"note": "no verb at all", "serial": serial}).to_string(),
         _ => (

@@ -1,6 +1,5 @@
-//! Generated xAPI bundles, each with its own reckoning: how many rows it must give. The reckoning
-//! is kept while the statements are made, from what was intended; nothing here parses anything, so
-//! it can be held against a loader.
+//! Generated xAPI bundles, each with its [`ExpectedRows`]. These are counted while the statements
+//! are made, and never by parsing, so that they are independent of the loader under test.
 
 mod clock;
 mod faults;
@@ -15,22 +14,22 @@ use flate2::write::GzEncoder;
 
 pub use reckoning::{EventType, ExpectedRows};
 
-/// 2026-07-14T12:00:00Z, when the first bundle is written.
+/// 2026-07-14T12:00:00Z. The keys of the bundles contain the seconds that follow.
 const FIRST_BUNDLE: u64 = 1_784_030_400;
 
 /// One object to upload.
 #[derive(Debug, Clone)]
 pub struct Bundle {
-    /// As Torus names them; unique for a seed.
+    /// The key, in the format that Torus uses. It is unique within a seed.
     pub key: String,
-    /// JSON lines, compressed where the key ends in `.gz` or `.zst`.
+    /// JSON lines, compressed if the key ends in `.gz` or `.zst`.
     pub bytes: Vec<u8>,
-    /// What a loader must make of it.
+    /// The rows that a loader must produce from it.
     pub reckoning: ExpectedRows,
 }
 
-/// Makes bundles for ever, the same ones for the same seed. No two statements are equal, and those
-/// of different seeds differ too.
+/// Generates bundles without end, the same ones for the same seed. No two statements are equal,
+/// within a seed or between seeds.
 #[derive(Debug)]
 pub struct Generator {
     rng: Rng,
@@ -55,7 +54,7 @@ pub enum Compression {
     Zstd,
 }
 
-/// What a bundle is about: its category in the key, and the event types in it.
+/// The kind of a bundle: the category in its key, and the event types in it.
 struct Theme {
     category: &'static str,
     types: &'static [EventType],
@@ -63,7 +62,7 @@ struct Theme {
 }
 
 impl Generator {
-    /// Bundles of 3 to 40 statements, about 1 % malformed and 2 % unmatched.
+    /// Creates a generator of bundles of 3 to 40 statements, about 1 % malformed and 2 % unmatched.
     pub fn new(seed: u64) -> Self {
         Self {
             rng: Rng::with_seed(seed),
@@ -80,14 +79,14 @@ impl Generator {
         }
     }
 
-    /// How many statements a bundle has.
+    /// Sets the range of the number of statements in a bundle.
     #[must_use]
     pub fn sizes(mut self, sizes: RangeInclusive<usize>) -> Self {
         self.sizes = sizes;
         self
     }
 
-    /// Which share of lines is malformed, and which is well-formed but of no event type.
+    /// Sets the share of malformed lines, and of well-formed lines that match no event type.
     #[must_use]
     pub fn faults(mut self, malformed: f64, unmatched: f64) -> Self {
         self.malformed = malformed;
@@ -95,7 +94,7 @@ impl Generator {
         self
     }
 
-    /// Sets which share of bundles is compressed, and how.
+    /// Sets the share of compressed bundles, and their compression.
     #[must_use]
     pub fn compressed(mut self, share: f64, compression: Compression) -> Self {
         self.compressed = share;
@@ -111,14 +110,14 @@ impl Generator {
         self
     }
 
-    /// Statements of one event type, beside those of none.
+    /// Restricts the event types to one. Statements that match none remain.
     #[must_use]
     pub fn only(mut self, kind: EventType) -> Self {
         self.only = Some(kind);
         self
     }
 
-    /// The next bundle.
+    /// Returns the next bundle.
     pub fn bundle(&mut self) -> Bundle {
         let theme = self.theme();
         let size = self.rng.usize(self.sizes.clone());
@@ -176,7 +175,8 @@ impl Generator {
             45..70 => ("video", [Video].as_slice(), self.unmatched),
             70..92 => ("page_viewed", [PageViewed].as_slice(), self.unmatched),
             92..98 => ("experiment_17", EventType::ALL.as_slice(), self.unmatched),
-            // Tutor messages are of no event type; where there shall be none, it is another video.
+            // Tutor messages match no event type. If unmatched statements are switched off, a video
+            // takes their place.
             _ if self.unmatched > 0.0 => ("tutor_message", [PageViewed].as_slice(), 0.9),
             _ => ("video", [Video].as_slice(), 0.0),
         };
@@ -189,7 +189,7 @@ impl Generator {
 
     fn line(&mut self, theme: &Theme, reckoning: &mut ExpectedRows) -> String {
         self.statements += 1;
-        // Unique within a seed by the count, and between seeds by the seed.
+        // The count is unique within a seed, and the seed distinguishes generators.
         let serial = format!("{:x}-{:x}", self.seed, self.statements);
         let kind = theme.types[self.rng.usize(..theme.types.len())];
         let dice = self.rng.f64();
@@ -236,7 +236,7 @@ impl Iterator for Generator {
     }
 }
 
-/// The bytes as a gzip stream.
+/// Returns the bytes as a gzip stream.
 ///
 /// # Panics
 ///

@@ -1,4 +1,4 @@
-//! What a loader must make of generated data.
+//! The rows that a loader must produce from generated data.
 
 use std::ops::AddAssign;
 
@@ -18,7 +18,7 @@ pub enum EventType {
 }
 
 impl EventType {
-    /// All of them, in the order of their declaration.
+    /// All event types, in the order of their declaration.
     pub const ALL: [Self; 5] = [
         Self::Video,
         Self::ActivityAttempt,
@@ -27,7 +27,7 @@ impl EventType {
         Self::PartAttempt,
     ];
 
-    /// As the configuration names it.
+    /// Returns the name in the configuration.
     pub fn name(self) -> &'static str {
         match self {
             Self::Video => "video",
@@ -38,7 +38,7 @@ impl EventType {
         }
     }
 
-    /// The table that has its rows.
+    /// Returns the name of the table that holds its rows.
     pub fn table(self) -> &'static str {
         match self {
             Self::Video => "video_events",
@@ -50,37 +50,37 @@ impl EventType {
     }
 }
 
-/// Counts of what was generated.
+/// The number of generated bundles and lines, by what must become of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExpectedRows {
-    /// Bundles.
+    /// The number of bundles.
     pub objects: u64,
     rows: [u64; EventType::ALL.len()],
-    /// Lines that are no statement, or have no time although their event type is known.
+    /// Lines that are not statements, or that have an event type but no usable time.
     pub rejected: u64,
-    /// Statements of no event type.
+    /// Statements that match no event type.
     pub unmatched: u64,
-    /// Empty lines, which are nothing at all.
+    /// Empty lines, which never become rows.
     pub blank: u64,
 }
 
 impl ExpectedRows {
-    /// Rows that the event type's table must have.
+    /// Returns the number of rows that the event type's table must have.
     pub fn rows(&self, kind: EventType) -> u64 {
         self.rows[kind as usize]
     }
 
-    /// Rows in all event tables.
+    /// Returns the number of rows in all event tables.
     pub fn loaded(&self) -> u64 {
         self.rows.iter().sum()
     }
 
-    /// Rows in all tables: no line but a blank one goes missing.
+    /// Returns the number of rows in all tables, which is the number of lines that are not blank.
     pub fn statements(&self) -> u64 {
         self.loaded() + self.rejected + self.unmatched
     }
 
-    /// Adds rows to those that the event type's table must have.
+    /// Adds `count` rows to those that the event type's table must have.
     pub fn add(&mut self, kind: EventType, count: u64) {
         self.rows[kind as usize] += count;
     }

@@ -1,4 +1,4 @@
-//! Realistic statements of the five event types, odd values included.
+//! Realistic statements of the five event types, including unusual values.
 
 use std::ops::Range;
 
@@ -22,10 +22,10 @@ const TITLES: [&str; 5] = [
     "line\nbreak",
     "🧪 日本語",
 ];
-/// 2026-05-01T00:00:00Z and 75 days: several months in a bundle, so several partitions.
+/// 75 days from 2026-05-01T00:00:00Z on. A bundle has several months, and hence several partitions.
 pub(super) const RECENT: Range<u64> = 1_777_593_600..1_777_593_600 + 75 * 86_400;
 
-/// A statement that must become one row. `serial` makes it different from all others.
+/// Returns a statement that must become one row. `serial` makes it different from all others.
 pub(super) fn statement(rng: &mut Rng, kind: EventType, serial: &str, times: &Range<u64>) -> Value {
     let (verb, object, result) = match kind {
         EventType::Video => video(rng),
@@ -51,7 +51,8 @@ pub(super) fn statement(rng: &mut Rng, kind: EventType, serial: &str, times: &Ra
     statement
 }
 
-/// In the forms that producers write: UTC, an offset, or neither.
+/// Returns a random timestamp in one of the formats that producers write: in UTC, with an offset,
+/// or with neither.
 fn timestamp(rng: &mut Rng, times: &Range<u64>) -> String {
     let seconds = rng.u64(times.clone());
     match rng.u32(0..10) {
@@ -78,7 +79,7 @@ fn ext(name: &str) -> String {
     format!("http://oli.cmu.edu/extensions/{name}")
 }
 
-/// The usual extensions; a few ids are text or a list, which the loader must read as well.
+/// Returns the usual extensions. A few ids are text or a list, which the loader must also accept.
 fn context(rng: &mut Rng, kind: EventType, serial: &str) -> Map<String, Value> {
     let mut context = Map::new();
     let mut set = |name: &str, value: Value| context.insert(ext(name), value);

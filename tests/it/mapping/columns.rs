@@ -1,4 +1,4 @@
-//! Every column of every event type, and which statement is of which type.
+//! Every column of every event type, and the event type that each statement matches.
 
 use serde_json::{Value, json};
 
@@ -13,7 +13,7 @@ const QUESTION: &str = "http://adlnet.gov/expapi/activities/question";
 const PAGE_ATTEMPT: &str = "http://oli.cmu.edu/extensions/page_attempt";
 const ACTIVITY_ATTEMPT: &str = "http://oli.cmu.edu/extensions/activity_attempt";
 
-/// An expectation for all columns but the lineage, which no two loads share.
+/// Asserts that the expectation covers all columns but the lineage, which differs between loads.
 async fn covers_all_columns(rig: &Rig, table: &str, expected: &Value) {
     let query = format!("DESCRIBE TABLE {}", rig.table(table));
     let lineage = ["source_path", "source_etag", "batch_id", "ingested_at"];

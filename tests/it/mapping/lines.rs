@@ -77,7 +77,7 @@ async fn what_cannot_be_a_row_is_kept_with_its_reason() {
 async fn lists_where_objects_belong_hold_no_values() {
     let rig = Rig::new("lists").await;
     let mut cases = Vec::new();
-    // Long enough to reach every position of the widest tuple.
+    // The list is long enough to reach every position of the widest tuple.
     let filler = |first: Value| {
         let mut list = vec![first.clone(), first];
         list.extend((0..60).map(|n| json!(n.to_string())));
@@ -101,7 +101,7 @@ async fn lists_where_objects_belong_hold_no_values() {
                 expected["event_id"] = json!(id);
             }
             cases.push(case(&id, line.clone(), table, expected));
-            // Any white space that JSON allows.
+            // JSON allows white space between the bracket and the first element.
             let spaced = line
                 .replace("[null", "[ \\t null")
                 .replace("\\t", "\t")
@@ -159,7 +159,7 @@ async fn lists_where_objects_belong_hold_no_values() {
             json!({"section_id": 0, "page_id": 0, "part_id": "", "session_id": null, "hints_requested": null}),
         );
     }
-    // The same text changes nothing where it is not a list in place of an object.
+    // The same text has no effect where it is not a list in place of an object.
     let innocent = Statement::part("innocent")
         .with(&path(&["result", "response"]), json!("[null, 1]"))
         .with(&ctx("attached_objectives"), json!([null, 1]))
@@ -168,7 +168,7 @@ async fn lists_where_objects_belong_hold_no_values() {
         "response": "[null, 1]", "attached_objectives": "[null,1]", "page_id": 505, "score": 1.0,
         "scaled_score": 0.5, "success": true, "user_id": "4321", "hints_requested": 1,
     })));
-    // Texts and numbers where objects belong hold no values either.
+    // Scalars in place of objects do not hold values either.
     for (index, value) in [json!("text"), json!(7), json!(true), Value::Null]
         .iter()
         .enumerate()
@@ -242,7 +242,7 @@ async fn lines_are_counted_from_the_top_and_blank_ones_are_nothing() {
          WHERE source_path NOT LIKE '%blank.jsonl' ORDER BY toString(kind)",
         rig.table("object_rows")
     );
-    // Blank lines are counted, so that an object of nothing else is known to have been read.
+    // Blank lines are counted, so that an object without other lines is known to have been read.
     let counts = [
         ("blank", 4),
         ("part_attempt", 1),

@@ -1,5 +1,5 @@
-//! Lists at any depth: each value is what JSONExtract reads at its path, where nothing goes by
-//! position.
+//! Lists at any depth. Each value must be what JSONExtract reads at its path, which never takes a
+//! value by its position.
 
 use fastrand::Rng;
 use serde_json::Value;
@@ -9,7 +9,7 @@ use sluice::statements::select::parsed_lines;
 
 use super::rig::Rig;
 
-/// The values that are declared.
+/// The paths of the declared columns.
 const PATHS: [&[&str]; 6] = [
     &["a", "b", "x"],
     &["a", "b", "y"],
@@ -19,10 +19,10 @@ const PATHS: [&[&str]; 6] = [
     &["d"],
 ];
 
-/// All of their keys, others, and the guard's.
+/// The keys in [`PATHS`], other keys, and the key of the sentinel element.
 const KEYS: [&str; 8] = ["a", "b", "c", "d", "x", "y", "z", "\\u0001"];
 
-/// Of two values under one key the first counts, also where only the second is a list.
+/// Lines with duplicate keys. The first value counts, even if only the second is a list.
 const TWICE: &[&str] = &[
     r#"{"a":{},"a":["g","v"]}"#,
     r#"{"a":{"z":1},"a":["g","v"]}"#,
@@ -63,7 +63,7 @@ fn list(rng: &mut Rng, depth: u32) -> String {
     format!("[{space}{}]", elements.join(","))
 }
 
-/// An event type that takes no line, so that each is kept with its text.
+/// Returns a catalog whose event type matches no line, so that each line is kept with its text.
 fn catalog() -> Catalog {
     let columns = PATHS.iter().enumerate().map(|(index, path)| {
         format!(

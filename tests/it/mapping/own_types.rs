@@ -1,4 +1,4 @@
-//! Event types that a user declares.
+//! Event types declared by a user.
 
 use serde_json::json;
 use sluice::event_types::Catalog;

@@ -1,4 +1,4 @@
-//! A database with all tables, and lines that go through S3, `landing` and the views into them.
+//! A database with all tables, and lines that pass through S3, the landing table and its views.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use sluice::statements::select::{Lines, Target, landing_select, per_type_select}
 use sluice_testkit::{Site, Stack};
 use uuid::Uuid;
 
-/// One block, so that an insert is all or nothing; any number of months.
+/// Settings that make an insert one block, so that it is all or nothing, for any number of months.
 const INSERT_SETTINGS: &str = "async_insert = 0, throw_on_max_partitions_per_insert_block = 0, \
      min_insert_block_size_rows = 1000000000, min_insert_block_size_bytes = 100000000000";
 
@@ -22,7 +22,7 @@ pub(super) struct Rig {
     stack: &'static Stack,
 }
 
-/// A line and the row that it must become. Columns that are not listed are not looked at.
+/// A line and the row that it must become. Columns that are not listed are not compared.
 pub(super) struct Case {
     pub name: String,
     pub line: Vec<u8>,
@@ -81,7 +81,7 @@ impl Rig {
         sql::qualified(&self.site.database, table)
     }
 
-    /// The lines of these objects.
+    /// Returns the lines of these objects.
     pub(super) fn lines(&self, keys: &[String]) -> Lines {
         let keys = if keys.len() == 1 {
             keys[0].clone()
@@ -96,7 +96,7 @@ impl Rig {
         Lines::of_objects(from, self.batch)
     }
 
-    /// Loads the objects through `landing`; the same objects have the same token.
+    /// Loads the objects through the landing table. The same objects have the same token.
     pub(super) async fn load(&self, keys: &[String]) {
         self.load_lines(&self.lines(keys), &keys.join(",")).await;
     }
@@ -123,11 +123,11 @@ impl Rig {
         self.stack.clickhouse.scalar(query).await.unwrap()
     }
 
-    /// Loads all lines in one insert, and compares.
+    /// Loads all lines in one insert, and compares the rows with the expectations.
     pub(super) async fn check(&self, cases: &[Case]) {
         let lines: Vec<_> = cases.iter().map(|case| case.line.as_slice()).collect();
         self.put("cases.jsonl", lines.join(&b'\n')).await;
-        // Rows of event types have no row number. The path identifies the line of each.
+        // Rows of event types have no row number, so the path is set to it to identify their lines.
         let lines = Lines {
             source_path: "toString(_row_number)".to_owned(),
             ..self.lines(&["cases.jsonl".to_owned()])
@@ -162,7 +162,7 @@ impl Rig {
         self.check_per_type(&lines).await;
     }
 
-    /// The SELECT of each table alone must give what the views have put there.
+    /// Asserts that the SELECT of each table alone returns the rows that the views have inserted.
     pub(super) async fn check_per_type(&self, lines: &Lines) {
         for target in Target::all(&self.catalog) {
             let columns: Vec<_> = target.columns().into_iter().map(sql::ident).collect();
@@ -222,7 +222,7 @@ fn differences(case: &Case, rows: &[(&str, Value)]) -> Vec<String> {
         .collect()
 }
 
-/// ClickHouse writes the float 1.0 as 1.
+/// Returns whether the values are equal. ClickHouse writes the float 1.0 as 1.
 fn same(expected: &Value, found: Option<&Value>) -> bool {
     let Some(found) = found else { return false };
     expected == found || (expected.is_f64() && expected.as_f64() == found.as_f64())

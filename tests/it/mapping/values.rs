@@ -8,7 +8,7 @@ use super::statements::{Statement, ctx, path, vid};
 const PARTS: &str = "part_attempt_events";
 const VIDEOS: &str = "video_events";
 
-/// One statement for each raw JSON text, with that text at the path.
+/// Returns a case for each raw JSON text, with that text at the path.
 fn each(at: &[String], table: &'static str, column: &str, values: &[(&str, Value)]) -> Vec<Case> {
     let cases = values.iter().enumerate().map(|(index, (raw, expected))| {
         let id = format!("{column}-{index}");
@@ -286,7 +286,7 @@ async fn texts() {
     rig.check(&cases).await;
 }
 
-/// The engine writes numbers inside of JSON text its own way; the value is the same.
+/// The engine normalises numbers within JSON text. Their values stay the same.
 #[tokio::test]
 async fn numbers_in_json_text_are_normalised() {
     let rig = Rig::new("normalised").await;
@@ -333,7 +333,7 @@ async fn ids_are_kept_or_made_of_the_line() {
             sluice::sql::string(&none)
         ))
         .await;
-    // The line is the same with the other line end, and the row collapses with its twin.
+    // A line has the same id with either line ending, so that its row collapses with its twin.
     let other = Statement::part("x")
         .without(&at)
         .with(&ctx("part_id"), json!("crlf"))
