@@ -1,4 +1,4 @@
-//! The chart, rendered by Helm's own engine and checked by Kubernetes' schemas.
+//! The chart, rendered by Helm's own engine and checked against Kubernetes' schemas.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -9,10 +9,11 @@ use sluice_testkit::project::{self, assert_generated};
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/helm/sluice");
 const RENDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/deploy/render.py");
-/// The oldest that the chart allows, the newest that there are schemas for, and some between.
+/// The oldest version that the chart allows, the newest that there are schemas for, and some
+/// between.
 const VERSIONS: [&str; 4] = ["1.27", "1.30", "1.33", "1.37"];
 
-/// What Helm makes of these values.
+/// Returns what Helm renders from these values.
 fn render(values: &Value) -> Value {
     let python = install_deploy_tools().unwrap();
     let mut child = Command::new(python)
@@ -31,7 +32,7 @@ fn render(values: &Value) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// The least that must be given.
+/// Returns the minimal values.
 fn least() -> Value {
     json!({"config": {
         "queue": {"url": "https://sqs.eu-central-1.amazonaws.com/111122223333/uploads"},
@@ -39,7 +40,7 @@ fn least() -> Value {
     }})
 }
 
-/// `least`, with what is given here over it.
+/// Returns the minimal values, overridden by these.
 fn values(over: Value) -> Value {
     fn merge(under: &mut Value, over: Value) {
         match (under, over) {
@@ -89,7 +90,8 @@ fn everything() -> Value {
     }))
 }
 
-/// The manifests as one text, after Kubernetes and lint have found nothing wrong with them.
+/// Returns the manifests as one text, after asserting that Kubernetes' schemas and Helm's lint find
+/// nothing wrong with them.
 #[track_caller]
 fn sound(values: &Value) -> String {
     let rendered = render(values);
@@ -101,7 +103,7 @@ fn sound(values: &Value) -> String {
         .iter()
         .map(|(name, text)| format!("# {name}\n{}\n", text.as_str().unwrap().trim()))
         .collect();
-    // It is long, and there as a file.
+    // The dashboard is long, and exists as a file.
     let dashboard = project::read("helm/sluice/dashboards/sluice.json");
     let indented: Vec<_> = dashboard
         .lines()
@@ -184,7 +186,7 @@ fn what_cannot_work_is_refused_with_advice() {
             json!({"eventTypes": {"a.yaml": "x"}, "config": {"event_types": {"dir": "/x"}}}),
             "give one of the two",
         ),
-        // By the schema: of the chart, and of the configuration.
+        // These are rejected by the schema of the chart, or by that of the configuration.
         (json!({"replica": 2}), "replica"),
         (
             json!({"keda": {"identityOwner": "workload"}}),
@@ -202,7 +204,7 @@ fn what_cannot_work_is_refused_with_advice() {
     }
 }
 
-/// The manifests of one template.
+/// Returns the manifests of one template.
 #[track_caller]
 fn manifests(values: &Value, template: &str) -> String {
     sound(values);
@@ -318,7 +320,7 @@ fn sluice_takes_the_configuration_that_the_chart_writes() {
             .take_while(|line| line.starts_with("    "))
             .flat_map(|line| [&line[4..], "\n"])
             .collect();
-        // Files that are there only in the pod.
+        // These files exist only in the pod.
         let directory = tempfile::tempdir().unwrap();
         for name in [
             "clickhouse/password",
@@ -350,7 +352,7 @@ fn the_schema_has_that_of_the_configuration() {
         .output()
         .unwrap();
     let mut config: Value = serde_json::from_slice(&output.stdout).unwrap();
-    // The chart's schema is of another draft; what is used of either is the same in both.
+    // The chart's schema is of another draft, but the keywords that are used are the same in both.
     config.as_object_mut().unwrap().remove("$schema");
     let schema = project::read("helm/sluice/values.schema.json");
     let mut schema: Value = serde_json::from_str(&schema).unwrap();

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use sluice_testkit::install::install_deploy_tools;
 use sluice_testkit::project;
 
-/// The template, in which cfn-lint has found nothing wrong.
+/// Returns the template, after asserting that cfn-lint finds nothing wrong with it.
 fn template() -> Value {
     let output = Command::new(install_deploy_tools().unwrap())
         .arg(project::path("tests/deploy/template.py"))
@@ -20,7 +20,7 @@ fn template() -> Value {
     read["template"].take()
 }
 
-/// The container's variables, those with a secret included.
+/// Returns the container's variables, including those with a secret.
 fn environment(template: &Value) -> Vec<(String, Value)> {
     let container =
         &template["Resources"]["TaskDefinition"]["Properties"]["ContainerDefinitions"][0];
@@ -36,7 +36,7 @@ fn environment(template: &Value) -> Vec<(String, Value)> {
         .collect()
 }
 
-/// What a parameter of the template, or one of AWS, could be.
+/// Returns an example value for a parameter of the template or of AWS.
 fn example(value: &Value) -> String {
     match (value.as_str(), value["Ref"].as_str()) {
         (Some(text), _) => text.to_owned(),
@@ -48,12 +48,12 @@ fn example(value: &Value) -> String {
     }
 }
 
-/// `sluice`, in the environment that the template gives to the task, and in no other.
+/// Runs `sluice` in the environment that the template gives to the task, and in no other.
 fn sluice(template: &Value, arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_sluice"))
         .args(arguments)
         .env_clear()
-        // Nobody is asked.
+        // Nothing listens there, so no service is queried.
         .env("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         .envs([
             ("AWS_ACCESS_KEY_ID", "test"),
@@ -77,7 +77,8 @@ fn the_task_starts_with_a_sound_configuration() {
     assert!(shown.contains("named_collection"), "{shown}");
 }
 
-/// What does not fit is killed by ECS, and found by the next worker: but it should fit.
+/// ECS kills a worker that takes longer, and another worker recovers its batches. It should not
+/// come to that.
 #[test]
 fn the_grace_period_fits_into_the_time_that_ecs_gives() {
     let template = template();
@@ -120,7 +121,7 @@ fn the_role_of_the_task_may_do_what_check_prints_for_the_worker() {
     assert_eq!(actions(given), actions(&printed["iam"]["worker"]));
 }
 
-/// For buckets that are there already, and for those that the template makes, the same events.
+/// Existing buckets and those that the template creates announce the same events.
 #[test]
 fn the_notification_of_a_bucket_is_that_of_the_template() {
     let text = project::read("deploy/s3-notification.json");

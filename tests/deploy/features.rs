@@ -5,7 +5,7 @@ use std::process::Command;
 
 use sluice_testkit::project;
 
-/// The packages and features that cargo resolves for this selection, one a line.
+/// Returns the packages and features that cargo resolves for this selection.
 fn resolved(selection: &[&str]) -> BTreeSet<String> {
     let tree = Command::new(env!("CARGO"))
         .args(["tree", "--quiet", "--locked", "--offline"])

@@ -14,7 +14,8 @@ fn the_image_is_built_with_the_toolchain_of_the_workspace() {
     assert!(project::read("Dockerfile").contains(&format!("FROM rust:{channel}-slim-")));
 }
 
-/// The layer of the dependencies has the workspace without its sources: cargo must take it for whole.
+/// The layer of the dependencies has the workspace without its sources. Cargo must accept it as
+/// complete.
 #[test]
 fn the_image_has_every_member_of_the_workspace() {
     let (dockerfile, lets_in) = (project::read("Dockerfile"), project::read(".dockerignore"));
@@ -37,7 +38,7 @@ fn the_image_has_every_member_of_the_workspace() {
     }
     let (_, commands) = dockerfile.split_once("RUN mkdir").unwrap();
     let (commands, _) = commands.split_once("&& cargo").unwrap();
-    // Resolves as the build of the image does, from what the build of this test has fetched.
+    // This resolves as the build of the image does, from what the build of this test has fetched.
     let resolve = "tree --quiet --locked --offline --package sluice --edges normal,build";
     let commands = format!("mkdir{commands}&& {} {resolve}", env!("CARGO"));
     let made = Command::new("bash")
@@ -49,7 +50,7 @@ fn the_image_has_every_member_of_the_workspace() {
     assert!(made.status.success(), "{said}");
 }
 
-/// What the Dockerfile runs, with this machine's toolchain.
+/// Runs the build command of the Dockerfile with this machine's toolchain.
 #[test]
 #[ignore = "builds with optimisation, which takes minutes: cargo test --test deploy -- --ignored"]
 fn the_binary_of_the_image_runs() {

@@ -1,6 +1,6 @@
-"""Renders the chart with Helm's engine, and checks what comes of it by Kubernetes' schemas.
+"""Renders the chart with Helm's engine, and checks the result against Kubernetes' schemas.
 
-Arguments: the chart, then versions of Kubernetes. Values come as JSON on standard input. Prints
+Arguments: the chart, then versions of Kubernetes. Values are read as JSON from standard input. Prints
 JSON: `manifests` by template, `problems` by version and object, or `error`.
 """
 
@@ -23,7 +23,7 @@ def main() -> None:
         print(json.dumps({"error": str(error)}))
         return
     manifests = {name: text for name, text in manifests.items() if text.strip()}
-    # 2 is a warning.
+    # Severity 2 is a warning.
     messages = helm.lint(path, values)["messages"]
     findings = [str(message) for message in messages if message["severity"] >= 2]
     print(json.dumps({
@@ -39,7 +39,7 @@ def problems(manifests: dict[str, str], versions: list[str]) -> list[str]:
         if not name.endswith(".yaml"):
             continue
         for manifest in yaml.safe_load_all(text):
-            # Kinds of operators have no schema here.
+            # There are no schemas for the kinds of operators.
             if manifest["apiVersion"].split("/")[0] in ("keda.sh", "monitoring.coreos.com"):
                 continue
             for version in versions:

@@ -8,7 +8,7 @@ use crate::harness::{Lab, concurrently, scenario};
 
 const SIGABRT: i32 = 6;
 
-/// A lab that announces nothing, with some objects.
+/// Creates a lab that announces nothing, with some objects.
 async fn with_history(name: &str) -> Result<Lab<'static>> {
     let mut lab = Lab::shared(&name.replace(['.', '_'], "-")).await?;
     lab.site.announce_no_more().await?;
@@ -21,7 +21,8 @@ fn backfill(lab: &Lab<'_>) -> Vec<String> {
     vec!["backfill".to_owned(), format!("s3://{}", lab.site.bucket)]
 }
 
-/// It dies at this place, the `nth` time that it comes there.
+/// Asserts that the command dies at this failpoint. `nth` selects the occurrence, such as `1*off->`
+/// for the second one.
 async fn dies(lab: &Lab<'_>, arguments: &[String], nth: &str, failpoint: &str) -> Result<()> {
     let armed = format!("{failpoint}={nth}return");
     let output = lab.command(arguments, &armed).await?;
@@ -49,7 +50,8 @@ fn forced(lab: &Lab<'_>) -> Vec<String> {
     arguments
 }
 
-/// What is loaded is loaded again, and that is ended by another forced run, or by a plain one.
+/// Kills a forced backfill of loaded objects, and finishes it by another forced run or by a plain
+/// one.
 async fn replaced(failpoint: String, nth: &'static str, again: bool) -> Result<()> {
     let lab = with_history(&failpoint).await?;
     ends(&lab, &backfill(&lab)).await?;
@@ -83,7 +85,7 @@ async fn a_forced_backfill_that_dies_at_any_step_is_recovered() -> Result<()> {
     .await
 }
 
-/// Who recovers the replacement dies, too.
+/// Kills the run that recovers the replacement as well.
 async fn replaced_at_last(second: &'static str) -> Result<()> {
     let lab = with_history(&format!("second-{second}")).await?;
     ends(&lab, &backfill(&lab)).await?;
@@ -106,7 +108,7 @@ async fn a_backfill_that_dies_while_it_ends_a_forced_one_is_recovered() -> Resul
     concurrently(seconds.map(|second| scenario(second, replaced_at_last(second)))).await
 }
 
-/// Two at once, beside a worker.
+/// Two forced backfills run at the same time, beside a worker.
 #[tokio::test]
 async fn forced_backfills_at_the_same_time_do_not_double() -> Result<()> {
     let mut lab = Lab::shared("forced-together").await?;
@@ -125,7 +127,7 @@ async fn forced_backfills_at_the_same_time_do_not_double() -> Result<()> {
 #[tokio::test]
 async fn a_backfill_that_dies_at_any_step_is_resumed() -> Result<()> {
     let steps = ["look_up", "seal", "verify", "insert", "record"];
-    // In the first batch, or in another one.
+    // The run dies in the first batch, or in the second.
     concurrently(steps.iter().flat_map(|step| {
         let places = [
             (format!("{step}.before"), ""),

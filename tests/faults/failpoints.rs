@@ -4,10 +4,10 @@ use anyhow::{Result, ensure};
 
 use crate::harness::{Lab, concurrently, scenario};
 
-/// 128 + SIGABRT.
+/// The exit code of an aborted process: 128 + SIGABRT.
 const ABORTED: i32 = 134;
 
-/// Daemons die one after the other, each at its failpoint; the last one has none.
+/// Runs daemons that die one after the other, each at its failpoint, and a last one without any.
 async fn dying_at(deaths: Vec<String>, strategy: &'static str) -> Result<()> {
     let name = deaths
         .last()

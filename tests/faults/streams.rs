@@ -1,4 +1,4 @@
-//! Streams that break at either end, for objects that the worker reads into its inserts.
+//! Streams that break at either end, for objects that the worker streams.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,15 +11,15 @@ use tokio::task::spawn_blocking;
 
 use crate::harness::{BOUND, Lab, Statement, concurrently, scenario};
 
-/// 128 + SIGABRT.
+/// The exit code of an aborted process: 128 + SIGABRT.
 const ABORTED: i32 = 134;
 
-/// How the objects of a test are read.
+/// The objects of a test, by the number of their blocks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Objects {
-    /// Several, in one block a table.
+    /// Several objects, in one block per table.
     Small,
-    /// One, in many.
+    /// One object, in many blocks.
     Large,
 }
 
@@ -35,7 +35,7 @@ async fn put(lab: &mut Lab<'_>, objects: Objects) -> Result<()> {
     }
 }
 
-/// More lines than three blocks hold, of all kinds.
+/// Uploads an object with more lines than three blocks hold, of all kinds.
 async fn put_large(lab: &mut Lab<'_>) -> Result<()> {
     put_large_of(lab, 100_000).await
 }
@@ -61,7 +61,7 @@ async fn put_large_of(lab: &mut Lab<'_>, lines: u64) -> Result<()> {
     lab.put(large).await
 }
 
-/// The connection to ClickHouse is cut, and the next attempt finds what the first has left behind.
+/// Cuts the connection to ClickHouse. The next attempt finds what the first has left behind.
 async fn cut_on_the_way_to_clickhouse(fault: Fault, objects: Objects) -> Result<()> {
     let mut lab = Lab::shared("cut-stream").await?;
     streaming(&mut lab);
@@ -76,7 +76,7 @@ async fn cut_on_the_way_to_clickhouse(fault: Fault, objects: Objects) -> Result<
     lab.finish(vec![daemon]).await
 }
 
-/// The connection from S3 to the worker is cut.
+/// Cuts the connection from S3 to the worker.
 async fn cut_on_the_way_from_s3(fault: Fault, objects: Objects) -> Result<()> {
     let mut lab = Lab::shared("cut-read").await?;
     streaming(&mut lab);
@@ -123,15 +123,15 @@ async fn a_stream_of_many_blocks_can_be_cut_at_either_end() -> Result<()> {
     cut_at_either_end(Objects::Large).await
 }
 
-/// Slow enough that a process can die in mid-stream.
+/// A failpoint that slows a stream down, so that a process can die in mid-stream.
 const SLOWLY: &str = "stream.piece=sleep(500)";
 
-/// Where a worker ends.
+/// The place where a worker dies.
 #[derive(Clone, Copy, Debug)]
 enum Death {
     /// At a failpoint.
     At(&'static str),
-    /// In mid-stream, once something is committed: the first block, when the second is full.
+    /// In mid-stream, once the first block is committed, which is when the second is full.
     AfterABlock,
 }
 
@@ -159,7 +159,7 @@ async fn some_in(clickhouse: &ClickHouse, table: &str) {
     .await;
 }
 
-/// The last worker finishes the work of those before.
+/// Lets workers die one after the other. The last worker finishes their work.
 async fn workers_die(deaths: Vec<Death>, objects: Objects, fallback: &str) -> Result<()> {
     let mut lab = Lab::shared_with("dead-stream", 6).await?;
     streaming(&mut lab);
@@ -195,10 +195,10 @@ async fn a_worker_that_dies_while_it_streams_is_recovered() -> Result<()> {
     concurrently(scenarios).await
 }
 
-/// What `system.processes` has of streams.
+/// The running streams in `system.processes`.
 const STREAMS: &str = "system.processes WHERE query_kind = 'Insert' AND query LIKE '%framed%'";
 
-/// ClickHouse is killed when it has part of the stream.
+/// Kills ClickHouse when it has received part of the stream.
 async fn clickhouse_dies(objects: Objects) -> Result<()> {
     let clickhouse = Arc::new(spawn_blocking(ClickHouse::start).await??);
     let mut lab = Lab::new(&clickhouse, Stack::shared(), "crashed-stream", 2).await?;
@@ -224,8 +224,8 @@ async fn clickhouse_that_dies_in_mid_stream_loses_nothing() -> Result<()> {
     clickhouse_dies(Objects::Large).await
 }
 
-/// The same object read by ClickHouse: its worker is killed when some blocks are in, and the insert
-/// ends there.
+/// ClickHouse reads such an object itself. Its worker is killed when some blocks are committed, and
+/// the insert ends there.
 #[tokio::test]
 async fn an_insert_of_many_blocks_that_breaks_off_is_made_exact() -> Result<()> {
     let mut lab = Lab::shared_with("broken-off", 6).await?;
@@ -235,7 +235,7 @@ async fn an_insert_of_many_blocks_that_breaks_off_is_made_exact() -> Result<()> 
     let first = lab.start("")?;
     let table = lab.table("unmatched_statements");
     some_in(lab.clickhouse, &table).await;
-    // As the recovery would, after the lease.
+    // The recovery would do the same after the lease.
     let kill = format!(
         "KILL QUERY WHERE query_kind = 'Insert' AND position(query, '{}') > 0 SYNC",
         lab.site.bucket

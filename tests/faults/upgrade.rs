@@ -75,8 +75,7 @@ impl OldWorker<'_> {
     }
 }
 
-/// Uploads the objects that the fixture has; the old worker's batches are of those that it is to
-/// load itself.
+/// Uploads the objects of the fixture, including those that the old worker loads itself.
 async fn upload(fixture: &Fixture, lab: &mut Lab<'_>) -> Result<()> {
     for object in &fixture.manifest.objects {
         let bundle = fixture.bundle(object)?;
@@ -99,7 +98,8 @@ async fn announce_all(fixture: &Fixture, lab: &Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A worker of this version refuses to let a batch of the old one end that it has taken over.
+/// Accepts the error of an old worker's statement if a worker of this version has taken over its
+/// batch.
 fn unless_taken_over(outcome: Result<()>) -> Result<()> {
     match outcome {
         Err(error) if format!("{error:#}").contains(sluice::statements::guard::FENCED_TEXT) => {
@@ -109,7 +109,7 @@ fn unless_taken_over(outcome: Result<()>) -> Result<()> {
     }
 }
 
-/// Every row that was there before is there after.
+/// Checks that every row from before is still there, and that no further object has failed.
 fn nothing_is_lost(before: &Rows, after: &Rows) -> Result<()> {
     for (table, rows) in before {
         let lost: Vec<_> = rows.difference(&after[table]).collect();

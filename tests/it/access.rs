@@ -15,9 +15,9 @@ use crate::harness::{
     BOUND, Sluice, announcement, assert_rows, drained, loaded, remaining, upload,
 };
 
-/// A site whose bucket is in a strict S3; whoever is to read it must be allowed to. Queues are
-/// those of the shared stack: S3 and SQS have different endpoints, and so have Sluice and
-/// ClickHouse.
+/// Creates a site whose bucket is in a strict S3, which requires permissions of its readers. Its
+/// queues are those of the shared stack: S3 and SQS have different endpoints, and so have Sluice
+/// and ClickHouse.
 pub(crate) async fn strict_site(s3: &Aws, name: &str) -> Site {
     let site = Stack::shared().site(name).await.unwrap();
     let create = s3.s3().create_bucket().bucket(&site.bucket);
@@ -46,7 +46,7 @@ pub(crate) async fn clickhouse(options: ClickHouseOptions) -> ClickHouse {
     start.await.unwrap().unwrap()
 }
 
-/// A daemon for a strict site.
+/// Returns a daemon for a strict site.
 pub(crate) fn daemon(clickhouse: &str, s3: &Aws, site: &Site, access: &str) -> Sluice {
     Sluice::with_access(Stack::shared(), site, access)
         .set("clickhouse.url", clickhouse)
@@ -75,7 +75,7 @@ async fn clickhouse_reads_with_each_kind_of_access() {
     let by_nobody = strict_site(&s3, "by-nobody").await;
     s3.publish(&by_nobody.bucket).await.unwrap();
     let server = s3.reader(&by_server.bucket).await.unwrap();
-    // What the administrator of a server has set up there.
+    // The administrator of a server can configure credentials there.
     let configuration = format!(
         "<s3><bucket><endpoint>{}/{}/</endpoint><access_key_id>{}</access_key_id>\
          <secret_access_key>{}</secret_access_key></bucket></s3>",
@@ -120,7 +120,7 @@ async fn clickhouse_reads_with_each_kind_of_access() {
     }
 }
 
-/// None of these is the fault of an object. Intake pauses, and resumes once the permission is
+/// No object is at fault in any of these cases. Intake pauses, and resumes once the permission is
 /// granted.
 #[tokio::test]
 async fn a_right_that_is_missing_is_named_and_waited_for() {
@@ -139,7 +139,7 @@ async fn a_right_that_is_missing_is_named_and_waited_for() {
         ("{kind: anonymous}".to_owned(), "499"),
         ("{kind: named_collection, name: later}".to_owned(), "669"),
     ] {
-        // The worker may not read in ClickHouse's place, either.
+        // The worker must not be able to read in place of ClickHouse.
         let mut sluice = daemon(clickhouse.url(), &s3, &site, &access)
             .set("shutdown.grace_period", "1s")
             .environment("AWS_ENDPOINT_URL_S3", s3.endpoint().to_owned())
@@ -293,11 +293,12 @@ async fn no_secret_is_told_whatever_fails() {
         .set("clickhouse.user", "secured")
         .set("log.level", "trace")
         .environment("SLUICE__CLICKHOUSE__PASSWORD", "correct-horse".into());
-    // Not through the proxy, which has no thread of its own.
+    // This bypasses the proxy, which cannot run while a command blocks the thread.
     let straight = daemon(clickhouse.url(), &s3, &site, &access.to_string());
     straight.migrate();
 
-    // As root, which the strict S3 lets in whatever the signature: an object that is missing.
+    // This object is missing. ClickHouse reads as root, which the strict S3 admits whatever the
+    // signature.
     let missing = announcement(&site, "missing.jsonl", "0123");
     site.send(&missing).await.unwrap();
     put(&s3, &site, &site.bucket, "there.jsonl").await;
@@ -311,7 +312,7 @@ async fn no_secret_is_told_whatever_fails() {
     .await;
     assert_eq!(loaded(&clickhouse, &site.database).await, 1);
 
-    // An error of the server about a statement that has the secret.
+    // The server reports an error about a statement that has the secret.
     let database = &site.database;
     let drop = format!(
         "DROP TABLE {database}.{}",
@@ -323,7 +324,7 @@ async fn no_secret_is_told_whatever_fails() {
     straight.migrate();
     sluice.ready().await;
 
-    // What the server itself would keep of all that, and Sluice's own tables among it.
+    // Neither the server's own logs nor Sluice's tables may contain the secret.
     clickhouse.execute("SYSTEM FLUSH LOGS").await.unwrap();
     let seen =
         format!("SELECT count() FROM system.query_log WHERE query LIKE '%{database}%[HIDDEN]%'");
@@ -342,7 +343,7 @@ async fn no_secret_is_told_whatever_fails() {
     let output = std::fs::read_to_string(server.join("output.log")).unwrap();
     assert_hidden("output.log", &output);
 
-    // ClickHouse quotes a statement that it cannot parse, and cuts the quotation somewhere.
+    // ClickHouse quotes a statement that it cannot parse, and truncates the quotation.
     let broken = format!(
         "SELECT * FROMM s3('http://127.0.0.1:1/{}', 'test', {}, 'One')",
         "a".repeat(80),

@@ -10,10 +10,10 @@ use crate::harness::{
     BOUND, Sluice, assert_rows, drained, line, loaded, names, remaining, rows, terminate, upload,
 };
 
-/// Some objects are not loaded.
+/// The exit code if some objects are not loaded.
 const INCOMPLETE: Option<i32> = Some(3);
 
-/// A site that announces nothing any more, and its tables.
+/// Creates a site with its tables that no longer announces objects.
 async fn silent(name: &str) -> (&'static Stack, Site, Sluice) {
     let stack = Stack::shared();
     let site = stack.site(name).await.unwrap();
@@ -23,7 +23,7 @@ async fn silent(name: &str) -> (&'static Stack, Site, Sluice) {
     (stack, site, sluice)
 }
 
-/// Its report; with the exit code, which need not be 0.
+/// Runs a backfill, and returns its exit code, which need not be 0, and its report.
 fn reported(sluice: &Sluice, site: &Site, under: &str, arguments: &[&str]) -> (Option<i32>, Value) {
     let url = format!("s3://{}/{under}", site.bucket);
     let command = [&["backfill", &url, "--output", "json"], arguments].concat();
@@ -41,7 +41,7 @@ fn backfill(sluice: &Sluice, site: &Site, arguments: &[&str]) -> Value {
     report
 }
 
-/// What it says against that, with this exit code.
+/// Asserts that a backfill exits with this code, and returns its error.
 fn refused(sluice: &Sluice, code: i32, arguments: &[&str]) -> String {
     let output = sluice.command(&[&["backfill"], arguments].concat());
     assert_eq!(output.status.code(), Some(code), "{output:?}");
@@ -58,7 +58,7 @@ async fn put_notes(site: &Site, keys: &[&str]) {
     }
 }
 
-/// Rows of the ledger's tables.
+/// Returns the number of rows in each of the ledger's tables.
 async fn ledger(stack: &Stack, site: &Site) -> Vec<u64> {
     let mut counts = Vec::new();
     for table in ["ledger_objects", "ledger_batches", "ledger_failures"] {
@@ -203,7 +203,7 @@ async fn what_is_meant_can_be_chosen() {
         ),
         4
     );
-    // The one without a date in its key was uploaded just now.
+    // The object without a date in its key is dated by its upload, which was just now.
     assert_eq!(found("", &["--since", "1h"]), 1);
     assert_eq!(
         found("", &["--include", "**/video/**", "--include", "**/page/**"]),
@@ -228,7 +228,7 @@ async fn what_is_meant_can_be_chosen() {
     }
     assert!(refused(&sluice, 1, &["s3://b/a", "--section", "1"]).contains("slash"));
 
-    // Four objects first, and then the rest.
+    // The first run loads four objects, and the second one the rest.
     let some = backfill(&sluice, &site, &["--limit", "4", "--max-rate", "2"]);
     assert_eq!(
         (&some["loaded"], &some["left"]),
@@ -255,7 +255,7 @@ async fn objects_of_a_versioned_bucket_are_the_same_listed_and_announced() {
     sluice.migrate();
     put_notes(&site, &["a", "b"]).await;
     assert_eq!(backfill(&sluice, &site, &[])["loaded"], 2);
-    // Announced with their versions.
+    // The queue announces the objects with their versions.
     remaining(&site, 3).await;
     sluice.start();
     drained(&site).await;
@@ -346,7 +346,7 @@ async fn via_the_queue_the_workers_load_it() {
         (&4.into(), &1.into()),
         "{some}"
     );
-    // The test event is in there, too.
+    // One of the messages is the test event.
     remaining(&site, 5).await;
     let report = backfill(&sluice, &site, &["--via-queue"]);
     assert_eq!(
@@ -365,7 +365,7 @@ async fn via_the_queue_the_workers_load_it() {
     );
 }
 
-// The proxies run beside the command.
+// The runtime has several threads, since the proxies run while a command blocks one.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_s3_or_of_clickhouse_is_waited_for() {
     let (stack, site, sluice) = silent("backfill-outage").await;
@@ -375,7 +375,7 @@ async fn an_outage_of_s3_or_of_clickhouse_is_waited_for() {
     let sluice = sluice
         .environment("AWS_ENDPOINT_URL", s3.url())
         .set("clickhouse.url", clickhouse.url());
-    // More often than the SDK itself tries.
+    // There are more failures than the SDK's own retries cover.
     s3.inject(Fault::Status(503), 7, |parts, _| {
         parts.uri.to_string().contains("list-type")
     });
@@ -409,7 +409,7 @@ async fn forced_rows_are_replaced_in_a_table_with_a_projection() {
     assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
 }
 
-/// The same lines, read otherwise: what was a statement is too long by now.
+/// The same lines are read differently, since one of them now exceeds the maximum length.
 #[tokio::test]
 async fn a_forced_backfill_replaces_rows_and_the_history_shows_it() {
     let (stack, site, sluice) = silent("backfill-force").await;
@@ -454,7 +454,7 @@ async fn a_forced_backfill_replaces_rows_and_the_history_shows_it() {
     let states = [0, 1].map(|at| version["batches"][at]["state"].as_str().unwrap());
     assert_eq!(states, ["loaded", "superseded"], "{story}");
 
-    // Newer objects are skipped.
+    // Objects that were loaded more recently are skipped.
     let none = backfill(&sluice, &site, &["--force", "--loaded-before", "1h"]);
     assert_eq!(
         (&none["loaded"], &none["already_loaded"]),

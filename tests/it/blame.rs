@@ -38,7 +38,7 @@ async fn every_error_of_a_decoder_blames_the_object() {
     }
 }
 
-/// Failures by key: class and reason.
+/// Returns the key, class and reason of each failure.
 async fn failures(stack: &Stack, site: &Site) -> Vec<(String, String, String)> {
     let sql = format!(
         "SELECT key, class, reason FROM {}.ledger_failures ORDER BY key",
@@ -105,7 +105,8 @@ async fn what_no_decoder_reads_fails_at_its_first_error() {
     assert!(replays.is_empty(), "{replays:?}");
 }
 
-/// Whether a request inserts lines: a load, or the sample that shows whether any load works.
+/// Returns whether a request inserts lines: a load, or the blank-line load that shows whether any
+/// load works.
 fn loads(body: &[u8]) -> bool {
     body.starts_with(b"INSERT INTO")
 }
@@ -115,8 +116,8 @@ fn contains(text: &[u8], part: &str) -> bool {
         .any(|window| window == part.as_bytes())
 }
 
-/// Errors of the server, the account or the replicas, one that no list has, and a limit that nothing
-/// passes.
+/// Errors of the server, the account or the replicas, one that is in no list, and a limit that no
+/// insert meets.
 const SERVERS: [(&str, &str); 9] = [
     (
         "Code: 201. DB::Exception: Quota for user `u` for 1h has been exceeded: queries = 565/120. \
@@ -190,7 +191,7 @@ async fn pauses_and_blames_nobody(fault: Fault, words: &str, reason: &str) {
     drained(&site).await;
     assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
     assert_eq!(failures(stack, &site).await, []);
-    // Each once, and the test event.
+    // Each message was received once, including the test event.
     let received = sluice.metric("sluice_sqs_messages_received_total").await;
     assert_eq!(received.unwrap(), 7.0);
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
@@ -210,7 +211,7 @@ async fn answers_of_a_proxy_pause_intake_and_blame_no_object() {
     }
 }
 
-/// Exactly one of these objects fails at every attempt.
+/// Asserts that exactly one of several objects fails if every attempt to load it meets this fault.
 async fn fails_alone(fault: Fault, words: &str, settings: &[(&str, &str)]) {
     let stack = Stack::shared();
     let site = stack.site_of_receives("alone", 1).await.unwrap();
@@ -263,7 +264,7 @@ async fn an_object_that_a_proxy_does_not_let_through_fails_alone() {
     }
 }
 
-/// A server whose user `bounded` has a profile and a quota like this.
+/// Starts a server whose user `bounded` has this profile and this quota.
 async fn bounded_server(profile: &str, quota: &str) -> ClickHouse {
     let options = ClickHouseOptions {
         users: "<bounded><password></password><networks><ip>127.0.0.1</ip></networks>\
@@ -289,7 +290,8 @@ async fn an_object_beyond_a_limit_of_the_profile_fails_alone() {
     Sluice::new(stack, &site)
         .set("clickhouse.url", clickhouse.url())
         .migrate();
-    // Together they are beyond it, too: lines count once more for each table that is filled.
+    // Together these objects exceed the limit, too, since a line counts again for each table that
+    // is filled.
     for number in 0..5 {
         let lines = line("healthy").repeat(8_000);
         site.put(&format!("{number}.jsonl"), lines).await.unwrap();
@@ -326,7 +328,7 @@ async fn a_quota_that_is_used_up_pauses_intake_and_is_told_of_once() {
         .migrate();
     sluice.start();
     sluice.ready().await;
-    // Loaded before: it needs statements all the same.
+    // The object is loaded only once, but each announcement needs statements.
     let etag = site.put("a.jsonl", line("a")).await.unwrap();
     wait_for("the quota to be used up", BOUND, async || {
         let again = announcement(&site, "a.jsonl", &etag);

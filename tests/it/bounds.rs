@@ -7,7 +7,7 @@ use sluice_testkit::{Site, Stack};
 
 use crate::harness::{Sluice, assert_rows, dead_letters, drained, line, names, upload};
 
-/// Whether the loaded batch of each object was of many blocks.
+/// Returns for each object whether its loaded batch had many blocks.
 async fn many_blocks(stack: &Stack, site: &Site) -> BTreeMap<String, bool> {
     let sql = format!(
         "SELECT key, many_blocks FROM {0}.ledger_objects \
@@ -27,7 +27,8 @@ async fn count(stack: &Stack, site: &Site, what: &str) -> u64 {
     stack.clickhouse.scalar(&sql).await.unwrap()
 }
 
-/// Loads a large object beside small ones: all rows come, and those of the small ones in one block.
+/// Loads a large object beside small ones, and asserts that all rows are there and that only the
+/// large object was loaded in many blocks.
 async fn is_loaded_in_many_blocks(
     sluice: Sluice,
     site: &Site,
@@ -80,7 +81,7 @@ async fn an_object_that_expands_too_far_for_a_block_is_loaded_in_many() {
     let lines = 200_000;
     let wide = format!("{{\"note\":\"{}\"}}\n", "x".repeat(1000));
     let large = zstd(wide.repeat(lines).as_bytes());
-    // By its size it is small.
+    // Its compressed size is small.
     assert!(large.len() < 100 << 10, "{}", large.len());
     let sluice = Sluice::new(Stack::shared(), &site).set("batch.max_bytes", "1MiB");
     is_loaded_in_many_blocks(sluice, &site, "large.jsonl.zst", large, lines as u64).await;
@@ -116,7 +117,7 @@ async fn a_line_that_needs_too_much_memory_fails_alone_and_pauses_nothing() {
     assert!(!log.contains("intake is paused"), "{log}");
 }
 
-/// Since 1970, in seconds.
+/// The start of the year, in seconds since 1970.
 const YEAR_2000: u64 = 946_684_800;
 const YEAR_2014: u64 = 1_388_534_400;
 const YEAR_2025: u64 = 1_735_689_600;
@@ -138,7 +139,7 @@ async fn times_that_are_not_plausible_are_rejected_and_make_no_parts() {
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     let too_early = Generator::new(101).times(0..YEAR_2000);
-    // Of the year 2100 and later.
+    // These times are in the year 2100 or later.
     let too_late = Generator::new(102).times(4_102_500_000..10_000_000_000);
     let mut expected = ExpectedRows::default();
     let mut implausible = 0;
@@ -160,7 +161,7 @@ async fn times_that_are_not_plausible_are_rejected_and_make_no_parts() {
     let reasons = stack.clickhouse.query(&sql).await.unwrap();
     assert_eq!(reasons, "['timestamp out of range']\n");
 
-    // The range is configured.
+    // The range is configurable.
     let mut wide = Sluice::new(stack, &site)
         .set("event_types.min_year", "1970")
         .set("event_types.max_future", "36500d");
@@ -181,7 +182,7 @@ async fn a_batch_of_too_many_partitions_is_divided() {
         .set("batch.window", "2s")
         .set("batch.max_objects", "7");
     sluice.migrate();
-    // Of 132 months: objects of some of them, and one of nearly all.
+    // The first three objects have some of 132 months, and the fourth has nearly all.
     let spread = || Generator::new(104).times(YEAR_2014..YEAR_2025);
     let mut bundles: Vec<_> = spread().sizes(10..=20).take(3).collect();
     bundles.extend(spread().sizes(900..=900).only(EventType::Video).take(1));

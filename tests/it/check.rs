@@ -24,7 +24,7 @@ fn access_as(url: &str, user: &str, database: &str) -> Access {
     }
 }
 
-/// The exit code and the checks.
+/// Returns the exit code and the checks.
 fn check(sluice: &Sluice, arguments: &[&str]) -> (Option<i32>, Vec<Value>) {
     let output = sluice.command(&[&["check", "--output", "json"], arguments].concat());
     let document: Value = serde_json::from_slice(&output.stdout)
@@ -33,7 +33,7 @@ fn check(sluice: &Sluice, arguments: &[&str]) -> (Option<i32>, Vec<Value>) {
     (output.status.code(), checks.clone())
 }
 
-/// Of the check of this name: its result, detail and advice.
+/// Returns the result, detail and advice of the check of this name.
 #[track_caller]
 fn of<'a>(checks: &'a [Value], name: &str) -> (&'a str, &'a str, &'a str) {
     let check = checks.iter().find(|check| check["name"] == name);
@@ -42,7 +42,7 @@ fn of<'a>(checks: &'a [Value], name: &str) -> (&'a str, &'a str, &'a str) {
     (text("result"), text("detail"), text("advice"))
 }
 
-/// Asserts that this check fails and no other does.
+/// Asserts that exactly these checks fail.
 #[track_caller]
 fn assert_fails(checks: &[Value], names: &[&str]) {
     let failed = checks.iter().filter(|check| check["result"] == "fail");
@@ -57,7 +57,7 @@ async fn set_attribute(site: &Site, url: &str, name: QueueAttributeName, value: 
     request.attributes(name, value).send().await.unwrap();
 }
 
-/// A site whose queues are set up as they should be, with its tables and a loaded object.
+/// Creates a site with correctly configured queues, with its tables and a loaded object.
 async fn good_site(stack: &Stack, name: &str) -> (Site, Sluice) {
     let site = stack.site(name).await.unwrap();
     for url in [&site.queue_url, &site.dlq_url] {
@@ -114,7 +114,7 @@ async fn a_sound_setup_passes_every_check_and_is_not_changed() {
     let text = sluice.command(&["check"]);
     let text = String::from_utf8(text.stdout).unwrap();
     let last = text.lines().last().unwrap_or_default();
-    // There are no rows of which the columns could be looked at.
+    // There are no rows whose columns could be checked.
     assert_eq!(of(&checks, "columns").0, "skip");
     let summary = format!("{} pass, 1 skip", checks.len() - 1);
     assert_eq!(last, summary, "{text}");
@@ -135,7 +135,7 @@ async fn what_is_wrong_with_the_queue_is_named() {
     assert!(advice.contains("14 days"), "{advice}");
     assert_eq!(code, Some(1));
 
-    // Short for both.
+    // The retention of both queues is short now.
     set_attribute(&site, &site.queue_url, retention.clone(), "3600").await;
     let (code, checks) = check(&sluice, &[]);
     assert_eq!(code, Some(0), "{checks:#?}");
@@ -148,7 +148,7 @@ async fn what_is_wrong_with_the_queue_is_named() {
     let (_, checks) = check(&sluice, &[]);
     assert_eq!(of(&checks, "redrive policy").0, "warn");
 
-    // The other way round: a queue without one.
+    // The dead-letter queue is a queue without a redrive policy.
     let sluice = sluice.set("queue.url", &site.dlq_url);
     let (code, checks) = check(&sluice, &[]);
     assert_fails(&checks, &["redrive policy"]);
@@ -264,7 +264,7 @@ async fn who_may_not_read_the_bucket_is_named() {
     let object = format!("s3://{}/a.jsonl", site.bucket);
     let reader = s3.reader(&site.bucket).await.unwrap();
     let stranger = s3.reader(&format!("{}-other", site.bucket)).await.unwrap();
-    // The worker reads at the strict S3 as well, and its queue is elsewhere.
+    // The worker reads from the strict S3 as well, and its queue is elsewhere.
     let with = |clickhouse: &AccessKey, worker: &AccessKey, fallback: &str| {
         daemon(stack.clickhouse.url(), &s3, &site, &keys(clickhouse))
             .set("load.fallback", fallback)
@@ -307,7 +307,7 @@ async fn who_may_not_read_the_bucket_is_named() {
     assert!(of(&checks, "s3 by clickhouse").1.contains("--bucket"));
 }
 
-/// Names of scratch tables.
+/// Returns the names of scratch tables.
 async fn scratch(clickhouse: &ClickHouse, site: &Site) -> String {
     let sql = format!(
         "SELECT name FROM system.tables WHERE database = '{}' AND name LIKE 'sluice_check%' \
@@ -333,7 +333,7 @@ async fn a_server_that_does_not_recognise_repeated_inserts_is_detected() {
         assert!(detail.contains("instead of 4"), "{detail}");
         assert!(advice.contains("deduplicate_insert_select"), "{advice}");
         assert_eq!(code, Some(1));
-        // And nothing is loaded so.
+        // Nothing is loaded under this setting either.
         let mut forgetful = forgetful;
         forgetful.start();
         forgetful.not_ready("deduplicate_insert_select").await;
@@ -341,7 +341,7 @@ async fn a_server_that_does_not_recognise_repeated_inserts_is_detected() {
     }
     assert_eq!(scratch(&stack.clickhouse, &site).await, "");
 
-    // The tables that a killed check leaves behind.
+    // A killed check leaves such tables behind.
     let now: u64 = stack
         .clickhouse
         .scalar("SELECT toUnixTimestamp(now())")
@@ -359,7 +359,7 @@ async fn a_server_that_does_not_recognise_repeated_inserts_is_detected() {
     let left = scratch(&stack.clickhouse, &site).await;
     assert_eq!(left, format!("sluice_check_{}_0_canaries\n", now - 60));
 
-    // Tables cannot be made.
+    // This user cannot create tables.
     let sluice = sluice
         .set("clickhouse.user", "reader")
         .environment("SLUICE__CLICKHOUSE__PASSWORD", "look-only".into());
@@ -371,7 +371,7 @@ async fn a_server_that_does_not_recognise_repeated_inserts_is_detected() {
     assert_eq!(code, Some(1));
 }
 
-/// As strict as a server can be.
+/// The strictest access control that a server can have.
 const STRICT: &str = "<access_control_improvements>\
     <select_from_system_db_requires_grant>true</select_from_system_db_requires_grant>\
     <table_engines_require_grant>true</table_engines_require_grant>\
@@ -386,7 +386,8 @@ fn user(name: &str, grants: &[&str]) -> String {
     )
 }
 
-/// Two lines that no event type takes, and one that an event type takes if it is not too long.
+/// Returns two lines that match no event type, and one that matches an event type if it is not too
+/// long.
 fn with_a_long_line() -> String {
     let bundles = Generator::new(3).faults(0.0, 0.0);
     let mut plain = bundles.filter(|bundle| bundle.key.ends_with(".jsonl"));
@@ -449,7 +450,7 @@ async fn the_rights_that_are_printed_are_enough_and_each_that_is_missing_is_name
         clickhouse.execute(&sql).await.unwrap();
     }
 
-    // A load, with rejected lines, and one that is rolled back beside somebody's view.
+    // One batch has rejected lines, and a later one is rolled back beside a user's view.
     site.put("some.jsonl", "{\"note\":\"a\"}\nno JSON\n")
         .await
         .unwrap();

@@ -1,4 +1,4 @@
-//! The command line as people and orchestrators use it.
+//! The command line as it is used by people and orchestrators.
 
 use std::process::Output;
 
@@ -73,7 +73,7 @@ fn a_closed_output_ends_no_command_early() {
     let commands = [
         (&["config", "schema"][..], 0),
         (&["types", "list"], 0),
-        // It prints its report, and then says that nothing answers.
+        // It prints its report, and then fails since nothing answers.
         (&["status", "--set", "queue.url=http://127.0.0.1:1/q"], 1),
     ];
     for (command, code) in commands {
@@ -208,7 +208,7 @@ fn a_class_that_there_is_not_is_refused_with_those_that_there_are() {
     }
 }
 
-/// As the paths of all key columns can be mistyped, and nothing else would be said.
+/// The paths of all key columns may be mistyped, and nothing else would report it.
 #[test]
 fn a_sorting_key_that_identifies_no_row_is_refused() {
     let directory = tempfile::tempdir().unwrap();
@@ -272,9 +272,9 @@ async fn migrate_can_run_again_and_by_several_at_once() {
     let again = stdout(&sluice.command(&["migrate"]));
     assert_eq!(again, "everything is as declared\n");
 
-    // What it prints is what it does.
+    // The printed statements are those that were run.
     let printed = sluice.command(&["migrate", "--print"]);
     let count = stdout(&printed).matches("\nCREATE ").count();
-    // The database is one more.
+    // One more statement creates the database.
     assert_eq!(count, made.len() + 1);
 }

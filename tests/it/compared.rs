@@ -17,7 +17,7 @@ async fn site(name: &str) -> (&'static Stack, Site, Sluice) {
     (stack, site, sluice)
 }
 
-/// The view that fills a table.
+/// Returns the name of the view that fills a table.
 async fn view_of(stack: &Stack, site: &Site, table: &str) -> String {
     let sql = format!(
         "SELECT name FROM system.tables WHERE database = '{}' AND endsWith(name, '_to_{table}')",
@@ -63,7 +63,7 @@ const IN_TABLE: &[u8] = b"count() AS rows, 0 AS blocks";
 async fn rows_that_merges_collapse_are_not_missed() {
     let (stack, site, sluice) = site("merged-away").await;
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
-    // Between insert and comparison there is time for merges.
+    // The delay leaves time for merges between an insert and its comparison.
     let compares = |sql: &[u8]| sql.windows(IN_TABLE.len()).any(|part| part == IN_TABLE);
     let delay = Fault::Delay(Duration::from_secs(2));
     proxy.inject(delay, usize::MAX, move |_, sql| compares(sql));
@@ -81,7 +81,7 @@ async fn rows_that_merges_collapse_are_not_missed() {
             }
         }
     });
-    // Each with the same events as another, in its own batch and in that of the other.
+    // Each object has a twin with the same events, in the same batch or in another.
     let bundles: Vec<_> = Generator::new(82).take(12).collect();
     let twin = |(number, bundle): (usize, &Bundle)| Bundle {
         key: format!("twin-{number}/{}", bundle.key),
@@ -110,12 +110,12 @@ async fn rows_that_merges_collapse_are_not_missed() {
     }
 }
 
-/// A gzip stream of nothing.
+/// A gzip stream without content.
 const EMPTY: &[u8] = &[
     0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 ];
 
-/// What ClickHouse gets when it first reads an object has no line.
+/// ClickHouse's first read of the object returns no lines.
 #[tokio::test]
 async fn a_compressed_object_of_which_nothing_was_read_is_read_again() {
     let (stack, site, sluice) = site("nothing-read").await;

@@ -8,7 +8,7 @@ use sluice_testkit::{Site, SiteOptions, Stack};
 
 use crate::harness::{Sluice, drained, upload};
 
-/// What the daemon's statements over the site's tables have come to.
+/// The daemon's statements over the site's tables, and the batches that they loaded.
 #[derive(Debug)]
 struct Cost {
     batches: u64,
@@ -17,7 +17,7 @@ struct Cost {
 
 #[derive(Debug, Deserialize)]
 struct Statement {
-    /// How it begins, for whoever reads that the test failed.
+    /// The beginning of its text, for the message of a failed test.
     #[expect(dead_code, reason = "it is printed")]
     head: String,
     loads: bool,
@@ -54,7 +54,7 @@ impl Cost {
         self
     }
 
-    /// By all statements but the inserts of rows.
+    /// Returns the number of rows read by all statements but the inserts of rows.
     fn rows_read(&self) -> u64 {
         let reading = self.statements.iter().filter(|statement| !statement.loads);
         reading.map(|statement| statement.read_rows).sum()
@@ -70,7 +70,7 @@ async fn load(stack: &Stack, site: &Site, seed: u64, objects: usize) -> Cost {
         .await
         .unwrap();
     let before = Cost::so_far(stack, site).await;
-    // A lease is renewed by time: here it never is.
+    // Leases are renewed periodically. With these settings, that never happens here.
     let mut sluice = Sluice::new(stack, site)
         .set("batch.window", "3s")
         .set("batch.flush_when_idle", false)

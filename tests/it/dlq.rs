@@ -40,8 +40,8 @@ async fn dead_depth(site: &Site) -> (u64, u64) {
     dead.queue_depth().await.unwrap()
 }
 
-/// Dead letters of all kinds: `missing.jsonl`, `broken.jsonl.gz`, `loaded.jsonl`, and one that is
-/// malformed. The daemon is stopped.
+/// Creates dead letters of all kinds: `missing.jsonl`, `broken.jsonl.gz`, `loaded.jsonl`, and one
+/// that is malformed. The daemon is stopped.
 async fn with_dead_letters(name: &str) -> (Site, Sluice) {
     let stack = Stack::shared();
     let site = stack.site_of_receives(name, 1).await.unwrap();
@@ -86,7 +86,7 @@ async fn dead_letters_are_listed_with_their_reasons_and_returned_at_once() {
     let malformed = only(&listing, "malformed");
     assert!(malformed["reason"].as_str().unwrap().contains("not JSON"));
     assert_eq!(only(&listing, "loaded")["objects"][0]["loaded"], true);
-    // Nobody but the listing has received it since it was sent.
+    // Only the listing has received it since it was sent.
     assert_eq!(only(&listing, "loaded")["receive_count"], 1);
 
     let told = text(&sluice, &["list"]);
@@ -132,7 +132,7 @@ async fn more_dead_letters_than_one_request_takes_are_listed_once_each() {
 async fn without_a_dead_letter_queue_that_is_said() {
     let stack = Stack::shared();
     let site = stack.site("dlq-none").await.unwrap();
-    // It has none of its own.
+    // The dead-letter queue does not have one of its own.
     let sluice = Sluice::new(stack, &site).set("queue.url", &site.dlq_url);
     assert!(refused(&sluice, &["list"]).contains("has no redrive policy"));
 }
@@ -211,7 +211,7 @@ async fn attributes_are_kept_and_letters_of_other_queues_are_left_alone() {
     let request = request.message_attributes("who", attribute.build().unwrap());
     request.message_body("no JSON").send().await.unwrap();
 
-    // Another queue with the same dead-letter queue, and a dead letter of it.
+    // Another queue has the same dead-letter queue, and one of its messages becomes a dead letter.
     let policy = object!({"deadLetterTargetArn": site.dlq_arn, "maxReceiveCount": 1});
     let other = site
         .sqs
@@ -426,7 +426,7 @@ async fn without_the_ledger_nothing_is_moved_and_all_is_returned() {
     assert_eq!(site.queue_depth().await.unwrap(), (0, 0));
 }
 
-/// It takes longer than one visibility timeout.
+/// The command takes longer than one visibility timeout.
 #[tokio::test]
 async fn what_is_held_stays_hidden_until_the_end() {
     let stack = Stack::shared();

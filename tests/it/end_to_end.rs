@@ -12,7 +12,7 @@ use crate::harness::{
     BOUND, Sluice, announcement, assert_rows, dead_letters, drained, line, loaded, names, upload,
 };
 
-/// A site of its own, with its tables made and the daemon running.
+/// Creates a site with its tables, and starts its daemon.
 async fn running(name: &str) -> (&'static Stack, Site, Sluice) {
     running_with(name, SiteOptions::default()).await
 }
@@ -42,7 +42,7 @@ async fn every_line_ends_in_its_table_and_health_and_metrics_are_shown() {
     assert_eq!(sluice.get("/healthz").await.unwrap(), (200, "ok\n".into()));
     assert_eq!(sluice.get("/readyz").await.unwrap().0, 200);
     assert_eq!(sluice.get("/nothing").await.unwrap().0, 404);
-    // The test event is one message more than there are objects.
+    // The test event adds one message to those of the objects.
     let received = sluice.metric("sluice_sqs_messages_received_total").await;
     assert_eq!(received.unwrap(), 121.0);
     let total = sluice.metric("sluice_rows_total").await.unwrap();
@@ -176,13 +176,14 @@ async fn a_failed_object_is_loaded_once_it_is_uploaded_or_announced_again() {
     site.put("a.jsonl.gz", &whole[..whole.len() / 2])
         .await
         .unwrap();
-    // The etag that the content will have.
+    // This object has the etag that c.jsonl will have.
     let etag = site.put("b.jsonl", line("late")).await.unwrap();
     let lost = announcement(&site, "c.jsonl", &etag);
     site.send(&lost).await.unwrap();
     dead_letters(&site, 2).await;
 
-    // Other content, and the very object that was missing, announced by the same message.
+    // One object gets other content. The missing one is created, and announced by the same message
+    // again.
     site.put("a.jsonl.gz", gzip(line("mended").as_bytes()))
         .await
         .unwrap();
@@ -216,7 +217,7 @@ async fn loading_lists_no_bucket() {
     let stack = Stack::shared();
     let site = stack.site("listed").await.unwrap();
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
-    // Harmless: this counts.
+    // This fault is harmless, and only counts.
     let count = Fault::Delay(Duration::ZERO);
     proxy.inject(count, usize::MAX, |request, _| {
         let query = request.uri.query().unwrap_or_default();
@@ -230,7 +231,7 @@ async fn loading_lists_no_bucket() {
     drained(&site).await;
     check(stack, &site, &reckoning).await;
     assert_eq!(proxy.hits(), 0);
-    // It would have been seen.
+    // A listing would have been counted.
     let list = format!(
         "SELECT count() FROM s3('{}/{}/*', 'test', 'test', 'One')",
         proxy.url(),
@@ -263,7 +264,7 @@ async fn keys_of_all_kinds_are_read_as_they_are() {
         "no-extension",
         "1..3",
         "...",
-        // Alone: ClickHouse takes these for syntax.
+        // ClickHouse interprets these as syntax, so each is read alone.
         "a,b.jsonl",
         "open{.jsonl",
         "close}.jsonl",
@@ -301,7 +302,7 @@ async fn without_fallback_a_key_that_clickhouse_cannot_be_told_goes_to_the_dead_
     let mut sluice = Sluice::new(stack, &site).set("load.fallback", "never");
     sluice.migrate();
     sluice.start();
-    // Those that a pattern would name.
+    // A pattern would match these keys.
     for key in ["a1.jsonl", "b.jsonl", "c1"] {
         site.put(key, line(key)).await.unwrap();
     }
@@ -379,7 +380,7 @@ async fn a_stop_loses_nothing_and_a_second_start_loads_the_rest() {
     .await;
     reckoning += &upload(&site, &bundles[30..]).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
-    // Nothing is left hidden, to be waited for.
+    // No message is left in flight, so nothing has to wait for a visibility timeout.
     let (_, in_flight) = site.queue_depth().await.unwrap();
     assert_eq!(in_flight, 0);
     sluice.start();
@@ -423,7 +424,7 @@ async fn two_daemons_share_a_queue_and_load_every_row_once() {
     two.start();
     let bundles: Vec<_> = Generator::new(7).take(80).collect();
     let reckoning = upload(&site, &bundles).await;
-    // Again, so that both may have an object at a time.
+    // The objects are announced again, so that both daemons may have the same one at a time.
     upload(&site, &bundles[60..]).await;
     drained(&site).await;
     check(stack, &site, &reckoning).await;

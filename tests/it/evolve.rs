@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::harness::{Sluice, drained};
 
-/// The first declaration of clicks; `more` follows its columns.
+/// Declares clicks. `more` follows the columns.
 fn clicks(directory: &Path, equals: &str, more: &str) {
     let text = format!(
         "table: clicks\nrule: {{path: [verb], equals: {equals}}}\norder_by: [id]\ncolumns:\n\
@@ -54,7 +54,8 @@ async fn types_evolve_under_a_live_worker(strategy: &str) {
     let site = stack.site("evolve").await.unwrap();
     let (old_types, new_types) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     clicks(old_types.path(), "click", "");
-    // A wider type, a new column, another place for the verb, and another event type.
+    // The new declarations have a wider type, a new column, another place for the verb, and another
+    // event type.
     clicks(
         new_types.path(),
         "tap",
@@ -108,10 +109,11 @@ async fn types_evolve_under_a_live_worker(strategy: &str) {
     assert_eq!(stack.clickhouse.query(&views).await.unwrap(), "4\n");
 
     if strategy == "single_pass" {
-        // The landing table, and the views into `clicks` and the three tables of every catalog.
+        // The old landing table is kept, and the views into `clicks` and the three tables of every
+        // catalog.
         let kept = report(&new, &[])["kept"].to_string();
         assert!(kept.contains("landing_"), "{kept}");
-        // The old worker has ended within the last ten minutes.
+        // The old worker ended within the last ten minutes.
         for arguments in [&["--prune"][..], &["--prune", "--dry-run"]] {
             let refused = report(&new, arguments)["refusals"].to_string();
             assert!(
@@ -125,7 +127,7 @@ async fn types_evolve_under_a_live_worker(strategy: &str) {
             site.database
         );
         stack.clickhouse.execute(&long_ago).await.unwrap();
-        // A batch that it has left behind.
+        // A worker of the old declarations has left this batch unfinished.
         let (open, ended) = (
             format!(
                 "INSERT INTO {0}.ledger_objects (object_id, batch_id, plan, worker, sealed_at) \

@@ -9,7 +9,7 @@ use crate::harness::{BOUND, Sluice, drained, line};
 
 const DATABASE: &str = "hidden";
 
-/// A server with a user who sees no row of this table.
+/// Starts a server with a user from whom all rows of this table are hidden.
 async fn clickhouse_that_hides(table: &str) -> ClickHouse {
     access::clickhouse(ClickHouseOptions {
         users: format!(

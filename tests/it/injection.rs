@@ -9,7 +9,7 @@ use sluice_testkit::{Site, Stack};
 
 use crate::harness::{Sluice, announcement, dead_letters, drained, loaded};
 
-/// `$` is a placeholder for the attacked database. Each is a key that S3 allows.
+/// Hostile texts, each of which S3 allows as a key. `$` is a placeholder for the attacked database.
 const HOSTILE: [&str; 14] = [
     "'); DROP DATABASE $; --",
     "\\'); DROP DATABASE $; --",
@@ -80,7 +80,7 @@ async fn hostile_keys_etags_and_fields_are_only_text() {
     let Victim { stack, site, .. } = &victim;
     let mut sluice = Sluice::new(stack, site);
     sluice.migrate();
-    // Only what is sent here.
+    // Only the messages that are sent here announce objects.
     stack.aws.announce_by(site, &[]).await.unwrap();
     let mut expected = Vec::new();
     for (index, hostile) in victim.hostile().into_iter().enumerate() {
@@ -181,7 +181,7 @@ async fn hostile_buckets_and_regions_go_to_the_dead_letters_and_pause_nothing() 
             let body = announcement(site, "a.jsonl", &etag);
             let mut body: serde_json::Value = serde_json::from_str(&body).unwrap();
             body["Records"][0]["awsRegion"] = json!("us-east-1");
-            // A region may be any word.
+            // Any word is a valid region.
             if place.ends_with("awsRegion") && text == "a" {
                 continue;
             }
@@ -201,7 +201,7 @@ async fn hostile_buckets_and_regions_go_to_the_dead_letters_and_pause_nothing() 
 async fn hostile_names_in_configuration_and_event_types_are_only_names() {
     let victim = Victim::new("hostile-names").await;
     let Victim { stack, site, .. } = &victim;
-    // Short: ClickHouse makes names of files from it.
+    // The names are short, since ClickHouse derives file names from them.
     let odd = |name: &str| format!("{name}'\"\\`;--é");
     let (database, collection) = (odd(&site.database), odd(&site.bucket));
     let secrets = "access_key_id = 'test', secret_access_key = 'test'";

@@ -8,7 +8,7 @@ use sluice_testkit::{Site, Stack};
 
 use crate::harness::{Sluice, dead_letters, drained};
 
-/// Without what differs from run to run.
+/// Returns the JSON without what differs between runs.
 fn stable(json: &str, site: &Site) -> String {
     let mut text = json
         .replace(&site.bucket, "SITE")
@@ -28,7 +28,7 @@ fn stable(json: &str, site: &Site) -> String {
             r#"(?P<before>"(estimated|oldest)_seconds": )[0-9.]+"#,
             "${before}SECONDS",
         ),
-        // An event of S3: the stand-in's own ids.
+        // The body is an event of S3, with ids of the stand-in.
         (r#"(?P<before>"body": )".*""#, "${before}BODY"),
     ] {
         let found = Regex::new(what).unwrap();
@@ -74,7 +74,8 @@ async fn every_command_has_a_document_for_scripts() {
     site.put("good.jsonl", lines).await.unwrap();
     sluice.start();
     drained(&site).await;
-    // By itself, or it would be a matter of chance whether both are in one batch.
+    // This object is uploaded by itself, or it would be a matter of chance whether both are in one
+    // batch.
     site.put("bad.jsonl.gz", "no gzip").await.unwrap();
     dead_letters(&site, 1).await;
     assert_eq!(sluice.stop().await.code(), Some(0));

@@ -68,7 +68,7 @@ const HOSTILE: &[&str] = &[
     "{_partition_id}",
 ];
 
-/// Keys that a wrong interpretation of `key` would match.
+/// Returns keys that a wrong interpretation of `key` would match.
 fn decoys(key: &str) -> Vec<String> {
     let mut decoys = vec![
         percent_decode_str(key).decode_utf8_lossy().into_owned(),
@@ -92,8 +92,9 @@ fn decoys(key: &str) -> Vec<String> {
     decoys
 }
 
-/// The stand-in takes `.` and `..` for another path: core/src/statements/insert.rs tests that they are never put into a
-/// URL. The SDK takes white space for no key.
+/// Returns whether the stand-in can store the key. It resolves `.` and `..` in paths; the tests of
+/// core/src/statements/insert.rs show that these are never put into a URL. The SDK rejects keys of
+/// white space.
 fn can_be_held(key: &str) -> bool {
     !key.trim().is_empty()
         && key.len() <= 1024
@@ -145,7 +146,7 @@ async fn each_key_is_read_as_it_is(fallback: &str) {
     let site = stack.site("hostile-keys").await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("load.fallback", fallback);
     sluice.migrate();
-    // Another selection every time; what fails is named by the comparison.
+    // The selection differs every time. The comparison names the keys that fail.
     let keys = keys(fastrand::u64(..));
     put_each(&site, &keys).await;
     sluice.start();
@@ -182,7 +183,7 @@ async fn every_key_is_streamed_and_reads_no_other() {
     each_key_is_read_as_it_is("always").await;
 }
 
-/// Either way, the object has the same identity.
+/// An object has the same identity whether it is listed or announced.
 #[tokio::test]
 async fn every_key_is_listed_as_it_is_announced() {
     let stack = Stack::shared();

@@ -35,7 +35,7 @@ fn report(what: &str, bytes: u64, begun: Instant, memory: u64) {
 
 const PARTS: u64 = 64;
 
-/// The part as one object, and copies of it as another.
+/// Uploads the part as one object, and copies of it as another.
 async fn put_repeated(site: &Site, part: Vec<u8>) {
     site.put("part.jsonl", part).await.unwrap();
     let (s3, key) = (&site.s3, "large.jsonl");
@@ -58,7 +58,7 @@ async fn put_repeated(site: &Site, part: Vec<u8>) {
     complete.send().await.unwrap();
 }
 
-/// One object of a GiB: exact, and the worker's memory stays flat.
+/// Loads one object of a GiB, whose rows must be exact while the worker's memory stays flat.
 async fn a_gibibyte(fallback: &str) {
     let stack = Stack::shared();
     let site = stack.site("gibibyte").await.unwrap();
@@ -110,7 +110,7 @@ async fn an_object_of_a_gibibyte_is_read_by_clickhouse() {
     a_gibibyte("never").await;
 }
 
-/// A line that no buffer holds passes in pieces, and is a row like any other.
+/// A line that exceeds every buffer passes in pieces, and becomes a row like any other.
 #[tokio::test]
 #[ignore = "half a minute and 2 GiB"]
 async fn a_line_of_100_megabytes_is_a_line() {
@@ -143,7 +143,7 @@ async fn a_line_of_100_megabytes_is_a_line() {
     }
 }
 
-/// Ten thousand objects wait when the worker starts: one window takes them all.
+/// Ten thousand objects are waiting when the worker starts, and one window takes them all.
 #[tokio::test]
 #[ignore = "minutes"]
 async fn ten_thousand_objects_of_one_window_are_loaded_once() {

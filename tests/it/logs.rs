@@ -10,7 +10,7 @@ use crate::harness::{BOUND, Sluice, assert_rows, dead_letters, drained, upload};
 
 type Line = Map<String, Value>;
 
-/// Every line, parsed.
+/// Returns every line, parsed.
 fn lines(log: &str) -> Vec<Line> {
     let parse = |line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no object: {line}"));
     log.lines().map(parse).collect()
@@ -101,7 +101,7 @@ async fn every_line_is_one_flat_object_and_leads_to_the_query_log_and_back() {
 
     stack.clickhouse.execute("SYSTEM FLUSH LOGS").await.unwrap();
     let batch = text(loaded[0], "batch.id");
-    // From the line to the statements, and by their comment from each of them back to the batch.
+    // The line leads to the statements, and the comment of each statement leads back to the batch.
     let inserts = stack
         .clickhouse
         .rows(&format!(

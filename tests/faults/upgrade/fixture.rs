@@ -26,7 +26,7 @@ use crate::harness::{Lab, Statement};
 /// The bucket of all objects of all fixtures.
 pub(super) const BUCKET: &str = "sluice-upgrade";
 
-/// The folder that has a folder for each version.
+/// The folder of all fixtures, with a folder for each version.
 const ROOT: &str = "tests/fixtures/upgrade";
 
 /// What became of an object under the earlier version.
@@ -52,19 +52,19 @@ pub(super) enum State {
 }
 
 impl State {
-    /// The name of the folder in the bucket.
+    /// Returns the name of the folder in the bucket.
     pub(super) fn folder(self) -> String {
         let name = serde_json::to_value(self).expect("a name");
         name.as_str().expect("a name").to_owned()
     }
 }
 
-/// `manifest.json`
+/// The content of `manifest.json`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Manifest {
     /// The version of Sluice that made the fixture.
     pub(super) version: String,
-    /// The version of ClickHouse under which it did.
+    /// The version of ClickHouse with which it was made.
     pub(super) clickhouse: String,
     /// When the rows were read, in milliseconds since 1970.
     pub(super) dumped_at: u64,
@@ -93,12 +93,12 @@ pub(super) struct Fixture {
 }
 
 impl Fixture {
-    /// The folder for the fixture of a version.
+    /// Returns the folder for the fixture of a version.
     pub(super) fn directory(version: &str) -> PathBuf {
         project::path(ROOT).join(version)
     }
 
-    /// The fixtures of all versions.
+    /// Returns the fixtures of all versions.
     pub(super) fn all() -> Result<Vec<Self>> {
         let mut fixtures = Vec::new();
         for entry in fs::read_dir(project::path(ROOT))? {
@@ -123,7 +123,7 @@ impl Fixture {
         objects.filter(|it| it.state == state).cloned().collect()
     }
 
-    /// An object as it is uploaded and compared.
+    /// Returns an object as it is uploaded and compared.
     pub(super) fn bundle(&self, object: &Object) -> Result<Bundle> {
         let path = self.directory.join("objects").join(&object.key);
         let mut reckoning = ExpectedRows::default();
@@ -149,15 +149,15 @@ impl Fixture {
         })
     }
 
-    /// The requests with which a worker of that version loads one object, in order.
+    /// Returns the requests with which a worker of that version loads one object, in order.
     pub(super) fn worker(&self) -> Result<[Recorded; 3]> {
         let [seal, insert, record] =
             STEPS.map(|(_, name)| Recorded::open(&self.directory.join("worker").join(name)));
         Ok([seal?, insert?, record?])
     }
 
-    /// Makes the tables and views of that version, with its rows, as if they had been read a minute
-    /// before `now`: no lease is in force any more, and no row is older than its table keeps it.
+    /// Creates the tables and views of that version, with its rows, as if they had been read a
+    /// minute before `now`: every lease has expired, and no row is older than its table's TTL.
     pub(super) async fn restore(&self, lab: &Lab<'_>, now: SystemTime) -> Result<()> {
         let schema = filled(&read(&self.directory.join("schema.sql"))?, &places(lab));
         for statement in schema.split(";\n") {
@@ -214,7 +214,7 @@ impl Fixture {
         ids.map(|id| Ok(id?.to_owned())).collect()
     }
 
-    /// The rows of every table, as JSON lines with placeholders.
+    /// Returns the rows of every table, as JSON lines with placeholders.
     fn rows(&self) -> Result<Vec<(String, String)>> {
         let mut tables = Vec::new();
         for entry in fs::read_dir(self.directory.join("rows"))? {
@@ -230,7 +230,7 @@ fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| path.display().to_string())
 }
 
-/// The values of the placeholders that every file can have.
+/// Returns the values of the placeholders that every file can have.
 pub(super) fn places(lab: &Lab<'_>) -> BTreeMap<&'static str, String> {
     BTreeMap::from([
         ("{database}", lab.site.database.clone()),
@@ -244,20 +244,20 @@ pub(super) fn filled(text: &str, places: &BTreeMap<&'static str, String>) -> Str
     })
 }
 
-/// The reverse of [`filled`].
+/// Reverses [`filled`].
 pub(super) fn emptied(text: &str, places: &BTreeMap<&'static str, String>) -> String {
     places.iter().fold(text.to_owned(), |text, (name, value)| {
         text.replace(value, name)
     })
 }
 
-/// A column of a table that is to be filled.
+/// A column of a table that is filled with rows of a fixture.
 #[derive(Deserialize)]
 struct Column {
     name: String,
     #[serde(rename = "type")]
     column_type: String,
-    /// The table's own time of the row, and not a time of the data.
+    /// Whether it is the time that the table itself gives to a row, rather than a time in the data.
     is_time_of_row: u8,
 }
 
@@ -294,7 +294,7 @@ fn restoring_insert(table: &str, columns: &[Column], shift_milliseconds: u64) ->
     )
 }
 
-/// The writing steps of a worker that loads one object, and their files.
+/// The steps in which a worker that loads one object writes, and their files.
 pub(super) const STEPS: [(Statement, &str); 3] = [
     (Statement::Seal, "1-seal.http"),
     (Statement::Insert, "2-insert.http"),
@@ -305,7 +305,7 @@ pub(super) const STEPS: [(Statement, &str); 3] = [
 /// `{etag}`, `{size}`, `{object_id}`, `{rows}`, `{unique}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Recorded {
-    /// The parameters of the URL: settings, the query's id, the statement where data follows it.
+    /// The parameters of the URL: settings, the query's id, and the statement if data follows it.
     parameters: BTreeMap<String, String>,
     body: String,
 }
@@ -331,7 +331,7 @@ impl Recorded {
         self.parameters.get(name).map(String::as_str)
     }
 
-    /// The same with every text changed.
+    /// Returns the request with every text changed.
     pub(super) fn map(&self, change: impl Fn(&str) -> String) -> Self {
         let parameters = self.parameters.iter();
         Self {
@@ -355,7 +355,7 @@ impl Recorded {
         })
     }
 
-    /// The text of its file: a line for each parameter, an empty line, and the body.
+    /// Returns the text of its file: a line for each parameter, an empty line, and the body.
     pub(super) fn text(&self) -> Result<String> {
         let mut text = String::new();
         for (name, value) in &self.parameters {

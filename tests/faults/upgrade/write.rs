@@ -16,10 +16,10 @@ use super::fixture::{BUCKET, Fixture, Manifest, Object, Recorded, STEPS, State, 
 use super::own_aws;
 use crate::harness::{Daemon, Lab, Statement, VISIBILITY, forget_test_event, hits, text_of};
 
-/// 128 + SIGABRT.
+/// The exit code of an aborted process: 128 + SIGABRT.
 const ABORTED: i32 = 134;
 
-/// How many objects a worker of the version loads during an upgrade.
+/// The number of objects that a worker of the version loads during an upgrade.
 const LATER: usize = 6;
 
 /// Regenerates tests/fixtures/upgrade/VERSION.
@@ -46,7 +46,7 @@ async fn write_the_fixture_of_this_version() -> Result<()> {
 
 struct Writer<'a> {
     lab: Lab<'a>,
-    /// Statements of all kinds, with a few lines that become no row.
+    /// Statements of all kinds, with a few lines that do not become rows.
     mixed: Generator,
     objects: Vec<(State, Bundle, String)>,
 }
@@ -70,7 +70,7 @@ impl<'a> Writer<'a> {
         })
     }
 
-    /// A queue that has no messages of earlier steps.
+    /// Switches to a queue that has no messages of earlier steps.
     async fn empty_queue(&mut self) -> Result<()> {
         let options = SiteOptions {
             max_receive_count: 20,
@@ -84,7 +84,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Uploads an object; gives the body of its announcement.
+    /// Uploads an object, and returns the body of its announcement.
     async fn put(&mut self, state: State, is_wanted: impl Fn(&Bundle) -> bool) -> Result<String> {
         let mut bundle = self.mixed.bundle();
         while !is_wanted(&bundle) {
@@ -102,7 +102,7 @@ impl<'a> Writer<'a> {
         Ok(body)
     }
 
-    /// Loads what is in the queue.
+    /// Loads the objects that are in the queue.
     async fn run(&self) -> Result<()> {
         let worker = self.start("")?;
         self.lab.drained(&[&worker]).await;
@@ -111,7 +111,7 @@ impl<'a> Writer<'a> {
     }
 
     fn start(&self, failpoints: &str) -> Result<Daemon> {
-        // Its name is in the rows.
+        // The rows contain the worker's name.
         let name = ("HOSTNAME", "worker".to_owned());
         self.lab.start_with(failpoints, &[name])
     }
@@ -153,7 +153,7 @@ impl<'a> Writer<'a> {
         self.run().await
     }
 
-    /// One worker dies after the other.
+    /// Lets workers die one after the other.
     async fn die(&mut self, state: State, failpoints: &[&str]) -> Result<()> {
         self.empty_queue().await?;
         let body = self
@@ -197,7 +197,8 @@ impl<'a> Writer<'a> {
         self.die_at("take_back.before").await
     }
 
-    /// What a worker sends for each of the objects that it loads later, which must be the same.
+    /// Records what a worker sends for each of the objects that are loaded later, which must be the
+    /// same.
     async fn record(&mut self) -> Result<()> {
         self.empty_queue().await?;
         let proxy = Proxy::start(self.lab.clickhouse.url()).await?;
@@ -240,7 +241,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// The requests for the latest object, with placeholders.
+    /// Returns the requests for the latest object, with placeholders.
     async fn template(&self, requests: &[Recorded]) -> Result<Vec<Recorded>> {
         let [_, insert, _] = requests else {
             anyhow::bail!("not three requests: {requests:#?}")
