@@ -1,7 +1,7 @@
 """Renders the chart with Helm's engine, and checks the result against Kubernetes' schemas.
 
-Arguments: the chart, then versions of Kubernetes. Values are read as JSON from standard input. Prints
-JSON: `manifests` by template, `problems` by version and object, or `error`.
+Arguments: the chart, then versions of Kubernetes. Values are read as JSON from standard input.
+Prints JSON: `manifests` by template, `problems` by version and object, or `error`.
 """
 
 import json

@@ -12,8 +12,9 @@ use crate::harness::{Sluice, drained};
 
 const WARNING: &str = "some columns have no value in any loaded row";
 
-/// Of clicks the path of `rows` is mistyped, and that of the `shop` of which no click has one is
-/// not. Taps lack nothing, and views cannot.
+/// Declares clicks, taps and views. The path of the column `rows` of clicks is mistyped. That of
+/// `shop` is correct, but no click has a value there. The columns of taps all have values, and
+/// views have only a required one.
 fn declare(directory: &Path) {
     for (name, more) in [
         (
@@ -48,7 +49,7 @@ fn worker(stack: &Stack, site: &Site, types: &TempDir) -> Sluice {
     Sluice::new(stack, site).set("event_types.dir", types.path().display())
 }
 
-/// Clicks, taps and views. Of all rows but the first, `n` and `at` are defaults.
+/// Returns clicks, taps and views. In all rows but the first of each, `n` and `at` have defaults.
 fn lines(name: &str, count: usize) -> String {
     let of_verb = |verb: &'static str| {
         (0..count).map(move |number| {
@@ -64,7 +65,7 @@ fn lines(name: &str, count: usize) -> String {
     all.collect()
 }
 
-/// Loads it in a batch of its own.
+/// Loads these lines in a batch of their own.
 async fn load(site: &Site, name: &str, count: usize) {
     let key = format!("{name}.jsonl");
     site.put(&key, lines(name, count)).await.unwrap();
@@ -76,7 +77,7 @@ async fn rows(stack: &Stack, site: &Site, table: &str) -> u64 {
     stack.clickhouse.scalar(&sql).await.unwrap()
 }
 
-/// What the check of the columns says: result and detail.
+/// Returns the result and detail of the check of the columns.
 fn checked(sluice: &Sluice) -> (String, String) {
     let output = sluice.command(&["check", "--output", "json"]);
     let document: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -113,7 +114,7 @@ async fn a_column_that_stays_empty_is_warned_of_once_and_shown_by_check_and_prev
     assert_eq!(warnings[0]["table"], "clicks");
     assert_eq!(warnings[0]["columns"], "shop, rows");
 
-    // Clicks are looked at until there are enough of them, taps once.
+    // Clicks are checked until there are enough of them, and taps once.
     stack.clickhouse.execute("SYSTEM FLUSH LOGS").await.unwrap();
     for (table, expected) in [("clicks", 2), ("taps", 1), ("views", 0)] {
         let looks = format!(

@@ -54,7 +54,7 @@ async fn types_evolve_under_a_live_worker(strategy: &str) {
     let site = stack.site("evolve").await.unwrap();
     let (old_types, new_types) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     clicks(old_types.path(), "click", "");
-    // The new declarations have a wider type, a new column, another place for the verb, and another
+    // The new declarations have a wider type, a new column, another verb for clicks, and another
     // event type.
     clicks(
         new_types.path(),

@@ -111,7 +111,7 @@ impl<'a> Writer<'a> {
     }
 
     fn start(&self, failpoints: &str) -> Result<Daemon> {
-        // The rows contain the worker's name.
+        // The name is fixed, since the rows of the fixture contain it.
         let name = ("HOSTNAME", "worker".to_owned());
         self.lab.start_with(failpoints, &[name])
     }
