@@ -7,7 +7,7 @@ use tracing::warn;
 use crate::batch::ReadBy;
 use crate::telemetry::metrics;
 
-/// Warn after this many consecutive objects that ClickHouse could not read.
+/// A warning follows after this many consecutive objects that ClickHouse could not read.
 const ALL_OF_THE_LAST: usize = 20;
 
 /// Notices when ClickHouse cannot read any object.
