@@ -76,8 +76,8 @@ impl Tally {
 pub struct Backfill<P> {
     loader: Arc<Loader>,
     options: Options,
-    /// One for objects that are not loaded yet, and one for those that are replaced: a batch has
-    /// only one sort.
+    /// One for objects that are not loaded yet, and one for those that are replaced: a batch never
+    /// has both.
     batchers: [Batcher; 2],
     /// The batches that have loaded the objects that are replaced, until these have their outcomes.
     loaded_by: Claims,

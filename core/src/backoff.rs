@@ -10,8 +10,9 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Returns the pause after the `failures`th failure, counted from 1. `jitter`, from 0 to 1,
-    /// scales it from half to the whole, so that what failed together is not retried together.
+    /// Returns the pause after `failures` failures in a row, at least one. `jitter`, from 0 to 1,
+    /// scales it from half to all of it, so that requests that failed together are not retried
+    /// together.
     pub fn pause(self, failures: u32, jitter: f64) -> Duration {
         let doublings = failures.saturating_sub(1).min(20);
         let full = self.min.saturating_mul(1 << doublings).min(self.max);

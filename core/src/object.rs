@@ -11,7 +11,8 @@ use uuid::Uuid;
 /// One version of one S3 object, with its identity.
 ///
 /// Overwriting a key with other content makes another object: the identity is the bucket, the key
-/// and the etag (see [`ObjectRef::id`]). It is a hash, computed once, since objects are immutable.
+/// and the etag (see [`ObjectRef::id`]). The id is a hash, computed once, since an `ObjectRef` is
+/// immutable.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectRef {
     parts: ObjectParts,
@@ -196,7 +197,7 @@ impl Compression {
 pub const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 pub const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
-/// Must never change: the rows of the ledger hold identities made with it.
+/// The namespace of object ids. It must never change: the ledger contains ids made with it.
 const OBJECT_NAMESPACE: Uuid = Uuid::from_u128(0x5b1e_9f0a_7c43_4d56_8a1d_0e5f_2c93_b7a4);
 
 /// The identity of an [`ObjectRef`], a name-based UUID (version 5).

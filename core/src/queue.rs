@@ -15,7 +15,7 @@ pub struct Message {
     pub body: String,
     /// How often the message has been received, this time included.
     pub receive_count: u32,
-    /// How long it had been in the queue when it was received, as exactly as the clocks agree.
+    /// How long it had been in the queue when it was received, as accurately as the clocks agree.
     pub age: Duration,
 }
 

@@ -2,7 +2,7 @@
 
 use serde::de::DeserializeOwned;
 
-/// Parses a text.
+/// Parses a YAML document.
 ///
 /// # Errors
 ///

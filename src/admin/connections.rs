@@ -19,9 +19,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::debug;
 
-/// A client that has not sent the head of a request by then is disconnected.
+/// A client that has not sent the head of a request within this time is disconnected.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// Each takes a file descriptor, of which the queue and ClickHouse need some, too.
+/// The limit of open connections. Each takes a file descriptor, and the connections to SQS and
+/// ClickHouse need some, too.
 const MAX_CONNECTIONS: usize = 100;
 /// The pause after a connection could not be accepted, as when no file descriptor is left.
 const PAUSE: Duration = Duration::from_secs(1);

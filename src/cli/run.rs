@@ -160,9 +160,9 @@ async fn check_queue(
     }
 }
 
-/// Runs the preflight check whenever the open breaker is due for a probe: is ClickHouse reachable,
-/// are its tables there, does it remember deduplication tokens, and is it a set-up on which loading
-/// each object once is proven?
+/// Runs the preflight check whenever the open breaker is due for a probe. It checks that ClickHouse
+/// is reachable, has the tables and remembers deduplication tokens, and that loading each object
+/// once is proven on this set-up.
 async fn probe(preflight: Preflight, breaker: Arc<Breaker>) {
     loop {
         breaker.probe_due().await;

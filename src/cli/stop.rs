@@ -1,4 +1,4 @@
-//! Stops on signals.
+//! Stops commands on SIGTERM and Ctrl-C.
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};

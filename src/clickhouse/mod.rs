@@ -126,7 +126,7 @@ impl Warehouse {
             .with_url(url)
             .with_user(&access.user)
             .with_product_info("sluice", env!("CARGO_PKG_VERSION"))
-            // Without it, a late error is an answer 200 with an exception in its body.
+            // Without it, a late error is a 200 response with the exception in its body.
             .with_setting("wait_end_of_query", "1")
             .with_setting("async_insert", "0")
             .with_setting(LOG_COMMENT, "sluice");

@@ -42,7 +42,7 @@ pub async fn watch(queue: SqsQueue, report: impl Fn(Depth)) {
 
 struct Depths {
     queue: SqsQueue,
-    /// The dead-letter queue and its ARN of the redrive policy, once it has been found.
+    /// The dead-letter queue and its ARN from the redrive policy, once it has been found.
     dead_letters: Option<(String, SqsQueue)>,
 }
 

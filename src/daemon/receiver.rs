@@ -61,7 +61,7 @@ impl Receivers {
         }
     }
 
-    /// Lets this many of them receive.
+    /// Sets how many receives may be in flight.
     pub(super) fn set_room(&self, receives: usize) {
         self.room.send_if_modified(|room| {
             let before = std::mem::replace(room, receives.min(self.count));

@@ -23,8 +23,8 @@ use sluice_core::backoff::Backoff;
 
 /// Requests in flight at a time.
 const CONCURRENCY: usize = 8;
-/// Tries of a request. After that, the messages reappear by themselves, and the ledger recognises
-/// their objects.
+/// The number of tries of a request. After that, the messages reappear by themselves, and the
+/// ledger recognises their objects.
 const TRIES: u32 = 6;
 const BACKOFF: Backoff = Backoff {
     min: Duration::from_millis(500),

@@ -49,7 +49,7 @@ mod event {
     pub(super) const CLEANED: &str = "cleaned";
 }
 
-/// The condition, as SQL, that a claim is one of a batch that replays rejects.
+/// The SQL condition for the claims of batches that replay rejects.
 pub(crate) const IS_REPLAY: &str = "read_by IN ('rejected_lines', 'unmatched_statements')";
 
 #[derive(Clone)]

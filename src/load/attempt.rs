@@ -31,7 +31,7 @@ use crate::telemetry::activity::{BatchInfo, InFlight};
 use crate::telemetry::{metrics, trace};
 use crate::util::failpoint;
 
-/// The run of one batch, with what it has met so far.
+/// The run of one batch, with what it has found so far.
 pub(super) struct BatchRun<'a, P: Ports> {
     pub(super) loader: &'a Loader<P>,
     pub(super) cancel: &'a CancellationToken,
@@ -72,7 +72,7 @@ pub(super) struct BatchRun<'a, P: Ports> {
 const ANSWER_AFTER_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl<'a, P: Ports> BatchRun<'a, P> {
-    /// Creates a run that has met nothing so far.
+    /// Creates a run that has found nothing yet.
     pub(super) fn new(
         loader: &'a Loader<P>,
         cancel: &'a CancellationToken,
@@ -352,8 +352,8 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         Ok(())
     }
 
-    /// Notes what the batch has brought, and returns whether the tables have it. See
-    /// [`BatchRows::are_complete`] for `since`.
+    /// Notes what the batch has brought, and returns whether the tables have it. `since` is that of
+    /// [`BatchTables::are_complete`].
     async fn are_tables_complete(&mut self, since: Option<Instant>) -> Result<bool, Cancelled> {
         let tables = &self.loader.parts.tables;
         let (batch, many_blocks) = (self.batch, self.shape.many_blocks);

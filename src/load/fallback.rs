@@ -7,7 +7,8 @@ use tracing::warn;
 use crate::batch::ReadBy;
 use crate::telemetry::metrics;
 
-/// Warn after this many consecutive objects that ClickHouse could not read.
+/// The number of consecutive objects that ClickHouse could not read after which a warning is
+/// logged.
 const ALL_OF_THE_LAST: usize = 20;
 
 /// Notices when ClickHouse cannot read any object.

@@ -159,7 +159,7 @@ enum BatchEnd {
     Abandoned(Vec<PendingObject>),
 }
 
-/// The worker is shutting down: everything is left as it is.
+/// An operation was cancelled, since the worker is shutting down: everything is left as it is.
 struct Cancelled;
 
 impl<P: Ports> Load for Loader<P> {
@@ -497,7 +497,7 @@ impl<P: Ports> Loader<P> {
         Ok(items)
     }
 
-    /// Returns what S3 answers the worker about an object. Retries until S3 answers.
+    /// Returns S3's answer about an object, as the worker receives it. Retries until S3 answers.
     async fn head(
         &self,
         object: &ObjectRef,

@@ -179,7 +179,8 @@ pub trait BatchTables: Send + Sync + 'static {
     /// Returns the rejected lines of a batch by reason.
     fn rejected(&self, batch: BatchId) -> impl Future<Output = Answer<Vec<Rejected>>> + Send;
 
-    /// Returns the path of an object whose first line the batch has rejected and looks compressed.
+    /// Returns the path of an object whose first line looks compressed and was rejected in this
+    /// batch.
     fn compressed_line(
         &self,
         batch: BatchId,

@@ -2,7 +2,7 @@
 //!
 //! Both formats (RFC 8878; the LZ4 frame format) are sequences of frames, and a frame is a header,
 //! blocks that begin with their sizes, and an end. Following the sizes shows whether a stream ends
-//! where a frame ends. The blocks are not kept.
+//! where a frame ends. The content of the blocks is skipped.
 //!
 //! A stream that is cut exactly between two of its frames is also a valid stream, and passes.
 

@@ -29,7 +29,7 @@ use crate::util::outage::OutageLog;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The time to send the remaining traces at the end.
 const FLUSH: Duration = Duration::from_secs(5);
-/// In bytes. A collector answers with only a few.
+/// The largest answer that is read, in bytes. A collector answers with only a few.
 const MAX_ANSWER: usize = 1 << 20;
 
 /// The provider of traces, if they are configured.

@@ -28,8 +28,8 @@ const MAX_OPEN: usize = 100;
 /// An idle worker closes a batch once no object has been added for this long, so that objects that
 /// are announced together are loaded together.
 const LINGER: Duration = Duration::from_millis(100);
-/// After a batch was closed by time, none is closed early for this long for each of its objects. It
-/// is more than a second, so that a worker that receives an object each second does not count as
+/// For each object of a batch that was closed by time, no batch is closed early for this long. It
+/// is more than a second, so that a worker that receives one object a second does not count as
 /// idle.
 const PAUSE: Duration = Duration::from_millis(1500);
 
@@ -38,13 +38,13 @@ const PAUSE: Duration = Duration::from_millis(1500);
 pub struct Batcher {
     limits: BatchLimits,
     open: BTreeMap<String, OpenBatch>,
-    /// Until then, batches wait for their windows.
+    /// The time until which no batch is closed before its window ends.
     paused_until: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct OpenBatch {
-    /// By key, since statements name what they read by key.
+    /// The objects by their keys, by which statements name them.
     objects: BTreeMap<String, ObjectRef>,
     bytes: u64,
     opened_at: Instant,

@@ -10,13 +10,13 @@ use crate::Env;
 pub struct BatchId(pub Uuid);
 
 impl BatchId {
-    /// Returns a new id, which sorts after those that were made before it.
+    /// Returns a new id. Ids sort by the time at which they were made, to the millisecond.
     pub fn new(env: &Env) -> Self {
         Self(env.new_id())
     }
 
-    /// Returns when the id was made, in seconds since 1970; `None` for an id that was not made by
-    /// [`BatchId::new`].
+    /// Returns when the id was made, in seconds since 1970; `None` for a UUID without a time, which
+    /// [`BatchId::new`] never makes.
     pub fn made_at(self) -> Option<u64> {
         let (seconds, _) = self.0.get_timestamp()?.to_unix();
         Some(seconds)

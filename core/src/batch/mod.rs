@@ -19,7 +19,7 @@ labelled! {
     /// Why a batch was closed. The labels are values of the `reason` label in metrics.
     pub enum CloseReason {
         Window = "window",
-        /// Before its window ended, a load slot was free and had nothing else to do.
+        /// A load slot was idle before the window ended.
         Idle = "idle",
         Count = "count",
         Bytes = "bytes",

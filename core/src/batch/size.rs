@@ -2,8 +2,8 @@
 
 use crate::object::{Compression, ObjectRef};
 
-/// Event JSON compresses to about a tenth. A batch must not take more of the server's memory than
-/// expected.
+/// How much larger a compressed object is assumed to be uncompressed: event JSON compresses to
+/// about a tenth. A batch must not take more of the server's memory than expected.
 pub const ASSUMED_COMPRESSION_RATIO: u64 = 10;
 /// The size assumed of an object that was announced without one, in bytes.
 pub const ASSUMED_BYTES: u64 = 64 * 1024;

@@ -16,9 +16,9 @@ labelled! {
         S3 = "s3",
         /// This worker, which streams them into its insert.
         Stream = "stream",
-        /// ClickHouse, from the rejected lines that it kept of them: a replay.
+        /// ClickHouse, from the rejects of the objects in `rejected_lines`: a replay.
         RejectedLines = "rejected_lines",
-        /// The same, from unmatched statements.
+        /// The same, from `unmatched_statements`.
         UnmatchedStatements = "unmatched_statements",
     }
 }

@@ -347,7 +347,7 @@ impl Core {
     }
 
     /// Returns the action that settles a message. It stays hidden until it is deleted. A message
-    /// that is visible again is not returned: another worker may have received it by now.
+    /// whose heartbeats have ended is not returned: another worker may have received it by now.
     fn settle(&mut self, settlement: Settlement) -> Option<Action> {
         let is_needed = match &settlement {
             Settlement::Delete(handle) => {

@@ -26,7 +26,7 @@ pub enum Disposition {
     Returned,
 }
 
-/// How a message that waits for nothing any more is settled, as AMQP calls it.
+/// How a message that no longer waits for anything is settled (the term is that of AMQP).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settlement {
     Delete(ReceiptHandle),

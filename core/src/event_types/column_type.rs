@@ -28,7 +28,7 @@ enum Kind {
     Uuid,
 }
 
-/// Quoted in messages, and listed in docs/event-types.md.
+/// The known types, as messages quote them. docs/event-types.md lists them, too.
 pub(super) const KNOWN_TYPES: &str = "String, UInt8 to UInt64, Int8 to Int64, Float32, Float64, Bool, UUID, DateTime64(0|3|6, 'UTC'), \
      each also as Nullable(…), and LowCardinality(String)";
 

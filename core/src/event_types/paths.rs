@@ -15,7 +15,8 @@ use crate::sql;
 /// The place of a value: the keys from the top of the statement down. A key may hold any character.
 pub type Path = Vec<String>;
 
-/// SOH. A line that has it as a key would be ambiguous, too, and so be read correctly.
+/// The name of the sentinel element: U+0001. A line that has it as a key is ambiguous, too, and is
+/// therefore read correctly.
 const SENTINEL: &str = "\u{1}";
 
 /// The type of every declared path's value; `column_type` says why.

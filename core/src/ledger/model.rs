@@ -127,7 +127,7 @@ struct Case {
     batches: usize,
     crashes: u8,
     fences: u32,
-    /// How often a statement fails by an object's fault, at any moment.
+    /// How often a statement fails because of an object, at any point.
     faults: u8,
     /// Whether to look for states from which no worker can finish, too.
     stuck: bool,
@@ -747,7 +747,7 @@ fn busy(claim_statuses: &[ClaimStatus], state: &State) -> Objects {
         .fold(0, |all, objects| all | objects)
 }
 
-/// Returns the claim statuses at a moment at which the leases of these batches have expired, and no
+/// Returns the claim statuses as they are if the leases of these batches have expired, and no
 /// others.
 fn with_expired_leases(
     claim_statuses: &[ClaimStatus],

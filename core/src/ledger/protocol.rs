@@ -10,8 +10,8 @@
 //! - a statement starts only while its attempt is not fenced and its batch not released (the
 //!   guard);
 //! - nothing is retried, released or rolled forward while an older statement may still run;
-//! - a batch without rows is released; a batch with rows is rolled forward by a worker that makes
-//!   the same statements of it; never the other way round;
+//! - a recovery releases a batch without rows, and rolls forward a batch with rows if its worker
+//!   makes the same statements of it; never the other way round;
 //! - rows are rolled back only once no attempt and no record of the batch can ever succeed.
 
 use super::drive::{Fence, Inserted, Recorded, RolledBack, Steps};
@@ -81,8 +81,8 @@ pub enum Action {
 }
 
 impl Action {
-    /// Returns the name in logs and failpoints, where `seal` and `take_back` are older than the
-    /// terms of the code.
+    /// Returns the name in logs, traces and failpoints. `seal` (claim) and `take_back` (roll back)
+    /// are older than the terms of the code.
     pub fn name(&self) -> &'static str {
         match self {
             Self::LookUp => "look_up",

@@ -40,7 +40,8 @@ pub struct SchemaOptions {
     pub dedup_window: u64,
     /// How long a repeated insert is recognised; for replicated tables only.
     pub dedup_age: Duration,
-    /// Whether views fill the tables from a landing table; otherwise neither is made.
+    /// Whether views fill the tables from a landing table. Otherwise, neither the views nor the
+    /// landing table are made.
     pub views: bool,
     /// How long rejected lines and unmatched statements are kept.
     pub reject_ttl: Duration,

@@ -395,10 +395,12 @@ fn coalesced(lines: &str) -> String {
     )
 }
 
-/// How many bytes are parsed at the cost of one more block.
+/// The mean size below which coalescing pays, in bytes: parsing this much costs as much as one more
+/// block.
 const SMALL_OBJECT: u64 = 256 * 1024;
 
-/// Returns whether coalescing the lines saves more than it costs: one thread alone does the rest.
+/// Returns whether coalescing the lines saves more than it costs: after it, a single thread does
+/// the rest of the insert.
 fn are_small(objects: &[&ObjectRef]) -> bool {
     objects.len() > 1 && mean_bytes(objects.iter().copied()) < SMALL_OBJECT
 }
@@ -447,16 +449,16 @@ const SETTINGS: &[(&str, &str)] = &[
     ("max_block_size", "65409"),
     // A missing object is an error that names the key, and is never ignored.
     ("s3_ignore_file_doesnt_exist", "0"),
-    // Some seconds. What fails after that, the worker retries, or reads itself.
+    // A few seconds. The worker retries what fails after that, or reads it itself.
     ("s3_retry_attempts", "6"),
     // `year=2026/` in a key is a name, not a column.
     ("use_hive_partitioning", "0"),
     ("session_timezone", "UTC"),
 ];
 
-/// All or nothing for each table and partition: everything in one block. The order of reading does
-/// not matter then, and the server may use all its threads; without parallel views, it would also
-/// read with a single one.
+/// Settings for one block, which makes an insert all or nothing in each table and partition. The
+/// order of reading does not matter then, and the server may use all its threads; without parallel
+/// views, it would also read with a single one.
 const ONE_BLOCK: &[(&str, &str)] = &[
     ("min_insert_block_size_rows", "1000000000"),
     ("min_insert_block_size_bytes", "100000000000"),
@@ -466,14 +468,14 @@ const ONE_BLOCK: &[(&str, &str)] = &[
     ("throw_on_max_partitions_per_insert_block", "1"),
 ];
 
-/// For small objects, of which each thread reads one at a time: they wait for S3, and not for a
-/// processor. There is nothing to read ahead.
+/// Settings for small objects, of which each thread reads one at a time: the threads wait for S3,
+/// and not for a processor. There is nothing to read ahead.
 const SMALL_OBJECTS: &[(&str, &str)] = &[
     ("max_threads", "16"),
     ("remote_filesystem_read_prefetch", "0"),
 ];
 
-/// For one large object: blocks that fit into memory.
+/// Settings for one large object: blocks that fit into memory.
 const MANY_BLOCKS: &[(&str, &str)] = &[
     ("min_insert_block_size_rows", "30000"),
     ("min_insert_block_size_bytes", "100000000000"),
@@ -482,7 +484,7 @@ const MANY_BLOCKS: &[(&str, &str)] = &[
     ("max_threads", "1"),
 ];
 
-/// For lines in the body: blocks are cut by rows, whatever pieces the lines arrive in.
+/// Settings for lines in the body: blocks are cut by rows, whatever pieces the lines arrive in.
 const STREAM_SETTINGS: &[(&str, &str)] = &[
     ("max_insert_block_size", "30000"),
     ("max_insert_block_size_bytes", "0"),

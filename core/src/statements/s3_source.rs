@@ -6,7 +6,7 @@ use crate::object::ObjectRef;
 use crate::secret::Secret;
 use crate::sql;
 
-/// The rights with which ClickHouse reads S3. A secret is held as statements have it.
+/// The credentials with which ClickHouse reads S3. A secret is in plain text, as in statements.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum S3Access {
     /// The server's own environment (instance role, variables).
@@ -38,7 +38,7 @@ impl S3Access {
     }
 }
 
-/// The URL and the rights with which ClickHouse reaches the objects.
+/// The URL and the credentials with which ClickHouse reaches the objects.
 #[derive(Clone, Debug)]
 pub struct S3Source {
     /// Path-style; `None` for AWS.

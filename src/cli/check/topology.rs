@@ -1,4 +1,5 @@
-//! Checks that it is one server with plain tables, on which loading each object once is proven.
+//! Checks that ClickHouse is one server with plain tables, on which loading each object once is
+//! proven.
 
 use super::clickhouse::{NO_CLICKHOUSE, failed};
 use super::report::Check;

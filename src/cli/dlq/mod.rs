@@ -118,8 +118,8 @@ impl DlqSession {
         Ok(Some((dead_letters, left as u64)))
     }
 
-    /// Runs `work` with a scan of the messages. Whatever the result, the messages that are still
-    /// held are returned.
+    /// Runs `work` with a scan of the messages. Whatever the result, the messages that are still in
+    /// flight are returned to the queue.
     async fn scan<T>(
         &self,
         work: impl AsyncFnOnce(&mut DlqScan) -> anyhow::Result<T>,

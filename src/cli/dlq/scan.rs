@@ -1,6 +1,7 @@
 //! One pass through a dead-letter queue.
 //!
-//! Every received message is held until the pass ends; otherwise it would be received again.
+//! Every received message is kept in flight until the pass ends; otherwise it would be received
+//! again.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -111,7 +112,7 @@ impl DlqScan {
         Ok(())
     }
 
-    /// Holds a message, and returns whether to hand it out.
+    /// Tracks a message in flight, and returns whether to hand it out.
     fn hold(&mut self, whole: &WholeMessage, until: Instant) -> bool {
         let message = &whole.message;
         let handle = message.handle.clone();
@@ -142,7 +143,7 @@ impl DlqScan {
         extended.context("failed to extend the visibility timeout of the received messages")
     }
 
-    /// Returns the messages that are still held to the queue, visible at once.
+    /// Returns all messages in flight to the queue, visible at once.
     pub(super) async fn return_all(&self) -> Result<(), QueueError> {
         let handles: Vec<_> = self.held.values().map(|held| held.handle.clone()).collect();
         self.change_visibility(&handles, Duration::ZERO).await

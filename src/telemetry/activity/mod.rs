@@ -21,9 +21,10 @@ pub use self::meter::STEP;
 
 /// The number of loaded batches and of failures that are remembered.
 const REMEMBERED: usize = 20;
-/// In characters: an error of ClickHouse can be as long as a statement.
+/// The length to which a reason is cut, in characters: an error of ClickHouse can be as long as a
+/// statement.
 const LONGEST_REASON: usize = 1000;
-/// The time messages wait in the queue is that of those received within this period.
+/// The waiting time in the queue is summarised over the messages received within this period.
 const WAIT_PERIOD: Duration = Duration::from_secs(60);
 
 /// The activity of this process.
@@ -39,7 +40,7 @@ struct State {
     failed: Meter,
     rows: Meter,
     rows_by_kind: BTreeMap<String, Meter>,
-    /// Of messages that were received for the first time.
+    /// How long messages that were received for the first time had been in the queue.
     waits: SlidingWindow,
     /// Since the last step.
     lags: SlidingWindow,

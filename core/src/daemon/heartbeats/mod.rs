@@ -22,13 +22,13 @@ use crate::queue::{FailedEntries, MAX_BATCH, QueueError, ReceiptHandle};
 /// The maximum number of extension requests in flight.
 pub const CONCURRENCY: usize = 8;
 
-/// How long after its receive a message is extended. SQS makes a message visible again 12 hours
-/// after its receive, however often it was extended; this ends before that, and the message comes
-/// back by itself.
+/// The time after its receive from which a message is not extended any more. SQS makes a message
+/// visible again 12 hours after its receive, however often it was extended; heartbeats end before
+/// that, and the message comes back by itself.
 pub const MAX_HOLD: Duration = Duration::from_secs(11 * 3600 + 1800);
 
-/// SQS refuses an extension that ends later than 12 hours after the receive, and counts from before
-/// its answer arrives: hence the minute.
+/// The latest end of an extension, counted from the receive. SQS refuses one that ends later than
+/// 12 hours after the receive, and counts from before its answer arrives: hence the minute.
 const MAX_HIDDEN: Duration = Duration::from_secs(12 * 3600 - 60);
 
 /// The pause after the first failed extension of a message; doubled for each further one.
@@ -107,9 +107,9 @@ struct Message {
     received_at: Instant,
     /// The queue hides the message at least until then.
     deadline: Instant,
-    /// The deadline has passed, and the message has been counted as missed.
+    /// Whether the deadline has passed, and the message has been counted as missed.
     is_late: bool,
-    /// It waits only for its deletion.
+    /// Whether it waits only for its deletion.
     is_settled: bool,
     failures: u32,
     stage: Stage,
@@ -180,8 +180,8 @@ impl Heartbeats {
         self.deadlines.insert((deadline, number));
     }
 
-    /// Ends the heartbeats of a message that is deleted or returned. Returns whether it was still
-    /// this worker's, as far as is known.
+    /// Ends the heartbeats of a message that is deleted or returned. Returns whether it had any: a
+    /// message that is gone, or close to SQS's limit, has none.
     pub fn forget(&mut self, handle: &ReceiptHandle) -> bool {
         let number = self.numbers.get(handle).copied();
         number.is_some_and(|number| self.remove(number).is_some())
