@@ -5,7 +5,7 @@ use super::error_class::{Diagnosis, ErrorClass, PauseReason};
 
 /// An error that is not in the table is treated as transient: a retry does no harm, and the number
 /// of attempts is bounded.
-pub(super) const UNKNOWN: Diagnosis = Diagnosis::of(ErrorClass::Replay);
+pub(super) const UNKNOWN: Diagnosis = Diagnosis::of(ErrorClass::Retry);
 
 /// Returns the diagnosis of an error of the server, the account or the schema, for which no object
 /// is at fault.

@@ -19,8 +19,8 @@ labelled! {
     /// metrics.
     pub enum ErrorClass {
         /// Transient or unknown: kill what may be running, then retry the identical statement.
-        Replay = "replay",
-        /// ClickHouse is overloaded: as `Replay`, and intake pauses in the meantime.
+        Retry = "replay",
+        /// ClickHouse is overloaded: as `Retry`, and intake pauses in the meantime.
         Overload = "overload",
         /// ClickHouse is unavailable or misconfigured: pause intake, keep the messages in flight,
         /// probe, resume.
@@ -121,16 +121,16 @@ const S3_REFUSES: Diagnosis = Diagnosis::of(ErrorClass::Denied)
     .failure_class(FailureClass::Denied)
     .pause(PauseReason::S3Access)
     .advice("S3 denies ClickHouse access to the bucket: check `s3.clickhouse_access`");
-const S3_HAS_NOT: Diagnosis = Diagnosis {
+const S3_MISSING: Diagnosis = Diagnosis {
     error_class: ErrorClass::ObjectFault,
     failure_class: FailureClass::Missing,
     ..S3_REFUSES
 };
 const SOURCE: Diagnosis = Diagnosis::of(ErrorClass::ObjectFault).pause(PauseReason::S3Access);
-const UNREACHABLE: Diagnosis = Diagnosis::of(ErrorClass::Replay)
+const UNREACHABLE: Diagnosis = Diagnosis::of(ErrorClass::Retry)
     .pause(PauseReason::Unreachable)
     .advice("check that ClickHouse is running, and check `clickhouse.url`");
-const PROXY: Diagnosis = Diagnosis::of(ErrorClass::Replay)
+const PROXY: Diagnosis = Diagnosis::of(ErrorClass::Retry)
     .pause(PauseReason::Proxy)
     .advice(
         "a proxy between Sluice and ClickHouse answers instead: check that it forwards to \
@@ -228,7 +228,7 @@ fn thrown(text: &str) -> ErrorClass {
         .into_iter()
         .filter_map(|(words, class)| Some((text.find(words)?, class)))
         .min_by_key(|(position, _)| *position)
-        .map_or(ErrorClass::Replay, |(_, class)| class)
+        .map_or(ErrorClass::Retry, |(_, class)| class)
 }
 
 /// Returns the diagnosis of an answer of S3 that ClickHouse quotes, or `None` if S3 did not answer.
@@ -252,7 +252,7 @@ fn of_s3(text: &str) -> Option<Diagnosis> {
         };
         Some(S3_REFUSES.failure_class(class))
     } else if is_missing {
-        Some(S3_HAS_NOT)
+        Some(S3_MISSING)
     } else {
         says(text, REFUSALS).then_some(S3_REFUSES)
     }
@@ -273,7 +273,7 @@ fn source(error: &StoreError) -> Diagnosis {
     if error.is_changed() {
         as_class(ErrorClass::Changed)
     } else if error.is_transient() {
-        as_class(ErrorClass::Replay).advice(
+        as_class(ErrorClass::Retry).advice(
             "if this persists, check the worker's connection to S3 (network, `AWS_ENDPOINT_URL`)",
         )
     } else if error.is_denied() {
@@ -374,7 +374,7 @@ mod tests {
         for (error, expected) in [
             (
                 WarehouseError::Unknown("connection reset".into()),
-                ErrorClass::Replay,
+                ErrorClass::Retry,
             ),
             (server(395, FENCED_TEXT), ErrorClass::Fenced),
             (server(395, CHANGED_TEXT), ErrorClass::Changed),
@@ -392,7 +392,7 @@ mod tests {
                 ),
                 ErrorClass::Fenced,
             ),
-            (server(395, "somebody's own throwIf"), ErrorClass::Replay),
+            (server(395, "somebody's own throwIf"), ErrorClass::Retry),
             (
                 server(499, "HTTP response code: 404: while reading a.jsonl"),
                 ErrorClass::ObjectFault,
@@ -424,17 +424,17 @@ mod tests {
                 server(497, "it is necessary to have the grant"),
                 ErrorClass::Halt,
             ),
-            (server(499, "Connection refused"), ErrorClass::Replay),
+            (server(499, "Connection refused"), ErrorClass::Retry),
             (
                 server(
                     499,
                     "Connection refused: while reading 'NoSuchKey AccessDenied.gz' in bucket 'b'",
                 ),
-                ErrorClass::Replay,
+                ErrorClass::Retry,
             ),
             (
                 server(499, "HTTP response code: 503, SlowDown"),
-                ErrorClass::Replay,
+                ErrorClass::Retry,
             ),
             (refused(404, "NoSuchKey").into(), ErrorClass::ObjectFault),
             (refused(403, "AccessDenied").into(), ErrorClass::Denied),
@@ -444,7 +444,7 @@ mod tests {
                 refused(412, "PreconditionFailed").into(),
                 ErrorClass::Changed,
             ),
-            (refused(503, "SlowDown").into(), ErrorClass::Replay),
+            (refused(503, "SlowDown").into(), ErrorClass::Retry),
             (
                 StoreError::Content {
                     text: "unexpected end of file".into(),
@@ -459,7 +459,7 @@ mod tests {
                     path: "b/k".into(),
                 }
                 .into(),
-                ErrorClass::Replay,
+                ErrorClass::Retry,
             ),
             (server(516, "Authentication failed"), ErrorClass::Halt),
             (
@@ -469,14 +469,11 @@ mod tests {
             (server(60, "Unknown table"), ErrorClass::Halt),
             (server(252, "Too many parts"), ErrorClass::Halt),
             (server(241, "Memory limit exceeded"), ErrorClass::Overload),
-            (server(159, "Timeout exceeded"), ErrorClass::Replay),
+            (server(159, "Timeout exceeded"), ErrorClass::Retry),
             (server(354, "inflate failed"), ErrorClass::ObjectFault),
             (server(117, "Incorrect data"), ErrorClass::ObjectFault),
-            (
-                server(1009, "object changed while read"),
-                ErrorClass::Replay,
-            ),
-            (server(424242, "something new"), ErrorClass::Replay),
+            (server(1009, "object changed while read"), ErrorClass::Retry),
+            (server(424242, "something new"), ErrorClass::Retry),
         ] {
             assert_eq!(classify(&error), expected, "{error}");
         }

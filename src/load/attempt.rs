@@ -242,7 +242,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
                 self.halt(&error);
                 Ok(Inserted::Unknown)
             }
-            class @ (ErrorClass::Replay | ErrorClass::Overload) => {
+            class @ (ErrorClass::Retry | ErrorClass::Overload) => {
                 self.unexplained(class, &error).await
             }
         }

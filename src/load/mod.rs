@@ -336,7 +336,7 @@ impl<P: Ports> Loader<P> {
                     .work
                     .push(WorkUnit::new(work.items, ReadBy::Stream));
             }
-            ErrorClass::Replay if may_wait => progress.wait(work),
+            ErrorClass::Retry if may_wait => progress.wait(work),
             ErrorClass::View if is_alone && may_wait => progress.wait(work),
             ErrorClass::TooLarge if is_alone && !self.are_in_many_blocks(&work) => {
                 let many_blocks = true;

@@ -34,7 +34,7 @@ impl<P: Ports> BatchRun<'_, P> {
     /// Returns what the error means for this batch at this point of its run.
     pub(super) async fn diagnose(&self, error: &WarehouseError) -> Result<ErrorClass, Cancelled> {
         let class = classify(error);
-        if matches!(class, ErrorClass::Replay | ErrorClass::ObjectFault)
+        if matches!(class, ErrorClass::Retry | ErrorClass::ObjectFault)
             && failing_view(error).is_some()
         {
             return Ok(ErrorClass::View);
@@ -122,7 +122,7 @@ impl<P: Ports> BatchRun<'_, P> {
         match class {
             ErrorClass::Stream => true,
             ErrorClass::Denied => whole,
-            ErrorClass::Replay => {
+            ErrorClass::Retry => {
                 whole && is_s3_away(error) && self.retries >= self.retry_policy.max_retries
             }
             _ => false,
@@ -211,7 +211,7 @@ impl<P: Ports> BatchRun<'_, P> {
                 Blame::Server(why) => pause_for = Some(why),
                 // Others are tried first: their outcomes show more.
                 Blame::Unknown if self.retry_policy.may_wait => {
-                    self.failure = Some(BatchFailure::new(ErrorClass::Replay, error.clone()));
+                    self.failure = Some(BatchFailure::new(ErrorClass::Retry, error.clone()));
                     return Ok(Inserted::ObjectFault);
                 }
                 Blame::Unknown if is_s3_away(error) => {}
