@@ -255,7 +255,7 @@ impl<'a> App<'a> {
         &self,
         planner: Planner,
         warehouse: Warehouse,
-        aws: &SdkConfig,
+        store: Store,
         breaker: Arc<Breaker>,
         activity: Arc<Activity>,
     ) -> Loader {
@@ -273,7 +273,7 @@ impl<'a> App<'a> {
         let parts = LoadParts {
             ledger: self.ledger(warehouse.clone()),
             tables: ClickHouseTables::new(warehouse, planner, max_memory),
-            store: Store::new(aws),
+            store,
             breaker,
             activity,
             env: self.env.clone(),

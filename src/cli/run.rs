@@ -83,8 +83,10 @@ pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
         let report = move |depth| health.queue_is(depth);
         let depths = tokio::spawn(depths::watch(SqsQueue::clone(&queue), report));
         let activity = handles.activity.clone();
-        let loader = Arc::new(app.loader(planner, warehouse, &aws, breaker, activity));
-        let queue = WithPayloads::new(SqsQueue::clone(&queue), Store::new(&aws));
+        let store = Store::new(&aws);
+        let loader = app.loader(planner, warehouse, store.clone(), breaker, activity);
+        let loader = Arc::new(loader);
+        let queue = WithPayloads::new(SqsQueue::clone(&queue), store);
         let daemon = daemon::Daemon {
             queue: Arc::new(queue),
             loader,

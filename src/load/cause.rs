@@ -86,7 +86,7 @@ impl FailureCause {
     /// objects.
     pub(super) fn culprit<'a>(
         &self,
-        objects: impl Iterator<Item = &'a ObjectRef> + Clone,
+        objects: impl Iterator<Item = &'a ObjectRef>,
     ) -> Option<usize> {
         match self {
             Self::Answer(error) | Self::TooLarge(error) | Self::View(error) => {

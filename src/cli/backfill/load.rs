@@ -34,13 +34,20 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     let (catalog, warehouse) = (app.catalog()?, app.warehouse()?);
     refuse_what_cannot_work(app, &catalog).await?;
     let activity = Arc::new(Activity::default());
+    let store = Store::new(&aws);
     let loader = {
         let breaker = Arc::new(Breaker::new(config.load.probe_interval.get()));
         breaker.succeeded(Scope::Everything);
         let planner = app.planner(catalog.clone(), region(&aws))?;
-        app.loader(planner, warehouse.clone(), &aws, breaker, activity.clone())
+        app.loader(
+            planner,
+            warehouse.clone(),
+            store.clone(),
+            breaker,
+            activity.clone(),
+        )
     };
-    let lister = || arguments.selection.lister(app, Store::new(&aws));
+    let lister = || arguments.selection.lister(app, store.clone());
     if !bar.is_hidden() {
         tokio::spawn(count(lister()?, bar.clone()));
     }
