@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use sluice_testkit::project::files_below;
+
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// The modules of `sluice-core`: each may import those before it.
@@ -94,28 +96,24 @@ impl Source {
 
 /// The sources below a directory, but for what is a test alone.
 fn sources(directory: &str) -> Vec<Source> {
-    fn collect(root: &Path, directory: &Path, into: &mut Vec<Source>) {
-        for entry in std::fs::read_dir(directory).unwrap().flatten() {
-            let path = entry.path();
-            let name = entry.file_name().into_string().unwrap();
-            if path.is_dir() && name != "tests" {
-                collect(root, &path, into);
-            } else if name.ends_with(".rs") && name != "tests.rs" {
-                let text = std::fs::read_to_string(&path).unwrap();
-                let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
-                let code = code
-                    .lines()
-                    .map(|line| line.split("//").next().unwrap_or_default());
-                into.push(Source {
-                    path: path.strip_prefix(root).unwrap().to_owned(),
-                    code: code.collect::<Vec<_>>().join("\n"),
-                });
-            }
-        }
-    }
-    let root = Path::new(ROOT).join(directory);
+    let root = Path::new(ROOT).join(directory).canonicalize().unwrap();
+    let is_test = |path: &Path| path.ends_with("tests.rs") || path.iter().any(|it| it == "tests");
     let mut found = Vec::new();
-    collect(&root, &root, &mut found);
+    for file in files_below(directory, "rs") {
+        let path = file.strip_prefix(&root).unwrap().to_owned();
+        if is_test(&path) {
+            continue;
+        }
+        let text = std::fs::read_to_string(&file).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        let code = code
+            .lines()
+            .map(|line| line.split("//").next().unwrap_or_default());
+        found.push(Source {
+            path,
+            code: code.collect::<Vec<_>>().join("\n"),
+        });
+    }
     found
 }
 

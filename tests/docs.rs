@@ -3,39 +3,30 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use sluice_testkit::project::files_below;
+
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Every Markdown file of the project, with its text.
 fn documents() -> Vec<(PathBuf, String)> {
-    fn collect(directory: &Path, into: &mut Vec<(PathBuf, String)>) {
-        for entry in std::fs::read_dir(directory).unwrap().flatten() {
-            let path = entry.path();
-            if path.is_dir() {
-                collect(&path, into);
-            } else if path.extension().is_some_and(|it| it == "md") {
-                let text = std::fs::read_to_string(&path).unwrap();
-                into.push((path, text));
-            }
-        }
-    }
     let root = Path::new(ROOT);
-    let mut found = Vec::new();
-    for directory in ["docs", "helm"] {
-        collect(&root.join(directory), &mut found);
-    }
-    for file in [
-        "README.md",
-        "ARCHITECTURE.md",
-        "CHANGELOG.md",
-        "CONTRIBUTING.md",
-        "SECURITY.md",
-        "STYLE.md",
-    ] {
-        let path = root.join(file);
+    let mut files = ["docs", "helm"].map(|it| files_below(it, "md")).concat();
+    files.extend(
+        [
+            "README.md",
+            "ARCHITECTURE.md",
+            "CHANGELOG.md",
+            "CONTRIBUTING.md",
+            "SECURITY.md",
+            "STYLE.md",
+        ]
+        .map(|file| root.join(file)),
+    );
+    let read = |path: PathBuf| {
         let text = std::fs::read_to_string(&path).unwrap();
-        found.push((path, text));
-    }
-    found
+        (path, text)
+    };
+    files.into_iter().map(read).collect()
 }
 
 /// As GitHub names the heading's anchor.

@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use sluice_testkit::project::files_below;
+
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Names of the code that were replaced, each by a term of the field.
@@ -62,17 +64,6 @@ fn has(text: &str, words: &str) -> bool {
     })
 }
 
-fn sources(directory: &Path, into: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(directory).unwrap().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            sources(&path, into);
-        } else if path.extension().is_some_and(|it| it == "rs") {
-            into.push(path);
-        }
-    }
-}
-
 /// Each line of these files that has one of the words, without regard to what a line break separates.
 fn found(files: &[PathBuf], words: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
@@ -89,10 +80,8 @@ fn found(files: &[PathBuf], words: &[&str]) -> Vec<String> {
 }
 
 fn code() -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for directory in ["src", "core/src"] {
-        sources(&Path::new(ROOT).join(directory), &mut files);
-    }
+    let files = ["src", "core/src"].map(|directory| files_below(directory, "rs"));
+    let files = files.concat();
     assert!(files.len() > 100);
     files
 }

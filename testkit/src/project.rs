@@ -18,6 +18,33 @@ pub fn read(file: &str) -> String {
     fs::read_to_string(path(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
 }
 
+/// Returns the files below a directory of the project that have this extension, in order.
+///
+/// # Panics
+///
+/// Panics if the directory does not exist.
+#[track_caller]
+pub fn files_below(directory: &str, extension: &str) -> Vec<PathBuf> {
+    fn collect(directory: &Path, extension: &str, into: &mut Vec<PathBuf>) {
+        let entries = fs::read_dir(directory);
+        let entries = entries.unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+        for entry in entries.flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                collect(&path, extension, into);
+            } else if path.extension().is_some_and(|it| it == extension) {
+                into.push(path);
+            }
+        }
+    }
+    let root = path(directory).canonicalize();
+    let root = root.unwrap_or_else(|error| panic!("{directory}: {error}"));
+    let mut found = Vec::new();
+    collect(&root, extension, &mut found);
+    found.sort_unstable();
+    found
+}
+
 /// Returns whether generated files are to be written instead of compared.
 pub fn updates_docs() -> bool {
     std::env::var_os("UPDATE_DOCS").is_some()
