@@ -15,6 +15,10 @@ const KEPT_LINES: [(&str, &str); 2] = [
     ("unmatched", "unmatched_statements"),
 ];
 
+/// The source path of the blank line that Sluice loads to find out whether the server can load
+/// anything.
+const BLANK_LINE_LOAD: &str = "sluice-sample/blank.jsonl";
+
 /// Numbers of rows, by object and kind.
 type Rows = BTreeMap<(String, &'static str), u64>;
 
@@ -134,12 +138,29 @@ pub async fn differences(
     for line in twice.lines() {
         writeln!(problems, "in more than one loaded batch: {line}")?;
     }
+    problems += &stray_rows(clickhouse, site).await?;
+    Ok(problems)
+}
+
+/// Returns the rows of batches that are not loaded, one for each line; empty if there are none.
+///
+/// The blank line by which Sluice finds out whether the server can load anything belongs to no
+/// batch of the ledger, and does not count.
+///
+/// # Errors
+///
+/// Fails with ClickHouse's error.
+pub async fn stray_rows(clickhouse: &ClickHouse, site: &Site) -> Result<String> {
+    let database = &site.database;
     let strays = clickhouse
         .query(&format!(
-            "SELECT DISTINCT batch_id FROM {database}.object_rows WHERE batch_id NOT IN \
-             (SELECT batch_id FROM {database}.ledger_batches WHERE event = 'loaded')"
+            "SELECT batch_id, source_path, kind, sum(rows) FROM {database}.object_rows \
+             WHERE source_path != '{BLANK_LINE_LOAD}' AND batch_id NOT IN \
+             (SELECT batch_id FROM {database}.ledger_batches WHERE event = 'loaded') \
+             GROUP BY batch_id, source_path, kind"
         ))
         .await?;
+    let mut problems = String::new();
     for line in strays.lines() {
         writeln!(problems, "has rows, and is not loaded: batch {line}")?;
     }

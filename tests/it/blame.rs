@@ -5,7 +5,7 @@ use anyhow::ensure;
 use sluice::clickhouse::codes::{CODES, CONTENT};
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::Generator;
-use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, wait_for};
+use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, exact, wait_for};
 
 use crate::harness::{
     BOUND, Sluice, announcement, assert_rows, dead_letters, drained, line, names, upload,
@@ -240,6 +240,8 @@ async fn fails_alone(fault: Fault, words: &str, settings: &[(&str, &str)]) {
     };
     assert_eq!((key.as_str(), class.as_str()), ("odd.jsonl", "unloadable"));
     assert!(reason.contains(words), "{reason}");
+    let stray_rows = exact::stray_rows(&stack.clickhouse, &site).await.unwrap();
+    assert_eq!(stray_rows, "");
     sluice.ready().await;
 }
 

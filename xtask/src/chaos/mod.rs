@@ -135,11 +135,12 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     };
     let mut interrupt = Interrupt::new()?;
     let world = World::start().await?;
-    let setup = Setup::new(binary, &world, &arguments.strategy)?;
+    let mut rng = Rng::with_seed(arguments.seed);
+    let setup = Setup::new(binary, &world, &arguments.strategy, rng.fork())?;
     setup.migrate(&world).await?;
     exact::keep_duplicates(&world.clickhouse, &world.site).await?;
     tokio::select! {
-        outcome = play(&arguments, &world, setup) => outcome,
+        outcome = play(&arguments, &world, setup, rng) => outcome,
         () = interrupt.wait() => {
             note("interrupted");
             Ok(ExitCode::FAILURE)
@@ -147,9 +148,13 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     }
 }
 
-async fn play(arguments: &Arguments, world: &World, setup: Setup) -> Result<ExitCode> {
+async fn play(
+    arguments: &Arguments,
+    world: &World,
+    setup: Setup,
+    mut rng: Rng,
+) -> Result<ExitCode> {
     let begun = Instant::now();
-    let mut rng = Rng::with_seed(arguments.seed);
     let mut tally = Tally::default();
     let mut workers = Workers::start(setup, arguments.workers)?;
     let arrivals = Arrivals::start(world.site.clone(), rng.fork());

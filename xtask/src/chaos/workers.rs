@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use fastrand::Rng;
 use sluice_testkit::install::{Installed, install};
 use sluice_testkit::launch::{Mode, Place, Process, tail};
 use tokio::task::{JoinSet, spawn_blocking};
@@ -24,16 +25,21 @@ pub(super) struct Setup {
     installed: Installed,
     directory: tempfile::TempDir,
     configuration: PathBuf,
-    mixed: bool,
+    /// Picks the strategy of each worker, if they are mixed.
+    mixed: Option<Rng>,
     environment: Vec<(&'static str, String)>,
 }
 
 impl Setup {
-    pub(super) fn new(binary: PathBuf, world: &World, strategy: &str) -> Result<Self> {
+    pub(super) fn new(binary: PathBuf, world: &World, strategy: &str, rng: Rng) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("sluice-chaos-").tempdir()?;
         let configuration = directory.path().join("sluice.yaml");
-        let mixed = strategy == MIXED;
-        let strategy = if mixed { STRATEGIES[0] } else { strategy };
+        let mixed = (strategy == MIXED).then_some(rng);
+        let strategy = if mixed.is_some() {
+            STRATEGIES[0]
+        } else {
+            strategy
+        };
         std::fs::write(&configuration, configure(world, strategy))?;
         let mut environment = world.aws.environment().to_vec();
         for (name, value) in &mut environment {
@@ -68,13 +74,13 @@ impl Setup {
         Ok(())
     }
 
-    fn start(&self, number: usize, failpoints: &str) -> Result<Process> {
+    fn start(&mut self, number: usize, failpoints: &str) -> Result<Process> {
         let configuration = self.configuration.display().to_string();
         let mut arguments = ["run", "--config", &configuration]
             .map(str::to_owned)
             .to_vec();
-        if self.mixed {
-            let strategy = STRATEGIES[fastrand::usize(..STRATEGIES.len())];
+        if let Some(rng) = &mut self.mixed {
+            let strategy = STRATEGIES[rng.usize(..STRATEGIES.len())];
             arguments.extend(["--set".to_owned(), format!("load.strategy={strategy}")]);
         }
         let mut environment = self.environment.clone();
