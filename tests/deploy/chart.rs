@@ -371,9 +371,9 @@ fn the_readme_has_every_value() {
          helm install sluice helm/sluice --values values.yaml\n\
          helm test sluice\n\
          ```\n\n\
-         `config.queue.url` and `config.clickhouse.url` must be given. A key that is not known is \
-         refused, in `config` as everywhere. Before workers start, and before each upgrade, a Job \
-         runs `sluice migrate`; `helm test` runs `sluice check`.\n",
+         `config.queue.url` and `config.clickhouse.url` are required. Unknown keys are refused, in \
+         `config` as well. Before workers start, and before each upgrade, a Job runs `sluice \
+         migrate`; `helm test` runs `sluice check`.\n",
     );
     for block in values.split("\n\n").skip(1) {
         let (comment, yaml): (Vec<_>, Vec<_>) = block

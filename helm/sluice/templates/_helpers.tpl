@@ -56,7 +56,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $seconds -}}
 {{- end -}}
 
-{{/* Sluice cleans up for some seconds after its grace period. */}}
+{{/* Sluice cleans up for a few seconds after its grace period. */}}
 {{- define "sluice.terminationGrace" -}}
 {{- $grace := include "sluice.seconds" .Values.config.shutdown.grace_period | int -}}
 {{- $needed := add $grace 15 -}}
@@ -68,7 +68,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{/* How ClickHouse reads S3, as far as that is given. */}}
+{{/* How ClickHouse reads S3, if that is given. */}}
 {{- define "sluice.s3Access" -}}
 {{- $s3 := default dict (get .Values.config "s3") -}}
 {{- default dict (get $s3 "clickhouse_access") | toYaml -}}
@@ -81,7 +81,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{/* Refuses what can never work, and secrets where everybody can read them. */}}
+{{/* Refuses values that can never work, and secrets that everybody could read. */}}
 {{- define "sluice.check" -}}
 {{- $config := .Values.config -}}
 {{- if not (dig "queue" "url" "" $config) -}}
@@ -91,14 +91,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- fail "config.clickhouse.url: give the URL of ClickHouse's HTTP interface" -}}
 {{- end -}}
 {{- if dig "clickhouse" "password" "" $config -}}
-{{- fail "config.clickhouse.password: a ConfigMap is no place for a secret: give it as clickhousePassword.existingSecret" -}}
+{{- fail "config.clickhouse.password: a secret does not belong in a ConfigMap: give it as clickhousePassword.existingSecret" -}}
 {{- end -}}
 {{- $access := include "sluice.s3Access" . | fromYaml -}}
 {{- if $access.secret_access_key -}}
-{{- fail "config.s3.clickhouse_access.secret_access_key: a ConfigMap is no place for a secret: give it as s3SecretAccessKey.existingSecret" -}}
+{{- fail "config.s3.clickhouse_access.secret_access_key: a secret does not belong in a ConfigMap: give it as s3SecretAccessKey.existingSecret" -}}
 {{- end -}}
 {{- if and (or .Values.s3SecretAccessKey.existingSecret .Values.s3SecretAccessKey.value) (ne (default "" $access.kind) "keys") -}}
-{{- fail "s3SecretAccessKey: this is for config.s3.clickhouse_access.kind: keys: give that, with its access_key_id, or leave s3SecretAccessKey out" -}}
+{{- fail "s3SecretAccessKey: only needed with config.s3.clickhouse_access.kind: keys: set that, with its access_key_id, or leave s3SecretAccessKey out" -}}
 {{- end -}}
 {{- if and .Values.clickhouseCa.existingSecret .Values.clickhouseCa.existingConfigMap -}}
 {{- fail "clickhouseCa: give existingSecret or existingConfigMap, not both" -}}
@@ -124,7 +124,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{/* The configuration file: what was given, and where the chart puts files. */}}
+{{/* The configuration file: the given values, and the paths of the files that the chart mounts. */}}
 {{- define "sluice.config" -}}
 {{- include "sluice.check" . -}}
 {{- $config := deepCopy .Values.config -}}
@@ -144,7 +144,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- toYaml $config -}}
 {{- end -}}
 
-{{/* Data of the ConfigMap: the configuration, and the event types beside it. */}}
+{{/* Data of the ConfigMap: the configuration, and the event types. */}}
 {{- define "sluice.files" -}}
 sluice.yaml: |
   {{- include "sluice.config" . | nindent 2 }}
