@@ -39,8 +39,9 @@ pub(crate) async fn run() -> Result<ExitCode> {
 
 const INTRODUCTION: &str = "# A tour of the commands
 
-Recorded by `cargo xtask tour` on the embedded stack: what follows a `$` was run, and what follows \
-is what it printed. `SLUICE_CONFIG` names the configuration, and a worker is running.
+This session was recorded by `cargo xtask tour` on the embedded stack: each command follows a `$`, \
+and its output follows the command. `SLUICE_CONFIG` names the configuration, and a worker is \
+running.
 ";
 
 async fn walk(tour: &mut Tour<'_>, site: &Site) -> Result<()> {
@@ -61,7 +62,7 @@ async fn walk(tour: &mut Tour<'_>, site: &Site) -> Result<()> {
     tour.chapter("Is everything set up?");
     tour.sluice(&["check", &format!("{bucket}/live/odd.jsonl")])?;
 
-    tour.chapter("How is it?");
+    tour.chapter("How is the worker doing?");
     tour.sluice(&["status"])?;
 
     tour.chapter("What failed, and why?");
@@ -69,7 +70,7 @@ async fn walk(tour: &mut Tour<'_>, site: &Site) -> Result<()> {
     tour.sluice(&["status", &format!("{bucket}/live/broken.jsonl.gz")])?;
     tour.sluice(&["dlq", "list"])?;
 
-    tour.chapter("The object was mended: once more");
+    tour.chapter("The object was fixed: load it again");
     site.announce_no_more().await?;
     site.put("live/broken.jsonl.gz", gzip(good.as_bytes()))
         .await?;
@@ -82,7 +83,7 @@ async fn walk(tour: &mut Tour<'_>, site: &Site) -> Result<()> {
     .await;
     tour.sluice(&["status", &format!("{bucket}/live/broken.jsonl.gz")])?;
 
-    tour.chapter("Lines that became no row");
+    tour.chapter("Lines that did not become rows");
     tour.sluice(&["rejects", "list"])?;
     tour.sluice(&["rejects", "show", &format!("{bucket}/live/odd.jsonl")])?;
     tour.sluice(&["rejects", "replay", "--dry-run"])?;
