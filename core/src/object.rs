@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn urls_name_a_bucket_and_what_follows() {
+    fn a_url_names_a_bucket_and_a_key() {
         let parse = |text: &str| text.parse::<ObjectUrl>().map(|url| (url.bucket, url.key));
         let is = |bucket: &str, key: &str| Ok((bucket.to_owned(), key.to_owned()));
         assert_eq!(parse("s3://b/a/b c%41"), is("b", "a/b c%41"));
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn content_is_known_by_its_first_bytes_or_its_name() {
+    fn compression_is_recognised_by_the_first_bytes_or_the_key() {
         let cases: [(&str, &[u8], Compression); 9] = [
             ("a.jsonl", b"\x1f\x8b\x08", Compression::Gzip),
             ("a.jsonl", b"\x28\xb5\x2f\xfd", Compression::Zstd),

@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_are_compared_with_what_was_counted() {
+    fn tables_are_compared_with_the_counts() {
         let stored = [("click", 3), ("view", 0)];
         let of = |counted| contents(counted, &stored).agreement(false);
         let two_objects = vec![counted("click", 1, 1), counted("click", 2, 1)];

@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_remembers_what_its_settings_or_the_defaults_say() {
+    fn a_table_remembers_tokens_according_to_its_settings_or_the_defaults() {
         let of = |engine: &str, settings: &str, plain| {
             let row = Row {
                 engine: engine.to_owned(),

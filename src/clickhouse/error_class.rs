@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn an_s3_that_is_away_is_not_taken_for_one_that_refuses() {
+    fn an_outage_of_s3_is_not_mistaken_for_a_refusal() {
         let away = StoreError::Unavailable {
             text: "connection closed".into(),
             path: "b/k".into(),
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_does_not_speak_for_s3() {
+    fn an_error_code_within_a_key_is_not_mistaken_for_one_of_s3() {
         let text = "ClickHouse error 354: Code: 354. DB::Exception: inflate failed: buffer error: \
                     While reading from: b/NoSuchKey AccessDenied HTTP response code: 404.gz: (in \
                     file/uri b/NoSuchKey AccessDenied HTTP response code: 404.gz)";
@@ -512,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_name_in_the_text_is_the_culprit() {
+    fn the_longest_key_in_the_text_is_at_fault() {
         let keys = ["a/b", "a/b.gz", "c"];
         let named = |text| named_object(text, keys.iter().copied().enumerate());
         assert_eq!(

@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn a_users_view_is_told_from_sluices_own() {
+    fn a_users_view_is_distinguished_from_sluices_own() {
         assert_eq!(
             of(
                 "DB::Exception: seven: while executing 'FUNCTION f(x) :: 1': while pushing to view \
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_an_object_is_not_taken_for_a_view() {
+    fn the_name_of_an_object_is_not_mistaken_for_a_view() {
         assert_eq!(
             of(
                 "Bad: (while reading 'b/k: while pushing to view d.v'): while executing S3. (X) (v)"

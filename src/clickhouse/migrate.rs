@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_as_declared_is_left_alone() {
+    fn a_table_that_is_as_declared_is_left_alone() {
         let declared = declared();
         let found = found(&declared);
         assert_eq!(planned(&options(), &declared, &found), Plan::default());
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_change_rows_is_refused() {
+    fn a_change_that_would_alter_rows_is_refused() {
         type Spoil = fn(&mut Found);
         let cases: [(&str, Spoil); 6] = [
             ("column raw is UInt8", |found| {
@@ -514,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_of_the_cloud_are_replicated() {
+    fn tables_of_clickhouse_cloud_count_as_replicated() {
         let declared = declared();
         let mut found = found(&declared);
         let replicated = SchemaOptions {

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_hidden_whole_quoted_or_cut() {
+    fn a_secret_is_redacted_whether_whole_quoted_or_truncated() {
         let redactor = Redactor::new(&[
             Secret::new("s'cr\\et"),
             Secret::new("hünter2"),

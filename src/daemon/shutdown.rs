@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn the_polls_have_no_longer_than_the_loads_and_end_before_these_are_cancelled() {
+    fn the_polls_have_no_more_time_than_the_loads_and_end_before_loads_are_cancelled() {
         let (mut shutdown, began) = begun(20 * SECOND, 10 * SECOND);
         let end = Some(began + 10 * SECOND);
         assert_eq!(shutdown.deadline(), end);
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_back_waits_for_the_end_of_the_polls_alone() {
+    fn returns_are_deferred_only_until_the_polls_have_ended() {
         let (mut shutdown, _) = begun(20 * SECOND, 60 * SECOND);
         shutdown.deferred().unwrap().extend([1, 2]);
         shutdown.deferred().unwrap().push(3);

@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lets_one_probe_through_an_interval_while_open() {
+    async fn an_open_breaker_admits_one_probe_per_interval() {
         let breaker = opened(Scope::Everything);
         let start = Instant::now();
         for probes in 1..=3 {
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lets_everybody_through_once_closed() {
+    async fn a_closed_breaker_admits_every_statement() {
         let breaker = opened(Scope::Everything);
         let waiting: Vec<_> = (0..10)
             .map(|_| {
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_an_insert_ends_what_an_insert_began() {
+    async fn only_an_insert_closes_a_breaker_that_an_insert_opened() {
         let breaker = opened(Scope::Inserts);
         let start = Instant::now();
         breaker.admit(Scope::Everything).await;
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn somebody_else_probes_only_where_no_insert_will() {
+    async fn others_probe_only_if_no_insert_is_going_to() {
         let breaker = opened(Scope::Inserts);
         let halted = ProbeGuard::new(&breaker);
         let probe_due = tokio::time::timeout(INTERVAL * 10, breaker.probe_due());

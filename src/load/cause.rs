@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_has_a_class_by_its_type_and_not_by_its_words() {
+    fn the_class_of_a_cause_follows_from_its_type_and_not_from_its_text() {
         let missing = FailureClass::Missing;
         assert_eq!(of_s3(404, "NoSuchKey").class(), missing);
         assert_eq!(of_s3(404, "NoSuchBucket").class(), missing);

@@ -180,7 +180,7 @@ columns:
     }
 
     #[test]
-    fn what_stays_empty_is_warned_of_once_enough_rows_were_seen() {
+    fn columns_that_stay_empty_are_reported_once_enough_rows_were_seen() {
         let columns = EmptyColumns::default();
         assert_looks_at(&columns, &["shop", "price"]);
         assert_eq!(columns.note("click", &seen(MIN_ROWS - 1, &["shop"])), None);
@@ -193,7 +193,7 @@ columns:
     }
 
     #[test]
-    fn where_all_columns_have_values_nothing_is_looked_at_any_more() {
+    fn once_all_columns_have_values_no_more_rows_are_examined() {
         let columns = EmptyColumns::default();
         assert_looks_at(&columns, &["shop", "price"]);
         assert_eq!(columns.note("click", &seen(1, &[])), None);

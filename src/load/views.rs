@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_passes_through_one_table_says_nothing_of_the_views_of_another() {
+    fn inserts_into_one_table_do_not_count_for_the_views_of_another() {
         let views = Views::default();
         let failing = Failing {
             view: "d.v".to_owned(),

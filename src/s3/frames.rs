@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn lz4_of_the_reference_tool_is_followed() {
+    fn lz4_frames_of_the_reference_tool_are_followed() {
         let frames = [LZ4_WITH_ALL.to_vec(), LZ4_WITH_NONE.to_vec()];
         for piece in [1, 7, 10_000] {
             assert_whole_only_at_ends(Format::Lz4, &frames, piece);
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_frame_is_malformed() {
+    fn a_stream_that_is_not_of_frames_is_malformed() {
         for format in [Format::Zstd, Format::Lz4] {
             for stream in [b"{\"a\":1}\n".as_slice(), &[0x1f, 0x8b, 8, 0, 0]] {
                 let found = walk(format, stream, 3);

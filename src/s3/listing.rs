@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_those_of_the_key_or_else_of_the_object() {
+    fn the_time_is_that_of_the_key_or_else_of_the_object() {
         let listed = |key: &str| Listed {
             object: object("b", key, "e"),
             last_modified: at("2026-01-10T12:00:00Z"),

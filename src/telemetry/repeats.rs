@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_one_kind_some_are_written_and_the_rest_counted() {
+    async fn some_lines_of_each_kind_are_written_and_the_rest_are_counted() {
         let repeats = Repeats::new();
         assert_eq!(fail(&repeats, "delete", BURST + 41), BURST);
         assert_eq!(fail(&repeats, "poll", 1), 1);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_hour_of_failures_is_few_lines_and_every_failure_counts() {
+    async fn an_hour_of_failures_writes_few_lines_and_counts_every_failure() {
         let repeats = Repeats::new();
         let (mut written, mut counts) = (0, Vec::new());
         for _ in 0..3600 {

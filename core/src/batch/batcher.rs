@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_been_due_longest_is_taken_first() {
+    fn the_batch_that_has_been_due_longest_is_taken_first() {
         let mut batcher = Batcher::new(LIMITS);
         let start = Instant::now();
         for (bucket, at) in [("c", 0), ("a", 1), ("b", 2)] {
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_batch_pauses_nothing() {
+    fn closing_a_full_batch_does_not_postpone_early_closing() {
         let mut batcher = Batcher::new(BatchLimits {
             max_objects: 3,
             ..PATIENT
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn how_many_batches_are_made_in_the_first_minute_and_the_next_nine() {
+    fn early_closing_adds_batches_in_the_first_minute_and_then_only_at_low_rates() {
         // With an object every five seconds, and with one, five and fifty a second.
         let count = |flush_when_idle: bool| {
             [5000, 1000, 200, 20].map(|gap| {

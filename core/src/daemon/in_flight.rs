@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn retries_come_back_later_each_time() {
+    fn each_retry_is_delayed_longer() {
         let seconds = |count, jitter| POLICY.retry_delay(count, jitter).as_secs();
         assert_eq!(
             [1, 2, 3, 7, 8, 99].map(|count| seconds(count, 1.0)),

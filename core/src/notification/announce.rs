@@ -60,7 +60,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_announced_is_what_is_read(
+        fn an_announcement_is_read_as_the_announced_object(
             key in "\\PC{1,40}|[ +%{}*?\\n/\\\\\"']{1,20}",
             size in proptest::option::of(0u64..1 << 50),
             version in proptest::option::of("[a-z0-9]{1,12}"),

@@ -553,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_is_what_makes_statements_differ() {
+    fn the_plan_changes_if_and_only_if_statements_change() {
         let plan = |change: &dyn Fn(&mut Planner)| {
             let mut planner = planner(S3Access::Server, Some("http://e"));
             change(&mut planner);
@@ -633,7 +633,7 @@ mod tests {
     }
 
     #[test]
-    fn the_statement_depends_on_nothing_but_the_manifest() {
+    fn the_statement_depends_only_on_the_manifest() {
         let planner = planner(S3Access::Server, Some("http://e"));
         let batch = BatchId(Uuid::from_u128(7));
         let (a, b) = (object("b", "a", "1"), object("b", "b", "2"));
@@ -687,7 +687,7 @@ mod tests {
     }
 
     #[test]
-    fn what_must_keep_its_order_is_read_by_one_thread() {
+    fn many_blocks_are_read_by_one_thread() {
         let planner = planner(S3Access::Server, Some("http://e"));
         let settings = |sizes: [u64; 2], count: usize| {
             let objects = sizes.map(|size| {

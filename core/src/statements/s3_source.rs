@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn names_each_key_so_that_no_other_is_read() {
+    fn each_key_is_addressed_so_that_no_other_is_read() {
         for (key, expected) in [
             ("a/b.jsonl", KeyAddressing::Globbable),
             ("a b+c%41#é", KeyAddressing::Globbable),
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn each_access_has_its_form() {
+    fn each_kind_of_access_has_its_own_syntax() {
         let a = object("b", "k", "1");
         let keys = S3Access::Keys {
             access_key_id: "id".into(),

@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn batches_keep_to_count_and_size() {
+    fn batches_stay_within_the_limits_of_count_and_size() {
         let sizes = |lengths: &[usize]| -> Vec<usize> {
             let bodies: Vec<String> = lengths.iter().map(|length| "x".repeat(*length)).collect();
             let messages: Vec<_> = bodies

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_is_recent_and_a_history_of_bounded_size() {
+    fn a_rate_covers_recent_steps_and_a_history_is_bounded() {
         let mut meter = Meter::default();
         assert_eq!((meter.per_second(), meter.history()), (0.0, vec![]));
         meter.add(8);

@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_the_latest_and_bounded() {
+    fn only_the_latest_batches_and_failures_are_remembered() {
         let activity = Activity::of_kinds(["video", "rejected"]);
         for objects in 1..=REMEMBERED + 5 {
             let rows = BTreeMap::from([("video", 2), ("odd", 1)]);
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn only_first_deliveries_tell_how_long_messages_wait() {
+    fn only_first_deliveries_count_towards_the_waiting_time() {
         let activity = Activity::default();
         let now = Instant::now();
         let mut message = Message {

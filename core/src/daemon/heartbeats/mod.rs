@@ -572,7 +572,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_heartbeat_is_repeated_before_the_deadline_and_a_lost_message_is_not() {
+    fn a_failed_heartbeat_is_retried_before_the_deadline_unless_the_message_is_lost() {
         let (mut heartbeats, now) = due(2, Instant::now());
         let request = heartbeats.take(now).unwrap();
         let gone = QueueError::Gone("gone".to_owned());
@@ -598,7 +598,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_queue_has_room_for_as_many_as_it_extends_in_time() {
+    fn a_slow_queue_has_room_for_the_messages_that_it_can_extend_in_time() {
         let start = Instant::now();
         let (mut heartbeats, mut now) = due(100, start);
         assert!(heartbeats.room(now) > 1_000_000);
@@ -616,7 +616,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_that_an_answer_took_counts() {
+    fn the_response_time_of_a_receive_counts() {
         let sent = Instant::now();
         let of = |took, wait| Delivery::of_receive(sent, sent + took, wait, VISIBILITY);
         // At once, after the longest wait, and long after it.

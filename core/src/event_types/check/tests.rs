@@ -72,7 +72,7 @@ fn a_rule_that_holds_without_a_value_is_refused() {
 }
 
 #[test]
-fn a_route_names_keys() {
+fn a_route_selects_objects_by_key() {
     let with = |keys: &str| problem_of("rule:", &format!("keys: {keys}\nrule:"));
     assert!(with("[]").contains("keys: is an empty list"));
     assert!(with("[a/*, /b]").contains("keys[1]: \"/b\" matches no key"));
@@ -244,7 +244,7 @@ fn a_sorting_key_identifies_rows() {
 }
 
 #[test]
-fn all_problems_of_all_files_come_at_once() {
+fn all_problems_of_all_files_are_reported_at_once() {
     let broken = SOUND
         .replace("type: String", "type: Strng")
         .replace("equals: click", "");
