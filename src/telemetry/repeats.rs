@@ -85,7 +85,7 @@ impl<K: Eq + Hash> Repeats<K> {
     }
 }
 
-/// Writes the counts of windows that have ended, for ever.
+/// Writes the counts of windows that have ended, indefinitely.
 pub(super) async fn report() {
     let mut ticks = tokio::time::interval(TICK);
     loop {
@@ -118,8 +118,8 @@ fn write(left_out: Vec<LeftOut>) {
 
 /// Writes all lines that are not failures, and those failures that [`Repeats`] admits.
 ///
-/// It is a format, not a filter: after a filter has refused an event by its content,
-/// `tracing_subscriber` 0.3 refuses another one, too.
+/// It is a format, not a filter: after a filter has rejected an event by its content,
+/// `tracing_subscriber` 0.3 also rejects another one.
 pub(super) struct FewOfEachKind<F>(pub(super) F);
 
 impl<S, N, F> FormatEvent<S, N> for FewOfEachKind<F>
