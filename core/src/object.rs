@@ -75,7 +75,7 @@ impl ObjectParts {
 impl ObjectRef {
     /// Returns the identity of this object in the ledger.
     ///
-    /// It includes the etag, which a read reports, too. An object that was announced without one is
+    /// It includes the etag, which a read also reports. An object that was announced without one is
     /// identified by its version, or else by its sequencer.
     pub fn id(&self) -> ObjectId {
         self.id
@@ -179,7 +179,8 @@ impl Compression {
         }
     }
 
-    /// Returns the compression by the first bytes of the content; by the key, if these show none.
+    /// Returns the compression according to the first bytes of the content, or according to the key
+    /// if the bytes are inconclusive.
     pub fn seen(key: &str, start: &[u8]) -> Self {
         let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
         if start.starts_with(&GZIP_MAGIC) {

@@ -6,7 +6,7 @@ use crate::statements::ddl::LANDING_PREFIX;
 /// The text before the name of each view in which an insert has failed, the innermost view first.
 const PUSHING: &str = ": while pushing to view ";
 
-/// A view that has failed an insert.
+/// A view in which an insert has failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failing {
     /// `database.view`, in ClickHouse's spelling.
@@ -15,7 +15,7 @@ pub struct Failing {
     pub table: Option<String>,
 }
 
-/// Returns the user's view that failed the insert, if one did.
+/// Returns the user's view in which the insert failed, if it failed in one.
 pub fn failing_view(error: &WarehouseError) -> Option<Failing> {
     let WarehouseError::Server { text, .. } = error else {
         return None;

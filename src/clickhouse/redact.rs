@@ -1,5 +1,5 @@
-//! Removes secrets from the answers of ClickHouse and others: ClickHouse quotes a statement with a
-//! syntax error verbatim.
+//! Removes secrets from responses of ClickHouse and other servers: ClickHouse quotes a statement
+//! with a syntax error verbatim.
 
 use crate::config::Secret;
 use crate::sql;

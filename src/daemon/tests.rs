@@ -148,8 +148,8 @@ impl Spied {
 }
 
 type Ending = Pin<Box<dyn Future<Output = Outcome> + Send>>;
-/// Gets the number of the load, from 0, its keys, and the token that cancels it. Its outcome holds
-/// for every object.
+/// Receives the number of the load, from 0, its keys, and the token that cancels it. Its outcome
+/// applies to every object.
 type Script = Box<dyn Fn(usize, Vec<String>, CancellationToken) -> Ending + Send + Sync>;
 
 struct Scripted {
@@ -361,7 +361,7 @@ async fn an_idle_worker_loads_at_once_and_a_busy_one_after_the_window() {
         pass(WINDOW / 2).await;
     }
     assert_eq!(rig.loads(), [["a"], ["b"], ["c"]]);
-    // Twenty a second: none of them is alone.
+    // Twenty per second: none of them is alone.
     for number in 0..1200 {
         rig.send(&[&format!("k{number}")]);
         pass(SECOND / 20).await;
@@ -383,7 +383,7 @@ async fn a_due_batch_keeps_filling_until_a_load_slot_is_free() {
     let rig = Rig::start(options, gated(&gate));
     rig.send(&["a"]);
     until("a load", || rig.loads().len() == 1).await;
-    // One an hour, long after the window of the first.
+    // One per hour, long after the window of the first.
     for key in ["b", "c", "d"] {
         rig.send(&[key]);
         pass(HOUR).await;
@@ -490,7 +490,7 @@ async fn a_message_whose_load_fails_backs_off_until_it_is_a_dead_letter() {
     assert_eq!(rig.loads().len(), MAX_RECEIVES as usize);
     let times = rig.load_times();
     let gaps: Vec<u64> = times.windows(2).map(|w| (w[1] - w[0]).as_secs()).collect();
-    // 10, 20 and 40 s, each between half and all of it.
+    // 10, 20 and 40 s, each scaled to between half and all of it.
     for (gap, full) in gaps.iter().zip([10, 20, 40]) {
         assert!((full / 2..=full + 1).contains(gap), "{gaps:?}");
     }
@@ -693,7 +693,7 @@ async fn a_busy_object_is_looked_up_again_without_going_back_to_the_queue() {
     assert_eq!(rig.deletes(), 1);
 }
 
-/// Messages that the receivers may bring before the loop has closed the room for them.
+/// Messages that the receivers may still receive before the loop reduces their room.
 const OVERRUN: usize = 2 * OPTIONS.receivers * crate::queue::MAX_BATCH;
 
 #[tokio::test(start_paused = true)]
@@ -894,7 +894,7 @@ fn start_slow(slowness: Slowness, lanes: usize, messages: usize) -> Rig {
     rig
 }
 
-/// Fails when a message that was received is visible again within this time.
+/// Asserts that no received message becomes visible again within this time.
 async fn assert_nothing_reappears(rig: &Rig, time: Duration) {
     let end = Instant::now() + time;
     while Instant::now() < end {
@@ -989,6 +989,6 @@ async fn a_message_needs_one_heartbeat_for_each_third_of_the_visibility_timeout(
     );
     pass(10 * VISIBILITY).await;
     let changes = rig.spied.changes.load(Ordering::Relaxed);
-    // Ten messages a request.
+    // Ten messages per request.
     assert!((25 * 20..=30 * 20).contains(&changes), "{changes}");
 }

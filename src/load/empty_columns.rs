@@ -19,7 +19,7 @@ use crate::sql;
 /// missing by chance.
 pub const MIN_ROWS: u64 = 100;
 
-/// The result of a look at some rows of a table.
+/// The result of examining some rows of a table.
 #[derive(Debug)]
 pub struct Seen {
     pub rows: u64,
@@ -61,7 +61,7 @@ pub async fn look_at(
     let counted: Vec<Row> = warehouse.rows(&query).await?;
     let Some(Row { rows, values }) = counted.into_iter().next() else {
         return Err(WarehouseError::Unknown(
-            "a count returned no row".to_owned(),
+            "the count query returned no row".to_owned(),
         ));
     };
     let columns = columns.iter().zip(values);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Decides which failures of an outage the log mentions, so that a long one makes few lines.
+/// Decides which failures of an outage the log mentions, so that a long one writes few lines.
 ///
 /// The caller writes the lines and takes its own pauses. `C` is the cause of a failure, for callers
 /// that mention each change of it.

@@ -28,8 +28,8 @@ const MAX_OPEN: usize = 100;
 /// An idle worker closes a batch once no object has been added for this long, so that objects that
 /// are announced together are loaded together.
 const LINGER: Duration = Duration::from_millis(100);
-/// For each object of a batch that was closed by time, no batch is closed early for this long. It
-/// is more than a second, so that a worker that receives one object a second does not count as
+/// After a batch was closed by time, no batch is closed early for this long for each object of it.
+/// It is more than a second, so that a worker that receives one object per second does not count as
 /// idle.
 const PAUSE: Duration = Duration::from_millis(1500);
 
@@ -334,7 +334,7 @@ mod tests {
         assert_eq!(batcher.waiting(start + ms(1000)), MAX_OPEN + 1);
     }
 
-    /// A window of an hour, so that a batch that does not wait for it stands out.
+    /// A window of an hour, so that a batch that does not wait for it is easy to detect.
     const PATIENT: BatchLimits = BatchLimits {
         window: Duration::from_secs(3600),
         flush_when_idle: true,
@@ -443,7 +443,7 @@ mod tests {
 
     #[test]
     fn early_closing_adds_batches_in_the_first_minute_and_then_only_at_low_rates() {
-        // With an object every five seconds, and with one, five and fifty a second.
+        // One object every five seconds; one, five and fifty objects per second.
         let count = |flush_when_idle: bool| {
             [5000, 1000, 200, 20].map(|gap| {
                 let gaps: Vec<u64> = (0..600_000 / gap).map(|_| gap).collect();
@@ -514,8 +514,8 @@ mod tests {
             }
         }
 
-        /// From one object a second on, batches wait for the full window. Until that rate shows, a
-        /// few are closed early, each larger than the one before.
+        /// From one object a second on, batches wait for the full window. Until that rate is
+        /// apparent, a few are closed early, each larger than the one before.
         #[test]
         fn under_load_no_more_batches_are_closed_than_by_the_window_alone(
             gaps in prop::collection::vec(0..=1000u64, 100..800),

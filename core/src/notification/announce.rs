@@ -5,8 +5,8 @@ use serde_json::json;
 
 use crate::object::ObjectRef;
 
-/// The characters that are encoded: all but those that S3 leaves as they are in the keys of its
-/// notifications. Spaces become `%20`, which every reader of form-encoded keys accepts, too.
+/// The characters that are encoded: all but those that S3 does not encode in the keys of its
+/// notifications. Spaces become `%20`, which every reader of form-encoded keys also accepts.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')

@@ -16,7 +16,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Makes a filter of the names of events, and of globs of keys.
+    /// Creates a filter from names of events and globs of keys.
     ///
     /// # Errors
     ///

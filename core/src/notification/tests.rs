@@ -367,7 +367,7 @@ fn garbage_is_never_read_as_an_object() {
     ] {
         let mut spoilt = record("ObjectCreated:Put", "a");
         *spoilt.pointer_mut(spoil).unwrap() = value;
-        // A good record beside it changes nothing: the whole message is malformed.
+        // A valid record beside it makes no difference: the whole message is malformed.
         let outcome = read_all(&[record("ObjectCreated:Put", "good"), spoilt]);
         assert!(
             matches!(outcome, Err(Malformed::Record { index: 1, .. })),
@@ -653,7 +653,7 @@ mod declared {
             ),
             (
                 "envelopes: [{name: a, bucket: [b], key: [k], event: [e]}]",
-                "go together",
+                "must be declared together",
             ),
             (
                 "envelopes: [{name: a, bucket: [b], key: [k], kee: [x]}]",

@@ -53,7 +53,7 @@ pub struct S3Source {
 pub enum KeyAddressing {
     /// In a list, of any length.
     Globbable,
-    /// Alone: ClickHouse takes some characters for syntax in a list.
+    /// Alone: ClickHouse interprets some characters as syntax in a list.
     Single,
     /// Not at all: ClickHouse would read other objects, or none.
     Unaddressable,
@@ -76,8 +76,8 @@ pub fn addressing(key: &str) -> KeyAddressing {
     }
 }
 
-/// Returns whether the key has braces. ClickHouse takes most of what is in them for a choice or a
-/// range, encoded or not: it reads other objects, or none at all and without an error.
+/// Returns whether the key has braces. ClickHouse interprets most of their content as alternatives
+/// or a range, encoded or not: it reads other objects, or none at all, without an error.
 fn has_braces(key: &str) -> bool {
     key.split_once('{')
         .is_some_and(|(_, rest)| rest.contains('}'))

@@ -141,7 +141,7 @@ fn batches<'m, 'a>(mut messages: &'m [Outgoing<'a>]) -> Vec<&'m [Outgoing<'a>]> 
             bytes += message.bytes();
             bytes <= MAX_BATCH_BYTES
         });
-        // A message that is too large by itself is left for SQS to refuse.
+        // A message that is too large by itself is left for SQS to reject.
         let (batch, rest) = messages.split_at(fitting.count().max(1));
         batches.push(batch);
         messages = rest;
