@@ -1,7 +1,7 @@
 //! Loads the objects of a listing, while workers load what the queue announces.
 //!
 //! Listed objects are looked up in the ledger, and only those that are not loaded go into batches.
-//! Nothing is kept of an object once its outcome is known, so a listing may be of any length.
+//! An object is forgotten once its outcome is known, so a listing can have any length.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -106,7 +106,7 @@ impl<P: Fn(&Tally)> Backfill<P> {
         on_progress: P,
     ) -> Self {
         if let Some(rate) = options.max_rate {
-            // A batch begins as a whole, so the rate bounds the size of batches.
+            // A batch starts as a whole, so the rate bounds the size of batches.
             options.batch.max_objects = options.batch.max_objects.min(rate.get() as usize);
         }
         Self {
@@ -128,8 +128,8 @@ impl<P: Fn(&Tally)> Backfill<P> {
 
     /// Loads the listed objects.
     ///
-    /// The second value is the error that ended the listing early, if any. The objects that had
-    /// been found before have their outcomes all the same.
+    /// The second value is the error that ended the listing early, if any. Objects that were found
+    /// before the error still have their outcomes.
     pub async fn run(mut self, lister: Lister) -> (Tally, Result<(), StoreError>) {
         self.replacements = self.loader.finish_replacements(&self.stop).await;
         let listed = self.load_listed(lister).await;
@@ -168,7 +168,7 @@ impl<P: Fn(&Tally)> Backfill<P> {
         self.options.limit.is_some_and(|limit| self.begun >= limit)
     }
 
-    /// Puts those of the objects into batches that are free, or that are loaded and to be replaced.
+    /// Adds those objects to batches that are free, or loaded and to be replaced.
     async fn take(&mut self, objects: Vec<ObjectRef>) {
         let ids: Vec<_> = objects.iter().map(ObjectRef::id).collect();
         let superseded: Vec<_> = ids
@@ -281,7 +281,7 @@ impl<P: Fn(&Tally)> Backfill<P> {
     /// Waits for objects that are in progress elsewhere, and recovers the batches of dead workers.
     ///
     /// Looks once more after the bound, however long that takes. By then, the leases of dead
-    /// workers have expired, and what is still in progress elsewhere has a live worker.
+    /// workers have expired, and objects that are still in progress elsewhere have a live worker.
     async fn wait_for_others(&mut self) {
         let until = Instant::now() + self.loader.lease() * BUSY_LEASES;
         let mut is_last = false;
@@ -309,8 +309,8 @@ impl<P: Fn(&Tally)> Backfill<P> {
         if !self.replacements.is_empty() {
             warn!(
                 batches = self.replacements.len(),
-                "other processes are still replacing objects; run the backfill again to finish \
-                 what they may leave"
+                "other processes are still replacing objects; run the backfill again to complete \
+                 replacements that they leave unfinished"
             );
         }
     }

@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_is_read_and_other_files_in_it_are_not() {
+    fn declarations_in_a_directory_are_read_and_other_files_are_ignored() {
         let text = include_str!("cli/check/canary.yaml");
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("click.yml"), text).unwrap();

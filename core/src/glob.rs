@@ -1,8 +1,8 @@
 //! Globs on keys, with one syntax for notification filters, routes of event types and the command
 //! line.
 //!
-//! They are compiled to regular expressions, the one syntax that Rust and ClickHouse read alike:
-//! ClickHouse must evaluate the same pattern as Rust, which no glob library allows for.
+//! They are compiled to regular expressions, the one syntax that Rust and ClickHouse share:
+//! ClickHouse must evaluate the same pattern as Rust, which no glob library supports.
 
 use regex::Regex;
 

@@ -1,5 +1,5 @@
-//! The decisions of Sluice, without I/O: functions take what has happened as arguments, and return
-//! what is to be done.
+//! The decisions of Sluice, without I/O: functions receive events as arguments, and return the
+//! actions to perform.
 //!
 //! It is a crate of its own so that Cargo keeps I/O out of it: it depends on neither the AWS SDKs
 //! nor ClickHouse's client. Time is an argument; randomness, the wall clock and new ids come from

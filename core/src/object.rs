@@ -75,7 +75,7 @@ impl ObjectParts {
 impl ObjectRef {
     /// Returns the identity of this object in the ledger.
     ///
-    /// It includes the etag, which a read reports, too. An object that was announced without one is
+    /// It includes the etag, which a read also reports. An object that was announced without one is
     /// identified by its version, or else by its sequencer.
     pub fn id(&self) -> ObjectId {
         self.id
@@ -179,7 +179,8 @@ impl Compression {
         }
     }
 
-    /// Returns the compression by the first bytes of the content; by the key, if these show none.
+    /// Returns the compression according to the first bytes of the content, or according to the key
+    /// if the bytes are inconclusive.
     pub fn seen(key: &str, start: &[u8]) -> Self {
         let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
         if start.starts_with(&GZIP_MAGIC) {
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn urls_name_a_bucket_and_what_follows() {
+    fn a_url_names_a_bucket_and_a_key() {
         let parse = |text: &str| text.parse::<ObjectUrl>().map(|url| (url.bucket, url.key));
         let is = |bucket: &str, key: &str| Ok((bucket.to_owned(), key.to_owned()));
         assert_eq!(parse("s3://b/a/b c%41"), is("b", "a/b c%41"));
@@ -286,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn content_is_known_by_its_first_bytes_or_its_name() {
+    fn compression_is_recognised_by_the_first_bytes_or_the_key() {
         let cases: [(&str, &[u8], Compression); 9] = [
             ("a.jsonl", b"\x1f\x8b\x08", Compression::Gzip),
             ("a.jsonl", b"\x28\xb5\x2f\xfd", Compression::Zstd),

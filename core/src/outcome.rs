@@ -11,7 +11,7 @@ labelled! {
         Duplicate = "duplicate",
         /// It was gone before it was read, which is recorded in the ledger.
         Missing { acknowledge: bool } = "missing",
-        /// It cannot be loaded, or not now; the ledger has the reason.
+        /// It cannot be loaded, or not at present; the ledger has the reason.
         Failed = "failed",
         /// Another batch claims it; it is looked up again later.
         Busy = "busy",

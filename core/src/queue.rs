@@ -32,8 +32,8 @@ pub enum QueueError {
     /// A retry may succeed.
     #[error("{0}")]
     Transient(String),
-    /// The queue does not exist, or access is denied: a retry succeeds only once somebody has fixed
-    /// that.
+    /// The queue does not exist, or access is denied: a retry succeeds only after somebody has
+    /// fixed the cause.
     #[error("{0}")]
     Denied(String),
     /// The message is deleted, or is visible again and thus no longer this worker's: there is

@@ -20,7 +20,7 @@ impl Secret {
         Self(value.into())
     }
 
-    /// Returns the value itself, which must only be passed to the service that requires it.
+    /// Returns the value itself, which must be passed only to the service that requires it.
     pub fn expose(&self) -> &str {
         &self.0
     }

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_summary_is_of_recent_durations_and_of_bounded_size() {
+    fn a_summary_covers_recent_durations_and_its_size_is_bounded() {
         let mut recent = SlidingWindow::default();
         let start = Instant::now();
         assert_eq!(recent.summary(start), None);

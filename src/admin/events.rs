@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_so_many_pages_can_be_open() {
+    async fn the_number_of_open_pages_is_limited() {
         let events = reporter().events();
         let mut open: Vec<Response> = (0..MAX_STREAMS).map(|_| events.stream()).collect();
         assert!(open.iter().all(|page| page.status() == StatusCode::OK));

@@ -1,4 +1,4 @@
-//! Reads what the tables contain of a batch.
+//! Reads the rows of a batch from the tables.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ pub struct BatchRows<'a> {
     pub batch: BatchId,
 }
 
-/// What the tables contain of a batch.
+/// The rows of a batch in the tables, as counted by its insert and as stored.
 #[derive(Debug, Default)]
 pub struct Contents {
     /// The counts that the insert wrote to `object_rows`.
@@ -47,7 +47,7 @@ pub struct Counted {
     pub source_path: String,
     pub kind: String,
     pub rows: u64,
-    /// The number of blocks that brought them.
+    /// The number of blocks in which they were inserted.
     pub blocks: u64,
 }
 
@@ -106,7 +106,7 @@ impl<'a> BatchRows<'a> {
         Ok(!found.is_empty())
     }
 
-    /// Returns what the tables contain of the batch, by one statement.
+    /// Returns the contents of the tables for the batch, read by one statement.
     pub async fn contents(&self) -> Result<Contents, WarehouseError> {
         let batch = sql::id(self.batch.0);
         let mut parts = vec![format!(
@@ -149,7 +149,7 @@ impl<'a> BatchRows<'a> {
         self.warehouse.rows(&sql).await
     }
 
-    /// Returns whether the tables have what was counted.
+    /// Returns whether the tables have the rows that were counted.
     ///
     /// `since` is when the only attempt to insert the batch began. Rows that are missing after a
     /// single attempt can have been merged (equal rows collapse), or deleted by a user or a TTL;
@@ -188,7 +188,7 @@ impl<'a> BatchRows<'a> {
             tables: u64,
         }
         let tables = tables_of(self.catalog, kinds);
-        // Parts that were replaced in turn stay in `system.parts` for some minutes.
+        // Parts that have been replaced since stay in `system.parts` for some minutes.
         let sql = format!(
             "SELECT uniqExact(table) AS tables FROM system.parts \
              WHERE database = {} AND table IN ({}) \
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_are_compared_with_what_was_counted() {
+    fn tables_are_compared_with_the_counts() {
         let stored = [("click", 3), ("view", 0)];
         let of = |counted| contents(counted, &stored).agreement(false);
         let two_objects = vec![counted("click", 1, 1), counted("click", 2, 1)];

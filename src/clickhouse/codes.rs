@@ -3,7 +3,7 @@
 
 use super::error_class::{Diagnosis, ErrorClass, PauseReason};
 
-/// An error that is not in the table is treated as transient: a retry does no harm, and the number
+/// An error that is not in the table is treated as transient: a retry is harmless, and the number
 /// of attempts is bounded.
 pub(super) const UNKNOWN: Diagnosis = Diagnosis::of(ErrorClass::Retry);
 
@@ -16,31 +16,32 @@ const fn halt(pause: PauseReason) -> Diagnosis {
 const SERVER: Diagnosis = halt(PauseReason::Other);
 const NO_SPACE: Diagnosis = halt(PauseReason::NoSpace);
 const UNSUPPORTED: Diagnosis = SERVER.advice(
-    "the engine, a projection or a setting of the table does not allow this statement: remove the \
-     obstacle that the error names",
+    "the engine, a projection or a setting of the table does not allow this statement: resolve the \
+     conflict that the error names",
 );
 const AUTHENTICATION: Diagnosis =
     halt(PauseReason::Authentication).advice("check `clickhouse.user` and `clickhouse.password`");
 const PERMISSION: Diagnosis =
-    halt(PauseReason::Permission).advice("grant the user what the error names");
+    halt(PauseReason::Permission).advice("grant the user the privilege that the error names");
 const SCHEMA: Diagnosis = halt(PauseReason::Schema)
     .advice("the tables do not match the declared event types: run `sluice migrate`");
 const READ_ONLY: Diagnosis =
     halt(PauseReason::ReadOnly).advice("make the server or table writable");
 const QUOTA: Diagnosis = halt(PauseReason::Quota).advice(
     "intake resumes when the quota's interval ends: raise the quota of `clickhouse.user`, or raise \
-     `batch.window`, since longer batches need fewer statements",
+     `batch.window`, since longer windows need fewer statements",
 );
 const REPLICATION: Diagnosis = halt(PauseReason::Replication).advice(
-    "the table's replicas or ClickHouse Keeper do not keep up: check `system.replicas`, and \
-     `insert_quorum` in the profile of `clickhouse.user`",
+    "the table's replicas or ClickHouse Keeper are unavailable or lagging: check \
+     `system.replicas`, and `insert_quorum` in the profile of `clickhouse.user`",
 );
-const TOO_MANY_PARTS: Diagnosis = halt(PauseReason::TooManyParts)
-    .advice("merges lag behind: Sluice slows down; a longer `batch.window` makes fewer parts");
+const TOO_MANY_PARTS: Diagnosis = halt(PauseReason::TooManyParts).advice(
+    "merges are lagging behind: Sluice slows down; a longer `batch.window` creates fewer parts",
+);
 const NAMED_COLLECTION: Diagnosis = halt(PauseReason::S3Access)
     .advice("ClickHouse has no access to the bucket: check `s3.clickhouse_access`");
 pub(super) const SETTINGS: Diagnosis = halt(PauseReason::Settings).advice(
-    "the user's profile blocks a setting that every statement of Sluice requires: remove the \
+    "the user's profile blocks a setting that every Sluice statement requires: remove the \
      constraint, or `readonly`, in the profile of `clickhouse.user`",
 );
 /// The server as a whole lacks a resource, or the batch is too large for it.
@@ -70,7 +71,7 @@ pub(super) const UNREACHABLE_ENDPOINT: Diagnosis = Diagnosis::of(ErrorClass::Str
         "ClickHouse cannot reach S3: check `s3.clickhouse_endpoint` and `s3.clickhouse_access`, or \
          let the worker read the objects (`load.fallback`)",
     );
-/// S3 does not answer ClickHouse, unless the text shows another problem.
+/// S3 does not respond to ClickHouse, unless the text shows another problem.
 const S3_AWAY: Diagnosis = UNKNOWN.pause(PauseReason::S3Access).advice(
     "if this persists, check ClickHouse's connection to S3 (network, `s3.clickhouse_endpoint`)",
 );

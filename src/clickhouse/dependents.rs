@@ -1,7 +1,7 @@
 //! Finds users' materialized views on the tables that Sluice fills, at any depth.
 //!
 //! A view's rows are inserted with those of its source. If that insert is repeated, the target of
-//! the view must recognise the repetition, too. A rollback does not delete rows from the target.
+//! the view must also recognise the repetition. A rollback does not delete rows from the target.
 
 use std::collections::BTreeSet;
 
@@ -73,10 +73,12 @@ impl Dependent {
     /// Returns what to do about the problem.
     pub fn advice(&self) -> &'static str {
         match self.memory {
-            Memory::Remembers => "nothing",
-            Memory::Forgets => "run `sluice migrate --adopt-views` to set its deduplication window",
+            Memory::Remembers => "no action needed",
+            Memory::Forgets => {
+                "run `sluice migrate --adopt-views` to set the table's deduplication window"
+            }
             Memory::Never => {
-                "let the view fill a MergeTree-family table that has a deduplication window"
+                "have the view fill a MergeTree-family table with a deduplication window"
             }
         }
     }
@@ -135,7 +137,7 @@ impl Defaults {
 ///
 /// # Errors
 ///
-/// Fails if the server does not answer.
+/// Fails if the server does not respond.
 pub async fn dependents(
     warehouse: &Warehouse,
     catalog: &Catalog,
@@ -163,7 +165,7 @@ pub async fn dependents(
 ///
 /// # Errors
 ///
-/// Fails if the server does not answer.
+/// Fails if the server does not respond.
 pub async fn filled_by_views(
     warehouse: &Warehouse,
     catalog: &Catalog,
@@ -178,8 +180,8 @@ pub async fn filled_by_views(
     Ok((!filled.is_empty()).then(|| filled.join(", ")))
 }
 
-/// Returns the tables of these declarations, the views on them, the tables that these fill, and so
-/// on.
+/// Returns the tables of these declarations, the views on them, the tables that those views fill,
+/// and so on.
 async fn reached(warehouse: &Warehouse, catalog: &Catalog) -> Result<Vec<Row>, WarehouseError> {
     let mut next: BTreeSet<Name> = Target::all(catalog)
         .iter()
@@ -204,7 +206,7 @@ async fn reached(warehouse: &Warehouse, catalog: &Catalog) -> Result<Vec<Row>, W
     Ok(rows)
 }
 
-/// Returns the statements that make every target remember tokens that can.
+/// Returns the statements that set a deduplication window on every target that supports one.
 pub fn adopt(dependents: &[Dependent], options: &SchemaOptions) -> Vec<Statement> {
     let forgets = |it: &&Dependent| it.memory == Memory::Forgets;
     let forgetful = dependents.iter().filter(forgets);
@@ -312,7 +314,7 @@ fn target_of(view: &Row) -> Option<Name> {
         let (name, _) = identifier(rest.strip_prefix('.')?)?;
         return Some(Name { database, name });
     }
-    // Its columns.
+    // The list of columns.
     rest.strip_prefix(" (")?;
     Some(Name {
         database: view.database.clone(),
@@ -387,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_remembers_what_its_settings_or_the_defaults_say() {
+    fn a_table_remembers_tokens_according_to_its_settings_or_the_defaults() {
         let of = |engine: &str, settings: &str, plain| {
             let row = Row {
                 engine: engine.to_owned(),

@@ -33,10 +33,10 @@ labelled! {
         /// ClickHouse can never read the object: the worker streams it if it can, otherwise as
         /// `Halt`.
         Stream = "stream",
-        /// The objects exceed what one insert may take: they are tried in parts, and a single one
-        /// in many blocks.
+        /// The objects exceed the limits of one insert: they are loaded in parts, and a single
+        /// object in many blocks.
         TooLarge = "too_large",
-        /// A user's view fails on an object: the object is set apart, and its rows are rolled back.
+        /// A user's view fails on an object: the object is isolated, and its rows are rolled back.
         View = "view",
         /// An object has changed since it was announced: refresh it.
         Changed = "changed",
@@ -48,10 +48,10 @@ labelled! {
 labelled! {
     /// Why intake is paused.
     pub enum PauseReason {
-        /// ClickHouse has not answered yet.
+        /// ClickHouse has not responded yet.
         Starting = "starting",
         Unreachable = "unreachable",
-        /// A proxy between Sluice and ClickHouse answers instead.
+        /// A proxy responded instead of ClickHouse.
         Proxy = "proxy",
         Authentication = "authentication",
         Permission = "permission",
@@ -133,14 +133,14 @@ const UNREACHABLE: Diagnosis = Diagnosis::of(ErrorClass::Retry)
 const PROXY: Diagnosis = Diagnosis::of(ErrorClass::Retry)
     .pause(PauseReason::Proxy)
     .advice(
-        "a proxy between Sluice and ClickHouse answers instead: check that it forwards to \
-         ClickHouse, and that its timeout is at least `clickhouse.insert_timeout`",
+        "a proxy responded instead of ClickHouse: check that it forwards requests to ClickHouse, \
+         and that its timeout is at least `clickhouse.insert_timeout`",
     );
 const HIDDEN: Diagnosis = Diagnosis::of(ErrorClass::Halt)
     .pause(PauseReason::Ledger)
     .advice(
         "without the whole ledger, objects would be loaded twice: drop the row policy that hides \
-         its rows from `clickhouse.user`, and make `clickhouse.url` lead to one server",
+         its rows from `clickhouse.user`, and point `clickhouse.url` to a single server",
     );
 const UNFILLED: Diagnosis = Diagnosis::of(ErrorClass::Halt)
     .pause(PauseReason::Schema)
@@ -200,18 +200,19 @@ fn server(code: u32, text: &str, is_of_view: bool) -> Diagnosis {
         {
             UNREACHABLE_ENDPOINT
         }
-        // The limit is that of one statement, and not of the server.
+        // The limit is that of one statement, not of the server.
         241 if says(text, &["(for query)", "Query memory limit exceeded"]) => {
             TOO_LARGE.pause(of_code.pause)
         }
-        // The limit is that of one block, and not of the table.
+        // The limit is that of one block, not of the table.
         252 if says(text, &["Too many partitions for single INSERT block"]) => {
             TOO_LARGE.pause(of_code.pause)
         }
         _ => of_code,
     };
     if is_of_view {
-        let advice = "the insert fails in a view that is not Sluice's: fix or drop it";
+        let advice = "the insert fails in a materialized view that does not belong to Sluice: fix \
+                      or drop the view";
         return diagnosis.pause(PauseReason::View).advice(advice);
     }
     diagnosis
@@ -231,7 +232,8 @@ fn thrown(text: &str) -> ErrorClass {
         .map_or(ErrorClass::Retry, |(_, class)| class)
 }
 
-/// Returns the diagnosis of an answer of S3 that ClickHouse quotes, or `None` if S3 did not answer.
+/// Returns the diagnosis of a response of S3 that ClickHouse quotes, or `None` if S3 did not
+/// respond.
 fn of_s3(text: &str) -> Option<Diagnosis> {
     let is_missing = says(
         text,
@@ -244,7 +246,7 @@ fn of_s3(text: &str) -> Option<Diagnosis> {
     if says(text, &["DNS_ERROR", "Not found address of host"]) {
         Some(UNREACHABLE_ENDPOINT)
     } else if says(text, &[NO_SUCH_BUCKET]) {
-        // S3 answers 404 in this case, too.
+        // S3 also returns 404 in this case.
         let class = if is_missing {
             FailureClass::Missing
         } else {
@@ -280,7 +282,7 @@ fn source(error: &StoreError) -> Diagnosis {
         as_class(ErrorClass::Denied)
             .advice("S3 denies the worker access to the bucket: grant its role `s3:GetObject`")
     } else {
-        // The object is missing, or its content is not what its name says.
+        // The object is missing, or its content does not match its name.
         diagnosis
     }
 }
@@ -297,12 +299,12 @@ fn says(text: &str, words: &[&str]) -> bool {
     words.iter().any(|word| text.contains(word))
 }
 
-/// Returns whether the error says that an object does not exist.
+/// Returns whether the error means that an object does not exist.
 pub fn is_missing(error: &WarehouseError) -> bool {
     diagnosis(error).failure_class == FailureClass::Missing
 }
 
-/// Returns whether the error says that a bucket does not exist.
+/// Returns whether the error means that a bucket does not exist.
 pub fn is_bucket_missing(error: &WarehouseError) -> bool {
     match error {
         WarehouseError::Server { text, .. } => says(text, &[NO_SUCH_BUCKET]),
@@ -319,18 +321,18 @@ pub fn is_s3_away(error: &WarehouseError) -> bool {
 
 fn unreachable_advice(text: &str) -> &'static str {
     if text.contains("certificate") {
-        "the server's certificate is not trusted: put its certificate authority into \
-         `clickhouse.ca_file`"
+        "the server's certificate is not trusted: set `clickhouse.ca_file` to a file with its \
+         certificate authority"
     } else if text.contains("InvalidContentType") {
-        "the port does not use TLS: begin `clickhouse.url` with http://, or use another port"
+        "the port does not use TLS: use http:// in `clickhouse.url`, or use another port"
     } else if text.contains("invalid HTTP version parsed") {
-        "the port does not use plain HTTP: if it is a TLS port, begin `clickhouse.url` with https://"
+        "the port does not use plain HTTP: if it is a TLS port, use https:// in `clickhouse.url`"
     } else {
         "check that ClickHouse is running, and check `clickhouse.url`"
     }
 }
 
-/// Returns whether a proxy on the way to ClickHouse has refused a request for its size.
+/// Returns whether a proxy on the way to ClickHouse has rejected a request because of its size.
 pub fn is_too_large(error: &WarehouseError) -> bool {
     let WarehouseError::Foreign { text } = error else {
         return false;
@@ -480,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn an_s3_that_is_away_is_not_taken_for_one_that_refuses() {
+    fn an_outage_of_s3_is_not_mistaken_for_a_refusal() {
         let away = StoreError::Unavailable {
             text: "connection closed".into(),
             path: "b/k".into(),
@@ -504,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_does_not_speak_for_s3() {
+    fn an_error_code_within_a_key_is_not_mistaken_for_one_of_s3() {
         let text = "ClickHouse error 354: Code: 354. DB::Exception: inflate failed: buffer error: \
                     While reading from: b/NoSuchKey AccessDenied HTTP response code: 404.gz: (in \
                     file/uri b/NoSuchKey AccessDenied HTTP response code: 404.gz)";
@@ -512,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_name_in_the_text_is_the_culprit() {
+    fn the_longest_key_in_the_text_is_at_fault() {
         let keys = ["a/b", "a/b.gz", "c"];
         let named = |text| named_object(text, keys.iter().copied().enumerate());
         assert_eq!(

@@ -6,7 +6,7 @@ use crate::statements::ddl::LANDING_PREFIX;
 /// The text before the name of each view in which an insert has failed, the innermost view first.
 const PUSHING: &str = ": while pushing to view ";
 
-/// A view that has failed an insert.
+/// A view in which an insert has failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failing {
     /// `database.view`, in ClickHouse's spelling.
@@ -15,7 +15,7 @@ pub struct Failing {
     pub table: Option<String>,
 }
 
-/// Returns the user's view that failed the insert, if one did.
+/// Returns the user's view in which the insert failed, if it failed in one.
 pub fn failing_view(error: &WarehouseError) -> Option<Failing> {
     let WarehouseError::Server { text, .. } = error else {
         return None;
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn a_users_view_is_told_from_sluices_own() {
+    fn a_users_view_is_distinguished_from_sluices_own() {
         assert_eq!(
             of(
                 "DB::Exception: seven: while executing 'FUNCTION f(x) :: 1': while pushing to view \
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_an_object_is_not_taken_for_a_view() {
+    fn the_name_of_an_object_is_not_mistaken_for_a_view() {
         assert_eq!(
             of(
                 "Bad: (while reading 'b/k: while pushing to view d.v'): while executing S3. (X) (v)"

@@ -1,4 +1,4 @@
-//! Plans the changes that bring existing tables to what is declared.
+//! Plans the changes that bring existing tables in line with the declarations.
 //!
 //! Columns are added and widened, and retention and deduplication windows are changed. Changes that
 //! would alter or lose rows are refused, with advice. Nothing that holds rows is ever dropped.
@@ -20,7 +20,7 @@ pub struct Plan {
     pub statements: Vec<Statement>,
     /// The refused changes. Unless this is empty, no statement should be run.
     pub refusals: Vec<Refusal>,
-    /// Descriptions of what is left as it is.
+    /// Descriptions of the differences that are left in place.
     pub kept: Vec<String>,
 }
 
@@ -63,7 +63,7 @@ struct Declared {
 ///
 /// # Errors
 ///
-/// Fails if the server does not answer, or does not support a declared type.
+/// Fails if the server does not respond, or does not support a declared type.
 pub async fn plan(
     warehouse: &Warehouse,
     catalog: &Catalog,
@@ -103,11 +103,11 @@ pub async fn plan(
 }
 
 /// Returns the statements that drop the landing tables of other declarations and their views, none
-/// of which holds rows. A worker that still inserts into one pauses with the reason.
+/// of which holds rows. A worker that still inserts into one of them pauses and reports the reason.
 ///
 /// # Errors
 ///
-/// Fails if the server does not answer.
+/// Fails if the server does not respond.
 pub async fn prune(
     warehouse: &Warehouse,
     catalog: &Catalog,
@@ -261,9 +261,10 @@ impl Plan {
                         "column {} is {existing}, but declared as {column_type}",
                         column.name
                     );
-                    let advice = "declare the column under another name, which is then added; or \
-                                  rename the old column by hand first (ALTER TABLE … RENAME \
-                                  COLUMN), and fill the new one with `sluice backfill --force`";
+                    let advice = "declare the column under another name, so that a new column is \
+                                  added; or first rename the old column manually (ALTER TABLE … \
+                                  RENAME COLUMN), and fill the new one with \
+                                  `sluice backfill --force`";
                     self.refuse(table, problem, advice.to_owned());
                 }
             }
@@ -294,14 +295,14 @@ impl Plan {
     }
 }
 
-/// Returns the problem and the advice if the tables differ in what ALTER TABLE cannot change.
+/// Returns the problem and the advice if the tables differ in a way that ALTER TABLE cannot change.
 fn layout_differs(
     options: &SchemaOptions,
     declared: &Declared,
     found: &Found,
 ) -> Option<(String, String)> {
     let another = "declare another table for this event type and load history into it with \
-                   `sluice backfill --force`; or rename the old table by hand (RENAME TABLE), and \
+                   `sluice backfill --force`; or rename the old table manually (RENAME TABLE), and \
                    run `sluice migrate` again";
     let mut families = ["Shared", "Replicated"].iter();
     let family = families.find_map(|family| found.engine.strip_prefix(family));
@@ -312,7 +313,7 @@ fn layout_differs(
     };
     let engine = &found.engine;
     let problem = if family.unwrap_or(engine) != expected {
-        format!("its engine is {engine}, but declared as {expected}")
+        format!("its engine is {engine}, but {expected} is declared")
     } else if options.engine == Engine::Replicated && family.is_none() {
         format!("its engine is {engine}, but `clickhouse.engine` is replicated")
     } else if bare(&found.sorting_key) != bare(&declared.sorting_key) {
@@ -443,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_as_declared_is_left_alone() {
+    fn a_table_that_is_as_declared_is_left_alone() {
         let declared = declared();
         let found = found(&declared);
         assert_eq!(planned(&options(), &declared, &found), Plan::default());
@@ -482,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_change_rows_is_refused() {
+    fn a_change_that_would_alter_rows_is_refused() {
         type Spoil = fn(&mut Found);
         let cases: [(&str, Spoil); 6] = [
             ("column raw is UInt8", |found| {
@@ -514,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_of_the_cloud_are_replicated() {
+    fn tables_of_clickhouse_cloud_count_as_replicated() {
         let declared = declared();
         let mut found = found(&declared);
         let replicated = SchemaOptions {

@@ -40,14 +40,14 @@ pub enum WarehouseError {
     Server { code: u32, text: String },
     /// The connection failed or broke, or the request timed out. The statement may be running, or
     /// may have succeeded.
-    #[error("no answer from ClickHouse: {0}")]
+    #[error("no response from ClickHouse: {0}")]
     Unknown(String),
     /// The password cannot be read, so no statement was sent.
     #[error("clickhouse.password_file: {0}")]
     Password(String),
-    /// A proxy or a load balancer answered instead of ClickHouse. The statement may be running, or
+    /// A proxy or a load balancer responded instead of ClickHouse. The statement may be running, or
     /// may have succeeded.
-    #[error("the answer is not ClickHouse's: {text}")]
+    #[error("the response did not come from ClickHouse: {text}")]
     Foreign { text: String },
     /// An object to be streamed could not be read, so the connection was closed.
     #[error(transparent)]
@@ -65,7 +65,7 @@ pub enum WarehouseError {
 }
 
 impl WarehouseError {
-    /// Returns ClickHouse's error code, if ClickHouse answered.
+    /// Returns ClickHouse's error code, if ClickHouse returned one.
     pub fn code(&self) -> Option<u32> {
         match self {
             Self::Server { code, .. } => Some(*code),
@@ -253,7 +253,7 @@ impl Warehouse {
         query_id: &str,
         timeout: Duration,
     ) -> Result<(), WarehouseError> {
-        // The statement is in the body, too, since it is too long for a URL.
+        // The statement is also in the body, since it is too long for a URL.
         let mut insert = self
             .client()
             .await?
@@ -424,7 +424,7 @@ impl Warehouse {
         self.execute(&kill, None, self.query_timeout).await
     }
 
-    /// Returns those of these tables that the database lacks.
+    /// Returns the tables of this list that do not exist in the database.
     pub async fn missing_tables<'a>(
         &self,
         tables: &'a [String],
@@ -481,7 +481,7 @@ async fn bounded<T>(
         .await
         .unwrap_or_else(|_| {
             Err(WarehouseError::Unknown(format!(
-                "no answer within {} s",
+                "no response within {} s",
                 timeout.as_secs()
             )))
         })

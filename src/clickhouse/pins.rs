@@ -14,8 +14,8 @@ use crate::statements::{PINNED, Pin};
 /// ClickHouse's error code for an unknown setting.
 const UNKNOWN_SETTING: u32 = 115;
 
-/// The settings of [`PINNED`] that the server supports, once it was queried. Shared by the clones
-/// of a [`Warehouse`].
+/// The settings of [`PINNED`] that the server supports, once it has been queried. Shared by the
+/// clones of a [`Warehouse`].
 #[derive(Clone, Default)]
 pub(super) struct Pins(Arc<Mutex<Option<Arc<[Pin]>>>>);
 

@@ -1,5 +1,5 @@
-//! Removes secrets from the answers of ClickHouse and others: ClickHouse quotes a statement with a
-//! syntax error verbatim.
+//! Removes secrets from responses of ClickHouse and other servers: ClickHouse quotes a statement
+//! with a syntax error verbatim.
 
 use crate::config::Secret;
 use crate::sql;
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_hidden_whole_quoted_or_cut() {
+    fn a_secret_is_redacted_whether_whole_quoted_or_truncated() {
         let redactor = Redactor::new(&[
             Secret::new("s'cr\\et"),
             Secret::new("hünter2"),

@@ -1,4 +1,4 @@
-//! Finds out which servers answer behind the URL, and whether they replicate the tables.
+//! Finds out which servers are behind the URL, and whether they replicate the tables.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -49,15 +49,15 @@ impl fmt::Display for Server {
 const IDENTITY: &str =
     "SELECT hostName() AS host, tcpPort() AS port, toString(serverUUID()) AS uuid";
 
-/// Returns the servers that answer at the URL. Queries every address of its name, over several new
+/// Returns the servers that respond at the URL. Queries every address of its name, over several new
 /// connections, and stops at the second server.
 ///
-/// An address that does not answer is ignored if another does: `localhost` can have two addresses,
-/// and the server can listen on only one.
+/// An address that does not respond is ignored if another one does: `localhost` can have two
+/// addresses, and the server can listen on only one.
 ///
 /// # Errors
 ///
-/// Fails if no server answers in time.
+/// Fails if no server responds in time.
 pub async fn servers(access: &Access) -> Result<BTreeSet<Server>, WarehouseError> {
     let url = Url::parse(&access.url).map_err(unusable)?;
     let site = Site::of(access, &url)?;
@@ -69,7 +69,7 @@ pub async fn servers(access: &Access) -> Result<BTreeSet<Server>, WarehouseError
     for (address, answer) in addresses.iter().zip(&answers) {
         match answer {
             Ok(_) => answering.push(*address),
-            Err(error) => debug!(%address, %error, "no answer from an address of ClickHouse"),
+            Err(error) => debug!(%address, %error, "no response from an address of ClickHouse"),
         }
     }
     note(answers, &mut found)?;
@@ -90,7 +90,7 @@ pub async fn servers(access: &Access) -> Result<BTreeSet<Server>, WarehouseError
     Ok(found)
 }
 
-/// Adds the servers that answered to `found`. Fails if there are only errors.
+/// Adds the servers that responded to `found`. Fails if there are only errors.
 fn note(
     answers: Vec<Result<Server, WarehouseError>>,
     found: &mut BTreeSet<Server>,
@@ -166,7 +166,7 @@ impl<'a> Site<'a> {
         let mut url = self.url.clone();
         // This fails only for URLs without a host.
         url.set_ip_host(address.ip())
-            .map_err(|()| unusable("the host of the URL cannot be an address"))?;
+            .map_err(|()| unusable("the host of the URL cannot be replaced by an address"))?;
         let (connector, pins) = (self.connector.clone(), self.pins.clone());
         let mut warehouse = Warehouse::over(connector, self.access, url.as_str(), pins);
         warehouse.client = warehouse
@@ -188,7 +188,7 @@ impl<'a> Site<'a> {
 }
 
 impl Warehouse {
-    /// Returns the first of these tables that its engine replicates, with the engine.
+    /// Returns the first of these tables whose engine replicates it, and that engine.
     pub async fn replicated_table(
         &self,
         tables: &[String],

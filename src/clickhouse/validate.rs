@@ -19,7 +19,7 @@ struct Described {
 ///
 /// # Errors
 ///
-/// Fails if the server does not answer, or refuses to describe even a query without declared SQL.
+/// Fails if the server does not respond, or refuses to describe even a query without declared SQL.
 pub async fn problems(
     warehouse: &Warehouse,
     catalog: &Catalog,
@@ -29,7 +29,7 @@ pub async fn problems(
         warehouse,
         landing: structure(landing_columns(catalog)),
     };
-    // This query has no declared SQL, so that an error here is not a problem of a declaration.
+    // This query has no declared SQL, so an error here is not a problem in a declaration.
     probe.describe("1", &probe.landing).await?;
     let mut problems = Vec::new();
     for event_type in catalog.types() {
@@ -100,7 +100,7 @@ impl Probe<'_> {
     }
 
     /// Returns the error with which the server refuses these columns, if it does. The query also
-    /// selects a column of the line, so that an aggregate function is refused, too.
+    /// selects a column of the line, so that an aggregate function is also refused.
     async fn refusal(&self, columns: &[&Column]) -> Result<Option<WarehouseError>, WarehouseError> {
         let mut row = "source_path".to_owned();
         for column in columns {
@@ -153,15 +153,16 @@ fn refused_column(event_type: &EventType, column: &Column, error: &WarehouseErro
 /// Returns why a table cannot be partitioned by values of this type, if it cannot.
 fn unusable_key(column_type: &str) -> Option<String> {
     let why = if column_type.contains("Nullable(") {
-        "can be NULL, and such a key cannot partition a table; use a column that is not Nullable, \
-         or `ifNull`"
+        "can be NULL and is not allowed in a partition key; use a column that is not Nullable, or \
+         `ifNull`"
     } else if column_type.contains("Float") {
-        "is a floating-point number, and such a key cannot partition a table; use `toInt64` or \
-         `intDiv`"
+        "is a floating-point type and not allowed in a partition key; use `toInt64` or `intDiv`"
     } else {
         return None;
     };
-    Some(format!("its partition key is {column_type}, which {why}"))
+    Some(format!(
+        "its partition key has the type {column_type}, which {why}"
+    ))
 }
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ mod tests {
     use super::SecretSource;
 
     #[test]
-    fn a_file_is_read_anew_without_its_line_break() {
+    fn a_file_is_read_each_time_without_its_line_break() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("secret");
         let source = SecretSource::File(path.clone());

@@ -14,7 +14,7 @@ use crate::util::outage::OutageLog;
 /// Each poll sends two requests, which cost as much as two long polls without messages.
 const INTERVAL: Duration = Duration::from_secs(15);
 
-/// Polls the depths for ever, and reports them to the metrics and to `report`.
+/// Polls the depths indefinitely, and reports them to the metrics and to `report`.
 pub async fn watch(queue: SqsQueue, report: impl Fn(Depth)) {
     let mut depths = Depths {
         queue,
@@ -32,7 +32,9 @@ pub async fn watch(queue: SqsQueue, report: impl Fn(Depth)) {
         metrics::sqs_failures(SqsOperation::Attributes, 1);
         if outage.failed(error.clone()).is_mentioned {
             let advice = match error {
-                QueueError::Denied(_) => "; `sluice check --print-policy` prints the rights",
+                QueueError::Denied(_) => {
+                    "; `sluice check --print-policy` prints the required permissions"
+                }
                 QueueError::Transient(_) | QueueError::Gone(_) => "",
             };
             warn!(%error, "failed to read queue depth; retrying{advice}");

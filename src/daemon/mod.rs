@@ -1,7 +1,7 @@
 //! The daemon: the only event loop.
 //!
 //! Receivers, loads, settlements and heartbeats run as tasks of their own; their results arrive
-//! here as events. The loop itself waits for nothing else, so that it always responds.
+//! here as events. The loop itself waits for nothing else, so that it stays responsive.
 
 pub mod depths;
 mod receiver;
@@ -40,9 +40,9 @@ use crate::telemetry::observer::Telemetry;
 use crate::telemetry::trace::{self, BatchTrace, Settling};
 pub use sluice_core::daemon::{core, heartbeats, in_flight};
 
-/// Gauges and the liveness of the event loop are updated this often.
+/// The interval at which gauges and the liveness of the event loop are updated.
 const TICK: Duration = Duration::from_secs(1);
-/// Cancelled loads have this long to clean up, and the last settlements to be sent.
+/// The time for cancelled loads to clean up, and for the last settlements to be sent.
 const CLEAN_UP: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug)]
@@ -52,11 +52,11 @@ pub struct Options {
     pub receivers: usize,
     /// The length of a long poll.
     pub wait_time: Duration,
-    /// After a stop, batches in flight have this long to end.
+    /// How long batches in flight may take after a stop.
     pub grace_period: Duration,
 }
 
-/// The parts of a daemon that is to run.
+/// The parts of a daemon.
 pub struct Daemon<Q, L> {
     pub queue: Arc<Q>,
     pub loader: Arc<L>,
@@ -91,7 +91,7 @@ pub async fn run<Q: Queue, L: Load>(daemon: Daemon<Q, L>, stop: CancellationToke
     info!("stopped");
 }
 
-/// Waits until `time`, or for ever if there is none.
+/// Waits until `time`, or forever if there is none.
 async fn at(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
@@ -160,7 +160,7 @@ impl<Q: Queue, L: Load> EventLoop<Q, L> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            // In a fixed order, so that the same events make the same run. Messages come last:
+            // In a fixed order, so that the same events produce the same run. Messages come last:
             // there may always be another one, while the number of all other events is bounded.
             tokio::select! {
                 biased;
@@ -171,8 +171,7 @@ impl<Q: Queue, L: Load> EventLoop<Q, L> {
                 _ = tick.tick() => self.on_tick(),
                 () = stop.cancelled(), if !self.shutdown.has_begun() => self.on_stop(),
                 () = at(self.shutdown.deadline()) => self.on_shutdown_deadline().await,
-                // After the deadline that it sets: without receivers, it is ready at once, and
-                // again.
+                // After the deadline that it sets: without receivers, this branch is always ready.
                 ended = self.receivers.tasks.join_next(), if self.shutdown.awaits_polls() => {
                     if ended.is_none() {
                         self.shutdown.on_polls_ended(Instant::now());
@@ -228,7 +227,7 @@ impl<Q: Queue, L: Load> EventLoop<Q, L> {
         }
     }
 
-    /// Does what any event may have made possible.
+    /// Performs work that any event may have made possible.
     fn after_event(&mut self) {
         self.health.beat();
         let now = Instant::now();
@@ -313,14 +312,17 @@ impl<Q: Queue, L: Load> EventLoop<Q, L> {
     }
 
     /// Waits up to [`CLEAN_UP`] for cancelled loads, if there are any. Messages that are still in
-    /// flight then are returned.
+    /// flight after that are returned.
     async fn end_loads(&mut self) {
         let until = Instant::now() + CLEAN_UP;
         while let Ok(Some(ended)) = timeout_at(until, self.loads.join_next()).await {
             self.on_load_ended(ended);
         }
         if !self.loads.is_empty() {
-            warn!("some inserts did not stop; the ledger fences them off from later batches");
+            warn!(
+                "some inserts did not stop in time; the worker that recovers their batches fences \
+                 and kills them"
+            );
             self.loads.abort_all();
             let actions = self.core.return_all();
             self.perform(actions);

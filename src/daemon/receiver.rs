@@ -29,8 +29,8 @@ pub(super) struct Receivers {
 }
 
 impl Receivers {
-    /// Starts the receivers. When `stop` is cancelled, they end as soon as their polls are
-    /// answered.
+    /// Starts the receivers. When `stop` is cancelled, they end as soon as their polls have
+    /// returned.
     pub(super) fn start<Q: Queue, L>(daemon: &Daemon<Q, L>, stop: &CancellationToken) -> Self {
         let options = daemon.options;
         // A short channel: messages that wait here get no heartbeats.
@@ -87,7 +87,7 @@ const BACKOFF: Backoff = Backoff {
     min: Duration::from_secs(1),
     max: Duration::from_secs(30),
 };
-/// An outage of the queue is logged again this often.
+/// The interval at which a lasting outage of the queue is logged again.
 const REMINDER: Duration = Duration::from_secs(60);
 
 async fn run<Q: Queue>(
@@ -103,7 +103,7 @@ async fn run<Q: Queue>(
     loop {
         let may_receive = async {
             breaker.closed().await;
-            // An error means that the event loop is gone: this task ends, too.
+            // An error means that the event loop is gone: this task also ends.
             room.wait_for(|room| *room > options.number).await.is_ok()
         };
         tokio::select! {
@@ -120,7 +120,7 @@ async fn run<Q: Queue>(
                 outage.end();
                 health.queue_answers();
                 metrics::messages_received(received.len());
-                // Before the messages wait for the loop.
+                // Measured before the messages wait for the loop.
                 let (wait, visibility) = (options.wait_time, options.visibility);
                 let delivery = Delivery::of_receive(sent_at, Instant::now(), wait, visibility);
                 if !received.is_empty() && messages.send((received, delivery)).await.is_err() {
@@ -141,7 +141,7 @@ async fn run<Q: Queue>(
     }
 }
 
-/// An outage of the queue: when it is logged, and when to try again.
+/// An outage of the queue: decides when it is logged, and when to retry.
 pub struct QueueOutage {
     log: OutageLog,
     env: Env,
@@ -175,7 +175,7 @@ impl QueueOutage {
         if let Some(Recovery { lasted, failures }) = self.log.succeeded() {
             info!(
                 away_seconds = lasted.as_secs(),
-                failures, "the queue answers again"
+                failures, "SQS has recovered; receiving resumed"
             );
         }
     }

@@ -23,8 +23,8 @@ use sluice_core::backoff::Backoff;
 
 /// Requests in flight at a time.
 const CONCURRENCY: usize = 8;
-/// The number of tries of a request. After that, the messages reappear by themselves, and the
-/// ledger recognises their objects.
+/// The number of times that a request is tried. After that, the messages reappear by themselves,
+/// and the ledger recognises their objects.
 const TRIES: u32 = 6;
 const BACKOFF: Backoff = Backoff {
     min: Duration::from_millis(500),
@@ -32,7 +32,7 @@ const BACKOFF: Backoff = Backoff {
 };
 
 /// Performs settlements until their sender is gone and all are done. Reports the handles of
-/// messages to delete once that has succeeded or was given up.
+/// messages to delete once their deletion has succeeded or was given up.
 pub(super) async fn run<Q: Queue>(
     queue: Arc<Q>,
     env: Env,
@@ -136,14 +136,14 @@ pub(super) async fn extend<Q: Queue>(
         Ok(Ok(result)) => result,
         Ok(Err(_)) => Err(QueueError::Transient("the request panicked".to_owned())),
         Err(_) => {
-            let text = "no answer before the visibility timeout".to_owned();
+            let text = "no response before the visibility timeout expired".to_owned();
             Err(QueueError::Transient(text))
         }
     };
     (extension.number, result)
 }
 
-/// Repeats a batch request for the entries that failed. Returns how many succeeded in the end.
+/// Retries a batch request for the entries that failed. Returns how many succeeded in the end.
 async fn retry<T: Clone, F>(
     operation: SqsOperation,
     env: &Env,

@@ -1,15 +1,15 @@
 //! The phases of a shutdown: what it waits for, until when, and what follows.
 //!
-//! It is pure: time is an argument, and what is to be done is returned, not done.
+//! It is pure: time is an argument, and actions are returned, not performed.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Long polls in flight at a stop have their own time and this much longer to end. If a poll were
-/// cancelled, messages on their way to it would stay hidden, and the queue may continue to serve it
-/// and so receive messages that are being returned. For the same reason, returns are deferred until
-/// the polls have ended.
+/// At a stop, long polls in flight have their wait time plus this long to end. If a poll were
+/// cancelled, messages on their way to it would stay hidden, and the queue could continue to serve
+/// it and hide messages that have just been returned. For the same reason, returns are deferred
+/// until the polls have ended.
 const LATE_ANSWER: Duration = Duration::from_secs(5);
 
 /// The state of a shutdown. `T` is the return of a message.
@@ -39,7 +39,7 @@ enum Phase<T> {
     Cancelled,
 }
 
-/// What is to be done at a deadline.
+/// The action that is due at a deadline.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Due<T> {
     /// End the polls that are still in flight, then perform these returns.
@@ -76,7 +76,7 @@ impl<T> Shutdown<T> {
         matches!(self.phase, Phase::LastPolls { .. })
     }
 
-    /// Returns the deferred returns, while returns must wait for the end of the polls.
+    /// Returns the list of deferred returns while returns must wait for the end of the polls.
     pub(super) fn deferred(&mut self) -> Option<&mut Vec<T>> {
         match &mut self.phase {
             Phase::LastPolls { deferred, .. } => Some(deferred),
@@ -84,7 +84,7 @@ impl<T> Shutdown<T> {
         }
     }
 
-    /// Notes that the last polls have ended: they need no more time.
+    /// Records that the last polls have ended: they need no more time.
     pub(super) fn on_polls_ended(&mut self, now: Instant) {
         if let Phase::LastPolls { until, .. } = &mut self.phase {
             *until = now;
@@ -100,7 +100,7 @@ impl<T> Shutdown<T> {
         }
     }
 
-    /// Enters the next phase, and returns what is to be done now.
+    /// Enters the next phase, and returns the action that is due.
     pub(super) fn on_deadline(&mut self) -> Option<Due<T>> {
         match std::mem::replace(&mut self.phase, Phase::Cancelled) {
             Phase::LastPolls {
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn the_polls_have_no_longer_than_the_loads_and_end_before_these_are_cancelled() {
+    fn the_polls_have_no_more_time_than_the_loads_and_end_before_loads_are_cancelled() {
         let (mut shutdown, began) = begun(20 * SECOND, 10 * SECOND);
         let end = Some(began + 10 * SECOND);
         assert_eq!(shutdown.deadline(), end);
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_back_waits_for_the_end_of_the_polls_alone() {
+    fn returns_are_deferred_only_until_the_polls_have_ended() {
         let (mut shutdown, _) = begun(20 * SECOND, 60 * SECOND);
         shutdown.deferred().unwrap().extend([1, 2]);
         shutdown.deferred().unwrap().push(3);

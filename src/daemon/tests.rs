@@ -148,8 +148,8 @@ impl Spied {
 }
 
 type Ending = Pin<Box<dyn Future<Output = Outcome> + Send>>;
-/// Gets the number of the load, from 0, its keys, and the token that cancels it. Its outcome holds
-/// for every object.
+/// Receives the number of the load, from 0, its keys, and the token that cancels it. Its outcome
+/// applies to every object.
 type Script = Box<dyn Fn(usize, Vec<String>, CancellationToken) -> Ending + Send + Sync>;
 
 struct Scripted {
@@ -349,7 +349,7 @@ async fn a_window_closes_a_batch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_worker_loads_at_once_and_with_others_behind_waits_no_longer_than_the_window() {
+async fn an_idle_worker_loads_at_once_and_a_busy_one_after_the_window() {
     let mut options = OPTIONS;
     options.limits.batch.max_objects = 1000;
     let rig = Rig::start(options, always(Outcome::Loaded, SECOND / 4));
@@ -361,7 +361,7 @@ async fn an_idle_worker_loads_at_once_and_with_others_behind_waits_no_longer_tha
         pass(WINDOW / 2).await;
     }
     assert_eq!(rig.loads(), [["a"], ["b"], ["c"]]);
-    // Twenty a second: none of them is alone.
+    // Twenty per second: none of them is alone.
     for number in 0..1200 {
         rig.send(&[&format!("k{number}")]);
         pass(SECOND / 20).await;
@@ -375,7 +375,7 @@ async fn an_idle_worker_loads_at_once_and_with_others_behind_waits_no_longer_tha
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_that_is_due_goes_on_filling_until_a_load_is_free() {
+async fn a_due_batch_keeps_filling_until_a_load_slot_is_free() {
     let gate = Arc::new(Semaphore::new(0));
     let mut options = fixed_window();
     options.limits.batch.max_objects = 100;
@@ -383,7 +383,7 @@ async fn a_batch_that_is_due_goes_on_filling_until_a_load_is_free() {
     let rig = Rig::start(options, gated(&gate));
     rig.send(&["a"]);
     until("a load", || rig.loads().len() == 1).await;
-    // One an hour, long after the window of the first.
+    // One per hour, long after the window of the first.
     for key in ["b", "c", "d"] {
         rig.send(&[key]);
         pass(HOUR).await;
@@ -396,7 +396,7 @@ async fn a_batch_that_is_due_goes_on_filling_until_a_load_is_free() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_that_is_due_is_not_overtaken_for_ever_by_full_ones() {
+async fn a_due_batch_is_not_overtaken_indefinitely_by_full_ones() {
     let gate = Arc::new(Semaphore::new(0));
     let mut options = fixed_window();
     options.limits.batch.max_objects = 2;
@@ -420,7 +420,7 @@ async fn a_batch_that_is_due_is_not_overtaken_for_ever_by_full_ones() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_while_a_due_batch_waits_for_a_load_gives_it_back() {
+async fn a_stop_returns_the_messages_of_a_due_batch_that_waits_for_a_load_slot() {
     let mut options = fixed_window();
     options.limits.concurrency = 1;
     let mut rig = Rig::start(options, always(Outcome::Loaded, GRACE / 2 + WINDOW));
@@ -490,7 +490,7 @@ async fn a_message_whose_load_fails_backs_off_until_it_is_a_dead_letter() {
     assert_eq!(rig.loads().len(), MAX_RECEIVES as usize);
     let times = rig.load_times();
     let gaps: Vec<u64> = times.windows(2).map(|w| (w[1] - w[0]).as_secs()).collect();
-    // 10, 20 and 40 s, each between half and all of it.
+    // 10, 20 and 40 s, each scaled to between half and all of it.
     for (gap, full) in gaps.iter().zip([10, 20, 40]) {
         assert!((full / 2..=full + 1).contains(gap), "{gaps:?}");
     }
@@ -536,7 +536,7 @@ async fn messages_that_wait_for_a_load_stay_hidden() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn heartbeats_survive_a_queue_that_is_away_for_less_than_the_visibility_timeout() {
+async fn heartbeats_survive_a_queue_outage_shorter_than_the_visibility_timeout() {
     let rig = Rig::start(OPTIONS, always(Outcome::Loaded, VISIBILITY * 4));
     rig.send(&["a"]);
     until("a load", || rig.loads().len() == 1).await;
@@ -587,7 +587,7 @@ async fn pause_while_the_breaker_is_open_nothing_is_received() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pause_what_is_held_stays_held_and_nothing_more_comes() {
+async fn pause_messages_in_flight_are_kept_and_no_more_are_received() {
     let gate = Arc::new(Semaphore::new(0));
     let rig = Rig::start(one_object_a_batch(), gated(&gate));
     rig.send(&["a"]);
@@ -626,7 +626,7 @@ async fn receives_back_off_while_the_queue_is_unavailable() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_delete_is_tried_again_until_the_queue_is_back() {
+async fn a_delete_is_retried_until_the_queue_has_recovered() {
     let rig = Rig::start(one_object_a_batch(), always(Outcome::Loaded, SECOND));
     rig.send(&["a"]);
     until("a load", || rig.loads().len() == 1).await;
@@ -661,7 +661,7 @@ async fn a_message_that_could_not_be_deleted_comes_back_as_a_duplicate() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_load_that_panics_gives_its_messages_back() {
+async fn a_load_that_panics_returns_its_messages() {
     let script = script(|number, _, _| async move {
         assert!(number > 0, "the first load panics");
         Outcome::Loaded
@@ -693,11 +693,11 @@ async fn a_busy_object_is_looked_up_again_without_going_back_to_the_queue() {
     assert_eq!(rig.deletes(), 1);
 }
 
-/// Messages that the receivers may bring before the loop has closed the room for them.
+/// Messages that the receivers may still receive before the loop reduces their room.
 const OVERRUN: usize = 2 * OPTIONS.receivers * crate::queue::MAX_BATCH;
 
 #[tokio::test(start_paused = true)]
-async fn no_more_is_held_than_allowed() {
+async fn no_more_messages_are_in_flight_than_allowed() {
     let mut options = fixed_window();
     options.limits.batch.window = HOUR;
     options.limits.batch.max_objects = 1000;
@@ -716,7 +716,7 @@ async fn no_more_is_held_than_allowed() {
 
 /// The remainder of a full queue waits neither for the batches before it nor for the window.
 #[tokio::test(start_paused = true)]
-async fn a_load_that_is_free_does_not_wait_for_the_others() {
+async fn a_free_load_slot_does_not_wait_for_the_others() {
     let gate = Arc::new(Semaphore::new(0));
     let rig = Rig::start(OPTIONS, gated(&gate));
     for key in ["a", "b", "c", "d"] {
@@ -731,7 +731,7 @@ async fn a_load_that_is_free_does_not_wait_for_the_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_more_is_received_than_the_next_loads_need() {
+async fn no_more_messages_are_received_than_the_next_loads_need() {
     let gate = Arc::new(Semaphore::new(0));
     let options = one_object_a_batch();
     let rig = Rig::start(options, gated(&gate));
@@ -804,7 +804,7 @@ async fn a_load_that_ignores_its_cancellation_does_not_delay_the_stop() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_comes_while_stopping_goes_back_at_once() {
+async fn messages_received_while_stopping_are_returned_at_once() {
     let mut rig = Rig::start(one_object_a_batch(), always(Outcome::Loaded, 10 * SECOND));
     rig.send(&["a"]);
     until("a load", || rig.loads().len() == 1).await;
@@ -819,7 +819,7 @@ async fn what_comes_while_stopping_goes_back_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_waits_for_the_answers_of_the_last_receives() {
+async fn a_stop_waits_for_the_responses_to_the_last_receives() {
     let slowness = Slowness {
         receive_answer: 4 * SECOND,
         ..Slowness::default()
@@ -839,7 +839,7 @@ async fn a_stop_waits_for_the_answers_of_the_last_receives() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_while_clickhouse_is_away_ends_at_once() {
+async fn a_stop_while_clickhouse_is_unavailable_ends_at_once() {
     let mut rig = Rig::start_open(OPTIONS, always(Outcome::Loaded, Duration::ZERO));
     rig.send(&["a"]);
     pass(HOUR).await;
@@ -848,7 +848,7 @@ async fn a_stop_while_clickhouse_is_away_ends_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_loop_that_stands_still_is_noticed() {
+async fn a_stuck_event_loop_is_detected() {
     let rig = Rig::start(OPTIONS, always(Outcome::Loaded, HOUR));
     rig.send(&["a"]);
     for _ in 0..60 {
@@ -894,8 +894,8 @@ fn start_slow(slowness: Slowness, lanes: usize, messages: usize) -> Rig {
     rig
 }
 
-/// Fails when a message that was received is visible again within this time.
-async fn nothing_lapses(rig: &Rig, time: Duration) {
+/// Asserts that no received message becomes visible again within this time.
+async fn assert_nothing_reappears(rig: &Rig, time: Duration) {
     let end = Instant::now() + time;
     while Instant::now() < end {
         pass(SECOND).await;
@@ -911,7 +911,7 @@ fn received(rig: &Rig) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queue_that_is_too_slow_is_not_received_from_and_no_message_lapses() {
+async fn a_queue_that_is_too_slow_is_not_received_from_and_no_message_reappears() {
     for (millis, lanes) in [(100, 1), (500, 1), (1000, 2), (2000, 8)] {
         let request = Duration::from_millis(millis);
         let slowness = Slowness {
@@ -919,7 +919,7 @@ async fn a_queue_that_is_too_slow_is_not_received_from_and_no_message_lapses() {
             ..Slowness::default()
         };
         let rig = start_slow(slowness, lanes, 2000);
-        nothing_lapses(&rig, 3 * MINUTE).await;
+        assert_nothing_reappears(&rig, 3 * MINUTE).await;
         // At most what consecutive requests extend within a visibility timeout.
         let extended = VISIBILITY.as_millis() as usize / millis as usize * lanes * 10;
         let received = received(&rig);
@@ -937,29 +937,29 @@ async fn a_queue_that_becomes_slow_is_not_received_from_until_it_is_fast_again()
         ..Slowness::default()
     };
     let rig = start_slow(slowness, 100, 1000);
-    nothing_lapses(&rig, MINUTE).await;
+    assert_nothing_reappears(&rig, MINUTE).await;
     assert_eq!(received(&rig), 1000);
     let blocked = rig.spied.lanes.acquire_many(100).await.unwrap();
     let receives = rig.receives();
-    nothing_lapses(&rig, VISIBILITY / 2).await;
+    assert_nothing_reappears(&rig, VISIBILITY / 2).await;
     drop(blocked);
-    nothing_lapses(&rig, MINUTE).await;
+    assert_nothing_reappears(&rig, MINUTE).await;
     assert!(rig.receives() > receives);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_whose_receive_was_answered_late_does_not_lapse() {
+async fn a_message_whose_receive_returned_late_stays_hidden() {
     let slowness = Slowness {
         receive_answer: VISIBILITY * 3 / 4,
         ..Slowness::default()
     };
     let rig = start_slow(slowness, 100, 20);
-    nothing_lapses(&rig, 3 * MINUTE).await;
+    assert_nothing_reappears(&rig, 3 * MINUTE).await;
     assert_eq!(received(&rig), 20);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_that_waits_for_its_deletion_does_not_lapse() {
+async fn a_message_that_waits_for_its_deletion_stays_hidden() {
     let mut options = OPTIONS;
     options.limits.batch.max_objects = 1000;
     let spied = Spied {
@@ -980,7 +980,7 @@ async fn a_message_that_waits_for_its_deletion_does_not_lapse() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_takes_one_heartbeat_for_each_third_of_the_visibility_timeout() {
+async fn a_message_needs_one_heartbeat_for_each_third_of_the_visibility_timeout() {
     let rig = start_slow(Slowness::default(), 100, 200);
     pass(SECOND).await;
     assert_eq!(
@@ -989,6 +989,6 @@ async fn a_message_takes_one_heartbeat_for_each_third_of_the_visibility_timeout(
     );
     pass(10 * VISIBILITY).await;
     let changes = rig.spied.changes.load(Ordering::Relaxed);
-    // Ten messages a request.
+    // Ten messages per request.
     assert!((25 * 20..=30 * 20).contains(&changes), "{changes}");
 }

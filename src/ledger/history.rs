@@ -208,9 +208,9 @@ impl History {
             self.warehouse.table(BATCHES_TABLE),
         );
         let rows: Vec<OpenBatches> = self.warehouse.rows(&sql).await?;
-        rows.into_iter()
-            .next()
-            .ok_or_else(|| WarehouseError::Unknown("no row for the open batches".to_owned()))
+        rows.into_iter().next().ok_or_else(|| {
+            WarehouseError::Unknown("the query for open batches returned no row".to_owned())
+        })
     }
 
     /// Returns the workers that have an open batch of another plan, or that have claimed one within

@@ -268,7 +268,8 @@ impl Ledger {
         if objects.is_empty() {
             return Ok(Vec::new());
         }
-        // New objects have no claim, which this query finds out at a third of the cost of the next.
+        // New objects have no claim: this query finds that out at a third of the cost of the next
+        // one.
         let which = format!("{}{}", among(objects, excluding), without(superseded));
         let is_claimed = match excluding {
             None => self.warehouse.has_rows(OBJECTS_TABLE, &which).await?,
@@ -307,7 +308,7 @@ impl Ledger {
     /// # Errors
     ///
     /// [`WarehouseError::Hidden`] if the ledger does not show all claims of the batch: then it may
-    /// hide the claims of others, too.
+    /// also hide the claims of others.
     async fn is_claimed_beside(
         &self,
         batch: BatchId,
@@ -554,8 +555,8 @@ impl Ledger {
     /// Fences the batch, so that no attempt up to this one may start any more, and takes over the
     /// lease.
     ///
-    /// Returns [`Fence::Written`] if this worker was the first to do so. Of several workers that
-    /// recover a batch at once, the others leave it to that one. This saves work; safety does not
+    /// Returns [`Fence::Written`] if this worker was the first to do so. If several workers recover
+    /// a batch at the same time, the others leave it to that one. This saves work; safety does not
     /// depend on it.
     ///
     /// # Errors
@@ -758,7 +759,7 @@ impl Ledger {
         self.warehouse.rows(&sql).await
     }
 
-    /// Returns other objects that were loaded last: from the bucket of `object`, or, unless
+    /// Returns the most recently loaded objects other than `object`: from its bucket, or, unless
     /// `same_bucket`, from all other buckets.
     pub async fn latest_loaded(
         &self,
@@ -785,8 +786,8 @@ impl Ledger {
     }
 
     /// Returns the condition under which an insert of this attempt must not start, as SQL. An
-    /// insert of a batch that is loaded is late, and inserts nothing while the tables remember its
-    /// token.
+    /// insert of a batch that is already loaded is late, and inserts nothing while the tables
+    /// remember its token.
     pub fn guard(&self, batch: BatchId, attempt: u32) -> String {
         self.refusal(batch, attempt, &[event::RELEASED, event::LOADED])
     }

@@ -26,7 +26,7 @@ fn statements(planner: &Planner, objects: &[ObjectRef]) -> String {
 
 /// A different statement under the same token would be dropped, or would duplicate rows.
 #[test]
-fn a_recovery_makes_the_statements_of_the_worker_that_claimed() {
+fn a_recovery_sends_the_same_statements_as_the_worker_that_claimed() {
     let mut planner = planner(S3Access::Server, None);
     planner.max_bytes = 256 << 20;
     let sizes = [

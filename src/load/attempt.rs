@@ -51,12 +51,13 @@ pub(super) struct BatchRun<'a, P: Ports> {
     pub(super) successes_before: u64,
     /// How often the batch has failed for an unknown reason while others were loaded.
     pub(super) failures_alone: u32,
-    /// The rows that the insert has brought, as counted.
+    /// The rows that the insert has written, as counted.
     pub(super) read: Vec<Counted>,
     pub(super) is_claimed: bool,
-    /// Part of the manifest: a retry must make the same statements and the same blocks.
+    /// Part of the manifest: a retry must produce the same statements and the same blocks.
     pub(super) shape: StatementShape,
-    /// What was read is not what was asked for: the batch is rolled back even if it is complete.
+    /// The content that was read is not what was requested: the batch is rolled back even if it is
+    /// complete.
     pub(super) rollback_only: bool,
     /// Describes the rows that a rollback has not reached.
     left_in_views: Option<String>,
@@ -72,7 +73,7 @@ pub(super) struct BatchRun<'a, P: Ports> {
 const ANSWER_AFTER_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl<'a, P: Ports> BatchRun<'a, P> {
-    /// Creates a run that has found nothing yet.
+    /// Creates a run that has no results yet.
     pub(super) fn new(
         loader: &'a Loader<P>,
         cancel: &'a CancellationToken,
@@ -130,7 +131,9 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         };
         match tokio::time::timeout(Duration::from_secs(2), work).await {
             Ok(Ok(())) => info!("insert cancelled for shutdown; another worker will resume it"),
-            _ => warn!("failed to abandon the batch; it is recovered after its lease has expired"),
+            _ => warn!(
+                "failed to abandon the batch; it will be recovered once its lease has expired"
+            ),
         }
     }
 
@@ -248,8 +251,8 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         }
     }
 
-    /// Checks what an insert that succeeded has brought. It is committed only if the tables are
-    /// complete and every object was read.
+    /// Checks the result of an insert that succeeded. The insert counts as committed only if the
+    /// tables are complete and every object was read.
     async fn after_success(&mut self, attempt: u32, begun: Instant) -> Result<Inserted, Cancelled> {
         let is_retry = attempt > 1 || self.retries > 0;
         let since = (!is_retry).then_some(begun);
@@ -279,7 +282,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
     ///
     /// A server that is killed can have stored a token without the rows that belong to it; the
     /// retry then drops rows that are in no table. Or the token was not stored, or was forgotten,
-    /// and the rows are there twice. Or something on the server has kept rows from a table.
+    /// and the rows are duplicated. Or something on the server has kept rows out of a table.
     fn row_count_mismatch(&mut self) -> Inserted {
         warn!(
             "{}; rolling the batch back and reloading it",
@@ -324,7 +327,8 @@ impl<'a, P: Ports> BatchRun<'a, P> {
 
     async fn execute(&self, guard: &str, query_id: &str) -> Result<(), WarehouseError> {
         let LoadParts { tables, store, .. } = &self.loader.parts;
-        // The server's own limit is shorter, so that its answer shows that the statement has ended.
+        // The server's own limit is shorter, so that its response shows that the statement has
+        // ended.
         let timeout = self.loader.config.insert_timeout + ANSWER_AFTER_TIMEOUT;
         let objects = self.objects();
         let insert = Insert {
@@ -352,8 +356,8 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         Ok(())
     }
 
-    /// Notes what the batch has brought, and returns whether the tables have it. `since` is that of
-    /// [`BatchTables::are_complete`].
+    /// Stores the counts of the batch, and returns whether the tables have these rows. `since` is
+    /// that of [`BatchTables::are_complete`].
     async fn are_tables_complete(&mut self, since: Option<Instant>) -> Result<bool, Cancelled> {
         let tables = &self.loader.parts.tables;
         let (batch, many_blocks) = (self.batch, self.shape.many_blocks);
@@ -473,9 +477,9 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
             .await
     }
 
-    /// Returns whether every table has what the batch brought, so that only the record is missing:
-    /// an object can be gone when a complete batch is retried. This is known only of batches of one
-    /// block, whose count was written as a whole.
+    /// Returns whether every table has the rows of the batch, so that only the record is missing:
+    /// an object can be gone when a complete batch is retried. This can be determined only for
+    /// batches of one block, whose counts were written as a whole.
     async fn is_complete(&mut self) -> Result<bool, Cancelled> {
         if self.shape.many_blocks || self.rollback_only {
             return Ok(false);
@@ -642,7 +646,7 @@ impl<P: Ports> Loader<P> {
         if end == End::Loaded {
             batch_run.clean().await?;
         }
-        info!(?end, "batch recovered");
+        info!(?end, "recovery ended");
         Ok(())
     }
 }

@@ -6,11 +6,11 @@ use super::answers::Answers;
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::sql;
 
-/// The largest number of lines in a block. Each takes some 600 bytes of memory, however short it
+/// The largest number of lines in a block. Each takes about 600 bytes of memory, however short it
 /// is.
 const MAX_LINES: u64 = 2_000_000;
 /// The factor by which the lines of one block may exceed `batch.max_bytes`, which limits an
-/// estimate: how far an object expands is known only after it is read.
+/// estimate: the expanded size of an object is known only after it has been read.
 const MAX_EXPANSION: u64 = 4;
 /// The bytes that a row of the landing table takes in addition to the text of its line.
 const ROW_BYTES: u64 = 256;

@@ -32,7 +32,7 @@ struct Open {
     why: String,
 }
 
-/// What distinguishes one outage from another in the log; the text is without its digits.
+/// The cause by which the log distinguishes outages; the text is without its digits.
 type Cause = (Scope, PauseReason, String);
 
 impl Open {
@@ -60,8 +60,8 @@ struct Probing {
     outage: OutageLog<Cause>,
 }
 
-/// Marks an insert, or another statement that a load requires, that met a reason to halt. It is the
-/// probe until it succeeds or is given up.
+/// Marks an insert, or another statement that a load requires, that failed for a reason to halt. It
+/// is the probe until it succeeds or is given up.
 #[derive(Debug)]
 pub struct ProbeGuard(Arc<Breaker>);
 
@@ -79,7 +79,7 @@ impl Drop for ProbeGuard {
 }
 
 impl Breaker {
-    /// Creates a breaker that is open, since ClickHouse has not answered yet.
+    /// Creates a breaker that is open, since ClickHouse has not responded yet.
     pub fn new(interval: Duration) -> Self {
         let why = "ClickHouse has not been reached yet".to_owned();
         Self {
@@ -151,7 +151,7 @@ impl Breaker {
         }
     }
 
-    /// Takes the probe of this interval, or returns when the next one is due.
+    /// Reserves the probe of this interval, or returns when the next one is due.
     fn take_turn(&self) -> Result<(), Instant> {
         let mut probing = self.probing();
         let now = Instant::now();
@@ -166,7 +166,7 @@ impl Breaker {
         self.probing().next = Instant::now();
     }
 
-    /// Opens the breaker, since a statement met a reason to halt.
+    /// Opens the breaker, since a statement failed for a reason to halt.
     pub fn open(&self, scope: Scope, reason: PauseReason, why: &str) {
         let mut probing = self.probing();
         probing.next = Instant::now() + self.interval;
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lets_one_probe_through_an_interval_while_open() {
+    async fn an_open_breaker_admits_one_probe_per_interval() {
         let breaker = opened(Scope::Everything);
         let start = Instant::now();
         for probes in 1..=3 {
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lets_everybody_through_once_closed() {
+    async fn a_closed_breaker_admits_every_statement() {
         let breaker = opened(Scope::Everything);
         let waiting: Vec<_> = (0..10)
             .map(|_| {
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_an_insert_ends_what_an_insert_began() {
+    async fn only_an_insert_closes_a_breaker_that_an_insert_opened() {
         let breaker = opened(Scope::Inserts);
         let start = Instant::now();
         breaker.admit(Scope::Everything).await;
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn somebody_else_probes_only_where_no_insert_will() {
+    async fn others_probe_only_if_no_insert_is_going_to() {
         let breaker = opened(Scope::Inserts);
         let halted = ProbeGuard::new(&breaker);
         let probe_due = tokio::time::timeout(INTERVAL * 10, breaker.probe_due());

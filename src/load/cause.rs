@@ -1,4 +1,4 @@
-//! The causes for which objects are not loaded.
+//! The reasons why objects are not loaded.
 
 use super::FailureClass;
 use crate::clickhouse::WarehouseError;
@@ -10,7 +10,7 @@ use crate::s3::StoreError;
 /// reason that the ledger records.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub(super) enum FailureCause {
-    /// An answer of ClickHouse, of S3, or of a proxy in between.
+    /// An error returned by ClickHouse, S3, or a proxy in between.
     #[error(transparent)]
     Answer(#[from] WarehouseError),
     #[error("too large for one insert (`load.max_memory`): {0}")]
@@ -18,9 +18,9 @@ pub(super) enum FailureCause {
     /// A user's view fails on the object.
     #[error(transparent)]
     View(WarehouseError),
-    #[error("ClickHouse read no line of {0}, although it is not empty")]
+    #[error("ClickHouse read no lines of {0}, although it is not empty")]
     Unread(ObjectRef),
-    #[error("{0} is compressed, but its name does not say so")]
+    #[error("{0} is compressed, but its name has no matching extension")]
     Misnamed(ObjectRef),
     #[error(
         "too many lines are rejected: {rejected} of {lines} of s3://{path}, more than \
@@ -32,7 +32,7 @@ pub(super) enum FailureCause {
         lines: u64,
         max: f64,
     },
-    /// The content is cut short, or is not what the name says.
+    /// The content is cut short, or does not match the name.
     #[error("{problem}: while reading {}", object.path())]
     Incomplete { object: ObjectRef, problem: String },
     #[error(
@@ -65,7 +65,7 @@ impl From<StoreError> for FailureCause {
 }
 
 impl FailureCause {
-    /// Returns the class under which an object is recorded that is not loaded for this cause.
+    /// Returns the class that is recorded for an object that is not loaded for this cause.
     pub(super) fn class(&self) -> FailureClass {
         match self {
             Self::Answer(error) | Self::TooLarge(error) => diagnosis(error).failure_class,
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_has_a_class_by_its_type_and_not_by_its_words() {
+    fn the_class_of_a_cause_follows_from_its_type_and_not_from_its_text() {
         let missing = FailureClass::Missing;
         assert_eq!(of_s3(404, "NoSuchKey").class(), missing);
         assert_eq!(of_s3(404, "NoSuchBucket").class(), missing);

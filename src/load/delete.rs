@@ -8,7 +8,7 @@ use super::{Cancelled, Loader};
 use crate::statements::select::Target;
 
 impl<P: Ports> Loader<P> {
-    /// Deletes rows of a table, and repeats this until there are none.
+    /// Deletes rows of a table, and repeats this until none are left.
     pub(super) async fn delete(
         &self,
         target: Target<'_>,
@@ -30,7 +30,8 @@ impl<P: Ports> Loader<P> {
             tries += 1;
             let _alone = self.state.deletions.lock().await;
             self.retry_until_ok(cancel, || async {
-                // The mutation can be that of a dead worker, or of a try whose answer was lost.
+                // The mutation can be that of a dead worker, or of a request whose response was
+                // lost.
                 if self.parts.tables.is_deleting(table, rows).await {
                     return Ok(());
                 }

@@ -19,7 +19,7 @@ use crate::sql;
 /// missing by chance.
 pub const MIN_ROWS: u64 = 100;
 
-/// The result of a look at some rows of a table.
+/// The result of examining some rows of a table.
 #[derive(Debug)]
 pub struct Seen {
     pub rows: u64,
@@ -61,7 +61,7 @@ pub async fn look_at(
     let counted: Vec<Row> = warehouse.rows(&query).await?;
     let Some(Row { rows, values }) = counted.into_iter().next() else {
         return Err(WarehouseError::Unknown(
-            "a count returned no row".to_owned(),
+            "the count query returned no row".to_owned(),
         ));
     };
     let columns = columns.iter().zip(values);
@@ -180,7 +180,7 @@ columns:
     }
 
     #[test]
-    fn what_stays_empty_is_warned_of_once_enough_rows_were_seen() {
+    fn columns_that_stay_empty_are_reported_once_enough_rows_were_seen() {
         let columns = EmptyColumns::default();
         assert_looks_at(&columns, &["shop", "price"]);
         assert_eq!(columns.note("click", &seen(MIN_ROWS - 1, &["shop"])), None);
@@ -193,7 +193,7 @@ columns:
     }
 
     #[test]
-    fn where_all_columns_have_values_nothing_is_looked_at_any_more() {
+    fn once_all_columns_have_values_no_more_rows_are_examined() {
         let columns = EmptyColumns::default();
         assert_looks_at(&columns, &["shop", "price"]);
         assert_eq!(columns.note("click", &seen(1, &[])), None);

@@ -11,7 +11,7 @@ use crate::telemetry::metrics;
 /// logged.
 const ALL_OF_THE_LAST: usize = 20;
 
-/// Notices when ClickHouse cannot read any object.
+/// Detects when ClickHouse cannot read any object.
 #[derive(Debug, Default)]
 pub struct Fallbacks {
     /// The number of objects that ClickHouse could not read since it last read one.
@@ -25,7 +25,7 @@ impl Fallbacks {
         warn!(
             objects,
             error = text,
-            "ClickHouse cannot read objects; this worker streams them"
+            "ClickHouse cannot read some objects; this worker streams them"
         );
         let before = self.unread.fetch_add(objects, Ordering::Relaxed);
         if before < ALL_OF_THE_LAST && before + objects >= ALL_OF_THE_LAST {
@@ -34,7 +34,7 @@ impl Fallbacks {
                 "ClickHouse could not read any of the last {} objects; this worker streams them. \
                  Check `s3.clickhouse_access` (its permissions) and `s3.clickhouse_endpoint` (its \
                  connection to S3). If ClickHouse is not meant to read S3, set `load.fallback` to \
-                 `always`, which saves the attempts",
+                 `always`, which avoids the failed attempts",
                 before + objects,
             );
         }

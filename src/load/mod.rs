@@ -52,7 +52,7 @@ use ports::{BatchTables, LedgerStore, ObjectStore, Ports, Production};
 use progress::{FailedItem, PendingObject, Progress, WorkUnit};
 use views::Views;
 
-/// Loads batches. This is all of ClickHouse that the daemon sees.
+/// Loads batches. This is the daemon's only interface to ClickHouse.
 pub trait Load: Send + Sync + 'static {
     /// Loads what can be loaded, and returns an outcome for every object. Returns soon after
     /// `cancel`.
@@ -63,7 +63,7 @@ pub trait Load: Send + Sync + 'static {
     ) -> impl Future<Output = Outcomes> + Send;
 }
 
-/// Implements [`Load`] by the protocol of the ledger.
+/// Implements [`Load`] with the protocol of the ledger.
 pub struct Loader<P: Ports = Production> {
     config: LoadConfig,
     parts: LoadParts<P>,
@@ -73,7 +73,7 @@ pub struct Loader<P: Ports = Production> {
 /// The settings of a [`Loader`].
 #[derive(Clone, Debug)]
 pub struct LoadConfig {
-    /// How long an insert may take. One without an answer by then is killed and retried.
+    /// How long an insert may take. An insert without a response by then is killed and retried.
     pub insert_timeout: Duration,
     /// The pause before a retry, which doubles each time.
     pub retry: Backoff,
@@ -118,7 +118,7 @@ const MAX_RETRIES_OF_A_PART: u32 = 1;
 /// A single object that fails for an unknown reason is at fault once other loads have succeeded
 /// between its failures this often.
 const MAX_FAILURES_ALONE: u32 = 2;
-/// A single object is given up after this many failures where no other load can be compared.
+/// A single object is given up after this many failures if there is no other load to compare with.
 const MAX_RETRIES_ALONE: u32 = 40;
 /// The number of loaded objects that are read again to find out whether a refusal concerns all
 /// objects.
@@ -131,7 +131,7 @@ const MAX_CHANGES: u32 = 5;
 /// How long loading a batch is retried.
 #[derive(Clone, Copy, Debug)]
 struct RetryPolicy {
-    /// The number of retries after which the objects are not tried together any more.
+    /// The number of retries after which the objects are no longer loaded together.
     max_retries: u32,
     /// Whether an object that fails alone can be retried after others.
     may_wait: bool,
@@ -239,7 +239,7 @@ impl<P: Ports> Loader<P> {
     }
 
     /// Returns the claim statuses of these objects, excluding superseded claims. Retries until the
-    /// ledger answers; returns `None` if cancelled.
+    /// ledger responds; returns `None` if cancelled.
     pub async fn look_up(
         &self,
         objects: &[ObjectId],
@@ -253,9 +253,9 @@ impl<P: Ports> Loader<P> {
         .ok()
     }
 
-    /// Loads one batch. What must be tried in another way goes back to `progress.work`.
+    /// Loads one batch. Objects that must be loaded in another way go back to `progress.work`.
     async fn load_work(&self, work: WorkUnit, cancel: &CancellationToken, progress: &mut Progress) {
-        // What was split off after such an error needs fewer retries to show it again.
+        // A part that was split off after such an error needs fewer retries to reproduce it.
         let max_retries = if work.splits == 0 {
             MAX_RETRIES
         } else {
@@ -302,8 +302,7 @@ impl<P: Ports> Loader<P> {
         }
     }
 
-    /// Decides how the objects of a batch of which nothing was loaded are tried next, or that they
-    /// have failed.
+    /// Decides how to load the objects of a released batch next, or that they have failed.
     async fn try_otherwise(
         &self,
         work: WorkUnit,
@@ -407,7 +406,7 @@ impl<P: Ports> Loader<P> {
         }
     }
 
-    /// Takes one batch through the protocol.
+    /// Runs one batch through the protocol.
     async fn load_batch(
         &self,
         batch: BatchId,
@@ -437,7 +436,7 @@ impl<P: Ports> Loader<P> {
         progress.halted = batch_run.halted.take();
         match end {
             Ok(End::Loaded) => {
-                // A later backfill cleans what is not cleaned now.
+                // A later backfill deletes rows that are not deleted now.
                 drop(batch_run.clean().await);
                 progress.settle(&batch_run.items, &Outcome::Loaded);
                 BatchEnd::Settled
@@ -497,7 +496,7 @@ impl<P: Ports> Loader<P> {
         Ok(items)
     }
 
-    /// Returns S3's answer about an object, as the worker receives it. Retries until S3 answers.
+    /// Returns the worker's view of an object in S3, or S3's error. Retries until S3 responds.
     async fn head(
         &self,
         object: &ObjectRef,
@@ -508,7 +507,7 @@ impl<P: Ports> Loader<P> {
             match self.parts.store.head(object).await {
                 Err(error) if error.is_transient() => {
                     tries += 1;
-                    warn!(object = %object, tries, error = %error, "no answer from S3; retrying");
+                    warn!(object = %object, tries, error = %error, "no response from S3; retrying");
                     self.pause(tries, cancel).await?;
                 }
                 answer => return Ok(answer),
@@ -590,8 +589,8 @@ impl<P: Ports> Loader<P> {
                     self.parts.breaker.succeeded(scope);
                     return Ok(value);
                 }
-                // Nothing can be loaded without this statement. Once the error persists, it halts
-                // the load, whatever it is.
+                // Nothing can be loaded without this statement. An error that persists halts the
+                // load, whatever it is.
                 Err(error)
                     if classify(&error) == ErrorClass::Halt
                         || tries >= MAX_RETRIES && error.code().is_some() =>
@@ -615,7 +614,7 @@ impl<P: Ports> Loader<P> {
         metrics::clickhouse_error(error.code(), class);
         match class {
             ErrorClass::Halt => self.halt(what, error),
-            // One lost connection can be an accident; a failed ping means that ClickHouse is
+            // A single lost connection can be transient; a failed ping means that ClickHouse is
             // unavailable.
             _ => match self.parts.tables.ping().await {
                 Ok(()) => warn!(
@@ -635,8 +634,9 @@ impl<P: Ports> Loader<P> {
     }
 
     /// Returns whether the reader that was refused can read objects that were read before. If so,
-    /// the refusal concerns this object, and otherwise all objects. The samples are those that were
-    /// loaded last, of the same bucket unless S3 says that the bucket does not exist.
+    /// the refusal concerns this object, and otherwise all objects. The samples are the objects
+    /// that were loaded last, from the same bucket unless S3 reports that the bucket does not
+    /// exist.
     async fn can_read_others(
         &self,
         refused: &ObjectRef,
@@ -663,7 +663,7 @@ impl<P: Ports> Loader<P> {
         Ok(false)
     }
 
-    /// Lets ClickHouse read another object of the bucket, the smallest of those that were loaded
+    /// Has ClickHouse read another object of the bucket, the smallest of those that were loaded
     /// last. Returns `None` if there is no such object.
     async fn read_another(
         &self,

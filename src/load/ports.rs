@@ -129,7 +129,7 @@ pub enum Rows<'a> {
 
 /// The tables that batches are inserted into, on a server that reads objects itself.
 pub trait BatchTables: Send + Sync + 'static {
-    /// Returns the planner, which makes the statements and decides their shape.
+    /// Returns the planner, which builds the statements and decides their shape.
     fn planner(&self) -> &Planner;
 
     fn ping(&self) -> impl Future<Output = Answer<()>> + Send;
@@ -157,13 +157,13 @@ pub trait BatchTables: Send + Sync + 'static {
         timeout: Duration,
     ) -> impl Future<Output = Answer<()>> + Send;
 
-    /// Ends every statement of a batch, and waits until none runs.
+    /// Kills every statement of a batch, and waits until none is running.
     fn kill(&self, batch: BatchId) -> impl Future<Output = Answer<()>> + Send;
 
     /// Returns whether any table has a row of a batch.
     fn has_any(&self, batch: BatchId) -> impl Future<Output = Answer<bool>> + Send;
 
-    /// Returns what the tables contain of a batch.
+    /// Returns the contents of the tables for a batch.
     fn contents(&self, batch: BatchId) -> impl Future<Output = Answer<Contents>> + Send;
 
     /// Returns whether the tables have all rows of a batch. See
@@ -186,7 +186,7 @@ pub trait BatchTables: Send + Sync + 'static {
         batch: BatchId,
     ) -> impl Future<Output = Answer<Option<String>>> + Send;
 
-    /// Returns a description of what a deletion of a batch's rows does not reach.
+    /// Returns a description of the rows that a deletion of the batch does not reach.
     fn left_in_views(&self, batch: BatchId) -> impl Future<Output = Answer<Option<String>>> + Send;
 
     fn has_rows(&self, table: &str, rows: Rows<'_>) -> impl Future<Output = Answer<bool>> + Send;
@@ -213,10 +213,10 @@ pub trait BatchTables: Send + Sync + 'static {
         objects: &[&ObjectRef],
     ) -> impl Future<Output = Answer<Vec<String>>> + Send;
 
-    /// Returns the cached answer of [`truncation`](Self::truncation), unless it has expired.
+    /// Returns the cached result of [`truncation`](Self::truncation), unless it has expired.
     fn known_truncation(&self, compression: Compression) -> Option<Truncation>;
 
-    /// Queries the server about what it does with a stream that is cut short.
+    /// Tests how the server handles a stream that is cut short.
     fn truncation(
         &self,
         compression: Compression,
@@ -237,13 +237,13 @@ pub trait BatchTables: Send + Sync + 'static {
 
 /// S3, as a worker reads it.
 pub trait ObjectStore: Send + Sync + 'static {
-    /// Returns the metadata of what the key holds now, whatever was announced.
+    /// Returns the metadata of the object that the key has now, whatever was announced.
     fn head(
         &self,
         object: &ObjectRef,
     ) -> impl Future<Output = Result<ObjectMeta, StoreError>> + Send;
 
-    /// Returns whether the content's compression differs from what the name says.
+    /// Returns whether the content's compression differs from the one in its name.
     fn is_misnamed(
         &self,
         object: &ObjectRef,

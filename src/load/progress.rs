@@ -1,4 +1,4 @@
-//! The progress of a load: the outcomes of its objects so far, and what is still to be tried.
+//! The progress of a load: the outcomes of its objects so far, and the work that is left.
 
 use tracing::{debug, warn};
 
@@ -13,15 +13,15 @@ use crate::s3::{ObjectMeta, StoreError};
 use crate::telemetry::metrics;
 
 /// How often a batch is split by the object that an error names. After that it is halved, which
-/// finds many bad objects sooner.
+/// finds many bad objects faster.
 const MAX_NAMED_SPLITS: u32 = 3;
 
-/// An object that is being loaded. What is read can be newer than what was announced.
+/// An object that is being loaded. It can be newer than the announced one.
 #[derive(Clone, Debug)]
 pub(super) struct PendingObject {
     pub(super) announced: ObjectId,
     pub(super) object: ObjectRef,
-    /// The batches that have loaded what was announced, and that are superseded by this load.
+    /// The batches that have loaded the announced object, and that are superseded by this load.
     pub(super) loaded_by: Vec<BatchId>,
     /// The proof that `object` is whole.
     pub(super) proof: Proof,
@@ -30,7 +30,7 @@ pub(super) struct PendingObject {
 /// Whether an object that ClickHouse reads is known to be whole.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) enum Proof {
-    /// Not known yet, or not required since ClickHouse itself notices what is missing.
+    /// Not known yet, or not required since ClickHouse itself detects what is missing.
     #[default]
     None,
     Whole,
@@ -55,7 +55,7 @@ impl PendingObject {
         }
     }
 
-    /// Replaces the etag and the size by those of the object that S3 has now.
+    /// Replaces the etag and the size with those of the object that S3 has now.
     pub(super) fn set_version(&mut self, present: &ObjectMeta) {
         self.object = ObjectRef::from(ObjectParts {
             etag: present.etag.clone(),
@@ -97,9 +97,10 @@ pub(super) struct WorkUnit {
 pub(super) struct Progress {
     pub(super) outcomes: Outcomes,
     pub(super) failed: Vec<FailedItem>,
-    /// What is still to be tried, the last first.
+    /// The work that is left, the last unit first.
     pub(super) work: Vec<WorkUnit>,
-    /// Passed from a batch to what is split off it: the breaker still waits for these inserts.
+    /// Passed from a batch to the parts that are split off it: the breaker still waits for these
+    /// inserts.
     pub(super) halted: Option<ProbeGuard>,
     /// What had passed through users' views when this load began.
     pub(super) passed_before: Successes,
@@ -143,14 +144,14 @@ impl Progress {
         self.failed.push(FailedItem { item, cause });
     }
 
-    /// Postpones these objects until everything else has been tried.
+    /// Postpones these objects until all other work is done.
     pub(super) fn wait(&mut self, work: WorkUnit) {
         let waited = true;
         self.work.insert(0, WorkUnit { waited, ..work });
     }
 
-    /// Decides how to try objects that cannot be loaded in their present form: ClickHouse reads
-    /// what the worker preferred to stream; everything else is tried in parts.
+    /// Decides how to load objects that cannot be loaded in their present form: ClickHouse reads
+    /// what the worker preferred to stream; everything else is loaded in parts.
     pub(super) fn fall_back(&mut self, mut work: WorkUnit, cause: &FailureCause) {
         if self.fail_the_unproven(&mut work) {
             if !work.items.is_empty() {

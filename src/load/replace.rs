@@ -21,7 +21,7 @@ use crate::telemetry::trace;
 use crate::util::failpoint;
 
 impl<P: Ports> Loader<P> {
-    /// Loads objects, and replaces the rows that the batches of `loaded_by` brought of them.
+    /// Loads objects, and replaces the rows that the batches of `loaded_by` inserted for them.
     pub async fn replace(
         &self,
         batch: Batch,
@@ -35,8 +35,8 @@ impl<P: Ports> Loader<P> {
         self.load_items(items.collect(), cancel).await
     }
 
-    /// Returns what [`crate::ledger::Ledger::loaded_claims`] does, but retries until the ledger
-    /// answers. Returns `None` if cancelled.
+    /// Calls [`crate::ledger::Ledger::loaded_claims`] until the ledger responds. Returns `None` if
+    /// cancelled.
     pub async fn loaded_claims(
         &self,
         objects: &[ObjectId],
@@ -48,8 +48,8 @@ impl<P: Ports> Loader<P> {
             .ok()
     }
 
-    /// Finishes the replacements that other workers have left. Returns the batches that may still
-    /// be in progress elsewhere.
+    /// Finishes the replacements that other workers have left unfinished. Returns the batches that
+    /// may still be in progress elsewhere.
     pub async fn finish_replacements(&self, cancel: &CancellationToken) -> Vec<BatchId> {
         self.try_to_finish(cancel).await.unwrap_or_default()
     }

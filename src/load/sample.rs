@@ -12,7 +12,7 @@ use crate::clickhouse::WarehouseError;
 use crate::object::{ObjectParts, ObjectRef};
 use crate::statements::framing::Framer;
 
-/// A server that takes longer for one line is not able to load.
+/// A server that takes longer for one line cannot load anything.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 impl<P: Ports> Loader<P> {

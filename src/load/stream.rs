@@ -1,4 +1,4 @@
-//! Makes the body of an insert whose objects this worker reads.
+//! Builds the body of an insert whose objects this worker reads.
 
 use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
 use tokio::io::AsyncReadExt;

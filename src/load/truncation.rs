@@ -1,4 +1,4 @@
-//! Finds out whether ClickHouse notices that a compressed stream is cut short.
+//! Finds out whether ClickHouse detects that a compressed stream is cut short.
 //!
 //! ClickHouse ends some of them without an error (26.7: zstd and lz4), and loads an object of which
 //! a part is missing as if it were whole. The server itself is tested: the body of a request passes
@@ -9,7 +9,7 @@ use crate::clickhouse::error_class::{ErrorClass, classify};
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::object::Compression;
 
-/// What a server does with a stream that is cut short.
+/// How a server handles a stream that is cut short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Truncation {
     /// The server fails.
@@ -20,25 +20,25 @@ pub enum Truncation {
     Unreadable,
 }
 
-/// The number of tries without an answer, while the server answers a ping.
+/// The number of tries without a response, while the server responds to a ping.
 const MAX_TRIES: usize = 3;
 const SYNTAX_ERROR: u32 = 62;
 
-/// What the server does with such a stream, for each compression that was tested.
+/// How the server handles such a stream, for each compression that was tested.
 #[derive(Debug, Default)]
 pub struct Truncations(Answers<Compression, Truncation>);
 
 impl Truncations {
-    /// Returns the cached answer, unless it has expired.
+    /// Returns the cached result, unless it has expired.
     pub fn known(&self, compression: Compression) -> Option<Truncation> {
         self.0.known(&compression)
     }
 
-    /// Tests what the server does with such a stream.
+    /// Tests how the server handles such a stream.
     ///
     /// # Errors
     ///
-    /// Fails if the server does not answer, or cannot run any statement at present.
+    /// Fails if the server does not respond, or cannot run any statement at present.
     pub async fn ask(
         &self,
         compression: Compression,
@@ -75,7 +75,7 @@ async fn truncation(
 enum Accepted {
     Yes,
     No,
-    /// The server answers, but not this request: something in between blocks or changes it.
+    /// The server responds, but not to this request: something in between blocks or changes it.
     Unanswered,
 }
 

@@ -1,8 +1,8 @@
 //! Decides whether an object or the view is at fault when a user's view fails an insert.
 //!
-//! ClickHouse runs the views of a table as a part of the insert into it. A view that throws on one
-//! object fails every insert that contains the object; a view that throws on everything fails every
-//! insert. What distinguishes them is whether other objects pass through the view.
+//! ClickHouse runs the views of a table as a part of the insert into it. If a view throws on one
+//! object, every insert that contains the object fails; if it throws on everything, every insert
+//! fails. What distinguishes them is whether other objects pass through the view.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,19 +16,19 @@ pub(super) struct Views {
     state: Mutex<State>,
 }
 
-/// The number of inserts that have brought rows, by table.
+/// The number of inserts that have written rows, by table.
 pub(super) type Successes = BTreeMap<String, u64>;
 
 #[derive(Debug, Default)]
 struct State {
     successes: Successes,
-    /// The objects that have failed alone since an insert last brought rows to the table that the
+    /// The objects that have failed alone since an insert last wrote rows to the table that the
     /// view reads, by table and view.
     failed_alone: BTreeMap<(Option<String>, String), BTreeSet<ObjectId>>,
 }
 
 impl Views {
-    /// Notes that an insert has brought rows to these tables.
+    /// Records that an insert has written rows to these tables.
     pub(super) fn succeeded(&self, tables: &[&str]) {
         let mut state = self.state();
         for table in tables {
@@ -44,7 +44,7 @@ impl Views {
         self.state().successes.clone()
     }
 
-    /// Returns whether an insert has brought rows to the table that the view reads since `before`.
+    /// Returns whether an insert has written rows to the table that the view reads since `before`.
     pub(super) fn has_passed_since(&self, before: &Successes, failing: &Failing) -> bool {
         let state = self.state();
         match &failing.table {
@@ -53,8 +53,8 @@ impl Views {
         }
     }
 
-    /// Notes that an object has failed alone, and returns how many different objects have since the
-    /// last success.
+    /// Records that an object has failed alone, and returns how many different objects have done so
+    /// since the last success.
     pub(super) fn failed_alone(&self, failing: &Failing, object: ObjectId) -> usize {
         let mut state = self.state();
         let key = (failing.table.clone(), failing.view.clone());
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_passes_through_one_table_says_nothing_of_the_views_of_another() {
+    fn inserts_into_one_table_do_not_count_for_the_views_of_another() {
         let views = Views::default();
         let failing = Failing {
             view: "d.v".to_owned(),

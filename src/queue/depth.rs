@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// The numbers of messages, which SQS counts approximately.
+/// The approximate numbers of messages, as reported by SQS.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Depth {
     pub visible: u64,

@@ -12,8 +12,8 @@ use crate::s3::Store;
 /// The largest body that is read, in bytes. The limit of SQS itself is 1 MiB.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// A queue that replaces pointers to S3 by the bodies that they point to. If a body cannot be read,
-/// the pointer stays, and the message is returned as malformed.
+/// A queue that replaces pointers to S3 with the bodies that they point to. If a body cannot be
+/// read, the pointer stays, and the message is returned as malformed.
 pub struct WithPayloads<Q> {
     queue: Q,
     store: Store,
@@ -34,7 +34,7 @@ impl<Q: Queue> WithPayloads<Q> {
                 message = message.id,
                 %object,
                 %error,
-                "failed to read the body of a message from S3; it is returned to the queue"
+                "failed to read the body of a message from S3; returning the message to the queue"
             ),
         }
     }

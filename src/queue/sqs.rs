@@ -37,7 +37,7 @@ impl SqsQueue {
     /// Returns the queue of this URL, with the credentials and the region of `aws`.
     #[expect(
         clippy::disallowed_methods,
-        reason = "the one place that makes a client"
+        reason = "the only place that creates a client"
     )]
     pub fn at(aws: &SdkConfig, url: impl Into<String>) -> Self {
         Self::new(Client::new(aws), url)
@@ -69,7 +69,7 @@ impl SqsQueue {
         let output = request.send().await.map_err(classify)?;
         let url = output
             .queue_url
-            .ok_or_else(|| QueueError::Transient(format!("no URL for {arn}")))?;
+            .ok_or_else(|| QueueError::Transient(format!("SQS returned no URL for {arn}")))?;
         Ok(Self {
             client: self.client.clone(),
             url,

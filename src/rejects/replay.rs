@@ -37,7 +37,7 @@ pub struct Replayer {
     pub timeout: Duration,
 }
 
-/// What lines of one object would become.
+/// What some lines of one object would become.
 #[derive(Debug, Deserialize)]
 struct PreviewRow {
     source_path: String,
@@ -92,8 +92,8 @@ impl Replayer {
         Ok(tally)
     }
 
-    /// Finishes the replays that other processes have left. Returns how many were finished, and the
-    /// lines that this has moved.
+    /// Finishes the replays that other processes have left unfinished. Returns how many were
+    /// finished, and the lines that this has moved.
     pub async fn finish_others(&self) -> Result<(u64, Tally), WarehouseError> {
         let mut tally = Tally::default();
         let unfinished = self.ledger.unfinished_replays().await?;
@@ -183,7 +183,7 @@ struct RejectReplay<'a> {
     shape: StatementShape,
     /// The lines moved by event type, once the batch is recorded.
     moved: BTreeMap<String, u64>,
-    /// Whether the tables have other rows than were counted.
+    /// Whether the rows in the tables differ from the counts.
     has_row_count_mismatch: bool,
     /// Describes the rows that a rollback has not reached.
     left_in_views: Option<String>,
@@ -288,7 +288,7 @@ impl<'a> RejectReplay<'a> {
         Ok(End::Loaded)
     }
 
-    /// Deletes rows, and repeats this until there are none.
+    /// Deletes rows, and repeats this until none are left.
     async fn delete(&self, table: &str, condition: &str) -> Result<(), WarehouseError> {
         let Replayer {
             warehouse,

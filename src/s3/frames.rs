@@ -83,7 +83,7 @@ impl Frames {
         }
     }
 
-    /// Takes the next piece of the stream.
+    /// Processes the next piece of the stream.
     ///
     /// # Errors
     ///
@@ -159,7 +159,7 @@ impl Frames {
 
     fn after_zstd_descriptor(&mut self, descriptor: u32) -> Result<(), FrameError> {
         if descriptor & 0b1000 != 0 {
-            return Err(self.malformed("reserved bit"));
+            return Err(self.malformed("reserved bit is set"));
         }
         let single_segment = descriptor & 0b10_0000 != 0;
         let window = u64::from(!single_segment);
@@ -185,7 +185,7 @@ impl Frames {
             0 | 2 => size,
             // One byte, repeated.
             1 => 1,
-            _ => return Err(self.malformed("reserved type of block")),
+            _ => return Err(self.malformed("reserved block type")),
         };
         if is_last {
             self.then(stored + checksum_bytes(checksum), Part::Magic);
@@ -252,10 +252,10 @@ mod tests {
 
     use super::*;
 
-    /// Made by the `lz4` tool (1.9.4) of 599 bytes of text, with block checksums, the content's
+    /// Made by the `lz4` tool (1.9.4) from 599 bytes of text, with block checksums, the content's
     /// size and its checksum, and blocks of 64 KiB at most.
     const LZ4_WITH_ALL: &[u8] = include_bytes!("frames/all.lz4");
-    /// The same text, without any of that.
+    /// The same text, without any of these options.
     const LZ4_WITH_NONE: &[u8] = include_bytes!("frames/none.lz4");
 
     fn walk(format: Format, stream: &[u8], piece: usize) -> Result<(), FrameError> {
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn lz4_of_the_reference_tool_is_followed() {
+    fn lz4_frames_of_the_reference_tool_are_followed() {
         let frames = [LZ4_WITH_ALL.to_vec(), LZ4_WITH_NONE.to_vec()];
         for piece in [1, 7, 10_000] {
             assert_whole_only_at_ends(Format::Lz4, &frames, piece);
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_frame_is_malformed() {
+    fn a_stream_that_is_not_of_frames_is_malformed() {
         for format in [Format::Zstd, Format::Lz4] {
             for stream in [b"{\"a\":1}\n".as_slice(), &[0x1f, 0x8b, 8, 0, 0]] {
                 let found = walk(format, stream, 3);

@@ -18,7 +18,7 @@ use sluice_core::backoff::Backoff;
 #[derive(Debug)]
 pub struct Selection {
     pub prefix: ObjectUrl,
-    /// Each of these filters must take a key.
+    /// A key must match each of these filters.
     pub filters: Vec<Filter>,
     pub since: Option<SystemTime>,
     pub until: Option<SystemTime>,
@@ -94,7 +94,7 @@ enum Position {
     After(String),
 }
 
-/// The number of objects that one lookup in the ledger takes. In a large ledger, a lookup of fewer
+/// The number of objects in one lookup in the ledger. In a large ledger, a lookup of fewer objects
 /// reads almost as much.
 pub const CHUNK: usize = 5000;
 
@@ -134,14 +134,17 @@ impl Lister {
                 Err(error) if error.is_transient() => {
                     let failure = outage.failed(());
                     if failure.is_mentioned {
-                        warn!(error = %error, "listing paused until S3 responds");
+                        warn!(
+                            error = %error,
+                            "failed to list objects; listing is paused until S3 responds"
+                        );
                     }
                     let pause = self.retry.pause(failure.failures, self.env.fraction());
                     tokio::time::sleep(pause).await;
                 }
                 page => {
                     if outage.succeeded().is_some() {
-                        info!("S3 is back; listing resumed");
+                        info!("S3 has recovered; listing resumed");
                     }
                     return page;
                 }
@@ -191,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_those_of_the_key_or_else_of_the_object() {
+    fn the_time_is_that_of_the_key_or_else_of_the_object() {
         let listed = |key: &str| Listed {
             object: object("b", key, "e"),
             last_modified: at("2026-01-10T12:00:00Z"),

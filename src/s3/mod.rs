@@ -23,7 +23,7 @@ use crate::object::{Compression, ObjectParts, ObjectRef, ObjectUrl, decode_key};
 use crate::s3::frames::{Format, Frames};
 use crate::util::error_chain::with_sources;
 
-/// The texts by which S3 denies access.
+/// The texts with which S3 denies access.
 pub(crate) const REFUSALS: &[&str] = &[
     "HTTP response code: 403",
     "AccessDenied",
@@ -39,18 +39,18 @@ pub(crate) const NO_SUCH_BUCKET: &str = "NoSuchBucket";
 /// Why an object cannot be read.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum StoreError {
-    /// S3 answered with an error; `code` is S3's error code.
+    /// S3 responded with an error; `code` is S3's error code.
     #[error("S3 returned {code} to the worker. HTTP response code: {status}: while reading {path}")]
     Refused {
         status: u16,
         code: String,
         path: String,
     },
-    /// The content is not what the name says, or no request can be made for the name.
+    /// The content does not match the name, or no request can be made for the name.
     #[error("the worker cannot read the object: {text}: while reading {path}")]
     Content { text: String, path: String },
-    /// S3 did not answer, or the answer broke off.
-    #[error("no answer from S3 to the worker: {text}: while reading {path}")]
+    /// S3 did not respond, or its response was interrupted.
+    #[error("no response from S3 to the worker: {text}: while reading {path}")]
     Unavailable { text: String, path: String },
 }
 
@@ -109,7 +109,7 @@ pub enum Completeness {
     Whole,
     /// The content is cut short, for this reason.
     Cut(String),
-    /// The content is not what the name says, for this reason.
+    /// The content does not match the name, for this reason.
     Malformed(String),
     /// The worker has no decoder for it.
     Unknown,
@@ -221,7 +221,7 @@ impl Store {
         })
     }
 
-    /// Returns whether the content's compression differs from what the name says.
+    /// Returns whether the content's compression differs from the one in its name.
     pub async fn is_misnamed(&self, object: &ObjectRef) -> Result<bool, StoreError> {
         let start = self.get(object, Some("bytes=0-511")).await?;
         let start = start
@@ -233,7 +233,7 @@ impl Store {
         Ok(seen != Compression::of(&object.key))
     }
 
-    /// Requests the object. If its etag has changed, S3 refuses the request.
+    /// Requests the object. If its etag has changed, S3 rejects the request.
     async fn get(
         &self,
         object: &ObjectRef,
@@ -272,8 +272,8 @@ impl Store {
             .map_err(|error| broken(object, &io::Error::new(io::ErrorKind::InvalidData, error)))
     }
 
-    /// Reads the object to its end, and returns whether its content, compressed as its name says,
-    /// is whole. zstd and lz4 are not decompressed for this.
+    /// Reads the object to its end, and returns whether its content, compressed as its name
+    /// indicates, is whole. zstd and lz4 are not decompressed for this.
     pub async fn completeness(&self, object: &ObjectRef) -> Result<Completeness, StoreError> {
         let format = match Compression::of(&object.key) {
             Compression::Zstd => Format::Zstd,
@@ -319,7 +319,7 @@ impl Store {
     /// Opens the object for reading; the content is decompressed.
     pub async fn open(&self, object: &ObjectRef) -> Result<Content, StoreError> {
         let answer = self.get(object, None).await?;
-        // ClickHouse, too, treats an object of 0 bytes as one without lines, whatever its name.
+        // ClickHouse also treats an object of 0 bytes as one without lines, whatever its name.
         if answer.content_length == Some(0) {
             return Ok(Box::pin(tokio::io::empty()));
         }
@@ -339,7 +339,7 @@ impl Store {
                 Box::pin(decoder)
             }
             _ => {
-                let text = "only plain, gzip and zstd objects can be streamed".to_owned();
+                let text = "only uncompressed, gzip and zstd objects can be streamed".to_owned();
                 let path = object.path();
                 return Err(StoreError::Content { text, path });
             }
@@ -391,8 +391,8 @@ where
     }
 }
 
-/// Returns the configuration of a request to the object's region, since a bucket answers only in
-/// its own.
+/// Returns the configuration of a request to the object's region, since a bucket can be reached
+/// only in its own.
 fn in_region(object: &ObjectRef) -> Builder {
     match &object.region {
         Some(region) => Builder::new().region(Region::new(region.clone())),

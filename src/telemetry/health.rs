@@ -12,7 +12,7 @@ use crate::telemetry::metrics::InFlightStats;
 /// An event loop without an iteration for this long is stuck: there is one every second.
 const STUCK: Duration = Duration::from_secs(30);
 
-/// What `/healthz` and `/readyz` show of the event loop and of the queue.
+/// The state of the event loop and of the queue that `/healthz` and `/readyz` show.
 #[derive(Debug)]
 pub struct Health {
     started: Instant,
@@ -23,7 +23,7 @@ pub struct Health {
     holdings: Mutex<InFlightStats>,
 }
 
-/// Whether the queue answers.
+/// Whether the queue responds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum QueueConnectivity {
     NotYet,

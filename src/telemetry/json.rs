@@ -1,5 +1,5 @@
-//! Log lines as flat JSON objects: the fields of the spans around an event are beside its own, and
-//! the number of rows of each event type is a field of its own.
+//! Log lines as flat JSON objects: the fields of the spans around an event are merged with its own,
+//! and the number of rows of each event type is a field of its own.
 
 use std::fmt::{self, Debug};
 

@@ -54,19 +54,19 @@ declare! {
     HEARTBEATS: Counter, "sluice_sqs_heartbeats_total",
         "Extensions of the visibility timeout of messages in flight.";
     HEARTBEATS_MISSED: Counter, "sluice_sqs_heartbeats_missed_total",
-        "Messages in flight whose visibility timeout was not extended in time. They are delivered again, which uses up a receive.";
+        "Messages in flight whose visibility timeout was not extended in time. They are redelivered, which counts towards `maxReceiveCount`.";
     SQS_FAILURES: Counter, "sluice_sqs_failures_total" { operation: Only(&[SqsOperation::LABELS]) },
-        "Requests to SQS that failed, and failed entries of batch requests. `attributes` is the poll of the queues' depths.";
+        "Requests to SQS that failed, and failed entries of batch requests. `attributes` is the poll for the depths of the queues.";
     QUEUE_VISIBLE: Gauge, "sluice_queue_messages_visible",
-        "Messages in the queue that are visible, approximately.";
+        "Approximate number of visible messages in the queue.";
     QUEUE_IN_FLIGHT: Gauge, "sluice_queue_messages_in_flight",
-        "Messages of the queue in flight, of all workers, approximately.";
+        "Approximate number of messages of the queue in flight, across all workers.";
     DEAD_LETTERS: Gauge, "sluice_dlq_messages",
-        "Messages in the dead-letter queue, approximately. Absent if there is no such queue, or no right to query it.";
+        "Approximate number of messages in the dead-letter queue. Absent if there is no such queue, or no permission to query it.";
     QUEUE_AGE: Histogram(QUEUE_AGES), "sluice_queue_age_seconds",
-        "Time a message had been in the queue when it was received, at each receive. SQS reports the age of the oldest message only to CloudWatch.";
+        "Time that a message had been in the queue, measured at each receive. SQS reports the age of the oldest message only to CloudWatch.";
     NOTIFICATIONS: Counter, "sluice_notifications_total" { form: Only(&[EnvelopeKind::LABELS]), outcome: Only(&[&["objects"], Ignorable::LABELS, &["malformed"]]) },
-        "Message bodies parsed. `form`: an event of S3 or of EventBridge, by itself (or by SNS, raw) or in the envelope of SNS.";
+        "Message bodies parsed. `form` is how the body is written: `s3` and `event_bridge` are events sent directly or by SNS with raw delivery, `sns` and `event_bridge_sns` the same in an SNS envelope, `declared` is an envelope of `notifications.envelopes`, and `unknown` is any other body.";
     MESSAGES_HELD: Gauge, "sluice_messages_held",
         "Messages in flight in this worker: received and not yet settled.";
     OLDEST_HELD: Gauge, "sluice_oldest_held_message_age_seconds",
@@ -74,41 +74,41 @@ declare! {
     OBJECTS_WAITING: Gauge, "sluice_objects_waiting_for_window",
         "Objects in open batches whose window has not ended.";
     BACKLOG: Gauge, "sluice_backlog_messages",
-        "Messages in flight that do not merely wait for a window: `sluice_messages_held` less `sluice_objects_waiting_for_window`, at least 0. For autoscaling, with `sluice_queue_messages_visible`.";
+        "Messages in flight, without those that only wait for a window: `sluice_messages_held` minus `sluice_objects_waiting_for_window`, at least 0. For autoscaling, together with `sluice_queue_messages_visible`.";
     OBJECTS: Counter, "sluice_objects_total" { outcome: Only(&[Outcome::LABELS, &["filtered"]]) },
-        "Outcomes of objects. `busy` are in progress elsewhere and looked up again, `abandoned` are returned at a shutdown, `filtered` are left out by `notifications`.";
+        "Objects by outcome. `busy`: in progress elsewhere, and looked up again. `abandoned`: returned at a shutdown. `filtered`: excluded by `notifications`.";
     OBJECT_BYTES: Counter, "sluice_object_bytes_total",
-        "Bytes, as stored in S3, of the objects that were loaded.";
+        "Size of the loaded objects, as stored in S3.";
     OBJECTS_STREAMED: Counter, "sluice_objects_streamed_total",
         "Objects streamed by the worker.";
     BATCHES_CLOSED: Counter, "sluice_batches_closed_total" { reason: Only(&[CloseReason::LABELS]) },
-        "Batches closed and passed to a load, by what closed them.";
+        "Batches closed and passed to a load, by the reason for closing them.";
     BATCHES_IN_FLIGHT: Gauge, "sluice_batches_in_flight",
         "Batches being loaded.";
     BATCHES: Counter, "sluice_batches_total" { outcome: Only(&[End::LABELS, &["abandoned"]]) },
-        "Ends of batches of the ledger. `nothing_free`: all objects were loaded or busy. `yielded`: to a batch with the same objects. `fenced`: another worker took it over. `released`: nothing of it was loaded, and its objects are tried in another way. `abandoned`: at a shutdown.";
+        "Batches that have ended in the ledger, by outcome. `nothing_free`: all objects were loaded or busy. `yielded`: another batch claims the same objects. `fenced`: another worker took over the batch. `released`: nothing was loaded, and the objects are loaded in another way or fail. `abandoned`: left unfinished at a shutdown.";
     LEFT_IN_VIEWS: Counter, "sluice_rollbacks_left_in_views_total",
-        "Batches that were rolled back while users' views read the tables: the rows that the views made of them stay in the views' own tables.";
+        "Batches that were rolled back while users' views read the tables: rows that the views inserted stay in the views' target tables.";
     BATCH_SPLITS: Counter, "sluice_batch_splits_total",
-        "Batches split in two, since some of their objects could not be loaded.";
+        "Batches split in two because some of their objects could not be loaded.";
     ROWS: Counter, "sluice_rows_total" { kind: ROW_KINDS },
         "Lines loaded, by the kind of row that they became.";
     REJECTED_LINES: Counter, "sluice_rejected_lines_total" { reason: REJECTION_REASONS },
-        "Lines kept in `rejected_lines`, of those that `sluice_rows_total` counts.";
+        "Lines kept in `rejected_lines`. `sluice_rows_total` also counts them.";
     LAG: Histogram(LAGS), "sluice_lag_seconds",
         "Time from the creation of an object, as given by its event, until its rows can be queried.";
     INSERT_DURATION: Histogram(INSERT_DURATIONS), "sluice_insert_duration_seconds",
-        "Time the insert of a batch took, including failed ones.";
+        "Duration of the insert of a batch, including failed inserts.";
     LEDGER_DURATION: Histogram(LEDGER_DURATIONS), "sluice_ledger_duration_seconds" { operation: Only(&[LEDGER_OPERATIONS]) },
-        "Time a small statement of a step of the ledger protocol took, including failed ones. `insert` is the count of the inserted rows.";
+        "Duration of the small statements in each step of the ledger protocol, including failed ones. `insert` is the query that counts the inserted rows.";
     CLICKHOUSE_ERRORS: Counter, "sluice_clickhouse_errors_total" { code: ERROR_CODES, verdict: Only(&[ErrorClass::LABELS]) },
         "Statements that failed, by error code and error class.";
     BREAKER_OPEN: Gauge, "sluice_breaker_open" { reason: Only(&[PauseReason::LABELS]) },
-        "1 while intake is paused for this reason, else 0. `/readyz` explains it in words.";
+        "1 while intake is paused for this reason, otherwise 0. `/readyz` has the full reason.";
     BUILD_INFO: Gauge, "sluice_build_info" { version: VERSION },
         "Always 1; the version is the label.";
     START_TIME: Gauge, "sluice_start_time_seconds",
-        "Time at which the worker was started, in seconds since 1970.";
+        "Start time of the worker, in seconds since 1970.";
 }
 
 labelled! {
@@ -291,7 +291,7 @@ pub fn stats(stats: &InFlightStats) {
     BACKLOG.set(stats.backlog() as f64, &[]);
     BATCHES_IN_FLIGHT.set(stats.batches_in_flight as f64, &[]);
     let paused = stats.pause_class.as_deref();
-    // Every reason has a series, so that the end of a pause is seen as well as its beginning.
+    // Every reason has a series, so that the end of a pause is visible as well as its beginning.
     for reason in PauseReason::LABELS {
         let open = paused == Some(*reason);
         BREAKER_OPEN.set(f64::from(u8::from(open)), &[reason]);

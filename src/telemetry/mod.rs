@@ -73,13 +73,13 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
     // The client logs whole responses, in which ClickHouse can quote a statement with its secrets.
-    // Sluice logs what matters of them, without secrets.
-    let silent_client = "clickhouse=off".parse().context("a directive")?;
+    // Sluice logs the relevant parts of them, without secrets.
+    let silent_client = "clickhouse=off".parse().context("invalid log directive")?;
     let no_steps = format!("{}=off", trace::STEP_TARGET);
     let filter = EnvFilter::try_new(&config.level)
         .context("`log.level` is not a valid filter")?
         .add_directive(silent_client)
-        .add_directive(no_steps.parse().context("a directive")?);
+        .add_directive(no_steps.parse().context("invalid log directive")?);
     let layer = fmt::layer().with_writer(std::io::stderr);
     Ok(match config.format {
         LogFormat::Text => layer

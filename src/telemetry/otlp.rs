@@ -1,5 +1,5 @@
-//! Sends traces to a collector, by OTLP over HTTP. An unavailable collector does no harm: a bounded
-//! queue overflows.
+//! Sends traces to a collector, by OTLP over HTTP. An unavailable collector is harmless: spans that
+//! do not fit into a bounded queue are dropped.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -29,7 +29,7 @@ use crate::util::outage::OutageLog;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The time to send the remaining traces at the end.
 const FLUSH: Duration = Duration::from_secs(5);
-/// The largest answer that is read, in bytes. A collector answers with only a few.
+/// The largest response that is read, in bytes. A collector sends only a few.
 const MAX_ANSWER: usize = 1 << 20;
 
 /// The provider of traces, if they are configured.
@@ -75,11 +75,11 @@ impl Traces {
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };
-        warn!(error, "some traces were not sent");
+        warn!(error, "failed to send the remaining traces");
     }
 }
 
-/// Returns the attributes of the worker. Those of the environment win.
+/// Returns the attributes of the worker. Those of the environment take precedence.
 fn resource() -> Resource {
     Resource::builder_empty()
         .with_service_name("sluice")
@@ -121,7 +121,10 @@ impl Collector {
                 );
             }
         } else if self.outage().succeeded().is_some() {
-            info!(endpoint, "the OTLP collector accepts traces again");
+            info!(
+                endpoint,
+                "the OTLP collector has recovered; sending traces resumed"
+            );
         }
     }
 

@@ -85,7 +85,7 @@ impl<K: Eq + Hash> Repeats<K> {
     }
 }
 
-/// Writes the counts of windows that have ended, for ever.
+/// Writes the counts of windows that have ended, indefinitely.
 pub(super) async fn report() {
     let mut ticks = tokio::time::interval(TICK);
     loop {
@@ -118,8 +118,8 @@ fn write(left_out: Vec<LeftOut>) {
 
 /// Writes all lines that are not failures, and those failures that [`Repeats`] admits.
 ///
-/// It is a format, not a filter: after a filter has refused an event by its content,
-/// `tracing_subscriber` 0.3 refuses another one, too.
+/// It is a format, not a filter: after a filter has rejected an event by its content,
+/// `tracing_subscriber` 0.3 also rejects another one.
 pub(super) struct FewOfEachKind<F>(pub(super) F);
 
 impl<S, N, F> FormatEvent<S, N> for FewOfEachKind<F>
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_one_kind_some_are_written_and_the_rest_counted() {
+    async fn some_lines_of_each_kind_are_written_and_the_rest_are_counted() {
         let repeats = Repeats::new();
         assert_eq!(fail(&repeats, "delete", BURST + 41), BURST);
         assert_eq!(fail(&repeats, "poll", 1), 1);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_hour_of_failures_is_few_lines_and_every_failure_counts() {
+    async fn an_hour_of_failures_writes_few_lines_and_counts_every_failure() {
         let repeats = Repeats::new();
         let (mut written, mut counts) = (0, Vec::new());
         for _ in 0..3600 {

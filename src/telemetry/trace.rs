@@ -2,8 +2,8 @@
 //! the delete of its last.
 //!
 //! The work of the loader is in spans of `tracing`, whose fields are part of each log line within.
-//! The spans around it begin before it is known that there will be a batch, and are made here by
-//! hand.
+//! The spans around it begin before it is known that there will be a batch, and are created
+//! manually here.
 
 use std::future::Future;
 use std::time::SystemTime;

@@ -94,7 +94,7 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
             .map_err(|error| problem(error.to_string()))?;
         if certificates.is_empty() {
-            return Err(problem("it contains no certificate".to_owned()));
+            return Err(problem("the file contains no certificates".to_owned()));
         }
         for certificate in certificates {
             roots

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Decides which failures of an outage the log mentions, so that a long one makes few lines.
+/// Decides which failures of an outage the log mentions, so that a long one writes few lines.
 ///
 /// The caller writes the lines and takes its own pauses. `C` is the cause of a failure, for callers
 /// that mention each change of it.
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn another_cause_is_mentioned_and_puts_the_reminder_off() {
+    async fn another_cause_is_mentioned_and_postpones_the_reminder() {
         let mut log = OutageLog::with_reminder(MINUTE);
         let mut mentioned = Vec::new();
         for (second, cause) in "aaabbbab".chars().enumerate() {
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_not_known_to_work_yet_is_an_outage_without_a_failure() {
+    async fn a_system_not_known_to_work_yet_counts_as_an_outage_without_failures() {
         let mut log = OutageLog::<()>::once().begun();
         advance(MINUTE).await;
         let (lasted, failures) = (MINUTE, 0);

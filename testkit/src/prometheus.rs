@@ -59,7 +59,7 @@ impl Prometheus {
     pub fn query(&self, expression: &str) -> Result<Vec<Value>> {
         let query = utf8_percent_encode(expression, NON_ALPHANUMERIC);
         let answer = get(self.port, &format!("/api/v1/query?query={query}"));
-        let answer = answer.context("no answer from Prometheus")?;
+        let answer = answer.context("no response from Prometheus")?;
         let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;
         let mut body: Value = serde_json::from_str(body)?;
         ensure!(

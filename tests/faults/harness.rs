@@ -454,7 +454,7 @@ impl Daemon {
     /// Counts the batches that the daemon recovered with this outcome.
     pub(crate) fn recovered(&self, end: &str) -> Result<usize> {
         let lines = self.log_lines()?;
-        let is = |line: &&Value| line["message"] == "batch recovered" && line["end"] == end;
+        let is = |line: &&Value| line["message"] == "recovery ended" && line["end"] == end;
         Ok(lines.iter().filter(is).count())
     }
 

@@ -29,7 +29,7 @@ async fn clickhouse_is_killed_during_an_insert() -> Result<()> {
     hits(&s3, 1).await;
     let killed = Arc::clone(&clickhouse);
     spawn_blocking(move || killed.kill()).await??;
-    daemon.readiness(503, "no answer from ClickHouse").await;
+    daemon.readiness(503, "no response from ClickHouse").await;
     // These arrive during the outage.
     lab.put_bundles(3).await?;
     // Longer than visibility timeout and receives allow.

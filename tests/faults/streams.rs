@@ -211,7 +211,7 @@ async fn clickhouse_dies(objects: Objects) -> Result<()> {
     }
     let killed = Arc::clone(&clickhouse);
     spawn_blocking(move || killed.kill()).await??;
-    daemon.readiness(503, "no answer from ClickHouse").await;
+    daemon.readiness(503, "no response from ClickHouse").await;
     let restarted = Arc::clone(&clickhouse);
     spawn_blocking(move || restarted.restart()).await??;
     lab.drained(&[&daemon]).await;

@@ -259,7 +259,7 @@ async fn poison() -> Result<()> {
         .iter()
         .filter(|line| {
             let message = line["message"].as_str().unwrap_or_default();
-            message.contains("not a notification")
+            message.contains("malformed message")
         })
         .filter_map(|line| line["message.id"].as_str())
         .collect();

@@ -222,7 +222,7 @@ async fn tls_under_an_authority_of_ones_own() {
             sluice = sluice.set("clickhouse.ca_file", ca_file);
         }
         sluice.start();
-        let why = sluice.not_ready("no answer from ClickHouse").await;
+        let why = sluice.not_ready("no response from ClickHouse").await;
         assert!(why.contains(advice), "{url} {ca_file:?}: {why}");
         sluice.must_run();
         assert_eq!(sluice.stop().await.code(), Some(0));

@@ -292,7 +292,7 @@ async fn what_is_wrong_from_the_beginning_is_told_at_once() {
     sluice.migrate();
     assert!(refused(&sluice, 1, &["s3://no-such-bucket-here"]).contains("NoSuchBucket"));
     let away = sluice.set("clickhouse.url", "http://127.0.0.1:1");
-    assert!(refused(&away, 1, &[&url]).contains("no answer from ClickHouse"));
+    assert!(refused(&away, 1, &[&url]).contains("no response from ClickHouse"));
 }
 
 #[tokio::test]

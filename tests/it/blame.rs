@@ -207,7 +207,12 @@ async fn errors_of_the_server_pause_intake_and_blame_no_object() {
 #[tokio::test]
 async fn answers_of_a_proxy_pause_intake_and_blame_no_object() {
     for status in [413, 502, 504] {
-        pauses_and_blames_nobody(Fault::Status(status), "not ClickHouse's", "proxy").await;
+        pauses_and_blames_nobody(
+            Fault::Status(status),
+            "did not come from ClickHouse",
+            "proxy",
+        )
+        .await;
     }
 }
 

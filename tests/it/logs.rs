@@ -94,7 +94,7 @@ async fn every_line_is_one_flat_object_and_leads_to_the_query_log_and_back() {
     assert_eq!(text(failed[0], "object"), bad);
     assert_eq!(text(failed[0], "class"), "unloadable");
     assert!(text(failed[0], "error").contains("bad.jsonl.gz"), "{log}");
-    let malformed = saying(&lines, "not a notification");
+    let malformed = saying(&lines, "malformed message");
     assert_eq!(malformed.len(), 1, "{log}");
     assert!(!text(malformed[0], "message.id").is_empty());
     assert_eq!(failures(&lines), 2, "{log}");

@@ -58,7 +58,7 @@ async fn clickhouse_and_then_its_tables_can_come_later() {
     let url = format!("http://127.0.0.1:{port}");
     let mut sluice = Sluice::new(stack, &site).set("clickhouse.url", url);
     sluice.start();
-    let why = sluice.not_ready("no answer from ClickHouse").await;
+    let why = sluice.not_ready("no response from ClickHouse").await;
     assert!(why.contains("clickhouse.url"), "{why}");
     assert_eq!(sluice.get("/healthz").await.unwrap().0, 200);
 
@@ -96,7 +96,7 @@ async fn pause_no_messages_are_received_and_the_log_stays_short_while_clickhouse
     let bundles: Vec<_> = Generator::new(12).take(5).collect();
     let reckoning = upload(&site, &bundles).await;
     sluice.start();
-    sluice.not_ready("no answer from ClickHouse").await;
+    sluice.not_ready("no response from ClickHouse").await;
     hits(&proxy, 40).await;
     assert_few_lines(&sluice);
     assert_never_received(&site, 6).await;
@@ -120,7 +120,7 @@ async fn pause_what_is_held_when_clickhouse_goes_away_is_kept_and_loaded_later()
     proxy.inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
     let bundles: Vec<_> = Generator::new(13).take(5).collect();
     let reckoning = upload(&site, &bundles).await;
-    sluice.not_ready("no answer from ClickHouse").await;
+    sluice.not_ready("no response from ClickHouse").await;
     hits(&proxy, 40).await;
     proxy.heal();
     drained(&site).await;

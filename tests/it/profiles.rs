@@ -187,7 +187,7 @@ async fn backfill(sluice: &Sluice, arguments: &[&str]) -> Result<(), String> {
 /// Returns the first line of a log that reports an error of ClickHouse, if any.
 fn refusal(log: impl Read) -> Option<String> {
     let lines = BufReader::new(log).lines().map_while(Result::ok);
-    let errors = ["ClickHouse error ", "no answer from ClickHouse"];
+    let errors = ["ClickHouse error ", "no response from ClickHouse"];
     let mut refusals = lines.filter(|line| errors.iter().any(|error| line.contains(error)));
     refusals.next()
 }

@@ -208,7 +208,7 @@ async fn a_view_that_takes_nothing_pauses_intake_and_costs_no_receive() {
     let reckoning = upload(&lab.site, &bundles).await;
     sluice.start();
     let why = sluice.not_ready("broken").await;
-    assert!(why.contains("fix or drop it"), "{why}");
+    assert!(why.contains("fix or drop the view"), "{why}");
     wait_for("the reason to be exported", BOUND, async || {
         let (_, metrics) = sluice.get("/metrics").await?;
         ensure!(metrics.contains("sluice_breaker_open{reason=\"view\"} 1"));

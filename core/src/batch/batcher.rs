@@ -28,8 +28,8 @@ const MAX_OPEN: usize = 100;
 /// An idle worker closes a batch once no object has been added for this long, so that objects that
 /// are announced together are loaded together.
 const LINGER: Duration = Duration::from_millis(100);
-/// For each object of a batch that was closed by time, no batch is closed early for this long. It
-/// is more than a second, so that a worker that receives one object a second does not count as
+/// After a batch was closed by time, no batch is closed early for this long for each object of it.
+/// It is more than a second, so that a worker that receives one object per second does not count as
 /// idle.
 const PAUSE: Duration = Duration::from_millis(1500);
 
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_been_due_longest_is_taken_first() {
+    fn the_batch_that_has_been_due_longest_is_taken_first() {
         let mut batcher = Batcher::new(LIMITS);
         let start = Instant::now();
         for (bucket, at) in [("c", 0), ("a", 1), ("b", 2)] {
@@ -334,7 +334,7 @@ mod tests {
         assert_eq!(batcher.waiting(start + ms(1000)), MAX_OPEN + 1);
     }
 
-    /// A window of an hour, so that a batch that does not wait for it stands out.
+    /// A window of an hour, so that a batch that does not wait for it is easy to detect.
     const PATIENT: BatchLimits = BatchLimits {
         window: Duration::from_secs(3600),
         flush_when_idle: true,
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_batch_pauses_nothing() {
+    fn closing_a_full_batch_does_not_postpone_early_closing() {
         let mut batcher = Batcher::new(BatchLimits {
             max_objects: 3,
             ..PATIENT
@@ -442,8 +442,8 @@ mod tests {
     }
 
     #[test]
-    fn how_many_batches_are_made_in_the_first_minute_and_the_next_nine() {
-        // With an object every five seconds, and with one, five and fifty a second.
+    fn early_closing_adds_batches_in_the_first_minute_and_then_only_at_low_rates() {
+        // One object every five seconds; one, five and fifty objects per second.
         let count = |flush_when_idle: bool| {
             [5000, 1000, 200, 20].map(|gap| {
                 let gaps: Vec<u64> = (0..600_000 / gap).map(|_| gap).collect();
@@ -514,8 +514,8 @@ mod tests {
             }
         }
 
-        /// From one object a second on, batches wait for the full window. Until that rate shows, a
-        /// few are closed early, each larger than the one before.
+        /// From one object a second on, batches wait for the full window. Until that rate is
+        /// apparent, a few are closed early, each larger than the one before.
         #[test]
         fn under_load_no_more_batches_are_closed_than_by_the_window_alone(
             gaps in prop::collection::vec(0..=1000u64, 100..800),

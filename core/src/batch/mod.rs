@@ -33,7 +33,7 @@ labelled! {
     }
 }
 
-/// A closed batch, whose objects never change again.
+/// A closed batch. Its objects do not change any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     pub bucket: String,

@@ -11,7 +11,7 @@ pub const ASSUMED_BYTES: u64 = 64 * 1024;
 /// Returns the estimated uncompressed size of an object in bytes, on the high side.
 ///
 /// Statements depend on it, and the ledger records an unknown size as 0: both must yield the same
-/// estimate, or a recovery would make another statement under the same token.
+/// estimate, or a recovery would send a different statement under the same token.
 pub fn estimated_bytes(object: &ObjectRef) -> u64 {
     let stored = object.size.filter(|size| *size > 0);
     let stored = stored.unwrap_or(ASSUMED_BYTES);

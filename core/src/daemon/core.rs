@@ -24,10 +24,10 @@ use crate::outcome::{Outcome, Outcomes};
 use crate::queue::{FailedEntries, MAX_BATCH, Message, QueueError, ReceiptHandle};
 use crate::sliding_window::SlidingWindow;
 
-/// How long an object that another batch claims is left alone before it is looked up again.
+/// How long to wait before an object that another batch claims is looked up again.
 const BUSY_PAUSE: Duration = Duration::from_secs(5);
 
-/// What the event loop is to do.
+/// An action for the event loop to perform.
 #[derive(Debug, PartialEq)]
 pub enum Action {
     Load(Batch),
@@ -128,14 +128,15 @@ impl Core {
             }
             Ok(Notification::Ignorable(why)) => self.ignore(message, delivery, form, why),
             Err(malformed) => {
-                // Logged once for each message: it comes back until the redrive policy moves it.
+                // Logged once for each message: it is received again until the redrive policy moves
+                // it.
                 let is_new = message.receive_count <= 1;
                 self.observer.malformed(message, form, &malformed, is_new);
                 if is_new {
                     warn!(
                         error = %malformed,
-                        "not a notification; it stays in the queue, and the redrive policy will \
-                         move it to the dead-letter queue"
+                        "malformed message; returning it to the queue until the redrive policy \
+                         moves it to the dead-letter queue"
                     );
                 }
                 let policy = self.limits.visibility;
@@ -193,7 +194,7 @@ impl Core {
             let id = object.id();
             self.loading.remove(&id);
             // A load without an outcome for an object has panicked, and may do so again. The object
-            // counts as failed, so that its messages come back later each time.
+            // counts as failed, so that its messages are returned with growing delays.
             let outcome = outcomes.remove(&id).unwrap_or(Outcome::Failed);
             self.observer.objects(outcome.label(), 1);
             self.note_lag(id, &outcome, now);
@@ -261,7 +262,7 @@ impl Core {
             .on_extended(request, result, now, self.env.fraction());
     }
 
-    /// Handles messages that were deleted, or could not be.
+    /// Handles messages whose deletion has succeeded or was given up.
     pub fn on_deleted(&mut self, handles: &[ReceiptHandle]) {
         for handle in handles {
             self.heartbeats.forget(handle);

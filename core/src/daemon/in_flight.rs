@@ -37,7 +37,7 @@ pub enum Settlement {
     },
 }
 
-/// How long messages are hidden, and when they come back.
+/// How long messages are hidden, and when they become visible after a failure.
 #[derive(Clone, Copy, Debug)]
 pub struct VisibilityPolicy {
     /// The visibility timeout that each receive and each heartbeat requests.
@@ -52,8 +52,9 @@ impl VisibilityPolicy {
         self.timeout / 3
     }
 
-    /// Returns the delay before a message that failed comes back: exponential in the number of
-    /// receives, and at least a second. `jitter`, from 0 to 1, spreads the messages of one batch.
+    /// Returns the delay before a message that failed becomes visible again: exponential in the
+    /// number of receives, and at least a second. `jitter`, from 0 to 1, spreads the messages of
+    /// one batch.
     pub fn retry_delay(&self, receive_count: u32, jitter: f64) -> Duration {
         let backoff = Backoff {
             min: self.retry_min,
@@ -130,8 +131,8 @@ impl InFlightMessages {
         new
     }
 
-    /// Notes the disposition of an object, and returns the settlements of the messages that waited
-    /// for nothing else.
+    /// Records the disposition of an object, and returns the settlements of the messages that
+    /// waited for nothing else.
     pub fn resolve(
         &mut self,
         object: ObjectId,
@@ -297,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn retries_come_back_later_each_time() {
+    fn each_retry_is_delayed_longer() {
         let seconds = |count, jitter| POLICY.retry_delay(count, jitter).as_secs();
         assert_eq!(
             [1, 2, 3, 7, 8, 99].map(|count| seconds(count, 1.0)),

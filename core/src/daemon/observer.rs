@@ -9,26 +9,25 @@ use crate::batch::CloseReason;
 use crate::notification::{EnvelopeKind, Malformed};
 use crate::queue::Message;
 
-/// Observes what the core receives and does, without influence on its decisions.
+/// Observes what the core receives and does, without influencing its decisions.
 pub trait Observer: fmt::Debug + Send + Sync {
-    /// Called when a message was received.
+    /// Called when a message has been received.
     fn received(&self, message: &Message, now: Instant);
-    /// Called when a message's body was read. `outcome` is `objects`, or why there is nothing to
-    /// load.
+    /// Called when a message's body has been read. `outcome` is `objects`, or why there is nothing
+    /// to load.
     fn notification(&self, form: EnvelopeKind, outcome: &'static str);
-    /// Called for a message that is not a notification. `is_new` is whether this is its first
-    /// receive.
+    /// Called for a malformed message. `is_new` is whether this is its first receive.
     fn malformed(&self, message: &Message, form: EnvelopeKind, why: &Malformed, is_new: bool);
-    /// Called when `count` objects had this outcome.
+    /// Called when `count` objects have had this outcome.
     fn objects(&self, outcome: &'static str, count: usize);
-    /// Called when an object was loaded, with the time since its creation.
+    /// Called when an object has been loaded, with the time since its creation.
     fn lag(&self, lag: Duration, now: Instant);
-    /// Called when a batch was closed and its load begins.
+    /// Called when a batch has been closed and its load begins.
     fn batch_closed(&self, reason: CloseReason);
-    /// Called when a request extended the visibility of `extended` messages, and failed for
+    /// Called when a request has extended the visibility of `extended` messages, and has failed for
     /// `failed`.
     fn extended(&self, extended: usize, failed: usize);
-    /// Called when a message's visibility was not extended in time.
+    /// Called when a message's visibility has not been extended in time.
     fn heartbeat_missed(&self);
 }
 

@@ -1,4 +1,4 @@
-//! The state of the daemon's core in numbers.
+//! Statistics of the daemon's core.
 
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +22,7 @@ pub struct InFlightStats {
 
 impl InFlightStats {
     /// Returns the number of messages that this worker has to work on now. Each object that waits
-    /// for its window counts as one message that need not be.
+    /// for its window counts as one message that needs no work yet.
     pub fn backlog(&self) -> usize {
         self.messages.saturating_sub(self.objects_waiting)
     }

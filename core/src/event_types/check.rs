@@ -1,4 +1,4 @@
-//! Checks declarations and makes a catalog of them. All problems are reported at once.
+//! Checks declarations and builds a catalog from them. All problems are reported at once.
 
 mod columns;
 mod rules;
@@ -27,13 +27,13 @@ pub const RESERVED_TABLES: [&str; 7] = [
 /// Prefixes of Sluice's own tables and views, including those of later versions.
 const RESERVED_PREFIXES: [&str; 2] = ["landing_", "ledger_"];
 
-/// A field in the JSON of `sluice types preview`, beside those of the event types.
+/// A field in the JSON of `sluice types preview`, in addition to those of the event types.
 const EMPTY_COLUMNS: &str = "empty_columns";
 
-/// The columns that say where a row is from. Every table has them without a declaration.
+/// The columns that record the origin of a row. Every table has them without a declaration.
 pub(crate) const LINEAGE: [&str; 4] = ["source_path", "source_etag", "batch_id", "ingested_at"];
 
-/// Collects problems of one file.
+/// Collects the problems of one file.
 struct Report<'a> {
     file: &'a str,
     problems: &'a mut Vec<Problem>,
@@ -152,14 +152,15 @@ fn ancestry<'a>(
         };
         let in_cycle = type_name(chain[0].0) == base;
         let found = declared.iter().find(|(other, _)| type_name(other) == base);
-        // Reported for the file that is at fault, and not again for each that extends it.
+        // Reported only for the file at fault, and not again for each file that extends it.
         let mut report = Report { file, problems };
         let message = match found {
             None => format!(
-                "there is no {base}.yaml that can be read; extend a file in the same directory"
+                "{base}.yaml does not exist or cannot be read; extend a file in the same directory"
             ),
             Some((_, base)) if !base.is_abstract => {
-                "extends an event type; move the shared columns into a file with `abstract: true`"
+                "cannot extend an event type; move the shared columns into a file with \
+                 `abstract: true`"
                     .to_owned()
             }
             Some((other, _)) if chain.iter().any(|(seen, _)| seen == other) => {
@@ -211,7 +212,7 @@ fn check_type(
     }
     let table = own.table.clone().unwrap_or_default();
     if table.trim().is_empty() {
-        report.add("table", "is missing; name the table for the rows");
+        report.add("table", "is missing; name the table that stores the rows");
     } else if RESERVED_TABLES.contains(&table.as_str())
         || RESERVED_PREFIXES
             .iter()
@@ -219,19 +220,19 @@ fn check_type(
     {
         report.add(
             "table",
-            format!("{table:?} is one of sluice's own tables; choose another name"),
+            format!("{table:?} is reserved for Sluice's own tables; choose another name"),
         );
     }
     let rule = match &own.rule {
         Some(rule) => {
             let rule = check_rule(rule, "rule", &mut report);
             if rule.as_ref().is_some_and(Rule::holds_for_nothing) {
-                report.add("rule", "holds without any value, and so for every line that is not JSON; require a value that must be there");
+                report.add("rule", "matches statements without any values, and therefore every line that is not JSON; add a condition that requires a value");
             }
             rule
         }
         None => {
-            report.add("rule", "is missing; declare which statements belong here, such as {path: [verb, id], equals: …}");
+            report.add("rule", "is missing; declare which statements belong to this event type, such as {path: [verb, id], equals: …}");
             None
         }
     };
@@ -261,7 +262,7 @@ fn check_type(
     if columns.is_empty() {
         report.add(
             "columns",
-            "there are none; declare at least one, or extend a file that does",
+            "no columns are declared; declare at least one, or extend a file that does",
         );
     }
 
@@ -272,7 +273,7 @@ fn check_type(
     if order_by.is_empty() {
         report.add(
             "order_by",
-            "is missing; list the columns that identify a statement",
+            "is missing; list the columns that identify a row",
         );
     }
     for (index, key) in order_by.iter().enumerate() {
@@ -283,12 +284,12 @@ fn check_type(
         match found {
             _ if LINEAGE.contains(&key.as_str()) => report.add(
                 at,
-                format!("{key:?} differs between two uploads of one statement, which would then not collapse; remove it"),
+                format!("{key:?} differs between two uploads of the same statement, so that duplicates would not collapse; remove it"),
             ),
             None => report.add(at, format!("there is no column {key:?}; name a declared column")),
             Some((_, Some(column))) if column.column_type.is_nullable() => report.add(
                 at,
-                format!("{key:?} is Nullable, which a sorting key cannot be; give it a type without NULL"),
+                format!("{key:?} is Nullable, which is not allowed in a sorting key; declare a type that is not Nullable"),
             ),
             Some(_) => {}
         }
@@ -308,7 +309,7 @@ fn check_type(
         }
     }
 
-    // A type with other problems is returned, too, so that conflicts with other types are reported.
+    // A type with other problems is also returned, so that conflicts with other types are reported.
     let columns = columns
         .into_iter()
         .map(|(_, column)| column)
@@ -326,7 +327,7 @@ fn check_type(
     })
 }
 
-/// Reports a sorting key of which every column can be without a value.
+/// Reports a sorting key in which every column can lack a value.
 fn check_key(order_by: &[String], columns: &[(&Placed, Option<Column>)], report: &mut Report<'_>) {
     let declared = |key: &String| {
         let mut declared = columns.iter().map(|(placed, _)| &placed.column);
@@ -338,10 +339,10 @@ fn check_key(order_by: &[String], columns: &[(&Placed, Option<Column>)], report:
     if !keys.is_empty() && !keys.iter().any(|key| key.keeps_rows_apart()) {
         report.add(
             "order_by",
-            "none of its columns is sure to identify a row: rows that have no value in any of them, \
-             for instance because a path is mistyped, collapse into one when they are merged; give \
-             one `otherwise: line_hash` or `required: true`, or declare `identifies: true` for one \
-             in which every row has a value",
+            "none of its columns is guaranteed to identify a row: rows without a value in any of \
+             them, for instance because a path is mistyped, collapse into one when they are \
+             merged; set `otherwise: line_hash` or `required: true` for one of them, or declare \
+             `identifies: true` for one in which every row has a value",
         );
     }
 }
@@ -350,14 +351,16 @@ fn check_route(globs: &[String], report: &mut Report<'_>) -> Result<Route, Strin
     if globs.is_empty() {
         report.add(
             "keys",
-            "is an empty list, which matches no object; leave it out for all objects",
+            "is an empty list, which matches no objects; omit it to match all objects",
         );
     }
     for (index, glob) in globs.iter().enumerate() {
         if glob.is_empty() || glob.starts_with('/') {
             report.add(
                 format!("keys[{index}]"),
-                format!("{glob:?} matches no key; keys do not begin with a slash, as in video/**"),
+                format!(
+                    "{glob:?} matches no key; keys do not begin with a slash, for example video/**"
+                ),
             );
         }
     }
@@ -373,7 +376,7 @@ fn check_tables(types: &[EventType], problems: &mut Vec<Problem>) {
             report.add(
                 "table",
                 format!(
-                    "{:?} is also the table of {other}; give each its own",
+                    "{:?} is also the table of {other}; give each event type its own table",
                     event_type.table
                 ),
             );
@@ -406,7 +409,7 @@ fn check_paths(types: &[EventType], problems: &mut Vec<Problem>) -> PathTree {
                 report.add(
                     at,
                     format!(
-                        "{} cannot be read: {} is declared both as a value and as an object with keys; declare one of the two",
+                        "{} cannot be read: {} is declared both as a value and as an object with keys; declare only one of the two",
                         paths::display(path),
                         paths::display(&conflict)
                     ),

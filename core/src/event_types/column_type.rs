@@ -2,9 +2,9 @@
 //! them.
 //!
 //! Every declared path is read as `Nullable(String)`: a string as it is, anything else as its JSON
-//! text. With one type for all paths, two event types never need one path in two types, and odd
-//! values are handled here and not by the casts of a JSON parser, which reads `true` as the number
-//! 1 and "nan" as `false`.
+//! text. With one type for all paths, two event types never need one path in two types, and unusual
+//! values are handled here rather than by the casts of a JSON parser, which reads `true` as the
+//! number 1 and "nan" as `false`.
 
 use std::fmt;
 
@@ -28,7 +28,7 @@ enum Kind {
     Uuid,
 }
 
-/// The known types, as messages quote them. docs/event-types.md lists them, too.
+/// The known types, as quoted in messages. docs/event-types.md also lists them.
 pub(super) const KNOWN_TYPES: &str = "String, UInt8 to UInt64, Int8 to Int64, Float32, Float64, Bool, UUID, DateTime64(0|3|6, 'UTC'), \
      each also as Nullable(…), and LowCardinality(String)";
 
@@ -44,7 +44,7 @@ impl ColumnType {
     ///
     /// # Errors
     ///
-    /// Names the type, and what would be valid.
+    /// Names the type, and the types that are valid.
     pub fn parse(text: &str) -> Result<ColumnType, String> {
         let bare: String = text.chars().filter(|c| !c.is_whitespace()).collect();
         let (low_cardinality, rest) = unwrap_type(&bare, "LowCardinality");
@@ -94,7 +94,7 @@ impl ColumnType {
         };
         if low_cardinality && kind != Kind::String {
             return Err(format!(
-                "{text:?} is not supported; LowCardinality is for String"
+                "{text:?} is not supported; use LowCardinality only with String"
             ));
         }
         Ok(ColumnType {
@@ -125,7 +125,7 @@ impl ColumnType {
             Kind::Integer { signed, bits } => {
                 let parse = format!("to{}Int{bits}OrNull", if signed { "" } else { "U" });
                 let direct = format!("{parse}({text})");
-                // Only a text that did not parse is read again: a list of one, or `2001.0` in
+                // Only text that did not parse is read again: a list of one element, or `2001.0` in
                 // quotes.
                 let sign = if signed { "[+-]?" } else { "\\+?" };
                 let odd = sql::string(&format!(r#"^\[?"?({sign}\d+)(?:\.0*)?"?\]?$"#));
@@ -165,7 +165,7 @@ impl ColumnType {
 
     fn read_time(&self, text: &str) -> String {
         let Kind::Time { precision } = self.kind else {
-            unreachable!("only times are read as times")
+            unreachable!("called only for columns of type DateTime64")
         };
         format!("parseDateTime64BestEffortOrNull({text}, {precision}, 'UTC')")
     }
@@ -269,7 +269,7 @@ mod tests {
         assert!(
             ColumnType::parse("LowCardinality(UInt64)")
                 .unwrap_err()
-                .contains("is for String")
+                .contains("only with String")
         );
     }
 }

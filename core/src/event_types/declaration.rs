@@ -1,4 +1,4 @@
-//! Declaration files as they are written: YAML parsed into structs, and not checked yet.
+//! Declaration files: YAML parsed into structs, but not checked yet.
 
 use std::collections::BTreeMap;
 
@@ -56,8 +56,9 @@ pub(super) struct DeclaredColumn {
 }
 
 impl DeclaredColumn {
-    /// Returns whether rows do not collapse for the lack of this value in their sorting key: the
-    /// line's hash replaces it, such lines are rejected, or the author asserts that there are none.
+    /// Returns whether rows cannot collapse because this value of their sorting key is missing: the
+    /// line's hash replaces it, lines without it are rejected, or the author asserts that every row
+    /// has it.
     pub(super) fn keeps_rows_apart(&self) -> bool {
         self.otherwise.is_some() || self.required || self.identifies
     }

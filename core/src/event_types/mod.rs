@@ -1,8 +1,8 @@
 //! Declared event types: the kinds of statements, and the table that each of them fills.
 //!
 //! A declaration is a YAML file (docs/event-types.md; the default ones are in config/event_types).
-//! The tables ([`crate::statements::ddl`]) and the SELECTs ([`crate::statements::select`]) are made
-//! from a [`Catalog`] of them. The code names no event type.
+//! The tables ([`crate::statements::ddl`]) and the SELECTs ([`crate::statements::select`]) are
+//! generated from a [`Catalog`] of them. The code names no event type.
 
 mod check;
 mod column_type;
@@ -47,7 +47,7 @@ pub struct EventType {
     pub table: String,
     /// Which statements belong to it.
     pub rule: Rule,
-    /// Which objects it is looked for in; all of them, if `None`.
+    /// The objects in which it is looked for; `None` for all objects.
     pub route: Option<Route>,
     /// The sorting key's columns: statements equal in all of them collapse into one.
     pub order_by: Vec<String>,
@@ -97,7 +97,8 @@ pub enum Source {
     Expression {
         /// The SQL, with a `{name}` for each input.
         template: String,
-        /// The names, each with its paths: it stands for the text at the first of them that exists.
+        /// The names, each with its paths. A name stands for the text at the first path that
+        /// exists.
         inputs: Vec<(String, Vec<Path>)>,
     },
 }
@@ -159,7 +160,7 @@ impl Source {
     }
 }
 
-/// A problem of a declaration, and what to do about it.
+/// A problem in a declaration, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The file, or the directory.
@@ -195,11 +196,11 @@ impl Catalog {
         });
         match Catalog::from_files(files) {
             Ok(catalog) => catalog,
-            Err(problems) => unreachable!("the built-in event types are wrong: {problems:?}"),
+            Err(problems) => unreachable!("the built-in event types are invalid: {problems:?}"),
         }
     }
 
-    /// Makes a catalog of these files, given as (name, text).
+    /// Builds a catalog from files, given as (name, text).
     ///
     /// # Errors
     ///

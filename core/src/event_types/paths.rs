@@ -1,7 +1,7 @@
 //! The union of all declared JSON paths, and how their values are read.
 //!
 //! A line is parsed once, into one ClickHouse Tuple of all paths, of which each value then becomes
-//! a column. That has a trap: ClickHouse maps a JSON *list* onto a tuple by position, so that
+//! a column. There is a pitfall: ClickHouse maps a JSON *list* onto a tuple by position, so that
 //! `"result": [1, 2]` would fill the first two declared keys of `result` with values that do not
 //! belong to them. Each tuple therefore begins with a sentinel element, whose name occurs in no
 //! JSON: the first element of a list goes there and reveals the list. A list that begins with null
@@ -15,7 +15,7 @@ use crate::sql;
 /// The place of a value: the keys from the top of the statement down. A key may hold any character.
 pub type Path = Vec<String>;
 
-/// The name of the sentinel element: U+0001. A line that has it as a key is ambiguous, too, and is
+/// The name of the sentinel element: U+0001. A line that has it as a key is also ambiguous, and is
 /// therefore read correctly.
 const SENTINEL: &str = "\u{1}";
 
@@ -92,10 +92,10 @@ impl PathTree {
         leaves
     }
 
-    /// Returns an expression for an array that has, for each leaf in the order of
-    /// [`PathTree::leaves_by_depth`], whether the line has no value at its path, so that what
-    /// `parsed` has there comes from a list. It is empty for a line that is not ambiguous, whose
-    /// paths ClickHouse does not look for.
+    /// Returns an expression for an array with one flag for each leaf, in the order of
+    /// [`PathTree::leaves_by_depth`]: whether the line has no value at its path, so that the value
+    /// in `parsed` comes from a list. The array is empty for a line that is not ambiguous, which
+    /// ClickHouse then does not search for the paths.
     ///
     /// The paths of one depth are arguments of one function: planning a function for each of them
     /// takes a third longer.
@@ -175,8 +175,8 @@ pub(crate) fn column(path: &[String]) -> String {
     sql::ident(&display(path))
 }
 
-/// Returns an element of a tuple by function: with dots, the paths `a.b` and `a`, `b` would have
-/// one name.
+/// Returns an element of a tuple, addressed by a function: with dots, the paths `a.b` and `a`, `b`
+/// would have the same name.
 fn element(tuple: &str, path: &[String]) -> String {
     path.iter().fold(tuple.to_owned(), |outer, key| {
         format!("tupleElement({outer}, {})", sql::string(key))

@@ -33,7 +33,7 @@ impl Rule {
         }
     }
 
-    /// Returns whether it holds without any value, and so for a line that is not JSON.
+    /// Returns whether it holds without any values, and therefore for a line that is not JSON.
     pub(super) fn holds_for_nothing(&self) -> bool {
         match self {
             Rule::All(rules) => rules.iter().all(Rule::holds_for_nothing),

@@ -64,23 +64,23 @@ pub trait Steps: Send {
     /// Reads the claim status of the claimed objects again.
     fn verify(&mut self) -> impl Future<Output = Result<Vec<ClaimStatus>, Self::Error>> + Send;
 
-    /// Runs the statements, guarded as this attempt, under the batch's deduplication
-    /// token.
+    /// Runs the statements, guarded as this attempt, under the batch's deduplication token.
     fn insert(
         &mut self,
         attempt: u32,
     ) -> impl Future<Output = Result<Inserted, Self::Error>> + Send;
 
-    /// Kills every statement of the batch that runs, and waits for its end.
+    /// Kills every running statement of the batch, and waits for its end.
     fn kill(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// Writes that no attempt up to this one may start any more.
+    /// Writes the fence that keeps every attempt up to this one from starting.
     fn fence(&mut self, attempt: u32) -> impl Future<Output = Result<Fence, Self::Error>> + Send;
 
     /// Returns whether any table has rows of the batch.
     fn has_rows(&mut self) -> impl Future<Output = Result<bool, Self::Error>> + Send;
 
-    /// Returns whether the tables have what was counted, so that nothing but the record is missing.
+    /// Returns whether the tables have the rows that were counted, so that only the record is
+    /// missing.
     fn is_complete(&mut self) -> impl Future<Output = Result<bool, Self::Error>> + Send;
 
     /// Deletes the rows of the batch from every table, unless it has ended according to the ledger.

@@ -48,12 +48,12 @@ enum Answer {
     Recorded(Recorded),
 }
 
-/// Performs one step by returning its answer. An answer to another step is an error of the model.
+/// Performs one step by returning its result. The result of another step is an error in the model.
 macro_rules! given {
     ($answer:expr, $pattern:pat => $value:expr) => {
         match $answer {
             $pattern => Ok($value),
-            other => panic!("{other:?} answers another step"),
+            other => panic!("{other:?} is the result of another step"),
         }
     };
 }
@@ -110,12 +110,12 @@ impl Steps for Answer {
     }
 }
 
-/// Drives the run one step further.
+/// Advances the run by one step.
 fn answered(run: &mut Run, mut answer: Answer) {
     let step = pin!(run.step(&mut answer));
     // The model never waits.
     let Poll::Ready(Ok(())) = step.poll(&mut Context::from_waker(Waker::noop())) else {
-        panic!("a step that waits");
+        panic!("the step waited, which no step of the model does");
     };
 }
 
@@ -129,9 +129,9 @@ struct Case {
     fences: u32,
     /// How often a statement fails because of an object, at any point.
     faults: u8,
-    /// Whether to look for states from which no worker can finish, too.
+    /// Whether to also look for states from which no worker can finish.
     stuck: bool,
-    /// Whether workers of another configuration may recover, too.
+    /// Whether workers of another configuration may also recover.
     other_plans: bool,
     mutation: Mutation,
 }
@@ -202,7 +202,7 @@ struct Job {
     /// The statement that the worker waits for.
     waiting: Option<Statement>,
     tokens: u32,
-    /// A record has been sent, and its answer is awaited.
+    /// A record has been sent, and its result is awaited.
     recording: bool,
     /// It has seen that the batch has not ended, and is deleting its rows.
     rolling_back: bool,
@@ -617,7 +617,7 @@ impl Case {
                     outcomes.push((after, Some(job)));
                 } else if state.recording.contains(&record) || state.records_sent.contains(&record)
                 {
-                    // No answer: it is sent again.
+                    // No response: it is sent again.
                     job.recording = false;
                     outcomes.push((after, Some(job)));
                 } else if self.record_refused(state, batch, attempt) {
@@ -688,7 +688,7 @@ impl Case {
                 return Err(violation);
             }
             if self.stuck && !self.can_settle(&state, &mut calm) {
-                return Err("an object stays unsettled for ever".to_owned());
+                return Err("an object is never settled".to_owned());
             }
             for mut next in self.next(&state) {
                 // Workers are interchangeable, so that their order makes no difference.

@@ -10,8 +10,8 @@
 //! - a statement starts only while its attempt is not fenced and its batch not released (the
 //!   guard);
 //! - nothing is retried, released or rolled forward while an older statement may still run;
-//! - a recovery releases a batch without rows, and rolls forward a batch with rows if its worker
-//!   makes the same statements of it; never the other way round;
+//! - a recovery releases a batch without rows, and rolls forward a batch with rows if the
+//!   recovering worker makes the same statements from its manifest; never the other way round;
 //! - rows are rolled back only once no attempt and no record of the batch can ever succeed.
 
 use super::drive::{Fence, Inserted, Recorded, RolledBack, Steps};
@@ -59,15 +59,15 @@ pub enum Action {
     Insert {
         attempt: u32,
     },
-    /// Kill every statement of the batch that runs, and wait for its end.
+    /// Kill every running statement of the batch, and wait for its end.
     Kill,
-    /// Write that no attempt up to this one may start any more.
+    /// Write the fence that keeps every attempt up to this one from starting.
     Fence {
         attempt: u32,
     },
     /// Look for rows of the batch in any table.
     CheckRows,
-    /// Compare the tables with what was counted, to find whether only the record is missing.
+    /// Compare the tables with the counts, to find out whether only the record is missing.
     CheckComplete,
     /// Delete the rows of the batch from every table, unless it has ended according to the ledger.
     RollBack,
@@ -110,9 +110,9 @@ labelled! {
         Loaded = "loaded",
         /// No object was free, so there was nothing to claim.
         NothingFree = "nothing_free",
-        /// Another batch claims an object, too: to be retried after a random pause, as a new batch.
+        /// Another batch also claims an object: retry after a random pause, as a new batch.
         Yielded = "yielded",
-        /// Another worker has taken the batch over: its objects will be found loaded, or free.
+        /// Another worker has taken over the batch: its objects will be found loaded or free.
         Fenced = "fenced",
         /// No row of the batch is in the tables, and its objects are free.
         Released = "released",
@@ -155,7 +155,7 @@ enum Abort {
 enum Intent {
     /// Complete them: the worker that claimed the batch is gone.
     RollForward,
-    /// Delete them: the statement cannot succeed, or no worker can make it any more.
+    /// Delete them: the statement cannot succeed, or no worker can generate it any more.
     RollBack,
 }
 
@@ -175,7 +175,7 @@ impl Run {
 
     /// Begins to recover a batch whose lease has expired. `fenced` is the highest attempt that is
     /// fenced according to the ledger, 0 if none is. `is_same_plan` is whether this worker would
-    /// make the identical statement of it.
+    /// send the identical statement.
     pub fn recover(fenced: u32, is_same_plan: bool) -> Self {
         if fenced == ABORTED {
             return Self::new(Phase::Abort(Abort::FenceAll), ABORTED, Intent::RollBack);
@@ -222,7 +222,7 @@ impl Run {
         }
     }
 
-    /// Performs the next step, if there is one, and notes its result.
+    /// Performs the next step, if there is one, and records its result.
     ///
     /// # Errors
     ///

@@ -5,8 +5,8 @@ use serde_json::json;
 
 use crate::object::ObjectRef;
 
-/// The characters that are encoded: all but those that S3 leaves as they are in the keys of its
-/// notifications. Spaces become `%20`, which every reader of form-encoded keys accepts, too.
+/// The characters that are encoded: all but those that S3 does not encode in the keys of its
+/// notifications. Spaces become `%20`, which every reader of form-encoded keys also accepts.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -60,7 +60,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_announced_is_what_is_read(
+        fn an_announcement_is_read_as_the_announced_object(
             key in "\\PC{1,40}|[ +%{}*?\\n/\\\\\"']{1,20}",
             size in proptest::option::of(0u64..1 << 50),
             version in proptest::option::of("[a-z0-9]{1,12}"),

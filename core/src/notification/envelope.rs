@@ -17,12 +17,12 @@ pub struct Envelopes(Vec<Envelope>);
 struct Envelope {
     /// Shown in errors.
     name: String,
-    /// Where the message names its event. Without it, every object was written.
+    /// The path of the event's name. Without it, every message announces written objects.
     event: Option<Path>,
     /// The events that write an object.
     #[serde(default)]
     created: Vec<String>,
-    /// The events that write none, and are acknowledged.
+    /// The events that write no object, and are acknowledged.
     #[serde(default)]
     ignored: Vec<String>,
     /// The list of files, if a message has several. The paths below begin at a file; that of the
@@ -83,7 +83,7 @@ impl Envelopes {
         Ok(Self(file.envelopes))
     }
 
-    /// Reads a message by the first envelope that finds a bucket and a key in it; `None` if none
+    /// Reads a message with the first envelope that finds a bucket and a key in it; `None` if none
     /// does.
     pub(super) fn read(&self, message: &Value) -> Option<Result<Notification, Malformed>> {
         let envelope = self.0.iter().find(|envelope| envelope.fits(message))?;
@@ -95,8 +95,8 @@ impl Envelope {
     fn check(&self) -> Result<(), String> {
         if self.event.is_some() == self.created.is_empty() {
             return Err(format!(
-                "envelope {}: `event` and `created` go together; give the path of the event's name, \
-                 and the names of events that write an object",
+                "envelope {}: `event` and `created` must be declared together: the path of the \
+                 event's name, and the names of the events that write an object",
                 self.name
             ));
         }
@@ -136,7 +136,8 @@ impl Envelope {
                 return Ok(Notification::Ignorable(Ignorable::OtherEvents));
             }
             let problem = format!(
-                "`{event}` is in neither `created` nor `ignored` of the envelope {}",
+                "the event `{event}` is listed in neither `created` nor `ignored` of the envelope \
+                 {}",
                 self.name
             );
             return Err(Malformed::Record { index: 0, problem });
@@ -158,8 +159,8 @@ impl Envelope {
             path.text(file).or_else(|| path.text(message))
         };
         let object = check(Parts {
-            bucket: self.bucket(message, file).ok_or("there is no bucket")?,
-            key: self.key.text(file).ok_or("there is no key")?,
+            bucket: self.bucket(message, file).ok_or("the bucket is missing")?,
+            key: self.key.text(file).ok_or("the key is missing")?,
             etag: text(&self.etag),
             size: self.size.as_ref().and_then(|path| size_of(path.of(file))),
             version_id: text(&self.version),

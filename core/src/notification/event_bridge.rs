@@ -109,7 +109,7 @@ fn read_call(event: &Value) -> Result<Option<Announced>, String> {
     if call["errorCode"].is_string() {
         return Ok(None);
     }
-    let name = call["eventName"].as_str().ok_or("no `eventName`")?;
+    let name = call["eventName"].as_str().ok_or("`eventName` is missing")?;
     let Meaning::Written(written) = meaning(name)? else {
         return Ok(None);
     };

@@ -16,7 +16,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Makes a filter of the names of events, and of globs of keys.
+    /// Creates a filter from names of events and globs of keys.
     ///
     /// # Errors
     ///
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_taken_unless_something_is_said() {
+    fn a_filter_without_restrictions_matches_everything() {
         for all in [
             Filter::default(),
             filter(&["ObjectCreated:*"], &[], &[]),
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn events_are_taken_by_name() {
+    fn events_are_matched_by_name() {
         let puts = filter(&["s3:ObjectCreated:Put", "ObjectCreated:Post"], &[], &[]);
         assert!(takes(&puts, "Put", "a") && takes(&puts, "Post", "a"));
         assert!(takes(&puts, announce::EVENT, "a"));
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_taken_by_globs_and_an_exclusion_wins() {
+    fn keys_are_matched_by_globs_and_exclusions_win() {
         let filter = filter(
             &[],
             &["section/*/video/*.jsonl{,.gz}", "flat-[0-9]", "**/deep/**"],

@@ -1,4 +1,4 @@
-//! Reads the objects that the body of an SQS message announces.
+//! Parses the objects that the body of an SQS message announces.
 //!
 //! Pure: nothing here depends on queues or on the network. Anyone who may send to the queue can
 //! write any body, so every value that goes from here into a statement or a URL is checked in
@@ -172,7 +172,7 @@ fn read_event(event: &Value) -> Result<Notification, Malformed> {
         ))
     } else {
         Err(Malformed::NotAnEvent(
-            "there is neither `Records` nor `detail-type` nor `detail`",
+            "it has no `Records`, `detail-type` or `detail`",
         ))
     }
 }

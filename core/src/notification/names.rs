@@ -1,4 +1,4 @@
-//! What the names of events mean: whether an object was written.
+//! Maps the name of an event to its meaning: whether an object was written.
 //!
 //! Nothing is guessed: an event whose name is in none of these tables may have written an object,
 //! so its message is not deleted.
@@ -16,7 +16,7 @@ pub(super) enum Meaning {
 }
 
 /// Events that write nothing. `*` stands for any ending, and S3's own names may begin with `s3:`.
-/// (`Replication:*` would be too much: Ceph's `Replication:Create` announces a written object.)
+/// (`Replication:*` would match too much: Ceph's `Replication:Create` announces a written object.)
 const HARMLESS: &[&str] = &[
     // S3
     "IntelligentTiering",
@@ -98,7 +98,7 @@ pub(super) fn kind(request: &str) -> String {
     }
 }
 
-/// Returns whether EventBridge writes this name, and S3 does not.
+/// Returns whether EventBridge uses this name, and S3 does not.
 pub(super) fn is_of_event_bridge(name: &str) -> bool {
     name == OBJECT_CREATED || REQUESTS.iter().any(|(request, _)| *request == name)
 }
@@ -128,7 +128,7 @@ fn unknown(name: &str) -> String {
     const SHOWN: usize = 100;
     let shown: String = name.chars().take(SHOWN).collect();
     format!(
-        "the event {shown:?} is not known, and may have written an object; load that with \
-         `sluice backfill`, and send only ObjectCreated events to the queue"
+        "unknown event {shown:?}, which may have written an object; load that object with \
+         `sluice backfill`, and configure the source to send only ObjectCreated events"
     )
 }

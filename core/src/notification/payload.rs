@@ -13,7 +13,7 @@ struct Pointer {
     s3_key: String,
 }
 
-/// Returns the object that has the body of this message, if it is a pointer to one:
+/// Returns the object that holds the body of this message, if it is a pointer to one:
 /// `["software.amazon.payloadoffloading.PayloadS3Pointer", {"s3BucketName": …, "s3Key": …}]`.
 pub fn payload_pointer(body: &str) -> Option<ObjectRef> {
     if !body.trim_start().starts_with('[') {
@@ -33,7 +33,7 @@ pub fn payload_pointer(body: &str) -> Option<ObjectRef> {
 }
 
 pub(super) fn is_pointer(body: &Value) -> bool {
-    // The Java class that names a pointer, and the one of versions before 2.
+    // The Java class that marks a pointer, and the one used before version 2.
     let classes = [
         "software.amazon.payloadoffloading.PayloadS3Pointer",
         "com.amazon.sqs.javamessaging.MessageS3Pointer",

@@ -40,7 +40,9 @@ struct Object {
 
 /// Reads a record; returns `None` for an event that is known to write nothing.
 pub(super) fn read(record: &Value) -> Result<Option<Announced>, String> {
-    let name = record["eventName"].as_str().ok_or("no `eventName`")?;
+    let name = record["eventName"]
+        .as_str()
+        .ok_or("`eventName` is missing")?;
     let Meaning::Written(event) = meaning(name)? else {
         return Ok(None);
     };
@@ -67,8 +69,8 @@ pub(super) fn read(record: &Value) -> Result<Option<Announced>, String> {
     }))
 }
 
-/// Returns whether the key is not encoded, as S3's would be. Ceph encodes none, and what an input
-/// transformer makes of an event of EventBridge has EventBridge's key, as it has its name.
+/// Returns whether the key is not encoded, unlike S3's. Ceph encodes no keys, and an event of
+/// EventBridge that an input transformer has rewritten has EventBridge's name and key.
 fn has_raw_key(record: &Value, name: &str) -> bool {
     record["eventSource"] == "ceph:s3" || names::is_of_event_bridge(name)
 }

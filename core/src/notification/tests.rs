@@ -182,7 +182,7 @@ const HARMLESS: &[&str] = &[
 ];
 
 #[test]
-fn what_is_known_to_write_nothing_is_acknowledged() {
+fn events_known_to_write_nothing_are_acknowledged() {
     for name in HARMLESS {
         for name in [(*name).to_owned(), format!("s3:{name}")] {
             for read in read_both(&name) {
@@ -193,7 +193,7 @@ fn what_is_known_to_write_nothing_is_acknowledged() {
 }
 
 #[test]
-fn what_names_a_written_object_is_loaded_under_the_name_that_s3_has_for_it() {
+fn events_that_write_an_object_are_loaded_under_the_name_that_s3_uses() {
     for (name, event) in [
         ("ObjectCreated:Put", "Put"),
         ("s3:ObjectCreated:Put", "Put"),
@@ -222,7 +222,7 @@ fn what_names_a_written_object_is_loaded_under_the_name_that_s3_has_for_it() {
 }
 
 #[test]
-fn what_is_not_known_is_malformed_even_beside_what_is() {
+fn an_unknown_event_makes_its_message_malformed_even_beside_known_events() {
     let long = "x".repeat(300_000);
     for name in [
         "",
@@ -337,7 +337,7 @@ fn the_time_of_an_event_may_be_in_lower_case() {
 }
 
 #[test]
-fn never_calls_garbage_an_object() {
+fn garbage_is_never_read_as_an_object() {
     for body in [
         "[]",
         "{}",
@@ -367,7 +367,7 @@ fn never_calls_garbage_an_object() {
     ] {
         let mut spoilt = record("ObjectCreated:Put", "a");
         *spoilt.pointer_mut(spoil).unwrap() = value;
-        // A good record beside it changes nothing: the whole message is malformed.
+        // A valid record beside it makes no difference: the whole message is malformed.
         let outcome = read_all(&[record("ObjectCreated:Put", "good"), spoilt]);
         assert!(
             matches!(outcome, Err(Malformed::Record { index: 1, .. })),
@@ -482,10 +482,10 @@ fn mutated(body: &str, mutations: &[Mutation]) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-// To try more cases: PROPTEST_CASES=10000000 cargo test --lib notification::tests::spoilt
+// To try more cases: PROPTEST_CASES=10000000 cargo test --lib notification::tests::corrupted
 proptest! {
     #[test]
-    fn spoilt_bodies_neither_panic_nor_become_objects_that_nobody_named(
+    fn corrupted_bodies_neither_panic_nor_announce_objects_that_they_do_not_name(
         body in prop::sample::select(corpus()),
         mutations in prop::collection::vec(mutation(), 1..6),
     ) {
@@ -493,7 +493,7 @@ proptest! {
     }
 
     #[test]
-    fn spoilt_text_is_read_without_a_panic(body in ".{0,300}") {
+    fn corrupted_text_is_read_without_a_panic(body in ".{0,300}") {
         check_objects(&body)?;
     }
 
@@ -612,7 +612,7 @@ mod declared {
     }
 
     #[test]
-    fn what_sns_delivers_is_read_too() {
+    fn a_declared_envelope_is_also_read_within_an_sns_message() {
         let body = json!({
             "Type": "Notification", "TopicArn": "arn:aws:sns:eu-west-1:1:t",
             "Message": r2("PutObject").to_string(),
@@ -621,7 +621,7 @@ mod declared {
     }
 
     #[test]
-    fn what_wrote_nothing_is_acknowledged_and_what_is_not_declared_is_kept() {
+    fn ignored_events_are_acknowledged_and_undeclared_ones_are_malformed() {
         let (form, ignored) = parse(&r2("DeleteObject"));
         let expected = Ok(Notification::Ignorable(Ignorable::OtherEvents));
         assert_eq!((form, ignored), (EnvelopeKind::Declared, expected));
@@ -644,7 +644,7 @@ mod declared {
     }
 
     #[test]
-    fn a_declaration_that_cannot_work_is_refused() {
+    fn an_invalid_declaration_of_an_envelope_is_refused() {
         for (yaml, problem) in [
             ("envelopes: [{name: a, bucket: [b]}]", "key"),
             (
@@ -653,7 +653,7 @@ mod declared {
             ),
             (
                 "envelopes: [{name: a, bucket: [b], key: [k], event: [e]}]",
-                "go together",
+                "must be declared together",
             ),
             (
                 "envelopes: [{name: a, bucket: [b], key: [k], kee: [x]}]",

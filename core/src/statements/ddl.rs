@@ -1,10 +1,11 @@
-//! The tables and views that `sluice migrate` makes. How it alters those of another version or of
-//! other declarations, and has the server check declared SQL beforehand, is in src/clickhouse.
+//! The tables and views that `sluice migrate` creates. src/clickhouse alters those of another
+//! version or of other declarations, and has the server check declared SQL beforehand.
 //!
-//! Every statement has `IF NOT EXISTS`, so that any number of workers may run all of them at once,
-//! and repeatedly. The order matters: a view comes after the tables that it reads and fills.
+//! Every statement has `IF NOT EXISTS`, so that any number of workers may run all of them at the
+//! same time, and repeatedly. The order matters: a view comes after the tables that it reads and
+//! fills.
 //!
-//! The landing table and its views belong to the declarations that they are made from, and are
+//! The landing table and its views belong to the declarations that they are generated from, and are
 //! named after them: workers of other declarations have their own, which fill the same tables
 //! (docs/adr/0008). None is ever altered.
 //!
@@ -41,7 +42,7 @@ pub struct SchemaOptions {
     /// How long a repeated insert is recognised; for replicated tables only.
     pub dedup_age: Duration,
     /// Whether views fill the tables from a landing table. Otherwise, neither the views nor the
-    /// landing table are made.
+    /// landing table are created.
     pub views: bool,
     /// How long rejected lines and unmatched statements are kept.
     pub reject_ttl: Duration,
@@ -59,7 +60,7 @@ pub enum Engine {
 /// One DDL statement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Statement {
-    /// What it makes, such as `table video_events`.
+    /// What it creates, such as `table video_events`.
     pub what: String,
     /// The statement.
     pub sql: String,
@@ -121,7 +122,7 @@ pub fn view_name(landing: &str, table: &str) -> String {
     format!("{landing}_to_{table}")
 }
 
-/// Returns the statements that make everything that must exist before the first insert, in order.
+/// Returns the statements that create everything that must exist before the first insert, in order.
 pub fn statements(catalog: &Catalog, options: &SchemaOptions) -> Vec<Statement> {
     let mut statements = vec![options.database()];
     statements.extend(
@@ -152,7 +153,7 @@ pub fn tables(catalog: &Catalog, options: &SchemaOptions) -> Vec<Table> {
     tables
 }
 
-/// Returns the statements that make the landing table and its views; none without views.
+/// Returns the statements that create the landing table and its views; none if there are no views.
 pub fn views(catalog: &Catalog, options: &SchemaOptions) -> Vec<Statement> {
     if !options.views {
         return Vec::new();
@@ -347,7 +348,7 @@ const NOW: &str = "DEFAULT now64(3, 'UTC')";
 const TIME: &str = "DateTime64(3, 'UTC')";
 const WORD: &str = "LowCardinality(String)";
 
-/// For tables of which a lookup must read little.
+/// For tables in which a lookup must read little data.
 const SMALL_GRANULES: Setting = Setting {
     name: "index_granularity",
     value: 256,
@@ -390,8 +391,8 @@ fn rejected_lines(options: &SchemaOptions) -> Table {
     table
 }
 
-/// Returns a table of rejects with their raw text. A line that is loaded again (its object was,
-/// after its batch had been rolled back) replaces itself.
+/// Returns a table of rejects with their raw text. A line that is loaded again, because its batch
+/// was rolled back, replaces itself.
 fn rejects(name: &str, options: &SchemaOptions) -> Table {
     Table {
         name: name.to_owned(),
@@ -416,8 +417,8 @@ fn rejects(name: &str, options: &SchemaOptions) -> Table {
     }
 }
 
-/// Returns the table with the snapshot of each replay. It has the text of the lines, since what is
-/// replayed must not change when a reject expires.
+/// Returns the table with the snapshot of each replay. It has the text of the lines, since a
+/// snapshot must not change when a reject expires.
 fn replayed_lines(options: &SchemaOptions) -> Table {
     Table {
         name: REPLAYED.to_owned(),
@@ -475,8 +476,8 @@ fn ledger_objects() -> Table {
             TableColumn::new("region", WORD),
             TableColumn::new("size", "UInt64"),
             TableColumn::new("batch_id", "UUID"),
-            // The first versions do not write the next four: what they claimed is of no known plan,
-            // and may have been read in many blocks.
+            // The first versions do not write the next four: the plan of their batches is unknown,
+            // and the objects may have been read in many blocks.
             TableColumn::new("plan", "UUID"),
             TableColumn::with("many_blocks", "Bool", "DEFAULT true"),
             TableColumn::with("read_by", WORD, "DEFAULT 's3'"),

@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn each_line_says_where_it_is_from() {
+    fn each_line_is_prefixed_with_its_origin() {
         let objects: [&[u8]; 5] = [b"a\r\n\nb", b"", b"\n", b"\n\n", b"c\n"];
         let expected = "00001000000000000a\r\n00001000000000001\n00001000000000002b\n\
                         00003000000000000\n00004000000000000\n00004000000000001\n\
@@ -86,7 +86,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_lines_are_the_same_however_they_come(
+        fn the_lines_are_the_same_however_the_content_is_split(
             objects in prop::collection::vec("[ab\r\n]{0,20}", 0..4),
             piece in 1..8usize,
         ) {

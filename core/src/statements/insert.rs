@@ -1,4 +1,4 @@
-//! Makes the statements that load the objects of a manifest.
+//! Builds the statements that load the objects of a manifest.
 //!
 //! Pure. The same manifest, attempt and catalog always yield the same statements: a retry under the
 //! batch's token is exact only then.
@@ -42,7 +42,7 @@ pub enum Strategy {
 pub struct TimeLimits {
     /// The first moment, in seconds since 1970.
     pub start: u64,
-    /// How long after the batch was made a time may be.
+    /// How far after the creation of the batch a time may be.
     pub max_future: Duration,
 }
 
@@ -54,7 +54,7 @@ impl TimeLimits {
     };
 
     /// Returns the range for a batch; `None` if its id has no time. It follows from the batch
-    /// alone: a retry must make the same rows.
+    /// alone, since a retry must produce the same rows.
     pub fn of(self, batch: BatchId) -> Option<TimeRange> {
         Some(TimeRange {
             start: self.start,
@@ -63,7 +63,7 @@ impl TimeLimits {
     }
 }
 
-/// Makes statements. It has everything that they depend on in addition to the batch.
+/// Builds statements. It has everything that they depend on in addition to the batch.
 pub struct Planner {
     pub catalog: Catalog,
     pub source: S3Source,
@@ -90,7 +90,7 @@ impl Planner {
     /// Returns the statements that load these objects of one bucket, in order. The objects are
     /// loaded once all of them have succeeded.
     ///
-    /// `guard` is the condition under which none may start. If any object is not what was
+    /// `guard` is the condition under which no statement may start. If any object is not what was
     /// announced, the statement fails, and commits nothing.
     ///
     /// Objects that the worker reads follow each statement in its body, in the order of `objects`.
@@ -122,8 +122,8 @@ impl Planner {
             .collect()
     }
 
-    /// Returns the query for what rejects would become in this batch: the number of lines of each
-    /// `source_path`, `source_etag`, `kind` and `reason`. `rows` is what follows FROM.
+    /// Returns the query that previews the replay of rejects in this batch: the number of lines of
+    /// each `source_path`, `source_etag`, `kind` and `reason`. `rows` is what follows FROM.
     pub fn preview(&self, batch: BatchId, rows: &str) -> String {
         format!(
             "SELECT source_path, source_etag, kind, reason, count() AS lines FROM {} \
@@ -132,8 +132,8 @@ impl Planner {
         )
     }
 
-    /// Returns the statement that writes the snapshot of a replay: the rejects that are valid rows
-    /// by now, with their text.
+    /// Returns the statement that writes the snapshot of a replay: the rejects that are now valid
+    /// rows, with their text.
     pub fn snapshot(
         &self,
         batch: BatchId,
@@ -166,7 +166,7 @@ impl Planner {
         self.statement(sql, batch, objects, shape)
     }
 
-    /// Returns rejects as they would be in `landing` now, as a table expression.
+    /// Returns a table expression for the rows of `landing` that rejects would become now.
     fn parsed_lines(&self, rows: &str, batch: BatchId) -> String {
         let lines = Lines {
             max_line_bytes: self.max_line_bytes,
@@ -203,8 +203,8 @@ impl Planner {
         Some(format!("{into} ({}) {select}", columns.join(", ")))
     }
 
-    /// Returns where the lines come from, on condition that the batch may be loaded as it was
-    /// announced.
+    /// Returns the source of the lines, on the condition that the batch may still be loaded and
+    /// that its objects are as announced.
     fn lines(&self, batch: BatchId, objects: &[&ObjectRef], read_by: ReadBy, guard: &str) -> Lines {
         let guard = sql::throw_if(guard, FENCED_TEXT);
         let (max_line_bytes, times) = (self.max_line_bytes, self.times.of(batch));
@@ -252,7 +252,8 @@ impl Planner {
         format!("INSERT INTO {}", sql::qualified(&self.database, table))
     }
 
-    /// Returns a statement with its settings. What the worker reads follows it in the body.
+    /// Returns a statement with its settings. Content that the worker reads follows the statement
+    /// in the body.
     fn statement(
         &self,
         sql: String,
@@ -296,7 +297,7 @@ impl Planner {
         )
     }
 
-    /// Returns the shape of the statements for these objects. If many blocks were asked for, it has
+    /// Returns the shape of the statements for these objects. If many blocks were requested, it has
     /// many.
     pub fn shape(&self, objects: &[&ObjectRef], asked: StatementShape) -> StatementShape {
         StatementShape {
@@ -307,8 +308,8 @@ impl Planner {
     }
 
     /// Returns the fingerprint of everything that statements depend on in addition to the manifest.
-    /// It leaves out where ClickHouse reads the objects from, and with which rights: the rows are
-    /// the same.
+    /// It leaves out where ClickHouse reads the objects from, and with which credentials: the rows
+    /// are the same.
     pub fn plan_id(&self) -> Uuid {
         let mut text = format!(
             "{:?} {} {SETTINGS:?} {STREAM_SETTINGS:?} {ONE_BLOCK:?} {SMALL_OBJECTS:?} \
@@ -365,9 +366,8 @@ impl Planner {
         )
     }
 
-    /// Returns the query for those of these objects that have a line, blank or not: rows of `path`.
-    /// It reads the lines, since ClickHouse caches how many rows it has read of a file, right or
-    /// wrong.
+    /// Returns the query for the objects that have at least one line, blank or not: rows of `path`.
+    /// It reads the lines, since the number of rows that ClickHouse caches for a file can be wrong.
     pub fn paths_with_lines(&self, objects: &[&ObjectRef]) -> String {
         format!(
             "SELECT DISTINCT _path AS path FROM {} WHERE NOT ignore(line) \
@@ -382,8 +382,8 @@ impl Planner {
 ///
 /// ClickHouse evaluates a SELECT block by block, and each object that `s3()` reads begins a block
 /// of its own. It also recognises a repeated insert only if the SELECT yields as many blocks as it
-/// did the first time, which is not sure where they depend on threads, or on how a table's parts
-/// have been merged. One array of all lines is one row, and one block from there on.
+/// did the first time, which is not guaranteed where they depend on threads, or on how a table's
+/// parts have been merged. One array of all lines is one row, and one block from there on.
 fn coalesced(lines: &str) -> String {
     format!(
         "(SELECT tupleElement(gathered, 1) AS line, \
@@ -463,13 +463,13 @@ const ONE_BLOCK: &[(&str, &str)] = &[
     ("min_insert_block_size_rows", "1000000000"),
     ("min_insert_block_size_bytes", "100000000000"),
     ("parallel_view_processing", "1"),
-    // Each partition is a part, and a token to remember: with more of them, a batch is divided.
+    // Each partition adds a part, and a token to remember: a batch with more partitions is split.
     ("max_partitions_per_insert_block", "100"),
     ("throw_on_max_partitions_per_insert_block", "1"),
 ];
 
-/// Settings for small objects, of which each thread reads one at a time: the threads wait for S3,
-/// and not for a processor. There is nothing to read ahead.
+/// Settings for small objects, of which each thread reads one at a time: the threads wait for S3
+/// rather than for a processor. There is nothing to read ahead.
 const SMALL_OBJECTS: &[(&str, &str)] = &[
     ("max_threads", "16"),
     ("remote_filesystem_read_prefetch", "0"),
@@ -492,7 +492,8 @@ const STREAM_SETTINGS: &[(&str, &str)] = &[
     ("input_format_max_block_wait_ms", "0"),
 ];
 
-/// Returns every setting that an insert can have. A server that lacks one refuses the insert.
+/// Returns every setting that an insert can have. A server that does not know one of them refuses
+/// the insert.
 pub fn setting_names() -> impl Iterator<Item = &'static str> {
     let all = [
         SETTINGS,
@@ -553,7 +554,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_is_what_makes_statements_differ() {
+    fn the_plan_changes_if_and_only_if_statements_change() {
         let plan = |change: &dyn Fn(&mut Planner)| {
             let mut planner = planner(S3Access::Server, Some("http://e"));
             change(&mut planner);
@@ -633,7 +634,7 @@ mod tests {
     }
 
     #[test]
-    fn the_statement_depends_on_nothing_but_the_manifest() {
+    fn the_statement_depends_only_on_the_manifest() {
         let planner = planner(S3Access::Server, Some("http://e"));
         let batch = BatchId(Uuid::from_u128(7));
         let (a, b) = (object("b", "a", "1"), object("b", "b", "2"));
@@ -687,7 +688,7 @@ mod tests {
     }
 
     #[test]
-    fn what_must_keep_its_order_is_read_by_one_thread() {
+    fn many_blocks_are_read_by_one_thread() {
         let planner = planner(S3Access::Server, Some("http://e"));
         let settings = |sizes: [u64; 2], count: usize| {
             let objects = sizes.map(|size| {

@@ -1,6 +1,6 @@
 //! The settings that every statement sets.
 
-/// A setting and the value that every statement gives it.
+/// A setting, and the value to which every statement sets it.
 pub type Pin = (&'static str, &'static str);
 
 /// Settings of a user's profile that would change what is read or written, with the values that
@@ -42,12 +42,12 @@ pub const PINNED: &[Pin] = &[
     ("input_format_max_block_size_bytes", "0"),
     ("input_format_max_block_wait_ms", "0"),
     ("use_strict_insert_block_limits", "0"),
-    // These have other servers answer, or an earlier result.
+    // These return results of other servers, or earlier results.
     ("use_query_cache", "0"),
     ("enable_parallel_replicas", "0"),
     ("automatic_parallel_replicas_mode", "0"),
     ("parallel_distributed_insert_select", "2"),
-    // This compares every condition with every other one while it plans: some 45 ms for an insert of
-    // 1,000 objects, whose conditions list them all. It never changes a result.
+    // This compares every condition with every other one during planning: about 45 ms for an insert
+    // of 1,000 objects, whose conditions list them all. It never changes a result.
     ("optimize_and_compare_chain", "0"),
 ];

@@ -40,7 +40,8 @@ impl RejectKind {
         }
     }
 
-    /// Returns what a batch with this mark moves; `None` for a batch of objects.
+    /// Returns the kind of the rejects that a batch with this mark moves; `None` for a batch of
+    /// objects.
     pub fn moved_by(read_by: ReadBy) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.read_by() == read_by)
     }

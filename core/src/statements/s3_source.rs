@@ -53,7 +53,7 @@ pub struct S3Source {
 pub enum KeyAddressing {
     /// In a list, of any length.
     Globbable,
-    /// Alone: ClickHouse takes some characters for syntax in a list.
+    /// Alone: ClickHouse interprets some characters as syntax in a list.
     Single,
     /// Not at all: ClickHouse would read other objects, or none.
     Unaddressable,
@@ -76,8 +76,8 @@ pub fn addressing(key: &str) -> KeyAddressing {
     }
 }
 
-/// Returns whether the key has braces. ClickHouse takes most of what is in them for a choice or a
-/// range, encoded or not: it reads other objects, or none at all and without an error.
+/// Returns whether the key has braces. ClickHouse interprets most of their content as alternatives
+/// or a range, encoded or not: it reads other objects, or none at all, without an error.
 fn has_braces(key: &str) -> bool {
     key.split_once('{')
         .is_some_and(|(_, rest)| rest.contains('}'))
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn names_each_key_so_that_no_other_is_read() {
+    fn each_key_is_addressed_so_that_no_other_is_read() {
         for (key, expected) in [
             ("a/b.jsonl", KeyAddressing::Globbable),
             ("a b+c%41#é", KeyAddressing::Globbable),
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn each_access_has_its_form() {
+    fn each_kind_of_access_has_its_own_syntax() {
         let a = object("b", "k", "1");
         let keys = S3Access::Keys {
             access_key_id: "id".into(),

@@ -3,7 +3,7 @@
 //! `landing` has a row for each line: the declared values, each in a column, and what the line is
 //! (its `kind`: an event type's name, `rejected`, `unmatched` or `blank`). The SELECTs that fill
 //! the tables read from it, either as a table (in materialized views) or as the SELECT that would
-//! fill it ([`per_type_select`]), so that both make the same rows.
+//! fill it ([`per_type_select`]), so that both produce the same rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,7 +38,8 @@ pub struct Lines {
     pub batch_id: Uuid,
 }
 
-/// The range of plausible times. Others would make partitions, and with them parts, without limit.
+/// The range of plausible times. Other times would create partitions, and with them parts, without
+/// limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TimeRange {
     /// The first moment, in seconds since 1970.
@@ -177,8 +178,8 @@ const REJECT_COLUMNS: [&str; 6] = [
     "batch_id",
 ];
 
-/// The kind of blank lines. They are counted, too: an object of which not even a blank line arrived
-/// was not read.
+/// The kind of blank lines. They are also counted: if not even a blank line of an object arrived,
+/// the object was not read.
 pub const BLANK: &str = "blank";
 
 /// Returns the columns of `landing`, in the order of [`landing_select`], with their types.
@@ -203,8 +204,9 @@ pub fn landing_columns(catalog: &Catalog) -> Vec<(String, &'static str)> {
 
 /// Returns the SELECT from lines to the rows of `landing`.
 ///
-/// Each line is parsed once. What costs more (validity, the paths of an ambiguous line, the hash)
-/// is behind conditions, so that ClickHouse evaluates it only for the lines for which they hold.
+/// Each line is parsed once. More expensive expressions (validity, the paths of an ambiguous line,
+/// the hash) are behind conditions, so that ClickHouse evaluates them only for the lines that need
+/// them.
 pub fn landing_select(catalog: &Catalog, lines: &Lines) -> String {
     let tree = catalog.tree();
     let leaves = tree.leaves().into_iter();
@@ -329,7 +331,8 @@ pub fn rejection_reasons(catalog: &Catalog) -> Vec<String> {
     reasons
 }
 
-/// Returns the branches that yield '' for a line that becomes a row, else what is wrong with it.
+/// Returns the branches that yield '' for a line that becomes a row, and otherwise what is wrong
+/// with it.
 fn verdicts(catalog: &Catalog, lines: &Lines) -> String {
     let mut branches = vec![format!(
         "length(line) > {}, {}",
@@ -387,7 +390,7 @@ fn verdicts(catalog: &Catalog, lines: &Lines) -> String {
 const MAX_VALUE_BYTES: usize = 200;
 
 /// Returns an expression for the text of the value for which a line is rejected; NULL if the line
-/// is not rejected for a value that it has.
+/// is not rejected because of a value that it has.
 fn bad_value(catalog: &Catalog) -> String {
     let required = read_values(catalog, EventType::required_columns).into_iter();
     let invalid_ones = required
@@ -405,7 +408,7 @@ fn bad_value(catalog: &Catalog) -> String {
         return "NULL".to_owned();
     }
     // Without AND: in a condition such as `verdict = … AND …`, ClickHouse compares whole subqueries
-    // when it plans, and the name of every object is in them.
+    // during planning, and these contain the name of every object.
     let branches: Vec<String> = values
         .into_values()
         .map(|BadValue { reasons, texts }| {
@@ -445,7 +448,7 @@ struct ReadValue<'a> {
 }
 
 impl ReadValue<'_> {
-    /// Returns whether a text can exist that cannot be read.
+    /// Returns whether the text can be present but not readable as the column's type.
     fn can_be_invalid(&self) -> bool {
         self.read != self.text
     }
@@ -552,11 +555,11 @@ pub fn per_type_select(catalog: &Catalog, target: Target<'_>, lines: &Lines) -> 
     view_select(target, &parsed_lines(catalog, lines))
 }
 
-/// Returns the rows of `landing` that these lines would be, as a table expression.
+/// Returns a table expression for the rows of `landing` that these lines would become.
 ///
 /// The LIMIT does not limit anything: it keeps the planner from pushing the condition on `kind`
 /// down to the lines. To do so, it would expand the whole expression of `kind` once for each use,
-/// which takes a second for a query that takes a tenth.
+/// which takes a second for a query that otherwise takes a tenth of a second.
 pub fn parsed_lines(catalog: &Catalog, lines: &Lines) -> String {
     let select = landing_select(catalog, lines);
     format!("(\n{select}\nLIMIT {}\n)", i64::MAX)

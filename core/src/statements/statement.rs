@@ -22,7 +22,7 @@ impl Statement {
     }
 }
 
-/// The setting whose text in `system.query_log` says what the statement is for.
+/// The setting whose text in `system.query_log` describes the purpose of the statement.
 pub const LOG_COMMENT: &str = "log_comment";
 
 /// The limit for a statement's text: room for thousands of keys of 1,024 bytes, percent-encoded.

@@ -50,11 +50,11 @@ impl<P: Ports> BatchRun<'_, P> {
         }
     }
 
-    /// Handles an insert that a user's view has failed.
+    /// Handles an insert that failed in a user's view.
     ///
-    /// Several objects are tried in parts. A single object is at fault if others passed through the
-    /// view: in this load, or before it while no other object fails in the same way. Otherwise the
-    /// view fails for all objects, and intake pauses.
+    /// Several objects are loaded in parts. A single object is at fault if others passed through
+    /// the view: in this load, or before it while no other object fails in the same way. Otherwise
+    /// the view fails for all objects, and intake pauses.
     pub(super) async fn view_failed(
         &mut self,
         error: &WarehouseError,
@@ -115,8 +115,8 @@ impl<P: Ports> BatchRun<'_, P> {
                 .unwrap_or(false)
     }
 
-    /// Returns whether ClickHouse seems unable to read any object of this batch. Of many objects, a
-    /// single one may be refused; it is set apart first.
+    /// Returns whether ClickHouse seems unable to read any object of this batch. Of many objects,
+    /// perhaps only one is refused; it is isolated first.
     fn is_unreadable(&self, class: ErrorClass, error: &WarehouseError) -> bool {
         let whole = self.items.len() == 1 || self.retry_policy.max_retries < MAX_RETRIES;
         match class {
@@ -149,8 +149,8 @@ impl<P: Ports> BatchRun<'_, P> {
         }
     }
 
-    /// Returns the class of a refusal by S3: a denied object, which is set apart from the others,
-    /// or a reason to halt. A single object is denied if others can be read.
+    /// Returns the class of a refusal by S3: a denied object, which is isolated from the others, or
+    /// a reason to halt. A single object is denied if others can be read.
     async fn attribute_denial(&self, error: &WarehouseError) -> Result<ErrorClass, Cancelled> {
         let [alone] = self.items.as_slice() else {
             return Ok(ErrorClass::Denied);
@@ -170,7 +170,7 @@ impl<P: Ports> BatchRun<'_, P> {
         })
     }
 
-    /// Handles objects that exceed what one insert may take. Several are tried in parts, and a
+    /// Handles objects that exceed the limits of one insert. Several are loaded in parts, and a
     /// single one in many blocks. One that exceeds the limit even then has failed, unless the limit
     /// admits nothing at all.
     pub(super) async fn too_large(
@@ -187,7 +187,7 @@ impl<P: Ports> BatchRun<'_, P> {
         Ok(self.at_fault(error, ErrorClass::TooLarge, FailureCause::TooLarge))
     }
 
-    /// Handles an error that does not show what is at fault, or that the server is overloaded.
+    /// Handles an error that does not show what is at fault, or that reports an overloaded server.
     ///
     /// Either the error passes, or the objects or the server are at fault. Other loads decide
     /// which.
@@ -209,7 +209,7 @@ impl<P: Ports> BatchRun<'_, P> {
                     }
                 }
                 Blame::Server(why) => pause_for = Some(why),
-                // Others are tried first: their outcomes show more.
+                // Others are loaded first: their outcomes reveal more.
                 Blame::Unknown if self.retry_policy.may_wait => {
                     self.failure = Some(BatchFailure::new(ErrorClass::Retry, error.clone()));
                     return Ok(Inserted::ObjectFault);
@@ -254,7 +254,7 @@ impl<P: Ports> BatchRun<'_, P> {
         Inserted::ObjectFault
     }
 
-    /// Finds out what is at fault for an error that does not show it.
+    /// Finds out what is at fault if the error does not show it.
     async fn blame(
         &mut self,
         class: ErrorClass,
@@ -282,11 +282,12 @@ impl<P: Ports> BatchRun<'_, P> {
             return Ok(Blame::Server(of_sample));
         }
         let [alone] = self.items.as_slice() else {
-            // Trying them in parts does no harm.
+            // Loading them in parts is harmless.
             return Ok(Blame::Objects);
         };
         if is_s3_away(error) {
-            // An outage of S3 is no fault of the objects or of ClickHouse, however long it lasts.
+            // An outage of S3 is not the fault of the objects or of ClickHouse, however long it
+            // lasts.
             return Ok(Blame::Unknown);
         }
         if self.shape.read_by != ReadBy::S3 {
@@ -308,7 +309,7 @@ impl<P: Ports> BatchRun<'_, P> {
         }
     }
 
-    /// Returns the failure of an object that has bytes but of which no line arrived, not even a
+    /// Returns the failure of an object that is not empty but of which no line arrived, not even a
     /// blank one: without an error, ClickHouse read something else under its name, or nothing.
     pub(super) async fn unread(&self) -> Option<BatchFailure> {
         let paths: HashSet<&str> = self.read.iter().map(|it| it.source_path.as_str()).collect();
@@ -317,7 +318,7 @@ impl<P: Ports> BatchRun<'_, P> {
             .into_iter()
             .filter(|object| object.size != Some(0) && !paths.contains(object.path().as_str()))
             .collect();
-        // Empty content has bytes, too, once it is compressed.
+        // Empty content also has bytes once it is compressed.
         let (plain, doubtful): (Vec<_>, Vec<_>) = unread.into_iter().partition(|object| {
             object.size.is_some() && Compression::of(&object.key) == Compression::None
         });
@@ -329,7 +330,7 @@ impl<P: Ports> BatchRun<'_, P> {
             Ok(unread) => FailureCause::Unread(unread?.clone()),
             Err(error) => return Some(BatchFailure::new(ErrorClass::Changed, error)),
         };
-        // A single object is refreshed first: it may be empty by now.
+        // A single object is refreshed first: it may have become empty.
         let class = if self.items.len() == 1 {
             ErrorClass::Changed
         } else {
@@ -387,7 +388,7 @@ impl<P: Ports> BatchRun<'_, P> {
         })
     }
 
-    /// Returns the failure of an object of which more lines were rejected than are allowed.
+    /// Returns the failure of an object with more rejected lines than are allowed.
     pub(super) fn too_many_rejected(&self) -> Option<BatchFailure> {
         // A merge may have collapsed the superseded rows into these, so they must not be deleted.
         if self.replaces() {

@@ -1,7 +1,7 @@
 //! Proves that the objects of a batch are whole where ClickHouse would not notice that they are cut
 //! short.
 //!
-//! The proof comes before the insert, so that an object that is cut short is set apart without a
+//! The proof comes before the insert, so that an object that is cut short is isolated without a
 //! rollback. Every object of a batch that has rows was proven, so the worker that records the batch
 //! needs no proof.
 
@@ -30,7 +30,7 @@ impl<P: Ports> BatchRun<'_, P> {
     /// of them must not be loaded.
     pub(super) async fn prove(&mut self) -> Result<Option<Inserted>, Cancelled> {
         if self.shape.read_by != ReadBy::S3 {
-            // The worker's decoders notice it themselves.
+            // The worker's decoders detect a truncated stream themselves.
             for item in &mut self.items {
                 item.proof = Proof::None;
             }
@@ -104,7 +104,7 @@ impl<P: Ports> BatchRun<'_, P> {
         if compression == Compression::None {
             return Ok(Truncation::Noticed);
         }
-        // A cached answer must not close the breaker.
+        // A cached result must not close the breaker.
         if let Some(truncation) = loader.parts.tables.known_truncation(compression) {
             return Ok(truncation);
         }
@@ -133,7 +133,7 @@ impl<P: Ports> BatchRun<'_, P> {
             tries += 1;
             warn!(
                 object = %object, tries, error = %error,
-                "failed to read an object to prove that it is whole; retrying"
+                "failed to read an object to verify that it is whole; retrying"
             );
             self.loader.pause(tries, self.cancel).await?;
         }

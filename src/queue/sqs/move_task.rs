@@ -1,4 +1,4 @@
-//! Lets SQS itself move dead letters back to their source queues.
+//! Has SQS itself move dead letters back to their source queues.
 
 use std::num::NonZeroU32;
 

@@ -141,7 +141,7 @@ fn batches<'m, 'a>(mut messages: &'m [Outgoing<'a>]) -> Vec<&'m [Outgoing<'a>]> 
             bytes += message.bytes();
             bytes <= MAX_BATCH_BYTES
         });
-        // A message that is too large by itself is left for SQS to refuse.
+        // A message that is too large by itself is left for SQS to reject.
         let (batch, rest) = messages.split_at(fitting.count().max(1));
         batches.push(batch);
         messages = rest;
@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn batches_keep_to_count_and_size() {
+    fn batches_stay_within_the_limits_of_count_and_size() {
         let sizes = |lengths: &[usize]| -> Vec<usize> {
             let bodies: Vec<String> = lengths.iter().map(|length| "x".repeat(*length)).collect();
             let messages: Vec<_> = bodies

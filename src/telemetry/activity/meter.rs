@@ -33,12 +33,12 @@ impl Meter {
         self.total
     }
 
-    /// Returns what each step added, the oldest first.
+    /// Returns the count of each step, the oldest first.
     pub(super) fn history(&self) -> Vec<u64> {
         self.steps.iter().copied().collect()
     }
 
-    /// Returns what all steps of the history and the present one have added.
+    /// Returns the sum of all steps of the history and of the present one.
     pub(super) fn recent(&self) -> u64 {
         self.current + self.steps.iter().sum::<u64>()
     }
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_is_recent_and_a_history_of_bounded_size() {
+    fn a_rate_covers_recent_steps_and_a_history_is_bounded() {
         let mut meter = Meter::default();
         assert_eq!((meter.per_second(), meter.history()), (0.0, vec![]));
         meter.add(8);

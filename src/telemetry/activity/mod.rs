@@ -66,7 +66,7 @@ impl State {
     }
 }
 
-/// What is known of a batch when it begins.
+/// What is known about a batch when it begins.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct BatchInfo {
     #[serde(serialize_with = "as_text")]
@@ -183,7 +183,7 @@ impl Activity {
     pub fn received(&self, message: &Message, now: Instant) {
         let mut state = self.state();
         state.received.add(1);
-        // A message that comes again has waited because of its failure.
+        // A message that is redelivered has waited because of its failure.
         if message.receive_count <= 1 {
             state.waits.record(now, message.age);
         }
@@ -268,8 +268,7 @@ impl Activity {
         Some(now.saturating_duration_since(since))
     }
 
-    /// Returns the part of the lines of the last 15 minutes that was rejected; `None` without
-    /// lines.
+    /// Returns the ratio of rejected lines in the last 15 minutes; `None` if there were no lines.
     pub fn rejected_ratio(&self) -> Option<f64> {
         let state = self.state();
         let rejected = Target::RejectedLines.kind();
@@ -278,8 +277,8 @@ impl Activity {
         (lines > 0).then(|| rejected.map_or(0, Meter::recent) as f64 / lines as f64)
     }
 
-    /// Returns how long messages had been in the queue that were received for the first time within
-    /// the last minute.
+    /// Returns how long the messages that were received for the first time within the last minute
+    /// had been in the queue.
     pub fn waits(&self, now: Instant) -> Option<Summary> {
         self.state().waits.summary_within(WAIT_PERIOD, now)
     }
@@ -416,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_the_latest_and_bounded() {
+    fn only_the_latest_batches_and_failures_are_remembered() {
         let activity = Activity::of_kinds(["video", "rejected"]);
         for objects in 1..=REMEMBERED + 5 {
             let rows = BTreeMap::from([("video", 2), ("odd", 1)]);
@@ -464,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn only_first_deliveries_tell_how_long_messages_wait() {
+    fn only_first_deliveries_count_towards_the_waiting_time() {
         let activity = Activity::default();
         let now = Instant::now();
         let mut message = Message {

@@ -41,7 +41,7 @@ pub(super) enum Values {
         by: fn(&Catalog) -> Vec<String>,
         text: &'static str,
     },
-    /// The known values, and others that are not known beforehand.
+    /// The known values, and others that are not known in advance.
     Open {
         known: &'static [&'static str],
         text: &'static str,

@@ -30,7 +30,7 @@ fn the_reference_is_up_to_date() {
 }
 
 #[test]
-fn what_merely_waits_is_no_backlog() {
+fn objects_that_wait_for_their_window_are_not_backlog() {
     let backlog = |messages, objects_waiting| {
         let stats = InFlightStats {
             messages,

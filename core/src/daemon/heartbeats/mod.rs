@@ -1,4 +1,5 @@
-//! When the visibility of each message in flight ends, and which messages to extend next.
+//! Tracks when the visibility of each message in flight ends, and decides which messages to extend
+//! next.
 //!
 //! Messages are extended nearest deadline first, with a bounded number of requests in flight. How
 //! long the requests take decides how many messages may be in flight at all. Pure: time is an
@@ -24,17 +25,17 @@ pub const CONCURRENCY: usize = 8;
 
 /// The time after its receive from which a message is not extended any more. SQS makes a message
 /// visible again 12 hours after its receive, however often it was extended; heartbeats end before
-/// that, and the message comes back by itself.
+/// that, and the message becomes visible by itself.
 pub const MAX_HOLD: Duration = Duration::from_secs(11 * 3600 + 1800);
 
-/// The latest end of an extension, counted from the receive. SQS refuses one that ends later than
-/// 12 hours after the receive, and counts from before its answer arrives: hence the minute.
+/// The latest end of an extension, counted from the receive. SQS rejects one that ends more than 12
+/// hours after the receive, and starts to count before its response arrives: hence the minute.
 const MAX_HIDDEN: Duration = Duration::from_secs(12 * 3600 - 60);
 
 /// The pause after the first failed extension of a message; doubled for each further one.
 const BACKOFF: Duration = Duration::from_millis(500);
 
-/// When a message was received.
+/// When a message was received and hidden.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delivery {
     pub received_at: Instant,
@@ -44,13 +45,13 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// Returns the times of the messages of one receive, which could wait up to `wait` for messages
-    /// to arrive.
+    /// Returns the times for the messages of one receive, which could wait up to `wait` for
+    /// messages to arrive.
     ///
-    /// The queue hides messages when it answers, and it is unknown how much of a receive's time was
-    /// spent waiting for messages and how much on the answer. The answer is assumed to be slow: a
-    /// third of the visibility timeout, or longer if the receive exceeded its wait by more. The
-    /// first heartbeat is due early enough for that, so the assumption costs no request.
+    /// The queue hides messages when it responds, and it is unknown how much of a receive's time
+    /// was spent waiting for messages and how much on the response. The response is assumed to be
+    /// slow: a third of the visibility timeout, or longer if the receive exceeded its wait by more.
+    /// The first heartbeat is due early enough for that, so the assumption costs no request.
     pub fn of_receive(
         sent_at: Instant,
         answered_at: Instant,
@@ -72,7 +73,7 @@ pub struct Extension {
     /// Identifies the request in [`Heartbeats::on_extended`].
     pub number: u64,
     pub entries: Vec<(ReceiptHandle, Duration)>,
-    /// The latest deadline of the entries: an answer is of no use after it.
+    /// The latest deadline of the entries, after which a response is useless.
     pub give_up: Instant,
 }
 
@@ -87,14 +88,14 @@ pub struct Heartbeats {
     /// Messages that are not due before the given time.
     resting: BTreeSet<(Instant, u64)>,
     /// Messages to be extended now. Those whose deadline has passed come last: they may be lost,
-    /// and must not take the place of the others.
+    /// and must not delay the others.
     due: BTreeSet<(bool, Instant, u64)>,
     /// The deadlines that have not passed.
     deadlines: BTreeSet<(Instant, u64)>,
     /// Since when there have been more messages due than requests may be in flight.
     backlog_since: Option<Instant>,
     requests: BTreeMap<u64, Request>,
-    /// The last number that was given to a message or a request.
+    /// The last number that was assigned to a message or a request.
     last_number: u64,
     pace: Pace,
     spell: Spell,
@@ -205,8 +206,8 @@ impl Heartbeats {
         }
     }
 
-    /// Determines which messages are due, and which deadlines have passed. To be called at
-    /// intervals and not for each message, so that requests are full.
+    /// Determines which messages are due, and which deadlines have passed. Call it at intervals
+    /// rather than for each message, so that requests are full.
     pub fn tick(&mut self, now: Instant) {
         while let Some((at, number)) = self.resting.first().copied()
             && at <= now
@@ -238,7 +239,7 @@ impl Heartbeats {
         }
         let mut messages = Vec::new();
         let mut entries = Vec::new();
-        // A request whose deadlines have all passed must end, too.
+        // A request whose deadlines have all passed must also end.
         let mut give_up = now + self.visibility / 6;
         while messages.len() < MAX_BATCH
             && let Some((_, _, number)) = self.due.pop_first()
@@ -331,7 +332,7 @@ impl Heartbeats {
                 .is_some_and(|since| now - since > self.visibility / 12)
     }
 
-    /// Makes a message due, unless it is close to SQS's limit: it then comes back by itself.
+    /// Makes a message due, unless it is close to SQS's limit: it then becomes visible by itself.
     fn make_due(&mut self, number: u64, now: Instant) {
         let Some(message) = self.messages.get_mut(&number) else {
             return;
@@ -375,8 +376,8 @@ impl Heartbeats {
     }
 
     /// Handles a message that is gone from the queue or visible again. Extending it again would
-    /// change nothing. Its objects are loaded all the same, and it is then deleted, which works as
-    /// long as nobody else has received it. One that is being deleted was not missed: the answer to
+    /// change nothing. Its objects are still loaded, and it is then deleted, which works as long as
+    /// nobody else has received it. A message that is being deleted was not missed: the response to
     /// its deletion has not arrived yet.
     fn on_gone(&mut self, number: u64, now: Instant) {
         if let Some(message) = self.remove(number)
@@ -391,7 +392,7 @@ impl Heartbeats {
             return;
         };
         message.failures += 1;
-        // Short enough for several tries before the deadline.
+        // Short enough for several retries before the deadline.
         let backoff = Backoff {
             min: BACKOFF,
             max: self.visibility / 12,
@@ -572,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_heartbeat_is_repeated_before_the_deadline_and_a_lost_message_is_not() {
+    fn a_failed_heartbeat_is_retried_before_the_deadline_unless_the_message_is_lost() {
         let (mut heartbeats, now) = due(2, Instant::now());
         let request = heartbeats.take(now).unwrap();
         let gone = QueueError::Gone("gone".to_owned());
@@ -598,28 +599,28 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_queue_has_room_for_as_many_as_it_extends_in_time() {
+    fn a_slow_queue_has_room_for_the_messages_that_it_can_extend_in_time() {
         let start = Instant::now();
         let (mut heartbeats, mut now) = due(100, start);
         assert!(heartbeats.room(now) > 1_000_000);
-        // Three seconds a request: ten waves of 80 messages.
+        // Three seconds per request: ten waves of 80 messages.
         while let Some(request) = heartbeats.take(now) {
             now += 3 * SECOND;
             heartbeats.on_extended(request.number, Ok(vec![]), now, 0.0);
         }
         let room = heartbeats.room(now);
         assert!((700..=800).contains(&room), "{room}");
-        // A request without an answer is slow, too.
+        // A request without a response also counts as slow.
         heartbeats.tick(now + INTERVAL);
         assert!(heartbeats.take(now + INTERVAL).is_some());
         assert!(heartbeats.room(now + INTERVAL + 6 * SECOND) < 400);
     }
 
     #[test]
-    fn the_time_that_an_answer_took_counts() {
+    fn the_response_time_of_a_receive_counts() {
         let sent = Instant::now();
         let of = |took, wait| Delivery::of_receive(sent, sent + took, wait, VISIBILITY);
-        // At once, after the longest wait, and long after it.
+        // Immediately, after the longest wait, and long after it.
         assert_eq!(of(SECOND, 20 * SECOND).hidden_since, sent);
         assert_eq!(of(20 * SECOND, 20 * SECOND).hidden_since, sent);
         assert_eq!(

@@ -1,5 +1,5 @@
-//! A period in which heartbeats do not keep up. It is logged once, at its start and at its end, and
-//! counts the messages that were missed.
+//! Logs a period in which heartbeats fall behind: once at its start, and once at its end with the
+//! number of messages that were missed.
 
 use std::time::Duration;
 
@@ -21,20 +21,20 @@ struct Trouble {
 }
 
 impl Spell {
-    /// Notes that a deadline is close, and its message has not been extended.
+    /// Records that a deadline is close and its message has not been extended.
     pub(super) fn is_behind(&mut self, in_flight: usize, request: Duration, now: Instant) {
         if self.trouble.is_none() {
             warn!(
                 in_flight,
                 request_seconds = request.as_secs_f64(),
-                "heartbeats do not keep up; intake is paused until they do. Give the worker more \
-                 processor time, raise `queue.visibility_timeout`, or lower `queue.max_held`"
+                "heartbeats are falling behind; intake is paused until they catch up. Give the \
+                 worker more CPU, raise `queue.visibility_timeout`, or lower `queue.max_held`"
             );
         }
         self.sign(now);
     }
 
-    /// Notes that a message was not extended in time.
+    /// Records that a message was not extended in time.
     pub(super) fn missed(&mut self, error: Option<&QueueError>, now: Instant) {
         let trouble = self.sign(now);
         trouble.missed += 1;
@@ -42,14 +42,14 @@ impl Spell {
             let error = error.map(tracing::field::display);
             warn!(
                 error,
-                "failed to extend the visibility of a message in time; it is delivered again, which \
-                 uses up a receive. Give the worker more processor time, or raise \
+                "failed to extend the visibility of a message in time; it will be redelivered, \
+                 which counts towards `maxReceiveCount`. Give the worker more CPU, or raise \
                  `queue.visibility_timeout`"
             );
         }
     }
 
-    /// Notes that an extension failed: a period that has begun is not over.
+    /// Records that an extension failed, so that a period that has begun does not end yet.
     pub(super) fn failed_again(&mut self, now: Instant) {
         if let Some(trouble) = &mut self.trouble {
             trouble.last_sign = now;
@@ -65,7 +65,7 @@ impl Spell {
             info!(
                 seconds = (trouble.last_sign - trouble.began).as_secs(),
                 missed = trouble.missed,
-                "heartbeats keep up again"
+                "heartbeats have caught up"
             );
             self.trouble = None;
         }

@@ -18,7 +18,7 @@ pub(super) fn check_column(placed: &Placed, problems: &mut Vec<Problem>) -> Opti
         report.add(
             place("name"),
             format!(
-                "every table has a column {:?} already; remove this one",
+                "every table already has a column {:?}; remove this one",
                 column.name
             ),
         );
@@ -39,13 +39,13 @@ pub(super) fn check_column(placed: &Placed, problems: &mut Vec<Problem>) -> Opti
     if column.path.is_none() && !column.fallbacks.is_empty() {
         report.add(
             place("fallbacks"),
-            "there is no path to fall back from; name the first one `path`",
+            "there is no path to fall back from; declare the first one as `path`",
         );
     }
     if column.otherwise.is_some() && column_type.is_some_and(|kind| !kind.is_text()) {
         report.add(
             place("otherwise"),
-            "line_hash is text; give the column the type String",
+            "line_hash is a string; declare the column as String",
         );
     }
 
@@ -54,13 +54,14 @@ pub(super) fn check_column(placed: &Placed, problems: &mut Vec<Problem>) -> Opti
             if column.required {
                 report.add(
                     place("required"),
-                    "an expression cannot be required; take the value from a path",
+                    "an expression cannot be required; read the value from a path instead",
                 );
             }
             if column.otherwise.is_some() {
                 report.add(
                     place("otherwise"),
-                    "cannot be combined with an expression; write it into the expression",
+                    "cannot be combined with an expression; handle missing values in the \
+                     expression",
                 );
             }
             let mut inputs: Vec<_> = column
@@ -82,7 +83,7 @@ pub(super) fn check_column(placed: &Placed, problems: &mut Vec<Problem>) -> Opti
                 report.add(
                     at.clone(),
                     format!(
-                        "column {:?} has no source; give it a path or an expression",
+                        "column {:?} has no source; add a path or an expression",
                         column.name
                     ),
                 );
@@ -90,7 +91,8 @@ pub(super) fn check_column(placed: &Placed, problems: &mut Vec<Problem>) -> Opti
             if !column.inputs.is_empty() {
                 report.add(
                     place("inputs"),
-                    "are for an expression, and there is none; add `expression`, or remove them",
+                    "apply only to an expression, and there is none; add `expression`, or remove \
+                     them",
                 );
             }
             Source::Paths {
@@ -129,21 +131,21 @@ fn check_template(
         .collect();
     for part in template.split('{').skip(1) {
         let Some((name, _)) = part.split_once('}') else {
-            report.add(at, "has a { without a }");
+            report.add(at, "has an unclosed {");
             continue;
         };
         if !known.contains(&name) {
             report.add(
                 at,
                 format!(
-                    "{{{name}}} is not known here; use one of {}",
+                    "unknown placeholder {{{name}}}; use one of {}",
                     known.join(", ")
                 ),
             );
         }
     }
     if template.trim().is_empty() {
-        report.add(at, "is empty; write ClickHouse SQL, or leave it out");
+        report.add(at, "is empty; write ClickHouse SQL, or omit it");
     }
 }
 
@@ -151,14 +153,14 @@ pub(super) fn check_path(path: &[String], at: &str, report: &mut Report<'_>) {
     if path.is_empty() {
         report.add(
             at,
-            "a path is empty; list its keys from the top of the statement",
+            "a path is empty; list its keys from the top level of the statement",
         );
     }
     if path.iter().any(String::is_empty) {
         report.add(
             at,
             format!(
-                "{} has an empty key, which ClickHouse cannot name; leave the column out",
+                "{} has an empty key, which ClickHouse cannot address; remove it",
                 paths::display(path)
             ),
         );

@@ -62,7 +62,7 @@ fn a_rule_that_holds_without_a_value_is_refused() {
     ] {
         let problem = problem_of(rule, empty);
         assert!(
-            problem.contains("click.yaml: rule: holds without any value"),
+            problem.contains("click.yaml: rule: matches statements without any values"),
             "{problem}"
         );
     }
@@ -72,7 +72,7 @@ fn a_rule_that_holds_without_a_value_is_refused() {
 }
 
 #[test]
-fn a_route_names_keys() {
+fn a_route_selects_objects_by_key() {
     let with = |keys: &str| problem_of("rule:", &format!("keys: {keys}\nrule:"));
     assert!(with("[]").contains("keys: is an empty list"));
     assert!(with("[a/*, /b]").contains("keys[1]: \"/b\" matches no key"));
@@ -101,12 +101,12 @@ fn each_problem_names_file_and_place() {
         (
             "table: clicks",
             "table: landing",
-            "click.yaml: table: \"landing\" is one of sluice's own",
+            "click.yaml: table: \"landing\" is reserved",
         ),
         (
             "table: clicks",
             "table: ledger_x",
-            "click.yaml: table: \"ledger_x\" is one of sluice's own",
+            "click.yaml: table: \"ledger_x\" is reserved",
         ),
         (
             "[id]\ncol",
@@ -137,7 +137,7 @@ fn each_problem_names_file_and_place() {
         (
             "path: [id]}",
             "path: [id]}\n  - {name: batch_id, type: String, path: [b]}",
-            "click.yaml: columns[1].name: every table has",
+            "click.yaml: columns[1].name: every table already has",
         ),
         (
             "path: [id]}",
@@ -162,12 +162,12 @@ fn each_problem_names_file_and_place() {
         (
             "path: [id]}",
             "expression: \"{value}\"}",
-            "click.yaml: columns[0].expression: {value} is not known here",
+            "click.yaml: columns[0].expression: unknown placeholder {value}",
         ),
         (
             "path: [id]}",
             "path: [id], expression: \"{value\"}",
-            "click.yaml: columns[0].expression: has a { without",
+            "click.yaml: columns[0].expression: has an unclosed {",
         ),
         (
             "path: [id]}",
@@ -177,7 +177,7 @@ fn each_problem_names_file_and_place() {
         (
             "path: [id]}",
             "path: [id], inputs: {a: [b]}}",
-            "click.yaml: columns[0].inputs: are for an expression",
+            "click.yaml: columns[0].inputs: apply only to an expression",
         ),
         (
             "path: [id]}",
@@ -187,7 +187,7 @@ fn each_problem_names_file_and_place() {
         (
             "type: String",
             "type: UInt8, otherwise: line_hash",
-            "click.yaml: columns[0].otherwise: line_hash is text",
+            "click.yaml: columns[0].otherwise: line_hash is a string",
         ),
         (", equals: click", "", "click.yaml: rule: must be one of"),
         (
@@ -208,12 +208,12 @@ fn each_problem_names_file_and_place() {
         (
             "table: clicks",
             "table: clicks\nextends: base",
-            "click.yaml: extends: there is no base.yaml",
+            "click.yaml: extends: base.yaml does not exist",
         ),
         (
             "table: clicks",
             "table: clicks\nextends: click",
-            "click.yaml: extends: extends an event type",
+            "click.yaml: extends: cannot extend an event type",
         ),
     ];
     for (from, to, expected) in cases {
@@ -226,7 +226,9 @@ fn each_problem_names_file_and_place() {
 fn a_sorting_key_identifies_rows() {
     let problem = problem_of("identifies: true, ", "");
     assert!(
-        problem.starts_with("click.yaml: order_by: none of its columns is sure to identify a row"),
+        problem.starts_with(
+            "click.yaml: order_by: none of its columns is guaranteed to identify a row"
+        ),
         "{problem}"
     );
     for advice in ["otherwise: line_hash", "required: true", "identifies: true"] {
@@ -244,7 +246,7 @@ fn a_sorting_key_identifies_rows() {
 }
 
 #[test]
-fn all_problems_of_all_files_come_at_once() {
+fn all_problems_of_all_files_are_reported_at_once() {
     let broken = SOUND
         .replace("type: String", "type: Strng")
         .replace("equals: click", "");
@@ -266,7 +268,9 @@ fn two_types_cannot_share_a_table() {
     let found = problems(&[("a.yaml", SOUND), ("b.yaml", SOUND)]);
     assert_eq!(
         found,
-        ["b.yaml: table: \"clicks\" is also the table of a.yaml; give each its own"]
+        [
+            "b.yaml: table: \"clicks\" is also the table of a.yaml; give each event type its own table"
+        ]
     );
 }
 
