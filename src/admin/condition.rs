@@ -13,7 +13,7 @@ use crate::telemetry::health::QueueConnectivity;
 const LONG_WAIT: Duration = Duration::from_secs(60);
 /// If nothing has been loaded for this long while batches are in flight, something is wrong.
 const LONG_IDLE: Duration = Duration::from_secs(300);
-/// If a larger part of the lines is rejected, the producer of the objects has changed something.
+/// If a larger fraction of the lines is rejected, their producer has probably changed something.
 const MANY_REJECTED: f64 = 0.02;
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -36,7 +36,7 @@ enum HealthState {
     Stuck,
 }
 
-/// What determines the health.
+/// Everything that determines the health.
 #[derive(Debug)]
 pub(super) struct HealthInputs {
     /// For how long the event loop has been stuck.
@@ -45,13 +45,13 @@ pub(super) struct HealthInputs {
     /// The reason why intake is paused, and its message.
     pub(super) pause: Option<(PauseReason, String)>,
     pub(super) queue: QueueConnectivity,
-    /// How long new messages had been in the queue, by the median.
+    /// The median of how long new messages had been in the queue.
     pub(super) wait: Option<Duration>,
     /// For how long nothing has been loaded although batches are in flight.
     pub(super) unloaded_for: Option<Duration>,
     /// Messages in the dead-letter queue.
     pub(super) dead_letters: u64,
-    /// The part of the lines of the last 15 minutes that was rejected.
+    /// The fraction of the lines of the last 15 minutes that was rejected.
     pub(super) rejected_ratio: f64,
 }
 
@@ -78,7 +78,7 @@ impl HealthInputs {
         }
     }
 
-    /// Returns what an operator should look at, in whole sentences.
+    /// Returns what an operator should look at, as whole sentences.
     pub(super) fn concerns(&self) -> Vec<String> {
         let mut concerns = Vec::new();
         if let Some(idle) = self.unloaded_for.filter(|idle| *idle >= LONG_IDLE) {
@@ -90,14 +90,15 @@ impl HealthInputs {
         }
         if self.dead_letters > 0 {
             concerns.push(format!(
-                "The dead-letter queue has about {} messages; `sluice dlq list` shows why.",
+                "The dead-letter queue contains about {} messages; `sluice dlq list` shows the \
+                 reasons.",
                 self.dead_letters
             ));
         }
         if self.rejected_ratio > MANY_REJECTED {
             concerns.push(format!(
-                "Of the lines of the last 15 minutes, {:.1} % were rejected; `sluice rejects list` \
-                 shows them.",
+                "{:.1} % of the lines of the last 15 minutes were rejected; `sluice rejects list` \
+                 shows the reasons.",
                 self.rejected_ratio * 100.0
             ));
         }
@@ -106,7 +107,7 @@ impl HealthInputs {
 
     fn delay(&self) -> Option<String> {
         let wait = in_seconds(self.wait.filter(|wait| *wait > LONG_WAIT)?);
-        Some(format!("New messages wait {wait} in the queue (median)."))
+        Some(format!("New messages waited {wait} in the queue (median)."))
     }
 }
 
@@ -214,7 +215,7 @@ mod tests {
                 },
                 HealthState::Attention,
                 "for 5m, although batches are in flight; see the log for their errors. New \
-                 messages wait 1m 1s",
+                 messages waited 1m 1s",
             ),
             (
                 HealthInputs {
@@ -230,7 +231,7 @@ mod tests {
                     ..WELL
                 },
                 HealthState::Attention,
-                "25.0 % were rejected",
+                "25.0 % of the lines",
             ),
             (
                 HealthInputs {

@@ -24,7 +24,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// The limit of open connections. Each takes a file descriptor, and the connections to SQS and
 /// ClickHouse need some, too.
 const MAX_CONNECTIONS: usize = 100;
-/// The pause after a connection could not be accepted, as when no file descriptor is left.
+/// The pause after a failure to accept a connection, such as for lack of file descriptors.
 const PAUSE: Duration = Duration::from_secs(1);
 
 struct Connection {
@@ -33,7 +33,7 @@ struct Connection {
     is_silent: Arc<AtomicBool>,
 }
 
-/// Serves for ever. The connections end when this future is dropped.
+/// Serves forever. The connections end when this future is dropped.
 pub(super) async fn serve(
     listener: TcpListener,
     routes: Router,
@@ -105,8 +105,8 @@ async fn answer(
     }
 }
 
-/// Returns whether a page under this host can be the worker's own. Otherwise, a foreign page could
-/// make a browser read the listener, under a name that resolves to it (DNS rebinding).
+/// Returns whether a page under this host can be the worker's own. Otherwise, the page of another
+/// site could make a browser read the listener, under a name that resolves to it (DNS rebinding).
 fn is_own(host: &str, allowed_hosts: &[String]) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
@@ -120,8 +120,8 @@ fn is_own(host: &str, allowed_hosts: &[String]) -> bool {
 }
 
 fn refusal() -> Response {
-    let text = "this listener does not answer under this host name: use its address, or add the name \
-                to `admin.allowed_hosts`\n";
+    let text = "this host name is not allowed: use the address of the listener, or add the name to \
+                `admin.allowed_hosts`\n";
     (StatusCode::MISDIRECTED_REQUEST, text).into_response()
 }
 

@@ -32,13 +32,13 @@ impl Source {
     fn json(&self) -> String {
         let json = serde_json::to_string(&LiveStatus::of(&self.handles, &self.stop));
         json.unwrap_or_else(|failed| {
-            error!("failed to write the status as JSON; showing none: {failed}");
+            error!("failed to serialize the status; sending an empty one: {failed}");
             "{}".to_owned()
         })
     }
 }
 
-/// Makes the events, which all readers share.
+/// Produces the events, which all readers share.
 pub(super) struct Reporter {
     source: Source,
     latest: watch::Sender<Arc<str>>,
@@ -66,7 +66,7 @@ impl Reporter {
         }
     }
 
-    /// Makes the events for ever. Streams end when this is dropped.
+    /// Produces the events forever. Streams end when this is dropped.
     pub(super) async fn run(self) -> Infallible {
         let mut tick = tokio::time::interval(INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);

@@ -27,7 +27,7 @@ use self::events::{Events, Reporter};
 pub use self::status::WorkerStatus;
 use crate::daemon::WorkerHandles;
 
-/// The recorder aggregates its histograms this often.
+/// The interval at which the recorder aggregates its histograms.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 struct Admin {
@@ -55,8 +55,8 @@ impl AdminListener {
         self.address
     }
 
-    /// Serves for ever, under addresses, `localhost` and `allowed_hosts`. Once `stop` is cancelled,
-    /// the page shows that.
+    /// Serves forever, under IP addresses, `localhost` and `allowed_hosts`. Once `stop` is
+    /// cancelled, the page shows that the worker is stopping.
     pub async fn serve(
         self,
         handles: WorkerHandles,
@@ -87,7 +87,7 @@ impl AdminListener {
     }
 }
 
-/// Aggregates histograms for ever. They keep every value until then, even if nobody reads them.
+/// Aggregates histograms forever. Until then, they keep every value, even if nobody reads them.
 async fn upkeep(metrics: PrometheusHandle) -> Infallible {
     let mut tick = tokio::time::interval(UPKEEP);
     loop {

@@ -1,4 +1,4 @@
-// The live page: shows each status that the worker sends.
+// The live page, which shows each status that the worker sends.
 //
 // Data from outside becomes text (`textContent`), never markup.
 "use strict";
@@ -77,7 +77,7 @@ const batchId = (id) => element("td", { class: "mono", title: id }, `…${id.sli
 
 const when = (at) => element("time", { datetime: at, title: at });
 
-// A part is drawn again only when it has changed, so that text in it can be selected.
+// A part is redrawn only when it has changed, so that its text can be selected.
 const drawn = new Map();
 function changed(part, content) {
   const text = JSON.stringify(content);
@@ -106,17 +106,17 @@ function showHealth(status) {
   $("#uptime").textContent = `up for ${duration(status.uptime_seconds)}`;
 }
 
-// The least width of a picture: a page that is not laid out yet has none.
+// The minimum width of a picture: a page that has not been laid out yet has none.
 const NARROWEST = 200;
 
 // ---- Flow
 
-// The least width for a row.
+// The minimum width for a row.
 const WIDE = 820;
 const MOST_KINDS = 9;
 const isAside = (kind) => kind === "rejected" || kind === "unmatched";
 
-// Sorts by name, with the kinds last that are not event types.
+// Moves the kinds that are not event types to the end.
 function ordered(rows) {
   return [...rows].sort((a, b) => isAside(a.kind) - isAside(b.kind));
 }
@@ -235,7 +235,7 @@ class Flow {
     return target;
   }
 
-  // Shows the rate of a link or a pill; some layouts lack some of them.
+  // Shows the rate of a link or a pill; not every layout has all of them.
   rate(name, perSecond) {
     if (!this.texts.has(name)) return;
     this.set(name, rate(perSecond)).classList.toggle("still", perSecond === 0);
@@ -251,7 +251,7 @@ class Flow {
 
   show(status) {
     const { queue_away: away, queue_age: age, depth } = status;
-    this.set("queue", away ? "Away" : depth ? count(depth.visible) : "–");
+    this.set("queue", away ? "Offline" : depth ? count(depth.visible) : "–");
     const dead = depth?.dead_letters;
     const wait = age ? `received after ${duration(age.p50)}` : "no recent messages";
     const letters = `${count(dead)} dead ${dead === 1 ? "letter" : "letters"}`;
@@ -280,7 +280,7 @@ const NODES = [
   ["held", "Messages in flight"],
   ["loading", "Batches in flight"],
 ];
-// The side exit of each node.
+// The branch of each node to the side.
 const BRANCHES = [
   { name: "deleted", label: "deleted", kind: "" },
   { name: "released", label: "returned", kind: "side" },
@@ -315,7 +315,7 @@ function smoothed(values, stepSeconds) {
   });
 }
 
-// Returns a line through the known values; it breaks where there are none for half a minute.
+// Returns a line through the known values, with a break where there are none for half a minute.
 function line(values, x, y) {
   let path = "";
   let last = -Infinity;
@@ -344,7 +344,7 @@ function bands(paused, x) {
 }
 
 class Plot {
-  // `curves` returns lines of the history; `label` is a value in words, `tick` one on the axis.
+  // `curves` returns lines of the history; `label` formats values for reading, `tick` for the axis.
   constructor(figure, { curves, label, tick, least, area }) {
     Object.assign(this, { svg: $("svg", figure), reading: $(".reading", figure), curves, label, tick, least, area });
     this.svg.addEventListener("pointermove", ({ clientX }) => this.point(clientX - this.svg.getBoundingClientRect().left));
@@ -495,7 +495,7 @@ function show(status) {
   showTimes(status.at);
 }
 
-// An event comes every second.
+// An event arrives every second.
 const SILENCE = 5000;
 const RETRY = 2000;
 let source;

@@ -13,11 +13,11 @@ use crate::object::ObjectUrl;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Failed objects, such as s3://bucket/key
+    /// Failed objects to dismiss, such as s3://bucket/key
     #[arg(value_name = "S3-URL", required = true)]
     objects: Vec<ObjectUrl>,
 
-    /// Reason to record, which `sluice status s3://bucket/key` shows
+    /// Reason to record; `sluice status s3://bucket/key` shows it
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     reason: String,
 

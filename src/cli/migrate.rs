@@ -23,13 +23,13 @@ pub(super) struct Arguments {
     #[arg(long)]
     dry_run: bool,
 
-    /// Print the SQL statements for an empty server, without connecting to any
+    /// Print the SQL statements for an empty server, without connecting to a server
     #[arg(long, conflicts_with_all = ["dry_run", "prune"])]
     print: bool,
 
-    /// Also drop the landing tables and views of other declarations, which hold no rows
+    /// Also drop the landing tables and views of other declarations, which contain no rows
     ///
-    /// Refuses while a worker of other declarations or of another configuration has an open batch,
+    /// Refused while a worker with other declarations or another configuration has an open batch,
     /// or has claimed objects within the last ten minutes.
     #[arg(long)]
     prune: bool,
@@ -95,7 +95,7 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     Ok(())
 }
 
-/// A worker that has claimed no objects for this long is taken for stopped.
+/// A worker that has claimed no objects for this long is considered stopped.
 const RECENT: Duration = Duration::from_secs(600);
 
 /// Returns a refusal for each worker that may still insert into the tables to be dropped, of which
@@ -108,19 +108,19 @@ async fn users_of(
     let history = History::new(warehouse.clone());
     let workers = history.workers_of_other_plans(own_plan, RECENT).await;
     let workers = workers.context(
-        "failed to read from the ledger which workers use the tables to be dropped; if the ledger \
-         is of an earlier version, run `sluice migrate` without --prune first",
+        "failed to determine which workers use the tables to be dropped; if the ledger was created \
+         by an earlier version, run `sluice migrate` without --prune first",
     )?;
     let refusal = |user: WorkerOfOtherPlan| Refusal {
         table: table.to_owned(),
         problem: format!(
-            "worker {} may use it: its declarations or its configuration differ, its latest batch \
-             claimed objects at {} (UTC), and {} batches of it are open",
+            "worker {} may still use it: its declarations or its configuration differ, its latest \
+             batch claimed objects at {} (UTC), and it has {} open batches",
             user.worker, user.sealed_at, user.open_batches
         ),
         advice: format!(
-            "stop that worker, and wait until its open batches are loaded or released, and {} \
-             after its latest batch; if its declarations are the same, run this with its \
+            "stop that worker, and wait until its open batches are loaded or released and its \
+             latest batch is {} old; if its declarations are the same, run this command with its \
              configuration instead; batches that a crashed worker left open are recovered once a \
              worker receives their objects again (`sluice reconcile --enqueue`)",
             humantime::format_duration(RECENT)

@@ -54,7 +54,7 @@ use crate::telemetry::end_logging;
                   region and AWS_ENDPOINT_URL come from the environment, as with other AWS tools.\n\n\
                   Exit codes: 0 done; 1 failed; 2 invalid command line or configuration; \
                   3 some objects are not loaded (backfill, reconcile); \
-                  130 stopped at once by a second signal."
+                  130 ended by a second signal."
 )]
 struct Cli {
     /// Configuration file (YAML); `sluice config schema` describes it
@@ -73,25 +73,25 @@ struct Cli {
 enum Command {
     /// Load objects as the queue announces them, until stopped
     ///
-    /// On SIGTERM or Ctrl-C, batches in flight are finished within `shutdown.grace_period`, and the
-    /// other messages are returned to the queue at once. A second signal exits at once; nothing is
-    /// lost by that.
+    /// On SIGTERM or Ctrl-C, the worker finishes the batches in flight within
+    /// `shutdown.grace_period`, and returns all other messages to the queue. A second signal ends
+    /// the process at once; no data is lost.
     Run,
-    /// Load the objects that a bucket already has, beside the workers
+    /// Load the existing objects of a bucket
     ///
-    /// Lists the bucket, and loads the objects that the ledger does not record as loaded. Nothing
-    /// is loaded twice, whatever workers do at the same time. If it is killed or stopped, run it
-    /// again to resume.
+    /// Lists the bucket, and loads every object that the ledger does not record as loaded. It can
+    /// run while workers do: no object is loaded twice. If it is interrupted, run it again to
+    /// resume.
     Backfill(backfill::Arguments),
     /// Check everything that `run` needs: queue, S3, ClickHouse, tables
     ///
-    /// Reports what is wrong and what to do. Receives no messages and does not write to your
-    /// tables: to check that repeated inserts are dropped, it loads into scratch tables, which it
-    /// removes. Exits with 1 if a check fails.
+    /// Reports each problem and what to do about it. It receives no messages, and writes only to
+    /// scratch tables, which it uses to check that repeated inserts are dropped, and then removes.
+    /// Exits with 1 if a check fails.
     Check(check::Arguments),
-    /// Create the database, tables and views that the event types declare
+    /// Create or update the database, tables and views that the event types declare
     ///
-    /// Safe to run again, and several times at once.
+    /// Safe to run again, and concurrently.
     Migrate(migrate::Arguments),
     /// Show queue and worker status, failed objects, or one object's history
     ///
@@ -99,22 +99,23 @@ enum Command {
     Status(status::Arguments),
     /// Check that the worker's event loop is running
     ///
-    /// Requests /healthz at `admin.listen`, for health checks without another client.
+    /// Requests /healthz at `admin.listen`, for health checks in containers that have no HTTP
+    /// client.
     Health,
-    /// List the declared event types, or preview the rows of lines
+    /// List the declared event types, or preview the rows that lines would become
     #[command(subcommand)]
     Types(types::Command),
-    /// Compare a bucket with the ledger, and show which objects are not loaded, and why
+    /// Compare a bucket with the ledger, and show which objects are not loaded
     ///
-    /// Lists the bucket and loads nothing. With --enqueue, objects that are not loaded are
-    /// announced again.
+    /// Shows the reason for each object. Loads nothing; with --enqueue, announces these objects to
+    /// the queue again.
     Reconcile(reconcile::Arguments),
     /// Announce failed objects to the queue again
     ///
     /// Sends S3-style notifications, which are processed like any others. Objects that have been
     /// loaded since are recognised and not loaded twice. Objects that would fail again are skipped,
-    /// unless they are named or selected by --error-class: those that are still missing, and those
-    /// of the classes unloadable, rejected and unnameable that S3 has unchanged.
+    /// unless they are named or selected by --error-class: objects that are still missing, and
+    /// objects of the classes unloadable, rejected and unnameable whose content in S3 is unchanged.
     Retry(retry::Arguments),
     /// Dismiss failed objects: stop listing and retrying them
     ///
@@ -176,7 +177,7 @@ fn complain(error: &anyhow::Error) {
     note(&format!("error: {error:#}"));
 }
 
-/// Prints a remark to standard error. If that cannot be written to, nobody reads it.
+/// Prints a note to standard error. If that cannot be written to, nobody reads it.
 fn note(text: &str) {
     drop(writeln!(io::stderr(), "{text}"));
 }

@@ -20,7 +20,7 @@ pub(super) struct Preflight {
     tables: Vec<String>,
     topology: Topology,
     unproven: Unproven,
-    /// Whether the warning about an accepted set-up has been given, or is not needed.
+    /// Whether the warning about an accepted set-up has been logged, or is not needed.
     warned: AtomicBool,
 }
 
@@ -47,7 +47,7 @@ impl Preflight {
 
     /// Returns the reason not to load, if there is one.
     pub(super) async fn problem(&self) -> Result<Option<Problem>, WarehouseError> {
-        // First, since the advice about missing tables would be to create such tables.
+        // First, since the advice about missing tables would be to create replicated ones.
         if let Some(found) = self.topology.configured()
             && self.unproven == Unproven::Refuse
         {
@@ -64,8 +64,8 @@ impl Preflight {
         }
         if let Some(setting) = self.warehouse.dedup_disabled_by().await? {
             let why = format!(
-                "`{setting}` is 'disable' for this user: rows of a repeated insert would be \
-                 duplicated; remove it from the user's profile"
+                "the setting `{setting}` is 'disable' for this user: rows of a repeated insert \
+                 would be duplicated; remove the setting from the user's profile"
             );
             return Ok(Some((PauseReason::Settings, why)));
         }
@@ -81,8 +81,8 @@ impl Preflight {
         }
     }
 
-    /// Warns once about an accepted set-up. Nothing depends on it: if the set-up cannot be
-    /// determined, loading starts all the same.
+    /// Warns once about an accepted set-up. If the set-up cannot be determined, loading starts
+    /// anyway.
     async fn warn_once(&self) {
         if self.warned.load(Ordering::Relaxed) {
             return;
@@ -92,7 +92,7 @@ impl Preflight {
                 self.warned.store(true, Ordering::Relaxed);
                 if let Some(found) = found {
                     warning(&format!(
-                        "`clickhouse.unproven` is accept: {}",
+                        "`clickhouse.unproven` is `accept`: {}",
                         found.risk()
                     ));
                 }

@@ -21,7 +21,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     selection: SelectionArguments,
 
-    /// Announce objects that are not loaded to the queue, except those in progress elsewhere
+    /// Announce to the queue the objects that are not loaded, except those in progress elsewhere
     #[arg(long)]
     enqueue: bool,
 

@@ -21,7 +21,7 @@ const CONCURRENCY: usize = 16;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Failed objects, such as s3://bucket/key
+    /// Failed objects to announce, such as s3://bucket/key
     #[arg(value_name = "S3-URL")]
     objects: Vec<ObjectUrl>,
 
@@ -29,7 +29,7 @@ pub(super) struct Arguments {
     #[arg(long, conflicts_with = "objects")]
     all: bool,
 
-    /// Retry objects that failed with this class, even if S3 has them unchanged
+    /// Retry objects that failed with this class, even if their content is unchanged
     #[arg(long, value_name = "CLASS", value_parser = classes::of_objects(), conflicts_with = "objects")]
     error_class: Option<String>,
 
@@ -41,7 +41,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "S3-URL", conflicts_with = "objects")]
     prefix: Option<ObjectUrl>,
 
-    /// Print the objects, and announce nothing
+    /// Print the objects instead of announcing them
     #[arg(long)]
     dry_run: bool,
 
@@ -111,7 +111,7 @@ fn filter(arguments: &Arguments) -> Result<FailureFilter, Misuse> {
     Ok(filter)
 }
 
-/// Leaves out the objects that would fail again in the same way, as far as S3 shows it.
+/// Leaves out the objects that would fail again in the same way, according to S3.
 async fn worth_retrying(store: &Store, failed: Vec<FailedObject>) -> Vec<FailedObject> {
     stream::iter(failed)
         .map(async |failed| (!would_fail_again(store, &failed).await).then_some(failed))
@@ -121,8 +121,8 @@ async fn worth_retrying(store: &Store, failed: Vec<FailedObject>) -> Vec<FailedO
         .await
 }
 
-/// Returns whether the object is still missing, or still has the content that failed. If S3 shows
-/// neither, as without access, returns false.
+/// Returns whether the object is still missing, or still has the content that failed. Returns false
+/// if S3 does not report that, as without access.
 async fn would_fail_again(store: &Store, failed: &FailedObject) -> bool {
     let depends_on_content = [
         FailureClass::Unloadable,
@@ -168,8 +168,9 @@ impl fmt::Display for Report {
         if self.skipped > 0 {
             writeln!(
                 f,
-                "{} objects skipped: S3 still has the content that failed, or still has no such \
-                 object; to retry them all the same, name them or select them by --error-class",
+                "{} objects skipped, since they would fail again: their content in S3 is \
+                 unchanged, or they are still missing; to retry them anyway, name them or select \
+                 them by --error-class",
                 self.skipped
             )?;
         }

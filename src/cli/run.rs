@@ -58,8 +58,8 @@ pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
     );
     if config.clickhouse.is_in_clear() {
         warn!(
-            "`clickhouse.url` is http:// to another machine: the password and all rows are sent \
-             unencrypted; use https:// unless the network is trusted"
+            "`clickhouse.url` is an http:// URL of another machine: the password and all rows are \
+             sent unencrypted; use https:// unless the network is trusted"
         );
     }
     let admin = tokio::spawn(admin.serve(
@@ -105,18 +105,18 @@ pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns an activity that lists every kind of row, also while there are none.
+/// Returns an activity that lists every kind of row, even before there are any.
 fn activity(catalog: &Catalog) -> Activity {
     let targets = Target::all(catalog);
     Activity::of_kinds(targets.iter().filter_map(Target::kind))
 }
 
-/// What is wrong with a queue without a redrive policy, and what to do.
+/// The problem of a queue without a redrive policy, and what to do about it.
 pub(super) const NO_REDRIVE_POLICY: (&str, &str) = (
-    "the queue has no redrive policy: a message that can never be loaded would come back until \
-     its retention ends, and then be lost",
-    "give the queue a dead-letter queue (RedrivePolicy with deadLetterTargetArn and \
-     maxReceiveCount), or set `queue.allow_missing_dlq`",
+    "the queue has no redrive policy: a message that can never be loaded would be redelivered \
+     until its retention period ends, and then be lost",
+    "configure a dead-letter queue (RedrivePolicy with deadLetterTargetArn and maxReceiveCount), \
+     or set `queue.allow_missing_dlq`",
 );
 
 /// Waits until the queue answers, and refuses one without a dead-letter queue. Returns false if

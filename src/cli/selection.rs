@@ -18,14 +18,15 @@ pub(super) struct SelectionArguments {
     #[arg(value_name = "S3-URL")]
     prefix: ObjectUrl,
 
-    /// Only this section: keys with section/ID/ after the prefix
+    /// Only objects of this section: keys with section/ID/ after the prefix
     #[arg(long, value_name = "ID", value_parser = section)]
     section: Option<String>,
 
-    /// Only objects since TIME: a UTC day or time such as 2026-07-14T08:00:00Z, or 2h for 2h ago
+    /// Only objects since TIME: a UTC date or time such as 2026-07-14T08:00:00Z, or 2h for 2h ago
     ///
-    /// The time of an object is the day or the hour that its key names first, as in 2026/07/14/,
-    /// dt=2026-07-14, 2026-07-14T08 or 20260714; if it names none, the time of its upload.
+    /// The time of an object is the first date or hour in its key, as in 2026/07/14/,
+    /// dt=2026-07-14, 2026-07-14T08 or 20260714. If its key contains none, it is the time of its
+    /// upload.
     #[arg(long, value_name = "TIME", value_parser = parse_time_arg)]
     since: Option<SystemTime>,
 
@@ -33,17 +34,18 @@ pub(super) struct SelectionArguments {
     #[arg(long, value_name = "TIME", value_parser = parse_time_arg)]
     until: Option<SystemTime>,
 
-    /// Only keys that match GLOB, such as "**/video/*.jsonl" (can be repeated; one must match)
+    /// Only keys that match GLOB, such as "**/video/*.jsonl" (can be repeated; any may match)
     #[arg(long, value_name = "GLOB", value_parser = glob)]
     include: Vec<String>,
 
-    /// No keys that match GLOB (can be repeated)
+    /// Exclude keys that match GLOB (can be repeated)
     #[arg(long, value_name = "GLOB", value_parser = glob)]
     exclude: Vec<String>,
 }
 
 impl SelectionArguments {
-    /// Returns the selection, of what `notifications` lets through: nothing else is ever loaded.
+    /// Returns the selection among the objects that `notifications` selects: no others are ever
+    /// loaded.
     pub(super) fn selection(&self, app: &App<'_>) -> anyhow::Result<Selection> {
         let mut prefix = self.prefix.clone();
         if let Some(section) = &self.section {

@@ -24,7 +24,7 @@ use sluice_core::sliding_window::Summary;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Show the history of this object instead, such as s3://bucket/key
+    /// Object whose history to show instead, such as s3://bucket/key
     #[arg(value_name = "S3-URL")]
     object: Option<ObjectUrl>,
 
@@ -48,7 +48,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "COUNT", default_value_t = 100, requires = "failed")]
     limit: u64,
 
-    /// Query the admin listeners of these workers instead of the one of this configuration
+    /// Query the worker at this admin listener instead of `admin.listen` (can be repeated)
     #[arg(long = "worker", value_name = "HOST:PORT", conflicts_with_all = ["object", "failed"])]
     workers: Vec<String>,
 
@@ -101,7 +101,7 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     arguments.output.show(&overview)?;
     let is_answered = |process: &Process| matches!(process.status, Part::Known(_));
     anyhow::ensure!(
-        // That no worker runs here is reported, but is not a failure.
+        // A worker that is not running here is reported, but is not a failure.
         overview.is_whole()
             && (arguments.workers.is_empty() || overview.processes.iter().all(is_answered)),
         "some sources could not be queried; see above"
@@ -244,7 +244,7 @@ impl fmt::Display for Overview {
             }
             writeln!(f)
         })?;
-        write!(f, "\nloaded within {}\n", seconds(self.since_seconds))?;
+        write!(f, "\nloaded in the last {}\n", seconds(self.since_seconds))?;
         self.workers.fmt(f, |workers, f| {
             if workers.is_empty() {
                 return writeln!(f, "nothing");
@@ -273,13 +273,16 @@ impl fmt::Display for Overview {
 }
 
 fn show_worker(worker: &WorkerStatus, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let mut held_up = [("paused", &worker.paused), ("no queue", &worker.queue_away)]
-        .into_iter()
-        .filter_map(|(what, why)| Some(format!("{what}: {}", shown(why.as_ref()?))))
-        .collect::<Vec<_>>()
-        .join("; ");
+    let mut held_up = [
+        ("paused", &worker.paused),
+        ("not receiving", &worker.queue_away),
+    ]
+    .into_iter()
+    .filter_map(|(what, why)| Some(format!("{what}: {}", shown(why.as_ref()?))))
+    .collect::<Vec<_>>()
+    .join("; ");
     if held_up.is_empty() {
-        held_up = format!("well, up for {}", seconds(worker.uptime_seconds));
+        held_up = format!("ready, up for {}", seconds(worker.uptime_seconds));
     }
     writeln!(f, "{held_up}")?;
     let InFlightStats {
@@ -359,8 +362,8 @@ impl fmt::Display for Story {
         if self.versions.is_empty() {
             return writeln!(
                 f,
-                "\nno record: not announced, still in the queue or in a batch's window, or no \
-                 longer recorded"
+                "\nno record of it: it was not announced, is still in the queue or in an open \
+                 batch, or its record has expired"
             );
         }
         for version in &self.versions {

@@ -6,9 +6,9 @@ use crate::config::TableEngine;
 use crate::statements::ddl::REPLAYED;
 
 /// What to do about such a set-up.
-pub(super) const ADVICE: &str = "use plain tables on one server and a `clickhouse.url` that leads \
-                                 only to it, or set `clickhouse.unproven: accept` to accept the \
-                                 risk";
+pub(super) const ADVICE: &str = "use plain tables on a single server, and a `clickhouse.url` at \
+                                 which no other server answers, or set \
+                                 `clickhouse.unproven: accept` to accept the risk";
 
 /// Determines which servers and tables there are.
 pub(super) struct Topology {
@@ -18,21 +18,21 @@ pub(super) struct Topology {
     tables: Vec<String>,
 }
 
-/// A property of the set-up that is not proven, in words.
+/// The reason why a set-up is not proven, in words.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Finding(String);
 
 impl Finding {
-    /// Returns the finding, and what can happen on such a set-up.
+    /// Returns the finding, and its consequence.
     pub(super) fn risk(&self) -> String {
         format!(
-            "{}; loading each object once is proven only with plain tables on one server, and here \
-             rows can be loaded twice",
+            "{}, so rows can be loaded twice; that each object is loaded once is proven only for \
+             plain tables on a single server",
             self.0
         )
     }
 
-    /// Returns the risk, and what to do.
+    /// Returns the risk, and what to do about it.
     pub(super) fn refusal(&self) -> String {
         format!("{}; {ADVICE}", self.risk())
     }
@@ -55,15 +55,15 @@ impl Topology {
         }
     }
 
-    /// Returns what the configuration alone shows, without queries.
+    /// Returns a finding in the configuration, if there is one. Sends no queries.
     pub(super) fn configured(&self) -> Option<Finding> {
         (self.engine == TableEngine::Replicated).then(|| {
-            let found = "`clickhouse.engine` is replicated: `sluice migrate` creates such tables";
+            let found = "`clickhouse.engine` is `replicated`";
             Finding(found.to_owned())
         })
     }
 
-    /// Returns what is unproven, if anything is.
+    /// Returns a finding, if there is one.
     pub(super) async fn unproven(&self) -> Result<Option<Finding>, WarehouseError> {
         match self.replication().await? {
             None => self.servers().await,
@@ -71,7 +71,7 @@ impl Topology {
         }
     }
 
-    /// Returns what is replicated, if anything is: by configuration, by ClickHouse Cloud, by the
+    /// Returns a finding if anything is replicated: by configuration, by ClickHouse Cloud, by the
     /// database or by a table.
     pub(super) async fn replication(&self) -> Result<Option<Finding>, WarehouseError> {
         if let Some(found) = self.configured() {
@@ -88,8 +88,8 @@ impl Topology {
         }
         let is_cloud = self.warehouse.is_cloud().await?;
         Ok(is_cloud.then(|| {
-            let found = "the server belongs to ClickHouse Cloud (`cloud_mode`), where every table \
-                         is replicated";
+            let found = "the server belongs to ClickHouse Cloud (`cloud_mode`), which replicates \
+                         every table";
             Finding(found.to_owned())
         }))
     }
@@ -103,7 +103,7 @@ impl Topology {
         };
         let url = &self.access.url;
         Ok(Some(Finding(format!(
-            "more than one server answers at {url}: {first}, and {second}"
+            "more than one server answers at {url} ({first} and {second})"
         ))))
     }
 }

@@ -29,10 +29,10 @@ pub(super) enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// Show the rows that the lines of a file or an object would become, and write nothing
+    /// Show the rows that the lines of a file or an object would become
     ///
-    /// ClickHouse runs the same SELECTs as for a load: they show the table of each line, the values
-    /// of its columns, and why a line would be rejected.
+    /// ClickHouse runs the SELECTs of a load, and writes nothing. The output shows the table of
+    /// each line, the values of its columns, and why a line would be rejected.
     Preview(Preview),
 }
 
@@ -46,7 +46,7 @@ pub(super) struct Preview {
           value_parser = clap::value_parser!(u64).range(1..=10_000))]
     lines: u64,
 
-    /// Key under which the file would be uploaded, for event types that are routed by keys
+    /// Key that the file would have in S3, for event types that are routed by key
     #[arg(long, value_name = "KEY", default_value = "")]
     key: String,
 
@@ -81,7 +81,7 @@ struct Listed {
     table: String,
     columns: usize,
     order_by: Vec<String>,
-    /// Whether it is looked for in only some objects.
+    /// Whether only objects with certain keys can contain it.
     routed: bool,
 }
 
@@ -139,7 +139,7 @@ fn from_file(preview: &Preview) -> anyhow::Result<String> {
     let open = || std::fs::File::open(&path);
     let mut file = open().with_context(|| {
         format!(
-            "failed to read {}; an object is named s3://bucket/key",
+            "failed to read {}; to preview an object, pass s3://bucket/key",
             path.display()
         )
     })?;
@@ -155,7 +155,7 @@ fn from_file(preview: &Preview) -> anyhow::Result<String> {
         Compression::None => Box::new(open()?),
         _ => {
             anyhow::bail!(
-                "{} is compressed; decompress it first, or name the object",
+                "{} is compressed; decompress it first, or preview the object in S3",
                 path.display()
             )
         }
@@ -169,7 +169,7 @@ fn from_file(preview: &Preview) -> anyhow::Result<String> {
     }
     ensure!(
         text.len() as u64 <= MAX_BYTES,
-        "the lines are longer than {MAX_BYTES} bytes together; lower --lines"
+        "the lines have more than {MAX_BYTES} bytes in total; lower --lines"
     );
     let path = sql::string(&format!("file/{}", preview.key));
     Ok(format!(
@@ -276,7 +276,7 @@ impl fmt::Display for Previewed {
     }
 }
 
-/// Returns whether this is the value of a column that a statement does not mention.
+/// Returns whether this is the value of a column that a statement does not set.
 fn is_nothing(value: &Value) -> bool {
     match value {
         Value::Null => true,

@@ -16,8 +16,8 @@ use crate::config::Config;
 const TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_BYTES: usize = 1 << 20;
 
-/// Returns where a worker of this configuration listens on this machine; `None` with port 0, which
-/// takes any free one.
+/// Returns the address at which a worker with this configuration listens on this machine; `None`
+/// with port 0, which selects any free port.
 pub(super) fn address_here(config: &Config) -> Option<String> {
     let mut listen = config.admin.listen;
     if listen.ip().is_unspecified() {
@@ -27,7 +27,7 @@ pub(super) fn address_here(config: &Config) -> Option<String> {
 }
 
 pub(super) async fn get(address: &str, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
-    // A name that every worker answers to: it may not know the one under which it was found.
+    // Every worker answers to this name. It may refuse the one under which it was found.
     let request = Request::get(format!("http://{address}{path}"))
         .header(HOST, "localhost")
         .body(Body::empty())
@@ -43,5 +43,5 @@ pub(super) async fn get(address: &str, path: &str) -> anyhow::Result<(StatusCode
     answer
         .context("timed out")
         .flatten()
-        .with_context(|| format!("the worker at {address} does not answer"))
+        .with_context(|| format!("failed to query the worker at {address}"))
 }

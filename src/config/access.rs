@@ -19,31 +19,30 @@ pub enum S3AccessConfig {
     /// The server's own credentials: its `s3` configuration, or its instance's
     /// role.
     Server,
-    /// A named collection, so that no key appears in a statement.
+    /// A named collection on the server, so that no key appears in a statement.
     NamedCollection {
-        /// The named collection on the ClickHouse server. `{bucket}` in it is
-        /// replaced by the bucket's name, if buckets need different rights.
+        /// The named collection on the ClickHouse server. `{bucket}` in its name is replaced with
+        /// the name of the bucket, in case buckets need different rights.
         name: String,
     },
-    /// An access key that Sluice puts into its statements. ClickHouse hides it
-    /// in its logs, except for statements with a syntax error.
+    /// An access key that Sluice includes in its statements. ClickHouse hides it in its logs,
+    /// except in statements with a syntax error.
     Keys {
         /// The id of the access key.
         access_key_id: String,
-        /// The secret of the access key; set this or `secret_access_key_file`.
-        /// Set it in the environment rather than in the file.
+        /// The secret access key; set either this or `secret_access_key_file`. Set it in the
+        /// environment rather than in the configuration file.
         #[serde(skip_serializing_if = "Secret::is_empty")]
         secret_access_key: Secret,
-        /// A file with the secret of the access key, such as a mounted secret. It
-        /// is read at startup.
+        /// A file that contains the secret access key, such as a mounted secret. It is read at
+        /// startup.
         #[serde(skip_serializing_if = "Option::is_none")]
         secret_access_key_file: Option<PathBuf>,
     },
-    /// A role that ClickHouse assumes (`extra_credentials`), as on ClickHouse
-    /// Cloud.
+    /// An IAM role that ClickHouse assumes (`extra_credentials`), as on ClickHouse Cloud.
     Role {
-        /// The ARN of the role that ClickHouse assumes. `{bucket}` in it is
-        /// replaced by the bucket's name.
+        /// The ARN of the role that ClickHouse assumes. `{bucket}` in it is replaced with the name
+        /// of the bucket.
         role_arn: String,
     },
     /// No credentials, for public buckets.
@@ -79,8 +78,8 @@ impl S3AccessConfig {
     }
 }
 
-/// The same as written in the configuration. Every field is optional, so that
-/// each one that is missing or does not fit is reported with its own path.
+/// [`S3AccessConfig`] as written in the configuration. Every field is optional, so that each field
+/// that is missing, or not valid for the kind, is reported with its own path.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawAccess {
@@ -104,7 +103,7 @@ enum Kind {
 
 const PATH: &str = "s3.clickhouse_access";
 
-/// The fields that only some kinds have, each with its kind.
+/// The fields that only one kind has, each with that kind.
 const FIELDS: [(&str, Kind); 5] = [
     ("name", Kind::NamedCollection),
     ("access_key_id", Kind::Keys),
@@ -113,8 +112,7 @@ const FIELDS: [(&str, Kind); 5] = [
     ("role_arn", Kind::Role),
 ];
 
-/// Returns the access that `raw` describes, or `None` if something is wrong with
-/// it.
+/// Returns the access that `raw` describes, or `None` if it is invalid.
 pub(super) fn check_access(
     raw: RawAccess,
     origins: &Origins,
@@ -178,23 +176,19 @@ fn check_presence(
     let path = format!("{PATH}.{field}");
     let kind = kind_name(raw.kind);
     let problem = match raw.is_empty(field) {
-        // A value that could not be read was reset to `None`, and is reported
-        // already.
+        // A value that could not be read was reset to `None`, and has already been reported.
         None if of == raw.kind && raw.needs(field) && findings.is_good(&path) => {
             let variable = super::layers::variable_name(&path);
-            Problem::new(&path, format!("kind `{kind}` needs it, but it is not set")).advice(
-                format!(
-                    "set it in the file of --config or as {variable}, or choose another {PATH}.kind"
-                ),
-            )
+            Problem::new(&path, format!("is required for kind `{kind}`")).advice(format!(
+                "set it in the configuration file or as {variable}, or choose another {PATH}.kind"
+            ))
         }
         Some(_) if of != raw.kind => {
             let belongs = kind_name(of);
-            Problem::new(&path, format!("does not fit kind `{kind}`")).advice(format!(
-                "remove it, or set {PATH}.kind to `{belongs}`, which has this field"
-            ))
+            Problem::new(&path, format!("is not valid for kind `{kind}`"))
+                .advice(format!("remove it, or set {PATH}.kind to `{belongs}`"))
         }
-        Some(true) => Problem::new(&path, "is empty").advice("give a value"),
+        Some(true) => Problem::new(&path, "is empty").advice("set a value"),
         _ => return,
     };
     findings.add(problem.origin(origins.of(&path)));

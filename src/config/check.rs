@@ -51,8 +51,9 @@ pub(super) fn check(
         checks.name("s3.region", region);
     }
     if let Some(endpoint) = &raw.s3.clickhouse_endpoint {
-        let form = "give the URL of the S3 endpoint without bucket, such as http://minio:9000";
-        let no_user = "remove them, and choose an s3.clickhouse_access.kind";
+        let form = "set it to the URL of the S3 endpoint, without a bucket, \
+                    such as http://minio:9000";
+        let no_user = "remove them, and set s3.clickhouse_access instead";
         check_endpoint(
             "s3.clickhouse_endpoint",
             endpoint,
@@ -70,8 +71,8 @@ pub(super) fn check(
     checks.positive("shutdown.grace_period", raw.shutdown.grace_period);
     check_log(&raw.log, &mut checks);
     if let Some(endpoint) = &raw.telemetry.otlp_endpoint {
-        let form = "give the URL of an OTLP/HTTP receiver, such as http://127.0.0.1:4318";
-        let no_user = "remove them, and set OTEL_EXPORTER_OTLP_HEADERS";
+        let form = "set it to the URL of an OTLP/HTTP receiver, such as http://127.0.0.1:4318";
+        let no_user = "remove them, and set OTEL_EXPORTER_OTLP_HEADERS instead";
         check_endpoint(
             "telemetry.otlp_endpoint",
             endpoint,
@@ -113,7 +114,7 @@ fn check_queue(queue: &QueueConfig, checks: &mut Checks) {
     checks.whole_seconds("queue.wait_time", queue.wait_time);
     checks.integer("queue.receivers", queue.receivers as u64);
     checks.integer("queue.max_held", queue.max_held as u64);
-    // A third of ten seconds leaves a heartbeat the time for a few requests.
+    // A third of ten seconds is enough for a few requests of a heartbeat.
     let visibility = Duration::from_secs(10)..=MAX_VISIBILITY;
     checks.duration(
         "queue.visibility_timeout",
@@ -136,18 +137,18 @@ fn check_queue(queue: &QueueConfig, checks: &mut Checks) {
 
 fn check_queue_url(url: &str, checks: &mut Checks) {
     const PATH: &str = "queue.url";
-    let form = "give it as `aws sqs get-queue-url` prints it, \
+    let form = "set it to the URL that `aws sqs get-queue-url` prints, \
                 such as https://sqs.eu-central-1.amazonaws.com/123456789012/uploads";
     if url.starts_with("arn:") {
         checks.fail(PATH, "is an ARN, not a URL", form);
         return;
     }
-    let no_user = "remove them: Sluice takes AWS credentials from the AWS environment";
+    let no_user = "remove them: AWS credentials are taken from the AWS environment";
     let Some(url) = checks.http_url(PATH, url, form, no_user) else {
         return;
     };
     if url.path().trim_matches('/').is_empty() {
-        checks.fail(PATH, "names no queue", form);
+        checks.fail(PATH, "does not name a queue", form);
     }
 }
 
@@ -159,9 +160,9 @@ fn check_notifications(notifications: &NotificationsConfig, checks: &mut Checks)
         envelopes: _,
     } = notifications;
     const EVENTS: &str = "notifications.events";
-    let names = "give names such as ObjectCreated:* or ObjectCreated:Put";
+    let names = "use names such as ObjectCreated:* or ObjectCreated:Put";
     if events.is_empty() && checks.are_good(&[EVENTS]) {
-        checks.fail(EVENTS, "is empty, so that nothing would be loaded", names);
+        checks.fail(EVENTS, "is empty, so nothing would be loaded", names);
     }
     for error in events.iter().filter_map(|it| created_event(it).err()) {
         checks.fail(EVENTS, error, names);
@@ -171,7 +172,7 @@ fn check_notifications(notifications: &NotificationsConfig, checks: &mut Checks)
         ("notifications.exclude", exclude),
     ] {
         for error in patterns.iter().filter_map(|it| Globs::new(&[it]).err()) {
-            checks.fail(path, error, "give globs such as section/**/*.jsonl");
+            checks.fail(path, error, "use globs such as section/**/*.jsonl");
         }
     }
 }
@@ -192,7 +193,7 @@ fn check_clickhouse(clickhouse: &ClickHouseConfig, checks: &mut Checks) {
     checks.positive("clickhouse.query_timeout", clickhouse.query_timeout);
     checks.positive("clickhouse.insert_timeout", clickhouse.insert_timeout);
     checks.integer("clickhouse.dedup_window", clickhouse.dedup_window);
-    // A table's TTL is a number of seconds in 32 bits, of which a century is enough.
+    // A table's TTL is a 32-bit number of seconds, which can hold a century.
     checks.duration(
         "clickhouse.reject_ttl",
         clickhouse.reject_ttl,
@@ -202,7 +203,7 @@ fn check_clickhouse(clickhouse: &ClickHouseConfig, checks: &mut Checks) {
 
 fn check_clickhouse_url(clickhouse: &ClickHouseConfig, checks: &mut Checks) {
     const PATH: &str = "clickhouse.url";
-    let form = "give the URL of ClickHouse's HTTP interface, such as http://127.0.0.1:8123";
+    let form = "set it to the URL of ClickHouse's HTTP interface, such as http://127.0.0.1:8123";
     let use_fields = "set clickhouse.user and clickhouse.password instead";
     let Some(url) = checks.http_url(PATH, &clickhouse.url, form, use_fields) else {
         return;
@@ -210,11 +211,12 @@ fn check_clickhouse_url(clickhouse: &ClickHouseConfig, checks: &mut Checks) {
     // ClickHouse accepts user, password and settings there, all of which Sluice
     // sets itself.
     if url.query().is_some() || url.fragment().is_some() {
-        let advice = "remove what follows `?` or `#`; user, password and database have fields";
-        checks.fail(PATH, "has a query or fragment", advice);
+        let advice =
+            "remove the part after `?` or `#`; user, password and database are other fields";
+        checks.fail(PATH, "contains a query or fragment", advice);
     }
     if url.scheme() == "http" && clickhouse.ca_file.is_some() && checks.are_good(&[PATH]) {
-        let message = "has no effect, since clickhouse.url is not https";
+        let message = "has no effect, because clickhouse.url is not an https URL";
         checks.fail(
             "clickhouse.ca_file",
             message,
@@ -223,19 +225,19 @@ fn check_clickhouse_url(clickhouse: &ClickHouseConfig, checks: &mut Checks) {
     }
 }
 
-/// Checks a URL to which paths are added.
+/// Checks a URL to which paths are appended.
 fn check_endpoint(path: &str, endpoint: &str, form: &str, no_user: &str, checks: &mut Checks) {
     let Some(url) = checks.http_url(path, endpoint, form, no_user) else {
         return;
     };
     if url.query().is_some() || url.fragment().is_some() {
-        checks.fail(path, "has a query or fragment", form);
+        checks.fail(path, "contains a query or fragment", form);
     }
 }
 
 fn check_access_values(access: &S3AccessConfig, checks: &mut Checks) {
     match access {
-        // An empty value is reported already.
+        // An empty value has already been reported.
         S3AccessConfig::NamedCollection { name } if !name.is_empty() => {
             checks.name("s3.clickhouse_access.name", name);
         }
@@ -245,7 +247,7 @@ fn check_access_values(access: &S3AccessConfig, checks: &mut Checks) {
             checks.fail(
                 "s3.clickhouse_access.role_arn",
                 "is not an ARN",
-                "give the role's ARN, such as arn:aws:iam::123456789012:role/clickhouse-reader",
+                "set it to a role's ARN, such as arn:aws:iam::123456789012:role/clickhouse-reader",
             );
         }
         S3AccessConfig::Keys {
@@ -304,18 +306,19 @@ fn check_load(load: &LoadConfig, checks: &mut Checks) {
     for name in &load.accept_unproven {
         if Compression::of_extension(name) == Compression::None {
             let known = Compression::ALL.map(Compression::extension).join(", ");
-            let message = format!("`{name}` is not the extension of a compressed object");
-            checks.fail("load.accept_unproven", message, format!("give {known}"));
+            let message = format!("`{name}` is not the extension of a supported compression");
+            checks.fail("load.accept_unproven", message, format!("use {known}"));
         }
     }
     let conflicts = [
         (
             load.fallback == Fallback::Never,
-            "with `load.fallback: never` the worker streams nothing",
+            "conflicts with `load.fallback: never`, with which the worker streams nothing",
         ),
         (
             load.strategy == Strategy::PerType,
-            "with `load.strategy: per_type` each object would be streamed once for each table",
+            "conflicts with `load.strategy: per_type`, with which each object would be streamed \
+             once for each table",
         ),
     ];
     for (conflict, message) in conflicts {
@@ -328,20 +331,20 @@ fn check_load(load: &LoadConfig, checks: &mut Checks) {
 fn check_log(log: &LogConfig, checks: &mut Checks) {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     const PATH: &str = "log.level";
-    let form = "give a level (off, error, warn, info, debug, trace), \
-                or levels by module, as in `sluice=debug,info`";
+    let form = "set it to a level (off, error, warn, info, debug, trace), \
+                or to levels by module, such as `sluice=debug,info`";
     if log.level.trim().is_empty() {
         checks.fail(PATH, "is empty", form);
         return;
     }
-    // The filter takes a single word that is not a level as a target: `inof`
-    // would silence everything but the module of that name.
+    // The filter interprets a single word that is not a level as a module: `inof` would silence
+    // everything except the module of that name.
     for directive in log.level.split(',').map(str::trim) {
         let word = directive
             .chars()
             .all(|c| c.is_alphanumeric() || "_-".contains(c));
         if directive.starts_with("clickhouse") {
-            let advice = "remove it; Sluice's own messages contain the errors of ClickHouse";
+            let advice = "remove it; Sluice's own messages include the errors of ClickHouse";
             let message = format!("`{directive}` would log statements with their secrets");
             checks.fail(PATH, message, advice);
             return;
@@ -360,15 +363,14 @@ fn check_relations(queue: &QueueConfig, batch: &BatchConfig, checks: &mut Checks
     let (held, objects) = ("queue.max_held", "batch.max_objects");
     if checks.are_good(&[held, objects]) && queue.max_held < batch.max_objects {
         let message = format!(
-            "{} is less than {objects} ({}), so that no batch could fill",
+            "{} is less than {objects} ({}), so no batch could reach that limit",
             queue.max_held, batch.max_objects,
         );
         checks.fail(held, message, format!("raise {held}, or lower {objects}"));
     }
 }
 
-/// The checks that several fields share. Each skips values that are already
-/// known to be wrong.
+/// The checks that several fields share. Each skips values that are already known to be invalid.
 struct Checks<'a> {
     origins: &'a Origins,
     fields: &'a Fields,
@@ -412,7 +414,7 @@ impl Checks<'_> {
             self.fail(
                 path,
                 message,
-                format!("give a duration from {min} to {max}"),
+                format!("set it to a duration from {min} to {max}"),
             );
         }
     }
@@ -421,24 +423,23 @@ impl Checks<'_> {
         let (min, max) = (HumanSize::new(*range.start()), HumanSize::new(*range.end()));
         if value < min {
             let message = format!("`{value}` is too small");
-            self.fail(path, message, format!("give {min} or more"));
+            self.fail(path, message, format!("set it to {min} or more"));
         } else if value > max {
             let message = format!("`{value}` is too large");
-            self.fail(path, message, format!("give {max} or less"));
+            self.fail(path, message, format!("set it to {max} or less"));
         }
     }
 
-    /// Checks that a wait takes some time, and at most a day.
+    /// Checks that a wait is positive, and at most a day.
     fn positive(&mut self, path: &str, value: HumanDuration) {
         self.duration(path, value, Duration::from_millis(1)..=DAY);
     }
 
-    /// Checks for whole seconds: SQS counts in seconds, and the rest would be
-    /// cut off.
+    /// Checks for whole seconds: SQS counts in seconds, and would truncate the rest.
     fn whole_seconds(&mut self, path: &str, value: HumanDuration) {
         if value.get().subsec_nanos() != 0 && self.are_good(&[path]) {
             let message = format!("`{value}` is not a whole number of seconds");
-            self.fail(path, message, "SQS counts in seconds; round it");
+            self.fail(path, message, "round it: SQS counts in seconds");
         }
     }
 
@@ -461,30 +462,30 @@ impl Checks<'_> {
             self.fail(
                 path,
                 "is empty",
-                "give a name, or remove the field to use the default",
+                "set a name, or remove the field to use the default",
             );
         } else if value.chars().any(char::is_control) {
             self.fail(
                 path,
-                "has a control character",
-                "give a name that can be printed",
+                "contains a control character",
+                "use only printable characters",
             );
         }
     }
 
-    /// Checks a secret, which is set by value or by file, but not both. One that
-    /// was written with `echo` ends with a line break, and would be rejected
-    /// later as a wrong password.
+    /// Checks a secret, which is set by value or by file, but not both. A secret that was written
+    /// with `echo` ends with a line break, and would be rejected later as a wrong password.
     fn secret(&mut self, path: &str, given: &Secret, file: Option<&PathBuf>) {
         let file_path = format!("{path}_file");
         if file.is_some() && !given.is_empty() {
-            let message = format!("{path} is set too");
+            let message = format!("{path} is also set");
             self.fail(&file_path, message, "remove one of the two");
             return;
         }
         if let Err(problem) = SecretSource::of(given, file).read() {
             let at = if file.is_some() { &file_path } else { path };
-            let advice = "give the secret in one line; a line break at the end often comes from `echo`, which `printf` does not add";
+            let advice = "write the secret as a single line; `echo` adds a line break at the end, \
+                          `printf` does not";
             self.fail(at, problem, advice);
         }
     }
@@ -505,7 +506,7 @@ impl Checks<'_> {
             return None;
         }
         if !url.username().is_empty() || url.password().is_some() {
-            self.fail(path, "has a user or password in it", no_user);
+            self.fail(path, "contains a user or password", no_user);
             return None;
         }
         Some(url)

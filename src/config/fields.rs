@@ -63,7 +63,7 @@ pub(super) enum Node<'a> {
 /// One field, as the schema describes it.
 pub(super) struct Field {
     pub(super) path: String,
-    /// Its type in words.
+    /// Its type, human-readable.
     pub(super) takes: String,
     pub(super) default: Option<Value>,
     pub(super) description: String,
@@ -76,13 +76,13 @@ pub(super) struct Field {
 }
 
 impl Field {
-    /// Returns what a value of the field must look like.
+    /// Returns what to set the field to.
     pub(super) fn advice(&self) -> String {
         match self.default.as_ref().map(plain) {
             Some(default) if !default.is_empty() => {
-                format!("give {}; the default is `{default}`", self.takes)
+                format!("set it to {}; the default is `{default}`", self.takes)
             }
-            _ => format!("give {}", self.takes),
+            _ => format!("set it to {}", self.takes),
         }
     }
 }
@@ -211,8 +211,8 @@ impl Fields {
         keys.join(", ")
     }
 
-    /// Returns the known path that was likely meant: one that differs by little,
-    /// or the only one that ends in the same key.
+    /// Returns the known path that was likely meant: the closest one if it differs little, or the
+    /// only one that ends in the same key.
     fn closest(&self, path: &str) -> Option<&str> {
         let lower = path.to_lowercase().replace('-', "_");
         let paths = self.fields.iter().map(|field| field.path.as_str());
@@ -221,7 +221,7 @@ impl Fields {
             .collect();
         let distance = |known: &&str| strsim::damerau_levenshtein(&lower, known);
         let nearest = known.iter().copied().min_by_key(distance)?;
-        // A word that differs by more than a third is another word.
+        // A word that differs by more than a third is a different word.
         if distance(&nearest) <= (lower.len() / 3).clamp(1, 3) {
             return Some(nearest);
         }

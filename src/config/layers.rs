@@ -71,8 +71,8 @@ pub(super) fn default_tree() -> serde_json::Value {
     to_json(table_of(merged), "", &mut Origins::default())
 }
 
-/// Merges the layers. Keys that do not belong there are reported and left out,
-/// so that the rest can still be checked.
+/// Merges the layers. Invalid keys are reported and left out, so that the rest can still be
+/// checked.
 pub(super) fn merge(sources: Sources, fields: &Fields, findings: &mut Findings) -> Merged {
     let mut builder = ConfigBuilder::<DefaultState>::default()
         .add_source(File::from_str(DEFAULTS, FileFormat::Yaml));
@@ -99,7 +99,7 @@ pub(super) fn merge(sources: Sources, fields: &Fields, findings: &mut Findings) 
     Merged { tree, origins }
 }
 
-/// A layer that is parsed and checked for keys that do not belong there.
+/// A layer that has been parsed and checked for invalid keys.
 #[derive(Debug, Clone)]
 struct Layer(Map<String, Value>);
 
@@ -129,8 +129,8 @@ fn file_layer(path: &Path, fields: &Fields, findings: &mut Findings) -> Layer {
 fn read_file(path: &Path) -> Result<Map<String, Value>, Problem> {
     let name = path.display().to_string();
     let text = fs::read_to_string(path).map_err(|error| {
-        Problem::new(&name, format!("cannot read the file: {error}"))
-            .advice("give --config the path of a readable YAML file")
+        Problem::new(&name, format!("failed to read the file: {error}"))
+            .advice("set --config to the path of a readable YAML file")
     })?;
     // The parser reads a file of comments alone as null; it means no settings.
     if text.lines().all(is_blank) {
@@ -140,7 +140,7 @@ fn read_file(path: &Path) -> Result<Map<String, Value>, Problem> {
         .collect()
         .map_err(|error| {
             Problem::new(&name, syntax(&error))
-                .advice("the file must have the form of `sluice config show`")
+                .advice("write the file in the format that `sluice config show` prints")
         })
 }
 
@@ -149,14 +149,14 @@ fn is_blank(line: &str) -> bool {
     line.is_empty() || line.starts_with('#') || line == "---"
 }
 
-/// Returns the error of the YAML parser, unless it may quote values: other
-/// errors are about a root that is not a mapping, and print it.
+/// Returns the error of the YAML parser, unless it could quote values: other errors are about a
+/// root that is not a mapping, and print it.
 fn syntax(error: &ConfigError) -> String {
     match error {
         ConfigError::FileParse { cause, .. } if cause.is::<yaml_rust2::ScanError>() => {
             format!("invalid YAML: {cause}")
         }
-        _ => "is not one YAML document of keys and values".to_owned(),
+        _ => "is not a single YAML document of keys and values".to_owned(),
     }
 }
 
@@ -172,8 +172,8 @@ fn known_only(
     for (key, value) in table.into_iter().collect::<BTreeMap<_, _>>() {
         let path = join(prefix, &key);
         let kept = match (fields.node(&path), value.kind) {
-            // The merge would take such a key for a path, at the top level only.
-            _ if key.contains('.') => Err(Problem::new(&path, "has a dot in its key")
+            // At the top level, the merge would interpret such a key as a path.
+            _ if key.contains('.') => Err(Problem::new(&path, "contains a dot in its key")
                 .advice("nest the keys: one line for each part of the path")),
             (Node::Unknown, _) => Err(fields.unknown(&path)),
             (Node::Section, ValueKind::Table(table)) => {
@@ -185,11 +185,11 @@ fn known_only(
             (Node::Field(field), kind @ ValueKind::Array(_)) if field.is_list => Ok(Some(kind)),
             (Node::Field(_), ValueKind::Table(_) | ValueKind::Array(_)) => Err(Problem::new(
                 &path,
-                "takes one value, not a list or mapping",
+                "takes a single value, not a list or mapping",
             )),
             (Node::Field(field), ValueKind::Nil) if field.optional => Ok(None),
             (Node::Field(_), ValueKind::Nil) => Err(Problem::new(&path, "has no value")
-                .advice("give a value, or remove the key to use the default")),
+                .advice("set a value, or remove the key to use the default")),
             (Node::Field(_), kind) => Ok(Some(kind)),
         };
         match kept {
@@ -213,7 +213,7 @@ fn env_layers(env: &[(String, String)], fields: &Fields, findings: &mut Findings
         };
         let path = rest.to_lowercase().replace("__", ".");
         let origin = format!("environment variable {name}");
-        // The names differ only in case, so their order means nothing.
+        // The names differ only in case, so their order is not meaningful.
         if let Some(other) = seen.insert(path.clone(), name) {
             let problem = Problem::new(&path, format!("is also set by {other}"))
                 .origin(Some(&origin))
@@ -230,14 +230,14 @@ fn secret_flag(path: &str) -> Problem {
     let variable = variable_name(path);
     Problem::new(
         path,
-        "is a secret, and every user of the machine can see its command lines",
+        "is a secret, and command lines are visible to every user of the machine",
     )
     .advice(format!(
         "set it as {variable}, or in a file named by {path}_file"
     ))
 }
 
-/// Returns a layer of one field, for the sources that give text by path.
+/// Returns a layer of one field, for sources that consist of paths and strings.
 fn single(
     path: &str,
     value: &str,
@@ -247,7 +247,7 @@ fn single(
 ) -> Option<Layer> {
     let problem = match fields.node(path) {
         Node::Field(_) if value.contains(char::REPLACEMENT_CHARACTER) => {
-            Problem::new(path, "is not Unicode").advice("give it in UTF-8")
+            Problem::new(path, "is not Unicode").advice("encode it in UTF-8")
         }
         Node::Field(_) => {
             let value = Value::new(Some(&origin), ValueKind::String(value.to_owned()));
@@ -281,7 +281,7 @@ fn to_json(value: Value, path: &str, origins: &mut Origins) -> serde_json::Value
         ValueKind::U64(value) => value.into(),
         ValueKind::Float(value) => value.into(),
         ValueKind::String(value) => value.into(),
-        // No parser here makes these; as text, they are checked by their digits.
+        // The parsers used here do not produce these. Their fields parse them from text.
         ValueKind::I128(value) => value.to_string().into(),
         ValueKind::U128(value) => value.to_string().into(),
         ValueKind::Array(values) => values

@@ -37,11 +37,11 @@ pub use types::{
 pub use units::{HumanDuration, HumanSize, Ratio};
 
 impl Config {
-    /// Loads the configuration that the sources give together.
+    /// Loads the configuration from all of its sources.
     ///
     /// # Errors
     ///
-    /// Returns everything that is wrong with it.
+    /// Returns all problems of the configuration.
     pub fn load(sources: Sources) -> Result<Self, Problems> {
         let mut findings = problems::Findings::default();
         let fields = fields::Fields::new();

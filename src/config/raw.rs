@@ -14,8 +14,8 @@ use super::types::{
     NotificationsConfig, QueueConfig, ShutdownConfig, TelemetryConfig,
 };
 
-/// A configuration whose fields have the right types, and nothing more. It
-/// differs from `Config` where several fields together make one value.
+/// A configuration whose fields have the right types, but may still have invalid values. It differs
+/// from `Config` where several fields make up one value.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawConfig {
@@ -40,9 +40,8 @@ pub(super) struct RawS3 {
     pub(super) clickhouse_access: RawAccess,
 }
 
-/// Reads the tree. Serde stops at its first error: so that all errors are
-/// reported, the value at fault is reset to its default, and the tree is read
-/// again.
+/// Reads the tree. Serde stops at the first error: to report all of them, the invalid value is
+/// reset to its default, and the tree is read again.
 pub(super) fn decode(
     merged: &Merged,
     fields: &Fields,
@@ -64,8 +63,8 @@ pub(super) fn decode(
             problem = problem.advice(field.advice());
         }
         findings.add(problem.origin(merged.origins.of(&path)));
-        // A default fails only if Sluice itself is wrong. A test shows that it
-        // is not; here, such a mistake must not loop forever.
+        // An invalid default is a bug in Sluice, which a test rules out. It must not cause an
+        // endless loop here.
         if !reset.insert(path.clone()) {
             return None;
         }
@@ -78,6 +77,6 @@ fn reset_to_default(tree: &mut Value, pointer: &str, defaults: &Value) {
     let Some(value) = tree.pointer_mut(pointer) else {
         return;
     };
-    // A field without a default is an optional one, to which null means unset.
+    // A field without a default is optional, and null means that it is unset.
     *value = defaults.pointer(pointer).cloned().unwrap_or_default();
 }

@@ -51,21 +51,21 @@ const INTRODUCTION: &str = "\
 Sluice needs only the URL of its queue; everything else has a default. Each layer overrides the ones before it, field by field:
 
 1. the defaults, [config/default.yaml](../config/default.yaml);
-2. the YAML file of `--config FILE`, or of the variable `SLUICE_CONFIG`;
+2. the YAML file that `--config FILE` or the variable `SLUICE_CONFIG` names;
 3. environment variables: `SLUICE__`, then the path of the field with `__` between its parts, in upper or lower case. `batch.window` is `SLUICE__BATCH__WINDOW`;
 4. `--set PATH=VALUE`, such as `--set batch.window=5s`, any number of times.
 
-Nothing is guessed: with an unknown key, a number without its unit or a value out of range, Sluice does not start, and reports every problem with its origin and what to do. `sluice config show` prints the effective configuration, without secrets; `sluice config schema` prints the JSON schema, with which editors can check files. Examples are in [config/examples](../config/examples).
+Nothing is guessed: if there is an unknown key, a number without a unit or a value out of range, Sluice does not start, and reports every problem with its origin and what to do. `sluice config show` prints the effective configuration, without secrets; `sluice config schema` prints the JSON schema, with which editors can check files. Examples are in [config/examples](../config/examples).
 
-A list is a YAML list in a file. In the environment and with `--set` it is a JSON list, such as `[\"a\", \"b\"]`, or one string.
+In a file, a list is a YAML list. In the environment and with `--set`, it is a JSON list, such as `[\"a\", \"b\"]`, or a single string.
 
-A duration has a unit (`500ms`, `10s`, `2m`, `1h30m`, `90d`), and so has a size (`64KB` is 64,000 bytes, `128MiB` is 134,217,728).
+Durations have a unit (`500ms`, `10s`, `2m`, `1h30m`, `90d`), and so do sizes (`64KB` is 64,000 bytes, `128MiB` is 134,217,728 bytes).
 
 ## AWS
 
 Sluice's own requests to SQS take credentials, endpoint and, unless `s3.region` is set, the region from the usual AWS environment: `AWS_REGION`, `AWS_PROFILE`, `AWS_ACCESS_KEY_ID` with `AWS_SECRET_ACCESS_KEY`, web identity (EKS), container credentials (ECS) and instance profiles, in the SDK's order. `AWS_ENDPOINT_URL`, or `AWS_ENDPOINT_URL_SQS`, sets another endpoint, such as that of LocalStack.
 
-ClickHouse reads the objects itself, with the credentials of `s3.clickhouse_access` and from `s3.clickhouse_endpoint`: these are not Sluice's own.
+ClickHouse reads the objects itself, from `s3.clickhouse_endpoint` and with the credentials of `s3.clickhouse_access`; the AWS environment of Sluice does not apply to it.
 ";
 
 /// Returns the text of docs/configuration.md.
@@ -87,7 +87,8 @@ fn write_field(page: &mut String, field: &Field) -> std::fmt::Result {
     let path = &field.path;
     writeln!(page, "\n### `{path}`\n")?;
     writeln!(page, "{}\n", field.description)?;
-    // A paragraph, since a list would join one at the end of the description.
+    // A new paragraph, since the text would otherwise become part of a list that ends the
+    // description.
     if !field.kinds.is_empty() {
         write!(page, "Only for kind `{}`. ", field.kinds.join("`, `"))?;
     }

@@ -26,13 +26,13 @@ impl SecretSource {
     ///
     /// # Errors
     ///
-    /// Returns what is wrong with it, without quoting it.
+    /// Returns the problem, without quoting the secret.
     pub fn read(&self) -> Result<Secret, String> {
         let secret = match self {
             Self::Given(secret) => secret.clone(),
             Self::File(path) => {
                 let text = fs::read_to_string(path)
-                    .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+                    .map_err(|error| format!("failed to read {}: {error}", path.display()))?;
                 let line = text.strip_suffix('\n').unwrap_or(&text);
                 if line.is_empty() {
                     return Err(format!("{} is empty", path.display()));
@@ -41,7 +41,7 @@ impl SecretSource {
             }
         };
         if secret.expose().chars().any(char::is_control) {
-            return Err("has a control character".to_owned());
+            return Err("contains a control character".to_owned());
         }
         Ok(secret)
     }
@@ -56,7 +56,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("secret");
         let source = SecretSource::File(path.clone());
-        assert!(source.read().unwrap_err().contains("cannot read"));
+        assert!(source.read().unwrap_err().contains("failed to read"));
         for (text, expected) in [
             ("hunter2", Ok("hunter2")),
             ("hunter3\n", Ok("hunter3")),

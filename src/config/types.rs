@@ -1,8 +1,7 @@
 //! The configuration as the rest of Sluice sees it.
 //!
-//! The doc comment of a field is printed by `sluice config schema` and in
-//! docs/configuration.md: what it is, and when to change it. Defaults are only in
-//! config/default.yaml.
+//! The doc comment of a field is printed by `sluice config schema` and in docs/configuration.md. It
+//! describes the field, and when to change it. Defaults are only in config/default.yaml.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -36,7 +35,7 @@ pub struct Config {
     pub telemetry: TelemetryConfig,
 }
 
-/// The SQS queue in which S3 announces objects.
+/// The SQS queue to which S3 announces objects.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct QueueConfig {
@@ -44,31 +43,28 @@ pub struct QueueConfig {
     /// `run`, not by `migrate`.
     pub url: Option<String>,
 
-    /// How long one receive waits for messages (long poll). Whole seconds,
-    /// 0s to 20s. Leave it at 20s: a shorter wait means more requests, and no
-    /// shorter delay.
+    /// How long one receive waits for messages (long poll). Whole seconds, 0s to 20s. Leave it at
+    /// 20s: a shorter wait sends more requests and does not reduce the delay.
     pub wait_time: HumanDuration,
 
-    /// Receives in flight at a time, 1 to 16. One receive returns at most 10
-    /// messages; raise it if messages stay visible in the queue although load
-    /// slots are idle.
+    /// The number of concurrent receives, 1 to 16. One receive returns at most 10 messages. Raise
+    /// it if messages stay visible in the queue although load slots are idle.
     #[serde(deserialize_with = "whole_number")]
     #[schemars(range(min = 1, max = 16))]
     pub receivers: usize,
 
-    /// The largest number of messages in flight, 1 to 100,000. Sluice stops
-    /// receiving when it has this many, which bounds its memory, and when as many
-    /// full batches wait as are loaded at a time (`load.concurrency`). SQS allows
-    /// 120,000 messages in flight for all workers together: lower it if there
+    /// The largest number of messages in flight, 1 to 100,000. It bounds the worker's memory:
+    /// Sluice stops receiving at this number, and also while `load.concurrency` full batches are
+    /// waiting. SQS allows 120,000 messages in flight for all workers together: lower it if there
     /// are many workers.
     #[serde(deserialize_with = "whole_number")]
     #[schemars(range(min = 1, max = 100_000))]
     pub max_held: usize,
 
-    /// How long a received message stays hidden from other workers. Whole
-    /// seconds, 10s to 12h. It is extended after every third of it for as long as
-    /// the message is in flight, so it need not cover a load: it is the time
-    /// until another worker takes over from one that crashed.
+    /// How long a received message stays hidden from other workers. Whole seconds, 10s to 12h.
+    /// While the message is in flight, the timeout is extended each time a third of it has passed,
+    /// so it does not have to cover a whole load: it is the time until another worker takes over
+    /// from one that crashed.
     pub visibility_timeout: HumanDuration,
 
     /// How long a message stays hidden after its first failed load, 1s or more.
@@ -81,44 +77,40 @@ pub struct QueueConfig {
     /// policy moves its message to the dead-letter queue.
     pub retry_backoff_max: HumanDuration,
 
-    /// Start even if the queue has no dead-letter queue. A message that can never
-    /// be loaded then comes back until its retention ends. Meant for trying
-    /// Sluice out.
+    /// Start even if the queue has no dead-letter queue. A message that can never be loaded is then
+    /// redelivered until its retention period ends. Use it only to evaluate Sluice.
     #[serde(deserialize_with = "boolean")]
     pub allow_missing_dlq: bool,
 }
 
-/// Which of the announced objects are loaded. The messages of the others are
-/// deleted, and counted as `filtered`.
+/// Which announced objects are loaded. Messages that announce no such object are deleted, and
+/// counted as `filtered`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NotificationsConfig {
-    /// The events whose objects are loaded, by the names in a bucket's
-    /// notification configuration: `ObjectCreated:*`, `ObjectCreated:Put`,
-    /// `ObjectCreated:Post`, `ObjectCreated:Copy`,
-    /// `ObjectCreated:CompleteMultipartUpload`. An event with the name of its
-    /// request counts as the event of that request (`PutObject` as
-    /// `ObjectCreated:Put`), and one that does not name how its object was
-    /// created counts as each of them.
+    /// The events whose objects are loaded, named as in a bucket's notification configuration:
+    /// `ObjectCreated:*`, `ObjectCreated:Put`, `ObjectCreated:Post`, `ObjectCreated:Copy`,
+    /// `ObjectCreated:CompleteMultipartUpload`. An event that is named after its request counts as
+    /// the event of that request (`PutObject` as `ObjectCreated:Put`). An event that does not
+    /// indicate how its object was created matches every name.
     #[serde(deserialize_with = "texts")]
     pub events: Vec<String>,
 
-    /// Globs, one of which an object's key must match. `*` and `?` stop at a
-    /// slash and `**` does not; `[a-z]`, `[!a-z]` and `{a,b}` are alternatives; a
-    /// backslash escapes the character after it. An empty list matches all keys.
-    /// Prefer the bucket's own prefix and suffix filters if they suffice: objects
-    /// that they leave out cost nothing.
+    /// Globs; only objects whose key matches at least one of them are loaded. `*` and `?` do not
+    /// match a slash, `**` does; `[a-z]`, `[!a-z]` and `{a,b}` are alternatives; a backslash
+    /// escapes the character after it. An empty list matches all keys. Prefer the bucket's own
+    /// prefix and suffix filters if they suffice: objects that they exclude cost nothing.
     #[serde(deserialize_with = "texts")]
     pub include: Vec<String>,
 
-    /// Globs, none of which an object's key may match. They take precedence over
-    /// `notifications.include`.
+    /// Globs; objects whose key matches at least one of them are not loaded. They take precedence
+    /// over `notifications.include`.
     #[serde(deserialize_with = "texts")]
     pub exclude: Vec<String>,
 
-    /// A YAML file that declares more envelopes: how messages of other services
-    /// name the objects that were written ([notifications](notifications.md)).
-    /// If unset, only messages of S3, SNS and EventBridge are understood.
+    /// A YAML file that declares additional envelopes, in which other services announce the objects
+    /// that were written ([notifications](notifications.md)). If unset, only messages of S3, SNS
+    /// and EventBridge are understood.
     pub envelopes: Option<PathBuf>,
 }
 
@@ -134,64 +126,58 @@ pub struct ClickHouseConfig {
     pub user: String,
 
     /// The password of `clickhouse.user`. Set it in the environment, or use
-    /// `clickhouse.password_file`, rather than writing it in the file.
+    /// `clickhouse.password_file`, rather than writing it in the configuration file.
     pub password: Secret,
 
-    /// A file with the password, such as a mounted secret, instead of
-    /// `clickhouse.password`. It is read for each statement, so a new password
-    /// needs no restart.
+    /// A file that contains the password, such as a mounted secret, to use instead of
+    /// `clickhouse.password`. It is read for each statement, so a new password needs no restart.
     pub password_file: Option<PathBuf>,
 
-    /// The database of all tables that `migrate` creates.
+    /// The database in which `migrate` creates all tables.
     pub database: String,
 
-    /// The cluster on whose servers the tables are created: `migrate` adds
-    /// `ON CLUSTER` with this name to its statements. Leave it unset for one
-    /// server, and for ClickHouse Cloud.
+    /// The cluster on which the tables are created: `migrate` adds `ON CLUSTER` with this name to
+    /// its statements. Leave it unset for a single server, and for ClickHouse Cloud.
     pub cluster: Option<String>,
 
-    /// The engines of the tables: `plain` MergeTree engines, or `replicated`
-    /// ones, with which nothing is loaded unless `clickhouse.unproven` accepts
-    /// it. Choose before the first `migrate`, which does not convert tables.
+    /// The engines of the tables: `plain` MergeTree engines, or `replicated` ones. With
+    /// `replicated`, nothing is loaded unless `clickhouse.unproven` is `accept`. Choose before the
+    /// first `migrate`, which does not convert existing tables.
     pub engine: TableEngine,
 
-    /// Whether `run`, `backfill` and `rejects replay` load although loading each
-    /// object once is not proven: with `Replicated*` or `Shared*` tables, on
-    /// ClickHouse Cloud, and if more than one server answers at
-    /// `clickhouse.url`. `refuse`: they report what they found, and load nothing.
-    /// `accept`: they warn, and rows can be loaded twice
+    /// Whether `run`, `backfill` and `rejects replay` load although it is not proven that each
+    /// object is loaded once: with `Replicated*` or `Shared*` tables, on ClickHouse Cloud, and if
+    /// more than one server answers at `clickhouse.url`. `refuse`: they report the problem and load
+    /// nothing. `accept`: they warn and load, and rows can be loaded twice
     /// ([guarantees](guarantees.md#under-which-settings)).
     pub unproven: Unproven,
 
     /// How long to wait for a connection, 1ms to 1d.
     pub connect_timeout: HumanDuration,
 
-    /// How long statements of the ledger and other small ones may take, 1ms to
-    /// 1d.
+    /// The time limit of ledger statements and of other small statements, 1ms to 1d.
     pub query_timeout: HumanDuration,
 
-    /// How long one insert of a batch may take, 1ms to 1d; after that, it is
-    /// killed and retried. Raise it if very large objects do not finish.
+    /// The time limit of an insert, 1ms to 1d. An insert that exceeds it is killed and retried.
+    /// Raise it if inserts of very large objects do not finish.
     pub insert_timeout: HumanDuration,
 
-    /// Blocks that each table remembers in order to drop their repetition
-    /// (`non_replicated_deduplication_window` and
-    /// `replicated_deduplication_window`), 100 to 1,000,000. An insert makes one
-    /// in each partition (month) that it touches. A batch may be retried only
-    /// while its tables remember it: raise it if several workers load more
+    /// The number of inserted blocks that each table remembers, to drop repetitions of them
+    /// (`non_replicated_deduplication_window` and `replicated_deduplication_window`), 100 to
+    /// 1,000,000. An insert writes one block to each partition (month) that it touches. A batch can
+    /// be retried only while its tables remember its blocks: raise it if several workers load more
     /// batches than this during a long outage.
     #[serde(deserialize_with = "whole_number")]
     #[schemars(range(min = 100, max = 1_000_000))]
     pub dedup_window: u64,
 
-    /// How long rejected lines and unmatched statements are kept (the TTL of
-    /// `rejected_lines` and `unmatched_statements`), 1d or more. It is the time
-    /// left to fix an event type and to replay them.
+    /// How long rejected lines and unmatched statements are kept (the TTL of `rejected_lines` and
+    /// `unmatched_statements`), 1d or more. Within this time, an event type can be fixed and the
+    /// lines can be replayed.
     pub reject_ttl: HumanDuration,
 
-    /// A PEM file of certificate authorities to trust in addition to the
-    /// system's, for a ClickHouse whose certificate your own authority signed.
-    /// Only for an https URL.
+    /// A PEM file of certificate authorities to trust in addition to the system's, for a ClickHouse
+    /// server whose certificate was signed by your own authority. Requires an https URL.
     pub ca_file: Option<PathBuf>,
 }
 
@@ -220,7 +206,7 @@ pub enum TableEngine {
     Replicated,
 }
 
-/// What to do on a set-up on which loading each object once is not proven.
+/// Whether to load although it is not proven that each object is loaded once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
@@ -233,44 +219,42 @@ pub enum Unproven {
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct S3Config {
-    /// The region of the buckets. If unset, it is that of the AWS SDK
-    /// (`AWS_REGION`, profile, instance).
+    /// The region of the buckets. If unset, the region of the AWS SDK is used (`AWS_REGION`,
+    /// profile, instance).
     pub region: Option<String>,
 
-    /// The S3 endpoint as ClickHouse reaches it, for stores other than AWS
-    /// (MinIO, LocalStack) and for VPC endpoints. If unset, ClickHouse reads from
-    /// AWS.
+    /// The S3 endpoint that ClickHouse uses, for stores other than AWS (MinIO, LocalStack) and for
+    /// VPC endpoints. If unset, ClickHouse reads from AWS.
     pub clickhouse_endpoint: Option<String>,
 
     /// The credentials with which ClickHouse reads the objects.
     pub clickhouse_access: S3AccessConfig,
 }
 
-/// When a batch is closed.
+/// The conditions under which a batch is closed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BatchConfig {
-    /// How long a batch waits for more objects after its first one, 100ms to
-    /// 1h; longer while all load slots are busy. It is the delay that Sluice adds
-    /// to a steady stream; a longer window makes fewer and larger inserts.
+    /// How long a batch waits for more objects after its first one, 100ms to 1h; longer while all
+    /// load slots are busy. This is the delay that Sluice adds to a steady stream. A longer window
+    /// results in fewer and larger inserts.
     pub window: HumanDuration,
 
-    /// Load immediately while a load slot is idle. The more objects come, the
-    /// longer a batch waits; above about one object per second, it waits for the
-    /// full window. Disable it to minimise the number of inserts.
+    /// Load a batch immediately if a load slot is idle. The higher the rate of objects, the longer
+    /// a batch waits: above about one object per second, it waits for the full window. Disable it
+    /// to minimise the number of inserts.
     #[serde(deserialize_with = "boolean")]
     pub flush_when_idle: bool,
 
-    /// The largest number of objects in a batch, 1 to 5,000. More make fewer and
-    /// larger inserts of small objects, but one that fails costs more to retry.
+    /// The largest number of objects in a batch, 1 to 5,000. A higher limit results in fewer and
+    /// larger inserts of small objects, but makes a failed batch more expensive to retry.
     #[serde(deserialize_with = "whole_number")]
     #[schemars(range(min = 1, max = 5_000))]
     pub max_objects: usize,
 
-    /// The largest number of bytes in a batch, uncompressed as estimated, 1MiB or
-    /// more. A batch is inserted as one block, so ClickHouse needs several times
-    /// this much memory for each insert in flight. A larger object is loaded
-    /// alone, in many blocks.
+    /// The largest size of a batch, as the estimated uncompressed size of its objects, 1MiB or
+    /// more. A batch is inserted as one block, so ClickHouse needs several times this much memory
+    /// for each insert in flight. An object that exceeds it is loaded alone, in many blocks.
     pub max_bytes: HumanSize,
 }
 
@@ -278,75 +262,72 @@ pub struct BatchConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadConfig {
-    /// `single_pass` reads each object once, and materialized views fill the
-    /// tables. `per_type` reads it once for each event type and needs no views:
-    /// it is slower, for servers on which views are not allowed.
+    /// `single_pass` reads each object once, and materialized views fill the tables. `per_type`
+    /// reads it once for each event type and needs no views. It is slower; use it on servers that
+    /// do not permit views.
     pub strategy: Strategy,
 
-    /// Inserts in flight at a time, 1 to 64. Raise it if the queue grows while
-    /// ClickHouse has CPU and memory to spare.
+    /// The number of concurrent inserts, 1 to 64. Raise it if the queue grows while ClickHouse has
+    /// CPU and memory to spare.
     #[serde(deserialize_with = "whole_number")]
     #[schemars(range(min = 1, max = 64))]
     pub concurrency: usize,
 
-    /// The pause before an insert is retried that failed for a temporary reason,
-    /// 1ms to 1d. It doubles up to `load.retry_backoff_max`.
+    /// The pause before the first retry of an insert that failed for a temporary reason, 1ms to 1d.
+    /// It doubles with each retry, up to `load.retry_backoff_max`.
     pub retry_backoff_min: HumanDuration,
 
-    /// The longest pause between tries of an insert, 1ms to 1d.
+    /// The longest pause between retries of an insert, 1ms to 1d.
     pub retry_backoff_max: HumanDuration,
 
-    /// How often a ClickHouse that is unavailable, or that refuses inserts, is
-    /// probed, 1ms to 1d. Loading continues within this time after it recovers.
+    /// The interval between probes of a ClickHouse server that is unavailable or refuses inserts,
+    /// 1ms to 1d. Loading resumes within this time after the server recovers.
     pub probe_interval: HumanDuration,
 
-    /// What to do with a message whose object was deleted before it was read. The
-    /// object is recorded as missing either way. `give_back`: the message is
-    /// returned, until the redrive policy moves it to the dead-letter queue.
-    /// `acknowledge`: it is deleted, for buckets whose objects are routinely
-    /// removed or replaced.
+    /// What to do with a message whose object was deleted before it was read. The object is
+    /// recorded as missing either way. `give_back`: return the message, until the redrive policy
+    /// moves it to the dead-letter queue. `acknowledge`: delete the message, for buckets whose
+    /// objects are routinely deleted or replaced.
     pub on_missing: OnMissing,
 
-    /// Memory that one insert may use in ClickHouse, 256MiB to 1TiB. A batch that
-    /// needs more is split, and a single object is loaded in several blocks; one
-    /// that needs more even then fails. If the profile of `clickhouse.user` has a
-    /// `max_memory_usage`, that one applies.
+    /// The memory that one insert may use in ClickHouse, 256MiB to 1TiB. A batch that needs more is
+    /// split; a single object that needs more is loaded in many blocks, and fails if it still
+    /// exceeds the limit. If the profile of `clickhouse.user` sets `max_memory_usage`, that limit
+    /// applies instead.
     pub max_memory: HumanSize,
 
-    /// The longest line that is parsed, 1KiB to 1GiB. A longer one is kept whole
-    /// in `rejected_lines`, as `too large`. ClickHouse needs memory of about
-    /// twenty times a line's size to parse it, and three times to keep it.
+    /// The longest line that is parsed, 1KiB to 1GiB. A longer line is kept whole in
+    /// `rejected_lines`, as `too large`. ClickHouse needs about twenty times the size of a line in
+    /// memory to parse it, and three times its size to keep it.
     pub max_line_bytes: HumanSize,
 
-    /// The largest part of an object's lines that may be rejected, 0 to 1 (blank
-    /// lines do not count). Above that, the object fails as `rejected`, and none
-    /// of its lines are kept. 1 lets every object pass, since all its rejected
-    /// lines are in `rejected_lines`; with 0.5, a file that is not JSON at all
-    /// goes to the dead-letter queue, and so does one whose only line is bad.
+    /// The largest fraction of an object's lines that may be rejected, 0 to 1 (blank lines do not
+    /// count). Above it, the object fails as `rejected`, and none of its lines are kept. With 1,
+    /// every object passes, and all its rejected lines are in `rejected_lines`. With 0.5, an object
+    /// that is not JSON at all goes to the dead-letter queue, and so does one whose only line is
+    /// invalid.
     pub max_rejected_ratio: Ratio,
 
-    /// When this worker reads objects from S3 itself and streams them into its
-    /// inserts, which needs `s3:GetObject` on them. `auto`: if ClickHouse cannot
-    /// read them (its rights, its network, a key that cannot be passed to it) and
-    /// the worker can. `always`: every object, for a ClickHouse that cannot reach
-    /// S3. `never`: no data passes through the worker.
+    /// When the worker reads objects from S3 itself and streams them into its inserts, for which it
+    /// needs `s3:GetObject`. `auto`: objects that the worker can read but ClickHouse cannot
+    /// (because of its rights, its network, or a key that cannot be passed to it). `always`: every
+    /// object, for a ClickHouse server that cannot reach S3. `never`: none; no data passes through
+    /// the worker.
     pub fallback: Fallback,
 
-    /// Batches whose objects are smaller than this on average are also streamed by
-    /// the worker, 0B (none) to 1MiB. It sends one request to S3 for each object
-    /// instead of two, and many at a time: this is faster for objects of a few
-    /// lines, but costs CPU time of the worker ([performance](performance.md)).
-    /// ClickHouse reads what the worker cannot. Needs `load.strategy: single_pass`,
-    /// and `load.fallback` other than `never`.
+    /// The average object size below which the worker also streams a batch, 0B (never) to 1MiB. The
+    /// worker sends one request to S3 for each object instead of two, and many at a time: this is
+    /// faster for objects of a few lines, but costs CPU time of the worker
+    /// ([performance](performance.md)). Objects that the worker cannot read are read by ClickHouse.
+    /// Requires `load.strategy: single_pass`, and `load.fallback` other than `never`.
     pub stream_below: HumanSize,
 
-    /// Compressions, by the extensions of objects' names (`[zst, lz4]`), whose
-    /// objects are loaded without proof that they are whole. ClickHouse reads a
-    /// `.zst` or `.lz4` object that is cut short without an error. Unless they are
-    /// listed here, the worker therefore reads such objects, too, to check that
-    /// they end where they should, which needs `s3:GetObject`; an object that
-    /// cannot be proven to be whole fails as `unproven`. Compressions whose
-    /// truncation ClickHouse detects itself (gzip and others) are not affected.
+    /// Compressions, by file extension (`[zst, lz4]`), whose objects are loaded without proof that
+    /// they are whole. ClickHouse reads a truncated `.zst` or `.lz4` object without an error.
+    /// Unless its compression is listed here, the worker therefore also reads such an object, to
+    /// verify that it is whole, for which it needs `s3:GetObject`; an object that cannot be proven
+    /// to be whole fails as `unproven`. Compressions whose truncation ClickHouse detects itself
+    /// (gzip and others) are not affected.
     #[serde(deserialize_with = "texts")]
     pub accept_unproven: Vec<String>,
 }
@@ -364,18 +345,19 @@ pub enum OnMissing {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EventTypesConfig {
-    /// A directory of event type declarations (`*.yaml`). If unset, the five
-    /// built-in ones are used.
+    /// A directory of event type declarations (`*.yaml`). If unset, the five built-in event types
+    /// are used.
     pub dir: Option<PathBuf>,
 
-    /// The first valid year of a time by which a table is partitioned
-    /// (`partition_by` of its event type), 1970 to 2299. Lines with earlier times
-    /// are rejected as `NAME out of range`, since each month would be a part.
+    /// The earliest valid year in a column by which a table is partitioned (`partition_by` of its
+    /// event type), 1970 to 2299. Lines with earlier times are rejected as `NAME out of range`,
+    /// because every month would add a part to the table.
     #[serde(deserialize_with = "whole_number")]
     #[schemars(range(min = 1970, max = 2299))]
     pub min_year: u16,
 
-    /// How far after the time of its batch such a time can be, 0s to 36500d.
+    /// How far a time in a column by which a table is partitioned may be after the time of its
+    /// batch, 0s to 36500d. Lines with later times are rejected as `NAME out of range`.
     pub max_future: HumanDuration,
 }
 
@@ -383,10 +365,9 @@ pub struct EventTypesConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ShutdownConfig {
-    /// How long loads in flight may take to finish after a stop, 1ms to 1d.
-    /// Another worker recovers the others. Keep it below the limit of the
-    /// platform: `terminationGracePeriodSeconds` on Kubernetes, `stopTimeout` on
-    /// ECS.
+    /// How long loads in flight may take to finish after a signal to stop, 1ms to 1d. Batches that
+    /// do not finish are recovered by another worker. Keep it below the limit of the platform:
+    /// `terminationGracePeriodSeconds` on Kubernetes, `stopTimeout` on ECS.
     pub grace_period: HumanDuration,
 }
 
@@ -394,13 +375,13 @@ pub struct ShutdownConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AdminConfig {
-    /// Address and port to listen on; port 0 takes any free one. In a container,
-    /// use `0.0.0.0:9464`, so that probes can reach it.
+    /// Address and port to listen on; port 0 selects any free port. In a container, use
+    /// `0.0.0.0:9464`, so that probes can reach it.
     pub listen: SocketAddr,
 
-    /// Host names to which it answers, in addition to addresses and `localhost`,
-    /// such as `[sluice.internal]`. Any other name is refused, so that a foreign
-    /// web page cannot make a browser read it (DNS rebinding).
+    /// Host names under which the listener can be requested, in addition to IP addresses and
+    /// `localhost`, such as `[sluice.internal]`. Any other name is refused, so that the page of
+    /// another site cannot make a browser read the listener (DNS rebinding).
     #[serde(deserialize_with = "texts")]
     pub allowed_hosts: Vec<String>,
 }
@@ -409,11 +390,11 @@ pub struct AdminConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LogConfig {
-    /// `text` is human-readable; `json`, for collectors, is one object per line.
+    /// `text` is human-readable; `json` writes one object per line, for log collectors.
     pub format: LogFormat,
 
-    /// What is logged: a level (`error`, `warn`, `info`, `debug`, `trace`,
-    /// `off`), or levels by module, as in `sluice=debug,info`.
+    /// The log level (`error`, `warn`, `info`, `debug`, `trace`, `off`), or levels by module, such
+    /// as `sluice=debug,info`.
     pub level: String,
 }
 
@@ -421,15 +402,14 @@ pub struct LogConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TelemetryConfig {
-    /// URL of the collector's OTLP/HTTP receiver, such as
-    /// `http://127.0.0.1:4318`; traces are sent to `/v1/traces` below it. If
-    /// unset, there are no traces. Headers come from
-    /// `OTEL_EXPORTER_OTLP_HEADERS`, further attributes of the worker from
+    /// URL of the collector's OTLP/HTTP receiver, such as `http://127.0.0.1:4318`; traces are sent
+    /// to `/v1/traces` below it. If unset, no traces are sent. Headers are taken from
+    /// `OTEL_EXPORTER_OTLP_HEADERS`, additional attributes of the worker from
     /// `OTEL_RESOURCE_ATTRIBUTES`.
     pub otlp_endpoint: Option<String>,
 
-    /// The part of the batches that is traced. Lower it if the collector cannot
-    /// keep up.
+    /// The fraction of the batches that is traced, 0 to 1. Lower it if the collector cannot keep
+    /// up.
     pub sample_ratio: Ratio,
 }
 
@@ -453,17 +433,17 @@ impl QueueConfig {
     ///
     /// # Errors
     ///
-    /// Returns the problem that it is not set.
+    /// Returns a problem if it is not set.
     pub fn require_url(&self) -> Result<&str, Problems> {
         self.url.as_deref().ok_or_else(|| {
             Problems::from(Problem::new("queue.url", "no queue is configured").advice(
-                "set `queue.url` in the file of --config, or SLUICE__QUEUE__URL in the environment",
+                "set `queue.url` in the configuration file, or the variable SLUICE__QUEUE__URL",
             ))
         })
     }
 
-    /// Returns the time between heartbeats of a message in flight. At a third of
-    /// the timeout, two heartbeats in a row may fail.
+    /// Returns the interval between heartbeats of a message in flight: a third of the timeout, so
+    /// that two consecutive heartbeats may fail.
     pub fn heartbeat(&self) -> Duration {
         self.visibility_timeout.get() / 3
     }

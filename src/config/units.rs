@@ -18,7 +18,7 @@ pub struct HumanDuration(Duration);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HumanSize(u64);
 
-/// A part of a whole, from 0 to 1.
+/// A fraction, from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize)]
 pub struct Ratio(f64);
 
@@ -224,7 +224,7 @@ impl<T: FromStr<Err = String>> Visitor<'_> for QuantityVisitor<T> {
     }
 }
 
-/// Reads a whole number, also from a string: environment variables and flags are
+/// Reads a whole number, or a string that contains one: environment variables and flags are
 /// strings.
 pub(super) fn whole_number<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
@@ -260,7 +260,7 @@ impl Visitor<'_> for WholeNumberVisitor {
     }
 }
 
-/// Reads `true` or `false`, also from a string.
+/// Reads `true` or `false`, or a string that contains one of them.
 pub(super) fn boolean<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     deserializer.deserialize_any(BooleanVisitor)
 }
@@ -287,8 +287,7 @@ impl Visitor<'_> for BooleanVisitor {
     }
 }
 
-/// Reads a list of texts. Environment variables and flags give one text, or a
-/// JSON list of them.
+/// Reads a list of strings. Environment variables and flags contain one string, or a JSON list.
 pub(super) fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     deserializer.deserialize_any(TextsVisitor)
 }

@@ -253,7 +253,7 @@ async fn a_password_that_is_replaced_in_its_file_needs_no_restart() {
     sluice.not_ready("516").await;
     std::fs::remove_file(&file).unwrap();
     let why = sluice.not_ready("clickhouse.password_file").await;
-    assert!(why.contains("cannot read"), "{why}");
+    assert!(why.contains("failed to read"), "{why}");
     std::fs::write(&file, "correct-horse\n").unwrap();
     sluice.ready().await;
     drained(&site).await;

@@ -131,7 +131,7 @@ async fn what_is_wrong_with_the_queue_is_named() {
     let (code, checks) = check(&sluice, &[]);
     assert_fails(&checks, &["dead-letter queue"]);
     let (_, detail, advice) = of(&checks, "dead-letter queue");
-    assert!(detail.contains("kept for 4d, and 14d"), "{detail}");
+    assert!(detail.contains("kept for 4d, but for 14d"), "{detail}");
     assert!(advice.contains("14 days"), "{advice}");
     assert_eq!(code, Some(1));
 

@@ -166,7 +166,7 @@ fn what_is_wrong_is_named_with_advice_all_at_once() {
             "batch.windw: unknown key",
             "did you mean `batch.window`?",
             "queue.visibility_timeout",
-            "give a duration from 10s to 12h",
+            "set it to a duration from 10s to 12h",
         ],
     );
     assert_says(

@@ -233,7 +233,10 @@ async fn attributes_are_kept_and_letters_of_other_queues_are_left_alone() {
     let output = sluice.command(&["dlq", "redrive"]);
     assert!(output.status.success(), "{output:?}");
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("1 messages of other queues"), "{said}");
+    assert!(
+        said.contains("1 messages that came from other queues"),
+        "{said}"
+    );
     assert_eq!(dead_depth(&site).await, (1, 0));
     let receive = site.sqs.receive_message().queue_url(&site.queue_url);
     let received = receive.message_attribute_names("All").send().await.unwrap();
@@ -385,7 +388,7 @@ async fn what_is_purged_is_in_the_archive_and_nothing_is_purged_unasked() {
         &["purge", "--yes", "--archive", rest.to_str().unwrap()],
     );
     assert!(
-        told.starts_with("3 messages removed; they are in "),
+        told.starts_with("3 messages removed; they are archived in "),
         "{told}"
     );
     assert_eq!(dead_depth(&site).await, (0, 0));

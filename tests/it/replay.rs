@@ -84,7 +84,7 @@ async fn rejects_are_listed_by_reason_and_by_object() {
         );
     }
     assert!(output(&sluice, &["list"]).contains("not an object"));
-    assert!(output(&sluice, &["list", "--reason", "nothing"]).starts_with("no such rejects"));
+    assert!(output(&sluice, &["list", "--reason", "nothing"]).starts_with("no matching rejects"));
 
     let url = format!("s3://{}/a/1.jsonl", site.bucket);
     let shown = output(&sluice, &["show", &url]).replace(&site.bucket, "B");

@@ -78,7 +78,7 @@ async fn a_worker_reports_its_health_and_its_lag() {
     assert_eq!(status["paused"], Value::Null, "{status}");
     assert!(status["queue_age"]["max"].is_f64(), "{status}");
     let told = text(&sluice, &["--worker", &address]);
-    assert!(told.contains(": well, up for "), "{told}");
+    assert!(told.contains(": ready, up for "), "{told}");
     assert!(told.contains("lag         median "), "{told}");
     let listen = format!("admin.listen={address}");
     let health = |listen: &str| sluice.command(&["health", "--set", listen]).status.code();

@@ -132,7 +132,7 @@ async fn replicated_tables_are_refused_unless_they_are_accepted() {
     at_it().migrate();
 
     let configured = at_it().set("clickhouse.engine", "replicated");
-    let found = "`clickhouse.engine` is replicated";
+    let found = "`clickhouse.engine` is `replicated`";
     assert_refused(&configured, &site, found);
     let (result, detail) = check(&configured, "replication");
     assert!(result == "fail" && detail.contains(found), "{detail}");
@@ -157,7 +157,7 @@ async fn replicated_tables_are_refused_unless_they_are_accepted() {
     drained(&site).await;
     sluice.ready().await;
     let log = sluice.log();
-    assert_eq!(log.matches("`clickhouse.unproven` is accept").count(), 1);
+    assert_eq!(log.matches("`clickhouse.unproven` is `accept`").count(), 1);
     assert_eq!(loaded(&clickhouse, &site.database).await, 1);
     let output = backfill(&sluice, &site);
     assert_eq!(output.status.code(), Some(0), "{output:?}");

@@ -234,11 +234,11 @@ async fn a_forced_backfill_says_what_it_does_not_reach() {
     let url = format!("s3://{}/", lab.site.bucket);
     printed(&sluice, &["backfill", &url]);
     let text = printed(&sluice, &["backfill", &url, "--force", "--dry-run"]);
-    assert!(!text.contains("replaced rows stay"), "{text}");
+    assert!(!text.contains("replaced rows remain"), "{text}");
     lab.count_videos().await;
     for arguments in [&["--force", "--dry-run"][..], &["--force"]] {
         let text = printed(&sluice, &[&["backfill", &url], arguments].concat());
-        assert!(text.contains("replaced rows stay"), "{text}");
+        assert!(text.contains("replaced rows remain"), "{text}");
         assert!(text.contains("video_days"), "{text}");
     }
 }

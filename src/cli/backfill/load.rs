@@ -85,7 +85,7 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
 }
 
 /// Fails if loading must not start. A person is waiting, so a problem at the start is reported at
-/// once; a later outage is waited out.
+/// once. A later outage is not: loading waits until it ends.
 async fn refuse_what_cannot_work(app: &App<'_>, catalog: &Catalog) -> anyhow::Result<()> {
     let problem = app.preflight(catalog)?.problem().await;
     let problem = problem.map_err(|error| anyhow::anyhow!(with_advice(&error)))?;
@@ -114,7 +114,7 @@ fn bar() -> ProgressBar {
     }
 }
 
-/// Returns the configuration of the log. Beside a visible bar, the level `info` becomes `warn`.
+/// Returns the configuration of the log. If the bar is visible, the level `info` becomes `warn`.
 fn log_beside(bar: &ProgressBar, config: &LogConfig) -> LogConfig {
     let mut config = config.clone();
     if !bar.is_hidden() && config.level == "info" {
@@ -137,7 +137,7 @@ fn progress(bar: &ProgressBar, tally: &Tally, activity: &Activity, elapsed: Dura
 struct Report {
     #[serde(flatten)]
     tally: Tally,
-    /// Found, but not tried to the end.
+    /// Found, but not finished.
     left: u64,
     /// Rows loaded, by kind.
     rows: BTreeMap<String, u64>,
@@ -147,7 +147,7 @@ struct Report {
 }
 
 impl Report {
-    /// Fails if objects are left, unless the limit explains it.
+    /// Fails if objects are left for another reason than the limit.
     fn result(&self, limited: bool) -> anyhow::Result<()> {
         let Tally {
             failed,
@@ -160,9 +160,9 @@ impl Report {
         } else if failed + missing > 0 {
             "some objects are not loaded; `sluice status --failed` shows why"
         } else if in_other_hands > 0 {
-            "the rest is in progress elsewhere; run it again to see the result"
+            "the other objects are in progress elsewhere; run it again to see the result"
         } else if self.left > 0 && !limited {
-            "some objects were not tried; run it again"
+            "some objects were not loaded; run it again"
         } else {
             return Ok(());
         };

@@ -24,17 +24,17 @@ pub(super) struct Arguments {
     #[command(flatten)]
     selection: SelectionArguments,
 
-    /// Print the number of objects and the estimated time, and load nothing
+    /// Print the number of objects and the estimated time instead of loading
     #[arg(long)]
     dry_run: bool,
 
-    /// Announce the objects to the queue instead, so that the workers load them
+    /// Announce the objects to the queue instead, for the workers to load
     #[arg(long)]
     via_queue: bool,
 
     /// Reload objects that are already loaded, and replace their rows
     ///
-    /// The earlier rows of an object are deleted once the new ones are recorded. For a moment,
+    /// The earlier rows of an object are deleted after the new ones are recorded; until then,
     /// queries see both.
     #[arg(long)]
     force: bool,
@@ -62,8 +62,8 @@ pub(super) struct Arguments {
 pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.force && arguments.via_queue {
         return Err(Misuse(
-            "--force cannot be used with --via-queue: workers skip loaded objects; omit one of \
-             them (--force alone loads in this process, beside the workers)",
+            "--force cannot be used with --via-queue, since workers skip loaded objects; omit \
+             --via-queue to reload the objects in this process",
         )
         .into());
     }
@@ -77,13 +77,13 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     }
 }
 
-/// Prints a remark about rows that a replacement does not reach, if there are any.
+/// Prints a note about rows that a replacement does not delete, if there are any.
 async fn note_views(warehouse: &Warehouse, catalog: &Catalog) -> anyhow::Result<()> {
     let filled = filled_by_views(warehouse, catalog).await;
     if let Some(filled) = filled.map_err(|error| anyhow::anyhow!(with_advice(&error)))? {
         note(&format!(
-            "replaced rows stay in {filled}: Sluice deletes rows of its own tables only; rebuild \
-             these tables afterwards"
+            "replaced rows remain in {filled}, since Sluice deletes rows only from its own tables; \
+             rebuild these tables afterwards"
         ));
     }
     Ok(())

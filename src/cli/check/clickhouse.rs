@@ -1,4 +1,4 @@
-//! Checks that ClickHouse answers, its version, its tables, and other views of these.
+//! Checks that ClickHouse answers, its version, its tables, and other views of them.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +32,7 @@ pub(super) async fn reach(config: &Config, warehouse: &Warehouse) -> (Check, Opt
     match version(warehouse).await {
         Ok(version) => {
             let (url, user) = (&config.clickhouse.url, &config.clickhouse.user);
-            let answers = format!("{url} answers to user {user}");
+            let answers = format!("connected to {url} as user {user}");
             (Check::pass(CLICKHOUSE, answers), Some(version))
         }
         Err(error) => (failed(CLICKHOUSE, &error), None),
@@ -78,14 +78,14 @@ async fn check_views(catalog: &Catalog, warehouse: &Warehouse) -> Check {
         }
         (count, None) => Check::pass(
             VIEWS,
-            format!("the tables that {count} other views fill drop repeated inserts"),
+            format!("{count} other views; the tables that they fill drop repeated inserts"),
         ),
     }
 }
 
-pub(super) const NO_CLICKHOUSE: &str = "ClickHouse does not answer";
+pub(super) const NO_CLICKHOUSE: &str = "ClickHouse could not be queried";
 
-/// Returns a failed check with the advice that `run` would give.
+/// Returns a failed check with the advice that `run` would log.
 pub(super) fn failed(name: &'static str, error: &WarehouseError) -> Check {
     Check::fail(
         name,
@@ -153,14 +153,14 @@ fn judge_version(version: &str, unknown_settings: &[&str]) -> Check {
     let problem = if of_server < OLDEST {
         format!("{version} is older than {oldest}, the oldest supported version")
     } else if of_server < TESTED {
-        format!("{version} has all settings that inserts need, but is not tested")
+        format!("{version} has all settings that inserts need, but Sluice is not tested with it")
     } else {
         return Check::pass(VERSION, version);
     };
     Check::warn(
         VERSION,
         problem,
-        format!("upgrade ClickHouse to {tested}, the tested version"),
+        format!("upgrade ClickHouse to {tested}, with which Sluice is tested"),
     )
 }
 

@@ -48,18 +48,21 @@ fn judge(tables: &[(&str, Vec<String>)]) -> Check {
         return Check::warn(
             COLUMNS,
             format!(
-                "no row has a value in some columns: {}",
+                "columns without a value in any row: {}",
                 with_empty.join("; ")
             ),
-            "if the statements have these values, correct the declared paths; `sluice types \
-             preview` shows the rows of an object's lines",
+            "if the statements contain these values, correct the declared paths; `sluice types \
+             preview` shows the rows that the lines of an object become",
         );
     }
     match tables.len() {
-        0 => skipped(&format!("no event table has {MIN_ROWS} rows")),
+        0 => skipped(&format!("no event table has {MIN_ROWS} or more rows")),
         examined => Check::pass(
             COLUMNS,
-            format!("each has values in the {examined} event tables with {MIN_ROWS} rows or more"),
+            format!(
+                "every column has a value in some row ({examined} event tables with {MIN_ROWS} or \
+                 more rows)"
+            ),
         ),
     }
 }

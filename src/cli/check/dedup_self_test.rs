@@ -55,7 +55,7 @@ fn failed(error: &anyhow::Error) -> Check {
     )
 }
 
-/// The number of rows that each load makes, by table.
+/// The number of rows that each load inserts, by table.
 const ROWS: [(&str, u64); 4] = [
     ("canaries", 4),
     ("rejected_lines", 1),
@@ -167,11 +167,11 @@ impl<'a> SelfTest<'a> {
             ),
             (Ok(None), Ok(())) => Check::pass(
                 NAME,
-                "an insert that was interrupted, and repeated after it succeeded, is stored once",
+                "dropped, both after an interrupted insert and after a successful one",
             ),
             (Ok(None), Err(error)) => Check::warn(
                 NAME,
-                format!("they are dropped, but scratch tables are left: {error}"),
+                format!("dropped, but scratch tables are left over: {error}"),
                 format!("drop the tables whose names begin with {}", self.prefix),
             ),
             (Err(error), _) => failed(&error),
@@ -194,7 +194,7 @@ impl<'a> SelfTest<'a> {
         Ok(None)
     }
 
-    /// Inserts as a worker whose insert is interrupted, and whose responses are then lost twice.
+    /// Inserts like a worker whose insert is interrupted, and which then twice loses the response.
     async fn load(&self, load: u64) -> Result<(), WarehouseError> {
         let batch = BatchId::new(self.env);
         let object = object(load);
@@ -242,7 +242,7 @@ impl<'a> SelfTest<'a> {
         Ok(())
     }
 
-    /// Sends all lines, and disconnects before the end of the body.
+    /// Sends all lines, and disconnects before the body ends.
     async fn break_off(&self, insert: &Statement, load: u64, query_id: &str) {
         let (sent, all_are_sent) = oneshot::channel::<()>();
         let end = async move {

@@ -23,11 +23,11 @@ use storage::{Readers, Sample, nothing_to_read};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Read these objects, such as s3://bucket/key, instead of the one that was loaded last
+    /// Objects to read instead of the one that was loaded last, such as s3://bucket/key
     #[arg(value_name = "S3-URL")]
     objects: Vec<ObjectUrl>,
 
-    /// Check the access to this bucket (can be repeated)
+    /// Check access to this bucket (can be repeated)
     #[arg(long = "bucket", value_name = "NAME")]
     buckets: Vec<String>,
 
@@ -44,8 +44,8 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     let catalog = app.catalog()?;
     let aws = app.aws().await;
     if arguments.print_policy {
-        // The policy names the dead-letter queue. If the queue may not be queried, the rest is
-        // still printed.
+        // The policy names the dead-letter queue. If the queue cannot be queried, the rest is still
+        // printed.
         let queue = queue::attributes(config, &aws).await.unwrap_or_default();
         let policies = policy::policies(config, &catalog, &buckets(arguments), &queue);
         return arguments.output.show(&policies);

@@ -20,7 +20,7 @@ use crate::statements::select::Target;
 
 const RIGHTS: &str = "clickhouse rights";
 
-/// The rights of the ClickHouse user. Those of `run` are needed for all the others, too.
+/// The rights of the ClickHouse user. Every command also needs those of `run`.
 #[derive(Debug, Serialize)]
 pub(super) struct Grants {
     run: Vec<String>,
@@ -80,7 +80,7 @@ pub(super) fn grants(config: &Config, catalog: &Catalog, buckets: &[String]) -> 
             .iter()
             .map(|target| on_table(of_target, target.table())),
     );
-    // KILL QUERY reads it, also for the user's own queries.
+    // KILL QUERY reads it, even for the user's own queries.
     run.push("SELECT ON system.processes".to_owned());
     // Shows whether merges removed rows between an insert and its comparison.
     run.push("SELECT ON system.parts".to_owned());
@@ -147,7 +147,7 @@ pub(super) async fn check(warehouse: &Warehouse, user: &str, grants: &Grants) ->
                 return Check::warn(
                     RIGHTS,
                     format!("failed to check {grant}: {error}"),
-                    "compare with `sluice check --print-policy`",
+                    "compare the user's grants with `sluice check --print-policy`",
                 );
             }
         }
@@ -188,10 +188,9 @@ fn statement(grant: &str, user: &str) -> String {
 struct Iam {
     /// For the role of `sluice run` and `sluice check`.
     worker: Value,
-    /// What an operator needs in addition.
+    /// The additional rights of an operator.
     operator: Value,
-    /// For the credentials with which ClickHouse reads S3; `None` if it reads without, or not at
-    /// all.
+    /// For the credentials with which ClickHouse reads S3; `None` if it needs none.
     clickhouse: Option<Value>,
 }
 
@@ -317,7 +316,7 @@ impl fmt::Display for Policies {
                 &self.clickhouse.operate,
             ),
             (
-                "`sluice migrate`, which can be another user",
+                "`sluice migrate`, which can run as another user",
                 &self.clickhouse.migrate,
             ),
         ];

@@ -1,4 +1,5 @@
-//! Checks the queue and its dead-letter queue. Receives nothing, since every receive counts.
+//! Checks the queue and its dead-letter queue. Receives nothing, since every receive raises a
+//! message's receive count.
 
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ pub(super) async fn check(config: &Config, aws: &SdkConfig) -> Vec<Check> {
         Ok(attributes) => attributes,
         Err(error) => {
             let skipped = [RIGHTS, REDRIVE, RETENTION, DEAD_LETTERS];
-            let skipped = skipped.map(|name| Check::skip(name, "the queue does not answer"));
+            let skipped = skipped.map(|name| Check::skip(name, "the queue could not be queried"));
             return [unanswered(url, &error)]
                 .into_iter()
                 .chain(skipped)
@@ -48,7 +49,7 @@ pub(super) async fn check(config: &Config, aws: &SdkConfig) -> Vec<Check> {
         Check::pass(
             QUEUE,
             format!(
-                "{url} answers: {} visible, {} in flight",
+                "{url} has {} visible messages, and {} in flight",
                 attributes.visible, attributes.in_flight
             ),
         ),
@@ -56,7 +57,7 @@ pub(super) async fn check(config: &Config, aws: &SdkConfig) -> Vec<Check> {
         redrive(attributes.redrive_policy.as_ref(), allow_missing),
         retention(&attributes),
         match &attributes.redrive_policy {
-            None => Check::skip(DEAD_LETTERS, "there is none"),
+            None => Check::skip(DEAD_LETTERS, "the queue has no redrive policy"),
             Some(policy) => dead_letters(&attributes, policy, dead_letter_queue(&queue).await),
         },
         visibility,
@@ -121,8 +122,8 @@ fn judge_rights(answers: &[(&str, Result<FailedEntries, QueueError>)]) -> Check 
         return Check::pass(
             RIGHTS,
             format!(
-                "{} and sqs:GetQueueAttributes; sqs:ReceiveMessage is not tried, since every \
-                 receive counts",
+                "{} and sqs:GetQueueAttributes are granted; sqs:ReceiveMessage is not checked, \
+                 since a receive would raise the receive count of messages",
                 actions.join(", ")
             ),
         );
@@ -147,12 +148,12 @@ fn redrive(policy: Option<&RedrivePolicy>, allow_missing: bool) -> Check {
                 "messages are dead-lettered after {} receives; each worker crash counts as one",
                 policy.max_receive_count
             ),
-            format!("raise its maxReceiveCount to {FEW} or more; 5 is usual"),
+            format!("raise maxReceiveCount to {FEW} or more; 5 is common"),
         ),
         Some(policy) => Check::pass(
             REDRIVE,
             format!(
-                "to {} after {} receives",
+                "messages move to {} after {} receives",
                 policy.dead_letter_target_arn, policy.max_receive_count
             ),
         ),
@@ -166,11 +167,11 @@ const FOURTEEN_DAYS: Duration = Duration::from_secs(14 * 24 * 3600);
 
 fn retention(queue: &QueueAttributes) -> Check {
     match queue.retention {
-        None => Check::skip(RETENTION, "SQS does not report it"),
+        None => Check::skip(RETENTION, "SQS does not report the retention"),
         Some(kept) if kept < FOUR_DAYS => Check::warn(
             RETENTION,
             format!(
-                "messages are kept for {}: an outage that lasts longer loses messages",
+                "messages are kept for {}, and are lost in an outage that lasts longer",
                 HumanDuration::from(kept)
             ),
             "raise MessageRetentionPeriod of the queue, preferably to 14 days (1209600)",
@@ -195,15 +196,16 @@ fn dead_letters(
                 DEAD_LETTERS,
                 format!("{arn}: {error}"),
                 "create the dead-letter queue that the redrive policy names: without it, messages \
-                 come back until their retention ends, and are then lost",
+                 are redelivered until their retention period ends, and then lost",
             );
         }
         Err(error) => {
             return Check::warn(
                 DEAD_LETTERS,
                 format!("failed to query {arn}: {error}"),
-                "grant `sqs:GetQueueUrl` and `sqs:GetQueueAttributes` on it, so that its retention \
-                 is checked, and `sluice status` and `sluice_dlq_messages` show its messages",
+                "grant `sqs:GetQueueUrl` and `sqs:GetQueueAttributes` on this queue, which are \
+                 needed to check its retention, and to count its messages in `sluice status` and \
+                 `sluice_dlq_messages`",
             );
         }
     };
@@ -212,13 +214,13 @@ fn dead_letters(
         return Check::pass(DEAD_LETTERS, waiting);
     };
     let found = format!("{waiting}, kept for {}", HumanDuration::from(kept));
-    // In a FIFO queue, the retention starts again with the move.
+    // In a FIFO queue, the retention period starts again when a message moves.
     if kept < before && !queue.is_fifo() {
         return Check::fail(
             DEAD_LETTERS,
             format!(
-                "{found}, and {} in the queue: a message keeps its age when it moves, so an older \
-                 one is deleted on arrival",
+                "{found}, but for {} in the source queue: messages keep their age when they move, \
+                 so older ones are deleted on arrival",
                 HumanDuration::from(before)
             ),
             "raise MessageRetentionPeriod of the dead-letter queue to 14 days (1209600)",
@@ -227,7 +229,7 @@ fn dead_letters(
     if kept < FOURTEEN_DAYS {
         return Check::warn(
             DEAD_LETTERS,
-            format!("{found}: the time left to fix what failed"),
+            format!("{found}: objects that failed must be fixed and redriven within that time"),
             "raise MessageRetentionPeriod of the dead-letter queue to 14 days (1209600)",
         );
     }
@@ -239,7 +241,7 @@ fn is_no_queue(error: &QueueError) -> bool {
     text.contains("NonExistentQueue") || text.contains("QueueDoesNotExist")
 }
 
-/// Checks that inserts end in time: until then, their messages are in flight, and SQS limits that.
+/// Checks that inserts end within the time for which SQS permits their messages to be in flight.
 fn visibility(config: &Config) -> Check {
     let timeout = config.queue.visibility_timeout;
     let insert = config.clickhouse.insert_timeout;
@@ -248,17 +250,14 @@ fn visibility(config: &Config) -> Check {
             VISIBILITY,
             format!(
                 "an insert may take {insert}, but SQS hides a message for at most 12 hours: it \
-                 would come back while its objects are being loaded"
+                 would become visible again while its objects are being loaded"
             ),
-            "lower `clickhouse.insert_timeout`, far below 11h",
+            "lower `clickhouse.insert_timeout` to well below 11h",
         );
     }
     Check::pass(
         VISIBILITY,
-        format!(
-            "{timeout}, extended after every third of it for as long as an insert takes (at most \
-             {insert})"
-        ),
+        format!("{timeout}, extended while an insert is running, which takes at most {insert}"),
     )
 }
 
@@ -272,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_handle_is_no_refused_action() {
+    fn a_refused_handle_is_not_a_refused_action() {
         let denied = QueueError::Denied("AccessDenied: not authorized".to_owned());
         for (answer, expected) in [
             (Ok(Vec::new()), Outcome::Pass),
@@ -310,7 +309,7 @@ mod tests {
             let check = dead_letters(&kept(days, queue), &policy, dead);
             assert_eq!(check.result, expected, "{check:?}");
         }
-        // A worker needs no right to query it, but it must exist.
+        // A worker does not need the right to query it, but it must exist.
         let denied = QueueError::Denied("AccessDenied".to_owned());
         let check = dead_letters(&kept(14, "queue"), &policy, Err(denied));
         assert_eq!(check.result, Outcome::Warn);

@@ -11,7 +11,7 @@ use crate::cli::output::shown;
 #[serde(rename_all = "lowercase")]
 pub(super) enum Outcome {
     Pass,
-    /// Sluice works, but an operator should know of it.
+    /// Sluice works, but an operator should know about it.
     Warn,
     Fail,
     /// Not needed here, or an earlier failure makes it pointless.
@@ -146,14 +146,14 @@ mod tests {
             checks: vec![
                 Check::pass("queue", "reachable"),
                 Check::fail("redrive policy", "none", "make\none"),
-                Check::skip("tables", "ClickHouse does not answer"),
+                Check::skip("tables", "ClickHouse could not be queried"),
             ],
         };
         insta::assert_snapshot!(Text(&report, false), @r"
         pass  queue           reachable
         fail  redrive policy  none
                               to do: make\none
-        skip  tables          ClickHouse does not answer
+        skip  tables          ClickHouse could not be queried
 
         1 pass, 1 fail, 1 skip
         ");

@@ -31,7 +31,7 @@ pub(super) struct Sample {
 enum Origin {
     /// The command line names it, so it must exist.
     Named,
-    /// The ledger has it; it may have been deleted since.
+    /// The ledger contains it; it may have been deleted since.
     Loaded,
     /// Its key is made up, since no object of the bucket is known.
     MadeUp,
@@ -68,7 +68,7 @@ impl Sample {
         let none = object(bucket, "");
         let latest = ledger.latest_loaded(&none, same_bucket, 1).await;
         let object = ObjectRef::from(ObjectParts {
-            // Whatever its content is now.
+            // Any etag: its content may have changed since.
             etag: String::new(),
             ..latest.unwrap_or_default().pop()?.into_parts()
         });
@@ -99,7 +99,7 @@ fn object(bucket: &str, key: &str) -> ObjectRef {
 enum Proof {
     /// It was read, whatever it contains.
     Read,
-    /// S3 reported it as missing, which it does only to those who have access.
+    /// S3 reported it as missing, which it does only if access is granted.
     Missing,
 }
 
@@ -118,7 +118,8 @@ pub(super) fn nothing_to_read() -> [Check; 3] {
     [BY_CLICKHOUSE, BY_WORKER, WHOLE].map(|name| {
         Check::skip(
             name,
-            "no object is known; name one (`sluice check s3://bucket/key`) or a bucket (--bucket)",
+            "no object has been loaded yet; name one (`sluice check s3://bucket/key`) or a bucket \
+             (--bucket)",
         )
     })
 }
@@ -146,24 +147,22 @@ impl Readers<'_> {
         [clickhouse, worker, whole]
     }
 
-    /// Checks whether an object that is cut short would be detected.
+    /// Checks whether truncated objects are detected.
     async fn whole(&self, sample: &Sample) -> Check {
         if self.fallback == Fallback::Always {
-            return Check::pass(WHOLE, "the worker detects objects that are cut short");
+            return Check::pass(WHOLE, "the worker detects truncated objects");
         }
         if !self.clickhouse_answers {
             return Check::skip(WHOLE, NO_CLICKHOUSE);
         }
         match self.silent().await {
             Err(error) => failed(WHOLE, &error),
-            Ok(silent) if silent.is_empty() => {
-                Check::pass(WHOLE, "objects that are cut short are detected")
-            }
+            Ok(silent) if silent.is_empty() => Check::pass(WHOLE, "truncated objects are detected"),
             Ok(silent) => judge_whole(sample, &silent.join(", "), self.by_worker(sample).await),
         }
     }
 
-    /// Returns the extensions of objects that ClickHouse takes for whole if they are cut short.
+    /// Returns the extensions of the objects whose truncation ClickHouse does not detect.
     async fn silent(&self) -> Result<Vec<String>, WarehouseError> {
         let truncations = Truncations::default();
         let mut silent = Vec::new();
@@ -186,14 +185,14 @@ impl Readers<'_> {
         }
     }
 
-    /// Lists the bucket with ClickHouse, to find out whether it may.
+    /// Lists the bucket with ClickHouse, to find out whether it has the right to.
     async fn lists(&self, bucket: &str) -> Result<(), WarehouseError> {
-        // A pattern makes ClickHouse list, even if it is percent-encoded.
+        // A pattern makes ClickHouse list the bucket, even if it is percent-encoded.
         self.first_line(&object(bucket, &format!("{MADE_UP}/*")))
             .await
     }
 
-    /// Reads a line as a load does, but with fewer retries: they take long while S3 is unavailable.
+    /// Reads a line like a load, but with fewer retries, which take long while S3 is unavailable.
     async fn first_line(&self, object: &ObjectRef) -> Result<(), WarehouseError> {
         let sql = format!(
             "SELECT count() FROM (SELECT line FROM {} LIMIT 1) \
@@ -262,8 +261,8 @@ fn judge_worker(sample: &Sample, found: Result<Proof, StoreError>, fallback: Fal
     };
     let mut advice = "grant the worker's role `s3:GetObject` on the objects".to_owned();
     if sample.origin == Origin::MadeUp {
-        advice += "; if it has that, name an object (`sluice check s3://bucket/key`): S3 reports a \
-                   missing object only to those who may list the bucket";
+        advice += "; if it has this right, name an object (`sluice check s3://bucket/key`): S3 \
+                   reports that an object is missing only to a role that may list the bucket";
     }
     if fallback == Fallback::Always {
         let detail = format!("the worker failed to read {sample}: {error}");
@@ -283,13 +282,13 @@ fn judge_whole(sample: &Sample, silent: &str, found: Result<Proof, StoreError>) 
     match found {
         Ok(_) => Check::pass(
             WHOLE,
-            format!("ClickHouse does not detect that {silent} is cut short; the worker does"),
+            format!("the worker detects truncated {silent} objects, which ClickHouse does not"),
         ),
         Err(error) => Check::warn(
             WHOLE,
             format!(
-                "objects that end in {silent} fail as `unproven`: ClickHouse does not detect that \
-                 they are cut short, and the worker failed to read {sample}: {error}"
+                "{silent} objects fail as `unproven`: ClickHouse does not detect truncated ones, \
+                 and the worker failed to read {sample}: {error}"
             ),
             "grant the worker's role `s3:GetObject` on the objects, compress them with gzip, or list \
              the extensions in `load.accept_unproven`",
@@ -301,7 +300,7 @@ fn readable(sample: &Sample, proof: &Proof) -> String {
     match proof {
         Proof::Read => format!("{sample} can be read"),
         Proof::Missing => format!(
-            "s3://{} may be read; the sample object does not exist",
+            "access to s3://{} is granted; the sample object does not exist",
             sample.object.bucket
         ),
     }

@@ -48,8 +48,8 @@ fn judge(
         Ok(Some(finding)) => Check::warn(
             name,
             finding.risk(),
-            "`clickhouse.unproven: accept` accepts the risk; compare the tables with the objects \
-             after outages",
+            "the risk is accepted by `clickhouse.unproven: accept`; after an outage, compare the \
+             tables with the objects",
         ),
         Err(error) => failed(name, &error),
     }

@@ -25,7 +25,7 @@ pub(super) struct Selector {
     #[arg(long, value_name = "TIME", value_parser = parse_time_arg)]
     until: Option<SystemTime>,
 
-    /// Only this message (can be repeated)
+    /// Only the message with this id (can be repeated)
     #[arg(long = "message-id", value_name = "ID")]
     message_ids: Vec<String>,
 }

@@ -26,25 +26,25 @@ use crate::util::failpoint;
 pub(super) enum Command {
     /// List the messages with their objects, and why they were dead-lettered
     ///
-    /// SQS can only be read by receiving: while this runs, nobody else receives the messages that
-    /// it has read, and each message's receive count grows by one. At the end, all messages are
-    /// returned at once.
+    /// Messages can only be read by receiving them: until the command ends, the messages that it
+    /// has read are hidden from other receivers, and the receive count of each grows by one. At the
+    /// end, all messages become visible again.
     List(list::Arguments),
     /// Show one message: its body, its attributes and the status of its objects
     ///
-    /// Receives messages, and returns them, as `list` does.
+    /// Like `list`, it receives messages, and returns them at the end.
     Show(show::Arguments),
     /// Send messages back to the queue that they came from
     ///
-    /// A message whose objects are all loaded is deleted instead. If no messages are selected, SQS
-    /// moves all of them itself, and the workers recognise loaded objects. If it is stopped or
-    /// killed at any point, nothing is lost: each message is sent before it is deleted, and an
-    /// object that is announced twice is loaded once.
+    /// A message whose objects are all loaded is deleted instead. Without a selection, SQS moves
+    /// all messages itself, and the workers recognise loaded objects. The command can be stopped or
+    /// killed at any point without loss: each message is sent before it is deleted, and an object
+    /// that is announced twice is loaded once.
     Redrive(redrive::Arguments),
     /// Archive messages in a file, and delete them
     ///
-    /// Asks for confirmation. Each message becomes one line of JSON, and is deleted only once that
-    /// is on disk.
+    /// Asks for confirmation. Each message is written to the file as one line of JSON, and deleted
+    /// only once the line is on disk.
     Purge(purge::Arguments),
 }
 
@@ -59,7 +59,7 @@ pub(super) async fn run(app: &App<'_>, command: &Command) -> anyhow::Result<()> 
     }
 }
 
-/// What all of these commands share.
+/// The state that all of these commands share.
 struct DlqSession {
     /// The queue from which the dead letters came.
     queue: SqsQueue,
@@ -79,14 +79,14 @@ impl DlqSession {
         let queue_arn = queue.attributes().await.with_context(unread)?.arn;
         let dead = queue.dead_letter_queue().await.with_context(unread)?;
         let dead = dead.with_context(|| {
-            format!("the queue {url} has no redrive policy, hence no dead-letter queue")
+            format!("the queue {url} has no redrive policy, and so no dead-letter queue")
         })?;
         let attributes = dead.attributes().await;
         let attributes = attributes.with_context(|| format!("failed to query {}", dead.url()))?;
         if let Some(policy) = attributes.redrive_policy {
             note(&format!(
-                "warning: {} has its own redrive policy: a message that is received {} times \
-                 leaves it, and this command receives messages",
+                "warning: {} has its own redrive policy, which moves messages elsewhere after {} \
+                 receives, and this command receives messages",
                 dead.url(),
                 policy.max_receive_count
             ));
@@ -129,13 +129,13 @@ impl DlqSession {
         let result = work(&mut scan).await;
         if scan.others() > 0 {
             note(&format!(
-                "skipped {} messages of other queues",
+                "skipped {} messages that came from other queues",
                 scan.others()
             ));
         }
         if let Err(error) = scan.return_all().await {
             note(&format!(
-                "warning: failed to return the received messages; they reappear after {} s: \
+                "warning: failed to return the received messages; they become visible after {} s: \
                  {error}",
                 scan::VISIBILITY.as_secs()
             ));

@@ -23,8 +23,8 @@ pub(super) struct SqsMove<'a> {
     before: Option<i64>,
 }
 
-/// Starts a move. Returns `None`, and prints why, if SQS refuses, or if it would move messages of
-/// other queues, too.
+/// Starts a move. Returns `None`, and prints why, if SQS refuses it, or if it would also move
+/// messages of other queues.
 pub(super) async fn start(
     session: &DlqSession,
     max_rate: Option<NonZeroU32>,
@@ -33,15 +33,15 @@ pub(super) async fn start(
         Ok(sources) if sources.len() == 1 => {}
         Ok(_) => {
             note(
-                "other queues use this dead-letter queue, and SQS would move their messages, too; \
-                 sending each message of this queue instead",
+                "other queues use this dead-letter queue, and SQS would also move their messages; \
+                 sending the messages of this queue one by one instead",
             );
             return None;
         }
         Err(error) => {
             note(&format!(
-                "failed to list the queues that use this dead-letter queue; sending each message \
-                 instead: {error}"
+                "failed to list the queues that use this dead-letter queue; sending the messages \
+                 one by one instead: {error}"
             ));
             return None;
         }
@@ -59,7 +59,7 @@ pub(super) async fn start(
         Ok(moving) => Some(moving),
         Err(error) => {
             note(&format!(
-                "SQS failed to start the move; sending each message instead: {error}"
+                "SQS failed to start the move; sending the messages one by one instead: {error}"
             ));
             None
         }
@@ -97,8 +97,8 @@ impl SqsMove<'_> {
                 }
                 MoveTaskStatus::Failed { reason } => {
                     bail!(
-                        "SQS failed to move all messages: {reason}; if messages are selected, such \
-                         as by --since 14d, Sluice sends each itself"
+                        "SQS failed to move all messages: {reason}; select messages, such as with \
+                         --since 14d, to have Sluice send them itself"
                     )
                 }
             }

@@ -22,7 +22,7 @@ pub(in crate::cli) struct Arguments {
     #[command(flatten)]
     choice: Selector,
 
-    /// Print what would be removed, and remove nothing
+    /// Print what would be removed, without removing it
     #[arg(long)]
     dry_run: bool,
 
@@ -147,7 +147,7 @@ impl Archive {
         options.write(true).create_new(true).mode(0o600);
         let file = options.open(path);
         let file = file.with_context(|| format!("failed to create {}", path.display()))?;
-        // So that its name is on disk, too.
+        // Also writes the name of the file to disk.
         let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
         File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?;
         Ok(Self {
@@ -180,7 +180,7 @@ impl fmt::Display for Report {
         let would = if self.dry_run { "would be " } else { "" };
         write!(f, "{} messages {would}removed", self.removed)?;
         if let Some(archive) = &self.archive {
-            write!(f, "; they are in {}", archive.display())?;
+            write!(f, "; they are archived in {}", archive.display())?;
         }
         writeln!(f, "\n{} {would}left (not selected)", self.left)?;
         if self.stopped {

@@ -23,7 +23,7 @@ pub(in crate::cli) struct Arguments {
     #[command(flatten)]
     choice: Selector,
 
-    /// Print what would be done, and change nothing
+    /// Print what would be done, without changing anything
     #[arg(long)]
     dry_run: bool,
 
@@ -76,7 +76,7 @@ pub(super) async fn run(session: &DlqSession, arguments: &Arguments) -> anyhow::
     result
 }
 
-/// Receives the messages, sends each or not, and deletes it.
+/// Receives the messages, sends each whose objects are not all loaded, and deletes each.
 async fn each(
     session: &DlqSession,
     arguments: &Arguments,
@@ -139,7 +139,7 @@ impl Redrive<'_> {
     }
 
     /// Sends messages, and then deletes them. After a crash between the two, their objects are
-    /// announced twice, and the ledger recognises them.
+    /// announced twice, which the ledger recognises.
     async fn send(&mut self, dead_letters: &[DeadLetter]) -> anyhow::Result<()> {
         let outgoing: Vec<_> = dead_letters.iter().map(Outgoing::from).collect();
         let outcomes = self.session.queue.send_each(&outgoing).await;
@@ -165,7 +165,7 @@ impl Redrive<'_> {
         }
     }
 
-    /// Returns how many to send at once, so that the rate holds in each second.
+    /// Returns how many messages to send at once, so that the rate is kept in each second.
     fn burst(&self) -> usize {
         let rate = self.arguments.max_rate.map(NonZeroU32::get);
         rate.map_or(MAX_BATCH, |rate| MAX_BATCH.min(rate as usize))

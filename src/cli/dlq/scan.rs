@@ -89,7 +89,7 @@ impl DlqScan {
         }
     }
 
-    /// Excludes the message of this id: Sluice has sent it itself, and it may come back.
+    /// Excludes the message with this id: Sluice has sent it itself, and it may come back.
     pub(super) fn ignore(&mut self, id: String) {
         self.seen.insert(id);
     }

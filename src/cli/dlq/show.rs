@@ -7,7 +7,7 @@ use crate::cli::output::Output;
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Arguments {
-    /// Id of the message, as `list` shows it
+    /// Id of the message, from `sluice dlq list`
     #[arg(value_name = "MESSAGE-ID")]
     message_id: String,
 

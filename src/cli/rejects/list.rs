@@ -11,14 +11,14 @@ use crate::rejects::{Group, GroupBy, RejectSelector, Rejects};
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Arguments {
-    /// How to group the counts
+    /// Group the lines by reason, or by object and reason
     #[arg(long, value_enum, default_value = "reason")]
     by: By,
 
     #[command(flatten)]
     filters: Filters,
 
-    /// Show at most COUNT groups, those with the most lines
+    /// Show at most COUNT groups, the largest first
     #[arg(long, value_name = "COUNT", default_value_t = 100)]
     limit: u64,
 
@@ -49,7 +49,7 @@ struct List(Vec<Group>);
 impl fmt::Display for List {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(first) = self.0.first() else {
-            return writeln!(f, "no such rejects");
+            return writeln!(f, "no matching rejects");
         };
         let which = match first.object {
             Some(_) => "object",

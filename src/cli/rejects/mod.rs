@@ -20,10 +20,10 @@ pub(super) enum Command {
     Show(show::Arguments),
     /// Move rejects that have become valid rows to their tables
     ///
-    /// For use after an event type was fixed or added, and `sluice migrate` was run. Each line is
-    /// read by the event types as they are now; lines that are still not valid rows stay where they
-    /// are. If it is stopped or killed at any point, nothing is lost or duplicated; the next replay
-    /// finishes what it has begun.
+    /// Use it after an event type was fixed or added, and `sluice migrate` was run. Each line is
+    /// parsed with the current event types; lines that are still not valid rows are left where they
+    /// are. The command can be stopped or killed at any point without losing or duplicating lines;
+    /// the next replay finishes what it began.
     Replay(replay::Arguments),
 }
 

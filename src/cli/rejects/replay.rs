@@ -19,7 +19,7 @@ pub(in crate::cli) struct Arguments {
     #[command(flatten)]
     filters: Filters,
 
-    /// Print what would be moved and what would stay, and change nothing
+    /// Print what would be moved and what would be left, without changing anything
     #[arg(long)]
     dry_run: bool,
 
@@ -37,7 +37,7 @@ struct Report {
     left: BTreeMap<String, u64>,
     /// Lines of objects that are in progress elsewhere.
     in_hand: u64,
-    /// Replays that others left unfinished, and that are finished now.
+    /// Earlier replays that were interrupted, and that this one finished.
     finished: u64,
     /// Whether it was stopped before the end.
     stopped: bool,
@@ -61,7 +61,7 @@ pub(super) async fn run(
     };
     let result = replay.run(&mut report).await;
     arguments.output.show(&report)?;
-    result.context("failed to replay all lines; run it again, which also finishes what was begun")
+    result.context("failed to replay all lines; run it again to finish")
 }
 
 struct Replay<'a> {
@@ -132,7 +132,7 @@ impl fmt::Display for Report {
         if self.finished > 0 {
             writeln!(
                 f,
-                "finished {} replays that others left unfinished",
+                "finished {} earlier replays that were interrupted",
                 self.finished
             )?;
         }

@@ -12,16 +12,19 @@ fn a_file_that_cannot_be_used_is_a_problem_among_others() {
     check_lines(
         problems,
         &[
-            "/nowhere/sluice.yaml: cannot read",
+            "/nowhere/sluice.yaml: failed to read",
             "batch.window: `5` has no unit",
         ],
         "",
     );
     check(
         "- a\n- b\n",
-        &["is not one YAML document of keys and values"],
+        &["is not a single YAML document of keys and values"],
     );
-    check("hunter2", &["is not one YAML document of keys and values"]);
+    check(
+        "hunter2",
+        &["is not a single YAML document of keys and values"],
+    );
     check("batch: {window: 1s", &["invalid YAML: while parsing"]);
     check(
         "log: {level: info}\nlog: {level: info}",
@@ -55,9 +58,12 @@ fn unknown_keys_are_found_with_what_was_meant() {
     );
     check(
         "batch: {window: {max: 5s}}",
-        &["batch.window: takes one value"],
+        &["batch.window: takes a single value"],
     );
-    check("batch.window: 5s", &["batch.window: has a dot in its key"]);
+    check(
+        "batch.window: 5s",
+        &["batch.window: contains a dot in its key"],
+    );
     check(
         "batch: 5s",
         &["batch: is a section, not a field (set its fields: window,"],
@@ -99,7 +105,7 @@ fn values_of_the_wrong_type_say_what_the_field_takes() {
     check("batch: {window: soon}", &["`soon` is not a duration"]);
     check(
         "queue: {receivers: 2.5}",
-        &["whole number (give a whole number, 1 to 16; the default is `2`)"],
+        &["whole number (set it to a whole number, 1 to 16; the default is `2`)"],
     );
     check(
         "queue: {receivers: -1}",
@@ -111,12 +117,12 @@ fn values_of_the_wrong_type_say_what_the_field_takes() {
     );
     check(
         "queue: {allow_missing_dlq: maybe}",
-        &["give `true` or `false`"],
+        &["set it to `true` or `false`"],
     );
     check("queue: {url: 12}", &["queue.url: invalid type"]);
     check(
         "load: {strategy: fast}",
-        &["give one of `single_pass`, `per_type`"],
+        &["set it to one of `single_pass`, `per_type`"],
     );
     check("admin: {listen: 9464}", &["admin.listen: "]);
     check(
@@ -133,13 +139,13 @@ fn values_of_the_wrong_type_say_what_the_field_takes() {
 fn values_out_of_range_are_refused() {
     check(
         "queue: {receivers: 17}",
-        &["queue.receivers: `17` is out of range (give a whole number, 1 to 16"],
+        &["queue.receivers: `17` is out of range (set it to a whole number, 1 to 16"],
     );
     check("queue: {receivers: 0}", &["queue.receivers"]);
     check("queue: {max_held: 100001}", &["queue.max_held"]);
     check(
         "queue: {wait_time: 21s}",
-        &["queue.wait_time: `21s` is out of range (give a duration from 0s to 20s"],
+        &["queue.wait_time: `21s` is out of range (set it to a duration from 0s to 20s"],
     );
     check(
         "queue: {wait_time: 1500ms}",
@@ -147,7 +153,7 @@ fn values_out_of_range_are_refused() {
     );
     check(
         "queue: {visibility_timeout: 9s}",
-        &["give a duration from 10s to 12h"],
+        &["set it to a duration from 10s to 12h"],
     );
     check(
         "queue: {visibility_timeout: 13h}",
@@ -159,7 +165,7 @@ fn values_out_of_range_are_refused() {
     );
     check(
         "clickhouse: {connect_timeout: 0s}",
-        &["`0s` is out of range (give a duration from 1ms to 1d)"],
+        &["`0s` is out of range (set it to a duration from 1ms to 1d)"],
     );
     check(
         "clickhouse: {dedup_window: 1}",
@@ -172,50 +178,52 @@ fn values_out_of_range_are_refused() {
     );
     check(
         "clickhouse: {cluster: \"a\\0b\"}",
-        &["clickhouse.cluster: has a control character"],
+        &["clickhouse.cluster: contains a control character"],
     );
     check("batch: {window: 0s}", &["batch.window"]);
     check("batch: {max_objects: 5001}", &["batch.max_objects"]);
     check(
         "batch: {max_bytes: 1023KiB}",
-        &["batch.max_bytes: `1023KiB` is too small (give 1MiB or more)"],
+        &["batch.max_bytes: `1023KiB` is too small (set it to 1MiB or more)"],
     );
     check("load: {concurrency: 65}", &["load.concurrency"]);
     check(
         "load: {max_line_bytes: 2GiB}",
-        &["load.max_line_bytes: `2GiB` is too large (give 1GiB or less)"],
+        &["load.max_line_bytes: `2GiB` is too large (set it to 1GiB or less)"],
     );
     check(
         "load: {accept_unproven: [zst, zip, '']}",
         &[
-            "load.accept_unproven: `zip` is not the extension of a compressed object (give gz, zst, lz4,",
+            "load.accept_unproven: `zip` is not the extension of a supported compression (use gz, zst, lz4,",
             "load.accept_unproven: `` is not",
         ],
     );
     check(
         "load: {max_memory: 100MiB}",
-        &["load.max_memory: `100MiB` is too small (give 256MiB or more)"],
+        &["load.max_memory: `100MiB` is too small (set it to 256MiB or more)"],
     );
     check(
         "event_types: {min_year: 1969}",
-        &["event_types.min_year: `1969` is out of range (give a whole number, 1970 to 2299"],
+        &["event_types.min_year: `1969` is out of range (set it to a whole number, 1970 to 2299"],
     );
     check(
         "load: {stream_below: 2MiB}",
-        &["load.stream_below: `2MiB` is too large (give 1MiB or less)"],
+        &["load.stream_below: `2MiB` is too large (set it to 1MiB or less)"],
     );
     check(
         "load: {stream_below: 16KiB, fallback: never}",
-        &["load.stream_below: with `load.fallback: never` the worker streams nothing"],
+        &[
+            "load.stream_below: conflicts with `load.fallback: never`, with which the worker streams nothing",
+        ],
     );
     check(
         "load: {stream_below: 16KiB, strategy: per_type}",
-        &["load.stream_below: with `load.strategy: per_type` each object would be streamed once"],
+        &["load.stream_below: conflicts with `load.strategy: per_type`"],
     );
     for ratio in ["1.1", "-0.1", "half"] {
         check(
             &format!("load: {{max_rejected_ratio: {ratio}}}"),
-            &["is not a number from 0 to 1 (give a number from 0 to 1; the default is `1"],
+            &["is not a number from 0 to 1 (set it to a number from 0 to 1; the default is `1"],
         );
     }
     check("shutdown: {grace_period: 0s}", &["shutdown.grace_period"]);
@@ -230,7 +238,7 @@ fn values_out_of_range_are_refused() {
     );
     check(
         "clickhouse: {password: \"x\\n\"}",
-        &["clickhouse.password: has a control character"],
+        &["clickhouse.password: contains a control character"],
     );
     check("log: {level: ''}", &["log.level: is empty"]);
     assert!(load("log: {level: 'sluice=debug,hyper::client=off,WARN'}").is_ok());
@@ -241,30 +249,30 @@ fn lists_are_checked_as_one_value() {
     check(
         "notifications: {events: [ObjectRemoved:*, 'ObjectCreated:*'], include: ['a[', 'b']}",
         &[
-            "notifications.events: `ObjectRemoved:*` is not an event that creates an object (give names such as",
+            "notifications.events: `ObjectRemoved:*` is not an event that creates an object (use names such as",
             "notifications.include: `a[` is not a valid glob: a `[` is not closed",
         ],
     );
     check(
         "notifications: {events: []}",
-        &["notifications.events: is empty, so that nothing would be loaded"],
+        &["notifications.events: is empty, so nothing would be loaded"],
     );
     check(
         "notifications: {include: [a, {b: c}], exclude: [[d]]}",
         &[
             "notifications.exclude: invalid type: sequence",
-            "notifications.include: invalid type: map, expected a string (give a list of strings",
+            "notifications.include: invalid type: map, expected a string (set it to a list of strings",
         ],
     );
     check(
         "notifications: {include: {a: b}}",
-        &["notifications.include: takes one value"],
+        &["notifications.include: takes a single value"],
     );
     check_env(
         &[("SLUICE__NOTIFICATIONS__EXCLUDE", "[a")],
         &["notifications.exclude: `[a` is not a JSON list"],
     );
-    check("log: {level: [info]}", &["log.level: takes one value"]);
+    check("log: {level: [info]}", &["log.level: takes a single value"]);
 }
 
 #[test]
@@ -276,7 +284,7 @@ fn urls_are_checked() {
     );
     check(
         "queue: {url: 'https://sqs.eu-central-1.amazonaws.com'}",
-        &["names no queue"],
+        &["does not name a queue"],
     );
     check(
         "queue: {url: 'sqs://host/1/q'}",
@@ -288,19 +296,19 @@ fn urls_are_checked() {
     );
     check(
         "clickhouse: {url: 'http://sluice@h:8123'}",
-        &["has a user or password in it (set clickhouse.user and clickhouse.password instead)"],
+        &["contains a user or password (set clickhouse.user and clickhouse.password instead)"],
     );
     check(
         "clickhouse: {url: 'http://h:8123/?user=a'}",
-        &["has a query or fragment"],
+        &["contains a query or fragment"],
     );
     check(
         "s3: {clickhouse_endpoint: 'http://h/?x=1'}",
-        &["s3.clickhouse_endpoint: has a query"],
+        &["s3.clickhouse_endpoint: contains a query"],
     );
     check(
         "telemetry: {otlp_endpoint: 'http://user:pw@h:4318'}",
-        &["telemetry.otlp_endpoint: has a user or password in it"],
+        &["telemetry.otlp_endpoint: contains a user or password"],
     );
     check(
         "telemetry: {sample_ratio: 2}",
@@ -331,7 +339,7 @@ fn related_fields_are_checked_together() {
     // A value that is wrong by itself is not compared as well.
     check(
         "clickhouse: {url: [], ca_file: /ca.pem}",
-        &["clickhouse.url: takes one value"],
+        &["clickhouse.url: takes a single value"],
     );
     check(
         "load: {retry_backoff_min: 2, retry_backoff_max: 500ms}",
@@ -365,11 +373,11 @@ fn a_secret_comes_from_its_file_or_is_given() {
     assert!(!effective_yaml(&config).contains("hunter2"));
     check(
         "clickhouse: {password: x, password_file: y}",
-        &["clickhouse.password_file: clickhouse.password is set too"],
+        &["clickhouse.password_file: clickhouse.password is also set"],
     );
     check(
         "clickhouse: {password_file: /nowhere/password}",
-        &["clickhouse.password_file: cannot read /nowhere/password"],
+        &["clickhouse.password_file: failed to read /nowhere/password"],
     );
 }
 
@@ -388,38 +396,41 @@ fn each_kind_of_access_has_its_fields() {
     }
     check(
         &access("kind: keys, access_key_id: AKIA, secret_access_key: x, secret_access_key_file: y"),
-        &["secret_access_key_file: s3.clickhouse_access.secret_access_key is set too"],
+        &["secret_access_key_file: s3.clickhouse_access.secret_access_key is also set"],
     );
     check(
         &access("kind: keys, access_key_id: AKIA, secret_access_key_file: /nowhere/secret"),
-        &["secret_access_key_file: cannot read /nowhere/secret"],
+        &["secret_access_key_file: failed to read /nowhere/secret"],
     );
     check(
         &access("kind: named_collection"),
-        &["name: kind `named_collection` needs it"],
+        &["name: is required for kind `named_collection`"],
     );
     check(
         &access("kind: keys"),
         &[
-            "access_key_id: kind `keys` needs it",
+            "access_key_id: is required for kind `keys`",
             "SLUICE__S3__CLICKHOUSE_ACCESS__SECRET_ACCESS_KEY",
         ],
     );
     check(
         &access("kind: server, name: uploads"),
         &[
-            "name: does not fit kind `server` (remove it, or set s3.clickhouse_access.kind to `named_collection`",
+            "name: is not valid for kind `server` (remove it, or set s3.clickhouse_access.kind to `named_collection`",
         ],
     );
     check(
         &access("kind: role, access_key_id: AKIA, secret_access_key: x"),
         &[
-            "access_key_id: does not fit",
-            "secret_access_key: does not fit",
-            "role_arn: kind `role` needs it",
+            "access_key_id: is not valid",
+            "secret_access_key: is not valid",
+            "role_arn: is required for kind `role`",
         ],
     );
-    check(&access("name: uploads"), &["does not fit kind `server`"]);
+    check(
+        &access("name: uploads"),
+        &["is not valid for kind `server`"],
+    );
     check(
         &access("kind: role, role_arn: reader"),
         &["role_arn: is not an ARN"],
@@ -438,7 +449,7 @@ fn each_kind_of_access_has_its_fields() {
     );
     check(
         &access("kind: keys, key: 1"),
-        &["key: unknown key", "needs it", "needs it"],
+        &["key: unknown key", "is required", "is required"],
     );
 }
 
@@ -469,19 +480,19 @@ admin.listn: unknown key
 
 log.format: unknown variant `xml`, expected `text` or `json`
   from: file sluice.yaml
-  help: give one of `text`, `json`; the default is `text`
+  help: set it to one of `text`, `json`; the default is `text`
 
 queue.receivers: invalid value: string "many", expected a whole number
   from: environment variable SLUICE__QUEUE__RECEIVERS
-  help: give a whole number, 1 to 16; the default is `2`
+  help: set it to a whole number, 1 to 16; the default is `2`
 
 batch.max_objects: `0` is out of range
   from: file sluice.yaml
-  help: give a whole number, 1 to 5000; the default is `1000`
+  help: set it to a whole number, 1 to 5000; the default is `1000`
 
 load.concurrency: `1000` is out of range
   from: a flag on the command line
-  help: give a whole number, 1 to 64; the default is `2`
+  help: set it to a whole number, 1 to 64; the default is `2`
 
 `sluice config schema` lists every field with its type and default
 "##);

@@ -152,7 +152,7 @@ fn the_schema_describes_every_field() {
     "1h30m",
     "90d"
   ],
-  "description": "How long a batch waits for more objects after its first one, 100ms to 1h; longer while all load slots are busy. It is the delay that Sluice adds to a steady stream; a longer window makes fewer and larger inserts.",
+  "description": "How long a batch waits for more objects after its first one, 100ms to 1h; longer while all load slots are busy. This is the delay that Sluice adds to a steady stream. A longer window results in fewer and larger inserts.",
   "default": "10s"
 }
 "#);
@@ -161,7 +161,7 @@ fn the_schema_describes_every_field() {
   "type": "integer",
   "default": 2,
   "minimum": 1,
-  "description": "Receives in flight at a time, 1 to 16. One receive returns at most 10 messages; raise it if messages stay visible in the queue although load slots are idle.",
+  "description": "The number of concurrent receives, 1 to 16. One receive returns at most 10 messages. Raise it if messages stay visible in the queue although load slots are idle.",
   "maximum": 16
 }
 "#);
@@ -182,17 +182,17 @@ fn the_schema_describes_every_field() {
       "type": "string",
       "format": "password",
       "writeOnly": true,
-      "description": "The secret of the access key; set this or `secret_access_key_file`. Set it in the environment rather than in the file."
+      "description": "The secret access key; set either this or `secret_access_key_file`. Set it in the environment rather than in the configuration file."
     },
     "secret_access_key_file": {
       "type": [
         "string",
         "null"
       ],
-      "description": "A file with the secret of the access key, such as a mounted secret. It is read at startup."
+      "description": "A file that contains the secret access key, such as a mounted secret. It is read at startup."
     }
   },
-  "description": "An access key that Sluice puts into its statements. ClickHouse hides it in its logs, except for statements with a syntax error.",
+  "description": "An access key that Sluice includes in its statements. ClickHouse hides it in its logs, except in statements with a syntax error.",
   "required": [
     "kind"
   ]
