@@ -11,7 +11,7 @@ use aws_sdk_sqs::types::QueueAttributeName;
 
 use crate::ports::post;
 use crate::xapi::Bundle;
-use crate::{Aws, Stack};
+use crate::{Aws, ClickHouse, Stack};
 
 /// Options of the queue.
 #[derive(Debug, Clone)]
@@ -169,6 +169,21 @@ impl Aws {
 }
 
 impl Site {
+    /// Returns `database.table` of the landing table, which `sluice migrate` has created.
+    ///
+    /// # Errors
+    ///
+    /// Fails if there is none, or with ClickHouse's error.
+    pub async fn landing_table(&self, clickhouse: &ClickHouse) -> Result<String> {
+        let database = &self.database;
+        let sql = format!(
+            "SELECT name FROM system.tables \
+             WHERE database = '{database}' AND startsWith(name, 'landing_') AND engine = 'Null'"
+        );
+        let table: String = clickhouse.scalar(&sql).await?;
+        Ok(format!("{database}.{table}"))
+    }
+
     /// Uploads an object and returns its etag without quotes.
     ///
     /// # Errors

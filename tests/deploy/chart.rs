@@ -1,6 +1,5 @@
 //! The chart, rendered by Helm's own engine and checked against Kubernetes' schemas.
 
-use std::io::Write;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -15,6 +14,12 @@ const VERSIONS: [&str; 4] = ["1.27", "1.30", "1.33", "1.37"];
 
 /// Returns what Helm renders from these values.
 fn render(values: &Value) -> Value {
+    render_all(std::slice::from_ref(values)).remove(0)
+}
+
+/// Returns what Helm renders from each of these values. One process renders all of them, since
+/// loading the engine takes longer than rendering.
+fn render_all(values: &[Value]) -> Vec<Value> {
     let python = install_deploy_tools().unwrap();
     let mut child = Command::new(python)
         .arg(RENDER)
@@ -25,7 +30,7 @@ fn render(values: &Value) -> Value {
         .spawn()
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    stdin.write_all(values.to_string().as_bytes()).unwrap();
+    serde_json::to_writer(&mut stdin, values).unwrap();
     drop(stdin);
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success());
@@ -95,9 +100,7 @@ fn everything() -> Value {
 #[track_caller]
 fn sound(values: &Value) -> String {
     let rendered = render(values);
-    assert_eq!(rendered["error"], Value::Null);
-    assert_eq!(rendered["problems"], json!([]));
-    assert_eq!(rendered["findings"], json!([]));
+    assert_sound(&rendered);
     let manifests = rendered["manifests"].as_object().unwrap();
     let manifests: String = manifests
         .iter()
@@ -197,18 +200,25 @@ fn what_cannot_work_is_refused_with_advice() {
         (json!({"config": {"queue": {"receivers": 99}}}), "receivers"),
         (json!({"config": {"batch": {"window": 5}}}), "window"),
     ];
-    for (over, says) in cases {
-        let rendered = render(&values(over.clone()));
+    let all: Vec<Value> = cases.iter().map(|(over, _)| values(over.clone())).collect();
+    for ((over, says), rendered) in cases.iter().zip(render_all(&all)) {
         let error = rendered["error"].as_str().unwrap_or_default();
         assert!(error.contains(says), "{over}: {rendered}");
     }
 }
 
+#[track_caller]
+fn assert_sound(rendered: &Value) {
+    assert_eq!(rendered["error"], Value::Null);
+    assert_eq!(rendered["problems"], json!([]));
+    assert_eq!(rendered["findings"], json!([]));
+}
+
 /// Returns the manifests of one template.
 #[track_caller]
 fn manifests(values: &Value, template: &str) -> String {
-    sound(values);
     let rendered = render(values);
+    assert_sound(&rendered);
     let text = &rendered["manifests"][format!("sluice/templates/{template}.yaml")];
     text.as_str().unwrap().to_owned()
 }
@@ -311,8 +321,7 @@ fn keda_reads_the_queue_as_the_trigger_or_an_authentication_says() {
 
 #[test]
 fn sluice_takes_the_configuration_that_the_chart_writes() {
-    for values in [least(), everything()] {
-        let rendered = render(&values);
+    for rendered in render_all(&[least(), everything()]) {
         let config_map = rendered["manifests"]["sluice/templates/configmap.yaml"].as_str();
         let (_, file) = config_map.unwrap().split_once("sluice.yaml: |\n").unwrap();
         let file: String = file

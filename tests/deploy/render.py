@@ -1,7 +1,8 @@
 """Renders the chart with Helm's engine, and checks the result against Kubernetes' schemas.
 
-Arguments: the chart, then versions of Kubernetes. Values are read as JSON from standard input.
-Prints JSON: `manifests` by template, `problems` by version and object, or `error`.
+Arguments: the chart, then versions of Kubernetes. A list of values is read as JSON from standard
+input. Prints a JSON list, with an object for each: `manifests` by template, `problems` by version
+and object and `findings` of Helm's lint, or `error`.
 """
 
 import json
@@ -14,23 +15,25 @@ import yaml
 
 def main() -> None:
     path, versions = sys.argv[1], sys.argv[2:]
-    values = json.load(sys.stdin)
+    print(json.dumps([rendered(path, versions, values) for values in json.load(sys.stdin)]))
+
+
+def rendered(path: str, versions: list[str], values: dict) -> dict:
     try:
         with helm.Chart.load(path) as chart:
             chart.validate_schema(values)
             manifests = chart.render(values, name="demo", namespace="prod")
     except helm.HelmError as error:
-        print(json.dumps({"error": str(error)}))
-        return
+        return {"error": str(error)}
     manifests = {name: text for name, text in manifests.items() if text.strip()}
     # Severity 2 is a warning.
     messages = helm.lint(path, values)["messages"]
     findings = [str(message) for message in messages if message["severity"] >= 2]
-    print(json.dumps({
+    return {
         "manifests": manifests,
         "problems": problems(manifests, versions),
         "findings": findings,
-    }))
+    }
 
 
 def problems(manifests: dict[str, str], versions: list[str]) -> list[str]:

@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use sluice_testkit::install::install;
 use sluice_testkit::launch::{Mode, Place, Process, tail};
 use sluice_testkit::proxy::Proxy;
-use sluice_testkit::xapi::{Bundle, EventType, Generator};
-use sluice_testkit::{Aws, ClickHouse, Site, SiteOptions, Stack, exact, project, wait_for};
+use sluice_testkit::xapi::{Bundle, EventType, Generator, write_lean_declarations};
+use sluice_testkit::{Aws, ClickHouse, Site, SiteOptions, Stack, exact, wait_for};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -87,6 +87,11 @@ impl<'a> Lab<'a> {
         };
         let site = stack.site_with(name, options).await?;
         forget_test_event(&site).await?;
+        let directory = tempfile::Builder::new()
+            .prefix("sluice-faults-")
+            .tempdir()?;
+        let types = directory.path().join("event_types");
+        write_lean_declarations(&types)?;
         let config = json!({
             "queue": {
                 "url": site.queue_url,
@@ -115,6 +120,7 @@ impl<'a> Lab<'a> {
                 "probe_interval": "500ms",
             },
             "shutdown": { "grace_period": "60s" },
+            "event_types": { "dir": types.display().to_string() },
             "admin": { "listen": "127.0.0.1:0" },
             "log": { "format": "json" },
         });
@@ -130,9 +136,7 @@ impl<'a> Lab<'a> {
             config,
             generator: Generator::new(seed),
             expected: Vec::new(),
-            directory: tempfile::Builder::new()
-                .prefix("sluice-faults-")
-                .tempdir()?,
+            directory,
             daemons: AtomicU32::new(0),
         })
     }
@@ -516,15 +520,6 @@ impl Daemon {
     pub(crate) async fn is_ready(&self) {
         self.readiness(200, "ready").await;
     }
-}
-
-/// Copies the built-in event types to a directory where a test can change them.
-pub(crate) fn copy_builtin_event_types(directory: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(project::path("config/event_types"))? {
-        let entry = entry?;
-        std::fs::copy(entry.path(), directory.join(entry.file_name()))?;
-    }
-    Ok(())
 }
 
 /// The kinds of statements that Sluice sends, as a proxy sees them.

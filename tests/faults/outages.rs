@@ -6,8 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use hyper::http::request::Parts;
-use sluice::event_types::Catalog;
-use sluice::statements::ddl::landing_name;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::{ClickHouse, Stack, wait_for};
 use tokio::task::spawn_blocking;
@@ -217,10 +215,8 @@ async fn a_dropped_landing_table_is_waited_for() -> Result<()> {
     lab.put_bundles(5).await?;
     let daemon = lab.start("")?;
     lab.drained(&[&daemon]).await;
-    let drop = format!(
-        "DROP TABLE {}",
-        lab.table(&landing_name(&Catalog::builtin()))
-    );
+    let landing = lab.site.landing_table(lab.clickhouse).await?;
+    let drop = format!("DROP TABLE {landing}");
     lab.clickhouse.execute(&drop).await?;
     lab.put_bundles(5).await?;
     daemon.readiness(503, "landing").await;

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use sluice_testkit::proxy::{Fault, Proxy};
+use sluice_testkit::xapi::write_lean_declarations;
 use tempfile::TempDir;
 
-use crate::harness::{Lab, Statement, concurrently, copy_builtin_event_types, hits, scenario};
+use crate::harness::{Lab, Statement, concurrently, hits, scenario};
 
 /// The worker dies when all rows are committed but not yet recorded. The rows stay.
 async fn complete(before: &'static str, after: &'static str) -> Result<()> {
@@ -71,7 +72,7 @@ fn other_limit(lab: &mut Lab<'_>, _: &Path) -> Result<()> {
 
 /// Adds an event type that matches no existing statement.
 fn other_event_types(lab: &mut Lab<'_>, directory: &Path) -> Result<()> {
-    copy_builtin_event_types(directory)?;
+    write_lean_declarations(directory)?;
     let more = "table: mores\nrule: {path: [more], equals: yes}\norder_by: [id]\n\
                 columns:\n- {name: id, type: String, path: [id], identifies: true}\n";
     std::fs::write(directory.join("more.yaml"), more)?;

@@ -7,11 +7,11 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::Value;
 use sluice_testkit::proxy::{Fault, Proxy};
-use sluice_testkit::xapi::{EventType, Generator};
+use sluice_testkit::xapi::{EventType, Generator, write_lean_declarations};
 use sluice_testkit::{exact, wait_for};
 use tempfile::TempDir;
 
-use crate::harness::{BOUND, Lab, concurrently, copy_builtin_event_types, scenario, text_of};
+use crate::harness::{BOUND, Lab, concurrently, scenario, text_of};
 
 const SIGABRT: i32 = 6;
 
@@ -22,15 +22,29 @@ const REPLAY: [&str; 4] = ["rejects", "replay", "--output", "json"];
 async fn with_kept_lines(name: &str, strategy: &str) -> Result<Lab<'static>> {
     let mut lab = Lab::shared(name).await?;
     let directory = TempDir::new()?;
-    copy_builtin_event_types(directory.path())?;
+    write_lean_declarations(directory.path())?;
     std::fs::remove_file(directory.path().join("video.yaml"))?;
-    let page_viewed = directory.path().join("page_viewed.yaml");
-    let right = std::fs::read_to_string(&page_viewed)?;
-    let wrong = right.replace("definition, subType]", "nowhere]\n    required: true");
-    ensure!(right != wrong, "the declaration has changed");
-    std::fs::write(&page_viewed, wrong)?;
+    for (file, right, wrong, as_file) in [
+        (
+            "xapi_base.yaml",
+            "path: [timestamp]",
+            "path: [nowhere]",
+            "xapi_wrong.yaml",
+        ),
+        (
+            "page_viewed.yaml",
+            "xapi_base",
+            "xapi_wrong",
+            "page_viewed.yaml",
+        ),
+    ] {
+        let text = std::fs::read_to_string(directory.path().join(file))?;
+        ensure!(text.contains(right), "{file} has changed");
+        std::fs::write(directory.path().join(as_file), text.replace(right, wrong))?;
+    }
     let types = directory.path().display().to_string();
-    lab.set("event_types", serde_json::json!({ "dir": types }));
+    let right_types = lab.config["event_types"]["dir"].clone();
+    lab.set("event_types.dir", types);
     // The views are those of the right declarations.
     lab.set("load.strategy", "per_type");
     // What is malformed would be rejected only once it is of an event type.
@@ -44,7 +58,7 @@ async fn with_kept_lines(name: &str, strategy: &str) -> Result<Lab<'static>> {
     daemon.is_ready().await;
     daemon.stop().await?;
     ensure!(!differences(&lab).await?.is_empty(), "nothing to replay");
-    lab.set("event_types", serde_json::json!({}));
+    lab.set("event_types.dir", right_types);
     lab.set("load.strategy", strategy);
     Ok(lab)
 }

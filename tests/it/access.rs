@@ -3,8 +3,6 @@
 
 use anyhow::ensure;
 use serde_json::json;
-use sluice::event_types::Catalog;
-use sluice::statements::ddl::landing_name;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::tls::TlsFront;
 use sluice_testkit::xapi::Generator;
@@ -314,10 +312,8 @@ async fn no_secret_is_told_whatever_fails() {
 
     // The server reports an error about a statement that has the secret.
     let database = &site.database;
-    let drop = format!(
-        "DROP TABLE {database}.{}",
-        landing_name(&Catalog::builtin())
-    );
+    let landing = site.landing_table(&clickhouse).await.unwrap();
+    let drop = format!("DROP TABLE {landing}");
     clickhouse.execute(&drop).await.unwrap();
     put(&s3, &site, &site.bucket, "later.jsonl").await;
     sluice.not_ready("landing").await;

@@ -223,7 +223,7 @@ async fn what_is_wrong_in_clickhouse_is_named() {
     execute(&format!("DROP TABLE DB.{view}")).await;
     execute("ALTER TABLE DB.object_rows MODIFY SETTING non_replicated_deduplication_window = 0")
         .await;
-    execute("ALTER TABLE DB.video_events DROP COLUMN page_attempt_number").await;
+    execute("ALTER TABLE DB.video_events DROP COLUMN user_id").await;
     let (code, checks) = check(&sluice, &[]);
     assert_fails(&checks, &["tables"]);
     let (_, detail, advice) = of(&checks, "tables");

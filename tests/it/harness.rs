@@ -7,8 +7,8 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use sluice_testkit::xapi::{Bundle, EventType, ExpectedRows};
-use sluice_testkit::{ClickHouse, Site, Stack, wait_for};
+use sluice_testkit::xapi::{Bundle, EventType, ExpectedRows, write_lean_declarations};
+use sluice_testkit::{ClickHouse, Site, Stack, project, wait_for};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -55,6 +55,8 @@ impl Sluice {
             .prefix("sluice-it-")
             .tempdir()
             .expect("a temporary directory");
+        let types = directory.path().join("event_types");
+        write_lean_declarations(&types).expect("writable");
         let configuration = format!(
             "queue:\n  url: {queue}\n  wait_time: 1s\n  visibility_timeout: 10s\n  \
              retry_backoff_min: 1s\n  retry_backoff_max: 1s\n\
@@ -62,7 +64,9 @@ impl Sluice {
              s3:\n  clickhouse_endpoint: {s3}\n  clickhouse_access: {access}\n\
              batch:\n  window: 300ms\n\
              load:\n  retry_backoff_min: 50ms\n  retry_backoff_max: 500ms\n  probe_interval: 300ms\n\
-             admin:\n  listen: 127.0.0.1:0\n",
+             admin:\n  listen: 127.0.0.1:0\n\
+             event_types:\n  dir: {types}\n",
+            types = types.display(),
             queue = site.queue_url,
             clickhouse = stack.clickhouse.url(),
             database = site.database,
@@ -82,6 +86,12 @@ impl Sluice {
     pub(crate) fn set(mut self, path: &str, value: impl ToString) -> Self {
         self.settings.push((path.to_owned(), value.to_string()));
         self
+    }
+
+    /// Loads the event types with all of their columns. By default, they have few.
+    pub(crate) fn with_all_columns(self) -> Self {
+        let types = project::path("config/event_types");
+        self.set("event_types.dir", types.display())
     }
 
     /// Changes one environment variable.

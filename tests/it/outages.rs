@@ -5,10 +5,8 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use aws_sdk_sqs::types::QueueAttributeName;
-use sluice::event_types::Catalog;
 use sluice::queue::Queue;
 use sluice::queue::sqs::SqsQueue;
-use sluice::statements::ddl::landing_name;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::Generator;
 use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, free_port, wait_for};
@@ -285,11 +283,8 @@ async fn tables_that_go_missing_are_named_and_waited_for() {
     sluice.migrate();
     sluice.start();
     sluice.ready().await;
-    let drop = format!(
-        "DROP TABLE {}.{}",
-        site.database,
-        landing_name(&Catalog::builtin())
-    );
+    let landing = site.landing_table(&stack.clickhouse).await.unwrap();
+    let drop = format!("DROP TABLE {landing}");
     stack.clickhouse.execute(&drop).await.unwrap();
     let bundles: Vec<_> = Generator::new(16).take(3).collect();
     let reckoning = upload(&site, &bundles).await;

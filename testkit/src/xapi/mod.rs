@@ -2,6 +2,7 @@
 //! are made, and never by parsing, so that they are independent of the loader under test.
 
 mod clock;
+mod declarations;
 mod faults;
 mod reckoning;
 mod statement;
@@ -12,6 +13,7 @@ use std::ops::{Range, RangeInclusive};
 use fastrand::Rng;
 use flate2::write::GzEncoder;
 
+pub use declarations::write_lean_declarations;
 pub use reckoning::{EventType, ExpectedRows};
 
 /// 2026-07-14T12:00:00Z. The keys of the bundles contain the seconds that follow.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
 use sluice_testkit::install::{Installed, install};
 use sluice_testkit::launch::{Mode, Place, Process, tail};
+use sluice_testkit::xapi::write_lean_declarations;
 use tokio::task::{JoinSet, spawn_blocking};
 
 use super::{Logs, MIXED, Tally, World};
@@ -40,7 +41,9 @@ impl Setup {
         } else {
             strategy
         };
-        std::fs::write(&configuration, configure(world, strategy))?;
+        let types = directory.path().join("event_types");
+        write_lean_declarations(&types)?;
+        std::fs::write(&configuration, configure(world, strategy, &types))?;
         let mut environment = world.aws.environment().to_vec();
         for (name, value) in &mut environment {
             if *name == "AWS_ENDPOINT_URL" {
@@ -104,8 +107,9 @@ impl Setup {
 }
 
 /// All times are short, so that as much as possible happens in a minute.
-fn configure(world: &World, strategy: &str) -> String {
+fn configure(world: &World, strategy: &str, types: &Path) -> String {
     let (queue, database) = (&world.site.queue_url, &world.site.database);
+    let types = types.display();
     let (clickhouse, s3) = (world.to_clickhouse.url(), world.to_s3.url());
     format!(
         r#"queue:
@@ -136,6 +140,8 @@ load:
   probe_interval: 500ms
 shutdown:
   grace_period: 5s
+event_types:
+  dir: {types}
 admin:
   listen: 127.0.0.1:0
 log:
