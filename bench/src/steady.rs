@@ -123,7 +123,7 @@ pub(crate) async fn run(lab: &Lab, plan: Plan) -> Result<Steady> {
         Worker::prepare(&lab.sluice, lab, &at, &database, "", &configuration)?.start()?;
     let length = Duration::from_secs_f64(minutes * 60.0);
     let (arrivals, arrived) = mpsc::unbounded_channel();
-    let ((reckoning, put_at), moments, ()) = tokio::try_join!(
+    let ((expected_rows, put_at), moments, ()) = tokio::try_join!(
         upload(lab, &queue, rate, length, arrivals),
         watch(&mut worker, &database, beside.as_ref(), length),
         load_beside(lab, beside.as_ref(), arrived),
@@ -133,9 +133,9 @@ pub(crate) async fn run(lab: &Lab, plan: Plan) -> Result<Steady> {
         .await?;
     let cost = worker.cost()?;
     drop(worker);
-    database.must_have(&reckoning).await?;
+    database.must_have(&expected_rows).await?;
     if let Some(beside) = beside {
-        beside.must_have(&reckoning).await?;
+        beside.must_have(&expected_rows).await?;
         beside.remove().await?;
     }
     let latencies = measure(&lab.clickhouse, &database.name, &put_at).await?;
@@ -181,20 +181,20 @@ async fn upload(
 ) -> Result<(ExpectedRows, PutAt)> {
     let mut generator = Generator::new(2).sizes(1..=2).faults(0.0, 0.02);
     let begun = tokio::time::Instant::now();
-    let (mut reckoning, mut put_at) = (ExpectedRows::default(), PutAt::new());
+    let (mut expected_rows, mut put_at) = (ExpectedRows::default(), PutAt::new());
     let mut at = Duration::ZERO;
     while at < length {
         sleep_until(begun + at).await;
         at += Duration::from_secs_f64(1.0 / rate);
         let bundle = generator.bundle();
-        reckoning += &bundle.reckoning;
+        expected_rows += &bundle.expected_rows;
         let object = lab.objects.put(BUCKET, bundle);
         put_at.insert(object.path(), SystemTime::now());
         queue.announce(&object);
         // The receiver may be gone.
         arrivals.send(object).ok();
     }
-    Ok((reckoning, put_at))
+    Ok((expected_rows, put_at))
 }
 
 /// Lets the bare engine load the objects that have arrived, once per window, until no more arrive.

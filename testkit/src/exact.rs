@@ -57,7 +57,7 @@ pub async fn table_differences(
     site: &Site,
     expected: &[Bundle],
 ) -> Result<String> {
-    let expected = reckoned(site, expected);
+    let expected = expected_counts(site, expected);
     let mut problems = String::new();
     let mut found = Rows::new();
     for (kind, name) in kinds() {
@@ -103,7 +103,7 @@ pub async fn differences(
     expected: &[Bundle],
 ) -> Result<String> {
     let mut problems = table_differences(clickhouse, site, expected).await?;
-    let expected = reckoned(site, expected);
+    let expected = expected_counts(site, expected);
 
     let rows = clickhouse
         .rows(&format!(
@@ -180,16 +180,16 @@ fn kinds() -> impl Iterator<Item = (&'static str, &'static str)> {
         .chain(KEPT_LINES)
 }
 
-fn reckoned(site: &Site, bundles: &[Bundle]) -> Rows {
+fn expected_counts(site: &Site, bundles: &[Bundle]) -> Rows {
     let mut rows = Rows::new();
     for bundle in bundles {
-        let reckoning = &bundle.reckoning;
+        let expected_rows = &bundle.expected_rows;
         let kinds = EventType::ALL
             .into_iter()
-            .map(|kind| (kind.name(), reckoning.rows(kind)))
+            .map(|kind| (kind.name(), expected_rows.rows(kind)))
             .chain([
-                ("rejected", reckoning.rejected),
-                ("unmatched", reckoning.unmatched),
+                ("rejected", expected_rows.rejected),
+                ("unmatched", expected_rows.unmatched),
             ]);
         for (kind, count) in kinds.filter(|(_, count)| *count > 0) {
             let path = format!("{}/{}", site.bucket, bundle.key);

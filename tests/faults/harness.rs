@@ -216,7 +216,7 @@ impl<'a> Lab<'a> {
     /// Returns whether any uploaded object must produce a row of this type.
     pub(crate) fn expects(&self, kind: EventType) -> bool {
         let mut bundles = self.expected.iter();
-        bundles.any(|bundle| bundle.reckoning.rows(kind) > 0)
+        bundles.any(|bundle| bundle.expected_rows.rows(kind) > 0)
     }
 
     pub(crate) async fn put(&mut self, bundle: Bundle) -> Result<()> {

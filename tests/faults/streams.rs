@@ -44,20 +44,20 @@ async fn put_large_of(lab: &mut Lab<'_>, lines: u64) -> Result<()> {
     let mut large = Bundle {
         key: "large.jsonl".to_owned(),
         bytes: Vec::new(),
-        reckoning: ExpectedRows::default(),
+        expected_rows: ExpectedRows::default(),
     };
     for line in 0..lines {
         let line = format!("{{\"line\":{line}}}\n");
         large.bytes.extend_from_slice(line.as_bytes());
     }
-    large.reckoning.unmatched = lines;
+    large.expected_rows.unmatched = lines;
     let plain = |bundle: &Bundle| bundle.key.ends_with(".jsonl");
     for some in lab.generator.by_ref().filter(plain).take(20) {
         large.bytes.extend_from_slice(&some.bytes);
         large.bytes.push(b'\n');
-        large.reckoning += &some.reckoning;
+        large.expected_rows += &some.expected_rows;
     }
-    large.reckoning.objects = 1;
+    large.expected_rows.objects = 1;
     lab.put(large).await
 }
 

@@ -204,7 +204,7 @@ async fn tls_under_an_authority_of_ones_own() {
     let wrong_ca = ca_file("wrong.pem", &other);
     Sluice::new(stack, &site).migrate();
     let bundles: Vec<_> = Generator::new(41).take(5).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
 
     let refused = [
         (right.url(), Some(&wrong_ca), "clickhouse.ca_file"),
@@ -234,7 +234,7 @@ async fn tls_under_an_authority_of_ones_own() {
         .set("clickhouse.ca_file", &right_ca);
     sluice.start();
     drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 }
 
 #[tokio::test]

@@ -77,7 +77,7 @@ async fn history_is_loaded_once_beside_workers_and_is_not_loaded_again() {
         .set("load.concurrency", 3);
     sluice.migrate();
     let bundles = bundles(31, 90);
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     // The queue announces all objects, and the backfill lists them all.
     sluice.start();
     let url = format!("s3://{}", site.bucket);
@@ -94,7 +94,7 @@ async fn history_is_loaded_once_beside_workers_and_is_not_loaded_again() {
     drained(&site).await;
     sluice.must_run();
     assert!(by_backfills <= 90);
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 
     let again = backfill(&sluice, &site, &[]);
     assert_eq!(
@@ -102,14 +102,14 @@ async fn history_is_loaded_once_beside_workers_and_is_not_loaded_again() {
         (&0.into(), &90.into())
     );
     assert_eq!(again["rows"], object!({}));
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 }
 
 #[tokio::test]
 async fn the_report_has_rows_by_kind_and_a_dry_run_writes_nothing() {
     let (stack, site, sluice) = silent("backfill-report").await;
     let bundles = bundles(32, 25);
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     let bytes: usize = bundles.iter().map(|bundle| bundle.bytes.len()).sum();
     let some = format!("s3://{}/{}", site.bucket, bundles[0].key);
     assert!(sluice.command(&["backfill", &some]).status.success());
@@ -153,9 +153,9 @@ async fn the_report_has_rows_by_kind_and_a_dry_run_writes_nothing() {
         .sum();
     assert_eq!(
         told,
-        reckoning.statements() - bundles[0].reckoning.statements()
+        expected_rows.statements() - bundles[0].expected_rows.statements()
     );
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     report["seconds"] = 0.into();
     let report = serde_json::to_string_pretty(&report).unwrap();
     insta::assert_snapshot!("backfill_report", report);
@@ -299,7 +299,7 @@ async fn what_is_wrong_from_the_beginning_is_told_at_once() {
 async fn a_stop_ends_in_good_order_and_running_it_again_resumes() {
     let (stack, site, sluice) = silent("backfill-stop").await;
     let bundles = bundles(33, 40);
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     let url = format!("s3://{}", site.bucket);
     let child = sluice.spawn(&["backfill", &url, "--max-rate", "2", "--output", "json"]);
     wait_for("the first to be loaded", BOUND, async || {
@@ -326,14 +326,14 @@ async fn a_stop_ends_in_good_order_and_running_it_again_resumes() {
 
     let rest = backfill(&sluice, &site, &[]);
     assert_eq!(rest["loaded"], 40 - first, "{rest}");
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 }
 
 #[tokio::test]
 async fn via_the_queue_the_workers_load_it() {
     let (stack, site, mut sluice) = silent("backfill-queue").await;
     let bundles = bundles(34, 25);
-    let reckoning: ExpectedRows = upload(&site, &bundles).await;
+    let expected_rows: ExpectedRows = upload(&site, &bundles).await;
     let one = format!("s3://{}/{}", site.bucket, bundles[0].key);
     assert!(sluice.command(&["backfill", &one]).status.success());
     let some = backfill(
@@ -357,7 +357,7 @@ async fn via_the_queue_the_workers_load_it() {
     remaining(&site, 29).await;
     sluice.start();
     drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     let nothing = backfill(&sluice, &site, &["--via-queue"]);
     assert_eq!(
         (&nothing["announced"], &nothing["already_loaded"]),
@@ -392,7 +392,7 @@ async fn an_outage_of_s3_or_of_clickhouse_is_waited_for() {
 async fn forced_rows_are_replaced_in_a_table_with_a_projection() {
     let (stack, site, sluice) = silent("backfill-projection").await;
     let bundles = bundles(37, 5);
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     for kind in EventType::ALL {
         let table = format!("{}.{}", site.database, kind.table());
         for change in [
@@ -406,7 +406,7 @@ async fn forced_rows_are_replaced_in_a_table_with_a_projection() {
     assert_eq!(backfill(&sluice, &site, &[])["loaded"], 5);
     let report = backfill(&sluice, &site, &["--force"]);
     assert_eq!(report["replaced"], 5, "{report}");
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 }
 
 /// The same lines are read differently, since one of them now exceeds the maximum length.

@@ -170,7 +170,7 @@ async fn pauses_and_blames_nobody(fault: Fault, words: &str, reason: &str) {
     sluice.ready().await;
     let bundles: Vec<_> = Generator::new(91).take(6).collect();
     proxy.inject(fault, usize::MAX, |_, sql| loads(sql));
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     let why = sluice.not_ready(words).await;
     // The state persists while the insert is retried.
     let hits = proxy.hits();
@@ -189,7 +189,7 @@ async fn pauses_and_blames_nobody(fault: Fault, words: &str, reason: &str) {
 
     proxy.heal();
     drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(failures(stack, &site).await, []);
     // Each message was received once, including the test event.
     let received = sluice.metric("sluice_sqs_messages_received_total").await;

@@ -145,9 +145,9 @@ async fn times_that_are_not_plausible_are_rejected_and_make_no_parts() {
     let mut implausible = 0;
     for generator in [too_early, too_late] {
         let bundles: Vec<_> = generator.faults(0.0, 0.0).sizes(50..=50).take(3).collect();
-        let reckoning = upload(&site, &bundles).await;
-        implausible += reckoning.loaded();
-        expected.objects += reckoning.objects;
+        let expected_rows = upload(&site, &bundles).await;
+        implausible += expected_rows.loaded();
+        expected.objects += expected_rows.objects;
     }
     expected.rejected = implausible;
     sluice.start();

@@ -42,8 +42,8 @@ async fn a_view_that_is_gone_pauses_intake_until_it_is_back() {
         let drop = format!("DROP VIEW {}.{view} SYNC", site.database);
         stack.clickhouse.execute(&drop).await.unwrap();
         let bundles: Vec<_> = Generator::new(81).take(10).collect();
-        let reckoning = upload(&site, &bundles).await;
-        assert!(reckoning.rows(EventType::Video) > 0);
+        let expected_rows = upload(&site, &bundles).await;
+        assert!(expected_rows.rows(EventType::Video) > 0);
         sluice.start();
         let why = sluice.not_ready(&view).await;
         assert!(why.contains("sluice migrate"), "{why}");
@@ -51,7 +51,7 @@ async fn a_view_that_is_gone_pauses_intake_until_it_is_back() {
 
         sluice.migrate();
         drained(&site).await;
-        assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+        assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
         assert_eq!(site.dlq_depth().await.unwrap(), 0);
     }
 }
@@ -89,7 +89,7 @@ async fn rows_that_merges_collapse_are_not_missed() {
     };
     let twins: Vec<_> = bundles.iter().enumerate().map(twin).collect();
     sluice.start();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     upload(&site, &twins).await;
     drained(&site).await;
     merges.abort();
@@ -106,7 +106,7 @@ async fn rows_that_merges_collapse_are_not_missed() {
         stack.clickhouse.execute(&merge).await.unwrap();
         let count = format!("SELECT count() FROM {table}");
         let rows: u64 = stack.clickhouse.scalar(&count).await.unwrap();
-        assert_eq!(rows, reckoning.rows(kind), "{table}");
+        assert_eq!(rows, expected_rows.rows(kind), "{table}");
     }
 }
 

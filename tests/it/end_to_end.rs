@@ -26,17 +26,17 @@ async fn running_with(name: &str, options: SiteOptions) -> (&'static Stack, Site
     (stack, site, sluice)
 }
 
-async fn check(stack: &Stack, site: &Site, reckoning: &ExpectedRows) {
-    assert_rows(&stack.clickhouse, &site.database, reckoning).await;
+async fn check(stack: &Stack, site: &Site, expected_rows: &ExpectedRows) {
+    assert_rows(&stack.clickhouse, &site.database, expected_rows).await;
 }
 
 #[tokio::test]
 async fn every_line_ends_in_its_table_and_health_and_metrics_are_shown() {
     let (stack, site, mut sluice) = running("every-line").await;
     let bundles: Vec<_> = Generator::new(1).take(120).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     drained(&site).await;
-    check(stack, &site, &reckoning).await;
+    check(stack, &site, &expected_rows).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 
     assert_eq!(sluice.get("/healthz").await.unwrap(), (200, "ok\n".into()));
@@ -46,9 +46,9 @@ async fn every_line_ends_in_its_table_and_health_and_metrics_are_shown() {
     let received = sluice.metric("sluice_sqs_messages_received_total").await;
     assert_eq!(received.unwrap(), 121.0);
     let total = sluice.metric("sluice_rows_total").await.unwrap();
-    assert_eq!(total as u64, reckoning.statements());
+    assert_eq!(total as u64, expected_rows.statements());
     let objects = sluice.metric("sluice_objects_total").await.unwrap();
-    assert_eq!(objects as u64, reckoning.objects);
+    assert_eq!(objects as u64, expected_rows.objects);
     assert_eq!(sluice.stop().await.code(), Some(0));
 }
 
@@ -74,9 +74,9 @@ async fn a_statement_twice_in_an_object_is_two_rows_until_they_are_merged() {
 async fn an_object_that_is_announced_again_is_not_loaded_again() {
     let (stack, site, sluice) = running("again").await;
     let bundles: Vec<_> = Generator::new(2).take(5).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     drained(&site).await;
-    check(stack, &site, &reckoning).await;
+    check(stack, &site, &expected_rows).await;
     // The same content is the same object, whoever announces it.
     upload(&site, &bundles).await;
     for bundle in &bundles {
@@ -92,7 +92,7 @@ async fn an_object_that_is_announced_again_is_not_loaded_again() {
     })
     .await;
     drained(&site).await;
-    check(stack, &site, &reckoning).await;
+    check(stack, &site, &expected_rows).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
@@ -115,7 +115,7 @@ async fn a_missing_object_fails_alone() {
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(3).take(50).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     let missing = "section/1/video/never-there.jsonl";
     let etag = "d41d8cd98f00b204e9800998ecf8427e";
     site.send(&announcement(&site, missing, etag))
@@ -124,7 +124,7 @@ async fn a_missing_object_fails_alone() {
     sluice.start();
     dead_letters(&site, 1).await;
     drained(&site).await;
-    check(stack, &site, &reckoning).await;
+    check(stack, &site, &expected_rows).await;
     // Every good one was received once, and the missing one twice. The test event adds one.
     let received = sluice.metric("sluice_sqs_messages_received_total").await;
     assert_eq!(received.unwrap(), 53.0);
@@ -153,14 +153,14 @@ async fn a_truncated_gzip_fails_alone() {
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(4).take(12).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     let whole = gzip(line("truncated").repeat(2000).as_bytes());
     let key = "section/1/video/truncated.jsonl.gz";
     site.put(key, &whole[..whole.len() / 2]).await.unwrap();
     sluice.start();
     dead_letters(&site, 1).await;
     drained(&site).await;
-    check(stack, &site, &reckoning).await;
+    check(stack, &site, &expected_rows).await;
     assert_failure_is_recorded(stack, &site, key, "unloadable").await;
     assert_nothing_left_but_dead_letters(&site, 1).await;
 }
@@ -226,10 +226,10 @@ async fn loading_lists_no_bucket() {
     Sluice::new(stack, &site).migrate();
     let mut sluice = Sluice::new(stack, &site).set("s3.clickhouse_endpoint", proxy.url());
     let bundles: Vec<_> = Generator::new(8).take(40).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     sluice.start();
     drained(&site).await;
-    check(stack, &site, &reckoning).await;
+    check(stack, &site, &expected_rows).await;
     assert_eq!(proxy.hits(), 0);
     // A listing would have been counted.
     let list = format!(
@@ -372,20 +372,20 @@ async fn malformed_messages_end_in_the_dead_letter_queue() {
 async fn a_stop_loses_nothing_and_a_second_start_loads_the_rest() {
     let (stack, site, mut sluice) = running("stopped").await;
     let bundles: Vec<_> = Generator::new(5).take(60).collect();
-    let mut reckoning = upload(&site, &bundles[..30]).await;
+    let mut expected_rows = upload(&site, &bundles[..30]).await;
     wait_for("the first rows", BOUND, async || {
         let loaded = loaded(&stack.clickhouse, &site.database).await;
         Ok((loaded > 0).then_some(()))
     })
     .await;
-    reckoning += &upload(&site, &bundles[30..]).await;
+    expected_rows += &upload(&site, &bundles[30..]).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
     // No message is left in flight, so nothing has to wait for a visibility timeout.
     let (_, in_flight) = site.queue_depth().await.unwrap();
     assert_eq!(in_flight, 0);
     sluice.start();
     drained(&site).await;
-    check(stack, &site, &reckoning).await;
+    check(stack, &site, &expected_rows).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
@@ -397,9 +397,9 @@ async fn a_worker_that_is_killed_again_and_again_leaves_every_row_once() {
     };
     let (stack, site, mut sluice) = running_with("killed", options).await;
     let bundles: Vec<_> = Generator::new(6).take(90).collect();
-    let mut reckoning = ExpectedRows::default();
+    let mut expected_rows = ExpectedRows::default();
     for (round, bundles) in bundles.chunks(30).enumerate() {
-        reckoning += &upload(&site, bundles).await;
+        expected_rows += &upload(&site, bundles).await;
         let sealed = format!(
             "SELECT uniqExact(batch_id) FROM {}.ledger_objects",
             site.database
@@ -413,7 +413,7 @@ async fn a_worker_that_is_killed_again_and_again_leaves_every_row_once() {
         sluice.start();
     }
     drained(&site).await;
-    check(stack, &site, &reckoning).await;
+    check(stack, &site, &expected_rows).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
@@ -423,11 +423,11 @@ async fn two_daemons_share_a_queue_and_load_every_row_once() {
     let mut two = Sluice::new(stack, &site).set("batch.max_objects", 7);
     two.start();
     let bundles: Vec<_> = Generator::new(7).take(80).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     // The objects are announced again, so that both daemons may have the same one at a time.
     upload(&site, &bundles[60..]).await;
     drained(&site).await;
-    check(stack, &site, &reckoning).await;
+    check(stack, &site, &expected_rows).await;
     assert_eq!(two.stop().await.code(), Some(0));
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }

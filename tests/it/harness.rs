@@ -326,12 +326,12 @@ pub(crate) async fn dead_letters(site: &Site, messages: u64) {
 
 /// Uploads the bundles and returns the rows that loading them must produce.
 pub(crate) async fn upload(site: &Site, bundles: &[Bundle]) -> ExpectedRows {
-    let mut reckoning = ExpectedRows::default();
+    let mut expected_rows = ExpectedRows::default();
     for bundle in bundles {
         site.put(&bundle.key, bundle.bytes.clone()).await.unwrap();
-        reckoning += &bundle.reckoning;
+        expected_rows += &bundle.expected_rows;
     }
-    reckoning
+    expected_rows
 }
 
 /// Returns a line that matches no event type and can be found by its name.
@@ -374,23 +374,27 @@ pub(crate) async fn rows(clickhouse: &ClickHouse, database: &str) -> Rows {
 }
 
 /// Returns the number of rows that each table must have. Objects are counted by the ledger.
-pub(crate) fn expected(reckoning: &ExpectedRows) -> Rows {
+pub(crate) fn expected(expected_rows: &ExpectedRows) -> Rows {
     let tables = EventType::ALL
         .into_iter()
-        .map(|kind| (kind.table().to_owned(), reckoning.rows(kind)));
+        .map(|kind| (kind.table().to_owned(), expected_rows.rows(kind)));
     tables
         .chain([
-            ("rejected_lines".to_owned(), reckoning.rejected),
-            ("unmatched_statements".to_owned(), reckoning.unmatched),
-            ("object_rows".to_owned(), reckoning.statements()),
-            ("objects loaded".to_owned(), reckoning.objects),
+            ("rejected_lines".to_owned(), expected_rows.rejected),
+            ("unmatched_statements".to_owned(), expected_rows.unmatched),
+            ("object_rows".to_owned(), expected_rows.statements()),
+            ("objects loaded".to_owned(), expected_rows.objects),
         ])
         .collect()
 }
 
 /// Asserts that each table has the expected number of rows.
-pub(crate) async fn assert_rows(clickhouse: &ClickHouse, database: &str, reckoning: &ExpectedRows) {
-    assert_eq!(rows(clickhouse, database).await, expected(reckoning));
+pub(crate) async fn assert_rows(
+    clickhouse: &ClickHouse,
+    database: &str,
+    expected_rows: &ExpectedRows,
+) {
+    assert_eq!(rows(clickhouse, database).await, expected(expected_rows));
 }
 
 /// Counts the objects that the ledger records as loaded, once for each loaded batch that lists them

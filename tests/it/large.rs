@@ -92,7 +92,7 @@ async fn a_gibibyte(fallback: &str) {
     let counted: u64 = stack.clickhouse.scalar(&sql).await.unwrap();
     assert_eq!(
         counted,
-        bundle.reckoning.statements() * copies * (PARTS + 1)
+        bundle.expected_rows.statements() * copies * (PARTS + 1)
     );
     assert!(most - idle <= 64 * MIB, "{most} bytes, {idle} when idle");
     assert_eq!(site.dlq_depth().await.unwrap(), 0);

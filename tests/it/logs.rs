@@ -57,7 +57,7 @@ async fn every_line_is_one_flat_object_and_leads_to_the_query_log_and_back() {
     let mut sluice = Sluice::new(stack, &site).set("log.format", "json");
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(41).take(3).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     sluice.start();
     drained(&site).await;
     site.put("bad.jsonl.gz", "no gzip").await.unwrap();
@@ -82,8 +82,8 @@ async fn every_line_is_one_flat_object_and_leads_to_the_query_log_and_back() {
 
     let loaded = saying(&lines, "batch loaded");
     let sum = |field| loaded.iter().map(|line| number(line, field)).sum::<u64>();
-    assert_eq!(sum("objects"), reckoning.objects);
-    assert_eq!(sum("rows"), reckoning.statements());
+    assert_eq!(sum("objects"), expected_rows.objects);
+    assert_eq!(sum("rows"), expected_rows.statements());
     let bytes: usize = bundles.iter().map(|bundle| bundle.bytes.len()).sum();
     assert_eq!(sum("bytes"), bytes as u64);
     assert!(loaded.iter().all(|line| text(line, "read_by") == "s3"));
@@ -150,11 +150,11 @@ async fn a_failure_names_its_batch_at_every_level() {
     proxy.inject(Fault::Status(503), 1, |_, body| {
         String::from_utf8_lossy(body).contains(" s3(")
     });
-    let reckoning = upload(&site, &[Generator::new(42).bundle()]).await;
+    let expected_rows = upload(&site, &[Generator::new(42).bundle()]).await;
     sluice.start();
     drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     let log = sluice.log();
     let lines = lines(&log);
     let failed = saying(&lines, "a statement failed");
@@ -185,7 +185,7 @@ async fn outages_log_few_lines_and_count_every_failure() {
         String::from_utf8_lossy(body).contains(" s3(")
     });
     let bundles: Vec<_> = Generator::new(43).sizes(1..=2).take(20).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     sluice.start();
     let refused = async |proxy: &Proxy, count| {
         wait_for("requests to fail", BOUND, async || {
@@ -201,7 +201,7 @@ async fn outages_log_few_lines_and_count_every_failure() {
     drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
 
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     let log = sluice.log();
     let lines = lines(&log);
     let (written, counted) = written_and_counted(&lines, "a statement failed");
@@ -209,7 +209,7 @@ async fn outages_log_few_lines_and_count_every_failure() {
     assert!(failures(&lines) <= 60, "{log}");
     assert_eq!(
         saying(&lines, "batch loaded").len() as u64,
-        reckoning.objects
+        expected_rows.objects
     );
 }
 

@@ -160,14 +160,14 @@ impl Scenario {
     /// address.
     async fn load_good_ones(&self) -> ExpectedRows {
         let bundles: Vec<_> = Generator::new(61).take(20).collect();
-        let mut reckoning = upload(&self.site, &bundles).await;
+        let mut expected_rows = upload(&self.site, &bundles).await;
         self.site.put("odd*.jsonl", line("odd")).await.unwrap();
         self.site.put("text.jsonl", "no JSON\n").await.unwrap();
-        reckoning.objects += 2;
-        reckoning.unmatched += 1;
-        reckoning.rejected += 1;
+        expected_rows.objects += 2;
+        expected_rows.unmatched += 1;
+        expected_rows.rejected += 1;
         drained(&self.site).await;
-        reckoning
+        expected_rows
     }
 
     async fn announce_again(&self) {
@@ -302,21 +302,21 @@ fn cumulative(exported: &Exported) -> BTreeSet<&(String, Labels)> {
         .collect()
 }
 
-async fn assert_counts(scenario: &Scenario, exported: &Exported, reckoning: &ExpectedRows) {
+async fn assert_counts(scenario: &Scenario, exported: &Exported, expected_rows: &ExpectedRows) {
     let Scenario { stack, site, .. } = scenario;
     let rows = |kind: &str| exported.sum("sluice_rows_total", &[("kind", kind)]) as u64;
     for kind in EventType::ALL {
-        assert_eq!(rows(kind.name()), reckoning.rows(kind), "{kind:?}");
+        assert_eq!(rows(kind.name()), expected_rows.rows(kind), "{kind:?}");
     }
     // There are two more lines than in the first loads: of the object that was announced twice, and
     // of the one that was held during the outage.
-    assert_eq!(rows("unmatched"), reckoning.unmatched + 2);
-    assert_eq!(rows("rejected"), reckoning.rejected);
+    assert_eq!(rows("unmatched"), expected_rows.unmatched + 2);
+    assert_eq!(rows("rejected"), expected_rows.rejected);
     let rejected = exported.sum("sluice_rejected_lines_total", &[]) as u64;
-    assert_eq!(rejected, reckoning.rejected);
+    assert_eq!(rejected, expected_rows.rejected);
 
     let objects = |outcome| exported.sum("sluice_objects_total", &[("outcome", outcome)]) as u64;
-    assert_eq!(objects("loaded"), reckoning.objects + 2);
+    assert_eq!(objects("loaded"), expected_rows.objects + 2);
     assert_eq!(objects("duplicate"), 1);
     // Each was tried twice before it became a dead letter.
     assert_eq!((objects("missing"), objects("failed")), (2, 2));
@@ -411,7 +411,7 @@ async fn what_is_exported_is_what_is_documented_and_drawn() {
     let prometheus = spawn_blocking(move || Prometheus::start(&[worker]));
     let prometheus = prometheus.await.unwrap().unwrap();
     let first = Exported::by(&scenario.sluice).await.unwrap();
-    let reckoning = scenario.load_good_ones().await;
+    let expected_rows = scenario.load_good_ones().await;
     scenario.announce_again().await;
     scenario.send_bad_ones().await;
     scenario.lose_clickhouse().await;
@@ -442,7 +442,7 @@ async fn what_is_exported_is_what_is_documented_and_drawn() {
             assert!(!names_one, "{value} names an object");
         }
     }
-    assert_counts(&scenario, &exported, &reckoning).await;
+    assert_counts(&scenario, &exported, &expected_rows).await;
     assert_drawn(&prometheus).await;
 }
 

@@ -53,7 +53,7 @@ async fn clickhouse_and_then_its_tables_can_come_later() {
     let stack = Stack::shared();
     let site = stack.site("later").await.unwrap();
     let bundles: Vec<_> = Generator::new(11).take(5).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     let port = free_port().unwrap();
     let url = format!("http://127.0.0.1:{port}");
     let mut sluice = Sluice::new(stack, &site).set("clickhouse.url", url);
@@ -79,7 +79,7 @@ async fn clickhouse_and_then_its_tables_can_come_later() {
     sluice.migrate();
     sluice.ready().await;
     drained(&site).await;
-    assert_rows(&clickhouse, &site.database, &reckoning).await;
+    assert_rows(&clickhouse, &site.database, &expected_rows).await;
     sluice.must_run();
 }
 
@@ -94,7 +94,7 @@ async fn pause_no_messages_are_received_and_the_log_stays_short_while_clickhouse
     Sluice::new(stack, &site).migrate();
     proxy.inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
     let bundles: Vec<_> = Generator::new(12).take(5).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     sluice.start();
     sluice.not_ready("no answer from ClickHouse").await;
     hits(&proxy, 40).await;
@@ -102,7 +102,7 @@ async fn pause_no_messages_are_received_and_the_log_stays_short_while_clickhouse
     assert_never_received(&site, 6).await;
     proxy.heal();
     drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 }
 
 #[tokio::test]
@@ -119,12 +119,12 @@ async fn pause_what_is_held_when_clickhouse_goes_away_is_kept_and_loaded_later()
     drained(&site).await;
     proxy.inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
     let bundles: Vec<_> = Generator::new(13).take(5).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     sluice.not_ready("no answer from ClickHouse").await;
     hits(&proxy, 40).await;
     proxy.heal();
     drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     // The test event and five objects were received once each.
     let received = sluice.metric("sluice_sqs_messages_received_total").await;
     assert_eq!(received.unwrap(), 6.0);
@@ -186,9 +186,9 @@ async fn an_unavailable_queue_is_waited_for_in_few_log_lines() {
     assert_eq!(sluice.get("/healthz").await.unwrap().0, 200);
     proxy.heal();
     let bundles: Vec<_> = Generator::new(14).take(2).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 
     // The same holds for an outage after the start.
     let before = proxy.hits();
@@ -259,9 +259,9 @@ async fn a_queue_without_redrive_policy_is_refused_unless_allowed() {
     let mut sluice = sluice.set("queue.allow_missing_dlq", true);
     sluice.start();
     let bundles: Vec<_> = Generator::new(15).take(2).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 }
 
 #[tokio::test]
@@ -292,12 +292,12 @@ async fn tables_that_go_missing_are_named_and_waited_for() {
     );
     stack.clickhouse.execute(&drop).await.unwrap();
     let bundles: Vec<_> = Generator::new(16).take(3).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     let why = sluice.not_ready("sluice migrate").await;
     assert!(why.contains("landing"), "{why}");
     sluice.migrate();
     drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
@@ -309,14 +309,14 @@ async fn too_many_parts_pause_intake_and_duplicate_no_rows() {
     sluice.migrate();
     sluice.start();
     let bundles: Vec<_> = Generator::new(17).take(40).collect();
-    let mut reckoning = upload(&site, &bundles[..20]).await;
+    let mut expected_rows = upload(&site, &bundles[..20]).await;
     drained(&site).await;
     // One table is full and the others are not. The rows that the others accepted must not be
     // inserted twice.
     let table = format!("{}.part_attempt_events", site.database);
     let limit = format!("ALTER TABLE {table} MODIFY SETTING parts_to_throw_insert = 1");
     stack.clickhouse.execute(&limit).await.unwrap();
-    reckoning += &upload(&site, &bundles[20..]).await;
+    expected_rows += &upload(&site, &bundles[20..]).await;
     let why = sluice.not_ready("252").await;
     assert!(why.contains("merges"), "{why}");
     let before = sluice.metric("sluice_clickhouse_errors_total").await;
@@ -329,7 +329,7 @@ async fn too_many_parts_pause_intake_and_duplicate_no_rows() {
     let raise = format!("ALTER TABLE {table} RESET SETTING parts_to_throw_insert");
     stack.clickhouse.execute(&raise).await.unwrap();
     drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
@@ -341,7 +341,7 @@ async fn a_constraint_on_a_setting_pauses_intake_and_blames_no_object() {
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(18).take(3).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     let mut confined = Sluice::new(stack, &site).set("clickhouse.user", "confined");
     confined.start();
     let why = confined.not_ready("parallel_view_processing").await;
@@ -352,6 +352,6 @@ async fn a_constraint_on_a_setting_pauses_intake_and_blames_no_object() {
     assert_eq!(failures, 0);
     sluice.start();
     drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }

@@ -73,14 +73,14 @@ fn assert_quiet(browser: &Browser) {
 
 /// Uploads objects for the page to show if pictures are taken. Returns the expected rows.
 async fn busy(site: &Site, generator: &mut Generator) -> ExpectedRows {
-    let mut reckoning = ExpectedRows::default();
+    let mut expected_rows = ExpectedRows::default();
     let rounds = if updates_docs() { 16 } else { 0 };
     for round in 0..rounds {
         let bundles: Vec<_> = generator.by_ref().take(4 + round % 8 * 3).collect();
-        reckoning += &upload(site, &bundles).await;
+        expected_rows += &upload(site, &bundles).await;
         drained(site).await;
     }
-    reckoning
+    expected_rows
 }
 
 /// Takes a picture for the documentation if that is to be updated.
@@ -112,17 +112,17 @@ async fn the_live_page_shows_what_happens_and_nothing_else() {
     let mut browser = open(&sluice).await;
     let mut generator = Generator::new(31).faults(0.05, 0.05);
     let bundles: Vec<_> = generator.by_ref().take(20).collect();
-    let mut reckoning = upload(&site, &bundles).await;
-    reckoning += &busy(&site, &mut generator).await;
+    let mut expected_rows = upload(&site, &bundles).await;
+    expected_rows += &busy(&site, &mut generator).await;
     site.put("broken.jsonl.gz", "no gzip").await.unwrap();
     let key = hostile_key();
     site.put(&key, "no gzip").await.unwrap();
     let loaded = [
-        ("rejected", reckoning.rejected),
-        ("unmatched", reckoning.unmatched),
+        ("rejected", expected_rows.rejected),
+        ("unmatched", expected_rows.unmatched),
     ];
     let loaded = EventType::ALL
-        .map(|kind| (kind.name(), reckoning.rows(kind)))
+        .map(|kind| (kind.name(), expected_rows.rows(kind)))
         .into_iter()
         .chain(loaded);
     let rows: Value = loaded

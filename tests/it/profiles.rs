@@ -293,12 +293,12 @@ fn counted_objects() -> Vec<Bundle> {
     let lines: String = (0..LINES)
         .map(|number| format!("{{\"n\":{number}}}\n"))
         .collect();
-    let mut reckoning = ExpectedRows::default();
-    (reckoning.objects, reckoning.unmatched) = (1, LINES);
+    let mut expected_rows = ExpectedRows::default();
+    (expected_rows.objects, expected_rows.unmatched) = (1, LINES);
     bundles.push(Bundle {
         key: LARGE.to_owned(),
         bytes: gzip(lines.as_bytes()),
-        reckoning,
+        expected_rows,
     });
     bundles
 }
@@ -322,7 +322,7 @@ fn odd_object() -> Bundle {
     Bundle {
         key: "odd.jsonl".to_owned(),
         bytes: lines.join("\n").into_bytes(),
-        reckoning: ExpectedRows::default(),
+        expected_rows: ExpectedRows::default(),
     }
 }
 

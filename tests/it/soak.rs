@@ -25,13 +25,13 @@ async fn memory_does_not_grow_with_what_was_received() {
     let mut sluice = Sluice::new(stack, &site).set("batch.window", "200ms");
     sluice.migrate();
     let bundles: Vec<Bundle> = Generator::new(63).take(OBJECTS).collect();
-    let mut reckoning = ExpectedRows::default();
+    let mut expected_rows = ExpectedRows::default();
     let mut records = Vec::new();
     for bundle in &bundles {
         let etag = site.put(&bundle.key, bundle.bytes.clone()).await.unwrap();
         let body: Value = serde_json::from_str(&site.announcement(bundle, &etag)).unwrap();
         records.push(body["Records"][0].clone());
-        reckoning += &bundle.reckoning;
+        expected_rows += &bundle.expected_rows;
     }
     let body = json!({"Records": records}).to_string();
     sluice.start();
@@ -45,7 +45,7 @@ async fn memory_does_not_grow_with_what_was_received() {
     let (warm, last) = (resident[WARM_UP - 1], resident[WARM_UP + ROUNDS - 1]);
     assert!(last <= warm + SLACK, "{resident:?}");
     assert_eq!(sluice.stop().await.code(), Some(0));
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 }
 
 async fn announce(site: &Site, body: &str) {

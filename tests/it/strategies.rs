@@ -18,10 +18,10 @@ async fn per_type_fills_the_same_tables_without_views() {
     );
     assert_eq!(stack.clickhouse.query(&views).await.unwrap(), "0\n");
     let bundles: Vec<_> = Generator::new(51).take(60).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     sluice.start();
     drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 

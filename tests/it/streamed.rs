@@ -63,14 +63,14 @@ fn zstd(text: &str) -> Vec<u8> {
 fn odd_contents() -> Vec<Bundle> {
     let members = [gzip(b"{\"a\":1}\n{\"a\""), gzip(b":2}\n")].concat();
     let content = |key: &str, bytes: Vec<u8>, [unmatched, rejected]: [u64; 2]| {
-        let mut reckoning = ExpectedRows::default();
-        reckoning.objects = 1;
-        reckoning.unmatched = unmatched;
-        reckoning.rejected = rejected;
+        let mut expected_rows = ExpectedRows::default();
+        expected_rows.objects = 1;
+        expected_rows.unmatched = unmatched;
+        expected_rows.rejected = rejected;
         Bundle {
             key: key.to_owned(),
             bytes,
-            reckoning,
+            expected_rows,
         }
     };
     vec![
@@ -126,10 +126,10 @@ async fn streams_the_same_rows(strategy: &str) {
             .set("load.strategy", strategy)
             .set("clickhouse.database", &database);
         sluice.migrate();
-        let reckoning = upload(&site, &bundles).await;
+        let expected_rows = upload(&site, &bundles).await;
         sluice.start();
         drained(&site).await;
-        assert_rows(&stack.clickhouse, &database, &reckoning).await;
+        assert_rows(&stack.clickhouse, &database, &expected_rows).await;
         let streamed = sluice.metric("sluice_objects_streamed_total").await;
         let all = if fallback == "always" {
             bundles.len()
@@ -163,10 +163,10 @@ async fn what_clickhouse_may_not_read_is_streamed_and_the_likely_cause_is_named(
     let mut sluice = Sluice::new(stack, &site).set("s3.clickhouse_endpoint", proxy.url());
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(32).take(60).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     sluice.start();
     drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(read_by(stack, &site).await, [("stream".to_owned(), 60)]);
     let log = sluice.log();
     let warnings = log.matches("ClickHouse could not read any of the last");
@@ -189,10 +189,10 @@ async fn what_clickhouse_cannot_reach_is_streamed() {
         let mut sluice = Sluice::new(stack, &site).set("s3.clickhouse_endpoint", endpoint);
         sluice.migrate();
         let bundles: Vec<_> = Generator::new(33 + index as u64).take(3).collect();
-        let reckoning = upload(&site, &bundles).await;
+        let expected_rows = upload(&site, &bundles).await;
         sluice.start();
         drained(&site).await;
-        assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+        assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
         assert_eq!(read_by(stack, &site).await, [("stream".to_owned(), 3)]);
     }
 }
@@ -209,12 +209,12 @@ async fn what_nobody_may_read_pauses_intake_until_somebody_may() {
         .environment("AWS_ENDPOINT_URL_S3", proxy.url());
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(35).take(5).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     sluice.start();
     sluice.not_ready("s3.clickhouse_access").await;
     proxy.heal();
     drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
@@ -230,12 +230,12 @@ async fn what_nobody_can_read_harms_only_itself() {
     sluice.migrate();
     site.put("a*.jsonl", line("odd")).await.unwrap();
     let bundles: Vec<_> = Generator::new(37).take(5).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     sluice.start();
     dead_letters(&site, 1).await;
     drained(&site).await;
     sluice.ready().await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(failures(stack, &site).await, "a*.jsonl\tdenied\n");
 }
 
@@ -247,7 +247,7 @@ async fn a_bad_object_among_the_streamed_harms_only_itself() {
     let mut sluice = Sluice::new(stack, &site).set("load.fallback", "always");
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(36).take(20).collect();
-    let mut reckoning = upload(&site, &bundles).await;
+    let mut expected_rows = upload(&site, &bundles).await;
     let whole = gzip(line("truncated").repeat(2000).as_bytes());
     let half = &whole[..whole.len() / 2];
     site.put("a/truncated.jsonl.gz", half).await.unwrap();
@@ -257,12 +257,12 @@ async fn a_bad_object_among_the_streamed_harms_only_itself() {
     // The object is overwritten before it is read. Its current content is loaded, once.
     site.put("d/overwritten.jsonl", line("old")).await.unwrap();
     site.put("d/overwritten.jsonl", line("new")).await.unwrap();
-    reckoning.unmatched += 1;
-    reckoning.objects += 1;
+    expected_rows.unmatched += 1;
+    expected_rows.objects += 1;
     sluice.start();
     dead_letters(&site, 3).await;
     drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(
         failures(stack, &site).await,
         "a/truncated.jsonl.gz\tunloadable\nb/garbage.jsonl.gz\tunloadable\n\
@@ -311,15 +311,15 @@ async fn small_objects_are_streamed_where_that_is_asked_for() {
     let mut sluice = Sluice::new(stack, &site).set("load.stream_below", "64KiB");
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(38).take(20).collect();
-    let mut reckoning = upload(&site, &bundles).await;
+    let mut expected_rows = upload(&site, &bundles).await;
     sluice.start();
     drained(&site).await;
     let lines = line("large").repeat(10_000);
     site.put("large.jsonl", lines).await.unwrap();
-    reckoning.unmatched += 10_000;
-    reckoning.objects += 1;
+    expected_rows.unmatched += 10_000;
+    expected_rows.objects += 1;
     drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     let ways = [("s3".to_owned(), 1), ("stream".to_owned(), 20)];
     assert_eq!(read_by(stack, &site).await, ways);
 }
@@ -337,10 +337,10 @@ async fn small_objects_that_the_worker_cannot_stream_are_read_by_clickhouse() {
             .environment("AWS_ENDPOINT_URL_S3", proxy.url());
         sluice.migrate();
         let bundles: Vec<_> = Generator::new(39).take(5).collect();
-        let reckoning = upload(&site, &bundles).await;
+        let expected_rows = upload(&site, &bundles).await;
         sluice.start();
         drained(&site).await;
-        assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+        assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
         assert_eq!(read_by(stack, &site).await, [("s3".to_owned(), 5)]);
         let log = sluice.log();
         assert!(log.contains("ClickHouse reads them"), "{log}");
@@ -355,12 +355,12 @@ async fn a_bad_object_among_small_ones_harms_only_itself() {
     let mut sluice = Sluice::new(stack, &site).set("load.stream_below", "1MiB");
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(40).take(10).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     site.put("garbage.jsonl.gz", "no gzip").await.unwrap();
     sluice.start();
     dead_letters(&site, 1).await;
     drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(
         failures(stack, &site).await,
         "garbage.jsonl.gz\tunloadable\n"

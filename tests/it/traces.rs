@@ -121,11 +121,11 @@ async fn a_batch_is_one_trace_from_the_first_receive_to_the_last_delete() {
         );
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(51).take(3).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     sluice.start();
     drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 
     for resource in collector.resources() {
         assert_eq!(text(&resource.attributes, "service.name"), "sluice");
@@ -176,7 +176,7 @@ async fn a_batch_is_one_trace_from_the_first_receive_to_the_last_delete() {
         text(&load.attributes, "batch.id"),
     );
     let on_record: u64 = stack.clickhouse.scalar(&on_record).await.unwrap();
-    assert_eq!(on_record, reckoning.objects);
+    assert_eq!(on_record, expected_rows.objects);
     // A trace with the statement would reveal its secrets.
     assert!(!format!("{spans:?}").contains("s3("), "{spans:#?}");
 }
@@ -218,11 +218,11 @@ async fn without_a_collector_all_is_loaded_and_one_line_says_so() {
         .environment("OTEL_BSP_SCHEDULE_DELAY", "100".into());
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(52).take(10).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     sluice.start();
     drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     let log = sluice.log();
     assert_eq!(
         log.matches("failed to send traces to the OTLP collector")

@@ -60,11 +60,11 @@ impl Lab {
 
 fn bundles(seed: u64) -> (Vec<Bundle>, u64) {
     let bundles: Vec<_> = Generator::new(seed).take(12).collect();
-    let mut reckoning = ExpectedRows::default();
+    let mut expected_rows = ExpectedRows::default();
     for bundle in &bundles {
-        reckoning += &bundle.reckoning;
+        expected_rows += &bundle.expected_rows;
     }
-    let videos = reckoning.rows(EventType::Video);
+    let videos = expected_rows.rows(EventType::Video);
     assert!(videos > 0);
     (bundles, videos)
 }
@@ -134,7 +134,7 @@ async fn retries_are_exact_in_what_adopted_views_fill() {
     });
     let mut sluice = sluice.set("clickhouse.url", proxy.url());
     let (bundles, videos) = bundles(91);
-    let reckoning = upload(&lab.site, &bundles).await;
+    let expected_rows = upload(&lab.site, &bundles).await;
     sluice.start();
     let cut = async |times: usize| {
         wait_for("answers to be lost", BOUND, async || {
@@ -150,7 +150,7 @@ async fn retries_are_exact_in_what_adopted_views_fill() {
     sluice.start();
     cut(4).await;
     drained(&lab.site).await;
-    assert_rows(&lab.stack.clickhouse, &lab.site.database, &reckoning).await;
+    assert_rows(&lab.stack.clickhouse, &lab.site.database, &expected_rows).await;
     assert_eq!(lab.counted_videos().await, [videos; 2], "{}", sluice.log());
 }
 
@@ -168,19 +168,19 @@ async fn an_object_that_a_view_cannot_take_fails_alone() {
     ])
     .await;
     let (mut bundles, _) = bundles(92);
-    let is_video = |bundle: &Bundle| bundle.reckoning.rows(EventType::Video) > 0;
+    let is_video = |bundle: &Bundle| bundle.expected_rows.rows(EventType::Video) > 0;
     let at = bundles.iter().position(is_video).unwrap();
     let bad = bundles.remove(at);
     let site = &lab.site;
     site.put("x/bad-one.jsonl.gz", bad.bytes.clone())
         .await
         .unwrap();
-    let reckoning = upload(site, &bundles).await;
+    let expected_rows = upload(site, &bundles).await;
     sluice.start();
     dead_letters(site, 1).await;
     drained(site).await;
-    assert_rows(&lab.stack.clickhouse, &site.database, &reckoning).await;
-    let videos = reckoning.rows(EventType::Video);
+    assert_rows(&lab.stack.clickhouse, &site.database, &expected_rows).await;
+    let videos = expected_rows.rows(EventType::Video);
     assert_eq!(lab.scalar("SELECT count() FROM {db}.picky").await, videos);
     let failed = "SELECT count() FROM {db}.ledger_failures WHERE class = 'view' \
                   AND key = 'x/bad-one.jsonl.gz' AND position(reason, 'picky_view') > 0";
@@ -203,9 +203,9 @@ async fn a_view_that_takes_nothing_pauses_intake_and_costs_no_receive() {
     ])
     .await;
     let (bundles, _) = bundles(93);
-    let only_videos = |bundle: &Bundle| bundle.reckoning.rows(EventType::Video) > 0;
+    let only_videos = |bundle: &Bundle| bundle.expected_rows.rows(EventType::Video) > 0;
     let bundles: Vec<_> = bundles.into_iter().filter(only_videos).collect();
-    let reckoning = upload(&lab.site, &bundles).await;
+    let expected_rows = upload(&lab.site, &bundles).await;
     sluice.start();
     let why = sluice.not_ready("broken").await;
     assert!(why.contains("fix or drop it"), "{why}");
@@ -218,7 +218,7 @@ async fn a_view_that_takes_nothing_pauses_intake_and_costs_no_receive() {
     assert_eq!(loaded(&lab.stack.clickhouse, &lab.site.database).await, 0);
     lab.execute(&["DROP VIEW {db}.broken SYNC"]).await;
     drained(&lab.site).await;
-    assert_rows(&lab.stack.clickhouse, &lab.site.database, &reckoning).await;
+    assert_rows(&lab.stack.clickhouse, &lab.site.database, &expected_rows).await;
     assert_eq!(lab.site.dlq_depth().await.unwrap(), 0);
     let failed = "SELECT count() FROM {db}.ledger_failures";
     assert_eq!(lab.scalar(failed).await, 0, "{}", sluice.log());

@@ -16,15 +16,15 @@ async fn an_object_alone_does_not_wait_for_the_window() {
     sluice.start();
     sluice.ready().await;
     let bundles: Vec<_> = Generator::new(61).take(2).collect();
-    let mut reckoning = ExpectedRows::default();
+    let mut expected_rows = ExpectedRows::default();
     for (number, bundle) in bundles.iter().enumerate() {
-        reckoning += &upload(&site, std::slice::from_ref(bundle)).await;
+        expected_rows += &upload(&site, std::slice::from_ref(bundle)).await;
         drained(&site).await;
         let closed = sluice.metric("sluice_batches_closed_total").await.unwrap();
         assert_eq!(closed, number as f64 + 1.0);
     }
     assert_eq!(sluice.stop().await.code(), Some(0));
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 }
 
 /// The objects come one after the other, faster than they can be loaded one by one.
@@ -39,14 +39,14 @@ async fn a_stream_of_objects_makes_few_batches() {
     sluice.ready().await;
     let mut put = tokio::time::interval(Duration::from_millis(150));
     let bundles: Vec<_> = Generator::new(62).take(OBJECTS).collect();
-    let mut reckoning = ExpectedRows::default();
+    let mut expected_rows = ExpectedRows::default();
     for bundle in &bundles {
         put.tick().await;
-        reckoning += &upload(&site, std::slice::from_ref(bundle)).await;
+        expected_rows += &upload(&site, std::slice::from_ref(bundle)).await;
     }
     drained(&site).await;
     let closed = sluice.metric("sluice_batches_closed_total").await.unwrap();
     assert!(closed < OBJECTS as f64 / 5.0, "{closed}");
     assert_eq!(sluice.stop().await.code(), Some(0));
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 }

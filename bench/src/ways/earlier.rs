@@ -32,7 +32,7 @@ pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
     });
     let ((), took) = timed(loads.buffer_unordered(CONCURRENCY).try_collect()).await?;
     if objects.len() == uploaded.objects.len() {
-        database.must_have(&uploaded.reckoning).await?;
+        database.must_have(&uploaded.expected_rows).await?;
     }
     database.remove().await?;
     Ok(Run::of(objects.len(), took))

@@ -49,7 +49,7 @@ pub(super) async fn count(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
 pub(super) async fn limit(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
     let database = lab.migrated().await?;
     let ((), took) = timed(load(lab, &uploaded.objects, &database)).await?;
-    database.must_have(&uploaded.reckoning).await?;
+    database.must_have(&uploaded.expected_rows).await?;
     database.remove().await?;
     Ok(Run::of(uploaded.objects.len(), took))
 }

@@ -89,7 +89,7 @@ pub(crate) async fn load_by(
         ..cost
     };
     drop(running);
-    database.must_have(&uploaded.reckoning).await?;
+    database.must_have(&uploaded.expected_rows).await?;
     Ok(Run {
         cost: Some(cost),
         ..Run::of(uploaded.objects.len(), took)

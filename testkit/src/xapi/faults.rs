@@ -5,7 +5,7 @@ use std::ops::Range;
 use fastrand::Rng;
 use serde_json::{Value, json};
 
-use super::reckoning::EventType;
+use super::expected_rows::EventType;
 use super::statement::{COMPLETED, EXPERIENCED, PAGE, VIEWED, activity, statement};
 
 const NO_TIMES: [&str; 4] = [

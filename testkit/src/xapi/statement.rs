@@ -6,7 +6,7 @@ use fastrand::Rng;
 use serde_json::{Map, Value, json};
 
 use super::clock;
-use super::reckoning::EventType;
+use super::expected_rows::EventType;
 
 pub(super) const COMPLETED: &str = "http://adlnet.gov/expapi/verbs/completed";
 pub(super) const EXPERIENCED: &str = "http://adlnet.gov/expapi/verbs/experienced";

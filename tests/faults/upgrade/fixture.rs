@@ -126,16 +126,16 @@ impl Fixture {
     /// Returns an object as it is uploaded and compared.
     pub(super) fn bundle(&self, object: &Object) -> Result<Bundle> {
         let path = self.directory.join("objects").join(&object.key);
-        let mut reckoning = ExpectedRows::default();
-        reckoning.objects = 1;
+        let mut expected_rows = ExpectedRows::default();
+        expected_rows.objects = 1;
         for (kind, rows) in &object.rows {
             match kind.as_str() {
-                "rejected" => reckoning.rejected = *rows,
-                "unmatched" => reckoning.unmatched = *rows,
+                "rejected" => expected_rows.rejected = *rows,
+                "unmatched" => expected_rows.unmatched = *rows,
                 name => {
                     let mut types = EventType::ALL.into_iter();
                     let found = types.find(|event_type| event_type.name() == name);
-                    reckoning.add(
+                    expected_rows.add(
                         found.with_context(|| format!("no event type {name}"))?,
                         *rows,
                     );
@@ -145,7 +145,7 @@ impl Fixture {
         Ok(Bundle {
             key: object.key.clone(),
             bytes: fs::read(&path).with_context(|| path.display().to_string())?,
-            reckoning,
+            expected_rows,
         })
     }
 

@@ -120,7 +120,7 @@ impl<'a> Writer<'a> {
         self.empty_queue().await?;
         for _ in 0..count {
             let kept = |bundle: &Bundle| {
-                let it = &bundle.reckoning;
+                let it = &bundle.expected_rows;
                 it.loaded() > 0 && it.rejected + it.unmatched > 1
             };
             let body = self.put(State::Loaded, kept).await?;
@@ -130,7 +130,7 @@ impl<'a> Writer<'a> {
     }
 
     async fn replace(&mut self) -> Result<()> {
-        self.put(State::Replaced, |bundle| bundle.reckoning.loaded() > 0)
+        self.put(State::Replaced, |bundle| bundle.expected_rows.loaded() > 0)
             .await?;
         let prefix = format!("s3://{BUCKET}/{}", State::Replaced.folder());
         for arguments in [
@@ -157,7 +157,7 @@ impl<'a> Writer<'a> {
     async fn die(&mut self, state: State, failpoints: &[&str]) -> Result<()> {
         self.empty_queue().await?;
         let body = self
-            .put(state, |bundle| bundle.reckoning.loaded() > 1)
+            .put(state, |bundle| bundle.expected_rows.loaded() > 1)
             .await?;
         self.lab.site.send(&body).await?;
         for failpoint in failpoints {
@@ -180,7 +180,7 @@ impl<'a> Writer<'a> {
         let has_all = |bundle: &Bundle| {
             let types = EventType::ALL.into_iter();
             types
-                .filter(|kind| bundle.reckoning.rows(*kind) > 0)
+                .filter(|kind| bundle.expected_rows.rows(*kind) > 0)
                 .count()
                 > 1
         };
@@ -221,7 +221,7 @@ impl<'a> Writer<'a> {
         let mut templates = Vec::new();
         for _ in 0..LATER {
             let body = self
-                .put(State::Later, |bundle| bundle.reckoning.loaded() > 1)
+                .put(State::Later, |bundle| bundle.expected_rows.loaded() > 1)
                 .await?;
             self.lab.site.send(&body).await?;
             self.lab.drained(&[&worker]).await;
@@ -333,13 +333,13 @@ impl<'a> Writer<'a> {
 }
 
 fn rows(bundle: &Bundle) -> BTreeMap<String, u64> {
-    let reckoning = &bundle.reckoning;
+    let expected_rows = &bundle.expected_rows;
     let types = EventType::ALL.into_iter();
     types
-        .map(|kind| (kind.name(), reckoning.rows(kind)))
+        .map(|kind| (kind.name(), expected_rows.rows(kind)))
         .chain([
-            ("rejected", reckoning.rejected),
-            ("unmatched", reckoning.unmatched),
+            ("rejected", expected_rows.rejected),
+            ("unmatched", expected_rows.unmatched),
         ])
         .filter(|(_, rows)| *rows > 0)
         .map(|(kind, rows)| (kind.to_owned(), rows))

@@ -198,7 +198,7 @@ async fn play(
     }
     let rows: u64 = EventType::ALL
         .iter()
-        .flat_map(|kind| arrived.bundles.iter().map(|b| b.reckoning.rows(*kind)))
+        .flat_map(|kind| arrived.bundles.iter().map(|b| b.expected_rows.rows(*kind)))
         .sum();
     let objects = arrived.bundles.len();
     let (seed, seconds) = (arguments.seed, begun.elapsed().as_secs());

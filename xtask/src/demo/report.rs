@@ -21,7 +21,7 @@ pub(super) async fn print_report(
     let (generated, put_at, bytes) = {
         let account = ledger.lock();
         (
-            account.reckoning.clone(),
+            account.expected_rows.clone(),
             account.put_at.clone(),
             account.bytes,
         )

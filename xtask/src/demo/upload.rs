@@ -28,7 +28,7 @@ pub(super) struct Ledger {
 #[derive(Default)]
 pub(super) struct Account {
     /// The rows that Sluice must make of all uploaded objects.
-    pub(super) reckoning: ExpectedRows,
+    pub(super) expected_rows: ExpectedRows,
     /// The time at which the PUT of `bucket/key` was answered, by this machine's clock.
     pub(super) put_at: HashMap<String, SystemTime>,
     pub(super) bytes: u64,
@@ -65,7 +65,7 @@ pub(super) fn start(ledger: Arc<Ledger>, site: &Site, plan: Plan) -> JoinSet<Res
                 }
                 put(&s3, &bucket, &bundle).await?;
                 let mut account = ledger.lock();
-                account.reckoning += &bundle.reckoning;
+                account.expected_rows += &bundle.expected_rows;
                 account.bytes += bundle.bytes.len() as u64;
                 account
                     .put_at

@@ -38,7 +38,10 @@ pub(super) async fn until_loaded(
 
         let (uploaded, expected) = {
             let account = ledger.lock();
-            (account.reckoning.objects, account.reckoning.statements())
+            (
+                account.expected_rows.objects,
+                account.expected_rows.statements(),
+            )
         };
         let rows = count(&stack.clickhouse, site).await?.all();
         let (visible, in_flight) = site.queue_depth().await?;
