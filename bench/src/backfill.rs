@@ -10,7 +10,7 @@ use sluice::object::ObjectParts;
 use sluice_testkit::listing::Listing;
 use tokio::time::sleep;
 
-use crate::lab::{Database, Lab};
+use crate::harness::{Database, Harness};
 use crate::note;
 use crate::queue::{Addresses, QueueServer};
 use crate::ways::sluice::{Worker, memory};
@@ -44,14 +44,14 @@ impl Backfill {
 }
 
 /// Runs one backfill for each number of keys, one after the other.
-pub(crate) async fn run(lab: &Lab, keys: &[u64]) -> Result<Vec<Backfill>> {
-    let database = lab.migrated().await?;
+pub(crate) async fn run(harness: &Harness, keys: &[u64]) -> Result<Vec<Backfill>> {
+    let database = harness.migrated().await?;
     let most = keys.iter().copied().max().unwrap_or_default();
     note(&format!("filling a ledger with {most} keys"));
-    fill(lab, &database, most).await?;
+    fill(harness, &database, most).await?;
     let mut backfills = Vec::new();
     for keys in keys {
-        let backfill = skip(lab, &database, *keys).await?;
+        let backfill = skip(harness, &database, *keys).await?;
         note(&format!(
             "{keys} keys: {:.1} s, {:.1} MiB",
             backfill.seconds, backfill.peak_mib
@@ -62,14 +62,14 @@ pub(crate) async fn run(lab: &Lab, keys: &[u64]) -> Result<Vec<Backfill>> {
     Ok(backfills)
 }
 
-async fn skip(lab: &Lab, database: &Database<'_>, keys: u64) -> Result<Backfill> {
+async fn skip(harness: &Harness, database: &Database<'_>, keys: u64) -> Result<Backfill> {
     let listing = Listing::start(keys).await?;
     let queue = QueueServer::start([]).await?;
     let at = Addresses {
         s3: listing.url(),
-        ..queue.addresses(&lab.objects)
+        ..queue.addresses(&harness.objects)
     };
-    let worker = Worker::prepare(&lab.sluice, lab, &at, database, "", "")?;
+    let worker = Worker::prepare(&harness.sluice, harness, &at, database, "", "")?;
     let bucket = format!("s3://{BUCKET}");
     let mut command = worker.command(&["backfill", &bucket, "--output", "json"]);
     let begun = Instant::now();
@@ -92,8 +92,8 @@ async fn skip(lab: &Lab, database: &Database<'_>, keys: u64) -> Result<Backfill>
 }
 
 /// Records the first keys of the listing as one loaded batch.
-async fn fill(lab: &Lab, database: &Database<'_>, keys: u64) -> Result<()> {
-    let (name, clickhouse) = (&database.name, &lab.clickhouse);
+async fn fill(harness: &Harness, database: &Database<'_>, keys: u64) -> Result<()> {
+    let (name, clickhouse) = (&database.name, &harness.clickhouse);
     for first in (0..keys).step_by(AT_A_TIME as usize) {
         let rows = (first..keys.min(first + AT_A_TIME)).map(|number| {
             let object = object(BUCKET, Listing::key(number), Listing::etag(number), None);

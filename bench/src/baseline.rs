@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use sluice_bench::gate::{self, Decision, Policy, Sample, Side, Spread, Verdict};
 
-use crate::lab::Lab;
+use crate::harness::Harness;
 use crate::note;
 use crate::ways::sluice;
 use crate::workload::{Size, Uploaded, Workload};
@@ -48,14 +48,18 @@ struct Samples {
 }
 
 /// Runs each program once to warm up, then both in turns until each has its samples.
-pub(crate) async fn compare(lab: &Lab, workload: &Workload, terms: &Terms<'_>) -> Result<Judged> {
+pub(crate) async fn compare(
+    harness: &Harness,
+    workload: &Workload,
+    terms: &Terms<'_>,
+) -> Result<Judged> {
     ensure!(terms.samples > 0, "no verdict without samples");
     note(&format!("{}: uploading", workload.name));
     let runner = Runner {
-        lab,
+        harness,
         terms,
         workload: workload.name,
-        uploaded: workload.upload(&lab.objects, terms.share),
+        uploaded: workload.upload(&harness.objects, terms.share),
     };
     for side in gate::order(0) {
         runner.measure(side, "warm-up").await?;
@@ -79,7 +83,7 @@ pub(crate) async fn compare(lab: &Lab, workload: &Workload, terms: &Terms<'_>) -
 }
 
 struct Runner<'a> {
-    lab: &'a Lab,
+    harness: &'a Harness,
     terms: &'a Terms<'a>,
     workload: &'a str,
     uploaded: Uploaded,
@@ -125,11 +129,11 @@ impl Runner<'_> {
     async fn measure(&self, side: Side, label: &str) -> Result<Sample> {
         let (name, program) = match side {
             Side::Baseline => ("baseline", self.terms.baseline),
-            Side::Candidate => ("candidate", self.lab.sluice.as_path()),
+            Side::Candidate => ("candidate", self.harness.sluice.as_path()),
         };
         // Each run has its own database, which the program itself migrates: the two versions may
         // need different tables.
-        let run = sluice::run(program, self.lab, &self.uploaded, "").await?;
+        let run = sluice::run(program, self.harness, &self.uploaded, "").await?;
         let cost = run.cost.context("a run of Sluice has a cost")?;
         let sample = Sample {
             worker_seconds: cost.cpu_seconds,

@@ -5,7 +5,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use sluice_bench::gate::median;
 
-use crate::lab::Lab;
+use crate::harness::Harness;
 use crate::note;
 use crate::objects::Requests;
 use crate::ways::Contender;
@@ -73,14 +73,14 @@ impl Measured {
 
 /// Runs each way once to warm up, then all of them in turns.
 pub(crate) async fn compare(
-    lab: &Lab,
+    harness: &Harness,
     workload: &Workload,
     ways: &[Contender],
     samples: usize,
     share: f64,
 ) -> Result<Comparison> {
     note(&format!("{}: uploading", workload.name));
-    let uploaded = workload.upload(&lab.objects, share);
+    let uploaded = workload.upload(&harness.objects, share);
     let mut measured: Vec<Measured> = ways
         .iter()
         .map(|way| Measured {
@@ -92,7 +92,7 @@ pub(crate) async fn compare(
         .collect();
     for round in 0..=samples {
         for (way, measured) in ways.iter().zip(&mut measured) {
-            let run = way.run(lab, &uploaded).await?;
+            let run = way.run(harness, &uploaded).await?;
             let (name, seconds) = (&measured.way, run.seconds);
             note(&format!(
                 "{} {round}/{samples} {name}: {seconds:.2} s",

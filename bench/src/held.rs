@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use sluice::object::ObjectRef;
 
-use crate::lab::Lab;
+use crate::harness::Harness;
 use crate::note;
 use crate::queue::QueueServer;
 use crate::ways::sluice::Worker;
@@ -35,14 +35,21 @@ const CONFIGURATION: &str = "batch:
 /// Fewer messages than close a batch. Each bucket has its own batch.
 const IN_A_BUCKET: usize = 4_000;
 
-pub(crate) async fn run(lab: &Lab, messages: usize) -> Result<Held> {
-    let database = lab.database().await?;
+pub(crate) async fn run(harness: &Harness, messages: usize) -> Result<Held> {
+    let database = harness.database().await?;
     let objects: Vec<ObjectRef> = (0..messages).map(numbered).collect();
     let server = QueueServer::start(&objects).await?;
     let queue = format!("  max_held: {messages}\n  visibility_timeout: 1h\n");
-    let at = server.addresses(&lab.objects);
-    let mut worker =
-        Worker::prepare(&lab.sluice, lab, &at, &database, &queue, CONFIGURATION)?.start()?;
+    let at = server.addresses(&harness.objects);
+    let mut worker = Worker::prepare(
+        &harness.sluice,
+        harness,
+        &at,
+        &database,
+        &queue,
+        CONFIGURATION,
+    )?
+    .start()?;
     let all = messages as u64;
     worker
         .until(async || Ok(server.depth().await?.1 >= all))

@@ -4,8 +4,8 @@ mod backfill;
 mod baseline;
 mod compare;
 mod growth;
+mod harness;
 mod held;
-mod lab;
 mod meter;
 mod objects;
 mod plot;
@@ -28,7 +28,7 @@ use sluice_bench::gate::{Policy, Verdict, overall};
 use sluice_testkit::Keeper;
 use sluice_testkit::install::target_directory;
 
-use lab::Lab;
+use harness::Harness;
 use ways::Contender;
 use workload::Workload;
 
@@ -159,8 +159,8 @@ async fn main() -> Result<ExitCode> {
             samples,
             latency_ms,
         } => {
-            let lab = Lab::start(sluice, None, Duration::from_millis(latency_ms)).await?;
-            let workers = workers::run(&lab, &tiny(), share, samples, latency_ms).await?;
+            let harness = Harness::start(sluice, None, Duration::from_millis(latency_ms)).await?;
+            let workers = workers::run(&harness, &tiny(), share, samples, latency_ms).await?;
             keep(&named("workers", latency_ms), &workers)
         }
         Command::Growth {
@@ -168,15 +168,15 @@ async fn main() -> Result<ExitCode> {
             share,
             samples,
         } => {
-            let lab = Lab::start(sluice, None, Duration::ZERO).await?;
-            let growth = growth::run(&lab, &tiny(), share, ledger_objects, samples).await?;
+            let harness = Harness::start(sluice, None, Duration::ZERO).await?;
+            let growth = growth::run(&harness, &tiny(), share, ledger_objects, samples).await?;
             keep("growth", &growth)
         }
         Command::Held { messages } => {
-            let lab = Lab::start(sluice, None, Duration::ZERO).await?;
+            let harness = Harness::start(sluice, None, Duration::ZERO).await?;
             let mut held = Vec::new();
             for messages in messages {
-                held.push(held::run(&lab, messages).await?);
+                held.push(held::run(&harness, messages).await?);
             }
             keep("held", &held)
         }
@@ -187,18 +187,18 @@ async fn main() -> Result<ExitCode> {
             configuration,
             beside_engine,
         } => {
-            let lab = Lab::start(sluice, None, Duration::ZERO).await?;
+            let harness = Harness::start(sluice, None, Duration::ZERO).await?;
             let plan = steady::Plan {
                 objects_per_second: rate,
                 minutes,
                 configuration,
                 beside_engine,
             };
-            keep(&name, &steady::run(&lab, plan).await?)
+            keep(&name, &steady::run(&harness, plan).await?)
         }
         Command::Backfill { keys } => {
-            let lab = Lab::start(sluice, None, Duration::ZERO).await?;
-            keep("backfill", &backfill::run(&lab, &keys).await?)
+            let harness = Harness::start(sluice, None, Duration::ZERO).await?;
+            keep("backfill", &backfill::run(&harness, &keys).await?)
         }
         Command::Report => report::write(),
     }?;
@@ -214,10 +214,10 @@ async fn compare_ways(sluice: PathBuf, asked: &Compare) -> Result<ExitCode> {
         ways.retain(|way| *way != Contender::S3Queue);
         None
     });
-    let lab = Lab::start(sluice, keeper, Duration::from_millis(asked.latency_ms)).await?;
+    let harness = Harness::start(sluice, keeper, Duration::from_millis(asked.latency_ms)).await?;
     for workload in asked.workloads()? {
         let mut comparison =
-            compare::compare(&lab, &workload, &ways, asked.samples, asked.share).await?;
+            compare::compare(&harness, &workload, &ways, asked.samples, asked.share).await?;
         comparison.workload = named(workload.name, asked.latency_ms);
         keep(&format!("compare-{}", comparison.workload), &comparison)?;
     }
@@ -239,10 +239,10 @@ async fn compare_with(baseline: &Path, sluice: PathBuf, asked: &Compare) -> Resu
         },
     };
     let workloads = asked.workloads()?;
-    let lab = Lab::start(sluice, None, Duration::from_millis(asked.latency_ms)).await?;
+    let harness = Harness::start(sluice, None, Duration::from_millis(asked.latency_ms)).await?;
     let mut results = Vec::new();
     for workload in workloads {
-        let mut judged = baseline::compare(&lab, &workload, &terms).await?;
+        let mut judged = baseline::compare(&harness, &workload, &terms).await?;
         judged.workload = named(workload.name, asked.latency_ms);
         keep(
             &format!("{}{}", report::BASELINE_PREFIX, judged.workload),

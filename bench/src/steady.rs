@@ -14,7 +14,7 @@ use sluice_testkit::xapi::{ExpectedRows, Generator};
 use tokio::sync::mpsc;
 use tokio::time::{interval, sleep_until};
 
-use crate::lab::{Database, Lab};
+use crate::harness::{Database, Harness};
 use crate::note;
 use crate::plot;
 use crate::queue::QueueServer;
@@ -104,29 +104,29 @@ pub(crate) struct Plan {
     pub(crate) beside_engine: bool,
 }
 
-pub(crate) async fn run(lab: &Lab, plan: Plan) -> Result<Steady> {
+pub(crate) async fn run(harness: &Harness, plan: Plan) -> Result<Steady> {
     let Plan {
         objects_per_second: rate,
         minutes,
         configuration,
         beside_engine,
     } = plan;
-    let database = lab.database().await?;
+    let database = harness.database().await?;
     let beside = if beside_engine {
-        Some(lab.migrated().await?)
+        Some(harness.migrated().await?)
     } else {
         None
     };
     let queue = QueueServer::start([]).await?;
-    let at = queue.addresses(&lab.objects);
+    let at = queue.addresses(&harness.objects);
     let mut worker =
-        Worker::prepare(&lab.sluice, lab, &at, &database, "", &configuration)?.start()?;
+        Worker::prepare(&harness.sluice, harness, &at, &database, "", &configuration)?.start()?;
     let length = Duration::from_secs_f64(minutes * 60.0);
     let (arrivals, arrived) = mpsc::unbounded_channel();
     let ((expected_rows, put_at), moments, ()) = tokio::try_join!(
-        upload(lab, &queue, rate, length, arrivals),
+        upload(harness, &queue, rate, length, arrivals),
         watch(&mut worker, &database, beside.as_ref(), length),
-        load_beside(lab, beside.as_ref(), arrived),
+        load_beside(harness, beside.as_ref(), arrived),
     )?;
     worker
         .until(async || Ok(queue.depth().await? == (0, 0)))
@@ -138,12 +138,12 @@ pub(crate) async fn run(lab: &Lab, plan: Plan) -> Result<Steady> {
         beside.must_have(&expected_rows).await?;
         beside.remove().await?;
     }
-    let latencies = measure(&lab.clickhouse, &database.name, &put_at).await?;
+    let latencies = measure(&harness.clickhouse, &database.name, &put_at).await?;
     let inserts = format!(
         "SELECT uniqExact(batch_id) FROM {}.object_rows",
         database.name
     );
-    let inserts: f64 = lab.clickhouse.scalar(&inserts).await?;
+    let inserts: f64 = harness.clickhouse.scalar(&inserts).await?;
     database.remove().await?;
     let inserts_per_minute = inserts / minutes;
     let seconds = |percent| {
@@ -173,7 +173,7 @@ pub(crate) async fn run(lab: &Lab, plan: Plan) -> Result<Steady> {
 type PutAt = HashMap<String, SystemTime>;
 
 async fn upload(
-    lab: &Lab,
+    harness: &Harness,
     queue: &QueueServer,
     rate: f64,
     length: Duration,
@@ -188,7 +188,7 @@ async fn upload(
         at += Duration::from_secs_f64(1.0 / rate);
         let bundle = generator.bundle();
         expected_rows += &bundle.expected_rows;
-        let object = lab.objects.put(BUCKET, bundle);
+        let object = harness.objects.put(BUCKET, bundle);
         put_at.insert(object.path(), SystemTime::now());
         queue.announce(&object);
         // The receiver may be gone.
@@ -199,7 +199,7 @@ async fn upload(
 
 /// Lets the bare engine load the objects that have arrived, once per window, until no more arrive.
 async fn load_beside(
-    lab: &Lab,
+    harness: &Harness,
     database: Option<&Database<'_>>,
     mut arrived: mpsc::UnboundedReceiver<ObjectRef>,
 ) -> Result<()> {
@@ -212,7 +212,7 @@ async fn load_beside(
         window.tick().await;
         ended = arrived.is_closed();
         let objects: Vec<ObjectRef> = iter::from_fn(|| arrived.try_recv().ok()).collect();
-        engine::load(lab, &objects, database).await?;
+        engine::load(harness, &objects, database).await?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use sluice_bench::gate::median;
 
-use crate::lab::Lab;
+use crate::harness::Harness;
 use crate::note;
 use crate::ways::sluice::load_by;
 use crate::workload::Workload;
@@ -47,18 +47,18 @@ impl Workers {
 const COUNTS: [usize; 3] = [1, 2, 4];
 
 pub(crate) async fn run(
-    lab: &Lab,
+    harness: &Harness,
     workload: &Workload,
     share: f64,
     samples: usize,
     latency_ms: u64,
 ) -> Result<Workers> {
-    let uploaded = workload.upload(&lab.objects, share);
+    let uploaded = workload.upload(&harness.objects, share);
     let mut seconds = COUNTS.map(|_| Vec::new());
     for round in 0..=samples {
         for (workers, seconds) in COUNTS.iter().zip(&mut seconds) {
-            let database = lab.database().await?;
-            let run = load_by(&lab.sluice, *workers, "", lab, &uploaded, &database).await?;
+            let database = harness.database().await?;
+            let run = load_by(&harness.sluice, *workers, "", harness, &uploaded, &database).await?;
             database.remove().await?;
             note(&format!(
                 "{round}/{samples} {workers} workers: {:.2} s",

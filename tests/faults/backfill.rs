@@ -4,48 +4,56 @@ use std::os::unix::process::ExitStatusExt;
 
 use anyhow::{Result, ensure};
 
-use crate::harness::{Lab, concurrently, scenario};
+use crate::harness::{Harness, concurrently, scenario};
 
 const SIGABRT: i32 = 6;
 
-/// Creates a lab that announces nothing, with some objects.
-async fn with_history(name: &str) -> Result<Lab<'static>> {
-    let mut lab = Lab::shared(&name.replace(['.', '_'], "-")).await?;
-    lab.site.announce_no_more().await?;
-    lab.put_bundles(8).await?;
-    lab.set("batch.max_objects", 3);
-    Ok(lab)
+/// Creates a harness with some objects that are not announced.
+async fn with_history(name: &str) -> Result<Harness<'static>> {
+    let mut harness = Harness::shared(&name.replace(['.', '_'], "-")).await?;
+    harness.site.announce_no_more().await?;
+    harness.put_bundles(8).await?;
+    harness.set("batch.max_objects", 3);
+    Ok(harness)
 }
 
-fn backfill(lab: &Lab<'_>) -> Vec<String> {
-    vec!["backfill".to_owned(), format!("s3://{}", lab.site.bucket)]
+fn backfill(harness: &Harness<'_>) -> Vec<String> {
+    vec![
+        "backfill".to_owned(),
+        format!("s3://{}", harness.site.bucket),
+    ]
 }
 
 /// Asserts that the command dies at this failpoint. `nth` selects the occurrence, such as `1*off->`
 /// for the second one.
-async fn dies(lab: &Lab<'_>, arguments: &[String], nth: &str, failpoint: &str) -> Result<()> {
+async fn dies(
+    harness: &Harness<'_>,
+    arguments: &[String],
+    nth: &str,
+    failpoint: &str,
+) -> Result<()> {
     let armed = format!("{failpoint}={nth}return");
-    let output = lab.command(arguments, &armed).await?;
+    let output = harness.command(arguments, &armed).await?;
     ensure!(output.status.signal() == Some(SIGABRT), "{output:?}");
     Ok(())
 }
 
-async fn ends(lab: &Lab<'_>, arguments: &[String]) -> Result<()> {
-    let output = lab.command(arguments, "").await?;
+async fn ends(harness: &Harness<'_>, arguments: &[String]) -> Result<()> {
+    let output = harness.command(arguments, "").await?;
     ensure!(output.status.success(), "{output:?}");
     Ok(())
 }
 
 async fn resumed(failpoint: String, nth: &'static str) -> Result<()> {
-    let lab = with_history(&failpoint).await?;
-    let arguments = backfill(&lab);
-    dies(&lab, &arguments, nth, &failpoint).await?;
-    ends(&lab, &arguments).await?;
-    lab.assert_exact().await
+    let harness = with_history(&failpoint).await?;
+    let arguments = backfill(&harness);
+    dies(&harness, &arguments, nth, &failpoint).await?;
+    ends(&harness, &arguments).await?;
+    harness.assert_exact().await
 }
 
-fn forced(lab: &Lab<'_>) -> Vec<String> {
-    let mut arguments = backfill(lab);
+fn forced(harness: &Harness<'_>) -> Vec<String> {
+    let mut arguments = backfill(harness);
     arguments.push("--force".to_owned());
     arguments
 }
@@ -53,12 +61,16 @@ fn forced(lab: &Lab<'_>) -> Vec<String> {
 /// Kills a forced backfill of loaded objects, and finishes it by another forced run or by a plain
 /// one.
 async fn replaced(failpoint: String, nth: &'static str, again: bool) -> Result<()> {
-    let lab = with_history(&failpoint).await?;
-    ends(&lab, &backfill(&lab)).await?;
-    dies(&lab, &forced(&lab), nth, &failpoint).await?;
-    let rest = if again { forced(&lab) } else { backfill(&lab) };
-    ends(&lab, &rest).await?;
-    lab.assert_exact().await
+    let harness = with_history(&failpoint).await?;
+    ends(&harness, &backfill(&harness)).await?;
+    dies(&harness, &forced(&harness), nth, &failpoint).await?;
+    let rest = if again {
+        forced(&harness)
+    } else {
+        backfill(&harness)
+    };
+    ends(&harness, &rest).await?;
+    harness.assert_exact().await
 }
 
 #[tokio::test]
@@ -87,12 +99,12 @@ async fn a_forced_backfill_that_dies_at_any_step_is_recovered() -> Result<()> {
 
 /// Kills the run that recovers the replacement as well.
 async fn replaced_at_last(second: &'static str) -> Result<()> {
-    let lab = with_history(&format!("second-{second}")).await?;
-    ends(&lab, &backfill(&lab)).await?;
-    dies(&lab, &forced(&lab), "", "insert.after").await?;
-    dies(&lab, &backfill(&lab), "", second).await?;
-    ends(&lab, &backfill(&lab)).await?;
-    lab.assert_exact().await
+    let harness = with_history(&format!("second-{second}")).await?;
+    ends(&harness, &backfill(&harness)).await?;
+    dies(&harness, &forced(&harness), "", "insert.after").await?;
+    dies(&harness, &backfill(&harness), "", second).await?;
+    ends(&harness, &backfill(&harness)).await?;
+    harness.assert_exact().await
 }
 
 #[tokio::test]
@@ -111,17 +123,20 @@ async fn a_backfill_that_dies_while_it_ends_a_forced_one_is_recovered() -> Resul
 /// Two forced backfills run at the same time, beside a worker.
 #[tokio::test]
 async fn forced_backfills_at_the_same_time_do_not_double() -> Result<()> {
-    let mut lab = Lab::shared("forced-together").await?;
-    lab.set("batch.max_objects", 3);
-    lab.put_bundles(9).await?;
-    let daemon = lab.start("")?;
-    lab.drained(&[&daemon]).await;
-    let arguments = forced(&lab);
-    let (first, second) = tokio::join!(lab.command(&arguments, ""), lab.command(&arguments, ""));
+    let mut harness = Harness::shared("forced-together").await?;
+    harness.set("batch.max_objects", 3);
+    harness.put_bundles(9).await?;
+    let daemon = harness.start("")?;
+    harness.drained(&[&daemon]).await;
+    let arguments = forced(&harness);
+    let (first, second) = tokio::join!(
+        harness.command(&arguments, ""),
+        harness.command(&arguments, "")
+    );
     for output in [first?, second?] {
         ensure!(output.status.success(), "{output:?}");
     }
-    lab.finish(vec![daemon]).await
+    harness.finish(vec![daemon]).await
 }
 
 #[tokio::test]

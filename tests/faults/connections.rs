@@ -8,7 +8,7 @@ use sluice::statements::select::Target;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::EventType;
 
-use crate::harness::{Lab, Statement, concurrently, hits, scenario};
+use crate::harness::{Harness, Statement, concurrently, hits, scenario};
 
 /// What `per_type` fills: five event types, and Sluice's own three.
 const TABLES: usize = 8;
@@ -16,11 +16,11 @@ const TABLES: usize = 8;
 /// Every statement of one batch meets the fault once. The fault of the insert leads to a kill,
 /// which meets it as well.
 async fn every_statement_meets(fault: Fault, strategy: &'static str) -> Result<()> {
-    let mut lab = Lab::shared("statements").await?;
-    lab.set("load.strategy", strategy);
-    let proxy = Proxy::start(lab.clickhouse.url()).await?;
-    lab.set("clickhouse.url", proxy.url());
-    lab.put_bundles(5).await?;
+    let mut harness = Harness::shared("statements").await?;
+    harness.set("load.strategy", strategy);
+    let proxy = Proxy::start(harness.clickhouse.url()).await?;
+    harness.set("clickhouse.url", proxy.url());
+    harness.put_bundles(5).await?;
     let statements = [
         Statement::LookUp,
         Statement::Seal,
@@ -33,16 +33,16 @@ async fn every_statement_meets(fault: Fault, strategy: &'static str) -> Result<(
     for statement in statements {
         proxy.inject(fault, 1, statement.matcher());
     }
-    let daemon = lab.start("")?;
-    lab.drained(&[&daemon]).await;
+    let daemon = harness.start("")?;
+    harness.drained(&[&daemon]).await;
     // A delay is none of these: its statements succeed, so that nothing is killed.
     let met = match fault {
         Fault::Delay(_) => statements.len() - 1,
         _ => statements.len(),
     };
     ensure!(proxy.hits() == met, "{} of {met} met it", proxy.hits());
-    lab.assert_received(&daemon, 5).await?;
-    lab.finish(vec![daemon]).await
+    harness.assert_received(&daemon, 5).await?;
+    harness.finish(vec![daemon]).await
 }
 
 async fn every_statement_meets_every_fault(strategy: &'static str) -> Result<()> {
@@ -77,42 +77,42 @@ async fn per_type_statements_can_be_cut_refused_delayed_or_late() -> Result<()> 
 /// The worker dies when some of the tables are filled. The recovering worker must fill the others.
 #[tokio::test]
 async fn a_worker_that_dies_between_the_statements_of_a_batch_is_rolled_forward() -> Result<()> {
-    let mut lab = Lab::shared("between").await?;
-    lab.set("load.strategy", "per_type");
-    let proxy = Proxy::start(lab.clickhouse.url()).await?;
-    lab.set("clickhouse.url", proxy.url());
-    lab.put_bundles(6).await?;
+    let mut harness = Harness::shared("between").await?;
+    harness.set("load.strategy", "per_type");
+    let proxy = Proxy::start(harness.clickhouse.url()).await?;
+    harness.set("clickhouse.url", proxy.url());
+    harness.put_bundles(6).await?;
     // Some statements pass; the next one is held until the worker is dead.
     let insert = Statement::Insert.matcher();
     proxy.inject(Fault::Delay(Duration::ZERO), 4, insert);
     let held = Duration::from_secs(600);
     proxy.inject(Fault::Delay(held), 1, Statement::Insert.matcher());
-    let first = lab.start("")?;
+    let first = harness.start("")?;
     hits(&proxy, 5).await;
     first.kill()?;
     proxy.heal();
-    let second = lab.start("")?;
-    lab.drained(&[&second]).await;
-    ensure!(second.said("recovering")? == 1, "{}", lab.logs());
-    ensure!(second.recovered("Loaded")? == 1, "{}", lab.logs());
-    lab.finish(vec![second]).await
+    let second = harness.start("")?;
+    harness.drained(&[&second]).await;
+    ensure!(second.said("recovering")? == 1, "{}", harness.logs());
+    ensure!(second.recovered("Loaded")? == 1, "{}", harness.logs());
+    harness.finish(vec![second]).await
 }
 
 /// The worker is killed while its insert runs, and the statement continues without it.
 async fn killed_during_its_insert(strategy: &'static str) -> Result<()> {
-    let mut lab = Lab::shared("killed").await?;
-    lab.set("load.strategy", strategy);
-    let s3 = Proxy::start(lab.aws.endpoint()).await?;
-    lab.set("s3.clickhouse_endpoint", s3.url());
-    lab.put_bundles(5).await?;
+    let mut harness = Harness::shared("killed").await?;
+    harness.set("load.strategy", strategy);
+    let s3 = Proxy::start(harness.aws.endpoint()).await?;
+    harness.set("s3.clickhouse_endpoint", s3.url());
+    harness.put_bundles(5).await?;
     s3.inject(Fault::Delay(Duration::from_secs(8)), 1, |parts, _| {
         parts.method == "GET"
     });
-    let first = lab.start("")?;
+    let first = harness.start("")?;
     hits(&s3, 1).await;
     first.kill()?;
-    let second = lab.start("")?;
-    lab.finish(vec![second]).await
+    let second = harness.start("")?;
+    harness.finish(vec![second]).await
 }
 
 #[tokio::test]
@@ -126,12 +126,12 @@ async fn a_worker_killed_during_its_insert_is_recovered() -> Result<()> {
 
 /// Before the insert is repeated, this is done to one table, or to all. The replay finds out.
 async fn torn(meanwhile: &'static str, to_all: bool, strategy: &'static str) -> Result<()> {
-    let mut lab = Lab::shared("torn").await?;
-    lab.set("load.strategy", strategy);
-    let proxy = Proxy::start(lab.clickhouse.url()).await?;
-    lab.set("clickhouse.url", proxy.url());
-    while !lab.expects(EventType::PageViewed) {
-        lab.put_bundles(1).await?;
+    let mut harness = Harness::shared("torn").await?;
+    harness.set("load.strategy", strategy);
+    let proxy = Proxy::start(harness.clickhouse.url()).await?;
+    harness.set("clickhouse.url", proxy.url());
+    while !harness.expects(EventType::PageViewed) {
+        harness.put_bundles(1).await?;
     }
     // It comes when all tables are filled.
     let passing = match strategy {
@@ -143,20 +143,24 @@ async fn torn(meanwhile: &'static str, to_all: bool, strategy: &'static str) -> 
     proxy.inject(Fault::CutBeforeResponse, 1, insert());
     proxy.inject(Fault::Hold, 1, Statement::Kill.matcher());
     // The kill waits for as long as it takes here.
-    lab.set("clickhouse.query_timeout", "5m");
-    let daemon = lab.start("")?;
+    harness.set("clickhouse.query_timeout", "5m");
+    let daemon = harness.start("")?;
     hits(&proxy, passing + 2).await;
     let catalog = Catalog::builtin();
     for target in Target::all(&catalog) {
         if to_all || target.table() == EventType::PageViewed.table() {
-            let statement = meanwhile.replace("{table}", &lab.table(target.table()));
-            lab.clickhouse.execute(&statement).await?;
+            let statement = meanwhile.replace("{table}", &harness.table(target.table()));
+            harness.clickhouse.execute(&statement).await?;
         }
     }
     proxy.heal();
-    lab.drained(&[&daemon]).await;
-    ensure!(daemon.said("rolling back a batch")? == 1, "{}", lab.logs());
-    lab.finish(vec![daemon]).await
+    harness.drained(&[&daemon]).await;
+    ensure!(
+        daemon.said("rolling back a batch")? == 1,
+        "{}",
+        harness.logs()
+    );
+    harness.finish(vec![daemon]).await
 }
 
 /// Cases: a token that is remembered although its rows are missing, and rows that exist although

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::harness::{Lab, concurrently, scenario};
+use crate::harness::{Harness, concurrently, scenario};
 
 /// The exit code of an aborted process: 128 + SIGABRT.
 const ABORTED: i32 = 134;
@@ -13,15 +13,15 @@ async fn dying_at(deaths: Vec<String>, strategy: &'static str) -> Result<()> {
         .last()
         .map_or("none", String::as_str)
         .replace('.', "-");
-    let mut lab = Lab::shared(&name).await?;
-    lab.set("load.strategy", strategy);
-    lab.put_bundles(4).await?;
+    let mut harness = Harness::shared(&name).await?;
+    harness.set("load.strategy", strategy);
+    harness.put_bundles(4).await?;
     for death in &deaths {
-        let code = lab.start(&format!("{death}=return"))?.ended().await?;
+        let code = harness.start(&format!("{death}=return"))?.ended().await?;
         ensure!(code == ABORTED, "{death}: ended with {code}");
     }
-    let last = lab.start("")?;
-    lab.finish(vec![last]).await
+    let last = harness.start("")?;
+    harness.finish(vec![last]).await
 }
 
 async fn all(scenarios: Vec<(Vec<String>, &'static str)>) -> Result<()> {

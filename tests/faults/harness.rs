@@ -27,8 +27,8 @@ pub(crate) const VISIBILITY: Duration = Duration::from_secs(10);
 /// Longer than the grace period of the daemon.
 const GRACE: Duration = Duration::from_secs(90);
 
-/// The resources of one test.
-pub(crate) struct Lab<'a> {
+/// The resources of one test: its queue, bucket, database and daemons.
+pub(crate) struct Harness<'a> {
     pub(crate) clickhouse: &'a ClickHouse,
     pub(crate) aws: &'a Aws,
     pub(crate) site: Site,
@@ -47,7 +47,7 @@ pub(crate) struct Daemon {
     log: PathBuf,
 }
 
-impl Lab<'static> {
+impl Harness<'static> {
     /// Uses the servers that all tests share.
     pub(crate) async fn shared(name: &str) -> Result<Self> {
         let stack = Stack::shared();
@@ -60,7 +60,7 @@ impl Lab<'static> {
     }
 }
 
-impl<'a> Lab<'a> {
+impl<'a> Harness<'a> {
     /// Creates a migrated database and an empty queue.
     pub(crate) async fn new(
         clickhouse: &'a ClickHouse,
@@ -68,10 +68,10 @@ impl<'a> Lab<'a> {
         name: &str,
         max_receive_count: u32,
     ) -> Result<Self> {
-        let lab = Self::unmigrated(clickhouse, stack, name, max_receive_count).await?;
-        lab.migrate().await?;
-        exact::keep_duplicates(clickhouse, &lab.site).await?;
-        Ok(lab)
+        let harness = Self::unmigrated(clickhouse, stack, name, max_receive_count).await?;
+        harness.migrate().await?;
+        exact::keep_duplicates(clickhouse, &harness.site).await?;
+        Ok(harness)
     }
 
     /// Creates an empty queue and picks the name of a database that does not exist.
@@ -118,8 +118,8 @@ impl<'a> Lab<'a> {
             "admin": { "listen": "127.0.0.1:0" },
             "log": { "format": "json" },
         });
-        // Each lab has a different seed. Equal statements of two labs would not interfere with each
-        // other, but different ones are easier to tell apart.
+        // Each test has a different seed. Equal statements of two tests would not interfere with each
+        // other, but different ones are easier to distinguish.
         let seed = site.bucket.bytes().fold(7, |seed: u64, byte| {
             seed.wrapping_mul(31).wrapping_add(u64::from(byte))
         });
@@ -171,7 +171,7 @@ impl<'a> Lab<'a> {
         Ok(())
     }
 
-    /// Runs a subcommand and waits for it to exit. `failpoints` is as for [`Lab::start`].
+    /// Runs a subcommand and waits for it to exit. `failpoints` is as for [`Harness::start`].
     pub(crate) async fn command(
         &self,
         arguments: &[impl AsRef<OsStr>],

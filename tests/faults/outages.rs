@@ -12,34 +12,34 @@ use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::{ClickHouse, Stack, wait_for};
 use tokio::task::spawn_blocking;
 
-use crate::harness::{BOUND, Lab, Statement, concurrently, hits, scenario};
+use crate::harness::{BOUND, Harness, Statement, concurrently, hits, scenario};
 
 /// Messages would become dead letters after two receives, and an outage lasts longer than their
 /// visibility timeouts. Every message is received once nevertheless.
 async fn clickhouse_is_killed_during_an_insert() -> Result<()> {
     let clickhouse = Arc::new(spawn_blocking(ClickHouse::start).await??);
-    let mut lab = Lab::new(&clickhouse, Stack::shared(), "crash", 2).await?;
-    let s3 = Proxy::start(lab.aws.endpoint()).await?;
-    lab.set("s3.clickhouse_endpoint", s3.url());
-    lab.put_bundles(12).await?;
+    let mut harness = Harness::new(&clickhouse, Stack::shared(), "crash", 2).await?;
+    let s3 = Proxy::start(harness.aws.endpoint()).await?;
+    harness.set("s3.clickhouse_endpoint", s3.url());
+    harness.put_bundles(12).await?;
     s3.inject(Fault::Delay(Duration::from_secs(60)), 1, |parts, _| {
         parts.method == "GET"
     });
-    let daemon = lab.start("")?;
+    let daemon = harness.start("")?;
     hits(&s3, 1).await;
     let killed = Arc::clone(&clickhouse);
     spawn_blocking(move || killed.kill()).await??;
     daemon.readiness(503, "no answer from ClickHouse").await;
     // These arrive during the outage.
-    lab.put_bundles(3).await?;
+    harness.put_bundles(3).await?;
     // Longer than visibility timeout and receives allow.
     tokio::time::sleep(Duration::from_secs(25)).await;
     s3.heal();
     let restarted = Arc::clone(&clickhouse);
     spawn_blocking(move || restarted.restart()).await??;
-    lab.drained(&[&daemon]).await;
-    lab.assert_received(&daemon, 15).await?;
-    lab.finish(vec![daemon]).await
+    harness.drained(&[&daemon]).await;
+    harness.assert_received(&daemon, 15).await?;
+    harness.finish(vec![daemon]).await
 }
 
 /// The statement is refused until the cause is fixed. Until then nothing more is received, the
@@ -49,16 +49,16 @@ async fn a_statement_is_refused(
     error: &'static str,
     reason: &'static str,
 ) -> Result<()> {
-    let mut lab = Lab::shared_with("refused", 2).await?;
-    let proxy = Proxy::start(lab.clickhouse.url()).await?;
-    lab.set("clickhouse.url", proxy.url());
+    let mut harness = Harness::shared_with("refused", 2).await?;
+    let proxy = Proxy::start(harness.clickhouse.url()).await?;
+    harness.set("clickhouse.url", proxy.url());
     proxy.inject(Fault::Error(error), usize::MAX, statement.matcher());
-    lab.put_bundles(2).await?;
-    let daemon = lab.start("")?;
+    harness.put_bundles(2).await?;
+    let daemon = harness.start("")?;
     hits(&proxy, 1).await;
     daemon.readiness(503, reason).await;
     let received = daemon.metric("sluice_sqs_messages_received_total").await?;
-    lab.put_bundles(20).await?;
+    harness.put_bundles(20).await?;
     hits(&proxy, 12).await;
     daemon.readiness(503, reason).await;
     let since = daemon.metric("sluice_sqs_messages_received_total").await?;
@@ -67,33 +67,35 @@ async fn a_statement_is_refused(
         since <= received + 20,
         "{received} and then {since} received"
     );
-    ensure!(daemon.said("loading resumes")? == 1, "{}", lab.logs());
-    ensure!(daemon.said("intake is paused")? <= 3, "{}", lab.logs());
+    ensure!(daemon.said("loading resumes")? == 1, "{}", harness.logs());
+    ensure!(daemon.said("intake is paused")? <= 3, "{}", harness.logs());
     proxy.heal();
-    lab.drained(&[&daemon]).await;
-    lab.assert_received(&daemon, 22).await?;
+    harness.drained(&[&daemon]).await;
+    harness.assert_received(&daemon, 22).await?;
     daemon.is_ready().await;
-    lab.finish(vec![daemon]).await
+    harness.finish(vec![daemon]).await
 }
 
 /// A table that a view fills is away: some of the views have done their work.
 async fn a_table_is_detached() -> Result<()> {
-    let mut lab = Lab::shared_with("detached", 2).await?;
-    lab.put_bundles(5).await?;
-    let table = lab.table("part_attempt_events");
-    let daemon = lab.start("")?;
-    lab.drained(&[&daemon]).await;
-    lab.clickhouse
+    let mut harness = Harness::shared_with("detached", 2).await?;
+    harness.put_bundles(5).await?;
+    let table = harness.table("part_attempt_events");
+    let daemon = harness.start("")?;
+    harness.drained(&[&daemon]).await;
+    harness
+        .clickhouse
         .execute(&format!("DETACH TABLE {table}"))
         .await?;
-    lab.put_bundles(20).await?;
+    harness.put_bundles(20).await?;
     daemon.readiness(503, "part_attempt_events").await;
-    lab.clickhouse
+    harness
+        .clickhouse
         .execute(&format!("ATTACH TABLE {table}"))
         .await?;
-    lab.drained(&[&daemon]).await;
-    lab.assert_received(&daemon, 25).await?;
-    lab.finish(vec![daemon]).await
+    harness.drained(&[&daemon]).await;
+    harness.assert_received(&daemon, 25).await?;
+    harness.finish(vec![daemon]).await
 }
 
 fn operation(name: &'static str) -> impl Fn(&Parts, &[u8]) -> bool + Send + 'static {
@@ -105,71 +107,74 @@ fn operation(name: &'static str) -> impl Fn(&Parts, &[u8]) -> bool + Send + 'sta
 
 /// The SDK tries three times by itself.
 async fn deletes_fail_at_first() -> Result<()> {
-    let mut lab = Lab::shared("deletes").await?;
-    let sqs = Proxy::start(lab.aws.endpoint()).await?;
+    let mut harness = Harness::shared("deletes").await?;
+    let sqs = Proxy::start(harness.aws.endpoint()).await?;
     sqs.inject(Fault::Status(503), 5, operation("DeleteMessageBatch"));
     let cut = Fault::CutBeforeResponse;
     sqs.inject(cut, 1, operation("DeleteMessageBatch"));
-    lab.put_bundles(4).await?;
-    let daemon = lab.start_with("", &[("AWS_ENDPOINT_URL", sqs.url())])?;
-    lab.drained(&[&daemon]).await;
+    harness.put_bundles(4).await?;
+    let daemon = harness.start_with("", &[("AWS_ENDPOINT_URL", sqs.url())])?;
+    harness.drained(&[&daemon]).await;
     ensure!(sqs.hits() == 6, "{} requests met it", sqs.hits());
-    lab.assert_received(&daemon, 4).await?;
-    lab.finish(vec![daemon]).await
+    harness.assert_received(&daemon, 4).await?;
+    harness.finish(vec![daemon]).await
 }
 
 /// The queue is unavailable while messages are in flight. They are loaded, and settled when it is
 /// back, or reappear and are recognised.
 async fn the_queue_goes_away() -> Result<()> {
-    let mut lab = Lab::shared_with("queue", 5).await?;
-    let sqs = Proxy::start(lab.aws.endpoint()).await?;
-    let clickhouse = Proxy::start(lab.clickhouse.url()).await?;
-    lab.set("clickhouse.url", clickhouse.url());
+    let mut harness = Harness::shared_with("queue", 5).await?;
+    let sqs = Proxy::start(harness.aws.endpoint()).await?;
+    let clickhouse = Proxy::start(harness.clickhouse.url()).await?;
+    harness.set("clickhouse.url", clickhouse.url());
     let held = Fault::Delay(Duration::from_secs(3));
     clickhouse.inject(held, 1, Statement::Insert.matcher());
-    lab.put_bundles(4).await?;
-    let daemon = lab.start_with("", &[("AWS_ENDPOINT_URL", sqs.url())])?;
+    harness.put_bundles(4).await?;
+    let daemon = harness.start_with("", &[("AWS_ENDPOINT_URL", sqs.url())])?;
     hits(&clickhouse, 1).await;
     sqs.inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
     // Every delete fails for good.
     daemon.says("giving up on SQS request").await;
     sqs.heal();
-    lab.drained(&[&daemon]).await;
+    harness.drained(&[&daemon]).await;
     let lines = daemon.log_lines()?.len();
-    ensure!(lines < 30, "{lines} lines\n{}", lab.logs());
-    lab.finish(vec![daemon]).await
+    ensure!(lines < 30, "{lines} lines\n{}", harness.logs());
+    harness.finish(vec![daemon]).await
 }
 
 /// An insert takes several times the visibility timeout. Its messages are received once and deleted
 /// once. Another worker receives the same objects and does not load them.
 async fn a_long_insert() -> Result<()> {
-    let mut lab = Lab::shared_with("long", 2).await?;
-    let clickhouse = Proxy::start(lab.clickhouse.url()).await?;
-    let s3 = Proxy::start(lab.aws.endpoint()).await?;
-    lab.set("clickhouse.url", clickhouse.url());
-    lab.set("s3.clickhouse_endpoint", s3.url());
+    let mut harness = Harness::shared_with("long", 2).await?;
+    let clickhouse = Proxy::start(harness.clickhouse.url()).await?;
+    let s3 = Proxy::start(harness.aws.endpoint()).await?;
+    harness.set("clickhouse.url", clickhouse.url());
+    harness.set("s3.clickhouse_endpoint", s3.url());
     let moment = Fault::Delay(Duration::from_secs(13));
     clickhouse.inject(moment, 1, Statement::Insert.matcher());
     s3.inject(moment, 1, |parts, _| parts.method == "GET");
-    lab.put_bundles(4).await?;
-    let first = lab.start("")?;
+    harness.put_bundles(4).await?;
+    let first = harness.start("")?;
     hits(&clickhouse, 1).await;
-    for bundle in &lab.expected {
-        let head = lab.site.s3.head_object().bucket(&lab.site.bucket);
+    for bundle in &harness.expected {
+        let head = harness.site.s3.head_object().bucket(&harness.site.bucket);
         let head = head.key(&bundle.key).send().await?;
         let etag = head.e_tag().unwrap_or_default().trim_matches('"');
-        lab.site.send(&lab.site.announcement(bundle, etag)).await?;
+        harness
+            .site
+            .send(&harness.site.announcement(bundle, etag))
+            .await?;
     }
-    let second = lab.start("")?;
-    lab.drained(&[&first, &second]).await;
-    ensure!(s3.hits() == 1 && lab.inserts_started().await? == 1);
+    let second = harness.start("")?;
+    harness.drained(&[&first, &second]).await;
+    ensure!(s3.hits() == 1 && harness.inserts_started().await? == 1);
     ensure!(first.said("recovering")? + second.said("recovering")? == 0);
     let mut received = 0;
     for daemon in [&first, &second] {
         received += daemon.metric("sluice_sqs_messages_received_total").await?;
     }
     ensure!(received == 8, "8 messages were received {received} times");
-    lab.finish(vec![first, second]).await
+    harness.finish(vec![first, second]).await
 }
 
 #[tokio::test]
@@ -213,23 +218,23 @@ async fn outages_cost_nothing() -> Result<()> {
 /// The landing table is dropped while the daemon runs, and `migrate` creates it again.
 #[tokio::test]
 async fn a_dropped_landing_table_is_waited_for() -> Result<()> {
-    let mut lab = Lab::shared_with("landing", 2).await?;
-    lab.put_bundles(5).await?;
-    let daemon = lab.start("")?;
-    lab.drained(&[&daemon]).await;
+    let mut harness = Harness::shared_with("landing", 2).await?;
+    harness.put_bundles(5).await?;
+    let daemon = harness.start("")?;
+    harness.drained(&[&daemon]).await;
     let drop = format!(
         "DROP TABLE {}",
-        lab.table(&landing_name(&Catalog::builtin()))
+        harness.table(&landing_name(&Catalog::builtin()))
     );
-    lab.clickhouse.execute(&drop).await?;
-    lab.put_bundles(5).await?;
+    harness.clickhouse.execute(&drop).await?;
+    harness.put_bundles(5).await?;
     daemon.readiness(503, "landing").await;
-    lab.migrate().await?;
+    harness.migrate().await?;
     wait_for("intake to be open again", BOUND, async || {
         Ok((daemon.said("loading resumes")? == 2).then_some(()))
     })
     .await;
-    lab.drained(&[&daemon]).await;
-    lab.assert_received(&daemon, 10).await?;
-    lab.finish(vec![daemon]).await
+    harness.drained(&[&daemon]).await;
+    harness.assert_received(&daemon, 10).await?;
+    harness.finish(vec![daemon]).await
 }

@@ -11,7 +11,7 @@ use sluice_testkit::xapi::{EventType, Generator};
 use sluice_testkit::{exact, wait_for};
 use tempfile::TempDir;
 
-use crate::harness::{BOUND, Lab, concurrently, copy_builtin_event_types, scenario, text_of};
+use crate::harness::{BOUND, Harness, concurrently, copy_builtin_event_types, scenario, text_of};
 
 const SIGABRT: i32 = 6;
 
@@ -19,8 +19,8 @@ const REPLAY: [&str; 4] = ["rejects", "replay", "--output", "json"];
 
 /// Objects loaded while one event type was not declared and another was declared wrongly: rows of
 /// the one are unmatched, those of the other rejected. Now both are right.
-async fn with_kept_lines(name: &str, strategy: &str) -> Result<Lab<'static>> {
-    let mut lab = Lab::shared(name).await?;
+async fn with_kept_lines(name: &str, strategy: &str) -> Result<Harness<'static>> {
+    let mut harness = Harness::shared(name).await?;
     let directory = TempDir::new()?;
     copy_builtin_event_types(directory.path())?;
     std::fs::remove_file(directory.path().join("video.yaml"))?;
@@ -30,33 +30,38 @@ async fn with_kept_lines(name: &str, strategy: &str) -> Result<Lab<'static>> {
     ensure!(right != wrong, "the declaration has changed");
     std::fs::write(&page_viewed, wrong)?;
     let types = directory.path().display().to_string();
-    lab.set("event_types", serde_json::json!({ "dir": types }));
+    harness.set("event_types", serde_json::json!({ "dir": types }));
     // The views are those of the right declarations.
-    lab.set("load.strategy", "per_type");
+    harness.set("load.strategy", "per_type");
     // What is malformed would be rejected only once it is of an event type.
-    lab.generator = Generator::new(lab.site.bucket.len() as u64).faults(0.0, 0.1);
-    lab.put_bundles(2).await?;
-    while !(lab.expects(EventType::Video) && lab.expects(EventType::PageViewed)) {
-        lab.put_bundles(1).await?;
+    harness.generator = Generator::new(harness.site.bucket.len() as u64).faults(0.0, 0.1);
+    harness.put_bundles(2).await?;
+    while !(harness.expects(EventType::Video) && harness.expects(EventType::PageViewed)) {
+        harness.put_bundles(1).await?;
     }
-    let daemon = lab.start("")?;
-    lab.drained(&[&daemon]).await;
+    let daemon = harness.start("")?;
+    harness.drained(&[&daemon]).await;
     daemon.is_ready().await;
     daemon.stop().await?;
-    ensure!(!differences(&lab).await?.is_empty(), "nothing to replay");
-    lab.set("event_types", serde_json::json!({}));
-    lab.set("load.strategy", strategy);
-    Ok(lab)
+    ensure!(
+        !differences(&harness).await?.is_empty(),
+        "nothing to replay"
+    );
+    harness.set("event_types", serde_json::json!({}));
+    harness.set("load.strategy", strategy);
+    Ok(harness)
 }
 
-async fn differences(lab: &Lab<'_>) -> Result<String> {
-    exact::table_differences(lab.clickhouse, &lab.site, &lab.expected).await
+async fn differences(harness: &Harness<'_>) -> Result<String> {
+    exact::table_differences(harness.clickhouse, &harness.site, &harness.expected).await
 }
 
 /// Until it has died there: what is left behind is taken up only after a while.
-async fn dies(lab: &Lab<'_>, failpoint: &str) {
+async fn dies(harness: &Harness<'_>, failpoint: &str) {
     wait_for(failpoint, BOUND, async || {
-        let output = lab.command(&REPLAY, &format!("{failpoint}return")).await?;
+        let output = harness
+            .command(&REPLAY, &format!("{failpoint}return"))
+            .await?;
         ensure!(output.status.signal() == Some(SIGABRT), "{output:?}");
         Ok(Some(()))
     })
@@ -64,35 +69,35 @@ async fn dies(lab: &Lab<'_>, failpoint: &str) {
 }
 
 /// Runs until no replay is unfinished. Then each line is in its table once.
-async fn ends_well(lab: &Lab<'_>) -> Result<()> {
+async fn ends_well(harness: &Harness<'_>) -> Result<()> {
     let unfinished = format!(
         "SELECT uniqExact(batch_id) FROM {} WHERE read_by LIKE '%\\_%' AND batch_id NOT IN \
          (SELECT batch_id FROM {} WHERE event IN ('released', 'cleaned'))",
-        lab.table("ledger_objects"),
-        lab.table("ledger_batches"),
+        harness.table("ledger_objects"),
+        harness.table("ledger_batches"),
     );
     wait_for("a replay to end well", BOUND, async || {
-        let output = lab.command(&REPLAY, "").await?;
+        let output = harness.command(&REPLAY, "").await?;
         ensure!(output.status.success(), "{output:?}");
         let report: Value = serde_json::from_slice(&output.stdout)?;
         ensure!(report["in_hand"] == 0, "{report}");
-        let unfinished: u64 = lab.clickhouse.scalar(&unfinished).await?;
+        let unfinished: u64 = harness.clickhouse.scalar(&unfinished).await?;
         ensure!(unfinished == 0, "{unfinished} unfinished");
         Ok(Some(()))
     })
     .await;
-    let problems = differences(lab).await?;
-    ensure!(problems.is_empty(), "{}:\n{problems}", lab.site.bucket);
+    let problems = differences(harness).await?;
+    ensure!(problems.is_empty(), "{}:\n{problems}", harness.site.bucket);
     Ok(())
 }
 
 /// It dies at one place after the other, each as `FAILPOINTS` has it up to `return`.
 async fn dying_at(strategy: &'static str, deaths: &'static [&'static str]) -> Result<()> {
-    let lab = with_kept_lines("replay-dies", strategy).await?;
+    let harness = with_kept_lines("replay-dies", strategy).await?;
     for death in deaths {
-        dies(&lab, death).await;
+        dies(&harness, death).await;
     }
-    ends_well(&lab).await
+    ends_well(&harness).await
 }
 
 async fn all_dying(
@@ -143,23 +148,23 @@ async fn a_replay_that_dies_while_it_recovers_is_recovered() -> Result<()> {
 /// A replay that another configuration began, and that has rows, is rolled back.
 #[tokio::test]
 async fn a_replay_is_not_rolled_forward_under_another_configuration() -> Result<()> {
-    let mut lab = with_kept_lines("replay-plan", "per_type").await?;
-    dies(&lab, "replay.statement=3*off->").await;
-    lab.set("load.strategy", "single_pass");
+    let mut harness = with_kept_lines("replay-plan", "per_type").await?;
+    dies(&harness, "replay.statement=3*off->").await;
+    harness.set("load.strategy", "single_pass");
     for death in ["take_back.before=", "take_back.after="] {
-        dies(&lab, death).await;
+        dies(&harness, death).await;
     }
-    ends_well(&lab).await
+    ends_well(&harness).await
 }
 
 #[tokio::test]
 async fn replays_side_by_side_move_each_line_once() -> Result<()> {
-    let lab = with_kept_lines("replay-twice", "per_type").await?;
-    let replays = (0..4).map(|_| lab.command(&REPLAY, ""));
+    let harness = with_kept_lines("replay-twice", "per_type").await?;
+    let replays = (0..4).map(|_| harness.command(&REPLAY, ""));
     for output in futures_util::future::try_join_all(replays).await? {
         ensure!(output.status.success(), "{output:?}");
     }
-    ends_well(&lab).await
+    ends_well(&harness).await
 }
 
 /// The statements that change anything.
@@ -176,16 +181,16 @@ const STATEMENTS: [(&str, &[&str]); 5] = [
 
 /// Each statement in turn meets the fault once.
 async fn disturbed(fault: Fault) -> Result<()> {
-    let mut lab = with_kept_lines("replay-faults", "single_pass").await?;
-    let proxy = Proxy::start(lab.clickhouse.url()).await?;
-    lab.set("clickhouse.url", proxy.url());
+    let mut harness = with_kept_lines("replay-faults", "single_pass").await?;
+    let proxy = Proxy::start(harness.clickhouse.url()).await?;
+    harness.set("clickhouse.url", proxy.url());
     for (met, (name, words)) in STATEMENTS.into_iter().enumerate() {
         proxy.inject(fault, 1, move |parts, body| {
             let text = text_of(parts, body);
             words.iter().all(|word| text.contains(word))
         });
         wait_for(name, BOUND, async || {
-            let output = lab.command(&REPLAY, "").await?;
+            let output = harness.command(&REPLAY, "").await?;
             let hits = proxy.hits();
             ensure!(hits > met, "{hits} met it: {output:?}");
             ensure!(output.status.code() == Some(1), "{output:?}");
@@ -193,12 +198,12 @@ async fn disturbed(fault: Fault) -> Result<()> {
         })
         .await;
     }
-    ends_well(&lab).await?;
+    ends_well(&harness).await?;
     if let Fault::Late(late) = fault {
         // Whatever comes by then must do nothing.
         tokio::time::sleep(late * 2).await;
     }
-    ends_well(&lab).await
+    ends_well(&harness).await
 }
 
 #[tokio::test]

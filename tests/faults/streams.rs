@@ -9,7 +9,7 @@ use sluice_testkit::xapi::{Bundle, ExpectedRows};
 use sluice_testkit::{ClickHouse, Stack, wait_for};
 use tokio::task::spawn_blocking;
 
-use crate::harness::{BOUND, Lab, Statement, concurrently, scenario};
+use crate::harness::{BOUND, Harness, Statement, concurrently, scenario};
 
 /// The exit code of an aborted process: 128 + SIGABRT.
 const ABORTED: i32 = 134;
@@ -23,24 +23,24 @@ enum Objects {
     Large,
 }
 
-fn streaming(lab: &mut Lab<'_>) {
-    lab.set("load.fallback", "always");
-    lab.set("batch.max_bytes", "1MiB");
+fn streaming(harness: &mut Harness<'_>) {
+    harness.set("load.fallback", "always");
+    harness.set("batch.max_bytes", "1MiB");
 }
 
-async fn put(lab: &mut Lab<'_>, objects: Objects) -> Result<()> {
+async fn put(harness: &mut Harness<'_>, objects: Objects) -> Result<()> {
     match objects {
-        Objects::Small => lab.put_bundles(6).await,
-        Objects::Large => put_large(lab).await,
+        Objects::Small => harness.put_bundles(6).await,
+        Objects::Large => put_large(harness).await,
     }
 }
 
 /// Uploads an object with more lines than three blocks hold, of all kinds.
-async fn put_large(lab: &mut Lab<'_>) -> Result<()> {
-    put_large_of(lab, 100_000).await
+async fn put_large(harness: &mut Harness<'_>) -> Result<()> {
+    put_large_of(harness, 100_000).await
 }
 
-async fn put_large_of(lab: &mut Lab<'_>, lines: u64) -> Result<()> {
+async fn put_large_of(harness: &mut Harness<'_>, lines: u64) -> Result<()> {
     let mut large = Bundle {
         key: "large.jsonl".to_owned(),
         bytes: Vec::new(),
@@ -52,41 +52,41 @@ async fn put_large_of(lab: &mut Lab<'_>, lines: u64) -> Result<()> {
     }
     large.expected_rows.unmatched = lines;
     let plain = |bundle: &Bundle| bundle.key.ends_with(".jsonl");
-    for some in lab.generator.by_ref().filter(plain).take(20) {
+    for some in harness.generator.by_ref().filter(plain).take(20) {
         large.bytes.extend_from_slice(&some.bytes);
         large.bytes.push(b'\n');
         large.expected_rows += &some.expected_rows;
     }
     large.expected_rows.objects = 1;
-    lab.put(large).await
+    harness.put(large).await
 }
 
 /// Cuts the connection to ClickHouse. The next attempt finds what the first has left behind.
 async fn cut_on_the_way_to_clickhouse(fault: Fault, objects: Objects) -> Result<()> {
-    let mut lab = Lab::shared("cut-stream").await?;
-    streaming(&mut lab);
-    let proxy = Proxy::start(lab.clickhouse.url()).await?;
-    lab.set("clickhouse.url", proxy.url());
-    put(&mut lab, objects).await?;
+    let mut harness = Harness::shared("cut-stream").await?;
+    streaming(&mut harness);
+    let proxy = Proxy::start(harness.clickhouse.url()).await?;
+    harness.set("clickhouse.url", proxy.url());
+    put(&mut harness, objects).await?;
     proxy.inject(fault, 2, Statement::Stream.matcher());
-    let daemon = lab.start("")?;
-    lab.drained(&[&daemon]).await;
+    let daemon = harness.start("")?;
+    harness.drained(&[&daemon]).await;
     ensure!(proxy.hits() == 2, "{} streams met it", proxy.hits());
     ensure!(daemon.metric("sluice_objects_streamed_total").await? > 0);
-    lab.finish(vec![daemon]).await
+    harness.finish(vec![daemon]).await
 }
 
 /// Cuts the connection from S3 to the worker.
 async fn cut_on_the_way_from_s3(fault: Fault, objects: Objects) -> Result<()> {
-    let mut lab = Lab::shared("cut-read").await?;
-    streaming(&mut lab);
-    let s3 = Proxy::start(lab.aws.endpoint()).await?;
-    put(&mut lab, objects).await?;
+    let mut harness = Harness::shared("cut-read").await?;
+    streaming(&mut harness);
+    let s3 = Proxy::start(harness.aws.endpoint()).await?;
+    put(&mut harness, objects).await?;
     s3.inject(fault, 2, |parts, _| parts.method == "GET");
-    let daemon = lab.start_with("", &[("AWS_ENDPOINT_URL_S3", s3.url())])?;
-    lab.drained(&[&daemon]).await;
+    let daemon = harness.start_with("", &[("AWS_ENDPOINT_URL_S3", s3.url())])?;
+    harness.drained(&[&daemon]).await;
     ensure!(s3.hits() == 2, "{} reads met it", s3.hits());
-    lab.finish(vec![daemon]).await
+    harness.finish(vec![daemon]).await
 }
 
 async fn cut_at_either_end(objects: Objects) -> Result<()> {
@@ -135,16 +135,16 @@ enum Death {
     AfterABlock,
 }
 
-async fn die(lab: &Lab<'_>, death: Death) -> Result<()> {
+async fn die(harness: &Harness<'_>, death: Death) -> Result<()> {
     match death {
         Death::At(failpoint) => {
-            let code = lab.start(failpoint)?.ended().await?;
+            let code = harness.start(failpoint)?.ended().await?;
             ensure!(code == ABORTED, "{death:?}: ended with {code}");
             Ok(())
         }
         Death::AfterABlock => {
-            let daemon = lab.start(SLOWLY)?;
-            some_in(lab.clickhouse, &lab.table("unmatched_statements")).await;
+            let daemon = harness.start(SLOWLY)?;
+            some_in(harness.clickhouse, &harness.table("unmatched_statements")).await;
             daemon.kill()
         }
     }
@@ -161,17 +161,17 @@ async fn some_in(clickhouse: &ClickHouse, table: &str) {
 
 /// Lets workers die one after the other. The last worker finishes their work.
 async fn workers_die(deaths: Vec<Death>, objects: Objects, fallback: &str) -> Result<()> {
-    let mut lab = Lab::shared_with("dead-stream", 6).await?;
-    streaming(&mut lab);
-    put(&mut lab, objects).await?;
+    let mut harness = Harness::shared_with("dead-stream", 6).await?;
+    streaming(&mut harness);
+    put(&mut harness, objects).await?;
     for death in deaths {
-        die(&lab, death).await?;
+        die(&harness, death).await?;
     }
     // A batch that was claimed as streamed is retried as streamed, whatever the configuration is
     // now.
-    lab.set("load.fallback", fallback);
-    let last = lab.start("")?;
-    lab.finish(vec![last]).await
+    harness.set("load.fallback", fallback);
+    let last = harness.start("")?;
+    harness.finish(vec![last]).await
 }
 
 #[tokio::test]
@@ -201,12 +201,12 @@ const STREAMS: &str = "system.processes WHERE query_kind = 'Insert' AND query LI
 /// Kills ClickHouse when it has received part of the stream.
 async fn clickhouse_dies(objects: Objects) -> Result<()> {
     let clickhouse = Arc::new(spawn_blocking(ClickHouse::start).await??);
-    let mut lab = Lab::new(&clickhouse, Stack::shared(), "crashed-stream", 2).await?;
-    streaming(&mut lab);
-    put(&mut lab, objects).await?;
-    let daemon = lab.start(SLOWLY)?;
+    let mut harness = Harness::new(&clickhouse, Stack::shared(), "crashed-stream", 2).await?;
+    streaming(&mut harness);
+    put(&mut harness, objects).await?;
+    let daemon = harness.start(SLOWLY)?;
     match objects {
-        Objects::Large => some_in(&clickhouse, &lab.table("unmatched_statements")).await,
+        Objects::Large => some_in(&clickhouse, &harness.table("unmatched_statements")).await,
         Objects::Small => some_in(&clickhouse, STREAMS).await,
     }
     let killed = Arc::clone(&clickhouse);
@@ -214,8 +214,8 @@ async fn clickhouse_dies(objects: Objects) -> Result<()> {
     daemon.readiness(503, "no answer from ClickHouse").await;
     let restarted = Arc::clone(&clickhouse);
     spawn_blocking(move || restarted.restart()).await??;
-    lab.drained(&[&daemon]).await;
-    lab.finish(vec![daemon]).await
+    harness.drained(&[&daemon]).await;
+    harness.finish(vec![daemon]).await
 }
 
 #[tokio::test]
@@ -228,20 +228,20 @@ async fn clickhouse_that_dies_in_mid_stream_loses_nothing() -> Result<()> {
 /// the insert ends there.
 #[tokio::test]
 async fn an_insert_of_many_blocks_that_breaks_off_is_made_exact() -> Result<()> {
-    let mut lab = Lab::shared_with("broken-off", 6).await?;
-    lab.set("load.fallback", "never");
-    lab.set("batch.max_bytes", "1MiB");
-    put_large_of(&mut lab, 1_500_000).await?;
-    let first = lab.start("")?;
-    let table = lab.table("unmatched_statements");
-    some_in(lab.clickhouse, &table).await;
+    let mut harness = Harness::shared_with("broken-off", 6).await?;
+    harness.set("load.fallback", "never");
+    harness.set("batch.max_bytes", "1MiB");
+    put_large_of(&mut harness, 1_500_000).await?;
+    let first = harness.start("")?;
+    let table = harness.table("unmatched_statements");
+    some_in(harness.clickhouse, &table).await;
     // The recovery would do the same after the lease.
     let kill = format!(
         "KILL QUERY WHERE query_kind = 'Insert' AND position(query, '{}') > 0 SYNC",
-        lab.site.bucket
+        harness.site.bucket
     );
-    lab.clickhouse.execute(&kill).await?;
+    harness.clickhouse.execute(&kill).await?;
     first.kill()?;
-    let last = lab.start("")?;
-    lab.finish(vec![last]).await
+    let last = harness.start("")?;
+    harness.finish(vec![last]).await
 }

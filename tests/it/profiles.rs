@@ -61,15 +61,16 @@ impl Flip {
 type Rows = BTreeMap<String, (u64, u64)>;
 
 /// Objects that each user loads from a prefix of its own.
-struct Lab {
+struct Harness {
     stack: &'static Stack,
     site: Site,
     clickhouse: ClickHouse,
     flips: Vec<Flip>,
 }
 
-impl Lab {
-    /// Creates a lab with a user for each of `flips`, which can depend on the name of the database.
+impl Harness {
+    /// Starts a server with a user for each of `flips`, which can depend on the name of the
+    /// database.
     async fn new(name: &str, flips: impl FnOnce(&Site) -> Vec<Flip>) -> Self {
         let stack = Stack::shared();
         let site = stack.site(name).await.unwrap();
@@ -90,17 +91,17 @@ impl Lab {
             profiles,
             ..ClickHouseOptions::default()
         };
-        let lab = Self {
+        let harness = Self {
             stack,
             site,
             clickhouse: ClickHouse::start_with(options).unwrap(),
             flips,
         };
-        lab.sluice(&Flip::default(), "default").migrate();
-        exact::keep_duplicates(&lab.clickhouse, &lab.site)
+        harness.sluice(&Flip::default(), "default").migrate();
+        exact::keep_duplicates(&harness.clickhouse, &harness.site)
             .await
             .unwrap();
-        lab
+        harness
     }
 
     fn sluice(&self, flip: &Flip, user: &str) -> Sluice {
@@ -192,7 +193,7 @@ fn refusal(log: impl Read) -> Option<String> {
     refusals.next()
 }
 
-impl Lab {
+impl Harness {
     /// Loads the objects as a user, and returns the differences in the rows of those that are
     /// recorded as loaded.
     async fn try_flip(
@@ -391,8 +392,8 @@ fn known(site: &Site) -> Vec<Flip> {
 
 #[tokio::test]
 async fn settings_of_a_profile_that_are_known_to_change_rows_do_not() {
-    let lab = Lab::new("profiles", known).await;
-    assert_eq!(lab.try_all().await, "");
+    let harness = Harness::new("profiles", known).await;
+    assert_eq!(harness.try_all().await, "");
 }
 
 #[tokio::test]
@@ -524,6 +525,6 @@ async fn every_flip(clickhouse: &ClickHouse) -> Vec<Flip> {
 async fn no_setting_of_a_profile_changes_rows() {
     let flips = every_flip(&Stack::shared().clickhouse).await;
     assert!(flips.len() > 1000, "{}", flips.len());
-    let lab = Lab::new("all-profiles", |_| flips).await;
-    assert_eq!(lab.try_all().await, "");
+    let harness = Harness::new("all-profiles", |_| flips).await;
+    assert_eq!(harness.try_all().await, "");
 }

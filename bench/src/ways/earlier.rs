@@ -8,7 +8,7 @@ use sluice::object::ObjectRef;
 use sluice::sql;
 
 use super::{Run, engine, timed};
-use crate::lab::Lab;
+use crate::harness::Harness;
 use crate::workload::Uploaded;
 
 const CONCURRENCY: usize = 2;
@@ -16,13 +16,13 @@ const CONCURRENCY: usize = 2;
 const MAX_OBJECTS: usize = 200;
 const MAX_BYTES: u64 = 100 << 20;
 
-pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
-    let database = lab.migrated().await?;
+pub(super) async fn run(harness: &Harness, uploaded: &Uploaded) -> Result<Run> {
+    let database = harness.migrated().await?;
     let objects = some_of(&uploaded.objects);
-    let clickhouse = &lab.clickhouse;
+    let clickhouse = &harness.clickhouse;
     let loads = stream::iter(objects).map(|object| async {
-        let source = engine::source(lab, std::slice::from_ref(object));
-        for event_type in lab.catalog.types() {
+        let source = engine::source(harness, std::slice::from_ref(object));
+        for event_type in harness.catalog.types() {
             let insert = insert(event_type, &database.name, &source, object);
             clickhouse.execute(&insert).await?;
         }

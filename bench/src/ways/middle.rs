@@ -13,7 +13,7 @@ use sluice::event_types::{Catalog, Column, EventType, Rule, Source};
 use sluice::object::ObjectRef;
 
 use super::{Run, engine, timed};
-use crate::lab::Lab;
+use crate::harness::Harness;
 use crate::workload::Uploaded;
 
 /// The number of concurrent batches, as for the other ways.
@@ -26,10 +26,10 @@ const SETTINGS: &str = "SETTINGS async_insert = 0, date_time_input_format = 'bes
 /// Rows as JSON lines, by table.
 type Rows = BTreeMap<String, String>;
 
-pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
-    let database = lab.migrated().await?;
-    let s3 = lab.objects.aws.s3();
-    let catalog = Arc::new(lab.catalog.clone());
+pub(super) async fn run(harness: &Harness, uploaded: &Uploaded) -> Result<Run> {
+    let database = harness.migrated().await?;
+    let s3 = harness.objects.aws.s3();
+    let catalog = Arc::new(harness.catalog.clone());
     let batches = stream::iter(engine::batches(&uploaded.objects)).map(|batch| async {
         let objects = stream::iter(batch).map(|object| {
             let (s3, catalog) = (s3.clone(), Arc::clone(&catalog));
@@ -51,7 +51,7 @@ pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
                 "INSERT INTO {}.{table} {SETTINGS} FORMAT JSONEachRow",
                 database.name
             );
-            let mut insert = lab.clickhouse.client().insert_formatted_with(sql);
+            let mut insert = harness.clickhouse.client().insert_formatted_with(sql);
             insert.send(rows.into()).await?;
             insert.end().await?;
         }

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::time::sleep;
 
 use super::Run;
-use crate::lab::{Database, Lab};
+use crate::harness::{Database, Harness};
 use crate::meter::{Meter, processor_seconds};
 use crate::objects::Requests;
 use crate::queue::{Addresses, QueueServer};
@@ -45,9 +45,14 @@ pub(crate) struct Cost {
 }
 
 /// Runs the program `sluice`. `more` is additional configuration, as YAML.
-pub(crate) async fn run(sluice: &Path, lab: &Lab, uploaded: &Uploaded, more: &str) -> Result<Run> {
-    let database = lab.database().await?;
-    let run = load_by(sluice, 1, more, lab, uploaded, &database).await?;
+pub(crate) async fn run(
+    sluice: &Path,
+    harness: &Harness,
+    uploaded: &Uploaded,
+    more: &str,
+) -> Result<Run> {
+    let database = harness.database().await?;
+    let run = load_by(sluice, 1, more, harness, uploaded, &database).await?;
     database.remove().await?;
     Ok(run)
 }
@@ -57,16 +62,16 @@ pub(crate) async fn load_by(
     sluice: &Path,
     workers: usize,
     more: &str,
-    lab: &Lab,
+    harness: &Harness,
     uploaded: &Uploaded,
     database: &Database<'_>,
 ) -> Result<Run> {
-    let before = lab.objects.requests();
+    let before = harness.objects.requests();
     let queue = QueueServer::start(&uploaded.objects).await?;
-    let at = queue.addresses(&lab.objects);
-    let workers = (0..workers).map(|_| Worker::prepare(sluice, lab, &at, database, "", more));
+    let at = queue.addresses(&harness.objects);
+    let workers = (0..workers).map(|_| Worker::prepare(sluice, harness, &at, database, "", more));
     let workers: Vec<Worker> = workers.collect::<Result<_>>()?;
-    let meter = Meter::start(lab)?;
+    let meter = Meter::start(harness)?;
     let running = workers.into_iter().map(Worker::start);
     let mut running: Vec<Running> = running.collect::<Result<_>>()?;
     let Some(first) = running.first_mut() else {
@@ -78,11 +83,11 @@ pub(crate) async fn load_by(
     let took = queue.worked()?;
     let cost = Cost {
         sqs_requests: Some(queue.requests()),
-        s3_requests: Some(lab.objects.requests().since(before)),
+        s3_requests: Some(harness.objects.requests().since(before)),
         ..first.cost()?
     };
     let programs: Vec<u32> = running.iter().flat_map(|it| it.process.pids()).collect();
-    let used = meter.stop(lab, &programs).await?;
+    let used = meter.stop(harness, &programs).await?;
     let cost = Cost {
         clickhouse_cpu_seconds: Some(used.clickhouse_seconds),
         other_load: Some(used.other_load),
@@ -108,14 +113,14 @@ impl Worker {
     /// as YAML, below `queue` and at the top level. All versions accept the rest.
     pub(crate) fn prepare(
         sluice: &Path,
-        lab: &Lab,
+        harness: &Harness,
         at: &Addresses,
         database: &Database<'_>,
         queue: &str,
         more: &str,
     ) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("sluice-bench-").tempdir()?;
-        let mut environment = lab.objects.aws.environment().to_vec();
+        let mut environment = harness.objects.aws.environment().to_vec();
         environment.push(("AWS_ENDPOINT_URL_S3", at.s3.clone()));
         environment.push(("AWS_ENDPOINT_URL_SQS", at.sqs.clone()));
         let worker = Self {
@@ -139,7 +144,7 @@ admin:
   listen: 127.0.0.1:{}
 {more}"#,
             at.queue_url,
-            lab.clickhouse.url(),
+            harness.clickhouse.url(),
             database.name,
             at.s3,
             free_port()?,

@@ -21,7 +21,7 @@ use sluice_testkit::xapi::{Bundle, EventType, ExpectedRows};
 use sluice_testkit::{ClickHouse, Site, project};
 use url::form_urlencoded;
 
-use crate::harness::{Lab, Statement};
+use crate::harness::{Harness, Statement};
 
 /// The bucket of all objects of all fixtures.
 pub(super) const BUCKET: &str = "sluice-upgrade";
@@ -158,21 +158,21 @@ impl Fixture {
 
     /// Creates the tables and views of that version, with its rows, as if they had been read a
     /// minute before `now`: every lease has expired, and no row is older than its table's TTL.
-    pub(super) async fn restore(&self, lab: &Lab<'_>, now: SystemTime) -> Result<()> {
-        let schema = filled(&read(&self.directory.join("schema.sql"))?, &places(lab));
+    pub(super) async fn restore(&self, harness: &Harness<'_>, now: SystemTime) -> Result<()> {
+        let schema = filled(&read(&self.directory.join("schema.sql"))?, &places(harness));
         for statement in schema.split(";\n") {
             if !statement.trim().is_empty() {
-                lab.clickhouse.execute(statement).await?;
+                harness.clickhouse.execute(statement).await?;
             }
         }
         let now = now.duration_since(SystemTime::UNIX_EPOCH)?.as_millis();
         let shift = u64::try_from(now)?.saturating_sub(self.manifest.dumped_at + 60_000);
         for (table, rows) in self.rows()? {
-            let columns = columns(lab.clickhouse, &lab.site, &table).await?;
-            let rows = filled(&rows, &places(lab));
-            let insert = restoring_insert(&lab.table(&table), &columns, shift);
+            let columns = columns(harness.clickhouse, &harness.site, &table).await?;
+            let rows = filled(&rows, &places(harness));
+            let insert = restoring_insert(&harness.table(&table), &columns, shift);
             Recorded::new(insert, rows)
-                .send(lab.clickhouse.url(), &BTreeMap::new())
+                .send(harness.clickhouse.url(), &BTreeMap::new())
                 .await
                 .with_context(|| table)?;
         }
@@ -181,7 +181,7 @@ impl Fixture {
 
     /// Reads the rows that no upgrade may lose, in the columns of the fixture's version: all of the
     /// ledger, and of the other tables those of its loaded batches.
-    pub(super) async fn settled_rows(&self, lab: &Lab<'_>) -> Result<Rows> {
+    pub(super) async fn settled_rows(&self, harness: &Harness<'_>) -> Result<Rows> {
         let loaded = self.loaded_batches()?;
         let mut found = Rows::new();
         for (table, rows) in self.rows()? {
@@ -195,9 +195,9 @@ impl Fixture {
             let sql = format!(
                 "SELECT `{}` FROM {} WHERE {which}",
                 columns.join("`, `"),
-                lab.table(&table)
+                harness.table(&table)
             );
-            let rows = lab.clickhouse.rows(&sql).await?;
+            let rows = harness.clickhouse.rows(&sql).await?;
             found.insert(table, rows.iter().map(Value::to_string).collect());
         }
         Ok(found)
@@ -231,10 +231,10 @@ fn read(path: &Path) -> Result<String> {
 }
 
 /// Returns the values of the placeholders that every file can have.
-pub(super) fn places(lab: &Lab<'_>) -> BTreeMap<&'static str, String> {
+pub(super) fn places(harness: &Harness<'_>) -> BTreeMap<&'static str, String> {
     BTreeMap::from([
-        ("{database}", lab.site.database.clone()),
-        ("{endpoint}", lab.aws.endpoint().to_owned()),
+        ("{database}", harness.site.database.clone()),
+        ("{endpoint}", harness.aws.endpoint().to_owned()),
     ])
 }
 

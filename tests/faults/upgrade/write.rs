@@ -14,7 +14,7 @@ use sluice_testkit::{SiteOptions, Stack};
 
 use super::fixture::{BUCKET, Fixture, Manifest, Object, Recorded, STEPS, State, emptied, places};
 use super::own_aws;
-use crate::harness::{Daemon, Lab, Statement, VISIBILITY, forget_test_event, hits, text_of};
+use crate::harness::{Daemon, Harness, Statement, VISIBILITY, forget_test_event, hits, text_of};
 
 /// The exit code of an aborted process: 128 + SIGABRT.
 const ABORTED: i32 = 134;
@@ -45,7 +45,7 @@ async fn write_the_fixture_of_this_version() -> Result<()> {
 }
 
 struct Writer<'a> {
-    lab: Lab<'a>,
+    harness: Harness<'a>,
     /// Statements of all kinds, with a few lines that do not become rows.
     mixed: Generator,
     objects: Vec<(State, Bundle, String)>,
@@ -53,15 +53,21 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     async fn new(stack: &'a Stack) -> Result<Self> {
-        let mut lab = Lab::new(&stack.clickhouse, stack, "fixture", 20).await?;
-        lab.site.s3.create_bucket().bucket(BUCKET).send().await?;
-        BUCKET.clone_into(&mut lab.site.bucket);
+        let mut harness = Harness::new(&stack.clickhouse, stack, "fixture", 20).await?;
+        harness
+            .site
+            .s3
+            .create_bucket()
+            .bucket(BUCKET)
+            .send()
+            .await?;
+        BUCKET.clone_into(&mut harness.site.bucket);
         let directory = Fixture::directory(env!("CARGO_PKG_VERSION"));
         if directory.exists() {
             fs::remove_dir_all(directory)?;
         }
         Ok(Self {
-            lab,
+            harness,
             mixed: Generator::new(15)
                 .sizes(3..=4)
                 .faults(0.3, 0.2)
@@ -76,11 +82,11 @@ impl<'a> Writer<'a> {
             max_receive_count: 20,
             visibility_timeout: VISIBILITY,
         };
-        let site = self.lab.aws.site("fixture", options).await?;
+        let site = self.harness.aws.site("fixture", options).await?;
         forget_test_event(&site).await?;
-        self.lab.set("queue.url", site.queue_url.clone());
-        self.lab.site.queue_url = site.queue_url;
-        self.lab.site.dlq_url = site.dlq_url;
+        self.harness.set("queue.url", site.queue_url.clone());
+        self.harness.site.queue_url = site.queue_url;
+        self.harness.site.dlq_url = site.dlq_url;
         Ok(())
     }
 
@@ -92,8 +98,12 @@ impl<'a> Writer<'a> {
         }
         let number = self.objects.iter().filter(|it| it.0 == state).count() + 1;
         bundle.key = format!("{}/{number}.jsonl", state.folder());
-        let etag = self.lab.site.put(&bundle.key, bundle.bytes.clone()).await?;
-        let body = self.lab.site.announcement(&bundle, &etag);
+        let etag = self
+            .harness
+            .site
+            .put(&bundle.key, bundle.bytes.clone())
+            .await?;
+        let body = self.harness.site.announcement(&bundle, &etag);
         self.write(
             &format!("objects/{}", bundle.key),
             &String::from_utf8(bundle.bytes.clone())?,
@@ -105,7 +115,7 @@ impl<'a> Writer<'a> {
     /// Loads the objects that are in the queue.
     async fn run(&self) -> Result<()> {
         let worker = self.start("")?;
-        self.lab.drained(&[&worker]).await;
+        self.harness.drained(&[&worker]).await;
         worker.is_ready().await;
         worker.stop().await
     }
@@ -113,7 +123,7 @@ impl<'a> Writer<'a> {
     fn start(&self, failpoints: &str) -> Result<Daemon> {
         // The name is fixed, since the rows of the fixture contain it.
         let name = ("HOSTNAME", "worker".to_owned());
-        self.lab.start_with(failpoints, &[name])
+        self.harness.start_with(failpoints, &[name])
     }
 
     async fn load(&mut self, count: usize) -> Result<()> {
@@ -124,7 +134,7 @@ impl<'a> Writer<'a> {
                 it.loaded() > 0 && it.rejected + it.unmatched > 1
             };
             let body = self.put(State::Loaded, kept).await?;
-            self.lab.site.send(&body).await?;
+            self.harness.site.send(&body).await?;
         }
         self.run().await
     }
@@ -137,7 +147,7 @@ impl<'a> Writer<'a> {
             vec!["backfill", &prefix],
             vec!["backfill", &prefix, "--force"],
         ] {
-            let output = self.lab.command(&arguments, "").await?;
+            let output = self.harness.command(&arguments, "").await?;
             ensure!(output.status.success(), "{output:?}");
         }
         Ok(())
@@ -147,9 +157,9 @@ impl<'a> Writer<'a> {
         self.empty_queue().await?;
         let body = self.put(State::Missing, |_| true).await?;
         let key = format!("{}/1.jsonl", State::Missing.folder());
-        self.lab.site.delete(&key).await?;
-        self.lab.site.send(&body).await?;
-        self.lab.set("load.on_missing", "acknowledge");
+        self.harness.site.delete(&key).await?;
+        self.harness.site.send(&body).await?;
+        self.harness.set("load.on_missing", "acknowledge");
         self.run().await
     }
 
@@ -159,7 +169,7 @@ impl<'a> Writer<'a> {
         let body = self
             .put(state, |bundle| bundle.expected_rows.loaded() > 1)
             .await?;
-        self.lab.site.send(&body).await?;
+        self.harness.site.send(&body).await?;
         for failpoint in failpoints {
             self.die_at(failpoint).await?;
         }
@@ -174,9 +184,9 @@ impl<'a> Writer<'a> {
 
     async fn abort(&mut self) -> Result<()> {
         self.empty_queue().await?;
-        let proxy = Proxy::start(self.lab.clickhouse.url()).await?;
-        self.lab.set("clickhouse.url", proxy.url());
-        self.lab.set("load.strategy", "per_type");
+        let proxy = Proxy::start(self.harness.clickhouse.url()).await?;
+        self.harness.set("clickhouse.url", proxy.url());
+        self.harness.set("load.strategy", "per_type");
         let has_all = |bundle: &Bundle| {
             let types = EventType::ALL.into_iter();
             types
@@ -185,15 +195,16 @@ impl<'a> Writer<'a> {
                 > 1
         };
         let body = self.put(State::Aborted, has_all).await?;
-        self.lab.site.send(&body).await?;
+        self.harness.site.send(&body).await?;
         let insert = || Statement::Insert.matcher();
         proxy.inject(Fault::Delay(Duration::ZERO), 5, insert());
         proxy.inject(Fault::Hold, 1, insert());
         let worker = self.start("")?;
         hits(&proxy, 6).await;
         worker.kill()?;
-        self.lab.set("load.strategy", "single_pass");
-        self.lab.set("clickhouse.url", self.lab.clickhouse.url());
+        self.harness.set("load.strategy", "single_pass");
+        self.harness
+            .set("clickhouse.url", self.harness.clickhouse.url());
         self.die_at("take_back.before").await
     }
 
@@ -201,8 +212,8 @@ impl<'a> Writer<'a> {
     /// same.
     async fn record(&mut self) -> Result<()> {
         self.empty_queue().await?;
-        let proxy = Proxy::start(self.lab.clickhouse.url()).await?;
-        self.lab.set("clickhouse.url", proxy.url());
+        let proxy = Proxy::start(self.harness.clickhouse.url()).await?;
+        self.harness.set("clickhouse.url", proxy.url());
         let recorded = Arc::new(Mutex::new(Vec::new()));
         let recorder = recorded.clone();
         proxy.inject(
@@ -223,8 +234,8 @@ impl<'a> Writer<'a> {
             let body = self
                 .put(State::Later, |bundle| bundle.expected_rows.loaded() > 1)
                 .await?;
-            self.lab.site.send(&body).await?;
-            self.lab.drained(&[&worker]).await;
+            self.harness.site.send(&body).await?;
+            self.harness.drained(&[&worker]).await;
             let requests: Vec<Recorded> = {
                 let mut requests = recorded.lock().unwrap_or_else(PoisonError::into_inner);
                 requests.drain(..).collect()
@@ -232,7 +243,8 @@ impl<'a> Writer<'a> {
             templates.push(self.template(&requests).await?);
         }
         worker.stop().await?;
-        self.lab.set("clickhouse.url", self.lab.clickhouse.url());
+        self.harness
+            .set("clickhouse.url", self.harness.clickhouse.url());
         let first = templates.first().context("nothing recorded")?;
         ensure!(templates.iter().all(|it| it == first), "{templates:#?}");
         for ((_, name), request) in STEPS.iter().zip(first) {
@@ -254,7 +266,7 @@ impl<'a> Writer<'a> {
         let size = bundle.bytes.len();
         let (size, rows) = (format!("\"size\":{size}"), Regex::new(r", 1, \d+ WHERE ")?);
         let unique = Regex::new(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}$")?;
-        let mut places = places(&self.lab);
+        let mut places = places(&self.harness);
         let more = [
             ("{batch}", batch),
             ("{key}", &bundle.key),
@@ -275,30 +287,30 @@ impl<'a> Writer<'a> {
     }
 
     async fn id_of(&self, key: &str) -> Result<String> {
-        let table = self.lab.table("ledger_objects");
+        let table = self.harness.table("ledger_objects");
         let sql = format!("SELECT DISTINCT object_id FROM {table} WHERE key = '{key}'");
-        self.lab.clickhouse.scalar(&sql).await
+        self.harness.clickhouse.scalar(&sql).await
     }
 
     async fn write_schema(&self) -> Result<()> {
-        let output = self.lab.command(&["migrate", "--print"], "").await?;
+        let output = self.harness.command(&["migrate", "--print"], "").await?;
         ensure!(output.status.success(), "{output:?}");
         let text = String::from_utf8(output.stdout)?;
-        self.write("schema.sql", &emptied(&text, &places(&self.lab)))
+        self.write("schema.sql", &emptied(&text, &places(&self.harness)))
     }
 
     async fn write_rows(&self) -> Result<()> {
         let sql = format!(
             "SELECT name FROM system.tables WHERE database = '{}' AND engine LIKE '%MergeTree' \
              AND total_rows > 0 ORDER BY name",
-            self.lab.site.database
+            self.harness.site.database
         );
-        for row in self.lab.clickhouse.rows(&sql).await? {
+        for row in self.harness.clickhouse.rows(&sql).await? {
             let table = row["name"].as_str().context("no name")?;
-            let sql = format!("SELECT * FROM {} ORDER BY ALL", self.lab.table(table));
-            let rows = self.lab.clickhouse.rows(&sql).await?;
+            let sql = format!("SELECT * FROM {} ORDER BY ALL", self.harness.table(table));
+            let rows = self.harness.clickhouse.rows(&sql).await?;
             let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
-            let text = emptied(&lines, &places(&self.lab));
+            let text = emptied(&lines, &places(&self.harness));
             self.write(&format!("rows/{table}.jsonl"), &text)?;
         }
         Ok(())
@@ -317,7 +329,7 @@ impl<'a> Writer<'a> {
         }
         let manifest = Manifest {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            clickhouse: self.lab.clickhouse.scalar("SELECT version()").await?,
+            clickhouse: self.harness.clickhouse.scalar("SELECT version()").await?,
             dumped_at: u64::try_from(dumped_at.as_millis())?,
             objects,
         };

@@ -1,4 +1,4 @@
-//! The servers on which ways of loading are compared, with a database for each run.
+//! The servers on which ways of loading are compared, and a database for each run.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::objects::ObjectServer;
 
 /// The resources of every run.
-pub(crate) struct Lab {
+pub(crate) struct Harness {
     pub(crate) clickhouse: ClickHouse,
     pub(crate) objects: ObjectServer,
     /// The Keeper of ClickHouse, if one is needed.
@@ -30,7 +30,7 @@ pub(crate) struct Database<'a> {
     clickhouse: &'a ClickHouse,
 }
 
-impl Lab {
+impl Harness {
     /// `latency`: of its S3.
     pub(crate) async fn start(
         sluice: PathBuf,
