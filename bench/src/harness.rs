@@ -82,7 +82,7 @@ impl Harness {
 impl Database<'_> {
     /// Fails unless the event tables have exactly the number of generated rows. Merges may not have
     /// run yet, so a row that was inserted twice counts twice.
-    pub(crate) async fn must_have(&self, expected_rows: &ExpectedRows) -> Result<()> {
+    pub(crate) async fn ensure_rows(&self, expected_rows: &ExpectedRows) -> Result<()> {
         for kind in EventType::ALL {
             let sql = format!("SELECT count() FROM {}.{}", self.name, kind.table());
             let found: u64 = self.clickhouse.scalar(&sql).await?;

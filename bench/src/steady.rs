@@ -133,9 +133,9 @@ pub(crate) async fn run(harness: &Harness, plan: Plan) -> Result<Steady> {
         .await?;
     let cost = worker.cost()?;
     drop(worker);
-    database.must_have(&expected_rows).await?;
+    database.ensure_rows(&expected_rows).await?;
     if let Some(beside) = beside {
-        beside.must_have(&expected_rows).await?;
+        beside.ensure_rows(&expected_rows).await?;
         beside.remove().await?;
     }
     let latencies = measure(&harness.clickhouse, &database.name, &put_at).await?;
@@ -228,7 +228,7 @@ async fn watch(
     let mut tick = interval(length / 30);
     while begun.elapsed() < length {
         tick.tick().await;
-        worker.must_run()?;
+        worker.ensure_running()?;
         moments.push(Moment {
             minute: begun.elapsed().as_secs_f64() / 60.0,
             rss_mib: worker.rss_mib()?,

@@ -11,7 +11,7 @@ const SIGABRT: i32 = 6;
 /// Creates a harness with some objects that are not announced.
 async fn with_history(name: &str) -> Result<Harness<'static>> {
     let mut harness = Harness::shared(&name.replace(['.', '_'], "-")).await?;
-    harness.site.announce_no_more().await?;
+    harness.site.stop_notifications().await?;
     harness.put_bundles(8).await?;
     harness.set("batch.max_objects", 3);
     Ok(harness)
@@ -127,7 +127,7 @@ async fn forced_backfills_at_the_same_time_do_not_double() -> Result<()> {
     harness.set("batch.max_objects", 3);
     harness.put_bundles(9).await?;
     let daemon = harness.start("")?;
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     let arguments = forced(&harness);
     let (first, second) = tokio::join!(
         harness.command(&arguments, ""),

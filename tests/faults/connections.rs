@@ -8,7 +8,7 @@ use sluice::statements::select::Target;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::EventType;
 
-use crate::harness::{Harness, Statement, concurrently, hits, scenario};
+use crate::harness::{Harness, Statement, concurrently, scenario, wait_for_hits};
 
 /// What `per_type` fills: five event types, and Sluice's own three.
 const TABLES: usize = 8;
@@ -23,7 +23,7 @@ async fn every_statement_meets(fault: Fault, strategy: &'static str) -> Result<(
     harness.put_bundles(5).await?;
     let statements = [
         Statement::LookUp,
-        Statement::Seal,
+        Statement::Claim,
         Statement::Verify,
         Statement::Insert,
         Statement::Kill,
@@ -34,7 +34,7 @@ async fn every_statement_meets(fault: Fault, strategy: &'static str) -> Result<(
         proxy.inject(fault, 1, statement.matcher());
     }
     let daemon = harness.start("")?;
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     // A delay is none of these: its statements succeed, so that nothing is killed.
     let met = match fault {
         Fault::Delay(_) => statements.len() - 1,
@@ -88,13 +88,17 @@ async fn a_worker_that_dies_between_the_statements_of_a_batch_is_rolled_forward(
     let held = Duration::from_secs(600);
     proxy.inject(Fault::Delay(held), 1, Statement::Insert.matcher());
     let first = harness.start("")?;
-    hits(&proxy, 5).await;
+    wait_for_hits(&proxy, 5).await;
     first.kill()?;
     proxy.heal();
     let second = harness.start("")?;
-    harness.drained(&[&second]).await;
-    ensure!(second.said("recovering")? == 1, "{}", harness.logs());
-    ensure!(second.recovered("Loaded")? == 1, "{}", harness.logs());
+    harness.wait_until_drained(&[&second]).await;
+    ensure!(
+        second.count_logged("recovering")? == 1,
+        "{}",
+        harness.logs()
+    );
+    ensure!(second.count_recovered("Loaded")? == 1, "{}", harness.logs());
     harness.finish(vec![second]).await
 }
 
@@ -109,7 +113,7 @@ async fn killed_during_its_insert(strategy: &'static str) -> Result<()> {
         parts.method == "GET"
     });
     let first = harness.start("")?;
-    hits(&s3, 1).await;
+    wait_for_hits(&s3, 1).await;
     first.kill()?;
     let second = harness.start("")?;
     harness.finish(vec![second]).await
@@ -145,7 +149,7 @@ async fn torn(meanwhile: &'static str, to_all: bool, strategy: &'static str) -> 
     // The kill waits for as long as it takes here.
     harness.set("clickhouse.query_timeout", "5m");
     let daemon = harness.start("")?;
-    hits(&proxy, passing + 2).await;
+    wait_for_hits(&proxy, passing + 2).await;
     let catalog = Catalog::builtin();
     for target in Target::all(&catalog) {
         if to_all || target.table() == EventType::PageViewed.table() {
@@ -154,9 +158,9 @@ async fn torn(meanwhile: &'static str, to_all: bool, strategy: &'static str) -> 
         }
     }
     proxy.heal();
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     ensure!(
-        daemon.said("rolling back a batch")? == 1,
+        daemon.count_logged("rolling back a batch")? == 1,
         "{}",
         harness.logs()
     );

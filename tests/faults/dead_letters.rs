@@ -20,8 +20,8 @@ async fn with_dead_letters(name: &str) -> Result<Harness<'static>> {
     let mut harness = Harness::shared_with(name, 1).await?;
     harness.put_bundles(LOADED).await?;
     let daemon = harness.start("")?;
-    harness.drained(&[&daemon]).await;
-    daemon.is_ready().await;
+    harness.wait_until_drained(&[&daemon]).await;
+    daemon.wait_until_ready().await;
     daemon.stop().await?;
     for bundle in &harness.expected {
         harness.site.put(&bundle.key, bundle.bytes.clone()).await?;

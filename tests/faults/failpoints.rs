@@ -17,7 +17,10 @@ async fn dying_at(deaths: Vec<String>, strategy: &'static str) -> Result<()> {
     harness.set("load.strategy", strategy);
     harness.put_bundles(4).await?;
     for death in &deaths {
-        let code = harness.start(&format!("{death}=return"))?.ended().await?;
+        let code = harness
+            .start(&format!("{death}=return"))?
+            .exit_code()
+            .await?;
         ensure!(code == ABORTED, "{death}: ended with {code}");
     }
     let last = harness.start("")?;

@@ -86,7 +86,7 @@ impl<'a> Harness<'a> {
             visibility_timeout: VISIBILITY,
         };
         let site = stack.site_with(name, options).await?;
-        forget_test_event(&site).await?;
+        remove_test_event(&site).await?;
         let config = json!({
             "queue": {
                 "url": site.queue_url,
@@ -260,11 +260,11 @@ impl<'a> Harness<'a> {
     }
 
     /// Waits until the queue is empty.
-    pub(crate) async fn drained(&self, daemons: &[&Daemon]) {
-        self.drained_within(BOUND, daemons).await;
+    pub(crate) async fn wait_until_drained(&self, daemons: &[&Daemon]) {
+        self.wait_until_drained_within(BOUND, daemons).await;
     }
 
-    pub(crate) async fn drained_within(&self, bound: Duration, daemons: &[&Daemon]) {
+    pub(crate) async fn wait_until_drained_within(&self, bound: Duration, daemons: &[&Daemon]) {
         let what = format!("the queue of {} to empty", self.site.bucket);
         wait_for(&what, bound, async || {
             let (visible, in_flight) = self.site.queue_depth().await?;
@@ -279,10 +279,11 @@ impl<'a> Harness<'a> {
 
     /// Waits until the queue is empty, compares the rows, and requires the daemons to exit cleanly.
     pub(crate) async fn finish(&self, daemons: Vec<Daemon>) -> Result<()> {
-        self.drained(&daemons.iter().collect::<Vec<_>>()).await;
+        self.wait_until_drained(&daemons.iter().collect::<Vec<_>>())
+            .await;
         for daemon in daemons {
             // Before that, SIGTERM would kill the process without a graceful shutdown.
-            daemon.is_ready().await;
+            daemon.wait_until_ready().await;
             daemon.stop().await?;
         }
         let outcome = async {
@@ -418,7 +419,7 @@ impl Daemon {
     }
 
     /// Waits for the daemon to exit. Returns its exit code, or 128 plus the signal's number.
-    pub(crate) async fn ended(mut self) -> Result<i32> {
+    pub(crate) async fn exit_code(mut self) -> Result<i32> {
         let Some(mut process) = self.process.take() else {
             bail!("it has ended");
         };
@@ -441,7 +442,7 @@ impl Daemon {
     }
 
     /// Counts the log lines whose message contains this text.
-    pub(crate) fn said(&self, text: &str) -> Result<usize> {
+    pub(crate) fn count_logged(&self, text: &str) -> Result<usize> {
         let lines = self.log_lines()?;
         let says = |line: &&Value| {
             line["message"]
@@ -452,18 +453,18 @@ impl Daemon {
     }
 
     /// Counts the batches that the daemon recovered with this outcome.
-    pub(crate) fn recovered(&self, end: &str) -> Result<usize> {
+    pub(crate) fn count_recovered(&self, end: &str) -> Result<usize> {
         let lines = self.log_lines()?;
         let is = |line: &&Value| line["message"] == "batch recovered" && line["end"] == end;
         Ok(lines.iter().filter(is).count())
     }
 
     /// Waits until the log has a line with this text.
-    pub(crate) async fn says(&self, text: &str) {
+    pub(crate) async fn wait_for_log(&self, text: &str) {
         wait_for(
             &format!("the log to say {text:?}"),
             BOUND,
-            async || match self.said(text)? {
+            async || match self.count_logged(text)? {
                 0 => bail!("the log ends with:\n{}", tail(&self.log)),
                 _ => Ok(Some(())),
             },
@@ -501,7 +502,7 @@ impl Daemon {
     }
 
     /// Waits until `/readyz` answers with this status and a text that contains `text`.
-    pub(crate) async fn readiness(&self, status: u16, text: &str) {
+    pub(crate) async fn wait_for_readiness(&self, status: u16, text: &str) {
         let what = format!("/readyz to say {status} and {text:?}");
         wait_for(&what, BOUND, async || {
             let answer = self.get("/readyz").await?;
@@ -513,8 +514,8 @@ impl Daemon {
         .await;
     }
 
-    pub(crate) async fn is_ready(&self) {
-        self.readiness(200, "ready").await;
+    pub(crate) async fn wait_until_ready(&self) {
+        self.wait_for_readiness(200, "ready").await;
     }
 }
 
@@ -531,7 +532,7 @@ pub(crate) fn copy_builtin_event_types(directory: &Path) -> Result<()> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Statement {
     LookUp,
-    Seal,
+    Claim,
     Verify,
     Insert,
     /// An insert whose data the worker streams.
@@ -554,7 +555,7 @@ impl Statement {
         match self {
             Self::LookUp => claim_statuses && !has("batch_id != "),
             Self::Verify => claim_statuses && has("batch_id != "),
-            Self::Seal => has("INSERT INTO") && has("ledger_objects") && !inserts,
+            Self::Claim => has("INSERT INTO") && has("ledger_objects") && !inserts,
             Self::Insert => inserts,
             Self::Stream => has("INSERT INTO") && has("input('framed String')"),
             Self::Kill => has("KILL QUERY"),
@@ -577,7 +578,7 @@ pub(crate) fn text_of(parts: &Parts, body: &[u8]) -> String {
 }
 
 /// Waits until `count` requests have met a fault.
-pub(crate) async fn hits(proxy: &Proxy, count: usize) {
+pub(crate) async fn wait_for_hits(proxy: &Proxy, count: usize) {
     wait_for("requests to meet a fault", BOUND, async || {
         let hits = proxy.hits();
         ensure!(hits >= count, "{hits} of {count} have");
@@ -587,7 +588,7 @@ pub(crate) async fn hits(proxy: &Proxy, count: usize) {
 }
 
 /// Removes the test event that S3 sends to a new queue, so that only messages about objects count.
-pub(crate) async fn forget_test_event(site: &Site) -> Result<()> {
+pub(crate) async fn remove_test_event(site: &Site) -> Result<()> {
     wait_for("the test event", BOUND, async || {
         let received = site
             .sqs

@@ -10,7 +10,7 @@ use sluice_testkit::xapi::{Bundle, Generator, gzip};
 use tokio::task::JoinSet;
 
 use crate::harness::{
-    BOUND, Harness, Scenario, Statement, VISIBILITY, concurrently, hits, scenario,
+    BOUND, Harness, Scenario, Statement, VISIBILITY, concurrently, scenario, wait_for_hits,
 };
 
 /// Longer than any test.
@@ -40,7 +40,7 @@ async fn reads_that_meet(fault: Fault) -> Result<()> {
     harness.put_bundles(8).await?;
     s3.inject(fault, 5, gets);
     let daemon = harness.start("")?;
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     ensure!(s3.hits() == 5, "{} reads met it", s3.hits());
     harness.assert_received(&daemon, 8).await?;
     harness.finish(vec![daemon]).await
@@ -67,10 +67,10 @@ async fn one_is_missing_for_ever(strategy: &'static str) -> Result<()> {
     let missing = harness.expected.remove(4);
     s3.inject(Fault::Status(404), usize::MAX, reads(&missing.key));
     let daemon = harness.start("")?;
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     // Three times the one that is missing.
     harness.assert_received(&daemon, 9 + 3).await?;
-    daemon.is_ready().await;
+    daemon.wait_until_ready().await;
     daemon.stop().await?;
     harness.assert_exact().await?;
     harness.assert_dlq(1).await?;
@@ -84,7 +84,7 @@ async fn one_is_missing_for_ever(strategy: &'static str) -> Result<()> {
     harness.redrive().await?;
     harness.expected.push(missing);
     let daemon = harness.start("")?;
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     harness.assert_exact().await?;
     let bundle = harness.expected.first().context("a bundle")?;
     let head = harness.site.s3.head_object().bucket(&harness.site.bucket);
@@ -94,7 +94,7 @@ async fn one_is_missing_for_ever(strategy: &'static str) -> Result<()> {
         .site
         .send(&harness.site.announcement(bundle, etag))
         .await?;
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     ensure!(daemon.metric("sluice_objects_total").await? == 2);
     harness.finish(vec![daemon]).await
 }
@@ -106,7 +106,7 @@ async fn missing_can_be_acknowledged() -> Result<()> {
     let missing = harness.expected.remove(2);
     harness.site.delete(&missing.key).await?;
     let daemon = harness.start("")?;
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     harness.assert_received(&daemon, 5).await?;
     let failures = harness.failures().await?;
     ensure!(
@@ -149,7 +149,7 @@ async fn one_bad_object_among_a_thousand() -> Result<()> {
     }
     harness.expected = bundles;
     let daemon = harness.start("")?;
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     daemon.stop().await?;
     harness.assert_exact().await?;
     harness.assert_dlq(1).await?;
@@ -182,7 +182,7 @@ async fn one_bad_object_that_no_error_names() -> Result<()> {
         move |parts, body| is_insert(parts, body) && String::from_utf8_lossy(body).contains(&stem),
     );
     let daemon = harness.start("")?;
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     daemon.stop().await?;
     harness.assert_exact().await?;
     harness.assert_dlq(1).await?;
@@ -221,7 +221,7 @@ async fn overwritten_before_it_is_read() -> Result<()> {
     let path = format!("{}/{}", harness.site.bucket, new.key);
     harness.expected.push(new);
     let daemon = harness.start("")?;
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     harness.assert_received(&daemon, 5).await?;
     let etags = harness
         .clickhouse
@@ -260,7 +260,7 @@ async fn change(harness: &mut Harness<'static>, bundle: &Bundle, change: Change)
 async fn changed_before_it_is_on_record(how: Change) -> Result<()> {
     let mut harness = Harness::shared("complete").await?;
     harness.put_bundles(4).await?;
-    let code = harness.start("insert.after=return")?.ended().await?;
+    let code = harness.start("insert.after=return")?.exit_code().await?;
     ensure!(code == 134, "ended with {code}");
     let old = harness.expected.get(1).context("a bundle")?.clone();
     change(&mut harness, &old, how).await?;
@@ -278,7 +278,7 @@ async fn killed_in_the_middle(name: &str) -> Result<(Harness<'static>, Proxy)> {
     proxy.inject(Fault::Delay(Duration::ZERO), 5, Statement::Insert.matcher());
     proxy.inject(Fault::Delay(FOR_EVER), 1, Statement::Insert.matcher());
     let first = harness.start("")?;
-    hits(&proxy, 6).await;
+    wait_for_hits(&proxy, 6).await;
     first.kill()?;
     proxy.heal();
     Ok((harness, proxy))
@@ -292,14 +292,17 @@ async fn changed_in_the_middle(how: Change, deaths: &'static [&'static str]) -> 
     let old = harness.expected.remove(1);
     change(&mut harness, &old, how).await?;
     for death in deaths {
-        let code = harness.start(&format!("{death}=return"))?.ended().await?;
+        let code = harness
+            .start(&format!("{death}=return"))?
+            .exit_code()
+            .await?;
         ensure!(code == 134, "{death}: ended with {code}");
     }
     let last = harness.start("")?;
-    harness.drained(&[&last]).await;
+    harness.wait_until_drained(&[&last]).await;
     if deaths.is_empty() {
         ensure!(
-            last.said("rolling back a batch")? == 1,
+            last.count_logged("rolling back a batch")? == 1,
             "{}",
             harness.logs()
         );
@@ -317,12 +320,12 @@ async fn a_delete_comes_late() -> Result<()> {
     proxy.inject(Fault::Late(VISIBILITY * 3), 1, Statement::Delete.matcher());
     proxy.inject(Fault::Delay(FOR_EVER), 1, Statement::Delete.matcher());
     let second = harness.start("")?;
-    hits(&proxy, seen + 2).await;
+    wait_for_hits(&proxy, seen + 2).await;
     second.kill()?;
     proxy.heal();
     harness.site.put(&gone.key, gone.bytes).await?;
     let last = harness.start("")?;
-    harness.drained(&[&last]).await;
+    harness.wait_until_drained(&[&last]).await;
     wait_for("the delete to arrive", BOUND, async || {
         Ok((proxy.late() == 0).then_some(()))
     })
@@ -384,9 +387,9 @@ async fn one_object_that_s3_refuses_harms_only_itself() -> Result<()> {
     let refused = harness.expected.remove(2);
     s3.inject(Fault::Status(403), usize::MAX, reads(&refused.key));
     let daemon = harness.start("")?;
-    hits(&s3, 1).await;
-    harness.drained(&[&daemon]).await;
-    daemon.is_ready().await;
+    wait_for_hits(&s3, 1).await;
+    harness.wait_until_drained(&[&daemon]).await;
+    daemon.wait_until_ready().await;
     daemon.stop().await?;
     harness.assert_exact().await?;
     harness.assert_dlq(1).await?;

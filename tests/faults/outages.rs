@@ -12,7 +12,7 @@ use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::{ClickHouse, Stack, wait_for};
 use tokio::task::spawn_blocking;
 
-use crate::harness::{BOUND, Harness, Statement, concurrently, hits, scenario};
+use crate::harness::{BOUND, Harness, Statement, concurrently, scenario, wait_for_hits};
 
 /// Messages would become dead letters after two receives, and an outage lasts longer than their
 /// visibility timeouts. Every message is received once nevertheless.
@@ -26,10 +26,12 @@ async fn clickhouse_is_killed_during_an_insert() -> Result<()> {
         parts.method == "GET"
     });
     let daemon = harness.start("")?;
-    hits(&s3, 1).await;
+    wait_for_hits(&s3, 1).await;
     let killed = Arc::clone(&clickhouse);
     spawn_blocking(move || killed.kill()).await??;
-    daemon.readiness(503, "no answer from ClickHouse").await;
+    daemon
+        .wait_for_readiness(503, "no answer from ClickHouse")
+        .await;
     // These arrive during the outage.
     harness.put_bundles(3).await?;
     // Longer than visibility timeout and receives allow.
@@ -37,7 +39,7 @@ async fn clickhouse_is_killed_during_an_insert() -> Result<()> {
     s3.heal();
     let restarted = Arc::clone(&clickhouse);
     spawn_blocking(move || restarted.restart()).await??;
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     harness.assert_received(&daemon, 15).await?;
     harness.finish(vec![daemon]).await
 }
@@ -55,24 +57,32 @@ async fn a_statement_is_refused(
     proxy.inject(Fault::Error(error), usize::MAX, statement.matcher());
     harness.put_bundles(2).await?;
     let daemon = harness.start("")?;
-    hits(&proxy, 1).await;
-    daemon.readiness(503, reason).await;
+    wait_for_hits(&proxy, 1).await;
+    daemon.wait_for_readiness(503, reason).await;
     let received = daemon.metric("sluice_sqs_messages_received_total").await?;
     harness.put_bundles(20).await?;
-    hits(&proxy, 12).await;
-    daemon.readiness(503, reason).await;
+    wait_for_hits(&proxy, 12).await;
+    daemon.wait_for_readiness(503, reason).await;
     let since = daemon.metric("sluice_sqs_messages_received_total").await?;
     // Those long polls that were under way when intake was paused.
     ensure!(
         since <= received + 20,
         "{received} and then {since} received"
     );
-    ensure!(daemon.said("loading resumes")? == 1, "{}", harness.logs());
-    ensure!(daemon.said("intake is paused")? <= 3, "{}", harness.logs());
+    ensure!(
+        daemon.count_logged("loading resumes")? == 1,
+        "{}",
+        harness.logs()
+    );
+    ensure!(
+        daemon.count_logged("intake is paused")? <= 3,
+        "{}",
+        harness.logs()
+    );
     proxy.heal();
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     harness.assert_received(&daemon, 22).await?;
-    daemon.is_ready().await;
+    daemon.wait_until_ready().await;
     harness.finish(vec![daemon]).await
 }
 
@@ -82,18 +92,18 @@ async fn a_table_is_detached() -> Result<()> {
     harness.put_bundles(5).await?;
     let table = harness.table("part_attempt_events");
     let daemon = harness.start("")?;
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     harness
         .clickhouse
         .execute(&format!("DETACH TABLE {table}"))
         .await?;
     harness.put_bundles(20).await?;
-    daemon.readiness(503, "part_attempt_events").await;
+    daemon.wait_for_readiness(503, "part_attempt_events").await;
     harness
         .clickhouse
         .execute(&format!("ATTACH TABLE {table}"))
         .await?;
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     harness.assert_received(&daemon, 25).await?;
     harness.finish(vec![daemon]).await
 }
@@ -114,7 +124,7 @@ async fn deletes_fail_at_first() -> Result<()> {
     sqs.inject(cut, 1, operation("DeleteMessageBatch"));
     harness.put_bundles(4).await?;
     let daemon = harness.start_with("", &[("AWS_ENDPOINT_URL", sqs.url())])?;
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     ensure!(sqs.hits() == 6, "{} requests met it", sqs.hits());
     harness.assert_received(&daemon, 4).await?;
     harness.finish(vec![daemon]).await
@@ -131,12 +141,12 @@ async fn the_queue_goes_away() -> Result<()> {
     clickhouse.inject(held, 1, Statement::Insert.matcher());
     harness.put_bundles(4).await?;
     let daemon = harness.start_with("", &[("AWS_ENDPOINT_URL", sqs.url())])?;
-    hits(&clickhouse, 1).await;
+    wait_for_hits(&clickhouse, 1).await;
     sqs.inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
     // Every delete fails for good.
-    daemon.says("giving up on SQS request").await;
+    daemon.wait_for_log("giving up on SQS request").await;
     sqs.heal();
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     let lines = daemon.log_lines()?.len();
     ensure!(lines < 30, "{lines} lines\n{}", harness.logs());
     harness.finish(vec![daemon]).await
@@ -155,7 +165,7 @@ async fn a_long_insert() -> Result<()> {
     s3.inject(moment, 1, |parts, _| parts.method == "GET");
     harness.put_bundles(4).await?;
     let first = harness.start("")?;
-    hits(&clickhouse, 1).await;
+    wait_for_hits(&clickhouse, 1).await;
     for bundle in &harness.expected {
         let head = harness.site.s3.head_object().bucket(&harness.site.bucket);
         let head = head.key(&bundle.key).send().await?;
@@ -166,9 +176,9 @@ async fn a_long_insert() -> Result<()> {
             .await?;
     }
     let second = harness.start("")?;
-    harness.drained(&[&first, &second]).await;
+    harness.wait_until_drained(&[&first, &second]).await;
     ensure!(s3.hits() == 1 && harness.inserts_started().await? == 1);
-    ensure!(first.said("recovering")? + second.said("recovering")? == 0);
+    ensure!(first.count_logged("recovering")? + second.count_logged("recovering")? == 0);
     let mut received = 0;
     for daemon in [&first, &second] {
         received += daemon.metric("sluice_sqs_messages_received_total").await?;
@@ -184,7 +194,7 @@ async fn outages_cost_nothing() -> Result<()> {
         scenario(
             "no right to seal",
             a_statement_is_refused(
-                Statement::Seal,
+                Statement::Claim,
                 "Code: 497. DB::Exception: reader: Not enough privileges. To execute this query, \
                  it's necessary to have the grant INSERT ON ledger_objects. (ACCESS_DENIED)",
                 "497",
@@ -221,20 +231,20 @@ async fn a_dropped_landing_table_is_waited_for() -> Result<()> {
     let mut harness = Harness::shared_with("landing", 2).await?;
     harness.put_bundles(5).await?;
     let daemon = harness.start("")?;
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     let drop = format!(
         "DROP TABLE {}",
         harness.table(&landing_name(&Catalog::builtin()))
     );
     harness.clickhouse.execute(&drop).await?;
     harness.put_bundles(5).await?;
-    daemon.readiness(503, "landing").await;
+    daemon.wait_for_readiness(503, "landing").await;
     harness.migrate().await?;
     wait_for("intake to be open again", BOUND, async || {
-        Ok((daemon.said("loading resumes")? == 2).then_some(()))
+        Ok((daemon.count_logged("loading resumes")? == 2).then_some(()))
     })
     .await;
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     harness.assert_received(&daemon, 10).await?;
     harness.finish(vec![daemon]).await
 }

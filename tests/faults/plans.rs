@@ -7,25 +7,27 @@ use anyhow::{Result, ensure};
 use sluice_testkit::proxy::{Fault, Proxy};
 use tempfile::TempDir;
 
-use crate::harness::{Harness, Statement, concurrently, copy_builtin_event_types, hits, scenario};
+use crate::harness::{
+    Harness, Statement, concurrently, copy_builtin_event_types, scenario, wait_for_hits,
+};
 
 /// The worker dies when all rows are committed but not yet recorded. The rows stay.
 async fn complete(before: &'static str, after: &'static str) -> Result<()> {
     let mut harness = Harness::shared("plan-complete").await?;
     harness.set("load.strategy", before);
     harness.put_bundles(4).await?;
-    let code = harness.start("insert.after=return")?.ended().await?;
+    let code = harness.start("insert.after=return")?.exit_code().await?;
     ensure!(code == 134, "ended with {code}");
     harness.set("load.strategy", after);
     let last = harness.start("")?;
-    harness.drained(&[&last]).await;
+    harness.wait_until_drained(&[&last]).await;
     ensure!(
-        last.said("another configuration")? == 1,
+        last.count_logged("another configuration")? == 1,
         "{}",
         harness.logs()
     );
     ensure!(
-        last.said("rolling back a batch")? == 0,
+        last.count_logged("rolling back a batch")? == 0,
         "{}",
         harness.logs()
     );
@@ -48,27 +50,30 @@ async fn halfway(
     proxy.inject(Fault::Delay(Duration::ZERO), 5, insert());
     proxy.inject(Fault::Delay(Duration::from_secs(600)), 1, insert());
     let first = harness.start("")?;
-    hits(&proxy, 6).await;
+    wait_for_hits(&proxy, 6).await;
     first.kill()?;
     proxy.heal();
     let directory = TempDir::new()?;
     change(&mut harness, directory.path())?;
     harness.migrate().await?;
     if !death.is_empty() {
-        let code = harness.start(&format!("{death}=return"))?.ended().await?;
+        let code = harness
+            .start(&format!("{death}=return"))?
+            .exit_code()
+            .await?;
         ensure!(code == 134, "{death}: ended with {code}");
     }
     let last = harness.start("")?;
-    harness.drained(&[&last]).await;
-    ensure!(last.recovered("Loaded")? == 0, "{}", harness.logs());
+    harness.wait_until_drained(&[&last]).await;
+    ensure!(last.count_recovered("Loaded")? == 0, "{}", harness.logs());
     if death.is_empty() {
         ensure!(
-            last.said("another configuration")? == 1,
+            last.count_logged("another configuration")? == 1,
             "{}",
             harness.logs()
         );
         ensure!(
-            last.said("rolling back a batch")? == 1,
+            last.count_logged("rolling back a batch")? == 1,
             "{}",
             harness.logs()
         );
@@ -122,9 +127,9 @@ async fn an_earlier_ledger_is_waited_for() -> Result<()> {
     }
     harness.put_bundles(3).await?;
     let daemon = harness.start("")?;
-    daemon.readiness(503, "sluice migrate").await;
+    daemon.wait_for_readiness(503, "sluice migrate").await;
     harness.migrate().await?;
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     harness.assert_received(&daemon, 3).await?;
     harness.finish(vec![daemon]).await
 }

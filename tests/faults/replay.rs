@@ -40,8 +40,8 @@ async fn with_kept_lines(name: &str, strategy: &str) -> Result<Harness<'static>>
         harness.put_bundles(1).await?;
     }
     let daemon = harness.start("")?;
-    harness.drained(&[&daemon]).await;
-    daemon.is_ready().await;
+    harness.wait_until_drained(&[&daemon]).await;
+    daemon.wait_until_ready().await;
     daemon.stop().await?;
     ensure!(
         !differences(&harness).await?.is_empty(),

@@ -70,7 +70,7 @@ async fn cut_on_the_way_to_clickhouse(fault: Fault, objects: Objects) -> Result<
     put(&mut harness, objects).await?;
     proxy.inject(fault, 2, Statement::Stream.matcher());
     let daemon = harness.start("")?;
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     ensure!(proxy.hits() == 2, "{} streams met it", proxy.hits());
     ensure!(daemon.metric("sluice_objects_streamed_total").await? > 0);
     harness.finish(vec![daemon]).await
@@ -84,7 +84,7 @@ async fn cut_on_the_way_from_s3(fault: Fault, objects: Objects) -> Result<()> {
     put(&mut harness, objects).await?;
     s3.inject(fault, 2, |parts, _| parts.method == "GET");
     let daemon = harness.start_with("", &[("AWS_ENDPOINT_URL_S3", s3.url())])?;
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     ensure!(s3.hits() == 2, "{} reads met it", s3.hits());
     harness.finish(vec![daemon]).await
 }
@@ -138,7 +138,7 @@ enum Death {
 async fn die(harness: &Harness<'_>, death: Death) -> Result<()> {
     match death {
         Death::At(failpoint) => {
-            let code = harness.start(failpoint)?.ended().await?;
+            let code = harness.start(failpoint)?.exit_code().await?;
             ensure!(code == ABORTED, "{death:?}: ended with {code}");
             Ok(())
         }
@@ -211,10 +211,12 @@ async fn clickhouse_dies(objects: Objects) -> Result<()> {
     }
     let killed = Arc::clone(&clickhouse);
     spawn_blocking(move || killed.kill()).await??;
-    daemon.readiness(503, "no answer from ClickHouse").await;
+    daemon
+        .wait_for_readiness(503, "no answer from ClickHouse")
+        .await;
     let restarted = Arc::clone(&clickhouse);
     spawn_blocking(move || restarted.restart()).await??;
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     harness.finish(vec![daemon]).await
 }
 

@@ -165,12 +165,12 @@ async fn upgrade(fixture: Fixture) -> Result<()> {
 
     announce_all(&fixture, &harness).await?;
     let worker = harness.start("")?;
-    worker.is_ready().await;
+    worker.wait_until_ready().await;
     unless_taken_over(old.insert(overtaken).await)?;
     unless_taken_over(old.record(overtaken).await)?;
-    harness.drained(&[&worker]).await;
+    harness.wait_until_drained(&[&worker]).await;
 
-    let recovered = worker.recovered("Loaded")? + worker.recovered("Released")?;
+    let recovered = worker.count_recovered("Loaded")? + worker.count_recovered("Released")?;
     ensure!(
         recovered >= 5,
         "{recovered} batches recovered\n{}",

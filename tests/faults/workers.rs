@@ -8,10 +8,10 @@ use serde_json::json;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::wait_for;
 
-use crate::harness::{BOUND, Daemon, Harness, Statement, concurrently, hits, scenario};
+use crate::harness::{BOUND, Daemon, Harness, Statement, concurrently, scenario, wait_for_hits};
 
 /// Waits until the daemon has `messages` messages in flight.
-async fn holds(daemon: &Daemon, messages: u64) {
+async fn wait_until_received(daemon: &Daemon, messages: u64) {
     wait_for("messages to be received", BOUND, async || {
         let received = daemon.metric("sluice_sqs_messages_received_total").await?;
         ensure!(received >= messages, "{received}");
@@ -26,13 +26,13 @@ async fn stopped_in_the_window() -> Result<()> {
     harness.set("batch.window", "10m");
     harness.put_bundles(4).await?;
     let first = harness.start("")?;
-    holds(&first, 4).await;
+    wait_until_received(&first, 4).await;
     first.stop().await?;
     let depth = harness.site.queue_depth().await?;
     ensure!(depth == (4, 0), "{depth:?} are visible and in flight");
     harness.set("batch.window", "500ms");
     let second = harness.start("")?;
-    harness.drained(&[&second]).await;
+    harness.wait_until_drained(&[&second]).await;
     harness.assert_received(&second, 4).await?;
     harness.finish(vec![second]).await
 }
@@ -46,7 +46,7 @@ async fn stopped_during_an_insert() -> Result<()> {
     proxy.inject(held, 1, Statement::Insert.matcher());
     harness.put_bundles(4).await?;
     let daemon = harness.start("")?;
-    hits(&proxy, 1).await;
+    wait_for_hits(&proxy, 1).await;
     daemon.stop().await?;
     let depth = harness.site.queue_depth().await?;
     ensure!(depth == (0, 0), "{depth:?} are visible and in flight");
@@ -64,7 +64,7 @@ async fn stopped_beyond_the_grace() -> Result<()> {
     proxy.inject(held, 1, Statement::Insert.matcher());
     harness.put_bundles(4).await?;
     let first = harness.start("")?;
-    hits(&proxy, 1).await;
+    wait_for_hits(&proxy, 1).await;
     first.stop().await?;
     let depth = harness.site.queue_depth().await?;
     ensure!(depth == (4, 0), "{depth:?} are visible and in flight");
@@ -84,7 +84,7 @@ async fn stopped_beyond_the_grace_while_the_server_reads() -> Result<()> {
     });
     harness.put_bundles(4).await?;
     let first = harness.start("")?;
-    hits(&s3, 1).await;
+    wait_for_hits(&s3, 1).await;
     first.stop().await?;
     let second = harness.start("")?;
     harness.finish(vec![second]).await
@@ -102,7 +102,7 @@ async fn stopped_during_a_split() -> Result<()> {
     let gone = harness.expected.remove(2);
     harness.site.delete(&gone.key).await?;
     let first = harness.start("")?;
-    hits(&proxy, 2).await;
+    wait_for_hits(&proxy, 2).await;
     first.stop().await?;
     let (visible, in_flight) = harness.site.queue_depth().await?;
     ensure!(
@@ -124,11 +124,11 @@ async fn stopped_twice() -> Result<()> {
     proxy.inject(held, 1, Statement::Insert.matcher());
     harness.put_bundles(4).await?;
     let first = harness.start("")?;
-    hits(&proxy, 1).await;
+    wait_for_hits(&proxy, 1).await;
     first.terminate()?;
-    first.says("stopping").await;
+    first.wait_for_log("stopping").await;
     first.terminate()?;
-    let code = first.ended().await?;
+    let code = first.exit_code().await?;
     ensure!(code == 130, "ended with {code}");
     proxy.heal();
     let second = harness.start("")?;
@@ -256,7 +256,7 @@ async fn poison() -> Result<()> {
         harness.site.send(&body.to_string()).await?;
     }
     let daemon = harness.start("")?;
-    harness.drained(&[&daemon]).await;
+    harness.wait_until_drained(&[&daemon]).await;
     let lines = daemon.log_lines()?;
     let mut mentioned: Vec<&str> = lines
         .iter()

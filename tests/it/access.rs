@@ -12,7 +12,7 @@ use sluice_testkit::{AccessKey, Aws, ClickHouse, ClickHouseOptions, Site, Stack,
 use tempfile::TempDir;
 
 use crate::harness::{
-    BOUND, Sluice, announcement, assert_rows, drained, loaded, remaining, upload,
+    BOUND, Sluice, announcement, assert_rows, loaded, upload, wait_for_messages, wait_until_drained,
 };
 
 /// Creates a site whose bucket is in a strict S3, which requires permissions of its readers. Its
@@ -73,8 +73,8 @@ async fn clickhouse_reads_with_each_kind_of_access() {
     let by_collection = strict_site(&s3, "by-collection").await;
     let by_server = strict_site(&s3, "by-server").await;
     let by_nobody = strict_site(&s3, "by-nobody").await;
-    s3.publish(&by_nobody.bucket).await.unwrap();
-    let server = s3.reader(&by_server.bucket).await.unwrap();
+    s3.make_public(&by_nobody.bucket).await.unwrap();
+    let server = s3.create_reader(&by_server.bucket).await.unwrap();
     // The administrator of a server can configure credentials there.
     let configuration = format!(
         "<s3><bucket><endpoint>{}/{}/</endpoint><access_key_id>{}</access_key_id>\
@@ -89,9 +89,9 @@ async fn clickhouse_reads_with_each_kind_of_access() {
         ..ClickHouseOptions::default()
     })
     .await;
-    let collection = s3.reader(&by_collection.bucket).await.unwrap();
+    let collection = s3.create_reader(&by_collection.bucket).await.unwrap();
     create_collection(&clickhouse, "uploads", &collection).await;
-    let file = s3.reader(&by_file.bucket).await.unwrap();
+    let file = s3.create_reader(&by_file.bucket).await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     let secret_file = directory.path().join("secret");
     std::fs::write(&secret_file, format!("{}\n", file.secret)).unwrap();
@@ -100,7 +100,10 @@ async fn clickhouse_reads_with_each_kind_of_access() {
     });
 
     for (site, access) in [
-        (&by_keys, keys(&s3.reader(&by_keys.bucket).await.unwrap())),
+        (
+            &by_keys,
+            keys(&s3.create_reader(&by_keys.bucket).await.unwrap()),
+        ),
         (&by_file, from_file.to_string()),
         (
             &by_collection,
@@ -114,7 +117,7 @@ async fn clickhouse_reads_with_each_kind_of_access() {
         put(&s3, site, &site.bucket, "a.jsonl").await;
         put(&s3, site, &site.bucket, "b.jsonl").await;
         sluice.start();
-        drained(site).await;
+        wait_until_drained(site).await;
         assert_eq!(loaded(&clickhouse, &site.database).await, 2, "{access}");
         assert_eq!(sluice.stop().await.code(), Some(0));
     }
@@ -127,7 +130,7 @@ async fn a_right_that_is_missing_is_named_and_waited_for() {
     let s3 = strict_s3().await;
     let clickhouse = clickhouse(ClickHouseOptions::default()).await;
     let site = strict_site(&s3, "denied").await;
-    let key = s3.reader(&site.bucket).await.unwrap();
+    let key = s3.create_reader(&site.bucket).await.unwrap();
     let wrong = AccessKey {
         secret: "not-the-secret".to_owned(),
         ..key.clone()
@@ -145,12 +148,12 @@ async fn a_right_that_is_missing_is_named_and_waited_for() {
             .environment("AWS_ENDPOINT_URL_S3", s3.endpoint().to_owned())
             .environment("AWS_ACCESS_KEY_ID", "nobody".to_owned());
         sluice.start();
-        let why = sluice.not_ready(code).await;
+        let why = sluice.wait_until_not_ready(code).await;
         assert!(why.contains("s3.clickhouse_access"), "{why}");
         if code == "669" {
             create_collection(&clickhouse, "later", &key).await;
-            drained(&site).await;
-            sluice.ready().await;
+            wait_until_drained(&site).await;
+            sluice.wait_until_ready().await;
         }
         assert_eq!(sluice.stop().await.code(), Some(0));
     }
@@ -165,7 +168,7 @@ async fn several_buckets_have_each_their_own_rights_and_batches() {
     let one = strict_site(&s3, "bucket-one").await;
     let two = strict_site(&s3, "bucket-two").await;
     for bucket in [&one.bucket, &two.bucket] {
-        let key = s3.reader(bucket).await.unwrap();
+        let key = s3.create_reader(bucket).await.unwrap();
         create_collection(&clickhouse, &format!("reads {bucket}"), &key).await;
     }
     let access = "{kind: named_collection, name: 'reads {bucket}'}";
@@ -177,7 +180,7 @@ async fn several_buckets_have_each_their_own_rights_and_batches() {
         }
     }
     sluice.start();
-    drained(&one).await;
+    wait_until_drained(&one).await;
     assert_eq!(loaded(&clickhouse, &one.database).await, 10);
     let sql = format!(
         "SELECT uniqExact(bucket), max(buckets) FROM {0}.ledger_objects AS o, \
@@ -222,18 +225,20 @@ async fn tls_under_an_authority_of_ones_own() {
             sluice = sluice.set("clickhouse.ca_file", ca_file);
         }
         sluice.start();
-        let why = sluice.not_ready("no answer from ClickHouse").await;
+        let why = sluice
+            .wait_until_not_ready("no answer from ClickHouse")
+            .await;
         assert!(why.contains(advice), "{url} {ca_file:?}: {why}");
-        sluice.must_run();
+        sluice.assert_running();
         assert_eq!(sluice.stop().await.code(), Some(0));
     }
-    remaining(&site, 6).await;
+    wait_for_messages(&site, 6).await;
 
     let mut sluice = Sluice::new(stack, &site)
         .set("clickhouse.url", right.url())
         .set("clickhouse.ca_file", &right_ca);
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 }
 
@@ -250,13 +255,15 @@ async fn a_password_that_is_replaced_in_its_file_needs_no_restart() {
         .set("clickhouse.password_file", file.display());
     site.put("a.jsonl", "{}\n").await.unwrap();
     sluice.start();
-    sluice.not_ready("516").await;
+    sluice.wait_until_not_ready("516").await;
     std::fs::remove_file(&file).unwrap();
-    let why = sluice.not_ready("clickhouse.password_file").await;
+    let why = sluice
+        .wait_until_not_ready("clickhouse.password_file")
+        .await;
     assert!(why.contains("cannot read"), "{why}");
     std::fs::write(&file, "correct-horse\n").unwrap();
-    sluice.ready().await;
-    drained(&site).await;
+    sluice.wait_until_ready().await;
+    wait_until_drained(&site).await;
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 1);
 }
 
@@ -320,9 +327,9 @@ async fn no_secret_is_told_whatever_fails() {
     );
     clickhouse.execute(&drop).await.unwrap();
     put(&s3, &site, &site.bucket, "later.jsonl").await;
-    sluice.not_ready("landing").await;
+    sluice.wait_until_not_ready("landing").await;
     straight.migrate();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
 
     // Neither the server's own logs nor Sluice's tables may contain the secret.
     clickhouse.execute("SYSTEM FLUSH LOGS").await.unwrap();
@@ -363,10 +370,10 @@ async fn no_secret_is_told_whatever_fails() {
         String::from_utf8_lossy(body).contains("INSERT INTO")
     });
     put(&s3, &site, &site.bucket, "broken.jsonl").await;
-    let why = sluice.not_ready("Syntax error").await;
+    let why = sluice.wait_until_not_ready("Syntax error").await;
     assert!(why.contains("[redacted]"), "{why}");
     proxy.heal();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
 
     let (_, metrics) = sluice.get("/metrics").await.unwrap();
     let (_, status) = sluice.get("/status.json").await.unwrap();

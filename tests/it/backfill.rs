@@ -7,7 +7,8 @@ use sluice_testkit::xapi::{Bundle, EventType, ExpectedRows, Generator};
 use sluice_testkit::{Site, Stack, wait_for};
 
 use crate::harness::{
-    BOUND, Sluice, assert_rows, drained, line, loaded, names, remaining, rows, terminate, upload,
+    BOUND, Sluice, assert_rows, line, loaded, loaded_names, rows, terminate, upload,
+    wait_for_messages, wait_until_drained,
 };
 
 /// The exit code if some objects are not loaded.
@@ -17,7 +18,7 @@ const INCOMPLETE: Option<i32> = Some(3);
 async fn silent(name: &str) -> (&'static Stack, Site, Sluice) {
     let stack = Stack::shared();
     let site = stack.site(name).await.unwrap();
-    site.announce_no_more().await.unwrap();
+    site.stop_notifications().await.unwrap();
     let sluice = Sluice::new(stack, &site);
     sluice.migrate();
     (stack, site, sluice)
@@ -91,8 +92,8 @@ async fn history_is_loaded_once_beside_workers_and_is_not_loaded_again() {
         assert_eq!(report["found"], 90, "{report}");
         by_backfills += report["loaded"].as_u64().unwrap();
     }
-    drained(&site).await;
-    sluice.must_run();
+    wait_until_drained(&site).await;
+    sluice.assert_running();
     assert!(by_backfills <= 90);
     assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 
@@ -240,7 +241,7 @@ async fn what_is_meant_can_be_chosen() {
         (&rest["loaded"], &rest["already_loaded"]),
         (&2.into(), &4.into())
     );
-    assert_eq!(names(stack, &site).await.len(), 6);
+    assert_eq!(loaded_names(stack, &site).await.len(), 6);
 }
 
 #[tokio::test]
@@ -256,10 +257,10 @@ async fn objects_of_a_versioned_bucket_are_the_same_listed_and_announced() {
     put_notes(&site, &["a", "b"]).await;
     assert_eq!(backfill(&sluice, &site, &[])["loaded"], 2);
     // The queue announces the objects with their versions.
-    remaining(&site, 3).await;
+    wait_for_messages(&site, 3).await;
     sluice.start();
-    drained(&site).await;
-    assert_eq!(names(stack, &site).await, ["a", "b"]);
+    wait_until_drained(&site).await;
+    assert_eq!(loaded_names(stack, &site).await, ["a", "b"]);
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 2);
 }
 
@@ -276,7 +277,10 @@ async fn an_unloadable_object_fails_alone_and_changes_the_exit_code() {
         (&4.into(), &1.into()),
         "{report}"
     );
-    assert_eq!(names(stack, &site).await, ["a.jsonl", "folder/", "z.jsonl"]);
+    assert_eq!(
+        loaded_names(stack, &site).await,
+        ["a.jsonl", "folder/", "z.jsonl"]
+    );
     let failed = sluice.command(&["status", "--failed"]);
     let failed = String::from_utf8(failed.stdout).unwrap();
     assert!(failed.contains("b.jsonl.gz"), "{failed}");
@@ -347,16 +351,16 @@ async fn via_the_queue_the_workers_load_it() {
         "{some}"
     );
     // One of the messages is the test event.
-    remaining(&site, 5).await;
+    wait_for_messages(&site, 5).await;
     let report = backfill(&sluice, &site, &["--via-queue"]);
     assert_eq!(
         (&report["found"], &report["announced"]),
         (&25.into(), &24.into()),
         "{report}"
     );
-    remaining(&site, 29).await;
+    wait_for_messages(&site, 29).await;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     let nothing = backfill(&sluice, &site, &["--via-queue"]);
     assert_eq!(
@@ -384,7 +388,7 @@ async fn an_outage_of_s3_or_of_clickhouse_is_waited_for() {
     });
     assert_eq!(backfill(&sluice, &site, &[])["loaded"], 3);
     assert_eq!((s3.hits(), clickhouse.hits()), (7, 4));
-    assert_eq!(names(stack, &site).await, ["a", "b", "c"]);
+    assert_eq!(loaded_names(stack, &site).await, ["a", "b", "c"]);
 }
 
 /// ClickHouse refuses lightweight deletes of a table with a projection.
@@ -432,7 +436,7 @@ async fn a_forced_backfill_replaces_rows_and_the_history_shows_it() {
         (&3.into(), &2.into()),
         "{report}"
     );
-    assert_eq!(names(stack, &site).await, ["b", "new", "short"]);
+    assert_eq!(loaded_names(stack, &site).await, ["b", "new", "short"]);
     let kept = format!("SELECT count() FROM {}.rejected_lines", site.database);
     assert_eq!(stack.clickhouse.scalar::<u64>(&kept).await.unwrap(), 1);
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 3);

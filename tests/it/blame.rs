@@ -8,7 +8,8 @@ use sluice_testkit::xapi::Generator;
 use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, exact, wait_for};
 
 use crate::harness::{
-    BOUND, Sluice, announcement, assert_rows, dead_letters, drained, line, names, upload,
+    BOUND, Sluice, announcement, assert_rows, line, loaded_names, upload, wait_for_dead_letters,
+    wait_until_drained,
 };
 
 #[tokio::test]
@@ -56,7 +57,10 @@ const SUFFIXES: [&str; 8] = ["gz", "zst", "lz4", "br", "xz", "bz2", "snappy", "d
 #[tokio::test]
 async fn what_no_decoder_reads_fails_at_its_first_error() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("undecodable", 1).await.unwrap();
+    let site = stack
+        .site_with_max_receives("undecodable", 1)
+        .await
+        .unwrap();
     let mut sluice = Sluice::new(stack, &site)
         .set("load.stream_below", "0B")
         .set("batch.window", "2s");
@@ -90,8 +94,8 @@ async fn what_no_decoder_reads_fails_at_its_first_error() {
     }
     broken.sort();
     sluice.start();
-    drained(&site).await;
-    assert_eq!(names(stack, &site).await, healthy);
+    wait_until_drained(&site).await;
+    assert_eq!(loaded_names(stack, &site).await, healthy);
     let failures = failures(stack, &site).await;
     let keys: Vec<&String> = failures.iter().map(|(key, ..)| key).collect();
     assert_eq!(keys, broken.iter().collect::<Vec<_>>(), "{failures:#?}");
@@ -162,16 +166,16 @@ const SERVERS: [(&str, &str); 9] = [
 
 async fn pauses_and_blames_nobody(fault: Fault, words: &str, reason: &str) {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("blameless", 1).await.unwrap();
+    let site = stack.site_with_max_receives("blameless", 1).await.unwrap();
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
     Sluice::new(stack, &site).migrate();
     let mut sluice = Sluice::new(stack, &site).set("clickhouse.url", proxy.url());
     sluice.start();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
     let bundles: Vec<_> = Generator::new(91).take(6).collect();
     proxy.inject(fault, usize::MAX, |_, sql| loads(sql));
     let expected_rows = upload(&site, &bundles).await;
-    let why = sluice.not_ready(words).await;
+    let why = sluice.wait_until_not_ready(words).await;
     // The state persists while the insert is retried.
     let hits = proxy.hits();
     wait_for("it to be tried again", BOUND, async || {
@@ -188,7 +192,7 @@ async fn pauses_and_blames_nobody(fault: Fault, words: &str, reason: &str) {
     assert_eq!(failures(stack, &site).await, []);
 
     proxy.heal();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(failures(stack, &site).await, []);
     // Each message was received once, including the test event.
@@ -214,7 +218,7 @@ async fn answers_of_a_proxy_pause_intake_and_blame_no_object() {
 /// Asserts that exactly one of several objects fails if every attempt to load it meets this fault.
 async fn fails_alone(fault: Fault, words: &str, settings: &[(&str, &str)]) {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("alone", 1).await.unwrap();
+    let site = stack.site_with_max_receives("alone", 1).await.unwrap();
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
     let sluice = Sluice::new(stack, &site).set("clickhouse.url", proxy.url());
     let set = |sluice: Sluice, (path, value): &(&str, &str)| sluice.set(path, value);
@@ -231,9 +235,9 @@ async fn fails_alone(fault: Fault, words: &str, settings: &[(&str, &str)]) {
         loads(sql) && contains(sql, "odd.jsonl")
     });
     sluice.start();
-    dead_letters(&site, 1).await;
-    drained(&site).await;
-    assert_eq!(names(stack, &site).await, healthy);
+    wait_for_dead_letters(&site, 1).await;
+    wait_until_drained(&site).await;
+    assert_eq!(loaded_names(stack, &site).await, healthy);
     let failures = failures(stack, &site).await;
     let [(key, class, reason)] = failures.as_slice() else {
         panic!("{failures:#?}");
@@ -242,7 +246,7 @@ async fn fails_alone(fault: Fault, words: &str, settings: &[(&str, &str)]) {
     assert!(reason.contains(words), "{reason}");
     let stray_rows = exact::stray_rows(&stack.clickhouse, &site).await.unwrap();
     assert_eq!(stray_rows, "");
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
 }
 
 #[tokio::test]
@@ -283,7 +287,7 @@ async fn bounded_server(profile: &str, quota: &str) -> ClickHouse {
 #[tokio::test]
 async fn an_object_beyond_a_limit_of_the_profile_fails_alone() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("limits", 1).await.unwrap();
+    let site = stack.site_with_max_receives("limits", 1).await.unwrap();
     let limit = "<max_rows_to_read>100000</max_rows_to_read>";
     let clickhouse = bounded_server(limit, "").await;
     let mut sluice = Sluice::new(stack, &site)
@@ -302,8 +306,8 @@ async fn an_object_beyond_a_limit_of_the_profile_fails_alone() {
         .await
         .unwrap();
     sluice.start();
-    dead_letters(&site, 1).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 1).await;
+    wait_until_drained(&site).await;
     let sql = format!(
         "SELECT count(), countIf(position(raw, 'healthy') > 0) FROM {}.unmatched_statements",
         site.database
@@ -319,7 +323,7 @@ async fn an_object_beyond_a_limit_of_the_profile_fails_alone() {
 #[tokio::test]
 async fn a_quota_that_is_used_up_pauses_intake_and_is_told_of_once() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("quota", 1).await.unwrap();
+    let site = stack.site_with_max_receives("quota", 1).await.unwrap();
     let quota = "<interval><duration>86400</duration><queries>120</queries></interval>";
     let clickhouse = bounded_server("", quota).await;
     let mut sluice = Sluice::new(stack, &site)
@@ -329,7 +333,7 @@ async fn a_quota_that_is_used_up_pauses_intake_and_is_told_of_once() {
         .set("clickhouse.url", clickhouse.url())
         .migrate();
     sluice.start();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
     // The object is loaded only once, but each announcement needs statements.
     let etag = site.put("a.jsonl", line("a")).await.unwrap();
     wait_for("the quota to be used up", BOUND, async || {
@@ -360,7 +364,7 @@ async fn a_quota_that_is_used_up_pauses_intake_and_is_told_of_once() {
 #[tokio::test]
 async fn dead_letters_and_rejected_lines_call_for_attention() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("attention", 1).await.unwrap();
+    let site = stack.site_with_max_receives("attention", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     site.put("half.jsonl", format!("{}no JSON\n", line("half")))

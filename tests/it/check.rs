@@ -8,7 +8,7 @@ use sluice_testkit::xapi::Generator;
 use sluice_testkit::{AccessKey, ClickHouse, ClickHouseOptions, Site, Stack, wait_for};
 
 use crate::access::{clickhouse, daemon, keys, put, strict_s3, strict_site};
-use crate::harness::{BOUND, Rows, Sluice, drained, loaded, rows};
+use crate::harness::{BOUND, Rows, Sluice, loaded, rows, wait_until_drained};
 
 fn access_as(url: &str, user: &str, database: &str) -> Access {
     Access {
@@ -68,7 +68,7 @@ async fn good_site(stack: &Stack, name: &str) -> (Site, Sluice) {
     sluice.migrate();
     site.put("a.jsonl", "{\"note\":\"a\"}\n").await.unwrap();
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     sluice.stop().await;
     (site, sluice)
 }
@@ -262,8 +262,11 @@ async fn who_may_not_read_the_bucket_is_named() {
     let site = strict_site(&s3, "check-s3").await;
     put(&s3, &site, &site.bucket, "a.jsonl").await;
     let object = format!("s3://{}/a.jsonl", site.bucket);
-    let reader = s3.reader(&site.bucket).await.unwrap();
-    let stranger = s3.reader(&format!("{}-other", site.bucket)).await.unwrap();
+    let reader = s3.create_reader(&site.bucket).await.unwrap();
+    let stranger = s3
+        .create_reader(&format!("{}-other", site.bucket))
+        .await
+        .unwrap();
     // The worker reads from the strict S3 as well, and its queue is elsewhere.
     let with = |clickhouse: &AccessKey, worker: &AccessKey, fallback: &str| {
         daemon(stack.clickhouse.url(), &s3, &site, &keys(clickhouse))
@@ -336,7 +339,9 @@ async fn a_server_that_does_not_recognise_repeated_inserts_is_detected() {
         // Nothing is loaded under this setting either.
         let mut forgetful = forgetful;
         forgetful.start();
-        forgetful.not_ready("deduplicate_insert_select").await;
+        forgetful
+            .wait_until_not_ready("deduplicate_insert_select")
+            .await;
         assert_eq!(forgetful.stop().await.code(), Some(0));
     }
     assert_eq!(scratch(&stack.clickhouse, &site).await, "");
@@ -457,7 +462,7 @@ async fn the_rights_that_are_printed_are_enough_and_each_that_is_missing_is_name
     site.put("long.jsonl", with_a_long_line()).await.unwrap();
     let mut least = at(clickhouse.url(), "least").set("load.max_line_bytes", "4KiB");
     least.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     site.put("none.jsonl", "no JSON\n").await.unwrap();
     wait_for("an object that is rolled back", BOUND, async || {
         let sql =

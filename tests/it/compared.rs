@@ -7,7 +7,7 @@ use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{Bundle, EventType, Generator, gzip};
 use sluice_testkit::{Site, Stack};
 
-use crate::harness::{Sluice, assert_rows, drained, line, names, upload};
+use crate::harness::{Sluice, assert_rows, line, loaded_names, upload, wait_until_drained};
 
 async fn site(name: &str) -> (&'static Stack, Site, Sluice) {
     let stack = Stack::shared();
@@ -45,12 +45,12 @@ async fn a_view_that_is_gone_pauses_intake_until_it_is_back() {
         let expected_rows = upload(&site, &bundles).await;
         assert!(expected_rows.rows(EventType::Video) > 0);
         sluice.start();
-        let why = sluice.not_ready(&view).await;
+        let why = sluice.wait_until_not_ready(&view).await;
         assert!(why.contains("sluice migrate"), "{why}");
         assert_eq!(events(stack, &site, "loaded").await, 0);
 
         sluice.migrate();
-        drained(&site).await;
+        wait_until_drained(&site).await;
         assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
         assert_eq!(site.dlq_depth().await.unwrap(), 0);
     }
@@ -91,9 +91,13 @@ async fn rows_that_merges_collapse_are_not_missed() {
     sluice.start();
     let expected_rows = upload(&site, &bundles).await;
     upload(&site, &twins).await;
-    drained(&site).await;
+    wait_until_drained(&site).await;
     merges.abort();
-    assert!(proxy.met().contains_key("delayed"), "{:?}", proxy.met());
+    assert!(
+        proxy.hits_by_fault().contains_key("delayed"),
+        "{:?}",
+        proxy.hits_by_fault()
+    );
     assert_eq!(
         events(stack, &site, "released").await,
         0,
@@ -129,7 +133,7 @@ async fn a_compressed_object_of_which_nothing_was_read_is_read_again() {
         .await
         .unwrap();
     site.put("nothing.jsonl.gz", gzip(b"")).await.unwrap();
-    drained(&site).await;
-    assert_eq!(names(stack, &site).await, ["a"], "{}", sluice.log());
+    wait_until_drained(&site).await;
+    assert_eq!(loaded_names(stack, &site).await, ["a"], "{}", sluice.log());
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use sluice_testkit::xapi::Generator;
 use sluice_testkit::{Site, SiteOptions, Stack};
 
-use crate::harness::{Sluice, drained, upload};
+use crate::harness::{Sluice, upload, wait_until_drained};
 
 /// The daemon's statements over the site's tables, and the batches that they loaded.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ async fn load(stack: &Stack, site: &Site, seed: u64, objects: usize) -> Cost {
         .set("batch.flush_when_idle", false)
         .set("queue.visibility_timeout", "10m");
     sluice.start();
-    drained(site).await;
+    wait_until_drained(site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
     Cost::so_far(stack, site).await.since(&before)
 }

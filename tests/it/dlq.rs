@@ -5,7 +5,8 @@ use serde_json::{Value, json as object};
 use sluice_testkit::{Site, Stack, wait_for};
 
 use crate::harness::{
-    BOUND, Sluice, announcement, dead_letters, drained, loaded, remaining, terminate,
+    BOUND, Sluice, announcement, loaded, terminate, wait_for_dead_letters, wait_for_messages,
+    wait_until_drained,
 };
 
 /// Returns the output of a command that exits with code 0.
@@ -44,7 +45,7 @@ async fn dead_depth(site: &Site) -> (u64, u64) {
 /// that is malformed. The daemon is stopped.
 async fn with_dead_letters(name: &str) -> (Site, Sluice) {
     let stack = Stack::shared();
-    let site = stack.site_of_receives(name, 1).await.unwrap();
+    let site = stack.site_with_max_receives(name, 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     site.put("missing.jsonl", "{}\n").await.unwrap();
@@ -53,13 +54,13 @@ async fn with_dead_letters(name: &str) -> (Site, Sluice) {
     let etag = site.put("loaded.jsonl", "{}\n").await.unwrap();
     site.send("no JSON").await.unwrap();
     sluice.start();
-    drained(&site).await;
-    dead_letters(&site, 3).await;
+    wait_until_drained(&site).await;
+    wait_for_dead_letters(&site, 3).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
-    site.announce_no_more().await.unwrap();
+    site.stop_notifications().await.unwrap();
     let loaded = announcement(&site, "loaded.jsonl", &etag);
     put_into(&site, &site.dlq_url, &loaded).await;
-    dead_letters(&site, 4).await;
+    wait_for_dead_letters(&site, 4).await;
     (site, sluice)
 }
 
@@ -157,7 +158,7 @@ async fn what_is_chosen_is_sent_again_and_what_is_loaded_is_done_with() {
     );
     assert_eq!(dead_depth(&site).await, (3, 0));
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
     let clickhouse = &Stack::shared().clickhouse;
     assert_eq!(loaded(clickhouse, &site.database).await, 2);
@@ -168,10 +169,10 @@ async fn what_is_chosen_is_sent_again_and_what_is_loaded_is_done_with() {
         "{did}"
     );
     assert_eq!(dead_depth(&site).await, (0, 0));
-    remaining(&site, 2).await;
+    wait_for_messages(&site, 2).await;
     sluice.start();
-    dead_letters(&site, 2).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 2).await;
+    wait_until_drained(&site).await;
     assert_eq!(loaded(clickhouse, &site.database).await, 2);
 }
 
@@ -311,7 +312,7 @@ async fn dead_letters_of_a_fifo_queue_are_sent_again() {
         dlq_url: dead,
         ..site
     };
-    remaining(&live, 15).await;
+    wait_for_messages(&live, 15).await;
     assert_eq!(dead_depth(&live).await, (0, 0));
 }
 

@@ -8,7 +8,7 @@ use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::{Site, Stack};
 use tempfile::TempDir;
 
-use crate::harness::{Sluice, drained};
+use crate::harness::{Sluice, wait_until_drained};
 
 const WARNING: &str = "some columns have no value in any loaded row";
 
@@ -69,7 +69,7 @@ fn lines(name: &str, count: usize) -> String {
 async fn load(site: &Site, name: &str, count: usize) {
     let key = format!("{name}.jsonl");
     site.put(&key, lines(name, count)).await.unwrap();
-    drained(site).await;
+    wait_until_drained(site).await;
 }
 
 async fn rows(stack: &Stack, site: &Site, table: &str) -> u64 {

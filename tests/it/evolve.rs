@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use sluice_testkit::{Site, Stack};
 use tempfile::TempDir;
 
-use crate::harness::{Sluice, drained};
+use crate::harness::{Sluice, wait_until_drained};
 
 /// Declares clicks. `more` follows the columns.
 fn clicks(directory: &Path, equals: &str, more: &str) {
@@ -41,7 +41,7 @@ fn whats(report: &Value) -> Vec<&str> {
 async fn put_clicks(site: &Site, key: &str, clicks: &[Value]) {
     let lines: Vec<String> = clicks.iter().map(Value::to_string).collect();
     site.put(key, lines.join("\n")).await.unwrap();
-    drained(site).await;
+    wait_until_drained(site).await;
 }
 
 async fn loaded(stack: &Stack, site: &Site, columns: &str) -> Vec<Value> {
@@ -156,7 +156,7 @@ async fn types_evolve_under_a_live_worker(strategy: &str) {
         assert!(!kept.contains("landing_"), "{kept}");
         assert_eq!(new.stop().await.code(), Some(0));
         old.start();
-        old.not_ready("sluice migrate").await;
+        old.wait_until_not_ready("sluice migrate").await;
     }
 }
 

@@ -133,7 +133,7 @@ impl Sluice {
     /// Sends SIGTERM, as an orchestrator does, and waits for the daemon to exit.
     pub(crate) async fn stop(&mut self) -> ExitStatus {
         self.terminate();
-        self.ended().await
+        self.exit_status().await
     }
 
     pub(crate) fn terminate(&self) {
@@ -141,7 +141,7 @@ impl Sluice {
     }
 
     /// Waits for the daemon to exit.
-    pub(crate) async fn ended(&mut self) -> ExitStatus {
+    pub(crate) async fn exit_status(&mut self) -> ExitStatus {
         let child = self.child.as_mut().expect("it runs");
         let status = wait_for("sluice to end", BOUND, async || Ok(child.try_wait()?)).await;
         self.child = None;
@@ -155,7 +155,7 @@ impl Sluice {
         child.wait().expect("it ends");
     }
 
-    pub(crate) fn must_run(&mut self) {
+    pub(crate) fn assert_running(&mut self) {
         let child = self.child.as_mut().expect("it was started");
         let ended = child.try_wait().expect("a child");
         assert_eq!(ended, None, "sluice ended by itself");
@@ -247,7 +247,7 @@ impl Sluice {
 
     /// Waits until the daemon reports that it is not ready for this reason, and returns the full
     /// answer.
-    pub(crate) async fn not_ready(&self, because: &str) -> String {
+    pub(crate) async fn wait_until_not_ready(&self, because: &str) -> String {
         wait_for("a reason not to be ready", BOUND, async || {
             let (status, body) = self.get("/readyz").await?;
             ensure!(status == 503 && body.contains(because), "{status} {body}");
@@ -281,25 +281,25 @@ impl Drop for Sluice {
             drop(child.wait());
         }
         if std::thread::panicking() {
-            show(&self.log());
+            print_log_tail(&self.log());
         }
     }
 }
 
 #[expect(clippy::print_stderr, reason = "shown only when a test fails")]
-fn show(log: &str) {
+fn print_log_tail(log: &str) {
     let lines: Vec<&str> = log.lines().collect();
     let first = lines.len().saturating_sub(60);
     eprintln!("sluice's log ends with:\n{}", lines[first..].join("\n"));
 }
 
 /// Waits until the queue has no messages, visible or in flight.
-pub(crate) async fn drained(site: &Site) {
-    remaining(site, 0).await;
+pub(crate) async fn wait_until_drained(site: &Site) {
+    wait_for_messages(site, 0).await;
 }
 
 /// Waits until the queue has `messages` messages, visible or in flight.
-pub(crate) async fn remaining(site: &Site, messages: u64) {
+pub(crate) async fn wait_for_messages(site: &Site, messages: u64) {
     let what = format!("{messages} messages in the queue");
     wait_for(&what, BOUND, async || {
         let (visible, in_flight) = site.queue_depth().await?;
@@ -314,7 +314,7 @@ pub(crate) async fn remaining(site: &Site, messages: u64) {
 }
 
 /// Waits until the dead-letter queue has `messages` messages.
-pub(crate) async fn dead_letters(site: &Site, messages: u64) {
+pub(crate) async fn wait_for_dead_letters(site: &Site, messages: u64) {
     let what = format!("{messages} dead letters");
     wait_for(&what, BOUND, async || {
         let dead = site.dlq_depth().await?;
@@ -340,7 +340,7 @@ pub(crate) fn line(name: &str) -> String {
 }
 
 /// Returns the names of the loaded lines, sorted.
-pub(crate) async fn names(stack: &Stack, site: &Site) -> Vec<String> {
+pub(crate) async fn loaded_names(stack: &Stack, site: &Site) -> Vec<String> {
     let sql = format!(
         "SELECT JSONExtractString(raw, 'note') FROM {}.unmatched_statements ORDER BY 1",
         site.database
@@ -374,7 +374,7 @@ pub(crate) async fn rows(clickhouse: &ClickHouse, database: &str) -> Rows {
 }
 
 /// Returns the number of rows that each table must have. Objects are counted by the ledger.
-pub(crate) fn expected(expected_rows: &ExpectedRows) -> Rows {
+pub(crate) fn expected_counts(expected_rows: &ExpectedRows) -> Rows {
     let tables = EventType::ALL
         .into_iter()
         .map(|kind| (kind.table().to_owned(), expected_rows.rows(kind)));
@@ -394,7 +394,10 @@ pub(crate) async fn assert_rows(
     database: &str,
     expected_rows: &ExpectedRows,
 ) {
-    assert_eq!(rows(clickhouse, database).await, expected(expected_rows));
+    assert_eq!(
+        rows(clickhouse, database).await,
+        expected_counts(expected_rows)
+    );
 }
 
 /// Counts the objects that the ledger records as loaded, once for each loaded batch that lists them

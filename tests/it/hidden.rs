@@ -5,7 +5,7 @@ use anyhow::ensure;
 use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, wait_for};
 
 use crate::access;
-use crate::harness::{BOUND, Sluice, drained, line};
+use crate::harness::{BOUND, Sluice, line, wait_until_drained};
 
 const DATABASE: &str = "hidden";
 
@@ -45,13 +45,15 @@ async fn a_ledger_that_hides_claims_loads_nothing_until_it_shows_them() {
 
     let mut blinded = sluice(&clickhouse, &site, "blinded");
     blinded.start();
-    let why = blinded.not_ready("ledger_objects shows 0 of 1 rows").await;
+    let why = blinded
+        .wait_until_not_ready("ledger_objects shows 0 of 1 rows")
+        .await;
     assert!(why.contains("row policy"), "{why}");
     blinded.kill();
     assert_eq!(lines_of(&clickhouse).await, 0);
 
     sighted.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(lines_of(&clickhouse).await, 1);
 }
 
@@ -63,10 +65,12 @@ async fn a_ledger_that_hides_events_loads_nothing_twice() {
     blinded.migrate();
     blinded.start();
     let etag = site.put("a.jsonl", line("a")).await.unwrap();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     let body = crate::harness::announcement(&site, "a.jsonl", &etag);
     site.send(&body).await.unwrap();
-    let why = blinded.not_ready("ledger_batches shows 0 of 1 rows").await;
+    let why = blinded
+        .wait_until_not_ready("ledger_batches shows 0 of 1 rows")
+        .await;
     assert!(why.contains("row policy"), "{why}");
     assert_eq!(lines_of(&clickhouse).await, 1);
 

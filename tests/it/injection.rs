@@ -7,7 +7,7 @@ use sluice::sql;
 use sluice_testkit::xapi::gzip;
 use sluice_testkit::{Site, Stack};
 
-use crate::harness::{Sluice, announcement, dead_letters, drained, loaded};
+use crate::harness::{Sluice, announcement, loaded, wait_for_dead_letters, wait_until_drained};
 
 /// Hostile texts, each of which S3 allows as a key. `$` is a placeholder for the attacked database.
 const HOSTILE: [&str; 14] = [
@@ -37,7 +37,7 @@ struct Victim {
 impl Victim {
     async fn new(name: &str) -> Self {
         let stack = Stack::shared();
-        let site = stack.site_of_receives(name, 2).await.unwrap();
+        let site = stack.site_with_max_receives(name, 2).await.unwrap();
         let canary = format!("{}_canary", site.database);
         let create = format!("CREATE DATABASE {canary}");
         stack.clickhouse.execute(&create).await.unwrap();
@@ -60,7 +60,7 @@ impl Victim {
     /// Asserts that the canary database exists, and that ClickHouse never got a statement with a
     /// syntax error.
     async fn check(&self, sluice: &Sluice) {
-        sluice.ready().await;
+        sluice.wait_until_ready().await;
         let sql = format!(
             "SELECT name FROM system.databases WHERE name = '{}'",
             self.canary
@@ -104,7 +104,7 @@ async fn hostile_keys_etags_and_fields_are_only_text() {
         expected.push((format!("{}/{key}", site.bucket), note.to_string()));
     }
     sluice.start();
-    drained(site).await;
+    wait_until_drained(site).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
     let sql = format!(
         "SELECT source_path, raw FROM {}.unmatched_statements",
@@ -143,7 +143,7 @@ async fn a_key_that_speaks_like_s3_does_not_make_its_object_a_missing_one() {
         site.put(key, &whole[..whole.len() / 2]).await.unwrap();
     }
     sluice.start();
-    dead_letters(site, keys.len() as u64).await;
+    wait_for_dead_letters(site, keys.len() as u64).await;
     let failures = format!(
         "SELECT DISTINCT class FROM {}.ledger_failures",
         site.database
@@ -190,9 +190,9 @@ async fn hostile_buckets_and_regions_go_to_the_dead_letters_and_pause_nothing() 
             sent += 1;
         }
     }
-    dead_letters(site, sent).await;
+    wait_for_dead_letters(site, sent).await;
     site.put("b.jsonl", "{\"note\":\"b\"}").await.unwrap();
-    drained(site).await;
+    wait_until_drained(site).await;
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 2);
     victim.check(&sluice).await;
 }
@@ -250,7 +250,7 @@ async fn hostile_names_in_configuration_and_event_types_are_only_names() {
         );
         site.put(&format!("{strategy}.jsonl"), lines).await.unwrap();
         sluice.start();
-        drained(site).await;
+        wait_until_drained(site).await;
         victim.check(&sluice).await;
         sluice.stop().await;
     }

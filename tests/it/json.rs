@@ -6,7 +6,7 @@ use regex::Regex;
 use serde_json::Value;
 use sluice_testkit::{Site, Stack};
 
-use crate::harness::{Sluice, dead_letters, drained};
+use crate::harness::{Sluice, wait_for_dead_letters, wait_until_drained};
 
 /// Returns the JSON without what differs between runs.
 fn stable(json: &str, site: &Site) -> String {
@@ -44,7 +44,7 @@ fn printed(output: &Output) -> &str {
 #[tokio::test]
 async fn every_command_has_a_document_for_scripts() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("json", 1).await.unwrap();
+    let site = stack.site_with_max_receives("json", 1).await.unwrap();
     let types = tempfile::tempdir().unwrap();
     let click = "table: clicks\nrule: {path: [verb], equals: click}\norder_by: [id]\ncolumns:\n\
                  - {name: id, type: String, path: [id], required: true}\n";
@@ -73,11 +73,11 @@ async fn every_command_has_a_document_for_scripts() {
     let lines = "{\"verb\":\"click\",\"id\":\"1\"}\nno JSON\n{\"verb\":\"other\"}\n";
     site.put("good.jsonl", lines).await.unwrap();
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     // This object is uploaded by itself, or it would be a matter of chance whether both are in one
     // batch.
     site.put("bad.jsonl.gz", "no gzip").await.unwrap();
-    dead_letters(&site, 1).await;
+    wait_for_dead_letters(&site, 1).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
 
     let bucket = format!("s3://{}", site.bucket);

@@ -7,7 +7,7 @@ use futures_util::{StreamExt, stream};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use sluice_testkit::{Site, Stack};
 
-use crate::harness::{Sluice, drained};
+use crate::harness::{Sluice, wait_until_drained};
 
 /// Keys that some component could misinterpret.
 const HOSTILE: &[&str] = &[
@@ -150,7 +150,7 @@ async fn each_key_is_read_as_it_is(fallback: &str) {
     let keys = keys(fastrand::u64(..));
     put_each(&site, &keys).await;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_each_once(stack, &site, &keys).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
@@ -196,7 +196,7 @@ async fn every_key_is_listed_as_it_is_announced() {
     assert!(output.status.success(), "{output:?}");
     assert_each_once(stack, &site, &keys).await;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_each_once(stack, &site, &keys).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }

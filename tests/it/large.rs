@@ -14,7 +14,7 @@ use crate::harness::{Sluice, line};
 const LONG: Duration = Duration::from_secs(900);
 const MIB: u64 = 1024 * 1024;
 
-async fn drained(site: &Site) {
+async fn wait_until_drained(site: &Site) {
     wait_for("an empty queue", LONG, async || {
         let depth = site.queue_depth().await?;
         ensure!(depth == (0, 0), "{depth:?}");
@@ -74,10 +74,10 @@ async fn a_gibibyte(fallback: &str) {
     let size = PARTS * part.len() as u64;
     put_repeated(&site, part).await;
     sluice.start();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
     let (idle, _) = sluice.memory();
     let begun = Instant::now();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     let (_, most) = sluice.memory();
     report(
         &format!("one object, fallback {fallback}"),
@@ -123,10 +123,10 @@ async fn a_line_of_100_megabytes_is_a_line() {
         let content = [line("before"), long.clone(), line("after")].concat();
         site.put("long.jsonl", content).await.unwrap();
         sluice.start();
-        sluice.ready().await;
+        sluice.wait_until_ready().await;
         let (idle, _) = sluice.memory();
         let begun = Instant::now();
-        drained(&site).await;
+        wait_until_drained(&site).await;
         let (_, most) = sluice.memory();
         let what = format!("a long line, fallback {fallback}");
         report(&what, long.len() as u64, begun, most - idle);
@@ -164,9 +164,9 @@ async fn ten_thousand_objects_of_one_window_are_loaded_once() {
         .for_each(async |uploaded| drop(uploaded.unwrap()))
         .await;
     sluice.start();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
     let begun = Instant::now();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     let (_, most) = sluice.memory();
     report(
         "ten thousand objects",

@@ -6,7 +6,9 @@ use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::Generator;
 use sluice_testkit::{Site, Stack, wait_for};
 
-use crate::harness::{BOUND, Sluice, assert_rows, dead_letters, drained, upload};
+use crate::harness::{
+    BOUND, Sluice, assert_rows, upload, wait_for_dead_letters, wait_until_drained,
+};
 
 type Line = Map<String, Value>;
 
@@ -47,7 +49,7 @@ fn failures(lines: &[Line]) -> usize {
 
 async fn site(name: &str, max_receive_count: u32) -> (&'static Stack, Site) {
     let stack = Stack::shared();
-    let site = stack.site_of_receives(name, max_receive_count).await;
+    let site = stack.site_with_max_receives(name, max_receive_count).await;
     (stack, site.unwrap())
 }
 
@@ -59,10 +61,10 @@ async fn every_line_is_one_flat_object_and_leads_to_the_query_log_and_back() {
     let bundles: Vec<_> = Generator::new(41).take(3).collect();
     let expected_rows = upload(&site, &bundles).await;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     site.put("bad.jsonl.gz", "no gzip").await.unwrap();
     site.send("hello").await.unwrap();
-    dead_letters(&site, 2).await;
+    wait_for_dead_letters(&site, 2).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
 
     let log = sluice.log();
@@ -152,7 +154,7 @@ async fn a_failure_names_its_batch_at_every_level() {
     });
     let expected_rows = upload(&site, &[Generator::new(42).bundle()]).await;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
     assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     let log = sluice.log();
@@ -198,7 +200,7 @@ async fn outages_log_few_lines_and_count_every_failure() {
     refused(&sqs, 20).await;
     refused(&clickhouse, 40).await;
     sqs.heal();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
 
     assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
@@ -226,7 +228,7 @@ async fn hundreds_of_broken_objects_are_few_lines_and_each_is_recorded() {
         site.put(&format!("broken-*-{number}"), "{}").await.unwrap();
     }
     sluice.start();
-    dead_letters(&site, OBJECTS).await;
+    wait_for_dead_letters(&site, OBJECTS).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
 
     let log = sluice.log();

@@ -11,7 +11,9 @@ use sluice_testkit::{Prometheus, Requirement, Site, Stack, project, wait_for};
 use tokio::task::spawn_blocking;
 
 use crate::dlq::fifo;
-use crate::harness::{BOUND, Sluice, announcement, dead_letters, drained, line, loaded, upload};
+use crate::harness::{
+    BOUND, Sluice, announcement, line, loaded, upload, wait_for_dead_letters, wait_until_drained,
+};
 
 /// A row of the table in docs/metrics.md.
 #[derive(Debug)]
@@ -140,7 +142,7 @@ struct Scenario {
 impl Scenario {
     async fn new() -> Self {
         let stack = Stack::shared();
-        let site = stack.site_of_receives("metrics", 2).await.unwrap();
+        let site = stack.site_with_max_receives("metrics", 2).await.unwrap();
         Sluice::new(stack, &site).migrate();
         let clickhouse = Proxy::start(stack.clickhouse.url()).await.unwrap();
         let sqs = Proxy::start(stack.aws.endpoint()).await.unwrap();
@@ -166,13 +168,13 @@ impl Scenario {
         expected_rows.objects += 2;
         expected_rows.unmatched += 1;
         expected_rows.rejected += 1;
-        drained(&self.site).await;
+        wait_until_drained(&self.site).await;
         expected_rows
     }
 
     async fn announce_again(&self) {
         let etag = self.site.put("again.jsonl", line("again")).await.unwrap();
-        drained(&self.site).await;
+        wait_until_drained(&self.site).await;
         let body = announcement(&self.site, "again.jsonl", &etag);
         self.site.send(&body).await.unwrap();
         let duplicate = [("outcome", "duplicate")];
@@ -192,8 +194,8 @@ impl Scenario {
         let gone = announcement(&self.site, "gone.jsonl", etag);
         self.site.send(&gone).await.unwrap();
         self.site.send("not a notification").await.unwrap();
-        dead_letters(&self.site, 3).await;
-        drained(&self.site).await;
+        wait_for_dead_letters(&self.site, 3).await;
+        wait_until_drained(&self.site).await;
     }
 
     /// Cuts the connection to ClickHouse until an in-flight message has needed a heartbeat.
@@ -210,7 +212,7 @@ impl Scenario {
         })
         .await;
         self.clickhouse.heal();
-        drained(&self.site).await;
+        wait_until_drained(&self.site).await;
         until(&self.sluice, "sluice_breaker_open", &[], |sum| sum == 0.0).await;
         until(&self.sluice, "sluice_backlog_messages", &[], |sum| {
             sum == 0.0
@@ -406,7 +408,7 @@ async fn what_is_exported_is_what_is_documented_and_drawn() {
     assert_alerts_are_of(&documented);
     let mut scenario = Scenario::new().await;
     scenario.sluice.start();
-    scenario.sluice.ready().await;
+    scenario.sluice.wait_until_ready().await;
     let worker = scenario.sluice.admin_address().unwrap().parse().unwrap();
     let prometheus = spawn_blocking(move || Prometheus::start(&[worker]));
     let prometheus = prometheus.await.unwrap().unwrap();

@@ -8,13 +8,15 @@ use anyhow::ensure;
 use serde_json::Value;
 use sluice::notification::{Notification, parse_notification};
 use sluice::object::{ObjectParts, ObjectRef};
-use sluice_testkit::{Site, Stack, Way, wait_for};
+use sluice_testkit::{NotificationRoute, Site, Stack, wait_for};
 
-use crate::harness::{BOUND, Sluice, announcement, dead_letters, drained, loaded};
+use crate::harness::{
+    BOUND, Sluice, announcement, loaded, wait_for_dead_letters, wait_until_drained,
+};
 
 async fn site(name: &str) -> (&'static Stack, Site) {
     let stack = Stack::shared();
-    (stack, stack.site_of_receives(name, 2).await.unwrap())
+    (stack, stack.site_with_max_receives(name, 2).await.unwrap())
 }
 
 fn migrated(stack: &Stack, site: &Site) -> Sluice {
@@ -70,11 +72,15 @@ async fn whichever_way_an_object_is_announced_it_is_loaded_once() {
         site.put(&key, line(&site.bucket, &key)).await.unwrap();
         expected.push(format!("{}/{key}", site.bucket));
     };
-    for way in Way::ALL {
+    for way in NotificationRoute::ALL {
         stack.aws.announce_by(&site, &[way]).await.unwrap();
         put(&format!("{way:?}")).await;
     }
-    stack.aws.announce_by(&site, &Way::ALL).await.unwrap();
+    stack
+        .aws
+        .announce_by(&site, &NotificationRoute::ALL)
+        .await
+        .unwrap();
     put("all").await;
     sluice.start();
     // Each of the first five ways sends one message, and the last step five. With raw delivery S3's
@@ -87,7 +93,7 @@ async fn whichever_way_an_object_is_announced_it_is_loaded_once() {
     ] {
         notifications(&sluice, form, "objects", messages).await;
     }
-    drained(&site).await;
+    wait_until_drained(&site).await;
     expected.sort_unstable();
     assert_eq!(paths(stack, &site).await, expected);
     let objects = expected.len() as u64;
@@ -98,7 +104,7 @@ async fn whichever_way_an_object_is_announced_it_is_loaded_once() {
 #[tokio::test]
 async fn a_declared_message_of_many_files_is_deleted_once_all_are_loaded() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("declared", 100).await.unwrap();
+    let site = stack.site_with_max_receives("declared", 100).await.unwrap();
     let envelopes = concat!(env!("CARGO_MANIFEST_DIR"), "/config/envelopes.yaml");
     let mut sluice = Sluice::new(stack, &site).set("notifications.envelopes", envelopes);
     sluice.migrate();
@@ -126,7 +132,7 @@ async fn a_declared_message_of_many_files_is_deleted_once_all_are_loaded() {
     site.put(keys[2], line(&site.bucket, keys[2]))
         .await
         .unwrap();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     let mut expected = keys.map(|key| format!("{}/{key}", site.bucket)).to_vec();
     expected.sort_unstable();
     assert_eq!(paths(stack, &site).await, expected);
@@ -150,8 +156,8 @@ async fn a_body_that_is_in_s3_is_fetched() {
     site.send(&pointer("payloads/1")).await.unwrap();
     site.send(&pointer("payloads/none")).await.unwrap();
     sluice.start();
-    dead_letters(&site, 1).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 1).await;
+    wait_until_drained(&site).await;
     assert_eq!(
         paths(stack, &site).await,
         [format!("{}/{key}", site.bucket)]
@@ -226,15 +232,15 @@ async fn every_body_of_the_corpus_has_its_objects_loaded_or_goes_to_the_dead_let
     }
     let mut sluice = migrated(stack, &site);
     sluice.start();
-    dead_letters(&site, malformed).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, malformed).await;
+    wait_until_drained(&site).await;
     let objects = expected.len() as u64;
     assert!(objects > 20 && malformed > 20, "{objects} {malformed}");
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, objects);
     expected.retain(|path| !path.ends_with("/empty.jsonl"));
     let expected: Vec<String> = expected.into_iter().collect();
     assert_eq!(paths(stack, &site).await, expected);
-    sluice.must_run();
+    sluice.assert_running();
 }
 
 /// Puts an object for every key that the body names, and returns the paths. In the body only the
@@ -321,8 +327,8 @@ async fn whatever_names_a_written_object_is_loaded_and_what_is_unknown_is_never_
     sluice.start();
     notifications(&sluice, "s3", "other_event", 1).await;
     notifications(&sluice, "event_bridge", "other_event", 2).await;
-    dead_letters(&site, unknown.len() as u64).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, unknown.len() as u64).await;
+    wait_until_drained(&site).await;
     expected.sort_unstable();
     assert_eq!(paths(stack, &site).await, expected);
     assert!(sluice.log().contains("\"ObjectMoved:Put\" is not known"));
@@ -334,7 +340,7 @@ async fn a_malformed_body_is_logged_once() {
     let mut sluice = migrated(stack, &site);
     sluice.start();
     site.send("hello").await.unwrap();
-    dead_letters(&site, 1).await;
+    wait_for_dead_letters(&site, 1).await;
     let log = sluice.log();
     assert_eq!(log.matches("not a notification").count(), 1, "{log}");
     assert!(log.contains("message.id="), "{log}");
@@ -380,7 +386,7 @@ async fn what_the_filter_leaves_out_is_acknowledged_and_counted() {
         .await
         .unwrap();
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     let expected = ["also", "in/a.jsonl", "in/b c/d.jsonl"];
     let expected = expected.map(|key| format!("{}/{key}", site.bucket));
     assert_eq!(paths(stack, &site).await, expected);

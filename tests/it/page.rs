@@ -8,7 +8,7 @@ use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{EventType, ExpectedRows, Generator};
 use sluice_testkit::{Requirement, Site, Stack, free_port, wait_for};
 
-use crate::harness::{BOUND, Sluice, drained, line, upload};
+use crate::harness::{BOUND, Sluice, line, upload, wait_until_drained};
 
 const WIDE: u32 = 1180;
 const PHONE: u32 = 390;
@@ -68,7 +68,7 @@ async fn shows_word(browser: &mut Browser, word: &str) -> Value {
 }
 
 fn assert_quiet(browser: &Browser) {
-    assert_eq!(browser.complaints(), Vec::<String>::new());
+    assert_eq!(browser.problems(), Vec::<String>::new());
 }
 
 /// Uploads objects for the page to show if pictures are taken. Returns the expected rows.
@@ -78,7 +78,7 @@ async fn busy(site: &Site, generator: &mut Generator) -> ExpectedRows {
     for round in 0..rounds {
         let bundles: Vec<_> = generator.by_ref().take(4 + round % 8 * 3).collect();
         expected_rows += &upload(site, &bundles).await;
-        drained(site).await;
+        wait_until_drained(site).await;
     }
     expected_rows
 }
@@ -105,7 +105,7 @@ async fn the_live_page_shows_what_happens_and_nothing_else() {
         return;
     }
     let stack = Stack::shared();
-    let site = stack.site_of_receives("uploads", 1).await.unwrap();
+    let site = stack.site_with_max_receives("uploads", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("batch.window", "1s");
     sluice.migrate();
     sluice.start();
@@ -177,9 +177,9 @@ async fn the_live_page_shows_what_happens_and_nothing_else() {
         .await;
     }
     picture(&mut browser, "light").await;
-    browser.prefer("dark").await.unwrap();
+    browser.set_color_scheme("dark").await.unwrap();
     picture(&mut browser, "dark").await;
-    browser.prefer("light").await.unwrap();
+    browser.set_color_scheme("light").await.unwrap();
     browser.resize(PHONE, 2).await.unwrap();
     let width = "[document.documentElement.scrollWidth, innerWidth, \
                   document.querySelector('#flow svg').viewBox.baseVal.width]";
@@ -204,7 +204,7 @@ async fn the_live_page_shows_what_happens_and_nothing_else() {
     assert_eq!(browser.evaluate(inject).await.unwrap(), "undefined");
     assert!(
         browser
-            .complaints()
+            .problems()
             .iter()
             .any(|it| it.contains("Content Security Policy"))
     );
@@ -224,7 +224,7 @@ async fn the_live_page_names_an_outage_and_its_end_without_being_loaded_again() 
         .set("batch.window", "1s");
     Sluice::new(stack, &site).migrate();
     sluice.start();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
     let mut browser = open(&sluice).await;
     shows_word(&mut browser, "Well").await;
     browser.evaluate("window.same = true").await.unwrap();
@@ -249,7 +249,7 @@ async fn the_live_page_names_an_outage_and_its_end_without_being_loaded_again() 
         Ok((bands == 2).then_some(()))
     })
     .await;
-    browser.prefer("dark").await.unwrap();
+    browser.set_color_scheme("dark").await.unwrap();
     picture(&mut browser, "outage").await;
 
     proxy.heal();
@@ -275,7 +275,7 @@ async fn the_live_page_says_when_the_worker_is_gone_and_finds_it_again() {
     let mut sluice = Sluice::new(stack, &site).set("admin.listen", listen);
     sluice.migrate();
     sluice.start();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
     let mut browser = open(&sluice).await;
     shows_word(&mut browser, "Well").await;
     // An open page does not keep a worker from stopping.
@@ -330,7 +330,7 @@ async fn the_admin_listener_takes_no_orders() {
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     sluice.start();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
     let paths = [
         "/",
         "/page.css",

@@ -12,7 +12,7 @@ use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{Bundle, Compression, ExpectedRows, Generator, gzip};
 use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, exact, wait_for};
 
-use crate::harness::{BOUND, Sluice, drained, line, names};
+use crate::harness::{BOUND, Sluice, line, loaded_names, wait_until_drained};
 
 /// A user whose profile has these settings.
 #[derive(Clone, Debug, Default)]
@@ -404,7 +404,7 @@ async fn a_profile_that_forbids_what_statements_must_set_pauses_intake_and_fails
     for (user, named) in [("limited", "limit"), ("viewer", "setting in readonly mode")] {
         let mut sluice = Sluice::new(stack, &site).set("clickhouse.user", user);
         sluice.start();
-        let why = sluice.not_ready(named).await;
+        let why = sluice.wait_until_not_ready(named).await;
         assert!(why.contains("in the profile of `clickhouse.user`"), "{why}");
         wait_for("the metric", BOUND, async || {
             let (_, metrics) = sluice.get("/metrics").await?;
@@ -448,7 +448,7 @@ async fn a_server_that_turns_out_to_lack_a_setting_is_asked_again() {
         pins(parts) && asks(sql)
     });
     sluice.start();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
     assert_eq!(proxy.hits(), 1);
     // Then a load reaches a server that lacks one. The statement is retried, and the load
     // continues.
@@ -458,10 +458,14 @@ async fn a_server_that_turns_out_to_lack_a_setting_is_asked_again() {
         asks(sql)
     });
     site.put("a.jsonl", line("a")).await.unwrap();
-    drained(&site).await;
-    assert_eq!(names(stack, &site).await, ["a"]);
-    assert_eq!(proxy.met()["refused by an error"], 2);
-    assert!(proxy.met()["delayed"] >= 1, "{:?}", proxy.met());
+    wait_until_drained(&site).await;
+    assert_eq!(loaded_names(stack, &site).await, ["a"]);
+    assert_eq!(proxy.hits_by_fault()["failed with an error"], 2);
+    assert!(
+        proxy.hits_by_fault()["delayed"] >= 1,
+        "{:?}",
+        proxy.hits_by_fault()
+    );
 }
 
 /// Values of the setting `compatibility`, each of which changes many settings at once.

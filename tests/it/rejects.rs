@@ -3,11 +3,11 @@
 use sluice_testkit::xapi::gzip;
 use sluice_testkit::{Site, Stack};
 
-use crate::harness::{Sluice, dead_letters, drained, loaded};
+use crate::harness::{Sluice, loaded, wait_for_dead_letters, wait_until_drained};
 
 async fn site(name: &str) -> (&'static Stack, Site) {
     let stack = Stack::shared();
-    (stack, stack.site_of_receives(name, 2).await.unwrap())
+    (stack, stack.site_with_max_receives(name, 2).await.unwrap())
 }
 
 /// Returns the result of a query over the site's database as text. `$` is a placeholder for the
@@ -29,7 +29,7 @@ async fn a_line_of_100_mib_is_rejected_alone() {
     site.put("long.jsonl", long).await.unwrap();
     site.put("mate.jsonl", "{\"note\":\"mate\"}").await.unwrap();
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 2);
     let kept = "SELECT row_number, reason, length(raw) FROM $.rejected_lines";
@@ -67,7 +67,7 @@ async fn the_longest_line_is_what_the_configuration_says() {
         ];
         site.put("a.jsonl", lines.join("\n")).await.unwrap();
         sluice.start();
-        drained(&site).await;
+        wait_until_drained(&site).await;
         let kept = "SELECT groupArray(row_number), groupUniqArray(reason), min(length(raw)) \
                     FROM (SELECT * FROM $.rejected_lines ORDER BY row_number)";
         assert_eq!(
@@ -104,8 +104,8 @@ async fn an_object_with_too_many_rejected_lines_fails_alone_and_leaves_no_rows()
         site.put(key, content).await.unwrap();
     }
     sluice.start();
-    dead_letters(&site, 2).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 2).await;
+    wait_until_drained(&site).await;
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 2);
     let failures = "SELECT DISTINCT key, class, startsWith(reason, 'too many lines are rejected') \
                     FROM $.ledger_failures ORDER BY key";
@@ -126,7 +126,7 @@ async fn an_object_with_too_many_rejected_lines_fails_alone_and_leaves_no_rows()
         .await
         .unwrap();
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 3);
     let rejected = "SELECT groupArray(raw) FROM (SELECT raw FROM $.rejected_lines ORDER BY raw)";
     assert_eq!(

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use sluice_testkit::{Site, Stack};
 
-use crate::harness::{Sluice, drained};
+use crate::harness::{Sluice, wait_until_drained};
 
 fn output(sluice: &Sluice, arguments: &[&str]) -> String {
     let output = sluice.command(&[&["rejects"], arguments].concat());
@@ -32,7 +32,7 @@ async fn with_objects(
         site.put(key, *content).await.unwrap();
     }
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
     (stack, site, sluice)
 }

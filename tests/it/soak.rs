@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use sluice_testkit::xapi::{Bundle, ExpectedRows, Generator};
 use sluice_testkit::{Site, Stack};
 
-use crate::harness::{Sluice, assert_rows, drained};
+use crate::harness::{Sluice, assert_rows, wait_until_drained};
 
 const OBJECTS: usize = 100;
 const MESSAGES: usize = 300;
@@ -21,7 +21,7 @@ const SLACK: u64 = 4 << 20;
 async fn memory_does_not_grow_with_what_was_received() {
     let stack = Stack::shared();
     let site = stack.site("soak").await.unwrap();
-    site.announce_no_more().await.unwrap();
+    site.stop_notifications().await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("batch.window", "200ms");
     sluice.migrate();
     let bundles: Vec<Bundle> = Generator::new(63).take(OBJECTS).collect();
@@ -35,11 +35,11 @@ async fn memory_does_not_grow_with_what_was_received() {
     }
     let body = json!({"Records": records}).to_string();
     sluice.start();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
     let mut resident = Vec::new();
     for _ in 0..WARM_UP + ROUNDS {
         announce(&site, &body).await;
-        drained(&site).await;
+        wait_until_drained(&site).await;
         resident.push(sluice.memory().0);
     }
     let (warm, last) = (resident[WARM_UP - 1], resident[WARM_UP + ROUNDS - 1]);

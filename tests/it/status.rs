@@ -7,7 +7,7 @@ use sluice_testkit::{Site, Stack, wait_for};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-use crate::harness::{BOUND, Sluice, dead_letters, drained};
+use crate::harness::{BOUND, Sluice, wait_for_dead_letters, wait_until_drained};
 
 fn text(sluice: &Sluice, arguments: &[&str]) -> String {
     let output = sluice.command(&[&["status"], arguments].concat());
@@ -28,7 +28,7 @@ async fn silent_connections_and_foreign_hosts_do_no_harm() {
     let mut sluice = Sluice::new(stack, &site).set("admin.allowed_hosts", r#"["sluice.internal"]"#);
     sluice.migrate();
     sluice.start();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
     let address = sluice.admin_address().unwrap();
     let mut silent = Vec::new();
     for _ in 0..256 {
@@ -36,7 +36,7 @@ async fn silent_connections_and_foreign_hosts_do_no_harm() {
     }
     assert_eq!(sluice.get("/healthz").await.unwrap().0, 200);
     site.put("a.jsonl", "{\"note\":1}\n").await.unwrap();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     // All silent connections are closed eventually.
     for mut stream in silent {
         let mut rest = Vec::new();
@@ -63,7 +63,7 @@ async fn a_worker_reports_its_health_and_its_lag() {
     sluice.migrate();
     site.put("a.jsonl", "{\"note\":1}\n").await.unwrap();
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     let address = sluice.admin_address().unwrap();
     let worker = async |what, is: &dyn Fn(&Value) -> bool| {
         wait_for(what, BOUND, async || {
@@ -88,7 +88,7 @@ async fn a_worker_reports_its_health_and_its_lag() {
     let drop = format!("DROP TABLE {}.ledger_batches", site.database);
     stack.clickhouse.execute(&drop).await.unwrap();
     site.put("b.jsonl", "{\"note\":1}\n").await.unwrap();
-    sluice.not_ready("ledger_batches").await;
+    sluice.wait_until_not_ready("ledger_batches").await;
     let overview = sluice.command(&["status", "--worker", &address, "--worker", "127.0.0.1:1"]);
     assert_eq!(overview.status.code(), Some(1));
     let told = String::from_utf8(overview.stdout).unwrap();
@@ -99,7 +99,7 @@ async fn a_worker_reports_its_health_and_its_lag() {
 #[tokio::test]
 async fn status_shows_everything_that_happened_to_an_object() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("status", 1).await.unwrap();
+    let site = stack.site_with_max_receives("status", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     let nothing = json(&sluice, &[]);
@@ -112,8 +112,8 @@ async fn status_shows_everything_that_happened_to_an_object() {
     site.put("folder/good.jsonl", lines).await.unwrap();
     site.put("folder/bad.jsonl.gz", "no gzip").await.unwrap();
     sluice.start();
-    drained(&site).await;
-    dead_letters(&site, 1).await;
+    wait_until_drained(&site).await;
+    wait_for_dead_letters(&site, 1).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
 
     let overview = json(&sluice, &["--since", "1h"]);
@@ -165,7 +165,7 @@ async fn status_shows_everything_that_happened_to_an_object() {
 }
 
 async fn impatient_site(stack: &Stack, name: &str) -> Site {
-    stack.site_of_receives(name, 1).await.unwrap()
+    stack.site_with_max_receives(name, 1).await.unwrap()
 }
 
 fn failed_keys(sluice: &Sluice) -> Vec<String> {
@@ -188,13 +188,13 @@ async fn a_failure_is_over_once_the_key_is_loaded_with_other_content() {
     let good = || gzip(b"{\"note\":1}\n");
     site.put("mended.jsonl.gz", "no gzip").await.unwrap();
     site.put("spoilt.jsonl.gz", good()).await.unwrap();
-    dead_letters(&site, 1).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 1).await;
+    wait_until_drained(&site).await;
     assert_eq!(failed_keys(&sluice), ["mended.jsonl.gz"]);
     site.put("mended.jsonl.gz", good()).await.unwrap();
     site.put("spoilt.jsonl.gz", "no gzip").await.unwrap();
-    dead_letters(&site, 2).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 2).await;
+    wait_until_drained(&site).await;
     assert_eq!(failed_keys(&sluice), ["spoilt.jsonl.gz"]);
 
     // This replay moves lines that were loaded before the failure.
@@ -239,8 +239,8 @@ async fn a_failure_that_is_dismissed_is_listed_again_when_it_happens_again() {
     for key in ["bad.jsonl.gz", "worse.jsonl.gz"] {
         site.put(key, "no gzip").await.unwrap();
     }
-    dead_letters(&site, 2).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 2).await;
+    wait_until_drained(&site).await;
     let forget = |url: &str, reason: &str| {
         let output = sluice.command(&["forget", url, "--reason", reason]);
         (
@@ -280,8 +280,8 @@ async fn a_failure_that_is_dismissed_is_listed_again_when_it_happens_again() {
     );
     let redrive = ["dlq", "redrive", "--error-class", "dismissed"];
     assert!(sluice.command(&redrive).status.success());
-    dead_letters(&site, 2).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 2).await;
+    wait_until_drained(&site).await;
     assert_eq!(failed_keys(&sluice), ["bad.jsonl.gz", "worse.jsonl.gz"]);
     let failed = json(&sluice, &["--failed"]);
     assert_eq!(failed[0]["tries"], 2, "{failed}");
@@ -305,9 +305,9 @@ async fn what_would_fail_again_is_retried_only_where_it_is_meant() {
     site.put("lines.jsonl", "no JSON\n").await.unwrap();
     site.put("odd*.jsonl", "no JSON\n").await.unwrap();
     sluice.start();
-    dead_letters(&site, 6).await;
-    drained(&site).await;
-    site.announce_no_more().await.unwrap();
+    wait_for_dead_letters(&site, 6).await;
+    wait_until_drained(&site).await;
+    site.stop_notifications().await.unwrap();
     site.put("back.jsonl", "{}\n").await.unwrap();
     site.put("mended.jsonl.gz", gzip(b"{}\n")).await.unwrap();
 
@@ -366,8 +366,8 @@ async fn what_the_worker_may_not_look_at_is_retried() {
     site.delete("gone.jsonl").await.unwrap();
     site.put("broken.jsonl.gz", "no gzip").await.unwrap();
     sluice.start();
-    dead_letters(&site, 2).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 2).await;
+    wait_until_drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
     proxy.inject(Fault::Status(403), usize::MAX, |_, _| true);
@@ -402,7 +402,7 @@ async fn what_does_not_answer_is_named_and_the_rest_is_shown() {
 #[tokio::test]
 async fn one_command_retries_what_failed() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("retry", 1).await.unwrap();
+    let site = stack.site_with_max_receives("retry", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     let keys = ["a b.jsonl", "c+d%41.jsonl"];
@@ -411,9 +411,9 @@ async fn one_command_retries_what_failed() {
         site.delete(key).await.unwrap();
     }
     sluice.start();
-    drained(&site).await;
-    dead_letters(&site, 2).await;
-    site.announce_no_more().await.unwrap();
+    wait_until_drained(&site).await;
+    wait_for_dead_letters(&site, 2).await;
+    site.stop_notifications().await.unwrap();
     for key in keys {
         site.put(key, "{}\n").await.unwrap();
     }
@@ -431,11 +431,11 @@ async fn one_command_retries_what_failed() {
     assert_eq!(site.queue_depth().await.unwrap(), (0, 0));
 
     assert_eq!(retry(&[&url]).0, Some(0));
-    drained(&site).await;
+    wait_until_drained(&site).await;
     let (code, left) = retry(&["--all"]);
     assert_eq!(code, Some(0));
     assert!(!left.contains(&url) && left.contains(keys[0]), "{left}");
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(json(&sluice, &["--failed"]), Value::Array(Vec::new()));
-    dead_letters(&site, 2).await;
+    wait_for_dead_letters(&site, 2).await;
 }

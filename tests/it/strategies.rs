@@ -4,7 +4,7 @@ use sluice_testkit::xapi::Generator;
 use sluice_testkit::{Site, Stack};
 use tempfile::TempDir;
 
-use crate::harness::{Sluice, assert_rows, drained, upload};
+use crate::harness::{Sluice, assert_rows, upload, wait_until_drained};
 
 #[tokio::test]
 async fn per_type_fills_the_same_tables_without_views() {
@@ -20,7 +20,7 @@ async fn per_type_fills_the_same_tables_without_views() {
     let bundles: Vec<_> = Generator::new(51).take(60).collect();
     let expected_rows = upload(&site, &bundles).await;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
@@ -95,7 +95,7 @@ async fn an_event_type_is_looked_for_on_its_route_alone() {
             site.put(key, text).await.unwrap();
         }
         sluice.start();
-        drained(&site).await;
+        wait_until_drained(&site).await;
         let click_without_id = r#"['{"verb":"click"}']"#;
         let expected = format!(
             "clicks/2026/a.jsonl\tclicks\t['c0']\n\

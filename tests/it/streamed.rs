@@ -5,7 +5,10 @@ use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{Bundle, ExpectedRows, Generator, gzip};
 use sluice_testkit::{Site, Stack};
 
-use crate::harness::{Sluice, assert_rows, dead_letters, drained, line, names, rows, upload};
+use crate::harness::{
+    Sluice, assert_rows, line, loaded_names, rows, upload, wait_for_dead_letters,
+    wait_until_drained,
+};
 
 /// Returns how many of the loaded objects each reader in `ledger_objects` has read.
 async fn read_by(stack: &Stack, site: &Site) -> Vec<(String, u64)> {
@@ -128,7 +131,7 @@ async fn streams_the_same_rows(strategy: &str) {
         sluice.migrate();
         let expected_rows = upload(&site, &bundles).await;
         sluice.start();
-        drained(&site).await;
+        wait_until_drained(&site).await;
         assert_rows(&stack.clickhouse, &database, &expected_rows).await;
         let streamed = sluice.metric("sluice_objects_streamed_total").await;
         let all = if fallback == "always" {
@@ -165,7 +168,7 @@ async fn what_clickhouse_may_not_read_is_streamed_and_the_likely_cause_is_named(
     let bundles: Vec<_> = Generator::new(32).take(60).collect();
     let expected_rows = upload(&site, &bundles).await;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(read_by(stack, &site).await, [("stream".to_owned(), 60)]);
     let log = sluice.log();
@@ -191,7 +194,7 @@ async fn what_clickhouse_cannot_reach_is_streamed() {
         let bundles: Vec<_> = Generator::new(33 + index as u64).take(3).collect();
         let expected_rows = upload(&site, &bundles).await;
         sluice.start();
-        drained(&site).await;
+        wait_until_drained(&site).await;
         assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
         assert_eq!(read_by(stack, &site).await, [("stream".to_owned(), 3)]);
     }
@@ -211,9 +214,9 @@ async fn what_nobody_may_read_pauses_intake_until_somebody_may() {
     let bundles: Vec<_> = Generator::new(35).take(5).collect();
     let expected_rows = upload(&site, &bundles).await;
     sluice.start();
-    sluice.not_ready("s3.clickhouse_access").await;
+    sluice.wait_until_not_ready("s3.clickhouse_access").await;
     proxy.heal();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
@@ -223,7 +226,7 @@ async fn what_nobody_may_read_pauses_intake_until_somebody_may() {
 #[tokio::test]
 async fn what_nobody_can_read_harms_only_itself() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("unreadable", 2).await.unwrap();
+    let site = stack.site_with_max_receives("unreadable", 2).await.unwrap();
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
     proxy.inject(Fault::Status(403), usize::MAX, |_, _| true);
     let mut sluice = Sluice::new(stack, &site).environment("AWS_ENDPOINT_URL_S3", proxy.url());
@@ -232,9 +235,9 @@ async fn what_nobody_can_read_harms_only_itself() {
     let bundles: Vec<_> = Generator::new(37).take(5).collect();
     let expected_rows = upload(&site, &bundles).await;
     sluice.start();
-    dead_letters(&site, 1).await;
-    drained(&site).await;
-    sluice.ready().await;
+    wait_for_dead_letters(&site, 1).await;
+    wait_until_drained(&site).await;
+    sluice.wait_until_ready().await;
     assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(failures(stack, &site).await, "a*.jsonl\tdenied\n");
 }
@@ -243,7 +246,7 @@ async fn what_nobody_can_read_harms_only_itself() {
 #[tokio::test]
 async fn a_bad_object_among_the_streamed_harms_only_itself() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("bad-stream", 2).await.unwrap();
+    let site = stack.site_with_max_receives("bad-stream", 2).await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("load.fallback", "always");
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(36).take(20).collect();
@@ -260,8 +263,8 @@ async fn a_bad_object_among_the_streamed_harms_only_itself() {
     expected_rows.unmatched += 1;
     expected_rows.objects += 1;
     sluice.start();
-    dead_letters(&site, 3).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 3).await;
+    wait_until_drained(&site).await;
     assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(
         failures(stack, &site).await,
@@ -286,7 +289,7 @@ async fn content_that_its_name_hides_is_streamed() {
         ("auto", &["a", "b", "c", "d", "e", "f"][..]),
         ("never", &["f"]),
     ] {
-        let site = stack.site_of_receives("misnamed", 1).await.unwrap();
+        let site = stack.site_with_max_receives("misnamed", 1).await.unwrap();
         let mut sluice = Sluice::new(stack, &site).set("load.fallback", fallback);
         sluice.migrate();
         for (key, bytes) in &contents {
@@ -294,12 +297,12 @@ async fn content_that_its_name_hides_is_streamed() {
         }
         site.put("broken.jsonl.gz", "neither").await.unwrap();
         sluice.start();
-        drained(&site).await;
-        assert_eq!(names(stack, &site).await, expected, "{fallback}");
+        wait_until_drained(&site).await;
+        assert_eq!(loaded_names(stack, &site).await, expected, "{fallback}");
         let failed = failures(stack, &site).await;
         assert!(failed.contains("broken.jsonl.gz\tunloadable"), "{failed}");
         let dead = if fallback == "auto" { 1 } else { 4 };
-        dead_letters(&site, dead).await;
+        wait_for_dead_letters(&site, dead).await;
     }
 }
 
@@ -313,12 +316,12 @@ async fn small_objects_are_streamed_where_that_is_asked_for() {
     let bundles: Vec<_> = Generator::new(38).take(20).collect();
     let mut expected_rows = upload(&site, &bundles).await;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     let lines = line("large").repeat(10_000);
     site.put("large.jsonl", lines).await.unwrap();
     expected_rows.unmatched += 10_000;
     expected_rows.objects += 1;
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     let ways = [("s3".to_owned(), 1), ("stream".to_owned(), 20)];
     assert_eq!(read_by(stack, &site).await, ways);
@@ -339,7 +342,7 @@ async fn small_objects_that_the_worker_cannot_stream_are_read_by_clickhouse() {
         let bundles: Vec<_> = Generator::new(39).take(5).collect();
         let expected_rows = upload(&site, &bundles).await;
         sluice.start();
-        drained(&site).await;
+        wait_until_drained(&site).await;
         assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
         assert_eq!(read_by(stack, &site).await, [("s3".to_owned(), 5)]);
         let log = sluice.log();
@@ -351,15 +354,15 @@ async fn small_objects_that_the_worker_cannot_stream_are_read_by_clickhouse() {
 #[tokio::test]
 async fn a_bad_object_among_small_ones_harms_only_itself() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("bad-small", 2).await.unwrap();
+    let site = stack.site_with_max_receives("bad-small", 2).await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("load.stream_below", "1MiB");
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(40).take(10).collect();
     let expected_rows = upload(&site, &bundles).await;
     site.put("garbage.jsonl.gz", "no gzip").await.unwrap();
     sluice.start();
-    dead_letters(&site, 1).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 1).await;
+    wait_until_drained(&site).await;
     assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(
         failures(stack, &site).await,

@@ -18,7 +18,7 @@ use sluice_testkit::xapi::Generator;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use crate::harness::{Sluice, assert_rows, drained, upload};
+use crate::harness::{Sluice, assert_rows, upload, wait_until_drained};
 
 #[derive(Clone, Default)]
 struct Received(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
@@ -123,7 +123,7 @@ async fn a_batch_is_one_trace_from_the_first_receive_to_the_last_delete() {
     let bundles: Vec<_> = Generator::new(51).take(3).collect();
     let expected_rows = upload(&site, &bundles).await;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
     assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 
@@ -190,7 +190,7 @@ async fn a_broken_object_shows_in_the_trace_and_only_a_part_of_the_batches_is_tr
     sluice.migrate();
     site.put("bad.jsonl.gz", "no gzip").await.unwrap();
     sluice.start();
-    crate::harness::dead_letters(&site, 1).await;
+    crate::harness::wait_for_dead_letters(&site, 1).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
     let spans = collector.spans();
     let batches = spans.iter().filter(|span| span.name == "batch");
@@ -203,7 +203,7 @@ async fn a_broken_object_shows_in_the_trace_and_only_a_part_of_the_batches_is_tr
     let mut sluice = sluice.set("telemetry.sample_ratio", 0);
     sluice.start();
     site.put("good.jsonl", "{}\n").await.unwrap();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
     assert_eq!(collector.spans().len(), before);
 }
@@ -220,7 +220,7 @@ async fn without_a_collector_all_is_loaded_and_one_line_says_so() {
     let bundles: Vec<_> = Generator::new(52).take(10).collect();
     let expected_rows = upload(&site, &bundles).await;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
     assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     let log = sluice.log();

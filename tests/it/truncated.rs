@@ -9,7 +9,7 @@ use sluice::object::Compression;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::{Site, Stack};
 
-use crate::harness::{Sluice, dead_letters, drained, line};
+use crate::harness::{Sluice, line, wait_for_dead_letters, wait_until_drained};
 
 /// A complete object of 3,000 page views.
 const WHOLE: (&str, &[u8]) = (
@@ -51,7 +51,7 @@ async fn put_all(site: &Site) {
 }
 
 async fn site(stack: &Stack, name: &str) -> Site {
-    stack.site_of_receives(name, 1).await.unwrap()
+    stack.site_with_max_receives(name, 1).await.unwrap()
 }
 
 /// Returns the class and the reason of each failure by the name of its object.
@@ -111,8 +111,8 @@ async fn the_cut_fail_alone(fallback: &str, stream_below: &str) {
     sluice.migrate();
     put_all(&site).await;
     sluice.start();
-    dead_letters(&site, 4).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 4).await;
+    wait_until_drained(&site).await;
     let failures = failures(stack, &site).await;
     let names: Vec<&str> = failures.keys().map(String::as_str).collect();
     assert_eq!(names, CUT.map(|(name, _)| name), "{failures:#?}");
@@ -156,8 +156,8 @@ async fn what_nobody_can_prove_fails_unless_that_is_accepted() {
     sluice.migrate();
     put_all(&site).await;
     sluice.start();
-    dead_letters(&site, 5).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 5).await;
+    wait_until_drained(&site).await;
     let failures = failures(stack, &site).await;
     assert_eq!(failures.len(), 5, "{failures:#?}");
     for (class, reason) in failures.values() {
@@ -185,7 +185,7 @@ async fn what_is_accepted_without_proof_is_recorded_so() {
     sluice.migrate();
     put_all(&site).await;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
     assert_eq!(page_views(stack, &site).await[WHOLE.0], 3000);
     for (name, _) in CUT.into_iter().chain([WHOLE]) {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use sluice_testkit::balancer::Balancer;
 use sluice_testkit::{ClickHouse, Site, Stack, wait_for};
 
-use crate::harness::{BOUND, Sluice, drained, line, loaded};
+use crate::harness::{BOUND, Sluice, line, loaded, wait_until_drained};
 
 /// Returns the result and the detail of one line of `sluice check`.
 #[track_caller]
@@ -68,7 +68,7 @@ async fn more_than_one_server_is_refused_until_one_is_left() {
     let found = "more than one server answers";
     let mut sluice = balanced();
     sluice.start();
-    let said = sluice.not_ready(found).await;
+    let said = sluice.wait_until_not_ready(found).await;
     for words in ["can be loaded twice", "`clickhouse.unproven: accept`"] {
         assert!(said.contains(words), "{said}");
     }
@@ -88,13 +88,13 @@ async fn more_than_one_server_is_refused_until_one_is_left() {
     let (result, detail) = check(&accepting, "servers");
     assert!(result == "warn" && detail.contains(found), "{detail}");
 
-    sluice.must_run();
+    sluice.assert_running();
     for clickhouse in [&stack.clickhouse, &other] {
         assert_eq!(loaded(clickhouse, &site.database).await, 0);
     }
-    balancer.lead_to(&[stack.clickhouse.url()]);
-    sluice.ready().await;
-    drained(&site).await;
+    balancer.set_servers(&[stack.clickhouse.url()]);
+    sluice.wait_until_ready().await;
+    wait_until_drained(&site).await;
     sluice.stop().await;
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 1);
     assert_eq!(loaded(&other, &site.database).await, 0);
@@ -142,7 +142,7 @@ async fn replicated_tables_are_refused_unless_they_are_accepted() {
     let found = "table ledger_failures";
     let mut sluice = at_it();
     sluice.start();
-    let said = sluice.not_ready(found).await;
+    let said = sluice.wait_until_not_ready(found).await;
     assert!(said.contains("engine ReplicatedMergeTree"), "{said}");
     assert_refused(&at_it(), &site, found);
     let (result, detail) = check(&at_it(), "replication");
@@ -154,8 +154,8 @@ async fn replicated_tables_are_refused_unless_they_are_accepted() {
     let (result, detail) = check(&sluice, "replication");
     assert!(result == "warn" && detail.contains(found), "{detail}");
     sluice.start();
-    drained(&site).await;
-    sluice.ready().await;
+    wait_until_drained(&site).await;
+    sluice.wait_until_ready().await;
     let log = sluice.log();
     assert_eq!(log.matches("`clickhouse.unproven` is accept").count(), 1);
     assert_eq!(loaded(&clickhouse, &site.database).await, 1);

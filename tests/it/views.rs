@@ -7,7 +7,9 @@ use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{Bundle, EventType, ExpectedRows, Generator};
 use sluice_testkit::{Site, Stack, wait_for};
 
-use crate::harness::{BOUND, Sluice, assert_rows, dead_letters, drained, loaded, upload};
+use crate::harness::{
+    BOUND, Sluice, assert_rows, loaded, upload, wait_for_dead_letters, wait_until_drained,
+};
 
 struct Harness {
     stack: &'static Stack,
@@ -18,7 +20,7 @@ impl Harness {
     /// Creates a site with its tables.
     async fn new(name: &str) -> (Self, Sluice) {
         let stack = Stack::shared();
-        let site = stack.site_of_receives(name, 3).await.unwrap();
+        let site = stack.site_with_max_receives(name, 3).await.unwrap();
         let sluice = Sluice::new(stack, &site);
         sluice.migrate();
         (Self { stack, site }, sluice)
@@ -139,9 +141,9 @@ async fn retries_are_exact_in_what_adopted_views_fill() {
     sluice.start();
     let cut = async |times: usize| {
         wait_for("answers to be lost", BOUND, async || {
-            let met = proxy.met();
-            let cut = met.get("cut before the response").copied();
-            ensure!(cut >= Some(times), "{met:?}");
+            let hits = proxy.hits_by_fault();
+            let cut = hits.get("cut before the response").copied();
+            ensure!(cut >= Some(times), "{hits:?}");
             Ok(Some(()))
         })
         .await;
@@ -150,7 +152,7 @@ async fn retries_are_exact_in_what_adopted_views_fill() {
     sluice.kill();
     sluice.start();
     cut(4).await;
-    drained(&harness.site).await;
+    wait_until_drained(&harness.site).await;
     assert_rows(
         &harness.stack.clickhouse,
         &harness.site.database,
@@ -188,8 +190,8 @@ async fn an_object_that_a_view_cannot_take_fails_alone() {
         .unwrap();
     let expected_rows = upload(site, &bundles).await;
     sluice.start();
-    dead_letters(site, 1).await;
-    drained(site).await;
+    wait_for_dead_letters(site, 1).await;
+    wait_until_drained(site).await;
     assert_rows(&harness.stack.clickhouse, &site.database, &expected_rows).await;
     let videos = expected_rows.rows(EventType::Video);
     assert_eq!(
@@ -222,7 +224,7 @@ async fn a_view_that_takes_nothing_pauses_intake_and_costs_no_receive() {
     let bundles: Vec<_> = bundles.into_iter().filter(only_videos).collect();
     let expected_rows = upload(&harness.site, &bundles).await;
     sluice.start();
-    let why = sluice.not_ready("broken").await;
+    let why = sluice.wait_until_not_ready("broken").await;
     assert!(why.contains("fix or drop it"), "{why}");
     wait_for("the reason to be exported", BOUND, async || {
         let (_, metrics) = sluice.get("/metrics").await?;
@@ -235,7 +237,7 @@ async fn a_view_that_takes_nothing_pauses_intake_and_costs_no_receive() {
         0
     );
     harness.execute(&["DROP VIEW {db}.broken SYNC"]).await;
-    drained(&harness.site).await;
+    wait_until_drained(&harness.site).await;
     assert_rows(
         &harness.stack.clickhouse,
         &harness.site.database,
@@ -251,7 +253,7 @@ async fn a_view_that_takes_nothing_pauses_intake_and_costs_no_receive() {
 #[tokio::test]
 async fn a_forced_backfill_says_what_it_does_not_reach() {
     let (harness, sluice) = Harness::new("views-forced").await;
-    harness.site.announce_no_more().await.unwrap();
+    harness.site.stop_notifications().await.unwrap();
     let (bundles, _) = bundles(94);
     upload(&harness.site, &bundles[..2]).await;
     let url = format!("s3://{}/", harness.site.bucket);

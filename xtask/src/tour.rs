@@ -17,7 +17,7 @@ const BOUND: Duration = Duration::from_secs(120);
 
 pub(crate) async fn run() -> Result<ExitCode> {
     let binary = crate::build::sluice()?;
-    let stack = Stack::given_or_started()?;
+    let stack = Stack::connect_or_start()?;
     let options = SiteOptions {
         max_receive_count: 1,
         ..SiteOptions::default()
@@ -30,20 +30,20 @@ pub(crate) async fn run() -> Result<ExitCode> {
         configuration: daemon.configuration(),
         stack: &stack,
     };
-    let walked = walk(&mut tour, &site).await;
-    walked.map_err(|error| daemon.explain(error))?;
-    std::fs::write(PAGE, tour.text).with_context(|| format!("{PAGE} cannot be written"))?;
-    note(&format!("{PAGE} is written"));
+    let outcome = record(&mut tour, &site).await;
+    outcome.map_err(|error| daemon.explain(error))?;
+    std::fs::write(PAGE, tour.text).with_context(|| format!("cannot write {PAGE}"))?;
+    note(&format!("wrote {PAGE}"));
     Ok(ExitCode::SUCCESS)
 }
 
 const INTRODUCTION: &str = "# A tour of the commands
 
-Recorded by `cargo xtask tour` on the embedded stack: what follows a `$` was run, and what follows \
-is what it printed. `SLUICE_CONFIG` names the configuration, and a worker is running.
+Recorded by `cargo xtask tour` on the embedded stack: a line after `$` is a command, and the lines \
+below it are its output. `SLUICE_CONFIG` names the configuration, and a worker is running.
 ";
 
-async fn walk(tour: &mut Tour<'_>, site: &Site) -> Result<()> {
+async fn record(tour: &mut Tour<'_>, site: &Site) -> Result<()> {
     let bucket = format!("s3://{}", site.bucket);
     for bundle in Generator::new(7).sizes(20..=60).take(12) {
         let key = format!("live/{}", bundle.key);
@@ -61,7 +61,7 @@ async fn walk(tour: &mut Tour<'_>, site: &Site) -> Result<()> {
     tour.chapter("Is everything set up?");
     tour.sluice(&["check", &format!("{bucket}/live/odd.jsonl")])?;
 
-    tour.chapter("How is it?");
+    tour.chapter("How is it doing?");
     tour.sluice(&["status"])?;
 
     tour.chapter("What failed, and why?");
@@ -69,8 +69,8 @@ async fn walk(tour: &mut Tour<'_>, site: &Site) -> Result<()> {
     tour.sluice(&["status", &format!("{bucket}/live/broken.jsonl.gz")])?;
     tour.sluice(&["dlq", "list"])?;
 
-    tour.chapter("The object was mended: once more");
-    site.announce_no_more().await?;
+    tour.chapter("The object was fixed: load it again");
+    site.stop_notifications().await?;
     site.put("live/broken.jsonl.gz", gzip(good.as_bytes()))
         .await?;
     tour.sluice(&["dlq", "redrive", "--dry-run"])?;
@@ -82,7 +82,7 @@ async fn walk(tour: &mut Tour<'_>, site: &Site) -> Result<()> {
     .await;
     tour.sluice(&["status", &format!("{bucket}/live/broken.jsonl.gz")])?;
 
-    tour.chapter("Lines that became no row");
+    tour.chapter("Lines that did not become rows");
     tour.sluice(&["rejects", "list"])?;
     tour.sluice(&["rejects", "show", &format!("{bucket}/live/odd.jsonl")])?;
     tour.sluice(&["rejects", "replay", "--dry-run"])?;
@@ -99,7 +99,7 @@ async fn walk(tour: &mut Tour<'_>, site: &Site) -> Result<()> {
     tour.sluice(&["backfill", &history])?;
     tour.sluice(&["reconcile", &bucket])?;
 
-    tour.chapter("What would become of a line?");
+    tour.chapter("What would a line become?");
     tour.sluice(&["types", "list"])?;
     let preview = format!("{bucket}/live/odd.jsonl");
     tour.sluice(&["types", "preview", &preview])?;

@@ -32,7 +32,7 @@ pub(super) async fn run(harness: &Harness, uploaded: &Uploaded) -> Result<Run> {
     });
     let ((), took) = timed(loads.buffer_unordered(CONCURRENCY).try_collect()).await?;
     if objects.len() == uploaded.objects.len() {
-        database.must_have(&uploaded.expected_rows).await?;
+        database.ensure_rows(&uploaded.expected_rows).await?;
     }
     database.remove().await?;
     Ok(Run::of(objects.len(), took))

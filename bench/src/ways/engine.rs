@@ -49,7 +49,7 @@ pub(super) async fn count(harness: &Harness, uploaded: &Uploaded) -> Result<Run>
 pub(super) async fn limit(harness: &Harness, uploaded: &Uploaded) -> Result<Run> {
     let database = harness.migrated().await?;
     let ((), took) = timed(load(harness, &uploaded.objects, &database)).await?;
-    database.must_have(&uploaded.expected_rows).await?;
+    database.ensure_rows(&uploaded.expected_rows).await?;
     database.remove().await?;
     Ok(Run::of(uploaded.objects.len(), took))
 }

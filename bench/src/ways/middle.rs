@@ -58,7 +58,7 @@ pub(super) async fn run(harness: &Harness, uploaded: &Uploaded) -> Result<Run> {
         anyhow::Ok(())
     });
     let ((), took) = timed(batches.buffer_unordered(CONCURRENCY).try_collect()).await?;
-    database.must_have(&uploaded.expected_rows).await?;
+    database.ensure_rows(&uploaded.expected_rows).await?;
     database.remove().await?;
     Ok(Run::of(uploaded.objects.len(), took))
 }

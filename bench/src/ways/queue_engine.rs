@@ -63,7 +63,7 @@ pub(super) async fn run(harness: &Harness, uploaded: &Uploaded) -> Result<Run> {
             .execute(&format!("DROP TABLE {name}.{table} SYNC"))
             .await?;
     }
-    database.must_have(&uploaded.expected_rows).await?;
+    database.ensure_rows(&uploaded.expected_rows).await?;
     database.remove().await?;
     Ok(Run::of(uploaded.objects.len(), took))
 }

@@ -94,7 +94,7 @@ pub(crate) async fn load_by(
         ..cost
     };
     drop(running);
-    database.must_have(&uploaded.expected_rows).await?;
+    database.ensure_rows(&uploaded.expected_rows).await?;
     Ok(Run {
         cost: Some(cost),
         ..Run::of(uploaded.objects.len(), took)
@@ -201,13 +201,13 @@ impl Running {
     /// Waits until the condition holds.
     pub(crate) async fn until(&mut self, is_so: impl AsyncFn() -> Result<bool>) -> Result<()> {
         while !is_so().await? {
-            self.must_run()?;
+            self.ensure_running()?;
             sleep(POLL).await;
         }
         Ok(())
     }
 
-    pub(crate) fn must_run(&mut self) -> Result<()> {
+    pub(crate) fn ensure_running(&mut self) -> Result<()> {
         if let Some(status) = self.process.ended()? {
             bail!(
                 "sluice ended by itself ({status}):\n{}",

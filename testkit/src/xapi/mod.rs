@@ -189,7 +189,7 @@ impl Generator {
 
     fn line(&mut self, theme: &Theme, expected_rows: &mut ExpectedRows) -> String {
         self.statements += 1;
-        // The count is unique within a seed, and the seed distinguishes generators.
+        // The number is unique within a seed, and the seed distinguishes generators.
         let serial = format!("{:x}-{:x}", self.seed, self.statements);
         let kind = theme.types[self.rng.usize(..theme.types.len())];
         let dice = self.rng.f64();
@@ -294,7 +294,7 @@ mod tests {
         let (mut keys, mut lines) = (HashSet::new(), HashSet::new());
         for bundle in Generator::new(1).faults(0.0, 0.02).take(300) {
             for line in text(&bundle).lines().filter(|line| !line.is_empty()) {
-                assert!(lines.insert(line.to_owned()), "twice: {line}");
+                assert!(lines.insert(line.to_owned()), "duplicate: {line}");
             }
             assert!(keys.insert(bundle.key));
         }

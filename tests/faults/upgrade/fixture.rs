@@ -296,7 +296,7 @@ fn restoring_insert(table: &str, columns: &[Column], shift_milliseconds: u64) ->
 
 /// The steps in which a worker that loads one object writes, and their files.
 pub(super) const STEPS: [(Statement, &str); 3] = [
-    (Statement::Seal, "1-seal.http"),
+    (Statement::Claim, "1-seal.http"),
     (Statement::Insert, "2-insert.http"),
     (Statement::Record, "3-record.http"),
 ];

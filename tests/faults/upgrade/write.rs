@@ -14,7 +14,9 @@ use sluice_testkit::{SiteOptions, Stack};
 
 use super::fixture::{BUCKET, Fixture, Manifest, Object, Recorded, STEPS, State, emptied, places};
 use super::own_aws;
-use crate::harness::{Daemon, Harness, Statement, VISIBILITY, forget_test_event, hits, text_of};
+use crate::harness::{
+    Daemon, Harness, Statement, VISIBILITY, remove_test_event, text_of, wait_for_hits,
+};
 
 /// The exit code of an aborted process: 128 + SIGABRT.
 const ABORTED: i32 = 134;
@@ -83,7 +85,7 @@ impl<'a> Writer<'a> {
             visibility_timeout: VISIBILITY,
         };
         let site = self.harness.aws.site("fixture", options).await?;
-        forget_test_event(&site).await?;
+        remove_test_event(&site).await?;
         self.harness.set("queue.url", site.queue_url.clone());
         self.harness.site.queue_url = site.queue_url;
         self.harness.site.dlq_url = site.dlq_url;
@@ -115,8 +117,8 @@ impl<'a> Writer<'a> {
     /// Loads the objects that are in the queue.
     async fn run(&self) -> Result<()> {
         let worker = self.start("")?;
-        self.harness.drained(&[&worker]).await;
-        worker.is_ready().await;
+        self.harness.wait_until_drained(&[&worker]).await;
+        worker.wait_until_ready().await;
         worker.stop().await
     }
 
@@ -177,7 +179,10 @@ impl<'a> Writer<'a> {
     }
 
     async fn die_at(&self, failpoint: &str) -> Result<()> {
-        let code = self.start(&format!("{failpoint}=return"))?.ended().await?;
+        let code = self
+            .start(&format!("{failpoint}=return"))?
+            .exit_code()
+            .await?;
         ensure!(code == ABORTED, "{failpoint}: ended with {code}");
         Ok(())
     }
@@ -200,7 +205,7 @@ impl<'a> Writer<'a> {
         proxy.inject(Fault::Delay(Duration::ZERO), 5, insert());
         proxy.inject(Fault::Hold, 1, insert());
         let worker = self.start("")?;
-        hits(&proxy, 6).await;
+        wait_for_hits(&proxy, 6).await;
         worker.kill()?;
         self.harness.set("load.strategy", "single_pass");
         self.harness
@@ -235,7 +240,7 @@ impl<'a> Writer<'a> {
                 .put(State::Later, |bundle| bundle.expected_rows.loaded() > 1)
                 .await?;
             self.harness.site.send(&body).await?;
-            self.harness.drained(&[&worker]).await;
+            self.harness.wait_until_drained(&[&worker]).await;
             let requests: Vec<Recorded> = {
                 let mut requests = recorded.lock().unwrap_or_else(PoisonError::into_inner);
                 requests.drain(..).collect()
