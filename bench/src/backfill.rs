@@ -1,4 +1,4 @@
-//! A backfill that finds everything loaded: the cost of listing and skipping keys.
+//! A backfill of objects that are all loaded: the cost of listing and skipping keys.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -10,16 +10,15 @@ use sluice::object::ObjectParts;
 use sluice_testkit::listing::Listing;
 use tokio::time::sleep;
 
+use crate::contenders::sluice::{Worker, memory};
 use crate::harness::{Database, Harness};
 use crate::note;
 use crate::queue::{Addresses, QueueServer};
-use crate::ways::sluice::{Worker, memory};
 use crate::workload::object;
 
 const BUCKET: &str = "uploads";
 const BATCH: &str = "00000000-0000-7000-8000-000000000001";
-/// The number of keys in one insert into the ledger.
-const AT_A_TIME: u64 = 50_000;
+const KEYS_PER_INSERT: u64 = 50_000;
 const POLL: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -35,7 +34,7 @@ impl Backfill {
     #[expect(clippy::cast_precision_loss, reason = "for a person to read")]
     pub(crate) fn row(&self) -> String {
         format!(
-            "| backfill of {} keys, all of them loaded: keys a second, most resident | {:.0}, {:.0} MiB |\n",
+            "| backfill of {} keys, all loaded: keys per second, peak resident memory | {:.0}, {:.0} MiB |\n",
             self.keys,
             self.keys as f64 / self.seconds,
             self.peak_mib
@@ -46,9 +45,9 @@ impl Backfill {
 /// Runs one backfill for each number of keys, one after the other.
 pub(crate) async fn run(harness: &Harness, keys: &[u64]) -> Result<Vec<Backfill>> {
     let database = harness.migrated().await?;
-    let most = keys.iter().copied().max().unwrap_or_default();
-    note(&format!("filling a ledger with {most} keys"));
-    fill(harness, &database, most).await?;
+    let max_keys = keys.iter().copied().max().unwrap_or_default();
+    note(&format!("filling a ledger with {max_keys} keys"));
+    fill(harness, &database, max_keys).await?;
     let mut backfills = Vec::new();
     for keys in keys {
         let backfill = skip(harness, &database, *keys).await?;
@@ -94,8 +93,8 @@ async fn skip(harness: &Harness, database: &Database<'_>, keys: u64) -> Result<B
 /// Records the first keys of the listing as one loaded batch.
 async fn fill(harness: &Harness, database: &Database<'_>, keys: u64) -> Result<()> {
     let (name, clickhouse) = (&database.name, &harness.clickhouse);
-    for first in (0..keys).step_by(AT_A_TIME as usize) {
-        let rows = (first..keys.min(first + AT_A_TIME)).map(|number| {
+    for first in (0..keys).step_by(KEYS_PER_INSERT as usize) {
+        let rows = (first..keys.min(first + KEYS_PER_INSERT)).map(|number| {
             let object = object(BUCKET, Listing::key(number), Listing::etag(number), None);
             let ObjectParts { key, etag, .. } = &*object;
             format!("{}\t{BUCKET}\t{key}\t{etag}\t{BATCH}\n", object.id())

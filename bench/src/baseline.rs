@@ -7,13 +7,13 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use sluice_bench::gate::{self, Decision, Policy, Sample, Side, Spread, Verdict};
 
+use crate::contenders::sluice;
 use crate::harness::Harness;
 use crate::note;
-use crate::ways::sluice;
 use crate::workload::{Size, Uploaded, Workload};
 
 /// How the two programs are compared.
-pub(crate) struct Terms<'a> {
+pub(crate) struct Criteria<'a> {
     /// The older program.
     pub(crate) baseline: &'a Path,
     /// The highest accepted median of the ratios.
@@ -27,7 +27,7 @@ pub(crate) struct Terms<'a> {
 
 /// The samples of one workload, and the outcome.
 #[derive(Debug, Serialize)]
-pub(crate) struct Judged {
+pub(crate) struct GateResult {
     pub(crate) workload: String,
     size: Size,
     limit: f64,
@@ -51,15 +51,15 @@ struct Samples {
 pub(crate) async fn compare(
     harness: &Harness,
     workload: &Workload,
-    terms: &Terms<'_>,
-) -> Result<Judged> {
-    ensure!(terms.samples > 0, "no verdict without samples");
+    criteria: &Criteria<'_>,
+) -> Result<GateResult> {
+    ensure!(criteria.samples > 0, "at least one sample is required");
     note(&format!("{}: uploading", workload.name));
     let runner = Runner {
         harness,
-        terms,
+        criteria,
         workload: workload.name,
-        uploaded: workload.upload(&harness.objects, terms.share),
+        uploaded: workload.upload(&harness.objects, criteria.share),
     };
     for side in gate::order(0) {
         runner.measure(side, "warm-up").await?;
@@ -67,24 +67,24 @@ pub(crate) async fn compare(
     let mut samples = Samples::default();
     let is_complete = runner.collect(&mut samples).await?;
     let ratio = gate::median(&gate::ratios(&samples.baseline, &samples.candidate));
-    Ok(Judged {
+    Ok(GateResult {
         workload: workload.name.to_owned(),
         size: runner.uploaded.size,
-        limit: terms.limit,
+        limit: criteria.limit,
         ratio,
         verdict: if is_complete {
-            gate::judge(ratio, terms.limit)
+            gate::verdict(ratio, criteria.limit)
         } else {
             Verdict::Undecided
         },
-        max_other_load: terms.policy.max_other_load,
+        max_other_load: criteria.policy.max_other_load,
         samples,
     })
 }
 
 struct Runner<'a> {
     harness: &'a Harness,
-    terms: &'a Terms<'a>,
+    criteria: &'a Criteria<'a>,
     workload: &'a str,
     uploaded: Uploaded,
 }
@@ -92,9 +92,9 @@ struct Runner<'a> {
 impl Runner<'_> {
     /// Takes all samples. Returns whether the machine was quiet enough.
     async fn collect(&self, samples: &mut Samples) -> Result<bool> {
-        for round in 1..=self.terms.samples {
+        for round in 1..=self.criteria.samples {
             for side in gate::order(round) {
-                let label = format!("{round}/{}", self.terms.samples);
+                let label = format!("{round}/{}", self.criteria.samples);
                 if !self.add(samples, side, &label).await? {
                     return Ok(false);
                 }
@@ -107,7 +107,10 @@ impl Runner<'_> {
     async fn add(&self, samples: &mut Samples, side: Side, label: &str) -> Result<bool> {
         loop {
             let sample = self.measure(side, label).await?;
-            let decision = self.terms.policy.decide(&sample, samples.discarded.len());
+            let decision = self
+                .criteria
+                .policy
+                .decide(&sample, samples.discarded.len());
             match decision {
                 Decision::Keep | Decision::KeepDisturbed => {
                     samples.kept_disturbed += usize::from(decision == Decision::KeepDisturbed);
@@ -115,7 +118,7 @@ impl Runner<'_> {
                     return Ok(true);
                 }
                 Decision::Discard => {
-                    note("  thrown away: other programs had the machine; repeating it");
+                    note("  discarded: other programs were using the machine; repeating");
                     samples.discarded.push(sample);
                 }
                 Decision::GiveUp => {
@@ -128,7 +131,7 @@ impl Runner<'_> {
 
     async fn measure(&self, side: Side, label: &str) -> Result<Sample> {
         let (name, program) = match side {
-            Side::Baseline => ("baseline", self.terms.baseline),
+            Side::Baseline => ("baseline", self.criteria.baseline),
             Side::Candidate => ("candidate", self.harness.sluice.as_path()),
         };
         // Each run has its own database, which the program itself migrates: the two versions may
@@ -143,7 +146,7 @@ impl Runner<'_> {
         };
         note(&format!(
             "{} {label} {name}: {:.3} s of processor time (worker {:.2} s, ClickHouse {:.3} s), \
-             other programs {} of the cores; {:.2} s in all",
+             other programs {} of the cores; {:.2} s elapsed",
             self.workload,
             sample.processor_seconds(),
             sample.worker_seconds,
@@ -164,7 +167,7 @@ impl Samples {
     }
 }
 
-impl Judged {
+impl GateResult {
     /// Returns the outcome in one line.
     pub(crate) fn line(&self) -> String {
         let (name, limit) = (&self.workload, self.limit);
@@ -190,7 +193,7 @@ impl Judged {
             }
             let spread = |value: fn(&Sample) -> f64| Spread::of(samples.iter().map(value));
             format!(
-                "  {name}: {}; worker {}; ClickHouse {}; in all {}\n",
+                "  {name}: {}; worker {}; ClickHouse {}; elapsed {}\n",
                 spread(Sample::processor_seconds),
                 spread(|it| it.worker_seconds),
                 spread(|it| it.clickhouse_seconds),
@@ -209,10 +212,10 @@ impl Judged {
         let mut text = of("baseline", &samples.baseline) + &of("candidate", &samples.candidate);
         text += &format!("  ratios, round by round: {}\n", ratios.join(", "));
         if samples.discarded.is_empty() {
-            text += "  no sample was thrown away";
+            text += "  no sample was discarded";
         } else {
             text += &format!(
-                "  {} samples were thrown away: other programs used {} of the cores (at most {})",
+                "  {} samples were discarded: other programs used {} of the cores (at most {})",
                 samples.discarded.len(),
                 loads(&samples.discarded),
                 percent(self.max_other_load),

@@ -104,8 +104,8 @@ pub fn ratios(baseline: &[Sample], candidate: &[Sample]) -> Vec<f64> {
         .collect()
 }
 
-/// Classifies a ratio. One that is not a number is over every limit.
-pub fn judge(ratio: f64, limit: f64) -> Verdict {
+/// Returns the verdict on a ratio. One that is not a number is over every limit.
+pub fn verdict(ratio: f64, limit: f64) -> Verdict {
     if ratio <= limit {
         Verdict::WithinLimit
     } else {
@@ -125,8 +125,8 @@ pub fn overall(verdicts: &[Verdict]) -> Verdict {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     pub median: f64,
-    pub least: f64,
-    pub most: f64,
+    pub min: f64,
+    pub max: f64,
 }
 
 impl Spread {
@@ -134,20 +134,16 @@ impl Spread {
         let seconds: Vec<f64> = seconds.into_iter().collect();
         Self {
             median: median(&seconds),
-            least: seconds.iter().copied().fold(f64::NAN, f64::min),
-            most: seconds.iter().copied().fold(f64::NAN, f64::max),
+            min: seconds.iter().copied().fold(f64::NAN, f64::min),
+            max: seconds.iter().copied().fold(f64::NAN, f64::max),
         }
     }
 }
 
 impl Display for Spread {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Self {
-            median,
-            least,
-            most,
-        } = self;
-        write!(f, "{median:.3} s ({least:.3} to {most:.3})")
+        let Self { median, min, max } = self;
+        write!(f, "{median:.3} s ({min:.3} to {max:.3})")
     }
 }
 
@@ -198,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spread_has_median_least_and_most() {
+    fn a_spread_has_median_min_and_max() {
         let spread = Spread::of([2.0, 1.0, 4.0]);
         assert_eq!(spread.to_string(), "2.000 s (1.000 to 4.000)");
     }
@@ -214,16 +210,16 @@ mod tests {
 
     #[test]
     fn a_ratio_above_the_limit_is_over_it() {
-        assert_eq!(judge(1.05, 1.05), Verdict::WithinLimit);
-        assert_eq!(judge(0.5, 1.05), Verdict::WithinLimit);
-        assert_eq!(judge(1.051, 1.05), Verdict::OverLimit);
+        assert_eq!(verdict(1.05, 1.05), Verdict::WithinLimit);
+        assert_eq!(verdict(0.5, 1.05), Verdict::WithinLimit);
+        assert_eq!(verdict(1.051, 1.05), Verdict::OverLimit);
     }
 
     #[test]
     fn no_ratio_is_over_the_limit() {
-        let verdict = |samples: &[Sample]| judge(median(&ratios(samples, samples)), 1.05);
-        assert_eq!(verdict(&[]), Verdict::OverLimit);
-        assert_eq!(verdict(&[sample(0.0, 0.0)]), Verdict::OverLimit);
+        let of = |samples: &[Sample]| verdict(median(&ratios(samples, samples)), 1.05);
+        assert_eq!(of(&[]), Verdict::OverLimit);
+        assert_eq!(of(&[sample(0.0, 0.0)]), Verdict::OverLimit);
     }
 
     #[test]

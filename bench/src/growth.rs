@@ -4,9 +4,9 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use sluice_bench::gate::median;
 
+use crate::contenders::sluice::load_with;
 use crate::harness::{Database, Harness};
 use crate::note;
-use crate::ways::sluice::load_by;
 use crate::workload::Workload;
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -22,7 +22,7 @@ impl Growth {
     /// Returns a row of a Markdown table.
     pub(crate) fn row(&self) -> String {
         format!(
-            "| {} objects beside a ledger of {}: time against that beside an empty one | {:.2} |\n",
+            "| {} objects with a ledger of {}: time relative to an empty ledger | {:.2} |\n",
             self.objects, self.ledger_objects, self.ratio
         )
     }
@@ -42,20 +42,20 @@ pub(crate) async fn run(
     let (mut empty_seconds, mut full_seconds) = (Vec::new(), Vec::new());
     for round in 0..=samples {
         let empty = harness.database().await?;
-        let seconds = load_by(&harness.sluice, 1, "", harness, &uploaded, &empty)
+        let seconds = load_with(&harness.sluice, 1, "", harness, &uploaded, &empty)
             .await?
             .seconds;
         empty.remove().await?;
-        let beside = load_by(&harness.sluice, 1, "", harness, &uploaded, &full)
+        let with_full = load_with(&harness.sluice, 1, "", harness, &uploaded, &full)
             .await?
             .seconds;
-        forget(harness, &full, ledger_objects).await?;
+        remove_loaded(harness, &full, ledger_objects).await?;
         note(&format!(
-            "{round}/{samples}: {seconds:.2} s, and {beside:.2} s beside a full ledger"
+            "{round}/{samples}: {seconds:.2} s, and {with_full:.2} s with a full ledger"
         ));
         if round > 0 {
             empty_seconds.push(seconds);
-            full_seconds.push(beside);
+            full_seconds.push(with_full);
         }
     }
     full.remove().await?;
@@ -91,7 +91,7 @@ async fn fill(harness: &Harness, database: &Database<'_>, objects: u64) -> Resul
 }
 
 /// Removes the loaded data, so that it can be loaded again.
-async fn forget(harness: &Harness, database: &Database<'_>, kept: u64) -> Result<()> {
+async fn remove_loaded(harness: &Harness, database: &Database<'_>, kept: u64) -> Result<()> {
     let name = &database.name;
     for table in ["ledger_objects", "ledger_batches", "object_rows"] {
         let sql = format!(

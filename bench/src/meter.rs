@@ -18,8 +18,8 @@ pub(crate) struct Meter {
     own: f64,
 }
 
-/// What a run used.
-pub(crate) struct Used {
+/// The processor time that was used during a run.
+pub(crate) struct Usage {
     /// Processor seconds of ClickHouse for the statements that began during the run.
     pub(crate) clickhouse_seconds: f64,
     /// The share of the cores that other programs used.
@@ -38,7 +38,7 @@ impl Meter {
     }
 
     /// Ends the run while its programs, which have these process ids, still exist.
-    pub(crate) async fn stop(self, harness: &Harness, programs: &[u32]) -> Result<Used> {
+    pub(crate) async fn stop(self, harness: &Harness, programs: &[u32]) -> Result<Usage> {
         let mut own = own(harness)? - self.own;
         for pid in programs {
             own += processor_seconds(*pid)?;
@@ -51,7 +51,7 @@ impl Meter {
             clickhouse_seconds > 0.0,
             "system.query_log has no processor time for the run"
         );
-        Ok(Used {
+        Ok(Usage {
             clickhouse_seconds,
             other_load,
         })

@@ -14,12 +14,12 @@ use sluice_testkit::xapi::{ExpectedRows, Generator};
 use tokio::sync::mpsc;
 use tokio::time::{interval, sleep_until};
 
+use crate::contenders::engine::{self, WINDOW};
+use crate::contenders::sluice::{Cost, Running, Worker};
 use crate::harness::{Database, Harness};
 use crate::note;
 use crate::plot;
 use crate::queue::QueueServer;
-use crate::ways::engine::{self, WINDOW};
-use crate::ways::sluice::{Cost, Running, Worker};
 
 const BUCKET: &str = "steady";
 
@@ -30,7 +30,7 @@ pub(crate) struct Steady {
     minutes: f64,
     /// Additional configuration of the worker.
     configuration: String,
-    /// The time from the answer to an object's PUT to the end of the insert that loaded it.
+    /// The time from the response to an object's PUT to the end of the insert that loaded it.
     p50_seconds: f64,
     p99_seconds: f64,
     inserts_per_minute: f64,
@@ -51,7 +51,7 @@ struct Moment {
 }
 
 impl Steady {
-    /// The worker's memory over time.
+    /// Draws the worker's memory over time.
     pub(crate) fn draw(&self, path: &Path) -> Result<()> {
         let points = self.moments.iter().map(|it| (it.minute, it.rss_mib));
         let rate = self.objects_per_second;
@@ -82,8 +82,8 @@ impl Steady {
         };
         format!(
             "| {what}: PUT to queryable, p50 and p99 | {:.2} s, {:.2} s |\n\
-             | {what}: inserts a minute, most active parts of a table | {:.1}, {}{engine} |\n\
-             | {what}: most resident, in the first third and in the last | {:.1} MiB, {:.1} MiB |\n",
+             | {what}: inserts per minute, most active parts of a table | {:.1}, {}{engine} |\n\
+             | {what}: peak resident memory, first and last third | {:.1} MiB, {:.1} MiB |\n",
             self.p50_seconds,
             self.p99_seconds,
             self.inserts_per_minute,
@@ -126,10 +126,10 @@ pub(crate) async fn run(harness: &Harness, plan: Plan) -> Result<Steady> {
     let ((expected_rows, put_at), moments, ()) = tokio::try_join!(
         upload(harness, &queue, rate, length, arrivals),
         watch(&mut worker, &database, beside.as_ref(), length),
-        load_beside(harness, beside.as_ref(), arrived),
+        load_alongside(harness, beside.as_ref(), arrived),
     )?;
     worker
-        .until(async || Ok(queue.depth().await? == (0, 0)))
+        .wait_until(async || Ok(queue.depth().await? == (0, 0)))
         .await?;
     let cost = worker.cost()?;
     drop(worker);
@@ -163,13 +163,13 @@ pub(crate) async fn run(harness: &Harness, plan: Plan) -> Result<Steady> {
         moments,
     };
     note(&format!(
-        "{rate} objects/s: p50 {:.2} s, p99 {:.2} s, {inserts_per_minute:.1} inserts a minute",
+        "{rate} objects/s: p50 {:.2} s, p99 {:.2} s, {inserts_per_minute:.1} inserts per minute",
         steady.p50_seconds, steady.p99_seconds
     ));
     Ok(steady)
 }
 
-/// The time at which the PUT of each key was answered.
+/// The time of the response to the PUT of each key.
 type PutAt = HashMap<String, SystemTime>;
 
 async fn upload(
@@ -198,7 +198,7 @@ async fn upload(
 }
 
 /// Lets the bare engine load the objects that have arrived, once per window, until no more arrive.
-async fn load_beside(
+async fn load_alongside(
     harness: &Harness,
     database: Option<&Database<'_>>,
     mut arrived: mpsc::UnboundedReceiver<ObjectRef>,

@@ -118,8 +118,8 @@ impl<'a> Harness<'a> {
             "admin": { "listen": "127.0.0.1:0" },
             "log": { "format": "json" },
         });
-        // Each test has a different seed. Equal statements of two tests would not interfere with each
-        // other, but different ones are easier to distinguish.
+        // Each test has a different seed. Equal statements of two tests would not interfere, but
+        // different ones are easier to distinguish.
         let seed = site.bucket.bytes().fold(7, |seed: u64, byte| {
             seed.wrapping_mul(31).wrapping_add(u64::from(byte))
         });

@@ -1,4 +1,4 @@
-//! ClickHouse's S3Queue engine, which lists the bucket and remembers what it has loaded in a Keeper.
+//! ClickHouse's S3Queue engine, which lists the bucket and records in a Keeper what it has loaded.
 
 use std::time::{Duration, Instant};
 

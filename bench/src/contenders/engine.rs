@@ -42,7 +42,7 @@ pub(super) async fn count(harness: &Harness, uploaded: &Uploaded) -> Result<Run>
         let settings = settings(&batch);
         format!("SELECT count(), sum(length(line)) FROM {source} {settings}")
     });
-    let ((), took) = timed(all(harness, statements.collect())).await?;
+    let ((), took) = timed(execute_all(harness, statements.collect())).await?;
     Ok(Run::of(uploaded.objects.len(), took))
 }
 
@@ -70,10 +70,10 @@ pub(crate) async fn load(
             settings(&batch)
         )
     });
-    all(harness, statements.collect()).await
+    execute_all(harness, statements.collect()).await
 }
 
-async fn all(harness: &Harness, statements: Vec<String>) -> Result<()> {
+async fn execute_all(harness: &Harness, statements: Vec<String>) -> Result<()> {
     let clickhouse = &harness.clickhouse;
     let sent = stream::iter(&statements).map(|sql| clickhouse.execute(sql));
     sent.buffer_unordered(CONCURRENCY).try_collect().await

@@ -44,24 +44,24 @@ pub(crate) struct Cost {
     pub(crate) other_load: Option<f64>,
 }
 
-/// Runs the program `sluice`. `more` is additional configuration, as YAML.
+/// Runs the program `sluice`. `extra` is additional configuration, as YAML.
 pub(crate) async fn run(
     sluice: &Path,
     harness: &Harness,
     uploaded: &Uploaded,
-    more: &str,
+    extra: &str,
 ) -> Result<Run> {
     let database = harness.database().await?;
-    let run = load_by(sluice, 1, more, harness, uploaded, &database).await?;
+    let run = load_with(sluice, 1, extra, harness, uploaded, &database).await?;
     database.remove().await?;
     Ok(run)
 }
 
 /// Measures from the first receive from a full queue until the last message is deleted.
-pub(crate) async fn load_by(
+pub(crate) async fn load_with(
     sluice: &Path,
     workers: usize,
-    more: &str,
+    extra: &str,
     harness: &Harness,
     uploaded: &Uploaded,
     database: &Database<'_>,
@@ -69,18 +69,18 @@ pub(crate) async fn load_by(
     let before = harness.objects.requests();
     let queue = QueueServer::start(&uploaded.objects).await?;
     let at = queue.addresses(&harness.objects);
-    let workers = (0..workers).map(|_| Worker::prepare(sluice, harness, &at, database, "", more));
+    let workers = (0..workers).map(|_| Worker::prepare(sluice, harness, &at, database, "", extra));
     let workers: Vec<Worker> = workers.collect::<Result<_>>()?;
     let meter = Meter::start(harness)?;
     let running = workers.into_iter().map(Worker::start);
     let mut running: Vec<Running> = running.collect::<Result<_>>()?;
     let Some(first) = running.first_mut() else {
-        bail!("no worker");
+        bail!("no workers");
     };
     first
-        .until(async || Ok(queue.depth().await? == (0, 0)))
+        .wait_until(async || Ok(queue.depth().await? == (0, 0)))
         .await?;
-    let took = queue.worked()?;
+    let took = queue.processing_time()?;
     let cost = Cost {
         sqs_requests: Some(queue.requests()),
         s3_requests: Some(harness.objects.requests().since(before)),
@@ -109,15 +109,15 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Lets the program `sluice` create the tables. `queue` and `more` are additional configuration
-    /// as YAML, below `queue` and at the top level. All versions accept the rest.
+    /// Lets the program `sluice` create the tables. `queue` and `extra` are additional YAML for the
+    /// section `queue` and for the top level. All versions accept the rest.
     pub(crate) fn prepare(
         sluice: &Path,
         harness: &Harness,
         at: &Addresses,
         database: &Database<'_>,
         queue: &str,
-        more: &str,
+        extra: &str,
     ) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("sluice-bench-").tempdir()?;
         let mut environment = harness.objects.aws.environment().to_vec();
@@ -142,7 +142,7 @@ s3:
     secret_access_key: test
 admin:
   listen: 127.0.0.1:{}
-{more}"#,
+{extra}"#,
             at.queue_url,
             harness.clickhouse.url(),
             database.name,
@@ -151,8 +151,8 @@ admin:
         );
         fs::write(worker.configuration(), text)?;
         let migrated = worker.command(&["migrate"]).output()?;
-        let said = String::from_utf8_lossy(&migrated.stderr);
-        ensure!(migrated.status.success(), "sluice migrate: {said}");
+        let stderr = String::from_utf8_lossy(&migrated.stderr);
+        ensure!(migrated.status.success(), "sluice migrate failed: {stderr}");
         Ok(worker)
     }
 
@@ -198,9 +198,12 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Waits until the condition holds.
-    pub(crate) async fn until(&mut self, is_so: impl AsyncFn() -> Result<bool>) -> Result<()> {
-        while !is_so().await? {
+    /// Waits until the condition is true.
+    pub(crate) async fn wait_until(
+        &mut self,
+        condition: impl AsyncFn() -> Result<bool>,
+    ) -> Result<()> {
+        while !condition().await? {
             self.ensure_running()?;
             sleep(POLL).await;
         }
@@ -210,7 +213,7 @@ impl Running {
     pub(crate) fn ensure_running(&mut self) -> Result<()> {
         if let Some(status) = self.process.ended()? {
             bail!(
-                "sluice ended by itself ({status}):\n{}",
+                "sluice exited unexpectedly ({status}):\n{}",
                 self.process.log_tail()
             );
         }

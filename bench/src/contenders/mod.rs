@@ -76,10 +76,10 @@ impl Contender {
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
     pub(crate) seconds: f64,
-    /// The number of the workload's objects that were loaded. A slow way is given only some of
-    /// them.
+    /// The number of the workload's objects that were loaded. A slow contender is given only some
+    /// of them.
     pub(crate) objects: usize,
-    /// Of Sluice only.
+    /// Measured for Sluice only.
     pub(crate) cost: Option<sluice::Cost>,
 }
 

@@ -16,7 +16,7 @@ use super::{Run, engine, timed};
 use crate::harness::Harness;
 use crate::workload::Uploaded;
 
-/// The number of concurrent batches, as for the other ways.
+/// The number of concurrent batches, as for the other contenders.
 const CONCURRENCY: usize = 2;
 const DOWNLOADS: usize = 16;
 /// These settings make ClickHouse parse each value as the generator intended it.
@@ -78,18 +78,19 @@ async fn rows_of(s3: &aws_sdk_s3::Client, catalog: &Catalog, object: &ObjectRef)
         .enumerate()
         .filter(|(_, line)| !line.is_empty())
     {
-        let statement: Value = serde_json::from_str(line).context("a line of the generator's")?;
+        let statement: Value =
+            serde_json::from_str(line).context("a generated line is not JSON")?;
         let mut types = catalog.types().iter();
-        let taken = types.find(|it| holds(&it.rule, &statement));
-        let mut row = taken
+        let event_type = types.find(|it| matches(&it.rule, &statement));
+        let mut row = event_type
             .map(|it| columns_of(it, &statement))
             .unwrap_or_default();
-        if taken.is_some() {
+        if event_type.is_some() {
             // A statement without an id would replace others.
             row.entry("event_id").or_insert_with(|| id_of(line).into());
         }
-        let table = taken.map_or("unmatched_statements", |it| &it.table);
-        if taken.is_none() {
+        let table = event_type.map_or("unmatched_statements", |it| &it.table);
+        if event_type.is_none() {
             row.insert("row_number".into(), number.into());
             row.insert("raw".into(), line.into());
             row.insert("reason".into(), "no event type".into());
@@ -119,7 +120,7 @@ fn value(column: &Column, statement: &Value) -> Option<Value> {
     let Source::Paths { paths, .. } = &column.source else {
         return None;
     };
-    let found = paths.iter().find_map(|path| at(statement, path))?;
+    let found = paths.iter().find_map(|path| value_at(statement, path))?;
     let is_text = column.column_type.to_string().contains("String");
     Some(match found {
         Value::String(_) => found.clone(),
@@ -129,19 +130,19 @@ fn value(column: &Column, statement: &Value) -> Option<Value> {
     })
 }
 
-fn at<'a>(statement: &'a Value, path: &[String]) -> Option<&'a Value> {
+fn value_at<'a>(statement: &'a Value, path: &[String]) -> Option<&'a Value> {
     let found = path
         .iter()
         .try_fold(statement, |value, key| value.get(key))?;
     (!found.is_null()).then_some(found)
 }
 
-fn holds(rule: &Rule, statement: &Value) -> bool {
+fn matches(rule: &Rule, statement: &Value) -> bool {
     match rule {
-        Rule::All(rules) => rules.iter().all(|rule| holds(rule, statement)),
-        Rule::Any(rules) => rules.iter().any(|rule| holds(rule, statement)),
-        Rule::Not(rule) => !holds(rule, statement),
-        Rule::In(path, values) => at(statement, path)
+        Rule::All(rules) => rules.iter().all(|rule| matches(rule, statement)),
+        Rule::Any(rules) => rules.iter().any(|rule| matches(rule, statement)),
+        Rule::Not(rule) => !matches(rule, statement),
+        Rule::In(path, values) => value_at(statement, path)
             .and_then(Value::as_str)
             .is_some_and(|found| values.iter().any(|value| value == found)),
     }
