@@ -185,7 +185,7 @@ fn each_client_library_has_one_user() {
 /// What a simulation must be able to replace comes from an `Env`. The rest is told to people alone,
 /// or belongs to a command that runs once.
 #[test]
-fn chance_the_wall_clock_and_new_ids_come_from_the_environment() {
+fn randomness_the_wall_clock_and_new_ids_come_from_env() {
     assert_eq!(
         users(&["fastrand::", "now_v7", "new_v4"]),
         [
@@ -212,13 +212,13 @@ fn chance_the_wall_clock_and_new_ids_come_from_the_environment() {
 
 /// Each command has one `Env`, which its parts share.
 #[test]
-fn one_environment_is_made() {
+fn only_one_env_is_created() {
     assert_eq!(users(&["Env::default()"]), ["src/cli/app.rs"]);
 }
 
 /// The same events make the same run: nothing is chosen by chance between those that have come.
 #[test]
-fn what_is_selected_is_selected_in_order() {
+fn every_select_polls_its_branches_in_order() {
     let mut found = Vec::new();
     for directory in ["core/src", "src"] {
         for source in sources(directory) {
@@ -242,7 +242,7 @@ fn what_is_selected_is_selected_in_order() {
 
 /// Values become SQL in `sql` alone; a constant word may stand in quotes.
 #[test]
-fn nothing_is_quoted_by_hand() {
+fn values_are_quoted_in_the_sql_module_alone() {
     let mut found = Vec::new();
     for directory in ["core/src", "src"] {
         for source in sources(directory) {
@@ -266,7 +266,7 @@ fn nothing_is_quoted_by_hand() {
 
 /// Loaded objects (`InFlightMessages`) and messages that ask for nothing; the settler does as it is told.
 #[test]
-fn two_places_say_that_a_message_is_to_be_deleted() {
+fn only_two_places_decide_that_a_message_is_deleted() {
     assert_eq!(
         users(&["Settlement::Delete"]),
         [

@@ -55,7 +55,7 @@ fn the_readme_names_every_program_that_its_commands_need() {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn every_link_has_a_target() {
     let mut dead = Vec::new();
     for (path, text) in documents() {
         let targets = text.split("](").skip(1);
@@ -85,7 +85,7 @@ fn every_link_leads_somewhere() {
 
 /// A field such as `batch.window`, wherever it is named in backticks.
 #[test]
-fn every_field_of_the_configuration_that_is_named_exists() {
+fn every_configuration_field_that_is_named_exists() {
     let reference = std::fs::read_to_string(Path::new(ROOT).join("docs/configuration.md")).unwrap();
     let headings = |marks: &str| -> BTreeSet<String> {
         let lines = reference.lines();

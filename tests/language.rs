@@ -92,13 +92,13 @@ fn names_that_were_replaced_stay_replaced() {
 }
 
 #[test]
-fn comments_logs_and_errors_are_free_of_private_idioms() {
+fn comments_logs_and_errors_have_no_private_idioms() {
     assert_eq!(found(&code(), PHRASES), Vec::<String>::new());
 }
 
 /// Not those that are generated from sources which are looked at, nor records of the past.
 #[test]
-fn documents_are_free_of_private_idioms() {
+fn documents_have_no_private_idioms() {
     let mut files: Vec<PathBuf> = [
         "README.md",
         "ARCHITECTURE.md",

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_programs_take_turns_in_going_first() {
+    fn the_programs_alternate_in_going_first() {
         let firsts = [0, 1, 2, 3].map(|round| order(round)[0]);
         let [one, other] = order(0);
         assert_eq!(firsts, [one, other, one, other]);
@@ -194,13 +194,13 @@ mod tests {
     }
 
     #[test]
-    fn a_spread_has_median_min_and_max() {
+    fn a_spread_shows_the_median_the_minimum_and_the_maximum() {
         let spread = Spread::of([2.0, 1.0, 4.0]);
         assert_eq!(spread.to_string(), "2.000 s (1.000 to 4.000)");
     }
 
     #[test]
-    fn each_round_has_a_ratio_of_both_parts_together() {
+    fn the_ratio_of_a_round_is_of_worker_and_clickhouse_time_together() {
         // The machine becomes ten times slower, for both.
         let baseline = [sample(1.0, 3.0), sample(2.0, 2.0), sample(10.0, 30.0)];
         let candidate = [sample(2.0, 3.0), sample(0.5, 0.5), sample(20.0, 30.0)];
@@ -216,14 +216,14 @@ mod tests {
     }
 
     #[test]
-    fn no_ratio_is_over_the_limit() {
+    fn a_ratio_that_is_not_a_number_is_over_the_limit() {
         let of = |samples: &[Sample]| verdict(median(&ratios(samples, samples)), 1.05);
         assert_eq!(of(&[]), Verdict::OverLimit);
         assert_eq!(of(&[sample(0.0, 0.0)]), Verdict::OverLimit);
     }
 
     #[test]
-    fn one_workload_over_its_limit_decides() {
+    fn one_workload_over_its_limit_decides_the_overall_verdict() {
         use Verdict::{OverLimit, Undecided, WithinLimit};
         assert_eq!(overall(&[WithinLimit, Undecided, OverLimit]), OverLimit);
         assert_eq!(overall(&[WithinLimit, Undecided]), Undecided);
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn disturbed_samples_are_kept_where_that_is_accepted() {
+    fn disturbed_samples_are_kept_if_that_is_accepted() {
         let policy = Policy {
             max_other_load: 0.1,
             max_discarded: 1,

@@ -123,7 +123,7 @@ fn everything_on() {
 }
 
 #[test]
-fn what_cannot_work_is_refused_with_advice() {
+fn values_that_cannot_work_are_refused_with_advice() {
     let cases = [
         (
             json!({"config": {"queue": {"url": null}}}),
@@ -225,7 +225,7 @@ fn assert_in_order(text: &str, words: &[&str]) {
 }
 
 #[test]
-fn an_authority_is_mounted_where_the_configuration_says() {
+fn a_certificate_authority_is_mounted_where_the_configuration_names_it() {
     for (source, volume) in [
         (
             "existingSecret",
@@ -255,7 +255,7 @@ fn an_authority_is_mounted_where_the_configuration_says() {
 }
 
 #[test]
-fn event_types_of_the_chart_leave_their_other_settings_as_they_are() {
+fn event_types_of_the_chart_keep_the_other_event_type_settings() {
     let file = manifests(
         &values(json!({
             "eventTypes": {"a.yaml": "table: a\n"},
@@ -272,7 +272,7 @@ fn event_types_of_the_chart_leave_their_other_settings_as_they_are() {
 }
 
 #[test]
-fn keda_reads_the_queue_as_the_trigger_or_an_authentication_says() {
+fn keda_reads_the_queue_with_the_identity_that_the_values_select() {
     let keda = |over: Value| {
         let mut keda = json!({"enabled": true, "awsRegion": "eu-central-1"});
         keda.as_object_mut()
@@ -310,7 +310,7 @@ fn keda_reads_the_queue_as_the_trigger_or_an_authentication_says() {
 }
 
 #[test]
-fn sluice_takes_the_configuration_that_the_chart_writes() {
+fn sluice_accepts_the_configuration_that_the_chart_writes() {
     for values in [least(), everything()] {
         let rendered = render(&values);
         let config_map = rendered["manifests"]["sluice/templates/configmap.yaml"].as_str();
@@ -346,7 +346,7 @@ fn sluice_takes_the_configuration_that_the_chart_writes() {
 }
 
 #[test]
-fn the_schema_has_that_of_the_configuration() {
+fn the_schema_of_the_chart_includes_that_of_the_configuration() {
     let output = Command::new(env!("CARGO_BIN_EXE_sluice"))
         .args(["config", "schema"])
         .output()
@@ -362,7 +362,7 @@ fn the_schema_has_that_of_the_configuration() {
 }
 
 #[test]
-fn the_readme_has_every_value() {
+fn the_readme_of_the_chart_lists_every_value() {
     let values = project::read("helm/sluice/values.yaml");
     let mut text = String::from(
         "<!-- Generated from values.yaml. Update it with: UPDATE_DOCS=1 cargo test --test deploy -->\n\n\

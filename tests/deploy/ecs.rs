@@ -72,7 +72,7 @@ fn sluice(template: &Value, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn the_task_starts_with_a_sound_configuration() {
+fn the_task_has_a_valid_configuration() {
     let shown = sluice(&template(), &["config", "show"]);
     assert!(shown.contains("named_collection"), "{shown}");
 }
@@ -80,7 +80,7 @@ fn the_task_starts_with_a_sound_configuration() {
 /// ECS kills a worker that takes longer, and another worker recovers its batches. It should not
 /// come to that.
 #[test]
-fn the_grace_period_fits_into_the_time_that_ecs_gives() {
+fn the_grace_period_fits_into_the_stop_timeout_of_ecs() {
     let template = template();
     let environment = environment(&template);
     let grace = environment
@@ -95,7 +95,7 @@ fn the_grace_period_fits_into_the_time_that_ecs_gives() {
 }
 
 #[test]
-fn the_role_of_the_task_may_do_what_check_prints_for_the_worker() {
+fn the_task_role_allows_what_check_prints_for_the_worker() {
     let template = template();
     let printed = sluice(
         &template,
@@ -123,7 +123,7 @@ fn the_role_of_the_task_may_do_what_check_prints_for_the_worker() {
 
 /// Existing buckets and those that the template creates announce the same events.
 #[test]
-fn the_notification_of_a_bucket_is_that_of_the_template() {
+fn existing_buckets_and_the_template_announce_the_same_events() {
     let text = project::read("deploy/s3-notification.json");
     let by_hand: Value = serde_json::from_str(&text).unwrap();
     let by_hand = &by_hand["QueueConfigurations"][0];

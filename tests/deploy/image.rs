@@ -74,7 +74,7 @@ fn the_binary_of_the_image_runs() {
 }
 
 #[test]
-fn the_chart_is_of_this_version() {
+fn the_chart_has_the_version_of_the_workspace() {
     let chart = project::read("helm/sluice/Chart.yaml");
     let version = env!("CARGO_PKG_VERSION");
     assert!(chart.contains(&format!("\nversion: {version}\n")));

@@ -108,7 +108,7 @@ async fn replaced_at_last(second: &'static str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_backfill_that_dies_while_it_ends_a_forced_one_is_recovered() -> Result<()> {
+async fn a_backfill_that_dies_while_it_finishes_a_forced_one_is_recovered() -> Result<()> {
     let seconds = [
         "fence.after",
         "check_rows.after",
@@ -122,7 +122,7 @@ async fn a_backfill_that_dies_while_it_ends_a_forced_one_is_recovered() -> Resul
 
 /// Two forced backfills run at the same time, beside a worker.
 #[tokio::test]
-async fn forced_backfills_at_the_same_time_do_not_double() -> Result<()> {
+async fn concurrent_forced_backfills_duplicate_no_rows() -> Result<()> {
     let mut harness = Harness::shared("forced-together").await?;
     harness.set("batch.max_objects", 3);
     harness.put_bundles(9).await?;

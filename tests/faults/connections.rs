@@ -65,18 +65,18 @@ async fn every_statement_meets_every_fault(strategy: &'static str) -> Result<()>
 }
 
 #[tokio::test]
-async fn every_statement_can_be_cut_refused_delayed_or_late() -> Result<()> {
+async fn every_statement_tolerates_cuts_errors_delays_and_late_arrival() -> Result<()> {
     every_statement_meets_every_fault("single_pass").await
 }
 
 #[tokio::test]
-async fn per_type_statements_can_be_cut_refused_delayed_or_late() -> Result<()> {
+async fn every_per_type_statement_tolerates_cuts_errors_delays_and_late_arrival() -> Result<()> {
     every_statement_meets_every_fault("per_type").await
 }
 
 /// The worker dies when some of the tables are filled. The recovering worker must fill the others.
 #[tokio::test]
-async fn a_worker_that_dies_between_the_statements_of_a_batch_is_rolled_forward() -> Result<()> {
+async fn a_batch_whose_worker_dies_between_its_statements_is_rolled_forward() -> Result<()> {
     let mut harness = Harness::shared("between").await?;
     harness.set("load.strategy", "per_type");
     let proxy = Proxy::start(harness.clickhouse.url()).await?;

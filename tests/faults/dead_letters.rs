@@ -65,7 +65,7 @@ async fn redrive_dies_at(failpoint: &'static str, nth: &'static str) -> Result<(
 }
 
 #[tokio::test]
-async fn a_redrive_that_dies_is_done_again() -> Result<()> {
+async fn a_redrive_that_dies_is_completed_by_the_next() -> Result<()> {
     let deaths = [
         ("redrive.sent", ""),
         ("redrive.sent", "1*off->"),
@@ -117,7 +117,7 @@ fn ids(messages: Option<&Vec<Value>>) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn what_a_purge_that_dies_has_removed_is_in_the_archive() -> Result<()> {
+async fn messages_removed_by_a_purge_that_dies_are_in_an_archive() -> Result<()> {
     concurrently(
         ["purge.archived", "purge.deleted"]
             .map(|failpoint| scenario(failpoint, purge_dies_at(failpoint))),

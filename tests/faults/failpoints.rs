@@ -69,7 +69,7 @@ async fn a_worker_that_dies_while_it_recovers_is_recovered() -> Result<()> {
 }
 
 #[tokio::test]
-async fn per_type_statements_are_recovered_too() -> Result<()> {
+async fn a_worker_that_dies_between_per_type_statements_is_recovered() -> Result<()> {
     let deaths = [
         &["insert.before"][..],
         &["insert.after", "insert.after"],

@@ -47,7 +47,7 @@ async fn reads_that_meet(fault: Fault) -> Result<()> {
 }
 
 #[tokio::test]
-async fn reads_of_s3_can_be_cut_refused_or_delayed() -> Result<()> {
+async fn reads_of_s3_tolerate_cuts_errors_and_delays() -> Result<()> {
     let faults = [
         Fault::CutBeforeRequest,
         Fault::CutBeforeResponse,
@@ -194,7 +194,7 @@ async fn one_bad_object_that_no_error_names() -> Result<()> {
 }
 
 #[tokio::test]
-async fn bad_objects_harm_only_themselves() -> Result<()> {
+async fn bad_objects_fail_alone() -> Result<()> {
     concurrently([
         scenario("missing", one_is_missing_for_ever("single_pass")),
         scenario("missing, per_type", one_is_missing_for_ever("per_type")),
@@ -334,7 +334,7 @@ async fn a_delete_comes_late() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_changes_meanwhile_is_loaded_whole_or_not_at_all() -> Result<()> {
+async fn an_object_that_changes_during_a_load_is_loaded_whole_or_not_at_all() -> Result<()> {
     let deaths: [&[&str]; 6] = [
         &[],
         &["check_complete.after"],
@@ -380,7 +380,7 @@ fn plain_as(key: &str, bytes: Vec<u8>) -> Vec<u8> {
 
 /// S3 refuses one object only. That is the object's fault once others can be read.
 #[tokio::test]
-async fn one_object_that_s3_refuses_harms_only_itself() -> Result<()> {
+async fn an_object_that_s3_refuses_fails_alone() -> Result<()> {
     let (mut harness, s3) = harness_behind_s3_proxy("refused", 2).await?;
     harness.put_bundles(6).await?;
     harness.set("load.fallback", "never");

@@ -188,7 +188,7 @@ async fn a_long_insert() -> Result<()> {
 }
 
 #[tokio::test]
-async fn outages_cost_nothing() -> Result<()> {
+async fn outages_lose_no_rows_and_use_up_no_receives() -> Result<()> {
     concurrently([
         scenario("crash", clickhouse_is_killed_during_an_insert()),
         scenario(
@@ -227,7 +227,7 @@ async fn outages_cost_nothing() -> Result<()> {
 
 /// The landing table is dropped while the daemon runs, and `migrate` creates it again.
 #[tokio::test]
-async fn a_dropped_landing_table_is_waited_for() -> Result<()> {
+async fn intake_pauses_until_a_dropped_landing_table_is_back() -> Result<()> {
     let mut harness = Harness::shared_with("landing", 2).await?;
     harness.put_bundles(5).await?;
     let daemon = harness.start("")?;

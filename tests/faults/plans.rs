@@ -104,7 +104,7 @@ fn other_event_types(harness: &mut Harness<'_>, directory: &Path) -> Result<()> 
 }
 
 #[tokio::test]
-async fn a_batch_is_not_replayed_under_another_configuration() -> Result<()> {
+async fn a_batch_is_not_retried_under_another_configuration() -> Result<()> {
     concurrently([
         scenario("to per_type", complete("single_pass", "per_type")),
         scenario("to single_pass", complete("per_type", "single_pass")),
@@ -118,7 +118,7 @@ async fn a_batch_is_not_replayed_under_another_configuration() -> Result<()> {
 
 /// Until `migrate` has added what an earlier version's ledger lacks, nothing is loaded or lost.
 #[tokio::test]
-async fn an_earlier_ledger_is_waited_for() -> Result<()> {
+async fn intake_pauses_until_an_earlier_ledger_is_migrated() -> Result<()> {
     let mut harness = Harness::shared("earlier").await?;
     let table = harness.table("ledger_objects");
     for column in ["plan", "many_blocks"] {

@@ -158,7 +158,7 @@ async fn a_replay_is_not_rolled_forward_under_another_configuration() -> Result<
 }
 
 #[tokio::test]
-async fn replays_side_by_side_move_each_line_once() -> Result<()> {
+async fn concurrent_replays_move_each_line_once() -> Result<()> {
     let harness = with_kept_lines("replay-twice", "per_type").await?;
     let replays = (0..4).map(|_| harness.command(&REPLAY, ""));
     for output in futures_util::future::try_join_all(replays).await? {
@@ -207,7 +207,7 @@ async fn disturbed(fault: Fault) -> Result<()> {
 }
 
 #[tokio::test]
-async fn every_statement_of_a_replay_can_be_cut_or_late() -> Result<()> {
+async fn every_statement_of_a_replay_tolerates_cuts_and_late_arrival() -> Result<()> {
     let faults = [
         Fault::CutBeforeRequest,
         Fault::CutBeforeResponse,

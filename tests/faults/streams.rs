@@ -114,12 +114,12 @@ async fn cut_at_either_end(objects: Objects) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_stream_can_be_cut_at_either_end() -> Result<()> {
+async fn a_stream_that_is_cut_at_either_end_is_loaded_once() -> Result<()> {
     cut_at_either_end(Objects::Small).await
 }
 
 #[tokio::test]
-async fn a_stream_of_many_blocks_can_be_cut_at_either_end() -> Result<()> {
+async fn a_stream_of_many_blocks_that_is_cut_at_either_end_is_loaded_once() -> Result<()> {
     cut_at_either_end(Objects::Large).await
 }
 
@@ -221,7 +221,7 @@ async fn clickhouse_dies(objects: Objects) -> Result<()> {
 }
 
 #[tokio::test]
-async fn clickhouse_that_dies_in_mid_stream_loses_nothing() -> Result<()> {
+async fn a_crash_of_clickhouse_in_mid_stream_loses_nothing() -> Result<()> {
     clickhouse_dies(Objects::Small).await?;
     clickhouse_dies(Objects::Large).await
 }
@@ -229,7 +229,7 @@ async fn clickhouse_that_dies_in_mid_stream_loses_nothing() -> Result<()> {
 /// ClickHouse reads such an object itself. Its worker is killed when some blocks are committed, and
 /// the insert ends there.
 #[tokio::test]
-async fn an_insert_of_many_blocks_that_breaks_off_is_made_exact() -> Result<()> {
+async fn an_interrupted_insert_of_many_blocks_is_completed_exactly() -> Result<()> {
     let mut harness = Harness::shared_with("broken-off", 6).await?;
     harness.set("load.fallback", "never");
     harness.set("batch.max_bytes", "1MiB");

@@ -136,7 +136,7 @@ async fn stopped_twice() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_stop_finishes_or_gives_back() -> Result<()> {
+async fn a_stopping_worker_finishes_or_returns_its_messages() -> Result<()> {
     concurrently([
         scenario("in the window", stopped_in_the_window()),
         scenario("during an insert", stopped_during_an_insert()),
@@ -279,7 +279,7 @@ async fn poison() -> Result<()> {
 }
 
 #[tokio::test]
-async fn workers_share_queues_of_all_kinds_and_contents() -> Result<()> {
+async fn workers_share_queues_with_duplicates_groups_and_malformed_messages() -> Result<()> {
     concurrently([
         scenario("three workers", three_workers_with_duplicates()),
         scenario("fifo", fifo_queue()),

@@ -126,7 +126,7 @@ async fn clickhouse_reads_with_each_kind_of_access() {
 /// No object is at fault in any of these cases. Intake pauses, and resumes once the permission is
 /// granted.
 #[tokio::test]
-async fn a_right_that_is_missing_is_named_and_waited_for() {
+async fn a_missing_right_is_named_and_intake_resumes_once_it_is_granted() {
     let s3 = strict_s3().await;
     let clickhouse = clickhouse(ClickHouseOptions::default()).await;
     let site = strict_site(&s3, "denied").await;
@@ -162,7 +162,7 @@ async fn a_right_that_is_missing_is_named_and_waited_for() {
 }
 
 #[tokio::test]
-async fn several_buckets_have_each_their_own_rights_and_batches() {
+async fn each_bucket_has_its_own_rights_and_batches() {
     let s3 = strict_s3().await;
     let clickhouse = clickhouse(ClickHouseOptions::default()).await;
     let one = strict_site(&s3, "bucket-one").await;
@@ -192,7 +192,7 @@ async fn several_buckets_have_each_their_own_rights_and_batches() {
 }
 
 #[tokio::test]
-async fn tls_under_an_authority_of_ones_own() {
+async fn clickhouse_is_reached_over_tls_with_a_private_authority() {
     let stack = Stack::shared();
     let site = stack.site("tls").await.unwrap();
     let right = TlsFront::start(stack.clickhouse.url()).await.unwrap();
@@ -243,7 +243,7 @@ async fn tls_under_an_authority_of_ones_own() {
 }
 
 #[tokio::test]
-async fn a_password_that_is_replaced_in_its_file_needs_no_restart() {
+async fn a_password_replaced_in_its_file_needs_no_restart() {
     let stack = Stack::shared();
     let site = stack.site("rotated").await.unwrap();
     let directory = tempfile::tempdir().unwrap();
@@ -284,7 +284,7 @@ fn assert_hidden(what: &str, text: &str) {
 }
 
 #[tokio::test]
-async fn no_secret_is_told_whatever_fails() {
+async fn no_failure_reveals_a_secret() {
     let s3 = strict_s3().await;
     let server = TempDir::new().unwrap().keep();
     let clickhouse = clickhouse(ClickHouseOptions {

@@ -70,7 +70,7 @@ async fn ledger(stack: &Stack, site: &Site) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn history_is_loaded_once_beside_workers_and_is_not_loaded_again() {
+async fn history_is_loaded_once_beside_workers_and_not_again() {
     let stack = Stack::shared();
     let site = stack.site("backfill").await.unwrap();
     let mut sluice = Sluice::new(stack, &site)
@@ -167,7 +167,7 @@ async fn the_report_has_rows_by_kind_and_a_dry_run_writes_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_meant_can_be_chosen() {
+async fn objects_are_selected_by_section_date_and_glob() {
     let (stack, site, sluice) = silent("backfill-chosen").await;
     let sluice = sluice.set("notifications.exclude", r#"["**/_tmp*"]"#);
     put_notes(
@@ -245,7 +245,7 @@ async fn what_is_meant_can_be_chosen() {
 }
 
 #[tokio::test]
-async fn objects_of_a_versioned_bucket_are_the_same_listed_and_announced() {
+async fn objects_of_a_versioned_bucket_are_the_same_whether_listed_or_announced() {
     let stack = Stack::shared();
     let site = stack.site("backfill-versions").await.unwrap();
     let versioning = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled);
@@ -287,7 +287,7 @@ async fn an_unloadable_object_fails_alone_and_changes_the_exit_code() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_from_the_beginning_is_told_at_once() {
+async fn a_backfill_that_cannot_start_fails_at_once() {
     let stack = Stack::shared();
     let site = stack.site("backfill-wrong").await.unwrap();
     let sluice = Sluice::new(stack, &site);
@@ -300,7 +300,7 @@ async fn what_is_wrong_from_the_beginning_is_told_at_once() {
 }
 
 #[tokio::test]
-async fn a_stop_ends_in_good_order_and_running_it_again_resumes() {
+async fn a_stopped_backfill_exits_cleanly_and_resumes_when_run_again() {
     let (stack, site, sluice) = silent("backfill-stop").await;
     let bundles = bundles(33, 40);
     let expected_rows = upload(&site, &bundles).await;
@@ -334,7 +334,7 @@ async fn a_stop_ends_in_good_order_and_running_it_again_resumes() {
 }
 
 #[tokio::test]
-async fn via_the_queue_the_workers_load_it() {
+async fn a_backfill_via_the_queue_is_loaded_by_the_workers() {
     let (stack, site, mut sluice) = silent("backfill-queue").await;
     let bundles = bundles(34, 25);
     let expected_rows: ExpectedRows = upload(&site, &bundles).await;
@@ -371,7 +371,7 @@ async fn via_the_queue_the_workers_load_it() {
 
 // The runtime has several threads, since the proxies run while a command blocks one.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_outage_of_s3_or_of_clickhouse_is_waited_for() {
+async fn a_backfill_waits_for_the_end_of_an_outage_of_s3_or_clickhouse() {
     let (stack, site, sluice) = silent("backfill-outage").await;
     put_notes(&site, &["a", "b", "c"]).await;
     let s3 = Proxy::start(stack.aws.endpoint()).await.unwrap();

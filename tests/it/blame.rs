@@ -13,7 +13,7 @@ use crate::harness::{
 };
 
 #[tokio::test]
-async fn errors_have_the_names_that_the_server_gives_them() {
+async fn error_codes_have_the_names_that_the_server_uses() {
     let clickhouse = &Stack::shared().clickhouse;
     for (code, name, _) in CODES {
         let sql = format!("SELECT errorCodeToName({code})");
@@ -23,7 +23,7 @@ async fn errors_have_the_names_that_the_server_gives_them() {
 }
 
 #[tokio::test]
-async fn every_error_of_a_decoder_blames_the_object() {
+async fn every_decoder_error_blames_the_object() {
     let sql = "SELECT number AS code, errorCodeToName(number) AS name FROM numbers(3000) \
                WHERE match(name, '(DECODER|INFLATE|DECOMPRESS|UNCOMPRESS|READ)_FAILED$')";
     let rows = Stack::shared().clickhouse.rows(sql).await.unwrap();
@@ -55,7 +55,7 @@ async fn failures(stack: &Stack, site: &Site) -> Vec<(String, String, String)> {
 const SUFFIXES: [&str; 8] = ["gz", "zst", "lz4", "br", "xz", "bz2", "snappy", "deflate"];
 
 #[tokio::test]
-async fn what_no_decoder_reads_fails_at_its_first_error() {
+async fn an_object_that_no_decoder_can_read_fails_at_the_first_error() {
     let stack = Stack::shared();
     let site = stack
         .site_with_max_receives("undecodable", 1)
@@ -209,7 +209,7 @@ async fn errors_of_the_server_pause_intake_and_blame_no_object() {
 }
 
 #[tokio::test]
-async fn answers_of_a_proxy_pause_intake_and_blame_no_object() {
+async fn error_responses_of_a_proxy_pause_intake_and_blame_no_object() {
     for status in [413, 502, 504] {
         pauses_and_blames_nobody(Fault::Status(status), "not ClickHouse's", "proxy").await;
     }
@@ -250,7 +250,7 @@ async fn fails_alone(fault: Fault, words: &str, settings: &[(&str, &str)]) {
 }
 
 #[tokio::test]
-async fn an_object_with_an_error_that_nobody_knows_fails_alone() {
+async fn an_object_with_an_unknown_error_fails_alone() {
     let error = "Code: 1001. DB::Exception: std::exception. (STD_EXCEPTION)";
     for strategy in ["single_pass", "per_type"] {
         fails_alone(Fault::Error(error), error, &[("load.strategy", strategy)]).await;
@@ -258,7 +258,7 @@ async fn an_object_with_an_error_that_nobody_knows_fails_alone() {
 }
 
 #[tokio::test]
-async fn an_object_that_a_proxy_does_not_let_through_fails_alone() {
+async fn an_object_that_a_proxy_blocks_fails_alone() {
     for status in [413, 504] {
         let words = format!("{status} ");
         fails_alone(
@@ -321,7 +321,7 @@ async fn an_object_beyond_a_limit_of_the_profile_fails_alone() {
 }
 
 #[tokio::test]
-async fn a_quota_that_is_used_up_pauses_intake_and_is_told_of_once() {
+async fn an_exhausted_quota_pauses_intake_and_is_logged_once() {
     let stack = Stack::shared();
     let site = stack.site_with_max_receives("quota", 1).await.unwrap();
     let quota = "<interval><duration>86400</duration><queries>120</queries></interval>";
@@ -362,7 +362,7 @@ async fn a_quota_that_is_used_up_pauses_intake_and_is_told_of_once() {
 
 /// Problems with the dead-letter queue or with the content do not stop loading, and are reported.
 #[tokio::test]
-async fn dead_letters_and_rejected_lines_call_for_attention() {
+async fn dead_letters_and_rejected_lines_need_attention() {
     let stack = Stack::shared();
     let site = stack.site_with_max_receives("attention", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);

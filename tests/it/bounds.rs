@@ -63,7 +63,7 @@ async fn is_loaded_in_many_blocks(
 
 #[tokio::test]
 #[ignore = "two million lines take minutes on a busy machine; the nightly workflow runs it"]
-async fn an_object_of_too_many_rows_for_a_block_is_loaded_in_many() {
+async fn an_object_with_too_many_rows_for_one_block_is_loaded_in_many() {
     let site = Stack::shared()
         .site_with_max_receives("many-rows", 1)
         .await
@@ -75,7 +75,7 @@ async fn an_object_of_too_many_rows_for_a_block_is_loaded_in_many() {
 }
 
 #[tokio::test]
-async fn an_object_that_expands_too_far_for_a_block_is_loaded_in_many() {
+async fn an_object_that_expands_beyond_one_block_is_loaded_in_many() {
     let site = Stack::shared()
         .site_with_max_receives("expansion", 1)
         .await
@@ -135,7 +135,7 @@ async fn parts(stack: &Stack, site: &Site) -> u64 {
 }
 
 #[tokio::test]
-async fn times_that_are_not_plausible_are_rejected_and_make_no_parts() {
+async fn implausible_times_are_rejected_and_create_no_parts() {
     let stack = Stack::shared();
     let site = stack
         .site_with_max_receives("implausible", 1)
@@ -180,7 +180,7 @@ async fn times_that_are_not_plausible_are_rejected_and_make_no_parts() {
 }
 
 #[tokio::test]
-async fn a_batch_of_too_many_partitions_is_divided() {
+async fn a_batch_of_too_many_partitions_is_split() {
     let stack = Stack::shared();
     let site = stack.site_with_max_receives("partitions", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site)

@@ -84,7 +84,7 @@ async fn everything(stack: &Stack, site: &Site) -> (Rows, String) {
 }
 
 #[tokio::test]
-async fn a_sound_setup_passes_every_check_and_is_not_changed() {
+async fn a_correct_setup_passes_every_check_and_is_not_changed() {
     let stack = Stack::shared();
     let (site, sluice) = good_site(stack, "check").await;
     site.send("left alone").await.unwrap();
@@ -122,7 +122,7 @@ async fn a_sound_setup_passes_every_check_and_is_not_changed() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_the_queue_is_named() {
+async fn problems_of_the_queue_are_named() {
     let stack = Stack::shared();
     let (site, sluice) = good_site(stack, "check-queue").await;
     let retention = QueueAttributeName::MessageRetentionPeriod;
@@ -175,7 +175,7 @@ async fn what_is_wrong_with_the_queue_is_named() {
 }
 
 #[tokio::test]
-async fn who_does_not_answer_is_named_and_the_rest_is_checked() {
+async fn an_unreachable_service_is_named_and_the_rest_is_checked() {
     let stack = Stack::shared();
     let (_site, sluice) = good_site(stack, "check-away").await;
     let nowhere = "http://127.0.0.1:1";
@@ -207,7 +207,7 @@ async fn who_does_not_answer_is_named_and_the_rest_is_checked() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_in_clickhouse_is_named() {
+async fn problems_in_clickhouse_are_named() {
     let stack = Stack::shared();
     let (site, sluice) = good_site(stack, "check-tables").await;
     let execute = async |sql: &str| {
@@ -256,7 +256,7 @@ async fn what_is_wrong_in_clickhouse_is_named() {
 }
 
 #[tokio::test]
-async fn who_may_not_read_the_bucket_is_named() {
+async fn a_reader_without_access_to_the_bucket_is_named() {
     let s3 = strict_s3().await;
     let stack = Stack::shared();
     let site = strict_site(&s3, "check-s3").await;
@@ -404,7 +404,7 @@ fn with_a_long_line() -> String {
 }
 
 #[tokio::test]
-async fn the_rights_that_are_printed_are_enough_and_each_that_is_missing_is_named() {
+async fn the_printed_rights_suffice_and_each_missing_one_is_named() {
     let stack = Stack::shared();
     let site = stack.site("check-rights").await.unwrap();
     let at = |url: &str, user: &str| {

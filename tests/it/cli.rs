@@ -68,7 +68,7 @@ fn commands_in(help: &str) -> Vec<&str> {
 
 /// Closes the pipe as `sluice … | head` does.
 #[test]
-fn a_closed_output_ends_no_command_early() {
+fn a_closed_output_does_not_change_the_exit_code() {
     let nowhere = ["--set", "clickhouse.url=http://127.0.0.1:1"];
     let commands = [
         (&["config", "schema"][..], 0),
@@ -105,7 +105,7 @@ fn an_output_that_cannot_be_written_is_an_error() {
 }
 
 #[test]
-fn the_version_is_told() {
+fn the_version_is_printed() {
     let expected = format!("sluice {}\n", env!("CARGO_PKG_VERSION"));
     assert_eq!(printed(&["--version"]), expected);
 }
@@ -126,7 +126,7 @@ fn config_show_prints_the_effective_values_without_secrets() {
 }
 
 #[test]
-fn variables_and_flags_come_over_the_file() {
+fn variables_and_flags_override_the_file() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("sluice.yaml");
     let text = "batch:\n  window: 1s\n  max_objects: 1\nload:\n  concurrency: 3\n";
@@ -151,7 +151,7 @@ fn config_schema_is_json_and_needs_no_configuration() {
 }
 
 #[test]
-fn what_is_wrong_is_named_with_advice_all_at_once() {
+fn all_problems_are_reported_at_once_with_advice() {
     let said = refused(&[
         "--set",
         "batch.windw=5s",
@@ -180,7 +180,7 @@ fn what_is_wrong_is_named_with_advice_all_at_once() {
 }
 
 #[test]
-fn event_types_that_are_wrong_are_named() {
+fn an_invalid_event_type_is_named() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("bad.yaml"), "nam: x\n").unwrap();
     let setting = format!("event_types.dir={}", directory.path().display());
@@ -189,13 +189,13 @@ fn event_types_that_are_wrong_are_named() {
 }
 
 #[test]
-fn retry_without_a_choice_is_a_misuse() {
+fn retry_without_a_selection_is_a_usage_error() {
     let said = refused(&["retry"]);
     assert_says(&said, &["name objects", "--error-class", "--all"]);
 }
 
 #[test]
-fn a_class_that_there_is_not_is_refused_with_those_that_there_are() {
+fn an_unknown_error_class_is_refused_with_the_known_ones() {
     for (command, also) in [
         (&["status", "--failed"][..], "view"),
         (&["retry"], "unproven"),
@@ -224,7 +224,7 @@ fn a_sorting_key_that_identifies_no_row_is_refused() {
 }
 
 #[test]
-fn the_statements_are_printed_and_nobody_is_asked() {
+fn migrate_prints_its_statements_without_connecting() {
     let text = printed(&[
         "--set",
         "clickhouse.url=http://127.0.0.1:1",
@@ -245,14 +245,14 @@ fn the_statements_are_printed_and_nobody_is_asked() {
 }
 
 #[test]
-fn migrate_says_where_clickhouse_is_not() {
+fn migrate_names_the_address_that_does_not_answer() {
     let output = run(&["--set", "clickhouse.url=http://127.0.0.1:1", "migrate"]);
     assert_eq!(output.status.code(), Some(1));
     assert_says(&stderr(&output), &["http://127.0.0.1:1"]);
 }
 
 #[tokio::test]
-async fn migrate_can_run_again_and_by_several_at_once() {
+async fn migrate_is_idempotent_and_can_run_concurrently() {
     let stack = Stack::shared();
     let site = stack.site("migrate").await.unwrap();
     let sluice = Sluice::new(stack, &site);

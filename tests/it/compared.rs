@@ -35,7 +35,7 @@ async fn events(stack: &Stack, site: &Site, event: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn a_view_that_is_gone_pauses_intake_until_it_is_back() {
+async fn a_missing_view_pauses_intake_until_it_is_back() {
     for table in ["video_events", "object_rows"] {
         let (stack, site, mut sluice) = site("view-gone").await;
         let view = view_of(stack, &site, table).await;
@@ -60,7 +60,7 @@ async fn a_view_that_is_gone_pauses_intake_until_it_is_back() {
 const IN_TABLE: &[u8] = b"count() AS rows, 0 AS blocks";
 
 #[tokio::test]
-async fn rows_that_merges_collapse_are_not_missed() {
+async fn rows_that_merges_collapse_are_not_reported_missing() {
     let (stack, site, sluice) = site("merged-away").await;
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
     // The delay leaves time for merges between an insert and its comparison.
@@ -121,7 +121,7 @@ const EMPTY: &[u8] = &[
 
 /// ClickHouse's first read of the object returns no lines.
 #[tokio::test]
-async fn a_compressed_object_of_which_nothing_was_read_is_read_again() {
+async fn a_compressed_object_that_was_read_as_empty_is_read_again() {
     let (stack, site, sluice) = site("nothing-read").await;
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
     proxy.inject(Fault::Content(EMPTY), 1, |request, _| {

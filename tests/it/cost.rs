@@ -82,7 +82,7 @@ async fn load(stack: &Stack, site: &Site, seed: u64, objects: usize) -> Cost {
 }
 
 #[tokio::test]
-async fn a_batch_costs_the_same_number_of_statements_whatever_its_size() {
+async fn a_batch_costs_the_same_number_of_statements_at_any_size() {
     let stack = Stack::shared();
     let site = stack
         .site_with("cost", SiteOptions::default())
@@ -102,7 +102,7 @@ async fn a_batch_costs_the_same_number_of_statements_whatever_its_size() {
 }
 
 #[tokio::test]
-async fn a_batch_reads_no_more_of_a_large_ledger() {
+async fn a_batch_reads_no_more_rows_from_a_large_ledger() {
     const OBJECTS: u64 = 1_000_000;
     let stack = Stack::shared();
     let site = stack

@@ -116,7 +116,7 @@ async fn dead_letters_are_listed_with_their_reasons_and_returned_at_once() {
 }
 
 #[tokio::test]
-async fn more_dead_letters_than_one_request_takes_are_listed_once_each() {
+async fn dead_letters_of_several_requests_are_listed_once_each() {
     let stack = Stack::shared();
     let site = stack.site("dlq-many").await.unwrap();
     let sluice = Sluice::new(stack, &site);
@@ -130,7 +130,7 @@ async fn more_dead_letters_than_one_request_takes_are_listed_once_each() {
 }
 
 #[tokio::test]
-async fn without_a_dead_letter_queue_that_is_said() {
+async fn a_missing_dead_letter_queue_is_reported() {
     let stack = Stack::shared();
     let site = stack.site("dlq-none").await.unwrap();
     // The dead-letter queue does not have one of its own.
@@ -139,7 +139,7 @@ async fn without_a_dead_letter_queue_that_is_said() {
 }
 
 #[tokio::test]
-async fn what_is_chosen_is_sent_again_and_what_is_loaded_is_done_with() {
+async fn selected_messages_are_sent_again_and_loaded_ones_are_deleted() {
     let (site, mut sluice) = with_dead_letters("dlq-redrive").await;
     let would = json(&sluice, &["redrive", "--dry-run"]);
     assert_eq!(
@@ -177,7 +177,7 @@ async fn what_is_chosen_is_sent_again_and_what_is_loaded_is_done_with() {
 }
 
 #[tokio::test]
-async fn a_message_of_which_one_object_is_not_loaded_is_sent() {
+async fn a_message_with_an_object_that_is_not_loaded_is_sent_again() {
     let (site, sluice) = with_dead_letters("dlq-mixed").await;
     json(&sluice, &["redrive", "--error-class", "loaded"]);
     assert_eq!(dead_depth(&site).await, (3, 0));
@@ -199,7 +199,7 @@ async fn a_message_of_which_one_object_is_not_loaded_is_sent() {
 }
 
 #[tokio::test]
-async fn attributes_are_kept_and_letters_of_other_queues_are_left_alone() {
+async fn attributes_are_kept_and_messages_of_other_queues_are_left_alone() {
     let stack = Stack::shared();
     let site = stack.site("dlq-others").await.unwrap();
     let sluice = Sluice::new(stack, &site);
@@ -261,7 +261,7 @@ async fn drained_by_hand(site: &Site) {
 }
 
 #[tokio::test]
-async fn a_stop_in_the_middle_gives_back_what_is_held() {
+async fn a_stopped_redrive_returns_its_messages() {
     let stack = Stack::shared();
     let site = stack.site("dlq-stop").await.unwrap();
     let sluice = Sluice::new(stack, &site);
@@ -328,7 +328,7 @@ pub(crate) async fn fifo(site: &Site, name: &str, policy: Option<Value>) -> Stri
 }
 
 #[tokio::test]
-async fn what_is_purged_is_in_the_archive_and_nothing_is_purged_unasked() {
+async fn purged_messages_are_archived_and_nothing_is_purged_without_confirmation() {
     let (site, sluice) = with_dead_letters("dlq-purge").await;
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("archive.jsonl");
@@ -393,7 +393,7 @@ async fn what_is_purged_is_in_the_archive_and_nothing_is_purged_unasked() {
 }
 
 #[tokio::test]
-async fn nothing_is_purged_that_cannot_be_archived() {
+async fn messages_that_cannot_be_archived_are_not_purged() {
     let stack = Stack::shared();
     let site = stack.site("dlq-full").await.unwrap();
     let sluice = Sluice::new(stack, &site);
@@ -410,7 +410,7 @@ async fn nothing_is_purged_that_cannot_be_archived() {
 }
 
 #[tokio::test]
-async fn without_the_ledger_nothing_is_moved_and_all_is_returned() {
+async fn without_the_ledger_no_message_is_moved_and_all_are_returned() {
     let stack = Stack::shared();
     let site = stack.site("dlq-away").await.unwrap();
     let sluice = Sluice::new(stack, &site).set("clickhouse.url", "http://127.0.0.1:1");
@@ -429,7 +429,7 @@ async fn without_the_ledger_nothing_is_moved_and_all_is_returned() {
 
 /// The command takes longer than one visibility timeout.
 #[tokio::test]
-async fn what_is_held_stays_hidden_until_the_end() {
+async fn messages_stay_hidden_until_the_command_ends() {
     let stack = Stack::shared();
     let site = stack.site("dlq-long").await.unwrap();
     let sluice = Sluice::new(stack, &site);

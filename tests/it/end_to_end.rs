@@ -32,7 +32,7 @@ async fn check(stack: &Stack, site: &Site, expected_rows: &ExpectedRows) {
 }
 
 #[tokio::test]
-async fn every_line_ends_in_its_table_and_health_and_metrics_are_shown() {
+async fn every_line_reaches_its_table_and_health_and_metrics_are_exposed() {
     let (stack, site, mut sluice) = running("every-line").await;
     let bundles: Vec<_> = Generator::new(1).take(120).collect();
     let expected_rows = upload(&site, &bundles).await;
@@ -54,7 +54,7 @@ async fn every_line_ends_in_its_table_and_health_and_metrics_are_shown() {
 }
 
 #[tokio::test]
-async fn a_statement_twice_in_an_object_is_two_rows_until_they_are_merged() {
+async fn a_repeated_statement_in_an_object_is_two_rows_until_they_are_merged() {
     let (stack, site, _sluice) = running("twice-in-one").await;
     keep_duplicates(&stack.clickhouse, &site).await.unwrap();
     let statement = r#"{"id":"1","timestamp":"2026-07-14T12:00:00Z","verb":{"id":"https://w3id.org/xapi/video/verbs/played"}}"#;
@@ -214,7 +214,7 @@ async fn empty_objects_are_loaded_without_rows() {
 }
 
 #[tokio::test]
-async fn loading_lists_no_bucket() {
+async fn loading_does_not_list_the_bucket() {
     let stack = Stack::shared();
     let site = stack.site("listed").await.unwrap();
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
@@ -244,7 +244,7 @@ async fn loading_lists_no_bucket() {
 }
 
 #[tokio::test]
-async fn keys_of_all_kinds_are_read_as_they_are() {
+async fn keys_with_special_characters_are_read_literally() {
     let (stack, site, _sluice) = running("keys").await;
     let mut keys = [
         "plain.jsonl",
@@ -297,7 +297,7 @@ async fn keys_of_all_kinds_are_read_as_they_are() {
 }
 
 #[tokio::test]
-async fn without_fallback_a_key_that_clickhouse_cannot_be_told_goes_to_the_dead_letters() {
+async fn without_fallback_a_key_that_clickhouse_cannot_address_becomes_a_dead_letter() {
     let stack = Stack::shared();
     let site = stack.site_with_max_receives("unnameable", 2).await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("load.fallback", "never");
@@ -355,7 +355,7 @@ async fn every_record_of_a_message_is_loaded() {
 }
 
 #[tokio::test]
-async fn malformed_messages_end_in_the_dead_letter_queue() {
+async fn malformed_messages_become_dead_letters() {
     let options = SiteOptions {
         max_receive_count: 2,
         ..SiteOptions::default()
@@ -394,7 +394,7 @@ async fn a_stop_loses_nothing_and_a_second_start_loads_the_rest() {
 }
 
 #[tokio::test]
-async fn a_worker_that_is_killed_again_and_again_leaves_every_row_once() {
+async fn a_worker_that_is_killed_repeatedly_loads_every_row_once() {
     let options = SiteOptions {
         max_receive_count: 20,
         ..SiteOptions::default()

@@ -161,17 +161,17 @@ async fn types_evolve_under_a_live_worker(strategy: &str) {
 }
 
 #[tokio::test]
-async fn event_types_evolve_while_workers_of_the_old_ones_go_on() {
+async fn event_types_evolve_while_workers_with_the_old_ones_keep_running() {
     types_evolve_under_a_live_worker("single_pass").await;
 }
 
 #[tokio::test]
-async fn event_types_without_views_evolve_while_workers_of_the_old_ones_go_on() {
+async fn event_types_without_views_evolve_while_workers_with_the_old_ones_keep_running() {
     types_evolve_under_a_live_worker("per_type").await;
 }
 
 #[tokio::test]
-async fn a_change_that_would_harm_rows_is_refused_whole() {
+async fn a_migration_that_would_harm_rows_is_refused_as_a_whole() {
     let stack = Stack::shared();
     let site = stack.site("evolve-refused").await.unwrap();
     let types = tempfile::tempdir().unwrap();
@@ -220,7 +220,7 @@ fn is_comments(text: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_dry_run_prints_what_can_be_run_as_it_is() {
+async fn a_dry_run_prints_statements_that_can_be_run_unchanged() {
     let stack = Stack::shared();
     let site = stack.site("evolve-dry-run").await.unwrap();
     let types = tempfile::tempdir().unwrap();
@@ -250,7 +250,7 @@ async fn a_dry_run_prints_what_can_be_run_as_it_is() {
 }
 
 #[tokio::test]
-async fn what_the_server_refuses_is_named_and_nothing_is_changed() {
+async fn a_declaration_that_the_server_refuses_is_named_and_nothing_is_changed() {
     let stack = Stack::shared();
     let site = stack.site("evolve-invalid").await.unwrap();
     let types = tempfile::tempdir().unwrap();
@@ -318,7 +318,7 @@ async fn what_the_server_refuses_is_named_and_nothing_is_changed() {
 }
 
 #[tokio::test]
-async fn a_migration_that_was_cut_short_is_completed() {
+async fn an_interrupted_migration_is_completed() {
     let stack = Stack::shared();
     let site = stack.site("evolve-cut").await.unwrap();
     let types = tempfile::tempdir().unwrap();
@@ -345,7 +345,7 @@ async fn a_migration_that_was_cut_short_is_completed() {
 }
 
 #[tokio::test]
-async fn tables_of_an_earlier_version_and_another_configuration_are_brought_up() {
+async fn tables_of_an_earlier_version_and_another_configuration_are_updated() {
     let stack = Stack::shared();
     let site = stack.site("evolve-earlier").await.unwrap();
     let sluice = Sluice::new(stack, &site);

@@ -36,7 +36,7 @@ fn sluice(clickhouse: &ClickHouse, site: &Site, user: &str) -> Sluice {
 }
 
 #[tokio::test]
-async fn a_ledger_that_hides_claims_loads_nothing_until_it_shows_them() {
+async fn nothing_is_loaded_while_the_ledger_hides_claims() {
     let site = Stack::shared().site("hidden-claims").await.unwrap();
     let clickhouse = clickhouse_that_hides("ledger_objects").await;
     let mut sighted = sluice(&clickhouse, &site, "default");
@@ -58,7 +58,7 @@ async fn a_ledger_that_hides_claims_loads_nothing_until_it_shows_them() {
 }
 
 #[tokio::test]
-async fn a_ledger_that_hides_events_loads_nothing_twice() {
+async fn nothing_is_loaded_twice_while_the_ledger_hides_events() {
     let site = Stack::shared().site("hidden-events").await.unwrap();
     let clickhouse = clickhouse_that_hides("ledger_batches").await;
     let mut blinded = sluice(&clickhouse, &site, "blinded");

@@ -128,7 +128,7 @@ async fn hostile_keys_etags_and_fields_are_only_text() {
 }
 
 #[tokio::test]
-async fn a_key_that_speaks_like_s3_does_not_make_its_object_a_missing_one() {
+async fn a_key_that_resembles_an_s3_error_does_not_make_its_object_missing() {
     let victim = Victim::new("speaking-keys").await;
     let Victim { stack, site, .. } = &victim;
     Sluice::new(stack, site).migrate();
@@ -156,7 +156,7 @@ async fn a_key_that_speaks_like_s3_does_not_make_its_object_a_missing_one() {
 }
 
 #[tokio::test]
-async fn hostile_buckets_and_regions_go_to_the_dead_letters_and_pause_nothing() {
+async fn hostile_buckets_and_regions_become_dead_letters_and_do_not_pause_intake() {
     let victim = Victim::new("hostile-buckets").await;
     let Victim { stack, site, .. } = &victim;
     let mut sluice = Sluice::new(stack, site);
@@ -276,7 +276,7 @@ async fn hostile_names_in_configuration_and_event_types_are_only_names() {
 }
 
 #[tokio::test]
-async fn hostile_users_passwords_and_clusters_are_refused_as_what_they_are() {
+async fn hostile_users_passwords_and_clusters_fail_like_any_wrong_value() {
     let victim = Victim::new("hostile-users").await;
     let Victim { stack, site, .. } = &victim;
     for hostile in victim.hostile().into_iter().take(7) {

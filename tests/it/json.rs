@@ -42,7 +42,7 @@ fn printed(output: &Output) -> &str {
 }
 
 #[tokio::test]
-async fn every_command_has_a_document_for_scripts() {
+async fn every_command_has_json_output() {
     let stack = Stack::shared();
     let site = stack.site_with_max_receives("json", 1).await.unwrap();
     let types = tempfile::tempdir().unwrap();

@@ -174,18 +174,18 @@ async fn assert_each_once(stack: &Stack, site: &Site, keys: &BTreeSet<String>) {
 }
 
 #[tokio::test]
-async fn every_key_is_loaded_and_reads_no_other() {
+async fn every_key_is_loaded_and_matches_no_other() {
     each_key_is_read_as_it_is("auto").await;
 }
 
 #[tokio::test]
-async fn every_key_is_streamed_and_reads_no_other() {
+async fn every_key_is_streamed_and_matches_no_other() {
     each_key_is_read_as_it_is("always").await;
 }
 
 /// An object has the same identity whether it is listed or announced.
 #[tokio::test]
-async fn every_key_is_listed_as_it_is_announced() {
+async fn every_key_is_the_same_whether_listed_or_announced() {
     let stack = Stack::shared();
     let site = stack.site("listed-keys").await.unwrap();
     let mut sluice = Sluice::new(stack, &site);

@@ -100,7 +100,7 @@ async fn a_gibibyte(fallback: &str) {
 
 #[tokio::test]
 #[ignore = "a minute and 4 GiB"]
-async fn an_object_of_a_gibibyte_is_streamed_in_little_memory() {
+async fn an_object_of_a_gibibyte_is_streamed_with_little_memory() {
     a_gibibyte("always").await;
 }
 
@@ -113,7 +113,7 @@ async fn an_object_of_a_gibibyte_is_read_by_clickhouse() {
 /// A line that exceeds every buffer passes in pieces, and becomes a row like any other.
 #[tokio::test]
 #[ignore = "half a minute and 2 GiB"]
-async fn a_line_of_100_megabytes_is_a_line() {
+async fn a_line_of_100_megabytes_becomes_one_row() {
     let stack = Stack::shared();
     for fallback in ["never", "always"] {
         let site = stack.site("long-line").await.unwrap();

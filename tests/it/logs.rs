@@ -54,7 +54,7 @@ async fn site(name: &str, max_receive_count: u32) -> (&'static Stack, Site) {
 }
 
 #[tokio::test]
-async fn every_line_is_one_flat_object_and_leads_to_the_query_log_and_back() {
+async fn every_log_line_is_a_flat_object_and_is_linked_with_the_query_log() {
     let (stack, site) = site("json-log", 1).await;
     let mut sluice = Sluice::new(stack, &site).set("log.format", "json");
     sluice.migrate();
@@ -141,7 +141,7 @@ async fn every_line_is_one_flat_object_and_leads_to_the_query_log_and_back() {
 
 /// Lines have the fields even if only failures are logged.
 #[tokio::test]
-async fn a_failure_names_its_batch_at_every_level() {
+async fn a_failure_names_its_batch_at_every_log_level() {
     let (stack, site) = site("warn-log", 5).await;
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
     let mut sluice = Sluice::new(stack, &site)
@@ -216,7 +216,7 @@ async fn outages_log_few_lines_and_count_every_failure() {
 }
 
 #[tokio::test]
-async fn hundreds_of_broken_objects_are_few_lines_and_each_is_recorded() {
+async fn hundreds_of_broken_objects_log_few_lines_and_each_is_recorded() {
     const OBJECTS: u64 = 200;
     let (stack, site) = site("broken-many", 2).await;
     let mut sluice = Sluice::new(stack, &site)

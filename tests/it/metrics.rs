@@ -400,7 +400,7 @@ fn assert_alerts_are_of(documented: &BTreeMap<String, Documented>) {
 }
 
 #[tokio::test]
-async fn what_is_exported_is_what_is_documented_and_drawn() {
+async fn exported_metrics_are_those_of_the_documentation_and_the_dashboard() {
     if !Requirement::Prometheus.is_met() {
         return;
     }
@@ -449,7 +449,7 @@ async fn what_is_exported_is_what_is_documented_and_drawn() {
 }
 
 #[tokio::test]
-async fn without_a_dead_letter_queue_its_depth_is_not_told_and_nothing_fails() {
+async fn without_a_dead_letter_queue_its_depth_is_not_exported_and_nothing_fails() {
     let stack = Stack::shared();
     let site = stack.site("no-dead-letters").await.unwrap();
     // The dead-letter queue does not have one of its own.
@@ -469,7 +469,7 @@ async fn without_a_dead_letter_queue_its_depth_is_not_told_and_nothing_fails() {
 }
 
 #[tokio::test]
-async fn the_depths_of_fifo_queues_are_told() {
+async fn the_depths_of_fifo_queues_are_exported() {
     let stack = Stack::shared();
     let site = stack.site("depths-fifo").await.unwrap();
     let dead = fifo(&site, "dead", None).await;

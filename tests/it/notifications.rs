@@ -63,7 +63,7 @@ async fn notifications(sluice: &Sluice, form: &str, outcome: &str, count: u64) {
 }
 
 #[tokio::test]
-async fn whichever_way_an_object_is_announced_it_is_loaded_once() {
+async fn an_object_is_loaded_once_by_every_notification_route() {
     let (stack, site) = site("ways").await;
     let mut sluice = migrated(stack, &site);
     let mut expected = Vec::new();
@@ -102,7 +102,7 @@ async fn whichever_way_an_object_is_announced_it_is_loaded_once() {
 }
 
 #[tokio::test]
-async fn a_declared_message_of_many_files_is_deleted_once_all_are_loaded() {
+async fn a_message_of_many_files_is_deleted_once_all_are_loaded() {
     let stack = Stack::shared();
     let site = stack.site_with_max_receives("declared", 100).await.unwrap();
     let envelopes = concat!(env!("CARGO_MANIFEST_DIR"), "/config/envelopes.yaml");
@@ -140,7 +140,7 @@ async fn a_declared_message_of_many_files_is_deleted_once_all_are_loaded() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_in_s3_is_fetched() {
+async fn a_message_body_that_is_stored_in_s3_is_fetched() {
     let (stack, site) = site("payload").await;
     let mut sluice = migrated(stack, &site);
     stack.aws.announce_by(&site, &[]).await.unwrap();
@@ -188,7 +188,7 @@ fn objects_of(body: &str) -> Vec<ObjectRef> {
 }
 
 #[tokio::test]
-async fn every_body_of_the_corpus_has_its_objects_loaded_or_goes_to_the_dead_letters() {
+async fn every_body_of_the_corpus_has_its_objects_loaded_or_becomes_a_dead_letter() {
     let (stack, site) = site("corpus").await;
     // Only the messages of the corpus announce objects.
     stack.aws.announce_by(&site, &[]).await.unwrap();
@@ -276,7 +276,7 @@ async fn put_named(site: &Site, body: &mut Value) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn whatever_names_a_written_object_is_loaded_and_what_is_unknown_is_never_deleted() {
+async fn every_form_that_names_an_object_is_loaded_and_unknown_messages_are_never_deleted() {
     let (stack, site) = site("forms").await;
     stack.aws.announce_by(&site, &[]).await.unwrap();
     let corpus = corpus();
@@ -349,7 +349,7 @@ async fn a_malformed_body_is_logged_once() {
 }
 
 #[tokio::test]
-async fn what_the_filter_leaves_out_is_acknowledged_and_counted() {
+async fn objects_that_the_filter_excludes_are_skipped_and_counted() {
     let (stack, site) = site("filtered").await;
     drop(migrated(stack, &site));
     let mut sluice = Sluice::new(stack, &site)

@@ -19,7 +19,7 @@ fn queries() -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn each_query_of_the_page_has_an_answer() {
+async fn each_query_of_the_page_returns_rows() {
     let stack = Stack::shared();
     let site = stack.site_with_max_receives("operations", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);

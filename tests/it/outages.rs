@@ -49,7 +49,7 @@ async fn assert_never_received(site: &Site, messages: u64) {
 }
 
 #[tokio::test]
-async fn clickhouse_and_then_its_tables_can_come_later() {
+async fn clickhouse_and_its_tables_may_appear_after_the_start() {
     let stack = Stack::shared();
     let site = stack.site("later").await.unwrap();
     let bundles: Vec<_> = Generator::new(11).take(5).collect();
@@ -86,7 +86,7 @@ async fn clickhouse_and_then_its_tables_can_come_later() {
 }
 
 #[tokio::test]
-async fn pause_no_messages_are_received_and_the_log_stays_short_while_clickhouse_is_away() {
+async fn while_clickhouse_is_unavailable_nothing_is_received_and_the_log_stays_short() {
     let stack = Stack::shared();
     let site = stack.site("away").await.unwrap();
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
@@ -110,7 +110,7 @@ async fn pause_no_messages_are_received_and_the_log_stays_short_while_clickhouse
 }
 
 #[tokio::test]
-async fn pause_what_is_held_when_clickhouse_goes_away_is_kept_and_loaded_later() {
+async fn messages_in_flight_when_clickhouse_becomes_unavailable_are_kept_and_loaded_later() {
     let stack = Stack::shared();
     let site = stack.site("goes-away").await.unwrap();
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
@@ -137,7 +137,7 @@ async fn pause_what_is_held_when_clickhouse_goes_away_is_kept_and_loaded_later()
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_named_and_burns_no_receives() {
+async fn a_wrong_password_is_named_and_uses_up_no_receives() {
     let stack = Stack::shared();
     let site = stack.site("password").await.unwrap();
     let mut sluice = Sluice::new(stack, &site)
@@ -155,7 +155,7 @@ async fn a_wrong_password_is_named_and_burns_no_receives() {
 }
 
 #[tokio::test]
-async fn a_user_who_may_not_insert_is_named_and_burns_no_more_receives_than_were_held() {
+async fn a_user_who_may_not_insert_is_named_and_uses_up_no_further_receives() {
     let stack = Stack::shared();
     let site = stack.site("reader").await.unwrap();
     Sluice::new(stack, &site).migrate();
@@ -172,7 +172,7 @@ async fn a_user_who_may_not_insert_is_named_and_burns_no_more_receives_than_were
 }
 
 #[tokio::test]
-async fn an_unavailable_queue_is_waited_for_in_few_log_lines() {
+async fn an_unavailable_queue_logs_few_lines_until_it_is_back() {
     let stack = Stack::shared();
     let site = stack.site("queue-away").await.unwrap();
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
@@ -273,7 +273,7 @@ async fn a_queue_without_redrive_policy_is_refused_unless_allowed() {
 }
 
 #[tokio::test]
-async fn an_admin_port_that_is_taken_is_named() {
+async fn a_taken_admin_port_is_named() {
     let stack = Stack::shared();
     let site = stack.site("taken").await.unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -286,7 +286,7 @@ async fn an_admin_port_that_is_taken_is_named() {
 }
 
 #[tokio::test]
-async fn tables_that_go_missing_are_named_and_waited_for() {
+async fn missing_tables_are_named_and_intake_resumes_once_they_are_back() {
     let stack = Stack::shared();
     let site = stack.site("dropped").await.unwrap();
     let mut sluice = Sluice::new(stack, &site);

@@ -100,7 +100,7 @@ fn hostile_key() -> String {
 }
 
 #[tokio::test]
-async fn the_live_page_shows_what_happens_and_nothing_else() {
+async fn the_live_page_shows_the_activity_and_no_injected_markup() {
     if !Requirement::Chromium.is_met() {
         return;
     }
@@ -212,7 +212,7 @@ async fn the_live_page_shows_what_happens_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn the_live_page_names_an_outage_and_its_end_without_being_loaded_again() {
+async fn the_live_page_shows_an_outage_and_its_end_without_a_reload() {
     if !Requirement::Chromium.is_met() {
         return;
     }
@@ -265,7 +265,7 @@ async fn the_live_page_names_an_outage_and_its_end_without_being_loaded_again() 
 }
 
 #[tokio::test]
-async fn the_live_page_says_when_the_worker_is_gone_and_finds_it_again() {
+async fn the_live_page_reports_a_lost_worker_and_reconnects() {
     if !Requirement::Chromium.is_met() {
         return;
     }
@@ -294,7 +294,7 @@ async fn the_live_page_says_when_the_worker_is_gone_and_finds_it_again() {
 }
 
 #[tokio::test]
-async fn the_live_page_of_an_empty_start() {
+async fn the_live_page_of_a_new_worker_shows_no_activity() {
     if !Requirement::Chromium.is_met() {
         return;
     }
@@ -324,7 +324,7 @@ async fn the_live_page_of_an_empty_start() {
 }
 
 #[tokio::test]
-async fn the_admin_listener_takes_no_orders() {
+async fn the_admin_listener_is_read_only() {
     let stack = Stack::shared();
     let site = stack.site("page-orders").await.unwrap();
     let mut sluice = Sluice::new(stack, &site);

@@ -391,13 +391,13 @@ fn known(site: &Site) -> Vec<Flip> {
 }
 
 #[tokio::test]
-async fn settings_of_a_profile_that_are_known_to_change_rows_do_not() {
+async fn settings_of_a_profile_that_could_change_rows_do_not() {
     let harness = Harness::new("profiles", known).await;
     assert_eq!(harness.try_all().await, "");
 }
 
 #[tokio::test]
-async fn a_profile_that_forbids_what_statements_must_set_pauses_intake_and_fails_the_check() {
+async fn a_profile_that_forbids_required_settings_pauses_intake_and_fails_the_check() {
     let stack = Stack::shared();
     let site = stack.site("forbidden").await.unwrap();
     Sluice::new(stack, &site).migrate();
@@ -425,7 +425,7 @@ async fn a_profile_that_forbids_what_statements_must_set_pauses_intake_and_fails
 /// A worker can outlive an upgrade or a downgrade of the server. What it has read of the server's
 /// settings can then be wrong.
 #[tokio::test]
-async fn a_server_that_turns_out_to_lack_a_setting_is_asked_again() {
+async fn the_settings_are_read_again_once_a_server_turns_out_to_lack_one() {
     let stack = Stack::shared();
     let site = stack.site("lacks-setting").await.unwrap();
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();

@@ -132,7 +132,7 @@ trait SubjectExt: Subject {
 
 impl<S: Subject> SubjectExt for S {}
 
-async fn a_message_comes_as_it_was_sent(subject: &impl Subject) {
+async fn a_message_is_received_as_it_was_sent(subject: &impl Subject) {
     let body = "{\"key\": \"a+b%20ü\\n\"}\n<&>";
     subject.send(body).await;
     let message = subject.one(LONG).await;
@@ -155,14 +155,14 @@ async fn the_receive_count_grows_and_the_id_stays(subject: &impl Subject) {
     assert_eq!((handles.len(), ids.len()), (3, 1));
 }
 
-async fn a_message_is_invisible_while_held(subject: &impl Subject) {
+async fn a_message_is_hidden_while_in_flight(subject: &impl Subject) {
     subject.send("m").await;
     subject.one(LONG).await;
     subject.nothing(SECOND).await;
     assert_eq!(subject.depth().await, (0, 1));
 }
 
-async fn visibility_zero_returns_it_at_once(subject: &impl Subject) {
+async fn a_visibility_of_zero_returns_a_message_at_once(subject: &impl Subject) {
     subject.send("m").await;
     let message = subject.one(LONG).await;
     subject.change(&message.handle, Duration::ZERO).await;
@@ -170,7 +170,7 @@ async fn visibility_zero_returns_it_at_once(subject: &impl Subject) {
     assert_eq!(subject.one(LONG).await.receive_count, 2);
 }
 
-async fn a_change_of_visibility_extends(subject: &impl Subject) {
+async fn a_change_of_visibility_extends_or_shortens_it(subject: &impl Subject) {
     subject.send("m").await;
     let message = subject.one(SECOND).await;
     subject.change(&message.handle, LONG).await;
@@ -204,7 +204,7 @@ async fn deleting_twice_is_a_success(subject: &impl Subject) {
 }
 
 /// Heartbeats depend on this: the visibility of a message that is gone must not be extended again.
-async fn changing_what_is_gone_or_delivered_again_is_reported(subject: &impl Subject) {
+async fn changing_a_message_that_is_gone_or_redelivered_is_reported(subject: &impl Subject) {
     subject.send("m").await;
     let first = subject.one(SECOND).await;
     let second = subject.one(LONG).await;
@@ -214,7 +214,7 @@ async fn changing_what_is_gone_or_delivered_again_is_reported(subject: &impl Sub
     assert_eq!(subject.depth().await, (0, 0));
 }
 
-async fn ten_go_in_one_request(subject: &impl Subject) {
+async fn ten_messages_fit_into_one_request(subject: &impl Subject) {
     for number in 0..MAX_BATCH + 2 {
         subject.send(&number.to_string()).await;
     }
@@ -237,7 +237,7 @@ async fn ten_go_in_one_request(subject: &impl Subject) {
     assert_eq!(subject.depth().await, (0, 2));
 }
 
-async fn a_long_poll_waits_and_wakes_when_something_comes(subject: &impl Subject) {
+async fn a_long_poll_waits_until_a_message_arrives(subject: &impl Subject) {
     let start = Instant::now();
     subject.nothing(SECOND).await;
     assert!(start.elapsed() >= SECOND * 9 / 10);
@@ -251,7 +251,7 @@ async fn a_long_poll_waits_and_wakes_when_something_comes(subject: &impl Subject
     assert_eq!(received.unwrap().len(), 1);
 }
 
-async fn a_message_received_too_often_goes_to_the_dead_letters(subject: &impl Subject) {
+async fn a_message_received_too_often_becomes_a_dead_letter(subject: &impl Subject) {
     subject.send("m").await;
     for count in 1..=MAX_RECEIVES {
         assert_eq!(subject.dead_letters().await, 0);
@@ -264,7 +264,7 @@ async fn a_message_received_too_often_goes_to_the_dead_letters(subject: &impl Su
     assert_eq!(subject.depth().await, (0, 0));
 }
 
-async fn attributes_count_what_is_visible_and_what_is_held(subject: &impl Subject) {
+async fn attributes_count_visible_and_in_flight_messages(subject: &impl Subject) {
     for body in ["a", "b", "c"] {
         subject.send(body).await;
     }
@@ -295,18 +295,18 @@ macro_rules! contract {
 }
 
 contract!(
-    a_message_comes_as_it_was_sent,
+    a_message_is_received_as_it_was_sent,
     the_receive_count_grows_and_the_id_stays,
-    a_message_is_invisible_while_held,
-    visibility_zero_returns_it_at_once,
-    a_change_of_visibility_extends,
+    a_message_is_hidden_while_in_flight,
+    a_visibility_of_zero_returns_a_message_at_once,
+    a_change_of_visibility_extends_or_shortens_it,
     a_deleted_message_is_gone,
     deleting_twice_is_a_success,
-    changing_what_is_gone_or_delivered_again_is_reported,
-    ten_go_in_one_request,
-    a_long_poll_waits_and_wakes_when_something_comes,
-    a_message_received_too_often_goes_to_the_dead_letters,
-    attributes_count_what_is_visible_and_what_is_held,
+    changing_a_message_that_is_gone_or_redelivered_is_reported,
+    ten_messages_fit_into_one_request,
+    a_long_poll_waits_until_a_message_arrives,
+    a_message_received_too_often_becomes_a_dead_letter,
+    attributes_count_visible_and_in_flight_messages,
 );
 
 #[tokio::test]

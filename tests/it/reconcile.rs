@@ -23,7 +23,7 @@ fn reconcile(sluice: &Sluice, site: &Site, arguments: &[&str]) -> (Option<i32>, 
 
 /// Some objects were never announced, since the notification was set up late or was lost.
 #[tokio::test]
-async fn reconcile_finds_and_announces_what_was_never_announced() {
+async fn reconcile_finds_and_announces_objects_that_were_never_announced() {
     let stack = Stack::shared();
     let site = stack.site_with_max_receives("reconcile", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);

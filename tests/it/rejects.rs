@@ -46,7 +46,7 @@ async fn a_line_of_100_mib_is_rejected_alone() {
 }
 
 #[tokio::test]
-async fn the_longest_line_is_what_the_configuration_says() {
+async fn lines_above_the_configured_length_are_rejected() {
     for strategy in ["single_pass", "per_type"] {
         let (stack, site) = site("line-limit").await;
         let mut sluice = Sluice::new(stack, &site)
@@ -136,7 +136,7 @@ async fn an_object_with_too_many_rejected_lines_fails_alone_and_leaves_no_rows()
 }
 
 #[tokio::test]
-async fn what_is_kept_is_forgotten_after_the_configured_time() {
+async fn rejects_are_deleted_after_the_configured_time() {
     let (stack, site) = site("reject-ttl").await;
     Sluice::new(stack, &site)
         .set("clickhouse.reject_ttl", "3d")

@@ -93,7 +93,7 @@ fn batch() -> BatchId {
 /// The order in which threads read the objects decides how the lines are divided into blocks, both
 /// for small objects, whose lines are coalesced, and for large ones.
 #[tokio::test]
-async fn a_repeated_insert_adds_nothing_whatever_threads_read_the_objects() {
+async fn a_repeated_insert_adds_nothing_however_many_threads_read_the_objects() {
     for (strategy, rounds) in [(Strategy::SinglePass, 3), (Strategy::PerType, 1)] {
         let harness = Harness::new(strategy).await;
         let mut small = Vec::new();
@@ -134,7 +134,7 @@ async fn a_repeated_insert_adds_nothing_whatever_threads_read_the_objects() {
 
 /// The snapshot of the rejects is in a table, whose parts may merge at any time.
 #[tokio::test]
-async fn a_repeated_insert_of_rejects_adds_nothing_when_their_list_was_merged() {
+async fn a_repeated_insert_of_rejects_adds_nothing_after_their_snapshot_was_merged() {
     let harness = Harness::new(Strategy::SinglePass).await;
     let table = format!("{}.{REPLAYED}", harness.site.database);
     let list = async |batch: BatchId, from: usize, lines: usize| {

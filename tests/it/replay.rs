@@ -182,7 +182,7 @@ async fn everything(stack: &Stack, site: &Site) -> String {
 }
 
 #[tokio::test]
-async fn lines_that_fit_by_now_are_moved_once_and_the_others_stay() {
+async fn rejects_that_have_become_valid_are_moved_once_and_the_others_stay() {
     for strategy in ["per_type", "single_pass"] {
         let directory = tempfile::tempdir().unwrap();
         declare(directory.path(), FIRST);
@@ -248,7 +248,7 @@ async fn lines_that_fit_by_now_are_moved_once_and_the_others_stay() {
 }
 
 #[tokio::test]
-async fn a_longer_limit_lets_long_lines_in() {
+async fn a_raised_limit_lets_long_lines_be_replayed() {
     let line = |pad: usize| {
         let video = "{\"verb\":\"tap\",\"id\":\"X\",\"pad\":\"Y\"}\n";
         video

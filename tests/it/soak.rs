@@ -18,7 +18,7 @@ const SLACK: u64 = 4 << 20;
 
 /// No metrics are requested, and the data behind them must not accumulate either.
 #[tokio::test]
-async fn memory_does_not_grow_with_what_was_received() {
+async fn memory_does_not_grow_with_the_number_of_messages() {
     let stack = Stack::shared();
     let site = stack.site("soak").await.unwrap();
     site.stop_notifications().await.unwrap();

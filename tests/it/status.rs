@@ -179,7 +179,7 @@ fn failed_keys(sluice: &Sluice) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_failure_is_over_once_the_key_is_loaded_with_other_content() {
+async fn a_failure_is_resolved_once_the_key_is_loaded_with_other_content() {
     let stack = Stack::shared();
     let site = impatient_site(stack, "status-replaced").await;
     let mut sluice = Sluice::new(stack, &site);
@@ -288,7 +288,7 @@ async fn a_failure_that_is_dismissed_is_listed_again_when_it_happens_again() {
 }
 
 #[tokio::test]
-async fn what_would_fail_again_is_retried_only_where_it_is_meant() {
+async fn objects_that_would_fail_again_are_retried_only_on_request() {
     let stack = Stack::shared();
     let site = impatient_site(stack, "retry-again").await;
     let mut sluice = Sluice::new(stack, &site)
@@ -357,7 +357,7 @@ async fn what_would_fail_again_is_retried_only_where_it_is_meant() {
 
 /// The runtime has several threads, since the proxy runs while a command blocks one.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_worker_may_not_look_at_is_retried() {
+async fn objects_that_the_worker_may_not_look_up_are_retried() {
     let stack = Stack::shared();
     let site = impatient_site(stack, "retry-denied").await;
     let mut sluice = Sluice::new(stack, &site);
@@ -383,7 +383,7 @@ async fn what_the_worker_may_not_look_at_is_retried() {
 }
 
 #[tokio::test]
-async fn what_does_not_answer_is_named_and_the_rest_is_shown() {
+async fn an_unreachable_service_is_named_and_the_rest_is_shown() {
     let stack = Stack::shared();
     let site = stack.site("status-away").await.unwrap();
     let sluice = Sluice::new(stack, &site).set("clickhouse.url", "http://127.0.0.1:1");
@@ -400,7 +400,7 @@ async fn what_does_not_answer_is_named_and_the_rest_is_shown() {
 }
 
 #[tokio::test]
-async fn one_command_retries_what_failed() {
+async fn one_command_retries_the_failed_objects() {
     let stack = Stack::shared();
     let site = stack.site_with_max_receives("retry", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);

@@ -67,7 +67,7 @@ async fn preview(stack: &Stack, site: &Site) -> String {
 }
 
 #[tokio::test]
-async fn an_event_type_is_looked_for_on_its_route_alone() {
+async fn an_event_type_is_looked_for_only_on_its_route() {
     let stack = Stack::shared();
     let types = routed_types();
     for strategy in ["single_pass", "per_type"] {

@@ -148,17 +148,17 @@ async fn streams_the_same_rows(strategy: &str) {
 }
 
 #[tokio::test]
-async fn what_is_streamed_has_the_same_rows() {
+async fn streamed_objects_have_the_same_rows() {
     streams_the_same_rows("single_pass").await;
 }
 
 #[tokio::test]
-async fn what_is_streamed_by_type_has_the_same_rows() {
+async fn objects_streamed_by_type_have_the_same_rows() {
     streams_the_same_rows("per_type").await;
 }
 
 #[tokio::test]
-async fn what_clickhouse_may_not_read_is_streamed_and_the_likely_cause_is_named() {
+async fn objects_that_clickhouse_may_not_read_are_streamed_and_the_likely_cause_is_named() {
     let stack = Stack::shared();
     let site = stack.site("refused-to-clickhouse").await.unwrap();
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
@@ -182,7 +182,7 @@ async fn what_clickhouse_may_not_read_is_streamed_and_the_likely_cause_is_named(
 
 /// The host does not exist, or nothing listens there.
 #[tokio::test]
-async fn what_clickhouse_cannot_reach_is_streamed() {
+async fn objects_that_clickhouse_cannot_reach_are_streamed() {
     let stack = Stack::shared();
     for (index, endpoint) in ["http://s3.invalid", "http://127.0.0.1:1"]
         .iter()
@@ -202,7 +202,7 @@ async fn what_clickhouse_cannot_reach_is_streamed() {
 
 /// The worker is denied access as well, so the fallback has no effect.
 #[tokio::test]
-async fn what_nobody_may_read_pauses_intake_until_somebody_may() {
+async fn objects_that_nobody_may_read_pause_intake_until_access_is_granted() {
     let stack = Stack::shared();
     let site = stack.site("refused-to-all").await.unwrap();
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
@@ -224,7 +224,7 @@ async fn what_nobody_may_read_pauses_intake_until_somebody_may() {
 /// ClickHouse cannot address the key, and the worker is denied access. Nothing else waits for the
 /// object.
 #[tokio::test]
-async fn what_nobody_can_read_harms_only_itself() {
+async fn an_object_that_nobody_can_read_fails_alone() {
     let stack = Stack::shared();
     let site = stack.site_with_max_receives("unreadable", 2).await.unwrap();
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
@@ -244,7 +244,7 @@ async fn what_nobody_can_read_harms_only_itself() {
 
 /// Bad objects among good ones fail as they would without streaming.
 #[tokio::test]
-async fn a_bad_object_among_the_streamed_harms_only_itself() {
+async fn a_bad_object_among_streamed_ones_fails_alone() {
     let stack = Stack::shared();
     let site = stack.site_with_max_receives("bad-stream", 2).await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("load.fallback", "always");
@@ -275,7 +275,7 @@ async fn a_bad_object_among_the_streamed_harms_only_itself() {
 
 /// Content is compressed under a name of plain text, or the other way round.
 #[tokio::test]
-async fn content_that_its_name_hides_is_streamed() {
+async fn content_that_does_not_match_its_name_is_streamed() {
     let stack = Stack::shared();
     let contents = [
         ("gzip.jsonl", gzip(line("a").as_bytes())),
@@ -308,7 +308,7 @@ async fn content_that_its_name_hides_is_streamed() {
 
 /// The worker reads small objects, which is faster, and ClickHouse reads large ones.
 #[tokio::test]
-async fn small_objects_are_streamed_where_that_is_asked_for() {
+async fn small_objects_are_streamed_if_configured() {
     let stack = Stack::shared();
     let site = stack.site("small").await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("load.stream_below", "64KiB");
@@ -352,7 +352,7 @@ async fn small_objects_that_the_worker_cannot_stream_are_read_by_clickhouse() {
 }
 
 #[tokio::test]
-async fn a_bad_object_among_small_ones_harms_only_itself() {
+async fn a_bad_object_among_small_ones_fails_alone() {
     let stack = Stack::shared();
     let site = stack.site_with_max_receives("bad-small", 2).await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("load.stream_below", "1MiB");

@@ -182,7 +182,7 @@ async fn a_batch_is_one_trace_from_the_first_receive_to_the_last_delete() {
 }
 
 #[tokio::test]
-async fn a_broken_object_shows_in_the_trace_and_only_a_part_of_the_batches_is_traced() {
+async fn a_broken_object_appears_in_its_trace_and_a_sample_ratio_limits_the_traces() {
     let stack = Stack::shared();
     let site = stack.site("traced-broken").await.unwrap();
     let collector = Collector::start().await;
@@ -209,7 +209,7 @@ async fn a_broken_object_shows_in_the_trace_and_only_a_part_of_the_batches_is_tr
 }
 
 #[tokio::test]
-async fn without_a_collector_all_is_loaded_and_one_line_says_so() {
+async fn without_a_collector_everything_is_loaded_and_one_line_is_logged() {
     let stack = Stack::shared();
     let site = stack.site("untraced").await.unwrap();
     let mut sluice = Sluice::new(stack, &site)

@@ -128,18 +128,18 @@ async fn the_cut_fail_alone(fallback: &str, stream_below: &str) {
 }
 
 #[tokio::test]
-async fn what_is_cut_short_fails_alone_and_leaves_nothing() {
+async fn truncated_objects_fail_alone_and_leave_no_rows() {
     the_cut_fail_alone("auto", "0B").await;
 }
 
 /// A proof is not a fallback, so it takes place without one.
 #[tokio::test]
-async fn without_fallback_what_is_cut_short_fails_too() {
+async fn truncated_objects_fail_without_a_fallback_too() {
     the_cut_fail_alone("never", "0B").await;
 }
 
 #[tokio::test]
-async fn what_is_streamed_and_cut_short_fails_too() {
+async fn truncated_objects_that_are_streamed_fail_too() {
     the_cut_fail_alone("always", "0B").await;
     the_cut_fail_alone("auto", "1MiB").await;
 }
@@ -147,7 +147,7 @@ async fn what_is_streamed_and_cut_short_fails_too() {
 /// A worker that is denied access cannot prove anything. The runtime has several threads, since the
 /// proxy runs while `check` blocks one.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_can_prove_fails_unless_that_is_accepted() {
+async fn objects_that_nobody_can_prove_whole_fail_unless_that_is_accepted() {
     let stack = Stack::shared();
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
     proxy.inject(Fault::Status(403), usize::MAX, |_, _| true);
@@ -174,7 +174,7 @@ async fn what_nobody_can_prove_fails_unless_that_is_accepted() {
 }
 
 #[tokio::test]
-async fn what_is_accepted_without_proof_is_recorded_so() {
+async fn objects_accepted_without_proof_are_recorded_as_such() {
     let stack = Stack::shared();
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
     proxy.inject(Fault::Status(403), usize::MAX, |_, _| true);
@@ -199,7 +199,7 @@ async fn what_is_accepted_without_proof_is_recorded_so() {
 /// A server of another version may behave differently. This table and docs/guarantees.md then have
 /// to change.
 #[tokio::test]
-async fn which_compressions_are_noticed_is_known() {
+async fn the_compressions_whose_truncation_is_noticed_are_known() {
     let stack = Stack::shared();
     let access = Access {
         url: stack.clickhouse.url().to_owned(),

@@ -14,7 +14,7 @@ fn text(output: &Output) -> String {
 }
 
 #[tokio::test]
-async fn what_would_become_of_lines_is_shown_and_nothing_is_written() {
+async fn preview_shows_what_lines_would_become_and_writes_nothing() {
     let stack = Stack::shared();
     let site = stack.site("preview").await.unwrap();
     // The command needs no tables.

@@ -123,7 +123,7 @@ async fn replicate_a_table(clickhouse: &ClickHouse, site: &Site) {
 }
 
 #[tokio::test]
-async fn replicated_tables_are_refused_unless_they_are_accepted() {
+async fn replicated_tables_are_refused_unless_accepted() {
     let stack = Stack::shared();
     let site = stack.site("unproven-tables").await.unwrap();
     // A replica without a Keeper cannot be dropped cleanly.

@@ -88,7 +88,7 @@ fn printed(sluice: &Sluice, arguments: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn views_whose_tables_forget_inserts_are_found_and_adopted() {
+async fn views_whose_tables_do_not_deduplicate_are_found_and_adopted() {
     let (harness, sluice) = Harness::new("views-found").await;
     assert_eq!(checked(&sluice)["result"], "pass");
     harness.count_videos().await;
@@ -127,7 +127,7 @@ async fn views_whose_tables_forget_inserts_are_found_and_adopted() {
 
 /// The responses to inserts are lost, and the worker is killed before it retries them.
 #[tokio::test]
-async fn retries_are_exact_in_what_adopted_views_fill() {
+async fn retries_are_exact_in_tables_that_adopted_views_fill() {
     let (harness, sluice) = Harness::new("views-retried").await;
     harness.count_videos().await;
     printed(&sluice, &["migrate", "--adopt-views"]);
@@ -168,7 +168,7 @@ async fn retries_are_exact_in_what_adopted_views_fill() {
 }
 
 #[tokio::test]
-async fn an_object_that_a_view_cannot_take_fails_alone() {
+async fn an_object_that_a_view_cannot_process_fails_alone() {
     let (harness, mut sluice) = Harness::new("views-one-bad").await;
     harness.count_videos().await;
     printed(&sluice, &["migrate", "--adopt-views"]);
@@ -211,7 +211,7 @@ async fn an_object_that_a_view_cannot_take_fails_alone() {
 }
 
 #[tokio::test]
-async fn a_view_that_takes_nothing_pauses_intake_and_costs_no_receive() {
+async fn a_view_that_always_throws_pauses_intake_and_uses_up_no_receives() {
     let (harness, mut sluice) = Harness::new("views-all-bad").await;
     harness
         .execute(&[
@@ -251,7 +251,7 @@ async fn a_view_that_takes_nothing_pauses_intake_and_costs_no_receive() {
 
 /// Rows behind a view cannot be replaced. The command warns the operator about that.
 #[tokio::test]
-async fn a_forced_backfill_says_what_it_does_not_reach() {
+async fn a_forced_backfill_names_the_views_that_it_does_not_reach() {
     let (harness, sluice) = Harness::new("views-forced").await;
     harness.site.stop_notifications().await.unwrap();
     let (bundles, _) = bundles(94);

@@ -8,7 +8,7 @@ use sluice_testkit::xapi::{ExpectedRows, Generator};
 use crate::harness::{Sluice, assert_rows, upload, wait_until_drained};
 
 #[tokio::test]
-async fn an_object_alone_does_not_wait_for_the_window() {
+async fn a_single_object_does_not_wait_for_the_window() {
     let stack = Stack::shared();
     let site = stack.site("alone").await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("batch.window", "1h");

@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_are_right() {
+    fn times_are_formatted_as_iso_8601() {
         assert_eq!(iso(0, 0), "1970-01-01T00:00:00.000000Z");
         assert_eq!(without_zone(951_782_400), "2000-02-29T00:00:00");
         assert_eq!(iso(1_784_030_400, 123_456), "2026-07-14T12:00:00.123456Z");

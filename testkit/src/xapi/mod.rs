@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_and_lines_are_all_different() {
+    fn keys_and_lines_are_unique() {
         let (mut keys, mut lines) = (HashSet::new(), HashSet::new());
         for bundle in Generator::new(1).faults(0.0, 0.02).take(300) {
             for line in text(&bundle).lines().filter(|line| !line.is_empty()) {
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn compression_changes_nothing_but_keys_and_bytes() {
+    fn compression_changes_only_keys_and_bytes() {
         let some = |share, compression| {
             let generator = Generator::new(4).compressed(share, compression);
             generator.take(50).collect::<Vec<_>>()
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn without_faults_there_are_none() {
+    fn without_faults_every_line_becomes_an_event() {
         let mut total = ExpectedRows::default();
         for bundle in Generator::new(3).sizes(100..=100).faults(0.0, 0.0).take(50) {
             total += &bundle.expected_rows;

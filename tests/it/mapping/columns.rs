@@ -27,7 +27,7 @@ async fn covers_all_columns(harness: &Harness, table: &str, expected: &Value) {
 }
 
 #[tokio::test]
-async fn the_sample_becomes_its_row() {
+async fn the_sample_becomes_the_expected_row() {
     let harness = Harness::new("sample").await;
     let expected = json!({
         "event_id": "f4d9742b025094c1d1ddda4664a82e46", "timestamp": "2026-07-14 12:00:00.000", "user_id": "4321",
@@ -61,7 +61,7 @@ async fn the_sample_becomes_its_row() {
 }
 
 #[tokio::test]
-async fn each_type_fills_all_its_columns() {
+async fn each_event_type_fills_all_its_columns() {
     let harness = Harness::new("full").await;
     let common = |statement: Statement| {
         statement
@@ -181,7 +181,7 @@ async fn each_type_fills_all_its_columns() {
 }
 
 #[tokio::test]
-async fn a_bare_statement_has_defaults_and_no_invented_zeros() {
+async fn a_bare_statement_has_defaults_and_no_made_up_zeros() {
     let harness = Harness::new("bare").await;
     let row = |id: &str, own: Value| {
         let mut row = json!({
@@ -264,7 +264,7 @@ async fn a_bare_statement_has_defaults_and_no_invented_zeros() {
 }
 
 #[tokio::test]
-async fn values_fall_back_where_the_first_is_missing() {
+async fn a_missing_value_falls_back_to_the_next_path() {
     let harness = Harness::new("fallbacks").await;
     let length = format!("{VIDEO}length");
     let fallbacks = Statement::video("all")
@@ -317,7 +317,7 @@ async fn values_fall_back_where_the_first_is_missing() {
 }
 
 #[tokio::test]
-async fn rules_take_what_is_theirs_and_nothing_else() {
+async fn each_rule_matches_only_its_own_statements() {
     let harness = Harness::new("rules").await;
     let mut cases = Vec::new();
     let mut add = |verb: &str, kind: Option<&str>, table: &'static str| {

@@ -8,7 +8,7 @@ use super::statements::{SAMPLE, Statement, ctx, path};
 const PARTS: &str = "part_attempt_events";
 
 #[tokio::test]
-async fn what_cannot_be_a_row_is_kept_with_its_reason() {
+async fn a_line_that_cannot_become_a_row_is_kept_with_the_reason() {
     let harness = Harness::new("rejected").await;
     let rejected = |name: &str, line: &str, reason: &str| {
         let expected = json!({
@@ -75,7 +75,7 @@ async fn what_cannot_be_a_row_is_kept_with_its_reason() {
 }
 
 #[tokio::test]
-async fn lists_where_objects_belong_hold_no_values() {
+async fn a_list_in_place_of_an_object_has_no_values() {
     let harness = Harness::new("lists").await;
     let mut cases = Vec::new();
     // The list is long enough to reach every position of the widest tuple.
@@ -187,7 +187,7 @@ async fn lists_where_objects_belong_hold_no_values() {
 }
 
 #[tokio::test]
-async fn lines_are_counted_from_the_top_and_blank_ones_are_nothing() {
+async fn line_numbers_count_blank_lines_which_become_no_rows() {
     let harness = Harness::new("line-numbers").await;
     let part = Statement::part("one").line();
     let unmatched = r#"{"verb":{"id":"x"}}"#;
@@ -266,7 +266,7 @@ async fn lines_are_counted_from_the_top_and_blank_ones_are_nothing() {
 }
 
 #[tokio::test]
-async fn one_statement_twice_is_one_row() {
+async fn a_repeated_statement_is_one_row() {
     let harness = Harness::new("collapse").await;
     let mut text = format!("{SAMPLE}\n{SAMPLE}\r\n");
     text.push_str(&format!("{}\n", Statement::part("with-id").line()));
@@ -279,7 +279,7 @@ async fn one_statement_twice_is_one_row() {
 }
 
 #[tokio::test]
-async fn many_months_load_at_once_and_a_replay_adds_nothing() {
+async fn many_months_load_at_once_and_a_repeated_insert_adds_nothing() {
     let harness = Harness::new("months").await;
     let mut text = String::new();
     for month in 0..600 {
@@ -312,7 +312,7 @@ async fn many_months_load_at_once_and_a_replay_adds_nothing() {
 }
 
 #[tokio::test]
-async fn tables_can_be_made_again_and_by_many_at_once() {
+async fn tables_can_be_created_again_and_concurrently() {
     let harness = Harness::new("migrate").await;
     tokio::join!(harness.migrate(), harness.migrate(), harness.migrate());
     harness

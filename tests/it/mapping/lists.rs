@@ -80,7 +80,7 @@ fn catalog() -> Catalog {
 }
 
 #[tokio::test]
-async fn a_value_is_what_is_at_its_path_however_lists_are_nested() {
+async fn each_value_is_read_at_its_path_however_lists_are_nested() {
     let harness = Harness::with("nested-lists", catalog()).await;
     let seed = fastrand::u64(..);
     let mut rng = Rng::with_seed(seed);

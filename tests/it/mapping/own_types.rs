@@ -6,7 +6,7 @@ use sluice::event_types::Catalog;
 use super::harness::{Harness, case};
 
 #[tokio::test]
-async fn own_declarations_with_odd_keys_and_other_types() {
+async fn declarations_may_use_unusual_keys_and_other_types() {
     let declared = r#"
 table: odd events
 rule: {path: ["it's"], equals: "a\\b'c"}

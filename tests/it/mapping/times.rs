@@ -8,7 +8,7 @@ use super::statements::{Statement, path};
 const PARTS: &str = "part_attempt_events";
 
 #[tokio::test]
-async fn times() {
+async fn valid_times_are_parsed_and_others_rejected() {
     let harness = Harness::new("times").await;
     let at = path(&["timestamp"]);
     let good = [

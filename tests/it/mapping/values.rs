@@ -29,7 +29,7 @@ fn each(at: &[String], table: &'static str, column: &str, values: &[(&str, Value
 }
 
 #[tokio::test]
-async fn integers() {
+async fn integers_are_kept_exactly() {
     let harness = Harness::new("integers").await;
     let zero = [
         "null",
@@ -128,7 +128,7 @@ async fn integers() {
 }
 
 #[tokio::test]
-async fn floats_and_booleans() {
+async fn floats_and_booleans_are_kept_exactly() {
     let harness = Harness::new("floats").await;
     let floats = [
         ("0", json!(0.0)),
@@ -195,7 +195,7 @@ async fn floats_and_booleans() {
 }
 
 #[tokio::test]
-async fn texts() {
+async fn texts_are_kept_exactly() {
     let harness = Harness::new("texts").await;
     let texts = [
         (r#""plain""#, json!("plain")),
@@ -306,7 +306,7 @@ async fn numbers_in_json_text_are_normalised() {
 }
 
 #[tokio::test]
-async fn ids_are_kept_or_made_of_the_line() {
+async fn ids_are_kept_or_derived_from_the_line() {
     let harness = Harness::new("ids").await;
     let at = path(&["id"]);
     let sure = |raw: &str| {
