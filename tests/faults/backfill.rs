@@ -24,9 +24,9 @@ fn backfill(harness: &Harness<'_>) -> Vec<String> {
     ]
 }
 
-/// Asserts that the command dies at this failpoint. `nth` selects the occurrence, such as `1*off->`
-/// for the second one.
-async fn dies(
+/// Runs a command, and asserts that it dies at this failpoint. `nth` selects the occurrence, such
+/// as `1*off->` for the second one.
+async fn die_at(
     harness: &Harness<'_>,
     arguments: &[String],
     nth: &str,
@@ -38,17 +38,17 @@ async fn dies(
     Ok(())
 }
 
-async fn ends(harness: &Harness<'_>, arguments: &[String]) -> Result<()> {
+async fn run_to_end(harness: &Harness<'_>, arguments: &[String]) -> Result<()> {
     let output = harness.command(arguments, "").await?;
     ensure!(output.status.success(), "{output:?}");
     Ok(())
 }
 
-async fn resumed(failpoint: String, nth: &'static str) -> Result<()> {
+async fn resume_after_death_at(failpoint: String, nth: &'static str) -> Result<()> {
     let harness = with_history(&failpoint).await?;
     let arguments = backfill(&harness);
-    dies(&harness, &arguments, nth, &failpoint).await?;
-    ends(&harness, &arguments).await?;
+    die_at(&harness, &arguments, nth, &failpoint).await?;
+    run_to_end(&harness, &arguments).await?;
     harness.assert_exact().await
 }
 
@@ -60,16 +60,20 @@ fn forced(harness: &Harness<'_>) -> Vec<String> {
 
 /// Kills a forced backfill of loaded objects, and finishes it by another forced run or by a plain
 /// one.
-async fn replaced(failpoint: String, nth: &'static str, again: bool) -> Result<()> {
+async fn finish_forced_after_death_at(
+    failpoint: String,
+    nth: &'static str,
+    again: bool,
+) -> Result<()> {
     let harness = with_history(&failpoint).await?;
-    ends(&harness, &backfill(&harness)).await?;
-    dies(&harness, &forced(&harness), nth, &failpoint).await?;
+    run_to_end(&harness, &backfill(&harness)).await?;
+    die_at(&harness, &forced(&harness), nth, &failpoint).await?;
     let rest = if again {
         forced(&harness)
     } else {
         backfill(&harness)
     };
-    ends(&harness, &rest).await?;
+    run_to_end(&harness, &rest).await?;
     harness.assert_exact().await
 }
 
@@ -82,28 +86,31 @@ async fn a_forced_backfill_that_dies_at_any_step_is_recovered() -> Result<()> {
                 (format!("{step}.after"), false),
             ];
             places.map(|(failpoint, again)| {
-                scenario(failpoint.clone(), replaced(failpoint, "", again))
+                scenario(
+                    failpoint.clone(),
+                    finish_forced_after_death_at(failpoint, "", again),
+                )
             })
         });
         concurrently(deaths).await?;
     }
-    let in_the_middle = [("", true), ("3*off->", false)];
-    concurrently(in_the_middle.map(|(nth, again)| {
+    let between_tables = [("", true), ("3*off->", false)];
+    concurrently(between_tables.map(|(nth, again)| {
         scenario(
             "clean.table",
-            replaced("clean.table".to_owned(), nth, again),
+            finish_forced_after_death_at("clean.table".to_owned(), nth, again),
         )
     }))
     .await
 }
 
-/// Kills the run that recovers the replacement as well.
-async fn replaced_at_last(second: &'static str) -> Result<()> {
+/// The run that recovers the forced backfill dies, too.
+async fn recover_after_second_death_at(second: &'static str) -> Result<()> {
     let harness = with_history(&format!("second-{second}")).await?;
-    ends(&harness, &backfill(&harness)).await?;
-    dies(&harness, &forced(&harness), "", "insert.after").await?;
-    dies(&harness, &backfill(&harness), "", second).await?;
-    ends(&harness, &backfill(&harness)).await?;
+    run_to_end(&harness, &backfill(&harness)).await?;
+    die_at(&harness, &forced(&harness), "", "insert.after").await?;
+    die_at(&harness, &backfill(&harness), "", second).await?;
+    run_to_end(&harness, &backfill(&harness)).await?;
     harness.assert_exact().await
 }
 
@@ -117,7 +124,8 @@ async fn a_backfill_that_dies_while_it_finishes_a_forced_one_is_recovered() -> R
         "record.after",
         "clean.table",
     ];
-    concurrently(seconds.map(|second| scenario(second, replaced_at_last(second)))).await
+    concurrently(seconds.map(|second| scenario(second, recover_after_second_death_at(second))))
+        .await
 }
 
 /// Two forced backfills run at the same time, beside a worker.
@@ -148,7 +156,9 @@ async fn a_backfill_that_dies_at_any_step_is_resumed() -> Result<()> {
             (format!("{step}.before"), ""),
             (format!("{step}.after"), "1*off->"),
         ];
-        places.map(|(failpoint, nth)| scenario(failpoint.clone(), resumed(failpoint, nth)))
+        places.map(|(failpoint, nth)| {
+            scenario(failpoint.clone(), resume_after_death_at(failpoint, nth))
+        })
     }))
     .await
 }

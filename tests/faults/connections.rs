@@ -10,12 +10,12 @@ use sluice_testkit::xapi::EventType;
 
 use crate::harness::{Harness, Statement, concurrently, scenario, wait_for_hits};
 
-/// What `per_type` fills: five event types, and Sluice's own three.
+/// The number of tables that `per_type` fills: those of five event types, and three of Sluice.
 const TABLES: usize = 8;
 
-/// Every statement of one batch meets the fault once. The fault of the insert leads to a kill,
-/// which meets it as well.
-async fn every_statement_meets(fault: Fault, strategy: &'static str) -> Result<()> {
+/// Every statement of one batch hits the fault once. The fault of the insert leads to a kill, which
+/// hits it as well.
+async fn every_statement_hits(fault: Fault, strategy: &'static str) -> Result<()> {
     let mut harness = Harness::shared("statements").await?;
     harness.set("load.strategy", strategy);
     let proxy = Proxy::start(harness.clickhouse.url()).await?;
@@ -35,43 +35,47 @@ async fn every_statement_meets(fault: Fault, strategy: &'static str) -> Result<(
     }
     let daemon = harness.start("")?;
     harness.wait_until_drained(&[&daemon]).await;
-    // A delay is none of these: its statements succeed, so that nothing is killed.
-    let met = match fault {
+    // A delayed insert succeeds, so that nothing is killed.
+    let expected = match fault {
         Fault::Delay(_) => statements.len() - 1,
         _ => statements.len(),
     };
-    ensure!(proxy.hits() == met, "{} of {met} met it", proxy.hits());
+    ensure!(
+        proxy.hits() == expected,
+        "{} of {expected} statements hit the fault",
+        proxy.hits()
+    );
     harness.assert_received(&daemon, 5).await?;
     harness.finish(vec![daemon]).await
 }
 
-async fn every_statement_meets_every_fault(strategy: &'static str) -> Result<()> {
-    let moment = Duration::from_secs(2);
+async fn every_statement_hits_every_fault(strategy: &'static str) -> Result<()> {
+    let delay = Duration::from_secs(2);
     let faults = [
         Fault::CutBeforeRequest,
         Fault::CutInRequest,
         Fault::CutBeforeResponse,
         Fault::CutInResponse,
-        Fault::Delay(moment),
-        Fault::Late(moment),
+        Fault::Delay(delay),
+        Fault::Late(delay),
         Fault::Status(500),
         Fault::Status(502),
         Fault::Status(503),
     ];
     concurrently(
-        faults.map(|fault| scenario(format!("{fault:?}"), every_statement_meets(fault, strategy))),
+        faults.map(|fault| scenario(format!("{fault:?}"), every_statement_hits(fault, strategy))),
     )
     .await
 }
 
 #[tokio::test]
 async fn every_statement_tolerates_cuts_errors_delays_and_late_arrival() -> Result<()> {
-    every_statement_meets_every_fault("single_pass").await
+    every_statement_hits_every_fault("single_pass").await
 }
 
 #[tokio::test]
 async fn every_per_type_statement_tolerates_cuts_errors_delays_and_late_arrival() -> Result<()> {
-    every_statement_meets_every_fault("per_type").await
+    every_statement_hits_every_fault("per_type").await
 }
 
 /// The worker dies when some of the tables are filled. The recovering worker must fill the others.
@@ -103,7 +107,7 @@ async fn a_batch_whose_worker_dies_between_its_statements_is_rolled_forward() ->
 }
 
 /// The worker is killed while its insert runs, and the statement continues without it.
-async fn killed_during_its_insert(strategy: &'static str) -> Result<()> {
+async fn killed_during_insert(strategy: &'static str) -> Result<()> {
     let mut harness = Harness::shared("killed").await?;
     harness.set("load.strategy", strategy);
     let s3 = Proxy::start(harness.aws.endpoint()).await?;
@@ -123,13 +127,13 @@ async fn killed_during_its_insert(strategy: &'static str) -> Result<()> {
 async fn a_worker_killed_during_its_insert_is_recovered() -> Result<()> {
     concurrently(
         ["single_pass", "per_type"]
-            .map(|strategy| scenario(strategy, killed_during_its_insert(strategy))),
+            .map(|strategy| scenario(strategy, killed_during_insert(strategy))),
     )
     .await
 }
 
-/// Before the insert is repeated, this is done to one table, or to all. The replay finds out.
-async fn torn(meanwhile: &'static str, to_all: bool, strategy: &'static str) -> Result<()> {
+/// Changes one table, or all, before an insert is retried. The retry detects it.
+async fn torn(change: &'static str, to_all: bool, strategy: &'static str) -> Result<()> {
     let mut harness = Harness::shared("torn").await?;
     harness.set("load.strategy", strategy);
     let proxy = Proxy::start(harness.clickhouse.url()).await?;
@@ -137,7 +141,7 @@ async fn torn(meanwhile: &'static str, to_all: bool, strategy: &'static str) -> 
     while !harness.expects(EventType::PageViewed) {
         harness.put_bundles(1).await?;
     }
-    // It comes when all tables are filled.
+    // The last one is sent when all other tables are filled.
     let passing = match strategy {
         "per_type" => TABLES - 1,
         _ => 0,
@@ -146,14 +150,14 @@ async fn torn(meanwhile: &'static str, to_all: bool, strategy: &'static str) -> 
     proxy.inject(Fault::Delay(Duration::ZERO), passing, insert());
     proxy.inject(Fault::CutBeforeResponse, 1, insert());
     proxy.inject(Fault::Hold, 1, Statement::Kill.matcher());
-    // The kill waits for as long as it takes here.
+    // The kill is held for as long as the changes take.
     harness.set("clickhouse.query_timeout", "5m");
     let daemon = harness.start("")?;
     wait_for_hits(&proxy, passing + 2).await;
     let catalog = Catalog::builtin();
     for target in Target::all(&catalog) {
         if to_all || target.table() == EventType::PageViewed.table() {
-            let statement = meanwhile.replace("{table}", &harness.table(target.table()));
+            let statement = change.replace("{table}", &harness.table(target.table()));
             harness.clickhouse.execute(&statement).await?;
         }
     }
@@ -177,9 +181,9 @@ async fn a_batch_torn_by_a_crash_of_clickhouse_is_loaded_again() -> Result<()> {
         ["single_pass", "per_type"]
             .into_iter()
             .flat_map(|strategy| {
-                [lost, doubled].map(|meanwhile| {
-                    let name = format!("{strategy}, {meanwhile}");
-                    scenario(name, torn(meanwhile, false, strategy))
+                [lost, doubled].map(|change| {
+                    let name = format!("{strategy}, {change}");
+                    scenario(name, torn(change, false, strategy))
                 })
             }),
     )

@@ -15,7 +15,7 @@ const SIGABRT: i32 = 6;
 const LOADED: usize = 6;
 const NOT_LOADED: usize = 14;
 
-/// A dead-letter queue of several requests.
+/// Creates a dead-letter queue with more messages than one request returns.
 async fn with_dead_letters(name: &str) -> Result<Harness<'static>> {
     let mut harness = Harness::shared_with(name, 1).await?;
     harness.put_bundles(LOADED).await?;
@@ -42,8 +42,9 @@ async fn with_dead_letters(name: &str) -> Result<Harness<'static>> {
     Ok(harness)
 }
 
-/// Waits until nothing is left, since messages that a killed command had in flight reappear later.
-async fn repeated(harness: &Harness<'_>, mut arguments: impl FnMut() -> Vec<String>) {
+/// Runs the command until nothing is left, since messages that a killed one had in flight reappear
+/// later.
+async fn repeat_until_empty(harness: &Harness<'_>, mut arguments: impl FnMut() -> Vec<String>) {
     wait_for("the dead-letter queue to be empty", BOUND, async || {
         let output = harness.command(&arguments(), "").await?;
         ensure!(output.status.success(), "{output:?}");
@@ -59,7 +60,7 @@ async fn redrive_dies_at(failpoint: &'static str, nth: &'static str) -> Result<(
     let armed = format!("{failpoint}={nth}return");
     let output = harness.command(&["dlq", "redrive"], &armed).await?;
     ensure!(output.status.signal() == Some(SIGABRT), "{output:?}");
-    repeated(&harness, || vec!["dlq".into(), "redrive".into()]).await;
+    repeat_until_empty(&harness, || vec!["dlq".into(), "redrive".into()]).await;
     let daemon = harness.start("")?;
     harness.finish(vec![daemon]).await
 }
@@ -98,7 +99,7 @@ async fn purge_dies_at(failpoint: &'static str) -> Result<()> {
     };
     let output = harness.command(&purge(), &armed).await?;
     ensure!(output.status.signal() == Some(SIGABRT), "{output:?}");
-    repeated(&harness, purge).await;
+    repeat_until_empty(&harness, purge).await;
     let mut lines = Vec::new();
     for file in std::fs::read_dir(directory.path())? {
         for line in std::fs::read_to_string(file?.path())?.lines() {

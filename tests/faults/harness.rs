@@ -48,7 +48,7 @@ pub(crate) struct Daemon {
 }
 
 impl Harness<'static> {
-    /// Uses the servers that all tests share.
+    /// Creates a harness on the servers that all tests share.
     pub(crate) async fn shared(name: &str) -> Result<Self> {
         let stack = Stack::shared();
         Self::new(&stack.clickhouse, stack, name, 3).await
@@ -346,12 +346,12 @@ impl<'a> Harness<'a> {
         Ok(())
     }
 
-    /// Asserts that the worker received each written object once.
+    /// Asserts that the worker received as many messages as were sent.
     pub(crate) async fn assert_received(&self, daemon: &Daemon, messages: usize) -> Result<()> {
         let received = daemon.metric("sluice_sqs_messages_received_total").await?;
         ensure!(
             received == messages as u64,
-            "{messages} messages were received {received} times"
+            "{received} receives of {messages} messages"
         );
         Ok(())
     }
@@ -395,7 +395,7 @@ impl Daemon {
 
     /// Sends SIGTERM and does not wait.
     pub(crate) fn terminate(&self) -> Result<()> {
-        let process = self.process.as_ref().context("it has ended")?;
+        let process = self.process.as_ref().context("the daemon has exited")?;
         let [_, pid] = process.pids();
         let status = Command::new("kill")
             .args(["-TERM", &pid.to_string()])
@@ -407,12 +407,12 @@ impl Daemon {
     /// Sends SIGTERM and requires exit code 0.
     pub(crate) async fn stop(mut self) -> Result<()> {
         let Some(process) = self.process.take() else {
-            bail!("it has ended");
+            bail!("the daemon has exited");
         };
         let status = tokio::task::spawn_blocking(|| process.end()).await??;
         ensure!(
             status.success(),
-            "sluice ended with {status}; its log ends with:\n{}",
+            "sluice exited with {status}; its log ends with:\n{}",
             tail(&self.log)
         );
         Ok(())
@@ -421,12 +421,12 @@ impl Daemon {
     /// Waits for the daemon to exit. Returns its exit code, or 128 plus the signal's number.
     pub(crate) async fn exit_code(mut self) -> Result<i32> {
         let Some(mut process) = self.process.take() else {
-            bail!("it has ended");
+            bail!("the daemon has exited");
         };
         let log = self.log.clone();
-        let status = wait_for("sluice to end", BOUND, async || match process.ended()? {
+        let status = wait_for("sluice to exit", BOUND, async || match process.ended()? {
             Some(status) => Ok(Some(status)),
-            None => bail!("it runs; its log ends with:\n{}", tail(&log)),
+            None => bail!("it is still running; its log ends with:\n{}", tail(&log)),
         })
         .await;
         status.code().context("the launcher was killed")
@@ -444,12 +444,12 @@ impl Daemon {
     /// Counts the log lines whose message contains this text.
     pub(crate) fn count_logged(&self, text: &str) -> Result<usize> {
         let lines = self.log_lines()?;
-        let says = |line: &&Value| {
+        let contains_text = |line: &&Value| {
             line["message"]
                 .as_str()
                 .is_some_and(|message| message.contains(text))
         };
-        Ok(lines.iter().filter(says).count())
+        Ok(lines.iter().filter(contains_text).count())
     }
 
     /// Counts the batches that the daemon recovered with this outcome.
@@ -462,7 +462,7 @@ impl Daemon {
     /// Waits until the log has a line with this text.
     pub(crate) async fn wait_for_log(&self, text: &str) {
         wait_for(
-            &format!("the log to say {text:?}"),
+            &format!("{text:?} in the log"),
             BOUND,
             async || match self.count_logged(text)? {
                 0 => bail!("the log ends with:\n{}", tail(&self.log)),
@@ -475,7 +475,7 @@ impl Daemon {
     async fn get(&self, path: &str) -> Result<String> {
         let lines = self.log_lines()?;
         let admin = lines.iter().find_map(|line| line["admin"].as_str());
-        let admin = admin.context("it does not listen yet")?;
+        let admin = admin.context("it is not listening yet")?;
         let mut stream = tokio::net::TcpStream::connect(admin).await?;
         let request =
             format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
@@ -503,7 +503,7 @@ impl Daemon {
 
     /// Waits until `/readyz` answers with this status and a text that contains `text`.
     pub(crate) async fn wait_for_readiness(&self, status: u16, text: &str) {
-        let what = format!("/readyz to say {status} and {text:?}");
+        let what = format!("/readyz to return {status} and {text:?}");
         wait_for(&what, BOUND, async || {
             let answer = self.get("/readyz").await?;
             if answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(text) {
@@ -528,7 +528,7 @@ pub(crate) fn copy_builtin_event_types(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The kinds of statements that Sluice sends, as a proxy sees them.
+/// The kinds of statements that Sluice sends, which a proxy recognises by their text.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Statement {
     LookUp,
@@ -577,11 +577,11 @@ pub(crate) fn text_of(parts: &Parts, body: &[u8]) -> String {
     format!("{query}\n{}", String::from_utf8_lossy(body))
 }
 
-/// Waits until `count` requests have met a fault.
+/// Waits until `count` requests have hit a fault.
 pub(crate) async fn wait_for_hits(proxy: &Proxy, count: usize) {
-    wait_for("requests to meet a fault", BOUND, async || {
+    wait_for("requests to hit a fault", BOUND, async || {
         let hits = proxy.hits();
-        ensure!(hits >= count, "{hits} of {count} have");
+        ensure!(hits >= count, "{hits} of {count} hits");
         Ok(Some(()))
     })
     .await;

@@ -14,14 +14,14 @@ use crate::harness::{
 };
 
 /// Longer than any test.
-const FOR_EVER: Duration = Duration::from_secs(600);
+const FOREVER: Duration = Duration::from_secs(600);
 
-fn reads(key: &str) -> impl Fn(&Parts, &[u8]) -> bool + Send + 'static {
+fn reads_key(key: &str) -> impl Fn(&Parts, &[u8]) -> bool + Send + 'static {
     let key = key.to_owned();
     move |parts, _| parts.uri.path().ends_with(&key)
 }
 
-fn gets(parts: &Parts, _: &[u8]) -> bool {
+fn is_get(parts: &Parts, _: &[u8]) -> bool {
     parts.method == "GET"
 }
 
@@ -35,13 +35,13 @@ async fn harness_behind_s3_proxy(
     Ok((harness, proxy))
 }
 
-async fn reads_that_meet(fault: Fault) -> Result<()> {
+async fn reads_hit(fault: Fault) -> Result<()> {
     let (mut harness, s3) = harness_behind_s3_proxy("reads", 3).await?;
     harness.put_bundles(8).await?;
-    s3.inject(fault, 5, gets);
+    s3.inject(fault, 5, is_get);
     let daemon = harness.start("")?;
     harness.wait_until_drained(&[&daemon]).await;
-    ensure!(s3.hits() == 5, "{} reads met it", s3.hits());
+    ensure!(s3.hits() == 5, "{} reads hit the fault", s3.hits());
     harness.assert_received(&daemon, 8).await?;
     harness.finish(vec![daemon]).await
 }
@@ -56,19 +56,19 @@ async fn reads_of_s3_tolerate_cuts_errors_and_delays() -> Result<()> {
         Fault::Status(500),
         Fault::Status(503),
     ];
-    concurrently(faults.map(|fault| scenario(format!("{fault:?}"), reads_that_meet(fault)))).await
+    concurrently(faults.map(|fault| scenario(format!("{fault:?}"), reads_hit(fault)))).await
 }
 
-/// One object always returns 404. The other objects of its batch are loaded in the same receive.
-async fn one_is_missing_for_ever(strategy: &'static str) -> Result<()> {
+/// One object always returns 404. The others of its batch are loaded at their first receive.
+async fn one_is_missing_forever(strategy: &'static str) -> Result<()> {
     let (mut harness, s3) = harness_behind_s3_proxy("missing", 3).await?;
     harness.set("load.strategy", strategy);
     harness.put_bundles(10).await?;
     let missing = harness.expected.remove(4);
-    s3.inject(Fault::Status(404), usize::MAX, reads(&missing.key));
+    s3.inject(Fault::Status(404), usize::MAX, reads_key(&missing.key));
     let daemon = harness.start("")?;
     harness.wait_until_drained(&[&daemon]).await;
-    // Three times the one that is missing.
+    // The missing one is received three times.
     harness.assert_received(&daemon, 9 + 3).await?;
     daemon.wait_until_ready().await;
     daemon.stop().await?;
@@ -78,8 +78,8 @@ async fn one_is_missing_for_ever(strategy: &'static str) -> Result<()> {
     let expected = [(missing.key.clone(), "missing".to_owned())];
     ensure!(failures == expected, "{failures:?}");
 
-    // The object is fixed and moved back by hand: it is loaded. A second copy of a message of a
-    // loaded object is recognised.
+    // Once the object is readable, a redrive loads it. Another message for a loaded object is
+    // recognised.
     s3.heal();
     harness.redrive().await?;
     harness.expected.push(missing);
@@ -99,7 +99,7 @@ async fn one_is_missing_for_ever(strategy: &'static str) -> Result<()> {
     harness.finish(vec![daemon]).await
 }
 
-async fn missing_can_be_acknowledged() -> Result<()> {
+async fn missing_is_acknowledged() -> Result<()> {
     let mut harness = Harness::shared("acknowledged").await?;
     harness.set("load.on_missing", "acknowledge");
     harness.put_bundles(5).await?;
@@ -153,7 +153,7 @@ async fn one_bad_object_among_a_thousand() -> Result<()> {
     daemon.stop().await?;
     harness.assert_exact().await?;
     harness.assert_dlq(1).await?;
-    // All of them, all but one, and the one.
+    // One of all objects, one of all but the bad one, and one of the bad one.
     let inserts = harness.inserts_started().await?;
     ensure!(inserts == 3, "{inserts} inserts");
     let failures = harness.failures().await?;
@@ -187,18 +187,22 @@ async fn one_bad_object_that_no_error_names() -> Result<()> {
     harness.assert_exact().await?;
     harness.assert_dlq(1).await?;
     // With the bad one: 16, 8, 4, 2, 1 objects. Without: 8, 4, 2, 1.
-    ensure!(proxy.hits() == 5, "{} inserts with it", proxy.hits());
+    ensure!(
+        proxy.hits() == 5,
+        "{} inserts with the bad object",
+        proxy.hits()
+    );
     let inserts = harness.inserts_started().await?;
-    ensure!(inserts == 4, "{inserts} inserts without it");
+    ensure!(inserts == 4, "{inserts} inserts without the bad object");
     Ok(())
 }
 
 #[tokio::test]
 async fn bad_objects_fail_alone() -> Result<()> {
     concurrently([
-        scenario("missing", one_is_missing_for_ever("single_pass")),
-        scenario("missing, per_type", one_is_missing_for_ever("per_type")),
-        scenario("acknowledged", missing_can_be_acknowledged()),
+        scenario("missing", one_is_missing_forever("single_pass")),
+        scenario("missing, per_type", one_is_missing_forever("per_type")),
+        scenario("acknowledged", missing_is_acknowledged()),
         scenario("a thousand", one_bad_object_among_a_thousand()),
         scenario("halves", one_bad_object_that_no_error_names()),
     ])
@@ -214,7 +218,7 @@ async fn overwritten_before_it_is_read() -> Result<()> {
     let new = harness.generator.bundle();
     let new = Bundle {
         key: old.key.clone(),
-        bytes: plain_as(&old.key, new.bytes),
+        bytes: compress_for(&old.key, new.bytes),
         ..new
     };
     let etag = harness.site.put(&new.key, new.bytes.clone()).await?;
@@ -249,7 +253,7 @@ async fn change(harness: &mut Harness<'static>, bundle: &Bundle, change: Change)
         }
         Change::Overwritten => {
             let new = harness.generator.bundle();
-            let (key, bytes) = (bundle.key.clone(), plain_as(&bundle.key, new.bytes));
+            let (key, bytes) = (bundle.key.clone(), compress_for(&bundle.key, new.bytes));
             harness.put(Bundle { key, bytes, ..new }).await
         }
     }
@@ -257,18 +261,18 @@ async fn change(harness: &mut Harness<'static>, bundle: &Bundle, change: Change)
 
 /// All rows were committed, but the commit was not recorded yet. The rows stay, since they are
 /// complete.
-async fn changed_before_it_is_on_record(how: Change) -> Result<()> {
+async fn changed_before_the_record(how: Change) -> Result<()> {
     let mut harness = Harness::shared("complete").await?;
     harness.put_bundles(4).await?;
     let code = harness.start("insert.after=return")?.exit_code().await?;
-    ensure!(code == 134, "ended with {code}");
+    ensure!(code == 134, "exited with {code}");
     let old = harness.expected.get(1).context("a bundle")?.clone();
     change(&mut harness, &old, how).await?;
     let last = harness.start("")?;
     harness.finish(vec![last]).await
 }
 
-/// Some of the tables have their rows, and the worker is dead.
+/// Kills the worker when some of the tables have their rows.
 async fn killed_in_the_middle(name: &str) -> Result<(Harness<'static>, Proxy)> {
     let mut harness = Harness::shared_with(name, 6).await?;
     harness.set("load.strategy", "per_type");
@@ -276,7 +280,7 @@ async fn killed_in_the_middle(name: &str) -> Result<(Harness<'static>, Proxy)> {
     let proxy = Proxy::start(harness.clickhouse.url()).await?;
     harness.set("clickhouse.url", proxy.url());
     proxy.inject(Fault::Delay(Duration::ZERO), 5, Statement::Insert.matcher());
-    proxy.inject(Fault::Delay(FOR_EVER), 1, Statement::Insert.matcher());
+    proxy.inject(Fault::Delay(FOREVER), 1, Statement::Insert.matcher());
     let first = harness.start("")?;
     wait_for_hits(&proxy, 6).await;
     first.kill()?;
@@ -285,10 +289,10 @@ async fn killed_in_the_middle(name: &str) -> Result<(Harness<'static>, Proxy)> {
 }
 
 /// Some of the tables had their rows. The batch can no longer be completed, so its rows are rolled
-/// back, and its other objects are loaded again. `deaths` are the steps at which workers die
-/// meanwhile.
+/// back, and its other objects are loaded again. `deaths` are the steps at which workers die on the
+/// way.
 async fn changed_in_the_middle(how: Change, deaths: &'static [&'static str]) -> Result<()> {
-    let (mut harness, _proxy) = killed_in_the_middle("taken-back").await?;
+    let (mut harness, _proxy) = killed_in_the_middle("rolled-back").await?;
     let old = harness.expected.remove(1);
     change(&mut harness, &old, how).await?;
     for death in deaths {
@@ -296,7 +300,7 @@ async fn changed_in_the_middle(how: Change, deaths: &'static [&'static str]) -> 
             .start(&format!("{death}=return"))?
             .exit_code()
             .await?;
-        ensure!(code == 134, "{death}: ended with {code}");
+        ensure!(code == 134, "{death}: exited with {code}");
     }
     let last = harness.start("")?;
     harness.wait_until_drained(&[&last]).await;
@@ -312,13 +316,13 @@ async fn changed_in_the_middle(how: Change, deaths: &'static [&'static str]) -> 
 
 /// A worker dies while it rolls rows back, and one of its statements arrives long after another
 /// worker has found the batch. That worker must not have recorded the batch as loaded.
-async fn a_delete_comes_late() -> Result<()> {
+async fn a_delete_arrives_late() -> Result<()> {
     let (harness, proxy) = killed_in_the_middle("late-delete").await?;
     let gone = harness.expected[1].clone();
     harness.site.delete(&gone.key).await?;
     let seen = proxy.hits();
     proxy.inject(Fault::Late(VISIBILITY * 3), 1, Statement::Delete.matcher());
-    proxy.inject(Fault::Delay(FOR_EVER), 1, Statement::Delete.matcher());
+    proxy.inject(Fault::Delay(FOREVER), 1, Statement::Delete.matcher());
     let second = harness.start("")?;
     wait_for_hits(&proxy, seen + 2).await;
     second.kill()?;
@@ -353,15 +357,15 @@ async fn an_object_that_changes_during_a_load_is_loaded_whole_or_not_at_all() ->
     scenarios.push(scenario("gone", changed_in_the_middle(Change::Gone, &[])));
     for how in [Change::Overwritten, Change::Gone] {
         let name = format!("{how:?}, complete");
-        scenarios.push(scenario(name, changed_before_it_is_on_record(how)));
+        scenarios.push(scenario(name, changed_before_the_record(how)));
     }
-    scenarios.push(scenario("late delete", a_delete_comes_late()));
+    scenarios.push(scenario("late delete", a_delete_arrives_late()));
     scenarios.push(scenario("unread", overwritten_before_it_is_read()));
     concurrently(scenarios).await
 }
 
-/// The content, compressed where the key says so.
-fn plain_as(key: &str, bytes: Vec<u8>) -> Vec<u8> {
+/// Returns the content, compressed if the key ends in `.gz`.
+fn compress_for(key: &str, bytes: Vec<u8>) -> Vec<u8> {
     use std::io::Read;
     let mut text = Vec::new();
     if bytes.starts_with(&[0x1f, 0x8b]) {
@@ -378,14 +382,14 @@ fn plain_as(key: &str, bytes: Vec<u8>) -> Vec<u8> {
     }
 }
 
-/// S3 refuses one object only. That is the object's fault once others can be read.
+/// S3 refuses a single object. The object is at fault, since others can be read.
 #[tokio::test]
 async fn an_object_that_s3_refuses_fails_alone() -> Result<()> {
     let (mut harness, s3) = harness_behind_s3_proxy("refused", 2).await?;
     harness.put_bundles(6).await?;
     harness.set("load.fallback", "never");
     let refused = harness.expected.remove(2);
-    s3.inject(Fault::Status(403), usize::MAX, reads(&refused.key));
+    s3.inject(Fault::Status(403), usize::MAX, reads_key(&refused.key));
     let daemon = harness.start("")?;
     wait_for_hits(&s3, 1).await;
     harness.wait_until_drained(&[&daemon]).await;

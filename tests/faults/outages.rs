@@ -34,7 +34,7 @@ async fn clickhouse_is_killed_during_an_insert() -> Result<()> {
         .await;
     // These arrive during the outage.
     harness.put_bundles(3).await?;
-    // Longer than visibility timeout and receives allow.
+    // Longer than the visibility timeouts of all allowed receives.
     tokio::time::sleep(Duration::from_secs(25)).await;
     s3.heal();
     let restarted = Arc::clone(&clickhouse);
@@ -64,7 +64,7 @@ async fn a_statement_is_refused(
     wait_for_hits(&proxy, 12).await;
     daemon.wait_for_readiness(503, reason).await;
     let since = daemon.metric("sluice_sqs_messages_received_total").await?;
-    // Those long polls that were under way when intake was paused.
+    // These come from long polls that were open when intake was paused.
     ensure!(
         since <= received + 20,
         "{received} and then {since} received"
@@ -86,7 +86,7 @@ async fn a_statement_is_refused(
     harness.finish(vec![daemon]).await
 }
 
-/// A table that a view fills is away: some of the views have done their work.
+/// A table that a view fills is detached. Some of the other views have filled theirs.
 async fn a_table_is_detached() -> Result<()> {
     let mut harness = Harness::shared_with("detached", 2).await?;
     harness.put_bundles(5).await?;
@@ -125,14 +125,14 @@ async fn deletes_fail_at_first() -> Result<()> {
     harness.put_bundles(4).await?;
     let daemon = harness.start_with("", &[("AWS_ENDPOINT_URL", sqs.url())])?;
     harness.wait_until_drained(&[&daemon]).await;
-    ensure!(sqs.hits() == 6, "{} requests met it", sqs.hits());
+    ensure!(sqs.hits() == 6, "{} requests hit the fault", sqs.hits());
     harness.assert_received(&daemon, 4).await?;
     harness.finish(vec![daemon]).await
 }
 
 /// The queue is unavailable while messages are in flight. They are loaded, and settled when it is
 /// back, or reappear and are recognised.
-async fn the_queue_goes_away() -> Result<()> {
+async fn the_queue_is_unavailable() -> Result<()> {
     let mut harness = Harness::shared_with("queue", 5).await?;
     let sqs = Proxy::start(harness.aws.endpoint()).await?;
     let clickhouse = Proxy::start(harness.clickhouse.url()).await?;
@@ -143,7 +143,7 @@ async fn the_queue_goes_away() -> Result<()> {
     let daemon = harness.start_with("", &[("AWS_ENDPOINT_URL", sqs.url())])?;
     wait_for_hits(&clickhouse, 1).await;
     sqs.inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
-    // Every delete fails for good.
+    // Every delete fails, including its retries.
     daemon.wait_for_log("giving up on SQS request").await;
     sqs.heal();
     harness.wait_until_drained(&[&daemon]).await;
@@ -160,9 +160,9 @@ async fn a_long_insert() -> Result<()> {
     let s3 = Proxy::start(harness.aws.endpoint()).await?;
     harness.set("clickhouse.url", clickhouse.url());
     harness.set("s3.clickhouse_endpoint", s3.url());
-    let moment = Fault::Delay(Duration::from_secs(13));
-    clickhouse.inject(moment, 1, Statement::Insert.matcher());
-    s3.inject(moment, 1, |parts, _| parts.method == "GET");
+    let delay = Fault::Delay(Duration::from_secs(13));
+    clickhouse.inject(delay, 1, Statement::Insert.matcher());
+    s3.inject(delay, 1, |parts, _| parts.method == "GET");
     harness.put_bundles(4).await?;
     let first = harness.start("")?;
     wait_for_hits(&clickhouse, 1).await;
@@ -183,7 +183,7 @@ async fn a_long_insert() -> Result<()> {
     for daemon in [&first, &second] {
         received += daemon.metric("sluice_sqs_messages_received_total").await?;
     }
-    ensure!(received == 8, "8 messages were received {received} times");
+    ensure!(received == 8, "{received} receives of 8 messages");
     harness.finish(vec![first, second]).await
 }
 
@@ -192,7 +192,7 @@ async fn outages_lose_no_rows_and_use_up_no_receives() -> Result<()> {
     concurrently([
         scenario("crash", clickhouse_is_killed_during_an_insert()),
         scenario(
-            "no right to seal",
+            "no right to claim",
             a_statement_is_refused(
                 Statement::Claim,
                 "Code: 497. DB::Exception: reader: Not enough privileges. To execute this query, \
@@ -219,7 +219,7 @@ async fn outages_lose_no_rows_and_use_up_no_receives() -> Result<()> {
         ),
         scenario("detached", a_table_is_detached()),
         scenario("deletes fail", deletes_fail_at_first()),
-        scenario("queue away", the_queue_goes_away()),
+        scenario("queue unavailable", the_queue_is_unavailable()),
         scenario("long insert", a_long_insert()),
     ])
     .await
@@ -240,7 +240,7 @@ async fn intake_pauses_until_a_dropped_landing_table_is_back() -> Result<()> {
     harness.put_bundles(5).await?;
     daemon.wait_for_readiness(503, "landing").await;
     harness.migrate().await?;
-    wait_for("intake to be open again", BOUND, async || {
+    wait_for("intake to resume", BOUND, async || {
         Ok((daemon.count_logged("loading resumes")? == 2).then_some(()))
     })
     .await;

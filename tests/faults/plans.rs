@@ -17,7 +17,7 @@ async fn complete(before: &'static str, after: &'static str) -> Result<()> {
     harness.set("load.strategy", before);
     harness.put_bundles(4).await?;
     let code = harness.start("insert.after=return")?.exit_code().await?;
-    ensure!(code == 134, "ended with {code}");
+    ensure!(code == 134, "exited with {code}");
     harness.set("load.strategy", after);
     let last = harness.start("")?;
     harness.wait_until_drained(&[&last]).await;
@@ -35,8 +35,7 @@ async fn complete(before: &'static str, after: &'static str) -> Result<()> {
 }
 
 /// The worker dies when some tables have their rows. Another worker cannot retry its statements, so
-/// the rows are rolled back and the objects are loaded again. Workers that die during this are
-/// recovered from, too.
+/// the rows are rolled back and the objects are loaded again, even if a worker dies on the way.
 async fn halfway(
     change: fn(&mut Harness<'_>, &Path) -> Result<()>,
     death: &'static str,
@@ -61,7 +60,7 @@ async fn halfway(
             .start(&format!("{death}=return"))?
             .exit_code()
             .await?;
-        ensure!(code == 134, "{death}: ended with {code}");
+        ensure!(code == 134, "{death}: exited with {code}");
     }
     let last = harness.start("")?;
     harness.wait_until_drained(&[&last]).await;
@@ -81,13 +80,19 @@ async fn halfway(
     harness.finish(vec![last]).await
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "as the other changes")]
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "the signature of the other changes"
+)]
 fn other_strategy(harness: &mut Harness<'_>, _: &Path) -> Result<()> {
     harness.set("load.strategy", "single_pass");
     Ok(())
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "as the other changes")]
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "the signature of the other changes"
+)]
 fn other_limit(harness: &mut Harness<'_>, _: &Path) -> Result<()> {
     harness.set("batch.max_bytes", "64MiB");
     Ok(())

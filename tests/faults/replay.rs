@@ -17,9 +17,9 @@ const SIGABRT: i32 = 6;
 
 const REPLAY: [&str; 4] = ["rejects", "replay", "--output", "json"];
 
-/// Objects loaded while one event type was not declared and another was declared wrongly: rows of
-/// the one are unmatched, those of the other rejected. Now both are right.
-async fn with_kept_lines(name: &str, strategy: &str) -> Result<Harness<'static>> {
+/// Loads objects while one event type is not declared and another one is declared wrongly, so that
+/// lines of the first are unmatched and those of the second rejected. Then corrects both.
+async fn with_rejects(name: &str, strategy: &str) -> Result<Harness<'static>> {
     let mut harness = Harness::shared(name).await?;
     let directory = TempDir::new()?;
     copy_builtin_event_types(directory.path())?;
@@ -31,9 +31,9 @@ async fn with_kept_lines(name: &str, strategy: &str) -> Result<Harness<'static>>
     std::fs::write(&page_viewed, wrong)?;
     let types = directory.path().display().to_string();
     harness.set("event_types", serde_json::json!({ "dir": types }));
-    // The views are those of the right declarations.
+    // The views exist for the correct declarations only.
     harness.set("load.strategy", "per_type");
-    // What is malformed would be rejected only once it is of an event type.
+    // A malformed line would be rejected only once its event type is declared.
     harness.generator = Generator::new(harness.site.bucket.len() as u64).faults(0.0, 0.1);
     harness.put_bundles(2).await?;
     while !(harness.expects(EventType::Video) && harness.expects(EventType::PageViewed)) {
@@ -56,8 +56,9 @@ async fn differences(harness: &Harness<'_>) -> Result<String> {
     exact::table_differences(harness.clickhouse, &harness.site, &harness.expected).await
 }
 
-/// Until it has died there: what is left behind is taken up only after a while.
-async fn dies(harness: &Harness<'_>, failpoint: &str) {
+/// Runs replays until one dies at this failpoint: unfinished work of an earlier one is recovered
+/// only once its lease has expired.
+async fn die_at(harness: &Harness<'_>, failpoint: &str) {
     wait_for(failpoint, BOUND, async || {
         let output = harness
             .command(&REPLAY, &format!("{failpoint}return"))
@@ -68,15 +69,15 @@ async fn dies(harness: &Harness<'_>, failpoint: &str) {
     .await;
 }
 
-/// Runs until no replay is unfinished. Then each line is in its table once.
-async fn ends_well(harness: &Harness<'_>) -> Result<()> {
+/// Runs replays until none is unfinished, and asserts that each line is in its table once.
+async fn finish(harness: &Harness<'_>) -> Result<()> {
     let unfinished = format!(
         "SELECT uniqExact(batch_id) FROM {} WHERE read_by LIKE '%\\_%' AND batch_id NOT IN \
          (SELECT batch_id FROM {} WHERE event IN ('released', 'cleaned'))",
         harness.table("ledger_objects"),
         harness.table("ledger_batches"),
     );
-    wait_for("a replay to end well", BOUND, async || {
+    wait_for("no replay to be unfinished", BOUND, async || {
         let output = harness.command(&REPLAY, "").await?;
         ensure!(output.status.success(), "{output:?}");
         let report: Value = serde_json::from_slice(&output.stdout)?;
@@ -91,26 +92,32 @@ async fn ends_well(harness: &Harness<'_>) -> Result<()> {
     Ok(())
 }
 
-/// It dies at one place after the other, each as `FAILPOINTS` has it up to `return`.
-async fn dying_at(strategy: &'static str, deaths: &'static [&'static str]) -> Result<()> {
-    let harness = with_kept_lines("replay-dies", strategy).await?;
+/// Dies at one failpoint after the other, each in the syntax of `FAILPOINTS` up to `return`.
+async fn finish_after_deaths_at(
+    strategy: &'static str,
+    deaths: &'static [&'static str],
+) -> Result<()> {
+    let harness = with_rejects("replay-deaths", strategy).await?;
     for death in deaths {
-        dies(&harness, death).await;
+        die_at(&harness, death).await;
     }
-    ends_well(&harness).await
+    finish(&harness).await
 }
 
-async fn all_dying(
+async fn run_all(
     strategy: &'static str,
     scenarios: impl IntoIterator<Item = &'static [&'static str]>,
 ) -> Result<()> {
-    let scenarios = scenarios
-        .into_iter()
-        .map(|deaths| scenario(format!("{deaths:?}"), dying_at(strategy, deaths)));
+    let scenarios = scenarios.into_iter().map(|deaths| {
+        scenario(
+            format!("{deaths:?}"),
+            finish_after_deaths_at(strategy, deaths),
+        )
+    });
     concurrently(scenarios).await
 }
 
-/// Each finds what the one before has left.
+/// Each replay finds what the previous one has left.
 #[tokio::test]
 async fn a_replay_that_dies_at_any_step_is_completed_by_the_next() -> Result<()> {
     const DEATHS: [&[&str]; 4] = [
@@ -127,7 +134,7 @@ async fn a_replay_that_dies_at_any_step_is_completed_by_the_next() -> Result<()>
         // In the second batch.
         &["insert.after=1*off->"],
     ];
-    all_dying("single_pass", DEATHS).await
+    run_all("single_pass", DEATHS).await
 }
 
 #[tokio::test]
@@ -142,35 +149,35 @@ async fn a_replay_that_dies_while_it_recovers_is_recovered() -> Result<()> {
         ],
         &["replay.statement=", "kill.after=", "release.before="],
     ];
-    all_dying("per_type", DEATHS).await
+    run_all("per_type", DEATHS).await
 }
 
 /// A replay that another configuration began, and that has rows, is rolled back.
 #[tokio::test]
 async fn a_replay_is_not_rolled_forward_under_another_configuration() -> Result<()> {
-    let mut harness = with_kept_lines("replay-plan", "per_type").await?;
-    dies(&harness, "replay.statement=3*off->").await;
+    let mut harness = with_rejects("replay-plan", "per_type").await?;
+    die_at(&harness, "replay.statement=3*off->").await;
     harness.set("load.strategy", "single_pass");
     for death in ["take_back.before=", "take_back.after="] {
-        dies(&harness, death).await;
+        die_at(&harness, death).await;
     }
-    ends_well(&harness).await
+    finish(&harness).await
 }
 
 #[tokio::test]
 async fn concurrent_replays_move_each_line_once() -> Result<()> {
-    let harness = with_kept_lines("replay-twice", "per_type").await?;
+    let harness = with_rejects("replay-twice", "per_type").await?;
     let replays = (0..4).map(|_| harness.command(&REPLAY, ""));
     for output in futures_util::future::try_join_all(replays).await? {
         ensure!(output.status.success(), "{output:?}");
     }
-    ends_well(&harness).await
+    finish(&harness).await
 }
 
-/// The statements that change anything.
+/// The statements that write.
 const STATEMENTS: [(&str, &[&str]); 5] = [
-    ("seal", &["INSERT INTO", "`ledger_objects` ("]),
-    ("freeze", &["INSERT INTO", "`replayed_lines` (batch_id"]),
+    ("claim", &["INSERT INTO", "`ledger_objects` ("]),
+    ("snapshot", &["INSERT INTO", "`replayed_lines` (batch_id"]),
     ("insert", &["INSERT INTO", "`replayed_lines` WHERE"]),
     (
         "record",
@@ -179,12 +186,12 @@ const STATEMENTS: [(&str, &[&str]); 5] = [
     ("clean", &["DELETE FROM"]),
 ];
 
-/// Each statement in turn meets the fault once.
+/// Each statement in turn hits the fault once.
 async fn disturbed(fault: Fault) -> Result<()> {
-    let mut harness = with_kept_lines("replay-faults", "single_pass").await?;
+    let mut harness = with_rejects("replay-faults", "single_pass").await?;
     let proxy = Proxy::start(harness.clickhouse.url()).await?;
     harness.set("clickhouse.url", proxy.url());
-    for (met, (name, words)) in STATEMENTS.into_iter().enumerate() {
+    for (earlier_hits, (name, words)) in STATEMENTS.into_iter().enumerate() {
         proxy.inject(fault, 1, move |parts, body| {
             let text = text_of(parts, body);
             words.iter().all(|word| text.contains(word))
@@ -192,18 +199,18 @@ async fn disturbed(fault: Fault) -> Result<()> {
         wait_for(name, BOUND, async || {
             let output = harness.command(&REPLAY, "").await?;
             let hits = proxy.hits();
-            ensure!(hits > met, "{hits} met it: {output:?}");
+            ensure!(hits > earlier_hits, "{hits} hits: {output:?}");
             ensure!(output.status.code() == Some(1), "{output:?}");
             Ok(Some(()))
         })
         .await;
     }
-    ends_well(&harness).await?;
+    finish(&harness).await?;
     if let Fault::Late(late) = fault {
-        // Whatever comes by then must do nothing.
+        // Statements that arrive by then must have no effect.
         tokio::time::sleep(late * 2).await;
     }
-    ends_well(&harness).await
+    finish(&harness).await
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ enum Objects {
     Large,
 }
 
-fn streaming(harness: &mut Harness<'_>) {
+fn enable_streaming(harness: &mut Harness<'_>) {
     harness.set("load.fallback", "always");
     harness.set("batch.max_bytes", "1MiB");
 }
@@ -52,10 +52,10 @@ async fn put_large_of(harness: &mut Harness<'_>, lines: u64) -> Result<()> {
     }
     large.expected_rows.unmatched = lines;
     let plain = |bundle: &Bundle| bundle.key.ends_with(".jsonl");
-    for some in harness.generator.by_ref().filter(plain).take(20) {
-        large.bytes.extend_from_slice(&some.bytes);
+    for bundle in harness.generator.by_ref().filter(plain).take(20) {
+        large.bytes.extend_from_slice(&bundle.bytes);
         large.bytes.push(b'\n');
-        large.expected_rows += &some.expected_rows;
+        large.expected_rows += &bundle.expected_rows;
     }
     large.expected_rows.objects = 1;
     harness.put(large).await
@@ -64,14 +64,14 @@ async fn put_large_of(harness: &mut Harness<'_>, lines: u64) -> Result<()> {
 /// Cuts the connection to ClickHouse. The next attempt finds what the first has left behind.
 async fn cut_on_the_way_to_clickhouse(fault: Fault, objects: Objects) -> Result<()> {
     let mut harness = Harness::shared("cut-stream").await?;
-    streaming(&mut harness);
+    enable_streaming(&mut harness);
     let proxy = Proxy::start(harness.clickhouse.url()).await?;
     harness.set("clickhouse.url", proxy.url());
     put(&mut harness, objects).await?;
     proxy.inject(fault, 2, Statement::Stream.matcher());
     let daemon = harness.start("")?;
     harness.wait_until_drained(&[&daemon]).await;
-    ensure!(proxy.hits() == 2, "{} streams met it", proxy.hits());
+    ensure!(proxy.hits() == 2, "{} streams hit the fault", proxy.hits());
     ensure!(daemon.metric("sluice_objects_streamed_total").await? > 0);
     harness.finish(vec![daemon]).await
 }
@@ -79,13 +79,13 @@ async fn cut_on_the_way_to_clickhouse(fault: Fault, objects: Objects) -> Result<
 /// Cuts the connection from S3 to the worker.
 async fn cut_on_the_way_from_s3(fault: Fault, objects: Objects) -> Result<()> {
     let mut harness = Harness::shared("cut-read").await?;
-    streaming(&mut harness);
+    enable_streaming(&mut harness);
     let s3 = Proxy::start(harness.aws.endpoint()).await?;
     put(&mut harness, objects).await?;
     s3.inject(fault, 2, |parts, _| parts.method == "GET");
     let daemon = harness.start_with("", &[("AWS_ENDPOINT_URL_S3", s3.url())])?;
     harness.wait_until_drained(&[&daemon]).await;
-    ensure!(s3.hits() == 2, "{} reads met it", s3.hits());
+    ensure!(s3.hits() == 2, "{} reads hit the fault", s3.hits());
     harness.finish(vec![daemon]).await
 }
 
@@ -124,45 +124,45 @@ async fn a_stream_of_many_blocks_that_is_cut_at_either_end_is_loaded_once() -> R
 }
 
 /// A failpoint that slows a stream down, so that a process can die in mid-stream.
-const SLOWLY: &str = "stream.piece=sleep(500)";
+const SLOW_STREAM: &str = "stream.piece=sleep(500)";
 
-/// The place where a worker dies.
+/// The point at which a worker dies.
 #[derive(Clone, Copy, Debug)]
 enum Death {
     /// At a failpoint.
     At(&'static str),
     /// In mid-stream, once the first block is committed, which is when the second is full.
-    AfterABlock,
+    AfterOneBlock,
 }
 
 async fn die(harness: &Harness<'_>, death: Death) -> Result<()> {
     match death {
         Death::At(failpoint) => {
             let code = harness.start(failpoint)?.exit_code().await?;
-            ensure!(code == ABORTED, "{death:?}: ended with {code}");
+            ensure!(code == ABORTED, "{death:?}: exited with {code}");
             Ok(())
         }
-        Death::AfterABlock => {
-            let daemon = harness.start(SLOWLY)?;
-            some_in(harness.clickhouse, &harness.table("unmatched_statements")).await;
+        Death::AfterOneBlock => {
+            let daemon = harness.start(SLOW_STREAM)?;
+            wait_for_rows_in(harness.clickhouse, &harness.table("unmatched_statements")).await;
             daemon.kill()
         }
     }
 }
 
-async fn some_in(clickhouse: &ClickHouse, table: &str) {
+async fn wait_for_rows_in(clickhouse: &ClickHouse, table: &str) {
     let count = format!("SELECT count() FROM {table}");
-    wait_for(&format!("something in {table}"), BOUND, async || {
+    wait_for(&format!("rows in {table}"), BOUND, async || {
         let rows: u64 = clickhouse.scalar(&count).await?;
         Ok((rows > 0).then_some(()))
     })
     .await;
 }
 
-/// Lets workers die one after the other. The last worker finishes their work.
+/// Workers die one after the other. The last one finishes their work.
 async fn workers_die(deaths: Vec<Death>, objects: Objects, fallback: &str) -> Result<()> {
     let mut harness = Harness::shared_with("dead-stream", 6).await?;
-    streaming(&mut harness);
+    enable_streaming(&mut harness);
     put(&mut harness, objects).await?;
     for death in deaths {
         die(&harness, death).await?;
@@ -176,7 +176,7 @@ async fn workers_die(deaths: Vec<Death>, objects: Objects, fallback: &str) -> Re
 
 #[tokio::test]
 async fn a_worker_that_dies_while_it_streams_is_recovered() -> Result<()> {
-    use Death::{AfterABlock, At};
+    use Death::{AfterOneBlock, At};
     use Objects::{Large, Small};
     let first = At("stream.piece=return");
     let later = At("stream.piece=3*off->return");
@@ -184,8 +184,8 @@ async fn a_worker_that_dies_while_it_streams_is_recovered() -> Result<()> {
     let cases = [
         (vec![first], Small, "always"),
         (vec![later], Small, "never"),
-        (vec![AfterABlock], Large, "never"),
-        (vec![AfterABlock, later], Large, "always"),
+        (vec![AfterOneBlock], Large, "never"),
+        (vec![AfterOneBlock, later], Large, "always"),
         (vec![done], Large, "always"),
     ];
     let scenarios = cases.map(|(deaths, objects, fallback)| {
@@ -202,12 +202,14 @@ const STREAMS: &str = "system.processes WHERE query_kind = 'Insert' AND query LI
 async fn clickhouse_dies(objects: Objects) -> Result<()> {
     let clickhouse = Arc::new(spawn_blocking(ClickHouse::start).await??);
     let mut harness = Harness::new(&clickhouse, Stack::shared(), "crashed-stream", 2).await?;
-    streaming(&mut harness);
+    enable_streaming(&mut harness);
     put(&mut harness, objects).await?;
-    let daemon = harness.start(SLOWLY)?;
+    let daemon = harness.start(SLOW_STREAM)?;
     match objects {
-        Objects::Large => some_in(&clickhouse, &harness.table("unmatched_statements")).await,
-        Objects::Small => some_in(&clickhouse, STREAMS).await,
+        Objects::Large => {
+            wait_for_rows_in(&clickhouse, &harness.table("unmatched_statements")).await
+        }
+        Objects::Small => wait_for_rows_in(&clickhouse, STREAMS).await,
     }
     let killed = Arc::clone(&clickhouse);
     spawn_blocking(move || killed.kill()).await??;
@@ -226,18 +228,18 @@ async fn a_crash_of_clickhouse_in_mid_stream_loses_nothing() -> Result<()> {
     clickhouse_dies(Objects::Large).await
 }
 
-/// ClickHouse reads such an object itself. Its worker is killed when some blocks are committed, and
-/// the insert ends there.
+/// ClickHouse reads the object itself. The worker and its insert are killed when some blocks are
+/// committed.
 #[tokio::test]
 async fn an_interrupted_insert_of_many_blocks_is_completed_exactly() -> Result<()> {
-    let mut harness = Harness::shared_with("broken-off", 6).await?;
+    let mut harness = Harness::shared_with("interrupted", 6).await?;
     harness.set("load.fallback", "never");
     harness.set("batch.max_bytes", "1MiB");
     put_large_of(&mut harness, 1_500_000).await?;
     let first = harness.start("")?;
     let table = harness.table("unmatched_statements");
-    some_in(harness.clickhouse, &table).await;
-    // The recovery would do the same after the lease.
+    wait_for_rows_in(harness.clickhouse, &table).await;
+    // Recovery would kill the statement as well once the lease has expired.
     let kill = format!(
         "KILL QUERY WHERE query_kind = 'Insert' AND position(query, '{}') > 0 SYNC",
         harness.site.bucket

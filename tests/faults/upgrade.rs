@@ -14,7 +14,7 @@ use sluice_testkit::{Aws, ClickHouse, Stack, exact};
 use uuid::Uuid;
 
 use crate::harness::{Harness, concurrently, scenario};
-use fixture::{BUCKET, Fixture, Object, Recorded, Rows, State, places};
+use fixture::{BUCKET, Fixture, Object, Recorded, Rows, State, placeholders};
 
 /// Returns the shared ClickHouse and an S3 of its own, where no other test has the same bucket.
 fn own_aws() -> Result<Stack> {
@@ -38,7 +38,7 @@ struct OldBatch(BTreeMap<&'static str, String>);
 impl OldWorker<'_> {
     fn batch(&self, object: &Object, bundle: &Bundle) -> OldBatch {
         let rows: u64 = object.rows.values().sum();
-        let mut values = places(self.harness);
+        let mut values = placeholders(self.harness);
         values.extend([
             ("{batch}", Uuid::now_v7().to_string()),
             ("{unique}", Uuid::now_v7().to_string()),
@@ -51,8 +51,8 @@ impl OldWorker<'_> {
         OldBatch(values)
     }
 
-    async fn seal(&self, batch: &OldBatch) -> Result<()> {
-        self.send(0, batch).await.context("the old worker's seal")
+    async fn claim(&self, batch: &OldBatch) -> Result<()> {
+        self.send(0, batch).await.context("the old worker's claim")
     }
 
     async fn insert(&self, batch: &OldBatch) -> Result<()> {
@@ -64,7 +64,7 @@ impl OldWorker<'_> {
     }
 
     async fn load(&self, batch: &OldBatch) -> Result<()> {
-        self.seal(batch).await?;
+        self.claim(batch).await?;
         self.insert(batch).await?;
         self.record(batch).await
     }
@@ -110,7 +110,7 @@ fn unless_taken_over(outcome: Result<()>) -> Result<()> {
 }
 
 /// Checks that every row from before is still there, and that no further object has failed.
-fn nothing_is_lost(before: &Rows, after: &Rows) -> Result<()> {
+fn ensure_nothing_is_lost(before: &Rows, after: &Rows) -> Result<()> {
     for (table, rows) in before {
         let lost: Vec<_> = rows.difference(&after[table]).collect();
         ensure!(lost.is_empty(), "{table} has lost rows: {lost:#?}");
@@ -147,21 +147,24 @@ async fn upgrade(fixture: Fixture) -> Result<()> {
     });
     let batches: Vec<OldBatch> = batches.collect::<Result<_>>()?;
     let [first, across, during, after, dying, overtaken] = batches.as_slice() else {
-        anyhow::bail!("{} objects are to be loaded later, not six", batches.len())
+        anyhow::bail!(
+            "expected six objects to load later, found {}",
+            batches.len()
+        )
     };
 
     old.load(first).await?;
-    old.seal(across).await?;
-    let meanwhile = async {
+    old.claim(across).await?;
+    let loading = async {
         old.insert(across).await?;
         old.load(during).await
     };
-    tokio::try_join!(harness.migrate(), meanwhile)?;
+    tokio::try_join!(harness.migrate(), loading)?;
     old.record(across).await?;
     old.load(after).await?;
-    old.seal(dying).await?;
+    old.claim(dying).await?;
     old.insert(dying).await?;
-    old.seal(overtaken).await?;
+    old.claim(overtaken).await?;
 
     announce_all(&fixture, &harness).await?;
     let worker = harness.start("")?;
@@ -177,7 +180,7 @@ async fn upgrade(fixture: Fixture) -> Result<()> {
         harness.logs()
     );
     harness.finish(vec![worker]).await?;
-    nothing_is_lost(&before, &fixture.settled_rows(&harness).await?)?;
+    ensure_nothing_is_lost(&before, &fixture.settled_rows(&harness).await?)?;
 
     let again = harness
         .command(&["migrate", "--output", "json"], "")

@@ -29,7 +29,7 @@ async fn stopped_in_the_window() -> Result<()> {
     wait_until_received(&first, 4).await;
     first.stop().await?;
     let depth = harness.site.queue_depth().await?;
-    ensure!(depth == (4, 0), "{depth:?} are visible and in flight");
+    ensure!(depth == (4, 0), "{depth:?} messages visible and in flight");
     harness.set("batch.window", "500ms");
     let second = harness.start("")?;
     harness.wait_until_drained(&[&second]).await;
@@ -49,13 +49,13 @@ async fn stopped_during_an_insert() -> Result<()> {
     wait_for_hits(&proxy, 1).await;
     daemon.stop().await?;
     let depth = harness.site.queue_depth().await?;
-    ensure!(depth == (0, 0), "{depth:?} are visible and in flight");
+    ensure!(depth == (0, 0), "{depth:?} messages visible and in flight");
     harness.finish(vec![]).await
 }
 
 /// An insert that takes longer is cancelled, and its messages are visible at once, without waiting
 /// for the lease.
-async fn stopped_beyond_the_grace() -> Result<()> {
+async fn stopped_beyond_the_grace_period() -> Result<()> {
     let mut harness = Harness::shared("beyond").await?;
     let proxy = Proxy::start(harness.clickhouse.url()).await?;
     harness.set("clickhouse.url", proxy.url());
@@ -67,14 +67,14 @@ async fn stopped_beyond_the_grace() -> Result<()> {
     wait_for_hits(&proxy, 1).await;
     first.stop().await?;
     let depth = harness.site.queue_depth().await?;
-    ensure!(depth == (4, 0), "{depth:?} are visible and in flight");
+    ensure!(depth == (4, 0), "{depth:?} messages visible and in flight");
     proxy.heal();
     let second = harness.start("")?;
     harness.finish(vec![second]).await
 }
 
 /// The same while the statement runs on the server, so that there is something to cancel.
-async fn stopped_beyond_the_grace_while_the_server_reads() -> Result<()> {
+async fn stopped_beyond_the_grace_period_while_the_server_reads() -> Result<()> {
     let mut harness = Harness::shared("reading").await?;
     let s3 = Proxy::start(harness.aws.endpoint()).await?;
     harness.set("s3.clickhouse_endpoint", s3.url());
@@ -115,7 +115,7 @@ async fn stopped_during_a_split() -> Result<()> {
     harness.finish(vec![second]).await
 }
 
-/// A second signal does not wait.
+/// A second signal exits at once.
 async fn stopped_twice() -> Result<()> {
     let mut harness = Harness::shared("twice").await?;
     let proxy = Proxy::start(harness.clickhouse.url()).await?;
@@ -129,7 +129,7 @@ async fn stopped_twice() -> Result<()> {
     first.wait_for_log("stopping").await;
     first.terminate()?;
     let code = first.exit_code().await?;
-    ensure!(code == 130, "ended with {code}");
+    ensure!(code == 130, "exited with {code}");
     proxy.heal();
     let second = harness.start("")?;
     harness.finish(vec![second]).await
@@ -140,10 +140,10 @@ async fn a_stopping_worker_finishes_or_returns_its_messages() -> Result<()> {
     concurrently([
         scenario("in the window", stopped_in_the_window()),
         scenario("during an insert", stopped_during_an_insert()),
-        scenario("beyond the grace", stopped_beyond_the_grace()),
+        scenario("beyond the grace period", stopped_beyond_the_grace_period()),
         scenario(
-            "beyond the grace, the server reads",
-            stopped_beyond_the_grace_while_the_server_reads(),
+            "beyond the grace period, the server reads",
+            stopped_beyond_the_grace_period_while_the_server_reads(),
         ),
         scenario("during a split", stopped_during_a_split()),
         scenario("twice", stopped_twice()),
@@ -229,14 +229,14 @@ async fn fifo_queue() -> Result<()> {
 }
 
 /// Unreadable messages become dead letters unchanged. Each is logged once.
-async fn poison() -> Result<()> {
-    let mut harness = Harness::shared("poison").await?;
+async fn malformed_messages() -> Result<()> {
+    let mut harness = Harness::shared("malformed").await?;
     harness.put_bundles(3).await?;
     let whole = harness.site.announcement(&harness.expected[0], "0123");
     let noise: String = std::iter::repeat_with(|| fastrand::char('!'..='~'))
         .take(250 * 1024)
         .collect();
-    let poison = [
+    let malformed = [
         "garbage".to_owned(),
         whole[..whole.len() / 2].to_owned(),
         noise,
@@ -244,15 +244,15 @@ async fn poison() -> Result<()> {
         json!({"Records": [{"eventName": "ObjectCreated:Put", "s3": {}}]}).to_string(),
         json!([1, 2, 3]).to_string(),
     ];
-    for body in &poison {
+    for body in &malformed {
         harness.site.send(body).await?;
     }
-    let asks_for_nothing = [
+    let nothing_to_load = [
         json!({"Service": "Amazon S3", "Event": "s3:TestEvent"}),
         json!({"Records": [{"eventName": "ObjectRemoved:Delete", "s3": {
             "bucket": {"name": harness.site.bucket}, "object": {"key": "gone"}}}]}),
     ];
-    for body in &asks_for_nothing {
+    for body in &nothing_to_load {
         harness.site.send(&body.to_string()).await?;
     }
     let daemon = harness.start("")?;
@@ -270,12 +270,12 @@ async fn poison() -> Result<()> {
     mentioned.sort_unstable();
     mentioned.dedup();
     ensure!(
-        (lines, mentioned.len()) == (poison.len(), poison.len()),
+        (lines, mentioned.len()) == (malformed.len(), malformed.len()),
         "{mentioned:?} in {lines} lines"
     );
     daemon.stop().await?;
     harness.assert_exact().await?;
-    harness.assert_dlq(poison.len() as u64).await
+    harness.assert_dlq(malformed.len() as u64).await
 }
 
 #[tokio::test]
@@ -283,7 +283,7 @@ async fn workers_share_queues_with_duplicates_groups_and_malformed_messages() ->
     concurrently([
         scenario("three workers", three_workers_with_duplicates()),
         scenario("fifo", fifo_queue()),
-        scenario("poison", poison()),
+        scenario("malformed messages", malformed_messages()),
     ])
     .await
 }

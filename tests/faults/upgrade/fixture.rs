@@ -29,7 +29,7 @@ pub(super) const BUCKET: &str = "sluice-upgrade";
 /// The folder of all fixtures, with a folder for each version.
 const ROOT: &str = "tests/fixtures/upgrade";
 
-/// What became of an object under the earlier version.
+/// The state in which the earlier version left an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum State {
@@ -40,7 +40,8 @@ pub(super) enum State {
     /// It was missing when it was announced: its batch is released, and the failure is recorded.
     Missing,
     /// Its worker died before the insert.
-    Sealed,
+    #[serde(rename = "sealed")]
+    Claimed,
     /// Its worker died before the insert, and another one after the fence of its recovery.
     Fenced,
     /// Its worker died after the insert had committed, and before `loaded` was recorded.
@@ -66,7 +67,7 @@ pub(super) struct Manifest {
     pub(super) version: String,
     /// The version of ClickHouse with which it was made.
     pub(super) clickhouse: String,
-    /// When the rows were read, in milliseconds since 1970.
+    /// The time at which the rows were read, in milliseconds since 1970.
     pub(super) dumped_at: u64,
     pub(super) objects: Vec<Object>,
 }
@@ -151,15 +152,18 @@ impl Fixture {
 
     /// Returns the requests with which a worker of that version loads one object, in order.
     pub(super) fn worker(&self) -> Result<[Recorded; 3]> {
-        let [seal, insert, record] =
+        let [claim, insert, record] =
             STEPS.map(|(_, name)| Recorded::open(&self.directory.join("worker").join(name)));
-        Ok([seal?, insert?, record?])
+        Ok([claim?, insert?, record?])
     }
 
     /// Creates the tables and views of that version, with its rows, as if they had been read a
     /// minute before `now`: every lease has expired, and no row is older than its table's TTL.
     pub(super) async fn restore(&self, harness: &Harness<'_>, now: SystemTime) -> Result<()> {
-        let schema = filled(&read(&self.directory.join("schema.sql"))?, &places(harness));
+        let schema = fill(
+            &read(&self.directory.join("schema.sql"))?,
+            &placeholders(harness),
+        );
         for statement in schema.split(";\n") {
             if !statement.trim().is_empty() {
                 harness.clickhouse.execute(statement).await?;
@@ -169,7 +173,7 @@ impl Fixture {
         let shift = u64::try_from(now)?.saturating_sub(self.manifest.dumped_at + 60_000);
         for (table, rows) in self.rows()? {
             let columns = columns(harness.clickhouse, &harness.site, &table).await?;
-            let rows = filled(&rows, &places(harness));
+            let rows = fill(&rows, &placeholders(harness));
             let insert = restoring_insert(&harness.table(&table), &columns, shift);
             Recorded::new(insert, rows)
                 .send(harness.clickhouse.url(), &BTreeMap::new())
@@ -231,24 +235,29 @@ fn read(path: &Path) -> Result<String> {
 }
 
 /// Returns the values of the placeholders that every file can have.
-pub(super) fn places(harness: &Harness<'_>) -> BTreeMap<&'static str, String> {
+pub(super) fn placeholders(harness: &Harness<'_>) -> BTreeMap<&'static str, String> {
     BTreeMap::from([
         ("{database}", harness.site.database.clone()),
         ("{endpoint}", harness.aws.endpoint().to_owned()),
     ])
 }
 
-pub(super) fn filled(text: &str, places: &BTreeMap<&'static str, String>) -> String {
-    places.iter().fold(text.to_owned(), |text, (name, value)| {
-        text.replace(name, value)
-    })
+/// Replaces the placeholders by their values.
+pub(super) fn fill(text: &str, placeholders: &BTreeMap<&'static str, String>) -> String {
+    placeholders
+        .iter()
+        .fold(text.to_owned(), |text, (name, value)| {
+            text.replace(name, value)
+        })
 }
 
-/// Reverses [`filled`].
-pub(super) fn emptied(text: &str, places: &BTreeMap<&'static str, String>) -> String {
-    places.iter().fold(text.to_owned(), |text, (name, value)| {
-        text.replace(value, name)
-    })
+/// Replaces the values by their placeholders, the reverse of [`fill`].
+pub(super) fn unfill(text: &str, placeholders: &BTreeMap<&'static str, String>) -> String {
+    placeholders
+        .iter()
+        .fold(text.to_owned(), |text, (name, value)| {
+            text.replace(value, name)
+        })
 }
 
 /// A column of a table that is filled with rows of a fixture.
@@ -368,9 +377,9 @@ impl Recorded {
     pub(super) async fn send(
         &self,
         url: &str,
-        places: &BTreeMap<&'static str, String>,
+        placeholders: &BTreeMap<&'static str, String>,
     ) -> Result<()> {
-        let request = self.map(|text| filled(text, places));
+        let request = self.map(|text| fill(text, placeholders));
         let query = form_urlencoded::Serializer::new(String::new())
             .extend_pairs(&request.parameters)
             .finish();

@@ -12,7 +12,9 @@ use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{Bundle, Compression, EventType, Generator};
 use sluice_testkit::{SiteOptions, Stack};
 
-use super::fixture::{BUCKET, Fixture, Manifest, Object, Recorded, STEPS, State, emptied, places};
+use super::fixture::{
+    BUCKET, Fixture, Manifest, Object, Recorded, STEPS, State, placeholders, unfill,
+};
 use super::own_aws;
 use crate::harness::{
     Daemon, Harness, Statement, VISIBILITY, remove_test_event, text_of, wait_for_hits,
@@ -33,7 +35,7 @@ async fn write_the_fixture_of_this_version() -> Result<()> {
     writer.load(3).await?;
     writer.replace().await?;
     writer.announce_a_missing_object().await?;
-    writer.die(State::Sealed, &["verify.after"]).await?;
+    writer.die(State::Claimed, &["verify.after"]).await?;
     writer
         .die(State::Fenced, &["verify.after", "fence.after"])
         .await?;
@@ -131,11 +133,11 @@ impl<'a> Writer<'a> {
     async fn load(&mut self, count: usize) -> Result<()> {
         self.empty_queue().await?;
         for _ in 0..count {
-            let kept = |bundle: &Bundle| {
+            let has_rejects = |bundle: &Bundle| {
                 let it = &bundle.expected_rows;
                 it.loaded() > 0 && it.rejected + it.unmatched > 1
             };
-            let body = self.put(State::Loaded, kept).await?;
+            let body = self.put(State::Loaded, has_rejects).await?;
             self.harness.site.send(&body).await?;
         }
         self.run().await
@@ -165,7 +167,7 @@ impl<'a> Writer<'a> {
         self.run().await
     }
 
-    /// Lets workers die one after the other.
+    /// Workers die one after the other.
     async fn die(&mut self, state: State, failpoints: &[&str]) -> Result<()> {
         self.empty_queue().await?;
         let body = self
@@ -183,7 +185,7 @@ impl<'a> Writer<'a> {
             .start(&format!("{failpoint}=return"))?
             .exit_code()
             .await?;
-        ensure!(code == ABORTED, "{failpoint}: ended with {code}");
+        ensure!(code == ABORTED, "{failpoint}: exited with {code}");
         Ok(())
     }
 
@@ -192,14 +194,14 @@ impl<'a> Writer<'a> {
         let proxy = Proxy::start(self.harness.clickhouse.url()).await?;
         self.harness.set("clickhouse.url", proxy.url());
         self.harness.set("load.strategy", "per_type");
-        let has_all = |bundle: &Bundle| {
+        let has_several_types = |bundle: &Bundle| {
             let types = EventType::ALL.into_iter();
             types
                 .filter(|kind| bundle.expected_rows.rows(*kind) > 0)
                 .count()
                 > 1
         };
-        let body = self.put(State::Aborted, has_all).await?;
+        let body = self.put(State::Aborted, has_several_types).await?;
         self.harness.site.send(&body).await?;
         let insert = || Statement::Insert.matcher();
         proxy.inject(Fault::Delay(Duration::ZERO), 5, insert());
@@ -250,7 +252,7 @@ impl<'a> Writer<'a> {
         worker.stop().await?;
         self.harness
             .set("clickhouse.url", self.harness.clickhouse.url());
-        let first = templates.first().context("nothing recorded")?;
+        let first = templates.first().context("no requests were recorded")?;
         ensure!(templates.iter().all(|it| it == first), "{templates:#?}");
         for ((_, name), request) in STEPS.iter().zip(first) {
             self.write(&format!("worker/{name}"), &request.text()?)?;
@@ -261,7 +263,7 @@ impl<'a> Writer<'a> {
     /// Returns the requests for the latest object, with placeholders.
     async fn template(&self, requests: &[Recorded]) -> Result<Vec<Recorded>> {
         let [_, insert, _] = requests else {
-            anyhow::bail!("not three requests: {requests:#?}")
+            anyhow::bail!("expected three requests: {requests:#?}")
         };
         let batch = insert
             .parameter("insert_deduplication_token")
@@ -271,19 +273,19 @@ impl<'a> Writer<'a> {
         let size = bundle.bytes.len();
         let (size, rows) = (format!("\"size\":{size}"), Regex::new(r", 1, \d+ WHERE ")?);
         let unique = Regex::new(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}$")?;
-        let mut places = places(&self.harness);
+        let mut placeholders = placeholders(&self.harness);
         let more = [
             ("{batch}", batch),
             ("{key}", &bundle.key),
             ("{etag}", etag),
             ("{object_id}", &id),
         ];
-        places.extend(more.map(|(name, value)| (name, value.to_owned())));
+        placeholders.extend(more.map(|(name, value)| (name, value.to_owned())));
         Ok(requests
             .iter()
             .map(|request| {
                 request.map(|text| {
-                    let text = emptied(text, &places).replace(&size, "\"size\":{size}");
+                    let text = unfill(text, &placeholders).replace(&size, "\"size\":{size}");
                     let text = rows.replace(&text, ", 1, {rows} WHERE ");
                     unique.replace(&text, "{unique}").into_owned()
                 })
@@ -301,7 +303,7 @@ impl<'a> Writer<'a> {
         let output = self.harness.command(&["migrate", "--print"], "").await?;
         ensure!(output.status.success(), "{output:?}");
         let text = String::from_utf8(output.stdout)?;
-        self.write("schema.sql", &emptied(&text, &places(&self.harness)))
+        self.write("schema.sql", &unfill(&text, &placeholders(&self.harness)))
     }
 
     async fn write_rows(&self) -> Result<()> {
@@ -315,7 +317,7 @@ impl<'a> Writer<'a> {
             let sql = format!("SELECT * FROM {} ORDER BY ALL", self.harness.table(table));
             let rows = self.harness.clickhouse.rows(&sql).await?;
             let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
-            let text = emptied(&lines, &places(&self.harness));
+            let text = unfill(&lines, &placeholders(&self.harness));
             self.write(&format!("rows/{table}.jsonl"), &text)?;
         }
         Ok(())
