@@ -9,8 +9,7 @@ use sluice_testkit::project::{self, assert_generated};
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/helm/sluice");
 const RENDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/deploy/render.py");
-/// The oldest version that the chart allows, the newest that there are schemas for, and some
-/// between.
+/// The oldest version that the chart allows, the newest that has schemas, and some in between.
 const VERSIONS: [&str; 4] = ["1.27", "1.30", "1.33", "1.37"];
 
 /// Returns what Helm renders from these values.
@@ -33,14 +32,14 @@ fn render(values: &Value) -> Value {
 }
 
 /// Returns the minimal values.
-fn least() -> Value {
+fn minimal_values() -> Value {
     json!({"config": {
         "queue": {"url": "https://sqs.eu-central-1.amazonaws.com/111122223333/uploads"},
         "clickhouse": {"url": "https://clickhouse.example:8443"},
     }})
 }
 
-/// Returns the minimal values, overridden by these.
+/// Returns the minimal values, overridden by others.
 fn values(over: Value) -> Value {
     fn merge(under: &mut Value, over: Value) {
         match (under, over) {
@@ -52,7 +51,7 @@ fn values(over: Value) -> Value {
             (under, over) => *under = over,
         }
     }
-    let mut values = least();
+    let mut values = minimal_values();
     merge(&mut values, over);
     values
 }
@@ -90,10 +89,10 @@ fn everything() -> Value {
     }))
 }
 
-/// Returns the manifests as one text, after asserting that Kubernetes' schemas and Helm's lint find
-/// nothing wrong with them.
+/// Returns the manifests as one text, after asserting that they are valid by Kubernetes' schemas and
+/// by Helm's lint.
 #[track_caller]
-fn sound(values: &Value) -> String {
+fn valid_manifests(values: &Value) -> String {
     let rendered = render(values);
     assert_eq!(rendered["error"], Value::Null);
     assert_eq!(rendered["problems"], json!([]));
@@ -114,12 +113,12 @@ fn sound(values: &Value) -> String {
 
 #[test]
 fn defaults() {
-    insta::assert_snapshot!(sound(&least()));
+    insta::assert_snapshot!(valid_manifests(&minimal_values()));
 }
 
 #[test]
 fn everything_on() {
-    insta::assert_snapshot!(sound(&everything()));
+    insta::assert_snapshot!(valid_manifests(&everything()));
 }
 
 #[test]
@@ -197,17 +196,17 @@ fn values_that_cannot_work_are_refused_with_advice() {
         (json!({"config": {"queue": {"receivers": 99}}}), "receivers"),
         (json!({"config": {"batch": {"window": 5}}}), "window"),
     ];
-    for (over, says) in cases {
+    for (over, expected) in cases {
         let rendered = render(&values(over.clone()));
         let error = rendered["error"].as_str().unwrap_or_default();
-        assert!(error.contains(says), "{over}: {rendered}");
+        assert!(error.contains(expected), "{over}: {rendered}");
     }
 }
 
 /// Returns the manifests of one template.
 #[track_caller]
 fn manifests(values: &Value, template: &str) -> String {
-    sound(values);
+    valid_manifests(values);
     let rendered = render(values);
     let text = &rendered["manifests"][format!("sluice/templates/{template}.yaml")];
     text.as_str().unwrap().to_owned()
@@ -219,7 +218,7 @@ fn assert_in_order(text: &str, words: &[&str]) {
     for word in words {
         let (_, after) = rest
             .split_once(word)
-            .unwrap_or_else(|| panic!("{word:?} is not in its place in:\n{text}"));
+            .unwrap_or_else(|| panic!("{word:?} is missing or out of order in:\n{text}"));
         rest = after;
     }
 }
@@ -263,12 +262,12 @@ fn event_types_of_the_chart_keep_the_other_event_type_settings() {
         })),
         "configmap",
     );
-    let kept = [
+    let expected = [
         "event_types:\n",
         "dir: /etc/sluice/event_types\n",
         "min_year: 1990\n",
     ];
-    assert_in_order(&file, &kept);
+    assert_in_order(&file, &expected);
 }
 
 #[test]
@@ -288,12 +287,12 @@ fn keda_reads_the_queue_with_the_identity_that_the_values_select() {
     assert_in_order(&by_operator, &["identityOwner: \"operator\""]);
     assert!(!by_operator.contains("uthentication"), "{by_operator}");
     for owner in ["workload", "keda"] {
-        let made = keda(json!({
+        let selected = keda(json!({
             "identityOwner": "pod", "triggerAuthentication": {"identityOwner": owner},
         }));
         let identity = format!("provider: aws\n    identityOwner: \"{owner}\"");
         assert_in_order(
-            &made,
+            &selected,
             &[
                 "identityOwner: \"pod\"\n      authenticationRef:\n        name: demo-sluice\n",
                 "kind: TriggerAuthentication\n",
@@ -311,7 +310,7 @@ fn keda_reads_the_queue_with_the_identity_that_the_values_select() {
 
 #[test]
 fn sluice_accepts_the_configuration_that_the_chart_writes() {
-    for values in [least(), everything()] {
+    for values in [minimal_values(), everything()] {
         let rendered = render(&values);
         let config_map = rendered["manifests"]["sluice/templates/configmap.yaml"].as_str();
         let (_, file) = config_map.unwrap().split_once("sluice.yaml: |\n").unwrap();
@@ -340,8 +339,8 @@ fn sluice_accepts_the_configuration_that_the_chart_writes() {
             .arg(&path)
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{file}{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{file}{stderr}");
     }
 }
 
@@ -352,7 +351,7 @@ fn the_schema_of_the_chart_includes_that_of_the_configuration() {
         .output()
         .unwrap();
     let mut config: Value = serde_json::from_slice(&output.stdout).unwrap();
-    // The chart's schema is of another draft, but the keywords that are used are the same in both.
+    // The chart's schema follows another draft, in which the keywords used here mean the same.
     config.as_object_mut().unwrap().remove("$schema");
     let schema = project::read("helm/sluice/values.schema.json");
     let mut schema: Value = serde_json::from_str(&schema).unwrap();
@@ -371,9 +370,9 @@ fn the_readme_of_the_chart_lists_every_value() {
          helm install sluice helm/sluice --values values.yaml\n\
          helm test sluice\n\
          ```\n\n\
-         `config.queue.url` and `config.clickhouse.url` must be given. A key that is not known is \
-         refused, in `config` as everywhere. Before workers start, and before each upgrade, a Job \
-         runs `sluice migrate`; `helm test` runs `sluice check`.\n",
+         `config.queue.url` and `config.clickhouse.url` are required. Unknown keys are rejected, \
+         including those within `config`. Before workers start, and before each upgrade, a Job runs \
+         `sluice migrate`; `helm test` runs `sluice check`.\n",
     );
     for block in values.split("\n\n").skip(1) {
         let (comment, yaml): (Vec<_>, Vec<_>) = block

@@ -36,6 +36,6 @@ fn sluice_accepts_the_configuration_of_the_compose_file() {
         .envs(variables)
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
 }
