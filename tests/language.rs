@@ -64,8 +64,8 @@ fn has(text: &str, words: &str) -> bool {
     })
 }
 
-/// Returns each line of these files that has one of the words. A phrase that is split by a line break
-/// is not found.
+/// Returns each line of these files that has one of the words. A phrase that is split by a line
+/// break is not found.
 fn found(files: &[PathBuf], words: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
     for file in files {

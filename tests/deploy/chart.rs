@@ -89,8 +89,8 @@ fn everything() -> Value {
     }))
 }
 
-/// Returns the manifests as one text, after asserting that they are valid by Kubernetes' schemas and
-/// by Helm's lint.
+/// Returns the manifests as one text, after asserting that they are valid by Kubernetes' schemas
+/// and by Helm's lint.
 #[track_caller]
 fn valid_manifests(values: &Value) -> String {
     let rendered = render(values);

@@ -14,8 +14,8 @@ fn the_image_is_built_with_the_toolchain_of_the_workspace() {
     assert!(project::read("Dockerfile").contains(&format!("FROM rust:{channel}-slim-")));
 }
 
-/// The layer of the dependencies has the workspace without its sources. Cargo must be able to resolve
-/// it.
+/// The layer of the dependencies has the workspace without its sources. Cargo must be able to
+/// resolve it.
 #[test]
 fn the_image_has_every_member_of_the_workspace() {
     let (dockerfile, dockerignore) = (project::read("Dockerfile"), project::read(".dockerignore"));
@@ -38,7 +38,7 @@ fn the_image_has_every_member_of_the_workspace() {
     }
     let (_, commands) = dockerfile.split_once("RUN mkdir").unwrap();
     let (commands, _) = commands.split_once("&& cargo").unwrap();
-    // Resolves as the build of the image does, with the packages that the build of this test fetched.
+    // Resolves as the build of the image does, with packages that the build of this test fetched.
     let resolve = "tree --quiet --locked --offline --package sluice --edges normal,build";
     let commands = format!("mkdir{commands}&& {} {resolve}", env!("CARGO"));
     let output = Command::new("bash")

@@ -89,8 +89,8 @@ async fn a_batch_whose_worker_dies_between_its_statements_is_rolled_forward() ->
     // Some statements pass; the next one is held until the worker is dead.
     let insert = Statement::Insert.matcher();
     proxy.inject(Fault::Delay(Duration::ZERO), 4, insert);
-    let held = Duration::from_secs(600);
-    proxy.inject(Fault::Delay(held), 1, Statement::Insert.matcher());
+    let delay = Duration::from_secs(600);
+    proxy.inject(Fault::Delay(delay), 1, Statement::Insert.matcher());
     let first = harness.start("")?;
     wait_for_hits(&proxy, 5).await;
     first.kill()?;

@@ -137,8 +137,8 @@ async fn the_queue_is_unavailable() -> Result<()> {
     let sqs = Proxy::start(harness.aws.endpoint()).await?;
     let clickhouse = Proxy::start(harness.clickhouse.url()).await?;
     harness.set("clickhouse.url", clickhouse.url());
-    let held = Fault::Delay(Duration::from_secs(3));
-    clickhouse.inject(held, 1, Statement::Insert.matcher());
+    let delay = Fault::Delay(Duration::from_secs(3));
+    clickhouse.inject(delay, 1, Statement::Insert.matcher());
     harness.put_bundles(4).await?;
     let daemon = harness.start_with("", &[("AWS_ENDPOINT_URL", sqs.url())])?;
     wait_for_hits(&clickhouse, 1).await;

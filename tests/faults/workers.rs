@@ -42,8 +42,8 @@ async fn stopped_during_an_insert() -> Result<()> {
     let mut harness = Harness::shared("grace").await?;
     let proxy = Proxy::start(harness.clickhouse.url()).await?;
     harness.set("clickhouse.url", proxy.url());
-    let held = Fault::Delay(Duration::from_secs(4));
-    proxy.inject(held, 1, Statement::Insert.matcher());
+    let delay = Fault::Delay(Duration::from_secs(4));
+    proxy.inject(delay, 1, Statement::Insert.matcher());
     harness.put_bundles(4).await?;
     let daemon = harness.start("")?;
     wait_for_hits(&proxy, 1).await;
@@ -60,8 +60,8 @@ async fn stopped_beyond_the_grace_period() -> Result<()> {
     let proxy = Proxy::start(harness.clickhouse.url()).await?;
     harness.set("clickhouse.url", proxy.url());
     harness.set("shutdown.grace_period", "2s");
-    let held = Fault::Delay(Duration::from_secs(600));
-    proxy.inject(held, 1, Statement::Insert.matcher());
+    let delay = Fault::Delay(Duration::from_secs(600));
+    proxy.inject(delay, 1, Statement::Insert.matcher());
     harness.put_bundles(4).await?;
     let first = harness.start("")?;
     wait_for_hits(&proxy, 1).await;
@@ -96,8 +96,8 @@ async fn stopped_during_a_split() -> Result<()> {
     let proxy = Proxy::start(harness.clickhouse.url()).await?;
     harness.set("clickhouse.url", proxy.url());
     proxy.inject(Fault::Delay(Duration::ZERO), 1, Statement::Insert.matcher());
-    let held = Fault::Delay(Duration::from_secs(3));
-    proxy.inject(held, 1, Statement::Insert.matcher());
+    let delay = Fault::Delay(Duration::from_secs(3));
+    proxy.inject(delay, 1, Statement::Insert.matcher());
     harness.put_bundles(5).await?;
     let gone = harness.expected.remove(2);
     harness.site.delete(&gone.key).await?;
@@ -120,8 +120,8 @@ async fn stopped_twice() -> Result<()> {
     let mut harness = Harness::shared("twice").await?;
     let proxy = Proxy::start(harness.clickhouse.url()).await?;
     harness.set("clickhouse.url", proxy.url());
-    let held = Fault::Delay(Duration::from_secs(600));
-    proxy.inject(held, 1, Statement::Insert.matcher());
+    let delay = Fault::Delay(Duration::from_secs(600));
+    proxy.inject(delay, 1, Statement::Insert.matcher());
     harness.put_bundles(4).await?;
     let first = harness.start("")?;
     wait_for_hits(&proxy, 1).await;

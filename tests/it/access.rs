@@ -25,7 +25,7 @@ pub(crate) async fn strict_site(s3: &Aws, name: &str) -> Site {
     site
 }
 
-/// Puts an object of one line into the bucket, and announces it in the site's queue.
+/// Uploads an object with one line, and announces it in the site's queue.
 pub(crate) async fn put(s3: &Aws, site: &Site, bucket: &str, key: &str) {
     let put = s3.s3().put_object().bucket(bucket).key(key);
     let put = put.body(b"{\"note\":\"x\"}\n".to_vec().into());
@@ -72,8 +72,8 @@ async fn clickhouse_reads_with_each_kind_of_access() {
     let by_file = strict_site(&s3, "by-file").await;
     let by_collection = strict_site(&s3, "by-collection").await;
     let by_server = strict_site(&s3, "by-server").await;
-    let by_nobody = strict_site(&s3, "by-nobody").await;
-    s3.make_public(&by_nobody.bucket).await.unwrap();
+    let anonymous = strict_site(&s3, "anonymous").await;
+    s3.make_public(&anonymous.bucket).await.unwrap();
     let server = s3.create_reader(&by_server.bucket).await.unwrap();
     // The administrator of a server can configure credentials there.
     let configuration = format!(
@@ -110,7 +110,7 @@ async fn clickhouse_reads_with_each_kind_of_access() {
             "{kind: named_collection, name: uploads}".to_owned(),
         ),
         (&by_server, "{kind: server}".to_owned()),
-        (&by_nobody, "{kind: anonymous}".to_owned()),
+        (&anonymous, "{kind: anonymous}".to_owned()),
     ] {
         let mut sluice = daemon(clickhouse.url(), &s3, site, &access);
         sluice.migrate();
@@ -276,7 +276,7 @@ fn assert_hidden(what: &str, text: &str) {
         if let Some(at) = text.find(secret) {
             let around = text.floor_char_boundary(at.saturating_sub(500));
             panic!(
-                "{what} tells {secret}: {}",
+                "{what} reveals {secret}: {}",
                 &text[around..at + secret.len()]
             );
         }
@@ -301,8 +301,8 @@ async fn no_failure_reveals_a_secret() {
         .set("log.level", "trace")
         .environment("SLUICE__CLICKHOUSE__PASSWORD", "correct-horse".into());
     // This bypasses the proxy, which cannot run while a command blocks the thread.
-    let straight = daemon(clickhouse.url(), &s3, &site, &access.to_string());
-    straight.migrate();
+    let direct = daemon(clickhouse.url(), &s3, &site, &access.to_string());
+    direct.migrate();
 
     // This object is missing. ClickHouse reads as root, which the strict S3 admits whatever the
     // signature.
@@ -310,7 +310,7 @@ async fn no_failure_reveals_a_secret() {
     site.send(&missing).await.unwrap();
     put(&s3, &site, &site.bucket, "there.jsonl").await;
     sluice.start();
-    wait_for("a failure on record", BOUND, async || {
+    wait_for("a recorded failure", BOUND, async || {
         let sql = format!("SELECT count() FROM {}.ledger_failures", site.database);
         let failures: u64 = clickhouse.scalar(&sql).await?;
         ensure!(failures > 0, "none");
@@ -328,7 +328,7 @@ async fn no_failure_reveals_a_secret() {
     clickhouse.execute(&drop).await.unwrap();
     put(&s3, &site, &site.bucket, "later.jsonl").await;
     sluice.wait_until_not_ready("landing").await;
-    straight.migrate();
+    direct.migrate();
     sluice.wait_until_ready().await;
 
     // Neither the server's own logs nor Sluice's tables may contain the secret.
@@ -364,7 +364,7 @@ async fn no_failure_reveals_a_secret() {
         .to_string();
     assert!(
         error.contains("s3cr"),
-        "ClickHouse hides it by now: {error}"
+        "ClickHouse now hides the secret: {error}"
     );
     proxy.inject(Fault::Error(error.leak()), usize::MAX, |_, body| {
         String::from_utf8_lossy(body).contains("INSERT INTO")

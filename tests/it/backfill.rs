@@ -15,7 +15,7 @@ use crate::harness::{
 const INCOMPLETE: Option<i32> = Some(3);
 
 /// Creates a site with its tables that no longer announces objects.
-async fn silent(name: &str) -> (&'static Stack, Site, Sluice) {
+async fn site_without_notifications(name: &str) -> (&'static Stack, Site, Sluice) {
     let stack = Stack::shared();
     let site = stack.site(name).await.unwrap();
     site.stop_notifications().await.unwrap();
@@ -25,7 +25,12 @@ async fn silent(name: &str) -> (&'static Stack, Site, Sluice) {
 }
 
 /// Runs a backfill, and returns its exit code, which need not be 0, and its report.
-fn reported(sluice: &Sluice, site: &Site, under: &str, arguments: &[&str]) -> (Option<i32>, Value) {
+fn run_backfill(
+    sluice: &Sluice,
+    site: &Site,
+    under: &str,
+    arguments: &[&str],
+) -> (Option<i32>, Value) {
     let url = format!("s3://{}/{under}", site.bucket);
     let command = [&["backfill", &url, "--output", "json"], arguments].concat();
     let output = sluice.command(&command);
@@ -37,13 +42,13 @@ fn reported(sluice: &Sluice, site: &Site, under: &str, arguments: &[&str]) -> (O
 }
 
 fn backfill(sluice: &Sluice, site: &Site, arguments: &[&str]) -> Value {
-    let (code, report) = reported(sluice, site, "", arguments);
+    let (code, report) = run_backfill(sluice, site, "", arguments);
     assert_eq!(code, Some(0), "{report}");
     report
 }
 
 /// Asserts that a backfill exits with this code, and returns its error.
-fn refused(sluice: &Sluice, code: i32, arguments: &[&str]) -> String {
+fn backfill_error(sluice: &Sluice, code: i32, arguments: &[&str]) -> String {
     let output = sluice.command(&[&["backfill"], arguments].concat());
     assert_eq!(output.status.code(), Some(code), "{output:?}");
     String::from_utf8(output.stderr).unwrap()
@@ -108,7 +113,7 @@ async fn history_is_loaded_once_beside_workers_and_not_again() {
 
 #[tokio::test]
 async fn the_report_has_rows_by_kind_and_a_dry_run_writes_nothing() {
-    let (stack, site, sluice) = silent("backfill-report").await;
+    let (stack, site, sluice) = site_without_notifications("backfill-report").await;
     let bundles = bundles(32, 25);
     let expected_rows = upload(&site, &bundles).await;
     let bytes: usize = bundles.iter().map(|bundle| bundle.bytes.len()).sum();
@@ -119,16 +124,16 @@ async fn the_report_has_rows_by_kind_and_a_dry_run_writes_nothing() {
         ledger(stack, &site).await,
         rows(&stack.clickhouse, &site.database).await,
     );
-    let would = backfill(&sluice, &site, &["--dry-run"]);
+    let planned = backfill(&sluice, &site, &["--dry-run"]);
     assert_eq!(
-        (&would["found"], &would["bytes"]),
+        (&planned["found"], &planned["bytes"]),
         (&25.into(), &bytes.into())
     );
     assert_eq!(
-        (&would["already_loaded"], &would["to_load"]),
+        (&planned["already_loaded"], &planned["to_load"]),
         (&1.into(), &24.into())
     );
-    assert!(would["estimated_seconds"].is_u64(), "{would}");
+    assert!(planned["estimated_seconds"].is_u64(), "{planned}");
     let limited = backfill(
         &sluice,
         &site,
@@ -146,14 +151,14 @@ async fn the_report_has_rows_by_kind_and_a_dry_run_writes_nothing() {
     assert_eq!(after, before);
 
     let mut report = backfill(&sluice, &site, &[]);
-    let told: u64 = report["rows"]
+    let reported_rows: u64 = report["rows"]
         .as_object()
         .unwrap()
         .values()
         .filter_map(Value::as_u64)
         .sum();
     assert_eq!(
-        told,
+        reported_rows,
         expected_rows.statements() - bundles[0].expected_rows.statements()
     );
     assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
@@ -168,7 +173,7 @@ async fn the_report_has_rows_by_kind_and_a_dry_run_writes_nothing() {
 
 #[tokio::test]
 async fn objects_are_selected_by_section_date_and_glob() {
-    let (stack, site, sluice) = silent("backfill-chosen").await;
+    let (stack, site, sluice) = site_without_notifications("backfill-selected").await;
     let sluice = sluice.set("notifications.exclude", r#"["**/_tmp*"]"#);
     put_notes(
         &site,
@@ -184,7 +189,8 @@ async fn objects_are_selected_by_section_date_and_glob() {
     )
     .await;
     let found = |under: &str, arguments: &[&str]| {
-        let (code, report) = reported(&sluice, &site, under, &[&["--dry-run"], arguments].concat());
+        let (code, report) =
+            run_backfill(&sluice, &site, under, &[&["--dry-run"], arguments].concat());
         assert_eq!(code, Some(0));
         report["found"].as_u64().unwrap()
     };
@@ -218,16 +224,16 @@ async fn objects_are_selected_by_section_date_and_glob() {
         2
     );
 
-    for (arguments, says) in [
+    for (arguments, expected) in [
         (["--section", "a/b"], "without slashes"),
         (["--include", "a["], "is not a valid glob"),
         (["--since", "yesterday"], "yesterday"),
         (["--max-rate", "0"], "--max-rate"),
     ] {
-        let said = refused(&sluice, 2, &[&["s3://bucket"], &arguments[..]].concat());
-        assert!(said.contains(says), "{said}");
+        let stderr = backfill_error(&sluice, 2, &[&["s3://bucket"], &arguments[..]].concat());
+        assert!(stderr.contains(expected), "{stderr}");
     }
-    assert!(refused(&sluice, 1, &["s3://b/a", "--section", "1"]).contains("slash"));
+    assert!(backfill_error(&sluice, 1, &["s3://b/a", "--section", "1"]).contains("slash"));
 
     // The first run loads four objects, and the second one the rest.
     let some = backfill(&sluice, &site, &["--limit", "4", "--max-rate", "2"]);
@@ -266,11 +272,11 @@ async fn objects_of_a_versioned_bucket_are_the_same_whether_listed_or_announced(
 
 #[tokio::test]
 async fn an_unloadable_object_fails_alone_and_changes_the_exit_code() {
-    let (stack, site, sluice) = silent("backfill-bad").await;
+    let (stack, site, sluice) = site_without_notifications("backfill-bad").await;
     put_notes(&site, &["a.jsonl", "folder/", "z.jsonl"]).await;
     site.put("empty", "").await.unwrap();
     site.put("b.jsonl.gz", "no gzip").await.unwrap();
-    let (code, report) = reported(&sluice, &site, "", &[]);
+    let (code, report) = run_backfill(&sluice, &site, "", &[]);
     assert_eq!(code, INCOMPLETE, "{report}");
     assert_eq!(
         (&report["loaded"], &report["failed"]),
@@ -292,21 +298,21 @@ async fn a_backfill_that_cannot_start_fails_at_once() {
     let site = stack.site("backfill-wrong").await.unwrap();
     let sluice = Sluice::new(stack, &site);
     let url = format!("s3://{}", site.bucket);
-    assert!(refused(&sluice, 1, &[&url]).contains("sluice migrate"));
+    assert!(backfill_error(&sluice, 1, &[&url]).contains("sluice migrate"));
     sluice.migrate();
-    assert!(refused(&sluice, 1, &["s3://no-such-bucket-here"]).contains("NoSuchBucket"));
-    let away = sluice.set("clickhouse.url", "http://127.0.0.1:1");
-    assert!(refused(&away, 1, &[&url]).contains("no answer from ClickHouse"));
+    assert!(backfill_error(&sluice, 1, &["s3://no-such-bucket-here"]).contains("NoSuchBucket"));
+    let unreachable = sluice.set("clickhouse.url", "http://127.0.0.1:1");
+    assert!(backfill_error(&unreachable, 1, &[&url]).contains("no answer from ClickHouse"));
 }
 
 #[tokio::test]
 async fn a_stopped_backfill_exits_cleanly_and_resumes_when_run_again() {
-    let (stack, site, sluice) = silent("backfill-stop").await;
+    let (stack, site, sluice) = site_without_notifications("backfill-stop").await;
     let bundles = bundles(33, 40);
     let expected_rows = upload(&site, &bundles).await;
     let url = format!("s3://{}", site.bucket);
     let child = sluice.spawn(&["backfill", &url, "--max-rate", "2", "--output", "json"]);
-    wait_for("the first to be loaded", BOUND, async || {
+    wait_for("the first object to be loaded", BOUND, async || {
         let loaded = loaded(&stack.clickhouse, &site.database).await;
         Ok((loaded > 0).then_some(()))
     })
@@ -314,8 +320,8 @@ async fn a_stopped_backfill_exits_cleanly_and_resumes_when_run_again() {
     terminate(&child);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), INCOMPLETE, "{output:?}");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("run it again"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("run it again"), "{stderr}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["stopped"], true, "{report}");
     let first = report["loaded"].as_u64().unwrap();
@@ -335,7 +341,7 @@ async fn a_stopped_backfill_exits_cleanly_and_resumes_when_run_again() {
 
 #[tokio::test]
 async fn a_backfill_via_the_queue_is_loaded_by_the_workers() {
-    let (stack, site, mut sluice) = silent("backfill-queue").await;
+    let (stack, site, mut sluice) = site_without_notifications("backfill-queue").await;
     let bundles = bundles(34, 25);
     let expected_rows: ExpectedRows = upload(&site, &bundles).await;
     let one = format!("s3://{}/{}", site.bucket, bundles[0].key);
@@ -372,7 +378,7 @@ async fn a_backfill_via_the_queue_is_loaded_by_the_workers() {
 // The runtime has several threads, since the proxies run while a command blocks one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backfill_waits_for_the_end_of_an_outage_of_s3_or_clickhouse() {
-    let (stack, site, sluice) = silent("backfill-outage").await;
+    let (stack, site, sluice) = site_without_notifications("backfill-outage").await;
     put_notes(&site, &["a", "b", "c"]).await;
     let s3 = Proxy::start(stack.aws.endpoint()).await.unwrap();
     let clickhouse = Proxy::start(stack.clickhouse.url()).await.unwrap();
@@ -394,7 +400,7 @@ async fn a_backfill_waits_for_the_end_of_an_outage_of_s3_or_clickhouse() {
 /// ClickHouse refuses lightweight deletes of a table with a projection.
 #[tokio::test]
 async fn forced_rows_are_replaced_in_a_table_with_a_projection() {
-    let (stack, site, sluice) = silent("backfill-projection").await;
+    let (stack, site, sluice) = site_without_notifications("backfill-projection").await;
     let bundles = bundles(37, 5);
     let expected_rows = upload(&site, &bundles).await;
     for kind in EventType::ALL {
@@ -416,7 +422,7 @@ async fn forced_rows_are_replaced_in_a_table_with_a_projection() {
 /// The same lines are read differently, since one of them now exceeds the maximum length.
 #[tokio::test]
 async fn a_forced_backfill_replaces_rows_and_the_history_shows_it() {
-    let (stack, site, sluice) = silent("backfill-force").await;
+    let (stack, site, sluice) = site_without_notifications("backfill-force").await;
     let long = line(&"x".repeat(5000));
     site.put("a", format!("{}{long}", line("short")))
         .await
@@ -437,8 +443,8 @@ async fn a_forced_backfill_replaces_rows_and_the_history_shows_it() {
         "{report}"
     );
     assert_eq!(loaded_names(stack, &site).await, ["b", "new", "short"]);
-    let kept = format!("SELECT count() FROM {}.rejected_lines", site.database);
-    assert_eq!(stack.clickhouse.scalar::<u64>(&kept).await.unwrap(), 1);
+    let rejects = format!("SELECT count() FROM {}.rejected_lines", site.database);
+    assert_eq!(stack.clickhouse.scalar::<u64>(&rejects).await.unwrap(), 1);
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 3);
 
     let output = sluice.command(&[
@@ -447,16 +453,16 @@ async fn a_forced_backfill_replaces_rows_and_the_history_shows_it() {
         "--output",
         "json",
     ]);
-    let story: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let version = &story["versions"][0];
-    assert_eq!(version["loaded"], true, "{story}");
+    let history: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let version = &history["versions"][0];
+    assert_eq!(version["loaded"], true, "{history}");
     assert_eq!(
         version["rows"],
         object!({"rejected": 1, "unmatched": 1}),
-        "{story}"
+        "{history}"
     );
     let states = [0, 1].map(|at| version["batches"][at]["state"].as_str().unwrap());
-    assert_eq!(states, ["loaded", "superseded"], "{story}");
+    assert_eq!(states, ["loaded", "superseded"], "{history}");
 
     // Objects that were loaded more recently are skipped.
     let none = backfill(&sluice, &site, &["--force", "--loaded-before", "1h"]);
@@ -465,9 +471,9 @@ async fn a_forced_backfill_replaces_rows_and_the_history_shows_it() {
         (&0.into(), &3.into()),
         "{none}"
     );
-    let said = refused(&sluice, 2, &["s3://bucket", "--force", "--via-queue"]);
+    let stderr = backfill_error(&sluice, 2, &["s3://bucket", "--force", "--via-queue"]);
     assert!(
-        said.contains("--force alone loads in this process"),
-        "{said}"
+        stderr.contains("--force alone loads in this process"),
+        "{stderr}"
     );
 }

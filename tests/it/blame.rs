@@ -17,8 +17,8 @@ async fn error_codes_have_the_names_that_the_server_uses() {
     let clickhouse = &Stack::shared().clickhouse;
     for (code, name, _) in CODES {
         let sql = format!("SELECT errorCodeToName({code})");
-        let named: String = clickhouse.scalar(&sql).await.unwrap();
-        assert_eq!(named, *name, "{code}");
+        let found: String = clickhouse.scalar(&sql).await.unwrap();
+        assert_eq!(found, *name, "{code}");
     }
 }
 
@@ -34,7 +34,7 @@ async fn every_decoder_error_blames_the_object() {
             CODES
                 .iter()
                 .any(|(known, _, diagnosis)| u64::from(*known) == code && *diagnosis == CONTENT),
-            "{row} is not the content's fault in src/clickhouse/codes.rs"
+            "{row} does not blame the content in src/clickhouse/codes.rs"
         );
     }
 }
@@ -104,14 +104,14 @@ async fn an_object_that_no_decoder_can_read_fails_at_the_first_error() {
         "{failures:#?}"
     );
     let (_, metrics) = sluice.get("/metrics").await.unwrap();
-    let is_replayed = |line: &&str| line.contains("verdict=\"replay\"") && !line.ends_with(" 0");
-    let replays: Vec<&str> = metrics.lines().filter(is_replayed).collect();
-    assert!(replays.is_empty(), "{replays:?}");
+    let is_retried = |line: &&str| line.contains("verdict=\"replay\"") && !line.ends_with(" 0");
+    let retries: Vec<&str> = metrics.lines().filter(is_retried).collect();
+    assert!(retries.is_empty(), "{retries:?}");
 }
 
 /// Returns whether a request inserts lines: a load, or the blank-line load that shows whether any
 /// load works.
-fn loads(body: &[u8]) -> bool {
+fn is_load(body: &[u8]) -> bool {
     body.starts_with(b"INSERT INTO")
 }
 
@@ -120,8 +120,8 @@ fn contains(text: &[u8], part: &str) -> bool {
         .any(|window| window == part.as_bytes())
 }
 
-/// Errors of the server, the account or the replicas, one that is in no list, and a limit that no
-/// insert meets.
+/// Errors of the server, the account or the replicas, one with an unlisted code, and a limit that
+/// even the smallest insert exceeds.
 const SERVERS: [(&str, &str); 9] = [
     (
         "Code: 201. DB::Exception: Quota for user `u` for 1h has been exceeded: queries = 565/120. \
@@ -164,7 +164,7 @@ const SERVERS: [(&str, &str); 9] = [
     ),
 ];
 
-async fn pauses_and_blames_nobody(fault: Fault, words: &str, reason: &str) {
+async fn assert_pauses_and_blames_no_object(fault: Fault, words: &str, reason: &str) {
     let stack = Stack::shared();
     let site = stack.site_with_max_receives("blameless", 1).await.unwrap();
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
@@ -173,12 +173,12 @@ async fn pauses_and_blames_nobody(fault: Fault, words: &str, reason: &str) {
     sluice.start();
     sluice.wait_until_ready().await;
     let bundles: Vec<_> = Generator::new(91).take(6).collect();
-    proxy.inject(fault, usize::MAX, |_, sql| loads(sql));
+    proxy.inject(fault, usize::MAX, |_, sql| is_load(sql));
     let expected_rows = upload(&site, &bundles).await;
     let why = sluice.wait_until_not_ready(words).await;
     // The state persists while the insert is retried.
     let hits = proxy.hits();
-    wait_for("it to be tried again", BOUND, async || {
+    wait_for("the insert to be retried", BOUND, async || {
         let now = proxy.hits();
         ensure!(now >= hits + 10, "{hits} {now}");
         Ok(Some(()))
@@ -204,19 +204,20 @@ async fn pauses_and_blames_nobody(fault: Fault, words: &str, reason: &str) {
 #[tokio::test]
 async fn errors_of_the_server_pause_intake_and_blame_no_object() {
     for (error, reason) in SERVERS {
-        pauses_and_blames_nobody(Fault::Error(error), error, reason).await;
+        assert_pauses_and_blames_no_object(Fault::Error(error), error, reason).await;
     }
 }
 
 #[tokio::test]
 async fn error_responses_of_a_proxy_pause_intake_and_blame_no_object() {
     for status in [413, 502, 504] {
-        pauses_and_blames_nobody(Fault::Status(status), "not ClickHouse's", "proxy").await;
+        assert_pauses_and_blames_no_object(Fault::Status(status), "not ClickHouse's", "proxy")
+            .await;
     }
 }
 
-/// Asserts that exactly one of several objects fails if every attempt to load it meets this fault.
-async fn fails_alone(fault: Fault, words: &str, settings: &[(&str, &str)]) {
+/// Asserts that exactly one of several objects fails if every attempt to load it hits this fault.
+async fn assert_fails_alone(fault: Fault, words: &str, settings: &[(&str, &str)]) {
     let stack = Stack::shared();
     let site = stack.site_with_max_receives("alone", 1).await.unwrap();
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
@@ -232,7 +233,7 @@ async fn fails_alone(fault: Fault, words: &str, settings: &[(&str, &str)]) {
     }
     site.put("odd.jsonl", line("odd")).await.unwrap();
     proxy.inject(fault, usize::MAX, |_, sql| {
-        loads(sql) && contains(sql, "odd.jsonl")
+        is_load(sql) && contains(sql, "odd.jsonl")
     });
     sluice.start();
     wait_for_dead_letters(&site, 1).await;
@@ -253,7 +254,7 @@ async fn fails_alone(fault: Fault, words: &str, settings: &[(&str, &str)]) {
 async fn an_object_with_an_unknown_error_fails_alone() {
     let error = "Code: 1001. DB::Exception: std::exception. (STD_EXCEPTION)";
     for strategy in ["single_pass", "per_type"] {
-        fails_alone(Fault::Error(error), error, &[("load.strategy", strategy)]).await;
+        assert_fails_alone(Fault::Error(error), error, &[("load.strategy", strategy)]).await;
     }
 }
 
@@ -261,7 +262,7 @@ async fn an_object_with_an_unknown_error_fails_alone() {
 async fn an_object_that_a_proxy_blocks_fails_alone() {
     for status in [413, 504] {
         let words = format!("{status} ");
-        fails_alone(
+        assert_fails_alone(
             Fault::Status(status),
             &words,
             &[("load.fallback", "always")],
@@ -345,7 +346,7 @@ async fn an_exhausted_quota_pauses_intake_and_is_logged_once() {
     .await;
     let probes = async || sluice.metric("sluice_clickhouse_errors_total").await;
     let before = probes().await.unwrap();
-    wait_for("it to be tried again", BOUND, async || {
+    wait_for("another probe", BOUND, async || {
         let now = probes().await?;
         ensure!(now >= before + 5.0, "{before} {now}");
         Ok(Some(()))
@@ -372,14 +373,17 @@ async fn dead_letters_and_rejected_lines_need_attention() {
         .unwrap();
     site.put("garbage.jsonl.gz", "no gzip").await.unwrap();
     sluice.start();
-    wait_for("attention", BOUND, async || {
+    wait_for("both problems to be reported", BOUND, async || {
         let (status, body) = sluice.get("/readyz").await?;
         ensure!(status == 200, "{body}");
-        let told = [
+        let expected = [
             "attention: The dead-letter queue",
             "attention: Of the lines",
         ];
-        Ok(told.iter().all(|words| body.contains(words)).then_some(()))
+        Ok(expected
+            .iter()
+            .all(|words| body.contains(words))
+            .then_some(()))
     })
     .await;
     let status = sluice.status().await;

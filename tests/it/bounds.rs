@@ -31,7 +31,7 @@ async fn count(stack: &Stack, site: &Site, what: &str) -> u64 {
 
 /// Loads a large object beside small ones, and asserts that all rows are there and that only the
 /// large object was loaded in many blocks.
-async fn is_loaded_in_many_blocks(
+async fn assert_loaded_in_many_blocks(
     sluice: Sluice,
     site: &Site,
     key: &str,
@@ -71,7 +71,7 @@ async fn an_object_with_too_many_rows_for_one_block_is_loaded_in_many() {
     let lines = 2_000_100;
     let large = gzip("{}\n".repeat(lines).as_bytes());
     let sluice = Sluice::new(Stack::shared(), &site);
-    is_loaded_in_many_blocks(sluice, &site, "large.jsonl.gz", large, lines as u64).await;
+    assert_loaded_in_many_blocks(sluice, &site, "large.jsonl.gz", large, lines as u64).await;
 }
 
 #[tokio::test]
@@ -86,7 +86,7 @@ async fn an_object_that_expands_beyond_one_block_is_loaded_in_many() {
     // Its compressed size is small.
     assert!(large.len() < 100 << 10, "{}", large.len());
     let sluice = Sluice::new(Stack::shared(), &site).set("batch.max_bytes", "1MiB");
-    is_loaded_in_many_blocks(sluice, &site, "large.jsonl.zst", large, lines as u64).await;
+    assert_loaded_in_many_blocks(sluice, &site, "large.jsonl.zst", large, lines as u64).await;
 }
 
 #[tokio::test]

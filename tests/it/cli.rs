@@ -1,4 +1,4 @@
-//! The command line as it is used by people and orchestrators.
+//! The command line, as people and orchestrators use it.
 
 use std::process::Output;
 
@@ -26,15 +26,16 @@ fn printed(arguments: &[&str]) -> String {
     stdout(&output)
 }
 
-/// Returns the error about the command line or the configuration.
-fn refused(arguments: &[&str]) -> String {
+/// Returns the error of a command that exits with code 2: the command line or the configuration is
+/// invalid.
+fn usage_error(arguments: &[&str]) -> String {
     let output = run(arguments);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     assert_eq!(stdout(&output), "");
     stderr(&output)
 }
 
-fn assert_says(text: &str, words: &[&str]) {
+fn assert_contains(text: &str, words: &[&str]) {
     for word in words {
         assert!(text.contains(word), "{word:?} is not in:\n{text}");
     }
@@ -101,7 +102,7 @@ fn an_output_that_cannot_be_written_is_an_error() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert_says(&stderr(&output), &["standard output"]);
+    assert_contains(&stderr(&output), &["standard output"]);
 }
 
 #[test]
@@ -119,7 +120,7 @@ fn config_show_prints_the_effective_values_without_secrets() {
         .expect("sluice runs");
     let shown = stdout(&output);
     assert!(!shown.contains("correct-horse"), "{shown}");
-    assert_says(
+    assert_contains(
         &shown,
         &["password:", "window: 7s", "visibility_timeout: 2m"],
     );
@@ -139,7 +140,7 @@ fn variables_and_flags_override_the_file() {
         .output()
         .unwrap();
     let shown = stdout(&output);
-    assert_says(&shown, &["window: 4s", "max_objects: 2", "concurrency: 3"]);
+    assert_contains(&shown, &["window: 4s", "max_objects: 2", "concurrency: 3"]);
 }
 
 #[test]
@@ -152,7 +153,7 @@ fn config_schema_is_json_and_needs_no_configuration() {
 
 #[test]
 fn all_problems_are_reported_at_once_with_advice() {
-    let said = refused(&[
+    let error = usage_error(&[
         "--set",
         "batch.windw=5s",
         "--set",
@@ -160,8 +161,8 @@ fn all_problems_are_reported_at_once_with_advice() {
         "config",
         "show",
     ]);
-    assert_says(
-        &said,
+    assert_contains(
+        &error,
         &[
             "batch.windw: unknown key",
             "did you mean `batch.window`?",
@@ -169,14 +170,14 @@ fn all_problems_are_reported_at_once_with_advice() {
             "give a duration from 10s to 12h",
         ],
     );
-    assert_says(
-        &refused(&["--config", "/nowhere/at/all.yaml", "run"]),
+    assert_contains(
+        &usage_error(&["--config", "/nowhere/at/all.yaml", "run"]),
         &["/nowhere/at/all.yaml"],
     );
-    assert_says(&refused(&["run"]), &["queue.url"]);
-    assert_says(&refused(&["--set", "nonsense", "run"]), &["PATH=VALUE"]);
-    assert_says(&refused(&["rnu"]), &["rnu", "Usage: sluice"]);
-    assert_says(&refused(&[]), &["Usage: sluice"]);
+    assert_contains(&usage_error(&["run"]), &["queue.url"]);
+    assert_contains(&usage_error(&["--set", "nonsense", "run"]), &["PATH=VALUE"]);
+    assert_contains(&usage_error(&["rnu"]), &["rnu", "Usage: sluice"]);
+    assert_contains(&usage_error(&[]), &["Usage: sluice"]);
 }
 
 #[test]
@@ -184,14 +185,14 @@ fn an_invalid_event_type_is_named() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("bad.yaml"), "nam: x\n").unwrap();
     let setting = format!("event_types.dir={}", directory.path().display());
-    let said = refused(&["--set", &setting, "migrate", "--print"]);
-    assert_says(&said, &["bad.yaml"]);
+    let error = usage_error(&["--set", &setting, "migrate", "--print"]);
+    assert_contains(&error, &["bad.yaml"]);
 }
 
 #[test]
 fn retry_without_a_selection_is_a_usage_error() {
-    let said = refused(&["retry"]);
-    assert_says(&said, &["name objects", "--error-class", "--all"]);
+    let error = usage_error(&["retry"]);
+    assert_contains(&error, &["name objects", "--error-class", "--all"]);
 }
 
 #[test]
@@ -203,8 +204,8 @@ fn an_unknown_error_class_is_refused_with_the_known_ones() {
         (&["dlq", "redrive"], "untried"),
         (&["dlq", "purge"], "loaded"),
     ] {
-        let said = refused(&[command, &["--error-class", "misssing"]].concat());
-        assert_says(&said, &["misssing", "missing, denied", also]);
+        let error = usage_error(&[command, &["--error-class", "misssing"]].concat());
+        assert_contains(&error, &["misssing", "missing, denied", also]);
     }
 }
 
@@ -218,8 +219,8 @@ fn a_sorting_key_that_identifies_no_row_is_refused() {
     std::fs::write(directory.path().join("click.yaml"), declared).unwrap();
     let setting = format!("event_types.dir={}", directory.path().display());
     for command in [&["check"][..], &["migrate", "--print"], &["types", "list"]] {
-        let said = refused(&[&["--set", &setting], command].concat());
-        assert_says(&said, &["click.yaml: order_by: ", "otherwise: line_hash"]);
+        let error = usage_error(&[&["--set", &setting], command].concat());
+        assert_contains(&error, &["click.yaml: order_by: ", "otherwise: line_hash"]);
     }
 }
 
@@ -233,7 +234,7 @@ fn migrate_prints_its_statements_without_connecting() {
         "migrate",
         "--print",
     ]);
-    assert_says(
+    assert_contains(
         &text,
         &[
             "-- table video_events\nCREATE TABLE IF NOT EXISTS ",
@@ -248,7 +249,7 @@ fn migrate_prints_its_statements_without_connecting() {
 fn migrate_names_the_address_that_does_not_answer() {
     let output = run(&["--set", "clickhouse.url=http://127.0.0.1:1", "migrate"]);
     assert_eq!(output.status.code(), Some(1));
-    assert_says(&stderr(&output), &["http://127.0.0.1:1"]);
+    assert_contains(&stderr(&output), &["http://127.0.0.1:1"]);
 }
 
 #[tokio::test]
@@ -265,10 +266,10 @@ async fn migrate_is_idempotent_and_can_run_concurrently() {
         "SELECT name, create_table_query, uuid FROM system.tables WHERE database = '{}' ORDER BY name",
         site.database
     );
-    let made = stack.clickhouse.rows(&tables).await.unwrap();
-    assert!(made.len() > 15, "{made:?}");
+    let created = stack.clickhouse.rows(&tables).await.unwrap();
+    assert!(created.len() > 15, "{created:?}");
     sluice.migrate();
-    assert_eq!(stack.clickhouse.rows(&tables).await.unwrap(), made);
+    assert_eq!(stack.clickhouse.rows(&tables).await.unwrap(), created);
     let again = stdout(&sluice.command(&["migrate"]));
     assert_eq!(again, "everything is as declared\n");
 
@@ -276,5 +277,5 @@ async fn migrate_is_idempotent_and_can_run_concurrently() {
     let printed = sluice.command(&["migrate", "--print"]);
     let count = stdout(&printed).matches("\nCREATE ").count();
     // One more statement creates the database.
-    assert_eq!(count, made.len() + 1);
+    assert_eq!(count, created.len() + 1);
 }

@@ -1,5 +1,5 @@
-//! After every insert the tables are compared with the rows counted during it. Rows that something
-//! else kept out of a table are detected; rows that merges have collapsed are not reported.
+//! After every insert the tables are compared with the rows counted during it. Missing rows are
+//! detected, and rows that merges have collapsed do not count as missing.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ async fn events(stack: &Stack, site: &Site, event: &str) -> u64 {
 #[tokio::test]
 async fn a_missing_view_pauses_intake_until_it_is_back() {
     for table in ["video_events", "object_rows"] {
-        let (stack, site, mut sluice) = site("view-gone").await;
+        let (stack, site, mut sluice) = site("view-missing").await;
         let view = view_of(stack, &site, table).await;
         let drop = format!("DROP VIEW {}.{view} SYNC", site.database);
         stack.clickhouse.execute(&drop).await.unwrap();
@@ -61,7 +61,7 @@ const IN_TABLE: &[u8] = b"count() AS rows, 0 AS blocks";
 
 #[tokio::test]
 async fn rows_that_merges_collapse_are_not_reported_missing() {
-    let (stack, site, sluice) = site("merged-away").await;
+    let (stack, site, sluice) = site("merged").await;
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
     // The delay leaves time for merges between an insert and its comparison.
     let compares = |sql: &[u8]| sql.windows(IN_TABLE.len()).any(|part| part == IN_TABLE);

@@ -86,7 +86,7 @@ async fn an_object_that_is_announced_again_is_not_loaded_again() {
             .await
             .unwrap();
     }
-    wait_for("the announcements to come", BOUND, async || {
+    wait_for("the announcements to be received", BOUND, async || {
         let received = sluice.metric("sluice_sqs_messages_received_total").await?;
         ensure!(received >= 21.0, "{received}");
         Ok(Some(()))
@@ -126,7 +126,7 @@ async fn a_missing_object_fails_alone() {
     wait_for_dead_letters(&site, 1).await;
     wait_until_drained(&site).await;
     check(stack, &site, &expected_rows).await;
-    // Every good one was received once, and the missing one twice. The test event adds one.
+    // Every existing object was received once, and the missing one twice. The test event adds one.
     let received = sluice.metric("sluice_sqs_messages_received_total").await;
     assert_eq!(received.unwrap(), 53.0);
     assert_failure_is_recorded(stack, &site, missing, "missing").await;
@@ -185,13 +185,13 @@ async fn a_failed_object_is_loaded_once_it_is_uploaded_or_announced_again() {
 
     // One object gets other content. The missing one is created, and announced by the same message
     // again.
-    site.put("a.jsonl.gz", gzip(line("mended").as_bytes()))
+    site.put("a.jsonl.gz", gzip(line("fixed").as_bytes()))
         .await
         .unwrap();
     site.put("c.jsonl", line("late")).await.unwrap();
     site.send(&lost).await.unwrap();
     wait_until_drained(&site).await;
-    assert_eq!(loaded_names(stack, &site).await, ["late", "late", "mended"]);
+    assert_eq!(loaded_names(stack, &site).await, ["fixed", "late", "late"]);
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 3);
 }
 
@@ -404,13 +404,13 @@ async fn a_worker_that_is_killed_repeatedly_loads_every_row_once() {
     let mut expected_rows = ExpectedRows::default();
     for (round, bundles) in bundles.chunks(30).enumerate() {
         expected_rows += &upload(&site, bundles).await;
-        let sealed = format!(
+        let claimed = format!(
             "SELECT uniqExact(batch_id) FROM {}.ledger_objects",
             site.database
         );
-        wait_for("a batch to be under way", BOUND, async || {
-            let sealed: usize = stack.clickhouse.scalar(&sealed).await?;
-            Ok((sealed > round).then_some(()))
+        wait_for("a batch to be claimed", BOUND, async || {
+            let claimed: usize = stack.clickhouse.scalar(&claimed).await?;
+            Ok((claimed > round).then_some(()))
         })
         .await;
         sluice.kill();

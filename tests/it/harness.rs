@@ -92,13 +92,13 @@ impl Sluice {
 
     /// Runs a subcommand and waits for it to exit.
     pub(crate) fn command(&self, arguments: &[&str]) -> Output {
-        let mut command = self.prepared();
+        let mut command = self.prepare();
         command.args(arguments).output().expect("sluice runs")
     }
 
     /// Starts a subcommand with its output piped.
     pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
-        let mut command = self.prepared();
+        let mut command = self.prepare();
         command.args(arguments);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().expect("sluice starts")
@@ -110,15 +110,15 @@ impl Sluice {
     }
 
     pub(crate) fn start(&mut self) {
-        assert!(self.child.is_none(), "it runs already");
+        assert!(self.child.is_none(), "it is already running");
         self.starts += 1;
         let log = File::create(self.log_file()).expect("a log file");
-        let mut command = self.prepared();
+        let mut command = self.prepare();
         command.arg("run").stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().expect("sluice starts"));
     }
 
-    fn prepared(&self) -> Command {
+    fn prepare(&self) -> Command {
         let mut command = sluice();
         command
             .envs(self.environment.iter().cloned())
@@ -137,33 +137,33 @@ impl Sluice {
     }
 
     pub(crate) fn terminate(&self) {
-        terminate(self.child.as_ref().expect("it runs"));
+        terminate(self.child.as_ref().expect("it is running"));
     }
 
     /// Waits for the daemon to exit.
     pub(crate) async fn exit_status(&mut self) -> ExitStatus {
-        let child = self.child.as_mut().expect("it runs");
-        let status = wait_for("sluice to end", BOUND, async || Ok(child.try_wait()?)).await;
+        let child = self.child.as_mut().expect("it is running");
+        let status = wait_for("sluice to exit", BOUND, async || Ok(child.try_wait()?)).await;
         self.child = None;
         status
     }
 
     /// Sends SIGKILL.
     pub(crate) fn kill(&mut self) {
-        let mut child = self.child.take().expect("it runs");
+        let mut child = self.child.take().expect("it is running");
         child.kill().expect("it can be killed");
-        child.wait().expect("it ends");
+        child.wait().expect("it exits");
     }
 
     pub(crate) fn assert_running(&mut self) {
         let child = self.child.as_mut().expect("it was started");
-        let ended = child.try_wait().expect("a child");
-        assert_eq!(ended, None, "sluice ended by itself");
+        let status = child.try_wait().expect("a child");
+        assert_eq!(status, None, "sluice exited unexpectedly");
     }
 
     /// Returns the command line, which every user of the machine can see.
     pub(crate) fn command_line(&self) -> String {
-        let pid = self.child.as_ref().expect("it runs").id().to_string();
+        let pid = self.child.as_ref().expect("it is running").id().to_string();
         let output = Command::new("ps")
             .args(["-o", "args=", "-p", &pid])
             .output();
@@ -209,34 +209,35 @@ impl Sluice {
         let mut stream = TcpStream::connect(&self.admin_address()?).await?;
         let request = format!("{method} {path} HTTP/1.0\r\nHost: {host}\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        let status = answer.split_whitespace().nth(1).context("no status")?;
-        let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await?;
+        let status = response.split_whitespace().nth(1).context("no status")?;
+        let (_, body) = response.split_once("\r\n\r\n").context("no body")?;
         Ok((status.parse()?, body.to_owned()))
     }
 
     /// Returns the content of `/status.json`.
     pub(crate) async fn status(&self) -> serde_json::Value {
-        let (_, status) = self.get("/status.json").await.expect("it answers");
+        let (_, status) = self.get("/status.json").await.expect("a response");
         serde_json::from_str(&status).expect("JSON")
     }
 
     /// Returns the current and the peak resident memory, in bytes.
     pub(crate) fn memory(&self) -> (u64, u64) {
-        let pid = self.child.as_ref().expect("it runs").id();
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a Linux");
+        let pid = self.child.as_ref().expect("it is running").id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("Linux");
         let kilobytes = |name: &str| {
             let line = status.lines().find(|line| line.starts_with(name));
             let value = line.and_then(|line| line.split_whitespace().nth(1));
             value.and_then(|value| value.parse::<u64>().ok())
         };
-        let [now, most] = ["VmRSS:", "VmHWM:"].map(|name| kilobytes(name).expect("a size") * 1024);
-        (now, most)
+        let [current, peak] =
+            ["VmRSS:", "VmHWM:"].map(|name| kilobytes(name).expect("a size") * 1024);
+        (current, peak)
     }
 
     /// Waits until the daemon is ready.
-    pub(crate) async fn ready(&self) {
+    pub(crate) async fn wait_until_ready(&self) {
         wait_for("sluice to be ready", BOUND, async || {
             let (status, body) = self.get("/readyz").await?;
             ensure!(status == 200, "{status} {body}");

@@ -65,7 +65,11 @@ impl Victim {
             "SELECT name FROM system.databases WHERE name = '{}'",
             self.canary
         );
-        assert_eq!(self.rows(&sql).await.len(), 1, "the canary is dead");
+        assert_eq!(
+            self.rows(&sql).await.len(),
+            1,
+            "the canary database was dropped"
+        );
         let (_, metrics) = sluice.get("/metrics").await.unwrap();
         for code in [36, 47, 60, 62] {
             let failed = format!("sluice_clickhouse_errors_total{{code=\"{code}\"");
@@ -93,7 +97,7 @@ async fn hostile_keys_etags_and_fields_are_only_text() {
         let object = &mut body["Records"][0]["s3"]["object"];
         object["versionId"] = json!(hostile);
         object["sequencer"] = json!(hostile);
-        // Half of the messages have an invalid etag: the current content is loaded.
+        // Half of the messages have an invalid etag, so that the current content is loaded.
         if index % 2 == 0 {
             object["eTag"] = json!(hostile);
         }
@@ -129,7 +133,7 @@ async fn hostile_keys_etags_and_fields_are_only_text() {
 
 #[tokio::test]
 async fn a_key_that_resembles_an_s3_error_does_not_make_its_object_missing() {
-    let victim = Victim::new("speaking-keys").await;
+    let victim = Victim::new("s3-like-keys").await;
     let Victim { stack, site, .. } = &victim;
     Sluice::new(stack, site).migrate();
     let mut sluice = Sluice::new(stack, site).set("load.on_missing", "acknowledge");
@@ -164,7 +168,7 @@ async fn hostile_buckets_and_regions_become_dead_letters_and_do_not_pause_intake
     sluice.start();
     let etag = site.put("a.jsonl", "{\"note\":\"a\"}").await.unwrap();
     let mut texts = victim.hostile();
-    let places = [
+    let names = [
         "a",
         "..",
         "a/../b",
@@ -174,18 +178,18 @@ async fn hostile_buckets_and_regions_become_dead_letters_and_do_not_pause_intake
         "a#b",
         "x.\u{e9}",
     ];
-    texts.extend(places.map(str::to_owned));
+    texts.extend(names.map(str::to_owned));
     let mut sent = 0;
     for text in &texts {
-        for place in ["/Records/0/s3/bucket/name", "/Records/0/awsRegion"] {
+        for field in ["/Records/0/s3/bucket/name", "/Records/0/awsRegion"] {
             let body = announcement(site, "a.jsonl", &etag);
             let mut body: serde_json::Value = serde_json::from_str(&body).unwrap();
             body["Records"][0]["awsRegion"] = json!("us-east-1");
             // Any word is a valid region.
-            if place.ends_with("awsRegion") && text == "a" {
+            if field.ends_with("awsRegion") && text == "a" {
                 continue;
             }
-            *body.pointer_mut(place).unwrap() = json!(text);
+            *body.pointer_mut(field).unwrap() = json!(text);
             site.send(&body.to_string()).await.unwrap();
             sent += 1;
         }
@@ -262,16 +266,16 @@ async fn hostile_names_in_configuration_and_event_types_are_only_names() {
     texts.sort_unstable();
     assert_eq!(texts, [Some(&*odd("per_type")), Some(&*odd("single_pass"))]);
     assert_eq!(found[0][odd("id")], odd("value"));
-    let kept = sql::qualified(&database, "rejected_lines");
+    let rejects = sql::qualified(&database, "rejected_lines");
     let reasons = victim
-        .rows(&format!("SELECT DISTINCT reason FROM {kept}"))
+        .rows(&format!("SELECT DISTINCT reason FROM {rejects}"))
         .await;
     assert_eq!(
         reasons,
         [json!({"reason": format!("missing {}", odd("text"))})]
     );
-    let counted = sql::qualified(&database, "object_rows");
-    let kinds = format!("SELECT DISTINCT kind FROM {counted} WHERE kind != 'rejected'");
+    let object_rows = sql::qualified(&database, "object_rows");
+    let kinds = format!("SELECT DISTINCT kind FROM {object_rows} WHERE kind != 'rejected'");
     assert_eq!(victim.rows(&kinds).await, [json!({"kind": name})]);
 }
 
@@ -280,7 +284,7 @@ async fn hostile_users_passwords_and_clusters_fail_like_any_wrong_value() {
     let victim = Victim::new("hostile-users").await;
     let Victim { stack, site, .. } = &victim;
     for hostile in victim.hostile().into_iter().take(7) {
-        for (field, says) in [
+        for (field, expected) in [
             ("SLUICE__CLICKHOUSE__USER", "AUTHENTICATION_FAILED"),
             ("SLUICE__CLICKHOUSE__PASSWORD", "REQUIRED_PASSWORD"),
             ("SLUICE__CLICKHOUSE__CLUSTER", "CLUSTER_DOESNT_EXIST"),
@@ -290,7 +294,7 @@ async fn hostile_users_passwords_and_clusters_fail_like_any_wrong_value() {
                 .command(&["migrate"]);
             let text = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(1), "{field}: {text}");
-            assert!(text.contains(says), "{field} {hostile}: {text}");
+            assert!(text.contains(expected), "{field} {hostile}: {text}");
         }
     }
     let mut sluice = Sluice::new(stack, site);

@@ -31,8 +31,8 @@ fn stable(json: &str, site: &Site) -> String {
         // The body is an event of S3, with ids of the stand-in.
         (r#"(?P<before>"body": )".*""#, "${before}BODY"),
     ] {
-        let found = Regex::new(what).unwrap();
-        text = found.replace_all(&text, name).into_owned();
+        let pattern = Regex::new(what).unwrap();
+        text = pattern.replace_all(&text, name).into_owned();
     }
     text
 }
@@ -61,21 +61,20 @@ async fn every_command_has_json_output() {
     };
 
     let migrated: Value = serde_json::from_str(&json(&sluice, &["migrate"])).unwrap();
-    let whats: Vec<_> = migrated["statements"]
+    let changes: Vec<_> = migrated["statements"]
         .as_array()
         .unwrap()
         .iter()
         .map(|statement| statement["what"].as_str().unwrap())
         .collect();
-    check("migrate", &whats.join("\n"));
+    check("migrate", &changes.join("\n"));
     check("migrate_again", &json(&sluice, &["migrate"]));
 
     let lines = "{\"verb\":\"click\",\"id\":\"1\"}\nno JSON\n{\"verb\":\"other\"}\n";
     site.put("good.jsonl", lines).await.unwrap();
     sluice.start();
     wait_until_drained(&site).await;
-    // This object is uploaded by itself, or it would be a matter of chance whether both are in one
-    // batch.
+    // This object is uploaded later, since both would be in one batch only sometimes.
     site.put("bad.jsonl.gz", "no gzip").await.unwrap();
     wait_for_dead_letters(&site, 1).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
@@ -104,9 +103,9 @@ async fn every_command_has_json_output() {
     ] {
         check(name, &json(&sluice, arguments));
     }
-    let letters: Value = serde_json::from_str(&json(&sluice, &["dlq", "list"])).unwrap();
-    let id = letters["messages"][0]["message_id"].as_str().unwrap();
+    let dead_letters: Value = serde_json::from_str(&json(&sluice, &["dlq", "list"])).unwrap();
+    let id = dead_letters["messages"][0]["message_id"].as_str().unwrap();
     check("dlq_show", &json(&sluice, &["dlq", "show", id]));
-    let forget = ["forget", &bad, "--reason", "nobody mends it"];
+    let forget = ["forget", &bad, "--reason", "nobody will fix it"];
     check("forget", &json(&sluice, &forget));
 }

@@ -71,7 +71,7 @@ struct Exported {
 }
 
 impl Exported {
-    async fn by(sluice: &Sluice) -> Result<Self> {
+    async fn fetch(sluice: &Sluice) -> Result<Self> {
         let (_, text) = sluice.get("/metrics").await?;
         let mut exported = Self::default();
         for line in text.lines().filter(|line| !line.is_empty()) {
@@ -106,7 +106,7 @@ impl Exported {
         let labels = labels.collect::<Result<Labels>>()?;
         let series = (name.to_owned(), labels);
         let before = self.series.insert(series, value.parse()?);
-        ensure!(before.is_none(), "twice: {line}");
+        ensure!(before.is_none(), "duplicate series: {line}");
         Ok(())
     }
 
@@ -120,11 +120,16 @@ impl Exported {
     }
 }
 
-/// Waits until the sum of the series with these labels satisfies `is`.
-async fn until(sluice: &Sluice, name: &str, labels: &[(&str, &str)], is: impl Fn(f64) -> bool) {
+/// Waits until the sum of the series with these labels satisfies `condition`.
+async fn wait_for_metric(
+    sluice: &Sluice,
+    name: &str,
+    labels: &[(&str, &str)],
+    condition: impl Fn(f64) -> bool,
+) {
     wait_for(&format!("{name} {labels:?}"), BOUND, async || {
-        let sum = Exported::by(sluice).await?.sum(name, labels);
-        ensure!(is(sum), "{sum}");
+        let sum = Exported::fetch(sluice).await?.sum(name, labels);
+        ensure!(condition(sum), "{sum}");
         Ok(Some(()))
     })
     .await;
@@ -160,7 +165,7 @@ impl Scenario {
 
     /// Loads valid lines of all kinds, lines of no event type, and a key that ClickHouse cannot
     /// address.
-    async fn load_good_ones(&self) -> ExpectedRows {
+    async fn load_valid_objects(&self) -> ExpectedRows {
         let bundles: Vec<_> = Generator::new(61).take(20).collect();
         let mut expected_rows = upload(&self.site, &bundles).await;
         self.site.put("odd*.jsonl", line("odd")).await.unwrap();
@@ -178,7 +183,7 @@ impl Scenario {
         let body = announcement(&self.site, "again.jsonl", &etag);
         self.site.send(&body).await.unwrap();
         let duplicate = [("outcome", "duplicate")];
-        until(&self.sluice, "sluice_objects_total", &duplicate, |sum| {
+        wait_for_metric(&self.sluice, "sluice_objects_total", &duplicate, |sum| {
             sum > 0.0
         })
         .await;
@@ -186,7 +191,7 @@ impl Scenario {
 
     /// Announces a truncated object and a missing one, and sends a message that is not a
     /// notification.
-    async fn send_bad_ones(&self) {
+    async fn send_invalid_messages(&self) {
         let whole = gzip(line("truncated").repeat(2000).as_bytes());
         let half = &whole[..whole.len() / 2];
         self.site.put("truncated.jsonl.gz", half).await.unwrap();
@@ -199,32 +204,35 @@ impl Scenario {
     }
 
     /// Cuts the connection to ClickHouse until an in-flight message has needed a heartbeat.
-    async fn lose_clickhouse(&self) {
+    async fn disconnect_clickhouse(&self) {
         self.clickhouse
             .inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
-        self.site.put("held.jsonl", line("held")).await.unwrap();
+        self.site
+            .put("in-flight.jsonl", line("in flight"))
+            .await
+            .unwrap();
         let unreachable = [("reason", "unreachable")];
         let is_one = |sum| sum == 1.0;
-        until(&self.sluice, "sluice_breaker_open", &unreachable, is_one).await;
-        until(&self.sluice, "sluice_backlog_messages", &[], is_one).await;
-        until(&self.sluice, "sluice_sqs_heartbeats_total", &[], |sum| {
+        wait_for_metric(&self.sluice, "sluice_breaker_open", &unreachable, is_one).await;
+        wait_for_metric(&self.sluice, "sluice_backlog_messages", &[], is_one).await;
+        wait_for_metric(&self.sluice, "sluice_sqs_heartbeats_total", &[], |sum| {
             sum > 0.0
         })
         .await;
         self.clickhouse.heal();
         wait_until_drained(&self.site).await;
-        until(&self.sluice, "sluice_breaker_open", &[], |sum| sum == 0.0).await;
-        until(&self.sluice, "sluice_backlog_messages", &[], |sum| {
+        wait_for_metric(&self.sluice, "sluice_breaker_open", &[], |sum| sum == 0.0).await;
+        wait_for_metric(&self.sluice, "sluice_backlog_messages", &[], |sum| {
             sum == 0.0
         })
         .await;
     }
 
-    async fn lose_sqs(&self) {
+    async fn disconnect_sqs(&self) {
         self.sqs.inject(Fault::Status(500), usize::MAX, |_, _| true);
         for operation in ["receive", "attributes"] {
             let of = [("operation", operation)];
-            until(&self.sluice, "sluice_sqs_failures_total", &of, |sum| {
+            wait_for_metric(&self.sluice, "sluice_sqs_failures_total", &of, |sum| {
                 sum > 0.0
             })
             .await;
@@ -273,7 +281,7 @@ fn is_of_open_label(label: &str, value: &str) -> bool {
 
 /// Asserts that each metric has a series, and one for each value of a label if its values are
 /// listed.
-fn assert_whole(exported: &Exported, documented: &BTreeMap<String, Documented>) {
+fn assert_complete(exported: &Exported, documented: &BTreeMap<String, Documented>) {
     for (name, it) in documented {
         let series = exported.series.keys().filter(|(series, _)| series == name);
         let series: Vec<&Labels> = series.map(|(_, labels)| labels).collect();
@@ -291,7 +299,7 @@ fn assert_whole(exported: &Exported, documented: &BTreeMap<String, Documented>) 
 /// Counters that stay at zero here. They rise only if the queue accepts no heartbeat for a whole
 /// visibility timeout (tested in core/src/daemon/heartbeats), or if users' views read the tables
 /// (tests/it/views.rs).
-const UNMOVED: [&str; 2] = [
+const STAY_AT_ZERO: [&str; 2] = [
     "sluice_sqs_heartbeats_missed_total",
     "sluice_rollbacks_left_in_views_total",
 ];
@@ -311,7 +319,7 @@ async fn assert_counts(scenario: &Scenario, exported: &Exported, expected_rows: 
         assert_eq!(rows(kind.name()), expected_rows.rows(kind), "{kind:?}");
     }
     // There are two more lines than in the first loads: of the object that was announced twice, and
-    // of the one that was held during the outage.
+    // of the one that was in flight during the outage.
     assert_eq!(rows("unmatched"), expected_rows.unmatched + 2);
     assert_eq!(rows("rejected"), expected_rows.rejected);
     let rejected = exported.sum("sluice_rejected_lines_total", &[]) as u64;
@@ -344,7 +352,7 @@ async fn assert_counts(scenario: &Scenario, exported: &Exported, expected_rows: 
 }
 
 /// Returns every expression of the dashboard.
-fn drawn() -> Vec<String> {
+fn dashboard_expressions() -> Vec<String> {
     fn collect(value: &Value, into: &mut Vec<String>) {
         match value {
             Value::Object(fields) => {
@@ -367,19 +375,19 @@ fn drawn() -> Vec<String> {
 }
 
 /// Asserts that the dashboard's queries return series when they are sent as Grafana sends them.
-async fn assert_drawn(prometheus: &Prometheus) {
-    let expressions = drawn();
+async fn assert_dashboard_has_data(prometheus: &Prometheus) {
+    let expressions = dashboard_expressions();
     assert!(expressions.len() > 30, "{}", expressions.len());
     for expression in expressions {
-        let asked = expression.replace("$__rate_interval", "5m");
-        let asked = asked.replace("$__range", "1h");
+        let query = expression.replace("$__rate_interval", "5m");
+        let query = query.replace("$__range", "1h");
         // These return series only while something is wrong, and nothing is.
-        if asked.contains(" > 0") {
-            prometheus.query(&asked).unwrap();
+        if query.contains(" > 0") {
+            prometheus.query(&query).unwrap();
             continue;
         }
-        wait_for(&asked, BOUND, async || {
-            let series = prometheus.query(&asked)?;
+        wait_for(&query, BOUND, async || {
+            let series = prometheus.query(&query)?;
             ensure!(!series.is_empty(), "no series");
             Ok(Some(()))
         })
@@ -412,23 +420,23 @@ async fn exported_metrics_are_those_of_the_documentation_and_the_dashboard() {
     let worker = scenario.sluice.admin_address().unwrap().parse().unwrap();
     let prometheus = spawn_blocking(move || Prometheus::start(&[worker]));
     let prometheus = prometheus.await.unwrap().unwrap();
-    let first = Exported::by(&scenario.sluice).await.unwrap();
-    let expected_rows = scenario.load_good_ones().await;
+    let first = Exported::fetch(&scenario.sluice).await.unwrap();
+    let expected_rows = scenario.load_valid_objects().await;
     scenario.announce_again().await;
-    scenario.send_bad_ones().await;
-    scenario.lose_clickhouse().await;
-    scenario.lose_sqs().await;
-    until(&scenario.sluice, "sluice_dlq_messages", &[], |sum| {
+    scenario.send_invalid_messages().await;
+    scenario.disconnect_clickhouse().await;
+    scenario.disconnect_sqs().await;
+    wait_for_metric(&scenario.sluice, "sluice_dlq_messages", &[], |sum| {
         sum == 3.0
     })
     .await;
 
-    let exported = Exported::by(&scenario.sluice).await.unwrap();
+    let exported = Exported::fetch(&scenario.sluice).await.unwrap();
     assert_documented(&exported, &documented);
-    assert_whole(&exported, &documented);
+    assert_complete(&exported, &documented);
     for (name, it) in &documented {
-        if it.kind != "gauge" && !UNMOVED.contains(&name.as_str()) {
-            assert!(exported.sum(name, &[]) > 0.0, "{name} never moved");
+        if it.kind != "gauge" && !STAY_AT_ZERO.contains(&name.as_str()) {
+            assert!(exported.sum(name, &[]) > 0.0, "{name} stayed at zero");
         }
     }
     let new: Vec<_> = cumulative(&exported)
@@ -436,16 +444,16 @@ async fn exported_metrics_are_those_of_the_documentation_and_the_dashboard() {
         .filter(|(name, _)| name != "sluice_clickhouse_errors_total")
         .copied()
         .collect();
-    assert!(new.is_empty(), "not there from the start: {new:?}");
+    assert!(new.is_empty(), "missing at the start: {new:?}");
     for (_, labels) in exported.series.keys() {
         for value in labels.values() {
             let names = [".jsonl", "odd", "section/", scenario.site.bucket.as_str()];
-            let names_one = names.iter().any(|name| value.contains(name));
-            assert!(!names_one, "{value} names an object");
+            let is_named = names.iter().any(|name| value.contains(name));
+            assert!(!is_named, "{value} names an object");
         }
     }
     assert_counts(&scenario, &exported, &expected_rows).await;
-    assert_drawn(&prometheus).await;
+    assert_dashboard_has_data(&prometheus).await;
 }
 
 #[tokio::test]
@@ -459,9 +467,9 @@ async fn without_a_dead_letter_queue_its_depth_is_not_exported_and_nothing_fails
     sluice.migrate();
     sluice.start();
     let exported = wait_for("the depth of the queue", BOUND, async || {
-        let exported = Exported::by(&sluice).await?;
-        let is_told = exported.kinds.contains_key("sluice_queue_messages_visible");
-        Ok(is_told.then_some(exported))
+        let exported = Exported::fetch(&sluice).await?;
+        let is_exported = exported.kinds.contains_key("sluice_queue_messages_visible");
+        Ok(is_exported.then_some(exported))
     })
     .await;
     assert!(!exported.kinds.contains_key("sluice_dlq_messages"));
@@ -488,8 +496,8 @@ async fn the_depths_of_fifo_queues_are_exported() {
         .set("queue.url", &queue)
         .set("clickhouse.url", "http://127.0.0.1:1");
     sluice.start();
-    until(&sluice, "sluice_dlq_messages", &[], |sum| sum == 1.0).await;
-    until(&sluice, "sluice_queue_messages_visible", &[], |sum| {
+    wait_for_metric(&sluice, "sluice_dlq_messages", &[], |sum| sum == 1.0).await;
+    wait_for_metric(&sluice, "sluice_queue_messages_visible", &[], |sum| {
         sum == 2.0
     })
     .await;

@@ -47,7 +47,7 @@ async fn paths(stack: &Stack, site: &Site) -> Vec<String> {
 }
 
 /// Waits until `/metrics` has this line.
-async fn counted(sluice: &Sluice, line: &str) {
+async fn wait_for_metric_line(sluice: &Sluice, line: &str) {
     wait_for(line, BOUND, async || {
         let (_, metrics) = sluice.get("/metrics").await?;
         ensure!(metrics.lines().any(|it| it == line), "{metrics}");
@@ -56,15 +56,15 @@ async fn counted(sluice: &Sluice, line: &str) {
     .await;
 }
 
-async fn notifications(sluice: &Sluice, form: &str, outcome: &str, count: u64) {
+async fn wait_for_notifications(sluice: &Sluice, form: &str, outcome: &str, count: u64) {
     let labels = format!("form=\"{form}\",outcome=\"{outcome}\"");
     let line = format!("sluice_notifications_total{{{labels}}} {count}");
-    counted(sluice, &line).await;
+    wait_for_metric_line(sluice, &line).await;
 }
 
 #[tokio::test]
 async fn an_object_is_loaded_once_by_every_notification_route() {
-    let (stack, site) = site("ways").await;
+    let (stack, site) = site("routes").await;
     let mut sluice = migrated(stack, &site);
     let mut expected = Vec::new();
     let mut put = async |name: &str| {
@@ -72,9 +72,9 @@ async fn an_object_is_loaded_once_by_every_notification_route() {
         site.put(&key, line(&site.bucket, &key)).await.unwrap();
         expected.push(format!("{}/{key}", site.bucket));
     };
-    for way in NotificationRoute::ALL {
-        stack.aws.announce_by(&site, &[way]).await.unwrap();
-        put(&format!("{way:?}")).await;
+    for route in NotificationRoute::ALL {
+        stack.aws.announce_by(&site, &[route]).await.unwrap();
+        put(&format!("{route:?}")).await;
     }
     stack
         .aws
@@ -83,15 +83,15 @@ async fn an_object_is_loaded_once_by_every_notification_route() {
         .unwrap();
     put("all").await;
     sluice.start();
-    // Each of the first five ways sends one message, and the last step five. With raw delivery S3's
-    // own envelope is left.
+    // Each of the first five steps sends one message, and the last step sends five. With raw
+    // delivery, S3's own envelope is left.
     for (form, messages) in [
         ("s3", 4),
         ("sns", 2),
         ("event_bridge", 2),
         ("event_bridge_sns", 2),
     ] {
-        notifications(&sluice, form, "objects", messages).await;
+        wait_for_notifications(&sluice, form, "objects", messages).await;
     }
     wait_until_drained(&site).await;
     expected.sort_unstable();
@@ -120,7 +120,7 @@ async fn a_message_of_many_files_is_deleted_once_all_are_loaded() {
     let body = serde_json::json!({"bucket": site.bucket, "fileCount": 3, "files": files});
     site.send(&body.to_string()).await.unwrap();
     sluice.start();
-    notifications(&sluice, "declared", "objects", 1).await;
+    wait_for_notifications(&sluice, "declared", "objects", 1).await;
     wait_for("two files to be loaded", BOUND, async || {
         let loaded = loaded(&stack.clickhouse, &site.database).await;
         Ok((loaded == 2).then_some(()))
@@ -325,8 +325,8 @@ async fn every_form_that_names_an_object_is_loaded_and_unknown_messages_are_neve
     // With this setting, an object that is looked up under a wrong key is lost.
     let mut sluice = Sluice::new(stack, &site).set("load.on_missing", "acknowledge");
     sluice.start();
-    notifications(&sluice, "s3", "other_event", 1).await;
-    notifications(&sluice, "event_bridge", "other_event", 2).await;
+    wait_for_notifications(&sluice, "s3", "other_event", 1).await;
+    wait_for_notifications(&sluice, "event_bridge", "other_event", 2).await;
     wait_for_dead_letters(&site, unknown.len() as u64).await;
     wait_until_drained(&site).await;
     expected.sort_unstable();
@@ -336,7 +336,7 @@ async fn every_form_that_names_an_object_is_loaded_and_unknown_messages_are_neve
 
 #[tokio::test]
 async fn a_malformed_body_is_logged_once() {
-    let (stack, site) = site("told-once").await;
+    let (stack, site) = site("logged-once").await;
     let mut sluice = migrated(stack, &site);
     sluice.start();
     site.send("hello").await.unwrap();
@@ -345,7 +345,7 @@ async fn a_malformed_body_is_logged_once() {
     assert_eq!(log.matches("not a notification").count(), 1, "{log}");
     assert!(log.contains("message.id="), "{log}");
     // The message is received twice, and counted each time.
-    notifications(&sluice, "unknown", "malformed", 2).await;
+    wait_for_notifications(&sluice, "unknown", "malformed", 2).await;
 }
 
 #[tokio::test]
@@ -391,6 +391,6 @@ async fn objects_that_the_filter_excludes_are_skipped_and_counted() {
     let expected = expected.map(|key| format!("{}/{key}", site.bucket));
     assert_eq!(paths(stack, &site).await, expected);
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
-    notifications(&sluice, "s3", "filtered", 4).await;
-    counted(&sluice, "sluice_objects_total{outcome=\"filtered\"} 5").await;
+    wait_for_notifications(&sluice, "s3", "filtered", 4).await;
+    wait_for_metric_line(&sluice, "sluice_objects_total{outcome=\"filtered\"} 5").await;
 }

@@ -34,12 +34,12 @@ async fn each_query_of_the_page_returns_rows() {
     wait_for_dead_letters(&site, 1).await;
     wait_until_drained(&site).await;
     // One query lists batches that a worker left unfinished.
-    let sealed = format!(
+    let claimed = format!(
         "INSERT INTO {}.ledger_objects (object_id, bucket, key, size, batch_id, worker) \
          VALUES (generateUUIDv4(), 'bucket', 'key', 1, generateUUIDv4(), 'gone')",
         site.database
     );
-    stack.clickhouse.execute(&sealed).await.unwrap();
+    stack.clickhouse.execute(&claimed).await.unwrap();
 
     let queries = queries();
     assert_eq!(queries.len(), 10);

@@ -23,11 +23,11 @@ fn assert_few_lines(sluice: &Sluice) {
     assert!(log.lines().count() <= FEW_LINES, "{log}");
 }
 
-/// Waits until `count` requests have met a fault.
+/// Waits until `count` requests have hit a fault.
 async fn wait_for_hits(proxy: &Proxy, count: usize) {
     wait_for("requests to fail", BOUND, async || {
         let hits = proxy.hits();
-        ensure!(hits >= count, "{hits} have");
+        ensure!(hits >= count, "{hits} hits");
         Ok(Some(()))
     })
     .await;
@@ -88,7 +88,7 @@ async fn clickhouse_and_its_tables_may_appear_after_the_start() {
 #[tokio::test]
 async fn while_clickhouse_is_unavailable_nothing_is_received_and_the_log_stays_short() {
     let stack = Stack::shared();
-    let site = stack.site("away").await.unwrap();
+    let site = stack.site("unavailable").await.unwrap();
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
     let mut sluice = Sluice::new(stack, &site)
         .set("clickhouse.url", proxy.url())
@@ -112,7 +112,7 @@ async fn while_clickhouse_is_unavailable_nothing_is_received_and_the_log_stays_s
 #[tokio::test]
 async fn messages_in_flight_when_clickhouse_becomes_unavailable_are_kept_and_loaded_later() {
     let stack = Stack::shared();
-    let site = stack.site("goes-away").await.unwrap();
+    let site = stack.site("becomes-unavailable").await.unwrap();
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
     let mut sluice = Sluice::new(stack, &site)
         .set("clickhouse.url", proxy.url())
@@ -174,14 +174,14 @@ async fn a_user_who_may_not_insert_is_named_and_uses_up_no_further_receives() {
 #[tokio::test]
 async fn an_unavailable_queue_logs_few_lines_until_it_is_back() {
     let stack = Stack::shared();
-    let site = stack.site("queue-away").await.unwrap();
+    let site = stack.site("queue-unavailable").await.unwrap();
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
     proxy.inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
     let mut sluice = Sluice::new(stack, &site).environment("AWS_ENDPOINT_URL", proxy.url());
     sluice.migrate();
     sluice.start();
     wait_for_hits(&proxy, 4).await;
-    wait_for("a word about the queue", BOUND, async || {
+    wait_for("a log line about the queue", BOUND, async || {
         Ok(sluice
             .log()
             .contains("failed to receive from SQS")
@@ -200,9 +200,9 @@ async fn an_unavailable_queue_logs_few_lines_until_it_is_back() {
     let before = proxy.hits();
     proxy.inject(Fault::Status(503), usize::MAX, |_, _| true);
     wait_for_hits(&proxy, before + 8).await;
-    wait_for("a word about the queue", BOUND, async || {
-        let said = sluice.log().contains("failed to receive from SQS");
-        Ok(said.then_some(()))
+    wait_for("a log line about the queue", BOUND, async || {
+        let logged = sluice.log().contains("failed to receive from SQS");
+        Ok(logged.then_some(()))
     })
     .await;
     proxy.heal();
@@ -219,7 +219,7 @@ async fn a_queue_that_does_not_exist_is_named() {
     let url = format!("{}-misspelt", site.queue_url);
     let mut sluice = Sluice::new(stack, &site).set("queue.url", url);
     sluice.start();
-    wait_for("a word about the queue", BOUND, async || {
+    wait_for("a log line about the queue", BOUND, async || {
         Ok(sluice
             .log()
             .contains("failed to receive from SQS")

@@ -26,7 +26,7 @@ async fn open(sluice: &Sluice) -> Browser {
     browser
 }
 
-/// A script that returns what a person reads on the page.
+/// A script that returns the visible content of the page.
 const READ: &str = r##"(() => {
     const text = (selector, root = document) => {
         const found = root.querySelector(selector);
@@ -49,30 +49,35 @@ const READ: &str = r##"(() => {
             title: failure.querySelector(".what").title,
             reason: text(".reason", failure),
         })),
-        alien: document.querySelectorAll("img, iframe, object, embed, body script, [onerror]").length,
+        injected: document
+            .querySelectorAll("img, iframe, object, embed, body script, [onerror]").length,
     };
 })()"##;
 
-/// Waits until the page satisfies `is`, and returns its content.
-async fn shows(browser: &mut Browser, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+/// Waits until the page satisfies `condition`, and returns its content.
+async fn wait_for_page(
+    browser: &mut Browser,
+    what: &str,
+    condition: impl Fn(&Value) -> bool,
+) -> Value {
     wait_for(what, BOUND, async || {
         let page = browser.evaluate(READ).await?;
-        ensure!(is(&page), "{page:#}");
+        ensure!(condition(&page), "{page:#}");
         Ok(Some(page))
     })
     .await
 }
 
-async fn shows_word(browser: &mut Browser, word: &str) -> Value {
-    shows(browser, word, |page| page["word"] == word).await
+async fn wait_for_word(browser: &mut Browser, word: &str) -> Value {
+    wait_for_page(browser, word, |page| page["word"] == word).await
 }
 
-fn assert_quiet(browser: &Browser) {
+fn assert_no_problems(browser: &Browser) {
     assert_eq!(browser.problems(), Vec::<String>::new());
 }
 
-/// Uploads objects for the page to show if pictures are taken. Returns the expected rows.
-async fn busy(site: &Site, generator: &mut Generator) -> ExpectedRows {
+/// Uploads objects for the page to show if screenshots are taken. Returns the expected rows.
+async fn upload_for_screenshots(site: &Site, generator: &mut Generator) -> ExpectedRows {
     let mut expected_rows = ExpectedRows::default();
     let rounds = if updates_docs() { 16 } else { 0 };
     for round in 0..rounds {
@@ -83,8 +88,8 @@ async fn busy(site: &Site, generator: &mut Generator) -> ExpectedRows {
     expected_rows
 }
 
-/// Takes a picture for the documentation if that is to be updated.
-async fn picture(browser: &mut Browser, name: &str) {
+/// Takes a screenshot for the documentation if that is to be updated.
+async fn take_screenshot(browser: &mut Browser, name: &str) {
     if updates_docs() {
         let path = project::path(&format!("docs/images/live-{name}.png"));
         browser.screenshot(&path).await.unwrap();
@@ -113,7 +118,7 @@ async fn the_live_page_shows_the_activity_and_no_injected_markup() {
     let mut generator = Generator::new(31).faults(0.05, 0.05);
     let bundles: Vec<_> = generator.by_ref().take(20).collect();
     let mut expected_rows = upload(&site, &bundles).await;
-    expected_rows += &busy(&site, &mut generator).await;
+    expected_rows += &upload_for_screenshots(&site, &mut generator).await;
     site.put("broken.jsonl.gz", "no gzip").await.unwrap();
     let key = hostile_key();
     site.put(&key, "no gzip").await.unwrap();
@@ -127,12 +132,12 @@ async fn the_live_page_shows_the_activity_and_no_injected_markup() {
         .chain(loaded);
     let rows: Value = loaded
         .map(|(kind, rows)| {
-            assert_ne!(rows, 0, "{kind}: nothing to be seen");
+            assert_ne!(rows, 0, "{kind}: no rows to show");
             (kind.to_owned(), json!(rows.to_string()))
         })
         .collect::<serde_json::Map<_, _>>()
         .into();
-    let page = shows(&mut browser, "rows and failures", |page| {
+    let page = wait_for_page(&mut browser, "rows and failures", |page| {
         page["rows"] == rows && page["failures"].as_array().map(Vec::len) == Some(2)
     })
     .await;
@@ -163,22 +168,22 @@ async fn the_live_page_shows_the_activity_and_no_injected_markup() {
         short.contains('…') && short.chars().count() <= 90,
         "{short}"
     );
-    assert_eq!(page["alien"], 0, "{page:#}");
-    shows(&mut browser, "dead letters", |page| {
+    assert_eq!(page["injected"], 0, "{page:#}");
+    wait_for_page(&mut browser, "dead letters", |page| {
         page["flow"].as_str().unwrap().contains("2 dead letters")
     })
     .await;
 
     if updates_docs() {
         upload(&site, &generator.take(30).collect::<Vec<_>>()).await;
-        shows(&mut browser, "a batch in flight", |page| {
+        wait_for_page(&mut browser, "a batch in flight", |page| {
             page["in_flight"].as_str().unwrap().contains("Insert")
         })
         .await;
     }
-    picture(&mut browser, "light").await;
+    take_screenshot(&mut browser, "light").await;
     browser.set_color_scheme("dark").await.unwrap();
-    picture(&mut browser, "dark").await;
+    take_screenshot(&mut browser, "dark").await;
     browser.set_color_scheme("light").await.unwrap();
     browser.resize(PHONE, 2).await.unwrap();
     let width = "[document.documentElement.scrollWidth, innerWidth, \
@@ -191,12 +196,12 @@ async fn the_live_page_shows_the_activity_and_no_injected_markup() {
         Ok(Some(()))
     })
     .await;
-    picture(&mut browser, "phone").await;
+    take_screenshot(&mut browser, "phone").await;
 
-    assert_quiet(&browser);
+    assert_no_problems(&browser);
     let own = format!("http://{}/", sluice.admin_address().unwrap());
-    let is_own = |url: &&String| !url.starts_with(&own) && !url.starts_with("data:");
-    assert_eq!(browser.requests().iter().find(is_own), None);
+    let is_foreign = |url: &&String| !url.starts_with(&own) && !url.starts_with("data:");
+    assert_eq!(browser.requests().iter().find(is_foreign), None);
 
     // Even if markup were injected, it would not run.
     let inject = "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"hit=1\">'); \
@@ -226,16 +231,16 @@ async fn the_live_page_shows_an_outage_and_its_end_without_a_reload() {
     sluice.start();
     sluice.wait_until_ready().await;
     let mut browser = open(&sluice).await;
-    shows_word(&mut browser, "Well").await;
+    wait_for_word(&mut browser, "Well").await;
     browser.evaluate("window.same = true").await.unwrap();
-    let before = busy(&site, &mut Generator::new(32)).await;
+    let before = upload_for_screenshots(&site, &mut Generator::new(32)).await;
 
     proxy.inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
     site.put("a.jsonl", line("a")).await.unwrap();
-    let page = shows_word(&mut browser, "Paused").await;
+    let page = wait_for_word(&mut browser, "Paused").await;
     let reason = page["reason"].as_str().unwrap();
     assert!(reason.contains("No answer from ClickHouse"), "{page:#}");
-    shows(&mut browser, "the batch that waits", |page| {
+    wait_for_page(&mut browser, "the waiting batch", |page| {
         page["in_flight"].as_str().unwrap().contains("\t1\t")
     })
     .await;
@@ -250,17 +255,17 @@ async fn the_live_page_shows_an_outage_and_its_end_without_a_reload() {
     })
     .await;
     browser.set_color_scheme("dark").await.unwrap();
-    picture(&mut browser, "outage").await;
+    take_screenshot(&mut browser, "outage").await;
 
     proxy.heal();
     let unmatched = (before.unmatched + 1).to_string();
-    let page = shows(&mut browser, "the batch", |page| {
+    let page = wait_for_page(&mut browser, "the batch", |page| {
         page["word"] == "Well" && page["rows"]["unmatched"] == *unmatched
     })
     .await;
     assert_eq!(page["batches"][0][1], "1", "{page:#}");
     assert_eq!(browser.evaluate("window.same").await.unwrap(), true);
-    assert_quiet(&browser);
+    assert_no_problems(&browser);
     browser.close().await.unwrap();
 }
 
@@ -270,23 +275,23 @@ async fn the_live_page_reports_a_lost_worker_and_reconnects() {
         return;
     }
     let stack = Stack::shared();
-    let site = stack.site("page-gone").await.unwrap();
+    let site = stack.site("page-lost").await.unwrap();
     let listen = format!("127.0.0.1:{}", free_port().unwrap());
     let mut sluice = Sluice::new(stack, &site).set("admin.listen", listen);
     sluice.migrate();
     sluice.start();
     sluice.wait_until_ready().await;
     let mut browser = open(&sluice).await;
-    shows_word(&mut browser, "Well").await;
+    wait_for_word(&mut browser, "Well").await;
     // An open page does not keep a worker from stopping.
     assert_eq!(sluice.stop().await.code(), Some(0));
-    shows(&mut browser, "that nobody answers", |page| {
+    wait_for_page(&mut browser, "the lost connection", |page| {
         let connection = page["connection"].as_str().unwrap();
         connection.starts_with("No answer from the worker since ")
     })
     .await;
     sluice.start();
-    shows(&mut browser, "the worker again", |page| {
+    wait_for_page(&mut browser, "the restored connection", |page| {
         page["connection"] == "" && page["word"] == "Well"
     })
     .await;
@@ -306,10 +311,10 @@ async fn the_live_page_of_a_new_worker_shows_no_activity() {
     proxy.inject(Fault::Hold, usize::MAX, |_, _| true);
     sluice.start();
     let mut browser = open(&sluice).await;
-    let page = shows_word(&mut browser, "Starting").await;
+    let page = wait_for_word(&mut browser, "Starting").await;
     assert_eq!(page["reason"], "ClickHouse has not been reached yet");
     proxy.heal();
-    let page = shows_word(&mut browser, "Well").await;
+    let page = wait_for_word(&mut browser, "Well").await;
     let kinds = EventType::ALL.map(EventType::name);
     let kinds = kinds.into_iter().chain(["rejected", "unmatched"]);
     let nothing: Value = kinds.map(|kind| (kind.to_owned(), json!("0"))).collect();
@@ -318,15 +323,15 @@ async fn the_live_page_of_a_new_worker_shows_no_activity() {
     assert_eq!(page["no_batches"], "None since the start.", "{page:#}");
     let in_flight = page["in_flight"].as_str().unwrap();
     assert!(in_flight.contains("No batch is being loaded."), "{page:#}");
-    assert_quiet(&browser);
-    picture(&mut browser, "empty").await;
+    assert_no_problems(&browser);
+    take_screenshot(&mut browser, "empty").await;
     browser.close().await.unwrap();
 }
 
 #[tokio::test]
 async fn the_admin_listener_is_read_only() {
     let stack = Stack::shared();
-    let site = stack.site("page-orders").await.unwrap();
+    let site = stack.site("page-methods").await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     sluice.start();

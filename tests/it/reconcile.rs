@@ -40,16 +40,16 @@ async fn reconcile_finds_and_announces_objects_that_were_never_announced() {
     site.put("2026/01/10/changed", line("now")).await.unwrap();
     site.put("2026/01/12/never", line("never")).await.unwrap();
     let etag = site
-        .put("2026/01/12/in hand", line("in hand"))
+        .put("2026/01/12/in progress", line("in progress"))
         .await
         .unwrap();
 
     // This looks as if a worker had claimed the object.
     let sql = format!(
         "INSERT INTO {}.ledger_objects (object_id, bucket, key, etag, batch_id, lease_seconds) \
-         SELECT toUUID('{}'), '{}', '2026/01/12/in hand', 'e', generateUUIDv4(), 600",
+         SELECT toUUID('{}'), '{}', '2026/01/12/in progress', 'e', generateUUIDv4(), 600",
         site.database,
-        identity(&site.bucket, "2026/01/12/in hand", &etag),
+        identity(&site.bucket, "2026/01/12/in progress", &etag),
         site.bucket
     );
     stack.clickhouse.execute(&sql).await.unwrap();
@@ -84,7 +84,7 @@ async fn reconcile_finds_and_announces_objects_that_were_never_announced() {
     );
 
     // The object that could not be read is replaced by a valid one.
-    site.put("2026/01/11/broken.gz", gzip(line("mended").as_bytes()))
+    site.put("2026/01/11/broken.gz", gzip(line("fixed").as_bytes()))
         .await
         .unwrap();
     let (code, report) = reconcile(&sluice, &site, &["--enqueue"]);
@@ -105,7 +105,7 @@ async fn reconcile_finds_and_announces_objects_that_were_never_announced() {
     let expected = [
         "2026/01/10/changed",
         "2026/01/10/loaded",
-        "mended",
+        "fixed",
         "never",
         "now",
     ];

@@ -76,7 +76,7 @@ impl Harness {
     }
 
     /// Returns how often each line of the batch is counted in `object_rows`.
-    async fn times(&self, batch: BatchId, lines: u64) -> f64 {
+    async fn count_per_line(&self, batch: BatchId, lines: u64) -> f64 {
         let sql = format!(
             "SELECT sum(rows) FROM {}.object_rows WHERE batch_id = '{batch}'",
             self.site.database
@@ -125,7 +125,11 @@ async fn a_repeated_insert_adds_nothing_however_many_threads_read_the_objects() 
                 let batch = batch();
                 for threads in [1, 2, 4, 8] {
                     harness.insert(batch, &objects, ReadBy::S3, threads).await;
-                    assert_eq!(harness.times(batch, 100).await, 1.0, "{threads} threads");
+                    assert_eq!(
+                        harness.count_per_line(batch, 100).await,
+                        1.0,
+                        "{threads} threads"
+                    );
                 }
             }
         }
@@ -137,7 +141,7 @@ async fn a_repeated_insert_adds_nothing_however_many_threads_read_the_objects() 
 async fn a_repeated_insert_of_rejects_adds_nothing_after_their_snapshot_was_merged() {
     let harness = Harness::new(Strategy::SinglePass).await;
     let table = format!("{}.{REPLAYED}", harness.site.database);
-    let list = async |batch: BatchId, from: usize, lines: usize| {
+    let add_to_snapshot = async |batch: BatchId, from: usize, lines: usize| {
         let sql = format!(
             "INSERT INTO {table} (batch_id, source_path, source_etag, row_number, raw) \
              SELECT '{batch}', 'b/k', 'e', {from} + number, 'no JSON' FROM numbers({lines})"
@@ -145,10 +149,10 @@ async fn a_repeated_insert_of_rejects_adds_nothing_after_their_snapshot_was_merg
         harness.stack.clickhouse.execute(&sql).await.unwrap();
     };
     let batch = batch();
-    list(batch, 0, 100_000).await;
+    add_to_snapshot(batch, 0, 100_000).await;
     harness.insert(batch, &[], ReadBy::RejectedLines, 4).await;
     for other in 0..3 {
-        list(BatchId(Uuid::from_u128(other)), 50_000, 90_000).await;
+        add_to_snapshot(BatchId(Uuid::from_u128(other)), 50_000, 90_000).await;
         let merge = format!("OPTIMIZE TABLE {table} FINAL");
         harness.stack.clickhouse.execute(&merge).await.unwrap();
         for threads in [1, 2, 8] {
@@ -156,7 +160,7 @@ async fn a_repeated_insert_of_rejects_adds_nothing_after_their_snapshot_was_merg
                 .insert(batch, &[], ReadBy::RejectedLines, threads)
                 .await;
             assert_eq!(
-                harness.times(batch, 100_000).await,
+                harness.count_per_line(batch, 100_000).await,
                 1.0,
                 "{threads} threads"
             );

@@ -42,12 +42,12 @@ fn routed_types() -> TempDir {
     directory
 }
 
-/// Returns what has become of each object's lines: the object, the table, and the ids in it.
-async fn preview(stack: &Stack, site: &Site) -> String {
+/// Returns where the lines of each object are: the object, the table, and the ids in it.
+async fn destinations(stack: &Stack, site: &Site) -> String {
     let table = |table: &str, id: &str| {
         format!(
-            "SELECT substring(source_path, length('{}') + 2) AS key, '{table}' AS fate, {id} AS id \
-             FROM {}.{table}",
+            "SELECT substring(source_path, length('{}') + 2) AS key, \
+             '{table}' AS destination, {id} AS id FROM {}.{table}",
             site.bucket, site.database
         )
     };
@@ -60,7 +60,8 @@ async fn preview(stack: &Stack, site: &Site) -> String {
         table("object_rows", "concat(kind, ' ', toString(rows))"),
     ];
     let sql = format!(
-        "SELECT key, fate, arraySort(groupArray(id)) FROM ({}) GROUP BY key, fate ORDER BY key, fate",
+        "SELECT key, destination, arraySort(groupArray(id)) FROM ({}) \
+         GROUP BY key, destination ORDER BY key, destination",
         all.join(" UNION ALL ")
     );
     stack.clickhouse.query(&sql).await.unwrap()
@@ -118,7 +119,7 @@ async fn an_event_type_is_looked_for_only_on_its_route() {
              others/g.jsonl\tobject_rows\t['unmatched 3']\n\
              others/g.jsonl\tunmatched_statements\t['','c5','v5']\n"
         );
-        assert_eq!(preview(stack, &site).await, expected, "{strategy}");
+        assert_eq!(destinations(stack, &site).await, expected, "{strategy}");
         assert_eq!(site.dlq_depth().await.unwrap(), 0);
     }
 }

@@ -20,8 +20,8 @@ async fn read_by(stack: &Stack, site: &Site) -> Vec<(String, u64)> {
     );
     let rows = stack.clickhouse.rows(&sql).await.unwrap();
     let row = |row: &Value| {
-        let way = row["read_by"].as_str().unwrap().to_owned();
-        (way, row["objects"].as_u64().unwrap())
+        let reader = row["read_by"].as_str().unwrap().to_owned();
+        (reader, row["objects"].as_u64().unwrap())
     };
     rows.iter().map(row).collect()
 }
@@ -119,7 +119,7 @@ fn odd_contents() -> Vec<Bundle> {
 
 async fn streams_the_same_rows(strategy: &str) {
     let stack = Stack::shared();
-    let site = stack.site("both-ways").await.unwrap();
+    let site = stack.site("both-readers").await.unwrap();
     let mut loaded = Vec::new();
     let bundles: Vec<_> = Generator::new(31).take(40).chain(odd_contents()).collect();
     for fallback in ["never", "always"] {
@@ -323,8 +323,8 @@ async fn small_objects_are_streamed_if_configured() {
     expected_rows.objects += 1;
     wait_until_drained(&site).await;
     assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
-    let ways = [("s3".to_owned(), 1), ("stream".to_owned(), 20)];
-    assert_eq!(read_by(stack, &site).await, ways);
+    let readers = [("s3".to_owned(), 1), ("stream".to_owned(), 20)];
+    assert_eq!(read_by(stack, &site).await, readers);
 }
 
 /// If the worker cannot read small objects, ClickHouse loads them.

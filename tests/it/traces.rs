@@ -170,13 +170,13 @@ async fn a_batch_is_one_trace_from_the_first_receive_to_the_last_delete() {
     );
     let known: u64 = stack.clickhouse.scalar(&known).await.unwrap();
     assert_eq!(known, 1);
-    let on_record = format!(
+    let recorded = format!(
         "SELECT objects FROM {}.ledger_batches WHERE event = 'loaded' AND batch_id = '{}'",
         site.database,
         text(&load.attributes, "batch.id"),
     );
-    let on_record: u64 = stack.clickhouse.scalar(&on_record).await.unwrap();
-    assert_eq!(on_record, expected_rows.objects);
+    let recorded: u64 = stack.clickhouse.scalar(&recorded).await.unwrap();
+    assert_eq!(recorded, expected_rows.objects);
     // A trace with the statement would reveal its secrets.
     assert!(!format!("{spans:?}").contains("s3("), "{spans:#?}");
 }

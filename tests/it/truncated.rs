@@ -102,9 +102,9 @@ async fn rows_of_page_views(stack: &Stack, site: &Site) -> String {
 
 /// Asserts that each truncated object fails alone and leaves no rows, and that the others are
 /// loaded.
-async fn the_cut_fail_alone(fallback: &str, stream_below: &str) {
+async fn assert_truncated_fail_alone(fallback: &str, stream_below: &str) {
     let stack = Stack::shared();
-    let site = site(stack, "cut-short").await;
+    let site = site(stack, "truncated-objects").await;
     let mut sluice = Sluice::new(stack, &site)
         .set("load.fallback", fallback)
         .set("load.stream_below", stream_below);
@@ -129,19 +129,19 @@ async fn the_cut_fail_alone(fallback: &str, stream_below: &str) {
 
 #[tokio::test]
 async fn truncated_objects_fail_alone_and_leave_no_rows() {
-    the_cut_fail_alone("auto", "0B").await;
+    assert_truncated_fail_alone("auto", "0B").await;
 }
 
 /// A proof is not a fallback, so it takes place without one.
 #[tokio::test]
 async fn truncated_objects_fail_without_a_fallback_too() {
-    the_cut_fail_alone("never", "0B").await;
+    assert_truncated_fail_alone("never", "0B").await;
 }
 
 #[tokio::test]
 async fn truncated_objects_that_are_streamed_fail_too() {
-    the_cut_fail_alone("always", "0B").await;
-    the_cut_fail_alone("auto", "1MiB").await;
+    assert_truncated_fail_alone("always", "0B").await;
+    assert_truncated_fail_alone("auto", "1MiB").await;
 }
 
 /// A worker that is denied access cannot prove anything. The runtime has several threads, since the
@@ -178,7 +178,7 @@ async fn objects_accepted_without_proof_are_recorded_as_such() {
     let stack = Stack::shared();
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
     proxy.inject(Fault::Status(403), usize::MAX, |_, _| true);
-    let site = site(stack, "waived").await;
+    let site = site(stack, "accepted").await;
     let mut sluice = Sluice::new(stack, &site)
         .set("load.accept_unproven", r#"["zst", "lz4"]"#)
         .environment("AWS_ENDPOINT_URL_S3", proxy.url());
@@ -190,9 +190,9 @@ async fn objects_accepted_without_proof_are_recorded_as_such() {
     assert_eq!(page_views(stack, &site).await[WHOLE.0], 3000);
     for (name, _) in CUT.into_iter().chain([WHOLE]) {
         let object = format!("s3://{}/section/7/{name}", site.bucket);
-        let story = sluice.command(&["status", &object]);
-        let story = String::from_utf8(story.stdout).unwrap();
-        assert!(story.contains("not proven to be whole"), "{story}");
+        let history = sluice.command(&["status", &object]);
+        let history = String::from_utf8(history.stdout).unwrap();
+        assert!(history.contains("not proven to be whole"), "{history}");
     }
 }
 

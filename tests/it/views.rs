@@ -72,7 +72,7 @@ fn bundles(seed: u64) -> (Vec<Bundle>, u64) {
 }
 
 /// Returns the line of `check` about views.
-fn checked(sluice: &Sluice) -> Value {
+fn views_check(sluice: &Sluice) -> Value {
     let output = sluice.command(&["check", "--output", "json"]);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let checks = report["checks"].as_array().unwrap();
@@ -90,9 +90,9 @@ fn printed(sluice: &Sluice, arguments: &[&str]) -> String {
 #[tokio::test]
 async fn views_whose_tables_do_not_deduplicate_are_found_and_adopted() {
     let (harness, sluice) = Harness::new("views-found").await;
-    assert_eq!(checked(&sluice)["result"], "pass");
+    assert_eq!(views_check(&sluice)["result"], "pass");
     harness.count_videos().await;
-    let check = checked(&sluice);
+    let check = views_check(&sluice);
     assert_eq!(check["result"], "warn", "{check}");
     for name in ["video_days", "days", "video_total", "inner"] {
         assert!(check["detail"].as_str().unwrap().contains(name), "{check}");
@@ -102,11 +102,11 @@ async fn views_whose_tables_do_not_deduplicate_are_found_and_adopted() {
         text.contains("--adopt-views") && text.contains("video_total"),
         "{text}"
     );
-    assert_eq!(checked(&sluice)["result"], "warn");
+    assert_eq!(views_check(&sluice)["result"], "warn");
 
     let text = printed(&sluice, &["migrate", "--adopt-views"]);
     assert!(!text.contains("warning"), "{text}");
-    let check = checked(&sluice);
+    let check = views_check(&sluice);
     assert_eq!(check["result"], "pass", "{check}");
     let text = printed(&sluice, &["migrate", "--adopt-views"]);
     assert!(text.contains("everything is as declared"), "{text}");
@@ -140,7 +140,7 @@ async fn retries_are_exact_in_tables_that_adopted_views_fill() {
     let expected_rows = upload(&harness.site, &bundles).await;
     sluice.start();
     let cut = async |times: usize| {
-        wait_for("answers to be lost", BOUND, async || {
+        wait_for("responses to be lost", BOUND, async || {
             let hits = proxy.hits_by_fault();
             let cut = hits.get("cut before the response").copied();
             ensure!(cut >= Some(times), "{hits:?}");

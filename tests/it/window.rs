@@ -27,7 +27,7 @@ async fn a_single_object_does_not_wait_for_the_window() {
     assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 }
 
-/// The objects come one after the other, faster than they can be loaded one by one.
+/// The objects arrive one after the other, faster than they can be loaded one by one.
 #[tokio::test]
 async fn a_stream_of_objects_makes_few_batches() {
     const OBJECTS: usize = 60;

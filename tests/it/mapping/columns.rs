@@ -14,7 +14,7 @@ const PAGE_ATTEMPT: &str = "http://oli.cmu.edu/extensions/page_attempt";
 const ACTIVITY_ATTEMPT: &str = "http://oli.cmu.edu/extensions/activity_attempt";
 
 /// Asserts that the expectation covers all columns but the lineage, which differs between loads.
-async fn covers_all_columns(harness: &Harness, table: &str, expected: &Value) {
+async fn assert_covers_all_columns(harness: &Harness, table: &str, expected: &Value) {
     let query = format!("DESCRIBE TABLE {}", harness.table(table));
     let lineage = ["source_path", "source_etag", "batch_id", "ingested_at"];
     for column in harness.rows(&query).await {
@@ -41,7 +41,7 @@ async fn the_sample_becomes_the_expected_row() {
         "hints_requested": 1, "attached_objectives": "[9,10]", "session_id": "s-1",
         "batch_id": harness.batch.to_string(), "source_path": "0",
     });
-    covers_all_columns(&harness, "part_attempt_events", &expected).await;
+    assert_covers_all_columns(&harness, "part_attempt_events", &expected).await;
     harness
         .check(&[case("sample", SAMPLE, "part_attempt_events", expected)])
         .await;
@@ -175,7 +175,7 @@ async fn each_event_type_fills_all_its_columns() {
         ),
     ];
     for case in &cases {
-        covers_all_columns(&harness, case.table, &case.expected).await;
+        assert_covers_all_columns(&harness, case.table, &case.expected).await;
     }
     harness.check(&cases).await;
 }

@@ -198,13 +198,13 @@ fn differences(case: &Case, rows: &[(&str, Value)]) -> Vec<String> {
     let [(table, row)] = rows else {
         let tables: Vec<_> = rows.iter().map(|(table, _)| *table).collect();
         return vec![format!(
-            "{}: wanted one row in {}, found {tables:?}",
+            "{}: expected one row in {}, found {tables:?}",
             case.name, case.table
         )];
     };
     if *table != case.table {
         return vec![format!(
-            "{}: wanted {}, found {table}: {row}",
+            "{}: expected {}, found {table}: {row}",
             case.name, case.table
         )];
     }
@@ -215,7 +215,7 @@ fn differences(case: &Case, rows: &[(&str, Value)]) -> Vec<String> {
     wrong
         .map(|(column, value)| {
             format!(
-                "{}: {column}: wanted {value}, found {:?}",
+                "{}: {column}: expected {value}, found {:?}",
                 case.name,
                 row.get(column)
             )

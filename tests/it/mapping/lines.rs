@@ -161,15 +161,15 @@ async fn a_list_in_place_of_an_object_has_no_values() {
         );
     }
     // The same text has no effect where it is not a list in place of an object.
-    let innocent = Statement::part("innocent")
+    let unaffected = Statement::part("unaffected")
         .with(&path(&["result", "response"]), json!("[null, 1]"))
         .with(&ctx("attached_objectives"), json!([null, 1]))
-        .with(&path(&["\u{1}"]), json!("the guard's own name"));
-    cases.push(case("innocent", innocent.line(), PARTS, json!({
+        .with(&path(&["\u{1}"]), json!("the sentinel's own key"));
+    cases.push(case("unaffected", unaffected.line(), PARTS, json!({
         "response": "[null, 1]", "attached_objectives": "[null,1]", "page_id": 505, "score": 1.0,
         "scaled_score": 0.5, "success": true, "user_id": "4321", "hints_requested": 1,
     })));
-    // Scalars in place of objects do not hold values either.
+    // Scalars in place of objects contain no values either.
     for (index, value) in [json!("text"), json!(7), json!(true), Value::Null]
         .iter()
         .enumerate()
@@ -209,21 +209,21 @@ async fn line_numbers_count_blank_lines_which_become_no_rows() {
             .extend(source.as_object().unwrap().clone());
         row
     };
-    let kept = |table: &str| {
+    let rejects = |table: &str| {
         format!(
             "SELECT row_number, raw, reason, source_path, source_etag FROM {} ORDER BY row_number",
             harness.table(table)
         )
     };
     assert_eq!(
-        harness.rows(&kept("rejected_lines")).await,
+        harness.rows(&rejects("rejected_lines")).await,
         [
             with_source(json!({"row_number": 4, "raw": "broken\r", "reason": "not JSON"})),
             with_source(json!({"row_number": 7, "raw": "[1]", "reason": "not an object"})),
         ]
     );
     assert_eq!(
-        harness.rows(&kept("unmatched_statements")).await,
+        harness.rows(&rejects("unmatched_statements")).await,
         [with_source(
             json!({"row_number": 5, "raw": unmatched, "reason": "no event type"})
         )]

@@ -309,7 +309,7 @@ async fn numbers_in_json_text_are_normalised() {
 async fn ids_are_kept_or_derived_from_the_line() {
     let harness = Harness::new("ids").await;
     let at = path(&["id"]);
-    let sure = |raw: &str| {
+    let with_id = |raw: &str| {
         Statement::part("x")
             .with(&at, json!("@"))
             .with(&ctx("part_id"), json!(raw))
@@ -317,7 +317,7 @@ async fn ids_are_kept_or_derived_from_the_line() {
     };
     let mut cases = Vec::new();
     for raw in ["null", "\"\""] {
-        let line = sure(raw);
+        let line = with_id(raw);
         let hash = harness
             .scalar(&format!(
                 "SELECT lower(hex(sipHash128({})))",
@@ -353,10 +353,15 @@ async fn ids_are_kept_or_derived_from_the_line() {
     ));
     cases.push(case(
         "text",
-        sure("\"ID-1\""),
+        with_id("\"ID-1\""),
         PARTS,
         json!({"event_id": "ID-1"}),
     ));
-    cases.push(case("number", sure("17"), PARTS, json!({"event_id": "17"})));
+    cases.push(case(
+        "number",
+        with_id("17"),
+        PARTS,
+        json!({"event_id": "17"}),
+    ));
     harness.check(&cases).await;
 }
