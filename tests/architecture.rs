@@ -1,5 +1,5 @@
-//! ARCHITECTURE.md as a test: who may import whom, who may use what is not deterministic, and which
-//! tests show the invariants.
+//! ARCHITECTURE.md as a test: which modules may import each other, which may use what is not
+//! deterministic, and which tests show the invariants.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use sluice_testkit::project::files_below;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The modules of `sluice-core`: each may import those before it.
+/// The modules of `sluice-core`. Each may import those before it.
 const CORE: &[&str] = &[
     "label",
     "yaml",
@@ -30,7 +30,7 @@ const CORE: &[&str] = &[
     "fixtures",
 ];
 
-/// The modules of `sluice`: each may import those before it, and all of the core.
+/// The modules of `sluice`. Each may import those before it, and all of `sluice-core`.
 const SHELLS: &[&str] = &[
     "event_types",
     "util",
@@ -48,11 +48,11 @@ const SHELLS: &[&str] = &[
     "cli",
 ];
 
-/// What the root of a crate exports under its own name, and of which module it is.
+/// Items that the root of a crate re-exports, each with its module.
 const ALIASES: &[(&str, &str)] = &[("Env", "env"), ("labelled", "label")];
 
 struct Source {
-    /// From the root of the crate.
+    /// Relative to the root of the crate.
     path: PathBuf,
     /// Without comments and unit tests.
     code: String,
@@ -65,7 +65,7 @@ impl Source {
         first.strip_suffix(".rs").unwrap_or(&first).to_owned()
     }
 
-    /// The modules of this crate that it names, by `crate::…`.
+    /// The modules of this crate that it imports by `crate::…`.
     fn imports(&self) -> BTreeSet<String> {
         let mut found = BTreeSet::new();
         for (at, prefix) in self.code.match_indices("crate::") {
@@ -94,7 +94,7 @@ impl Source {
     }
 }
 
-/// The sources below a directory, but for what is a test alone.
+/// The sources below a directory, without files that have only tests.
 fn sources(directory: &str) -> Vec<Source> {
     let root = Path::new(ROOT).join(directory).canonicalize().unwrap();
     let is_test = |path: &Path| path.ends_with("tests.rs") || path.iter().any(|it| it == "tests");
@@ -117,8 +117,8 @@ fn sources(directory: &str) -> Vec<Source> {
     found
 }
 
-/// Returns every import of a module that does not come before the one that imports it.
-fn against_the_order(directory: &str, order: &[&str], below: &[&str]) -> Vec<String> {
+/// Returns every import of a module that is listed after the one that imports it.
+fn imports_out_of_order(directory: &str, order: &[&str], below: &[&str]) -> Vec<String> {
     let place = |module: &str| order.iter().position(|it| *it == module);
     let mut found = Vec::new();
     for source in sources(directory) {
@@ -127,7 +127,7 @@ fn against_the_order(directory: &str, order: &[&str], below: &[&str]) -> Vec<Str
             continue;
         }
         let Some(own) = place(&module) else {
-            found.push(format!("{module} has no place in the order"));
+            found.push(format!("{module} is not in the list of modules"));
             continue;
         };
         for import in source.imports() {
@@ -147,12 +147,12 @@ fn against_the_order(directory: &str, order: &[&str], below: &[&str]) -> Vec<Str
 #[test]
 fn imports_run_one_way() {
     let none: Vec<String> = Vec::new();
-    assert_eq!(against_the_order("core/src", CORE, &[]), none);
-    assert_eq!(against_the_order("src", SHELLS, CORE), none);
+    assert_eq!(imports_out_of_order("core/src", CORE, &[]), none);
+    assert_eq!(imports_out_of_order("src", SHELLS, CORE), none);
 }
 
-/// The files that contain any of these words, of those that are no test.
-fn users(words: &[&str]) -> Vec<String> {
+/// Returns the files that contain any of these words outside of tests.
+fn files_using(words: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
     for directory in ["core/src", "src"] {
         for source in sources(directory) {
@@ -168,8 +168,8 @@ fn users(words: &[&str]) -> Vec<String> {
 #[test]
 fn each_client_library_has_one_user() {
     let outside = |words: &[&str], home: &str| {
-        let users = users(words).into_iter();
-        users.filter(|it| !it.starts_with(home)).collect::<Vec<_>>()
+        let files = files_using(words).into_iter();
+        files.filter(|it| !it.starts_with(home)).collect::<Vec<_>>()
     };
     let none: Vec<String> = Vec::new();
     assert_eq!(outside(&["aws_sdk_sqs"], "src/queue/sqs"), none);
@@ -182,12 +182,12 @@ fn each_client_library_has_one_user() {
     assert_eq!(outside(&client, "src/clickhouse/"), none);
 }
 
-/// What a simulation must be able to replace comes from an `Env`. The rest is told to people alone,
-/// or belongs to a command that runs once.
+/// What a simulation must be able to replace comes from an `Env`. The other uses are only shown to
+/// people, or belong to a command that runs once.
 #[test]
-fn chance_the_wall_clock_and_new_ids_come_from_the_environment() {
+fn randomness_the_wall_clock_and_new_ids_come_from_env() {
     assert_eq!(
-        users(&["fastrand::", "now_v7", "new_v4"]),
+        files_using(&["fastrand::", "now_v7", "new_v4"]),
         [
             "core/src/env.rs",
             "src/cli/check/dedup_self_test.rs",
@@ -195,7 +195,7 @@ fn chance_the_wall_clock_and_new_ids_come_from_the_environment() {
         ]
     );
     assert_eq!(
-        users(&["SystemTime::now"]),
+        files_using(&["SystemTime::now"]),
         [
             "core/src/env.rs",
             "src/admin/status.rs",
@@ -212,17 +212,17 @@ fn chance_the_wall_clock_and_new_ids_come_from_the_environment() {
 
 /// Each command has one `Env`, which its parts share.
 #[test]
-fn one_environment_is_made() {
-    assert_eq!(users(&["Env::default()"]), ["src/cli/app.rs"]);
+fn only_one_env_is_created() {
+    assert_eq!(files_using(&["Env::default()"]), ["src/cli/app.rs"]);
 }
 
-/// The same events make the same run: nothing is chosen by chance between those that have come.
+/// The same events lead to the same run: a random choice between ready events would break this.
 #[test]
-fn what_is_selected_is_selected_in_order() {
+fn every_select_polls_its_branches_in_order() {
     let mut found = Vec::new();
     for directory in ["core/src", "src"] {
         for source in sources(directory) {
-            // Commands that run once, and what people look at.
+            // These are commands that run once, and pages for people.
             if matches!(source.module().as_str(), "cli" | "admin") {
                 continue;
             }
@@ -240,9 +240,9 @@ fn what_is_selected_is_selected_in_order() {
     assert_eq!(found, Vec::<String>::new());
 }
 
-/// Values become SQL in `sql` alone; a constant word may stand in quotes.
+/// Only `sql` turns values into SQL. A constant word may stand in quotes.
 #[test]
-fn nothing_is_quoted_by_hand() {
+fn values_are_quoted_in_the_sql_module_alone() {
     let mut found = Vec::new();
     for directory in ["core/src", "src"] {
         for source in sources(directory) {
@@ -264,11 +264,12 @@ fn nothing_is_quoted_by_hand() {
     assert_eq!(found, Vec::<String>::new());
 }
 
-/// Loaded objects (`InFlightMessages`) and messages that ask for nothing; the settler does as it is told.
+/// `InFlightMessages` deletes messages of loaded objects, and the core deletes messages that have
+/// nothing to load. The settler carries out both decisions.
 #[test]
-fn two_places_say_that_a_message_is_to_be_deleted() {
+fn only_two_places_decide_that_a_message_is_deleted() {
     assert_eq!(
-        users(&["Settlement::Delete"]),
+        files_using(&["Settlement::Delete"]),
         [
             "core/src/daemon/core.rs",
             "core/src/daemon/in_flight.rs",
@@ -277,7 +278,7 @@ fn two_places_say_that_a_message_is_to_be_deleted() {
     );
 }
 
-/// Whether this file has a function of this name that is a test.
+/// Whether this file has a test of this name.
 fn has_test(file: &str, name: &str) -> bool {
     let text = std::fs::read_to_string(Path::new(ROOT).join(file)).unwrap_or_default();
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
@@ -290,8 +291,7 @@ fn has_test(file: &str, name: &str) -> bool {
     })
 }
 
-/// Returns the items of the numbered list in a section: each goes up to the next number, whatever
-/// lines it has.
+/// Returns the items of the numbered list in a section. Each extends to the next number.
 fn numbered_items(section: &str) -> Vec<String> {
     let mut items: Vec<String> = Vec::new();
     for line in section.lines() {
@@ -305,7 +305,7 @@ fn numbered_items(section: &str) -> Vec<String> {
     items
 }
 
-/// Each names them in backticks, as `path/to/file.rs::name_of_the_test`.
+/// Each invariant names its tests in backticks, as `path/to/file.rs::name_of_the_test`.
 #[test]
 fn every_invariant_is_shown_by_tests_that_exist() {
     let text = std::fs::read_to_string(Path::new(ROOT).join("ARCHITECTURE.md")).unwrap();

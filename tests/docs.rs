@@ -1,4 +1,4 @@
-//! What the documents refer to is there.
+//! Everything that the documents refer to exists.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -29,16 +29,17 @@ fn documents() -> Vec<(PathBuf, String)> {
     files.into_iter().map(read).collect()
 }
 
-/// As GitHub names the heading's anchor.
+/// Returns the anchor that GitHub gives to a heading.
 fn anchor(heading: &str) -> String {
-    let kept = heading.trim().to_lowercase();
-    kept.chars()
+    let heading = heading.trim().to_lowercase();
+    heading
+        .chars()
         .filter(|it| it.is_alphanumeric() || " -_".contains(*it))
         .map(|it| if it == ' ' { '-' } else { it })
         .collect()
 }
 
-/// `.ci/run` runs the two commands with these programs alone.
+/// `.ci/run` runs the two commands with only these programs on the path.
 #[test]
 fn the_readme_names_every_program_that_its_commands_need() {
     let read = |file: &str| std::fs::read_to_string(Path::new(ROOT).join(file)).unwrap();
@@ -55,7 +56,7 @@ fn the_readme_names_every_program_that_its_commands_need() {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn every_link_has_a_target() {
     let mut dead = Vec::new();
     for (path, text) in documents() {
         let targets = text.split("](").skip(1);
@@ -68,14 +69,14 @@ fn every_link_leads_somewhere() {
                 "" => path.clone(),
                 file => path.parent().unwrap().join(file),
             };
-            let leads = file.exists()
+            let exists = file.exists()
                 && (section.is_empty()
                     || std::fs::read_to_string(&file)
                         .unwrap()
                         .lines()
                         .filter(|line| line.starts_with('#'))
                         .any(|line| anchor(line.trim_start_matches('#')) == section));
-            if !leads {
+            if !exists {
                 dead.push(format!("{}: {target}", path.display()));
             }
         }
@@ -83,9 +84,9 @@ fn every_link_leads_somewhere() {
     assert!(dead.is_empty(), "{dead:#?}");
 }
 
-/// A field such as `batch.window`, wherever it is named in backticks.
+/// Checks every field in backticks, such as `batch.window`.
 #[test]
-fn every_field_of_the_configuration_that_is_named_exists() {
+fn every_configuration_field_that_is_named_exists() {
     let reference = std::fs::read_to_string(Path::new(ROOT).join("docs/configuration.md")).unwrap();
     let headings = |marks: &str| -> BTreeSet<String> {
         let lines = reference.lines();
@@ -106,7 +107,7 @@ fn every_field_of_the_configuration_that_is_named_exists() {
                         .chars()
                         .all(|it| it.is_ascii_lowercase() || "._".contains(it))
             });
-            // Files, and a field of the log.
+            // These are files, and a field of the log.
             let is_other = [".json", ".yaml", "batch.id"];
             let is_other = is_other.iter().any(|it| named.ends_with(it));
             if of_section && !is_other && !fields.contains(named) && !sections.contains(named) {
@@ -117,7 +118,7 @@ fn every_field_of_the_configuration_that_is_named_exists() {
     assert!(unknown.is_empty(), "{unknown:#?}");
 }
 
-/// A path, or a test as `path/to/file.rs::name`, in backticks.
+/// Checks every path in backticks, and every test in the form `path/to/file.rs::name`.
 #[test]
 fn every_file_and_test_that_the_recipes_name_exists() {
     let recipes = std::fs::read_to_string(Path::new(ROOT).join("CONTRIBUTING.md")).unwrap();
@@ -131,7 +132,7 @@ fn every_file_and_test_that_the_recipes_name_exists() {
             Some((file, test)) => (format!("{file}.rs"), Some(test)),
             None => (named.to_owned(), None),
         };
-        // Placeholders, and what a build makes.
+        // These are placeholders, and files that a build creates.
         if !is_path(&file) || file.contains("NAME") || file.starts_with("target/") {
             continue;
         }

@@ -1,5 +1,5 @@
-//! STYLE.md as a test: names and phrases that were replaced stay replaced. docs/glossary.md has the
-//! terms that took their place.
+//! STYLE.md as a test: names and phrases that were replaced do not return. docs/glossary.md has the
+//! terms that replaced them.
 
 use std::path::{Path, PathBuf};
 
@@ -35,7 +35,7 @@ const NAMES: &[&str] = &[
     "whose_fault",
 ];
 
-/// Idioms that no reader from outside knows.
+/// Idioms that a new reader does not know.
 const PHRASES: &[&str] = &[
     "trying on",
     "goes on",
@@ -55,7 +55,7 @@ const PHRASES: &[&str] = &[
     "does not tell",
 ];
 
-/// Whether the text has these words, and not as a part of others.
+/// Whether the text has these words, as whole words.
 fn has(text: &str, words: &str) -> bool {
     let is_part = |next: Option<char>| next.is_some_and(|it| it.is_alphanumeric() || it == '_');
     text.match_indices(words).any(|(at, _)| {
@@ -64,7 +64,8 @@ fn has(text: &str, words: &str) -> bool {
     })
 }
 
-/// Each line of these files that has one of the words, without regard to what a line break separates.
+/// Returns each line of these files that has one of the words. A phrase that is split by a line
+/// break is not found.
 fn found(files: &[PathBuf], words: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
     for file in files {
@@ -92,13 +93,13 @@ fn names_that_were_replaced_stay_replaced() {
 }
 
 #[test]
-fn comments_logs_and_errors_are_free_of_private_idioms() {
+fn comments_logs_and_errors_have_no_private_idioms() {
     assert_eq!(found(&code(), PHRASES), Vec::<String>::new());
 }
 
-/// Not those that are generated from sources which are looked at, nor records of the past.
+/// Excludes documents that are generated from checked sources, and records of the past.
 #[test]
-fn documents_are_free_of_private_idioms() {
+fn documents_have_no_private_idioms() {
     let mut files: Vec<PathBuf> = [
         "README.md",
         "ARCHITECTURE.md",

@@ -74,7 +74,7 @@ fn parse(bencher: Bencher) {
     let bodies: Vec<String> = (0..MESSAGES).map(body).collect();
     bencher.counter(ItemsCount::new(MESSAGES)).bench(|| {
         for body in &bodies {
-            black_box(parse_notification(body)).expect("it is one");
+            black_box(parse_notification(body)).expect("a notification");
         }
     });
 }
@@ -137,13 +137,13 @@ fn settle(bencher: Bencher) {
     bencher
         .counter(ItemsCount::new(MESSAGES))
         .with_inputs(|| InFlightMessages::new(policy))
-        .bench_refs(|held| {
+        .bench_refs(|in_flight| {
             let now = Instant::now();
             for (message, id) in messages.iter().zip(&ids) {
-                black_box(held.track(message, &[*id], now));
+                black_box(in_flight.track(message, &[*id], now));
             }
             for id in &ids {
-                black_box(held.resolve(*id, Disposition::Done, 0.5));
+                black_box(in_flight.resolve(*id, Disposition::Done, 0.5));
             }
         });
 }

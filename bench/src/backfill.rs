@@ -1,4 +1,4 @@
-//! A backfill that finds everything loaded: the cost of listing and skipping keys.
+//! A backfill of objects that are all loaded: the cost of listing and skipping keys.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -10,16 +10,15 @@ use sluice::object::ObjectParts;
 use sluice_testkit::listing::Listing;
 use tokio::time::sleep;
 
-use crate::lab::{Database, Lab};
+use crate::contenders::sluice::{Worker, memory};
+use crate::harness::{Database, Harness};
 use crate::note;
 use crate::queue::{Addresses, QueueServer};
-use crate::ways::sluice::{Worker, memory};
 use crate::workload::object;
 
 const BUCKET: &str = "uploads";
 const BATCH: &str = "00000000-0000-7000-8000-000000000001";
-/// The number of keys in one insert into the ledger.
-const AT_A_TIME: u64 = 50_000;
+const KEYS_PER_INSERT: u64 = 50_000;
 const POLL: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -35,7 +34,7 @@ impl Backfill {
     #[expect(clippy::cast_precision_loss, reason = "for a person to read")]
     pub(crate) fn row(&self) -> String {
         format!(
-            "| backfill of {} keys, all of them loaded: keys a second, most resident | {:.0}, {:.0} MiB |\n",
+            "| backfill of {} keys, all loaded: keys per second, peak resident memory | {:.0}, {:.0} MiB |\n",
             self.keys,
             self.keys as f64 / self.seconds,
             self.peak_mib
@@ -44,14 +43,14 @@ impl Backfill {
 }
 
 /// Runs one backfill for each number of keys, one after the other.
-pub(crate) async fn run(lab: &Lab, keys: &[u64]) -> Result<Vec<Backfill>> {
-    let database = lab.migrated().await?;
-    let most = keys.iter().copied().max().unwrap_or_default();
-    note(&format!("filling a ledger with {most} keys"));
-    fill(lab, &database, most).await?;
+pub(crate) async fn run(harness: &Harness, keys: &[u64]) -> Result<Vec<Backfill>> {
+    let database = harness.migrated().await?;
+    let max_keys = keys.iter().copied().max().unwrap_or_default();
+    note(&format!("filling a ledger with {max_keys} keys"));
+    fill(harness, &database, max_keys).await?;
     let mut backfills = Vec::new();
     for keys in keys {
-        let backfill = skip(lab, &database, *keys).await?;
+        let backfill = skip(harness, &database, *keys).await?;
         note(&format!(
             "{keys} keys: {:.1} s, {:.1} MiB",
             backfill.seconds, backfill.peak_mib
@@ -62,14 +61,14 @@ pub(crate) async fn run(lab: &Lab, keys: &[u64]) -> Result<Vec<Backfill>> {
     Ok(backfills)
 }
 
-async fn skip(lab: &Lab, database: &Database<'_>, keys: u64) -> Result<Backfill> {
+async fn skip(harness: &Harness, database: &Database<'_>, keys: u64) -> Result<Backfill> {
     let listing = Listing::start(keys).await?;
     let queue = QueueServer::start([]).await?;
     let at = Addresses {
         s3: listing.url(),
-        ..queue.addresses(&lab.objects)
+        ..queue.addresses(&harness.objects)
     };
-    let worker = Worker::prepare(&lab.sluice, lab, &at, database, "", "")?;
+    let worker = Worker::prepare(&harness.sluice, harness, &at, database, "", "")?;
     let bucket = format!("s3://{BUCKET}");
     let mut command = worker.command(&["backfill", &bucket, "--output", "json"]);
     let begun = Instant::now();
@@ -92,10 +91,10 @@ async fn skip(lab: &Lab, database: &Database<'_>, keys: u64) -> Result<Backfill>
 }
 
 /// Records the first keys of the listing as one loaded batch.
-async fn fill(lab: &Lab, database: &Database<'_>, keys: u64) -> Result<()> {
-    let (name, clickhouse) = (&database.name, &lab.clickhouse);
-    for first in (0..keys).step_by(AT_A_TIME as usize) {
-        let rows = (first..keys.min(first + AT_A_TIME)).map(|number| {
+async fn fill(harness: &Harness, database: &Database<'_>, keys: u64) -> Result<()> {
+    let (name, clickhouse) = (&database.name, &harness.clickhouse);
+    for first in (0..keys).step_by(KEYS_PER_INSERT as usize) {
+        let rows = (first..keys.min(first + KEYS_PER_INSERT)).map(|number| {
             let object = object(BUCKET, Listing::key(number), Listing::etag(number), None);
             let ObjectParts { key, etag, .. } = &*object;
             format!("{}\t{BUCKET}\t{key}\t{etag}\t{BATCH}\n", object.id())

@@ -7,13 +7,13 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use sluice_bench::gate::{self, Decision, Policy, Sample, Side, Spread, Verdict};
 
-use crate::lab::Lab;
+use crate::contenders::sluice;
+use crate::harness::Harness;
 use crate::note;
-use crate::ways::sluice;
 use crate::workload::{Size, Uploaded, Workload};
 
 /// How the two programs are compared.
-pub(crate) struct Terms<'a> {
+pub(crate) struct Criteria<'a> {
     /// The older program.
     pub(crate) baseline: &'a Path,
     /// The highest accepted median of the ratios.
@@ -27,7 +27,7 @@ pub(crate) struct Terms<'a> {
 
 /// The samples of one workload, and the outcome.
 #[derive(Debug, Serialize)]
-pub(crate) struct Judged {
+pub(crate) struct GateResult {
     pub(crate) workload: String,
     size: Size,
     limit: f64,
@@ -48,14 +48,18 @@ struct Samples {
 }
 
 /// Runs each program once to warm up, then both in turns until each has its samples.
-pub(crate) async fn compare(lab: &Lab, workload: &Workload, terms: &Terms<'_>) -> Result<Judged> {
-    ensure!(terms.samples > 0, "no verdict without samples");
+pub(crate) async fn compare(
+    harness: &Harness,
+    workload: &Workload,
+    criteria: &Criteria<'_>,
+) -> Result<GateResult> {
+    ensure!(criteria.samples > 0, "at least one sample is required");
     note(&format!("{}: uploading", workload.name));
     let runner = Runner {
-        lab,
-        terms,
+        harness,
+        criteria,
         workload: workload.name,
-        uploaded: workload.upload(&lab.objects, terms.share),
+        uploaded: workload.upload(&harness.objects, criteria.share),
     };
     for side in gate::order(0) {
         runner.measure(side, "warm-up").await?;
@@ -63,24 +67,24 @@ pub(crate) async fn compare(lab: &Lab, workload: &Workload, terms: &Terms<'_>) -
     let mut samples = Samples::default();
     let is_complete = runner.collect(&mut samples).await?;
     let ratio = gate::median(&gate::ratios(&samples.baseline, &samples.candidate));
-    Ok(Judged {
+    Ok(GateResult {
         workload: workload.name.to_owned(),
         size: runner.uploaded.size,
-        limit: terms.limit,
+        limit: criteria.limit,
         ratio,
         verdict: if is_complete {
-            gate::judge(ratio, terms.limit)
+            gate::verdict(ratio, criteria.limit)
         } else {
             Verdict::Undecided
         },
-        max_other_load: terms.policy.max_other_load,
+        max_other_load: criteria.policy.max_other_load,
         samples,
     })
 }
 
 struct Runner<'a> {
-    lab: &'a Lab,
-    terms: &'a Terms<'a>,
+    harness: &'a Harness,
+    criteria: &'a Criteria<'a>,
     workload: &'a str,
     uploaded: Uploaded,
 }
@@ -88,9 +92,9 @@ struct Runner<'a> {
 impl Runner<'_> {
     /// Takes all samples. Returns whether the machine was quiet enough.
     async fn collect(&self, samples: &mut Samples) -> Result<bool> {
-        for round in 1..=self.terms.samples {
+        for round in 1..=self.criteria.samples {
             for side in gate::order(round) {
-                let label = format!("{round}/{}", self.terms.samples);
+                let label = format!("{round}/{}", self.criteria.samples);
                 if !self.add(samples, side, &label).await? {
                     return Ok(false);
                 }
@@ -103,7 +107,10 @@ impl Runner<'_> {
     async fn add(&self, samples: &mut Samples, side: Side, label: &str) -> Result<bool> {
         loop {
             let sample = self.measure(side, label).await?;
-            let decision = self.terms.policy.decide(&sample, samples.discarded.len());
+            let decision = self
+                .criteria
+                .policy
+                .decide(&sample, samples.discarded.len());
             match decision {
                 Decision::Keep | Decision::KeepDisturbed => {
                     samples.kept_disturbed += usize::from(decision == Decision::KeepDisturbed);
@@ -111,7 +118,7 @@ impl Runner<'_> {
                     return Ok(true);
                 }
                 Decision::Discard => {
-                    note("  thrown away: other programs had the machine; repeating it");
+                    note("  discarded: other programs were using the machine; repeating");
                     samples.discarded.push(sample);
                 }
                 Decision::GiveUp => {
@@ -124,12 +131,12 @@ impl Runner<'_> {
 
     async fn measure(&self, side: Side, label: &str) -> Result<Sample> {
         let (name, program) = match side {
-            Side::Baseline => ("baseline", self.terms.baseline),
-            Side::Candidate => ("candidate", self.lab.sluice.as_path()),
+            Side::Baseline => ("baseline", self.criteria.baseline),
+            Side::Candidate => ("candidate", self.harness.sluice.as_path()),
         };
         // Each run has its own database, which the program itself migrates: the two versions may
         // need different tables.
-        let run = sluice::run(program, self.lab, &self.uploaded, "").await?;
+        let run = sluice::run(program, self.harness, &self.uploaded, "").await?;
         let cost = run.cost.context("a run of Sluice has a cost")?;
         let sample = Sample {
             worker_seconds: cost.cpu_seconds,
@@ -139,7 +146,7 @@ impl Runner<'_> {
         };
         note(&format!(
             "{} {label} {name}: {:.3} s of processor time (worker {:.2} s, ClickHouse {:.3} s), \
-             other programs {} of the cores; {:.2} s in all",
+             other programs {} of the cores; {:.2} s elapsed",
             self.workload,
             sample.processor_seconds(),
             sample.worker_seconds,
@@ -160,7 +167,7 @@ impl Samples {
     }
 }
 
-impl Judged {
+impl GateResult {
     /// Returns the outcome in one line.
     pub(crate) fn line(&self) -> String {
         let (name, limit) = (&self.workload, self.limit);
@@ -186,7 +193,7 @@ impl Judged {
             }
             let spread = |value: fn(&Sample) -> f64| Spread::of(samples.iter().map(value));
             format!(
-                "  {name}: {}; worker {}; ClickHouse {}; in all {}\n",
+                "  {name}: {}; worker {}; ClickHouse {}; elapsed {}\n",
                 spread(Sample::processor_seconds),
                 spread(|it| it.worker_seconds),
                 spread(|it| it.clickhouse_seconds),
@@ -205,10 +212,10 @@ impl Judged {
         let mut text = of("baseline", &samples.baseline) + &of("candidate", &samples.candidate);
         text += &format!("  ratios, round by round: {}\n", ratios.join(", "));
         if samples.discarded.is_empty() {
-            text += "  no sample was thrown away";
+            text += "  no sample was discarded";
         } else {
             text += &format!(
-                "  {} samples were thrown away: other programs used {} of the cores (at most {})",
+                "  {} samples were discarded: other programs used {} of the cores (at most {})",
                 samples.discarded.len(),
                 loads(&samples.discarded),
                 percent(self.max_other_load),

@@ -5,11 +5,11 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use sluice_bench::gate::median;
 
-use crate::lab::Lab;
+use crate::contenders::Contender;
+use crate::contenders::sluice::Cost;
+use crate::harness::Harness;
 use crate::note;
 use crate::objects::Requests;
-use crate::ways::Contender;
-use crate::ways::sluice::Cost;
 use crate::workload::{Size, Workload};
 
 /// The runs of one workload.
@@ -17,13 +17,16 @@ use crate::workload::{Size, Workload};
 pub(crate) struct Comparison {
     pub(crate) workload: String,
     pub(crate) size: Size,
-    pub(crate) ways: Vec<Measured>,
+    /// The name in files is that of earlier results.
+    #[serde(rename = "ways")]
+    pub(crate) contenders: Vec<Measured>,
 }
 
-/// The runs of one way of loading.
+/// The runs of one contender.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Measured {
-    pub(crate) way: String,
+    #[serde(rename = "way")]
+    pub(crate) name: String,
     /// The number of the workload's objects that each run loaded.
     pub(crate) objects: usize,
     /// In the order of the runs.
@@ -33,13 +36,13 @@ pub(crate) struct Measured {
 }
 
 impl Comparison {
-    /// Returns the median time for the whole workload. A way that is given only some of the objects
-    /// is assumed to continue at the same rate.
+    /// Returns the median time for the whole workload. A contender that is given only some of the
+    /// objects is assumed to continue at the same rate.
     #[expect(clippy::cast_precision_loss, reason = "object counts are small")]
-    pub(crate) fn seconds(&self, way: &str) -> Option<f64> {
-        let way = self.ways.iter().find(|it| it.way == way)?;
-        let part = way.objects as f64 / self.size.objects as f64;
-        Some(median(&way.seconds) / part)
+    pub(crate) fn seconds(&self, name: &str) -> Option<f64> {
+        let contender = self.contenders.iter().find(|it| it.name == name)?;
+        let part = contender.objects as f64 / self.size.objects as f64;
+        Some(median(&contender.seconds) / part)
     }
 }
 
@@ -71,29 +74,29 @@ impl Measured {
     }
 }
 
-/// Runs each way once to warm up, then all of them in turns.
+/// Runs each contender once to warm up, then all of them in turns.
 pub(crate) async fn compare(
-    lab: &Lab,
+    harness: &Harness,
     workload: &Workload,
-    ways: &[Contender],
+    contenders: &[Contender],
     samples: usize,
     share: f64,
 ) -> Result<Comparison> {
     note(&format!("{}: uploading", workload.name));
-    let uploaded = workload.upload(&lab.objects, share);
-    let mut measured: Vec<Measured> = ways
+    let uploaded = workload.upload(&harness.objects, share);
+    let mut measured: Vec<Measured> = contenders
         .iter()
-        .map(|way| Measured {
-            way: way.name().to_owned(),
+        .map(|contender| Measured {
+            name: contender.name().to_owned(),
             objects: 0,
             seconds: Vec::new(),
             costs: Vec::new(),
         })
         .collect();
     for round in 0..=samples {
-        for (way, measured) in ways.iter().zip(&mut measured) {
-            let run = way.run(lab, &uploaded).await?;
-            let (name, seconds) = (&measured.way, run.seconds);
+        for (contender, measured) in contenders.iter().zip(&mut measured) {
+            let run = contender.run(harness, &uploaded).await?;
+            let (name, seconds) = (&measured.name, run.seconds);
             note(&format!(
                 "{} {round}/{samples} {name}: {seconds:.2} s",
                 workload.name
@@ -108,6 +111,6 @@ pub(crate) async fn compare(
     Ok(Comparison {
         workload: workload.name.to_owned(),
         size: uploaded.size,
-        ways: measured,
+        contenders: measured,
     })
 }

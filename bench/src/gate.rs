@@ -104,8 +104,8 @@ pub fn ratios(baseline: &[Sample], candidate: &[Sample]) -> Vec<f64> {
         .collect()
 }
 
-/// Classifies a ratio. One that is not a number is over every limit.
-pub fn judge(ratio: f64, limit: f64) -> Verdict {
+/// Returns the verdict on a ratio. One that is not a number is over every limit.
+pub fn verdict(ratio: f64, limit: f64) -> Verdict {
     if ratio <= limit {
         Verdict::WithinLimit
     } else {
@@ -125,8 +125,8 @@ pub fn overall(verdicts: &[Verdict]) -> Verdict {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     pub median: f64,
-    pub least: f64,
-    pub most: f64,
+    pub min: f64,
+    pub max: f64,
 }
 
 impl Spread {
@@ -134,20 +134,16 @@ impl Spread {
         let seconds: Vec<f64> = seconds.into_iter().collect();
         Self {
             median: median(&seconds),
-            least: seconds.iter().copied().fold(f64::NAN, f64::min),
-            most: seconds.iter().copied().fold(f64::NAN, f64::max),
+            min: seconds.iter().copied().fold(f64::NAN, f64::min),
+            max: seconds.iter().copied().fold(f64::NAN, f64::max),
         }
     }
 }
 
 impl Display for Spread {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Self {
-            median,
-            least,
-            most,
-        } = self;
-        write!(f, "{median:.3} s ({least:.3} to {most:.3})")
+        let Self { median, min, max } = self;
+        write!(f, "{median:.3} s ({min:.3} to {max:.3})")
     }
 }
 
@@ -180,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_programs_take_turns_in_going_first() {
+    fn the_programs_alternate_in_going_first() {
         let firsts = [0, 1, 2, 3].map(|round| order(round)[0]);
         let [one, other] = order(0);
         assert_eq!(firsts, [one, other, one, other]);
@@ -198,13 +194,13 @@ mod tests {
     }
 
     #[test]
-    fn a_spread_has_median_least_and_most() {
+    fn a_spread_shows_the_median_the_minimum_and_the_maximum() {
         let spread = Spread::of([2.0, 1.0, 4.0]);
         assert_eq!(spread.to_string(), "2.000 s (1.000 to 4.000)");
     }
 
     #[test]
-    fn each_round_has_a_ratio_of_both_parts_together() {
+    fn the_ratio_of_a_round_is_of_worker_and_clickhouse_time_together() {
         // The machine becomes ten times slower, for both.
         let baseline = [sample(1.0, 3.0), sample(2.0, 2.0), sample(10.0, 30.0)];
         let candidate = [sample(2.0, 3.0), sample(0.5, 0.5), sample(20.0, 30.0)];
@@ -214,20 +210,20 @@ mod tests {
 
     #[test]
     fn a_ratio_above_the_limit_is_over_it() {
-        assert_eq!(judge(1.05, 1.05), Verdict::WithinLimit);
-        assert_eq!(judge(0.5, 1.05), Verdict::WithinLimit);
-        assert_eq!(judge(1.051, 1.05), Verdict::OverLimit);
+        assert_eq!(verdict(1.05, 1.05), Verdict::WithinLimit);
+        assert_eq!(verdict(0.5, 1.05), Verdict::WithinLimit);
+        assert_eq!(verdict(1.051, 1.05), Verdict::OverLimit);
     }
 
     #[test]
-    fn no_ratio_is_over_the_limit() {
-        let verdict = |samples: &[Sample]| judge(median(&ratios(samples, samples)), 1.05);
-        assert_eq!(verdict(&[]), Verdict::OverLimit);
-        assert_eq!(verdict(&[sample(0.0, 0.0)]), Verdict::OverLimit);
+    fn a_ratio_that_is_not_a_number_is_over_the_limit() {
+        let of = |samples: &[Sample]| verdict(median(&ratios(samples, samples)), 1.05);
+        assert_eq!(of(&[]), Verdict::OverLimit);
+        assert_eq!(of(&[sample(0.0, 0.0)]), Verdict::OverLimit);
     }
 
     #[test]
-    fn one_workload_over_its_limit_decides() {
+    fn one_workload_over_its_limit_decides_the_overall_verdict() {
         use Verdict::{OverLimit, Undecided, WithinLimit};
         assert_eq!(overall(&[WithinLimit, Undecided, OverLimit]), OverLimit);
         assert_eq!(overall(&[WithinLimit, Undecided]), Undecided);
@@ -249,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn disturbed_samples_are_kept_where_that_is_accepted() {
+    fn disturbed_samples_are_kept_if_that_is_accepted() {
         let policy = Policy {
             max_other_load: 0.1,
             max_discarded: 1,

@@ -4,9 +4,9 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use sluice_bench::gate::median;
 
-use crate::lab::{Database, Lab};
+use crate::contenders::sluice::load_with;
+use crate::harness::{Database, Harness};
 use crate::note;
-use crate::ways::sluice::load_by;
 use crate::workload::Workload;
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -22,40 +22,40 @@ impl Growth {
     /// Returns a row of a Markdown table.
     pub(crate) fn row(&self) -> String {
         format!(
-            "| {} objects beside a ledger of {}: time against that beside an empty one | {:.2} |\n",
+            "| {} objects with a ledger of {}: time relative to an empty ledger | {:.2} |\n",
             self.objects, self.ledger_objects, self.ratio
         )
     }
 }
 
 pub(crate) async fn run(
-    lab: &Lab,
+    harness: &Harness,
     workload: &Workload,
     share: f64,
     ledger_objects: u64,
     samples: usize,
 ) -> Result<Growth> {
-    let uploaded = workload.upload(&lab.objects, share);
-    let full = lab.migrated().await?;
+    let uploaded = workload.upload(&harness.objects, share);
+    let full = harness.migrated().await?;
     note(&format!("filling a ledger with {ledger_objects} objects"));
-    fill(lab, &full, ledger_objects).await?;
+    fill(harness, &full, ledger_objects).await?;
     let (mut empty_seconds, mut full_seconds) = (Vec::new(), Vec::new());
     for round in 0..=samples {
-        let empty = lab.database().await?;
-        let seconds = load_by(&lab.sluice, 1, "", lab, &uploaded, &empty)
+        let empty = harness.database().await?;
+        let seconds = load_with(&harness.sluice, 1, "", harness, &uploaded, &empty)
             .await?
             .seconds;
         empty.remove().await?;
-        let beside = load_by(&lab.sluice, 1, "", lab, &uploaded, &full)
+        let with_full = load_with(&harness.sluice, 1, "", harness, &uploaded, &full)
             .await?
             .seconds;
-        forget(lab, &full, ledger_objects).await?;
+        remove_loaded(harness, &full, ledger_objects).await?;
         note(&format!(
-            "{round}/{samples}: {seconds:.2} s, and {beside:.2} s beside a full ledger"
+            "{round}/{samples}: {seconds:.2} s, and {with_full:.2} s with a full ledger"
         ));
         if round > 0 {
             empty_seconds.push(seconds);
-            full_seconds.push(beside);
+            full_seconds.push(with_full);
         }
     }
     full.remove().await?;
@@ -69,7 +69,7 @@ pub(crate) async fn run(
 }
 
 /// Fills the ledger with loaded batches of a thousand objects.
-async fn fill(lab: &Lab, database: &Database<'_>, objects: u64) -> Result<()> {
+async fn fill(harness: &Harness, database: &Database<'_>, objects: u64) -> Result<()> {
     let name = &database.name;
     let batch = "toUUID(concat('00000000-0000-7000-8000-', \
                  leftPad(toString(intDiv(number, 1000)), 12, '0')))";
@@ -85,30 +85,30 @@ async fn fill(lab: &Lab, database: &Database<'_>, objects: u64) -> Result<()> {
         ),
         format!("OPTIMIZE TABLE {name}.ledger_objects FINAL"),
     ] {
-        lab.clickhouse.execute(&sql).await?;
+        harness.clickhouse.execute(&sql).await?;
     }
     Ok(())
 }
 
 /// Removes the loaded data, so that it can be loaded again.
-async fn forget(lab: &Lab, database: &Database<'_>, kept: u64) -> Result<()> {
+async fn remove_loaded(harness: &Harness, database: &Database<'_>, kept: u64) -> Result<()> {
     let name = &database.name;
     for table in ["ledger_objects", "ledger_batches", "object_rows"] {
         let sql = format!(
             "DELETE FROM {name}.{table} WHERE toString(batch_id) NOT LIKE '00000000-0000-7000-%' \
              SETTINGS mutations_sync = 1, lightweight_deletes_sync = 1"
         );
-        lab.clickhouse.execute(&sql).await?;
+        harness.clickhouse.execute(&sql).await?;
     }
     let left = format!("SELECT count() FROM {name}.ledger_objects");
-    let left: u64 = lab.clickhouse.scalar(&left).await?;
+    let left: u64 = harness.clickhouse.scalar(&left).await?;
     anyhow::ensure!(
         left == kept,
         "{left} objects are left in the ledger, not {kept}"
     );
     for kind in sluice_testkit::xapi::EventType::ALL {
         let sql = format!("TRUNCATE TABLE {name}.{}", kind.table());
-        lab.clickhouse.execute(&sql).await?;
+        harness.clickhouse.execute(&sql).await?;
     }
     Ok(())
 }

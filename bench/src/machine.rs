@@ -54,20 +54,20 @@ mod tests {
     }
 
     #[test]
-    fn busy_time_has_neither_waiting_nor_interrupts() {
+    fn busy_time_excludes_waiting_and_interrupts() {
         let stat = "cpu  100 20 30 40000 5000 6 7 50 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n";
         assert_eq!(busy_seconds(stat), Some(2.0));
     }
 
     #[test]
-    fn text_of_another_form_has_no_time() {
+    fn text_that_cannot_be_parsed_has_no_time() {
         assert_eq!(process_seconds("42 (sluice) S 1"), None);
         assert_eq!(busy_seconds("cpu  100 20\n"), None);
         assert_eq!(busy_seconds("intr 1\n"), None);
     }
 
     #[test]
-    fn other_load_is_what_is_left_of_the_cores() {
+    fn other_load_is_the_busy_time_beyond_our_own() {
         assert!((other_load(8.0, 5.0, 5.0, 2.0) - 0.3).abs() < 1e-9);
         assert!(other_load(4.9, 5.0, 5.0, 2.0).abs() < 1e-9);
     }

@@ -3,16 +3,16 @@
 mod backfill;
 mod baseline;
 mod compare;
+mod contenders;
 mod growth;
-mod held;
-mod lab;
+mod harness;
+mod in_flight;
 mod meter;
 mod objects;
 mod plot;
 mod queue;
 mod report;
 mod steady;
-mod ways;
 mod workers;
 mod workload;
 
@@ -28,8 +28,8 @@ use sluice_bench::gate::{Policy, Verdict, overall};
 use sluice_testkit::Keeper;
 use sluice_testkit::install::target_directory;
 
-use lab::Lab;
-use ways::Contender;
+use contenders::Contender;
+use harness::Harness;
 use workload::Workload;
 
 #[derive(Parser)]
@@ -71,7 +71,7 @@ enum Command {
         samples: usize,
     },
     /// Measure the memory of a worker with messages in flight
-    Held {
+    InFlight {
         #[arg(default_values_t = [10_000, 100_000])]
         messages: Vec<usize>,
     },
@@ -92,7 +92,7 @@ enum Command {
         #[arg(long)]
         beside_engine: bool,
     },
-    /// List keys that are all loaded
+    /// Run a backfill of keys that are all loaded
     Backfill {
         #[arg(default_values_t = [100_000, 1_000_000])]
         keys: Vec<u64>,
@@ -148,10 +148,10 @@ const UNDECIDED: u8 = 3;
 async fn main() -> Result<ExitCode> {
     let Arguments { sluice, command } = Arguments::parse();
     match command {
-        Command::Compare(asked) => {
-            return match &asked.baseline {
-                None => compare_ways(sluice, &asked).await,
-                Some(baseline) => compare_with(baseline, sluice, &asked).await,
+        Command::Compare(options) => {
+            return match &options.baseline {
+                None => compare_ways(sluice, &options).await,
+                Some(baseline) => compare_with(baseline, sluice, &options).await,
             };
         }
         Command::Workers {
@@ -159,26 +159,26 @@ async fn main() -> Result<ExitCode> {
             samples,
             latency_ms,
         } => {
-            let lab = Lab::start(sluice, None, Duration::from_millis(latency_ms)).await?;
-            let workers = workers::run(&lab, &tiny(), share, samples, latency_ms).await?;
-            keep(&named("workers", latency_ms), &workers)
+            let harness = Harness::start(sluice, None, Duration::from_millis(latency_ms)).await?;
+            let workers = workers::run(&harness, &tiny(), share, samples, latency_ms).await?;
+            write_result(&result_name("workers", latency_ms), &workers)
         }
         Command::Growth {
             ledger_objects,
             share,
             samples,
         } => {
-            let lab = Lab::start(sluice, None, Duration::ZERO).await?;
-            let growth = growth::run(&lab, &tiny(), share, ledger_objects, samples).await?;
-            keep("growth", &growth)
+            let harness = Harness::start(sluice, None, Duration::ZERO).await?;
+            let growth = growth::run(&harness, &tiny(), share, ledger_objects, samples).await?;
+            write_result("growth", &growth)
         }
-        Command::Held { messages } => {
-            let lab = Lab::start(sluice, None, Duration::ZERO).await?;
-            let mut held = Vec::new();
+        Command::InFlight { messages } => {
+            let harness = Harness::start(sluice, None, Duration::ZERO).await?;
+            let mut results = Vec::new();
             for messages in messages {
-                held.push(held::run(&lab, messages).await?);
+                results.push(in_flight::run(&harness, messages).await?);
             }
-            keep("held", &held)
+            write_result("in-flight", &results)
         }
         Command::Steady {
             rate,
@@ -187,71 +187,77 @@ async fn main() -> Result<ExitCode> {
             configuration,
             beside_engine,
         } => {
-            let lab = Lab::start(sluice, None, Duration::ZERO).await?;
+            let harness = Harness::start(sluice, None, Duration::ZERO).await?;
             let plan = steady::Plan {
                 objects_per_second: rate,
                 minutes,
                 configuration,
                 beside_engine,
             };
-            keep(&name, &steady::run(&lab, plan).await?)
+            write_result(&name, &steady::run(&harness, plan).await?)
         }
         Command::Backfill { keys } => {
-            let lab = Lab::start(sluice, None, Duration::ZERO).await?;
-            keep("backfill", &backfill::run(&lab, &keys).await?)
+            let harness = Harness::start(sluice, None, Duration::ZERO).await?;
+            write_result("backfill", &backfill::run(&harness, &keys).await?)
         }
         Command::Report => report::write(),
     }?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn compare_ways(sluice: PathBuf, asked: &Compare) -> Result<ExitCode> {
-    let mut ways = chosen(&asked.ways, Contender::ALL.to_vec(), |way| way.name())?;
-    let wants_keeper = ways.contains(&Contender::S3Queue);
-    let keeper = wants_keeper.then(Keeper::start).transpose();
-    let keeper = keeper.unwrap_or_else(|why| {
-        note(&format!("s3queue is left out: {why:#}"));
-        ways.retain(|way| *way != Contender::S3Queue);
+async fn compare_ways(sluice: PathBuf, options: &Compare) -> Result<ExitCode> {
+    let mut contenders = select(&options.ways, Contender::ALL.to_vec(), |it| it.name())?;
+    let needs_keeper = contenders.contains(&Contender::S3Queue);
+    let keeper = needs_keeper.then(Keeper::start).transpose();
+    let keeper = keeper.unwrap_or_else(|error| {
+        note(&format!("skipping s3queue: {error:#}"));
+        contenders.retain(|contender| *contender != Contender::S3Queue);
         None
     });
-    let lab = Lab::start(sluice, keeper, Duration::from_millis(asked.latency_ms)).await?;
-    for workload in asked.workloads()? {
-        let mut comparison =
-            compare::compare(&lab, &workload, &ways, asked.samples, asked.share).await?;
-        comparison.workload = named(workload.name, asked.latency_ms);
-        keep(&format!("compare-{}", comparison.workload), &comparison)?;
+    let harness = Harness::start(sluice, keeper, Duration::from_millis(options.latency_ms)).await?;
+    for workload in options.workloads()? {
+        let mut comparison = compare::compare(
+            &harness,
+            &workload,
+            &contenders,
+            options.samples,
+            options.share,
+        )
+        .await?;
+        comparison.workload = result_name(workload.name, options.latency_ms);
+        write_result(&format!("compare-{}", comparison.workload), &comparison)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn compare_with(baseline: &Path, sluice: PathBuf, asked: &Compare) -> Result<ExitCode> {
+async fn compare_with(baseline: &Path, sluice: PathBuf, options: &Compare) -> Result<ExitCode> {
     let baseline = fs::canonicalize(baseline)
         .with_context(|| format!("cannot find the baseline {}", baseline.display()))?;
-    let terms = baseline::Terms {
+    let criteria = baseline::Criteria {
         baseline: &baseline,
-        limit: asked.limit,
-        samples: asked.samples,
-        share: asked.share,
+        limit: options.limit,
+        samples: options.samples,
+        share: options.share,
         policy: Policy {
-            max_other_load: asked.max_other_load,
-            max_discarded: asked.max_discarded,
-            accept_disturbed: asked.accept_disturbed,
+            max_other_load: options.max_other_load,
+            max_discarded: options.max_discarded,
+            accept_disturbed: options.accept_disturbed,
         },
     };
-    let workloads = asked.workloads()?;
-    let lab = Lab::start(sluice, None, Duration::from_millis(asked.latency_ms)).await?;
+    let workloads = options.workloads()?;
+    let harness = Harness::start(sluice, None, Duration::from_millis(options.latency_ms)).await?;
     let mut results = Vec::new();
     for workload in workloads {
-        let mut judged = baseline::compare(&lab, &workload, &terms).await?;
-        judged.workload = named(workload.name, asked.latency_ms);
-        keep(
-            &format!("{}{}", report::BASELINE_PREFIX, judged.workload),
-            &judged,
+        let mut result = baseline::compare(&harness, &workload, &criteria).await?;
+        result.workload = result_name(workload.name, options.latency_ms);
+        write_result(
+            &format!("{}{}", report::BASELINE_PREFIX, result.workload),
+            &result,
         )?;
-        results.push(judged);
+        results.push(result);
     }
-    for judged in &results {
-        note(&format!("{}\n{}", judged.line(), judged.details()));
+    for result in &results {
+        note(&format!("{}\n{}", result.line(), result.details()));
     }
     let verdicts: Vec<Verdict> = results.iter().map(|it| it.verdict).collect();
     Ok(match overall(&verdicts) {
@@ -263,12 +269,12 @@ async fn compare_with(baseline: &Path, sluice: PathBuf, asked: &Compare) -> Resu
 
 impl Compare {
     fn workloads(&self) -> Result<Vec<Workload>> {
-        chosen(&self.workloads, workload::all().to_vec(), |it| it.name)
+        select(&self.workloads, workload::all().to_vec(), |it| it.name)
     }
 }
 
 /// Results with a delayed S3 have a different name.
-fn named(what: &str, latency_ms: u64) -> String {
+fn result_name(what: &str, latency_ms: u64) -> String {
     if latency_ms > 0 {
         format!("{what}-{latency_ms}ms")
     } else {
@@ -282,12 +288,12 @@ fn tiny() -> Workload {
 }
 
 /// Returns the named items, or all if none is named.
-fn chosen<T>(names: &[String], mut all: Vec<T>, name: fn(&T) -> &'static str) -> Result<Vec<T>> {
+fn select<T>(names: &[String], mut all: Vec<T>, name: fn(&T) -> &'static str) -> Result<Vec<T>> {
     let known: Vec<&str> = all.iter().map(name).collect();
     if let Some(unknown) = names.iter().find(|it| !known.contains(&it.as_str())) {
-        bail!("there is no {unknown}; there are {}", known.join(", "));
+        bail!("unknown name {unknown}; known names: {}", known.join(", "));
     }
-    all.retain(|it| names.is_empty() || names.iter().any(|wanted| wanted == name(it)));
+    all.retain(|it| names.is_empty() || names.iter().any(|named| named == name(it)));
     Ok(all)
 }
 
@@ -296,12 +302,12 @@ fn results() -> PathBuf {
     target_directory().join("bench")
 }
 
-fn keep(name: &str, results_of: &impl Serialize) -> Result<()> {
+fn write_result(name: &str, result: &impl Serialize) -> Result<()> {
     fs::create_dir_all(results())?;
     let path = results().join(format!("{name}.json"));
-    let text = serde_json::to_string_pretty(results_of)?;
+    let text = serde_json::to_string_pretty(result)?;
     fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
-    note(&format!("written: {}", path.display()));
+    note(&format!("wrote {}", path.display()));
     Ok(())
 }
 

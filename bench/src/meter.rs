@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 use sluice_bench::machine::{busy_seconds, other_load, process_seconds};
 
-use crate::lab::Lab;
+use crate::harness::Harness;
 
 /// The state at the beginning of a run.
 pub(crate) struct Meter {
@@ -18,8 +18,8 @@ pub(crate) struct Meter {
     own: f64,
 }
 
-/// What a run used.
-pub(crate) struct Used {
+/// The processor time that was used during a run.
+pub(crate) struct Usage {
     /// Processor seconds of ClickHouse for the statements that began during the run.
     pub(crate) clickhouse_seconds: f64,
     /// The share of the cores that other programs used.
@@ -28,30 +28,30 @@ pub(crate) struct Used {
 
 impl Meter {
     /// Begins before the programs of a run are started.
-    pub(crate) fn start(lab: &Lab) -> Result<Self> {
+    pub(crate) fn start(harness: &Harness) -> Result<Self> {
         Ok(Self {
             began: Instant::now(),
             began_micros: now_micros()?,
             busy: busy()?,
-            own: own(lab)?,
+            own: own(harness)?,
         })
     }
 
     /// Ends the run while its programs, which have these process ids, still exist.
-    pub(crate) async fn stop(self, lab: &Lab, programs: &[u32]) -> Result<Used> {
-        let mut own = own(lab)? - self.own;
+    pub(crate) async fn stop(self, harness: &Harness, programs: &[u32]) -> Result<Usage> {
+        let mut own = own(harness)? - self.own;
         for pid in programs {
             own += processor_seconds(*pid)?;
         }
         let seconds = self.began.elapsed().as_secs_f64();
         let other_load = other_load(busy()? - self.busy, own, seconds, cores()?);
-        let clickhouse_seconds = statements(lab, self.began_micros, now_micros()?).await?;
+        let clickhouse_seconds = statements(harness, self.began_micros, now_micros()?).await?;
         // Otherwise the comparison would silently cover the workers only.
         ensure!(
             clickhouse_seconds > 0.0,
             "system.query_log has no processor time for the run"
         );
-        Ok(Used {
+        Ok(Usage {
             clickhouse_seconds,
             other_load,
         })
@@ -67,8 +67,8 @@ pub(crate) fn processor_seconds(pid: u32) -> Result<f64> {
 /// Returns the processor seconds of all statements that began within this time. Only the worker
 /// sends any, since the server belongs to the benchmark, which waits. The statements need no mark,
 /// so that any version of Sluice can be measured.
-async fn statements(lab: &Lab, from_micros: u128, to_micros: u128) -> Result<f64> {
-    lab.clickhouse.execute("SYSTEM FLUSH LOGS").await?;
+async fn statements(harness: &Harness, from_micros: u128, to_micros: u128) -> Result<f64> {
+    harness.clickhouse.execute("SYSTEM FLUSH LOGS").await?;
     let sql = format!(
         "SELECT sum(ProfileEvents['UserTimeMicroseconds'] + \
          ProfileEvents['SystemTimeMicroseconds']) / 1e6 FROM system.query_log \
@@ -76,12 +76,12 @@ async fn statements(lab: &Lab, from_micros: u128, to_micros: u128) -> Result<f64
          AND query_start_time_microseconds >= fromUnixTimestamp64Micro({from_micros}) \
          AND query_start_time_microseconds <= fromUnixTimestamp64Micro({to_micros})"
     );
-    lab.clickhouse.scalar(&sql).await
+    harness.clickhouse.scalar(&sql).await
 }
 
 /// Returns the processor seconds of ClickHouse and of the benchmark, which serves S3 and SQS.
-fn own(lab: &Lab) -> Result<f64> {
-    let mut pids = lab.clickhouse.pids();
+fn own(harness: &Harness) -> Result<f64> {
+    let mut pids = harness.clickhouse.pids();
     pids.push(process::id());
     pids.into_iter().map(processor_seconds).sum()
 }

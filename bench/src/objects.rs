@@ -1,6 +1,6 @@
 //! An S3 with negligible cost: objects in memory, with the part of the protocol that loading needs.
 //!
-//! The stand-in for AWS takes a third of a millisecond of processor time for a request. With
+//! The stand-in for AWS takes a third of a millisecond of processor time per request. With
 //! objects of one or two lines, a benchmark would measure the stand-in.
 
 use std::collections::BTreeMap;
@@ -85,7 +85,7 @@ impl ObjectServer {
         self.aws.endpoint()
     }
 
-    /// Returns the notifications that S3 would send.
+    /// Stores an object, and returns it as its notification announces it.
     pub(crate) fn put(&self, bucket: &str, bundle: Bundle) -> ObjectRef {
         let mut hasher = DefaultHasher::new();
         bundle.bytes.hash(&mut hasher);
@@ -222,7 +222,7 @@ fn range(headers: &HeaderMap, size: usize) -> Result<Option<Range<usize>>> {
     let range = range.to_str()?.strip_prefix("bytes=");
     let (start, end) = range
         .and_then(|it| it.split_once('-'))
-        .context("no range")?;
+        .context("not a valid range")?;
     let start = start.parse::<usize>()?.min(size);
     let end = if end.is_empty() {
         size

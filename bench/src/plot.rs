@@ -9,8 +9,8 @@ const SIZE: (u32, u32) = (760, 320);
 
 /// Draws a bar for each name, on a logarithmic scale, with its value at the end.
 pub(crate) fn bars(path: &Path, title: &str, bars: &[(String, f64)]) -> Result<()> {
-    let most = bars.iter().map(|(_, value)| *value).fold(1.0, f64::max);
-    let least = bars.iter().map(|(_, value)| *value).fold(1.0, f64::min);
+    let max = bars.iter().map(|(_, value)| *value).fold(1.0, f64::max);
+    let min = bars.iter().map(|(_, value)| *value).fold(1.0, f64::min);
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)
@@ -18,7 +18,7 @@ pub(crate) fn bars(path: &Path, title: &str, bars: &[(String, f64)]) -> Result<(
         .margin(12)
         .x_label_area_size(24)
         .y_label_area_size(80)
-        .build_cartesian_2d((least / 2.0..most * 4.0).log_scale(), 0..bars.len())?;
+        .build_cartesian_2d((min / 2.0..max * 4.0).log_scale(), 0..bars.len())?;
     let name = |row: &usize| {
         let bar = bars
             .len()
@@ -38,7 +38,7 @@ pub(crate) fn bars(path: &Path, title: &str, bars: &[(String, f64)]) -> Result<(
         } else {
             BLACK.mix(0.35)
         };
-        let bar = [(least / 2.0, row), (*value, row + 1)];
+        let bar = [(min / 2.0, row), (*value, row + 1)];
         let mut bar = Rectangle::new(bar, fill.filled());
         bar.set_margin(5, 5, 0, 0);
         chart.draw_series([bar])?;

@@ -27,7 +27,7 @@ const DEAD_LETTERS: &str = "dead-letters";
 /// The addresses of a queue and of the objects that it announces.
 pub(crate) struct Addresses {
     pub(crate) queue_url: String,
-    /// The queue's `http://127.0.0.1:PORT`; the objects' address has the same form.
+    /// `http://127.0.0.1:PORT` of the queue; `s3` has the same form.
     pub(crate) sqs: String,
     pub(crate) s3: String,
 }
@@ -48,7 +48,7 @@ struct Shared {
 /// The fields of all requests. Those that a request does not use are ignored.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-struct Asked {
+struct RequestBody {
     queue_url: String,
     max_number_of_messages: usize,
     wait_time_seconds: u64,
@@ -56,7 +56,7 @@ struct Asked {
     entries: Vec<Entry>,
 }
 
-impl Default for Asked {
+impl Default for RequestBody {
     fn default() -> Self {
         Self {
             queue_url: String::new(),
@@ -119,7 +119,7 @@ impl QueueServer {
     }
 
     /// Returns the time from the first receive to the last delete.
-    pub(crate) fn worked(&self) -> Result<Duration> {
+    pub(crate) fn processing_time(&self) -> Result<Duration> {
         let first = self.shared.first_receive.get();
         let last = *self
             .shared
@@ -144,36 +144,36 @@ impl Shared {
         let target = request.headers().get("x-amz-target");
         let target = target.context("no x-amz-target")?.to_str()?.to_owned();
         let body = request.into_body().collect().await?.to_bytes();
-        let asked: Asked = serde_json::from_slice(&body)?;
+        let body: RequestBody = serde_json::from_slice(&body)?;
         let answer = match target.trim_start_matches("AmazonSQS.") {
             "ReceiveMessage" => {
                 self.first_receive.get_or_init(Instant::now);
-                self.receive(&asked).await?
+                self.receive(&body).await?
             }
             "DeleteMessageBatch" => {
-                let entries = asked.entries.iter();
+                let entries = body.entries.iter();
                 let handles: Vec<_> = entries.map(|it| handle(&it.receipt_handle)).collect();
                 self.queue.delete(&handles).await?;
                 *self
                     .last_delete
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-                done(&asked)
+                all_successful(&body)
             }
             "ChangeMessageVisibilityBatch" => {
-                let entries = asked.entries.iter().map(|it| {
+                let entries = body.entries.iter().map(|it| {
                     let timeout = Duration::from_secs(it.visibility_timeout);
                     (handle(&it.receipt_handle), timeout)
                 });
                 let entries: Vec<_> = entries.collect();
                 self.queue.change_visibility(&entries).await?;
-                done(&asked)
+                all_successful(&body)
             }
-            "GetQueueAttributes" => self.attributes(&asked).await?,
+            "GetQueueAttributes" => self.attributes(&body).await?,
             "GetQueueUrl" => {
                 json!({"QueueUrl": format!("http://{host}/000000000000/{DEAD_LETTERS}")})
             }
-            other => bail!("{other} is not answered here"),
+            other => bail!("unsupported operation {other}"),
         };
         let mut response = Response::new(Bytes::from(answer.to_string()).into());
         let json = "application/x-amz-json-1.0".parse()?;
@@ -181,10 +181,10 @@ impl Shared {
         Ok(response)
     }
 
-    async fn receive(&self, asked: &Asked) -> Result<Value> {
-        let wait = Duration::from_secs(asked.wait_time_seconds);
-        let visibility = Duration::from_secs(asked.visibility_timeout);
-        let max = asked.max_number_of_messages;
+    async fn receive(&self, body: &RequestBody) -> Result<Value> {
+        let wait = Duration::from_secs(body.wait_time_seconds);
+        let visibility = Duration::from_secs(body.visibility_timeout);
+        let max = body.max_number_of_messages;
         let received = self.queue.receive(max, wait, visibility).await?;
         let messages = received.into_iter().map(|message| {
             let sent_at = (SystemTime::now() - message.age).duration_since(UNIX_EPOCH);
@@ -201,8 +201,8 @@ impl Shared {
         Ok(json!({"Messages": messages.collect::<Vec<_>>()}))
     }
 
-    async fn attributes(&self, asked: &Asked) -> Result<Value> {
-        if asked.queue_url.ends_with(DEAD_LETTERS) {
+    async fn attributes(&self, body: &RequestBody) -> Result<Value> {
+        if body.queue_url.ends_with(DEAD_LETTERS) {
             return Ok(json!({"Attributes": {"ApproximateNumberOfMessages": "0"}}));
         }
         let it = self.queue.attributes().await?;
@@ -223,8 +223,8 @@ fn handle(text: &str) -> ReceiptHandle {
     ReceiptHandle(text.to_owned())
 }
 
-fn done(asked: &Asked) -> Value {
-    let ids = asked.entries.iter().map(|entry| json!({"Id": entry.id}));
+fn all_successful(body: &RequestBody) -> Value {
+    let ids = body.entries.iter().map(|entry| json!({"Id": entry.id}));
     json!({"Successful": ids.collect::<Vec<_>>(), "Failed": []})
 }
 

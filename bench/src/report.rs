@@ -10,7 +10,7 @@ use sluice_testkit::project;
 use crate::backfill::Backfill;
 use crate::compare::Comparison;
 use crate::growth::Growth;
-use crate::held::Held;
+use crate::in_flight::InFlight;
 use crate::steady::Steady;
 use crate::workers::Workers;
 use crate::{plot, results};
@@ -24,7 +24,7 @@ pub(crate) fn write() -> Result<()> {
     let raw = project::path(RAW);
     fs::create_dir_all(&raw)?;
     let mut page = project::read(PAGE);
-    let mut compared = Vec::new();
+    let mut comparisons = Vec::new();
     let mut figures = Vec::new();
     for entry in fs::read_dir(results())? {
         let path = entry?.path();
@@ -44,15 +44,15 @@ pub(crate) fn write() -> Result<()> {
                 let backfills: Vec<Backfill> = serde_json::from_str(&text)?;
                 figures.extend(backfills.iter().map(Backfill::row));
             }
-            "held" => {
-                let held: Vec<Held> = serde_json::from_str(&text)?;
-                figures.extend(held.iter().map(Held::row));
+            "in-flight" => {
+                let in_flight: Vec<InFlight> = serde_json::from_str(&text)?;
+                figures.extend(in_flight.iter().map(InFlight::row));
             }
             name if name.starts_with("workers") => {
                 figures.push(serde_json::from_str::<Workers>(&text)?.rows());
             }
             name if name.starts_with("compare-") => {
-                compared.push(serde_json::from_str::<Comparison>(&text)?);
+                comparisons.push(serde_json::from_str::<Comparison>(&text)?);
             }
             name => {
                 let steady: Steady = serde_json::from_str(&text)?;
@@ -61,12 +61,12 @@ pub(crate) fn write() -> Result<()> {
             }
         }
     }
-    compared.sort_by_key(|it| std::cmp::Reverse(it.size.objects));
-    for comparison in &compared {
+    comparisons.sort_by_key(|it| std::cmp::Reverse(it.size.objects));
+    for comparison in &comparisons {
         draw(&raw, comparison)?;
     }
-    page = replaced(&page, "compared", &table(&compared))?;
-    page = replaced(&page, "cost", &costs(&compared))?;
+    page = replaced(&page, "compared", &table(&comparisons))?;
+    page = replaced(&page, "cost", &costs(&comparisons))?;
     figures.sort_unstable();
     let figures = format!("| | |\n|---|---|\n{}", figures.concat());
     page = replaced(&page, "figures", &figures)?;
@@ -87,17 +87,21 @@ fn replaced(page: &str, name: &str, text: &str) -> Result<String> {
 }
 
 /// Formats the seconds for the whole workload, with the ratio to the limit in brackets.
-fn table(compared: &[Comparison]) -> String {
-    let Some(first) = compared.first() else {
+fn table(comparisons: &[Comparison]) -> String {
+    let Some(first) = comparisons.first() else {
         return String::new();
     };
-    let names: Vec<&str> = first.ways.iter().map(|way| way.way.as_str()).collect();
+    let names: Vec<&str> = first
+        .contenders
+        .iter()
+        .map(|contender| contender.name.as_str())
+        .collect();
     let mut text = format!(
         "| workload | {} |\n|---|{}\n",
         names.join(" | "),
         "---|".repeat(names.len())
     );
-    for comparison in compared {
+    for comparison in comparisons {
         let cells = names.iter().map(|name| {
             let (Some(seconds), Some(limit)) =
                 (comparison.seconds(name), comparison.seconds("limit"))
@@ -119,19 +123,19 @@ fn table(compared: &[Comparison]) -> String {
     text
 }
 
-fn costs(compared: &[Comparison]) -> String {
+fn costs(comparisons: &[Comparison]) -> String {
     let mut text = String::from(
-        "| workload | | CPU of the worker, per 1,000 objects | most resident | requests to SQS, per \
-         object | HEAD and GET, per object | listings, per object |\n|---|---|---|---|---|---|---|\n",
+        "| workload | | CPU of the worker, per 1,000 objects | peak resident memory | requests to SQS, \
+         per object | HEAD and GET, per object | listings, per object |\n|---|---|---|---|---|---|---|\n",
     );
-    for comparison in compared {
-        for way in &comparison.ways {
-            let Some([cpu_ms, mib, sqs, s3, lists]) = way.median_cost() else {
+    for comparison in comparisons {
+        for contender in &comparison.contenders {
+            let Some([cpu_ms, mib, sqs, s3, lists]) = contender.median_cost() else {
                 continue;
             };
             text += &format!(
                 "| {} | {} | {cpu_ms:.0} ms | {mib:.0} MiB | {sqs:.2} | {s3:.2} | {lists:.2} |\n",
-                comparison.workload, way.way
+                comparison.workload, contender.name
             );
         }
     }
@@ -143,9 +147,14 @@ fn draw(raw: &Path, comparison: &Comparison) -> Result<()> {
         return Ok(());
     };
     let bars: Vec<(String, f64)> = comparison
-        .ways
+        .contenders
         .iter()
-        .filter_map(|way| Some((way.way.clone(), comparison.seconds(&way.way)? / limit)))
+        .filter_map(|contender| {
+            Some((
+                contender.name.clone(),
+                comparison.seconds(&contender.name)? / limit,
+            ))
+        })
         .collect();
     let title = format!(
         "{}: time against the limit, shorter is better",

@@ -14,12 +14,12 @@ use sluice_testkit::xapi::{ExpectedRows, Generator};
 use tokio::sync::mpsc;
 use tokio::time::{interval, sleep_until};
 
-use crate::lab::{Database, Lab};
+use crate::contenders::engine::{self, WINDOW};
+use crate::contenders::sluice::{Cost, Running, Worker};
+use crate::harness::{Database, Harness};
 use crate::note;
 use crate::plot;
 use crate::queue::QueueServer;
-use crate::ways::engine::{self, WINDOW};
-use crate::ways::sluice::{Cost, Running, Worker};
 
 const BUCKET: &str = "steady";
 
@@ -30,7 +30,7 @@ pub(crate) struct Steady {
     minutes: f64,
     /// Additional configuration of the worker.
     configuration: String,
-    /// The time from the answer to an object's PUT to the end of the insert that loaded it.
+    /// The time from the response to an object's PUT to the end of the insert that loaded it.
     p50_seconds: f64,
     p99_seconds: f64,
     inserts_per_minute: f64,
@@ -51,7 +51,7 @@ struct Moment {
 }
 
 impl Steady {
-    /// The worker's memory over time.
+    /// Draws the worker's memory over time.
     pub(crate) fn draw(&self, path: &Path) -> Result<()> {
         let points = self.moments.iter().map(|it| (it.minute, it.rss_mib));
         let rate = self.objects_per_second;
@@ -82,8 +82,8 @@ impl Steady {
         };
         format!(
             "| {what}: PUT to queryable, p50 and p99 | {:.2} s, {:.2} s |\n\
-             | {what}: inserts a minute, most active parts of a table | {:.1}, {}{engine} |\n\
-             | {what}: most resident, in the first third and in the last | {:.1} MiB, {:.1} MiB |\n",
+             | {what}: inserts per minute, most active parts of a table | {:.1}, {}{engine} |\n\
+             | {what}: peak resident memory, first and last third | {:.1} MiB, {:.1} MiB |\n",
             self.p50_seconds,
             self.p99_seconds,
             self.inserts_per_minute,
@@ -104,46 +104,46 @@ pub(crate) struct Plan {
     pub(crate) beside_engine: bool,
 }
 
-pub(crate) async fn run(lab: &Lab, plan: Plan) -> Result<Steady> {
+pub(crate) async fn run(harness: &Harness, plan: Plan) -> Result<Steady> {
     let Plan {
         objects_per_second: rate,
         minutes,
         configuration,
         beside_engine,
     } = plan;
-    let database = lab.database().await?;
+    let database = harness.database().await?;
     let beside = if beside_engine {
-        Some(lab.migrated().await?)
+        Some(harness.migrated().await?)
     } else {
         None
     };
     let queue = QueueServer::start([]).await?;
-    let at = queue.addresses(&lab.objects);
+    let at = queue.addresses(&harness.objects);
     let mut worker =
-        Worker::prepare(&lab.sluice, lab, &at, &database, "", &configuration)?.start()?;
+        Worker::prepare(&harness.sluice, harness, &at, &database, "", &configuration)?.start()?;
     let length = Duration::from_secs_f64(minutes * 60.0);
     let (arrivals, arrived) = mpsc::unbounded_channel();
-    let ((reckoning, put_at), moments, ()) = tokio::try_join!(
-        upload(lab, &queue, rate, length, arrivals),
+    let ((expected_rows, put_at), moments, ()) = tokio::try_join!(
+        upload(harness, &queue, rate, length, arrivals),
         watch(&mut worker, &database, beside.as_ref(), length),
-        load_beside(lab, beside.as_ref(), arrived),
+        load_alongside(harness, beside.as_ref(), arrived),
     )?;
     worker
-        .until(async || Ok(queue.depth().await? == (0, 0)))
+        .wait_until(async || Ok(queue.depth().await? == (0, 0)))
         .await?;
     let cost = worker.cost()?;
     drop(worker);
-    database.must_have(&reckoning).await?;
+    database.ensure_rows(&expected_rows).await?;
     if let Some(beside) = beside {
-        beside.must_have(&reckoning).await?;
+        beside.ensure_rows(&expected_rows).await?;
         beside.remove().await?;
     }
-    let latencies = measure(&lab.clickhouse, &database.name, &put_at).await?;
+    let latencies = measure(&harness.clickhouse, &database.name, &put_at).await?;
     let inserts = format!(
         "SELECT uniqExact(batch_id) FROM {}.object_rows",
         database.name
     );
-    let inserts: f64 = lab.clickhouse.scalar(&inserts).await?;
+    let inserts: f64 = harness.clickhouse.scalar(&inserts).await?;
     database.remove().await?;
     let inserts_per_minute = inserts / minutes;
     let seconds = |percent| {
@@ -163,17 +163,17 @@ pub(crate) async fn run(lab: &Lab, plan: Plan) -> Result<Steady> {
         moments,
     };
     note(&format!(
-        "{rate} objects/s: p50 {:.2} s, p99 {:.2} s, {inserts_per_minute:.1} inserts a minute",
+        "{rate} objects/s: p50 {:.2} s, p99 {:.2} s, {inserts_per_minute:.1} inserts per minute",
         steady.p50_seconds, steady.p99_seconds
     ));
     Ok(steady)
 }
 
-/// The time at which the PUT of each key was answered.
+/// The time of the response to the PUT of each key.
 type PutAt = HashMap<String, SystemTime>;
 
 async fn upload(
-    lab: &Lab,
+    harness: &Harness,
     queue: &QueueServer,
     rate: f64,
     length: Duration,
@@ -181,25 +181,25 @@ async fn upload(
 ) -> Result<(ExpectedRows, PutAt)> {
     let mut generator = Generator::new(2).sizes(1..=2).faults(0.0, 0.02);
     let begun = tokio::time::Instant::now();
-    let (mut reckoning, mut put_at) = (ExpectedRows::default(), PutAt::new());
+    let (mut expected_rows, mut put_at) = (ExpectedRows::default(), PutAt::new());
     let mut at = Duration::ZERO;
     while at < length {
         sleep_until(begun + at).await;
         at += Duration::from_secs_f64(1.0 / rate);
         let bundle = generator.bundle();
-        reckoning += &bundle.reckoning;
-        let object = lab.objects.put(BUCKET, bundle);
+        expected_rows += &bundle.expected_rows;
+        let object = harness.objects.put(BUCKET, bundle);
         put_at.insert(object.path(), SystemTime::now());
         queue.announce(&object);
         // The receiver may be gone.
         arrivals.send(object).ok();
     }
-    Ok((reckoning, put_at))
+    Ok((expected_rows, put_at))
 }
 
 /// Lets the bare engine load the objects that have arrived, once per window, until no more arrive.
-async fn load_beside(
-    lab: &Lab,
+async fn load_alongside(
+    harness: &Harness,
     database: Option<&Database<'_>>,
     mut arrived: mpsc::UnboundedReceiver<ObjectRef>,
 ) -> Result<()> {
@@ -212,7 +212,7 @@ async fn load_beside(
         window.tick().await;
         ended = arrived.is_closed();
         let objects: Vec<ObjectRef> = iter::from_fn(|| arrived.try_recv().ok()).collect();
-        engine::load(lab, &objects, database).await?;
+        engine::load(harness, &objects, database).await?;
     }
     Ok(())
 }
@@ -228,7 +228,7 @@ async fn watch(
     let mut tick = interval(length / 30);
     while begun.elapsed() < length {
         tick.tick().await;
-        worker.must_run()?;
+        worker.ensure_running()?;
         moments.push(Moment {
             minute: begun.elapsed().as_secs_f64() / 60.0,
             rss_mib: worker.rss_mib()?,

@@ -4,9 +4,9 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use sluice_bench::gate::median;
 
-use crate::lab::Lab;
+use crate::contenders::sluice::load_with;
+use crate::harness::Harness;
 use crate::note;
-use crate::ways::sluice::load_by;
 use crate::workload::Workload;
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -22,7 +22,7 @@ pub(crate) struct Workers {
 struct Runs {
     workers: usize,
     seconds: Vec<f64>,
-    /// Returns the throughput relative to one worker.
+    /// The throughput relative to one worker.
     ratio: f64,
 }
 
@@ -31,12 +31,12 @@ impl Workers {
     pub(crate) fn rows(&self) -> String {
         let slow = match self.latency_ms {
             0 => String::new(),
-            latency => format!(", S3 takes {latency} ms for an answer"),
+            latency => format!(", {latency} ms S3 latency"),
         };
         let more = self.runs.iter().skip(1);
         let rows = more.map(|it| {
             format!(
-                "| {} workers on one queue, {} objects{slow}: throughput against that of one | {:.2} |\n",
+                "| {} workers on one queue, {} objects{slow}: throughput relative to one worker | {:.2} |\n",
                 it.workers, self.objects, it.ratio
             )
         });
@@ -47,18 +47,19 @@ impl Workers {
 const COUNTS: [usize; 3] = [1, 2, 4];
 
 pub(crate) async fn run(
-    lab: &Lab,
+    harness: &Harness,
     workload: &Workload,
     share: f64,
     samples: usize,
     latency_ms: u64,
 ) -> Result<Workers> {
-    let uploaded = workload.upload(&lab.objects, share);
+    let uploaded = workload.upload(&harness.objects, share);
     let mut seconds = COUNTS.map(|_| Vec::new());
     for round in 0..=samples {
         for (workers, seconds) in COUNTS.iter().zip(&mut seconds) {
-            let database = lab.database().await?;
-            let run = load_by(&lab.sluice, *workers, "", lab, &uploaded, &database).await?;
+            let database = harness.database().await?;
+            let run =
+                load_with(&harness.sluice, *workers, "", harness, &uploaded, &database).await?;
             database.remove().await?;
             note(&format!(
                 "{round}/{samples} {workers} workers: {:.2} s",

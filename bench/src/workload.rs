@@ -68,7 +68,7 @@ pub(crate) fn all() -> [Workload; 7] {
 pub(crate) struct Uploaded {
     /// Sorted by key.
     pub(crate) objects: Vec<ObjectRef>,
-    pub(crate) reckoning: ExpectedRows,
+    pub(crate) expected_rows: ExpectedRows,
     pub(crate) size: Size,
 }
 
@@ -110,10 +110,10 @@ impl Workload {
         if let Some(only) = self.only {
             generator = generator.only(only);
         }
-        let mut reckoning = ExpectedRows::default();
+        let mut expected_rows = ExpectedRows::default();
         let bundles = generator
             .take(count)
-            .inspect(|bundle| reckoning += &bundle.reckoning);
+            .inspect(|bundle| expected_rows += &bundle.expected_rows);
         // Names of buckets have at least three characters.
         let bucket = format!("bench-{}", self.name);
         let put = bundles.map(|bundle| to.put(&bucket, bundle));
@@ -123,11 +123,11 @@ impl Workload {
         let size = Size {
             objects: count,
             bytes,
-            lines: reckoning.statements() + reckoning.blank,
+            lines: expected_rows.statements() + expected_rows.blank,
         };
         Uploaded {
             objects,
-            reckoning,
+            expected_rows,
             size,
         }
     }

@@ -1,4 +1,4 @@
-//! The routes by which a bucket's events reach a queue.
+//! The routes by which notifications of a bucket reach a queue.
 
 use anyhow::{Context, Result, ensure};
 use aws_sdk_s3::types::{
@@ -14,9 +14,9 @@ use serde_json::json;
 
 use crate::{Aws, Site};
 
-/// A route from a bucket to a queue.
+/// A route by which a bucket's notifications reach a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum NotificationRoute {
     /// Directly from S3.
     S3,
     /// Through SNS, in its envelope.
@@ -29,7 +29,7 @@ pub enum Way {
     EventBridgeSns,
 }
 
-impl Way {
+impl NotificationRoute {
     /// All routes.
     pub const ALL: [Self; 5] = [
         Self::S3,
@@ -56,35 +56,36 @@ impl Aws {
     /// # Errors
     ///
     /// Fails with the error that AWS returned.
-    pub async fn announce_by(&self, site: &Site, ways: &[Way]) -> Result<()> {
+    pub async fn announce_by(&self, site: &Site, routes: &[NotificationRoute]) -> Result<()> {
         let created = Event::from("s3:ObjectCreated:*");
         let mut targets = Vec::new();
         let mut configuration = NotificationConfiguration::builder();
-        for way in ways {
-            configuration = match way {
-                Way::S3 => configuration.queue_configurations(
+        for route in routes {
+            configuration = match route {
+                NotificationRoute::S3 => configuration.queue_configurations(
                     QueueConfiguration::builder()
                         .queue_arn(&site.queue_arn)
                         .events(created.clone())
                         .build()?,
                 ),
-                Way::Sns | Way::SnsRaw => configuration.topic_configurations(
-                    TopicConfiguration::builder()
-                        .topic_arn(self.topic_to_queue(site, *way).await?)
-                        .events(created.clone())
-                        .build()?,
-                ),
-                Way::EventBridge => {
+                NotificationRoute::Sns | NotificationRoute::SnsRaw => configuration
+                    .topic_configurations(
+                        TopicConfiguration::builder()
+                            .topic_arn(self.topic_to_queue(site, *route).await?)
+                            .events(created.clone())
+                            .build()?,
+                    ),
+                NotificationRoute::EventBridge => {
                     targets.push(site.queue_arn.clone());
                     configuration.event_bridge_configuration(event_bridge())
                 }
-                Way::EventBridgeSns => {
-                    targets.push(self.topic_to_queue(site, *way).await?);
+                NotificationRoute::EventBridgeSns => {
+                    targets.push(self.topic_to_queue(site, *route).await?);
                     configuration.event_bridge_configuration(event_bridge())
                 }
             };
         }
-        self.rule(site, &targets).await?;
+        self.put_rule(site, &targets).await?;
         site.s3
             .put_bucket_notification_configuration()
             .bucket(&site.bucket)
@@ -96,16 +97,16 @@ impl Aws {
     }
 
     /// Creates a topic to which the site's queue is subscribed, and returns its ARN.
-    async fn topic_to_queue(&self, site: &Site, way: Way) -> Result<String> {
-        let name = format!("{}-{}", site.bucket, way.name());
+    async fn topic_to_queue(&self, site: &Site, route: NotificationRoute) -> Result<String> {
+        let name = format!("{}-{}", site.bucket, route.name());
         let answer = self.sns(&format!("Action=CreateTopic&Name={name}")).await?;
         let topic = answer
             .split_once("<TopicArn>")
             .and_then(|(_, rest)| rest.split_once("</TopicArn>"))
-            .with_context(|| format!("SNS gave no topic: {answer}"))?
+            .with_context(|| format!("SNS returned no topic: {answer}"))?
             .0;
-        let raw = match way {
-            Way::SnsRaw => {
+        let raw = match route {
+            NotificationRoute::SnsRaw => {
                 "&Attributes.entry.1.key=RawMessageDelivery&Attributes.entry.1.value=true"
             }
             _ => "",
@@ -118,7 +119,7 @@ impl Aws {
     }
 
     /// Sends the bucket's EventBridge events to these targets only.
-    async fn rule(&self, site: &Site, targets: &[String]) -> Result<()> {
+    async fn put_rule(&self, site: &Site, targets: &[String]) -> Result<()> {
         let name = &site.bucket;
         let pattern = json!({
             "source": ["aws.s3"],
@@ -126,8 +127,8 @@ impl Aws {
         });
         let rule = json!({"Name": name, "EventPattern": pattern.to_string()});
         self.event_bridge("PutRule", &rule).await?;
-        let former = json!({"Rule": name, "Ids": ["0", "1"]});
-        self.event_bridge("RemoveTargets", &former).await?;
+        let previous = json!({"Rule": name, "Ids": ["0", "1"]});
+        self.event_bridge("RemoveTargets", &previous).await?;
         let targets: Vec<_> = targets
             .iter()
             .enumerate()
@@ -165,7 +166,10 @@ impl Aws {
         let status = answer.status();
         let text = answer.into_body().collect().await?.to_bytes();
         let text = String::from_utf8_lossy(&text).into_owned();
-        ensure!(status.is_success(), "{status}: {text}, in answer to {body}");
+        ensure!(
+            status.is_success(),
+            "{status}: {text}, in response to {body}"
+        );
         Ok(text)
     }
 }

@@ -62,7 +62,7 @@ impl Aws {
     }
 
     /// Starts the same with access control: requests must be signed by a user with the permission,
-    /// such as that of [`Aws::reader`]. `test` has all permissions.
+    /// such as that of [`Aws::create_reader`]. `test` has all permissions.
     ///
     /// # Errors
     ///
@@ -153,7 +153,7 @@ impl Aws {
     /// # Errors
     ///
     /// Fails with the error that AWS returned.
-    pub async fn reader(&self, bucket: &str) -> Result<AccessKey> {
+    pub async fn create_reader(&self, bucket: &str) -> Result<AccessKey> {
         let policy = allow_read(bucket).to_string();
         self.iam(&[("Action", "CreateUser"), ("UserName", bucket)])
             .await?;
@@ -178,7 +178,7 @@ impl Aws {
     /// # Errors
     ///
     /// Fails with the error that AWS returned.
-    pub async fn publish(&self, bucket: &str) -> Result<()> {
+    pub async fn make_public(&self, bucket: &str) -> Result<()> {
         let s3 = self.s3();
         s3.delete_public_access_block()
             .bucket(bucket)
@@ -215,7 +215,7 @@ impl Aws {
         let status = response.status();
         let text = response.into_body().collect().await?.to_bytes();
         let text = String::from_utf8_lossy(&text).into_owned();
-        ensure!(status.is_success(), "IAM said {status}: {text}");
+        ensure!(status.is_success(), "IAM returned {status}: {text}");
         Ok(text)
     }
 

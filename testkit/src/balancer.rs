@@ -31,21 +31,21 @@ impl Balancer {
     ///
     /// Fails if the address cannot be bound.
     pub async fn start_at(address: &str, urls: &[&str]) -> Result<Self> {
-        let listener = TcpListener::bind(address).await.context("no port")?;
+        let listener = TcpListener::bind(address).await.context("no free port")?;
         let address = listener.local_addr()?;
         let servers = Arc::new(Mutex::new(Vec::new()));
-        let task = tokio::spawn(pass_on(listener, servers.clone()));
+        let task = tokio::spawn(forward(listener, servers.clone()));
         let balancer = Self {
             address,
             servers,
             task,
         };
-        balancer.lead_to(urls);
+        balancer.set_servers(urls);
         Ok(balancer)
     }
 
     /// Forwards new connections to these servers from now on.
-    pub fn lead_to(&self, urls: &[&str]) {
+    pub fn set_servers(&self, urls: &[&str]) {
         let hosts = urls.iter().map(|url| url.trim_start_matches("http://"));
         *self.servers.lock().unwrap_or_else(PoisonError::into_inner) =
             hosts.map(str::to_owned).collect();
@@ -64,7 +64,7 @@ impl Drop for Balancer {
     }
 }
 
-async fn pass_on(listener: TcpListener, servers: Arc<Mutex<Vec<String>>>) {
+async fn forward(listener: TcpListener, servers: Arc<Mutex<Vec<String>>>) {
     while let Ok((mut client, _)) = listener.accept().await {
         let server = {
             let mut servers = servers.lock().unwrap_or_else(PoisonError::into_inner);

@@ -41,7 +41,7 @@ pub struct Browser {
     directory: TempDir,
     session: Option<String>,
     calls: u64,
-    complaints: Vec<String>,
+    problems: Vec<String>,
     requests: Vec<String>,
 }
 
@@ -68,8 +68,14 @@ impl Browser {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("cannot run {}", chromium.display()))?;
-        let input = process.stdin.take().context("it has an input")?;
-        let output = process.stdout.take().context("it has an output")?;
+        let input = process
+            .stdin
+            .take()
+            .context("its standard input is a pipe")?;
+        let output = process
+            .stdout
+            .take()
+            .context("its standard output is a pipe")?;
         let mut browser = Self {
             process,
             input,
@@ -77,7 +83,7 @@ impl Browser {
             directory,
             session: None,
             calls: 0,
-            complaints: Vec::new(),
+            problems: Vec::new(),
             requests: Vec::new(),
         };
         browser.attach().await?;
@@ -116,8 +122,9 @@ impl Browser {
     ///
     /// Fails if the expression throws.
     pub async fn evaluate(&mut self, expression: &str) -> Result<Value> {
-        let what = json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
-        let mut answer = self.call("Runtime.evaluate", what).await?;
+        let parameters =
+            json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
+        let mut answer = self.call("Runtime.evaluate", parameters).await?;
         let thrown = &answer["exceptionDetails"];
         ensure!(thrown.is_null(), "the page throws {thrown}");
         Ok(answer["result"]["value"].take())
@@ -128,9 +135,9 @@ impl Browser {
     /// # Errors
     ///
     /// Fails if the browser returns an error.
-    pub async fn resize(&mut self, width: u32, dots: u32) -> Result<()> {
+    pub async fn resize(&mut self, width: u32, device_pixel_ratio: u32) -> Result<()> {
         let metrics = json!({
-            "width": width, "height": 900, "deviceScaleFactor": dots, "mobile": dots > 1,
+            "width": width, "height": 900, "deviceScaleFactor": device_pixel_ratio, "mobile": device_pixel_ratio > 1,
         });
         self.call("Emulation.setDeviceMetricsOverride", metrics)
             .await?;
@@ -142,7 +149,7 @@ impl Browser {
     /// # Errors
     ///
     /// Fails if the browser returns an error.
-    pub async fn prefer(&mut self, scheme: &str) -> Result<()> {
+    pub async fn set_color_scheme(&mut self, scheme: &str) -> Result<()> {
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
         let media = json!({"features": features});
         self.call("Emulation.setEmulatedMedia", media).await?;
@@ -158,16 +165,16 @@ impl Browser {
         let size = "[document.documentElement.clientWidth, document.documentElement.scrollHeight]";
         let size = self.evaluate(size).await?;
         let clip = json!({"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1});
-        let what = json!({"captureBeyondViewport": true, "clip": clip});
-        let answer = self.call("Page.captureScreenshot", what).await?;
-        let encoded = answer["data"].as_str().context("no picture")?;
-        let picture = BASE64_STANDARD.decode(encoded)?;
-        std::fs::write(path, picture).with_context(|| format!("cannot write {}", path.display()))
+        let parameters = json!({"captureBeyondViewport": true, "clip": clip});
+        let answer = self.call("Page.captureScreenshot", parameters).await?;
+        let encoded = answer["data"].as_str().context("no screenshot")?;
+        let image = BASE64_STANDARD.decode(encoded)?;
+        std::fs::write(path, image).with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Returns the errors and warnings of the page, and the dialogs that it opened.
-    pub fn complaints(&self) -> &[String] {
-        &self.complaints
+    pub fn problems(&self) -> &[String] {
+        &self.problems
     }
 
     /// Returns the URLs that the page requested.
@@ -199,7 +206,7 @@ impl Browser {
         loop {
             let mut message = self.next().await?;
             if message["id"] != self.calls {
-                self.note(&message);
+                self.record_event(&message);
                 continue;
             }
             let error = &message["error"];
@@ -213,12 +220,12 @@ impl Browser {
         self.output.read_until(0, &mut message).await?;
         if message.pop() != Some(0) {
             let log = tail(&self.directory.path().join("log"));
-            bail!("the browser has ended; its log ends with:\n{log}");
+            bail!("the browser exited; its log ends with:\n{log}");
         }
         Ok(serde_json::from_slice(&message)?)
     }
 
-    fn note(&mut self, event: &Value) {
+    fn record_event(&mut self, event: &Value) {
         let parameters = &event["params"];
         match event["method"].as_str().unwrap_or_default() {
             "Network.requestWillBeSent" => {
@@ -228,7 +235,7 @@ impl Browser {
             "Log.entryAdded"
             | "Runtime.exceptionThrown"
             | "Runtime.consoleAPICalled"
-            | "Page.javascriptDialogOpening" => self.complaints.push(parameters.to_string()),
+            | "Page.javascriptDialogOpening" => self.problems.push(parameters.to_string()),
             _ => {}
         }
     }

@@ -9,20 +9,19 @@ use serde_json::Value;
 use crate::xapi::{Bundle, EventType};
 use crate::{ClickHouse, Site};
 
-/// The kinds of lines that are in no event table, and the table of each.
-const KEPT_LINES: [(&str, &str); 2] = [
+/// The kinds of rejects, and the table of each.
+const REJECT_TABLES: [(&str, &str); 2] = [
     ("rejected", "rejected_lines"),
     ("unmatched", "unmatched_statements"),
 ];
 
-/// The source path of the blank line that Sluice loads to find out whether the server can load
-/// anything.
+/// The source path of a blank-line load.
 const BLANK_LINE_LOAD: &str = "sluice-sample/blank.jsonl";
 
 /// Numbers of rows, by object and kind.
 type Rows = BTreeMap<(String, &'static str), u64>;
 
-/// Prevents merges from hiding rows that were loaded twice, since the tables replace equal rows.
+/// Stops merges, which would hide rows that were loaded twice, since the tables replace equal rows.
 /// Mutations, which deletes need, continue.
 ///
 /// # Errors
@@ -57,7 +56,7 @@ pub async fn table_differences(
     site: &Site,
     expected: &[Bundle],
 ) -> Result<String> {
-    let expected = reckoned(site, expected);
+    let expected = expected_counts(site, expected);
     let mut problems = String::new();
     let mut found = Rows::new();
     for (kind, name) in kinds() {
@@ -67,7 +66,7 @@ pub async fn table_differences(
                 "SELECT source_path AS path, count() AS rows FROM {table} GROUP BY path"
             ))
             .await?;
-        found.extend(counted(&rows, |_| kind)?);
+        found.extend(parse_counts(&rows, |_| kind)?);
         let identity: String = clickhouse
             .scalar(&format!(
                 "SELECT sorting_key FROM system.tables \
@@ -75,13 +74,13 @@ pub async fn table_differences(
                 site.database
             ))
             .await?;
-        let doubled: u64 = clickhouse
+        let duplicates: u64 = clickhouse
             .scalar(&format!(
                 "SELECT count() - uniqExact(source_path, source_etag, {identity}) FROM {table}"
             ))
             .await?;
-        if doubled > 0 {
-            writeln!(problems, "{table}: {doubled} rows too many")?;
+        if duplicates > 0 {
+            writeln!(problems, "{table}: {duplicates} duplicate rows")?;
         }
     }
     compare("tables", &expected, &found, &mut problems)?;
@@ -103,7 +102,7 @@ pub async fn differences(
     expected: &[Bundle],
 ) -> Result<String> {
     let mut problems = table_differences(clickhouse, site, expected).await?;
-    let expected = reckoned(site, expected);
+    let expected = expected_counts(site, expected);
 
     let rows = clickhouse
         .rows(&format!(
@@ -118,11 +117,11 @@ pub async fn differences(
             .find(|kind| row["kind"] == **kind)
             .unwrap_or("unknown")
     };
-    let counts = counted(&rows, kind_of)?;
+    let counts = parse_counts(&rows, kind_of)?;
     compare("object_rows", &expected, &counts, &mut problems)?;
 
     let database = &site.database;
-    let twice = clickhouse
+    let claimed_twice = clickhouse
         .query(&format!(
             "SELECT key, etag, groupUniqArray(batch_id) AS batches \
              FROM {database}.ledger_objects \
@@ -135,8 +134,8 @@ pub async fn differences(
              GROUP BY bucket, key, etag HAVING length(batches) > 1"
         ))
         .await?;
-    for line in twice.lines() {
-        writeln!(problems, "in more than one loaded batch: {line}")?;
+    for line in claimed_twice.lines() {
+        writeln!(problems, "object in more than one loaded batch: {line}")?;
     }
     problems += &stray_rows(clickhouse, site).await?;
     Ok(problems)
@@ -144,8 +143,7 @@ pub async fn differences(
 
 /// Returns the rows of batches that are not loaded, one for each line; empty if there are none.
 ///
-/// The blank line by which Sluice finds out whether the server can load anything belongs to no
-/// batch of the ledger, and does not count.
+/// A blank-line load has no batch in the ledger, and does not count.
 ///
 /// # Errors
 ///
@@ -162,7 +160,7 @@ pub async fn stray_rows(clickhouse: &ClickHouse, site: &Site) -> Result<String> 
         .await?;
     let mut problems = String::new();
     for line in strays.lines() {
-        writeln!(problems, "has rows, and is not loaded: batch {line}")?;
+        writeln!(problems, "batch that has rows but is not loaded: {line}")?;
     }
     Ok(problems)
 }
@@ -177,19 +175,19 @@ fn kinds() -> impl Iterator<Item = (&'static str, &'static str)> {
     EventType::ALL
         .into_iter()
         .map(|kind| (kind.name(), kind.table()))
-        .chain(KEPT_LINES)
+        .chain(REJECT_TABLES)
 }
 
-fn reckoned(site: &Site, bundles: &[Bundle]) -> Rows {
+fn expected_counts(site: &Site, bundles: &[Bundle]) -> Rows {
     let mut rows = Rows::new();
     for bundle in bundles {
-        let reckoning = &bundle.reckoning;
+        let expected_rows = &bundle.expected_rows;
         let kinds = EventType::ALL
             .into_iter()
-            .map(|kind| (kind.name(), reckoning.rows(kind)))
+            .map(|kind| (kind.name(), expected_rows.rows(kind)))
             .chain([
-                ("rejected", reckoning.rejected),
-                ("unmatched", reckoning.unmatched),
+                ("rejected", expected_rows.rejected),
+                ("unmatched", expected_rows.unmatched),
             ]);
         for (kind, count) in kinds.filter(|(_, count)| *count > 0) {
             let path = format!("{}/{}", site.bucket, bundle.key);
@@ -199,7 +197,7 @@ fn reckoned(site: &Site, bundles: &[Bundle]) -> Rows {
     rows
 }
 
-fn counted(rows: &[Value], kind: impl Fn(&Value) -> &'static str) -> Result<Rows> {
+fn parse_counts(rows: &[Value], kind: impl Fn(&Value) -> &'static str) -> Result<Rows> {
     rows.iter()
         .map(|row| {
             let path = row["path"].as_str().context("no path")?.to_owned();
@@ -212,12 +210,12 @@ fn counted(rows: &[Value], kind: impl Fn(&Value) -> &'static str) -> Result<Rows
 fn compare(what: &str, expected: &Rows, found: &Rows, problems: &mut String) -> Result<()> {
     let keys: BTreeSet<_> = expected.keys().chain(found.keys()).collect();
     for key in keys {
-        let [want, have] = [expected, found].map(|rows| rows.get(key).unwrap_or(&0));
-        if want != have {
+        let [expected, found] = [expected, found].map(|rows| rows.get(key).unwrap_or(&0));
+        if expected != found {
             let (path, kind) = key;
             writeln!(
                 problems,
-                "{what}: {path} {kind}: expected {want}, found {have}"
+                "{what}: {path} {kind}: expected {expected}, found {found}"
             )?;
         }
     }

@@ -27,7 +27,7 @@ pub mod tls;
 mod wait;
 pub mod xapi;
 
-pub use announce::Way;
+pub use announce::NotificationRoute;
 pub use aws::{AccessKey, Aws};
 pub use clickhouse::{ClickHouse, Options as ClickHouseOptions};
 pub use keeper::Keeper;

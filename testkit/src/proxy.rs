@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use crate::serve::Server;
 
-/// A fault that a request meets.
+/// A fault to inject into a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The connection is closed before the server receives the request.
@@ -57,30 +57,30 @@ impl Fault {
             Self::Delay(_) => "delayed",
             Self::Hold => "held",
             Self::Late(_) => "late",
-            Self::Status(_) => "refused by a status",
-            Self::Error(_) => "refused by an error",
-            Self::Content(_) => "answered with other content",
+            Self::Status(_) => "failed with a status",
+            Self::Error(_) => "failed with an error",
+            Self::Content(_) => "answered with substitute content",
         }
     }
 }
 
-/// The number of requests that have met each fault.
-type Met = BTreeMap<&'static str, usize>;
+/// The number of requests that have hit each fault.
+type HitsByFault = BTreeMap<&'static str, usize>;
 
 type Matcher = Box<dyn Fn(&Parts, &[u8]) -> bool + Send>;
 
 struct Rule {
     matches: Matcher,
     fault: Fault,
-    /// The number of requests that will still meet the fault.
-    left: usize,
+    /// The number of requests that will still hit the fault.
+    remaining: usize,
 }
 
 /// A proxy on a free port, which stops when it is dropped.
 pub struct Proxy {
     server: Server,
     rules: Arc<Mutex<Vec<Rule>>>,
-    met: Arc<Mutex<Met>>,
+    hits: Arc<Mutex<HitsByFault>>,
     late: Arc<AtomicUsize>,
     healed: watch::Sender<()>,
 }
@@ -89,7 +89,7 @@ struct Shared {
     upstream: String,
     client: Client<HttpConnector, Full<Bytes>>,
     rules: Arc<Mutex<Vec<Rule>>>,
-    met: Arc<Mutex<Met>>,
+    hits: Arc<Mutex<HitsByFault>>,
     late: Arc<AtomicUsize>,
     healed: watch::Sender<()>,
 }
@@ -99,36 +99,36 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Proxy {
-    /// Passes requests on to `upstream`, such as `http://127.0.0.1:8123`.
+    /// Starts a proxy that forwards requests to `upstream`, such as `http://127.0.0.1:8123`.
     pub async fn start(upstream: &str) -> Result<Self> {
         let upstream = upstream
             .trim_start_matches("http://")
             .trim_end_matches('/')
             .to_owned();
         let rules = Arc::new(Mutex::new(Vec::new()));
-        let met = Arc::new(Mutex::new(Met::new()));
+        let hits = Arc::new(Mutex::new(HitsByFault::new()));
         let late = Arc::new(AtomicUsize::new(0));
         let healed = watch::Sender::new(());
         let shared = Arc::new(Shared {
             upstream,
             client: Client::builder(TokioExecutor::new()).build_http(),
             rules: rules.clone(),
-            met: met.clone(),
+            hits: hits.clone(),
             late: late.clone(),
             healed: healed.clone(),
         });
-        // An error is a connection that was cut on purpose.
+        // An error closes the connection, as an injected fault requires.
         let server = Server::start(move |request| shared.clone().pass(request)).await?;
         Ok(Self {
             server,
             rules,
-            met,
+            hits,
             late,
             healed,
         })
     }
 
-    /// `http://127.0.0.1:PORT`
+    /// Returns `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         self.server.url()
     }
@@ -143,7 +143,7 @@ impl Proxy {
         lock(&self.rules).push(Rule {
             matches: Box::new(matches),
             fault,
-            left: times,
+            remaining: times,
         });
     }
 
@@ -153,14 +153,14 @@ impl Proxy {
         self.healed.send_replace(());
     }
 
-    /// Returns the number of requests that have met a fault.
+    /// Returns the number of requests that have hit a fault.
     pub fn hits(&self) -> usize {
-        lock(&self.met).values().sum()
+        lock(&self.hits).values().sum()
     }
 
-    /// Returns the number of requests that have met each fault.
-    pub fn met(&self) -> BTreeMap<&'static str, usize> {
-        lock(&self.met).clone()
+    /// Returns the number of requests that have hit each fault.
+    pub fn hits_by_fault(&self) -> BTreeMap<&'static str, usize> {
+        lock(&self.hits).clone()
     }
 
     /// Returns the number of requests that will still reach the server late.
@@ -171,7 +171,7 @@ impl Proxy {
 
 type Answer = Response<http_body_util::combinators::BoxBody<Bytes, io::Error>>;
 
-fn whole(status: StatusCode, body: Bytes) -> Answer {
+fn full_response(status: StatusCode, body: Bytes) -> Answer {
     let mut response = Response::new(
         Full::new(body)
             .map_err(|never: Infallible| match never {})
@@ -188,7 +188,7 @@ fn half(bytes: &Bytes) -> StreamBody<Frames> {
     let first = bytes.slice(..bytes.len() / 2);
     StreamBody::new(stream::iter(vec![
         Ok(Frame::data(first)),
-        Err(io::Error::other("cut on purpose")),
+        Err(io::Error::other("injected fault")),
     ]))
 }
 
@@ -197,9 +197,9 @@ impl Shared {
         let mut rules = lock(&self.rules);
         let rule = rules
             .iter_mut()
-            .find(|rule| rule.left > 0 && (rule.matches)(parts, body))?;
-        rule.left -= 1;
-        *lock(&self.met).entry(rule.fault.name()).or_default() += 1;
+            .find(|rule| rule.remaining > 0 && (rule.matches)(parts, body))?;
+        rule.remaining -= 1;
+        *lock(&self.hits).entry(rule.fault.name()).or_default() += 1;
         Some(rule.fault)
     }
 
@@ -215,7 +215,7 @@ impl Shared {
             Some(Fault::Status(status)) => {
                 let status = StatusCode::from_u16(status)?;
                 let page = format!("<html><title>{status}</title>injected</html>");
-                Ok(whole(status, page.into()))
+                Ok(full_response(status, page.into()))
             }
             Some(Fault::Hold) => {
                 let mut healed = self.healed.subscribe();
@@ -223,11 +223,13 @@ impl Shared {
                 healed.changed().await.ok();
                 self.forward(parts, body).await
             }
-            Some(Fault::Error(text)) => Ok(whole(
+            Some(Fault::Error(text)) => Ok(full_response(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 Bytes::from_static(text.as_bytes()),
             )),
-            Some(Fault::Content(content)) => Ok(whole(StatusCode::OK, Bytes::from_static(content))),
+            Some(Fault::Content(content)) => {
+                Ok(full_response(StatusCode::OK, Bytes::from_static(content)))
+            }
             Some(Fault::Late(delay)) => {
                 // This needs a separate task, since the current one ends with the connection.
                 self.late.fetch_add(1, Ordering::SeqCst);
@@ -237,17 +239,17 @@ impl Shared {
                     self.forward(parts, body).await.ok();
                     self.late.fetch_sub(1, Ordering::SeqCst);
                 });
-                anyhow::bail!("cut on purpose")
+                anyhow::bail!("injected fault")
             }
-            Some(Fault::CutBeforeRequest) => anyhow::bail!("cut on purpose"),
+            Some(Fault::CutBeforeRequest) => anyhow::bail!("injected fault"),
             Some(Fault::CutInRequest) => {
                 self.forward_half(parts, &body).await;
-                anyhow::bail!("cut on purpose")
+                anyhow::bail!("injected fault")
             }
             Some(Fault::CutBeforeResponse) => {
                 // The answer is read completely: by then the server has finished its work.
                 self.forward(parts, body).await?;
-                anyhow::bail!("cut on purpose")
+                anyhow::bail!("injected fault")
             }
             Some(Fault::CutInResponse) => {
                 let response = self.forward(parts, body).await?;
@@ -267,7 +269,7 @@ impl Shared {
         // The body is read completely, so that "before the response" means that all work is done.
         let head_length = parts.headers.get(CONTENT_LENGTH).cloned();
         let body = body.collect().await?.to_bytes();
-        let mut answer = whole(parts.status, body);
+        let mut answer = full_response(parts.status, body);
         *answer.headers_mut() = parts.headers;
         answer
             .headers_mut()

@@ -1,4 +1,4 @@
-//! HTTP servers on loopback, for the stand-ins of this crate.
+//! HTTP servers on loopback, for the proxy and for stand-ins of services.
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -35,7 +35,9 @@ impl Server {
         B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
         E: Into<Box<dyn Error + Send + Sync>> + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.context("no port")?;
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .context("no free port")?;
         let address = listener.local_addr()?;
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -54,7 +56,7 @@ impl Server {
         Ok(Self { address, task })
     }
 
-    /// `http://127.0.0.1:PORT`
+    /// Returns `http://127.0.0.1:PORT`.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address)

@@ -69,7 +69,7 @@ impl Stack {
     /// # Errors
     ///
     /// Fails with the error that AWS returned.
-    pub async fn site_of_receives(&self, name: &str, max_receive_count: u32) -> Result<Site> {
+    pub async fn site_with_max_receives(&self, name: &str, max_receive_count: u32) -> Result<Site> {
         let options = SiteOptions {
             max_receive_count,
             ..SiteOptions::default()
@@ -117,7 +117,7 @@ impl Aws {
     /// Fails with the error that AWS returned.
     pub async fn site(&self, name: &str, options: SiteOptions) -> Result<Site> {
         let (s3, sqs) = (self.s3(), self.sqs());
-        let bucket = unique(name);
+        let bucket = unique_name(name);
         let database = bucket.replace('-', "_");
 
         let (dlq_url, dlq_arn) = create_queue(&sqs, &format!("{bucket}-dlq"), &[]).await?;
@@ -211,7 +211,7 @@ impl Site {
     /// # Errors
     ///
     /// Fails with the error that S3 returned.
-    pub async fn announce_no_more(&self) -> Result<()> {
+    pub async fn stop_notifications(&self) -> Result<()> {
         self.s3
             .put_bucket_notification_configuration()
             .bucket(&self.bucket)
@@ -298,7 +298,7 @@ async fn create_queue(
         .with_context(|| format!("cannot create queue {name}"))?;
     let url = output
         .queue_url()
-        .context("SQS gave no queue url")?
+        .context("SQS returned no queue URL")?
         .to_owned();
     let arn = attribute(sqs, &url, QueueAttributeName::QueueArn).await?;
     Ok((url, arn))
@@ -318,10 +318,10 @@ async fn depth(sqs: &aws_sdk_sqs::Client, url: &str) -> Result<(u64, u64)> {
         .send()
         .await
         .with_context(|| format!("cannot read the depth of {url}"))?;
-    let attributes = output.attributes().context("SQS gave no attributes")?;
+    let attributes = output.attributes().context("SQS returned no attributes")?;
     let [visible, in_flight] = names.map(|name| attributes.get(&name));
     let count = |value: Option<&String>| -> Result<u64> {
-        Ok(value.context("SQS gave no count")?.parse()?)
+        Ok(value.context("SQS returned no count")?.parse()?)
     };
     Ok((count(visible)?, count(in_flight)?))
 }
@@ -343,13 +343,13 @@ async fn attribute(
         .attributes()
         .and_then(|attributes| attributes.get(&name));
     Ok(value
-        .with_context(|| format!("SQS gave no {name} for {url}"))?
+        .with_context(|| format!("SQS returned no {name} for {url}"))?
         .clone())
 }
 
 /// Returns a name of lower-case letters, digits and dashes, short enough for a bucket. Several
 /// processes may share the servers, so time and pid are part of it.
-fn unique(name: &str) -> String {
+fn unique_name(name: &str) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let mut stem: String = name
         .chars()

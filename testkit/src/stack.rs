@@ -45,7 +45,7 @@ impl Stack {
     /// Panics with the reason if the stack cannot start.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Stack> = OnceLock::new();
-        SHARED.get_or_init(|| match Self::given_or_started() {
+        SHARED.get_or_init(|| match Self::connect_or_start() {
             Ok(stack) => stack,
             Err(error) => panic!("the test stack cannot start: {error:#}"),
         })
@@ -57,7 +57,7 @@ impl Stack {
     /// # Errors
     ///
     /// Fails if a server cannot be installed or started.
-    pub fn given_or_started() -> Result<Self> {
+    pub fn connect_or_start() -> Result<Self> {
         let clickhouse = match env::var(CLICKHOUSE_URL_VARIABLE) {
             Ok(url) => ClickHouse::at(&url),
             Err(_) => ClickHouse::start()?,

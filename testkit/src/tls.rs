@@ -21,14 +21,14 @@ pub struct TlsFront {
 }
 
 impl TlsFront {
-    /// In front of `upstream`, such as `http://127.0.0.1:8123`.
+    /// Starts a terminator in front of `upstream`, such as `http://127.0.0.1:8123`.
     ///
     /// # Errors
     ///
     /// Fails if no port is free.
     pub async fn start(upstream: &str) -> Result<Self> {
         let upstream = upstream.trim_start_matches("http://").to_owned();
-        let (authority, config) = certified("127.0.0.1")?;
+        let (authority, config) = issue_certificate("127.0.0.1")?;
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
@@ -38,7 +38,7 @@ impl TlsFront {
                 tokio::spawn(async move {
                     // Errors come from clients that do not trust the certificate or that
                     // disconnect.
-                    pass(&acceptor, stream, &upstream).await.ok();
+                    forward(&acceptor, stream, &upstream).await.ok();
                 });
             }
         });
@@ -66,7 +66,7 @@ impl Drop for TlsFront {
     }
 }
 
-async fn pass(acceptor: &TlsAcceptor, stream: TcpStream, upstream: &str) -> Result<()> {
+async fn forward(acceptor: &TlsAcceptor, stream: TcpStream, upstream: &str) -> Result<()> {
     let mut client = acceptor.accept(stream).await?;
     let mut server = TcpStream::connect(upstream).await?;
     copy_bidirectional(&mut client, &mut server).await?;
@@ -75,18 +75,18 @@ async fn pass(acceptor: &TlsAcceptor, stream: TcpStream, upstream: &str) -> Resu
 
 /// Returns a new authority in PEM, and the configuration of a server with its certificate for this
 /// address.
-fn certified(address: &str) -> Result<(String, ServerConfig)> {
+fn issue_certificate(address: &str) -> Result<(String, ServerConfig)> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params
         .distinguished_name
-        .push(DnType::CommonName, "authority of a test");
+        .push(DnType::CommonName, "Sluice test CA");
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
     let key = KeyPair::generate()?;
     let certificate = CertificateParams::new([address.to_owned()])?.signed_by(&key, &authority)?;
     let key = PrivateKeyDer::try_from(key.serialize_der())
         .ok()
-        .context("the key is none")?;
+        .context("not a valid private key")?;
     let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()

@@ -1,4 +1,4 @@
-//! Waits for a condition instead of for a time.
+//! Waits for conditions, with a bound.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ pub async fn wait_for<T>(
         };
         assert!(
             started.elapsed() < bound,
-            "waited {bound:?} for {what}, in vain; last status: {status}"
+            "timed out after {bound:?} waiting for {what}; last status: {status}"
         );
         tokio::time::sleep(PAUSE).await;
     }

@@ -53,7 +53,7 @@ async fn a_put_is_announced_and_clickhouse_can_read_the_object() -> Result<()> {
 }
 
 #[tokio::test]
-async fn results_come_as_text_rows_and_values_and_errors_name_the_query() -> Result<()> {
+async fn queries_return_text_rows_or_values_and_errors_name_the_query() -> Result<()> {
     let clickhouse = &Stack::shared().clickhouse;
     assert_eq!(clickhouse.query("SELECT 1, 'a?b'").await?, "1\ta?b\n");
     let rows = clickhouse
@@ -114,7 +114,7 @@ async fn users_need_their_passwords_and_rights() -> Result<()> {
 }
 
 #[tokio::test]
-async fn clickhouse_keeps_its_data_over_a_crash() -> Result<()> {
+async fn clickhouse_keeps_its_data_after_a_crash() -> Result<()> {
     let clickhouse = ClickHouse::start()?;
     clickhouse
         .execute("CREATE TABLE t (n UInt64) ENGINE = MergeTree ORDER BY n")
@@ -130,7 +130,7 @@ async fn clickhouse_keeps_its_data_over_a_crash() -> Result<()> {
 }
 
 #[test]
-fn a_taken_port_is_an_error_and_no_hang() -> Result<()> {
+fn a_server_does_not_start_on_a_taken_port() -> Result<()> {
     let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
     let options = ClickHouseOptions {
         http_port: Some(taken.local_addr()?.port()),

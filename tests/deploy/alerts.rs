@@ -22,10 +22,10 @@ fn promtool(arguments: &[&str]) {
         .args(arguments)
         .output()
         .unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    assert!(output.status.success(), "{said}");
-    assert!(said.contains("SUCCESS"), "{said}");
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("SUCCESS"), "{text}");
 }
 
 #[test]
@@ -41,9 +41,12 @@ fn every_alert_fires_when_it_should_and_not_before() {
     let alerts = project::read("helm/sluice/alerts.yaml");
     for alert in values(&alerts, "alert") {
         let fires = format!("alertname: {alert}\n        exp_alerts:\n");
-        assert!(tests.contains(&fires), "no test has {alert} fire");
+        assert!(tests.contains(&fires), "no test in which {alert} fires");
         let silent = format!("alertname: {alert}}}\n");
-        assert!(tests.contains(&silent), "no test has {alert} keep silent");
+        assert!(
+            tests.contains(&silent),
+            "no test in which {alert} does not fire"
+        );
     }
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("tests.yaml");

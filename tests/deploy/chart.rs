@@ -8,8 +8,7 @@ use sluice_testkit::project::{self, assert_generated};
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/helm/sluice");
 const RENDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/deploy/render.py");
-/// The oldest version that the chart allows, the newest that there are schemas for, and some
-/// between.
+/// The oldest version that the chart allows, the newest that has schemas, and some in between.
 const VERSIONS: [&str; 4] = ["1.27", "1.30", "1.33", "1.37"];
 
 /// Returns what Helm renders from these values.
@@ -38,14 +37,14 @@ fn render_all(values: &[Value]) -> Vec<Value> {
 }
 
 /// Returns the minimal values.
-fn least() -> Value {
+fn minimal_values() -> Value {
     json!({"config": {
         "queue": {"url": "https://sqs.eu-central-1.amazonaws.com/111122223333/uploads"},
         "clickhouse": {"url": "https://clickhouse.example:8443"},
     }})
 }
 
-/// Returns the minimal values, overridden by these.
+/// Returns the minimal values, overridden by others.
 fn values(over: Value) -> Value {
     fn merge(under: &mut Value, over: Value) {
         match (under, over) {
@@ -57,7 +56,7 @@ fn values(over: Value) -> Value {
             (under, over) => *under = over,
         }
     }
-    let mut values = least();
+    let mut values = minimal_values();
     merge(&mut values, over);
     values
 }
@@ -95,10 +94,10 @@ fn everything() -> Value {
     }))
 }
 
-/// Returns the manifests as one text, after asserting that Kubernetes' schemas and Helm's lint find
-/// nothing wrong with them.
+/// Returns the manifests as one text, after asserting that they are valid by Kubernetes' schemas
+/// and by Helm's lint.
 #[track_caller]
-fn sound(values: &Value) -> String {
+fn valid_manifests(values: &Value) -> String {
     let rendered = render(values);
     assert_sound(&rendered);
     let manifests = rendered["manifests"].as_object().unwrap();
@@ -117,16 +116,16 @@ fn sound(values: &Value) -> String {
 
 #[test]
 fn defaults() {
-    insta::assert_snapshot!(sound(&least()));
+    insta::assert_snapshot!(valid_manifests(&minimal_values()));
 }
 
 #[test]
 fn everything_on() {
-    insta::assert_snapshot!(sound(&everything()));
+    insta::assert_snapshot!(valid_manifests(&everything()));
 }
 
 #[test]
-fn what_cannot_work_is_refused_with_advice() {
+fn values_that_cannot_work_are_refused_with_advice() {
     let cases = [
         (
             json!({"config": {"queue": {"url": null}}}),
@@ -201,9 +200,9 @@ fn what_cannot_work_is_refused_with_advice() {
         (json!({"config": {"batch": {"window": 5}}}), "window"),
     ];
     let all: Vec<Value> = cases.iter().map(|(over, _)| values(over.clone())).collect();
-    for ((over, says), rendered) in cases.iter().zip(render_all(&all)) {
+    for ((over, expected), rendered) in cases.iter().zip(render_all(&all)) {
         let error = rendered["error"].as_str().unwrap_or_default();
-        assert!(error.contains(says), "{over}: {rendered}");
+        assert!(error.contains(expected), "{over}: {rendered}");
     }
 }
 
@@ -229,13 +228,13 @@ fn assert_in_order(text: &str, words: &[&str]) {
     for word in words {
         let (_, after) = rest
             .split_once(word)
-            .unwrap_or_else(|| panic!("{word:?} is not in its place in:\n{text}"));
+            .unwrap_or_else(|| panic!("{word:?} is missing or out of order in:\n{text}"));
         rest = after;
     }
 }
 
 #[test]
-fn an_authority_is_mounted_where_the_configuration_says() {
+fn a_certificate_authority_is_mounted_where_the_configuration_names_it() {
     for (source, volume) in [
         (
             "existingSecret",
@@ -265,7 +264,7 @@ fn an_authority_is_mounted_where_the_configuration_says() {
 }
 
 #[test]
-fn event_types_of_the_chart_leave_their_other_settings_as_they_are() {
+fn event_types_of_the_chart_keep_the_other_event_type_settings() {
     let file = manifests(
         &values(json!({
             "eventTypes": {"a.yaml": "table: a\n"},
@@ -273,16 +272,16 @@ fn event_types_of_the_chart_leave_their_other_settings_as_they_are() {
         })),
         "configmap",
     );
-    let kept = [
+    let expected = [
         "event_types:\n",
         "dir: /etc/sluice/event_types\n",
         "min_year: 1990\n",
     ];
-    assert_in_order(&file, &kept);
+    assert_in_order(&file, &expected);
 }
 
 #[test]
-fn keda_reads_the_queue_as_the_trigger_or_an_authentication_says() {
+fn keda_reads_the_queue_with_the_identity_that_the_values_select() {
     let keda = |over: Value| {
         let mut keda = json!({"enabled": true, "awsRegion": "eu-central-1"});
         keda.as_object_mut()
@@ -298,12 +297,12 @@ fn keda_reads_the_queue_as_the_trigger_or_an_authentication_says() {
     assert_in_order(&by_operator, &["identityOwner: \"operator\""]);
     assert!(!by_operator.contains("uthentication"), "{by_operator}");
     for owner in ["workload", "keda"] {
-        let made = keda(json!({
+        let selected = keda(json!({
             "identityOwner": "pod", "triggerAuthentication": {"identityOwner": owner},
         }));
         let identity = format!("provider: aws\n    identityOwner: \"{owner}\"");
         assert_in_order(
-            &made,
+            &selected,
             &[
                 "identityOwner: \"pod\"\n      authenticationRef:\n        name: demo-sluice\n",
                 "kind: TriggerAuthentication\n",
@@ -320,8 +319,8 @@ fn keda_reads_the_queue_as_the_trigger_or_an_authentication_says() {
 }
 
 #[test]
-fn sluice_takes_the_configuration_that_the_chart_writes() {
-    for rendered in render_all(&[least(), everything()]) {
+fn sluice_accepts_the_configuration_that_the_chart_writes() {
+    for rendered in render_all(&[minimal_values(), everything()]) {
         let config_map = rendered["manifests"]["sluice/templates/configmap.yaml"].as_str();
         let (_, file) = config_map.unwrap().split_once("sluice.yaml: |\n").unwrap();
         let file: String = file
@@ -349,19 +348,19 @@ fn sluice_takes_the_configuration_that_the_chart_writes() {
             .arg(&path)
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{file}{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{file}{stderr}");
     }
 }
 
 #[test]
-fn the_schema_has_that_of_the_configuration() {
+fn the_schema_of_the_chart_includes_that_of_the_configuration() {
     let output = Command::new(env!("CARGO_BIN_EXE_sluice"))
         .args(["config", "schema"])
         .output()
         .unwrap();
     let mut config: Value = serde_json::from_slice(&output.stdout).unwrap();
-    // The chart's schema is of another draft, but the keywords that are used are the same in both.
+    // The chart's schema follows another draft, in which the keywords used here mean the same.
     config.as_object_mut().unwrap().remove("$schema");
     let schema = project::read("helm/sluice/values.schema.json");
     let mut schema: Value = serde_json::from_str(&schema).unwrap();
@@ -371,7 +370,7 @@ fn the_schema_has_that_of_the_configuration() {
 }
 
 #[test]
-fn the_readme_has_every_value() {
+fn the_readme_of_the_chart_lists_every_value() {
     let values = project::read("helm/sluice/values.yaml");
     let mut text = String::from(
         "<!-- Generated from values.yaml. Update it with: UPDATE_DOCS=1 cargo test --test deploy -->\n\n\
@@ -380,9 +379,9 @@ fn the_readme_has_every_value() {
          helm install sluice helm/sluice --values values.yaml\n\
          helm test sluice\n\
          ```\n\n\
-         `config.queue.url` and `config.clickhouse.url` are required. Unknown keys are refused, in \
-         `config` as well. Before workers start, and before each upgrade, a Job runs `sluice \
-         migrate`; `helm test` runs `sluice check`.\n",
+         `config.queue.url` and `config.clickhouse.url` are required. Unknown keys are rejected, \
+         including those within `config`. Before workers start, and before each upgrade, a Job runs \
+         `sluice migrate`; `helm test` runs `sluice check`.\n",
     );
     for block in values.split("\n\n").skip(1) {
         let (comment, yaml): (Vec<_>, Vec<_>) = block

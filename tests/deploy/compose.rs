@@ -11,7 +11,7 @@ fn services() -> Yaml {
 }
 
 #[test]
-fn it_runs_what_the_tests_run() {
+fn the_compose_file_runs_the_versions_that_the_tests_use() {
     let services = &services()["services"];
     let image = |service: &str| services[service]["image"].as_str().unwrap().to_owned();
     let tag = image("clickhouse");
@@ -21,7 +21,7 @@ fn it_runs_what_the_tests_run() {
 }
 
 #[test]
-fn sluice_takes_its_configuration() {
+fn sluice_accepts_the_configuration_of_the_compose_file() {
     let file = services();
     let environment = file["x-sluice"]["environment"].as_hash().unwrap();
     let text = |value: &Yaml| value.as_str().map(str::to_owned);
@@ -36,6 +36,6 @@ fn sluice_takes_its_configuration() {
         .envs(variables)
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
 }

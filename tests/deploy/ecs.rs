@@ -6,18 +6,18 @@ use serde_json::{Value, json};
 use sluice_testkit::install::install_deploy_tools;
 use sluice_testkit::project;
 
-/// Returns the template, after asserting that cfn-lint finds nothing wrong with it.
+/// Returns the template, after asserting that cfn-lint reports no findings.
 fn template() -> Value {
     let output = Command::new(install_deploy_tools().unwrap())
         .arg(project::path("tests/deploy/template.py"))
         .arg(project::path("deploy/ecs/cloudformation.yaml"))
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    let mut read: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(read["findings"], json!([]));
-    read["template"].take()
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    let mut output: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output["findings"], json!([]));
+    output["template"].take()
 }
 
 /// Returns the container's variables, including those with a secret.
@@ -36,7 +36,7 @@ fn environment(template: &Value) -> Vec<(String, Value)> {
         .collect()
 }
 
-/// Returns an example value for a parameter of the template or of AWS.
+/// Returns an example value for a parameter of the template or a pseudo parameter of AWS.
 fn example(value: &Value) -> String {
     match (value.as_str(), value["Ref"].as_str()) {
         (Some(text), _) => text.to_owned(),
@@ -48,7 +48,7 @@ fn example(value: &Value) -> String {
     }
 }
 
-/// Runs `sluice` in the environment that the template gives to the task, and in no other.
+/// Runs `sluice` with exactly the environment variables that the template gives to the task.
 fn sluice(template: &Value, arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_sluice"))
         .args(arguments)
@@ -66,21 +66,20 @@ fn sluice(template: &Value, arguments: &[&str]) -> String {
         )
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
     String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]
-fn the_task_starts_with_a_sound_configuration() {
+fn the_task_has_a_valid_configuration() {
     let shown = sluice(&template(), &["config", "show"]);
     assert!(shown.contains("named_collection"), "{shown}");
 }
 
-/// ECS kills a worker that takes longer, and another worker recovers its batches. It should not
-/// come to that.
+/// ECS would kill a worker that takes longer, so that another worker has to recover its batches.
 #[test]
-fn the_grace_period_fits_into_the_time_that_ecs_gives() {
+fn the_grace_period_fits_into_the_stop_timeout_of_ecs() {
     let template = template();
     let environment = environment(&template);
     let grace = environment
@@ -90,12 +89,12 @@ fn the_grace_period_fits_into_the_time_that_ecs_gives() {
     let grace: u64 = grace.unwrap().parse().unwrap();
     let container =
         &template["Resources"]["TaskDefinition"]["Properties"]["ContainerDefinitions"][0];
-    // The releases at the end take up to 15 s.
+    // Releasing messages at the end takes up to 15 s.
     assert!(grace + 15 <= container["StopTimeout"].as_u64().unwrap());
 }
 
 #[test]
-fn the_role_of_the_task_may_do_what_check_prints_for_the_worker() {
+fn the_task_role_allows_what_check_prints_for_the_worker() {
     let template = template();
     let printed = sluice(
         &template,
@@ -109,7 +108,7 @@ fn the_role_of_the_task_may_do_what_check_prints_for_the_worker() {
         ],
     );
     let printed: Value = serde_json::from_str(&printed).unwrap();
-    let given = &template["Resources"]["TaskRole"]["Properties"]["Policies"][0]["PolicyDocument"];
+    let of_role = &template["Resources"]["TaskRole"]["Properties"]["Policies"][0]["PolicyDocument"];
     let actions = |policy: &Value| -> Vec<Vec<String>> {
         let statements = policy["Statement"].as_array().unwrap();
         let of = |statement: &Value| match &statement["Action"] {
@@ -118,19 +117,19 @@ fn the_role_of_the_task_may_do_what_check_prints_for_the_worker() {
         };
         statements.iter().map(of).collect()
     };
-    assert_eq!(actions(given), actions(&printed["iam"]["worker"]));
+    assert_eq!(actions(of_role), actions(&printed["iam"]["worker"]));
 }
 
 /// Existing buckets and those that the template creates announce the same events.
 #[test]
-fn the_notification_of_a_bucket_is_that_of_the_template() {
+fn existing_buckets_and_the_template_announce_the_same_events() {
     let text = project::read("deploy/s3-notification.json");
-    let by_hand: Value = serde_json::from_str(&text).unwrap();
-    let by_hand = &by_hand["QueueConfigurations"][0];
+    let of_file: Value = serde_json::from_str(&text).unwrap();
+    let of_file = &of_file["QueueConfigurations"][0];
     let template = template();
     let bucket = &template["Resources"]["Bucket"]["Properties"]["NotificationConfiguration"];
     let of_template = bucket["QueueConfigurations"].as_array().unwrap();
     let events: Vec<_> = of_template.iter().map(|it| &it["Event"]).collect();
-    let events_by_hand: Vec<_> = by_hand["Events"].as_array().unwrap().iter().collect();
-    assert_eq!(events, events_by_hand);
+    let events_of_file: Vec<_> = of_file["Events"].as_array().unwrap().iter().collect();
+    assert_eq!(events, events_of_file);
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use sluice_testkit::project;
 
 /// Returns the packages and features that cargo resolves for this selection.
-fn resolved(selection: &[&str]) -> BTreeSet<String> {
+fn resolve(selection: &[&str]) -> BTreeSet<String> {
     let tree = Command::new(env!("CARGO"))
         .args(["tree", "--quiet", "--locked", "--offline"])
         .args(["--prefix", "none", "--format", "{p} [{f}]"])
@@ -14,8 +14,8 @@ fn resolved(selection: &[&str]) -> BTreeSet<String> {
         .current_dir(project::path(""))
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&tree.stderr);
-    assert!(tree.status.success(), "{said}");
+    let stderr = String::from_utf8_lossy(&tree.stderr);
+    assert!(tree.status.success(), "{stderr}");
     let text = String::from_utf8(tree.stdout).unwrap();
     text.lines()
         .map(|line| line.trim_end_matches(" (*)").to_owned())
@@ -28,9 +28,9 @@ fn resolved(selection: &[&str]) -> BTreeSet<String> {
 #[test]
 fn xtask_the_daemon_and_the_tests_share_their_dependencies() {
     let all = ["--workspace", "--features", "sluice/failpoints"];
-    let tests = resolved(&[all.as_slice(), &["--edges", "normal,build,dev"]].concat());
-    let daemon = resolved(&[all.as_slice(), &["--edges", "normal,build"]].concat());
-    let xtask = resolved(&["--package", "xtask", "--edges", "normal,build"]);
+    let tests = resolve(&[all.as_slice(), &["--edges", "normal,build,dev"]].concat());
+    let daemon = resolve(&[all.as_slice(), &["--edges", "normal,build"]].concat());
+    let xtask = resolve(&["--package", "xtask", "--edges", "normal,build"]);
     for (name, selection) in [("the daemon", daemon), ("xtask", xtask)] {
         let others: Vec<_> = selection.difference(&tests).collect();
         assert!(

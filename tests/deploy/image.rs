@@ -14,11 +14,11 @@ fn the_image_is_built_with_the_toolchain_of_the_workspace() {
     assert!(project::read("Dockerfile").contains(&format!("FROM rust:{channel}-slim-")));
 }
 
-/// The layer of the dependencies has the workspace without its sources. Cargo must accept it as
-/// complete.
+/// The layer of the dependencies has the workspace without its sources. Cargo must be able to
+/// resolve it.
 #[test]
 fn the_image_has_every_member_of_the_workspace() {
-    let (dockerfile, lets_in) = (project::read("Dockerfile"), project::read(".dockerignore"));
+    let (dockerfile, dockerignore) = (project::read("Dockerfile"), project::read(".dockerignore"));
     let layer = tempfile::tempdir().unwrap();
     for line in dockerfile.lines() {
         let Some(files) = line.strip_prefix("COPY ").filter(|it| it.contains("Cargo")) else {
@@ -27,10 +27,10 @@ fn the_image_has_every_member_of_the_workspace() {
         let (files, to) = files.rsplit_once(' ').unwrap();
         for file in files.split(' ') {
             let folder = file.split('/').next().unwrap();
-            let is_let_in = [file, folder]
+            let is_in_context = [file, folder]
                 .iter()
-                .any(|it| lets_in.contains(&format!("\n!{it}\n")));
-            assert!(is_let_in, "{file}");
+                .any(|it| dockerignore.contains(&format!("\n!{it}\n")));
+            assert!(is_in_context, "{file}");
             let name = file.rsplit('/').next().unwrap();
             fs::create_dir_all(layer.path().join(to)).unwrap();
             fs::copy(project::path(file), layer.path().join(to).join(name)).unwrap();
@@ -38,16 +38,16 @@ fn the_image_has_every_member_of_the_workspace() {
     }
     let (_, commands) = dockerfile.split_once("RUN mkdir").unwrap();
     let (commands, _) = commands.split_once("&& cargo").unwrap();
-    // This resolves as the build of the image does, from what the build of this test has fetched.
+    // Resolves as the build of the image does, with packages that the build of this test fetched.
     let resolve = "tree --quiet --locked --offline --package sluice --edges normal,build";
     let commands = format!("mkdir{commands}&& {} {resolve}", env!("CARGO"));
-    let made = Command::new("bash")
+    let output = Command::new("bash")
         .args(["-c", &commands])
         .current_dir(layer.path())
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&made.stderr);
-    assert!(made.status.success(), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
 }
 
 /// Runs the build command of the Dockerfile with this machine's toolchain.
@@ -74,7 +74,7 @@ fn the_binary_of_the_image_runs() {
 }
 
 #[test]
-fn the_chart_is_of_this_version() {
+fn the_chart_has_the_version_of_the_workspace() {
     let chart = project::read("helm/sluice/Chart.yaml");
     let version = env!("CARGO_PKG_VERSION");
     assert!(chart.contains(&format!("\nversion: {version}\n")));

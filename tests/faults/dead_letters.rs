@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 use sluice_testkit::wait_for;
 
-use crate::harness::{BOUND, Lab, concurrently, scenario};
+use crate::harness::{BOUND, Harness, concurrently, scenario};
 
 const SIGABRT: i32 = 6;
 
@@ -15,37 +15,40 @@ const SIGABRT: i32 = 6;
 const LOADED: usize = 6;
 const NOT_LOADED: usize = 14;
 
-/// A dead-letter queue of several requests.
-async fn with_dead_letters(name: &str) -> Result<Lab<'static>> {
-    let mut lab = Lab::shared_with(name, 1).await?;
-    lab.put_bundles(LOADED).await?;
-    let daemon = lab.start("")?;
-    lab.drained(&[&daemon]).await;
-    daemon.is_ready().await;
+/// Creates a dead-letter queue with more messages than one request returns.
+async fn with_dead_letters(name: &str) -> Result<Harness<'static>> {
+    let mut harness = Harness::shared_with(name, 1).await?;
+    harness.put_bundles(LOADED).await?;
+    let daemon = harness.start("")?;
+    harness.wait_until_drained(&[&daemon]).await;
+    daemon.wait_until_ready().await;
     daemon.stop().await?;
-    for bundle in &lab.expected {
-        lab.site.put(&bundle.key, bundle.bytes.clone()).await?;
+    for bundle in &harness.expected {
+        harness.site.put(&bundle.key, bundle.bytes.clone()).await?;
     }
-    lab.put_bundles(NOT_LOADED).await?;
+    harness.put_bundles(NOT_LOADED).await?;
     wait_for("the dead letters", BOUND, async || {
         // Messages that were received once and returned may not be received again.
-        let receive = lab.site.sqs.receive_message();
-        let receive = receive.queue_url(&lab.site.queue_url).visibility_timeout(0);
+        let receive = harness.site.sqs.receive_message();
+        let receive = receive
+            .queue_url(&harness.site.queue_url)
+            .visibility_timeout(0);
         receive.max_number_of_messages(10).send().await?;
-        let dead = lab.site.dlq_depth().await?;
+        let dead = harness.site.dlq_depth().await?;
         ensure!(dead == (LOADED + NOT_LOADED) as u64, "{dead}");
         Ok(Some(()))
     })
     .await;
-    Ok(lab)
+    Ok(harness)
 }
 
-/// Waits until nothing is left, since messages that a killed command had in flight reappear later.
-async fn repeated(lab: &Lab<'_>, mut arguments: impl FnMut() -> Vec<String>) {
+/// Runs the command until nothing is left, since messages that a killed one had in flight reappear
+/// later.
+async fn repeat_until_empty(harness: &Harness<'_>, mut arguments: impl FnMut() -> Vec<String>) {
     wait_for("the dead-letter queue to be empty", BOUND, async || {
-        let output = lab.command(&arguments(), "").await?;
+        let output = harness.command(&arguments(), "").await?;
         ensure!(output.status.success(), "{output:?}");
-        let left = lab.site.dlq_depth().await?;
+        let left = harness.site.dlq_depth().await?;
         ensure!(left == 0, "{left} left: {output:?}");
         Ok(Some(()))
     })
@@ -53,17 +56,17 @@ async fn repeated(lab: &Lab<'_>, mut arguments: impl FnMut() -> Vec<String>) {
 }
 
 async fn redrive_dies_at(failpoint: &'static str, nth: &'static str) -> Result<()> {
-    let lab = with_dead_letters(&failpoint.replace('.', "-")).await?;
+    let harness = with_dead_letters(&failpoint.replace('.', "-")).await?;
     let armed = format!("{failpoint}={nth}return");
-    let output = lab.command(&["dlq", "redrive"], &armed).await?;
+    let output = harness.command(&["dlq", "redrive"], &armed).await?;
     ensure!(output.status.signal() == Some(SIGABRT), "{output:?}");
-    repeated(&lab, || vec!["dlq".into(), "redrive".into()]).await;
-    let daemon = lab.start("")?;
-    lab.finish(vec![daemon]).await
+    repeat_until_empty(&harness, || vec!["dlq".into(), "redrive".into()]).await;
+    let daemon = harness.start("")?;
+    harness.finish(vec![daemon]).await
 }
 
 #[tokio::test]
-async fn a_redrive_that_dies_is_done_again() -> Result<()> {
+async fn a_redrive_that_dies_is_completed_by_the_next() -> Result<()> {
     let deaths = [
         ("redrive.sent", ""),
         ("redrive.sent", "1*off->"),
@@ -77,8 +80,8 @@ async fn a_redrive_that_dies_is_done_again() -> Result<()> {
 }
 
 async fn purge_dies_at(failpoint: &'static str) -> Result<()> {
-    let lab = with_dead_letters(&failpoint.replace('.', "-")).await?;
-    let before = lab
+    let harness = with_dead_letters(&failpoint.replace('.', "-")).await?;
+    let before = harness
         .command(&["dlq", "list", "--output", "json"], "")
         .await?;
     let mut expected = ids(serde_json::from_slice::<Value>(&before.stdout)?["messages"].as_array());
@@ -94,9 +97,9 @@ async fn purge_dies_at(failpoint: &'static str) -> Result<()> {
             .map(str::to_owned)
             .into()
     };
-    let output = lab.command(&purge(), &armed).await?;
+    let output = harness.command(&purge(), &armed).await?;
     ensure!(output.status.signal() == Some(SIGABRT), "{output:?}");
-    repeated(&lab, purge).await;
+    repeat_until_empty(&harness, purge).await;
     let mut lines = Vec::new();
     for file in std::fs::read_dir(directory.path())? {
         for line in std::fs::read_to_string(file?.path())?.lines() {
@@ -115,7 +118,7 @@ fn ids(messages: Option<&Vec<Value>>) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn what_a_purge_that_dies_has_removed_is_in_the_archive() -> Result<()> {
+async fn messages_removed_by_a_purge_that_dies_are_in_an_archive() -> Result<()> {
     concurrently(
         ["purge.archived", "purge.deleted"]
             .map(|failpoint| scenario(failpoint, purge_dies_at(failpoint))),

@@ -2,32 +2,35 @@
 
 use anyhow::{Result, ensure};
 
-use crate::harness::{Lab, concurrently, scenario};
+use crate::harness::{Harness, concurrently, scenario};
 
 /// The exit code of an aborted process: 128 + SIGABRT.
 const ABORTED: i32 = 134;
 
 /// Runs daemons that die one after the other, each at its failpoint, and a last one without any.
-async fn dying_at(deaths: Vec<String>, strategy: &'static str) -> Result<()> {
+async fn recover_after_deaths_at(deaths: Vec<String>, strategy: &'static str) -> Result<()> {
     let name = deaths
         .last()
         .map_or("none", String::as_str)
         .replace('.', "-");
-    let mut lab = Lab::shared(&name).await?;
-    lab.set("load.strategy", strategy);
-    lab.put_bundles(4).await?;
+    let mut harness = Harness::shared(&name).await?;
+    harness.set("load.strategy", strategy);
+    harness.put_bundles(4).await?;
     for death in &deaths {
-        let code = lab.start(&format!("{death}=return"))?.ended().await?;
-        ensure!(code == ABORTED, "{death}: ended with {code}");
+        let code = harness
+            .start(&format!("{death}=return"))?
+            .exit_code()
+            .await?;
+        ensure!(code == ABORTED, "{death}: exited with {code}");
     }
-    let last = lab.start("")?;
-    lab.finish(vec![last]).await
+    let last = harness.start("")?;
+    harness.finish(vec![last]).await
 }
 
-async fn all(scenarios: Vec<(Vec<String>, &'static str)>) -> Result<()> {
+async fn run_all(scenarios: Vec<(Vec<String>, &'static str)>) -> Result<()> {
     concurrently(scenarios.into_iter().map(|(deaths, strategy)| {
         let name = format!("{strategy}, {deaths:?}");
-        scenario(name, dying_at(deaths, strategy))
+        scenario(name, recover_after_deaths_at(deaths, strategy))
     }))
     .await
 }
@@ -40,7 +43,7 @@ async fn a_worker_that_dies_at_any_step_is_recovered() -> Result<()> {
             scenarios.push((vec![format!("{step}.{when}")], "single_pass"));
         }
     }
-    all(scenarios).await
+    run_all(scenarios).await
 }
 
 /// After `insert.after` the batch has rows, and is rolled forward; after `verify.after` it has
@@ -62,11 +65,11 @@ async fn a_worker_that_dies_while_it_recovers_is_recovered() -> Result<()> {
             }
         }
     }
-    all(scenarios).await
+    run_all(scenarios).await
 }
 
 #[tokio::test]
-async fn per_type_statements_are_recovered_too() -> Result<()> {
+async fn a_worker_that_dies_between_per_type_statements_is_recovered() -> Result<()> {
     let deaths = [
         &["insert.before"][..],
         &["insert.after", "insert.after"],
@@ -74,5 +77,5 @@ async fn per_type_statements_are_recovered_too() -> Result<()> {
         &["verify.after", "release.before"],
     ];
     let owned = |deaths: &[&str]| deaths.iter().map(ToString::to_string).collect();
-    all(deaths.map(|deaths| (owned(deaths), "per_type")).into()).await
+    run_all(deaths.map(|deaths| (owned(deaths), "per_type")).into()).await
 }

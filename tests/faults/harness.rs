@@ -27,8 +27,8 @@ pub(crate) const VISIBILITY: Duration = Duration::from_secs(10);
 /// Longer than the grace period of the daemon.
 const GRACE: Duration = Duration::from_secs(90);
 
-/// The resources of one test.
-pub(crate) struct Lab<'a> {
+/// The resources of one test: its queue, bucket, database and daemons.
+pub(crate) struct Harness<'a> {
     pub(crate) clickhouse: &'a ClickHouse,
     pub(crate) aws: &'a Aws,
     pub(crate) site: Site,
@@ -47,8 +47,8 @@ pub(crate) struct Daemon {
     log: PathBuf,
 }
 
-impl Lab<'static> {
-    /// Uses the servers that all tests share.
+impl Harness<'static> {
+    /// Creates a harness on the servers that all tests share.
     pub(crate) async fn shared(name: &str) -> Result<Self> {
         let stack = Stack::shared();
         Self::new(&stack.clickhouse, stack, name, 3).await
@@ -60,7 +60,7 @@ impl Lab<'static> {
     }
 }
 
-impl<'a> Lab<'a> {
+impl<'a> Harness<'a> {
     /// Creates a migrated database and an empty queue.
     pub(crate) async fn new(
         clickhouse: &'a ClickHouse,
@@ -68,10 +68,10 @@ impl<'a> Lab<'a> {
         name: &str,
         max_receive_count: u32,
     ) -> Result<Self> {
-        let lab = Self::unmigrated(clickhouse, stack, name, max_receive_count).await?;
-        lab.migrate().await?;
-        exact::keep_duplicates(clickhouse, &lab.site).await?;
-        Ok(lab)
+        let harness = Self::unmigrated(clickhouse, stack, name, max_receive_count).await?;
+        harness.migrate().await?;
+        exact::keep_duplicates(clickhouse, &harness.site).await?;
+        Ok(harness)
     }
 
     /// Creates an empty queue and picks the name of a database that does not exist.
@@ -86,7 +86,7 @@ impl<'a> Lab<'a> {
             visibility_timeout: VISIBILITY,
         };
         let site = stack.site_with(name, options).await?;
-        forget_test_event(&site).await?;
+        remove_test_event(&site).await?;
         let directory = tempfile::Builder::new()
             .prefix("sluice-faults-")
             .tempdir()?;
@@ -124,8 +124,8 @@ impl<'a> Lab<'a> {
             "admin": { "listen": "127.0.0.1:0" },
             "log": { "format": "json" },
         });
-        // Each lab has a different seed. Equal statements of two labs would not interfere with each
-        // other, but different ones are easier to tell apart.
+        // Each test has a different seed. Equal statements of two tests would not interfere, but
+        // different ones are easier to distinguish.
         let seed = site.bucket.bytes().fold(7, |seed: u64, byte| {
             seed.wrapping_mul(31).wrapping_add(u64::from(byte))
         });
@@ -175,7 +175,7 @@ impl<'a> Lab<'a> {
         Ok(())
     }
 
-    /// Runs a subcommand and waits for it to exit. `failpoints` is as for [`Lab::start`].
+    /// Runs a subcommand and waits for it to exit. `failpoints` is as for [`Harness::start`].
     pub(crate) async fn command(
         &self,
         arguments: &[impl AsRef<OsStr>],
@@ -220,7 +220,7 @@ impl<'a> Lab<'a> {
     /// Returns whether any uploaded object must produce a row of this type.
     pub(crate) fn expects(&self, kind: EventType) -> bool {
         let mut bundles = self.expected.iter();
-        bundles.any(|bundle| bundle.reckoning.rows(kind) > 0)
+        bundles.any(|bundle| bundle.expected_rows.rows(kind) > 0)
     }
 
     pub(crate) async fn put(&mut self, bundle: Bundle) -> Result<()> {
@@ -264,11 +264,11 @@ impl<'a> Lab<'a> {
     }
 
     /// Waits until the queue is empty.
-    pub(crate) async fn drained(&self, daemons: &[&Daemon]) {
-        self.drained_within(BOUND, daemons).await;
+    pub(crate) async fn wait_until_drained(&self, daemons: &[&Daemon]) {
+        self.wait_until_drained_within(BOUND, daemons).await;
     }
 
-    pub(crate) async fn drained_within(&self, bound: Duration, daemons: &[&Daemon]) {
+    pub(crate) async fn wait_until_drained_within(&self, bound: Duration, daemons: &[&Daemon]) {
         let what = format!("the queue of {} to empty", self.site.bucket);
         wait_for(&what, bound, async || {
             let (visible, in_flight) = self.site.queue_depth().await?;
@@ -283,10 +283,11 @@ impl<'a> Lab<'a> {
 
     /// Waits until the queue is empty, compares the rows, and requires the daemons to exit cleanly.
     pub(crate) async fn finish(&self, daemons: Vec<Daemon>) -> Result<()> {
-        self.drained(&daemons.iter().collect::<Vec<_>>()).await;
+        self.wait_until_drained(&daemons.iter().collect::<Vec<_>>())
+            .await;
         for daemon in daemons {
             // Before that, SIGTERM would kill the process without a graceful shutdown.
-            daemon.is_ready().await;
+            daemon.wait_until_ready().await;
             daemon.stop().await?;
         }
         let outcome = async {
@@ -349,12 +350,12 @@ impl<'a> Lab<'a> {
         Ok(())
     }
 
-    /// Asserts that the worker received each written object once.
+    /// Asserts that the worker received as many messages as were sent.
     pub(crate) async fn assert_received(&self, daemon: &Daemon, messages: usize) -> Result<()> {
         let received = daemon.metric("sluice_sqs_messages_received_total").await?;
         ensure!(
             received == messages as u64,
-            "{messages} messages were received {received} times"
+            "{received} receives of {messages} messages"
         );
         Ok(())
     }
@@ -398,7 +399,7 @@ impl Daemon {
 
     /// Sends SIGTERM and does not wait.
     pub(crate) fn terminate(&self) -> Result<()> {
-        let process = self.process.as_ref().context("it has ended")?;
+        let process = self.process.as_ref().context("the daemon has exited")?;
         let [_, pid] = process.pids();
         let status = Command::new("kill")
             .args(["-TERM", &pid.to_string()])
@@ -410,26 +411,26 @@ impl Daemon {
     /// Sends SIGTERM and requires exit code 0.
     pub(crate) async fn stop(mut self) -> Result<()> {
         let Some(process) = self.process.take() else {
-            bail!("it has ended");
+            bail!("the daemon has exited");
         };
         let status = tokio::task::spawn_blocking(|| process.end()).await??;
         ensure!(
             status.success(),
-            "sluice ended with {status}; its log ends with:\n{}",
+            "sluice exited with {status}; its log ends with:\n{}",
             tail(&self.log)
         );
         Ok(())
     }
 
     /// Waits for the daemon to exit. Returns its exit code, or 128 plus the signal's number.
-    pub(crate) async fn ended(mut self) -> Result<i32> {
+    pub(crate) async fn exit_code(mut self) -> Result<i32> {
         let Some(mut process) = self.process.take() else {
-            bail!("it has ended");
+            bail!("the daemon has exited");
         };
         let log = self.log.clone();
-        let status = wait_for("sluice to end", BOUND, async || match process.ended()? {
+        let status = wait_for("sluice to exit", BOUND, async || match process.ended()? {
             Some(status) => Ok(Some(status)),
-            None => bail!("it runs; its log ends with:\n{}", tail(&log)),
+            None => bail!("it is still running; its log ends with:\n{}", tail(&log)),
         })
         .await;
         status.code().context("the launcher was killed")
@@ -445,29 +446,29 @@ impl Daemon {
     }
 
     /// Counts the log lines whose message contains this text.
-    pub(crate) fn said(&self, text: &str) -> Result<usize> {
+    pub(crate) fn count_logged(&self, text: &str) -> Result<usize> {
         let lines = self.log_lines()?;
-        let says = |line: &&Value| {
+        let contains_text = |line: &&Value| {
             line["message"]
                 .as_str()
                 .is_some_and(|message| message.contains(text))
         };
-        Ok(lines.iter().filter(says).count())
+        Ok(lines.iter().filter(contains_text).count())
     }
 
     /// Counts the batches that the daemon recovered with this outcome.
-    pub(crate) fn recovered(&self, end: &str) -> Result<usize> {
+    pub(crate) fn count_recovered(&self, end: &str) -> Result<usize> {
         let lines = self.log_lines()?;
         let is = |line: &&Value| line["message"] == "recovery ended" && line["end"] == end;
         Ok(lines.iter().filter(is).count())
     }
 
     /// Waits until the log has a line with this text.
-    pub(crate) async fn says(&self, text: &str) {
+    pub(crate) async fn wait_for_log(&self, text: &str) {
         wait_for(
-            &format!("the log to say {text:?}"),
+            &format!("{text:?} in the log"),
             BOUND,
-            async || match self.said(text)? {
+            async || match self.count_logged(text)? {
                 0 => bail!("the log ends with:\n{}", tail(&self.log)),
                 _ => Ok(Some(())),
             },
@@ -478,7 +479,7 @@ impl Daemon {
     async fn get(&self, path: &str) -> Result<String> {
         let lines = self.log_lines()?;
         let admin = lines.iter().find_map(|line| line["admin"].as_str());
-        let admin = admin.context("it does not listen yet")?;
+        let admin = admin.context("it is not listening yet")?;
         let mut stream = tokio::net::TcpStream::connect(admin).await?;
         let request =
             format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
@@ -505,8 +506,8 @@ impl Daemon {
     }
 
     /// Waits until `/readyz` answers with this status and a text that contains `text`.
-    pub(crate) async fn readiness(&self, status: u16, text: &str) {
-        let what = format!("/readyz to say {status} and {text:?}");
+    pub(crate) async fn wait_for_readiness(&self, status: u16, text: &str) {
+        let what = format!("/readyz to return {status} and {text:?}");
         wait_for(&what, BOUND, async || {
             let answer = self.get("/readyz").await?;
             if answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(text) {
@@ -517,16 +518,16 @@ impl Daemon {
         .await;
     }
 
-    pub(crate) async fn is_ready(&self) {
-        self.readiness(200, "ready").await;
+    pub(crate) async fn wait_until_ready(&self) {
+        self.wait_for_readiness(200, "ready").await;
     }
 }
 
-/// The kinds of statements that Sluice sends, as a proxy sees them.
+/// The kinds of statements that Sluice sends, which a proxy recognises by their text.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Statement {
     LookUp,
-    Seal,
+    Claim,
     Verify,
     Insert,
     /// An insert whose data the worker streams.
@@ -549,7 +550,7 @@ impl Statement {
         match self {
             Self::LookUp => claim_statuses && !has("batch_id != "),
             Self::Verify => claim_statuses && has("batch_id != "),
-            Self::Seal => has("INSERT INTO") && has("ledger_objects") && !inserts,
+            Self::Claim => has("INSERT INTO") && has("ledger_objects") && !inserts,
             Self::Insert => inserts,
             Self::Stream => has("INSERT INTO") && has("input('framed String')"),
             Self::Kill => has("KILL QUERY"),
@@ -571,18 +572,18 @@ pub(crate) fn text_of(parts: &Parts, body: &[u8]) -> String {
     format!("{query}\n{}", String::from_utf8_lossy(body))
 }
 
-/// Waits until `count` requests have met a fault.
-pub(crate) async fn hits(proxy: &Proxy, count: usize) {
-    wait_for("requests to meet a fault", BOUND, async || {
+/// Waits until `count` requests have hit a fault.
+pub(crate) async fn wait_for_hits(proxy: &Proxy, count: usize) {
+    wait_for("requests to hit a fault", BOUND, async || {
         let hits = proxy.hits();
-        ensure!(hits >= count, "{hits} of {count} have");
+        ensure!(hits >= count, "{hits} of {count} hits");
         Ok(Some(()))
     })
     .await;
 }
 
 /// Removes the test event that S3 sends to a new queue, so that only messages about objects count.
-pub(crate) async fn forget_test_event(site: &Site) -> Result<()> {
+pub(crate) async fn remove_test_event(site: &Site) -> Result<()> {
     wait_for("the test event", BOUND, async || {
         let received = site
             .sqs

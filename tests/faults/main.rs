@@ -3,7 +3,7 @@
 
 #![expect(
     clippy::disallowed_methods,
-    reason = "tests are no part of a simulation"
+    reason = "tests are not part of a simulation"
 )]
 
 mod backfill;

@@ -11,16 +11,16 @@ use sluice_testkit::xapi::{EventType, Generator, write_lean_declarations};
 use sluice_testkit::{exact, wait_for};
 use tempfile::TempDir;
 
-use crate::harness::{BOUND, Lab, concurrently, scenario, text_of};
+use crate::harness::{BOUND, Harness, concurrently, scenario, text_of};
 
 const SIGABRT: i32 = 6;
 
 const REPLAY: [&str; 4] = ["rejects", "replay", "--output", "json"];
 
-/// Objects loaded while one event type was not declared and another was declared wrongly: rows of
-/// the one are unmatched, those of the other rejected. Now both are right.
-async fn with_kept_lines(name: &str, strategy: &str) -> Result<Lab<'static>> {
-    let mut lab = Lab::shared(name).await?;
+/// Loads objects while one event type is not declared and another one is declared wrongly, so that
+/// lines of the first are unmatched and those of the second rejected. Then corrects both.
+async fn with_rejects(name: &str, strategy: &str) -> Result<Harness<'static>> {
+    let mut harness = Harness::shared(name).await?;
     let directory = TempDir::new()?;
     write_lean_declarations(directory.path())?;
     std::fs::remove_file(directory.path().join("video.yaml"))?;
@@ -43,83 +43,92 @@ async fn with_kept_lines(name: &str, strategy: &str) -> Result<Lab<'static>> {
         std::fs::write(directory.path().join(as_file), text.replace(right, wrong))?;
     }
     let types = directory.path().display().to_string();
-    let right_types = lab.config["event_types"]["dir"].clone();
-    lab.set("event_types.dir", types);
-    // The views are those of the right declarations.
-    lab.set("load.strategy", "per_type");
-    // What is malformed would be rejected only once it is of an event type.
-    lab.generator = Generator::new(lab.site.bucket.len() as u64).faults(0.0, 0.1);
-    lab.put_bundles(2).await?;
-    while !(lab.expects(EventType::Video) && lab.expects(EventType::PageViewed)) {
-        lab.put_bundles(1).await?;
+    let right_types = harness.config["event_types"]["dir"].clone();
+    harness.set("event_types.dir", types);
+    // The views exist for the correct declarations only.
+    harness.set("load.strategy", "per_type");
+    // A malformed line would be rejected only once its event type is declared.
+    harness.generator = Generator::new(harness.site.bucket.len() as u64).faults(0.0, 0.1);
+    harness.put_bundles(2).await?;
+    while !(harness.expects(EventType::Video) && harness.expects(EventType::PageViewed)) {
+        harness.put_bundles(1).await?;
     }
-    let daemon = lab.start("")?;
-    lab.drained(&[&daemon]).await;
-    daemon.is_ready().await;
+    let daemon = harness.start("")?;
+    harness.wait_until_drained(&[&daemon]).await;
+    daemon.wait_until_ready().await;
     daemon.stop().await?;
-    ensure!(!differences(&lab).await?.is_empty(), "nothing to replay");
-    lab.set("event_types.dir", right_types);
-    lab.set("load.strategy", strategy);
-    Ok(lab)
+    ensure!(!differences(&harness).await?.is_empty(), "nothing to replay");
+    harness.set("event_types.dir", right_types);
+    harness.set("load.strategy", strategy);
+    Ok(harness)
 }
 
-async fn differences(lab: &Lab<'_>) -> Result<String> {
-    exact::table_differences(lab.clickhouse, &lab.site, &lab.expected).await
+async fn differences(harness: &Harness<'_>) -> Result<String> {
+    exact::table_differences(harness.clickhouse, &harness.site, &harness.expected).await
 }
 
-/// Until it has died there: what is left behind is taken up only after a while.
-async fn dies(lab: &Lab<'_>, failpoint: &str) {
+/// Runs replays until one dies at this failpoint: unfinished work of an earlier one is recovered
+/// only once its lease has expired.
+async fn die_at(harness: &Harness<'_>, failpoint: &str) {
     wait_for(failpoint, BOUND, async || {
-        let output = lab.command(&REPLAY, &format!("{failpoint}return")).await?;
+        let output = harness
+            .command(&REPLAY, &format!("{failpoint}return"))
+            .await?;
         ensure!(output.status.signal() == Some(SIGABRT), "{output:?}");
         Ok(Some(()))
     })
     .await;
 }
 
-/// Runs until no replay is unfinished. Then each line is in its table once.
-async fn ends_well(lab: &Lab<'_>) -> Result<()> {
+/// Runs replays until none is unfinished, and asserts that each line is in its table once.
+async fn finish(harness: &Harness<'_>) -> Result<()> {
     let unfinished = format!(
         "SELECT uniqExact(batch_id) FROM {} WHERE read_by LIKE '%\\_%' AND batch_id NOT IN \
          (SELECT batch_id FROM {} WHERE event IN ('released', 'cleaned'))",
-        lab.table("ledger_objects"),
-        lab.table("ledger_batches"),
+        harness.table("ledger_objects"),
+        harness.table("ledger_batches"),
     );
-    wait_for("a replay to end well", BOUND, async || {
-        let output = lab.command(&REPLAY, "").await?;
+    wait_for("no replay to be unfinished", BOUND, async || {
+        let output = harness.command(&REPLAY, "").await?;
         ensure!(output.status.success(), "{output:?}");
         let report: Value = serde_json::from_slice(&output.stdout)?;
         ensure!(report["in_hand"] == 0, "{report}");
-        let unfinished: u64 = lab.clickhouse.scalar(&unfinished).await?;
+        let unfinished: u64 = harness.clickhouse.scalar(&unfinished).await?;
         ensure!(unfinished == 0, "{unfinished} unfinished");
         Ok(Some(()))
     })
     .await;
-    let problems = differences(lab).await?;
-    ensure!(problems.is_empty(), "{}:\n{problems}", lab.site.bucket);
+    let problems = differences(harness).await?;
+    ensure!(problems.is_empty(), "{}:\n{problems}", harness.site.bucket);
     Ok(())
 }
 
-/// It dies at one place after the other, each as `FAILPOINTS` has it up to `return`.
-async fn dying_at(strategy: &'static str, deaths: &'static [&'static str]) -> Result<()> {
-    let lab = with_kept_lines("replay-dies", strategy).await?;
+/// Dies at one failpoint after the other, each in the syntax of `FAILPOINTS` up to `return`.
+async fn finish_after_deaths_at(
+    strategy: &'static str,
+    deaths: &'static [&'static str],
+) -> Result<()> {
+    let harness = with_rejects("replay-deaths", strategy).await?;
     for death in deaths {
-        dies(&lab, death).await;
+        die_at(&harness, death).await;
     }
-    ends_well(&lab).await
+    finish(&harness).await
 }
 
-async fn all_dying(
+async fn run_all(
     strategy: &'static str,
     scenarios: impl IntoIterator<Item = &'static [&'static str]>,
 ) -> Result<()> {
-    let scenarios = scenarios
-        .into_iter()
-        .map(|deaths| scenario(format!("{deaths:?}"), dying_at(strategy, deaths)));
+    let scenarios = scenarios.into_iter().map(|deaths| {
+        scenario(
+            format!("{deaths:?}"),
+            finish_after_deaths_at(strategy, deaths),
+        )
+    });
     concurrently(scenarios).await
 }
 
-/// Each finds what the one before has left.
+/// Each replay finds what the previous one has left.
 #[tokio::test]
 async fn a_replay_that_dies_at_any_step_is_completed_by_the_next() -> Result<()> {
     const DEATHS: [&[&str]; 4] = [
@@ -136,7 +145,7 @@ async fn a_replay_that_dies_at_any_step_is_completed_by_the_next() -> Result<()>
         // In the second batch.
         &["insert.after=1*off->"],
     ];
-    all_dying("single_pass", DEATHS).await
+    run_all("single_pass", DEATHS).await
 }
 
 #[tokio::test]
@@ -151,35 +160,35 @@ async fn a_replay_that_dies_while_it_recovers_is_recovered() -> Result<()> {
         ],
         &["replay.statement=", "kill.after=", "release.before="],
     ];
-    all_dying("per_type", DEATHS).await
+    run_all("per_type", DEATHS).await
 }
 
 /// A replay that another configuration began, and that has rows, is rolled back.
 #[tokio::test]
 async fn a_replay_is_not_rolled_forward_under_another_configuration() -> Result<()> {
-    let mut lab = with_kept_lines("replay-plan", "per_type").await?;
-    dies(&lab, "replay.statement=3*off->").await;
-    lab.set("load.strategy", "single_pass");
+    let mut harness = with_rejects("replay-plan", "per_type").await?;
+    die_at(&harness, "replay.statement=3*off->").await;
+    harness.set("load.strategy", "single_pass");
     for death in ["take_back.before=", "take_back.after="] {
-        dies(&lab, death).await;
+        die_at(&harness, death).await;
     }
-    ends_well(&lab).await
+    finish(&harness).await
 }
 
 #[tokio::test]
-async fn replays_side_by_side_move_each_line_once() -> Result<()> {
-    let lab = with_kept_lines("replay-twice", "per_type").await?;
-    let replays = (0..4).map(|_| lab.command(&REPLAY, ""));
+async fn concurrent_replays_move_each_line_once() -> Result<()> {
+    let harness = with_rejects("replay-twice", "per_type").await?;
+    let replays = (0..4).map(|_| harness.command(&REPLAY, ""));
     for output in futures_util::future::try_join_all(replays).await? {
         ensure!(output.status.success(), "{output:?}");
     }
-    ends_well(&lab).await
+    finish(&harness).await
 }
 
-/// The statements that change anything.
+/// The statements that write.
 const STATEMENTS: [(&str, &[&str]); 5] = [
-    ("seal", &["INSERT INTO", "`ledger_objects` ("]),
-    ("freeze", &["INSERT INTO", "`replayed_lines` (batch_id"]),
+    ("claim", &["INSERT INTO", "`ledger_objects` ("]),
+    ("snapshot", &["INSERT INTO", "`replayed_lines` (batch_id"]),
     ("insert", &["INSERT INTO", "`replayed_lines` WHERE"]),
     (
         "record",
@@ -188,35 +197,35 @@ const STATEMENTS: [(&str, &[&str]); 5] = [
     ("clean", &["DELETE FROM"]),
 ];
 
-/// Each statement in turn meets the fault once.
+/// Each statement in turn hits the fault once.
 async fn disturbed(fault: Fault) -> Result<()> {
-    let mut lab = with_kept_lines("replay-faults", "single_pass").await?;
-    let proxy = Proxy::start(lab.clickhouse.url()).await?;
-    lab.set("clickhouse.url", proxy.url());
-    for (met, (name, words)) in STATEMENTS.into_iter().enumerate() {
+    let mut harness = with_rejects("replay-faults", "single_pass").await?;
+    let proxy = Proxy::start(harness.clickhouse.url()).await?;
+    harness.set("clickhouse.url", proxy.url());
+    for (earlier_hits, (name, words)) in STATEMENTS.into_iter().enumerate() {
         proxy.inject(fault, 1, move |parts, body| {
             let text = text_of(parts, body);
             words.iter().all(|word| text.contains(word))
         });
         wait_for(name, BOUND, async || {
-            let output = lab.command(&REPLAY, "").await?;
+            let output = harness.command(&REPLAY, "").await?;
             let hits = proxy.hits();
-            ensure!(hits > met, "{hits} met it: {output:?}");
+            ensure!(hits > earlier_hits, "{hits} hits: {output:?}");
             ensure!(output.status.code() == Some(1), "{output:?}");
             Ok(Some(()))
         })
         .await;
     }
-    ends_well(&lab).await?;
+    finish(&harness).await?;
     if let Fault::Late(late) = fault {
-        // Whatever comes by then must do nothing.
+        // Statements that arrive by then must have no effect.
         tokio::time::sleep(late * 2).await;
     }
-    ends_well(&lab).await
+    finish(&harness).await
 }
 
 #[tokio::test]
-async fn every_statement_of_a_replay_can_be_cut_or_late() -> Result<()> {
+async fn every_statement_of_a_replay_tolerates_cuts_and_late_arrival() -> Result<()> {
     let faults = [
         Fault::CutBeforeRequest,
         Fault::CutBeforeResponse,

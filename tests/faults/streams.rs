@@ -9,7 +9,7 @@ use sluice_testkit::xapi::{Bundle, ExpectedRows};
 use sluice_testkit::{ClickHouse, Stack, wait_for};
 use tokio::task::spawn_blocking;
 
-use crate::harness::{BOUND, Lab, Statement, concurrently, scenario};
+use crate::harness::{BOUND, Harness, Statement, concurrently, scenario};
 
 /// The exit code of an aborted process: 128 + SIGABRT.
 const ABORTED: i32 = 134;
@@ -23,70 +23,70 @@ enum Objects {
     Large,
 }
 
-fn streaming(lab: &mut Lab<'_>) {
-    lab.set("load.fallback", "always");
-    lab.set("batch.max_bytes", "1MiB");
+fn enable_streaming(harness: &mut Harness<'_>) {
+    harness.set("load.fallback", "always");
+    harness.set("batch.max_bytes", "1MiB");
 }
 
-async fn put(lab: &mut Lab<'_>, objects: Objects) -> Result<()> {
+async fn put(harness: &mut Harness<'_>, objects: Objects) -> Result<()> {
     match objects {
-        Objects::Small => lab.put_bundles(6).await,
-        Objects::Large => put_large(lab).await,
+        Objects::Small => harness.put_bundles(6).await,
+        Objects::Large => put_large(harness).await,
     }
 }
 
 /// Uploads an object with more lines than three blocks hold, of all kinds.
-async fn put_large(lab: &mut Lab<'_>) -> Result<()> {
-    put_large_of(lab, 100_000).await
+async fn put_large(harness: &mut Harness<'_>) -> Result<()> {
+    put_large_of(harness, 100_000).await
 }
 
-async fn put_large_of(lab: &mut Lab<'_>, lines: u64) -> Result<()> {
+async fn put_large_of(harness: &mut Harness<'_>, lines: u64) -> Result<()> {
     let mut large = Bundle {
         key: "large.jsonl".to_owned(),
         bytes: Vec::new(),
-        reckoning: ExpectedRows::default(),
+        expected_rows: ExpectedRows::default(),
     };
     for line in 0..lines {
         let line = format!("{{\"line\":{line}}}\n");
         large.bytes.extend_from_slice(line.as_bytes());
     }
-    large.reckoning.unmatched = lines;
+    large.expected_rows.unmatched = lines;
     let plain = |bundle: &Bundle| bundle.key.ends_with(".jsonl");
-    for some in lab.generator.by_ref().filter(plain).take(20) {
-        large.bytes.extend_from_slice(&some.bytes);
+    for bundle in harness.generator.by_ref().filter(plain).take(20) {
+        large.bytes.extend_from_slice(&bundle.bytes);
         large.bytes.push(b'\n');
-        large.reckoning += &some.reckoning;
+        large.expected_rows += &bundle.expected_rows;
     }
-    large.reckoning.objects = 1;
-    lab.put(large).await
+    large.expected_rows.objects = 1;
+    harness.put(large).await
 }
 
 /// Cuts the connection to ClickHouse. The next attempt finds what the first has left behind.
 async fn cut_on_the_way_to_clickhouse(fault: Fault, objects: Objects) -> Result<()> {
-    let mut lab = Lab::shared("cut-stream").await?;
-    streaming(&mut lab);
-    let proxy = Proxy::start(lab.clickhouse.url()).await?;
-    lab.set("clickhouse.url", proxy.url());
-    put(&mut lab, objects).await?;
+    let mut harness = Harness::shared("cut-stream").await?;
+    enable_streaming(&mut harness);
+    let proxy = Proxy::start(harness.clickhouse.url()).await?;
+    harness.set("clickhouse.url", proxy.url());
+    put(&mut harness, objects).await?;
     proxy.inject(fault, 2, Statement::Stream.matcher());
-    let daemon = lab.start("")?;
-    lab.drained(&[&daemon]).await;
-    ensure!(proxy.hits() == 2, "{} streams met it", proxy.hits());
+    let daemon = harness.start("")?;
+    harness.wait_until_drained(&[&daemon]).await;
+    ensure!(proxy.hits() == 2, "{} streams hit the fault", proxy.hits());
     ensure!(daemon.metric("sluice_objects_streamed_total").await? > 0);
-    lab.finish(vec![daemon]).await
+    harness.finish(vec![daemon]).await
 }
 
 /// Cuts the connection from S3 to the worker.
 async fn cut_on_the_way_from_s3(fault: Fault, objects: Objects) -> Result<()> {
-    let mut lab = Lab::shared("cut-read").await?;
-    streaming(&mut lab);
-    let s3 = Proxy::start(lab.aws.endpoint()).await?;
-    put(&mut lab, objects).await?;
+    let mut harness = Harness::shared("cut-read").await?;
+    enable_streaming(&mut harness);
+    let s3 = Proxy::start(harness.aws.endpoint()).await?;
+    put(&mut harness, objects).await?;
     s3.inject(fault, 2, |parts, _| parts.method == "GET");
-    let daemon = lab.start_with("", &[("AWS_ENDPOINT_URL_S3", s3.url())])?;
-    lab.drained(&[&daemon]).await;
-    ensure!(s3.hits() == 2, "{} reads met it", s3.hits());
-    lab.finish(vec![daemon]).await
+    let daemon = harness.start_with("", &[("AWS_ENDPOINT_URL_S3", s3.url())])?;
+    harness.wait_until_drained(&[&daemon]).await;
+    ensure!(s3.hits() == 2, "{} reads hit the fault", s3.hits());
+    harness.finish(vec![daemon]).await
 }
 
 async fn cut_at_either_end(objects: Objects) -> Result<()> {
@@ -114,69 +114,69 @@ async fn cut_at_either_end(objects: Objects) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_stream_can_be_cut_at_either_end() -> Result<()> {
+async fn a_stream_that_is_cut_at_either_end_is_loaded_once() -> Result<()> {
     cut_at_either_end(Objects::Small).await
 }
 
 #[tokio::test]
-async fn a_stream_of_many_blocks_can_be_cut_at_either_end() -> Result<()> {
+async fn a_stream_of_many_blocks_that_is_cut_at_either_end_is_loaded_once() -> Result<()> {
     cut_at_either_end(Objects::Large).await
 }
 
 /// A failpoint that slows a stream down, so that a process can die in mid-stream.
-const SLOWLY: &str = "stream.piece=sleep(500)";
+const SLOW_STREAM: &str = "stream.piece=sleep(500)";
 
-/// The place where a worker dies.
+/// The point at which a worker dies.
 #[derive(Clone, Copy, Debug)]
 enum Death {
     /// At a failpoint.
     At(&'static str),
     /// In mid-stream, once the first block is committed, which is when the second is full.
-    AfterABlock,
+    AfterOneBlock,
 }
 
-async fn die(lab: &Lab<'_>, death: Death) -> Result<()> {
+async fn die(harness: &Harness<'_>, death: Death) -> Result<()> {
     match death {
         Death::At(failpoint) => {
-            let code = lab.start(failpoint)?.ended().await?;
-            ensure!(code == ABORTED, "{death:?}: ended with {code}");
+            let code = harness.start(failpoint)?.exit_code().await?;
+            ensure!(code == ABORTED, "{death:?}: exited with {code}");
             Ok(())
         }
-        Death::AfterABlock => {
-            let daemon = lab.start(SLOWLY)?;
-            some_in(lab.clickhouse, &lab.table("unmatched_statements")).await;
+        Death::AfterOneBlock => {
+            let daemon = harness.start(SLOW_STREAM)?;
+            wait_for_rows_in(harness.clickhouse, &harness.table("unmatched_statements")).await;
             daemon.kill()
         }
     }
 }
 
-async fn some_in(clickhouse: &ClickHouse, table: &str) {
+async fn wait_for_rows_in(clickhouse: &ClickHouse, table: &str) {
     let count = format!("SELECT count() FROM {table}");
-    wait_for(&format!("something in {table}"), BOUND, async || {
+    wait_for(&format!("rows in {table}"), BOUND, async || {
         let rows: u64 = clickhouse.scalar(&count).await?;
         Ok((rows > 0).then_some(()))
     })
     .await;
 }
 
-/// Lets workers die one after the other. The last worker finishes their work.
+/// Workers die one after the other. The last one finishes their work.
 async fn workers_die(deaths: Vec<Death>, objects: Objects, fallback: &str) -> Result<()> {
-    let mut lab = Lab::shared_with("dead-stream", 6).await?;
-    streaming(&mut lab);
-    put(&mut lab, objects).await?;
+    let mut harness = Harness::shared_with("dead-stream", 6).await?;
+    enable_streaming(&mut harness);
+    put(&mut harness, objects).await?;
     for death in deaths {
-        die(&lab, death).await?;
+        die(&harness, death).await?;
     }
     // A batch that was claimed as streamed is retried as streamed, whatever the configuration is
     // now.
-    lab.set("load.fallback", fallback);
-    let last = lab.start("")?;
-    lab.finish(vec![last]).await
+    harness.set("load.fallback", fallback);
+    let last = harness.start("")?;
+    harness.finish(vec![last]).await
 }
 
 #[tokio::test]
 async fn a_worker_that_dies_while_it_streams_is_recovered() -> Result<()> {
-    use Death::{AfterABlock, At};
+    use Death::{AfterOneBlock, At};
     use Objects::{Large, Small};
     let first = At("stream.piece=return");
     let later = At("stream.piece=3*off->return");
@@ -184,8 +184,8 @@ async fn a_worker_that_dies_while_it_streams_is_recovered() -> Result<()> {
     let cases = [
         (vec![first], Small, "always"),
         (vec![later], Small, "never"),
-        (vec![AfterABlock], Large, "never"),
-        (vec![AfterABlock, later], Large, "always"),
+        (vec![AfterOneBlock], Large, "never"),
+        (vec![AfterOneBlock, later], Large, "always"),
         (vec![done], Large, "always"),
     ];
     let scenarios = cases.map(|(deaths, objects, fallback)| {
@@ -201,47 +201,49 @@ const STREAMS: &str = "system.processes WHERE query_kind = 'Insert' AND query LI
 /// Kills ClickHouse when it has received part of the stream.
 async fn clickhouse_dies(objects: Objects) -> Result<()> {
     let clickhouse = Arc::new(spawn_blocking(ClickHouse::start).await??);
-    let mut lab = Lab::new(&clickhouse, Stack::shared(), "crashed-stream", 2).await?;
-    streaming(&mut lab);
-    put(&mut lab, objects).await?;
-    let daemon = lab.start(SLOWLY)?;
+    let mut harness = Harness::new(&clickhouse, Stack::shared(), "crashed-stream", 2).await?;
+    enable_streaming(&mut harness);
+    put(&mut harness, objects).await?;
+    let daemon = harness.start(SLOW_STREAM)?;
     match objects {
-        Objects::Large => some_in(&clickhouse, &lab.table("unmatched_statements")).await,
-        Objects::Small => some_in(&clickhouse, STREAMS).await,
+        Objects::Large => {
+            wait_for_rows_in(&clickhouse, &harness.table("unmatched_statements")).await
+        }
+        Objects::Small => wait_for_rows_in(&clickhouse, STREAMS).await,
     }
     let killed = Arc::clone(&clickhouse);
     spawn_blocking(move || killed.kill()).await??;
-    daemon.readiness(503, "no response from ClickHouse").await;
+    daemon.wait_for_readiness(503, "no response from ClickHouse").await;
     let restarted = Arc::clone(&clickhouse);
     spawn_blocking(move || restarted.restart()).await??;
-    lab.drained(&[&daemon]).await;
-    lab.finish(vec![daemon]).await
+    harness.wait_until_drained(&[&daemon]).await;
+    harness.finish(vec![daemon]).await
 }
 
 #[tokio::test]
-async fn clickhouse_that_dies_in_mid_stream_loses_nothing() -> Result<()> {
+async fn a_crash_of_clickhouse_in_mid_stream_loses_nothing() -> Result<()> {
     clickhouse_dies(Objects::Small).await?;
     clickhouse_dies(Objects::Large).await
 }
 
-/// ClickHouse reads such an object itself. Its worker is killed when some blocks are committed, and
-/// the insert ends there.
+/// ClickHouse reads the object itself. The worker and its insert are killed when some blocks are
+/// committed.
 #[tokio::test]
-async fn an_insert_of_many_blocks_that_breaks_off_is_made_exact() -> Result<()> {
-    let mut lab = Lab::shared_with("broken-off", 6).await?;
-    lab.set("load.fallback", "never");
-    lab.set("batch.max_bytes", "1MiB");
-    put_large_of(&mut lab, 1_500_000).await?;
-    let first = lab.start("")?;
-    let table = lab.table("unmatched_statements");
-    some_in(lab.clickhouse, &table).await;
-    // The recovery would do the same after the lease.
+async fn an_interrupted_insert_of_many_blocks_is_completed_exactly() -> Result<()> {
+    let mut harness = Harness::shared_with("interrupted", 6).await?;
+    harness.set("load.fallback", "never");
+    harness.set("batch.max_bytes", "1MiB");
+    put_large_of(&mut harness, 1_500_000).await?;
+    let first = harness.start("")?;
+    let table = harness.table("unmatched_statements");
+    wait_for_rows_in(harness.clickhouse, &table).await;
+    // Recovery would kill the statement as well once the lease has expired.
     let kill = format!(
         "KILL QUERY WHERE query_kind = 'Insert' AND position(query, '{}') > 0 SYNC",
-        lab.site.bucket
+        harness.site.bucket
     );
-    lab.clickhouse.execute(&kill).await?;
+    harness.clickhouse.execute(&kill).await?;
     first.kill()?;
-    let last = lab.start("")?;
-    lab.finish(vec![last]).await
+    let last = harness.start("")?;
+    harness.finish(vec![last]).await
 }

@@ -13,8 +13,8 @@ use sluice_testkit::xapi::Bundle;
 use sluice_testkit::{Aws, ClickHouse, Stack, exact};
 use uuid::Uuid;
 
-use crate::harness::{Lab, concurrently, scenario};
-use fixture::{BUCKET, Fixture, Object, Recorded, Rows, State, places};
+use crate::harness::{Harness, concurrently, scenario};
+use fixture::{BUCKET, Fixture, Object, Recorded, Rows, State, placeholders};
 
 /// Returns the shared ClickHouse and an S3 of its own, where no other test has the same bucket.
 fn own_aws() -> Result<Stack> {
@@ -28,7 +28,7 @@ fn own_aws() -> Result<Stack> {
 /// sent. The reads between them are left out, since no other worker uses these objects until they
 /// are claimed.
 struct OldWorker<'a> {
-    lab: &'a Lab<'a>,
+    harness: &'a Harness<'a>,
     requests: [Recorded; 3],
 }
 
@@ -38,7 +38,7 @@ struct OldBatch(BTreeMap<&'static str, String>);
 impl OldWorker<'_> {
     fn batch(&self, object: &Object, bundle: &Bundle) -> OldBatch {
         let rows: u64 = object.rows.values().sum();
-        let mut values = places(self.lab);
+        let mut values = placeholders(self.harness);
         values.extend([
             ("{batch}", Uuid::now_v7().to_string()),
             ("{unique}", Uuid::now_v7().to_string()),
@@ -51,8 +51,8 @@ impl OldWorker<'_> {
         OldBatch(values)
     }
 
-    async fn seal(&self, batch: &OldBatch) -> Result<()> {
-        self.send(0, batch).await.context("the old worker's seal")
+    async fn claim(&self, batch: &OldBatch) -> Result<()> {
+        self.send(0, batch).await.context("the old worker's claim")
     }
 
     async fn insert(&self, batch: &OldBatch) -> Result<()> {
@@ -64,36 +64,36 @@ impl OldWorker<'_> {
     }
 
     async fn load(&self, batch: &OldBatch) -> Result<()> {
-        self.seal(batch).await?;
+        self.claim(batch).await?;
         self.insert(batch).await?;
         self.record(batch).await
     }
 
     async fn send(&self, step: usize, batch: &OldBatch) -> Result<()> {
-        let url = self.lab.clickhouse.url();
+        let url = self.harness.clickhouse.url();
         self.requests[step].send(url, &batch.0).await
     }
 }
 
 /// Uploads the objects of the fixture, including those that the old worker loads itself.
-async fn upload(fixture: &Fixture, lab: &mut Lab<'_>) -> Result<()> {
+async fn upload(fixture: &Fixture, harness: &mut Harness<'_>) -> Result<()> {
     for object in &fixture.manifest.objects {
         let bundle = fixture.bundle(object)?;
-        let etag = lab.site.put(&bundle.key, bundle.bytes.clone()).await?;
+        let etag = harness.site.put(&bundle.key, bundle.bytes.clone()).await?;
         ensure!(
             etag == object.etag,
             "{} has another etag: {etag}",
             object.key
         );
-        lab.expected.push(bundle);
+        harness.expected.push(bundle);
     }
     Ok(())
 }
 
-async fn announce_all(fixture: &Fixture, lab: &Lab<'_>) -> Result<()> {
-    for (object, bundle) in fixture.manifest.objects.iter().zip(&lab.expected) {
-        let body = lab.site.announcement(bundle, &object.etag);
-        lab.site.send(&body).await?;
+async fn announce_all(fixture: &Fixture, harness: &Harness<'_>) -> Result<()> {
+    for (object, bundle) in fixture.manifest.objects.iter().zip(&harness.expected) {
+        let body = harness.site.announcement(bundle, &object.etag);
+        harness.site.send(&body).await?;
     }
     Ok(())
 }
@@ -110,7 +110,7 @@ fn unless_taken_over(outcome: Result<()>) -> Result<()> {
 }
 
 /// Checks that every row from before is still there, and that no further object has failed.
-fn nothing_is_lost(before: &Rows, after: &Rows) -> Result<()> {
+fn ensure_nothing_is_lost(before: &Rows, after: &Rows) -> Result<()> {
     for (table, rows) in before {
         let lost: Vec<_> = rows.difference(&after[table]).collect();
         ensure!(lost.is_empty(), "{table} has lost rows: {lost:#?}");
@@ -122,16 +122,22 @@ fn nothing_is_lost(before: &Rows, after: &Rows) -> Result<()> {
 
 async fn upgrade(fixture: Fixture) -> Result<()> {
     let stack = own_aws()?;
-    let mut lab = Lab::unmigrated(&stack.clickhouse, &stack, "upgrade", 20).await?;
-    lab.site.s3.create_bucket().bucket(BUCKET).send().await?;
-    BUCKET.clone_into(&mut lab.site.bucket);
-    fixture.restore(&lab, SystemTime::now()).await?;
-    exact::keep_duplicates(lab.clickhouse, &lab.site).await?;
-    upload(&fixture, &mut lab).await?;
-    let before = fixture.settled_rows(&lab).await?;
+    let mut harness = Harness::unmigrated(&stack.clickhouse, &stack, "upgrade", 20).await?;
+    harness
+        .site
+        .s3
+        .create_bucket()
+        .bucket(BUCKET)
+        .send()
+        .await?;
+    BUCKET.clone_into(&mut harness.site.bucket);
+    fixture.restore(&harness, SystemTime::now()).await?;
+    exact::keep_duplicates(harness.clickhouse, &harness.site).await?;
+    upload(&fixture, &mut harness).await?;
+    let before = fixture.settled_rows(&harness).await?;
 
     let old = OldWorker {
-        lab: &lab,
+        harness: &harness,
         requests: fixture.worker()?,
     };
     let later = fixture.objects(State::Later);
@@ -141,39 +147,44 @@ async fn upgrade(fixture: Fixture) -> Result<()> {
     });
     let batches: Vec<OldBatch> = batches.collect::<Result<_>>()?;
     let [first, across, during, after, dying, overtaken] = batches.as_slice() else {
-        anyhow::bail!("{} objects are to be loaded later, not six", batches.len())
+        anyhow::bail!(
+            "expected six objects to load later, found {}",
+            batches.len()
+        )
     };
 
     old.load(first).await?;
-    old.seal(across).await?;
-    let meanwhile = async {
+    old.claim(across).await?;
+    let loading = async {
         old.insert(across).await?;
         old.load(during).await
     };
-    tokio::try_join!(lab.migrate(), meanwhile)?;
+    tokio::try_join!(harness.migrate(), loading)?;
     old.record(across).await?;
     old.load(after).await?;
-    old.seal(dying).await?;
+    old.claim(dying).await?;
     old.insert(dying).await?;
-    old.seal(overtaken).await?;
+    old.claim(overtaken).await?;
 
-    announce_all(&fixture, &lab).await?;
-    let worker = lab.start("")?;
-    worker.is_ready().await;
+    announce_all(&fixture, &harness).await?;
+    let worker = harness.start("")?;
+    worker.wait_until_ready().await;
     unless_taken_over(old.insert(overtaken).await)?;
     unless_taken_over(old.record(overtaken).await)?;
-    lab.drained(&[&worker]).await;
+    harness.wait_until_drained(&[&worker]).await;
 
-    let recovered = worker.recovered("Loaded")? + worker.recovered("Released")?;
+    let recovered = worker.count_recovered("Loaded")? + worker.count_recovered("Released")?;
     ensure!(
         recovered >= 5,
         "{recovered} batches recovered\n{}",
-        lab.logs()
+        harness.logs()
     );
-    lab.finish(vec![worker]).await?;
-    nothing_is_lost(&before, &fixture.settled_rows(&lab).await?)?;
+    harness.finish(vec![worker]).await?;
+    ensure_nothing_is_lost(&before, &fixture.settled_rows(&harness).await?)?;
 
-    let again = lab.command(&["migrate", "--output", "json"], "").await?;
+    let again = harness
+        .command(&["migrate", "--output", "json"], "")
+        .await?;
     let again: Value = serde_json::from_slice(&again.stdout)?;
     ensure!(again["statements"] == json!([]), "{again}");
     Ok(())

@@ -10,7 +10,7 @@ use sluice_testkit::{AccessKey, Aws, ClickHouse, ClickHouseOptions, Site, Stack,
 use tempfile::TempDir;
 
 use crate::harness::{
-    BOUND, Sluice, announcement, assert_rows, drained, loaded, remaining, upload,
+    BOUND, Sluice, announcement, assert_rows, loaded, upload, wait_for_messages, wait_until_drained,
 };
 
 /// Creates a site whose bucket is in a strict S3, which requires permissions of its readers. Its
@@ -23,7 +23,7 @@ pub(crate) async fn strict_site(s3: &Aws, name: &str) -> Site {
     site
 }
 
-/// Puts an object of one line into the bucket, and announces it in the site's queue.
+/// Uploads an object with one line, and announces it in the site's queue.
 pub(crate) async fn put(s3: &Aws, site: &Site, bucket: &str, key: &str) {
     let put = s3.s3().put_object().bucket(bucket).key(key);
     let put = put.body(b"{\"note\":\"x\"}\n".to_vec().into());
@@ -70,9 +70,9 @@ async fn clickhouse_reads_with_each_kind_of_access() {
     let by_file = strict_site(&s3, "by-file").await;
     let by_collection = strict_site(&s3, "by-collection").await;
     let by_server = strict_site(&s3, "by-server").await;
-    let by_nobody = strict_site(&s3, "by-nobody").await;
-    s3.publish(&by_nobody.bucket).await.unwrap();
-    let server = s3.reader(&by_server.bucket).await.unwrap();
+    let anonymous = strict_site(&s3, "anonymous").await;
+    s3.make_public(&anonymous.bucket).await.unwrap();
+    let server = s3.create_reader(&by_server.bucket).await.unwrap();
     // The administrator of a server can configure credentials there.
     let configuration = format!(
         "<s3><bucket><endpoint>{}/{}/</endpoint><access_key_id>{}</access_key_id>\
@@ -87,9 +87,9 @@ async fn clickhouse_reads_with_each_kind_of_access() {
         ..ClickHouseOptions::default()
     })
     .await;
-    let collection = s3.reader(&by_collection.bucket).await.unwrap();
+    let collection = s3.create_reader(&by_collection.bucket).await.unwrap();
     create_collection(&clickhouse, "uploads", &collection).await;
-    let file = s3.reader(&by_file.bucket).await.unwrap();
+    let file = s3.create_reader(&by_file.bucket).await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     let secret_file = directory.path().join("secret");
     std::fs::write(&secret_file, format!("{}\n", file.secret)).unwrap();
@@ -98,21 +98,24 @@ async fn clickhouse_reads_with_each_kind_of_access() {
     });
 
     for (site, access) in [
-        (&by_keys, keys(&s3.reader(&by_keys.bucket).await.unwrap())),
+        (
+            &by_keys,
+            keys(&s3.create_reader(&by_keys.bucket).await.unwrap()),
+        ),
         (&by_file, from_file.to_string()),
         (
             &by_collection,
             "{kind: named_collection, name: uploads}".to_owned(),
         ),
         (&by_server, "{kind: server}".to_owned()),
-        (&by_nobody, "{kind: anonymous}".to_owned()),
+        (&anonymous, "{kind: anonymous}".to_owned()),
     ] {
         let mut sluice = daemon(clickhouse.url(), &s3, site, &access);
         sluice.migrate();
         put(&s3, site, &site.bucket, "a.jsonl").await;
         put(&s3, site, &site.bucket, "b.jsonl").await;
         sluice.start();
-        drained(site).await;
+        wait_until_drained(site).await;
         assert_eq!(loaded(&clickhouse, &site.database).await, 2, "{access}");
         assert_eq!(sluice.stop().await.code(), Some(0));
     }
@@ -121,11 +124,11 @@ async fn clickhouse_reads_with_each_kind_of_access() {
 /// No object is at fault in any of these cases. Intake pauses, and resumes once the permission is
 /// granted.
 #[tokio::test]
-async fn a_right_that_is_missing_is_named_and_waited_for() {
+async fn a_missing_right_is_named_and_intake_resumes_once_it_is_granted() {
     let s3 = strict_s3().await;
     let clickhouse = clickhouse(ClickHouseOptions::default()).await;
     let site = strict_site(&s3, "denied").await;
-    let key = s3.reader(&site.bucket).await.unwrap();
+    let key = s3.create_reader(&site.bucket).await.unwrap();
     let wrong = AccessKey {
         secret: "not-the-secret".to_owned(),
         ..key.clone()
@@ -143,12 +146,12 @@ async fn a_right_that_is_missing_is_named_and_waited_for() {
             .environment("AWS_ENDPOINT_URL_S3", s3.endpoint().to_owned())
             .environment("AWS_ACCESS_KEY_ID", "nobody".to_owned());
         sluice.start();
-        let why = sluice.not_ready(code).await;
+        let why = sluice.wait_until_not_ready(code).await;
         assert!(why.contains("s3.clickhouse_access"), "{why}");
         if code == "669" {
             create_collection(&clickhouse, "later", &key).await;
-            drained(&site).await;
-            sluice.ready().await;
+            wait_until_drained(&site).await;
+            sluice.wait_until_ready().await;
         }
         assert_eq!(sluice.stop().await.code(), Some(0));
     }
@@ -157,13 +160,13 @@ async fn a_right_that_is_missing_is_named_and_waited_for() {
 }
 
 #[tokio::test]
-async fn several_buckets_have_each_their_own_rights_and_batches() {
+async fn each_bucket_has_its_own_rights_and_batches() {
     let s3 = strict_s3().await;
     let clickhouse = clickhouse(ClickHouseOptions::default()).await;
     let one = strict_site(&s3, "bucket-one").await;
     let two = strict_site(&s3, "bucket-two").await;
     for bucket in [&one.bucket, &two.bucket] {
-        let key = s3.reader(bucket).await.unwrap();
+        let key = s3.create_reader(bucket).await.unwrap();
         create_collection(&clickhouse, &format!("reads {bucket}"), &key).await;
     }
     let access = "{kind: named_collection, name: 'reads {bucket}'}";
@@ -175,7 +178,7 @@ async fn several_buckets_have_each_their_own_rights_and_batches() {
         }
     }
     sluice.start();
-    drained(&one).await;
+    wait_until_drained(&one).await;
     assert_eq!(loaded(&clickhouse, &one.database).await, 10);
     let sql = format!(
         "SELECT uniqExact(bucket), max(buckets) FROM {0}.ledger_objects AS o, \
@@ -187,7 +190,7 @@ async fn several_buckets_have_each_their_own_rights_and_batches() {
 }
 
 #[tokio::test]
-async fn tls_under_an_authority_of_ones_own() {
+async fn clickhouse_is_reached_over_tls_with_a_private_authority() {
     let stack = Stack::shared();
     let site = stack.site("tls").await.unwrap();
     let right = TlsFront::start(stack.clickhouse.url()).await.unwrap();
@@ -202,7 +205,7 @@ async fn tls_under_an_authority_of_ones_own() {
     let wrong_ca = ca_file("wrong.pem", &other);
     Sluice::new(stack, &site).migrate();
     let bundles: Vec<_> = Generator::new(41).take(5).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
 
     let refused = [
         (right.url(), Some(&wrong_ca), "clickhouse.ca_file"),
@@ -220,23 +223,23 @@ async fn tls_under_an_authority_of_ones_own() {
             sluice = sluice.set("clickhouse.ca_file", ca_file);
         }
         sluice.start();
-        let why = sluice.not_ready("no response from ClickHouse").await;
+        let why = sluice.wait_until_not_ready("no response from ClickHouse").await;
         assert!(why.contains(advice), "{url} {ca_file:?}: {why}");
-        sluice.must_run();
+        sluice.assert_running();
         assert_eq!(sluice.stop().await.code(), Some(0));
     }
-    remaining(&site, 6).await;
+    wait_for_messages(&site, 6).await;
 
     let mut sluice = Sluice::new(stack, &site)
         .set("clickhouse.url", right.url())
         .set("clickhouse.ca_file", &right_ca);
     sluice.start();
-    drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    wait_until_drained(&site).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 }
 
 #[tokio::test]
-async fn a_password_that_is_replaced_in_its_file_needs_no_restart() {
+async fn a_password_replaced_in_its_file_needs_no_restart() {
     let stack = Stack::shared();
     let site = stack.site("rotated").await.unwrap();
     let directory = tempfile::tempdir().unwrap();
@@ -248,13 +251,13 @@ async fn a_password_that_is_replaced_in_its_file_needs_no_restart() {
         .set("clickhouse.password_file", file.display());
     site.put("a.jsonl", "{}\n").await.unwrap();
     sluice.start();
-    sluice.not_ready("516").await;
+    sluice.wait_until_not_ready("516").await;
     std::fs::remove_file(&file).unwrap();
-    let why = sluice.not_ready("clickhouse.password_file").await;
+    let why = sluice.wait_until_not_ready("clickhouse.password_file").await;
     assert!(why.contains("failed to read"), "{why}");
     std::fs::write(&file, "correct-horse\n").unwrap();
-    sluice.ready().await;
-    drained(&site).await;
+    sluice.wait_until_ready().await;
+    wait_until_drained(&site).await;
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 1);
 }
 
@@ -267,7 +270,7 @@ fn assert_hidden(what: &str, text: &str) {
         if let Some(at) = text.find(secret) {
             let around = text.floor_char_boundary(at.saturating_sub(500));
             panic!(
-                "{what} tells {secret}: {}",
+                "{what} reveals {secret}: {}",
                 &text[around..at + secret.len()]
             );
         }
@@ -275,7 +278,7 @@ fn assert_hidden(what: &str, text: &str) {
 }
 
 #[tokio::test]
-async fn no_secret_is_told_whatever_fails() {
+async fn no_failure_reveals_a_secret() {
     let s3 = strict_s3().await;
     let server = TempDir::new().unwrap().keep();
     let clickhouse = clickhouse(ClickHouseOptions {
@@ -292,8 +295,8 @@ async fn no_secret_is_told_whatever_fails() {
         .set("log.level", "trace")
         .environment("SLUICE__CLICKHOUSE__PASSWORD", "correct-horse".into());
     // This bypasses the proxy, which cannot run while a command blocks the thread.
-    let straight = daemon(clickhouse.url(), &s3, &site, &access.to_string());
-    straight.migrate();
+    let direct = daemon(clickhouse.url(), &s3, &site, &access.to_string());
+    direct.migrate();
 
     // This object is missing. ClickHouse reads as root, which the strict S3 admits whatever the
     // signature.
@@ -301,7 +304,7 @@ async fn no_secret_is_told_whatever_fails() {
     site.send(&missing).await.unwrap();
     put(&s3, &site, &site.bucket, "there.jsonl").await;
     sluice.start();
-    wait_for("a failure on record", BOUND, async || {
+    wait_for("a recorded failure", BOUND, async || {
         let sql = format!("SELECT count() FROM {}.ledger_failures", site.database);
         let failures: u64 = clickhouse.scalar(&sql).await?;
         ensure!(failures > 0, "none");
@@ -316,9 +319,9 @@ async fn no_secret_is_told_whatever_fails() {
     let drop = format!("DROP TABLE {landing}");
     clickhouse.execute(&drop).await.unwrap();
     put(&s3, &site, &site.bucket, "later.jsonl").await;
-    sluice.not_ready("landing").await;
-    straight.migrate();
-    sluice.ready().await;
+    sluice.wait_until_not_ready("landing").await;
+    direct.migrate();
+    sluice.wait_until_ready().await;
 
     // Neither the server's own logs nor Sluice's tables may contain the secret.
     clickhouse.execute("SYSTEM FLUSH LOGS").await.unwrap();
@@ -353,16 +356,16 @@ async fn no_secret_is_told_whatever_fails() {
         .to_string();
     assert!(
         error.contains("s3cr"),
-        "ClickHouse hides it by now: {error}"
+        "ClickHouse now hides the secret: {error}"
     );
     proxy.inject(Fault::Error(error.leak()), usize::MAX, |_, body| {
         String::from_utf8_lossy(body).contains("INSERT INTO")
     });
     put(&s3, &site, &site.bucket, "broken.jsonl").await;
-    let why = sluice.not_ready("Syntax error").await;
+    let why = sluice.wait_until_not_ready("Syntax error").await;
     assert!(why.contains("[redacted]"), "{why}");
     proxy.heal();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
 
     let (_, metrics) = sluice.get("/metrics").await.unwrap();
     let (_, status) = sluice.get("/status.json").await.unwrap();

@@ -7,24 +7,30 @@ use sluice_testkit::xapi::{Bundle, EventType, ExpectedRows, Generator};
 use sluice_testkit::{Site, Stack, wait_for};
 
 use crate::harness::{
-    BOUND, Sluice, assert_rows, drained, line, loaded, names, remaining, rows, terminate, upload,
+    BOUND, Sluice, assert_rows, line, loaded, loaded_names, rows, terminate, upload,
+    wait_for_messages, wait_until_drained,
 };
 
 /// The exit code if some objects are not loaded.
 const INCOMPLETE: Option<i32> = Some(3);
 
 /// Creates a site with its tables that no longer announces objects.
-async fn silent(name: &str) -> (&'static Stack, Site, Sluice) {
+async fn site_without_notifications(name: &str) -> (&'static Stack, Site, Sluice) {
     let stack = Stack::shared();
     let site = stack.site(name).await.unwrap();
-    site.announce_no_more().await.unwrap();
+    site.stop_notifications().await.unwrap();
     let sluice = Sluice::new(stack, &site);
     sluice.migrate();
     (stack, site, sluice)
 }
 
 /// Runs a backfill, and returns its exit code, which need not be 0, and its report.
-fn reported(sluice: &Sluice, site: &Site, under: &str, arguments: &[&str]) -> (Option<i32>, Value) {
+fn run_backfill(
+    sluice: &Sluice,
+    site: &Site,
+    under: &str,
+    arguments: &[&str],
+) -> (Option<i32>, Value) {
     let url = format!("s3://{}/{under}", site.bucket);
     let command = [&["backfill", &url, "--output", "json"], arguments].concat();
     let output = sluice.command(&command);
@@ -36,13 +42,13 @@ fn reported(sluice: &Sluice, site: &Site, under: &str, arguments: &[&str]) -> (O
 }
 
 fn backfill(sluice: &Sluice, site: &Site, arguments: &[&str]) -> Value {
-    let (code, report) = reported(sluice, site, "", arguments);
+    let (code, report) = run_backfill(sluice, site, "", arguments);
     assert_eq!(code, Some(0), "{report}");
     report
 }
 
 /// Asserts that a backfill exits with this code, and returns its error.
-fn refused(sluice: &Sluice, code: i32, arguments: &[&str]) -> String {
+fn backfill_error(sluice: &Sluice, code: i32, arguments: &[&str]) -> String {
     let output = sluice.command(&[&["backfill"], arguments].concat());
     assert_eq!(output.status.code(), Some(code), "{output:?}");
     String::from_utf8(output.stderr).unwrap()
@@ -69,7 +75,7 @@ async fn ledger(stack: &Stack, site: &Site) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn history_is_loaded_once_beside_workers_and_is_not_loaded_again() {
+async fn history_is_loaded_once_beside_workers_and_not_again() {
     let stack = Stack::shared();
     let site = stack.site("backfill").await.unwrap();
     let mut sluice = Sluice::new(stack, &site)
@@ -77,7 +83,7 @@ async fn history_is_loaded_once_beside_workers_and_is_not_loaded_again() {
         .set("load.concurrency", 3);
     sluice.migrate();
     let bundles = bundles(31, 90);
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     // The queue announces all objects, and the backfill lists them all.
     sluice.start();
     let url = format!("s3://{}", site.bucket);
@@ -91,10 +97,10 @@ async fn history_is_loaded_once_beside_workers_and_is_not_loaded_again() {
         assert_eq!(report["found"], 90, "{report}");
         by_backfills += report["loaded"].as_u64().unwrap();
     }
-    drained(&site).await;
-    sluice.must_run();
+    wait_until_drained(&site).await;
+    sluice.assert_running();
     assert!(by_backfills <= 90);
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 
     let again = backfill(&sluice, &site, &[]);
     assert_eq!(
@@ -102,14 +108,14 @@ async fn history_is_loaded_once_beside_workers_and_is_not_loaded_again() {
         (&0.into(), &90.into())
     );
     assert_eq!(again["rows"], object!({}));
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 }
 
 #[tokio::test]
 async fn the_report_has_rows_by_kind_and_a_dry_run_writes_nothing() {
-    let (stack, site, sluice) = silent("backfill-report").await;
+    let (stack, site, sluice) = site_without_notifications("backfill-report").await;
     let bundles = bundles(32, 25);
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     let bytes: usize = bundles.iter().map(|bundle| bundle.bytes.len()).sum();
     let some = format!("s3://{}/{}", site.bucket, bundles[0].key);
     assert!(sluice.command(&["backfill", &some]).status.success());
@@ -118,16 +124,16 @@ async fn the_report_has_rows_by_kind_and_a_dry_run_writes_nothing() {
         ledger(stack, &site).await,
         rows(&stack.clickhouse, &site.database).await,
     );
-    let would = backfill(&sluice, &site, &["--dry-run"]);
+    let planned = backfill(&sluice, &site, &["--dry-run"]);
     assert_eq!(
-        (&would["found"], &would["bytes"]),
+        (&planned["found"], &planned["bytes"]),
         (&25.into(), &bytes.into())
     );
     assert_eq!(
-        (&would["already_loaded"], &would["to_load"]),
+        (&planned["already_loaded"], &planned["to_load"]),
         (&1.into(), &24.into())
     );
-    assert!(would["estimated_seconds"].is_u64(), "{would}");
+    assert!(planned["estimated_seconds"].is_u64(), "{planned}");
     let limited = backfill(
         &sluice,
         &site,
@@ -145,17 +151,17 @@ async fn the_report_has_rows_by_kind_and_a_dry_run_writes_nothing() {
     assert_eq!(after, before);
 
     let mut report = backfill(&sluice, &site, &[]);
-    let told: u64 = report["rows"]
+    let reported_rows: u64 = report["rows"]
         .as_object()
         .unwrap()
         .values()
         .filter_map(Value::as_u64)
         .sum();
     assert_eq!(
-        told,
-        reckoning.statements() - bundles[0].reckoning.statements()
+        reported_rows,
+        expected_rows.statements() - bundles[0].expected_rows.statements()
     );
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     report["seconds"] = 0.into();
     let report = serde_json::to_string_pretty(&report).unwrap();
     insta::assert_snapshot!("backfill_report", report);
@@ -166,8 +172,8 @@ async fn the_report_has_rows_by_kind_and_a_dry_run_writes_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_meant_can_be_chosen() {
-    let (stack, site, sluice) = silent("backfill-chosen").await;
+async fn objects_are_selected_by_section_date_and_glob() {
+    let (stack, site, sluice) = site_without_notifications("backfill-selected").await;
     let sluice = sluice.set("notifications.exclude", r#"["**/_tmp*"]"#);
     put_notes(
         &site,
@@ -183,7 +189,8 @@ async fn what_is_meant_can_be_chosen() {
     )
     .await;
     let found = |under: &str, arguments: &[&str]| {
-        let (code, report) = reported(&sluice, &site, under, &[&["--dry-run"], arguments].concat());
+        let (code, report) =
+            run_backfill(&sluice, &site, under, &[&["--dry-run"], arguments].concat());
         assert_eq!(code, Some(0));
         report["found"].as_u64().unwrap()
     };
@@ -217,16 +224,16 @@ async fn what_is_meant_can_be_chosen() {
         2
     );
 
-    for (arguments, says) in [
+    for (arguments, expected) in [
         (["--section", "a/b"], "without slashes"),
         (["--include", "a["], "is not a valid glob"),
         (["--since", "yesterday"], "yesterday"),
         (["--max-rate", "0"], "--max-rate"),
     ] {
-        let said = refused(&sluice, 2, &[&["s3://bucket"], &arguments[..]].concat());
-        assert!(said.contains(says), "{said}");
+        let stderr = backfill_error(&sluice, 2, &[&["s3://bucket"], &arguments[..]].concat());
+        assert!(stderr.contains(expected), "{stderr}");
     }
-    assert!(refused(&sluice, 1, &["s3://b/a", "--section", "1"]).contains("slash"));
+    assert!(backfill_error(&sluice, 1, &["s3://b/a", "--section", "1"]).contains("slash"));
 
     // The first run loads four objects, and the second one the rest.
     let some = backfill(&sluice, &site, &["--limit", "4", "--max-rate", "2"]);
@@ -240,11 +247,11 @@ async fn what_is_meant_can_be_chosen() {
         (&rest["loaded"], &rest["already_loaded"]),
         (&2.into(), &4.into())
     );
-    assert_eq!(names(stack, &site).await.len(), 6);
+    assert_eq!(loaded_names(stack, &site).await.len(), 6);
 }
 
 #[tokio::test]
-async fn objects_of_a_versioned_bucket_are_the_same_listed_and_announced() {
+async fn objects_of_a_versioned_bucket_are_the_same_whether_listed_or_announced() {
     let stack = Stack::shared();
     let site = stack.site("backfill-versions").await.unwrap();
     let versioning = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled);
@@ -256,53 +263,56 @@ async fn objects_of_a_versioned_bucket_are_the_same_listed_and_announced() {
     put_notes(&site, &["a", "b"]).await;
     assert_eq!(backfill(&sluice, &site, &[])["loaded"], 2);
     // The queue announces the objects with their versions.
-    remaining(&site, 3).await;
+    wait_for_messages(&site, 3).await;
     sluice.start();
-    drained(&site).await;
-    assert_eq!(names(stack, &site).await, ["a", "b"]);
+    wait_until_drained(&site).await;
+    assert_eq!(loaded_names(stack, &site).await, ["a", "b"]);
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 2);
 }
 
 #[tokio::test]
 async fn an_unloadable_object_fails_alone_and_changes_the_exit_code() {
-    let (stack, site, sluice) = silent("backfill-bad").await;
+    let (stack, site, sluice) = site_without_notifications("backfill-bad").await;
     put_notes(&site, &["a.jsonl", "folder/", "z.jsonl"]).await;
     site.put("empty", "").await.unwrap();
     site.put("b.jsonl.gz", "no gzip").await.unwrap();
-    let (code, report) = reported(&sluice, &site, "", &[]);
+    let (code, report) = run_backfill(&sluice, &site, "", &[]);
     assert_eq!(code, INCOMPLETE, "{report}");
     assert_eq!(
         (&report["loaded"], &report["failed"]),
         (&4.into(), &1.into()),
         "{report}"
     );
-    assert_eq!(names(stack, &site).await, ["a.jsonl", "folder/", "z.jsonl"]);
+    assert_eq!(
+        loaded_names(stack, &site).await,
+        ["a.jsonl", "folder/", "z.jsonl"]
+    );
     let failed = sluice.command(&["status", "--failed"]);
     let failed = String::from_utf8(failed.stdout).unwrap();
     assert!(failed.contains("b.jsonl.gz"), "{failed}");
 }
 
 #[tokio::test]
-async fn what_is_wrong_from_the_beginning_is_told_at_once() {
+async fn a_backfill_that_cannot_start_fails_at_once() {
     let stack = Stack::shared();
     let site = stack.site("backfill-wrong").await.unwrap();
     let sluice = Sluice::new(stack, &site);
     let url = format!("s3://{}", site.bucket);
-    assert!(refused(&sluice, 1, &[&url]).contains("sluice migrate"));
+    assert!(backfill_error(&sluice, 1, &[&url]).contains("sluice migrate"));
     sluice.migrate();
-    assert!(refused(&sluice, 1, &["s3://no-such-bucket-here"]).contains("NoSuchBucket"));
-    let away = sluice.set("clickhouse.url", "http://127.0.0.1:1");
-    assert!(refused(&away, 1, &[&url]).contains("no response from ClickHouse"));
+    assert!(backfill_error(&sluice, 1, &["s3://no-such-bucket-here"]).contains("NoSuchBucket"));
+    let unreachable = sluice.set("clickhouse.url", "http://127.0.0.1:1");
+    assert!(backfill_error(&unreachable, 1, &[&url]).contains("no response from ClickHouse"));
 }
 
 #[tokio::test]
-async fn a_stop_ends_in_good_order_and_running_it_again_resumes() {
-    let (stack, site, sluice) = silent("backfill-stop").await;
+async fn a_stopped_backfill_exits_cleanly_and_resumes_when_run_again() {
+    let (stack, site, sluice) = site_without_notifications("backfill-stop").await;
     let bundles = bundles(33, 40);
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     let url = format!("s3://{}", site.bucket);
     let child = sluice.spawn(&["backfill", &url, "--max-rate", "2", "--output", "json"]);
-    wait_for("the first to be loaded", BOUND, async || {
+    wait_for("the first object to be loaded", BOUND, async || {
         let loaded = loaded(&stack.clickhouse, &site.database).await;
         Ok((loaded > 0).then_some(()))
     })
@@ -310,8 +320,8 @@ async fn a_stop_ends_in_good_order_and_running_it_again_resumes() {
     terminate(&child);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), INCOMPLETE, "{output:?}");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("run it again"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("run it again"), "{stderr}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["stopped"], true, "{report}");
     let first = report["loaded"].as_u64().unwrap();
@@ -326,14 +336,14 @@ async fn a_stop_ends_in_good_order_and_running_it_again_resumes() {
 
     let rest = backfill(&sluice, &site, &[]);
     assert_eq!(rest["loaded"], 40 - first, "{rest}");
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 }
 
 #[tokio::test]
-async fn via_the_queue_the_workers_load_it() {
-    let (stack, site, mut sluice) = silent("backfill-queue").await;
+async fn a_backfill_via_the_queue_is_loaded_by_the_workers() {
+    let (stack, site, mut sluice) = site_without_notifications("backfill-queue").await;
     let bundles = bundles(34, 25);
-    let reckoning: ExpectedRows = upload(&site, &bundles).await;
+    let expected_rows: ExpectedRows = upload(&site, &bundles).await;
     let one = format!("s3://{}/{}", site.bucket, bundles[0].key);
     assert!(sluice.command(&["backfill", &one]).status.success());
     let some = backfill(
@@ -347,17 +357,17 @@ async fn via_the_queue_the_workers_load_it() {
         "{some}"
     );
     // One of the messages is the test event.
-    remaining(&site, 5).await;
+    wait_for_messages(&site, 5).await;
     let report = backfill(&sluice, &site, &["--via-queue"]);
     assert_eq!(
         (&report["found"], &report["announced"]),
         (&25.into(), &24.into()),
         "{report}"
     );
-    remaining(&site, 29).await;
+    wait_for_messages(&site, 29).await;
     sluice.start();
-    drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    wait_until_drained(&site).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     let nothing = backfill(&sluice, &site, &["--via-queue"]);
     assert_eq!(
         (&nothing["announced"], &nothing["already_loaded"]),
@@ -367,8 +377,8 @@ async fn via_the_queue_the_workers_load_it() {
 
 // The runtime has several threads, since the proxies run while a command blocks one.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_outage_of_s3_or_of_clickhouse_is_waited_for() {
-    let (stack, site, sluice) = silent("backfill-outage").await;
+async fn a_backfill_waits_for_the_end_of_an_outage_of_s3_or_clickhouse() {
+    let (stack, site, sluice) = site_without_notifications("backfill-outage").await;
     put_notes(&site, &["a", "b", "c"]).await;
     let s3 = Proxy::start(stack.aws.endpoint()).await.unwrap();
     let clickhouse = Proxy::start(stack.clickhouse.url()).await.unwrap();
@@ -384,15 +394,15 @@ async fn an_outage_of_s3_or_of_clickhouse_is_waited_for() {
     });
     assert_eq!(backfill(&sluice, &site, &[])["loaded"], 3);
     assert_eq!((s3.hits(), clickhouse.hits()), (7, 4));
-    assert_eq!(names(stack, &site).await, ["a", "b", "c"]);
+    assert_eq!(loaded_names(stack, &site).await, ["a", "b", "c"]);
 }
 
 /// ClickHouse refuses lightweight deletes of a table with a projection.
 #[tokio::test]
 async fn forced_rows_are_replaced_in_a_table_with_a_projection() {
-    let (stack, site, sluice) = silent("backfill-projection").await;
+    let (stack, site, sluice) = site_without_notifications("backfill-projection").await;
     let bundles = bundles(37, 5);
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     for kind in EventType::ALL {
         let table = format!("{}.{}", site.database, kind.table());
         for change in [
@@ -406,13 +416,13 @@ async fn forced_rows_are_replaced_in_a_table_with_a_projection() {
     assert_eq!(backfill(&sluice, &site, &[])["loaded"], 5);
     let report = backfill(&sluice, &site, &["--force"]);
     assert_eq!(report["replaced"], 5, "{report}");
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 }
 
 /// The same lines are read differently, since one of them now exceeds the maximum length.
 #[tokio::test]
 async fn a_forced_backfill_replaces_rows_and_the_history_shows_it() {
-    let (stack, site, sluice) = silent("backfill-force").await;
+    let (stack, site, sluice) = site_without_notifications("backfill-force").await;
     let long = line(&"x".repeat(5000));
     site.put("a", format!("{}{long}", line("short")))
         .await
@@ -432,9 +442,9 @@ async fn a_forced_backfill_replaces_rows_and_the_history_shows_it() {
         (&3.into(), &2.into()),
         "{report}"
     );
-    assert_eq!(names(stack, &site).await, ["b", "new", "short"]);
-    let kept = format!("SELECT count() FROM {}.rejected_lines", site.database);
-    assert_eq!(stack.clickhouse.scalar::<u64>(&kept).await.unwrap(), 1);
+    assert_eq!(loaded_names(stack, &site).await, ["b", "new", "short"]);
+    let rejects = format!("SELECT count() FROM {}.rejected_lines", site.database);
+    assert_eq!(stack.clickhouse.scalar::<u64>(&rejects).await.unwrap(), 1);
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 3);
 
     let output = sluice.command(&[
@@ -443,16 +453,16 @@ async fn a_forced_backfill_replaces_rows_and_the_history_shows_it() {
         "--output",
         "json",
     ]);
-    let story: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let version = &story["versions"][0];
-    assert_eq!(version["loaded"], true, "{story}");
+    let history: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let version = &history["versions"][0];
+    assert_eq!(version["loaded"], true, "{history}");
     assert_eq!(
         version["rows"],
         object!({"rejected": 1, "unmatched": 1}),
-        "{story}"
+        "{history}"
     );
     let states = [0, 1].map(|at| version["batches"][at]["state"].as_str().unwrap());
-    assert_eq!(states, ["loaded", "superseded"], "{story}");
+    assert_eq!(states, ["loaded", "superseded"], "{history}");
 
     // Objects that were loaded more recently are skipped.
     let none = backfill(&sluice, &site, &["--force", "--loaded-before", "1h"]);
@@ -461,6 +471,6 @@ async fn a_forced_backfill_replaces_rows_and_the_history_shows_it() {
         (&0.into(), &3.into()),
         "{none}"
     );
-    let said = refused(&sluice, 2, &["s3://bucket", "--force", "--via-queue"]);
-    assert!(said.contains("omit --via-queue to reload"), "{said}");
+    let stderr = backfill_error(&sluice, 2, &["s3://bucket", "--force", "--via-queue"]);
+    assert!(stderr.contains("omit --via-queue to reload"), "{stderr}");
 }

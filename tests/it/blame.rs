@@ -8,21 +8,22 @@ use sluice_testkit::xapi::Generator;
 use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, exact, wait_for};
 
 use crate::harness::{
-    BOUND, Sluice, announcement, assert_rows, dead_letters, drained, line, names, upload,
+    BOUND, Sluice, announcement, assert_rows, line, loaded_names, upload, wait_for_dead_letters,
+    wait_until_drained,
 };
 
 #[tokio::test]
-async fn errors_have_the_names_that_the_server_gives_them() {
+async fn error_codes_have_the_names_that_the_server_uses() {
     let clickhouse = &Stack::shared().clickhouse;
     for (code, name, _) in CODES {
         let sql = format!("SELECT errorCodeToName({code})");
-        let named: String = clickhouse.scalar(&sql).await.unwrap();
-        assert_eq!(named, *name, "{code}");
+        let found: String = clickhouse.scalar(&sql).await.unwrap();
+        assert_eq!(found, *name, "{code}");
     }
 }
 
 #[tokio::test]
-async fn every_error_of_a_decoder_blames_the_object() {
+async fn every_decoder_error_blames_the_object() {
     let sql = "SELECT number AS code, errorCodeToName(number) AS name FROM numbers(3000) \
                WHERE match(name, '(DECODER|INFLATE|DECOMPRESS|UNCOMPRESS|READ)_FAILED$')";
     let rows = Stack::shared().clickhouse.rows(sql).await.unwrap();
@@ -33,7 +34,7 @@ async fn every_error_of_a_decoder_blames_the_object() {
             CODES
                 .iter()
                 .any(|(known, _, diagnosis)| u64::from(*known) == code && *diagnosis == CONTENT),
-            "{row} is not the content's fault in src/clickhouse/codes.rs"
+            "{row} does not blame the content in src/clickhouse/codes.rs"
         );
     }
 }
@@ -54,9 +55,12 @@ async fn failures(stack: &Stack, site: &Site) -> Vec<(String, String, String)> {
 const SUFFIXES: [&str; 8] = ["gz", "zst", "lz4", "br", "xz", "bz2", "snappy", "deflate"];
 
 #[tokio::test]
-async fn what_no_decoder_reads_fails_at_its_first_error() {
+async fn an_object_that_no_decoder_can_read_fails_at_the_first_error() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("undecodable", 1).await.unwrap();
+    let site = stack
+        .site_with_max_receives("undecodable", 1)
+        .await
+        .unwrap();
     let mut sluice = Sluice::new(stack, &site)
         .set("load.stream_below", "0B")
         .set("batch.window", "2s");
@@ -90,8 +94,8 @@ async fn what_no_decoder_reads_fails_at_its_first_error() {
     }
     broken.sort();
     sluice.start();
-    drained(&site).await;
-    assert_eq!(names(stack, &site).await, healthy);
+    wait_until_drained(&site).await;
+    assert_eq!(loaded_names(stack, &site).await, healthy);
     let failures = failures(stack, &site).await;
     let keys: Vec<&String> = failures.iter().map(|(key, ..)| key).collect();
     assert_eq!(keys, broken.iter().collect::<Vec<_>>(), "{failures:#?}");
@@ -100,14 +104,14 @@ async fn what_no_decoder_reads_fails_at_its_first_error() {
         "{failures:#?}"
     );
     let (_, metrics) = sluice.get("/metrics").await.unwrap();
-    let is_replayed = |line: &&str| line.contains("verdict=\"replay\"") && !line.ends_with(" 0");
-    let replays: Vec<&str> = metrics.lines().filter(is_replayed).collect();
-    assert!(replays.is_empty(), "{replays:?}");
+    let is_retried = |line: &&str| line.contains("verdict=\"replay\"") && !line.ends_with(" 0");
+    let retries: Vec<&str> = metrics.lines().filter(is_retried).collect();
+    assert!(retries.is_empty(), "{retries:?}");
 }
 
 /// Returns whether a request inserts lines: a load, or the blank-line load that shows whether any
 /// load works.
-fn loads(body: &[u8]) -> bool {
+fn is_load(body: &[u8]) -> bool {
     body.starts_with(b"INSERT INTO")
 }
 
@@ -116,8 +120,8 @@ fn contains(text: &[u8], part: &str) -> bool {
         .any(|window| window == part.as_bytes())
 }
 
-/// Errors of the server, the account or the replicas, one that is in no list, and a limit that no
-/// insert meets.
+/// Errors of the server, the account or the replicas, one with an unlisted code, and a limit that
+/// even the smallest insert exceeds.
 const SERVERS: [(&str, &str); 9] = [
     (
         "Code: 201. DB::Exception: Quota for user `u` for 1h has been exceeded: queries = 565/120. \
@@ -160,21 +164,21 @@ const SERVERS: [(&str, &str); 9] = [
     ),
 ];
 
-async fn pauses_and_blames_nobody(fault: Fault, words: &str, reason: &str) {
+async fn assert_pauses_and_blames_no_object(fault: Fault, words: &str, reason: &str) {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("blameless", 1).await.unwrap();
+    let site = stack.site_with_max_receives("blameless", 1).await.unwrap();
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
     Sluice::new(stack, &site).migrate();
     let mut sluice = Sluice::new(stack, &site).set("clickhouse.url", proxy.url());
     sluice.start();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
     let bundles: Vec<_> = Generator::new(91).take(6).collect();
-    proxy.inject(fault, usize::MAX, |_, sql| loads(sql));
-    let reckoning = upload(&site, &bundles).await;
-    let why = sluice.not_ready(words).await;
+    proxy.inject(fault, usize::MAX, |_, sql| is_load(sql));
+    let expected_rows = upload(&site, &bundles).await;
+    let why = sluice.wait_until_not_ready(words).await;
     // The state persists while the insert is retried.
     let hits = proxy.hits();
-    wait_for("it to be tried again", BOUND, async || {
+    wait_for("the insert to be retried", BOUND, async || {
         let now = proxy.hits();
         ensure!(now >= hits + 10, "{hits} {now}");
         Ok(Some(()))
@@ -188,8 +192,8 @@ async fn pauses_and_blames_nobody(fault: Fault, words: &str, reason: &str) {
     assert_eq!(failures(stack, &site).await, []);
 
     proxy.heal();
-    drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    wait_until_drained(&site).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(failures(stack, &site).await, []);
     // Each message was received once, including the test event.
     let received = sluice.metric("sluice_sqs_messages_received_total").await;
@@ -200,14 +204,14 @@ async fn pauses_and_blames_nobody(fault: Fault, words: &str, reason: &str) {
 #[tokio::test]
 async fn errors_of_the_server_pause_intake_and_blame_no_object() {
     for (error, reason) in SERVERS {
-        pauses_and_blames_nobody(Fault::Error(error), error, reason).await;
+        assert_pauses_and_blames_no_object(Fault::Error(error), error, reason).await;
     }
 }
 
 #[tokio::test]
-async fn answers_of_a_proxy_pause_intake_and_blame_no_object() {
+async fn error_responses_of_a_proxy_pause_intake_and_blame_no_object() {
     for status in [413, 502, 504] {
-        pauses_and_blames_nobody(
+        assert_pauses_and_blames_no_object(
             Fault::Status(status),
             "did not come from ClickHouse",
             "proxy",
@@ -216,10 +220,10 @@ async fn answers_of_a_proxy_pause_intake_and_blame_no_object() {
     }
 }
 
-/// Asserts that exactly one of several objects fails if every attempt to load it meets this fault.
-async fn fails_alone(fault: Fault, words: &str, settings: &[(&str, &str)]) {
+/// Asserts that exactly one of several objects fails if every attempt to load it hits this fault.
+async fn assert_fails_alone(fault: Fault, words: &str, settings: &[(&str, &str)]) {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("alone", 1).await.unwrap();
+    let site = stack.site_with_max_receives("alone", 1).await.unwrap();
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
     let sluice = Sluice::new(stack, &site).set("clickhouse.url", proxy.url());
     let set = |sluice: Sluice, (path, value): &(&str, &str)| sluice.set(path, value);
@@ -233,12 +237,12 @@ async fn fails_alone(fault: Fault, words: &str, settings: &[(&str, &str)]) {
     }
     site.put("odd.jsonl", line("odd")).await.unwrap();
     proxy.inject(fault, usize::MAX, |_, sql| {
-        loads(sql) && contains(sql, "odd.jsonl")
+        is_load(sql) && contains(sql, "odd.jsonl")
     });
     sluice.start();
-    dead_letters(&site, 1).await;
-    drained(&site).await;
-    assert_eq!(names(stack, &site).await, healthy);
+    wait_for_dead_letters(&site, 1).await;
+    wait_until_drained(&site).await;
+    assert_eq!(loaded_names(stack, &site).await, healthy);
     let failures = failures(stack, &site).await;
     let [(key, class, reason)] = failures.as_slice() else {
         panic!("{failures:#?}");
@@ -247,22 +251,22 @@ async fn fails_alone(fault: Fault, words: &str, settings: &[(&str, &str)]) {
     assert!(reason.contains(words), "{reason}");
     let stray_rows = exact::stray_rows(&stack.clickhouse, &site).await.unwrap();
     assert_eq!(stray_rows, "");
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
 }
 
 #[tokio::test]
-async fn an_object_with_an_error_that_nobody_knows_fails_alone() {
+async fn an_object_with_an_unknown_error_fails_alone() {
     let error = "Code: 1001. DB::Exception: std::exception. (STD_EXCEPTION)";
     for strategy in ["single_pass", "per_type"] {
-        fails_alone(Fault::Error(error), error, &[("load.strategy", strategy)]).await;
+        assert_fails_alone(Fault::Error(error), error, &[("load.strategy", strategy)]).await;
     }
 }
 
 #[tokio::test]
-async fn an_object_that_a_proxy_does_not_let_through_fails_alone() {
+async fn an_object_that_a_proxy_blocks_fails_alone() {
     for status in [413, 504] {
         let words = format!("{status} ");
-        fails_alone(
+        assert_fails_alone(
             Fault::Status(status),
             &words,
             &[("load.fallback", "always")],
@@ -288,7 +292,7 @@ async fn bounded_server(profile: &str, quota: &str) -> ClickHouse {
 #[tokio::test]
 async fn an_object_beyond_a_limit_of_the_profile_fails_alone() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("limits", 1).await.unwrap();
+    let site = stack.site_with_max_receives("limits", 1).await.unwrap();
     let limit = "<max_rows_to_read>100000</max_rows_to_read>";
     let clickhouse = bounded_server(limit, "").await;
     let mut sluice = Sluice::new(stack, &site)
@@ -307,8 +311,8 @@ async fn an_object_beyond_a_limit_of_the_profile_fails_alone() {
         .await
         .unwrap();
     sluice.start();
-    dead_letters(&site, 1).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 1).await;
+    wait_until_drained(&site).await;
     let sql = format!(
         "SELECT count(), countIf(position(raw, 'healthy') > 0) FROM {}.unmatched_statements",
         site.database
@@ -322,9 +326,9 @@ async fn an_object_beyond_a_limit_of_the_profile_fails_alone() {
 }
 
 #[tokio::test]
-async fn a_quota_that_is_used_up_pauses_intake_and_is_told_of_once() {
+async fn an_exhausted_quota_pauses_intake_and_is_logged_once() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("quota", 1).await.unwrap();
+    let site = stack.site_with_max_receives("quota", 1).await.unwrap();
     let quota = "<interval><duration>86400</duration><queries>120</queries></interval>";
     let clickhouse = bounded_server("", quota).await;
     let mut sluice = Sluice::new(stack, &site)
@@ -334,7 +338,7 @@ async fn a_quota_that_is_used_up_pauses_intake_and_is_told_of_once() {
         .set("clickhouse.url", clickhouse.url())
         .migrate();
     sluice.start();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
     // The object is loaded only once, but each announcement needs statements.
     let etag = site.put("a.jsonl", line("a")).await.unwrap();
     wait_for("the quota to be used up", BOUND, async || {
@@ -346,7 +350,7 @@ async fn a_quota_that_is_used_up_pauses_intake_and_is_told_of_once() {
     .await;
     let probes = async || sluice.metric("sluice_clickhouse_errors_total").await;
     let before = probes().await.unwrap();
-    wait_for("it to be tried again", BOUND, async || {
+    wait_for("another probe", BOUND, async || {
         let now = probes().await?;
         ensure!(now >= before + 5.0, "{before} {now}");
         Ok(Some(()))
@@ -363,9 +367,9 @@ async fn a_quota_that_is_used_up_pauses_intake_and_is_told_of_once() {
 
 /// Problems with the dead-letter queue or with the content do not stop loading, and are reported.
 #[tokio::test]
-async fn dead_letters_and_rejected_lines_call_for_attention() {
+async fn dead_letters_and_rejected_lines_need_attention() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("attention", 1).await.unwrap();
+    let site = stack.site_with_max_receives("attention", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     site.put("half.jsonl", format!("{}no JSON\n", line("half")))
@@ -373,14 +377,17 @@ async fn dead_letters_and_rejected_lines_call_for_attention() {
         .unwrap();
     site.put("garbage.jsonl.gz", "no gzip").await.unwrap();
     sluice.start();
-    wait_for("attention", BOUND, async || {
+    wait_for("both problems to be reported", BOUND, async || {
         let (status, body) = sluice.get("/readyz").await?;
         ensure!(status == 200, "{body}");
-        let told = [
+        let expected = [
             "attention: The dead-letter queue",
             "attention: Of the lines",
         ];
-        Ok(told.iter().all(|words| body.contains(words)).then_some(()))
+        Ok(expected
+            .iter()
+            .all(|words| body.contains(words))
+            .then_some(()))
     })
     .await;
     let status = sluice.status().await;

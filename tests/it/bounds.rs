@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use sluice_testkit::xapi::{EventType, ExpectedRows, Generator, gzip, zstd};
 use sluice_testkit::{Site, Stack};
 
-use crate::harness::{Sluice, assert_rows, dead_letters, drained, line, names, upload};
+use crate::harness::{
+    Sluice, assert_rows, line, loaded_names, upload, wait_for_dead_letters, wait_until_drained,
+};
 
 /// Returns for each object whether its loaded batch had many blocks.
 async fn many_blocks(stack: &Stack, site: &Site) -> BTreeMap<String, bool> {
@@ -29,7 +31,7 @@ async fn count(stack: &Stack, site: &Site, what: &str) -> u64 {
 
 /// Loads a large object beside small ones, and asserts that all rows are there and that only the
 /// large object was loaded in many blocks.
-async fn is_loaded_in_many_blocks(
+async fn assert_loaded_in_many_blocks(
     sluice: Sluice,
     site: &Site,
     key: &str,
@@ -45,7 +47,7 @@ async fn is_loaded_in_many_blocks(
     }
     site.put(key, large).await.unwrap();
     sluice.start();
-    drained(site).await;
+    wait_until_drained(site).await;
     let loaded = many_blocks(stack, site).await;
     assert_eq!(loaded.len(), 6, "{loaded:?}");
     for (loaded, many_blocks) in loaded {
@@ -61,21 +63,21 @@ async fn is_loaded_in_many_blocks(
 
 #[tokio::test]
 #[ignore = "two million lines take minutes on a busy machine; the nightly workflow runs it"]
-async fn an_object_of_too_many_rows_for_a_block_is_loaded_in_many() {
+async fn an_object_with_too_many_rows_for_one_block_is_loaded_in_many() {
     let site = Stack::shared()
-        .site_of_receives("many-rows", 1)
+        .site_with_max_receives("many-rows", 1)
         .await
         .unwrap();
     let lines = 2_000_100;
     let large = gzip("{}\n".repeat(lines).as_bytes());
     let sluice = Sluice::new(Stack::shared(), &site);
-    is_loaded_in_many_blocks(sluice, &site, "large.jsonl.gz", large, lines as u64).await;
+    assert_loaded_in_many_blocks(sluice, &site, "large.jsonl.gz", large, lines as u64).await;
 }
 
 #[tokio::test]
-async fn an_object_that_expands_too_far_for_a_block_is_loaded_in_many() {
+async fn an_object_that_expands_beyond_one_block_is_loaded_in_many() {
     let site = Stack::shared()
-        .site_of_receives("expansion", 1)
+        .site_with_max_receives("expansion", 1)
         .await
         .unwrap();
     let lines = 200_000;
@@ -86,13 +88,13 @@ async fn an_object_that_expands_too_far_for_a_block_is_loaded_in_many() {
     // With few columns, a block of it would fit.
     let sluice = Sluice::new(Stack::shared(), &site).with_all_columns();
     let sluice = sluice.set("batch.max_bytes", "1MiB");
-    is_loaded_in_many_blocks(sluice, &site, "large.jsonl.zst", large, lines as u64).await;
+    assert_loaded_in_many_blocks(sluice, &site, "large.jsonl.zst", large, lines as u64).await;
 }
 
 #[tokio::test]
 async fn a_line_that_needs_too_much_memory_fails_alone_and_pauses_nothing() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("one-line", 1).await.unwrap();
+    let site = stack.site_with_max_receives("one-line", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site)
         .set("load.max_memory", "256MiB")
         .set("batch.window", "2s");
@@ -106,9 +108,9 @@ async fn a_line_that_needs_too_much_memory_fails_alone_and_pauses_nothing() {
     let long = gzip(&vec![b'x'; 400 << 20]);
     site.put("long.jsonl.gz", long).await.unwrap();
     sluice.start();
-    dead_letters(&site, 1).await;
-    drained(&site).await;
-    assert_eq!(names(stack, &site).await, healthy);
+    wait_for_dead_letters(&site, 1).await;
+    wait_until_drained(&site).await;
+    assert_eq!(loaded_names(stack, &site).await, healthy);
     let sql = format!(
         "SELECT key, class, position(reason, 'load.max_memory') > 0 FROM {}.ledger_failures",
         site.database
@@ -135,9 +137,12 @@ async fn parts(stack: &Stack, site: &Site) -> u64 {
 }
 
 #[tokio::test]
-async fn times_that_are_not_plausible_are_rejected_and_make_no_parts() {
+async fn implausible_times_are_rejected_and_create_no_parts() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("implausible", 1).await.unwrap();
+    let site = stack
+        .site_with_max_receives("implausible", 1)
+        .await
+        .unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     let too_early = Generator::new(101).times(0..YEAR_2000);
@@ -147,13 +152,13 @@ async fn times_that_are_not_plausible_are_rejected_and_make_no_parts() {
     let mut implausible = 0;
     for generator in [too_early, too_late] {
         let bundles: Vec<_> = generator.faults(0.0, 0.0).sizes(50..=50).take(3).collect();
-        let reckoning = upload(&site, &bundles).await;
-        implausible += reckoning.loaded();
-        expected.objects += reckoning.objects;
+        let expected_rows = upload(&site, &bundles).await;
+        implausible += expected_rows.loaded();
+        expected.objects += expected_rows.objects;
     }
     expected.rejected = implausible;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_rows(&stack.clickhouse, &site.database, &expected).await;
     assert_eq!(parts(stack, &site).await, 0);
     let sql = format!(
@@ -172,14 +177,14 @@ async fn times_that_are_not_plausible_are_rejected_and_make_no_parts() {
     let late = Generator::new(103).times(4_102_500_000..4_102_600_000);
     let bundles: Vec<_> = late.faults(0.0, 0.0).take(2).collect();
     expected += &upload(&site, &bundles).await;
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_rows(&stack.clickhouse, &site.database, &expected).await;
 }
 
 #[tokio::test]
-async fn a_batch_of_too_many_partitions_is_divided() {
+async fn a_batch_of_too_many_partitions_is_split() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("partitions", 1).await.unwrap();
+    let site = stack.site_with_max_receives("partitions", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site)
         .set("batch.window", "2s")
         .set("batch.max_objects", "7");
@@ -194,7 +199,7 @@ async fn a_batch_of_too_many_partitions_is_divided() {
     }
     let expected = upload(&site, &bundles).await;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_rows(&stack.clickhouse, &site.database, &expected).await;
     let loaded = many_blocks(stack, &site).await;
     let in_many: Vec<_> = loaded.iter().filter(|(_, many)| **many).collect();

@@ -8,7 +8,7 @@ use sluice_testkit::xapi::Generator;
 use sluice_testkit::{AccessKey, ClickHouse, ClickHouseOptions, Site, Stack, wait_for};
 
 use crate::access::{clickhouse, daemon, keys, put, strict_s3, strict_site};
-use crate::harness::{BOUND, Rows, Sluice, drained, loaded, rows};
+use crate::harness::{BOUND, Rows, Sluice, loaded, rows, wait_until_drained};
 
 fn access_as(url: &str, user: &str, database: &str) -> Access {
     Access {
@@ -35,7 +35,7 @@ fn check(sluice: &Sluice, arguments: &[&str]) -> (Option<i32>, Vec<Value>) {
 
 /// Returns the result, detail and advice of the check of this name.
 #[track_caller]
-fn of<'a>(checks: &'a [Value], name: &str) -> (&'a str, &'a str, &'a str) {
+fn find_check<'a>(checks: &'a [Value], name: &str) -> (&'a str, &'a str, &'a str) {
     let check = checks.iter().find(|check| check["name"] == name);
     let check = check.unwrap_or_else(|| panic!("no check {name} in {checks:?}"));
     let text = |field: &str| check[field].as_str().unwrap_or_default();
@@ -68,13 +68,13 @@ async fn good_site(stack: &Stack, name: &str) -> (Site, Sluice) {
     sluice.migrate();
     site.put("a.jsonl", "{\"note\":\"a\"}\n").await.unwrap();
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     sluice.stop().await;
     (site, sluice)
 }
 
-/// Returns the state to compare before and after: rows of every table, and all tables.
-async fn everything(stack: &Stack, site: &Site) -> (Rows, String) {
+/// Returns the number of rows in each table, and the names of all tables, to detect changes.
+async fn state(stack: &Stack, site: &Site) -> (Rows, String) {
     let sql = format!(
         "SELECT name, total_rows FROM system.tables WHERE database = '{}' ORDER BY name",
         site.database
@@ -84,23 +84,23 @@ async fn everything(stack: &Stack, site: &Site) -> (Rows, String) {
 }
 
 #[tokio::test]
-async fn a_sound_setup_passes_every_check_and_is_not_changed() {
+async fn a_correct_setup_passes_every_check_and_is_not_changed() {
     let stack = Stack::shared();
     let (site, sluice) = good_site(stack, "check").await;
     site.send("left alone").await.unwrap();
-    let before = everything(stack, &site).await;
+    let before = state(stack, &site).await;
 
     let (code, checks) = check(&sluice, &[]);
     assert_eq!(code, Some(0), "{checks:#?}");
-    let told = serde_json::to_string_pretty(&checks).unwrap();
-    let told = told
+    let report = serde_json::to_string_pretty(&checks).unwrap();
+    let report = report
         .replace(&site.bucket, "SITE")
         .replace(&site.database, "DATABASE")
         .replace(stack.aws.endpoint(), "AWS")
         .replace(stack.clickhouse.url(), "CLICKHOUSE");
-    insta::assert_snapshot!(told);
+    insta::assert_snapshot!(report);
 
-    assert_eq!(everything(stack, &site).await, before);
+    assert_eq!(state(stack, &site).await, before);
     let receive = site.sqs.receive_message().queue_url(&site.queue_url);
     let receive =
         receive.message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
@@ -115,14 +115,14 @@ async fn a_sound_setup_passes_every_check_and_is_not_changed() {
     let text = String::from_utf8(text.stdout).unwrap();
     let last = text.lines().last().unwrap_or_default();
     // There are no rows whose columns could be checked.
-    assert_eq!(of(&checks, "columns").0, "skip");
+    assert_eq!(find_check(&checks, "columns").0, "skip");
     let summary = format!("{} pass, 1 skip", checks.len() - 1);
     assert_eq!(last, summary, "{text}");
     assert!(text.starts_with("pass  configuration "), "{text}");
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_the_queue_is_named() {
+async fn problems_of_the_queue_are_named() {
     let stack = Stack::shared();
     let (site, sluice) = good_site(stack, "check-queue").await;
     let retention = QueueAttributeName::MessageRetentionPeriod;
@@ -130,7 +130,7 @@ async fn what_is_wrong_with_the_queue_is_named() {
     set_attribute(&site, &site.dlq_url, retention.clone(), "345600").await;
     let (code, checks) = check(&sluice, &[]);
     assert_fails(&checks, &["dead-letter queue"]);
-    let (_, detail, advice) = of(&checks, "dead-letter queue");
+    let (_, detail, advice) = find_check(&checks, "dead-letter queue");
     assert!(detail.contains("kept for 4d, but for 14d"), "{detail}");
     assert!(advice.contains("14 days"), "{advice}");
     assert_eq!(code, Some(1));
@@ -139,35 +139,36 @@ async fn what_is_wrong_with_the_queue_is_named() {
     set_attribute(&site, &site.queue_url, retention.clone(), "3600").await;
     let (code, checks) = check(&sluice, &[]);
     assert_eq!(code, Some(0), "{checks:#?}");
-    assert_eq!(of(&checks, "retention").0, "warn");
-    assert_eq!(of(&checks, "dead-letter queue").0, "warn");
+    assert_eq!(find_check(&checks, "retention").0, "warn");
+    assert_eq!(find_check(&checks, "dead-letter queue").0, "warn");
 
-    let soon = serde_json::json!({"deadLetterTargetArn": site.dlq_arn, "maxReceiveCount": 1});
+    let single_receive =
+        serde_json::json!({"deadLetterTargetArn": site.dlq_arn, "maxReceiveCount": 1});
     let redrive = QueueAttributeName::RedrivePolicy;
-    set_attribute(&site, &site.queue_url, redrive, &soon.to_string()).await;
+    set_attribute(&site, &site.queue_url, redrive, &single_receive.to_string()).await;
     let (_, checks) = check(&sluice, &[]);
-    assert_eq!(of(&checks, "redrive policy").0, "warn");
+    assert_eq!(find_check(&checks, "redrive policy").0, "warn");
 
     // The dead-letter queue is a queue without a redrive policy.
     let sluice = sluice.set("queue.url", &site.dlq_url);
     let (code, checks) = check(&sluice, &[]);
     assert_fails(&checks, &["redrive policy"]);
     assert!(
-        of(&checks, "redrive policy")
+        find_check(&checks, "redrive policy")
             .2
             .contains("allow_missing_dlq")
     );
     assert_eq!(code, Some(1));
     let sluice = sluice.set("queue.allow_missing_dlq", true);
     let (code, checks) = check(&sluice, &[]);
-    assert_eq!(of(&checks, "redrive policy").0, "warn");
+    assert_eq!(find_check(&checks, "redrive policy").0, "warn");
     assert_eq!(code, Some(0), "{checks:#?}");
 
     let delete = site.sqs.delete_queue().queue_url(&site.dlq_url);
     delete.send().await.unwrap();
     let (code, checks) = check(&sluice, &[]);
     assert_fails(&checks, &["queue"]);
-    assert_eq!(of(&checks, "redrive policy").0, "skip");
+    assert_eq!(find_check(&checks, "redrive policy").0, "skip");
     assert_eq!(code, Some(1));
     let (code, checks) = check(&sluice.set("queue.url", &site.queue_url), &[]);
     assert_fails(&checks, &["dead-letter queue"]);
@@ -175,23 +176,27 @@ async fn what_is_wrong_with_the_queue_is_named() {
 }
 
 #[tokio::test]
-async fn who_does_not_answer_is_named_and_the_rest_is_checked() {
+async fn an_unreachable_service_is_named_and_the_rest_is_checked() {
     let stack = Stack::shared();
-    let (_site, sluice) = good_site(stack, "check-away").await;
+    let (_site, sluice) = good_site(stack, "check-unreachable").await;
     let nowhere = "http://127.0.0.1:1";
 
     let sluice = sluice.environment("AWS_ENDPOINT_URL", nowhere.to_owned());
     let (code, checks) = check(&sluice, &[]);
     assert_fails(&checks, &["queue"]);
-    assert_eq!(of(&checks, "s3 by clickhouse").0, "pass");
-    assert_eq!(of(&checks, "s3 by worker").0, "warn");
+    assert_eq!(find_check(&checks, "s3 by clickhouse").0, "pass");
+    assert_eq!(find_check(&checks, "s3 by worker").0, "warn");
     assert_eq!(code, Some(1));
 
     let sluice = sluice.environment("AWS_ENDPOINT_URL", stack.aws.endpoint().to_owned());
     let sluice = sluice.set("clickhouse.url", nowhere);
     let (code, checks) = check(&sluice, &["s3://somewhere/a.jsonl"]);
     assert_fails(&checks, &["clickhouse"]);
-    assert!(of(&checks, "clickhouse").2.contains("clickhouse.url"));
+    assert!(
+        find_check(&checks, "clickhouse")
+            .2
+            .contains("clickhouse.url")
+    );
     for skipped in [
         "version",
         "tables",
@@ -200,14 +205,14 @@ async fn who_does_not_answer_is_named_and_the_rest_is_checked() {
         "servers",
         "s3 by clickhouse",
     ] {
-        assert_eq!(of(&checks, skipped).0, "skip", "{skipped}");
+        assert_eq!(find_check(&checks, skipped).0, "skip", "{skipped}");
     }
-    assert_eq!(of(&checks, "redrive policy").0, "pass");
+    assert_eq!(find_check(&checks, "redrive policy").0, "pass");
     assert_eq!(code, Some(1));
 }
 
 #[tokio::test]
-async fn what_is_wrong_in_clickhouse_is_named() {
+async fn problems_in_clickhouse_are_named() {
     let stack = Stack::shared();
     let (site, sluice) = good_site(stack, "check-tables").await;
     let execute = async |sql: &str| {
@@ -226,7 +231,7 @@ async fn what_is_wrong_in_clickhouse_is_named() {
     execute("ALTER TABLE DB.video_events DROP COLUMN user_id").await;
     let (code, checks) = check(&sluice, &[]);
     assert_fails(&checks, &["tables"]);
-    let (_, detail, advice) = of(&checks, "tables");
+    let (_, detail, advice) = find_check(&checks, "tables");
     for what in [
         "table ledger_failures",
         "settings of object_rows",
@@ -243,36 +248,39 @@ async fn what_is_wrong_in_clickhouse_is_named() {
 
     let sluice = sluice.set("clickhouse.insert_timeout", "12h");
     let (_, checks) = check(&sluice, &[]);
-    assert_eq!(of(&checks, "visibility timeout").0, "fail");
+    assert_eq!(find_check(&checks, "visibility timeout").0, "fail");
 
     let sluice = sluice
         .set("clickhouse.user", "secured")
         .environment("SLUICE__CLICKHOUSE__PASSWORD", "wrong".into());
     let (code, checks) = check(&sluice, &[]);
-    let (result, _, advice) = of(&checks, "clickhouse");
+    let (result, _, advice) = find_check(&checks, "clickhouse");
     assert_eq!(result, "fail");
     assert!(advice.contains("clickhouse.password"), "{advice}");
     assert_eq!(code, Some(1));
 }
 
 #[tokio::test]
-async fn who_may_not_read_the_bucket_is_named() {
+async fn a_reader_without_access_to_the_bucket_is_named() {
     let s3 = strict_s3().await;
     let stack = Stack::shared();
     let site = strict_site(&s3, "check-s3").await;
     put(&s3, &site, &site.bucket, "a.jsonl").await;
     let object = format!("s3://{}/a.jsonl", site.bucket);
-    let reader = s3.reader(&site.bucket).await.unwrap();
-    let stranger = s3.reader(&format!("{}-other", site.bucket)).await.unwrap();
+    let reader = s3.create_reader(&site.bucket).await.unwrap();
+    let stranger = s3
+        .create_reader(&format!("{}-other", site.bucket))
+        .await
+        .unwrap();
     // The worker reads from the strict S3 as well, and its queue is elsewhere.
-    let with = |clickhouse: &AccessKey, worker: &AccessKey, fallback: &str| {
+    let sluice_with = |clickhouse: &AccessKey, worker: &AccessKey, fallback: &str| {
         daemon(stack.clickhouse.url(), &s3, &site, &keys(clickhouse))
             .set("load.fallback", fallback)
             .environment("AWS_ENDPOINT_URL_S3", s3.endpoint().to_owned())
             .environment("AWS_ACCESS_KEY_ID", worker.id.clone())
             .environment("AWS_SECRET_ACCESS_KEY", worker.secret.clone())
     };
-    with(&reader, &reader, "auto").migrate();
+    sluice_with(&reader, &reader, "auto").migrate();
     for (clickhouse, worker, fallback, expected) in [
         (&reader, &reader, "auto", ["pass", "pass"]),
         (&reader, &stranger, "auto", ["pass", "warn"]),
@@ -282,29 +290,34 @@ async fn who_may_not_read_the_bucket_is_named() {
         (&stranger, &reader, "always", ["skip", "pass"]),
         (&stranger, &stranger, "always", ["skip", "fail"]),
     ] {
-        let sluice = with(clickhouse, worker, fallback);
-        let of_bucket = ["--bucket", &site.bucket];
-        for arguments in [[&*object].as_slice(), &of_bucket] {
+        let sluice = sluice_with(clickhouse, worker, fallback);
+        let by_bucket = ["--bucket", &site.bucket];
+        for arguments in [[&*object].as_slice(), &by_bucket] {
             let (code, checks) = check(&sluice, arguments);
-            let results = ["s3 by clickhouse", "s3 by worker"].map(|name| of(&checks, name).0);
+            let results =
+                ["s3 by clickhouse", "s3 by worker"].map(|name| find_check(&checks, name).0);
             assert_eq!(results, expected, "{fallback} {arguments:?} {checks:#?}");
             let fails = expected.contains(&"fail");
             assert_eq!(code, Some(i32::from(fails)));
             let proves = fallback == "always" || worker.id == reader.id;
             let whole = if proves { "pass" } else { "warn" };
-            assert_eq!(of(&checks, "whole objects").0, whole, "{checks:#?}");
+            assert_eq!(find_check(&checks, "whole objects").0, whole, "{checks:#?}");
         }
     }
 
-    let sluice = with(&reader, &reader, "auto");
+    let sluice = sluice_with(&reader, &reader, "auto");
     let missing = format!("s3://{}/missing.jsonl", site.bucket);
     let (_, checks) = check(&sluice, &[&missing]);
     assert_fails(&checks, &["s3 by clickhouse"]);
     let (_, checks) = check(&sluice, &["--bucket", "nobodys"]);
     assert_fails(&checks, &["s3 by clickhouse"]);
     let (_, checks) = check(&sluice, &[]);
-    assert_eq!(of(&checks, "s3 by clickhouse").0, "skip");
-    assert!(of(&checks, "s3 by clickhouse").1.contains("--bucket"));
+    assert_eq!(find_check(&checks, "s3 by clickhouse").0, "skip");
+    assert!(
+        find_check(&checks, "s3 by clickhouse")
+            .1
+            .contains("--bucket")
+    );
 }
 
 /// Returns the names of scratch tables.
@@ -320,24 +333,30 @@ async fn scratch(clickhouse: &ClickHouse, site: &Site) -> String {
 #[tokio::test]
 async fn a_server_that_does_not_recognise_repeated_inserts_is_detected() {
     let stack = Stack::shared();
-    let (site, sluice) = good_site(stack, "check-canary").await;
+    let (site, sluice) = good_site(stack, "check-dedup").await;
     for strategy in ["single_pass", "per_type"] {
         let sluice = Sluice::new(stack, &site).set("load.strategy", strategy);
         let (code, checks) = check(&sluice, &[]);
-        assert_eq!(of(&checks, "repeated inserts").0, "pass", "{checks:#?}");
+        assert_eq!(
+            find_check(&checks, "repeated inserts").0,
+            "pass",
+            "{checks:#?}"
+        );
         assert_eq!(code, Some(0), "{checks:#?}");
-        let forgetful = sluice.set("clickhouse.user", "forgetful");
-        let (code, checks) = check(&forgetful, &[]);
+        let without_dedup = sluice.set("clickhouse.user", "forgetful");
+        let (code, checks) = check(&without_dedup, &[]);
         assert_fails(&checks, &["repeated inserts"]);
-        let (_, detail, advice) = of(&checks, "repeated inserts");
+        let (_, detail, advice) = find_check(&checks, "repeated inserts");
         assert!(detail.contains("instead of 4"), "{detail}");
         assert!(advice.contains("deduplicate_insert_select"), "{advice}");
         assert_eq!(code, Some(1));
         // Nothing is loaded under this setting either.
-        let mut forgetful = forgetful;
-        forgetful.start();
-        forgetful.not_ready("deduplicate_insert_select").await;
-        assert_eq!(forgetful.stop().await.code(), Some(0));
+        let mut without_dedup = without_dedup;
+        without_dedup.start();
+        without_dedup
+            .wait_until_not_ready("deduplicate_insert_select")
+            .await;
+        assert_eq!(without_dedup.stop().await.code(), Some(0));
     }
     assert_eq!(scratch(&stack.clickhouse, &site).await, "");
 
@@ -364,7 +383,7 @@ async fn a_server_that_does_not_recognise_repeated_inserts_is_detected() {
         .set("clickhouse.user", "reader")
         .environment("SLUICE__CLICKHOUSE__PASSWORD", "look-only".into());
     let (code, checks) = check(&sluice, &[]);
-    let (result, detail, advice) = of(&checks, "repeated inserts");
+    let (result, detail, advice) = find_check(&checks, "repeated inserts");
     assert_eq!(result, "fail");
     assert!(detail.contains("CREATE TABLE"), "{detail}");
     assert!(advice.contains("--print-policy"), "{advice}");
@@ -399,7 +418,7 @@ fn with_a_long_line() -> String {
 }
 
 #[tokio::test]
-async fn the_rights_that_are_printed_are_enough_and_each_that_is_missing_is_named() {
+async fn the_printed_rights_suffice_and_each_missing_one_is_named() {
     let stack = Stack::shared();
     let site = stack.site("check-rights").await.unwrap();
     let at = |url: &str, user: &str| {
@@ -408,17 +427,17 @@ async fn the_rights_that_are_printed_are_enough_and_each_that_is_missing_is_name
             .set("clickhouse.user", user)
             .set("load.max_rejected_ratio", "0.5")
     };
-    let printing = at("http://127.0.0.1:1", "least");
+    let offline = at("http://127.0.0.1:1", "least");
     let print = ["check", "--print-policy", "--bucket", "uploads"];
-    let text = String::from_utf8(printing.command(&print).stdout).unwrap();
+    let text = String::from_utf8(offline.command(&print).stdout).unwrap();
     let text = text
         .replace(&site.bucket, "SITE")
         .replace(&site.database, "DATABASE");
     insta::assert_snapshot!(text);
-    let json = printing.command(&[&print[..], &["--output", "json"]].concat());
+    let json = offline.command(&[&print[..], &["--output", "json"]].concat());
     let policies: Value = serde_json::from_slice(&json.stdout).unwrap();
-    let grants = |of: &str| -> Vec<&str> {
-        let grants = policies["clickhouse"][of].as_array().unwrap();
+    let grants = |role: &str| -> Vec<&str> {
+        let grants = policies["clickhouse"][role].as_array().unwrap();
         grants.iter().map(|grant| grant.as_str().unwrap()).collect()
     };
     let run = grants("run");
@@ -457,9 +476,9 @@ async fn the_rights_that_are_printed_are_enough_and_each_that_is_missing_is_name
     site.put("long.jsonl", with_a_long_line()).await.unwrap();
     let mut least = at(clickhouse.url(), "least").set("load.max_line_bytes", "4KiB");
     least.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     site.put("none.jsonl", "no JSON\n").await.unwrap();
-    wait_for("an object that is rolled back", BOUND, async || {
+    wait_for("an object to be rolled back", BOUND, async || {
         let sql =
             format!("SELECT count() FROM {database}.ledger_failures WHERE class = 'rejected'");
         Ok((clickhouse.scalar::<u64>(&sql).await? > 0).then_some(()))
@@ -473,8 +492,8 @@ async fn the_rights_that_are_printed_are_enough_and_each_that_is_missing_is_name
     let parts = Warehouse::connect(&access).unwrap();
     let sql = "SELECT count() AS parts FROM system.parts WHERE level > 0";
     assert_eq!(parts.rows::<Value>(sql).await.unwrap().len(), 1);
-    let kept = format!("SELECT count() FROM {database}.rejected_lines");
-    assert_eq!(clickhouse.scalar::<u64>(&kept).await.unwrap(), 2);
+    let rejects = format!("SELECT count() FROM {database}.rejected_lines");
+    assert_eq!(clickhouse.scalar::<u64>(&rejects).await.unwrap(), 2);
 
     let operator = at(clickhouse.url(), "operator");
     let bucket = format!("s3://{}", site.bucket);
@@ -500,7 +519,7 @@ async fn the_rights_that_are_printed_are_enough_and_each_that_is_missing_is_name
             "{arguments:?}: {output:?}"
         );
     }
-    assert_eq!(clickhouse.scalar::<u64>(&kept).await.unwrap(), 1);
+    assert_eq!(clickhouse.scalar::<u64>(&rejects).await.unwrap(), 1);
 
     let (code, checks) = check(&at(clickhouse.url(), "checker"), &[]);
     assert_eq!(code, Some(0), "{checks:#?}");
@@ -509,7 +528,7 @@ async fn the_rights_that_are_printed_are_enough_and_each_that_is_missing_is_name
     for (missing, grant) in run.iter().enumerate() {
         let user = format!("lacks{missing}");
         let (code, checks) = check(&at(clickhouse.url(), &user), &[]);
-        let (result, _, advice) = of(&checks, "clickhouse rights");
+        let (result, _, advice) = find_check(&checks, "clickhouse rights");
         assert_eq!((result, code), ("fail", Some(1)), "{grant}: {checks:#?}");
         assert_eq!(advice, format!("GRANT {grant} TO `{user}`;"));
     }

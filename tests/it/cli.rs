@@ -1,4 +1,4 @@
-//! The command line as it is used by people and orchestrators.
+//! The command line, as people and orchestrators use it.
 
 use std::process::Output;
 
@@ -26,15 +26,16 @@ fn printed(arguments: &[&str]) -> String {
     stdout(&output)
 }
 
-/// Returns the error about the command line or the configuration.
-fn refused(arguments: &[&str]) -> String {
+/// Returns the error of a command that exits with code 2: the command line or the configuration is
+/// invalid.
+fn usage_error(arguments: &[&str]) -> String {
     let output = run(arguments);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     assert_eq!(stdout(&output), "");
     stderr(&output)
 }
 
-fn assert_says(text: &str, words: &[&str]) {
+fn assert_contains(text: &str, words: &[&str]) {
     for word in words {
         assert!(text.contains(word), "{word:?} is not in:\n{text}");
     }
@@ -68,7 +69,7 @@ fn commands_in(help: &str) -> Vec<&str> {
 
 /// Closes the pipe as `sluice … | head` does.
 #[test]
-fn a_closed_output_ends_no_command_early() {
+fn a_closed_output_does_not_change_the_exit_code() {
     let nowhere = ["--set", "clickhouse.url=http://127.0.0.1:1"];
     let commands = [
         (&["config", "schema"][..], 0),
@@ -101,11 +102,11 @@ fn an_output_that_cannot_be_written_is_an_error() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert_says(&stderr(&output), &["standard output"]);
+    assert_contains(&stderr(&output), &["standard output"]);
 }
 
 #[test]
-fn the_version_is_told() {
+fn the_version_is_printed() {
     let expected = format!("sluice {}\n", env!("CARGO_PKG_VERSION"));
     assert_eq!(printed(&["--version"]), expected);
 }
@@ -119,14 +120,14 @@ fn config_show_prints_the_effective_values_without_secrets() {
         .expect("sluice runs");
     let shown = stdout(&output);
     assert!(!shown.contains("correct-horse"), "{shown}");
-    assert_says(
+    assert_contains(
         &shown,
         &["password:", "window: 7s", "visibility_timeout: 2m"],
     );
 }
 
 #[test]
-fn variables_and_flags_come_over_the_file() {
+fn variables_and_flags_override_the_file() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("sluice.yaml");
     let text = "batch:\n  window: 1s\n  max_objects: 1\nload:\n  concurrency: 3\n";
@@ -139,7 +140,7 @@ fn variables_and_flags_come_over_the_file() {
         .output()
         .unwrap();
     let shown = stdout(&output);
-    assert_says(&shown, &["window: 4s", "max_objects: 2", "concurrency: 3"]);
+    assert_contains(&shown, &["window: 4s", "max_objects: 2", "concurrency: 3"]);
 }
 
 #[test]
@@ -151,8 +152,8 @@ fn config_schema_is_json_and_needs_no_configuration() {
 }
 
 #[test]
-fn what_is_wrong_is_named_with_advice_all_at_once() {
-    let said = refused(&[
+fn all_problems_are_reported_at_once_with_advice() {
+    let error = usage_error(&[
         "--set",
         "batch.windw=5s",
         "--set",
@@ -160,8 +161,8 @@ fn what_is_wrong_is_named_with_advice_all_at_once() {
         "config",
         "show",
     ]);
-    assert_says(
-        &said,
+    assert_contains(
+        &error,
         &[
             "batch.windw: unknown key",
             "did you mean `batch.window`?",
@@ -169,33 +170,33 @@ fn what_is_wrong_is_named_with_advice_all_at_once() {
             "set it to a duration from 10s to 12h",
         ],
     );
-    assert_says(
-        &refused(&["--config", "/nowhere/at/all.yaml", "run"]),
+    assert_contains(
+        &usage_error(&["--config", "/nowhere/at/all.yaml", "run"]),
         &["/nowhere/at/all.yaml"],
     );
-    assert_says(&refused(&["run"]), &["queue.url"]);
-    assert_says(&refused(&["--set", "nonsense", "run"]), &["PATH=VALUE"]);
-    assert_says(&refused(&["rnu"]), &["rnu", "Usage: sluice"]);
-    assert_says(&refused(&[]), &["Usage: sluice"]);
+    assert_contains(&usage_error(&["run"]), &["queue.url"]);
+    assert_contains(&usage_error(&["--set", "nonsense", "run"]), &["PATH=VALUE"]);
+    assert_contains(&usage_error(&["rnu"]), &["rnu", "Usage: sluice"]);
+    assert_contains(&usage_error(&[]), &["Usage: sluice"]);
 }
 
 #[test]
-fn event_types_that_are_wrong_are_named() {
+fn an_invalid_event_type_is_named() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("bad.yaml"), "nam: x\n").unwrap();
     let setting = format!("event_types.dir={}", directory.path().display());
-    let said = refused(&["--set", &setting, "migrate", "--print"]);
-    assert_says(&said, &["bad.yaml"]);
+    let error = usage_error(&["--set", &setting, "migrate", "--print"]);
+    assert_contains(&error, &["bad.yaml"]);
 }
 
 #[test]
-fn retry_without_a_choice_is_a_misuse() {
-    let said = refused(&["retry"]);
-    assert_says(&said, &["name objects", "--error-class", "--all"]);
+fn retry_without_a_selection_is_a_usage_error() {
+    let error = usage_error(&["retry"]);
+    assert_contains(&error, &["name objects", "--error-class", "--all"]);
 }
 
 #[test]
-fn a_class_that_there_is_not_is_refused_with_those_that_there_are() {
+fn an_unknown_error_class_is_refused_with_the_known_ones() {
     for (command, also) in [
         (&["status", "--failed"][..], "view"),
         (&["retry"], "unproven"),
@@ -203,8 +204,8 @@ fn a_class_that_there_is_not_is_refused_with_those_that_there_are() {
         (&["dlq", "redrive"], "untried"),
         (&["dlq", "purge"], "loaded"),
     ] {
-        let said = refused(&[command, &["--error-class", "misssing"]].concat());
-        assert_says(&said, &["misssing", "missing, denied", also]);
+        let error = usage_error(&[command, &["--error-class", "misssing"]].concat());
+        assert_contains(&error, &["misssing", "missing, denied", also]);
     }
 }
 
@@ -218,13 +219,13 @@ fn a_sorting_key_that_identifies_no_row_is_refused() {
     std::fs::write(directory.path().join("click.yaml"), declared).unwrap();
     let setting = format!("event_types.dir={}", directory.path().display());
     for command in [&["check"][..], &["migrate", "--print"], &["types", "list"]] {
-        let said = refused(&[&["--set", &setting], command].concat());
-        assert_says(&said, &["click.yaml: order_by: ", "otherwise: line_hash"]);
+        let error = usage_error(&[&["--set", &setting], command].concat());
+        assert_contains(&error, &["click.yaml: order_by: ", "otherwise: line_hash"]);
     }
 }
 
 #[test]
-fn the_statements_are_printed_and_nobody_is_asked() {
+fn migrate_prints_its_statements_without_connecting() {
     let text = printed(&[
         "--set",
         "clickhouse.url=http://127.0.0.1:1",
@@ -233,7 +234,7 @@ fn the_statements_are_printed_and_nobody_is_asked() {
         "migrate",
         "--print",
     ]);
-    assert_says(
+    assert_contains(
         &text,
         &[
             "-- table video_events\nCREATE TABLE IF NOT EXISTS ",
@@ -245,14 +246,14 @@ fn the_statements_are_printed_and_nobody_is_asked() {
 }
 
 #[test]
-fn migrate_says_where_clickhouse_is_not() {
+fn migrate_names_the_address_that_does_not_answer() {
     let output = run(&["--set", "clickhouse.url=http://127.0.0.1:1", "migrate"]);
     assert_eq!(output.status.code(), Some(1));
-    assert_says(&stderr(&output), &["http://127.0.0.1:1"]);
+    assert_contains(&stderr(&output), &["http://127.0.0.1:1"]);
 }
 
 #[tokio::test]
-async fn migrate_can_run_again_and_by_several_at_once() {
+async fn migrate_is_idempotent_and_can_run_concurrently() {
     let stack = Stack::shared();
     let site = stack.site("migrate").await.unwrap();
     let sluice = Sluice::new(stack, &site);
@@ -265,10 +266,10 @@ async fn migrate_can_run_again_and_by_several_at_once() {
         "SELECT name, create_table_query, uuid FROM system.tables WHERE database = '{}' ORDER BY name",
         site.database
     );
-    let made = stack.clickhouse.rows(&tables).await.unwrap();
-    assert!(made.len() > 15, "{made:?}");
+    let created = stack.clickhouse.rows(&tables).await.unwrap();
+    assert!(created.len() > 15, "{created:?}");
     sluice.migrate();
-    assert_eq!(stack.clickhouse.rows(&tables).await.unwrap(), made);
+    assert_eq!(stack.clickhouse.rows(&tables).await.unwrap(), created);
     let again = stdout(&sluice.command(&["migrate"]));
     assert_eq!(again, "everything is as declared\n");
 
@@ -276,5 +277,5 @@ async fn migrate_can_run_again_and_by_several_at_once() {
     let printed = sluice.command(&["migrate", "--print"]);
     let count = stdout(&printed).matches("\nCREATE ").count();
     // One more statement creates the database.
-    assert_eq!(count, made.len() + 1);
+    assert_eq!(count, created.len() + 1);
 }

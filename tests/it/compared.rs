@@ -1,5 +1,5 @@
-//! After every insert the tables are compared with the rows counted during it. Rows that something
-//! else kept out of a table are detected; rows that merges have collapsed are not reported.
+//! After every insert the tables are compared with the rows counted during it. Missing rows are
+//! detected, and rows that merges have collapsed do not count as missing.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{Bundle, EventType, Generator, gzip};
 use sluice_testkit::{Site, Stack};
 
-use crate::harness::{Sluice, assert_rows, drained, line, names, upload};
+use crate::harness::{Sluice, assert_rows, line, loaded_names, upload, wait_until_drained};
 
 async fn site(name: &str) -> (&'static Stack, Site, Sluice) {
     let stack = Stack::shared();
@@ -35,23 +35,23 @@ async fn events(stack: &Stack, site: &Site, event: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn a_view_that_is_gone_pauses_intake_until_it_is_back() {
+async fn a_missing_view_pauses_intake_until_it_is_back() {
     for table in ["video_events", "object_rows"] {
-        let (stack, site, mut sluice) = site("view-gone").await;
+        let (stack, site, mut sluice) = site("view-missing").await;
         let view = view_of(stack, &site, table).await;
         let drop = format!("DROP VIEW {}.{view} SYNC", site.database);
         stack.clickhouse.execute(&drop).await.unwrap();
         let bundles: Vec<_> = Generator::new(81).take(10).collect();
-        let reckoning = upload(&site, &bundles).await;
-        assert!(reckoning.rows(EventType::Video) > 0);
+        let expected_rows = upload(&site, &bundles).await;
+        assert!(expected_rows.rows(EventType::Video) > 0);
         sluice.start();
-        let why = sluice.not_ready(&view).await;
+        let why = sluice.wait_until_not_ready(&view).await;
         assert!(why.contains("sluice migrate"), "{why}");
         assert_eq!(events(stack, &site, "loaded").await, 0);
 
         sluice.migrate();
-        drained(&site).await;
-        assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+        wait_until_drained(&site).await;
+        assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
         assert_eq!(site.dlq_depth().await.unwrap(), 0);
     }
 }
@@ -60,8 +60,8 @@ async fn a_view_that_is_gone_pauses_intake_until_it_is_back() {
 const IN_TABLE: &[u8] = b"count() AS rows, 0 AS blocks";
 
 #[tokio::test]
-async fn rows_that_merges_collapse_are_not_missed() {
-    let (stack, site, sluice) = site("merged-away").await;
+async fn rows_that_merges_collapse_are_not_reported_missing() {
+    let (stack, site, sluice) = site("merged").await;
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
     // The delay leaves time for merges between an insert and its comparison.
     let compares = |sql: &[u8]| sql.windows(IN_TABLE.len()).any(|part| part == IN_TABLE);
@@ -89,11 +89,15 @@ async fn rows_that_merges_collapse_are_not_missed() {
     };
     let twins: Vec<_> = bundles.iter().enumerate().map(twin).collect();
     sluice.start();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     upload(&site, &twins).await;
-    drained(&site).await;
+    wait_until_drained(&site).await;
     merges.abort();
-    assert!(proxy.met().contains_key("delayed"), "{:?}", proxy.met());
+    assert!(
+        proxy.hits_by_fault().contains_key("delayed"),
+        "{:?}",
+        proxy.hits_by_fault()
+    );
     assert_eq!(
         events(stack, &site, "released").await,
         0,
@@ -106,7 +110,7 @@ async fn rows_that_merges_collapse_are_not_missed() {
         stack.clickhouse.execute(&merge).await.unwrap();
         let count = format!("SELECT count() FROM {table}");
         let rows: u64 = stack.clickhouse.scalar(&count).await.unwrap();
-        assert_eq!(rows, reckoning.rows(kind), "{table}");
+        assert_eq!(rows, expected_rows.rows(kind), "{table}");
     }
 }
 
@@ -117,7 +121,7 @@ const EMPTY: &[u8] = &[
 
 /// ClickHouse's first read of the object returns no lines.
 #[tokio::test]
-async fn a_compressed_object_of_which_nothing_was_read_is_read_again() {
+async fn a_compressed_object_that_was_read_as_empty_is_read_again() {
     let (stack, site, sluice) = site("nothing-read").await;
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
     proxy.inject(Fault::Content(EMPTY), 1, |request, _| {
@@ -129,7 +133,7 @@ async fn a_compressed_object_of_which_nothing_was_read_is_read_again() {
         .await
         .unwrap();
     site.put("nothing.jsonl.gz", gzip(b"")).await.unwrap();
-    drained(&site).await;
-    assert_eq!(names(stack, &site).await, ["a"], "{}", sluice.log());
+    wait_until_drained(&site).await;
+    assert_eq!(loaded_names(stack, &site).await, ["a"], "{}", sluice.log());
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }

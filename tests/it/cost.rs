@@ -6,7 +6,7 @@ use serde::Deserialize;
 use sluice_testkit::xapi::Generator;
 use sluice_testkit::{Site, SiteOptions, Stack};
 
-use crate::harness::{Sluice, drained, upload};
+use crate::harness::{Sluice, upload, wait_until_drained};
 
 /// The daemon's statements over the site's tables, and the batches that they loaded.
 #[derive(Debug)]
@@ -76,13 +76,13 @@ async fn load(stack: &Stack, site: &Site, seed: u64, objects: usize) -> Cost {
         .set("batch.flush_when_idle", false)
         .set("queue.visibility_timeout", "10m");
     sluice.start();
-    drained(site).await;
+    wait_until_drained(site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
     Cost::so_far(stack, site).await.since(&before)
 }
 
 #[tokio::test]
-async fn a_batch_costs_the_same_number_of_statements_whatever_its_size() {
+async fn a_batch_costs_the_same_number_of_statements_at_any_size() {
     let stack = Stack::shared();
     let site = stack
         .site_with("cost", SiteOptions::default())
@@ -102,7 +102,7 @@ async fn a_batch_costs_the_same_number_of_statements_whatever_its_size() {
 }
 
 #[tokio::test]
-async fn a_batch_reads_no_more_of_a_large_ledger() {
+async fn a_batch_reads_no_more_rows_from_a_large_ledger() {
     const OBJECTS: u64 = 1_000_000;
     let stack = Stack::shared();
     let site = stack

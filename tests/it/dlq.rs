@@ -5,7 +5,8 @@ use serde_json::{Value, json as object};
 use sluice_testkit::{Site, Stack, wait_for};
 
 use crate::harness::{
-    BOUND, Sluice, announcement, dead_letters, drained, loaded, remaining, terminate,
+    BOUND, Sluice, announcement, loaded, terminate, wait_for_dead_letters, wait_for_messages,
+    wait_until_drained,
 };
 
 /// Returns the output of a command that exits with code 0.
@@ -20,13 +21,13 @@ fn json(sluice: &Sluice, arguments: &[&str]) -> Value {
 }
 
 /// Returns the error of a command that exits with code 1.
-fn refused(sluice: &Sluice, arguments: &[&str]) -> String {
+fn dlq_error(sluice: &Sluice, arguments: &[&str]) -> String {
     let output = sluice.command(&[&["dlq"], arguments].concat());
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     String::from_utf8(output.stderr).unwrap()
 }
 
-async fn put_into(site: &Site, url: &str, body: &str) {
+async fn send_to(site: &Site, url: &str, body: &str) {
     let request = site.sqs.send_message().queue_url(url).message_body(body);
     request.send().await.unwrap();
 }
@@ -44,7 +45,7 @@ async fn dead_depth(site: &Site) -> (u64, u64) {
 /// that is malformed. The daemon is stopped.
 async fn with_dead_letters(name: &str) -> (Site, Sluice) {
     let stack = Stack::shared();
-    let site = stack.site_of_receives(name, 1).await.unwrap();
+    let site = stack.site_with_max_receives(name, 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     site.put("missing.jsonl", "{}\n").await.unwrap();
@@ -53,17 +54,17 @@ async fn with_dead_letters(name: &str) -> (Site, Sluice) {
     let etag = site.put("loaded.jsonl", "{}\n").await.unwrap();
     site.send("no JSON").await.unwrap();
     sluice.start();
-    drained(&site).await;
-    dead_letters(&site, 3).await;
+    wait_until_drained(&site).await;
+    wait_for_dead_letters(&site, 3).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
-    site.announce_no_more().await.unwrap();
+    site.stop_notifications().await.unwrap();
     let loaded = announcement(&site, "loaded.jsonl", &etag);
-    put_into(&site, &site.dlq_url, &loaded).await;
-    dead_letters(&site, 4).await;
+    send_to(&site, &site.dlq_url, &loaded).await;
+    wait_for_dead_letters(&site, 4).await;
     (site, sluice)
 }
 
-fn only<'a>(listing: &'a Value, class: &str) -> &'a Value {
+fn find_only<'a>(listing: &'a Value, class: &str) -> &'a Value {
     let messages = listing["messages"].as_array().unwrap();
     let mut found = messages.iter().filter(|it| it["class"] == class);
     let one = found.next().unwrap_or_else(|| panic!("{class}: {listing}"));
@@ -77,51 +78,51 @@ async fn dead_letters_are_listed_with_their_reasons_and_returned_at_once() {
     let listing = json(&sluice, &["list"]);
     assert_eq!(dead_depth(&site).await, (4, 0));
     assert_eq!(listing["approximate_messages"], 4, "{listing}");
-    let missing = only(&listing, "missing");
+    let missing = find_only(&listing, "missing");
     assert_eq!(missing["objects"][0]["key"], "missing.jsonl");
     assert_eq!(missing["objects"][0]["failures"], 1, "{listing}");
     assert!(!missing["reason"].as_str().unwrap().is_empty());
-    let broken = only(&listing, "unloadable");
+    let broken = find_only(&listing, "unloadable");
     assert_eq!(broken["objects"][0]["key"], "broken.jsonl.gz");
-    let malformed = only(&listing, "malformed");
+    let malformed = find_only(&listing, "malformed");
     assert!(malformed["reason"].as_str().unwrap().contains("not JSON"));
-    assert_eq!(only(&listing, "loaded")["objects"][0]["loaded"], true);
+    assert_eq!(find_only(&listing, "loaded")["objects"][0]["loaded"], true);
     // Only the listing has received it since it was sent.
-    assert_eq!(only(&listing, "loaded")["receive_count"], 1);
+    assert_eq!(find_only(&listing, "loaded")["receive_count"], 1);
 
-    let told = text(&sluice, &["list"]);
-    assert!(told.starts_with("4 of about 4 messages in "), "{told}");
-    assert!(told.contains("/missing.jsonl"), "{told}");
-    let chosen = |arguments: &[&str]| {
+    let shown = text(&sluice, &["list"]);
+    assert!(shown.starts_with("4 of about 4 messages in "), "{shown}");
+    assert!(shown.contains("/missing.jsonl"), "{shown}");
+    let count = |arguments: &[&str]| {
         let listing = json(&sluice, &[&["list"], arguments].concat());
         listing["messages"].as_array().unwrap().len()
     };
-    assert_eq!(chosen(&["--limit", "2"]), 2);
-    assert_eq!(chosen(&["--error-class", "malformed"]), 1);
-    assert_eq!(chosen(&["--since", "1h"]), 4);
-    assert_eq!(chosen(&["--until", "1h"]), 0);
+    assert_eq!(count(&["--limit", "2"]), 2);
+    assert_eq!(count(&["--error-class", "malformed"]), 1);
+    assert_eq!(count(&["--since", "1h"]), 4);
+    assert_eq!(count(&["--until", "1h"]), 0);
     let under = format!("s3://{}/", site.bucket);
-    assert_eq!(chosen(&["--prefix", &under]), 3);
-    assert_eq!(chosen(&["--prefix", "s3://elsewhere/"]), 0);
+    assert_eq!(count(&["--prefix", &under]), 3);
+    assert_eq!(count(&["--prefix", "s3://elsewhere/"]), 0);
 
     let id = malformed["message_id"].as_str().unwrap();
     assert_eq!(json(&sluice, &["show", id])["body"], "no JSON");
-    let told = text(&sluice, &["show", id]);
-    assert!(told.contains("\nbody\nno JSON"), "{told}");
-    let told = text(&sluice, &["show", missing["message_id"].as_str().unwrap()]);
-    assert!(told.contains("failed 1 times, last "), "{told}");
-    assert!(refused(&sluice, &["show", "no-such-id"]).contains("message no-such-id not found"));
+    let shown = text(&sluice, &["show", id]);
+    assert!(shown.contains("\nbody\nno JSON"), "{shown}");
+    let shown = text(&sluice, &["show", missing["message_id"].as_str().unwrap()]);
+    assert!(shown.contains("failed 1 times, last "), "{shown}");
+    assert!(dlq_error(&sluice, &["show", "no-such-id"]).contains("message no-such-id not found"));
     assert_eq!(dead_depth(&site).await, (4, 0));
 }
 
 #[tokio::test]
-async fn more_dead_letters_than_one_request_takes_are_listed_once_each() {
+async fn dead_letters_of_several_requests_are_listed_once_each() {
     let stack = Stack::shared();
     let site = stack.site("dlq-many").await.unwrap();
     let sluice = Sluice::new(stack, &site);
     sluice.migrate();
     for number in 0..25 {
-        put_into(&site, &site.dlq_url, &format!("no JSON {number}")).await;
+        send_to(&site, &site.dlq_url, &format!("no JSON {number}")).await;
     }
     let listing = json(&sluice, &["list"]);
     assert_eq!(listing["classes"]["malformed"], 25, "{listing}");
@@ -129,20 +130,20 @@ async fn more_dead_letters_than_one_request_takes_are_listed_once_each() {
 }
 
 #[tokio::test]
-async fn without_a_dead_letter_queue_that_is_said() {
+async fn a_missing_dead_letter_queue_is_reported() {
     let stack = Stack::shared();
     let site = stack.site("dlq-none").await.unwrap();
     // The dead-letter queue does not have one of its own.
     let sluice = Sluice::new(stack, &site).set("queue.url", &site.dlq_url);
-    assert!(refused(&sluice, &["list"]).contains("has no redrive policy"));
+    assert!(dlq_error(&sluice, &["list"]).contains("has no redrive policy"));
 }
 
 #[tokio::test]
-async fn what_is_chosen_is_sent_again_and_what_is_loaded_is_done_with() {
+async fn selected_messages_are_sent_again_and_loaded_ones_are_deleted() {
     let (site, mut sluice) = with_dead_letters("dlq-redrive").await;
-    let would = json(&sluice, &["redrive", "--dry-run"]);
+    let planned = json(&sluice, &["redrive", "--dry-run"]);
     assert_eq!(
-        would,
+        planned,
         object!({"dry_run": true, "sent": 3, "done": 1, "left": 0, "stopped": false})
     );
     assert_eq!(dead_depth(&site).await, (4, 0));
@@ -150,33 +151,33 @@ async fn what_is_chosen_is_sent_again_and_what_is_loaded_is_done_with() {
 
     // The object exists again, but is not announced.
     site.put("missing.jsonl", "{}\n").await.unwrap();
-    let did = json(&sluice, &["redrive", "--error-class", "missing"]);
+    let report = json(&sluice, &["redrive", "--error-class", "missing"]);
     assert_eq!(
-        did,
+        report,
         object!({"dry_run": false, "sent": 1, "done": 0, "left": 3, "stopped": false})
     );
     assert_eq!(dead_depth(&site).await, (3, 0));
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
     let clickhouse = &Stack::shared().clickhouse;
     assert_eq!(loaded(clickhouse, &site.database).await, 2);
 
-    let did = text(&sluice, &["redrive"]);
+    let report = text(&sluice, &["redrive"]);
     assert!(
-        did.contains("2 messages sent") && did.contains("1 deleted"),
-        "{did}"
+        report.contains("2 messages sent") && report.contains("1 deleted"),
+        "{report}"
     );
     assert_eq!(dead_depth(&site).await, (0, 0));
-    remaining(&site, 2).await;
+    wait_for_messages(&site, 2).await;
     sluice.start();
-    dead_letters(&site, 2).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 2).await;
+    wait_until_drained(&site).await;
     assert_eq!(loaded(clickhouse, &site.database).await, 2);
 }
 
 #[tokio::test]
-async fn a_message_of_which_one_object_is_not_loaded_is_sent() {
+async fn a_message_with_an_object_that_is_not_loaded_is_sent_again() {
     let (site, sluice) = with_dead_letters("dlq-mixed").await;
     json(&sluice, &["redrive", "--error-class", "loaded"]);
     assert_eq!(dead_depth(&site).await, (3, 0));
@@ -186,24 +187,24 @@ async fn a_message_of_which_one_object_is_not_loaded_is_sent() {
     let other: Value = serde_json::from_str(&announcement(&site, "other", "0")).unwrap();
     let records = both["Records"].as_array_mut().unwrap();
     records.push(other["Records"][0].clone());
-    put_into(&site, &site.dlq_url, &both.to_string()).await;
+    send_to(&site, &site.dlq_url, &both.to_string()).await;
     let listing = json(&sluice, &["list", "--error-class", "untried"]);
-    assert_eq!(only(&listing, "untried")["objects"][0]["loaded"], true);
-    let did = json(&sluice, &["redrive", "--error-class", "untried"]);
+    assert_eq!(find_only(&listing, "untried")["objects"][0]["loaded"], true);
+    let report = json(&sluice, &["redrive", "--error-class", "untried"]);
     assert_eq!(
-        (&did["sent"], &did["done"]),
+        (&report["sent"], &report["done"]),
         (&1.into(), &0.into()),
-        "{did}"
+        "{report}"
     );
 }
 
 #[tokio::test]
-async fn attributes_are_kept_and_letters_of_other_queues_are_left_alone() {
+async fn attributes_are_kept_and_messages_of_other_queues_are_left_alone() {
     let stack = Stack::shared();
     let site = stack.site("dlq-others").await.unwrap();
     let sluice = Sluice::new(stack, &site);
     sluice.migrate();
-    drained_by_hand(&site).await;
+    remove_test_event(&site).await;
     let attribute = MessageAttributeValue::builder()
         .data_type("String")
         .string_value("me");
@@ -222,8 +223,8 @@ async fn attributes_are_kept_and_letters_of_other_queues_are_left_alone() {
         .await
         .unwrap();
     let other = other.queue_url().unwrap();
-    put_into(&site, other, "not ours").await;
-    wait_for("it to be a dead letter", BOUND, async || {
+    send_to(&site, other, "not ours").await;
+    wait_for("the message to become a dead letter", BOUND, async || {
         let receive = site.sqs.receive_message().queue_url(other);
         receive.visibility_timeout(0).send().await?;
         Ok((site.dlq_depth().await? == 2).then_some(()))
@@ -232,10 +233,10 @@ async fn attributes_are_kept_and_letters_of_other_queues_are_left_alone() {
 
     let output = sluice.command(&["dlq", "redrive"]);
     assert!(output.status.success(), "{output:?}");
-    let said = String::from_utf8(output.stderr).unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(
-        said.contains("1 messages that came from other queues"),
-        "{said}"
+        stderr.contains("1 messages that came from other queues"),
+        "{stderr}"
     );
     assert_eq!(dead_depth(&site).await, (1, 0));
     let receive = site.sqs.receive_message().queue_url(&site.queue_url);
@@ -247,7 +248,7 @@ async fn attributes_are_kept_and_letters_of_other_queues_are_left_alone() {
 }
 
 /// Removes the test event from the queue.
-async fn drained_by_hand(site: &Site) {
+async fn remove_test_event(site: &Site) {
     wait_for("the test event", BOUND, async || {
         let receive = site.sqs.receive_message().queue_url(&site.queue_url);
         let received = receive.send().await?;
@@ -263,18 +264,18 @@ async fn drained_by_hand(site: &Site) {
 }
 
 #[tokio::test]
-async fn a_stop_in_the_middle_gives_back_what_is_held() {
+async fn a_stopped_redrive_returns_its_messages() {
     let stack = Stack::shared();
     let site = stack.site("dlq-stop").await.unwrap();
     let sluice = Sluice::new(stack, &site);
     sluice.migrate();
-    drained_by_hand(&site).await;
+    remove_test_event(&site).await;
     const ALL: u64 = 40;
     for number in 0..ALL {
-        put_into(&site, &site.dlq_url, &format!("no JSON {number}")).await;
+        send_to(&site, &site.dlq_url, &format!("no JSON {number}")).await;
     }
     let redrive = sluice.spawn(&["dlq", "redrive", "--max-rate", "1", "--output", "json"]);
-    wait_for("the first to be sent", BOUND, async || {
+    wait_for("the first message to be sent", BOUND, async || {
         let (visible, _) = site.queue_depth().await?;
         Ok((visible > 0).then_some(()))
     })
@@ -314,7 +315,7 @@ async fn dead_letters_of_a_fifo_queue_are_sent_again() {
         dlq_url: dead,
         ..site
     };
-    remaining(&live, 15).await;
+    wait_for_messages(&live, 15).await;
     assert_eq!(dead_depth(&live).await, (0, 0));
 }
 
@@ -330,7 +331,7 @@ pub(crate) async fn fifo(site: &Site, name: &str, policy: Option<Value>) -> Stri
 }
 
 #[tokio::test]
-async fn what_is_purged_is_in_the_archive_and_nothing_is_purged_unasked() {
+async fn purged_messages_are_archived_and_nothing_is_purged_without_confirmation() {
     let (site, sluice) = with_dead_letters("dlq-purge").await;
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("archive.jsonl");
@@ -340,10 +341,10 @@ async fn what_is_purged_is_in_the_archive_and_nothing_is_purged_unasked() {
         let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
         lines.collect()
     };
-    assert!(refused(&sluice, &["purge", "--archive", path]).contains("pass --yes"));
-    let would = json(&sluice, &["purge", "--dry-run", "--archive", path]);
+    assert!(dlq_error(&sluice, &["purge", "--archive", path]).contains("pass --yes"));
+    let planned = json(&sluice, &["purge", "--dry-run", "--archive", path]);
     assert_eq!(
-        (&would["removed"], &would["archive"]),
+        (&planned["removed"], &planned["archive"]),
         (&4.into(), &Value::Null)
     );
     let none = [
@@ -366,9 +367,12 @@ async fn what_is_purged_is_in_the_archive_and_nothing_is_purged_unasked() {
         "--error-class",
         "malformed",
     ];
-    let did = json(&sluice, &some);
-    assert_eq!(did["classes"], object!({"malformed": 1}), "{did}");
-    assert_eq!((&did["removed"], &did["left"]), (&1.into(), &3.into()));
+    let report = json(&sluice, &some);
+    assert_eq!(report["classes"], object!({"malformed": 1}), "{report}");
+    assert_eq!(
+        (&report["removed"], &report["left"]),
+        (&1.into(), &3.into())
+    );
     let lines = archived();
     assert_eq!(lines.len(), 1);
     assert_eq!(
@@ -378,51 +382,53 @@ async fn what_is_purged_is_in_the_archive_and_nothing_is_purged_unasked() {
     assert_eq!(dead_depth(&site).await, (3, 0));
 
     // An existing file is never overwritten.
-    assert!(refused(&sluice, &["purge", "--yes", "--archive", path]).contains("failed to create"));
+    assert!(
+        dlq_error(&sluice, &["purge", "--yes", "--archive", path]).contains("failed to create")
+    );
     assert_eq!(archived(), lines);
     assert_eq!(dead_depth(&site).await, (3, 0));
 
     let rest = directory.path().join("rest.jsonl");
-    let told = text(
+    let shown = text(
         &sluice,
         &["purge", "--yes", "--archive", rest.to_str().unwrap()],
     );
     assert!(
-        told.starts_with("3 messages removed; they are archived in "),
-        "{told}"
+        shown.starts_with("3 messages removed; they are archived in "),
+        "{shown}"
     );
     assert_eq!(dead_depth(&site).await, (0, 0));
 }
 
 #[tokio::test]
-async fn nothing_is_purged_that_cannot_be_archived() {
+async fn messages_that_cannot_be_archived_are_not_purged() {
     let stack = Stack::shared();
     let site = stack.site("dlq-full").await.unwrap();
     let sluice = Sluice::new(stack, &site);
     sluice.migrate();
-    put_into(&site, &site.dlq_url, "no JSON").await;
+    send_to(&site, &site.dlq_url, "no JSON").await;
     let directory = tempfile::tempdir().unwrap();
     let nowhere = directory.path().join("not/there.jsonl");
-    let said = refused(
+    let stderr = dlq_error(
         &sluice,
         &["purge", "--yes", "--archive", nowhere.to_str().unwrap()],
     );
-    assert!(said.contains("failed to create"), "{said}");
+    assert!(stderr.contains("failed to create"), "{stderr}");
     assert_eq!(dead_depth(&site).await, (1, 0));
 }
 
 #[tokio::test]
-async fn without_the_ledger_nothing_is_moved_and_all_is_returned() {
+async fn without_the_ledger_no_message_is_moved_and_all_are_returned() {
     let stack = Stack::shared();
-    let site = stack.site("dlq-away").await.unwrap();
+    let site = stack.site("dlq-unreachable").await.unwrap();
     let sluice = Sluice::new(stack, &site).set("clickhouse.url", "http://127.0.0.1:1");
-    drained_by_hand(&site).await;
-    put_into(&site, &site.dlq_url, &announcement(&site, "a", "0")).await;
+    remove_test_event(&site).await;
+    send_to(&site, &site.dlq_url, &announcement(&site, "a", "0")).await;
     for command in ["list", "redrive"] {
-        let said = refused(&sluice, &[command]);
+        let stderr = dlq_error(&sluice, &[command]);
         assert!(
-            said.contains("failed to query ClickHouse at http://127.0.0.1:1"),
-            "{said}"
+            stderr.contains("failed to query ClickHouse at http://127.0.0.1:1"),
+            "{stderr}"
         );
         assert_eq!(dead_depth(&site).await, (1, 0));
     }
@@ -431,18 +437,18 @@ async fn without_the_ledger_nothing_is_moved_and_all_is_returned() {
 
 /// The command takes longer than one visibility timeout.
 #[tokio::test]
-async fn what_is_held_stays_hidden_until_the_end() {
+async fn messages_stay_hidden_until_the_command_ends() {
     let stack = Stack::shared();
     let site = stack.site("dlq-long").await.unwrap();
     let sluice = Sluice::new(stack, &site);
     sluice.migrate();
-    drained_by_hand(&site).await;
-    put_into(&site, &site.dlq_url, &announcement(&site, "held", "0")).await;
+    remove_test_event(&site).await;
+    send_to(&site, &site.dlq_url, &announcement(&site, "other", "0")).await;
     for number in 0..50 {
-        put_into(&site, &site.dlq_url, &format!("no JSON {number}")).await;
+        send_to(&site, &site.dlq_url, &format!("no JSON {number}")).await;
     }
-    let chosen = ["--error-class", "malformed", "--max-rate", "1"];
-    let redrive = sluice.spawn(&[&["dlq", "redrive"], &chosen[..]].concat());
+    let selection = ["--error-class", "malformed", "--max-rate", "1"];
+    let redrive = sluice.spawn(&[&["dlq", "redrive"], &selection[..]].concat());
     wait_for("the visibility timeout to be over", BOUND, async || {
         let (visible, _) = site.queue_depth().await?;
         Ok((visible >= 35).then_some(()))

@@ -9,7 +9,8 @@ use sluice_testkit::xapi::{ExpectedRows, Generator, gzip};
 use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
 
 use crate::harness::{
-    BOUND, Sluice, announcement, assert_rows, dead_letters, drained, line, loaded, names, upload,
+    BOUND, Sluice, announcement, assert_rows, line, loaded, loaded_names, upload,
+    wait_for_dead_letters, wait_until_drained,
 };
 
 /// Creates a site with its tables, and starts its daemon.
@@ -26,17 +27,17 @@ async fn running_with(name: &str, options: SiteOptions) -> (&'static Stack, Site
     (stack, site, sluice)
 }
 
-async fn check(stack: &Stack, site: &Site, reckoning: &ExpectedRows) {
-    assert_rows(&stack.clickhouse, &site.database, reckoning).await;
+async fn check(stack: &Stack, site: &Site, expected_rows: &ExpectedRows) {
+    assert_rows(&stack.clickhouse, &site.database, expected_rows).await;
 }
 
 #[tokio::test]
-async fn every_line_ends_in_its_table_and_health_and_metrics_are_shown() {
+async fn every_line_reaches_its_table_and_health_and_metrics_are_exposed() {
     let (stack, site, mut sluice) = running("every-line").await;
     let bundles: Vec<_> = Generator::new(1).take(120).collect();
-    let reckoning = upload(&site, &bundles).await;
-    drained(&site).await;
-    check(stack, &site, &reckoning).await;
+    let expected_rows = upload(&site, &bundles).await;
+    wait_until_drained(&site).await;
+    check(stack, &site, &expected_rows).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 
     assert_eq!(sluice.get("/healthz").await.unwrap(), (200, "ok\n".into()));
@@ -46,20 +47,20 @@ async fn every_line_ends_in_its_table_and_health_and_metrics_are_shown() {
     let received = sluice.metric("sluice_sqs_messages_received_total").await;
     assert_eq!(received.unwrap(), 121.0);
     let total = sluice.metric("sluice_rows_total").await.unwrap();
-    assert_eq!(total as u64, reckoning.statements());
+    assert_eq!(total as u64, expected_rows.statements());
     let objects = sluice.metric("sluice_objects_total").await.unwrap();
-    assert_eq!(objects as u64, reckoning.objects);
+    assert_eq!(objects as u64, expected_rows.objects);
     assert_eq!(sluice.stop().await.code(), Some(0));
 }
 
 #[tokio::test]
-async fn a_statement_twice_in_an_object_is_two_rows_until_they_are_merged() {
+async fn a_repeated_statement_in_an_object_is_two_rows_until_they_are_merged() {
     let (stack, site, _sluice) = running("twice-in-one").await;
     keep_duplicates(&stack.clickhouse, &site).await.unwrap();
     let statement = r#"{"id":"1","timestamp":"2026-07-14T12:00:00Z","verb":{"id":"https://w3id.org/xapi/video/verbs/played"}}"#;
     let twice = format!("{statement}\n{statement}\n");
     site.put("twice.jsonl", twice).await.unwrap();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     let count = format!("SELECT count() FROM {}.video_events", site.database);
     let rows: u64 = stack.clickhouse.scalar(&count).await.unwrap();
     let merged: u64 = stack
@@ -74,9 +75,9 @@ async fn a_statement_twice_in_an_object_is_two_rows_until_they_are_merged() {
 async fn an_object_that_is_announced_again_is_not_loaded_again() {
     let (stack, site, sluice) = running("again").await;
     let bundles: Vec<_> = Generator::new(2).take(5).collect();
-    let reckoning = upload(&site, &bundles).await;
-    drained(&site).await;
-    check(stack, &site, &reckoning).await;
+    let expected_rows = upload(&site, &bundles).await;
+    wait_until_drained(&site).await;
+    check(stack, &site, &expected_rows).await;
     // The same content is the same object, whoever announces it.
     upload(&site, &bundles).await;
     for bundle in &bundles {
@@ -85,14 +86,14 @@ async fn an_object_that_is_announced_again_is_not_loaded_again() {
             .await
             .unwrap();
     }
-    wait_for("the announcements to come", BOUND, async || {
+    wait_for("the announcements to be received", BOUND, async || {
         let received = sluice.metric("sluice_sqs_messages_received_total").await?;
         ensure!(received >= 21.0, "{received}");
         Ok(Some(()))
     })
     .await;
-    drained(&site).await;
-    check(stack, &site, &reckoning).await;
+    wait_until_drained(&site).await;
+    check(stack, &site, &expected_rows).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
@@ -101,9 +102,9 @@ async fn a_key_with_new_content_is_a_new_object() {
     let (stack, site, _sluice) = running("overwritten").await;
     for name in ["one", "two", "three"] {
         site.put("key.jsonl", line(name)).await.unwrap();
-        drained(&site).await;
+        wait_until_drained(&site).await;
     }
-    assert_eq!(names(stack, &site).await, ["one", "three", "two"]);
+    assert_eq!(loaded_names(stack, &site).await, ["one", "three", "two"]);
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 3);
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
@@ -111,21 +112,21 @@ async fn a_key_with_new_content_is_a_new_object() {
 #[tokio::test]
 async fn a_missing_object_fails_alone() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("missing", 2).await.unwrap();
+    let site = stack.site_with_max_receives("missing", 2).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(3).take(50).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     let missing = "section/1/video/never-there.jsonl";
     let etag = "d41d8cd98f00b204e9800998ecf8427e";
     site.send(&announcement(&site, missing, etag))
         .await
         .unwrap();
     sluice.start();
-    dead_letters(&site, 1).await;
-    drained(&site).await;
-    check(stack, &site, &reckoning).await;
-    // Every good one was received once, and the missing one twice. The test event adds one.
+    wait_for_dead_letters(&site, 1).await;
+    wait_until_drained(&site).await;
+    check(stack, &site, &expected_rows).await;
+    // Every existing object was received once, and the missing one twice. The test event adds one.
     let received = sluice.metric("sluice_sqs_messages_received_total").await;
     assert_eq!(received.unwrap(), 53.0);
     assert_failure_is_recorded(stack, &site, missing, "missing").await;
@@ -149,18 +150,18 @@ async fn assert_failure_is_recorded(stack: &Stack, site: &Site, key: &str, class
 #[tokio::test]
 async fn a_truncated_gzip_fails_alone() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("truncated", 2).await.unwrap();
+    let site = stack.site_with_max_receives("truncated", 2).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(4).take(12).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     let whole = gzip(line("truncated").repeat(2000).as_bytes());
     let key = "section/1/video/truncated.jsonl.gz";
     site.put(key, &whole[..whole.len() / 2]).await.unwrap();
     sluice.start();
-    dead_letters(&site, 1).await;
-    drained(&site).await;
-    check(stack, &site, &reckoning).await;
+    wait_for_dead_letters(&site, 1).await;
+    wait_until_drained(&site).await;
+    check(stack, &site, &expected_rows).await;
     assert_failure_is_recorded(stack, &site, key, "unloadable").await;
     assert_nothing_left_but_dead_letters(&site, 1).await;
 }
@@ -180,17 +181,17 @@ async fn a_failed_object_is_loaded_once_it_is_uploaded_or_announced_again() {
     let etag = site.put("b.jsonl", line("late")).await.unwrap();
     let lost = announcement(&site, "c.jsonl", &etag);
     site.send(&lost).await.unwrap();
-    dead_letters(&site, 2).await;
+    wait_for_dead_letters(&site, 2).await;
 
     // One object gets other content. The missing one is created, and announced by the same message
     // again.
-    site.put("a.jsonl.gz", gzip(line("mended").as_bytes()))
+    site.put("a.jsonl.gz", gzip(line("fixed").as_bytes()))
         .await
         .unwrap();
     site.put("c.jsonl", line("late")).await.unwrap();
     site.send(&lost).await.unwrap();
-    drained(&site).await;
-    assert_eq!(names(stack, &site).await, ["late", "late", "mended"]);
+    wait_until_drained(&site).await;
+    assert_eq!(loaded_names(stack, &site).await, ["fixed", "late", "late"]);
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 3);
 }
 
@@ -206,14 +207,14 @@ async fn empty_objects_are_loaded_without_rows() {
     site.put("something.jsonl", line("something"))
         .await
         .unwrap();
-    drained(&site).await;
-    assert_eq!(names(stack, &site).await, ["something"]);
+    wait_until_drained(&site).await;
+    assert_eq!(loaded_names(stack, &site).await, ["something"]);
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 5);
 }
 
 #[tokio::test]
-async fn loading_lists_no_bucket() {
+async fn loading_does_not_list_the_bucket() {
     let stack = Stack::shared();
     let site = stack.site("listed").await.unwrap();
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
@@ -226,10 +227,10 @@ async fn loading_lists_no_bucket() {
     Sluice::new(stack, &site).migrate();
     let mut sluice = Sluice::new(stack, &site).set("s3.clickhouse_endpoint", proxy.url());
     let bundles: Vec<_> = Generator::new(8).take(40).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     sluice.start();
-    drained(&site).await;
-    check(stack, &site, &reckoning).await;
+    wait_until_drained(&site).await;
+    check(stack, &site, &expected_rows).await;
     assert_eq!(proxy.hits(), 0);
     // A listing would have been counted.
     let list = format!(
@@ -243,7 +244,7 @@ async fn loading_lists_no_bucket() {
 }
 
 #[tokio::test]
-async fn keys_of_all_kinds_are_read_as_they_are() {
+async fn keys_with_special_characters_are_read_literally() {
     let (stack, site, _sluice) = running("keys").await;
     let mut keys = [
         "plain.jsonl",
@@ -274,7 +275,7 @@ async fn keys_of_all_kinds_are_read_as_they_are() {
         let note = serde_json::json!({"note": key}).to_string();
         site.put(key, note).await.unwrap();
     }
-    drained(&site).await;
+    wait_until_drained(&site).await;
     keys.sort_unstable();
     let sql = format!(
         "SELECT JSONExtractString(raw, 'note') AS note, source_path \
@@ -296,9 +297,9 @@ async fn keys_of_all_kinds_are_read_as_they_are() {
 }
 
 #[tokio::test]
-async fn without_fallback_a_key_that_clickhouse_cannot_be_told_goes_to_the_dead_letters() {
+async fn without_fallback_a_key_that_clickhouse_cannot_address_becomes_a_dead_letter() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("unnameable", 2).await.unwrap();
+    let site = stack.site_with_max_receives("unnameable", 2).await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("load.fallback", "never");
     sluice.migrate();
     sluice.start();
@@ -318,9 +319,12 @@ async fn without_fallback_a_key_that_clickhouse_cannot_be_told_goes_to_the_dead_
     for key in odd {
         site.put(key, line(key)).await.unwrap();
     }
-    dead_letters(&site, odd.len() as u64).await;
-    drained(&site).await;
-    assert_eq!(names(stack, &site).await, ["a1.jsonl", "b.jsonl", "c1"]);
+    wait_for_dead_letters(&site, odd.len() as u64).await;
+    wait_until_drained(&site).await;
+    assert_eq!(
+        loaded_names(stack, &site).await,
+        ["a1.jsonl", "b.jsonl", "c1"]
+    );
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 3);
     let sql = format!(
         "SELECT uniqExact(key) FROM {}.ledger_failures WHERE class = 'unnameable'",
@@ -333,7 +337,7 @@ async fn without_fallback_a_key_that_clickhouse_cannot_be_told_goes_to_the_dead_
 #[tokio::test]
 async fn every_record_of_a_message_is_loaded() {
     let (stack, site, _sluice) = running("records").await;
-    drained(&site).await;
+    wait_until_drained(&site).await;
     let mut records = Vec::new();
     for name in ["a", "b", "c"] {
         let key = format!("{name}.jsonl");
@@ -344,14 +348,14 @@ async fn every_record_of_a_message_is_loaded() {
     }
     let body = serde_json::json!({"Records": records}).to_string();
     site.send(&body).await.unwrap();
-    drained(&site).await;
-    assert_eq!(names(stack, &site).await, ["a", "b", "c"]);
+    wait_until_drained(&site).await;
+    assert_eq!(loaded_names(stack, &site).await, ["a", "b", "c"]);
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 3);
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
 #[tokio::test]
-async fn malformed_messages_end_in_the_dead_letter_queue() {
+async fn malformed_messages_become_dead_letters() {
     let options = SiteOptions {
         max_receive_count: 2,
         ..SiteOptions::default()
@@ -362,58 +366,58 @@ async fn malformed_messages_end_in_the_dead_letter_queue() {
         .await
         .unwrap();
     site.put("good.jsonl", line("good")).await.unwrap();
-    dead_letters(&site, 1).await;
-    drained(&site).await;
-    assert_eq!(names(stack, &site).await, ["good"]);
-    sluice.must_run();
+    wait_for_dead_letters(&site, 1).await;
+    wait_until_drained(&site).await;
+    assert_eq!(loaded_names(stack, &site).await, ["good"]);
+    sluice.assert_running();
 }
 
 #[tokio::test]
 async fn a_stop_loses_nothing_and_a_second_start_loads_the_rest() {
     let (stack, site, mut sluice) = running("stopped").await;
     let bundles: Vec<_> = Generator::new(5).take(60).collect();
-    let mut reckoning = upload(&site, &bundles[..30]).await;
+    let mut expected_rows = upload(&site, &bundles[..30]).await;
     wait_for("the first rows", BOUND, async || {
         let loaded = loaded(&stack.clickhouse, &site.database).await;
         Ok((loaded > 0).then_some(()))
     })
     .await;
-    reckoning += &upload(&site, &bundles[30..]).await;
+    expected_rows += &upload(&site, &bundles[30..]).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
     // No message is left in flight, so nothing has to wait for a visibility timeout.
     let (_, in_flight) = site.queue_depth().await.unwrap();
     assert_eq!(in_flight, 0);
     sluice.start();
-    drained(&site).await;
-    check(stack, &site, &reckoning).await;
+    wait_until_drained(&site).await;
+    check(stack, &site, &expected_rows).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
 #[tokio::test]
-async fn a_worker_that_is_killed_again_and_again_leaves_every_row_once() {
+async fn a_worker_that_is_killed_repeatedly_loads_every_row_once() {
     let options = SiteOptions {
         max_receive_count: 20,
         ..SiteOptions::default()
     };
     let (stack, site, mut sluice) = running_with("killed", options).await;
     let bundles: Vec<_> = Generator::new(6).take(90).collect();
-    let mut reckoning = ExpectedRows::default();
+    let mut expected_rows = ExpectedRows::default();
     for (round, bundles) in bundles.chunks(30).enumerate() {
-        reckoning += &upload(&site, bundles).await;
-        let sealed = format!(
+        expected_rows += &upload(&site, bundles).await;
+        let claimed = format!(
             "SELECT uniqExact(batch_id) FROM {}.ledger_objects",
             site.database
         );
-        wait_for("a batch to be under way", BOUND, async || {
-            let sealed: usize = stack.clickhouse.scalar(&sealed).await?;
-            Ok((sealed > round).then_some(()))
+        wait_for("a batch to be claimed", BOUND, async || {
+            let claimed: usize = stack.clickhouse.scalar(&claimed).await?;
+            Ok((claimed > round).then_some(()))
         })
         .await;
         sluice.kill();
         sluice.start();
     }
-    drained(&site).await;
-    check(stack, &site, &reckoning).await;
+    wait_until_drained(&site).await;
+    check(stack, &site, &expected_rows).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
@@ -423,11 +427,11 @@ async fn two_daemons_share_a_queue_and_load_every_row_once() {
     let mut two = Sluice::new(stack, &site).set("batch.max_objects", 7);
     two.start();
     let bundles: Vec<_> = Generator::new(7).take(80).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     // The objects are announced again, so that both daemons may have the same one at a time.
     upload(&site, &bundles[60..]).await;
-    drained(&site).await;
-    check(stack, &site, &reckoning).await;
+    wait_until_drained(&site).await;
+    check(stack, &site, &expected_rows).await;
     assert_eq!(two.stop().await.code(), Some(0));
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }

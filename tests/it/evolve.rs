@@ -1,5 +1,5 @@
-//! `sluice migrate` on tables of other declarations, while workers with those declarations
-//! continue.
+//! `sluice migrate` on tables that were created for other declarations, while workers with those
+//! declarations keep running.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use sluice_testkit::{Site, Stack};
 use tempfile::TempDir;
 
-use crate::harness::{Sluice, drained};
+use crate::harness::{Sluice, wait_until_drained};
 
 /// Declares clicks. `more` follows the columns.
 fn clicks(directory: &Path, equals: &str, more: &str) {
@@ -30,7 +30,7 @@ fn report(sluice: &Sluice, arguments: &[&str]) -> Value {
     serde_json::from_slice(&sluice.command(&all).stdout).unwrap()
 }
 
-fn whats(report: &Value) -> Vec<&str> {
+fn changes(report: &Value) -> Vec<&str> {
     let statements = report["statements"].as_array().unwrap();
     statements
         .iter()
@@ -41,7 +41,7 @@ fn whats(report: &Value) -> Vec<&str> {
 async fn put_clicks(site: &Site, key: &str, clicks: &[Value]) {
     let lines: Vec<String> = clicks.iter().map(Value::to_string).collect();
     site.put(key, lines.join("\n")).await.unwrap();
-    drained(site).await;
+    wait_until_drained(site).await;
 }
 
 async fn loaded(stack: &Stack, site: &Site, columns: &str) -> Vec<Value> {
@@ -74,23 +74,23 @@ async fn types_evolve_under_a_live_worker(strategy: &str) {
     put_clicks(&site, "1.jsonl", &[click]).await;
 
     let new = worker(stack, &site, &new_types, strategy);
-    let would = report(&new, &["--dry-run"]);
+    let planned = report(&new, &["--dry-run"]);
     assert_eq!(loaded(stack, &site, "*").await.len(), 1);
     let done = report(&new, &[]);
-    assert_eq!(done["statements"], would["statements"]);
-    assert!(whats(&done).contains(&"columns of clicks"), "{done}");
-    assert!(whats(&done).contains(&"table views"), "{done}");
-    assert_eq!(whats(&report(&new, &[])), [""; 0]);
+    assert_eq!(done["statements"], planned["statements"]);
+    assert!(changes(&done).contains(&"columns of clicks"), "{done}");
+    assert!(changes(&done).contains(&"table views"), "{done}");
+    assert_eq!(changes(&report(&new, &[])), [""; 0]);
 
     // The old worker does not know the new declarations and continues with its own.
     let tap = json!({"verb": "tap", "id": "3", "n": 5_000_000_000_i64, "page": "p"});
     let click = json!({"verb": "click", "id": "2", "n": 2, "page": "p"});
     put_clicks(&site, "2.jsonl", &[click, tap.clone()]).await;
-    let of_old = [
+    let old_rows = [
         json!({"id": "1", "n": 1, "page": ""}),
         json!({"id": "2", "n": 2, "page": ""}),
     ];
-    assert_eq!(loaded(stack, &site, "id, n, page").await, of_old);
+    assert_eq!(loaded(stack, &site, "id, n, page").await, old_rows);
     let unmatched = format!("SELECT count() FROM {}.unmatched_statements", site.database);
     assert_eq!(stack.clickhouse.query(&unmatched).await.unwrap(), "1\n");
     assert_eq!(old.stop().await.code(), Some(0));
@@ -100,7 +100,7 @@ async fn types_evolve_under_a_live_worker(strategy: &str) {
     let view = json!({"verb": "view", "id": "4"});
     put_clicks(&site, "3.jsonl", &[tap, view]).await;
     let found = loaded(stack, &site, "id, n, page").await;
-    assert_eq!(found[..2], of_old);
+    assert_eq!(found[..2], old_rows);
     assert_eq!(
         found[2],
         json!({"id": "3", "n": 5_000_000_000_i64, "page": "p"})
@@ -113,12 +113,12 @@ async fn types_evolve_under_a_live_worker(strategy: &str) {
         // catalog.
         let kept = report(&new, &[])["kept"].to_string();
         assert!(kept.contains("landing_"), "{kept}");
-        // The old worker ended within the last ten minutes.
+        // The old worker exited within the last ten minutes.
         for arguments in [&["--prune"][..], &["--prune", "--dry-run"]] {
-            let refused = report(&new, arguments)["refusals"].to_string();
+            let refusals = report(&new, arguments)["refusals"].to_string();
             assert!(
-                refused.contains("may still use it: ") && refused.contains("stop that worker"),
-                "{refused}"
+                refusals.contains("may still use it: ") && refusals.contains("stop that worker"),
+                "{refusals}"
             );
         }
         let long_ago = format!(
@@ -127,8 +127,8 @@ async fn types_evolve_under_a_live_worker(strategy: &str) {
             site.database
         );
         stack.clickhouse.execute(&long_ago).await.unwrap();
-        // A worker of the old declarations has left this batch unfinished.
-        let (open, ended) = (
+        // A worker with the old declarations has left this batch unfinished.
+        let (unfinished, finished) = (
             format!(
                 "INSERT INTO {0}.ledger_objects (object_id, batch_id, plan, worker, sealed_at) \
                  SELECT generateUUIDv4(), '00000000-0000-0000-0000-000000000001', plan, 'gone', sealed_at \
@@ -141,37 +141,37 @@ async fn types_evolve_under_a_live_worker(strategy: &str) {
                 site.database
             ),
         );
-        stack.clickhouse.execute(&open).await.unwrap();
-        let refused = report(&new, &["--prune"])["refusals"].to_string();
+        stack.clickhouse.execute(&unfinished).await.unwrap();
+        let refusals = report(&new, &["--prune"])["refusals"].to_string();
         assert!(
-            refused.contains("worker gone may still use it") && refused.contains("1 open batches"),
-            "{refused}"
+            refusals.contains("worker gone may still use it") && refusals.contains("1 open batches"),
+            "{refusals}"
         );
         let kept = report(&new, &[])["kept"].to_string();
         assert!(kept.contains("landing_"), "{kept}");
-        stack.clickhouse.execute(&ended).await.unwrap();
+        stack.clickhouse.execute(&finished).await.unwrap();
         let pruned = report(&new, &["--prune"]);
-        assert_eq!(whats(&pruned).len(), 5, "{pruned}");
+        assert_eq!(changes(&pruned).len(), 5, "{pruned}");
         let kept = report(&new, &[])["kept"].to_string();
         assert!(!kept.contains("landing_"), "{kept}");
         assert_eq!(new.stop().await.code(), Some(0));
         old.start();
-        old.not_ready("sluice migrate").await;
+        old.wait_until_not_ready("sluice migrate").await;
     }
 }
 
 #[tokio::test]
-async fn event_types_evolve_while_workers_of_the_old_ones_go_on() {
+async fn event_types_evolve_while_workers_with_the_old_ones_keep_running() {
     types_evolve_under_a_live_worker("single_pass").await;
 }
 
 #[tokio::test]
-async fn event_types_without_views_evolve_while_workers_of_the_old_ones_go_on() {
+async fn event_types_without_views_evolve_while_workers_with_the_old_ones_keep_running() {
     types_evolve_under_a_live_worker("per_type").await;
 }
 
 #[tokio::test]
-async fn a_change_that_would_harm_rows_is_refused_whole() {
+async fn a_migration_that_would_harm_rows_is_refused_as_a_whole() {
     let stack = Stack::shared();
     let site = stack.site("evolve-refused").await.unwrap();
     let types = tempfile::tempdir().unwrap();
@@ -187,7 +187,7 @@ async fn a_change_that_would_harm_rows_is_refused_whole() {
     let declared = types.path().join("click.yaml");
     let text = std::fs::read_to_string(&declared).unwrap();
     let page = "- {name: page, type: String, path: [page]}\n";
-    for (changed, says) in [
+    for (changed, expected) in [
         (
             text.replace("Int32", "String"),
             "column n is Int32, but declared as String",
@@ -205,13 +205,19 @@ async fn a_change_that_would_harm_rows_is_refused_whole() {
         std::fs::write(&declared, changed + page).unwrap();
         let output = sluice.command(&["migrate"]);
         assert_eq!(output.status.code(), Some(1));
-        let said = String::from_utf8(output.stdout).unwrap();
-        assert!(said.contains(says) && said.contains("help: "), "{said}");
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            stdout.contains(expected) && stdout.contains("help: "),
+            "{stdout}"
+        );
         assert_eq!(stack.clickhouse.rows(&tables).await.unwrap(), before);
-        let would = sluice.command(&["migrate", "--dry-run"]);
-        assert_eq!(would.status.code(), Some(1));
-        let would = String::from_utf8(would.stdout).unwrap();
-        assert!(would.contains(says) && is_comments(&would), "{would}");
+        let planned = sluice.command(&["migrate", "--dry-run"]);
+        assert_eq!(planned.status.code(), Some(1));
+        let planned = String::from_utf8(planned.stdout).unwrap();
+        assert!(
+            planned.contains(expected) && is_comments(&planned),
+            "{planned}"
+        );
     }
 }
 
@@ -220,7 +226,7 @@ fn is_comments(text: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_dry_run_prints_what_can_be_run_as_it_is() {
+async fn a_dry_run_prints_statements_that_can_be_run_unchanged() {
     let stack = Stack::shared();
     let site = stack.site("evolve-dry-run").await.unwrap();
     let types = tempfile::tempdir().unwrap();
@@ -234,12 +240,12 @@ async fn a_dry_run_prints_what_can_be_run_as_it_is() {
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
-    let would = dry_run();
+    let planned = dry_run();
     assert!(
-        would.starts_with("-- kept: landing tables of other"),
-        "{would}"
+        planned.starts_with("-- kept: landing tables of other"),
+        "{planned}"
     );
-    let lines = would.lines().filter(|line| !line.starts_with("--"));
+    let lines = planned.lines().filter(|line| !line.starts_with("--"));
     let statements = lines.collect::<Vec<_>>().join("\n");
     for statement in statements.trim_end().split_terminator(';') {
         stack.clickhouse.execute(statement).await.unwrap();
@@ -250,7 +256,7 @@ async fn a_dry_run_prints_what_can_be_run_as_it_is() {
 }
 
 #[tokio::test]
-async fn what_the_server_refuses_is_named_and_nothing_is_changed() {
+async fn a_declaration_that_the_server_refuses_is_named_and_nothing_is_changed() {
     let stack = Stack::shared();
     let site = stack.site("evolve-invalid").await.unwrap();
     let types = tempfile::tempdir().unwrap();
@@ -278,7 +284,7 @@ async fn what_the_server_refuses_is_named_and_nothing_is_changed() {
             "floating-point",
         ),
     ];
-    for (declared, says) in [
+    for (declared, expected) in [
         (
             "type: String, path: [page], expression: \"nosuch({value})\"",
             "nosuch",
@@ -287,7 +293,7 @@ async fn what_the_server_refuses_is_named_and_nothing_is_changed() {
         ("type: UInt64, expression: \"count()\"", "source_path"),
     ] {
         let at = "click.yaml: columns[2].expression: event type click, column page: ";
-        invalid.push((column(declared), at, says));
+        invalid.push((column(declared), at, expected));
     }
     let sluice = worker(stack, &site, &types, "single_pass");
     let tables = format!(
@@ -298,34 +304,37 @@ async fn what_the_server_refuses_is_named_and_nothing_is_changed() {
         "SELECT count() FROM system.databases WHERE name = '{}'",
         site.database
     );
-    for is_there in [false, true] {
+    for exists in [false, true] {
         let before = stack.clickhouse.rows(&tables).await.unwrap();
-        for (text, at, says) in &invalid {
+        for (text, at, expected) in &invalid {
             std::fs::write(&declared, text).unwrap();
             for arguments in [&["migrate"][..], &["migrate", "--dry-run"]] {
                 let output = sluice.command(arguments);
                 assert_eq!(output.status.code(), Some(2), "{text}\n{output:?}");
-                let said = String::from_utf8(output.stderr).unwrap();
-                assert!(said.contains(at) && said.contains(says), "{said}");
+                let stderr = String::from_utf8(output.stderr).unwrap();
+                assert!(stderr.contains(at) && stderr.contains(expected), "{stderr}");
             }
         }
         assert_eq!(stack.clickhouse.rows(&tables).await.unwrap(), before);
-        let there = format!("{}\n", u8::from(is_there));
-        assert_eq!(stack.clickhouse.query(&databases).await.unwrap(), there);
+        let expected_count = format!("{}\n", u8::from(exists));
+        assert_eq!(
+            stack.clickhouse.query(&databases).await.unwrap(),
+            expected_count
+        );
         std::fs::write(&declared, &text).unwrap();
         sluice.migrate();
     }
 }
 
 #[tokio::test]
-async fn a_migration_that_was_cut_short_is_completed() {
+async fn an_interrupted_migration_is_completed() {
     let stack = Stack::shared();
-    let site = stack.site("evolve-cut").await.unwrap();
+    let site = stack.site("evolve-interrupted").await.unwrap();
     let types = tempfile::tempdir().unwrap();
     clicks(types.path(), "click", "");
     let sluice = worker(stack, &site, &types, "single_pass");
-    let would = report(&sluice, &["--dry-run"]);
-    let statements = would["statements"].as_array().unwrap();
+    let planned = report(&sluice, &["--dry-run"]);
+    let statements = planned["statements"].as_array().unwrap();
     let tables = format!(
         "SELECT name FROM system.tables WHERE database = '{}' ORDER BY name",
         site.database
@@ -338,14 +347,14 @@ async fn a_migration_that_was_cut_short_is_completed() {
             stack.clickhouse.execute(sql).await.unwrap();
         }
         sluice.migrate();
-        let made = stack.clickhouse.rows(&tables).await.unwrap();
-        assert_eq!(made.len(), statements.len() - 1, "{made:?}");
-        assert_eq!(whats(&report(&sluice, &[])), [""; 0]);
+        let created = stack.clickhouse.rows(&tables).await.unwrap();
+        assert_eq!(created.len(), statements.len() - 1, "{created:?}");
+        assert_eq!(changes(&report(&sluice, &[])), [""; 0]);
     }
 }
 
 #[tokio::test]
-async fn tables_of_an_earlier_version_and_another_configuration_are_brought_up() {
+async fn tables_of_an_earlier_version_and_another_configuration_are_updated() {
     let stack = Stack::shared();
     let site = stack.site("evolve-earlier").await.unwrap();
     let sluice = Sluice::new(stack, &site);
@@ -358,15 +367,15 @@ async fn tables_of_an_earlier_version_and_another_configuration_are_brought_up()
         .set("clickhouse.dedup_window", 777)
         .set("clickhouse.reject_ttl", "2d");
     let done = report(&sluice, &[]);
-    let whats = whats(&done);
-    assert_eq!(whats[0], "settings of activity_attempt_events");
+    let changes = changes(&done);
+    assert_eq!(changes[0], "settings of activity_attempt_events");
     for what in [
         "columns of ledger_objects",
         "retention of rejected_lines",
         "retention of ledger_failures",
         "settings of object_rows",
     ] {
-        assert!(whats.contains(&what), "{whats:?}");
+        assert!(changes.contains(&what), "{changes:?}");
     }
     assert_eq!(report(&sluice, &[])["statements"], json!([]));
 }

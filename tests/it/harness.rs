@@ -102,13 +102,13 @@ impl Sluice {
 
     /// Runs a subcommand and waits for it to exit.
     pub(crate) fn command(&self, arguments: &[&str]) -> Output {
-        let mut command = self.prepared();
+        let mut command = self.prepare();
         command.args(arguments).output().expect("sluice runs")
     }
 
     /// Starts a subcommand with its output piped.
     pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
-        let mut command = self.prepared();
+        let mut command = self.prepare();
         command.args(arguments);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().expect("sluice starts")
@@ -120,15 +120,15 @@ impl Sluice {
     }
 
     pub(crate) fn start(&mut self) {
-        assert!(self.child.is_none(), "it runs already");
+        assert!(self.child.is_none(), "it is already running");
         self.starts += 1;
         let log = File::create(self.log_file()).expect("a log file");
-        let mut command = self.prepared();
+        let mut command = self.prepare();
         command.arg("run").stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().expect("sluice starts"));
     }
 
-    fn prepared(&self) -> Command {
+    fn prepare(&self) -> Command {
         let mut command = sluice();
         command
             .envs(self.environment.iter().cloned())
@@ -143,37 +143,37 @@ impl Sluice {
     /// Sends SIGTERM, as an orchestrator does, and waits for the daemon to exit.
     pub(crate) async fn stop(&mut self) -> ExitStatus {
         self.terminate();
-        self.ended().await
+        self.exit_status().await
     }
 
     pub(crate) fn terminate(&self) {
-        terminate(self.child.as_ref().expect("it runs"));
+        terminate(self.child.as_ref().expect("it is running"));
     }
 
     /// Waits for the daemon to exit.
-    pub(crate) async fn ended(&mut self) -> ExitStatus {
-        let child = self.child.as_mut().expect("it runs");
-        let status = wait_for("sluice to end", BOUND, async || Ok(child.try_wait()?)).await;
+    pub(crate) async fn exit_status(&mut self) -> ExitStatus {
+        let child = self.child.as_mut().expect("it is running");
+        let status = wait_for("sluice to exit", BOUND, async || Ok(child.try_wait()?)).await;
         self.child = None;
         status
     }
 
     /// Sends SIGKILL.
     pub(crate) fn kill(&mut self) {
-        let mut child = self.child.take().expect("it runs");
+        let mut child = self.child.take().expect("it is running");
         child.kill().expect("it can be killed");
-        child.wait().expect("it ends");
+        child.wait().expect("it exits");
     }
 
-    pub(crate) fn must_run(&mut self) {
+    pub(crate) fn assert_running(&mut self) {
         let child = self.child.as_mut().expect("it was started");
-        let ended = child.try_wait().expect("a child");
-        assert_eq!(ended, None, "sluice ended by itself");
+        let status = child.try_wait().expect("a child");
+        assert_eq!(status, None, "sluice exited unexpectedly");
     }
 
     /// Returns the command line, which every user of the machine can see.
     pub(crate) fn command_line(&self) -> String {
-        let pid = self.child.as_ref().expect("it runs").id().to_string();
+        let pid = self.child.as_ref().expect("it is running").id().to_string();
         let output = Command::new("ps")
             .args(["-o", "args=", "-p", &pid])
             .output();
@@ -219,34 +219,35 @@ impl Sluice {
         let mut stream = TcpStream::connect(&self.admin_address()?).await?;
         let request = format!("{method} {path} HTTP/1.0\r\nHost: {host}\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        let status = answer.split_whitespace().nth(1).context("no status")?;
-        let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await?;
+        let status = response.split_whitespace().nth(1).context("no status")?;
+        let (_, body) = response.split_once("\r\n\r\n").context("no body")?;
         Ok((status.parse()?, body.to_owned()))
     }
 
     /// Returns the content of `/status.json`.
     pub(crate) async fn status(&self) -> serde_json::Value {
-        let (_, status) = self.get("/status.json").await.expect("it answers");
+        let (_, status) = self.get("/status.json").await.expect("a response");
         serde_json::from_str(&status).expect("JSON")
     }
 
     /// Returns the current and the peak resident memory, in bytes.
     pub(crate) fn memory(&self) -> (u64, u64) {
-        let pid = self.child.as_ref().expect("it runs").id();
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a Linux");
+        let pid = self.child.as_ref().expect("it is running").id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("Linux");
         let kilobytes = |name: &str| {
             let line = status.lines().find(|line| line.starts_with(name));
             let value = line.and_then(|line| line.split_whitespace().nth(1));
             value.and_then(|value| value.parse::<u64>().ok())
         };
-        let [now, most] = ["VmRSS:", "VmHWM:"].map(|name| kilobytes(name).expect("a size") * 1024);
-        (now, most)
+        let [current, peak] =
+            ["VmRSS:", "VmHWM:"].map(|name| kilobytes(name).expect("a size") * 1024);
+        (current, peak)
     }
 
     /// Waits until the daemon is ready.
-    pub(crate) async fn ready(&self) {
+    pub(crate) async fn wait_until_ready(&self) {
         wait_for("sluice to be ready", BOUND, async || {
             let (status, body) = self.get("/readyz").await?;
             ensure!(status == 200, "{status} {body}");
@@ -257,7 +258,7 @@ impl Sluice {
 
     /// Waits until the daemon reports that it is not ready for this reason, and returns the full
     /// answer.
-    pub(crate) async fn not_ready(&self, because: &str) -> String {
+    pub(crate) async fn wait_until_not_ready(&self, because: &str) -> String {
         wait_for("a reason not to be ready", BOUND, async || {
             let (status, body) = self.get("/readyz").await?;
             ensure!(status == 503 && body.contains(because), "{status} {body}");
@@ -291,25 +292,25 @@ impl Drop for Sluice {
             drop(child.wait());
         }
         if std::thread::panicking() {
-            show(&self.log());
+            print_log_tail(&self.log());
         }
     }
 }
 
 #[expect(clippy::print_stderr, reason = "shown only when a test fails")]
-fn show(log: &str) {
+fn print_log_tail(log: &str) {
     let lines: Vec<&str> = log.lines().collect();
     let first = lines.len().saturating_sub(60);
     eprintln!("sluice's log ends with:\n{}", lines[first..].join("\n"));
 }
 
 /// Waits until the queue has no messages, visible or in flight.
-pub(crate) async fn drained(site: &Site) {
-    remaining(site, 0).await;
+pub(crate) async fn wait_until_drained(site: &Site) {
+    wait_for_messages(site, 0).await;
 }
 
 /// Waits until the queue has `messages` messages, visible or in flight.
-pub(crate) async fn remaining(site: &Site, messages: u64) {
+pub(crate) async fn wait_for_messages(site: &Site, messages: u64) {
     let what = format!("{messages} messages in the queue");
     wait_for(&what, BOUND, async || {
         let (visible, in_flight) = site.queue_depth().await?;
@@ -324,7 +325,7 @@ pub(crate) async fn remaining(site: &Site, messages: u64) {
 }
 
 /// Waits until the dead-letter queue has `messages` messages.
-pub(crate) async fn dead_letters(site: &Site, messages: u64) {
+pub(crate) async fn wait_for_dead_letters(site: &Site, messages: u64) {
     let what = format!("{messages} dead letters");
     wait_for(&what, BOUND, async || {
         let dead = site.dlq_depth().await?;
@@ -336,12 +337,12 @@ pub(crate) async fn dead_letters(site: &Site, messages: u64) {
 
 /// Uploads the bundles and returns the rows that loading them must produce.
 pub(crate) async fn upload(site: &Site, bundles: &[Bundle]) -> ExpectedRows {
-    let mut reckoning = ExpectedRows::default();
+    let mut expected_rows = ExpectedRows::default();
     for bundle in bundles {
         site.put(&bundle.key, bundle.bytes.clone()).await.unwrap();
-        reckoning += &bundle.reckoning;
+        expected_rows += &bundle.expected_rows;
     }
-    reckoning
+    expected_rows
 }
 
 /// Returns a line that matches no event type and can be found by its name.
@@ -350,7 +351,7 @@ pub(crate) fn line(name: &str) -> String {
 }
 
 /// Returns the names of the loaded lines, sorted.
-pub(crate) async fn names(stack: &Stack, site: &Site) -> Vec<String> {
+pub(crate) async fn loaded_names(stack: &Stack, site: &Site) -> Vec<String> {
     let sql = format!(
         "SELECT JSONExtractString(raw, 'note') FROM {}.unmatched_statements ORDER BY 1",
         site.database
@@ -384,23 +385,30 @@ pub(crate) async fn rows(clickhouse: &ClickHouse, database: &str) -> Rows {
 }
 
 /// Returns the number of rows that each table must have. Objects are counted by the ledger.
-pub(crate) fn expected(reckoning: &ExpectedRows) -> Rows {
+pub(crate) fn expected_counts(expected_rows: &ExpectedRows) -> Rows {
     let tables = EventType::ALL
         .into_iter()
-        .map(|kind| (kind.table().to_owned(), reckoning.rows(kind)));
+        .map(|kind| (kind.table().to_owned(), expected_rows.rows(kind)));
     tables
         .chain([
-            ("rejected_lines".to_owned(), reckoning.rejected),
-            ("unmatched_statements".to_owned(), reckoning.unmatched),
-            ("object_rows".to_owned(), reckoning.statements()),
-            ("objects loaded".to_owned(), reckoning.objects),
+            ("rejected_lines".to_owned(), expected_rows.rejected),
+            ("unmatched_statements".to_owned(), expected_rows.unmatched),
+            ("object_rows".to_owned(), expected_rows.statements()),
+            ("objects loaded".to_owned(), expected_rows.objects),
         ])
         .collect()
 }
 
 /// Asserts that each table has the expected number of rows.
-pub(crate) async fn assert_rows(clickhouse: &ClickHouse, database: &str, reckoning: &ExpectedRows) {
-    assert_eq!(rows(clickhouse, database).await, expected(reckoning));
+pub(crate) async fn assert_rows(
+    clickhouse: &ClickHouse,
+    database: &str,
+    expected_rows: &ExpectedRows,
+) {
+    assert_eq!(
+        rows(clickhouse, database).await,
+        expected_counts(expected_rows)
+    );
 }
 
 /// Counts the objects that the ledger records as loaded, once for each loaded batch that lists them

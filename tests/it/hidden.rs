@@ -5,7 +5,7 @@ use anyhow::ensure;
 use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, wait_for};
 
 use crate::access;
-use crate::harness::{BOUND, Sluice, drained, line};
+use crate::harness::{BOUND, Sluice, line, wait_until_drained};
 
 const DATABASE: &str = "hidden";
 
@@ -13,10 +13,10 @@ const DATABASE: &str = "hidden";
 async fn clickhouse_that_hides(table: &str) -> ClickHouse {
     access::clickhouse(ClickHouseOptions {
         users: format!(
-            "<blinded><password></password><networks><ip>127.0.0.1</ip></networks>\
+            "<restricted><password></password><networks><ip>127.0.0.1</ip></networks>\
              <profile>default</profile><quota>default</quota>\
              <databases><{DATABASE}><{table}><filter>0</filter></{table}></{DATABASE}></databases>\
-             </blinded>"
+             </restricted>"
         ),
         ..ClickHouseOptions::default()
     })
@@ -36,42 +36,46 @@ fn sluice(clickhouse: &ClickHouse, site: &Site, user: &str) -> Sluice {
 }
 
 #[tokio::test]
-async fn a_ledger_that_hides_claims_loads_nothing_until_it_shows_them() {
+async fn nothing_is_loaded_while_the_ledger_hides_claims() {
     let site = Stack::shared().site("hidden-claims").await.unwrap();
     let clickhouse = clickhouse_that_hides("ledger_objects").await;
-    let mut sighted = sluice(&clickhouse, &site, "default");
-    sighted.migrate();
+    let mut unrestricted = sluice(&clickhouse, &site, "default");
+    unrestricted.migrate();
     site.put("a.jsonl", line("a")).await.unwrap();
 
-    let mut blinded = sluice(&clickhouse, &site, "blinded");
-    blinded.start();
-    let why = blinded.not_ready("ledger_objects shows 0 of 1 rows").await;
+    let mut restricted = sluice(&clickhouse, &site, "restricted");
+    restricted.start();
+    let why = restricted
+        .wait_until_not_ready("ledger_objects shows 0 of 1 rows")
+        .await;
     assert!(why.contains("row policy"), "{why}");
-    blinded.kill();
+    restricted.kill();
     assert_eq!(lines_of(&clickhouse).await, 0);
 
-    sighted.start();
-    drained(&site).await;
+    unrestricted.start();
+    wait_until_drained(&site).await;
     assert_eq!(lines_of(&clickhouse).await, 1);
 }
 
 #[tokio::test]
-async fn a_ledger_that_hides_events_loads_nothing_twice() {
+async fn nothing_is_loaded_twice_while_the_ledger_hides_events() {
     let site = Stack::shared().site("hidden-events").await.unwrap();
     let clickhouse = clickhouse_that_hides("ledger_batches").await;
-    let mut blinded = sluice(&clickhouse, &site, "blinded");
-    blinded.migrate();
-    blinded.start();
+    let mut restricted = sluice(&clickhouse, &site, "restricted");
+    restricted.migrate();
+    restricted.start();
     let etag = site.put("a.jsonl", line("a")).await.unwrap();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     let body = crate::harness::announcement(&site, "a.jsonl", &etag);
     site.send(&body).await.unwrap();
-    let why = blinded.not_ready("ledger_batches shows 0 of 1 rows").await;
+    let why = restricted
+        .wait_until_not_ready("ledger_batches shows 0 of 1 rows")
+        .await;
     assert!(why.contains("row policy"), "{why}");
     assert_eq!(lines_of(&clickhouse).await, 1);
 
     wait_for("the reason to be exported", BOUND, async || {
-        let (_, metrics) = blinded.get("/metrics").await?;
+        let (_, metrics) = restricted.get("/metrics").await?;
         ensure!(metrics.contains("sluice_breaker_open{reason=\"ledger\"} 1"));
         Ok(Some(()))
     })

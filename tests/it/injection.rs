@@ -7,7 +7,7 @@ use sluice::sql;
 use sluice_testkit::xapi::gzip;
 use sluice_testkit::{Site, Stack};
 
-use crate::harness::{Sluice, announcement, dead_letters, drained, loaded};
+use crate::harness::{Sluice, announcement, loaded, wait_for_dead_letters, wait_until_drained};
 
 /// Hostile texts, each of which S3 allows as a key. `$` is a placeholder for the attacked database.
 const HOSTILE: [&str; 14] = [
@@ -37,7 +37,7 @@ struct Victim {
 impl Victim {
     async fn new(name: &str) -> Self {
         let stack = Stack::shared();
-        let site = stack.site_of_receives(name, 2).await.unwrap();
+        let site = stack.site_with_max_receives(name, 2).await.unwrap();
         let canary = format!("{}_canary", site.database);
         let create = format!("CREATE DATABASE {canary}");
         stack.clickhouse.execute(&create).await.unwrap();
@@ -60,12 +60,16 @@ impl Victim {
     /// Asserts that the canary database exists, and that ClickHouse never got a statement with a
     /// syntax error.
     async fn check(&self, sluice: &Sluice) {
-        sluice.ready().await;
+        sluice.wait_until_ready().await;
         let sql = format!(
             "SELECT name FROM system.databases WHERE name = '{}'",
             self.canary
         );
-        assert_eq!(self.rows(&sql).await.len(), 1, "the canary is dead");
+        assert_eq!(
+            self.rows(&sql).await.len(),
+            1,
+            "the canary database was dropped"
+        );
         let (_, metrics) = sluice.get("/metrics").await.unwrap();
         for code in [36, 47, 60, 62] {
             let failed = format!("sluice_clickhouse_errors_total{{code=\"{code}\"");
@@ -93,7 +97,7 @@ async fn hostile_keys_etags_and_fields_are_only_text() {
         let object = &mut body["Records"][0]["s3"]["object"];
         object["versionId"] = json!(hostile);
         object["sequencer"] = json!(hostile);
-        // Half of the messages have an invalid etag: the current content is loaded.
+        // Half of the messages have an invalid etag, so that the current content is loaded.
         if index % 2 == 0 {
             object["eTag"] = json!(hostile);
         }
@@ -104,7 +108,7 @@ async fn hostile_keys_etags_and_fields_are_only_text() {
         expected.push((format!("{}/{key}", site.bucket), note.to_string()));
     }
     sluice.start();
-    drained(site).await;
+    wait_until_drained(site).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
     let sql = format!(
         "SELECT source_path, raw FROM {}.unmatched_statements",
@@ -128,8 +132,8 @@ async fn hostile_keys_etags_and_fields_are_only_text() {
 }
 
 #[tokio::test]
-async fn a_key_that_speaks_like_s3_does_not_make_its_object_a_missing_one() {
-    let victim = Victim::new("speaking-keys").await;
+async fn a_key_that_resembles_an_s3_error_does_not_make_its_object_missing() {
+    let victim = Victim::new("s3-like-keys").await;
     let Victim { stack, site, .. } = &victim;
     Sluice::new(stack, site).migrate();
     let mut sluice = Sluice::new(stack, site).set("load.on_missing", "acknowledge");
@@ -143,7 +147,7 @@ async fn a_key_that_speaks_like_s3_does_not_make_its_object_a_missing_one() {
         site.put(key, &whole[..whole.len() / 2]).await.unwrap();
     }
     sluice.start();
-    dead_letters(site, keys.len() as u64).await;
+    wait_for_dead_letters(site, keys.len() as u64).await;
     let failures = format!(
         "SELECT DISTINCT class FROM {}.ledger_failures",
         site.database
@@ -156,7 +160,7 @@ async fn a_key_that_speaks_like_s3_does_not_make_its_object_a_missing_one() {
 }
 
 #[tokio::test]
-async fn hostile_buckets_and_regions_go_to_the_dead_letters_and_pause_nothing() {
+async fn hostile_buckets_and_regions_become_dead_letters_and_do_not_pause_intake() {
     let victim = Victim::new("hostile-buckets").await;
     let Victim { stack, site, .. } = &victim;
     let mut sluice = Sluice::new(stack, site);
@@ -164,7 +168,7 @@ async fn hostile_buckets_and_regions_go_to_the_dead_letters_and_pause_nothing() 
     sluice.start();
     let etag = site.put("a.jsonl", "{\"note\":\"a\"}").await.unwrap();
     let mut texts = victim.hostile();
-    let places = [
+    let names = [
         "a",
         "..",
         "a/../b",
@@ -174,25 +178,25 @@ async fn hostile_buckets_and_regions_go_to_the_dead_letters_and_pause_nothing() 
         "a#b",
         "x.\u{e9}",
     ];
-    texts.extend(places.map(str::to_owned));
+    texts.extend(names.map(str::to_owned));
     let mut sent = 0;
     for text in &texts {
-        for place in ["/Records/0/s3/bucket/name", "/Records/0/awsRegion"] {
+        for field in ["/Records/0/s3/bucket/name", "/Records/0/awsRegion"] {
             let body = announcement(site, "a.jsonl", &etag);
             let mut body: serde_json::Value = serde_json::from_str(&body).unwrap();
             body["Records"][0]["awsRegion"] = json!("us-east-1");
             // Any word is a valid region.
-            if place.ends_with("awsRegion") && text == "a" {
+            if field.ends_with("awsRegion") && text == "a" {
                 continue;
             }
-            *body.pointer_mut(place).unwrap() = json!(text);
+            *body.pointer_mut(field).unwrap() = json!(text);
             site.send(&body.to_string()).await.unwrap();
             sent += 1;
         }
     }
-    dead_letters(site, sent).await;
+    wait_for_dead_letters(site, sent).await;
     site.put("b.jsonl", "{\"note\":\"b\"}").await.unwrap();
-    drained(site).await;
+    wait_until_drained(site).await;
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 2);
     victim.check(&sluice).await;
 }
@@ -250,7 +254,7 @@ async fn hostile_names_in_configuration_and_event_types_are_only_names() {
         );
         site.put(&format!("{strategy}.jsonl"), lines).await.unwrap();
         sluice.start();
-        drained(site).await;
+        wait_until_drained(site).await;
         victim.check(&sluice).await;
         sluice.stop().await;
     }
@@ -262,25 +266,25 @@ async fn hostile_names_in_configuration_and_event_types_are_only_names() {
     texts.sort_unstable();
     assert_eq!(texts, [Some(&*odd("per_type")), Some(&*odd("single_pass"))]);
     assert_eq!(found[0][odd("id")], odd("value"));
-    let kept = sql::qualified(&database, "rejected_lines");
+    let rejects = sql::qualified(&database, "rejected_lines");
     let reasons = victim
-        .rows(&format!("SELECT DISTINCT reason FROM {kept}"))
+        .rows(&format!("SELECT DISTINCT reason FROM {rejects}"))
         .await;
     assert_eq!(
         reasons,
         [json!({"reason": format!("missing {}", odd("text"))})]
     );
-    let counted = sql::qualified(&database, "object_rows");
-    let kinds = format!("SELECT DISTINCT kind FROM {counted} WHERE kind != 'rejected'");
+    let object_rows = sql::qualified(&database, "object_rows");
+    let kinds = format!("SELECT DISTINCT kind FROM {object_rows} WHERE kind != 'rejected'");
     assert_eq!(victim.rows(&kinds).await, [json!({"kind": name})]);
 }
 
 #[tokio::test]
-async fn hostile_users_passwords_and_clusters_are_refused_as_what_they_are() {
+async fn hostile_users_passwords_and_clusters_fail_like_any_wrong_value() {
     let victim = Victim::new("hostile-users").await;
     let Victim { stack, site, .. } = &victim;
     for hostile in victim.hostile().into_iter().take(7) {
-        for (field, says) in [
+        for (field, expected) in [
             ("SLUICE__CLICKHOUSE__USER", "AUTHENTICATION_FAILED"),
             ("SLUICE__CLICKHOUSE__PASSWORD", "REQUIRED_PASSWORD"),
             ("SLUICE__CLICKHOUSE__CLUSTER", "CLUSTER_DOESNT_EXIST"),
@@ -290,7 +294,7 @@ async fn hostile_users_passwords_and_clusters_are_refused_as_what_they_are() {
                 .command(&["migrate"]);
             let text = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(1), "{field}: {text}");
-            assert!(text.contains(says), "{field} {hostile}: {text}");
+            assert!(text.contains(expected), "{field} {hostile}: {text}");
         }
     }
     let mut sluice = Sluice::new(stack, site);

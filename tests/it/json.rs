@@ -6,7 +6,7 @@ use regex::Regex;
 use serde_json::Value;
 use sluice_testkit::{Site, Stack};
 
-use crate::harness::{Sluice, dead_letters, drained};
+use crate::harness::{Sluice, wait_for_dead_letters, wait_until_drained};
 
 /// Returns the JSON without what differs between runs.
 fn stable(json: &str, site: &Site) -> String {
@@ -31,8 +31,8 @@ fn stable(json: &str, site: &Site) -> String {
         // The body is an event of S3, with ids of the stand-in.
         (r#"(?P<before>"body": )".*""#, "${before}BODY"),
     ] {
-        let found = Regex::new(what).unwrap();
-        text = found.replace_all(&text, name).into_owned();
+        let pattern = Regex::new(what).unwrap();
+        text = pattern.replace_all(&text, name).into_owned();
     }
     text
 }
@@ -42,9 +42,9 @@ fn printed(output: &Output) -> &str {
 }
 
 #[tokio::test]
-async fn every_command_has_a_document_for_scripts() {
+async fn every_command_has_json_output() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("json", 1).await.unwrap();
+    let site = stack.site_with_max_receives("json", 1).await.unwrap();
     let types = tempfile::tempdir().unwrap();
     let click = "table: clicks\nrule: {path: [verb], equals: click}\norder_by: [id]\ncolumns:\n\
                  - {name: id, type: String, path: [id], required: true}\n";
@@ -61,23 +61,22 @@ async fn every_command_has_a_document_for_scripts() {
     };
 
     let migrated: Value = serde_json::from_str(&json(&sluice, &["migrate"])).unwrap();
-    let whats: Vec<_> = migrated["statements"]
+    let changes: Vec<_> = migrated["statements"]
         .as_array()
         .unwrap()
         .iter()
         .map(|statement| statement["what"].as_str().unwrap())
         .collect();
-    check("migrate", &whats.join("\n"));
+    check("migrate", &changes.join("\n"));
     check("migrate_again", &json(&sluice, &["migrate"]));
 
     let lines = "{\"verb\":\"click\",\"id\":\"1\"}\nno JSON\n{\"verb\":\"other\"}\n";
     site.put("good.jsonl", lines).await.unwrap();
     sluice.start();
-    drained(&site).await;
-    // This object is uploaded by itself, or it would be a matter of chance whether both are in one
-    // batch.
+    wait_until_drained(&site).await;
+    // This object is uploaded later, since both would be in one batch only sometimes.
     site.put("bad.jsonl.gz", "no gzip").await.unwrap();
-    dead_letters(&site, 1).await;
+    wait_for_dead_letters(&site, 1).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
 
     let bucket = format!("s3://{}", site.bucket);
@@ -104,9 +103,9 @@ async fn every_command_has_a_document_for_scripts() {
     ] {
         check(name, &json(&sluice, arguments));
     }
-    let letters: Value = serde_json::from_str(&json(&sluice, &["dlq", "list"])).unwrap();
-    let id = letters["messages"][0]["message_id"].as_str().unwrap();
+    let dead_letters: Value = serde_json::from_str(&json(&sluice, &["dlq", "list"])).unwrap();
+    let id = dead_letters["messages"][0]["message_id"].as_str().unwrap();
     check("dlq_show", &json(&sluice, &["dlq", "show", id]));
-    let forget = ["forget", &bad, "--reason", "nobody mends it"];
+    let forget = ["forget", &bad, "--reason", "nobody will fix it"];
     check("forget", &json(&sluice, &forget));
 }

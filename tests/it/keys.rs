@@ -7,7 +7,7 @@ use futures_util::{StreamExt, stream};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use sluice_testkit::{Site, Stack};
 
-use crate::harness::{Sluice, drained};
+use crate::harness::{Sluice, wait_until_drained};
 
 /// Keys that some component could misinterpret.
 const HOSTILE: &[&str] = &[
@@ -95,7 +95,7 @@ fn decoys(key: &str) -> Vec<String> {
 /// Returns whether the stand-in can store the key. It resolves `.` and `..` in paths; the tests of
 /// core/src/statements/insert.rs show that these are never put into a URL. The SDK rejects keys of
 /// white space.
-fn can_be_held(key: &str) -> bool {
+fn can_store(key: &str) -> bool {
     !key.trim().is_empty()
         && key.len() <= 1024
         && !key.contains('\0')
@@ -121,7 +121,7 @@ fn keys(seed: u64) -> BTreeSet<String> {
     }
     let decoys: Vec<String> = keys.iter().flat_map(|key| decoys(key)).collect();
     keys.extend(decoys);
-    keys.retain(|key| can_be_held(key));
+    keys.retain(|key| can_store(key));
     keys
 }
 
@@ -131,17 +131,17 @@ async fn put_each(site: &Site, keys: &BTreeSet<String>) {
             let line = serde_json::json!({"note": key}).to_string();
             site.put(key, line.clone()).await.unwrap();
             let request = site.s3.get_object().bucket(&site.bucket).key(key);
-            let held = request.send().await.unwrap().body.collect().await.unwrap();
+            let stored = request.send().await.unwrap().body.collect().await.unwrap();
             assert_eq!(
-                held.into_bytes(),
+                stored.into_bytes(),
                 line,
-                "the stand-in does not hold {key:?}"
+                "the stand-in does not store {key:?}"
             );
         })
         .await;
 }
 
-async fn each_key_is_read_as_it_is(fallback: &str) {
+async fn assert_keys_are_read_literally(fallback: &str) {
     let stack = Stack::shared();
     let site = stack.site("hostile-keys").await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("load.fallback", fallback);
@@ -150,7 +150,7 @@ async fn each_key_is_read_as_it_is(fallback: &str) {
     let keys = keys(fastrand::u64(..));
     put_each(&site, &keys).await;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_each_once(stack, &site, &keys).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
@@ -174,18 +174,18 @@ async fn assert_each_once(stack: &Stack, site: &Site, keys: &BTreeSet<String>) {
 }
 
 #[tokio::test]
-async fn every_key_is_loaded_and_reads_no_other() {
-    each_key_is_read_as_it_is("auto").await;
+async fn every_key_is_loaded_and_matches_no_other() {
+    assert_keys_are_read_literally("auto").await;
 }
 
 #[tokio::test]
-async fn every_key_is_streamed_and_reads_no_other() {
-    each_key_is_read_as_it_is("always").await;
+async fn every_key_is_streamed_and_matches_no_other() {
+    assert_keys_are_read_literally("always").await;
 }
 
 /// An object has the same identity whether it is listed or announced.
 #[tokio::test]
-async fn every_key_is_listed_as_it_is_announced() {
+async fn every_key_is_the_same_whether_listed_or_announced() {
     let stack = Stack::shared();
     let site = stack.site("listed-keys").await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
@@ -196,7 +196,7 @@ async fn every_key_is_listed_as_it_is_announced() {
     assert!(output.status.success(), "{output:?}");
     assert_each_once(stack, &site, &keys).await;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_each_once(stack, &site, &keys).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }

@@ -14,7 +14,7 @@ use crate::harness::{Sluice, line};
 const LONG: Duration = Duration::from_secs(900);
 const MIB: u64 = 1024 * 1024;
 
-async fn drained(site: &Site) {
+async fn wait_until_drained(site: &Site) {
     wait_for("an empty queue", LONG, async || {
         let depth = site.queue_depth().await?;
         ensure!(depth == (0, 0), "{depth:?}");
@@ -23,9 +23,9 @@ async fn drained(site: &Site) {
     .await;
 }
 
-#[expect(clippy::print_stderr, reason = "figures for whoever runs it")]
-fn report(what: &str, bytes: u64, begun: Instant, memory: u64) {
-    let seconds = begun.elapsed().as_secs_f64();
+#[expect(clippy::print_stderr, reason = "results for whoever runs the test")]
+fn report(what: &str, bytes: u64, start: Instant, memory: u64) {
+    let seconds = start.elapsed().as_secs_f64();
     eprintln!(
         "{what}: {:.0} MiB in {seconds:.1} s, {} MiB of the worker's memory above idle",
         bytes as f64 / MIB as f64,
@@ -59,7 +59,7 @@ async fn put_repeated(site: &Site, part: Vec<u8>) {
 }
 
 /// Loads one object of a GiB, whose rows must be exact while the worker's memory stays flat.
-async fn a_gibibyte(fallback: &str) {
+async fn load_a_gibibyte(fallback: &str) {
     let stack = Stack::shared();
     let site = stack.site("gibibyte").await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("load.fallback", fallback);
@@ -74,16 +74,16 @@ async fn a_gibibyte(fallback: &str) {
     let size = PARTS * part.len() as u64;
     put_repeated(&site, part).await;
     sluice.start();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
     let (idle, _) = sluice.memory();
-    let begun = Instant::now();
-    drained(&site).await;
-    let (_, most) = sluice.memory();
+    let start = Instant::now();
+    wait_until_drained(&site).await;
+    let (_, peak) = sluice.memory();
     report(
         &format!("one object, fallback {fallback}"),
         size,
-        begun,
-        most - idle,
+        start,
+        peak - idle,
     );
     let sql = format!(
         "SELECT sum(rows) FROM {}.object_rows WHERE kind != 'blank'",
@@ -92,28 +92,28 @@ async fn a_gibibyte(fallback: &str) {
     let counted: u64 = stack.clickhouse.scalar(&sql).await.unwrap();
     assert_eq!(
         counted,
-        bundle.reckoning.statements() * copies * (PARTS + 1)
+        bundle.expected_rows.statements() * copies * (PARTS + 1)
     );
-    assert!(most - idle <= 64 * MIB, "{most} bytes, {idle} when idle");
+    assert!(peak - idle <= 64 * MIB, "{peak} bytes, {idle} when idle");
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
 #[tokio::test]
 #[ignore = "a minute and 4 GiB"]
-async fn an_object_of_a_gibibyte_is_streamed_in_little_memory() {
-    a_gibibyte("always").await;
+async fn an_object_of_a_gibibyte_is_streamed_with_little_memory() {
+    load_a_gibibyte("always").await;
 }
 
 #[tokio::test]
 #[ignore = "a minute and 4 GiB"]
 async fn an_object_of_a_gibibyte_is_read_by_clickhouse() {
-    a_gibibyte("never").await;
+    load_a_gibibyte("never").await;
 }
 
 /// A line that exceeds every buffer passes in pieces, and becomes a row like any other.
 #[tokio::test]
 #[ignore = "half a minute and 2 GiB"]
-async fn a_line_of_100_megabytes_is_a_line() {
+async fn a_line_of_100_megabytes_becomes_one_row() {
     let stack = Stack::shared();
     for fallback in ["never", "always"] {
         let site = stack.site("long-line").await.unwrap();
@@ -123,13 +123,13 @@ async fn a_line_of_100_megabytes_is_a_line() {
         let content = [line("before"), long.clone(), line("after")].concat();
         site.put("long.jsonl", content).await.unwrap();
         sluice.start();
-        sluice.ready().await;
+        sluice.wait_until_ready().await;
         let (idle, _) = sluice.memory();
-        let begun = Instant::now();
-        drained(&site).await;
-        let (_, most) = sluice.memory();
+        let start = Instant::now();
+        wait_until_drained(&site).await;
+        let (_, peak) = sluice.memory();
         let what = format!("a long line, fallback {fallback}");
-        report(&what, long.len() as u64, begun, most - idle);
+        report(&what, long.len() as u64, start, peak - idle);
         let sql = format!(
             "SELECT groupArray((row_number, length(raw))) FROM (SELECT * FROM \
              {}.unmatched_statements ORDER BY row_number)",
@@ -139,7 +139,7 @@ async fn a_line_of_100_megabytes_is_a_line() {
         let lengths = [line("before"), long, line("after")].map(|line| line.len() - 1);
         let [first, second, third] = lengths;
         assert_eq!(found, format!("[(0,{first}),(1,{second}),(2,{third})]\n"));
-        assert!(most - idle <= 64 * MIB, "{most} bytes, {idle} when idle");
+        assert!(peak - idle <= 64 * MIB, "{peak} bytes, {idle} when idle");
     }
 }
 
@@ -164,15 +164,15 @@ async fn ten_thousand_objects_of_one_window_are_loaded_once() {
         .for_each(async |uploaded| drop(uploaded.unwrap()))
         .await;
     sluice.start();
-    sluice.ready().await;
-    let begun = Instant::now();
-    drained(&site).await;
-    let (_, most) = sluice.memory();
+    sluice.wait_until_ready().await;
+    let start = Instant::now();
+    wait_until_drained(&site).await;
+    let (_, peak) = sluice.memory();
     report(
         "ten thousand objects",
         OBJECTS * line("00000").len() as u64,
-        begun,
-        most,
+        start,
+        peak,
     );
     let sql = format!(
         "SELECT uniqExact(raw) = {OBJECTS} AND count() = {OBJECTS} FROM {}.unmatched_statements",

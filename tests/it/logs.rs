@@ -6,13 +6,16 @@ use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::Generator;
 use sluice_testkit::{Site, Stack, wait_for};
 
-use crate::harness::{BOUND, Sluice, assert_rows, dead_letters, drained, upload};
+use crate::harness::{
+    BOUND, Sluice, assert_rows, upload, wait_for_dead_letters, wait_until_drained,
+};
 
 type Line = Map<String, Value>;
 
 /// Returns every line, parsed.
 fn lines(log: &str) -> Vec<Line> {
-    let parse = |line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no object: {line}"));
+    let parse =
+        |line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not an object: {line}"));
     log.lines().map(parse).collect()
 }
 
@@ -26,18 +29,18 @@ fn number(line: &Line, field: &str) -> u64 {
     value.unwrap_or_else(|| panic!("no {field}: {line:?}"))
 }
 
-fn saying<'a>(lines: &'a [Line], what: &str) -> Vec<&'a Line> {
-    let mut said: Vec<&Line> = lines.iter().collect();
-    said.retain(|line| text(line, "message").starts_with(what));
-    said
+fn lines_with_message<'a>(lines: &'a [Line], what: &str) -> Vec<&'a Line> {
+    let mut found: Vec<&Line> = lines.iter().collect();
+    found.retain(|line| text(line, "message").starts_with(what));
+    found
 }
 
 /// Returns how often the message was logged, including the repetitions that were only counted.
 fn written_and_counted(lines: &[Line], what: &str) -> (u64, u64) {
-    let repeats = saying(lines, "… and ").into_iter();
+    let repeats = lines_with_message(lines, "… and ").into_iter();
     let of_this = repeats.filter(|line| text(line, "message").contains(what));
     let counted = of_this.map(|line| number(line, "repeated")).sum();
-    (saying(lines, what).len() as u64, counted)
+    (lines_with_message(lines, what).len() as u64, counted)
 }
 
 fn failures(lines: &[Line]) -> usize {
@@ -47,22 +50,22 @@ fn failures(lines: &[Line]) -> usize {
 
 async fn site(name: &str, max_receive_count: u32) -> (&'static Stack, Site) {
     let stack = Stack::shared();
-    let site = stack.site_of_receives(name, max_receive_count).await;
+    let site = stack.site_with_max_receives(name, max_receive_count).await;
     (stack, site.unwrap())
 }
 
 #[tokio::test]
-async fn every_line_is_one_flat_object_and_leads_to_the_query_log_and_back() {
+async fn every_log_line_is_a_flat_object_and_is_linked_with_the_query_log() {
     let (stack, site) = site("json-log", 1).await;
     let mut sluice = Sluice::new(stack, &site).set("log.format", "json");
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(41).take(3).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     site.put("bad.jsonl.gz", "no gzip").await.unwrap();
     site.send("hello").await.unwrap();
-    dead_letters(&site, 2).await;
+    wait_for_dead_letters(&site, 2).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
 
     let log = sluice.log();
@@ -80,21 +83,21 @@ async fn every_line_is_one_flat_object_and_leads_to_the_query_log_and_back() {
         assert!(!line.values().any(is_nested), "{line:?}");
     }
 
-    let loaded = saying(&lines, "batch loaded");
+    let loaded = lines_with_message(&lines, "batch loaded");
     let sum = |field| loaded.iter().map(|line| number(line, field)).sum::<u64>();
-    assert_eq!(sum("objects"), reckoning.objects);
-    assert_eq!(sum("rows"), reckoning.statements());
+    assert_eq!(sum("objects"), expected_rows.objects);
+    assert_eq!(sum("rows"), expected_rows.statements());
     let bytes: usize = bundles.iter().map(|bundle| bundle.bytes.len()).sum();
     assert_eq!(sum("bytes"), bytes as u64);
     assert!(loaded.iter().all(|line| text(line, "read_by") == "s3"));
 
-    let failed = saying(&lines, "object cannot be loaded");
+    let failed = lines_with_message(&lines, "object cannot be loaded");
     assert_eq!(failed.len(), 1, "{log}");
     let bad = format!("s3://{}/bad.jsonl.gz", site.bucket);
     assert_eq!(text(failed[0], "object"), bad);
     assert_eq!(text(failed[0], "class"), "unloadable");
     assert!(text(failed[0], "error").contains("bad.jsonl.gz"), "{log}");
-    let malformed = saying(&lines, "malformed message");
+    let malformed = lines_with_message(&lines, "malformed message");
     assert_eq!(malformed.len(), 1, "{log}");
     assert!(!text(malformed[0], "message.id").is_empty());
     assert_eq!(failures(&lines), 2, "{log}");
@@ -139,7 +142,7 @@ async fn every_line_is_one_flat_object_and_leads_to_the_query_log_and_back() {
 
 /// Lines have the fields even if only failures are logged.
 #[tokio::test]
-async fn a_failure_names_its_batch_at_every_level() {
+async fn a_failure_names_its_batch_at_every_log_level() {
     let (stack, site) = site("warn-log", 5).await;
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
     let mut sluice = Sluice::new(stack, &site)
@@ -150,14 +153,14 @@ async fn a_failure_names_its_batch_at_every_level() {
     proxy.inject(Fault::Status(503), 1, |_, body| {
         String::from_utf8_lossy(body).contains(" s3(")
     });
-    let reckoning = upload(&site, &[Generator::new(42).bundle()]).await;
+    let expected_rows = upload(&site, &[Generator::new(42).bundle()]).await;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     let log = sluice.log();
     let lines = lines(&log);
-    let failed = saying(&lines, "a statement failed");
+    let failed = lines_with_message(&lines, "a statement failed");
     assert_eq!(failed.len(), 1, "{log}");
     let query_id = text(failed[0], "query_id");
     assert!(
@@ -185,36 +188,36 @@ async fn outages_log_few_lines_and_count_every_failure() {
         String::from_utf8_lossy(body).contains(" s3(")
     });
     let bundles: Vec<_> = Generator::new(43).sizes(1..=2).take(20).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     sluice.start();
-    let refused = async |proxy: &Proxy, count| {
+    let wait_for_hits = async |proxy: &Proxy, count| {
         wait_for("requests to fail", BOUND, async || {
             Ok((proxy.hits() >= count).then_some(()))
         })
         .await;
     };
-    refused(&clickhouse, 20).await;
+    wait_for_hits(&clickhouse, 20).await;
     sqs.inject(Fault::Status(503), usize::MAX, |_, _| true);
-    refused(&sqs, 20).await;
-    refused(&clickhouse, 40).await;
+    wait_for_hits(&sqs, 20).await;
+    wait_for_hits(&clickhouse, 40).await;
     sqs.heal();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
 
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     let log = sluice.log();
     let lines = lines(&log);
     let (written, counted) = written_and_counted(&lines, "a statement failed");
     assert_eq!(written + counted, clickhouse.hits() as u64, "{log}");
     assert!(failures(&lines) <= 60, "{log}");
     assert_eq!(
-        saying(&lines, "batch loaded").len() as u64,
-        reckoning.objects
+        lines_with_message(&lines, "batch loaded").len() as u64,
+        expected_rows.objects
     );
 }
 
 #[tokio::test]
-async fn hundreds_of_broken_objects_are_few_lines_and_each_is_recorded() {
+async fn hundreds_of_broken_objects_log_few_lines_and_each_is_recorded() {
     const OBJECTS: u64 = 200;
     let (stack, site) = site("broken-many", 2).await;
     let mut sluice = Sluice::new(stack, &site)
@@ -226,7 +229,7 @@ async fn hundreds_of_broken_objects_are_few_lines_and_each_is_recorded() {
         site.put(&format!("broken-*-{number}"), "{}").await.unwrap();
     }
     sluice.start();
-    dead_letters(&site, OBJECTS).await;
+    wait_for_dead_letters(&site, OBJECTS).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
 
     let log = sluice.log();
@@ -239,8 +242,8 @@ async fn hundreds_of_broken_objects_are_few_lines_and_each_is_recorded() {
         .await
         .unwrap();
     assert_eq!(objects, OBJECTS);
-    let on_record: u64 = stack.clickhouse.scalar(&count("count()")).await.unwrap();
+    let recorded: u64 = stack.clickhouse.scalar(&count("count()")).await.unwrap();
     let (written, counted) = written_and_counted(&lines, "object cannot be loaded");
-    assert_eq!(written + counted, on_record, "{log}");
-    assert!(on_record >= 2 * OBJECTS, "{on_record}");
+    assert_eq!(written + counted, recorded, "{log}");
+    assert!(recorded >= 2 * OBJECTS, "{recorded}");
 }

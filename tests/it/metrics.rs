@@ -11,7 +11,9 @@ use sluice_testkit::{Prometheus, Requirement, Site, Stack, project, wait_for};
 use tokio::task::spawn_blocking;
 
 use crate::dlq::fifo;
-use crate::harness::{BOUND, Sluice, announcement, dead_letters, drained, line, loaded, upload};
+use crate::harness::{
+    BOUND, Sluice, announcement, line, loaded, upload, wait_for_dead_letters, wait_until_drained,
+};
 
 /// A row of the table in docs/metrics.md.
 #[derive(Debug)]
@@ -69,7 +71,7 @@ struct Exported {
 }
 
 impl Exported {
-    async fn by(sluice: &Sluice) -> Result<Self> {
+    async fn fetch(sluice: &Sluice) -> Result<Self> {
         let (_, text) = sluice.get("/metrics").await?;
         let mut exported = Self::default();
         for line in text.lines().filter(|line| !line.is_empty()) {
@@ -104,7 +106,7 @@ impl Exported {
         let labels = labels.collect::<Result<Labels>>()?;
         let series = (name.to_owned(), labels);
         let before = self.series.insert(series, value.parse()?);
-        ensure!(before.is_none(), "twice: {line}");
+        ensure!(before.is_none(), "duplicate series: {line}");
         Ok(())
     }
 
@@ -118,11 +120,16 @@ impl Exported {
     }
 }
 
-/// Waits until the sum of the series with these labels satisfies `is`.
-async fn until(sluice: &Sluice, name: &str, labels: &[(&str, &str)], is: impl Fn(f64) -> bool) {
+/// Waits until the sum of the series with these labels satisfies `condition`.
+async fn wait_for_metric(
+    sluice: &Sluice,
+    name: &str,
+    labels: &[(&str, &str)],
+    condition: impl Fn(f64) -> bool,
+) {
     wait_for(&format!("{name} {labels:?}"), BOUND, async || {
-        let sum = Exported::by(sluice).await?.sum(name, labels);
-        ensure!(is(sum), "{sum}");
+        let sum = Exported::fetch(sluice).await?.sum(name, labels);
+        ensure!(condition(sum), "{sum}");
         Ok(Some(()))
     })
     .await;
@@ -140,7 +147,7 @@ struct Scenario {
 impl Scenario {
     async fn new() -> Self {
         let stack = Stack::shared();
-        let site = stack.site_of_receives("metrics", 2).await.unwrap();
+        let site = stack.site_with_max_receives("metrics", 2).await.unwrap();
         Sluice::new(stack, &site).migrate();
         let clickhouse = Proxy::start(stack.clickhouse.url()).await.unwrap();
         let sqs = Proxy::start(stack.aws.endpoint()).await.unwrap();
@@ -158,25 +165,25 @@ impl Scenario {
 
     /// Loads valid lines of all kinds, lines of no event type, and a key that ClickHouse cannot
     /// address.
-    async fn load_good_ones(&self) -> ExpectedRows {
+    async fn load_valid_objects(&self) -> ExpectedRows {
         let bundles: Vec<_> = Generator::new(61).take(20).collect();
-        let mut reckoning = upload(&self.site, &bundles).await;
+        let mut expected_rows = upload(&self.site, &bundles).await;
         self.site.put("odd*.jsonl", line("odd")).await.unwrap();
         self.site.put("text.jsonl", "no JSON\n").await.unwrap();
-        reckoning.objects += 2;
-        reckoning.unmatched += 1;
-        reckoning.rejected += 1;
-        drained(&self.site).await;
-        reckoning
+        expected_rows.objects += 2;
+        expected_rows.unmatched += 1;
+        expected_rows.rejected += 1;
+        wait_until_drained(&self.site).await;
+        expected_rows
     }
 
     async fn announce_again(&self) {
         let etag = self.site.put("again.jsonl", line("again")).await.unwrap();
-        drained(&self.site).await;
+        wait_until_drained(&self.site).await;
         let body = announcement(&self.site, "again.jsonl", &etag);
         self.site.send(&body).await.unwrap();
         let duplicate = [("outcome", "duplicate")];
-        until(&self.sluice, "sluice_objects_total", &duplicate, |sum| {
+        wait_for_metric(&self.sluice, "sluice_objects_total", &duplicate, |sum| {
             sum > 0.0
         })
         .await;
@@ -184,7 +191,7 @@ impl Scenario {
 
     /// Announces a truncated object and a missing one, and sends a message that is not a
     /// notification.
-    async fn send_bad_ones(&self) {
+    async fn send_invalid_messages(&self) {
         let whole = gzip(line("truncated").repeat(2000).as_bytes());
         let half = &whole[..whole.len() / 2];
         self.site.put("truncated.jsonl.gz", half).await.unwrap();
@@ -192,37 +199,40 @@ impl Scenario {
         let gone = announcement(&self.site, "gone.jsonl", etag);
         self.site.send(&gone).await.unwrap();
         self.site.send("not a notification").await.unwrap();
-        dead_letters(&self.site, 3).await;
-        drained(&self.site).await;
+        wait_for_dead_letters(&self.site, 3).await;
+        wait_until_drained(&self.site).await;
     }
 
     /// Cuts the connection to ClickHouse until an in-flight message has needed a heartbeat.
-    async fn lose_clickhouse(&self) {
+    async fn disconnect_clickhouse(&self) {
         self.clickhouse
             .inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
-        self.site.put("held.jsonl", line("held")).await.unwrap();
+        self.site
+            .put("in-flight.jsonl", line("in flight"))
+            .await
+            .unwrap();
         let unreachable = [("reason", "unreachable")];
         let is_one = |sum| sum == 1.0;
-        until(&self.sluice, "sluice_breaker_open", &unreachable, is_one).await;
-        until(&self.sluice, "sluice_backlog_messages", &[], is_one).await;
-        until(&self.sluice, "sluice_sqs_heartbeats_total", &[], |sum| {
+        wait_for_metric(&self.sluice, "sluice_breaker_open", &unreachable, is_one).await;
+        wait_for_metric(&self.sluice, "sluice_backlog_messages", &[], is_one).await;
+        wait_for_metric(&self.sluice, "sluice_sqs_heartbeats_total", &[], |sum| {
             sum > 0.0
         })
         .await;
         self.clickhouse.heal();
-        drained(&self.site).await;
-        until(&self.sluice, "sluice_breaker_open", &[], |sum| sum == 0.0).await;
-        until(&self.sluice, "sluice_backlog_messages", &[], |sum| {
+        wait_until_drained(&self.site).await;
+        wait_for_metric(&self.sluice, "sluice_breaker_open", &[], |sum| sum == 0.0).await;
+        wait_for_metric(&self.sluice, "sluice_backlog_messages", &[], |sum| {
             sum == 0.0
         })
         .await;
     }
 
-    async fn lose_sqs(&self) {
+    async fn disconnect_sqs(&self) {
         self.sqs.inject(Fault::Status(500), usize::MAX, |_, _| true);
         for operation in ["receive", "attributes"] {
             let of = [("operation", operation)];
-            until(&self.sluice, "sluice_sqs_failures_total", &of, |sum| {
+            wait_for_metric(&self.sluice, "sluice_sqs_failures_total", &of, |sum| {
                 sum > 0.0
             })
             .await;
@@ -271,7 +281,7 @@ fn is_of_open_label(label: &str, value: &str) -> bool {
 
 /// Asserts that each metric has a series, and one for each value of a label if its values are
 /// listed.
-fn assert_whole(exported: &Exported, documented: &BTreeMap<String, Documented>) {
+fn assert_complete(exported: &Exported, documented: &BTreeMap<String, Documented>) {
     for (name, it) in documented {
         let series = exported.series.keys().filter(|(series, _)| series == name);
         let series: Vec<&Labels> = series.map(|(_, labels)| labels).collect();
@@ -289,7 +299,7 @@ fn assert_whole(exported: &Exported, documented: &BTreeMap<String, Documented>) 
 /// Counters that stay at zero here. They rise only if the queue accepts no heartbeat for a whole
 /// visibility timeout (tested in core/src/daemon/heartbeats), or if users' views read the tables
 /// (tests/it/views.rs).
-const UNMOVED: [&str; 2] = [
+const STAY_AT_ZERO: [&str; 2] = [
     "sluice_sqs_heartbeats_missed_total",
     "sluice_rollbacks_left_in_views_total",
 ];
@@ -302,21 +312,21 @@ fn cumulative(exported: &Exported) -> BTreeSet<&(String, Labels)> {
         .collect()
 }
 
-async fn assert_counts(scenario: &Scenario, exported: &Exported, reckoning: &ExpectedRows) {
+async fn assert_counts(scenario: &Scenario, exported: &Exported, expected_rows: &ExpectedRows) {
     let Scenario { stack, site, .. } = scenario;
     let rows = |kind: &str| exported.sum("sluice_rows_total", &[("kind", kind)]) as u64;
     for kind in EventType::ALL {
-        assert_eq!(rows(kind.name()), reckoning.rows(kind), "{kind:?}");
+        assert_eq!(rows(kind.name()), expected_rows.rows(kind), "{kind:?}");
     }
     // There are two more lines than in the first loads: of the object that was announced twice, and
-    // of the one that was held during the outage.
-    assert_eq!(rows("unmatched"), reckoning.unmatched + 2);
-    assert_eq!(rows("rejected"), reckoning.rejected);
+    // of the one that was in flight during the outage.
+    assert_eq!(rows("unmatched"), expected_rows.unmatched + 2);
+    assert_eq!(rows("rejected"), expected_rows.rejected);
     let rejected = exported.sum("sluice_rejected_lines_total", &[]) as u64;
-    assert_eq!(rejected, reckoning.rejected);
+    assert_eq!(rejected, expected_rows.rejected);
 
     let objects = |outcome| exported.sum("sluice_objects_total", &[("outcome", outcome)]) as u64;
-    assert_eq!(objects("loaded"), reckoning.objects + 2);
+    assert_eq!(objects("loaded"), expected_rows.objects + 2);
     assert_eq!(objects("duplicate"), 1);
     // Each was tried twice before it became a dead letter.
     assert_eq!((objects("missing"), objects("failed")), (2, 2));
@@ -342,7 +352,7 @@ async fn assert_counts(scenario: &Scenario, exported: &Exported, reckoning: &Exp
 }
 
 /// Returns every expression of the dashboard.
-fn drawn() -> Vec<String> {
+fn dashboard_expressions() -> Vec<String> {
     fn collect(value: &Value, into: &mut Vec<String>) {
         match value {
             Value::Object(fields) => {
@@ -365,19 +375,19 @@ fn drawn() -> Vec<String> {
 }
 
 /// Asserts that the dashboard's queries return series when they are sent as Grafana sends them.
-async fn assert_drawn(prometheus: &Prometheus) {
-    let expressions = drawn();
+async fn assert_dashboard_has_data(prometheus: &Prometheus) {
+    let expressions = dashboard_expressions();
     assert!(expressions.len() > 30, "{}", expressions.len());
     for expression in expressions {
-        let asked = expression.replace("$__rate_interval", "5m");
-        let asked = asked.replace("$__range", "1h");
+        let query = expression.replace("$__rate_interval", "5m");
+        let query = query.replace("$__range", "1h");
         // These return series only while something is wrong, and nothing is.
-        if asked.contains(" > 0") {
-            prometheus.query(&asked).unwrap();
+        if query.contains(" > 0") {
+            prometheus.query(&query).unwrap();
             continue;
         }
-        wait_for(&asked, BOUND, async || {
-            let series = prometheus.query(&asked)?;
+        wait_for(&query, BOUND, async || {
+            let series = prometheus.query(&query)?;
             ensure!(!series.is_empty(), "no series");
             Ok(Some(()))
         })
@@ -398,7 +408,7 @@ fn assert_alerts_are_of(documented: &BTreeMap<String, Documented>) {
 }
 
 #[tokio::test]
-async fn what_is_exported_is_what_is_documented_and_drawn() {
+async fn exported_metrics_are_those_of_the_documentation_and_the_dashboard() {
     if !Requirement::Prometheus.is_met() {
         return;
     }
@@ -406,27 +416,27 @@ async fn what_is_exported_is_what_is_documented_and_drawn() {
     assert_alerts_are_of(&documented);
     let mut scenario = Scenario::new().await;
     scenario.sluice.start();
-    scenario.sluice.ready().await;
+    scenario.sluice.wait_until_ready().await;
     let worker = scenario.sluice.admin_address().unwrap().parse().unwrap();
     let prometheus = spawn_blocking(move || Prometheus::start(&[worker]));
     let prometheus = prometheus.await.unwrap().unwrap();
-    let first = Exported::by(&scenario.sluice).await.unwrap();
-    let reckoning = scenario.load_good_ones().await;
+    let first = Exported::fetch(&scenario.sluice).await.unwrap();
+    let expected_rows = scenario.load_valid_objects().await;
     scenario.announce_again().await;
-    scenario.send_bad_ones().await;
-    scenario.lose_clickhouse().await;
-    scenario.lose_sqs().await;
-    until(&scenario.sluice, "sluice_dlq_messages", &[], |sum| {
+    scenario.send_invalid_messages().await;
+    scenario.disconnect_clickhouse().await;
+    scenario.disconnect_sqs().await;
+    wait_for_metric(&scenario.sluice, "sluice_dlq_messages", &[], |sum| {
         sum == 3.0
     })
     .await;
 
-    let exported = Exported::by(&scenario.sluice).await.unwrap();
+    let exported = Exported::fetch(&scenario.sluice).await.unwrap();
     assert_documented(&exported, &documented);
-    assert_whole(&exported, &documented);
+    assert_complete(&exported, &documented);
     for (name, it) in &documented {
-        if it.kind != "gauge" && !UNMOVED.contains(&name.as_str()) {
-            assert!(exported.sum(name, &[]) > 0.0, "{name} never moved");
+        if it.kind != "gauge" && !STAY_AT_ZERO.contains(&name.as_str()) {
+            assert!(exported.sum(name, &[]) > 0.0, "{name} stayed at zero");
         }
     }
     let new: Vec<_> = cumulative(&exported)
@@ -434,20 +444,20 @@ async fn what_is_exported_is_what_is_documented_and_drawn() {
         .filter(|(name, _)| name != "sluice_clickhouse_errors_total")
         .copied()
         .collect();
-    assert!(new.is_empty(), "not there from the start: {new:?}");
+    assert!(new.is_empty(), "missing at the start: {new:?}");
     for (_, labels) in exported.series.keys() {
         for value in labels.values() {
             let names = [".jsonl", "odd", "section/", scenario.site.bucket.as_str()];
-            let names_one = names.iter().any(|name| value.contains(name));
-            assert!(!names_one, "{value} names an object");
+            let is_named = names.iter().any(|name| value.contains(name));
+            assert!(!is_named, "{value} names an object");
         }
     }
-    assert_counts(&scenario, &exported, &reckoning).await;
-    assert_drawn(&prometheus).await;
+    assert_counts(&scenario, &exported, &expected_rows).await;
+    assert_dashboard_has_data(&prometheus).await;
 }
 
 #[tokio::test]
-async fn without_a_dead_letter_queue_its_depth_is_not_told_and_nothing_fails() {
+async fn without_a_dead_letter_queue_its_depth_is_not_exported_and_nothing_fails() {
     let stack = Stack::shared();
     let site = stack.site("no-dead-letters").await.unwrap();
     // The dead-letter queue does not have one of its own.
@@ -457,9 +467,9 @@ async fn without_a_dead_letter_queue_its_depth_is_not_told_and_nothing_fails() {
     sluice.migrate();
     sluice.start();
     let exported = wait_for("the depth of the queue", BOUND, async || {
-        let exported = Exported::by(&sluice).await?;
-        let is_told = exported.kinds.contains_key("sluice_queue_messages_visible");
-        Ok(is_told.then_some(exported))
+        let exported = Exported::fetch(&sluice).await?;
+        let is_exported = exported.kinds.contains_key("sluice_queue_messages_visible");
+        Ok(is_exported.then_some(exported))
     })
     .await;
     assert!(!exported.kinds.contains_key("sluice_dlq_messages"));
@@ -467,7 +477,7 @@ async fn without_a_dead_letter_queue_its_depth_is_not_told_and_nothing_fails() {
 }
 
 #[tokio::test]
-async fn the_depths_of_fifo_queues_are_told() {
+async fn the_depths_of_fifo_queues_are_exported() {
     let stack = Stack::shared();
     let site = stack.site("depths-fifo").await.unwrap();
     let dead = fifo(&site, "dead", None).await;
@@ -486,8 +496,8 @@ async fn the_depths_of_fifo_queues_are_told() {
         .set("queue.url", &queue)
         .set("clickhouse.url", "http://127.0.0.1:1");
     sluice.start();
-    until(&sluice, "sluice_dlq_messages", &[], |sum| sum == 1.0).await;
-    until(&sluice, "sluice_queue_messages_visible", &[], |sum| {
+    wait_for_metric(&sluice, "sluice_dlq_messages", &[], |sum| sum == 1.0).await;
+    wait_for_metric(&sluice, "sluice_queue_messages_visible", &[], |sum| {
         sum == 2.0
     })
     .await;

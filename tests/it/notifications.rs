@@ -8,13 +8,15 @@ use anyhow::ensure;
 use serde_json::Value;
 use sluice::notification::{Notification, parse_notification};
 use sluice::object::{ObjectParts, ObjectRef};
-use sluice_testkit::{Site, Stack, Way, wait_for};
+use sluice_testkit::{NotificationRoute, Site, Stack, wait_for};
 
-use crate::harness::{BOUND, Sluice, announcement, dead_letters, drained, loaded};
+use crate::harness::{
+    BOUND, Sluice, announcement, loaded, wait_for_dead_letters, wait_until_drained,
+};
 
 async fn site(name: &str) -> (&'static Stack, Site) {
     let stack = Stack::shared();
-    (stack, stack.site_of_receives(name, 2).await.unwrap())
+    (stack, stack.site_with_max_receives(name, 2).await.unwrap())
 }
 
 fn migrated(stack: &Stack, site: &Site) -> Sluice {
@@ -45,7 +47,7 @@ async fn paths(stack: &Stack, site: &Site) -> Vec<String> {
 }
 
 /// Waits until `/metrics` has this line.
-async fn counted(sluice: &Sluice, line: &str) {
+async fn wait_for_metric_line(sluice: &Sluice, line: &str) {
     wait_for(line, BOUND, async || {
         let (_, metrics) = sluice.get("/metrics").await?;
         ensure!(metrics.lines().any(|it| it == line), "{metrics}");
@@ -54,15 +56,15 @@ async fn counted(sluice: &Sluice, line: &str) {
     .await;
 }
 
-async fn notifications(sluice: &Sluice, form: &str, outcome: &str, count: u64) {
+async fn wait_for_notifications(sluice: &Sluice, form: &str, outcome: &str, count: u64) {
     let labels = format!("form=\"{form}\",outcome=\"{outcome}\"");
     let line = format!("sluice_notifications_total{{{labels}}} {count}");
-    counted(sluice, &line).await;
+    wait_for_metric_line(sluice, &line).await;
 }
 
 #[tokio::test]
-async fn whichever_way_an_object_is_announced_it_is_loaded_once() {
-    let (stack, site) = site("ways").await;
+async fn an_object_is_loaded_once_by_every_notification_route() {
+    let (stack, site) = site("routes").await;
     let mut sluice = migrated(stack, &site);
     let mut expected = Vec::new();
     let mut put = async |name: &str| {
@@ -70,24 +72,28 @@ async fn whichever_way_an_object_is_announced_it_is_loaded_once() {
         site.put(&key, line(&site.bucket, &key)).await.unwrap();
         expected.push(format!("{}/{key}", site.bucket));
     };
-    for way in Way::ALL {
-        stack.aws.announce_by(&site, &[way]).await.unwrap();
-        put(&format!("{way:?}")).await;
+    for route in NotificationRoute::ALL {
+        stack.aws.announce_by(&site, &[route]).await.unwrap();
+        put(&format!("{route:?}")).await;
     }
-    stack.aws.announce_by(&site, &Way::ALL).await.unwrap();
+    stack
+        .aws
+        .announce_by(&site, &NotificationRoute::ALL)
+        .await
+        .unwrap();
     put("all").await;
     sluice.start();
-    // Each of the first five ways sends one message, and the last step five. With raw delivery S3's
-    // own envelope is left.
+    // Each of the first five steps sends one message, and the last step sends five. With raw
+    // delivery, S3's own envelope is left.
     for (form, messages) in [
         ("s3", 4),
         ("sns", 2),
         ("event_bridge", 2),
         ("event_bridge_sns", 2),
     ] {
-        notifications(&sluice, form, "objects", messages).await;
+        wait_for_notifications(&sluice, form, "objects", messages).await;
     }
-    drained(&site).await;
+    wait_until_drained(&site).await;
     expected.sort_unstable();
     assert_eq!(paths(stack, &site).await, expected);
     let objects = expected.len() as u64;
@@ -96,9 +102,9 @@ async fn whichever_way_an_object_is_announced_it_is_loaded_once() {
 }
 
 #[tokio::test]
-async fn a_declared_message_of_many_files_is_deleted_once_all_are_loaded() {
+async fn a_message_of_many_files_is_deleted_once_all_are_loaded() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("declared", 100).await.unwrap();
+    let site = stack.site_with_max_receives("declared", 100).await.unwrap();
     let envelopes = concat!(env!("CARGO_MANIFEST_DIR"), "/config/envelopes.yaml");
     let mut sluice = Sluice::new(stack, &site).set("notifications.envelopes", envelopes);
     sluice.migrate();
@@ -114,7 +120,7 @@ async fn a_declared_message_of_many_files_is_deleted_once_all_are_loaded() {
     let body = serde_json::json!({"bucket": site.bucket, "fileCount": 3, "files": files});
     site.send(&body.to_string()).await.unwrap();
     sluice.start();
-    notifications(&sluice, "declared", "objects", 1).await;
+    wait_for_notifications(&sluice, "declared", "objects", 1).await;
     wait_for("two files to be loaded", BOUND, async || {
         let loaded = loaded(&stack.clickhouse, &site.database).await;
         Ok((loaded == 2).then_some(()))
@@ -126,7 +132,7 @@ async fn a_declared_message_of_many_files_is_deleted_once_all_are_loaded() {
     site.put(keys[2], line(&site.bucket, keys[2]))
         .await
         .unwrap();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     let mut expected = keys.map(|key| format!("{}/{key}", site.bucket)).to_vec();
     expected.sort_unstable();
     assert_eq!(paths(stack, &site).await, expected);
@@ -134,7 +140,7 @@ async fn a_declared_message_of_many_files_is_deleted_once_all_are_loaded() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_in_s3_is_fetched() {
+async fn a_message_body_that_is_stored_in_s3_is_fetched() {
     let (stack, site) = site("payload").await;
     let mut sluice = migrated(stack, &site);
     stack.aws.announce_by(&site, &[]).await.unwrap();
@@ -150,8 +156,8 @@ async fn a_body_that_is_in_s3_is_fetched() {
     site.send(&pointer("payloads/1")).await.unwrap();
     site.send(&pointer("payloads/none")).await.unwrap();
     sluice.start();
-    dead_letters(&site, 1).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 1).await;
+    wait_until_drained(&site).await;
     assert_eq!(
         paths(stack, &site).await,
         [format!("{}/{key}", site.bucket)]
@@ -182,7 +188,7 @@ fn objects_of(body: &str) -> Vec<ObjectRef> {
 }
 
 #[tokio::test]
-async fn every_body_of_the_corpus_has_its_objects_loaded_or_goes_to_the_dead_letters() {
+async fn every_body_of_the_corpus_has_its_objects_loaded_or_becomes_a_dead_letter() {
     let (stack, site) = site("corpus").await;
     // Only the messages of the corpus announce objects.
     stack.aws.announce_by(&site, &[]).await.unwrap();
@@ -226,15 +232,15 @@ async fn every_body_of_the_corpus_has_its_objects_loaded_or_goes_to_the_dead_let
     }
     let mut sluice = migrated(stack, &site);
     sluice.start();
-    dead_letters(&site, malformed).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, malformed).await;
+    wait_until_drained(&site).await;
     let objects = expected.len() as u64;
     assert!(objects > 20 && malformed > 20, "{objects} {malformed}");
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, objects);
     expected.retain(|path| !path.ends_with("/empty.jsonl"));
     let expected: Vec<String> = expected.into_iter().collect();
     assert_eq!(paths(stack, &site).await, expected);
-    sluice.must_run();
+    sluice.assert_running();
 }
 
 /// Puts an object for every key that the body names, and returns the paths. In the body only the
@@ -270,7 +276,7 @@ async fn put_named(site: &Site, body: &mut Value) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn whatever_names_a_written_object_is_loaded_and_what_is_unknown_is_never_deleted() {
+async fn every_form_that_names_an_object_is_loaded_and_unknown_messages_are_never_deleted() {
     let (stack, site) = site("forms").await;
     stack.aws.announce_by(&site, &[]).await.unwrap();
     let corpus = corpus();
@@ -319,10 +325,10 @@ async fn whatever_names_a_written_object_is_loaded_and_what_is_unknown_is_never_
     // With this setting, an object that is looked up under a wrong key is lost.
     let mut sluice = Sluice::new(stack, &site).set("load.on_missing", "acknowledge");
     sluice.start();
-    notifications(&sluice, "s3", "other_event", 1).await;
-    notifications(&sluice, "event_bridge", "other_event", 2).await;
-    dead_letters(&site, unknown.len() as u64).await;
-    drained(&site).await;
+    wait_for_notifications(&sluice, "s3", "other_event", 1).await;
+    wait_for_notifications(&sluice, "event_bridge", "other_event", 2).await;
+    wait_for_dead_letters(&site, unknown.len() as u64).await;
+    wait_until_drained(&site).await;
     expected.sort_unstable();
     assert_eq!(paths(stack, &site).await, expected);
     assert!(sluice.log().contains("unknown event \"ObjectMoved:Put\""));
@@ -330,20 +336,20 @@ async fn whatever_names_a_written_object_is_loaded_and_what_is_unknown_is_never_
 
 #[tokio::test]
 async fn a_malformed_body_is_logged_once() {
-    let (stack, site) = site("told-once").await;
+    let (stack, site) = site("logged-once").await;
     let mut sluice = migrated(stack, &site);
     sluice.start();
     site.send("hello").await.unwrap();
-    dead_letters(&site, 1).await;
+    wait_for_dead_letters(&site, 1).await;
     let log = sluice.log();
     assert_eq!(log.matches("malformed message").count(), 1, "{log}");
     assert!(log.contains("message.id="), "{log}");
     // The message is received twice, and counted each time.
-    notifications(&sluice, "unknown", "malformed", 2).await;
+    wait_for_notifications(&sluice, "unknown", "malformed", 2).await;
 }
 
 #[tokio::test]
-async fn what_the_filter_leaves_out_is_acknowledged_and_counted() {
+async fn objects_that_the_filter_excludes_are_skipped_and_counted() {
     let (stack, site) = site("filtered").await;
     drop(migrated(stack, &site));
     let mut sluice = Sluice::new(stack, &site)
@@ -380,11 +386,11 @@ async fn what_the_filter_leaves_out_is_acknowledged_and_counted() {
         .await
         .unwrap();
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     let expected = ["also", "in/a.jsonl", "in/b c/d.jsonl"];
     let expected = expected.map(|key| format!("{}/{key}", site.bucket));
     assert_eq!(paths(stack, &site).await, expected);
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
-    notifications(&sluice, "s3", "filtered", 4).await;
-    counted(&sluice, "sluice_objects_total{outcome=\"filtered\"} 5").await;
+    wait_for_notifications(&sluice, "s3", "filtered", 4).await;
+    wait_for_metric_line(&sluice, "sluice_objects_total{outcome=\"filtered\"} 5").await;
 }

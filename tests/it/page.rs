@@ -8,7 +8,7 @@ use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{EventType, ExpectedRows, Generator};
 use sluice_testkit::{Requirement, Site, Stack, free_port, wait_for};
 
-use crate::harness::{BOUND, Sluice, drained, line, upload};
+use crate::harness::{BOUND, Sluice, line, upload, wait_until_drained};
 
 const WIDE: u32 = 1180;
 const PHONE: u32 = 390;
@@ -26,7 +26,7 @@ async fn open(sluice: &Sluice) -> Browser {
     browser
 }
 
-/// A script that returns what a person reads on the page.
+/// A script that returns the visible content of the page.
 const READ: &str = r##"(() => {
     const text = (selector, root = document) => {
         const found = root.querySelector(selector);
@@ -49,42 +49,47 @@ const READ: &str = r##"(() => {
             title: failure.querySelector(".what").title,
             reason: text(".reason", failure),
         })),
-        alien: document.querySelectorAll("img, iframe, object, embed, body script, [onerror]").length,
+        injected: document
+            .querySelectorAll("img, iframe, object, embed, body script, [onerror]").length,
     };
 })()"##;
 
-/// Waits until the page satisfies `is`, and returns its content.
-async fn shows(browser: &mut Browser, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+/// Waits until the page satisfies `condition`, and returns its content.
+async fn wait_for_page(
+    browser: &mut Browser,
+    what: &str,
+    condition: impl Fn(&Value) -> bool,
+) -> Value {
     wait_for(what, BOUND, async || {
         let page = browser.evaluate(READ).await?;
-        ensure!(is(&page), "{page:#}");
+        ensure!(condition(&page), "{page:#}");
         Ok(Some(page))
     })
     .await
 }
 
-async fn shows_word(browser: &mut Browser, word: &str) -> Value {
-    shows(browser, word, |page| page["word"] == word).await
+async fn wait_for_word(browser: &mut Browser, word: &str) -> Value {
+    wait_for_page(browser, word, |page| page["word"] == word).await
 }
 
-fn assert_quiet(browser: &Browser) {
-    assert_eq!(browser.complaints(), Vec::<String>::new());
+fn assert_no_problems(browser: &Browser) {
+    assert_eq!(browser.problems(), Vec::<String>::new());
 }
 
-/// Uploads objects for the page to show if pictures are taken. Returns the expected rows.
-async fn busy(site: &Site, generator: &mut Generator) -> ExpectedRows {
-    let mut reckoning = ExpectedRows::default();
+/// Uploads objects for the page to show if screenshots are taken. Returns the expected rows.
+async fn upload_for_screenshots(site: &Site, generator: &mut Generator) -> ExpectedRows {
+    let mut expected_rows = ExpectedRows::default();
     let rounds = if updates_docs() { 16 } else { 0 };
     for round in 0..rounds {
         let bundles: Vec<_> = generator.by_ref().take(4 + round % 8 * 3).collect();
-        reckoning += &upload(site, &bundles).await;
-        drained(site).await;
+        expected_rows += &upload(site, &bundles).await;
+        wait_until_drained(site).await;
     }
-    reckoning
+    expected_rows
 }
 
-/// Takes a picture for the documentation if that is to be updated.
-async fn picture(browser: &mut Browser, name: &str) {
+/// Takes a screenshot for the documentation if that is to be updated.
+async fn take_screenshot(browser: &mut Browser, name: &str) {
     if updates_docs() {
         let path = project::path(&format!("docs/images/live-{name}.png"));
         browser.screenshot(&path).await.unwrap();
@@ -100,39 +105,39 @@ fn hostile_key() -> String {
 }
 
 #[tokio::test]
-async fn the_live_page_shows_what_happens_and_nothing_else() {
+async fn the_live_page_shows_the_activity_and_no_injected_markup() {
     if !Requirement::Chromium.is_met() {
         return;
     }
     let stack = Stack::shared();
-    let site = stack.site_of_receives("uploads", 1).await.unwrap();
+    let site = stack.site_with_max_receives("uploads", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("batch.window", "1s");
     sluice.migrate();
     sluice.start();
     let mut browser = open(&sluice).await;
     let mut generator = Generator::new(31).faults(0.05, 0.05);
     let bundles: Vec<_> = generator.by_ref().take(20).collect();
-    let mut reckoning = upload(&site, &bundles).await;
-    reckoning += &busy(&site, &mut generator).await;
+    let mut expected_rows = upload(&site, &bundles).await;
+    expected_rows += &upload_for_screenshots(&site, &mut generator).await;
     site.put("broken.jsonl.gz", "no gzip").await.unwrap();
     let key = hostile_key();
     site.put(&key, "no gzip").await.unwrap();
     let loaded = [
-        ("rejected", reckoning.rejected),
-        ("unmatched", reckoning.unmatched),
+        ("rejected", expected_rows.rejected),
+        ("unmatched", expected_rows.unmatched),
     ];
     let loaded = EventType::ALL
-        .map(|kind| (kind.name(), reckoning.rows(kind)))
+        .map(|kind| (kind.name(), expected_rows.rows(kind)))
         .into_iter()
         .chain(loaded);
     let rows: Value = loaded
         .map(|(kind, rows)| {
-            assert_ne!(rows, 0, "{kind}: nothing to be seen");
+            assert_ne!(rows, 0, "{kind}: no rows to show");
             (kind.to_owned(), json!(rows.to_string()))
         })
         .collect::<serde_json::Map<_, _>>()
         .into();
-    let page = shows(&mut browser, "rows and failures", |page| {
+    let page = wait_for_page(&mut browser, "rows and failures", |page| {
         page["rows"] == rows && page["failures"].as_array().map(Vec::len) == Some(2)
     })
     .await;
@@ -163,23 +168,23 @@ async fn the_live_page_shows_what_happens_and_nothing_else() {
         short.contains('…') && short.chars().count() <= 90,
         "{short}"
     );
-    assert_eq!(page["alien"], 0, "{page:#}");
-    shows(&mut browser, "dead letters", |page| {
+    assert_eq!(page["injected"], 0, "{page:#}");
+    wait_for_page(&mut browser, "dead letters", |page| {
         page["flow"].as_str().unwrap().contains("2 dead letters")
     })
     .await;
 
     if updates_docs() {
         upload(&site, &generator.take(30).collect::<Vec<_>>()).await;
-        shows(&mut browser, "a batch in flight", |page| {
+        wait_for_page(&mut browser, "a batch in flight", |page| {
             page["in_flight"].as_str().unwrap().contains("Insert")
         })
         .await;
     }
-    picture(&mut browser, "light").await;
-    browser.prefer("dark").await.unwrap();
-    picture(&mut browser, "dark").await;
-    browser.prefer("light").await.unwrap();
+    take_screenshot(&mut browser, "light").await;
+    browser.set_color_scheme("dark").await.unwrap();
+    take_screenshot(&mut browser, "dark").await;
+    browser.set_color_scheme("light").await.unwrap();
     browser.resize(PHONE, 2).await.unwrap();
     let width = "[document.documentElement.scrollWidth, innerWidth, \
                   document.querySelector('#flow svg').viewBox.baseVal.width]";
@@ -191,12 +196,12 @@ async fn the_live_page_shows_what_happens_and_nothing_else() {
         Ok(Some(()))
     })
     .await;
-    picture(&mut browser, "phone").await;
+    take_screenshot(&mut browser, "phone").await;
 
-    assert_quiet(&browser);
+    assert_no_problems(&browser);
     let own = format!("http://{}/", sluice.admin_address().unwrap());
-    let is_own = |url: &&String| !url.starts_with(&own) && !url.starts_with("data:");
-    assert_eq!(browser.requests().iter().find(is_own), None);
+    let is_foreign = |url: &&String| !url.starts_with(&own) && !url.starts_with("data:");
+    assert_eq!(browser.requests().iter().find(is_foreign), None);
 
     // Even if markup were injected, it would not run.
     let inject = "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"hit=1\">'); \
@@ -204,7 +209,7 @@ async fn the_live_page_shows_what_happens_and_nothing_else() {
     assert_eq!(browser.evaluate(inject).await.unwrap(), "undefined");
     assert!(
         browser
-            .complaints()
+            .problems()
             .iter()
             .any(|it| it.contains("Content Security Policy"))
     );
@@ -212,7 +217,7 @@ async fn the_live_page_shows_what_happens_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn the_live_page_names_an_outage_and_its_end_without_being_loaded_again() {
+async fn the_live_page_shows_an_outage_and_its_end_without_a_reload() {
     if !Requirement::Chromium.is_met() {
         return;
     }
@@ -224,18 +229,18 @@ async fn the_live_page_names_an_outage_and_its_end_without_being_loaded_again() 
         .set("batch.window", "1s");
     Sluice::new(stack, &site).migrate();
     sluice.start();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
     let mut browser = open(&sluice).await;
-    shows_word(&mut browser, "Well").await;
+    wait_for_word(&mut browser, "Well").await;
     browser.evaluate("window.same = true").await.unwrap();
-    let before = busy(&site, &mut Generator::new(32)).await;
+    let before = upload_for_screenshots(&site, &mut Generator::new(32)).await;
 
     proxy.inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
     site.put("a.jsonl", line("a")).await.unwrap();
-    let page = shows_word(&mut browser, "Paused").await;
+    let page = wait_for_word(&mut browser, "Paused").await;
     let reason = page["reason"].as_str().unwrap();
     assert!(reason.contains("No answer from ClickHouse"), "{page:#}");
-    shows(&mut browser, "the batch that waits", |page| {
+    wait_for_page(&mut browser, "the waiting batch", |page| {
         page["in_flight"].as_str().unwrap().contains("\t1\t")
     })
     .await;
@@ -249,44 +254,44 @@ async fn the_live_page_names_an_outage_and_its_end_without_being_loaded_again() 
         Ok((bands == 2).then_some(()))
     })
     .await;
-    browser.prefer("dark").await.unwrap();
-    picture(&mut browser, "outage").await;
+    browser.set_color_scheme("dark").await.unwrap();
+    take_screenshot(&mut browser, "outage").await;
 
     proxy.heal();
     let unmatched = (before.unmatched + 1).to_string();
-    let page = shows(&mut browser, "the batch", |page| {
+    let page = wait_for_page(&mut browser, "the batch", |page| {
         page["word"] == "Well" && page["rows"]["unmatched"] == *unmatched
     })
     .await;
     assert_eq!(page["batches"][0][1], "1", "{page:#}");
     assert_eq!(browser.evaluate("window.same").await.unwrap(), true);
-    assert_quiet(&browser);
+    assert_no_problems(&browser);
     browser.close().await.unwrap();
 }
 
 #[tokio::test]
-async fn the_live_page_says_when_the_worker_is_gone_and_finds_it_again() {
+async fn the_live_page_reports_a_lost_worker_and_reconnects() {
     if !Requirement::Chromium.is_met() {
         return;
     }
     let stack = Stack::shared();
-    let site = stack.site("page-gone").await.unwrap();
+    let site = stack.site("page-lost").await.unwrap();
     let listen = format!("127.0.0.1:{}", free_port().unwrap());
     let mut sluice = Sluice::new(stack, &site).set("admin.listen", listen);
     sluice.migrate();
     sluice.start();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
     let mut browser = open(&sluice).await;
-    shows_word(&mut browser, "Well").await;
+    wait_for_word(&mut browser, "Well").await;
     // An open page does not keep a worker from stopping.
     assert_eq!(sluice.stop().await.code(), Some(0));
-    shows(&mut browser, "that nobody answers", |page| {
+    wait_for_page(&mut browser, "the lost connection", |page| {
         let connection = page["connection"].as_str().unwrap();
         connection.starts_with("No answer from the worker since ")
     })
     .await;
     sluice.start();
-    shows(&mut browser, "the worker again", |page| {
+    wait_for_page(&mut browser, "the restored connection", |page| {
         page["connection"] == "" && page["word"] == "Well"
     })
     .await;
@@ -294,7 +299,7 @@ async fn the_live_page_says_when_the_worker_is_gone_and_finds_it_again() {
 }
 
 #[tokio::test]
-async fn the_live_page_of_an_empty_start() {
+async fn the_live_page_of_a_new_worker_shows_no_activity() {
     if !Requirement::Chromium.is_met() {
         return;
     }
@@ -306,10 +311,10 @@ async fn the_live_page_of_an_empty_start() {
     proxy.inject(Fault::Hold, usize::MAX, |_, _| true);
     sluice.start();
     let mut browser = open(&sluice).await;
-    let page = shows_word(&mut browser, "Starting").await;
+    let page = wait_for_word(&mut browser, "Starting").await;
     assert_eq!(page["reason"], "ClickHouse has not been reached yet");
     proxy.heal();
-    let page = shows_word(&mut browser, "Well").await;
+    let page = wait_for_word(&mut browser, "Well").await;
     let kinds = EventType::ALL.map(EventType::name);
     let kinds = kinds.into_iter().chain(["rejected", "unmatched"]);
     let nothing: Value = kinds.map(|kind| (kind.to_owned(), json!("0"))).collect();
@@ -318,19 +323,19 @@ async fn the_live_page_of_an_empty_start() {
     assert_eq!(page["no_batches"], "None since the start.", "{page:#}");
     let in_flight = page["in_flight"].as_str().unwrap();
     assert!(in_flight.contains("No batch is being loaded."), "{page:#}");
-    assert_quiet(&browser);
-    picture(&mut browser, "empty").await;
+    assert_no_problems(&browser);
+    take_screenshot(&mut browser, "empty").await;
     browser.close().await.unwrap();
 }
 
 #[tokio::test]
-async fn the_admin_listener_takes_no_orders() {
+async fn the_admin_listener_is_read_only() {
     let stack = Stack::shared();
-    let site = stack.site("page-orders").await.unwrap();
+    let site = stack.site("page-methods").await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     sluice.start();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
     let paths = [
         "/",
         "/page.css",

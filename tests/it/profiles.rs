@@ -12,11 +12,11 @@ use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{Bundle, Compression, ExpectedRows, Generator, gzip};
 use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, exact, wait_for};
 
-use crate::harness::{BOUND, Sluice, drained, line, names};
+use crate::harness::{BOUND, Sluice, line, loaded_names, wait_until_drained};
 
 /// A user whose profile has these settings.
 #[derive(Clone, Debug, Default)]
-struct Flip {
+struct Profile {
     settings: Vec<(String, String)>,
     /// The configuration of the loads under these settings.
     options: Vec<(&'static str, &'static str)>,
@@ -29,7 +29,7 @@ struct Flip {
     again: bool,
 }
 
-impl Flip {
+impl Profile {
     fn of(settings: &[(&str, &str)]) -> Self {
         let owned = settings.iter();
         Self {
@@ -48,7 +48,7 @@ impl Flip {
         }
     }
 
-    fn profile(&self) -> String {
+    fn xml(&self) -> String {
         let mut xml = String::new();
         for (name, value) in &self.settings {
             write!(xml, "<{name}><![CDATA[{value}]]></{name}>").unwrap();
@@ -61,54 +61,55 @@ impl Flip {
 type Rows = BTreeMap<String, (u64, u64)>;
 
 /// Objects that each user loads from a prefix of its own.
-struct Lab {
+struct Harness {
     stack: &'static Stack,
     site: Site,
     clickhouse: ClickHouse,
-    flips: Vec<Flip>,
+    profiles: Vec<Profile>,
 }
 
-impl Lab {
-    /// Creates a lab with a user for each of `flips`, which can depend on the name of the database.
-    async fn new(name: &str, flips: impl FnOnce(&Site) -> Vec<Flip>) -> Self {
+impl Harness {
+    /// Starts a server with a user for each profile. The profiles can depend on the name of the
+    /// database.
+    async fn new(name: &str, profiles: impl FnOnce(&Site) -> Vec<Profile>) -> Self {
         let stack = Stack::shared();
         let site = stack.site(name).await.unwrap();
-        let flips = flips(&site);
-        let (mut users, mut profiles) = (String::new(), String::new());
-        for (number, flip) in flips.iter().enumerate() {
+        let profiles = profiles(&site);
+        let (mut users_xml, mut profiles_xml) = (String::new(), String::new());
+        for (number, profile) in profiles.iter().enumerate() {
             write!(
-                users,
-                "<flip{number}><password></password><networks><ip>127.0.0.1</ip></networks>\
-                 <profile>flip{number}</profile><quota>default</quota></flip{number}>"
+                users_xml,
+                "<user{number}><password></password><networks><ip>127.0.0.1</ip></networks>\
+                 <profile>user{number}</profile><quota>default</quota></user{number}>"
             )
             .unwrap();
-            let profile = flip.profile();
-            write!(profiles, "<flip{number}>{profile}</flip{number}>").unwrap();
+            let xml = profile.xml();
+            write!(profiles_xml, "<user{number}>{xml}</user{number}>").unwrap();
         }
         let options = ClickHouseOptions {
-            users,
-            profiles,
+            users: users_xml,
+            profiles: profiles_xml,
             ..ClickHouseOptions::default()
         };
-        let lab = Self {
+        let harness = Self {
             stack,
             site,
             clickhouse: ClickHouse::start_with(options).unwrap(),
-            flips,
+            profiles,
         };
-        lab.sluice(&Flip::default(), "default").migrate();
-        exact::keep_duplicates(&lab.clickhouse, &lab.site)
+        harness.sluice(&Profile::default(), "default").migrate();
+        exact::keep_duplicates(&harness.clickhouse, &harness.site)
             .await
             .unwrap();
-        lab
+        harness
     }
 
-    fn sluice(&self, flip: &Flip, user: &str) -> Sluice {
+    fn sluice(&self, profile: &Profile, user: &str) -> Sluice {
         let sluice = Sluice::new(self.stack, &self.site)
             .set("clickhouse.url", self.clickhouse.url())
             .set("clickhouse.user", user)
             .set("batch.max_bytes", "1MiB");
-        let options = flip.options.iter();
+        let options = profile.options.iter();
         options.fold(sluice, |sluice, (path, value)| sluice.set(path, value))
     }
 
@@ -161,22 +162,22 @@ impl Lab {
     }
 }
 
-/// Runs a backfill until it ends, or until it logs an error of ClickHouse, which it would retry
-/// without end. The error is the reason for the failure.
+/// Runs a backfill until it exits, or until it logs an error of ClickHouse, which it would retry
+/// forever. The error is the reason for the failure.
 async fn backfill(sluice: &Sluice, arguments: &[&str]) -> Result<(), String> {
     let mut child = sluice.spawn(&[&["backfill"], arguments].concat());
     let log = child.stderr.take().expect("it is piped");
     let read = tokio::task::spawn_blocking(move || refusal(log));
     let refusal = match tokio::time::timeout(BOUND, read).await {
         Ok(refusal) => refusal.expect("no panic"),
-        Err(_) => Some("it does not end".to_owned()),
+        Err(_) => Some("it does not exit".to_owned()),
     };
     if let Some(refusal) = refusal {
         child.kill().expect("it can be killed");
-        child.wait().expect("it ends");
+        child.wait().expect("it exits");
         return Err(refusal);
     }
-    let status = child.wait().expect("it ends");
+    let status = child.wait().expect("it exits");
     if status.success() {
         Ok(())
     } else {
@@ -192,24 +193,24 @@ fn refusal(log: impl Read) -> Option<String> {
     refusals.next()
 }
 
-impl Lab {
+impl Harness {
     /// Loads the objects as a user, and returns the differences in the rows of those that are
     /// recorded as loaded.
-    async fn try_flip(
+    async fn try_profile(
         &self,
         number: usize,
         bundles: &[Bundle],
         expected: &BTreeMap<String, Rows>,
     ) -> String {
-        let flip = &self.flips[number];
-        let prefix = format!("flip{number}");
+        let profile = &self.profiles[number];
+        let prefix = format!("user{number}");
         let mut bundles = bundles.to_vec();
-        bundles.retain(|bundle| flip.many_blocks || bundle.key != LARGE);
+        bundles.retain(|bundle| profile.many_blocks || bundle.key != LARGE);
         self.upload(&prefix, &bundles).await;
-        let sluice = self.sluice(flip, &prefix);
+        let sluice = self.sluice(profile, &prefix);
         let source = format!("s3://{}/{prefix}/", self.site.bucket);
         let mut runs = vec![vec![source.as_str()]; 2];
-        if flip.again {
+        if profile.again {
             runs.push(vec![&source, "--force"]);
         }
         let mut failure = None;
@@ -233,7 +234,7 @@ impl Lab {
             }
         }
         let is_whole = failure.is_none() && loaded.len() == bundles.len();
-        if !is_whole && (flip.loads || failure.is_none()) {
+        if !is_whole && (profile.loads || failure.is_none()) {
             let all = bundles.len();
             let loaded = loaded.len();
             writeln!(problems, "{loaded} of {all} are loaded: {failure:?}").unwrap();
@@ -241,12 +242,12 @@ impl Lab {
         if problems.is_empty() {
             return problems;
         }
-        format!("{:?}:\n{problems}", flip.settings)
+        format!("{:?}:\n{problems}", profile.settings)
     }
 
     /// Returns the differences under all of the settings.
     async fn try_all(&self) -> String {
-        let sluice = self.sluice(&Flip::default(), "default");
+        let sluice = self.sluice(&Profile::default(), "default");
         let source = format!("s3://{}/plain/", self.site.bucket);
         let uploaded = self.upload("plain", &counted_objects()).await;
         backfill(&sluice, &[&source]).await.unwrap();
@@ -260,9 +261,9 @@ impl Lab {
         let expected = self.loaded("plain").await;
         assert_eq!(expected.len(), bundles.len());
         let mut problems = String::new();
-        let all = self.flips.len();
+        let all = self.profiles.len();
         for number in 0..all {
-            let problem = self.try_flip(number, &bundles, &expected).await;
+            let problem = self.try_profile(number, &bundles, &expected).await;
             report(number + 1, all, &problem);
             problems += &problem;
         }
@@ -271,7 +272,7 @@ impl Lab {
 }
 
 /// Reports the problems found so far, since a run with a thousand settings takes an hour.
-#[expect(clippy::print_stderr, reason = "for whoever waits")]
+#[expect(clippy::print_stderr, reason = "progress for whoever waits")]
 fn report(done: usize, all: usize, problem: &str) {
     if !problem.is_empty() || done.is_multiple_of(50) {
         eprintln!("{done} of {all}: {problem}");
@@ -293,12 +294,12 @@ fn counted_objects() -> Vec<Bundle> {
     let lines: String = (0..LINES)
         .map(|number| format!("{{\"n\":{number}}}\n"))
         .collect();
-    let mut reckoning = ExpectedRows::default();
-    (reckoning.objects, reckoning.unmatched) = (1, LINES);
+    let mut expected_rows = ExpectedRows::default();
+    (expected_rows.objects, expected_rows.unmatched) = (1, LINES);
     bundles.push(Bundle {
         key: LARGE.to_owned(),
         bytes: gzip(lines.as_bytes()),
-        reckoning,
+        expected_rows,
     });
     bundles
 }
@@ -322,12 +323,12 @@ fn odd_object() -> Bundle {
     Bundle {
         key: "odd.jsonl".to_owned(),
         bytes: lines.join("\n").into_bytes(),
-        reckoning: ExpectedRows::default(),
+        expected_rows: ExpectedRows::default(),
     }
 }
 
 /// Returns the settings that are known to change rows, each with what triggers it.
-fn known(site: &Site) -> Vec<Flip> {
+fn known(site: &Site) -> Vec<Profile> {
     let hidden = ["ledger_objects", "ledger_batches", "object_rows"];
     let hidden = hidden.map(|table| format!("'{}.{table}': '0'", site.database));
     let hidden = format!("{{{}}}", hidden.join(", "));
@@ -344,9 +345,9 @@ fn known(site: &Site) -> Vec<Flip> {
         ),
         ("allow_simdjson", "0"),
     ];
-    let mut flips: Vec<Flip> = harmless.map(|flip| Flip::harmless(&[flip])).into();
+    let mut profiles: Vec<Profile> = harmless.map(|setting| Profile::harmless(&[setting])).into();
     // None of these is known to change rows by itself.
-    flips.push(Flip::harmless(&[
+    profiles.push(Profile::harmless(&[
         ("join_use_nulls", "1"),
         ("aggregate_functions_null_for_empty", "1"),
         ("use_query_cache", "1"),
@@ -354,9 +355,9 @@ fn known(site: &Site) -> Vec<Flip> {
         ("enable_parallel_replicas", "1"),
         ("parallel_distributed_insert_select", "0"),
     ]));
-    flips.push(Flip {
+    profiles.push(Profile {
         again: true,
-        ..Flip::harmless(&[("apply_deleted_mask", "0")])
+        ..Profile::harmless(&[("apply_deleted_mask", "0")])
     });
     for (mode, limit) in [
         ("read_overflow_mode", ("max_rows_to_read", "100")),
@@ -368,42 +369,42 @@ fn known(site: &Site) -> Vec<Flip> {
         ("join_overflow_mode", ("max_rows_in_join", "1")),
         ("transfer_overflow_mode", ("max_rows_to_transfer", "1")),
     ] {
-        flips.push(Flip::of(&[(mode, "break"), limit]));
+        profiles.push(Profile::of(&[(mode, "break"), limit]));
     }
-    flips.push(Flip::of(&[
+    profiles.push(Profile::of(&[
         ("group_by_overflow_mode", "any"),
         ("max_rows_to_group_by", "1"),
     ]));
     // Sluice's own `max_execution_time` triggers these.
     for mode in ["timeout_overflow_mode", "timeout_overflow_mode_leaf"] {
-        flips.push(Flip {
+        profiles.push(Profile {
             options: vec![("clickhouse.insert_timeout", "1s")],
             many_blocks: true,
-            ..Flip::of(&[
+            ..Profile::of(&[
                 (mode, "break"),
                 ("max_execution_speed", "10000"),
                 ("timeout_before_checking_execution_speed", "0"),
             ])
         });
     }
-    flips
+    profiles
 }
 
 #[tokio::test]
-async fn settings_of_a_profile_that_are_known_to_change_rows_do_not() {
-    let lab = Lab::new("profiles", known).await;
-    assert_eq!(lab.try_all().await, "");
+async fn settings_of_a_profile_that_could_change_rows_do_not() {
+    let harness = Harness::new("profiles", known).await;
+    assert_eq!(harness.try_all().await, "");
 }
 
 #[tokio::test]
-async fn a_profile_that_forbids_what_statements_must_set_pauses_intake_and_fails_the_check() {
+async fn a_profile_that_forbids_required_settings_pauses_intake_and_fails_the_check() {
     let stack = Stack::shared();
     let site = stack.site("forbidden").await.unwrap();
     Sluice::new(stack, &site).migrate();
     for (user, named) in [("limited", "limit"), ("viewer", "setting in readonly mode")] {
         let mut sluice = Sluice::new(stack, &site).set("clickhouse.user", user);
         sluice.start();
-        let why = sluice.not_ready(named).await;
+        let why = sluice.wait_until_not_ready(named).await;
         assert!(why.contains("in the profile of `clickhouse.user`"), "{why}");
         wait_for("the metric", BOUND, async || {
             let (_, metrics) = sluice.get("/metrics").await?;
@@ -415,16 +416,16 @@ async fn a_profile_that_forbids_what_statements_must_set_pauses_intake_and_fails
         assert_eq!(sluice.stop().await.code(), Some(0));
 
         let output = sluice.command(&["check"]);
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.contains(named), "{said}");
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{stdout}");
+        assert!(stdout.contains(named), "{stdout}");
     }
 }
 
 /// A worker can outlive an upgrade or a downgrade of the server. What it has read of the server's
 /// settings can then be wrong.
 #[tokio::test]
-async fn a_server_that_turns_out_to_lack_a_setting_is_asked_again() {
+async fn the_settings_are_read_again_once_a_server_turns_out_to_lack_one() {
     let stack = Stack::shared();
     let site = stack.site("lacks-setting").await.unwrap();
     let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
@@ -432,11 +433,11 @@ async fn a_server_that_turns_out_to_lack_a_setting_is_asked_again() {
     Sluice::new(stack, &site).migrate();
     let unknown = "Code: 115. DB::Exception: Setting limit is neither a builtin setting nor started \
                    with the prefix 'custom_' registered for user-defined settings. (UNKNOWN_SETTING)";
-    let asks = |sql: &[u8]| {
+    let reads_settings = |sql: &[u8]| {
         let question = b"FROM system.settings WHERE name IN ('limit'";
         sql.windows(question.len()).any(|part| part == question)
     };
-    let pins = |parts: &Parts| {
+    let sends_pinned_settings = |parts: &Parts| {
         parts
             .uri
             .query()
@@ -444,23 +445,27 @@ async fn a_server_that_turns_out_to_lack_a_setting_is_asked_again() {
     };
     // At first the server has none of the settings.
     proxy.inject(Fault::Error(unknown), 1, move |parts, sql| {
-        pins(parts) && asks(sql)
+        sends_pinned_settings(parts) && reads_settings(sql)
     });
     sluice.start();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
     assert_eq!(proxy.hits(), 1);
     // Then a load reaches a server that lacks one. The statement is retried, and the load
     // continues.
     let loads = |sql: &[u8]| sql.starts_with(b"INSERT INTO");
     proxy.inject(Fault::Error(unknown), 1, move |_, sql| loads(sql));
     proxy.inject(Fault::Delay(Duration::ZERO), usize::MAX, move |_, sql| {
-        asks(sql)
+        reads_settings(sql)
     });
     site.put("a.jsonl", line("a")).await.unwrap();
-    drained(&site).await;
-    assert_eq!(names(stack, &site).await, ["a"]);
-    assert_eq!(proxy.met()["refused by an error"], 2);
-    assert!(proxy.met()["delayed"] >= 1, "{:?}", proxy.met());
+    wait_until_drained(&site).await;
+    assert_eq!(loaded_names(stack, &site).await, ["a"]);
+    assert_eq!(proxy.hits_by_fault()["failed with an error"], 2);
+    assert!(
+        proxy.hits_by_fault()["delayed"] >= 1,
+        "{:?}",
+        proxy.hits_by_fault()
+    );
 }
 
 /// Values of the setting `compatibility`, each of which changes many settings at once.
@@ -469,7 +474,7 @@ const VERSIONS: [&str; 9] = [
 ];
 
 /// Returns another value for a setting, if its type implies one.
-fn flipped(name: &str, kind: &str, value: &str) -> Option<&'static str> {
+fn other_value(name: &str, kind: &str, value: &str) -> Option<&'static str> {
     Some(match kind {
         "Bool" | "BoolAuto" if matches!(value, "1" | "true") => "0",
         "Bool" | "BoolAuto" => "1",
@@ -494,36 +499,36 @@ fn flipped(name: &str, kind: &str, value: &str) -> Option<&'static str> {
 }
 
 /// Returns a user for every setting of the server that can be changed, and for every version.
-async fn every_flip(clickhouse: &ClickHouse) -> Vec<Flip> {
+async fn every_profile(clickhouse: &ClickHouse) -> Vec<Profile> {
     let sql = "SELECT name, type, value FROM system.settings \
                WHERE NOT is_obsolete AND alias_for = '' ORDER BY name";
-    let mut flips = Vec::new();
+    let mut profiles = Vec::new();
     for row in clickhouse.rows(sql).await.unwrap() {
         let text = |field: &str| row[field].as_str().unwrap_or_default();
         let (name, kind, value) = (text("name"), text("type"), text("value"));
-        let Some(value) = flipped(name, kind, value) else {
+        let Some(value) = other_value(name, kind, value) else {
             continue;
         };
         // A server does not start with an invalid profile.
         let select = format!("SELECT 1 SETTINGS {name} = '{value}'");
         if clickhouse.query(&select).await.is_ok() {
-            flips.push(Flip::of(&[(name, value)]));
+            profiles.push(Profile::of(&[(name, value)]));
         }
     }
-    flips.extend(VERSIONS.map(|version| Flip::of(&[("compatibility", version)])));
-    for flip in &mut flips {
-        flip.many_blocks = true;
+    profiles.extend(VERSIONS.map(|version| Profile::of(&[("compatibility", version)])));
+    for profile in &mut profiles {
+        profile.many_blocks = true;
         // Under some settings each line becomes a block, so the time is limited.
-        flip.options = vec![("clickhouse.insert_timeout", "20s")];
+        profile.options = vec![("clickhouse.insert_timeout", "20s")];
     }
-    flips
+    profiles
 }
 
 #[tokio::test]
 #[ignore = "it loads under each of some 1,400 settings, which takes most of an hour"]
 async fn no_setting_of_a_profile_changes_rows() {
-    let flips = every_flip(&Stack::shared().clickhouse).await;
-    assert!(flips.len() > 1000, "{}", flips.len());
-    let lab = Lab::new("all-profiles", |_| flips).await;
-    assert_eq!(lab.try_all().await, "");
+    let profiles = every_profile(&Stack::shared().clickhouse).await;
+    assert!(profiles.len() > 1000, "{}", profiles.len());
+    let harness = Harness::new("all-profiles", |_| profiles).await;
+    assert_eq!(harness.try_all().await, "");
 }

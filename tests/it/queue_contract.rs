@@ -62,7 +62,7 @@ impl OnSqs {
         let queue = SqsQueue::new(site.sqs.clone(), &site.queue_url);
         let subject = Self { queue, site };
         // S3 has sent its test event.
-        let test_event = subject.one(LONG).await;
+        let test_event = subject.receive_one(LONG).await;
         assert!(test_event.body.contains("s3:TestEvent"), "{test_event:?}");
         assert_eq!(subject.queue.delete(&[test_event.handle]).await, Ok(vec![]));
         subject
@@ -87,8 +87,8 @@ impl Subject for OnSqs {
 
 /// Steps that the tests share.
 trait SubjectExt: Subject {
-    /// Receives the one message that comes next.
-    async fn one(&self, visibility: Duration) -> Message {
+    /// Receives the next message, which must be the only one.
+    async fn receive_one(&self, visibility: Duration) -> Message {
         wait_for("a message", BOUND, async || {
             let wait = Duration::from_secs(5);
             let received = self.queue().receive(MAX_BATCH, wait, visibility).await?;
@@ -98,19 +98,19 @@ trait SubjectExt: Subject {
         .await
     }
 
-    /// Asserts that no message comes within `wait`.
-    async fn nothing(&self, wait: Duration) {
+    /// Asserts that no message arrives within `wait`.
+    async fn assert_nothing_received(&self, wait: Duration) {
         let received = self.queue().receive(MAX_BATCH, wait, LONG).await;
         assert_eq!(received, Ok(vec![]));
     }
 
-    async fn change(&self, handle: &ReceiptHandle, visibility: Duration) {
+    async fn change_visibility(&self, handle: &ReceiptHandle, visibility: Duration) {
         let entries = [(handle.clone(), visibility)];
         let failed = self.queue().change_visibility(&entries).await;
         assert_eq!(failed, Ok(vec![]));
     }
 
-    async fn cannot_change(&self, handle: &ReceiptHandle) {
+    async fn assert_cannot_change(&self, handle: &ReceiptHandle) {
         let entries = [(handle.clone(), LONG)];
         let failed = self.queue().change_visibility(&entries).await.unwrap();
         assert!(
@@ -132,10 +132,10 @@ trait SubjectExt: Subject {
 
 impl<S: Subject> SubjectExt for S {}
 
-async fn a_message_comes_as_it_was_sent(subject: &impl Subject) {
+async fn a_message_is_received_as_it_was_sent(subject: &impl Subject) {
     let body = "{\"key\": \"a+b%20ü\\n\"}\n<&>";
     subject.send(body).await;
-    let message = subject.one(LONG).await;
+    let message = subject.receive_one(LONG).await;
     assert_eq!((message.body.as_str(), message.receive_count), (body, 1));
 }
 
@@ -144,7 +144,7 @@ async fn the_receive_count_grows_and_the_id_stays(subject: &impl Subject) {
     let mut handles = Vec::new();
     let mut ids = Vec::new();
     for count in 1..=MAX_RECEIVES {
-        let message = subject.one(SECOND).await;
+        let message = subject.receive_one(SECOND).await;
         assert_eq!(message.receive_count, count);
         handles.push(message.handle.0);
         ids.push(message.id);
@@ -155,36 +155,38 @@ async fn the_receive_count_grows_and_the_id_stays(subject: &impl Subject) {
     assert_eq!((handles.len(), ids.len()), (3, 1));
 }
 
-async fn a_message_is_invisible_while_held(subject: &impl Subject) {
+async fn a_message_is_hidden_while_in_flight(subject: &impl Subject) {
     subject.send("m").await;
-    subject.one(LONG).await;
-    subject.nothing(SECOND).await;
+    subject.receive_one(LONG).await;
+    subject.assert_nothing_received(SECOND).await;
     assert_eq!(subject.depth().await, (0, 1));
 }
 
-async fn visibility_zero_returns_it_at_once(subject: &impl Subject) {
+async fn a_visibility_of_zero_returns_a_message_at_once(subject: &impl Subject) {
     subject.send("m").await;
-    let message = subject.one(LONG).await;
-    subject.change(&message.handle, Duration::ZERO).await;
+    let message = subject.receive_one(LONG).await;
+    subject
+        .change_visibility(&message.handle, Duration::ZERO)
+        .await;
     assert_eq!(subject.depth().await, (1, 0));
-    assert_eq!(subject.one(LONG).await.receive_count, 2);
+    assert_eq!(subject.receive_one(LONG).await.receive_count, 2);
 }
 
-async fn a_change_of_visibility_extends(subject: &impl Subject) {
+async fn a_change_of_visibility_extends_or_shortens_it(subject: &impl Subject) {
     subject.send("m").await;
-    let message = subject.one(SECOND).await;
-    subject.change(&message.handle, LONG).await;
-    subject.nothing(2 * SECOND).await;
+    let message = subject.receive_one(SECOND).await;
+    subject.change_visibility(&message.handle, LONG).await;
+    subject.assert_nothing_received(2 * SECOND).await;
     // A change also shortens.
-    subject.change(&message.handle, SECOND).await;
-    assert_eq!(subject.one(LONG).await.receive_count, 2);
+    subject.change_visibility(&message.handle, SECOND).await;
+    assert_eq!(subject.receive_one(LONG).await.receive_count, 2);
 }
 
 async fn a_deleted_message_is_gone(subject: &impl Subject) {
     subject.send("m").await;
-    let message = subject.one(SECOND).await;
+    let message = subject.receive_one(SECOND).await;
     subject.delete(&[message.handle]).await;
-    subject.nothing(2 * SECOND).await;
+    subject.assert_nothing_received(2 * SECOND).await;
     assert_eq!(subject.depth().await, (0, 0));
     assert_eq!(subject.dead_letters().await, 0);
 }
@@ -204,17 +206,17 @@ async fn deleting_twice_is_a_success(subject: &impl Subject) {
 }
 
 /// Heartbeats depend on this: the visibility of a message that is gone must not be extended again.
-async fn changing_what_is_gone_or_delivered_again_is_reported(subject: &impl Subject) {
+async fn changing_a_message_that_is_gone_or_redelivered_is_reported(subject: &impl Subject) {
     subject.send("m").await;
-    let first = subject.one(SECOND).await;
-    let second = subject.one(LONG).await;
-    subject.cannot_change(&first.handle).await;
+    let first = subject.receive_one(SECOND).await;
+    let second = subject.receive_one(LONG).await;
+    subject.assert_cannot_change(&first.handle).await;
     subject.delete(std::slice::from_ref(&second.handle)).await;
-    subject.cannot_change(&second.handle).await;
+    subject.assert_cannot_change(&second.handle).await;
     assert_eq!(subject.depth().await, (0, 0));
 }
 
-async fn ten_go_in_one_request(subject: &impl Subject) {
+async fn ten_messages_fit_into_one_request(subject: &impl Subject) {
     for number in 0..MAX_BATCH + 2 {
         subject.send(&number.to_string()).await;
     }
@@ -237,9 +239,9 @@ async fn ten_go_in_one_request(subject: &impl Subject) {
     assert_eq!(subject.depth().await, (0, 2));
 }
 
-async fn a_long_poll_waits_and_wakes_when_something_comes(subject: &impl Subject) {
+async fn a_long_poll_waits_until_a_message_arrives(subject: &impl Subject) {
     let start = Instant::now();
-    subject.nothing(SECOND).await;
+    subject.assert_nothing_received(SECOND).await;
     assert!(start.elapsed() >= SECOND * 9 / 10);
 
     let poll = subject.queue().receive(MAX_BATCH, 20 * SECOND, LONG);
@@ -251,20 +253,22 @@ async fn a_long_poll_waits_and_wakes_when_something_comes(subject: &impl Subject
     assert_eq!(received.unwrap().len(), 1);
 }
 
-async fn a_message_received_too_often_goes_to_the_dead_letters(subject: &impl Subject) {
+async fn a_message_received_too_often_becomes_a_dead_letter(subject: &impl Subject) {
     subject.send("m").await;
     for count in 1..=MAX_RECEIVES {
         assert_eq!(subject.dead_letters().await, 0);
-        let message = subject.one(LONG).await;
+        let message = subject.receive_one(LONG).await;
         assert_eq!(message.receive_count, count);
-        subject.change(&message.handle, Duration::ZERO).await;
+        subject
+            .change_visibility(&message.handle, Duration::ZERO)
+            .await;
     }
-    subject.nothing(SECOND).await;
+    subject.assert_nothing_received(SECOND).await;
     assert_eq!(subject.dead_letters().await, 1);
     assert_eq!(subject.depth().await, (0, 0));
 }
 
-async fn attributes_count_what_is_visible_and_what_is_held(subject: &impl Subject) {
+async fn attributes_count_visible_and_in_flight_messages(subject: &impl Subject) {
     for body in ["a", "b", "c"] {
         subject.send(body).await;
     }
@@ -295,18 +299,18 @@ macro_rules! contract {
 }
 
 contract!(
-    a_message_comes_as_it_was_sent,
+    a_message_is_received_as_it_was_sent,
     the_receive_count_grows_and_the_id_stays,
-    a_message_is_invisible_while_held,
-    visibility_zero_returns_it_at_once,
-    a_change_of_visibility_extends,
+    a_message_is_hidden_while_in_flight,
+    a_visibility_of_zero_returns_a_message_at_once,
+    a_change_of_visibility_extends_or_shortens_it,
     a_deleted_message_is_gone,
     deleting_twice_is_a_success,
-    changing_what_is_gone_or_delivered_again_is_reported,
-    ten_go_in_one_request,
-    a_long_poll_waits_and_wakes_when_something_comes,
-    a_message_received_too_often_goes_to_the_dead_letters,
-    attributes_count_what_is_visible_and_what_is_held,
+    changing_a_message_that_is_gone_or_redelivered_is_reported,
+    ten_messages_fit_into_one_request,
+    a_long_poll_waits_until_a_message_arrives,
+    a_message_received_too_often_becomes_a_dead_letter,
+    attributes_count_visible_and_in_flight_messages,
 );
 
 #[tokio::test]
@@ -341,7 +345,7 @@ async fn sqs_distinguishes_a_missing_queue_from_an_unavailable_one() {
         .region(aws_sdk_sqs::config::Region::new("us-east-1"))
         .credentials_provider(aws_sdk_sqs::config::Credentials::for_tests())
         .build();
-    let away = SqsQueue::new(aws_sdk_sqs::Client::from_conf(config), "http://q/0/q");
-    let error = away.attributes().await;
+    let unavailable = SqsQueue::new(aws_sdk_sqs::Client::from_conf(config), "http://q/0/q");
+    let error = unavailable.attributes().await;
     assert!(matches!(error, Err(QueueError::Transient(_))), "{error:?}");
 }

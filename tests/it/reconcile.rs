@@ -5,7 +5,9 @@ use sluice::object::{ObjectParts, ObjectRef};
 use sluice_testkit::xapi::gzip;
 use sluice_testkit::{Site, Stack};
 
-use crate::harness::{Sluice, dead_letters, drained, line, names, remaining};
+use crate::harness::{
+    Sluice, line, loaded_names, wait_for_dead_letters, wait_for_messages, wait_until_drained,
+};
 
 const INCOMPLETE: Option<i32> = Some(3);
 
@@ -21,9 +23,9 @@ fn reconcile(sluice: &Sluice, site: &Site, arguments: &[&str]) -> (Option<i32>, 
 
 /// Some objects were never announced, since the notification was set up late or was lost.
 #[tokio::test]
-async fn reconcile_finds_and_announces_what_was_never_announced() {
+async fn reconcile_finds_and_announces_objects_that_were_never_announced() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("reconcile", 1).await.unwrap();
+    let site = stack.site_with_max_receives("reconcile", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     for key in ["2026/01/10/loaded", "2026/01/10/changed"] {
@@ -31,23 +33,23 @@ async fn reconcile_finds_and_announces_what_was_never_announced() {
     }
     site.put("2026/01/11/broken.gz", "no gzip").await.unwrap();
     sluice.start();
-    drained(&site).await;
-    dead_letters(&site, 1).await;
+    wait_until_drained(&site).await;
+    wait_for_dead_letters(&site, 1).await;
     sluice.stop().await;
-    site.announce_no_more().await.unwrap();
+    site.stop_notifications().await.unwrap();
     site.put("2026/01/10/changed", line("now")).await.unwrap();
     site.put("2026/01/12/never", line("never")).await.unwrap();
     let etag = site
-        .put("2026/01/12/in hand", line("in hand"))
+        .put("2026/01/12/in progress", line("in progress"))
         .await
         .unwrap();
 
     // This looks as if a worker had claimed the object.
     let sql = format!(
         "INSERT INTO {}.ledger_objects (object_id, bucket, key, etag, batch_id, lease_seconds) \
-         SELECT toUUID('{}'), '{}', '2026/01/12/in hand', 'e', generateUUIDv4(), 600",
+         SELECT toUUID('{}'), '{}', '2026/01/12/in progress', 'e', generateUUIDv4(), 600",
         site.database,
-        identity(&site.bucket, "2026/01/12/in hand", &etag),
+        identity(&site.bucket, "2026/01/12/in progress", &etag),
         site.bucket
     );
     stack.clickhouse.execute(&sql).await.unwrap();
@@ -82,7 +84,7 @@ async fn reconcile_finds_and_announces_what_was_never_announced() {
     );
 
     // The object that could not be read is replaced by a valid one.
-    site.put("2026/01/11/broken.gz", gzip(line("mended").as_bytes()))
+    site.put("2026/01/11/broken.gz", gzip(line("fixed").as_bytes()))
         .await
         .unwrap();
     let (code, report) = reconcile(&sluice, &site, &["--enqueue"]);
@@ -91,9 +93,9 @@ async fn reconcile_finds_and_announces_what_was_never_announced() {
         (INCOMPLETE, &3.into()),
         "{report}"
     );
-    remaining(&site, 3).await;
+    wait_for_messages(&site, 3).await;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     let (_, report) = reconcile(&sluice, &site, &[]);
     assert_eq!(
         (&report["loaded"], &report["in_hand"]),
@@ -103,11 +105,11 @@ async fn reconcile_finds_and_announces_what_was_never_announced() {
     let expected = [
         "2026/01/10/changed",
         "2026/01/10/loaded",
-        "mended",
+        "fixed",
         "never",
         "now",
     ];
-    assert_eq!(names(stack, &site).await, expected);
+    assert_eq!(loaded_names(stack, &site).await, expected);
 }
 
 /// Returns the ledger's identity of an object.

@@ -3,16 +3,16 @@
 use sluice_testkit::xapi::gzip;
 use sluice_testkit::{Site, Stack};
 
-use crate::harness::{Sluice, dead_letters, drained, loaded};
+use crate::harness::{Sluice, loaded, wait_for_dead_letters, wait_until_drained};
 
 async fn site(name: &str) -> (&'static Stack, Site) {
     let stack = Stack::shared();
-    (stack, stack.site_of_receives(name, 2).await.unwrap())
+    (stack, stack.site_with_max_receives(name, 2).await.unwrap())
 }
 
 /// Returns the result of a query over the site's database as text. `$` is a placeholder for the
 /// database.
-async fn ask(stack: &Stack, site: &Site, sql: &str) -> String {
+async fn query(stack: &Stack, site: &Site, sql: &str) -> String {
     let sql = sql.replace('$', &site.database);
     stack.clickhouse.query(&sql).await.unwrap()
 }
@@ -27,26 +27,28 @@ async fn a_line_of_100_mib_is_rejected_alone() {
     long.resize(long.len() + LONG, b'x');
     long.extend_from_slice(b"\"}\n{\"note\":\"after\"}\n");
     site.put("long.jsonl", long).await.unwrap();
-    site.put("mate.jsonl", "{\"note\":\"mate\"}").await.unwrap();
+    site.put("other.jsonl", "{\"note\":\"other\"}")
+        .await
+        .unwrap();
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 2);
-    let kept = "SELECT row_number, reason, length(raw) FROM $.rejected_lines";
+    let rejects = "SELECT row_number, reason, length(raw) FROM $.rejected_lines";
     assert_eq!(
-        ask(stack, &site, kept).await,
+        query(stack, &site, rejects).await,
         format!("1\ttoo large\t{}\n", LONG + 11)
     );
     let others = "SELECT JSONExtractString(raw, 'note') AS note, row_number \
                   FROM $.unmatched_statements ORDER BY note";
     assert_eq!(
-        ask(stack, &site, others).await,
-        "after\t2\nbefore\t0\nmate\t0\n"
+        query(stack, &site, others).await,
+        "after\t2\nbefore\t0\nother\t0\n"
     );
 }
 
 #[tokio::test]
-async fn the_longest_line_is_what_the_configuration_says() {
+async fn lines_above_the_configured_length_are_rejected() {
     for strategy in ["single_pass", "per_type"] {
         let (stack, site) = site("line-limit").await;
         let mut sluice = Sluice::new(stack, &site)
@@ -67,16 +69,16 @@ async fn the_longest_line_is_what_the_configuration_says() {
         ];
         site.put("a.jsonl", lines.join("\n")).await.unwrap();
         sluice.start();
-        drained(&site).await;
-        let kept = "SELECT groupArray(row_number), groupUniqArray(reason), min(length(raw)) \
+        wait_until_drained(&site).await;
+        let rejects = "SELECT groupArray(row_number), groupUniqArray(reason), min(length(raw)) \
                     FROM (SELECT * FROM $.rejected_lines ORDER BY row_number)";
         assert_eq!(
-            ask(stack, &site, kept).await,
+            query(stack, &site, rejects).await,
             "[1,2,3]\t['too large']\t1025\n"
         );
         let others = "SELECT groupArray(row_number) \
                       FROM (SELECT * FROM $.unmatched_statements ORDER BY row_number)";
-        assert_eq!(ask(stack, &site, others).await, "[0,4]\n");
+        assert_eq!(query(stack, &site, others).await, "[0,4]\n");
     }
 }
 
@@ -104,19 +106,23 @@ async fn an_object_with_too_many_rejected_lines_fails_alone_and_leaves_no_rows()
         site.put(key, content).await.unwrap();
     }
     sluice.start();
-    dead_letters(&site, 2).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 2).await;
+    wait_until_drained(&site).await;
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 2);
     let failures = "SELECT DISTINCT key, class, startsWith(reason, 'too many lines are rejected') \
                     FROM $.ledger_failures ORDER BY key";
     let expected = "garbage.jsonl\trejected\t1\nmost.jsonl\trejected\t1\n";
-    assert_eq!(ask(stack, &site, failures).await, expected);
+    assert_eq!(query(stack, &site, failures).await, expected);
     let rejected = "SELECT raw FROM $.rejected_lines";
-    assert_eq!(ask(stack, &site, rejected).await, "bad half\n");
+    assert_eq!(query(stack, &site, rejected).await, "bad half\n");
     for table in ["unmatched_statements", "object_rows"] {
         let sql = format!("SELECT DISTINCT source_path FROM $.{table} ORDER BY source_path");
         let expected = ["good", "half"].map(|name| format!("{}/{name}.jsonl\n", site.bucket));
-        assert_eq!(ask(stack, &site, &sql).await, expected.concat(), "{table}");
+        assert_eq!(
+            query(stack, &site, &sql).await,
+            expected.concat(),
+            "{table}"
+        );
     }
 
     // Another attempt succeeds once the configuration allows it.
@@ -126,26 +132,26 @@ async fn an_object_with_too_many_rejected_lines_fails_alone_and_leaves_no_rows()
         .await
         .unwrap();
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 3);
     let rejected = "SELECT groupArray(raw) FROM (SELECT raw FROM $.rejected_lines ORDER BY raw)";
     assert_eq!(
-        ask(stack, &site, rejected).await,
+        query(stack, &site, rejected).await,
         "['bad','bad','bad half']\n"
     );
 }
 
 #[tokio::test]
-async fn what_is_kept_is_forgotten_after_the_configured_time() {
+async fn rejects_are_deleted_after_the_configured_time() {
     let (stack, site) = site("reject-ttl").await;
     Sluice::new(stack, &site)
         .set("clickhouse.reject_ttl", "3d")
         .migrate();
     for table in ["rejected_lines", "unmatched_statements"] {
-        let made = ask(stack, &site, &format!("SHOW CREATE TABLE $.{table}")).await;
+        let create = query(stack, &site, &format!("SHOW CREATE TABLE $.{table}")).await;
         assert!(
-            made.contains("ingested_at) + toIntervalSecond(259200)"),
-            "{made}"
+            create.contains("ingested_at) + toIntervalSecond(259200)"),
+            "{create}"
         );
     }
 }

@@ -15,14 +15,14 @@ use sluice_testkit::{Site, Stack};
 use uuid::Uuid;
 
 /// Tables, and the planner of inserts into them.
-struct Rig {
+struct Harness {
     stack: &'static Stack,
     site: Site,
     planner: Planner,
 }
 
-impl Rig {
-    async fn new(strategy: Strategy) -> Rig {
+impl Harness {
+    async fn new(strategy: Strategy) -> Harness {
         let stack = Stack::shared();
         let site = stack.site("repeats").await.unwrap();
         let catalog = Catalog::builtin();
@@ -55,7 +55,7 @@ impl Rig {
             times: TimeLimits::ANY,
             insert_timeout: Duration::from_secs(600),
         };
-        Rig {
+        Harness {
             stack,
             site,
             planner,
@@ -76,7 +76,7 @@ impl Rig {
     }
 
     /// Returns how often each line of the batch is counted in `object_rows`.
-    async fn times(&self, batch: BatchId, lines: u64) -> f64 {
+    async fn count_per_line(&self, batch: BatchId, lines: u64) -> f64 {
         let sql = format!(
             "SELECT sum(rows) FROM {}.object_rows WHERE batch_id = '{batch}'",
             self.site.database
@@ -93,16 +93,16 @@ fn batch() -> BatchId {
 /// The order in which threads read the objects decides how the lines are divided into blocks, both
 /// for small objects, whose lines are coalesced, and for large ones.
 #[tokio::test]
-async fn a_repeated_insert_adds_nothing_whatever_threads_read_the_objects() {
+async fn a_repeated_insert_adds_nothing_however_many_threads_read_the_objects() {
     for (strategy, rounds) in [(Strategy::SinglePass, 3), (Strategy::PerType, 1)] {
-        let rig = Rig::new(strategy).await;
+        let harness = Harness::new(strategy).await;
         let mut small = Vec::new();
         for n in 0..5 {
             let key = format!("{n}.jsonl");
             let body = "{\"id\":\"1\"}\n".repeat(20);
-            let etag = rig.site.put(&key, body).await.unwrap();
+            let etag = harness.site.put(&key, body).await.unwrap();
             small.push(ObjectRef::from(ObjectParts {
-                bucket: rig.site.bucket.clone(),
+                bucket: harness.site.bucket.clone(),
                 key,
                 etag,
                 size: Some(220),
@@ -124,8 +124,12 @@ async fn a_repeated_insert_adds_nothing_whatever_threads_read_the_objects() {
             for _ in 0..rounds {
                 let batch = batch();
                 for threads in [1, 2, 4, 8] {
-                    rig.insert(batch, &objects, ReadBy::S3, threads).await;
-                    assert_eq!(rig.times(batch, 100).await, 1.0, "{threads} threads");
+                    harness.insert(batch, &objects, ReadBy::S3, threads).await;
+                    assert_eq!(
+                        harness.count_per_line(batch, 100).await,
+                        1.0,
+                        "{threads} threads"
+                    );
                 }
             }
         }
@@ -134,26 +138,32 @@ async fn a_repeated_insert_adds_nothing_whatever_threads_read_the_objects() {
 
 /// The snapshot of the rejects is in a table, whose parts may merge at any time.
 #[tokio::test]
-async fn a_repeated_insert_of_rejects_adds_nothing_when_their_list_was_merged() {
-    let rig = Rig::new(Strategy::SinglePass).await;
-    let table = format!("{}.{REPLAYED}", rig.site.database);
-    let list = async |batch: BatchId, from: usize, lines: usize| {
+async fn a_repeated_insert_of_rejects_adds_nothing_after_their_snapshot_was_merged() {
+    let harness = Harness::new(Strategy::SinglePass).await;
+    let table = format!("{}.{REPLAYED}", harness.site.database);
+    let add_to_snapshot = async |batch: BatchId, from: usize, lines: usize| {
         let sql = format!(
             "INSERT INTO {table} (batch_id, source_path, source_etag, row_number, raw) \
              SELECT '{batch}', 'b/k', 'e', {from} + number, 'no JSON' FROM numbers({lines})"
         );
-        rig.stack.clickhouse.execute(&sql).await.unwrap();
+        harness.stack.clickhouse.execute(&sql).await.unwrap();
     };
     let batch = batch();
-    list(batch, 0, 100_000).await;
-    rig.insert(batch, &[], ReadBy::RejectedLines, 4).await;
+    add_to_snapshot(batch, 0, 100_000).await;
+    harness.insert(batch, &[], ReadBy::RejectedLines, 4).await;
     for other in 0..3 {
-        list(BatchId(Uuid::from_u128(other)), 50_000, 90_000).await;
+        add_to_snapshot(BatchId(Uuid::from_u128(other)), 50_000, 90_000).await;
         let merge = format!("OPTIMIZE TABLE {table} FINAL");
-        rig.stack.clickhouse.execute(&merge).await.unwrap();
+        harness.stack.clickhouse.execute(&merge).await.unwrap();
         for threads in [1, 2, 8] {
-            rig.insert(batch, &[], ReadBy::RejectedLines, threads).await;
-            assert_eq!(rig.times(batch, 100_000).await, 1.0, "{threads} threads");
+            harness
+                .insert(batch, &[], ReadBy::RejectedLines, threads)
+                .await;
+            assert_eq!(
+                harness.count_per_line(batch, 100_000).await,
+                1.0,
+                "{threads} threads"
+            );
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use sluice_testkit::{Site, Stack};
 
-use crate::harness::{Sluice, drained};
+use crate::harness::{Sluice, wait_until_drained};
 
 fn output(sluice: &Sluice, arguments: &[&str]) -> String {
     let output = sluice.command(&[&["rejects"], arguments].concat());
@@ -32,7 +32,7 @@ async fn with_objects(
         site.put(key, *content).await.unwrap();
     }
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
     (stack, site, sluice)
 }
@@ -49,10 +49,10 @@ async fn rejects_are_listed_by_reason_and_by_object() {
         ("a/1.jsonl", &lines),
         ("b/2.jsonl", b"no JSON either\n{\"note\":2}\n"),
     ];
-    let (_, site, sluice) = with_objects("kept", &objects, |it| it).await;
-    let told = |arguments: &[&str]| {
-        let told = parsed(&sluice, arguments).to_string();
-        let groups: Vec<Value> = serde_json::from_str(&told.replace(&site.bucket, "B")).unwrap();
+    let (_, site, sluice) = with_objects("rejects", &objects, |it| it).await;
+    let list = |arguments: &[&str]| {
+        let text = parsed(&sluice, arguments).to_string();
+        let groups: Vec<Value> = serde_json::from_str(&text.replace(&site.bucket, "B")).unwrap();
         let brief = groups.iter().map(|group| {
             assert!(group["first_kept_at"].as_str() <= group["last_kept_at"].as_str());
             let fields = ["object", "kind", "reason", "lines", "objects"].map(|key| &group[key]);
@@ -60,8 +60,8 @@ async fn rejects_are_listed_by_reason_and_by_object() {
         });
         brief.collect::<Vec<_>>().join("\n")
     };
-    insta::assert_snapshot!("rejects_list", told(&["list"]));
-    insta::assert_snapshot!("rejects_list_by_object", told(&["list", "--by", "object"]));
+    insta::assert_snapshot!("rejects_list", list(&["list"]));
+    insta::assert_snapshot!("rejects_list_by_object", list(&["list", "--by", "object"]));
     let both = r#"[null,"rejected","not JSON",2,2]"#;
     let under = format!("s3://{}/b", site.bucket);
     for (arguments, expected) in [
@@ -78,7 +78,7 @@ async fn rejects_are_listed_by_reason_and_by_object() {
         (["--limit", "1"], both),
     ] {
         assert_eq!(
-            told(&[&["list"][..], &arguments].concat()),
+            list(&[&["list"][..], &arguments].concat()),
             expected,
             "{arguments:?}"
         );
@@ -103,8 +103,8 @@ async fn rejects_are_listed_by_reason_and_by_object() {
     assert!(output(&sluice, &["show", "s3://elsewhere/x"]).starts_with("no rejects"));
 }
 
-/// The event types at first.
-const FIRST: &[(&str, &str)] = &[(
+/// The initial event types.
+const INITIAL: &[(&str, &str)] = &[(
     "click.yaml",
     "table: clicks
 rule: {path: [verb], equals: click}
@@ -116,7 +116,7 @@ columns:
 )];
 
 /// The event types afterwards: one declaration is fixed, and one is new.
-const MENDED: &[(&str, &str)] = &[
+const FIXED: &[(&str, &str)] = &[
     (
         "click.yaml",
         "table: clicks
@@ -161,13 +161,13 @@ fn declare(directory: &Path, declarations: &[(&str, &str)]) {
 }
 
 /// Returns the result of a query. `$` is a placeholder for the database, and `B` for the bucket.
-async fn ask(stack: &Stack, site: &Site, sql: &str) -> String {
+async fn query(stack: &Stack, site: &Site, sql: &str) -> String {
     let sql = sql.replace('$', &site.database);
     let text = stack.clickhouse.query(&sql).await.unwrap();
     text.replace(&site.bucket, "B")
 }
 
-async fn everything(stack: &Stack, site: &Site) -> String {
+async fn all_rows(stack: &Stack, site: &Site) -> String {
     let mut all = String::new();
     for (table, columns) in [
         ("clicks", "source_path, id, toString(at)"),
@@ -176,16 +176,16 @@ async fn everything(stack: &Stack, site: &Site) -> String {
         ("unmatched_statements", "source_path, row_number, reason"),
     ] {
         let sql = format!("SELECT {columns} FROM $.`{table}` ORDER BY ALL");
-        all += &format!("{table}\n{}", ask(stack, site, &sql).await);
+        all += &format!("{table}\n{}", query(stack, site, &sql).await);
     }
     all
 }
 
 #[tokio::test]
-async fn lines_that_fit_by_now_are_moved_once_and_the_others_stay() {
+async fn rejects_that_have_become_valid_are_moved_once_and_the_others_stay() {
     for strategy in ["per_type", "single_pass"] {
         let directory = tempfile::tempdir().unwrap();
-        declare(directory.path(), FIRST);
+        declare(directory.path(), INITIAL);
         let contents = ["a", "b"].map(mixed);
         let objects = [("a/1.jsonl", &*contents[0]), ("b/2.jsonl", &*contents[1])];
         let (stack, site, sluice) = with_objects("replay", &objects, |it| {
@@ -193,19 +193,19 @@ async fn lines_that_fit_by_now_are_moved_once_and_the_others_stay() {
                 .set("event_types.dir", directory.path().display())
         })
         .await;
-        declare(directory.path(), MENDED);
+        declare(directory.path(), FIXED);
         sluice.migrate();
-        let before = everything(stack, &site).await;
+        let before = all_rows(stack, &site).await;
 
         let replay = |arguments: &[&str]| parsed(&sluice, &[&["replay"], arguments].concat());
-        let would = replay(&["--dry-run"]);
+        let planned = replay(&["--dry-run"]);
         insta::assert_snapshot!(
             "replay_dry_run",
-            serde_json::to_string_pretty(&would).unwrap()
+            serde_json::to_string_pretty(&planned).unwrap()
         );
-        assert_eq!(everything(stack, &site).await, before);
-        let sealed = "SELECT count() FROM $.ledger_objects WHERE read_by LIKE '%\\_%'";
-        assert_eq!(ask(stack, &site, sealed).await, "0\n");
+        assert_eq!(all_rows(stack, &site).await, before);
+        let claimed = "SELECT count() FROM $.ledger_objects WHERE read_by LIKE '%\\_%'";
+        assert_eq!(query(stack, &site, claimed).await, "0\n");
 
         let under = format!("s3://{}/b/", site.bucket);
         let moved = |report: &Value| report["moved"].to_string();
@@ -220,8 +220,8 @@ async fn lines_that_fit_by_now_are_moved_once_and_the_others_stay() {
         }
         let rest = replay(&[]);
         assert_eq!(moved(&rest), r#"{"tap":2}"#);
-        assert_eq!(rest["left"], would["left"]);
-        insta::assert_snapshot!("replayed", everything(stack, &site).await);
+        assert_eq!(rest["left"], planned["left"]);
+        insta::assert_snapshot!("replayed", all_rows(stack, &site).await);
         let again = output(&sluice, &["replay"]);
         assert!(again.starts_with("0 lines moved\n8 left\n"), "{again}");
 
@@ -230,25 +230,25 @@ async fn lines_that_fit_by_now_are_moved_once_and_the_others_stay() {
              (SELECT batch_id FROM $.ledger_objects WHERE read_by = 'unmatched_statements') \
              FROM $.taps ORDER BY ALL";
         assert_eq!(
-            ask(stack, &site, lineage).await,
+            query(stack, &site, lineage).await,
             "B/a/1.jsonl\t1\nB/b/2.jsonl\t1\n"
         );
         let url = format!("s3://{}/a/1.jsonl", site.bucket);
-        let story = sluice.command(&["status", &url, "--output", "json"]);
-        let story: Value = serde_json::from_slice(&story.stdout).unwrap();
+        let history = sluice.command(&["status", &url, "--output", "json"]);
+        let history: Value = serde_json::from_slice(&history.stdout).unwrap();
         assert_eq!(
-            story["versions"][0]["rows"].to_string(),
+            history["versions"][0]["rows"].to_string(),
             r#"{"blank":1,"click":2,"rejected":3,"tap":2,"unmatched":1}"#
         );
         let events = "SELECT countIf(event = 'loaded'), countIf(event = 'cleaned') \
              FROM $.ledger_batches WHERE batch_id IN \
              (SELECT batch_id FROM $.ledger_objects WHERE read_by != 's3')";
-        assert_eq!(ask(stack, &site, events).await, "3\t3\n");
+        assert_eq!(query(stack, &site, events).await, "3\t3\n");
     }
 }
 
 #[tokio::test]
-async fn a_longer_limit_lets_long_lines_in() {
+async fn a_raised_limit_lets_long_lines_be_replayed() {
     let line = |pad: usize| {
         let video = "{\"verb\":\"tap\",\"id\":\"X\",\"pad\":\"Y\"}\n";
         video
@@ -256,7 +256,7 @@ async fn a_longer_limit_lets_long_lines_in() {
             .replace('Y', &"p".repeat(pad))
     };
     let directory = tempfile::tempdir().unwrap();
-    declare(directory.path(), &MENDED[1..]);
+    declare(directory.path(), &FIXED[1..]);
     let content = [line(1), line(2000), line(5000)].concat();
     let objects = [("long.jsonl", content.as_bytes())];
     let (stack, site, sluice) = with_objects("replay-long", &objects, |it| {
@@ -268,7 +268,7 @@ async fn a_longer_limit_lets_long_lines_in() {
     let report = parsed(&sluice, &["replay"]);
     assert_eq!(report["moved"].to_string(), r#"{"tap":1}"#);
     assert_eq!(report["left"].to_string(), r#"{"too large":1}"#);
-    let ids = ask(stack, &site, "SELECT id FROM $.taps ORDER BY id").await;
+    let ids = query(stack, &site, "SELECT id FROM $.taps ORDER BY id").await;
     assert_eq!(ids, "1\n2000\n");
 }
 
@@ -276,7 +276,7 @@ async fn a_longer_limit_lets_long_lines_in() {
 #[tokio::test]
 async fn many_lines_are_moved_in_several_batches() {
     let directory = tempfile::tempdir().unwrap();
-    declare(directory.path(), FIRST);
+    declare(directory.path(), INITIAL);
     let content: String = (0..25_000)
         .map(|number| match number % 5 {
             0 => format!("no JSON {number}\n"),
@@ -290,7 +290,7 @@ async fn many_lines_are_moved_in_several_batches() {
             .set("event_types.dir", directory.path().display())
     })
     .await;
-    declare(directory.path(), MENDED);
+    declare(directory.path(), FIXED);
     sluice.migrate();
     let report = parsed(&sluice, &["replay"]);
     assert_eq!(report["moved"].to_string(), r#"{"tap":30000}"#);
@@ -299,7 +299,7 @@ async fn many_lines_are_moved_in_several_batches() {
         r#"{"no event type":10000,"not JSON":10000}"#
     );
     let sums = "SELECT count(), uniqExact(source_path, id), uniqExact(batch_id) FROM $.taps";
-    assert_eq!(ask(stack, &site, sums).await, "30000\t30000\t2\n");
-    let kept = "SELECT count() FROM $.unmatched_statements";
-    assert_eq!(ask(stack, &site, kept).await, "10000\n");
+    assert_eq!(query(stack, &site, sums).await, "30000\t30000\t2\n");
+    let left = "SELECT count() FROM $.unmatched_statements";
+    assert_eq!(query(stack, &site, left).await, "10000\n");
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use sluice_testkit::xapi::{Bundle, ExpectedRows, Generator};
 use sluice_testkit::{Site, Stack};
 
-use crate::harness::{Sluice, assert_rows, drained};
+use crate::harness::{Sluice, assert_rows, wait_until_drained};
 
 const OBJECTS: usize = 100;
 const MESSAGES: usize = 300;
@@ -18,34 +18,34 @@ const SLACK: u64 = 4 << 20;
 
 /// No metrics are requested, and the data behind them must not accumulate either.
 #[tokio::test]
-async fn memory_does_not_grow_with_what_was_received() {
+async fn memory_does_not_grow_with_the_number_of_messages() {
     let stack = Stack::shared();
     let site = stack.site("soak").await.unwrap();
-    site.announce_no_more().await.unwrap();
+    site.stop_notifications().await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("batch.window", "200ms");
     sluice.migrate();
     let bundles: Vec<Bundle> = Generator::new(63).take(OBJECTS).collect();
-    let mut reckoning = ExpectedRows::default();
+    let mut expected_rows = ExpectedRows::default();
     let mut records = Vec::new();
     for bundle in &bundles {
         let etag = site.put(&bundle.key, bundle.bytes.clone()).await.unwrap();
         let body: Value = serde_json::from_str(&site.announcement(bundle, &etag)).unwrap();
         records.push(body["Records"][0].clone());
-        reckoning += &bundle.reckoning;
+        expected_rows += &bundle.expected_rows;
     }
     let body = json!({"Records": records}).to_string();
     sluice.start();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
     let mut resident = Vec::new();
     for _ in 0..WARM_UP + ROUNDS {
         announce(&site, &body).await;
-        drained(&site).await;
+        wait_until_drained(&site).await;
         resident.push(sluice.memory().0);
     }
     let (warm, last) = (resident[WARM_UP - 1], resident[WARM_UP + ROUNDS - 1]);
     assert!(last <= warm + SLACK, "{resident:?}");
     assert_eq!(sluice.stop().await.code(), Some(0));
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 }
 
 async fn announce(site: &Site, body: &str) {

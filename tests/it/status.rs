@@ -7,7 +7,7 @@ use sluice_testkit::{Site, Stack, wait_for};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-use crate::harness::{BOUND, Sluice, dead_letters, drained};
+use crate::harness::{BOUND, Sluice, wait_for_dead_letters, wait_until_drained};
 
 fn text(sluice: &Sluice, arguments: &[&str]) -> String {
     let output = sluice.command(&[&["status"], arguments].concat());
@@ -28,17 +28,17 @@ async fn silent_connections_and_foreign_hosts_do_no_harm() {
     let mut sluice = Sluice::new(stack, &site).set("admin.allowed_hosts", r#"["sluice.internal"]"#);
     sluice.migrate();
     sluice.start();
-    sluice.ready().await;
+    sluice.wait_until_ready().await;
     let address = sluice.admin_address().unwrap();
-    let mut silent = Vec::new();
+    let mut idle = Vec::new();
     for _ in 0..256 {
-        silent.push(TcpStream::connect(&address).await.unwrap());
+        idle.push(TcpStream::connect(&address).await.unwrap());
     }
     assert_eq!(sluice.get("/healthz").await.unwrap().0, 200);
     site.put("a.jsonl", "{\"note\":1}\n").await.unwrap();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     // All silent connections are closed eventually.
-    for mut stream in silent {
+    for mut stream in idle {
         let mut rest = Vec::new();
         drop(stream.read_to_end(&mut rest).await);
     }
@@ -63,7 +63,7 @@ async fn a_worker_reports_its_health_and_its_lag() {
     sluice.migrate();
     site.put("a.jsonl", "{\"note\":1}\n").await.unwrap();
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     let address = sluice.admin_address().unwrap();
     let worker = async |what, is: &dyn Fn(&Value) -> bool| {
         wait_for(what, BOUND, async || {
@@ -73,13 +73,13 @@ async fn a_worker_reports_its_health_and_its_lag() {
         })
         .await
     };
-    let status = worker("the lag to be told", &|it| it["lag"]["count"] == 1).await;
+    let status = worker("the lag", &|it| it["lag"]["count"] == 1).await;
     assert_eq!(status["messages"], 0, "{status}");
     assert_eq!(status["paused"], Value::Null, "{status}");
     assert!(status["queue_age"]["max"].is_f64(), "{status}");
-    let told = text(&sluice, &["--worker", &address]);
-    assert!(told.contains(": ready, up for "), "{told}");
-    assert!(told.contains("lag         median "), "{told}");
+    let shown = text(&sluice, &["--worker", &address]);
+    assert!(shown.contains(": ready, up for "), "{shown}");
+    assert!(shown.contains("lag         median "), "{shown}");
     let listen = format!("admin.listen={address}");
     let health = |listen: &str| sluice.command(&["health", "--set", listen]).status.code();
     assert_eq!(health(&listen), Some(0));
@@ -88,32 +88,32 @@ async fn a_worker_reports_its_health_and_its_lag() {
     let drop = format!("DROP TABLE {}.ledger_batches", site.database);
     stack.clickhouse.execute(&drop).await.unwrap();
     site.put("b.jsonl", "{\"note\":1}\n").await.unwrap();
-    sluice.not_ready("ledger_batches").await;
+    sluice.wait_until_not_ready("ledger_batches").await;
     let overview = sluice.command(&["status", "--worker", &address, "--worker", "127.0.0.1:1"]);
     assert_eq!(overview.status.code(), Some(1));
-    let told = String::from_utf8(overview.stdout).unwrap();
-    assert!(told.contains(&format!("{address}: paused: ")), "{told}");
-    assert!(told.contains("127.0.0.1:1: unknown: "), "{told}");
+    let shown = String::from_utf8(overview.stdout).unwrap();
+    assert!(shown.contains(&format!("{address}: paused: ")), "{shown}");
+    assert!(shown.contains("127.0.0.1:1: unknown: "), "{shown}");
 }
 
 #[tokio::test]
 async fn status_shows_everything_that_happened_to_an_object() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("status", 1).await.unwrap();
+    let site = stack.site_with_max_receives("status", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
-    let nothing = json(&sluice, &[]);
-    assert_eq!(nothing["queue"]["dead_letter_queue"]["messages"], 0);
-    assert_eq!(nothing["workers"], Value::Array(Vec::new()));
-    assert_eq!(nothing["open_batches"]["batches"], 0);
+    let empty = json(&sluice, &[]);
+    assert_eq!(empty["queue"]["dead_letter_queue"]["messages"], 0);
+    assert_eq!(empty["workers"], Value::Array(Vec::new()));
+    assert_eq!(empty["open_batches"]["batches"], 0);
     assert!(text(&sluice, &["--failed"]).starts_with("no failed objects"));
 
     let lines = "{\"note\":1}\nno JSON\n{\"note\":2}\n";
     site.put("folder/good.jsonl", lines).await.unwrap();
     site.put("folder/bad.jsonl.gz", "no gzip").await.unwrap();
     sluice.start();
-    drained(&site).await;
-    dead_letters(&site, 1).await;
+    wait_until_drained(&site).await;
+    wait_for_dead_letters(&site, 1).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
 
     let overview = json(&sluice, &["--since", "1h"]);
@@ -126,23 +126,27 @@ async fn status_shows_everything_that_happened_to_an_object() {
     assert!(text(&sluice, &[]).contains("0 visible, 0 in flight"));
 
     let good = format!("s3://{}/folder/good.jsonl", site.bucket);
-    let story = json(&sluice, &[&good]);
-    let version = &story["versions"][0];
-    assert_eq!(version["loaded"], true, "{story}");
-    assert_eq!(version["rows"]["unmatched"], 2, "{story}");
-    assert_eq!(version["batches"][0]["read_by"], "s3", "{story}");
-    assert_eq!(version["rejected"].as_object().unwrap().len(), 1, "{story}");
-    let told = text(&sluice, &[&good]);
+    let history = json(&sluice, &[&good]);
+    let version = &history["versions"][0];
+    assert_eq!(version["loaded"], true, "{history}");
+    assert_eq!(version["rows"]["unmatched"], 2, "{history}");
+    assert_eq!(version["batches"][0]["read_by"], "s3", "{history}");
+    assert_eq!(
+        version["rejected"].as_object().unwrap().len(),
+        1,
+        "{history}"
+    );
+    let shown = text(&sluice, &[&good]);
     assert!(
-        told.contains("loaded") && told.contains("2 unmatched"),
-        "{told}"
+        shown.contains("loaded") && shown.contains("2 unmatched"),
+        "{shown}"
     );
 
     let bad = format!("s3://{}/folder/bad.jsonl.gz", site.bucket);
-    let story = json(&sluice, &[&bad]);
-    let version = &story["versions"][0];
-    assert_eq!(version["loaded"], false, "{story}");
-    assert_eq!(version["failures"][0]["class"], "unloadable", "{story}");
+    let history = json(&sluice, &[&bad]);
+    let version = &history["versions"][0];
+    assert_eq!(version["loaded"], false, "{history}");
+    assert_eq!(version["failures"][0]["class"], "unloadable", "{history}");
     assert!(text(&sluice, &[&bad]).contains("as unloadable: "));
 
     let failed = json(&sluice, &["--failed"]);
@@ -164,8 +168,8 @@ async fn status_shows_everything_that_happened_to_an_object() {
     assert!(never.contains("no record"), "{never}");
 }
 
-async fn impatient_site(stack: &Stack, name: &str) -> Site {
-    stack.site_of_receives(name, 1).await.unwrap()
+async fn single_receive_site(stack: &Stack, name: &str) -> Site {
+    stack.site_with_max_receives(name, 1).await.unwrap()
 }
 
 fn failed_keys(sluice: &Sluice) -> Vec<String> {
@@ -179,22 +183,22 @@ fn failed_keys(sluice: &Sluice) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_failure_is_over_once_the_key_is_loaded_with_other_content() {
+async fn a_failure_is_resolved_once_the_key_is_loaded_with_other_content() {
     let stack = Stack::shared();
-    let site = impatient_site(stack, "status-replaced").await;
+    let site = single_receive_site(stack, "status-replaced").await;
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     sluice.start();
     let good = || gzip(b"{\"note\":1}\n");
-    site.put("mended.jsonl.gz", "no gzip").await.unwrap();
+    site.put("repaired.jsonl.gz", "no gzip").await.unwrap();
     site.put("spoilt.jsonl.gz", good()).await.unwrap();
-    dead_letters(&site, 1).await;
-    drained(&site).await;
-    assert_eq!(failed_keys(&sluice), ["mended.jsonl.gz"]);
-    site.put("mended.jsonl.gz", good()).await.unwrap();
+    wait_for_dead_letters(&site, 1).await;
+    wait_until_drained(&site).await;
+    assert_eq!(failed_keys(&sluice), ["repaired.jsonl.gz"]);
+    site.put("repaired.jsonl.gz", good()).await.unwrap();
     site.put("spoilt.jsonl.gz", "no gzip").await.unwrap();
-    dead_letters(&site, 2).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 2).await;
+    wait_until_drained(&site).await;
     assert_eq!(failed_keys(&sluice), ["spoilt.jsonl.gz"]);
 
     // This replay moves lines that were loaded before the failure.
@@ -219,28 +223,28 @@ async fn a_failure_is_over_once_the_key_is_loaded_with_other_content() {
         let text = String::from_utf8(output.stdout).unwrap();
         (output.status.code(), text)
     };
-    let mended = format!("s3://{}/mended.jsonl.gz", site.bucket);
-    assert_eq!(retry(&[&mended]).0, Some(1));
-    let (code, would) = retry(&["--error-class", "unloadable"]);
+    let repaired = format!("s3://{}/repaired.jsonl.gz", site.bucket);
+    assert_eq!(retry(&[&repaired]).0, Some(1));
+    let (code, planned) = retry(&["--error-class", "unloadable"]);
     assert_eq!(code, Some(0));
     assert!(
-        would.contains("spoilt.jsonl.gz") && !would.contains("mended"),
-        "{would}"
+        planned.contains("spoilt.jsonl.gz") && !planned.contains("repaired"),
+        "{planned}"
     );
 }
 
 #[tokio::test]
 async fn a_failure_that_is_dismissed_is_listed_again_when_it_happens_again() {
     let stack = Stack::shared();
-    let site = impatient_site(stack, "forget").await;
+    let site = single_receive_site(stack, "forget").await;
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     sluice.start();
     for key in ["bad.jsonl.gz", "worse.jsonl.gz"] {
         site.put(key, "no gzip").await.unwrap();
     }
-    dead_letters(&site, 2).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 2).await;
+    wait_until_drained(&site).await;
     let forget = |url: &str, reason: &str| {
         let output = sluice.command(&["forget", url, "--reason", reason]);
         (
@@ -249,9 +253,9 @@ async fn a_failure_that_is_dismissed_is_listed_again_when_it_happens_again() {
         )
     };
     let bad = format!("s3://{}/bad.jsonl.gz", site.bucket);
-    let (code, said) = forget(&format!("{bad}.not"), "a mistake");
+    let (code, error) = forget(&format!("{bad}.not"), "a mistake");
     assert_eq!(code, Some(1));
-    assert!(said.contains("is not recorded as failed"), "{said}");
+    assert!(error.contains("is not recorded as failed"), "{error}");
     assert_eq!(forget(&bad, "").0, Some(2));
     assert_eq!(failed_keys(&sluice).len(), 2);
 
@@ -261,15 +265,18 @@ async fn a_failure_that_is_dismissed_is_listed_again_when_it_happens_again() {
     );
     assert_eq!(failed_keys(&sluice), ["worse.jsonl.gz"]);
     assert_eq!(forget(&bad, "once more").0, Some(1));
-    let would = sluice.command(&["retry", "--error-class", "unloadable", "--dry-run"]);
-    let would = String::from_utf8(would.stdout).unwrap();
-    assert!(would.contains("worse") && !would.contains(&bad), "{would}");
-    let told = text(&sluice, &[&bad]);
-    assert!(told.contains(": the producer's test file\n"), "{told}");
-    let story = json(&sluice, &[&bad]);
-    let failures = &story["versions"][0]["failures"];
-    assert_eq!(failures[0]["class"], "dismissed", "{story}");
-    assert_eq!(failures[1]["class"], "unloadable", "{story}");
+    let planned = sluice.command(&["retry", "--error-class", "unloadable", "--dry-run"]);
+    let planned = String::from_utf8(planned.stdout).unwrap();
+    assert!(
+        planned.contains("worse") && !planned.contains(&bad),
+        "{planned}"
+    );
+    let shown = text(&sluice, &[&bad]);
+    assert!(shown.contains(": the producer's test file\n"), "{shown}");
+    let history = json(&sluice, &[&bad]);
+    let failures = &history["versions"][0]["failures"];
+    assert_eq!(failures[0]["class"], "dismissed", "{history}");
+    assert_eq!(failures[1]["class"], "unloadable", "{history}");
 
     // Its dead letter still exists, and can be selected by the class.
     let listed = sluice.command(&["dlq", "list", "--error-class", "dismissed"]);
@@ -280,17 +287,17 @@ async fn a_failure_that_is_dismissed_is_listed_again_when_it_happens_again() {
     );
     let redrive = ["dlq", "redrive", "--error-class", "dismissed"];
     assert!(sluice.command(&redrive).status.success());
-    dead_letters(&site, 2).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 2).await;
+    wait_until_drained(&site).await;
     assert_eq!(failed_keys(&sluice), ["bad.jsonl.gz", "worse.jsonl.gz"]);
     let failed = json(&sluice, &["--failed"]);
     assert_eq!(failed[0]["tries"], 2, "{failed}");
 }
 
 #[tokio::test]
-async fn what_would_fail_again_is_retried_only_where_it_is_meant() {
+async fn objects_that_would_fail_again_are_retried_only_on_request() {
     let stack = Stack::shared();
-    let site = impatient_site(stack, "retry-again").await;
+    let site = single_receive_site(stack, "retry-again").await;
     let mut sluice = Sluice::new(stack, &site)
         .set("load.fallback", "never")
         .set("load.max_rejected_ratio", "0.5");
@@ -299,17 +306,17 @@ async fn what_would_fail_again_is_retried_only_where_it_is_meant() {
     site.delete("gone.jsonl").await.unwrap();
     site.put("back.jsonl", "{}\n").await.unwrap();
     site.delete("back.jsonl").await.unwrap();
-    for key in ["broken.jsonl.gz", "mended.jsonl.gz"] {
+    for key in ["broken.jsonl.gz", "repaired.jsonl.gz"] {
         site.put(key, "no gzip").await.unwrap();
     }
     site.put("lines.jsonl", "no JSON\n").await.unwrap();
     site.put("odd*.jsonl", "no JSON\n").await.unwrap();
     sluice.start();
-    dead_letters(&site, 6).await;
-    drained(&site).await;
-    site.announce_no_more().await.unwrap();
+    wait_for_dead_letters(&site, 6).await;
+    wait_until_drained(&site).await;
+    site.stop_notifications().await.unwrap();
     site.put("back.jsonl", "{}\n").await.unwrap();
-    site.put("mended.jsonl.gz", gzip(b"{}\n")).await.unwrap();
+    site.put("repaired.jsonl.gz", gzip(b"{}\n")).await.unwrap();
 
     let retry = |sluice: &Sluice, arguments: &[&str]| -> Value {
         let dry_run = ["retry", "--dry-run", "--output", "json"];
@@ -328,25 +335,25 @@ async fn what_would_fail_again_is_retried_only_where_it_is_meant() {
     let all = retry(&sluice, &["--all"]);
     assert_eq!(
         objects(&all),
-        urls(&["back.jsonl", "mended.jsonl.gz"]),
+        urls(&["back.jsonl", "repaired.jsonl.gz"]),
         "{all}"
     );
     assert_eq!(all["skipped"], 4, "{all}");
-    let told = sluice.command(&["retry", "--all", "--dry-run"]);
-    let told = String::from_utf8(told.stdout).unwrap();
+    let shown = sluice.command(&["retry", "--all", "--dry-run"]);
+    let shown = String::from_utf8(shown.stdout).unwrap();
     assert!(
-        told.contains("4 objects skipped") && told.contains("--error-class"),
-        "{told}"
+        shown.contains("4 objects skipped") && shown.contains("--error-class"),
+        "{shown}"
     );
     for (class, keys) in [
         ("missing", &["back.jsonl", "gone.jsonl"][..]),
-        ("unloadable", &["broken.jsonl.gz", "mended.jsonl.gz"]),
+        ("unloadable", &["broken.jsonl.gz", "repaired.jsonl.gz"]),
         ("rejected", &["lines.jsonl"]),
         ("unnameable", &["odd*.jsonl"]),
     ] {
-        let chosen = retry(&sluice, &["--error-class", class]);
-        assert_eq!(objects(&chosen), urls(keys), "{chosen}");
-        assert_eq!(chosen["skipped"], 0, "{chosen}");
+        let selected = retry(&sluice, &["--error-class", class]);
+        assert_eq!(objects(&selected), urls(keys), "{selected}");
+        assert_eq!(selected["skipped"], 0, "{selected}");
     }
     let broken = format!("s3://{}/broken.jsonl.gz", site.bucket);
     assert_eq!(
@@ -357,35 +364,35 @@ async fn what_would_fail_again_is_retried_only_where_it_is_meant() {
 
 /// The runtime has several threads, since the proxy runs while a command blocks one.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_worker_may_not_look_at_is_retried() {
+async fn objects_that_the_worker_may_not_look_up_are_retried() {
     let stack = Stack::shared();
-    let site = impatient_site(stack, "retry-denied").await;
+    let site = single_receive_site(stack, "retry-denied").await;
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     site.put("gone.jsonl", "{}\n").await.unwrap();
     site.delete("gone.jsonl").await.unwrap();
     site.put("broken.jsonl.gz", "no gzip").await.unwrap();
     sluice.start();
-    dead_letters(&site, 2).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 2).await;
+    wait_until_drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
     proxy.inject(Fault::Status(403), usize::MAX, |_, _| true);
     let sluice = sluice.environment("AWS_ENDPOINT_URL_S3", proxy.url());
     let output = sluice.command(&["retry", "--all", "--dry-run"]);
-    let told = String::from_utf8(output.stdout).unwrap();
+    let shown = String::from_utf8(output.stdout).unwrap();
     assert!(
-        told.ends_with("2 objects would be announced again\n"),
-        "{told}"
+        shown.ends_with("2 objects would be announced again\n"),
+        "{shown}"
     );
-    assert!(!told.contains("skipped"), "{told}");
+    assert!(!shown.contains("skipped"), "{shown}");
     assert!(proxy.hits() >= 2);
 }
 
 #[tokio::test]
-async fn what_does_not_answer_is_named_and_the_rest_is_shown() {
+async fn an_unreachable_service_is_named_and_the_rest_is_shown() {
     let stack = Stack::shared();
-    let site = stack.site("status-away").await.unwrap();
+    let site = stack.site("status-unreachable").await.unwrap();
     let sluice = Sluice::new(stack, &site).set("clickhouse.url", "http://127.0.0.1:1");
     let output = wait_for("the test event", BOUND, async || {
         let output = sluice.command(&["status"]);
@@ -400,9 +407,9 @@ async fn what_does_not_answer_is_named_and_the_rest_is_shown() {
 }
 
 #[tokio::test]
-async fn one_command_retries_what_failed() {
+async fn one_command_retries_the_failed_objects() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("retry", 1).await.unwrap();
+    let site = stack.site_with_max_receives("retry", 1).await.unwrap();
     let mut sluice = Sluice::new(stack, &site);
     sluice.migrate();
     let keys = ["a b.jsonl", "c+d%41.jsonl"];
@@ -411,9 +418,9 @@ async fn one_command_retries_what_failed() {
         site.delete(key).await.unwrap();
     }
     sluice.start();
-    drained(&site).await;
-    dead_letters(&site, 2).await;
-    site.announce_no_more().await.unwrap();
+    wait_until_drained(&site).await;
+    wait_for_dead_letters(&site, 2).await;
+    site.stop_notifications().await.unwrap();
     for key in keys {
         site.put(key, "{}\n").await.unwrap();
     }
@@ -422,20 +429,20 @@ async fn one_command_retries_what_failed() {
         let code = output.status.code();
         (code, String::from_utf8(output.stdout).unwrap())
     };
-    assert_eq!(retry(&[]).0, Some(2), "everything, by mistake");
+    assert_eq!(retry(&[]).0, Some(2), "retried everything without --all");
     assert_eq!(retry(&["s3://elsewhere/key"]).0, Some(1));
     let url = format!("s3://{}/{}", site.bucket, keys[1]);
-    let (code, would) = retry(&["--all", "--dry-run"]);
+    let (code, planned) = retry(&["--all", "--dry-run"]);
     assert_eq!(code, Some(0));
-    assert!(would.contains(&url), "{would}");
+    assert!(planned.contains(&url), "{planned}");
     assert_eq!(site.queue_depth().await.unwrap(), (0, 0));
 
     assert_eq!(retry(&[&url]).0, Some(0));
-    drained(&site).await;
+    wait_until_drained(&site).await;
     let (code, left) = retry(&["--all"]);
     assert_eq!(code, Some(0));
     assert!(!left.contains(&url) && left.contains(keys[0]), "{left}");
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(json(&sluice, &["--failed"]), Value::Array(Vec::new()));
-    dead_letters(&site, 2).await;
+    wait_for_dead_letters(&site, 2).await;
 }

@@ -4,7 +4,7 @@ use sluice_testkit::xapi::Generator;
 use sluice_testkit::{Site, Stack};
 use tempfile::TempDir;
 
-use crate::harness::{Sluice, assert_rows, drained, upload};
+use crate::harness::{Sluice, assert_rows, upload, wait_until_drained};
 
 #[tokio::test]
 async fn per_type_fills_the_same_tables_without_views() {
@@ -18,10 +18,10 @@ async fn per_type_fills_the_same_tables_without_views() {
     );
     assert_eq!(stack.clickhouse.query(&views).await.unwrap(), "0\n");
     let bundles: Vec<_> = Generator::new(51).take(60).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     sluice.start();
-    drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    wait_until_drained(&site).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
@@ -42,12 +42,12 @@ fn routed_types() -> TempDir {
     directory
 }
 
-/// Returns what has become of each object's lines: the object, the table, and the ids in it.
-async fn preview(stack: &Stack, site: &Site) -> String {
+/// Returns where the lines of each object are: the object, the table, and the ids in it.
+async fn destinations(stack: &Stack, site: &Site) -> String {
     let table = |table: &str, id: &str| {
         format!(
-            "SELECT substring(source_path, length('{}') + 2) AS key, '{table}' AS fate, {id} AS id \
-             FROM {}.{table}",
+            "SELECT substring(source_path, length('{}') + 2) AS key, \
+             '{table}' AS destination, {id} AS id FROM {}.{table}",
             site.bucket, site.database
         )
     };
@@ -60,14 +60,15 @@ async fn preview(stack: &Stack, site: &Site) -> String {
         table("object_rows", "concat(kind, ' ', toString(rows))"),
     ];
     let sql = format!(
-        "SELECT key, fate, arraySort(groupArray(id)) FROM ({}) GROUP BY key, fate ORDER BY key, fate",
+        "SELECT key, destination, arraySort(groupArray(id)) FROM ({}) \
+         GROUP BY key, destination ORDER BY key, destination",
         all.join(" UNION ALL ")
     );
     stack.clickhouse.query(&sql).await.unwrap()
 }
 
 #[tokio::test]
-async fn an_event_type_is_looked_for_on_its_route_alone() {
+async fn an_event_type_is_looked_for_only_on_its_route() {
     let stack = Stack::shared();
     let types = routed_types();
     for strategy in ["single_pass", "per_type"] {
@@ -95,7 +96,7 @@ async fn an_event_type_is_looked_for_on_its_route_alone() {
             site.put(key, text).await.unwrap();
         }
         sluice.start();
-        drained(&site).await;
+        wait_until_drained(&site).await;
         let click_without_id = r#"['{"verb":"click"}']"#;
         let expected = format!(
             "clicks/2026/a.jsonl\tclicks\t['c0']\n\
@@ -118,7 +119,7 @@ async fn an_event_type_is_looked_for_on_its_route_alone() {
              others/g.jsonl\tobject_rows\t['unmatched 3']\n\
              others/g.jsonl\tunmatched_statements\t['','c5','v5']\n"
         );
-        assert_eq!(preview(stack, &site).await, expected, "{strategy}");
+        assert_eq!(destinations(stack, &site).await, expected, "{strategy}");
         assert_eq!(site.dlq_depth().await.unwrap(), 0);
     }
 }

@@ -5,7 +5,10 @@ use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{Bundle, ExpectedRows, Generator, gzip};
 use sluice_testkit::{Site, Stack};
 
-use crate::harness::{Sluice, assert_rows, dead_letters, drained, line, names, rows, upload};
+use crate::harness::{
+    Sluice, assert_rows, line, loaded_names, rows, upload, wait_for_dead_letters,
+    wait_until_drained,
+};
 
 /// Returns how many of the loaded objects each reader in `ledger_objects` has read.
 async fn read_by(stack: &Stack, site: &Site) -> Vec<(String, u64)> {
@@ -17,8 +20,8 @@ async fn read_by(stack: &Stack, site: &Site) -> Vec<(String, u64)> {
     );
     let rows = stack.clickhouse.rows(&sql).await.unwrap();
     let row = |row: &Value| {
-        let way = row["read_by"].as_str().unwrap().to_owned();
-        (way, row["objects"].as_u64().unwrap())
+        let reader = row["read_by"].as_str().unwrap().to_owned();
+        (reader, row["objects"].as_u64().unwrap())
     };
     rows.iter().map(row).collect()
 }
@@ -63,14 +66,14 @@ fn zstd(text: &str) -> Vec<u8> {
 fn odd_contents() -> Vec<Bundle> {
     let members = [gzip(b"{\"a\":1}\n{\"a\""), gzip(b":2}\n")].concat();
     let content = |key: &str, bytes: Vec<u8>, [unmatched, rejected]: [u64; 2]| {
-        let mut reckoning = ExpectedRows::default();
-        reckoning.objects = 1;
-        reckoning.unmatched = unmatched;
-        reckoning.rejected = rejected;
+        let mut expected_rows = ExpectedRows::default();
+        expected_rows.objects = 1;
+        expected_rows.unmatched = unmatched;
+        expected_rows.rejected = rejected;
         Bundle {
             key: key.to_owned(),
             bytes,
-            reckoning,
+            expected_rows,
         }
     };
     vec![
@@ -116,7 +119,7 @@ fn odd_contents() -> Vec<Bundle> {
 
 async fn streams_the_same_rows(strategy: &str) {
     let stack = Stack::shared();
-    let site = stack.site("both-ways").await.unwrap();
+    let site = stack.site("both-readers").await.unwrap();
     let mut loaded = Vec::new();
     let bundles: Vec<_> = Generator::new(31).take(40).chain(odd_contents()).collect();
     for fallback in ["never", "always"] {
@@ -126,10 +129,10 @@ async fn streams_the_same_rows(strategy: &str) {
             .set("load.strategy", strategy)
             .set("clickhouse.database", &database);
         sluice.migrate();
-        let reckoning = upload(&site, &bundles).await;
+        let expected_rows = upload(&site, &bundles).await;
         sluice.start();
-        drained(&site).await;
-        assert_rows(&stack.clickhouse, &database, &reckoning).await;
+        wait_until_drained(&site).await;
+        assert_rows(&stack.clickhouse, &database, &expected_rows).await;
         let streamed = sluice.metric("sluice_objects_streamed_total").await;
         let all = if fallback == "always" {
             bundles.len()
@@ -145,17 +148,17 @@ async fn streams_the_same_rows(strategy: &str) {
 }
 
 #[tokio::test]
-async fn what_is_streamed_has_the_same_rows() {
+async fn streamed_objects_have_the_same_rows() {
     streams_the_same_rows("single_pass").await;
 }
 
 #[tokio::test]
-async fn what_is_streamed_by_type_has_the_same_rows() {
+async fn objects_streamed_by_type_have_the_same_rows() {
     streams_the_same_rows("per_type").await;
 }
 
 #[tokio::test]
-async fn what_clickhouse_may_not_read_is_streamed_and_the_likely_cause_is_named() {
+async fn objects_that_clickhouse_may_not_read_are_streamed_and_the_likely_cause_is_named() {
     let stack = Stack::shared();
     let site = stack.site("refused-to-clickhouse").await.unwrap();
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
@@ -163,10 +166,10 @@ async fn what_clickhouse_may_not_read_is_streamed_and_the_likely_cause_is_named(
     let mut sluice = Sluice::new(stack, &site).set("s3.clickhouse_endpoint", proxy.url());
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(32).take(60).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     sluice.start();
-    drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    wait_until_drained(&site).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(read_by(stack, &site).await, [("stream".to_owned(), 60)]);
     let log = sluice.log();
     let warnings = log.matches("ClickHouse could not read any of the last");
@@ -179,7 +182,7 @@ async fn what_clickhouse_may_not_read_is_streamed_and_the_likely_cause_is_named(
 
 /// The host does not exist, or nothing listens there.
 #[tokio::test]
-async fn what_clickhouse_cannot_reach_is_streamed() {
+async fn objects_that_clickhouse_cannot_reach_are_streamed() {
     let stack = Stack::shared();
     for (index, endpoint) in ["http://s3.invalid", "http://127.0.0.1:1"]
         .iter()
@@ -189,17 +192,17 @@ async fn what_clickhouse_cannot_reach_is_streamed() {
         let mut sluice = Sluice::new(stack, &site).set("s3.clickhouse_endpoint", endpoint);
         sluice.migrate();
         let bundles: Vec<_> = Generator::new(33 + index as u64).take(3).collect();
-        let reckoning = upload(&site, &bundles).await;
+        let expected_rows = upload(&site, &bundles).await;
         sluice.start();
-        drained(&site).await;
-        assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+        wait_until_drained(&site).await;
+        assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
         assert_eq!(read_by(stack, &site).await, [("stream".to_owned(), 3)]);
     }
 }
 
 /// The worker is denied access as well, so the fallback has no effect.
 #[tokio::test]
-async fn what_nobody_may_read_pauses_intake_until_somebody_may() {
+async fn objects_that_nobody_may_read_pause_intake_until_access_is_granted() {
     let stack = Stack::shared();
     let site = stack.site("refused-to-all").await.unwrap();
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
@@ -209,45 +212,45 @@ async fn what_nobody_may_read_pauses_intake_until_somebody_may() {
         .environment("AWS_ENDPOINT_URL_S3", proxy.url());
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(35).take(5).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     sluice.start();
-    sluice.not_ready("s3.clickhouse_access").await;
+    sluice.wait_until_not_ready("s3.clickhouse_access").await;
     proxy.heal();
-    drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    wait_until_drained(&site).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
 }
 
 /// ClickHouse cannot address the key, and the worker is denied access. Nothing else waits for the
 /// object.
 #[tokio::test]
-async fn what_nobody_can_read_harms_only_itself() {
+async fn an_object_that_nobody_can_read_fails_alone() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("unreadable", 2).await.unwrap();
+    let site = stack.site_with_max_receives("unreadable", 2).await.unwrap();
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
     proxy.inject(Fault::Status(403), usize::MAX, |_, _| true);
     let mut sluice = Sluice::new(stack, &site).environment("AWS_ENDPOINT_URL_S3", proxy.url());
     sluice.migrate();
     site.put("a*.jsonl", line("odd")).await.unwrap();
     let bundles: Vec<_> = Generator::new(37).take(5).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     sluice.start();
-    dead_letters(&site, 1).await;
-    drained(&site).await;
-    sluice.ready().await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    wait_for_dead_letters(&site, 1).await;
+    wait_until_drained(&site).await;
+    sluice.wait_until_ready().await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(failures(stack, &site).await, "a*.jsonl\tdenied\n");
 }
 
 /// Bad objects among good ones fail as they would without streaming.
 #[tokio::test]
-async fn a_bad_object_among_the_streamed_harms_only_itself() {
+async fn a_bad_object_among_streamed_ones_fails_alone() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("bad-stream", 2).await.unwrap();
+    let site = stack.site_with_max_receives("bad-stream", 2).await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("load.fallback", "always");
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(36).take(20).collect();
-    let mut reckoning = upload(&site, &bundles).await;
+    let mut expected_rows = upload(&site, &bundles).await;
     let whole = gzip(line("truncated").repeat(2000).as_bytes());
     let half = &whole[..whole.len() / 2];
     site.put("a/truncated.jsonl.gz", half).await.unwrap();
@@ -257,12 +260,12 @@ async fn a_bad_object_among_the_streamed_harms_only_itself() {
     // The object is overwritten before it is read. Its current content is loaded, once.
     site.put("d/overwritten.jsonl", line("old")).await.unwrap();
     site.put("d/overwritten.jsonl", line("new")).await.unwrap();
-    reckoning.unmatched += 1;
-    reckoning.objects += 1;
+    expected_rows.unmatched += 1;
+    expected_rows.objects += 1;
     sluice.start();
-    dead_letters(&site, 3).await;
-    drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    wait_for_dead_letters(&site, 3).await;
+    wait_until_drained(&site).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(
         failures(stack, &site).await,
         "a/truncated.jsonl.gz\tunloadable\nb/garbage.jsonl.gz\tunloadable\n\
@@ -272,7 +275,7 @@ async fn a_bad_object_among_the_streamed_harms_only_itself() {
 
 /// Content is compressed under a name of plain text, or the other way round.
 #[tokio::test]
-async fn content_that_its_name_hides_is_streamed() {
+async fn content_that_does_not_match_its_name_is_streamed() {
     let stack = Stack::shared();
     let contents = [
         ("gzip.jsonl", gzip(line("a").as_bytes())),
@@ -286,7 +289,7 @@ async fn content_that_its_name_hides_is_streamed() {
         ("auto", &["a", "b", "c", "d", "e", "f"][..]),
         ("never", &["f"]),
     ] {
-        let site = stack.site_of_receives("misnamed", 1).await.unwrap();
+        let site = stack.site_with_max_receives("misnamed", 1).await.unwrap();
         let mut sluice = Sluice::new(stack, &site).set("load.fallback", fallback);
         sluice.migrate();
         for (key, bytes) in &contents {
@@ -294,34 +297,34 @@ async fn content_that_its_name_hides_is_streamed() {
         }
         site.put("broken.jsonl.gz", "neither").await.unwrap();
         sluice.start();
-        drained(&site).await;
-        assert_eq!(names(stack, &site).await, expected, "{fallback}");
+        wait_until_drained(&site).await;
+        assert_eq!(loaded_names(stack, &site).await, expected, "{fallback}");
         let failed = failures(stack, &site).await;
         assert!(failed.contains("broken.jsonl.gz\tunloadable"), "{failed}");
         let dead = if fallback == "auto" { 1 } else { 4 };
-        dead_letters(&site, dead).await;
+        wait_for_dead_letters(&site, dead).await;
     }
 }
 
 /// The worker reads small objects, which is faster, and ClickHouse reads large ones.
 #[tokio::test]
-async fn small_objects_are_streamed_where_that_is_asked_for() {
+async fn small_objects_are_streamed_if_configured() {
     let stack = Stack::shared();
     let site = stack.site("small").await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("load.stream_below", "64KiB");
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(38).take(20).collect();
-    let mut reckoning = upload(&site, &bundles).await;
+    let mut expected_rows = upload(&site, &bundles).await;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     let lines = line("large").repeat(10_000);
     site.put("large.jsonl", lines).await.unwrap();
-    reckoning.unmatched += 10_000;
-    reckoning.objects += 1;
-    drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
-    let ways = [("s3".to_owned(), 1), ("stream".to_owned(), 20)];
-    assert_eq!(read_by(stack, &site).await, ways);
+    expected_rows.unmatched += 10_000;
+    expected_rows.objects += 1;
+    wait_until_drained(&site).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
+    let readers = [("s3".to_owned(), 1), ("stream".to_owned(), 20)];
+    assert_eq!(read_by(stack, &site).await, readers);
 }
 
 /// If the worker cannot read small objects, ClickHouse loads them.
@@ -337,10 +340,10 @@ async fn small_objects_that_the_worker_cannot_stream_are_read_by_clickhouse() {
             .environment("AWS_ENDPOINT_URL_S3", proxy.url());
         sluice.migrate();
         let bundles: Vec<_> = Generator::new(39).take(5).collect();
-        let reckoning = upload(&site, &bundles).await;
+        let expected_rows = upload(&site, &bundles).await;
         sluice.start();
-        drained(&site).await;
-        assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+        wait_until_drained(&site).await;
+        assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
         assert_eq!(read_by(stack, &site).await, [("s3".to_owned(), 5)]);
         let log = sluice.log();
         assert!(log.contains("ClickHouse reads them"), "{log}");
@@ -349,18 +352,18 @@ async fn small_objects_that_the_worker_cannot_stream_are_read_by_clickhouse() {
 }
 
 #[tokio::test]
-async fn a_bad_object_among_small_ones_harms_only_itself() {
+async fn a_bad_object_among_small_ones_fails_alone() {
     let stack = Stack::shared();
-    let site = stack.site_of_receives("bad-small", 2).await.unwrap();
+    let site = stack.site_with_max_receives("bad-small", 2).await.unwrap();
     let mut sluice = Sluice::new(stack, &site).set("load.stream_below", "1MiB");
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(40).take(10).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     site.put("garbage.jsonl.gz", "no gzip").await.unwrap();
     sluice.start();
-    dead_letters(&site, 1).await;
-    drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    wait_for_dead_letters(&site, 1).await;
+    wait_until_drained(&site).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     assert_eq!(
         failures(stack, &site).await,
         "garbage.jsonl.gz\tunloadable\n"

@@ -18,7 +18,7 @@ use sluice_testkit::xapi::Generator;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use crate::harness::{Sluice, assert_rows, drained, upload};
+use crate::harness::{Sluice, assert_rows, upload, wait_until_drained};
 
 #[derive(Clone, Default)]
 struct Received(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
@@ -121,11 +121,11 @@ async fn a_batch_is_one_trace_from_the_first_receive_to_the_last_delete() {
         );
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(51).take(3).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
 
     for resource in collector.resources() {
         assert_eq!(text(&resource.attributes, "service.name"), "sluice");
@@ -170,19 +170,19 @@ async fn a_batch_is_one_trace_from_the_first_receive_to_the_last_delete() {
     );
     let known: u64 = stack.clickhouse.scalar(&known).await.unwrap();
     assert_eq!(known, 1);
-    let on_record = format!(
+    let recorded = format!(
         "SELECT objects FROM {}.ledger_batches WHERE event = 'loaded' AND batch_id = '{}'",
         site.database,
         text(&load.attributes, "batch.id"),
     );
-    let on_record: u64 = stack.clickhouse.scalar(&on_record).await.unwrap();
-    assert_eq!(on_record, reckoning.objects);
+    let recorded: u64 = stack.clickhouse.scalar(&recorded).await.unwrap();
+    assert_eq!(recorded, expected_rows.objects);
     // A trace with the statement would reveal its secrets.
     assert!(!format!("{spans:?}").contains("s3("), "{spans:#?}");
 }
 
 #[tokio::test]
-async fn a_broken_object_shows_in_the_trace_and_only_a_part_of_the_batches_is_traced() {
+async fn a_broken_object_appears_in_its_trace_and_a_sample_ratio_limits_the_traces() {
     let stack = Stack::shared();
     let site = stack.site("traced-broken").await.unwrap();
     let collector = Collector::start().await;
@@ -190,7 +190,7 @@ async fn a_broken_object_shows_in_the_trace_and_only_a_part_of_the_batches_is_tr
     sluice.migrate();
     site.put("bad.jsonl.gz", "no gzip").await.unwrap();
     sluice.start();
-    crate::harness::dead_letters(&site, 1).await;
+    crate::harness::wait_for_dead_letters(&site, 1).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
     let spans = collector.spans();
     let batches = spans.iter().filter(|span| span.name == "batch");
@@ -203,13 +203,13 @@ async fn a_broken_object_shows_in_the_trace_and_only_a_part_of_the_batches_is_tr
     let mut sluice = sluice.set("telemetry.sample_ratio", 0);
     sluice.start();
     site.put("good.jsonl", "{}\n").await.unwrap();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
     assert_eq!(collector.spans().len(), before);
 }
 
 #[tokio::test]
-async fn without_a_collector_all_is_loaded_and_one_line_says_so() {
+async fn without_a_collector_everything_is_loaded_and_one_line_is_logged() {
     let stack = Stack::shared();
     let site = stack.site("untraced").await.unwrap();
     let mut sluice = Sluice::new(stack, &site)
@@ -218,11 +218,11 @@ async fn without_a_collector_all_is_loaded_and_one_line_says_so() {
         .environment("OTEL_BSP_SCHEDULE_DELAY", "100".into());
     sluice.migrate();
     let bundles: Vec<_> = Generator::new(52).take(10).collect();
-    let reckoning = upload(&site, &bundles).await;
+    let expected_rows = upload(&site, &bundles).await;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(sluice.stop().await.code(), Some(0));
-    assert_rows(&stack.clickhouse, &site.database, &reckoning).await;
+    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
     let log = sluice.log();
     assert_eq!(
         log.matches("failed to send traces to the OTLP collector")

@@ -9,7 +9,7 @@ use sluice::object::Compression;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::{Site, Stack};
 
-use crate::harness::{Sluice, dead_letters, drained, line};
+use crate::harness::{Sluice, line, wait_for_dead_letters, wait_until_drained};
 
 /// A complete object of 3,000 page views.
 const WHOLE: (&str, &[u8]) = (
@@ -51,7 +51,7 @@ async fn put_all(site: &Site) {
 }
 
 async fn site(stack: &Stack, name: &str) -> Site {
-    stack.site_of_receives(name, 1).await.unwrap()
+    stack.site_with_max_receives(name, 1).await.unwrap()
 }
 
 /// Returns the class and the reason of each failure by the name of its object.
@@ -102,17 +102,17 @@ async fn rows_of_page_views(stack: &Stack, site: &Site) -> String {
 
 /// Asserts that each truncated object fails alone and leaves no rows, and that the others are
 /// loaded.
-async fn the_cut_fail_alone(fallback: &str, stream_below: &str) {
+async fn assert_truncated_fail_alone(fallback: &str, stream_below: &str) {
     let stack = Stack::shared();
-    let site = site(stack, "cut-short").await;
+    let site = site(stack, "truncated-objects").await;
     let mut sluice = Sluice::new(stack, &site)
         .set("load.fallback", fallback)
         .set("load.stream_below", stream_below);
     sluice.migrate();
     put_all(&site).await;
     sluice.start();
-    dead_letters(&site, 4).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 4).await;
+    wait_until_drained(&site).await;
     let failures = failures(stack, &site).await;
     let names: Vec<&str> = failures.keys().map(String::as_str).collect();
     assert_eq!(names, CUT.map(|(name, _)| name), "{failures:#?}");
@@ -128,26 +128,26 @@ async fn the_cut_fail_alone(fallback: &str, stream_below: &str) {
 }
 
 #[tokio::test]
-async fn what_is_cut_short_fails_alone_and_leaves_nothing() {
-    the_cut_fail_alone("auto", "0B").await;
+async fn truncated_objects_fail_alone_and_leave_no_rows() {
+    assert_truncated_fail_alone("auto", "0B").await;
 }
 
 /// A proof is not a fallback, so it takes place without one.
 #[tokio::test]
-async fn without_fallback_what_is_cut_short_fails_too() {
-    the_cut_fail_alone("never", "0B").await;
+async fn truncated_objects_fail_without_a_fallback_too() {
+    assert_truncated_fail_alone("never", "0B").await;
 }
 
 #[tokio::test]
-async fn what_is_streamed_and_cut_short_fails_too() {
-    the_cut_fail_alone("always", "0B").await;
-    the_cut_fail_alone("auto", "1MiB").await;
+async fn truncated_objects_that_are_streamed_fail_too() {
+    assert_truncated_fail_alone("always", "0B").await;
+    assert_truncated_fail_alone("auto", "1MiB").await;
 }
 
 /// A worker that is denied access cannot prove anything. The runtime has several threads, since the
 /// proxy runs while `check` blocks one.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_can_prove_fails_unless_that_is_accepted() {
+async fn objects_that_nobody_can_prove_whole_fail_unless_that_is_accepted() {
     let stack = Stack::shared();
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
     proxy.inject(Fault::Status(403), usize::MAX, |_, _| true);
@@ -156,8 +156,8 @@ async fn what_nobody_can_prove_fails_unless_that_is_accepted() {
     sluice.migrate();
     put_all(&site).await;
     sluice.start();
-    dead_letters(&site, 5).await;
-    drained(&site).await;
+    wait_for_dead_letters(&site, 5).await;
+    wait_until_drained(&site).await;
     let failures = failures(stack, &site).await;
     assert_eq!(failures.len(), 5, "{failures:#?}");
     for (class, reason) in failures.values() {
@@ -174,32 +174,32 @@ async fn what_nobody_can_prove_fails_unless_that_is_accepted() {
 }
 
 #[tokio::test]
-async fn what_is_accepted_without_proof_is_recorded_so() {
+async fn objects_accepted_without_proof_are_recorded_as_such() {
     let stack = Stack::shared();
     let proxy = Proxy::start(stack.aws.endpoint()).await.unwrap();
     proxy.inject(Fault::Status(403), usize::MAX, |_, _| true);
-    let site = site(stack, "waived").await;
+    let site = site(stack, "accepted").await;
     let mut sluice = Sluice::new(stack, &site)
         .set("load.accept_unproven", r#"["zst", "lz4"]"#)
         .environment("AWS_ENDPOINT_URL_S3", proxy.url());
     sluice.migrate();
     put_all(&site).await;
     sluice.start();
-    drained(&site).await;
+    wait_until_drained(&site).await;
     assert_eq!(site.dlq_depth().await.unwrap(), 0);
     assert_eq!(page_views(stack, &site).await[WHOLE.0], 3000);
     for (name, _) in CUT.into_iter().chain([WHOLE]) {
         let object = format!("s3://{}/section/7/{name}", site.bucket);
-        let story = sluice.command(&["status", &object]);
-        let story = String::from_utf8(story.stdout).unwrap();
-        assert!(story.contains("not proven to be whole"), "{story}");
+        let history = sluice.command(&["status", &object]);
+        let history = String::from_utf8(history.stdout).unwrap();
+        assert!(history.contains("not proven to be whole"), "{history}");
     }
 }
 
 /// A server of another version may behave differently. This table and docs/guarantees.md then have
 /// to change.
 #[tokio::test]
-async fn which_compressions_are_noticed_is_known() {
+async fn the_compressions_whose_truncation_is_noticed_are_known() {
     let stack = Stack::shared();
     let access = Access {
         url: stack.clickhouse.url().to_owned(),

@@ -14,14 +14,14 @@ fn text(output: &Output) -> String {
 }
 
 #[tokio::test]
-async fn what_would_become_of_lines_is_shown_and_nothing_is_written() {
+async fn preview_shows_what_lines_would_become_and_writes_nothing() {
     let stack = Stack::shared();
     let site = stack.site("preview").await.unwrap();
     // The command needs no tables.
     let sluice = Sluice::new(stack, &site);
     let mut bundle = Generator::new(51)
         .find(|bundle| {
-            bundle.key.ends_with(".jsonl") && bundle.reckoning.rows(EventType::Video) > 0
+            bundle.key.ends_with(".jsonl") && bundle.expected_rows.rows(EventType::Video) > 0
         })
         .unwrap();
     bundle
@@ -47,10 +47,14 @@ async fn what_would_become_of_lines_is_shown_and_nothing_is_written() {
     let previewed: Value = serde_json::from_str(&object).unwrap();
     for kind in EventType::ALL {
         let rows = previewed[kind.name()].as_array().unwrap();
-        assert_eq!(rows.len() as u64, bundle.reckoning.rows(kind), "{kind:?}");
+        assert_eq!(
+            rows.len() as u64,
+            bundle.expected_rows.rows(kind),
+            "{kind:?}"
+        );
     }
     let rejected = previewed["rejected"].as_array().unwrap();
-    assert_eq!(rejected.len() as u64, bundle.reckoning.rejected + 1);
+    assert_eq!(rejected.len() as u64, bundle.expected_rows.rejected + 1);
     assert!(
         rejected
             .iter()

@@ -8,7 +8,7 @@ use serde_json::Value;
 use sluice_testkit::balancer::Balancer;
 use sluice_testkit::{ClickHouse, Site, Stack, wait_for};
 
-use crate::harness::{BOUND, Sluice, drained, line, loaded};
+use crate::harness::{BOUND, Sluice, line, loaded, wait_until_drained};
 
 /// Returns the result and the detail of one line of `sluice check`.
 #[track_caller]
@@ -36,14 +36,14 @@ fn replay(sluice: &Sluice) -> Output {
 #[track_caller]
 fn assert_refused(sluice: &Sluice, site: &Site, because: &str) {
     for output in [backfill(sluice, site), replay(sluice)] {
-        let said = String::from_utf8_lossy(&output.stderr);
+        let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         for words in [
             because,
             "can be loaded twice",
             "`clickhouse.unproven: accept`",
         ] {
-            assert!(said.contains(words), "{said}");
+            assert!(stderr.contains(words), "{stderr}");
         }
     }
 }
@@ -68,9 +68,9 @@ async fn more_than_one_server_is_refused_until_one_is_left() {
     let found = "more than one server answers";
     let mut sluice = balanced();
     sluice.start();
-    let said = sluice.not_ready(found).await;
+    let why = sluice.wait_until_not_ready(found).await;
     for words in ["can be loaded twice", "`clickhouse.unproven: accept`"] {
-        assert!(said.contains(words), "{said}");
+        assert!(why.contains(words), "{why}");
     }
     wait_for("the metric", BOUND, async || {
         let (_, metrics) = sluice.get("/metrics").await?;
@@ -88,13 +88,13 @@ async fn more_than_one_server_is_refused_until_one_is_left() {
     let (result, detail) = check(&accepting, "servers");
     assert!(result == "warn" && detail.contains(found), "{detail}");
 
-    sluice.must_run();
+    sluice.assert_running();
     for clickhouse in [&stack.clickhouse, &other] {
         assert_eq!(loaded(clickhouse, &site.database).await, 0);
     }
-    balancer.lead_to(&[stack.clickhouse.url()]);
-    sluice.ready().await;
-    drained(&site).await;
+    balancer.set_servers(&[stack.clickhouse.url()]);
+    sluice.wait_until_ready().await;
+    wait_until_drained(&site).await;
     sluice.stop().await;
     assert_eq!(loaded(&stack.clickhouse, &site.database).await, 1);
     assert_eq!(loaded(&other, &site.database).await, 0);
@@ -123,15 +123,15 @@ async fn replicate_a_table(clickhouse: &ClickHouse, site: &Site) {
 }
 
 #[tokio::test]
-async fn replicated_tables_are_refused_unless_they_are_accepted() {
+async fn replicated_tables_are_refused_unless_accepted() {
     let stack = Stack::shared();
     let site = stack.site("unproven-tables").await.unwrap();
     // A replica without a Keeper cannot be dropped cleanly.
     let clickhouse = ClickHouse::start().unwrap();
-    let at_it = || Sluice::new(stack, &site).set("clickhouse.url", clickhouse.url());
-    at_it().migrate();
+    let new_sluice = || Sluice::new(stack, &site).set("clickhouse.url", clickhouse.url());
+    new_sluice().migrate();
 
-    let configured = at_it().set("clickhouse.engine", "replicated");
+    let configured = new_sluice().set("clickhouse.engine", "replicated");
     let found = "`clickhouse.engine` is `replicated`";
     assert_refused(&configured, &site, found);
     let (result, detail) = check(&configured, "replication");
@@ -140,22 +140,22 @@ async fn replicated_tables_are_refused_unless_they_are_accepted() {
     replicate_a_table(&clickhouse, &site).await;
     site.put("a.jsonl", line("a")).await.unwrap();
     let found = "table ledger_failures";
-    let mut sluice = at_it();
+    let mut sluice = new_sluice();
     sluice.start();
-    let said = sluice.not_ready(found).await;
-    assert!(said.contains("engine ReplicatedMergeTree"), "{said}");
-    assert_refused(&at_it(), &site, found);
-    let (result, detail) = check(&at_it(), "replication");
+    let why = sluice.wait_until_not_ready(found).await;
+    assert!(why.contains("engine ReplicatedMergeTree"), "{why}");
+    assert_refused(&new_sluice(), &site, found);
+    let (result, detail) = check(&new_sluice(), "replication");
     assert!(result == "fail" && detail.contains(found), "{detail}");
     assert_eq!(sluice.stop().await.code(), Some(0));
     assert_eq!(loaded(&clickhouse, &site.database).await, 0);
 
-    let mut sluice = at_it().set("clickhouse.unproven", "accept");
+    let mut sluice = new_sluice().set("clickhouse.unproven", "accept");
     let (result, detail) = check(&sluice, "replication");
     assert!(result == "warn" && detail.contains(found), "{detail}");
     sluice.start();
-    drained(&site).await;
-    sluice.ready().await;
+    wait_until_drained(&site).await;
+    sluice.wait_until_ready().await;
     let log = sluice.log();
     assert_eq!(log.matches("`clickhouse.unproven` is `accept`").count(), 1);
     assert_eq!(loaded(&clickhouse, &site.database).await, 1);
@@ -163,8 +163,11 @@ async fn replicated_tables_are_refused_unless_they_are_accepted() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let output = replay(&sluice);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("warning: `clickhouse.unproven`"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        stderr.contains("warning: `clickhouse.unproven`"),
+        "{stderr}"
+    );
     sluice.stop().await;
 }
 

@@ -1,4 +1,4 @@
-//! Output for people: results on standard output, everything else on standard error.
+//! Output on the terminal: results on standard output, everything else on standard error.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};

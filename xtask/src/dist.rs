@@ -89,7 +89,7 @@ fn host() -> Result<String> {
     let output = Command::new("rustc").arg("-vV").output()?;
     let text = String::from_utf8(output.stdout)?;
     let host = text.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned).context("rustc names no host")
+    host.map(str::to_owned).context("rustc printed no host")
 }
 
 fn bill_of_materials(root: &Path, dist: &Path) -> Result<String> {

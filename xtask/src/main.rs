@@ -1,5 +1,5 @@
 //! Developer commands: `cargo xtask stack`, `test`, `demo`, `chaos`, `tour`, `bench` and `dist`.
-//! None needs a running service, and the processes that they start end with them.
+//! None needs a running service, and the processes that they start exit with them.
 
 mod bench;
 mod build;

@@ -11,10 +11,10 @@ use crate::interrupt::Interrupt;
 pub(crate) async fn run() -> Result<ExitCode> {
     // Signals are handled only once everything runs: before that, Ctrl-C kills this process, and
     // the servers with it.
-    let stack = Stack::given_or_started()?;
+    let stack = Stack::connect_or_start()?;
     let mut interrupt = Interrupt::new()?;
     describe(&stack);
-    note("Ctrl-C ends it");
+    note("press Ctrl-C to stop");
     interrupt.wait().await;
     Ok(ExitCode::SUCCESS)
 }

@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     let nextest = install::install_cargo_tools()?.join("cargo-nextest");
     std::thread::spawn(install_while_tests_compile);
-    let stack = Stack::given_or_started()?;
+    let stack = Stack::connect_or_start()?;
     let skipped = tempfile::NamedTempFile::new()?;
     let mut interrupt = Interrupt::new()?;
     let mut tests = Command::new(nextest)
@@ -37,7 +37,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     let status = tokio::select! {
         status = tests.wait() => status?,
         () = interrupt.wait() => {
-            end(&mut tests).await?;
+            stop(&mut tests).await?;
             return Ok(ExitCode::FAILURE);
         }
     };
@@ -45,9 +45,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     Ok(crate::build::exit_code(status))
 }
 
-/// Sends nextest a signal to end the tests and their processes, and waits for it. (A Ctrl-C reaches
-/// nextest directly; any other reason to exit needs this.)
-async fn end(nextest: &mut Child) -> Result<()> {
+/// Sends nextest a signal to stop the tests and their processes, and waits until it exits. (Ctrl-C
+/// reaches nextest directly; SIGTERM does not.)
+async fn stop(nextest: &mut Child) -> Result<()> {
     if let Some(pid) = nextest.id() {
         let kill = Command::new("kill").arg(pid.to_string()).status();
         kill.await.context("cannot run kill")?;

@@ -17,7 +17,7 @@ const BOUND: Duration = Duration::from_secs(120);
 
 pub(crate) async fn run() -> Result<ExitCode> {
     let binary = crate::build::sluice()?;
-    let stack = Stack::given_or_started()?;
+    let stack = Stack::connect_or_start()?;
     let options = SiteOptions {
         max_receive_count: 1,
         ..SiteOptions::default()
@@ -30,10 +30,10 @@ pub(crate) async fn run() -> Result<ExitCode> {
         configuration: daemon.configuration(),
         stack: &stack,
     };
-    let walked = walk(&mut tour, &site).await;
-    walked.map_err(|error| daemon.explain(error))?;
-    std::fs::write(PAGE, tour.text).with_context(|| format!("{PAGE} cannot be written"))?;
-    note(&format!("{PAGE} is written"));
+    let outcome = record(&mut tour, &site).await;
+    outcome.map_err(|error| daemon.explain(error))?;
+    std::fs::write(PAGE, tour.text).with_context(|| format!("cannot write {PAGE}"))?;
+    note(&format!("wrote {PAGE}"));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -44,7 +44,7 @@ and its output follows the command. `SLUICE_CONFIG` names the configuration, and
 running.
 ";
 
-async fn walk(tour: &mut Tour<'_>, site: &Site) -> Result<()> {
+async fn record(tour: &mut Tour<'_>, site: &Site) -> Result<()> {
     let bucket = format!("s3://{}", site.bucket);
     for bundle in Generator::new(7).sizes(20..=60).take(12) {
         let key = format!("live/{}", bundle.key);
@@ -71,7 +71,7 @@ async fn walk(tour: &mut Tour<'_>, site: &Site) -> Result<()> {
     tour.sluice(&["dlq", "list"])?;
 
     tour.chapter("The object was fixed: load it again");
-    site.announce_no_more().await?;
+    site.stop_notifications().await?;
     site.put("live/broken.jsonl.gz", gzip(good.as_bytes()))
         .await?;
     tour.sluice(&["dlq", "redrive", "--dry-run"])?;
@@ -100,7 +100,7 @@ async fn walk(tour: &mut Tour<'_>, site: &Site) -> Result<()> {
     tour.sluice(&["backfill", &history])?;
     tour.sluice(&["reconcile", &bucket])?;
 
-    tour.chapter("What would become of a line?");
+    tour.chapter("What would a line become?");
     tour.sluice(&["types", "list"])?;
     let preview = format!("{bucket}/live/odd.jsonl");
     tour.sluice(&["types", "preview", &preview])?;

@@ -4,11 +4,11 @@ const DAY: u64 = 86_400;
 
 /// Returns the time in UTC with microseconds, such as `2026-07-14T12:00:00.123456Z`.
 pub(super) fn iso(seconds: u64, micros: u32) -> String {
-    format!("{}.{micros:06}Z", plain(seconds))
+    format!("{}.{micros:06}Z", without_zone(seconds))
 }
 
 /// Returns the time without a zone, such as `2026-07-14T12:00:00`.
-pub(super) fn plain(seconds: u64) -> String {
+pub(super) fn without_zone(seconds: u64) -> String {
     let (year, month, day) = civil(seconds / DAY);
     let rest = seconds % DAY;
     let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
@@ -38,10 +38,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_are_right() {
+    fn times_are_formatted_as_iso_8601() {
         assert_eq!(iso(0, 0), "1970-01-01T00:00:00.000000Z");
-        assert_eq!(plain(951_782_400), "2000-02-29T00:00:00");
+        assert_eq!(without_zone(951_782_400), "2000-02-29T00:00:00");
         assert_eq!(iso(1_784_030_400, 123_456), "2026-07-14T12:00:00.123456Z");
-        assert_eq!(plain(4_107_542_399), "2100-02-28T23:59:59");
+        assert_eq!(without_zone(4_107_542_399), "2100-02-28T23:59:59");
     }
 }

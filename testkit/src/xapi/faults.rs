@@ -5,10 +5,10 @@ use std::ops::Range;
 use fastrand::Rng;
 use serde_json::{Value, json};
 
-use super::reckoning::EventType;
+use super::expected_rows::EventType;
 use super::statement::{COMPLETED, EXPERIENCED, PAGE, VIEWED, activity, statement};
 
-const NO_TIMES: [&str; 4] = [
+const INVALID_TIMES: [&str; 4] = [
     "yesterday",
     "2026-13-45T99:00:00Z",
     "1492-10-12T00:00:00Z",
@@ -25,7 +25,7 @@ pub(super) fn malformed(
 ) -> String {
     let mut whole = statement(rng, kind, serial, times);
     match rng.u32(0..8) {
-        0 | 1 => half(&whole.to_string()),
+        0 | 1 => first_half(&whole.to_string()),
         2 => format!("<html>504 Gateway Time-out {serial}</html>"),
         3 => json!([whole]).to_string(),
         4 => json!(serial).to_string(),
@@ -40,14 +40,14 @@ pub(super) fn malformed(
             whole.to_string()
         }
         _ => {
-            whole["timestamp"] = json!(NO_TIMES[rng.usize(..NO_TIMES.len())]);
+            whole["timestamp"] = json!(INVALID_TIMES[rng.usize(..INVALID_TIMES.len())]);
             whole.to_string()
         }
     }
 }
 
 /// Returns the first half of a line, as if its writer had been interrupted.
-fn half(line: &str) -> String {
+fn first_half(line: &str) -> String {
     let middle = line.len() / 2;
     let cut = (0..=middle)
         .rev()

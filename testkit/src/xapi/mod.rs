@@ -3,8 +3,8 @@
 
 mod clock;
 mod declarations;
+mod expected_rows;
 mod faults;
-mod reckoning;
 mod statement;
 
 use std::io::Write;
@@ -14,7 +14,7 @@ use fastrand::Rng;
 use flate2::write::GzEncoder;
 
 pub use declarations::write_lean_declarations;
-pub use reckoning::{EventType, ExpectedRows};
+pub use expected_rows::{EventType, ExpectedRows};
 
 /// 2026-07-14T12:00:00Z. The keys of the bundles contain the seconds that follow.
 const FIRST_BUNDLE: u64 = 1_784_030_400;
@@ -27,7 +27,7 @@ pub struct Bundle {
     /// JSON lines, compressed if the key ends in `.gz` or `.zst`.
     pub bytes: Vec<u8>,
     /// The rows that a loader must produce from it.
-    pub reckoning: ExpectedRows,
+    pub expected_rows: ExpectedRows,
 }
 
 /// Generates bundles without end, the same ones for the same seed. No two statements are equal,
@@ -123,15 +123,15 @@ impl Generator {
     pub fn bundle(&mut self) -> Bundle {
         let theme = self.theme();
         let size = self.rng.usize(self.sizes.clone());
-        let mut reckoning = ExpectedRows::default();
-        reckoning.objects = 1;
+        let mut expected_rows = ExpectedRows::default();
+        expected_rows.objects = 1;
         let mut text = String::new();
         for _ in 0..size {
-            text.push_str(&self.line(&theme, &mut reckoning));
+            text.push_str(&self.line(&theme, &mut expected_rows));
             text.push('\n');
             if self.rng.f64() < 0.005 {
                 text.push('\n');
-                reckoning.blank += 1;
+                expected_rows.blank += 1;
             }
         }
         if self.rng.f64() < 0.1 && text.ends_with('\n') && !text.ends_with("\n\n") {
@@ -147,7 +147,7 @@ impl Generator {
         Bundle {
             key: self.key(&theme, compression),
             bytes,
-            reckoning,
+            expected_rows,
         }
     }
 
@@ -189,20 +189,20 @@ impl Generator {
         }
     }
 
-    fn line(&mut self, theme: &Theme, reckoning: &mut ExpectedRows) -> String {
+    fn line(&mut self, theme: &Theme, expected_rows: &mut ExpectedRows) -> String {
         self.statements += 1;
-        // The count is unique within a seed, and the seed distinguishes generators.
+        // The number is unique within a seed, and the seed distinguishes generators.
         let serial = format!("{:x}-{:x}", self.seed, self.statements);
         let kind = theme.types[self.rng.usize(..theme.types.len())];
         let dice = self.rng.f64();
         if dice < self.malformed {
-            reckoning.rejected += 1;
+            expected_rows.rejected += 1;
             faults::malformed(&mut self.rng, kind, &serial, &self.times)
         } else if dice < self.malformed + theme.unmatched {
-            reckoning.unmatched += 1;
+            expected_rows.unmatched += 1;
             faults::unmatched(&mut self.rng, &serial)
         } else {
-            reckoning.add(kind, 1);
+            expected_rows.add(kind, 1);
             statement::statement(&mut self.rng, kind, &serial, &self.times).to_string()
         }
     }
@@ -292,29 +292,29 @@ mod tests {
     }
 
     #[test]
-    fn keys_and_lines_are_all_different() {
+    fn keys_and_lines_are_unique() {
         let (mut keys, mut lines) = (HashSet::new(), HashSet::new());
         for bundle in Generator::new(1).faults(0.0, 0.02).take(300) {
             for line in text(&bundle).lines().filter(|line| !line.is_empty()) {
-                assert!(lines.insert(line.to_owned()), "twice: {line}");
+                assert!(lines.insert(line.to_owned()), "duplicate: {line}");
             }
             assert!(keys.insert(bundle.key));
         }
     }
 
     #[test]
-    fn the_reckoning_covers_every_line() {
+    fn the_expected_rows_cover_every_line() {
         let mut total = ExpectedRows::default();
         for bundle in Generator::new(2).take(500) {
             let lines = text(&bundle).lines().count() as u64;
-            let reckoning = &bundle.reckoning;
+            let expected_rows = &bundle.expected_rows;
             assert_eq!(
                 lines,
-                reckoning.statements() + reckoning.blank,
+                expected_rows.statements() + expected_rows.blank,
                 "{}",
                 bundle.key
             );
-            total += reckoning;
+            total += expected_rows;
         }
         for kind in EventType::ALL {
             assert!(total.rows(kind) > 100, "{total:?}");
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn compression_changes_nothing_but_keys_and_bytes() {
+    fn compression_changes_only_keys_and_bytes() {
         let some = |share, compression| {
             let generator = Generator::new(4).compressed(share, compression);
             generator.take(50).collect::<Vec<_>>()
@@ -358,10 +358,10 @@ mod tests {
     }
 
     #[test]
-    fn without_faults_there_are_none() {
+    fn without_faults_every_line_becomes_an_event() {
         let mut total = ExpectedRows::default();
         for bundle in Generator::new(3).sizes(100..=100).faults(0.0, 0.0).take(50) {
-            total += &bundle.reckoning;
+            total += &bundle.expected_rows;
         }
         assert_eq!(
             (total.loaded(), total.rejected, total.unmatched),

@@ -6,7 +6,7 @@ use fastrand::Rng;
 use serde_json::{Map, Value, json};
 
 use super::clock;
-use super::reckoning::EventType;
+use super::expected_rows::EventType;
 
 pub(super) const COMPLETED: &str = "http://adlnet.gov/expapi/verbs/completed";
 pub(super) const EXPERIENCED: &str = "http://adlnet.gov/expapi/verbs/experienced";
@@ -56,10 +56,10 @@ pub(super) fn statement(rng: &mut Rng, kind: EventType, serial: &str, times: &Ra
 fn timestamp(rng: &mut Rng, times: &Range<u64>) -> String {
     let seconds = rng.u64(times.clone());
     match rng.u32(0..10) {
-        0..5 => format!("{}Z", clock::plain(seconds)),
+        0..5 => format!("{}Z", clock::without_zone(seconds)),
         5..8 => clock::iso(seconds, rng.u32(..1_000_000)),
-        8 => format!("{}.250+02:00", clock::plain(seconds)),
-        _ => clock::plain(seconds),
+        8 => format!("{}.250+02:00", clock::without_zone(seconds)),
+        _ => clock::without_zone(seconds),
     }
 }
 

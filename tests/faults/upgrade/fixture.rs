@@ -21,7 +21,7 @@ use sluice_testkit::xapi::{Bundle, EventType, ExpectedRows};
 use sluice_testkit::{ClickHouse, Site, project};
 use url::form_urlencoded;
 
-use crate::harness::{Lab, Statement};
+use crate::harness::{Harness, Statement};
 
 /// The bucket of all objects of all fixtures.
 pub(super) const BUCKET: &str = "sluice-upgrade";
@@ -29,7 +29,7 @@ pub(super) const BUCKET: &str = "sluice-upgrade";
 /// The folder of all fixtures, with a folder for each version.
 const ROOT: &str = "tests/fixtures/upgrade";
 
-/// What became of an object under the earlier version.
+/// The state in which the earlier version left an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum State {
@@ -40,7 +40,8 @@ pub(super) enum State {
     /// It was missing when it was announced: its batch is released, and the failure is recorded.
     Missing,
     /// Its worker died before the insert.
-    Sealed,
+    #[serde(rename = "sealed")]
+    Claimed,
     /// Its worker died before the insert, and another one after the fence of its recovery.
     Fenced,
     /// Its worker died after the insert had committed, and before `loaded` was recorded.
@@ -66,7 +67,7 @@ pub(super) struct Manifest {
     pub(super) version: String,
     /// The version of ClickHouse with which it was made.
     pub(super) clickhouse: String,
-    /// When the rows were read, in milliseconds since 1970.
+    /// The time at which the rows were read, in milliseconds since 1970.
     pub(super) dumped_at: u64,
     pub(super) objects: Vec<Object>,
 }
@@ -126,16 +127,16 @@ impl Fixture {
     /// Returns an object as it is uploaded and compared.
     pub(super) fn bundle(&self, object: &Object) -> Result<Bundle> {
         let path = self.directory.join("objects").join(&object.key);
-        let mut reckoning = ExpectedRows::default();
-        reckoning.objects = 1;
+        let mut expected_rows = ExpectedRows::default();
+        expected_rows.objects = 1;
         for (kind, rows) in &object.rows {
             match kind.as_str() {
-                "rejected" => reckoning.rejected = *rows,
-                "unmatched" => reckoning.unmatched = *rows,
+                "rejected" => expected_rows.rejected = *rows,
+                "unmatched" => expected_rows.unmatched = *rows,
                 name => {
                     let mut types = EventType::ALL.into_iter();
                     let found = types.find(|event_type| event_type.name() == name);
-                    reckoning.add(
+                    expected_rows.add(
                         found.with_context(|| format!("no event type {name}"))?,
                         *rows,
                     );
@@ -145,34 +146,37 @@ impl Fixture {
         Ok(Bundle {
             key: object.key.clone(),
             bytes: fs::read(&path).with_context(|| path.display().to_string())?,
-            reckoning,
+            expected_rows,
         })
     }
 
     /// Returns the requests with which a worker of that version loads one object, in order.
     pub(super) fn worker(&self) -> Result<[Recorded; 3]> {
-        let [seal, insert, record] =
+        let [claim, insert, record] =
             STEPS.map(|(_, name)| Recorded::open(&self.directory.join("worker").join(name)));
-        Ok([seal?, insert?, record?])
+        Ok([claim?, insert?, record?])
     }
 
     /// Creates the tables and views of that version, with its rows, as if they had been read a
     /// minute before `now`: every lease has expired, and no row is older than its table's TTL.
-    pub(super) async fn restore(&self, lab: &Lab<'_>, now: SystemTime) -> Result<()> {
-        let schema = filled(&read(&self.directory.join("schema.sql"))?, &places(lab));
+    pub(super) async fn restore(&self, harness: &Harness<'_>, now: SystemTime) -> Result<()> {
+        let schema = fill(
+            &read(&self.directory.join("schema.sql"))?,
+            &placeholders(harness),
+        );
         for statement in schema.split(";\n") {
             if !statement.trim().is_empty() {
-                lab.clickhouse.execute(statement).await?;
+                harness.clickhouse.execute(statement).await?;
             }
         }
         let now = now.duration_since(SystemTime::UNIX_EPOCH)?.as_millis();
         let shift = u64::try_from(now)?.saturating_sub(self.manifest.dumped_at + 60_000);
         for (table, rows) in self.rows()? {
-            let columns = columns(lab.clickhouse, &lab.site, &table).await?;
-            let rows = filled(&rows, &places(lab));
-            let insert = restoring_insert(&lab.table(&table), &columns, shift);
+            let columns = columns(harness.clickhouse, &harness.site, &table).await?;
+            let rows = fill(&rows, &placeholders(harness));
+            let insert = restoring_insert(&harness.table(&table), &columns, shift);
             Recorded::new(insert, rows)
-                .send(lab.clickhouse.url(), &BTreeMap::new())
+                .send(harness.clickhouse.url(), &BTreeMap::new())
                 .await
                 .with_context(|| table)?;
         }
@@ -181,7 +185,7 @@ impl Fixture {
 
     /// Reads the rows that no upgrade may lose, in the columns of the fixture's version: all of the
     /// ledger, and of the other tables those of its loaded batches.
-    pub(super) async fn settled_rows(&self, lab: &Lab<'_>) -> Result<Rows> {
+    pub(super) async fn settled_rows(&self, harness: &Harness<'_>) -> Result<Rows> {
         let loaded = self.loaded_batches()?;
         let mut found = Rows::new();
         for (table, rows) in self.rows()? {
@@ -195,9 +199,9 @@ impl Fixture {
             let sql = format!(
                 "SELECT `{}` FROM {} WHERE {which}",
                 columns.join("`, `"),
-                lab.table(&table)
+                harness.table(&table)
             );
-            let rows = lab.clickhouse.rows(&sql).await?;
+            let rows = harness.clickhouse.rows(&sql).await?;
             found.insert(table, rows.iter().map(Value::to_string).collect());
         }
         Ok(found)
@@ -231,24 +235,29 @@ fn read(path: &Path) -> Result<String> {
 }
 
 /// Returns the values of the placeholders that every file can have.
-pub(super) fn places(lab: &Lab<'_>) -> BTreeMap<&'static str, String> {
+pub(super) fn placeholders(harness: &Harness<'_>) -> BTreeMap<&'static str, String> {
     BTreeMap::from([
-        ("{database}", lab.site.database.clone()),
-        ("{endpoint}", lab.aws.endpoint().to_owned()),
+        ("{database}", harness.site.database.clone()),
+        ("{endpoint}", harness.aws.endpoint().to_owned()),
     ])
 }
 
-pub(super) fn filled(text: &str, places: &BTreeMap<&'static str, String>) -> String {
-    places.iter().fold(text.to_owned(), |text, (name, value)| {
-        text.replace(name, value)
-    })
+/// Replaces the placeholders by their values.
+pub(super) fn fill(text: &str, placeholders: &BTreeMap<&'static str, String>) -> String {
+    placeholders
+        .iter()
+        .fold(text.to_owned(), |text, (name, value)| {
+            text.replace(name, value)
+        })
 }
 
-/// Reverses [`filled`].
-pub(super) fn emptied(text: &str, places: &BTreeMap<&'static str, String>) -> String {
-    places.iter().fold(text.to_owned(), |text, (name, value)| {
-        text.replace(value, name)
-    })
+/// Replaces the values by their placeholders, the reverse of [`fill`].
+pub(super) fn unfill(text: &str, placeholders: &BTreeMap<&'static str, String>) -> String {
+    placeholders
+        .iter()
+        .fold(text.to_owned(), |text, (name, value)| {
+            text.replace(value, name)
+        })
 }
 
 /// A column of a table that is filled with rows of a fixture.
@@ -296,7 +305,7 @@ fn restoring_insert(table: &str, columns: &[Column], shift_milliseconds: u64) ->
 
 /// The steps in which a worker that loads one object writes, and their files.
 pub(super) const STEPS: [(Statement, &str); 3] = [
-    (Statement::Seal, "1-seal.http"),
+    (Statement::Claim, "1-seal.http"),
     (Statement::Insert, "2-insert.http"),
     (Statement::Record, "3-record.http"),
 ];
@@ -368,9 +377,9 @@ impl Recorded {
     pub(super) async fn send(
         &self,
         url: &str,
-        places: &BTreeMap<&'static str, String>,
+        placeholders: &BTreeMap<&'static str, String>,
     ) -> Result<()> {
-        let request = self.map(|text| filled(text, places));
+        let request = self.map(|text| fill(text, placeholders));
         let query = form_urlencoded::Serializer::new(String::new())
             .extend_pairs(&request.parameters)
             .finish();

@@ -12,9 +12,13 @@ use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{Bundle, Compression, EventType, Generator};
 use sluice_testkit::{SiteOptions, Stack};
 
-use super::fixture::{BUCKET, Fixture, Manifest, Object, Recorded, STEPS, State, emptied, places};
+use super::fixture::{
+    BUCKET, Fixture, Manifest, Object, Recorded, STEPS, State, placeholders, unfill,
+};
 use super::own_aws;
-use crate::harness::{Daemon, Lab, Statement, VISIBILITY, forget_test_event, hits, text_of};
+use crate::harness::{
+    Daemon, Harness, Statement, VISIBILITY, remove_test_event, text_of, wait_for_hits,
+};
 
 /// The exit code of an aborted process: 128 + SIGABRT.
 const ABORTED: i32 = 134;
@@ -31,7 +35,7 @@ async fn write_the_fixture_of_this_version() -> Result<()> {
     writer.load(3).await?;
     writer.replace().await?;
     writer.announce_a_missing_object().await?;
-    writer.die(State::Sealed, &["verify.after"]).await?;
+    writer.die(State::Claimed, &["verify.after"]).await?;
     writer
         .die(State::Fenced, &["verify.after", "fence.after"])
         .await?;
@@ -45,7 +49,7 @@ async fn write_the_fixture_of_this_version() -> Result<()> {
 }
 
 struct Writer<'a> {
-    lab: Lab<'a>,
+    harness: Harness<'a>,
     /// Statements of all kinds, with a few lines that do not become rows.
     mixed: Generator,
     objects: Vec<(State, Bundle, String)>,
@@ -53,15 +57,21 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     async fn new(stack: &'a Stack) -> Result<Self> {
-        let mut lab = Lab::new(&stack.clickhouse, stack, "fixture", 20).await?;
-        lab.site.s3.create_bucket().bucket(BUCKET).send().await?;
-        BUCKET.clone_into(&mut lab.site.bucket);
+        let mut harness = Harness::new(&stack.clickhouse, stack, "fixture", 20).await?;
+        harness
+            .site
+            .s3
+            .create_bucket()
+            .bucket(BUCKET)
+            .send()
+            .await?;
+        BUCKET.clone_into(&mut harness.site.bucket);
         let directory = Fixture::directory(env!("CARGO_PKG_VERSION"));
         if directory.exists() {
             fs::remove_dir_all(directory)?;
         }
         Ok(Self {
-            lab,
+            harness,
             mixed: Generator::new(15)
                 .sizes(3..=4)
                 .faults(0.3, 0.2)
@@ -76,11 +86,11 @@ impl<'a> Writer<'a> {
             max_receive_count: 20,
             visibility_timeout: VISIBILITY,
         };
-        let site = self.lab.aws.site("fixture", options).await?;
-        forget_test_event(&site).await?;
-        self.lab.set("queue.url", site.queue_url.clone());
-        self.lab.site.queue_url = site.queue_url;
-        self.lab.site.dlq_url = site.dlq_url;
+        let site = self.harness.aws.site("fixture", options).await?;
+        remove_test_event(&site).await?;
+        self.harness.set("queue.url", site.queue_url.clone());
+        self.harness.site.queue_url = site.queue_url;
+        self.harness.site.dlq_url = site.dlq_url;
         Ok(())
     }
 
@@ -92,8 +102,12 @@ impl<'a> Writer<'a> {
         }
         let number = self.objects.iter().filter(|it| it.0 == state).count() + 1;
         bundle.key = format!("{}/{number}.jsonl", state.folder());
-        let etag = self.lab.site.put(&bundle.key, bundle.bytes.clone()).await?;
-        let body = self.lab.site.announcement(&bundle, &etag);
+        let etag = self
+            .harness
+            .site
+            .put(&bundle.key, bundle.bytes.clone())
+            .await?;
+        let body = self.harness.site.announcement(&bundle, &etag);
         self.write(
             &format!("objects/{}", bundle.key),
             &String::from_utf8(bundle.bytes.clone())?,
@@ -105,39 +119,39 @@ impl<'a> Writer<'a> {
     /// Loads the objects that are in the queue.
     async fn run(&self) -> Result<()> {
         let worker = self.start("")?;
-        self.lab.drained(&[&worker]).await;
-        worker.is_ready().await;
+        self.harness.wait_until_drained(&[&worker]).await;
+        worker.wait_until_ready().await;
         worker.stop().await
     }
 
     fn start(&self, failpoints: &str) -> Result<Daemon> {
         // The name is fixed, since the rows of the fixture contain it.
         let name = ("HOSTNAME", "worker".to_owned());
-        self.lab.start_with(failpoints, &[name])
+        self.harness.start_with(failpoints, &[name])
     }
 
     async fn load(&mut self, count: usize) -> Result<()> {
         self.empty_queue().await?;
         for _ in 0..count {
-            let kept = |bundle: &Bundle| {
-                let it = &bundle.reckoning;
+            let has_rejects = |bundle: &Bundle| {
+                let it = &bundle.expected_rows;
                 it.loaded() > 0 && it.rejected + it.unmatched > 1
             };
-            let body = self.put(State::Loaded, kept).await?;
-            self.lab.site.send(&body).await?;
+            let body = self.put(State::Loaded, has_rejects).await?;
+            self.harness.site.send(&body).await?;
         }
         self.run().await
     }
 
     async fn replace(&mut self) -> Result<()> {
-        self.put(State::Replaced, |bundle| bundle.reckoning.loaded() > 0)
+        self.put(State::Replaced, |bundle| bundle.expected_rows.loaded() > 0)
             .await?;
         let prefix = format!("s3://{BUCKET}/{}", State::Replaced.folder());
         for arguments in [
             vec!["backfill", &prefix],
             vec!["backfill", &prefix, "--force"],
         ] {
-            let output = self.lab.command(&arguments, "").await?;
+            let output = self.harness.command(&arguments, "").await?;
             ensure!(output.status.success(), "{output:?}");
         }
         Ok(())
@@ -147,19 +161,19 @@ impl<'a> Writer<'a> {
         self.empty_queue().await?;
         let body = self.put(State::Missing, |_| true).await?;
         let key = format!("{}/1.jsonl", State::Missing.folder());
-        self.lab.site.delete(&key).await?;
-        self.lab.site.send(&body).await?;
-        self.lab.set("load.on_missing", "acknowledge");
+        self.harness.site.delete(&key).await?;
+        self.harness.site.send(&body).await?;
+        self.harness.set("load.on_missing", "acknowledge");
         self.run().await
     }
 
-    /// Lets workers die one after the other.
+    /// Workers die one after the other.
     async fn die(&mut self, state: State, failpoints: &[&str]) -> Result<()> {
         self.empty_queue().await?;
         let body = self
-            .put(state, |bundle| bundle.reckoning.loaded() > 1)
+            .put(state, |bundle| bundle.expected_rows.loaded() > 1)
             .await?;
-        self.lab.site.send(&body).await?;
+        self.harness.site.send(&body).await?;
         for failpoint in failpoints {
             self.die_at(failpoint).await?;
         }
@@ -167,33 +181,37 @@ impl<'a> Writer<'a> {
     }
 
     async fn die_at(&self, failpoint: &str) -> Result<()> {
-        let code = self.start(&format!("{failpoint}=return"))?.ended().await?;
-        ensure!(code == ABORTED, "{failpoint}: ended with {code}");
+        let code = self
+            .start(&format!("{failpoint}=return"))?
+            .exit_code()
+            .await?;
+        ensure!(code == ABORTED, "{failpoint}: exited with {code}");
         Ok(())
     }
 
     async fn abort(&mut self) -> Result<()> {
         self.empty_queue().await?;
-        let proxy = Proxy::start(self.lab.clickhouse.url()).await?;
-        self.lab.set("clickhouse.url", proxy.url());
-        self.lab.set("load.strategy", "per_type");
-        let has_all = |bundle: &Bundle| {
+        let proxy = Proxy::start(self.harness.clickhouse.url()).await?;
+        self.harness.set("clickhouse.url", proxy.url());
+        self.harness.set("load.strategy", "per_type");
+        let has_several_types = |bundle: &Bundle| {
             let types = EventType::ALL.into_iter();
             types
-                .filter(|kind| bundle.reckoning.rows(*kind) > 0)
+                .filter(|kind| bundle.expected_rows.rows(*kind) > 0)
                 .count()
                 > 1
         };
-        let body = self.put(State::Aborted, has_all).await?;
-        self.lab.site.send(&body).await?;
+        let body = self.put(State::Aborted, has_several_types).await?;
+        self.harness.site.send(&body).await?;
         let insert = || Statement::Insert.matcher();
         proxy.inject(Fault::Delay(Duration::ZERO), 5, insert());
         proxy.inject(Fault::Hold, 1, insert());
         let worker = self.start("")?;
-        hits(&proxy, 6).await;
+        wait_for_hits(&proxy, 6).await;
         worker.kill()?;
-        self.lab.set("load.strategy", "single_pass");
-        self.lab.set("clickhouse.url", self.lab.clickhouse.url());
+        self.harness.set("load.strategy", "single_pass");
+        self.harness
+            .set("clickhouse.url", self.harness.clickhouse.url());
         self.die_at("take_back.before").await
     }
 
@@ -201,8 +219,8 @@ impl<'a> Writer<'a> {
     /// same.
     async fn record(&mut self) -> Result<()> {
         self.empty_queue().await?;
-        let proxy = Proxy::start(self.lab.clickhouse.url()).await?;
-        self.lab.set("clickhouse.url", proxy.url());
+        let proxy = Proxy::start(self.harness.clickhouse.url()).await?;
+        self.harness.set("clickhouse.url", proxy.url());
         let recorded = Arc::new(Mutex::new(Vec::new()));
         let recorder = recorded.clone();
         proxy.inject(
@@ -221,10 +239,10 @@ impl<'a> Writer<'a> {
         let mut templates = Vec::new();
         for _ in 0..LATER {
             let body = self
-                .put(State::Later, |bundle| bundle.reckoning.loaded() > 1)
+                .put(State::Later, |bundle| bundle.expected_rows.loaded() > 1)
                 .await?;
-            self.lab.site.send(&body).await?;
-            self.lab.drained(&[&worker]).await;
+            self.harness.site.send(&body).await?;
+            self.harness.wait_until_drained(&[&worker]).await;
             let requests: Vec<Recorded> = {
                 let mut requests = recorded.lock().unwrap_or_else(PoisonError::into_inner);
                 requests.drain(..).collect()
@@ -232,8 +250,9 @@ impl<'a> Writer<'a> {
             templates.push(self.template(&requests).await?);
         }
         worker.stop().await?;
-        self.lab.set("clickhouse.url", self.lab.clickhouse.url());
-        let first = templates.first().context("nothing recorded")?;
+        self.harness
+            .set("clickhouse.url", self.harness.clickhouse.url());
+        let first = templates.first().context("no requests were recorded")?;
         ensure!(templates.iter().all(|it| it == first), "{templates:#?}");
         for ((_, name), request) in STEPS.iter().zip(first) {
             self.write(&format!("worker/{name}"), &request.text()?)?;
@@ -244,7 +263,7 @@ impl<'a> Writer<'a> {
     /// Returns the requests for the latest object, with placeholders.
     async fn template(&self, requests: &[Recorded]) -> Result<Vec<Recorded>> {
         let [_, insert, _] = requests else {
-            anyhow::bail!("not three requests: {requests:#?}")
+            anyhow::bail!("expected three requests: {requests:#?}")
         };
         let batch = insert
             .parameter("insert_deduplication_token")
@@ -254,19 +273,19 @@ impl<'a> Writer<'a> {
         let size = bundle.bytes.len();
         let (size, rows) = (format!("\"size\":{size}"), Regex::new(r", 1, \d+ WHERE ")?);
         let unique = Regex::new(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}$")?;
-        let mut places = places(&self.lab);
+        let mut placeholders = placeholders(&self.harness);
         let more = [
             ("{batch}", batch),
             ("{key}", &bundle.key),
             ("{etag}", etag),
             ("{object_id}", &id),
         ];
-        places.extend(more.map(|(name, value)| (name, value.to_owned())));
+        placeholders.extend(more.map(|(name, value)| (name, value.to_owned())));
         Ok(requests
             .iter()
             .map(|request| {
                 request.map(|text| {
-                    let text = emptied(text, &places).replace(&size, "\"size\":{size}");
+                    let text = unfill(text, &placeholders).replace(&size, "\"size\":{size}");
                     let text = rows.replace(&text, ", 1, {rows} WHERE ");
                     unique.replace(&text, "{unique}").into_owned()
                 })
@@ -275,30 +294,30 @@ impl<'a> Writer<'a> {
     }
 
     async fn id_of(&self, key: &str) -> Result<String> {
-        let table = self.lab.table("ledger_objects");
+        let table = self.harness.table("ledger_objects");
         let sql = format!("SELECT DISTINCT object_id FROM {table} WHERE key = '{key}'");
-        self.lab.clickhouse.scalar(&sql).await
+        self.harness.clickhouse.scalar(&sql).await
     }
 
     async fn write_schema(&self) -> Result<()> {
-        let output = self.lab.command(&["migrate", "--print"], "").await?;
+        let output = self.harness.command(&["migrate", "--print"], "").await?;
         ensure!(output.status.success(), "{output:?}");
         let text = String::from_utf8(output.stdout)?;
-        self.write("schema.sql", &emptied(&text, &places(&self.lab)))
+        self.write("schema.sql", &unfill(&text, &placeholders(&self.harness)))
     }
 
     async fn write_rows(&self) -> Result<()> {
         let sql = format!(
             "SELECT name FROM system.tables WHERE database = '{}' AND engine LIKE '%MergeTree' \
              AND total_rows > 0 ORDER BY name",
-            self.lab.site.database
+            self.harness.site.database
         );
-        for row in self.lab.clickhouse.rows(&sql).await? {
+        for row in self.harness.clickhouse.rows(&sql).await? {
             let table = row["name"].as_str().context("no name")?;
-            let sql = format!("SELECT * FROM {} ORDER BY ALL", self.lab.table(table));
-            let rows = self.lab.clickhouse.rows(&sql).await?;
+            let sql = format!("SELECT * FROM {} ORDER BY ALL", self.harness.table(table));
+            let rows = self.harness.clickhouse.rows(&sql).await?;
             let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
-            let text = emptied(&lines, &places(&self.lab));
+            let text = unfill(&lines, &placeholders(&self.harness));
             self.write(&format!("rows/{table}.jsonl"), &text)?;
         }
         Ok(())
@@ -317,7 +336,7 @@ impl<'a> Writer<'a> {
         }
         let manifest = Manifest {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            clickhouse: self.lab.clickhouse.scalar("SELECT version()").await?,
+            clickhouse: self.harness.clickhouse.scalar("SELECT version()").await?,
             dumped_at: u64::try_from(dumped_at.as_millis())?,
             objects,
         };
@@ -333,13 +352,13 @@ impl<'a> Writer<'a> {
 }
 
 fn rows(bundle: &Bundle) -> BTreeMap<String, u64> {
-    let reckoning = &bundle.reckoning;
+    let expected_rows = &bundle.expected_rows;
     let types = EventType::ALL.into_iter();
     types
-        .map(|kind| (kind.name(), reckoning.rows(kind)))
+        .map(|kind| (kind.name(), expected_rows.rows(kind)))
         .chain([
-            ("rejected", reckoning.rejected),
-            ("unmatched", reckoning.unmatched),
+            ("rejected", expected_rows.rejected),
+            ("unmatched", expected_rows.unmatched),
         ])
         .filter(|(_, rows)| *rows > 0)
         .map(|(kind, rows)| (kind.to_owned(), rows))

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::rig::{Rig, case};
+use super::harness::{Harness, case};
 use super::statements::{SAMPLE, Statement, VIDEO, ctx, path, vid};
 
 const COMPLETED: &str = "http://adlnet.gov/expapi/verbs/completed";
@@ -14,10 +14,10 @@ const PAGE_ATTEMPT: &str = "http://oli.cmu.edu/extensions/page_attempt";
 const ACTIVITY_ATTEMPT: &str = "http://oli.cmu.edu/extensions/activity_attempt";
 
 /// Asserts that the expectation covers all columns but the lineage, which differs between loads.
-async fn covers_all_columns(rig: &Rig, table: &str, expected: &Value) {
-    let query = format!("DESCRIBE TABLE {}", rig.table(table));
+async fn assert_covers_all_columns(harness: &Harness, table: &str, expected: &Value) {
+    let query = format!("DESCRIBE TABLE {}", harness.table(table));
     let lineage = ["source_path", "source_etag", "batch_id", "ingested_at"];
-    for column in rig.rows(&query).await {
+    for column in harness.rows(&query).await {
         let name = column["name"].as_str().unwrap();
         assert!(
             lineage.contains(&name) || expected.get(name).is_some(),
@@ -27,8 +27,8 @@ async fn covers_all_columns(rig: &Rig, table: &str, expected: &Value) {
 }
 
 #[tokio::test]
-async fn the_sample_becomes_its_row() {
-    let rig = Rig::new("sample").await;
+async fn the_sample_becomes_the_expected_row() {
+    let harness = Harness::new("sample").await;
     let expected = json!({
         "event_id": "f4d9742b025094c1d1ddda4664a82e46", "timestamp": "2026-07-14 12:00:00.000", "user_id": "4321",
         "host_name": "https://torus.example.edu", "section_id": 2001, "project_id": 1001,
@@ -39,27 +39,30 @@ async fn the_sample_becomes_its_row() {
         "score": 1.0, "out_of": 2.0, "scaled_score": 0.5, "success": true, "completion": true,
         "response": r#"{"input":"42"}"#, "feedback": r#"{"content":[{"type":"p"}]}"#,
         "hints_requested": 1, "attached_objectives": "[9,10]", "session_id": "s-1",
-        "batch_id": rig.batch.to_string(), "source_path": "0",
+        "batch_id": harness.batch.to_string(), "source_path": "0",
     });
-    covers_all_columns(&rig, "part_attempt_events", &expected).await;
-    rig.check(&[case("sample", SAMPLE, "part_attempt_events", expected)])
+    assert_covers_all_columns(&harness, "part_attempt_events", &expected).await;
+    harness
+        .check(&[case("sample", SAMPLE, "part_attempt_events", expected)])
         .await;
-    let hash = rig
+    let hash = harness
         .scalar(&format!(
             "SELECT lower(hex(sipHash128({})))",
             sluice::sql::string(SAMPLE)
         ))
         .await;
-    let table = rig.table("part_attempt_events");
+    let table = harness.table("part_attempt_events");
     assert_eq!(
-        rig.scalar(&format!("SELECT event_id FROM {table}")).await,
+        harness
+            .scalar(&format!("SELECT event_id FROM {table}"))
+            .await,
         hash
     );
 }
 
 #[tokio::test]
-async fn each_type_fills_all_its_columns() {
-    let rig = Rig::new("full").await;
+async fn each_event_type_fills_all_its_columns() {
+    let harness = Harness::new("full").await;
     let common = |statement: Statement| {
         statement
             .with(
@@ -172,14 +175,14 @@ async fn each_type_fills_all_its_columns() {
         ),
     ];
     for case in &cases {
-        covers_all_columns(&rig, case.table, &case.expected).await;
+        assert_covers_all_columns(&harness, case.table, &case.expected).await;
     }
-    rig.check(&cases).await;
+    harness.check(&cases).await;
 }
 
 #[tokio::test]
-async fn a_bare_statement_has_defaults_and_no_invented_zeros() {
-    let rig = Rig::new("bare").await;
+async fn a_bare_statement_has_defaults_and_no_made_up_zeros() {
+    let harness = Harness::new("bare").await;
     let row = |id: &str, own: Value| {
         let mut row = json!({
             "event_id": id, "user_id": "", "host_name": "", "section_id": 0, "project_id": 0,
@@ -220,48 +223,49 @@ async fn a_bare_statement_has_defaults_and_no_invented_zeros() {
         .with(&ctx("section_id"), Value::Null);
     let mut null_row = part.clone();
     null_row["event_id"] = json!("q0");
-    rig.check(&[
-        case("video", Statement::video("v").line(), "video_events", video),
-        case(
-            "activity",
-            Statement::bare("a", COMPLETED, ACTIVITY_ATTEMPT).line(),
-            "activity_attempt_events",
-            row("a", score.clone()),
-        ),
-        case(
-            "page",
-            Statement::bare("p", COMPLETED, PAGE_ATTEMPT).line(),
-            "page_attempt_events",
-            row("p", score),
-        ),
-        case(
-            "viewed",
-            Statement::bare("w", VIEWED, PAGE).line(),
-            "page_viewed_events",
-            row(
-                "w",
-                json!({"page_id": 0, "page_sub_type": "", "success": null, "completion": null}),
+    harness
+        .check(&[
+            case("video", Statement::video("v").line(), "video_events", video),
+            case(
+                "activity",
+                Statement::bare("a", COMPLETED, ACTIVITY_ATTEMPT).line(),
+                "activity_attempt_events",
+                row("a", score.clone()),
             ),
-        ),
-        case(
-            "part",
-            Statement::bare("q", COMPLETED, QUESTION).line(),
-            "part_attempt_events",
-            part,
-        ),
-        case(
-            "part of nulls",
-            nulls.line(),
-            "part_attempt_events",
-            null_row,
-        ),
-    ])
-    .await;
+            case(
+                "page",
+                Statement::bare("p", COMPLETED, PAGE_ATTEMPT).line(),
+                "page_attempt_events",
+                row("p", score),
+            ),
+            case(
+                "viewed",
+                Statement::bare("w", VIEWED, PAGE).line(),
+                "page_viewed_events",
+                row(
+                    "w",
+                    json!({"page_id": 0, "page_sub_type": "", "success": null, "completion": null}),
+                ),
+            ),
+            case(
+                "part",
+                Statement::bare("q", COMPLETED, QUESTION).line(),
+                "part_attempt_events",
+                part,
+            ),
+            case(
+                "part of nulls",
+                nulls.line(),
+                "part_attempt_events",
+                null_row,
+            ),
+        ])
+        .await;
 }
 
 #[tokio::test]
-async fn values_fall_back_where_the_first_is_missing() {
-    let rig = Rig::new("fallbacks").await;
+async fn a_missing_value_falls_back_to_the_next_path() {
+    let harness = Harness::new("fallbacks").await;
     let length = format!("{VIDEO}length");
     let fallbacks = Statement::video("all")
         .with(
@@ -301,7 +305,7 @@ async fn values_fall_back_where_the_first_is_missing() {
         )
         .with(&vid("length"), json!(0))
         .with(&path(&["actor", "account", "name"]), json!(7));
-    rig.check(&[
+    harness.check(&[
         case("all", fallbacks.line(), "video_events", row),
         case("null falls back too", by_null.line(), "video_events",
             json!({"page_attempt_guid": "guid", "video_length": 70.0, "user_id": "mailto:a@b"})),
@@ -313,8 +317,8 @@ async fn values_fall_back_where_the_first_is_missing() {
 }
 
 #[tokio::test]
-async fn rules_take_what_is_theirs_and_nothing_else() {
-    let rig = Rig::new("rules").await;
+async fn each_rule_matches_only_its_own_statements() {
+    let harness = Harness::new("rules").await;
     let mut cases = Vec::new();
     let mut add = |verb: &str, kind: Option<&str>, table: &'static str| {
         let id = cases.len().to_string();
@@ -378,5 +382,5 @@ async fn rules_take_what_is_theirs_and_nothing_else() {
         "unmatched_statements",
         json!({"raw": "{}"}),
     ));
-    rig.check(&cases).await;
+    harness.check(&cases).await;
 }

@@ -2,17 +2,17 @@
 
 use serde_json::{Value, json};
 
-use super::rig::{Rig, case};
+use super::harness::{Harness, case};
 use super::statements::{SAMPLE, Statement, ctx, path};
 
 const PARTS: &str = "part_attempt_events";
 
 #[tokio::test]
-async fn what_cannot_be_a_row_is_kept_with_its_reason() {
-    let rig = Rig::new("rejected").await;
+async fn a_line_that_cannot_become_a_row_is_kept_with_the_reason() {
+    let harness = Harness::new("rejected").await;
     let rejected = |name: &str, line: &str, reason: &str| {
         let expected = json!({
-            "raw": line, "reason": reason, "batch_id": rig.batch.to_string(),
+            "raw": line, "reason": reason, "batch_id": harness.batch.to_string(),
         });
         case(name, line, "rejected_lines", expected)
     };
@@ -51,21 +51,22 @@ async fn what_cannot_be_a_row_is_kept_with_its_reason() {
         rejected("null", "null", "not an object"),
         rejected("true", "true", "not an object"),
     ];
-    rig.check(&cases).await;
+    harness.check(&cases).await;
 
     // JSON output cannot show text that is not valid UTF-8.
-    rig.put(
-        "bad.jsonl",
-        b"{\"a\":\"\xff\xfe\"}\n\x1f\x8b\x08\xff".to_vec(),
-    )
-    .await;
-    rig.load(&["bad.jsonl".to_owned()]).await;
+    harness
+        .put(
+            "bad.jsonl",
+            b"{\"a\":\"\xff\xfe\"}\n\x1f\x8b\x08\xff".to_vec(),
+        )
+        .await;
+    harness.load(&["bad.jsonl".to_owned()]).await;
     let query = format!(
         "SELECT row_number, hex(raw) AS raw FROM {} WHERE reason = 'bad UTF-8' ORDER BY row_number",
-        rig.table("rejected_lines")
+        harness.table("rejected_lines")
     );
     assert_eq!(
-        rig.rows(&query).await,
+        harness.rows(&query).await,
         [
             json!({"row_number": 0, "raw": "7B2261223A22FFFE227D"}),
             json!({"row_number": 1, "raw": "1F8B08FF"})
@@ -74,8 +75,8 @@ async fn what_cannot_be_a_row_is_kept_with_its_reason() {
 }
 
 #[tokio::test]
-async fn lists_where_objects_belong_hold_no_values() {
-    let rig = Rig::new("lists").await;
+async fn a_list_in_place_of_an_object_has_no_values() {
+    let harness = Harness::new("lists").await;
     let mut cases = Vec::new();
     // The list is long enough to reach every position of the widest tuple.
     let filler = |first: Value| {
@@ -160,15 +161,15 @@ async fn lists_where_objects_belong_hold_no_values() {
         );
     }
     // The same text has no effect where it is not a list in place of an object.
-    let innocent = Statement::part("innocent")
+    let unaffected = Statement::part("unaffected")
         .with(&path(&["result", "response"]), json!("[null, 1]"))
         .with(&ctx("attached_objectives"), json!([null, 1]))
-        .with(&path(&["\u{1}"]), json!("the guard's own name"));
-    cases.push(case("innocent", innocent.line(), PARTS, json!({
+        .with(&path(&["\u{1}"]), json!("the sentinel's own key"));
+    cases.push(case("unaffected", unaffected.line(), PARTS, json!({
         "response": "[null, 1]", "attached_objectives": "[null,1]", "page_id": 505, "score": 1.0,
         "scaled_score": 0.5, "success": true, "user_id": "4321", "hints_requested": 1,
     })));
-    // Scalars in place of objects do not hold values either.
+    // Scalars in place of objects contain no values either.
     for (index, value) in [json!("text"), json!(7), json!(true), Value::Null]
         .iter()
         .enumerate()
@@ -182,47 +183,47 @@ async fn lists_where_objects_belong_hold_no_values() {
             json!({"score": null, "response": null, "page_id": 505}),
         ));
     }
-    rig.check(&cases).await;
+    harness.check(&cases).await;
 }
 
 #[tokio::test]
-async fn lines_are_counted_from_the_top_and_blank_ones_are_nothing() {
-    let rig = Rig::new("line-numbers").await;
+async fn line_numbers_count_blank_lines_which_become_no_rows() {
+    let harness = Harness::new("line-numbers").await;
     let part = Statement::part("one").line();
     let unmatched = r#"{"verb":{"id":"x"}}"#;
     let text = format!(
         "\u{feff}{part}\r\n\r\n  \t \n\nbroken\r\n{unmatched}\n\n[1]\n{}",
         Statement::video("v").line()
     );
-    let etag = rig.put("section/1/a b.jsonl", text).await;
-    rig.put("empty.jsonl", "").await;
-    rig.put("blank.jsonl", "\n \n\r\n").await;
+    let etag = harness.put("section/1/a b.jsonl", text).await;
+    harness.put("empty.jsonl", "").await;
+    harness.put("blank.jsonl", "\n \n\r\n").await;
     let keys = ["section/1/a%20b.jsonl", "empty.jsonl", "blank.jsonl"].map(str::to_owned);
-    rig.load(&keys).await;
-    rig.check_per_type(&rig.lines(&keys)).await;
+    harness.load(&keys).await;
+    harness.check_per_type(&harness.lines(&keys)).await;
 
-    let source = json!({"source_path": format!("{}/section/1/a b.jsonl", rig.site.bucket), "source_etag": etag});
+    let source = json!({"source_path": format!("{}/section/1/a b.jsonl", harness.site.bucket), "source_etag": etag});
     let with_source = |mut row: Value| {
         row.as_object_mut()
             .unwrap()
             .extend(source.as_object().unwrap().clone());
         row
     };
-    let kept = |table: &str| {
+    let rejects = |table: &str| {
         format!(
             "SELECT row_number, raw, reason, source_path, source_etag FROM {} ORDER BY row_number",
-            rig.table(table)
+            harness.table(table)
         )
     };
     assert_eq!(
-        rig.rows(&kept("rejected_lines")).await,
+        harness.rows(&rejects("rejected_lines")).await,
         [
             with_source(json!({"row_number": 4, "raw": "broken\r", "reason": "not JSON"})),
             with_source(json!({"row_number": 7, "raw": "[1]", "reason": "not an object"})),
         ]
     );
     assert_eq!(
-        rig.rows(&kept("unmatched_statements")).await,
+        harness.rows(&rejects("unmatched_statements")).await,
         [with_source(
             json!({"row_number": 5, "raw": unmatched, "reason": "no event type"})
         )]
@@ -230,17 +231,17 @@ async fn lines_are_counted_from_the_top_and_blank_ones_are_nothing() {
     for (table, id) in [(PARTS, "one"), ("video_events", "v")] {
         let query = format!(
             "SELECT event_id, source_path, source_etag FROM {}",
-            rig.table(table)
+            harness.table(table)
         );
         assert_eq!(
-            rig.rows(&query).await,
+            harness.rows(&query).await,
             [with_source(json!({"event_id": id}))]
         );
     }
     let query = format!(
         "SELECT kind, rows, source_path, source_etag FROM {} \
          WHERE source_path NOT LIKE '%blank.jsonl' ORDER BY toString(kind)",
-        rig.table("object_rows")
+        harness.table("object_rows")
     );
     // Blank lines are counted, so that an object without other lines is known to have been read.
     let counts = [
@@ -251,35 +252,35 @@ async fn lines_are_counted_from_the_top_and_blank_ones_are_nothing() {
         ("video", 1),
     ];
     assert_eq!(
-        rig.rows(&query).await,
+        harness.rows(&query).await,
         counts.map(|(kind, rows)| with_source(json!({"kind": kind, "rows": rows})))
     );
     let query = format!(
         "SELECT kind, rows FROM {} WHERE source_path LIKE '%blank.jsonl'",
-        rig.table("object_rows")
+        harness.table("object_rows")
     );
     assert_eq!(
-        rig.rows(&query).await,
+        harness.rows(&query).await,
         [json!({"kind": "blank", "rows": 3})]
     );
 }
 
 #[tokio::test]
-async fn one_statement_twice_is_one_row() {
-    let rig = Rig::new("collapse").await;
+async fn a_repeated_statement_is_one_row() {
+    let harness = Harness::new("collapse").await;
     let mut text = format!("{SAMPLE}\n{SAMPLE}\r\n");
     text.push_str(&format!("{}\n", Statement::part("with-id").line()));
-    rig.put("a.jsonl", text.clone()).await;
-    rig.put("b.jsonl", text).await;
-    rig.load(&["a.jsonl".to_owned()]).await;
-    rig.load(&["b.jsonl".to_owned()]).await;
-    let count = format!("SELECT count() FROM {} FINAL", rig.table(PARTS));
-    assert_eq!(rig.scalar(&count).await, "2");
+    harness.put("a.jsonl", text.clone()).await;
+    harness.put("b.jsonl", text).await;
+    harness.load(&["a.jsonl".to_owned()]).await;
+    harness.load(&["b.jsonl".to_owned()]).await;
+    let count = format!("SELECT count() FROM {} FINAL", harness.table(PARTS));
+    assert_eq!(harness.scalar(&count).await, "2");
 }
 
 #[tokio::test]
-async fn many_months_load_at_once_and_a_replay_adds_nothing() {
-    let rig = Rig::new("months").await;
+async fn many_months_load_at_once_and_a_repeated_insert_adds_nothing() {
+    let harness = Harness::new("months").await;
     let mut text = String::new();
     for month in 0..600 {
         let time = format!("{}-{:02}-01T00:00:00Z", 1970 + month / 12, 1 + month % 12);
@@ -287,32 +288,34 @@ async fn many_months_load_at_once_and_a_replay_adds_nothing() {
             Statement::part(&month.to_string()).with(&path(&["timestamp"]), json!(time));
         text.push_str(&format!("{}\nnot json\n{{}}\n", statement.line()));
     }
-    rig.put("months.jsonl", text).await;
+    harness.put("months.jsonl", text).await;
     let keys = ["months.jsonl".to_owned()];
     for _ in 0..2 {
-        rig.load(&keys).await;
+        harness.load(&keys).await;
         let months = format!(
             "SELECT uniqExact(toYYYYMM(timestamp)) FROM {}",
-            rig.table(PARTS)
+            harness.table(PARTS)
         );
-        assert_eq!(rig.scalar(&months).await, "600");
+        assert_eq!(harness.scalar(&months).await, "600");
         for table in [PARTS, "rejected_lines", "unmatched_statements"] {
             assert_eq!(
-                rig.scalar(&format!("SELECT count() FROM {}", rig.table(table)))
+                harness
+                    .scalar(&format!("SELECT count() FROM {}", harness.table(table)))
                     .await,
                 "600",
                 "{table}"
             );
         }
-        let rows = format!("SELECT sum(rows) FROM {}", rig.table("object_rows"));
-        assert_eq!(rig.scalar(&rows).await, "1800");
+        let rows = format!("SELECT sum(rows) FROM {}", harness.table("object_rows"));
+        assert_eq!(harness.scalar(&rows).await, "1800");
     }
 }
 
 #[tokio::test]
-async fn tables_can_be_made_again_and_by_many_at_once() {
-    let rig = Rig::new("migrate").await;
-    tokio::join!(rig.migrate(), rig.migrate(), rig.migrate());
-    rig.check(&[case("sample", SAMPLE, PARTS, json!({"page_id": 505}))])
+async fn tables_can_be_created_again_and_concurrently() {
+    let harness = Harness::new("migrate").await;
+    tokio::join!(harness.migrate(), harness.migrate(), harness.migrate());
+    harness
+        .check(&[case("sample", SAMPLE, PARTS, json!({"page_id": 505}))])
         .await;
 }

@@ -7,7 +7,7 @@ use sluice::event_types::Catalog;
 use sluice::sql;
 use sluice::statements::select::parsed_lines;
 
-use super::rig::Rig;
+use super::harness::Harness;
 
 /// The paths of the declared columns.
 const PATHS: [&[&str]; 6] = [
@@ -80,16 +80,19 @@ fn catalog() -> Catalog {
 }
 
 #[tokio::test]
-async fn a_value_is_what_is_at_its_path_however_lists_are_nested() {
-    let rig = Rig::with("nested-lists", catalog()).await;
+async fn each_value_is_read_at_its_path_however_lists_are_nested() {
+    let harness = Harness::with("nested-lists", catalog()).await;
     let seed = fastrand::u64(..);
     let mut rng = Rng::with_seed(seed);
     let mut lines: Vec<String> = (0..20_000).map(|_| object(&mut rng, 4)).collect();
     lines.extend((0..1_000).map(|_| list(&mut rng, 4)));
     lines.extend(TWICE.iter().map(|line| (*line).to_owned()));
-    rig.put("lists.jsonl", lines.join("\n")).await;
+    harness.put("lists.jsonl", lines.join("\n")).await;
 
-    let landed = parsed_lines(&rig.catalog, &rig.lines(&["lists.jsonl".to_owned()]));
+    let landed = parsed_lines(
+        &harness.catalog,
+        &harness.lines(&["lists.jsonl".to_owned()]),
+    );
     let differ = PATHS.map(|path| {
         let column = sql::ident(&format!("$.{}", path.join(".")));
         let by_path = format!(
@@ -102,10 +105,14 @@ async fn a_value_is_what_is_at_its_path_however_lists_are_nested() {
         format!("SELECT {columns} FROM {landed} WHERE {condition}")
     };
     let read = query("count()", "NOT empty(raw)");
-    assert_eq!(rig.scalar(&read).await, lines.len().to_string());
+    assert_eq!(harness.scalar(&read).await, lines.len().to_string());
     let wrong = query(
         "* EXCEPT (line_hash)",
         &format!("{} LIMIT 5", differ.join(" OR ")),
     );
-    assert_eq!(rig.rows(&wrong).await, Vec::<Value>::new(), "seed {seed}");
+    assert_eq!(
+        harness.rows(&wrong).await,
+        Vec::<Value>::new(),
+        "seed {seed}"
+    );
 }

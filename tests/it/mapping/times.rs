@@ -2,14 +2,14 @@
 
 use serde_json::{Value, json};
 
-use super::rig::{Rig, case};
+use super::harness::{Harness, case};
 use super::statements::{Statement, path};
 
 const PARTS: &str = "part_attempt_events";
 
 #[tokio::test]
-async fn times() {
-    let rig = Rig::new("times").await;
+async fn valid_times_are_parsed_and_others_rejected() {
+    let harness = Harness::new("times").await;
     let at = path(&["timestamp"]);
     let good = [
         ("2026-07-14T12:00:00Z", "2026-07-14 12:00:00.000"),
@@ -116,5 +116,5 @@ async fn times() {
         "unmatched_statements",
         json!({"raw": unmatched}),
     ));
-    rig.check(&cases).await;
+    harness.check(&cases).await;
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::rig::{Case, Rig, case};
+use super::harness::{Case, Harness, case};
 use super::statements::{Statement, ctx, path, vid};
 
 const PARTS: &str = "part_attempt_events";
@@ -29,8 +29,8 @@ fn each(at: &[String], table: &'static str, column: &str, values: &[(&str, Value
 }
 
 #[tokio::test]
-async fn integers() {
-    let rig = Rig::new("integers").await;
+async fn integers_are_kept_exactly() {
+    let harness = Harness::new("integers").await;
     let zero = [
         "null",
         "\"abc\"",
@@ -124,12 +124,12 @@ async fn integers() {
             ("-1", Value::Null),
         ],
     ));
-    rig.check(&cases).await;
+    harness.check(&cases).await;
 }
 
 #[tokio::test]
-async fn floats_and_booleans() {
-    let rig = Rig::new("floats").await;
+async fn floats_and_booleans_are_kept_exactly() {
+    let harness = Harness::new("floats").await;
     let floats = [
         ("0", json!(0.0)),
         ("0.0", json!(0.0)),
@@ -191,12 +191,12 @@ async fn floats_and_booleans() {
         "completion",
         &bools,
     ));
-    rig.check(&cases).await;
+    harness.check(&cases).await;
 }
 
 #[tokio::test]
-async fn texts() {
-    let rig = Rig::new("texts").await;
+async fn texts_are_kept_exactly() {
+    let harness = Harness::new("texts").await;
     let texts = [
         (r#""plain""#, json!("plain")),
         (r#""""#, json!("")),
@@ -283,13 +283,13 @@ async fn texts() {
             ("null", json!("")),
         ],
     ));
-    rig.check(&cases).await;
+    harness.check(&cases).await;
 }
 
 /// The engine normalises numbers within JSON text. Their values stay the same.
 #[tokio::test]
 async fn numbers_in_json_text_are_normalised() {
-    let rig = Rig::new("normalised").await;
+    let harness = Harness::new("normalised").await;
     let response = path(&["result", "response"]);
     let cases = each(
         &response,
@@ -302,14 +302,14 @@ async fn numbers_in_json_text_are_normalised() {
             ("[0.1, 1e-7]", json!("[0.1,1e-7]")),
         ],
     );
-    rig.check(&cases).await;
+    harness.check(&cases).await;
 }
 
 #[tokio::test]
-async fn ids_are_kept_or_made_of_the_line() {
-    let rig = Rig::new("ids").await;
+async fn ids_are_kept_or_derived_from_the_line() {
+    let harness = Harness::new("ids").await;
     let at = path(&["id"]);
-    let sure = |raw: &str| {
+    let with_id = |raw: &str| {
         Statement::part("x")
             .with(&at, json!("@"))
             .with(&ctx("part_id"), json!(raw))
@@ -317,8 +317,8 @@ async fn ids_are_kept_or_made_of_the_line() {
     };
     let mut cases = Vec::new();
     for raw in ["null", "\"\""] {
-        let line = sure(raw);
-        let hash = rig
+        let line = with_id(raw);
+        let hash = harness
             .scalar(&format!(
                 "SELECT lower(hex(sipHash128({})))",
                 sluice::sql::string(&line)
@@ -327,7 +327,7 @@ async fn ids_are_kept_or_made_of_the_line() {
         cases.push(case(raw, line, PARTS, json!({"event_id": hash})));
     }
     let none = Statement::part("x").without(&at).line();
-    let hash = rig
+    let hash = harness
         .scalar(&format!(
             "SELECT lower(hex(sipHash128({})))",
             sluice::sql::string(&none)
@@ -338,7 +338,7 @@ async fn ids_are_kept_or_made_of_the_line() {
         .without(&at)
         .with(&ctx("part_id"), json!("crlf"))
         .line();
-    let other_hash = rig
+    let other_hash = harness
         .scalar(&format!(
             "SELECT lower(hex(sipHash128({})))",
             sluice::sql::string(&other)
@@ -353,10 +353,15 @@ async fn ids_are_kept_or_made_of_the_line() {
     ));
     cases.push(case(
         "text",
-        sure("\"ID-1\""),
+        with_id("\"ID-1\""),
         PARTS,
         json!({"event_id": "ID-1"}),
     ));
-    cases.push(case("number", sure("17"), PARTS, json!({"event_id": "17"})));
-    rig.check(&cases).await;
+    cases.push(case(
+        "number",
+        with_id("17"),
+        PARTS,
+        json!({"event_id": "17"}),
+    ));
+    harness.check(&cases).await;
 }

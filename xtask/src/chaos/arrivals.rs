@@ -23,7 +23,7 @@ const DUPLICATES: f64 = 0.2;
 
 pub(super) struct Arrivals {
     task: JoinHandle<Result<Arrived>>,
-    over: watch::Sender<bool>,
+    stop: watch::Sender<bool>,
     count: Arc<AtomicU64>,
 }
 
@@ -36,14 +36,14 @@ pub(super) struct Arrived {
 
 impl Arrivals {
     pub(super) fn start(site: Site, mut rng: Rng) -> Self {
-        let (over, mut is_over) = watch::channel(false);
+        let (stop, mut is_stopped) = watch::channel(false);
         let count = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&count);
         let task = tokio::spawn(async move {
             let mut generator = Generator::new(rng.u64(..));
             let mut arrived = Arrived::default();
             let mut announcements: Vec<String> = Vec::new();
-            while !*is_over.borrow_and_update() {
+            while !*is_stopped.borrow_and_update() {
                 let (visible, in_flight) = site.queue_depth().await?;
                 if visible + in_flight > BACKLOG {
                     sleep(PAUSE).await;
@@ -67,7 +67,7 @@ impl Arrivals {
             }
             Ok(arrived)
         });
-        Self { task, over, count }
+        Self { task, stop, count }
     }
 
     /// Returns the number of objects so far.
@@ -75,9 +75,9 @@ impl Arrivals {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Stops the arrivals.
-    pub(super) async fn end(self) -> Result<Arrived> {
-        self.over.send_replace(true);
+    /// Stops the arrivals and returns what arrived.
+    pub(super) async fn stop(self) -> Result<Arrived> {
+        self.stop.send_replace(true);
         self.task.await?
     }
 }

@@ -2,7 +2,7 @@
 //! object exists once.
 
 mod arrivals;
-mod trouble;
+mod faults;
 mod workers;
 
 use std::collections::BTreeMap;
@@ -29,8 +29,8 @@ const VISIBILITY: Duration = Duration::from_secs(10);
 /// Worker crashes use up receives and must not make messages dead letters.
 const MAX_RECEIVE_COUNT: u32 = 1000;
 /// After the faults end, the queue must become shorter within this time.
-const PROGRESS: Duration = Duration::from_secs(180);
-const PROBLEMS_SHOWN: usize = 40;
+const STALL_TIMEOUT: Duration = Duration::from_secs(180);
+const MAX_PROBLEMS_SHOWN: usize = 40;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -67,10 +67,10 @@ struct Tally(BTreeMap<&'static str, u64>);
 
 impl Tally {
     fn add(&mut self, what: &'static str) {
-        self.add_some(what, 1);
+        self.add_many(what, 1);
     }
 
-    fn add_some(&mut self, what: &'static str, count: u64) {
+    fn add_many(&mut self, what: &'static str, count: u64) {
         *self.0.entry(what).or_default() += count;
     }
 }
@@ -140,7 +140,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     setup.migrate(&world).await?;
     exact::keep_duplicates(&world.clickhouse, &world.site).await?;
     tokio::select! {
-        outcome = play(&arguments, &world, setup, rng) => outcome,
+        outcome = inject_and_verify(&arguments, &world, setup, rng) => outcome,
         () = interrupt.wait() => {
             note("interrupted");
             Ok(ExitCode::FAILURE)
@@ -148,7 +148,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     }
 }
 
-async fn play(
+async fn inject_and_verify(
     arguments: &Arguments,
     world: &World,
     setup: Setup,
@@ -158,7 +158,7 @@ async fn play(
     let mut tally = Tally::default();
     let mut workers = Workers::start(setup, arguments.workers)?;
     let arrivals = Arrivals::start(world.site.clone(), rng.fork());
-    trouble::make(
+    faults::inject(
         &mut rng,
         Duration::from_secs_f64(arguments.minutes * 60.0),
         world,
@@ -168,10 +168,10 @@ async fn play(
     )
     .await?;
 
-    note("everything is well again");
+    note("faults ended; waiting for the queue to drain");
     world.heal();
-    let arrived = arrivals.end().await?;
-    workers.all_well(&mut tally).await?;
+    let arrived = arrivals.stop().await?;
+    workers.restart_without_failpoints(&mut tally).await?;
     let drained = drain(world, &mut workers).await;
     let logs = workers.stop().await?;
     if let Err(error) = drained {
@@ -181,7 +181,7 @@ async fn play(
         );
     }
 
-    tally.add_some("duplicate announcements", arrived.duplicates);
+    tally.add_many("duplicate announcements", arrived.duplicates);
     let mut problems = exact::differences(&world.clickhouse, &world.site, &arrived.bundles).await?;
     let dead = world.site.dlq_depth().await?;
     if dead > 0 {
@@ -191,26 +191,26 @@ async fn play(
     for (what, count) in &tally.0 {
         print(&format!("{count:>8}  {what}"));
     }
-    for (way, proxy) in world.proxies() {
-        for (fault, count) in proxy.met() {
-            print(&format!("{count:>8}  {way}: {fault}"));
+    for (connection, proxy) in world.proxies() {
+        for (fault, count) in proxy.hits_by_fault() {
+            print(&format!("{count:>8}  {connection}: {fault}"));
         }
     }
     let rows: u64 = EventType::ALL
         .iter()
-        .flat_map(|kind| arrived.bundles.iter().map(|b| b.reckoning.rows(*kind)))
+        .flat_map(|kind| arrived.bundles.iter().map(|b| b.expected_rows.rows(*kind)))
         .sum();
     let objects = arrived.bundles.len();
     let (seed, seconds) = (arguments.seed, begun.elapsed().as_secs());
     if problems.is_empty() {
         print(&format!(
-            "survived: seed {seed}, {seconds} s, {objects} objects, {rows} rows of events, \
-             each of them once"
+            "passed: seed {seed}, {seconds} s, {objects} objects, {rows} event rows, \
+             each exactly once"
         ));
         return Ok(ExitCode::SUCCESS);
     }
     print("");
-    for line in problems.lines().take(PROBLEMS_SHOWN) {
+    for line in problems.lines().take(MAX_PROBLEMS_SHOWN) {
         print(line);
     }
     print(&format!(
@@ -221,9 +221,9 @@ async fn play(
     Ok(ExitCode::FAILURE)
 }
 
-/// Waits until the queue is empty and no request is delayed.
+/// Waits until the queue is empty and every delayed request has reached its server.
 async fn drain(world: &World, workers: &mut Workers) -> Result<()> {
-    let mut least = (u64::MAX, Instant::now());
+    let (mut lowest, mut lowest_since) = (u64::MAX, Instant::now());
     let mut progress = Progress::new();
     loop {
         let (visible, in_flight) = world.site.queue_depth().await?;
@@ -232,17 +232,17 @@ async fn drain(world: &World, workers: &mut Workers) -> Result<()> {
             return Ok(());
         }
         progress.show(&format!(
-            "{visible} messages visible, {in_flight} in flight, {late} requests late"
+            "{visible} messages visible, {in_flight} in flight, {late} requests delayed"
         ));
-        workers.must_run()?;
-        if visible + in_flight < least.0 {
-            least = (visible + in_flight, Instant::now());
+        workers.ensure_running()?;
+        if visible + in_flight < lowest {
+            (lowest, lowest_since) = (visible + in_flight, Instant::now());
         }
-        if least.1.elapsed() > PROGRESS {
+        if lowest_since.elapsed() > STALL_TIMEOUT {
             bail!(
-                "all is well again, and for {} s there are {visible} messages visible and \
+                "no progress for {} s after the faults ended: {visible} messages visible, \
                  {in_flight} in flight",
-                PROGRESS.as_secs()
+                STALL_TIMEOUT.as_secs()
             );
         }
         tokio::time::sleep(Duration::from_millis(250)).await;

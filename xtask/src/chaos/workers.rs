@@ -1,4 +1,4 @@
-//! Starts, kills and stops the workers, which have the same configuration.
+//! Starts, kills and terminates the workers, which share one configuration.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -43,7 +43,10 @@ impl Setup {
         };
         let types = directory.path().join("event_types");
         write_lean_declarations(&types)?;
-        std::fs::write(&configuration, configure(world, strategy, &types))?;
+        std::fs::write(
+            &configuration,
+            worker_configuration(world, strategy, &types),
+        )?;
         let mut environment = world.aws.environment().to_vec();
         for (name, value) in &mut environment {
             if *name == "AWS_ENDPOINT_URL" {
@@ -107,7 +110,7 @@ impl Setup {
 }
 
 /// All times are short, so that as much as possible happens in a minute.
-fn configure(world: &World, strategy: &str, types: &Path) -> String {
+fn worker_configuration(world: &World, strategy: &str, types: &Path) -> String {
     let (queue, database) = (&world.site.queue_url, &world.site.database);
     let types = types.display();
     let (clickhouse, s3) = (world.to_clickhouse.url(), world.to_s3.url());
@@ -151,116 +154,115 @@ log:
     )
 }
 
-/// A seat for one worker, which is empty while the worker is down.
-struct Seat {
+/// The place of one worker, which is empty while the worker is down.
+struct Slot {
     process: Option<Process>,
-    /// The worker has received SIGTERM and is shutting down.
+    /// Workers that have received SIGTERM and are shutting down.
     stopping: JoinSet<Result<()>>,
 }
 
 pub(super) struct Workers {
     setup: Setup,
-    seats: Vec<Seat>,
+    slots: Vec<Slot>,
 }
 
 impl Workers {
     pub(super) fn start(setup: Setup, count: u64) -> Result<Self> {
         let mut workers = Self {
             setup,
-            seats: Vec::new(),
+            slots: Vec::new(),
         };
         for _ in 0..count {
-            workers.seats.push(Seat {
+            workers.slots.push(Slot {
                 process: None,
                 stopping: JoinSet::new(),
             });
         }
-        for seat in 0..workers.seats.len() {
-            workers.fill(seat, "")?;
+        for slot in 0..workers.slots.len() {
+            workers.start_worker(slot, "")?;
         }
         Ok(workers)
     }
 
     pub(super) fn count(&self) -> usize {
-        self.seats.len()
+        self.slots.len()
     }
 
-    /// Starts a worker unless the seat has one.
-    pub(super) fn fill(&mut self, seat: usize, failpoints: &str) -> Result<bool> {
-        let place = &mut self.seats[seat];
-        if place.process.is_some() || !place.stopping.is_empty() {
+    /// Starts a worker unless the slot has one. Returns whether it did.
+    pub(super) fn start_worker(&mut self, number: usize, failpoints: &str) -> Result<bool> {
+        let slot = &mut self.slots[number];
+        if slot.process.is_some() || !slot.stopping.is_empty() {
             return Ok(false);
         }
-        place.process = Some(self.setup.start(seat, failpoints)?);
+        slot.process = Some(self.setup.start(number, failpoints)?);
         Ok(true)
     }
 
-    /// Sends SIGKILL.
-    pub(super) fn kill(&mut self, seat: usize) -> Result<bool> {
-        match self.seats[seat].process.take() {
+    /// Sends SIGKILL. Returns whether the slot had a worker.
+    pub(super) fn kill(&mut self, number: usize) -> Result<bool> {
+        match self.slots[number].process.take() {
             Some(process) => process.kill().map(|()| true),
             None => Ok(false),
         }
     }
 
-    /// Sends SIGTERM without waiting.
-    pub(super) fn stop_one(&mut self, seat: usize) -> bool {
-        let log = self.setup.log(seat);
-        let place = &mut self.seats[seat];
-        let Some(process) = place.process.take() else {
+    /// Sends SIGTERM without waiting. Returns whether the slot had a worker.
+    pub(super) fn terminate(&mut self, number: usize) -> bool {
+        let log = self.setup.log(number);
+        let slot = &mut self.slots[number];
+        let Some(process) = slot.process.take() else {
             return false;
         };
-        place
-            .stopping
-            .spawn(async move { end(process, &log).await });
+        slot.stopping
+            .spawn(async move { stop(process, &log).await });
         true
     }
 
-    /// Clears the seats of workers that have exited, which only a failpoint may cause.
-    pub(super) fn bury(&mut self, tally: &mut Tally) -> Result<()> {
-        for number in 0..self.seats.len() {
+    /// Clears the slots of workers that have exited, which only a failpoint may cause.
+    pub(super) fn reap(&mut self, tally: &mut Tally) -> Result<()> {
+        for number in 0..self.slots.len() {
             let log = self.setup.log(number);
-            let place = &mut self.seats[number];
-            while let Some(stopped) = place.stopping.try_join_next() {
+            let slot = &mut self.slots[number];
+            while let Some(stopped) = slot.stopping.try_join_next() {
                 stopped??;
             }
-            let Some(process) = &mut place.process else {
+            let Some(process) = &mut slot.process else {
                 continue;
             };
             let Some(status) = process.ended()? else {
                 continue;
             };
-            place.process = None;
+            slot.process = None;
             ensure!(
                 status.code() == Some(ABORTED),
-                "worker {number} ended by itself ({status}):\n{}",
+                "worker {number} exited unexpectedly ({status}):\n{}",
                 tail(&log)
             );
-            tally.add("workers that died at a failpoint");
+            tally.add("workers aborted at a failpoint");
         }
         Ok(())
     }
 
-    /// Gives every seat a worker without failpoints.
-    pub(super) async fn all_well(&mut self, tally: &mut Tally) -> Result<()> {
-        for seat in 0..self.seats.len() {
-            while let Some(stopped) = self.seats[seat].stopping.join_next().await {
+    /// Starts a worker without failpoints in every slot, in place of the one that runs there.
+    pub(super) async fn restart_without_failpoints(&mut self, tally: &mut Tally) -> Result<()> {
+        for number in 0..self.slots.len() {
+            while let Some(stopped) = self.slots[number].stopping.join_next().await {
                 stopped??;
             }
-            self.bury(tally)?;
+            self.reap(tally)?;
             // A running worker may have a failpoint.
-            self.kill(seat)?;
-            self.fill(seat, "")?;
+            self.kill(number)?;
+            self.start_worker(number, "")?;
         }
         Ok(())
     }
 
-    pub(super) fn must_run(&mut self) -> Result<()> {
-        for (number, seat) in self.seats.iter_mut().enumerate() {
-            if let Some(process) = &mut seat.process
+    pub(super) fn ensure_running(&mut self) -> Result<()> {
+        for (number, slot) in self.slots.iter_mut().enumerate() {
+            if let Some(process) = &mut slot.process
                 && let Some(status) = process.ended()?
             {
-                bail!("worker {number} ended by itself ({status})");
+                bail!("worker {number} exited unexpectedly ({status})");
             }
         }
         Ok(())
@@ -268,11 +270,11 @@ impl Workers {
 
     /// Sends SIGTERM to all workers and returns their logs.
     pub(super) async fn stop(mut self) -> Result<Logs> {
-        for seat in 0..self.seats.len() {
-            self.stop_one(seat);
+        for number in 0..self.slots.len() {
+            self.terminate(number);
         }
-        for seat in &mut self.seats {
-            while let Some(stopped) = seat.stopping.join_next().await {
+        for slot in &mut self.slots {
+            while let Some(stopped) = slot.stopping.join_next().await {
                 stopped??;
             }
         }
@@ -280,14 +282,15 @@ impl Workers {
     }
 }
 
-async fn end(process: Process, log: &Path) -> Result<()> {
+/// Sends SIGTERM, and requires that the worker exits as one may.
+async fn stop(process: Process, log: &Path) -> Result<()> {
     let status = spawn_blocking(|| process.end()).await??;
     // A worker that dies at a failpoint while it shuts down, or that gets SIGTERM before it handles
     // signals, has also exited.
-    let fine = matches!(status.code(), Some(0 | ABORTED | 143));
+    let is_expected = matches!(status.code(), Some(0 | ABORTED | 143));
     ensure!(
-        fine,
-        "a worker that was told to stop ended with {status}:\n{}",
+        is_expected,
+        "a worker exited with {status} after SIGTERM:\n{}",
         tail(log)
     );
     Ok(())

@@ -10,8 +10,7 @@ use sluice_testkit::launch::{Mode, Place, Process, tail};
 use sluice_testkit::{Site, Stack, free_port};
 use tempfile::TempDir;
 
-/// Long enough to finish a batch, and short enough that a killed demo leaves nothing behind for
-/// long.
+/// Long enough to finish a batch, and short enough that the worker of a killed demo soon exits.
 const GRACE: Duration = Duration::from_secs(3);
 
 pub(crate) struct Daemon {
@@ -50,9 +49,9 @@ impl Daemon {
     }
 
     /// Returns an error if the process has exited, which it must not do by itself.
-    pub(super) fn must_run(&mut self) -> Result<()> {
+    pub(super) fn ensure_running(&mut self) -> Result<()> {
         match self.process.ended()? {
-            Some(status) => bail!("sluice ended by itself ({status})"),
+            Some(status) => bail!("sluice exited unexpectedly ({status})"),
             None => Ok(()),
         }
     }
@@ -61,12 +60,12 @@ impl Daemon {
     /// demo.
     pub(crate) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         let kept = target_directory().join("stack").join("demo-sluice.log");
-        let whole = match std::fs::copy(self.log(), &kept) {
-            Ok(_) => format!("the whole log is in {}", kept.display()),
-            Err(problem) => format!("the log could not be kept: {problem}"),
+        let full_log = match std::fs::copy(self.log(), &kept) {
+            Ok(_) => format!("the full log is in {}", kept.display()),
+            Err(problem) => format!("cannot copy the log: {problem}"),
         };
         anyhow!(
-            "{error:#}\nsluice's log ends with:\n{}\n{whole}",
+            "{error:#}\nsluice's log ends with:\n{}\n{full_log}",
             tail(&self.log())
         )
     }

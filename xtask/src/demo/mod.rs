@@ -54,22 +54,22 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         None if arguments.release => crate::build::release("sluice")?,
         None => crate::build::sluice()?,
     };
-    let stack = Stack::given_or_started()?;
+    let stack = Stack::connect_or_start()?;
     let mut interrupt = Interrupt::new()?;
     let site = stack.site("demo").await?;
     // Dropped before the stack, so that Sluice can return its messages during a clean shutdown.
     let mut daemon = Daemon::start(&binary, &stack, &site).await?;
     tokio::select! {
-        outcome = play(&arguments, &stack, &site, &mut daemon) => {
-            let agrees = match outcome {
-                Ok(agrees) => agrees,
+        outcome = upload_and_compare(&arguments, &stack, &site, &mut daemon) => {
+            let is_equal = match outcome {
+                Ok(is_equal) => is_equal,
                 Err(error) => return Err(daemon.explain(error)),
             };
             if arguments.keep {
                 describe(&stack, &site, &daemon);
                 interrupt.wait().await;
             }
-            Ok(if agrees { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            Ok(if is_equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         () = interrupt.wait() => {
             note("interrupted");
@@ -78,16 +78,17 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     }
 }
 
-async fn play(
+/// Returns whether all rows match the generated data.
+async fn upload_and_compare(
     arguments: &Arguments,
     stack: &Stack,
     site: &Site,
     daemon: &mut Daemon,
 ) -> Result<bool> {
     let started = Instant::now();
-    let ledger = Arc::new(upload::Ledger::default());
-    let uploads = upload::start(
-        Arc::clone(&ledger),
+    let uploads = Arc::new(upload::Uploads::default());
+    let tasks = upload::start(
+        Arc::clone(&uploads),
         site,
         upload::Plan {
             objects: arguments.objects,
@@ -95,9 +96,9 @@ async fn play(
             seed: arguments.seed,
         },
     );
-    watch::until_loaded(arguments, stack, site, daemon, &ledger, uploads).await?;
+    watch::wait_until_loaded(arguments, stack, site, daemon, &uploads, tasks).await?;
     let elapsed = started.elapsed();
-    report::print_report(stack, site, &ledger, elapsed).await
+    report::print_report(stack, site, &uploads, elapsed).await
 }
 
 fn describe(stack: &Stack, site: &Site, daemon: &Daemon) {
@@ -126,5 +127,5 @@ fn describe(stack: &Stack, site: &Site, daemon: &Daemon) {
             stack.clickhouse.url()
         ));
     }
-    note("Ctrl-C ends it");
+    note("press Ctrl-C to stop");
 }

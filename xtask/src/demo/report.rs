@@ -8,22 +8,22 @@ use sluice_testkit::xapi::EventType;
 use sluice_testkit::{Site, Stack};
 
 use super::tables::count;
-use super::upload::Ledger;
+use super::upload::Uploads;
 use crate::console::print;
 
-/// Prints the table and returns whether everything agrees.
+/// Prints the table, and returns whether all rows match.
 pub(super) async fn print_report(
     stack: &Stack,
     site: &Site,
-    ledger: &Ledger,
+    uploads: &Uploads,
     elapsed: Duration,
 ) -> Result<bool> {
     let (generated, put_at, bytes) = {
-        let account = ledger.lock();
+        let totals = uploads.lock();
         (
-            account.reckoning.clone(),
-            account.put_at.clone(),
-            account.bytes,
+            totals.expected_rows.clone(),
+            totals.put_at.clone(),
+            totals.bytes,
         )
     };
     let clickhouse = &stack.clickhouse;
@@ -67,7 +67,7 @@ pub(super) async fn print_report(
     #[expect(clippy::cast_precision_loss, reason = "for a person to read")]
     let (per_second, megabytes) = (put_at.len() as f64 / seconds, bytes as f64 / 1e6);
     print(&format!(
-        "all of it         {seconds:.1} s, {per_second:.0} objects/s, {megabytes:.1} MB uploaded"
+        "total             {seconds:.1} s, {per_second:.0} objects/s, {megabytes:.1} MB uploaded"
     ));
     print("");
 
@@ -77,15 +77,15 @@ pub(super) async fn print_report(
         .map(|(name, generated, loaded)| format!("{name}: generated {generated}, loaded {loaded}"))
         .collect();
     if differing.is_empty() {
-        print(&format!("all {} rows agree", generated.statements()));
+        print(&format!("all {} rows match", generated.statements()));
     } else {
-        print(&format!("the rows do not agree: {}", differing.join("; ")));
+        print(&format!("the rows do not match: {}", differing.join("; ")));
     }
     Ok(differing.is_empty())
 }
 
 fn describe(latencies: &Latencies, objects: usize) -> String {
-    let (Some(half), Some(most)) = (latencies.percentile(50), latencies.percentile(99)) else {
+    let (Some(p50), Some(p99)) = (latencies.percentile(50), latencies.percentile(99)) else {
         return String::from("unknown: the query log has no insert with a batch's id");
     };
     let known = match latencies.objects() {
@@ -94,7 +94,7 @@ fn describe(latencies: &Latencies, objects: usize) -> String {
     };
     format!(
         "p50 {:.2} s, p99 {:.2} s{known}",
-        half.as_secs_f64(),
-        most.as_secs_f64()
+        p50.as_secs_f64(),
+        p99.as_secs_f64()
     )
 }

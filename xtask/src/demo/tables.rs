@@ -40,7 +40,7 @@ pub(super) async fn count(clickhouse: &ClickHouse, site: &Site) -> Result<Counts
     let rows = clickhouse
         .rows(&format!("SELECT {}", selects.join(", ")))
         .await?;
-    let row = rows.first().context("ClickHouse counted nothing")?;
+    let row = rows.first().context("ClickHouse returned no counts")?;
     let of = |table: &str| {
         row.get(table)
             .and_then(serde_json::Value::as_u64)

@@ -19,24 +19,24 @@ pub(super) struct Plan {
     pub(super) seed: u64,
 }
 
-/// The uploaded objects, filled while uploads run.
+/// What has been uploaded so far.
 #[derive(Default)]
-pub(super) struct Ledger {
-    account: Mutex<Account>,
+pub(super) struct Uploads {
+    totals: Mutex<Totals>,
 }
 
 #[derive(Default)]
-pub(super) struct Account {
+pub(super) struct Totals {
     /// The rows that Sluice must make of all uploaded objects.
-    pub(super) reckoning: ExpectedRows,
-    /// The time at which the PUT of `bucket/key` was answered, by this machine's clock.
+    pub(super) expected_rows: ExpectedRows,
+    /// The time of the response to the PUT of `bucket/key`, by this machine's clock.
     pub(super) put_at: HashMap<String, SystemTime>,
     pub(super) bytes: u64,
 }
 
-impl Ledger {
-    pub(super) fn lock(&self) -> MutexGuard<'_, Account> {
-        self.account.lock().unwrap_or_else(PoisonError::into_inner)
+impl Uploads {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Totals> {
+        self.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -45,39 +45,39 @@ struct Source {
     next: u64,
 }
 
-/// Starts the uploads. Every task of the set ends when nothing is left to upload.
-pub(super) fn start(ledger: Arc<Ledger>, site: &Site, plan: Plan) -> JoinSet<Result<()>> {
+/// Starts the uploads. Every task of the set exits when nothing is left to upload.
+pub(super) fn start(uploads: Arc<Uploads>, site: &Site, plan: Plan) -> JoinSet<Result<()>> {
     let started = Instant::now();
     let source = Source {
         generator: Generator::new(plan.seed),
         next: 0,
     };
     let (source, plan) = (Arc::new(Mutex::new(source)), Arc::new(plan));
-    let mut uploads = JoinSet::new();
+    let mut tasks = JoinSet::new();
     for _ in 0..UPLOADERS {
         let (source, plan) = (Arc::clone(&source), Arc::clone(&plan));
-        let (ledger, s3, bucket) = (Arc::clone(&ledger), site.s3.clone(), site.bucket.clone());
-        uploads.spawn(async move {
-            while let Some((number, bundle)) = take(&source, plan.objects) {
+        let (uploads, s3, bucket) = (Arc::clone(&uploads), site.s3.clone(), site.bucket.clone());
+        tasks.spawn(async move {
+            while let Some((number, bundle)) = next_bundle(&source, plan.objects) {
                 if let Some(rate) = plan.rate {
                     #[expect(clippy::cast_precision_loss, reason = "object counts are small")]
                     sleep_until(started + Duration::from_secs_f64(number as f64 / rate)).await;
                 }
                 put(&s3, &bucket, &bundle).await?;
-                let mut account = ledger.lock();
-                account.reckoning += &bundle.reckoning;
-                account.bytes += bundle.bytes.len() as u64;
-                account
+                let mut totals = uploads.lock();
+                totals.expected_rows += &bundle.expected_rows;
+                totals.bytes += bundle.bytes.len() as u64;
+                totals
                     .put_at
                     .insert(format!("{bucket}/{}", bundle.key), SystemTime::now());
             }
             Ok(())
         });
     }
-    uploads
+    tasks
 }
 
-fn take(source: &Mutex<Source>, objects: u64) -> Option<(u64, Bundle)> {
+fn next_bundle(source: &Mutex<Source>, objects: u64) -> Option<(u64, Bundle)> {
     let mut source = source.lock().unwrap_or_else(PoisonError::into_inner);
     let number = source.next;
     if number >= objects {
@@ -101,7 +101,7 @@ async fn put(s3: &aws_sdk_s3::Client, bucket: &str, bundle: &Bundle) -> Result<(
             }
             Err(error) => {
                 return Err(error)
-                    .with_context(|| format!("cannot put {} in {TRIES} tries", bundle.key));
+                    .with_context(|| format!("cannot put {} after {TRIES} tries", bundle.key));
             }
         }
     }

@@ -9,36 +9,39 @@ use tokio::task::JoinSet;
 use super::Arguments;
 use super::daemon::Daemon;
 use super::tables::count;
-use super::upload::Ledger;
+use super::upload::Uploads;
 use crate::console::Progress;
 
 const INTERVAL: Duration = Duration::from_millis(250);
-const STANDSTILL: Duration = Duration::from_secs(60);
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-pub(super) async fn until_loaded(
+pub(super) async fn wait_until_loaded(
     arguments: &Arguments,
     stack: &Stack,
     site: &Site,
     daemon: &mut Daemon,
-    ledger: &Ledger,
-    mut uploads: JoinSet<Result<()>>,
+    uploads: &Uploads,
+    mut tasks: JoinSet<Result<()>>,
 ) -> Result<()> {
     // A slow rate is not a stall.
-    let max_retries = arguments.rate.map_or(STANDSTILL, |rate| {
-        STANDSTILL.max(Duration::from_secs_f64((3.0 / rate).min(86_400.0)))
+    let stall_timeout = arguments.rate.map_or(STALL_TIMEOUT, |rate| {
+        STALL_TIMEOUT.max(Duration::from_secs_f64((3.0 / rate).min(86_400.0)))
     });
     let mut progress = Progress::new();
     let mut last = None;
-    let mut moved = Instant::now();
+    let mut changed_at = Instant::now();
     loop {
-        while let Some(uploader) = uploads.try_join_next() {
+        while let Some(uploader) = tasks.try_join_next() {
             uploader??;
         }
-        daemon.must_run()?;
+        daemon.ensure_running()?;
 
         let (uploaded, expected) = {
-            let account = ledger.lock();
-            (account.reckoning.objects, account.reckoning.statements())
+            let totals = uploads.lock();
+            (
+                totals.expected_rows.objects,
+                totals.expected_rows.statements(),
+            )
         };
         let rows = count(&stack.clickhouse, site).await?.all();
         let (visible, in_flight) = site.queue_depth().await?;
@@ -48,20 +51,20 @@ pub(super) async fn until_loaded(
             arguments.objects
         ));
         // Surplus rows do not disappear, and the report shows them.
-        if uploads.is_empty() && rows >= expected && visible + in_flight == 0 {
+        if tasks.is_empty() && rows >= expected && visible + in_flight == 0 {
             return Ok(());
         }
 
         let state = (uploaded, rows, visible, in_flight);
         if last != Some(state) {
             last = Some(state);
-            moved = Instant::now();
-        } else if moved.elapsed() > max_retries {
+            changed_at = Instant::now();
+        } else if changed_at.elapsed() > stall_timeout {
             bail!(
-                "nothing moved for {} s: uploaded {uploaded} objects, loaded {rows} rows of \
+                "no progress for {} s: uploaded {uploaded} objects, loaded {rows} rows of \
                  {expected}, queue {visible} visible and {in_flight} in flight, {} in the \
                  dead-letter queue",
-                max_retries.as_secs(),
+                stall_timeout.as_secs(),
                 site.dlq_depth().await?
             );
         }

@@ -35,7 +35,8 @@ const STEPS: &[&str] = &[
     "delete",
 ];
 
-pub(super) async fn make(
+/// Injects random faults for this duration.
+pub(super) async fn inject(
     rng: &mut Rng,
     duration: Duration,
     world: &World,
@@ -49,37 +50,37 @@ pub(super) async fn make(
     while Instant::now() < end {
         sleep(PAUSE.mul_f64(rng.f64())).await;
         progress.show(&format!(
-            "{} objects arrived, {} s to go",
+            "{} objects arrived, {} s left",
             arrivals.count(),
             end.saturating_duration_since(Instant::now()).as_secs()
         ));
-        workers.bury(tally)?;
+        workers.reap(tally)?;
         while let Some(restarted) = restarting.try_join_next() {
             restarted??;
         }
-        let seat = rng.usize(..workers.count());
+        let slot = rng.usize(..workers.count());
         let done = match rng.u32(0..100) {
-            0..12 => workers.kill(seat)?.then_some("workers killed"),
-            12..20 => workers.stop_one(seat).then_some("workers told to stop"),
+            0..12 => workers.kill(slot)?.then_some("workers killed"),
+            12..20 => workers.terminate(slot).then_some("workers terminated"),
             20..45 => {
                 let failpoints = if rng.bool() {
                     failpoint(rng)
                 } else {
                     String::new()
                 };
-                let started = workers.fill(seat, &failpoints)?;
-                started.then_some("workers started again")
+                let started = workers.start_worker(slot, &failpoints)?;
+                started.then_some("workers restarted")
             }
             45..65 => {
-                harm_clickhouse(rng, &world.to_clickhouse);
+                disrupt_clickhouse(rng, &world.to_clickhouse);
                 None
             }
             65..80 => {
-                harm_s3(rng, &world.to_s3);
+                disrupt_s3(rng, &world.to_s3);
                 None
             }
             80..90 => {
-                harm_sqs(rng, &world.to_sqs);
+                disrupt_sqs(rng, &world.to_sqs);
                 None
             }
             90..97 => {
@@ -87,8 +88,8 @@ pub(super) async fn make(
                 None
             }
             _ => restarting.is_empty().then(|| {
-                let away = Duration::from_secs(8).mul_f64(rng.f64());
-                restarting.spawn(crash(Arc::clone(&world.clickhouse), away));
+                let downtime = Duration::from_secs(8).mul_f64(rng.f64());
+                restarting.spawn(crash(Arc::clone(&world.clickhouse), downtime));
                 "ClickHouse killed"
             }),
         };
@@ -103,14 +104,14 @@ pub(super) async fn make(
 }
 
 /// Sends SIGKILL and restarts the server after a while.
-async fn crash(clickhouse: Arc<ClickHouse>, away: Duration) -> Result<()> {
+async fn crash(clickhouse: Arc<ClickHouse>, downtime: Duration) -> Result<()> {
     let killed = Arc::clone(&clickhouse);
     spawn_blocking(move || killed.kill()).await??;
-    sleep(away).await;
+    sleep(downtime).await;
     spawn_blocking(move || clickhouse.restart()).await?
 }
 
-/// Returns a failpoint at which the worker dies, the first time or a later one.
+/// Returns a failpoint at which the worker aborts, the first time it gets there or later.
 fn failpoint(rng: &mut Rng) -> String {
     let step = STEPS[rng.usize(..STEPS.len())];
     let when = if rng.bool() { "before" } else { "after" };
@@ -120,9 +121,9 @@ fn failpoint(rng: &mut Rng) -> String {
     }
 }
 
-/// Returns a random duration of up to `most` milliseconds.
-fn up_to(rng: &mut Rng, most: u64) -> Duration {
-    Duration::from_millis(rng.u64(1..=most))
+/// Returns a random duration of up to `max` milliseconds.
+fn up_to(rng: &mut Rng, max: u64) -> Duration {
+    Duration::from_millis(rng.u64(1..=max))
 }
 
 fn any_fault(rng: &mut Rng) -> Fault {
@@ -140,7 +141,7 @@ fn any_fault(rng: &mut Rng) -> Fault {
 
 /// Injects a fault into some of the next requests: into any, only inserts, only ledger writes, or
 /// only kills.
-fn harm_clickhouse(rng: &mut Rng, proxy: &Proxy) {
+fn disrupt_clickhouse(rng: &mut Rng, proxy: &Proxy) {
     let (fault, times) = (any_fault(rng), rng.usize(1..=4));
     let words: &'static [&'static str] = match rng.u32(0..4) {
         0 => &["INSERT INTO", " s3("],
@@ -159,7 +160,7 @@ fn harm_clickhouse(rng: &mut Rng, proxy: &Proxy) {
 
 /// Injects a fault that leaves the object loadable: a missing or forbidden object would be recorded
 /// as failed.
-fn harm_s3(rng: &mut Rng, proxy: &Proxy) {
+fn disrupt_s3(rng: &mut Rng, proxy: &Proxy) {
     let fault = match any_fault(rng) {
         // A read has no effects, so a late one is not useful.
         Fault::Late(delay) => Fault::Delay(delay),
@@ -168,6 +169,6 @@ fn harm_s3(rng: &mut Rng, proxy: &Proxy) {
     proxy.inject(fault, rng.usize(1..=20), |_, _| true);
 }
 
-fn harm_sqs(rng: &mut Rng, proxy: &Proxy) {
+fn disrupt_sqs(rng: &mut Rng, proxy: &Proxy) {
     proxy.inject(any_fault(rng), rng.usize(1..=6), |_, _| true);
 }

@@ -1,4 +1,4 @@
-//! ClickHouse's S3Queue engine, which lists the bucket and remembers what it has loaded in a Keeper.
+//! ClickHouse's S3Queue engine, which lists the bucket and records in a Keeper what it has loaded.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::Run;
-use crate::lab::Lab;
+use crate::harness::Harness;
 use crate::workload::Uploaded;
 
 const POLL: Duration = Duration::from_millis(50);
@@ -22,11 +22,11 @@ const SETTINGS: &str = "mode = 'unordered', tracked_files_limit = 1000000, \
     polling_min_timeout_ms = 100, polling_max_timeout_ms = 500, polling_backoff_ms = 0, \
     enable_logging_to_queue_log = 0, deduplication_v2 = 0";
 
-pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
-    let database = lab.migrated().await?;
-    let (name, landing) = (&database.name, landing_name(&lab.catalog));
-    let (endpoint, bucket) = (lab.objects.endpoint(), uploaded.bucket());
-    let clickhouse = &lab.clickhouse;
+pub(super) async fn run(harness: &Harness, uploaded: &Uploaded) -> Result<Run> {
+    let database = harness.migrated().await?;
+    let (name, landing) = (&database.name, landing_name(&harness.catalog));
+    let (endpoint, bucket) = (harness.objects.endpoint(), uploaded.bucket());
+    let clickhouse = &harness.clickhouse;
     clickhouse
         .execute(&format!(
             "CREATE TABLE {name}.queue (line String) \
@@ -39,7 +39,7 @@ pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
         source_path: format!("concat('{bucket}/', _path)"),
         ..Lines::of_objects(format!("{name}.queue"), Uuid::nil())
     };
-    let select = landing_select(&lab.catalog, &lines);
+    let select = landing_select(&harness.catalog, &lines);
     let begun = Instant::now();
     clickhouse
         .execute(&format!(
@@ -63,7 +63,7 @@ pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
             .execute(&format!("DROP TABLE {name}.{table} SYNC"))
             .await?;
     }
-    database.must_have(&uploaded.reckoning).await?;
+    database.ensure_rows(&uploaded.expected_rows).await?;
     database.remove().await?;
     Ok(Run::of(uploaded.objects.len(), took))
 }

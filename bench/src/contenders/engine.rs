@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Run, timed};
-use crate::lab::{Database, Lab};
+use crate::harness::{Database, Harness};
 use crate::workload::Uploaded;
 
 /// The defaults of Sluice.
@@ -35,42 +35,46 @@ const SETTINGS: &str = "SETTINGS glob_expansion_max_elements = 1000000, async_in
 /// Additional settings for small objects.
 const SMALL: &str = ", max_threads = 16, remote_filesystem_read_prefetch = 0";
 
-pub(super) async fn count(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
+pub(super) async fn count(harness: &Harness, uploaded: &Uploaded) -> Result<Run> {
     let statements = batches(&uploaded.objects).into_iter().map(|batch| {
-        let source = source(lab, &batch);
+        let source = source(harness, &batch);
         // ClickHouse would answer a count() alone from cached counts, without reading.
         let settings = settings(&batch);
         format!("SELECT count(), sum(length(line)) FROM {source} {settings}")
     });
-    let ((), took) = timed(all(lab, statements.collect())).await?;
+    let ((), took) = timed(execute_all(harness, statements.collect())).await?;
     Ok(Run::of(uploaded.objects.len(), took))
 }
 
-pub(super) async fn limit(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
-    let database = lab.migrated().await?;
-    let ((), took) = timed(load(lab, &uploaded.objects, &database)).await?;
-    database.must_have(&uploaded.reckoning).await?;
+pub(super) async fn limit(harness: &Harness, uploaded: &Uploaded) -> Result<Run> {
+    let database = harness.migrated().await?;
+    let ((), took) = timed(load(harness, &uploaded.objects, &database)).await?;
+    database.ensure_rows(&uploaded.expected_rows).await?;
     database.remove().await?;
     Ok(Run::of(uploaded.objects.len(), took))
 }
 
 /// Loads objects as fast as the engine can.
-pub(crate) async fn load(lab: &Lab, objects: &[ObjectRef], database: &Database<'_>) -> Result<()> {
-    let landing = landing_name(&lab.catalog);
+pub(crate) async fn load(
+    harness: &Harness,
+    objects: &[ObjectRef],
+    database: &Database<'_>,
+) -> Result<()> {
+    let landing = landing_name(&harness.catalog);
     let statements = batches(objects).into_iter().map(|batch| {
-        let lines = Lines::of_objects(coalesced(&source(lab, &batch), &batch), Uuid::now_v7());
-        let select = landing_select(&lab.catalog, &lines);
+        let lines = Lines::of_objects(coalesced(&source(harness, &batch), &batch), Uuid::now_v7());
+        let select = landing_select(&harness.catalog, &lines);
         format!(
             "INSERT INTO {}.{landing} {select} {}",
             database.name,
             settings(&batch)
         )
     });
-    all(lab, statements.collect()).await
+    execute_all(harness, statements.collect()).await
 }
 
-async fn all(lab: &Lab, statements: Vec<String>) -> Result<()> {
-    let clickhouse = &lab.clickhouse;
+async fn execute_all(harness: &Harness, statements: Vec<String>) -> Result<()> {
+    let clickhouse = &harness.clickhouse;
     let sent = stream::iter(&statements).map(|sql| clickhouse.execute(sql));
     sent.buffer_unordered(CONCURRENCY).try_collect().await
 }
@@ -105,13 +109,13 @@ fn are_small(batch: &[ObjectRef]) -> bool {
 }
 
 /// Returns a table expression for the lines of these objects.
-pub(super) fn source(lab: &Lab, objects: &[ObjectRef]) -> String {
+pub(super) fn source(harness: &Harness, objects: &[ObjectRef]) -> String {
     let keys: Vec<&str> = objects.iter().map(|object| object.key.as_str()).collect();
     let keys = match keys.as_slice() {
         [only] => (*only).to_owned(),
         several => format!("{{{}}}", several.join(",")),
     };
     let bucket = objects.first().map_or("", |object| &object.bucket);
-    let endpoint = lab.objects.endpoint();
+    let endpoint = harness.objects.endpoint();
     format!("s3('{endpoint}/{bucket}/{keys}', 'test', 'test', 'LineAsString', 'line String')")
 }

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::time::sleep;
 
 use super::Run;
-use crate::lab::{Database, Lab};
+use crate::harness::{Database, Harness};
 use crate::meter::{Meter, processor_seconds};
 use crate::objects::Requests;
 use crate::queue::{Addresses, QueueServer};
@@ -44,52 +44,57 @@ pub(crate) struct Cost {
     pub(crate) other_load: Option<f64>,
 }
 
-/// Runs the program `sluice`. `more` is additional configuration, as YAML.
-pub(crate) async fn run(sluice: &Path, lab: &Lab, uploaded: &Uploaded, more: &str) -> Result<Run> {
-    let database = lab.database().await?;
-    let run = load_by(sluice, 1, more, lab, uploaded, &database).await?;
+/// Runs the program `sluice`. `extra` is additional configuration, as YAML.
+pub(crate) async fn run(
+    sluice: &Path,
+    harness: &Harness,
+    uploaded: &Uploaded,
+    extra: &str,
+) -> Result<Run> {
+    let database = harness.database().await?;
+    let run = load_with(sluice, 1, extra, harness, uploaded, &database).await?;
     database.remove().await?;
     Ok(run)
 }
 
 /// Measures from the first receive from a full queue until the last message is deleted.
-pub(crate) async fn load_by(
+pub(crate) async fn load_with(
     sluice: &Path,
     workers: usize,
-    more: &str,
-    lab: &Lab,
+    extra: &str,
+    harness: &Harness,
     uploaded: &Uploaded,
     database: &Database<'_>,
 ) -> Result<Run> {
-    let before = lab.objects.requests();
+    let before = harness.objects.requests();
     let queue = QueueServer::start(&uploaded.objects).await?;
-    let at = queue.addresses(&lab.objects);
-    let workers = (0..workers).map(|_| Worker::prepare(sluice, lab, &at, database, "", more));
+    let at = queue.addresses(&harness.objects);
+    let workers = (0..workers).map(|_| Worker::prepare(sluice, harness, &at, database, "", extra));
     let workers: Vec<Worker> = workers.collect::<Result<_>>()?;
-    let meter = Meter::start(lab)?;
+    let meter = Meter::start(harness)?;
     let running = workers.into_iter().map(Worker::start);
     let mut running: Vec<Running> = running.collect::<Result<_>>()?;
     let Some(first) = running.first_mut() else {
-        bail!("no worker");
+        bail!("no workers");
     };
     first
-        .until(async || Ok(queue.depth().await? == (0, 0)))
+        .wait_until(async || Ok(queue.depth().await? == (0, 0)))
         .await?;
-    let took = queue.worked()?;
+    let took = queue.processing_time()?;
     let cost = Cost {
         sqs_requests: Some(queue.requests()),
-        s3_requests: Some(lab.objects.requests().since(before)),
+        s3_requests: Some(harness.objects.requests().since(before)),
         ..first.cost()?
     };
     let programs: Vec<u32> = running.iter().flat_map(|it| it.process.pids()).collect();
-    let used = meter.stop(lab, &programs).await?;
+    let used = meter.stop(harness, &programs).await?;
     let cost = Cost {
         clickhouse_cpu_seconds: Some(used.clickhouse_seconds),
         other_load: Some(used.other_load),
         ..cost
     };
     drop(running);
-    database.must_have(&uploaded.reckoning).await?;
+    database.ensure_rows(&uploaded.expected_rows).await?;
     Ok(Run {
         cost: Some(cost),
         ..Run::of(uploaded.objects.len(), took)
@@ -104,18 +109,18 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Lets the program `sluice` create the tables. `queue` and `more` are additional configuration
-    /// as YAML, below `queue` and at the top level. All versions accept the rest.
+    /// Lets the program `sluice` create the tables. `queue` and `extra` are additional YAML for the
+    /// section `queue` and for the top level. All versions accept the rest.
     pub(crate) fn prepare(
         sluice: &Path,
-        lab: &Lab,
+        harness: &Harness,
         at: &Addresses,
         database: &Database<'_>,
         queue: &str,
-        more: &str,
+        extra: &str,
     ) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("sluice-bench-").tempdir()?;
-        let mut environment = lab.objects.aws.environment().to_vec();
+        let mut environment = harness.objects.aws.environment().to_vec();
         environment.push(("AWS_ENDPOINT_URL_S3", at.s3.clone()));
         environment.push(("AWS_ENDPOINT_URL_SQS", at.sqs.clone()));
         let worker = Self {
@@ -137,17 +142,17 @@ s3:
     secret_access_key: test
 admin:
   listen: 127.0.0.1:{}
-{more}"#,
+{extra}"#,
             at.queue_url,
-            lab.clickhouse.url(),
+            harness.clickhouse.url(),
             database.name,
             at.s3,
             free_port()?,
         );
         fs::write(worker.configuration(), text)?;
         let migrated = worker.command(&["migrate"]).output()?;
-        let said = String::from_utf8_lossy(&migrated.stderr);
-        ensure!(migrated.status.success(), "sluice migrate: {said}");
+        let stderr = String::from_utf8_lossy(&migrated.stderr);
+        ensure!(migrated.status.success(), "sluice migrate failed: {stderr}");
         Ok(worker)
     }
 
@@ -193,19 +198,22 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Waits until the condition holds.
-    pub(crate) async fn until(&mut self, is_so: impl AsyncFn() -> Result<bool>) -> Result<()> {
-        while !is_so().await? {
-            self.must_run()?;
+    /// Waits until the condition is true.
+    pub(crate) async fn wait_until(
+        &mut self,
+        condition: impl AsyncFn() -> Result<bool>,
+    ) -> Result<()> {
+        while !condition().await? {
+            self.ensure_running()?;
             sleep(POLL).await;
         }
         Ok(())
     }
 
-    pub(crate) fn must_run(&mut self) -> Result<()> {
+    pub(crate) fn ensure_running(&mut self) -> Result<()> {
         if let Some(status) = self.process.ended()? {
             bail!(
-                "sluice ended by itself ({status}):\n{}",
+                "sluice exited unexpectedly ({status}):\n{}",
                 self.process.log_tail()
             );
         }

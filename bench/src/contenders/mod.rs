@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::lab::Lab;
+use crate::harness::Harness;
 use crate::workload::Uploaded;
 
 const STREAMED: &str = "load:
@@ -59,15 +59,15 @@ impl Contender {
     }
 
     /// Loads a workload into new tables, and checks that every row exists.
-    pub(crate) async fn run(self, lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
+    pub(crate) async fn run(self, harness: &Harness, uploaded: &Uploaded) -> Result<Run> {
         match self {
-            Self::Count => engine::count(lab, uploaded).await,
-            Self::Limit => engine::limit(lab, uploaded).await,
-            Self::Sluice => sluice::run(&lab.sluice, lab, uploaded, "").await,
-            Self::Streamed => sluice::run(&lab.sluice, lab, uploaded, STREAMED).await,
-            Self::Middle => middle::run(lab, uploaded).await,
-            Self::Earlier => earlier::run(lab, uploaded).await,
-            Self::S3Queue => queue_engine::run(lab, uploaded).await,
+            Self::Count => engine::count(harness, uploaded).await,
+            Self::Limit => engine::limit(harness, uploaded).await,
+            Self::Sluice => sluice::run(&harness.sluice, harness, uploaded, "").await,
+            Self::Streamed => sluice::run(&harness.sluice, harness, uploaded, STREAMED).await,
+            Self::Middle => middle::run(harness, uploaded).await,
+            Self::Earlier => earlier::run(harness, uploaded).await,
+            Self::S3Queue => queue_engine::run(harness, uploaded).await,
         }
     }
 }
@@ -76,10 +76,10 @@ impl Contender {
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
     pub(crate) seconds: f64,
-    /// The number of the workload's objects that were loaded. A slow way is given only some of
-    /// them.
+    /// The number of the workload's objects that were loaded. A slow contender is given only some
+    /// of them.
     pub(crate) objects: usize,
-    /// Of Sluice only.
+    /// Measured for Sluice only.
     pub(crate) cost: Option<sluice::Cost>,
 }
 

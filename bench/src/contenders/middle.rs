@@ -13,10 +13,10 @@ use sluice::event_types::{Catalog, Column, EventType, Rule, Source};
 use sluice::object::ObjectRef;
 
 use super::{Run, engine, timed};
-use crate::lab::Lab;
+use crate::harness::Harness;
 use crate::workload::Uploaded;
 
-/// The number of concurrent batches, as for the other ways.
+/// The number of concurrent batches, as for the other contenders.
 const CONCURRENCY: usize = 2;
 const DOWNLOADS: usize = 16;
 /// These settings make ClickHouse parse each value as the generator intended it.
@@ -26,10 +26,10 @@ const SETTINGS: &str = "SETTINGS async_insert = 0, date_time_input_format = 'bes
 /// Rows as JSON lines, by table.
 type Rows = BTreeMap<String, String>;
 
-pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
-    let database = lab.migrated().await?;
-    let s3 = lab.objects.aws.s3();
-    let catalog = Arc::new(lab.catalog.clone());
+pub(super) async fn run(harness: &Harness, uploaded: &Uploaded) -> Result<Run> {
+    let database = harness.migrated().await?;
+    let s3 = harness.objects.aws.s3();
+    let catalog = Arc::new(harness.catalog.clone());
     let batches = stream::iter(engine::batches(&uploaded.objects)).map(|batch| async {
         let objects = stream::iter(batch).map(|object| {
             let (s3, catalog) = (s3.clone(), Arc::clone(&catalog));
@@ -51,14 +51,14 @@ pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
                 "INSERT INTO {}.{table} {SETTINGS} FORMAT JSONEachRow",
                 database.name
             );
-            let mut insert = lab.clickhouse.client().insert_formatted_with(sql);
+            let mut insert = harness.clickhouse.client().insert_formatted_with(sql);
             insert.send(rows.into()).await?;
             insert.end().await?;
         }
         anyhow::Ok(())
     });
     let ((), took) = timed(batches.buffer_unordered(CONCURRENCY).try_collect()).await?;
-    database.must_have(&uploaded.reckoning).await?;
+    database.ensure_rows(&uploaded.expected_rows).await?;
     database.remove().await?;
     Ok(Run::of(uploaded.objects.len(), took))
 }
@@ -78,18 +78,19 @@ async fn rows_of(s3: &aws_sdk_s3::Client, catalog: &Catalog, object: &ObjectRef)
         .enumerate()
         .filter(|(_, line)| !line.is_empty())
     {
-        let statement: Value = serde_json::from_str(line).context("a line of the generator's")?;
+        let statement: Value =
+            serde_json::from_str(line).context("a generated line is not JSON")?;
         let mut types = catalog.types().iter();
-        let taken = types.find(|it| holds(&it.rule, &statement));
-        let mut row = taken
+        let event_type = types.find(|it| matches(&it.rule, &statement));
+        let mut row = event_type
             .map(|it| columns_of(it, &statement))
             .unwrap_or_default();
-        if taken.is_some() {
+        if event_type.is_some() {
             // A statement without an id would replace others.
             row.entry("event_id").or_insert_with(|| id_of(line).into());
         }
-        let table = taken.map_or("unmatched_statements", |it| &it.table);
-        if taken.is_none() {
+        let table = event_type.map_or("unmatched_statements", |it| &it.table);
+        if event_type.is_none() {
             row.insert("row_number".into(), number.into());
             row.insert("raw".into(), line.into());
             row.insert("reason".into(), "no event type".into());
@@ -119,7 +120,7 @@ fn value(column: &Column, statement: &Value) -> Option<Value> {
     let Source::Paths { paths, .. } = &column.source else {
         return None;
     };
-    let found = paths.iter().find_map(|path| at(statement, path))?;
+    let found = paths.iter().find_map(|path| value_at(statement, path))?;
     let is_text = column.column_type.to_string().contains("String");
     Some(match found {
         Value::String(_) => found.clone(),
@@ -129,19 +130,19 @@ fn value(column: &Column, statement: &Value) -> Option<Value> {
     })
 }
 
-fn at<'a>(statement: &'a Value, path: &[String]) -> Option<&'a Value> {
+fn value_at<'a>(statement: &'a Value, path: &[String]) -> Option<&'a Value> {
     let found = path
         .iter()
         .try_fold(statement, |value, key| value.get(key))?;
     (!found.is_null()).then_some(found)
 }
 
-fn holds(rule: &Rule, statement: &Value) -> bool {
+fn matches(rule: &Rule, statement: &Value) -> bool {
     match rule {
-        Rule::All(rules) => rules.iter().all(|rule| holds(rule, statement)),
-        Rule::Any(rules) => rules.iter().any(|rule| holds(rule, statement)),
-        Rule::Not(rule) => !holds(rule, statement),
-        Rule::In(path, values) => at(statement, path)
+        Rule::All(rules) => rules.iter().all(|rule| matches(rule, statement)),
+        Rule::Any(rules) => rules.iter().any(|rule| matches(rule, statement)),
+        Rule::Not(rule) => !matches(rule, statement),
+        Rule::In(path, values) => value_at(statement, path)
             .and_then(Value::as_str)
             .is_some_and(|found| values.iter().any(|value| value == found)),
     }

@@ -1,5 +1,5 @@
 //! The earlier solution, a Lambda: a separate INSERT for each object and event type, with a call of
-//! JSONExtract for each column, and for each object a query that counts its lines.
+//! JSONExtract for each column, and a query for each object that counts its lines.
 
 use anyhow::Result;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -8,21 +8,21 @@ use sluice::object::ObjectRef;
 use sluice::sql;
 
 use super::{Run, engine, timed};
-use crate::lab::Lab;
+use crate::harness::Harness;
 use crate::workload::Uploaded;
 
 const CONCURRENCY: usize = 2;
-/// It loads only some of the objects, since all would take hours.
+/// Only some of the objects are loaded, since all of them would take hours.
 const MAX_OBJECTS: usize = 200;
 const MAX_BYTES: u64 = 100 << 20;
 
-pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
-    let database = lab.migrated().await?;
-    let objects = some_of(&uploaded.objects);
-    let clickhouse = &lab.clickhouse;
+pub(super) async fn run(harness: &Harness, uploaded: &Uploaded) -> Result<Run> {
+    let database = harness.migrated().await?;
+    let objects = first_objects(&uploaded.objects);
+    let clickhouse = &harness.clickhouse;
     let loads = stream::iter(objects).map(|object| async {
-        let source = engine::source(lab, std::slice::from_ref(object));
-        for event_type in lab.catalog.types() {
+        let source = engine::source(harness, std::slice::from_ref(object));
+        for event_type in harness.catalog.types() {
             let insert = insert(event_type, &database.name, &source, object);
             clickhouse.execute(&insert).await?;
         }
@@ -32,13 +32,13 @@ pub(super) async fn run(lab: &Lab, uploaded: &Uploaded) -> Result<Run> {
     });
     let ((), took) = timed(loads.buffer_unordered(CONCURRENCY).try_collect()).await?;
     if objects.len() == uploaded.objects.len() {
-        database.must_have(&uploaded.reckoning).await?;
+        database.ensure_rows(&uploaded.expected_rows).await?;
     }
     database.remove().await?;
     Ok(Run::of(objects.len(), took))
 }
 
-fn some_of(objects: &[ObjectRef]) -> &[ObjectRef] {
+fn first_objects(objects: &[ObjectRef]) -> &[ObjectRef] {
     let mut bytes = 0;
     let fits = |object: &&ObjectRef| {
         bytes += object.size.unwrap_or_default();

@@ -1,4 +1,5 @@
-//! A database with all tables, and lines that pass through S3, the landing table and its views.
+//! Gives each test a database with all tables, and loads lines through S3, the landing table and
+//! its views.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use uuid::Uuid;
 const INSERT_SETTINGS: &str = "async_insert = 0, throw_on_max_partitions_per_insert_block = 0, \
      min_insert_block_size_rows = 1000000000, min_insert_block_size_bytes = 100000000000";
 
-pub(super) struct Rig {
+pub(super) struct Harness {
     pub catalog: Catalog,
     pub site: Site,
     pub batch: Uuid,
@@ -44,22 +45,22 @@ pub(super) fn case(
     }
 }
 
-impl Rig {
-    pub(super) async fn new(name: &str) -> Rig {
-        Rig::with(name, Catalog::builtin()).await
+impl Harness {
+    pub(super) async fn new(name: &str) -> Harness {
+        Harness::with(name, Catalog::builtin()).await
     }
 
-    pub(super) async fn with(name: &str, catalog: Catalog) -> Rig {
+    pub(super) async fn with(name: &str, catalog: Catalog) -> Harness {
         let stack = Stack::shared();
         let site = stack.site(name).await.unwrap();
-        let rig = Rig {
+        let harness = Harness {
             catalog,
             site,
             batch: Uuid::now_v7(),
             stack,
         };
-        rig.migrate().await;
-        rig
+        harness.migrate().await;
+        harness
     }
 
     pub(super) async fn migrate(&self) {
@@ -197,13 +198,13 @@ fn differences(case: &Case, rows: &[(&str, Value)]) -> Vec<String> {
     let [(table, row)] = rows else {
         let tables: Vec<_> = rows.iter().map(|(table, _)| *table).collect();
         return vec![format!(
-            "{}: wanted one row in {}, found {tables:?}",
+            "{}: expected one row in {}, found {tables:?}",
             case.name, case.table
         )];
     };
     if *table != case.table {
         return vec![format!(
-            "{}: wanted {}, found {table}: {row}",
+            "{}: expected {}, found {table}: {row}",
             case.name, case.table
         )];
     }
@@ -214,7 +215,7 @@ fn differences(case: &Case, rows: &[(&str, Value)]) -> Vec<String> {
     wrong
         .map(|(column, value)| {
             format!(
-                "{}: {column}: wanted {value}, found {:?}",
+                "{}: {column}: expected {value}, found {:?}",
                 case.name,
                 row.get(column)
             )

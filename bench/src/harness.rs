@@ -1,4 +1,4 @@
-//! The servers on which ways of loading are compared, with a database for each run.
+//! The servers on which ways of loading are compared, and a database for each run.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::objects::ObjectServer;
 
 /// The resources of every run.
-pub(crate) struct Lab {
+pub(crate) struct Harness {
     pub(crate) clickhouse: ClickHouse,
     pub(crate) objects: ObjectServer,
     /// The Keeper of ClickHouse, if one is needed.
@@ -30,7 +30,7 @@ pub(crate) struct Database<'a> {
     clickhouse: &'a ClickHouse,
 }
 
-impl Lab {
+impl Harness {
     /// `latency`: of its S3.
     pub(crate) async fn start(
         sluice: PathBuf,
@@ -82,11 +82,11 @@ impl Lab {
 impl Database<'_> {
     /// Fails unless the event tables have exactly the number of generated rows. Merges may not have
     /// run yet, so a row that was inserted twice counts twice.
-    pub(crate) async fn must_have(&self, reckoning: &ExpectedRows) -> Result<()> {
+    pub(crate) async fn ensure_rows(&self, expected_rows: &ExpectedRows) -> Result<()> {
         for kind in EventType::ALL {
             let sql = format!("SELECT count() FROM {}.{}", self.name, kind.table());
             let found: u64 = self.clickhouse.scalar(&sql).await?;
-            let expected = reckoning.rows(kind);
+            let expected = expected_rows.rows(kind);
             ensure!(
                 found == expected,
                 "{} has {found} rows, not {expected}",

@@ -3,10 +3,10 @@
 use serde_json::json;
 use sluice::event_types::Catalog;
 
-use super::rig::{Rig, case};
+use super::harness::{Harness, case};
 
 #[tokio::test]
-async fn own_declarations_with_odd_keys_and_other_types() {
+async fn declarations_may_use_unusual_keys_and_other_types() {
     let declared = r#"
 table: odd events
 rule: {path: ["it's"], equals: "a\\b'c"}
@@ -24,14 +24,14 @@ columns:
   - {name: place, type: String, expression: "concat('row ', toString({row_number}))"}
 "#;
     let catalog = Catalog::from_files([("odd's.yaml".to_owned(), declared.to_owned())]).unwrap();
-    let rig = Rig::with("odd-keys", catalog).await;
+    let harness = Harness::with("odd-keys", catalog).await;
     let line = json!({
         "it's": "a\\b'c", "id": "5f1c0000-0000-0000-0000-000000000001", "x`y\\z'\"{w}": "odd",
         "a.b": "dot", "a": {"b": "nest"}, "1": {"0": "-7"}, "when": "2026-07-14T12:00:00.123456Z",
         "flag": true, "real": "0.5", "n": 1, "m": "2",
     });
     let sparse = json!({"it's": "a\\b'c", "when": "never", "1": {"0": 128}, "n": 1});
-    rig.check(&[
+    harness.check(&[
         case("full", line.to_string(), "odd events", json!({
             "id": "5f1c0000-0000-0000-0000-000000000001", "b`t\\n": "odd", "dotted": "dot",
             "nested": "nest", "number_key": -7, "when": "2026-07-14 12:00:00.123456", "flag": true,
