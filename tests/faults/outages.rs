@@ -27,7 +27,9 @@ async fn clickhouse_is_killed_during_an_insert() -> Result<()> {
     wait_for_hits(&s3, 1).await;
     let killed = Arc::clone(&clickhouse);
     spawn_blocking(move || killed.kill()).await??;
-    daemon.wait_for_readiness(503, "no response from ClickHouse").await;
+    daemon
+        .wait_for_readiness(503, "no response from ClickHouse")
+        .await;
     // These arrive during the outage.
     harness.put_bundles(3).await?;
     // Longer than the visibility timeouts of all allowed receives.

@@ -57,7 +57,10 @@ async fn with_rejects(name: &str, strategy: &str) -> Result<Harness<'static>> {
     harness.wait_until_drained(&[&daemon]).await;
     daemon.wait_until_ready().await;
     daemon.stop().await?;
-    ensure!(!differences(&harness).await?.is_empty(), "nothing to replay");
+    ensure!(
+        !differences(&harness).await?.is_empty(),
+        "nothing to replay"
+    );
     harness.set("event_types.dir", right_types);
     harness.set("load.strategy", strategy);
     Ok(harness)

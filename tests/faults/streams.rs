@@ -213,7 +213,9 @@ async fn clickhouse_dies(objects: Objects) -> Result<()> {
     }
     let killed = Arc::clone(&clickhouse);
     spawn_blocking(move || killed.kill()).await??;
-    daemon.wait_for_readiness(503, "no response from ClickHouse").await;
+    daemon
+        .wait_for_readiness(503, "no response from ClickHouse")
+        .await;
     let restarted = Arc::clone(&clickhouse);
     spawn_blocking(move || restarted.restart()).await??;
     harness.wait_until_drained(&[&daemon]).await;

@@ -223,7 +223,9 @@ async fn clickhouse_is_reached_over_tls_with_a_private_authority() {
             sluice = sluice.set("clickhouse.ca_file", ca_file);
         }
         sluice.start();
-        let why = sluice.wait_until_not_ready("no response from ClickHouse").await;
+        let why = sluice
+            .wait_until_not_ready("no response from ClickHouse")
+            .await;
         assert!(why.contains(advice), "{url} {ca_file:?}: {why}");
         sluice.assert_running();
         assert_eq!(sluice.stop().await.code(), Some(0));
@@ -253,7 +255,9 @@ async fn a_password_replaced_in_its_file_needs_no_restart() {
     sluice.start();
     sluice.wait_until_not_ready("516").await;
     std::fs::remove_file(&file).unwrap();
-    let why = sluice.wait_until_not_ready("clickhouse.password_file").await;
+    let why = sluice
+        .wait_until_not_ready("clickhouse.password_file")
+        .await;
     assert!(why.contains("failed to read"), "{why}");
     std::fs::write(&file, "correct-horse\n").unwrap();
     sluice.wait_until_ready().await;

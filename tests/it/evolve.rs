@@ -144,7 +144,8 @@ async fn types_evolve_under_a_live_worker(strategy: &str) {
         stack.clickhouse.execute(&unfinished).await.unwrap();
         let refusals = report(&new, &["--prune"])["refusals"].to_string();
         assert!(
-            refusals.contains("worker gone may still use it") && refusals.contains("1 open batches"),
+            refusals.contains("worker gone may still use it")
+                && refusals.contains("1 open batches"),
             "{refusals}"
         );
         let kept = report(&new, &[])["kept"].to_string();

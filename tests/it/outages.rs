@@ -56,7 +56,9 @@ async fn clickhouse_and_its_tables_may_appear_after_the_start() {
     let url = format!("http://127.0.0.1:{port}");
     let mut sluice = Sluice::new(stack, &site).set("clickhouse.url", url);
     sluice.start();
-    let why = sluice.wait_until_not_ready("no response from ClickHouse").await;
+    let why = sluice
+        .wait_until_not_ready("no response from ClickHouse")
+        .await;
     assert!(why.contains("clickhouse.url"), "{why}");
     assert_eq!(sluice.get("/healthz").await.unwrap().0, 200);
 
@@ -94,7 +96,9 @@ async fn while_clickhouse_is_unavailable_nothing_is_received_and_the_log_stays_s
     let bundles: Vec<_> = Generator::new(12).take(5).collect();
     let expected_rows = upload(&site, &bundles).await;
     sluice.start();
-    sluice.wait_until_not_ready("no response from ClickHouse").await;
+    sluice
+        .wait_until_not_ready("no response from ClickHouse")
+        .await;
     wait_for_hits(&proxy, 40).await;
     assert_few_lines(&sluice);
     assert_never_received(&site, 6).await;
@@ -118,7 +122,9 @@ async fn messages_in_flight_when_clickhouse_becomes_unavailable_are_kept_and_loa
     proxy.inject(Fault::CutBeforeRequest, usize::MAX, |_, _| true);
     let bundles: Vec<_> = Generator::new(13).take(5).collect();
     let expected_rows = upload(&site, &bundles).await;
-    sluice.wait_until_not_ready("no response from ClickHouse").await;
+    sluice
+        .wait_until_not_ready("no response from ClickHouse")
+        .await;
     wait_for_hits(&proxy, 40).await;
     proxy.heal();
     wait_until_drained(&site).await;
