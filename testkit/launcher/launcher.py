@@ -1,6 +1,7 @@
 """Runs one server of the test stack so that it never outlives its caller.
 
     launcher.py DIRECTORY GRACE_SECONDS clickhouse LIBRARY ARGUMENT...
+    launcher.py DIRECTORY GRACE_SECONDS replica LIBRARY INTERSERVER_HOST ARGUMENT...
     launcher.py DIRECTORY GRACE_SECONDS ministack
     launcher.py DIRECTORY GRACE_SECONDS command PROGRAM ARGUMENT...
 
@@ -45,6 +46,14 @@ def clickhouse(library, *arguments):
     return 1
 
 
+def replica(library, interserver_host, *arguments):
+    # It is beside this file, and no other server needs it.
+    from replica import prepare
+
+    prepare(library, interserver_host, arguments)
+    return clickhouse(library, *arguments)
+
+
 def ministack():
     sys.argv = ["ministack"]
     from ministack.app import main
@@ -57,7 +66,12 @@ def command(*argv):
     os.execvp(argv[0], argv)
 
 
-MODES = {"clickhouse": clickhouse, "ministack": ministack, "command": command}
+MODES = {
+    "clickhouse": clickhouse,
+    "replica": replica,
+    "ministack": ministack,
+    "command": command,
+}
 
 
 def start(mode, arguments):

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use sluice_testkit::{ClickHouse, ClickHouseOptions, Stack, wait_for};
+use sluice_testkit::{ClickHouse, ClickHouseOptions, Requirement, Stack, wait_for};
 
 #[tokio::test]
 async fn a_put_is_announced_and_clickhouse_can_read_the_object() -> Result<()> {
@@ -146,7 +146,20 @@ fn a_taken_port_is_an_error_and_no_hang() -> Result<()> {
 
 #[tokio::test]
 async fn nothing_outlives_a_parent_that_is_killed() -> Result<()> {
+    processes_end_with_a_parent_that_is_killed(&[]).await
+}
+
+#[tokio::test]
+async fn no_server_of_a_cluster_outlives_a_parent_that_is_killed() -> Result<()> {
+    if !Requirement::OwnCluster.is_met() {
+        return Ok(());
+    }
+    processes_end_with_a_parent_that_is_killed(&["cluster"]).await
+}
+
+async fn processes_end_with_a_parent_that_is_killed(arguments: &[&str]) -> Result<()> {
     let mut parent = Command::new(env!("CARGO_BIN_EXE_testkit-hold"))
+        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
@@ -154,6 +167,7 @@ async fn nothing_outlives_a_parent_that_is_killed() -> Result<()> {
     BufReader::new(parent.stdout.take().context("no output")?).read_line(&mut line)?;
     let pids: Vec<&str> = line.split_whitespace().collect();
     assert_eq!(pids.len(), 4, "{line}");
+    assert!(pids.iter().all(|pid| runs(pid)), "{line}");
     parent.kill()?;
     parent.wait()?;
     wait_for("the servers to end", Duration::from_secs(20), async || {
