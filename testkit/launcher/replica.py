@@ -69,7 +69,6 @@ OFFSETS = {
 # Members, from the beginning of their object.
 CONTEXT_SHARED_DDL_WORKER = 0xD80
 DATABASE_CATALOG_REPLICATED_DDL_ENABLED = 0x910
-STATIC_THREAD_POOL_INSTANCE = 0x30
 # More than the objects need, for those that are made here.
 MEMORY_ACCESS_STORAGE_SIZE = 0x400
 DDL_WORKER_SIZE = 0x1000
@@ -341,9 +340,10 @@ class Engine:
     def initialize_pools(self):
         initialize = self.function("StaticThreadPool::initialize", None, POINTER, SIZE, SIZE, SIZE)
         for name in POOLS:
-            pool = self.function(name, POINTER)()
-            if not pointer_at(pool + STATIC_THREAD_POOL_INSTANCE):
-                initialize(pool, POOL_THREADS, POOL_FREE_THREADS, POOL_QUEUE)
+            # Nothing happens to a pool that is initialised already.
+            initialize(
+                self.function(name, POINTER)(), POOL_THREADS, POOL_FREE_THREADS, POOL_QUEUE
+            )
 
     def allocate(self, size):
         return self.function("operator new", POINTER, SIZE)(size)

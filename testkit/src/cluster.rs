@@ -5,6 +5,7 @@
 
 use std::env;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
@@ -12,7 +13,7 @@ use crate::engine::{Ports, Role};
 use crate::install::{Installed, install};
 use crate::launch::PORT_TRIES;
 use crate::ports::free_ports;
-use crate::{ClickHouse, ClickHouseOptions, Keeper};
+use crate::{ClickHouse, ClickHouseOptions, Keeper, wait_for};
 
 /// The environment variable with the addresses of a cluster that tests use instead of starting one:
 /// URLs separated by commas, the replicas of the first shard first. Its name must be
@@ -21,6 +22,9 @@ pub const CLUSTER_VARIABLE: &str = "SLUICE_TEST_CLICKHOUSE_CLUSTER";
 
 /// Where replicas fetch parts from each other. Queries are served at 127.0.0.1.
 const INTERSERVER_HOST: &str = "127.0.0.2";
+
+/// A table that is read-only for longer stays so.
+const READ_ONLY_BOUND: Duration = Duration::from_secs(60);
 
 /// ClickHouse servers that replicate to each other, which stop when this is dropped.
 ///
@@ -168,15 +172,26 @@ impl Cluster {
             .context("this cluster was started elsewhere: its Keeper cannot be killed")
     }
 
-    /// Waits until every server has the rows of a table that any server has confirmed.
+    /// Waits until every server has the rows of a table that any server has confirmed. A table is
+    /// read-only for a moment after it was created or its Keeper was gone: this waits for that, too.
     ///
     /// # Errors
     ///
     /// Fails with ClickHouse's error, such as a timeout if no server that is alive has the rows.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the table is read-only for a minute.
     pub async fn sync(&self, table: &str) -> Result<()> {
+        let sql = format!("SYSTEM SYNC REPLICA {table}");
         for server in &self.servers {
-            let sql = format!("SYSTEM SYNC REPLICA {table}");
-            server.execute(&sql).await?;
+            let synced = wait_for("a writable table", READ_ONLY_BOUND, async || {
+                match server.execute(&sql).await {
+                    Err(error) if format!("{error:#}").contains("TABLE_IS_READ_ONLY") => Err(error),
+                    result => Ok(Some(result)),
+                }
+            });
+            synced.await?;
         }
         Ok(())
     }

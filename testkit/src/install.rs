@@ -212,9 +212,13 @@ pub fn install() -> Result<Installed> {
 pub fn install_cluster() -> Result<()> {
     install_zookeeper()?;
     let installed = install()?;
+    check_that_it_can_be_a_replica(&installed, &installed.libchdb)
+}
+
+fn check_that_it_can_be_a_replica(installed: &Installed, engine: &Path) -> Result<()> {
     let checked = Command::new(&installed.python)
         .arg(installed.launcher.with_file_name(REPLICA_MODULE))
-        .arg(&installed.libchdb)
+        .arg(engine)
         .output()
         .context("cannot run Python")?;
     ensure!(
@@ -438,4 +442,18 @@ pub fn run(command: &mut Command) -> Result<()> {
 #[expect(clippy::print_stderr, reason = "a person waits for this")]
 fn say(text: &str) {
     eprintln!("{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_build_of_the_engine_is_refused_in_one_line() {
+        let installed = install().unwrap();
+        let error = check_that_it_can_be_a_replica(&installed, &installed.launcher);
+        let error = error.unwrap_err().to_string();
+        assert!(error.ends_with("launcher.py is another build"), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
 }

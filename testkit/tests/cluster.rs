@@ -220,7 +220,9 @@ async fn create_table(cluster: &Cluster) -> Result<()> {
     let server = cluster.servers().first().context("no server")?;
     server.execute("CREATE DATABASE d ON CLUSTER main").await?;
     let sql = "CREATE TABLE d.t ON CLUSTER main (n UInt64) ENGINE = ReplicatedMergeTree ORDER BY n";
-    server.execute(sql).await
+    server.execute(sql).await?;
+    // It is read-only until its replicas have started.
+    cluster.sync("d.t").await
 }
 
 async fn rows(server: &ClickHouse) -> Result<u64> {
