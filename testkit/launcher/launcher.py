@@ -91,6 +91,8 @@ def start(mode, arguments):
     try:
         code = MODES[mode](*arguments)
     except SystemExit as end:
+        if isinstance(end.code, str):
+            print(f"launcher: {end.code}", file=sys.stderr, flush=True)
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException as error:  # every error must reach the log, which the caller reads
         print(f"launcher: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::engine::{Ports, Role};
-use crate::install::{Installed, install};
+use crate::install::{Installed, install_cluster};
 use crate::launch::PORT_TRIES;
 use crate::ports::free_ports;
 use crate::{ClickHouse, ClickHouseOptions, Keeper, wait_for};
@@ -49,7 +49,8 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// Fails if a server cannot be installed or started; the error includes the end of its log.
+    /// Fails if a server cannot be installed or started, and if the engine is a build that cannot be
+    /// a replica ([`crate::Requirement::OwnCluster`]).
     pub fn start(shards: usize, replicas: usize) -> Result<Self> {
         Self::start_with(shards, replicas, &ClickHouseOptions::default())
     }
@@ -71,7 +72,7 @@ impl Cluster {
                 && options.tcp_port.is_none(),
             "the servers of a cluster cannot share a directory or a port"
         );
-        let installed = install()?;
+        let installed = install_cluster()?;
         let mut log = String::new();
         for _ in 0..PORT_TRIES {
             // What servers on other ports have left in a ZooKeeper would be in the way.

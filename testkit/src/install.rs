@@ -203,16 +203,17 @@ pub fn install() -> Result<Installed> {
 }
 
 /// Installs what a replicated ClickHouse needs: ZooKeeper, and the one build of the engine that can
-/// be a replica.
+/// be a replica. Returns the paths.
 ///
 /// # Errors
 ///
 /// Fails as [`install`] and [`install_zookeeper`] do, and if the engine of this platform or version
 /// is another build.
-pub fn install_cluster() -> Result<()> {
+pub fn install_cluster() -> Result<Installed> {
     install_zookeeper()?;
     let installed = install()?;
-    check_that_it_can_be_a_replica(&installed, &installed.libchdb)
+    check_that_it_can_be_a_replica(&installed, &installed.libchdb)?;
+    Ok(installed)
 }
 
 fn check_that_it_can_be_a_replica(installed: &Installed, engine: &Path) -> Result<()> {

@@ -73,7 +73,7 @@ impl Requirement {
             Self::Prometheus => install::install_prometheus().map(drop),
             Self::ZooKeeper => install::install_zookeeper().map(drop),
             Self::Cluster if cluster::is_given() => Ok(()),
-            Self::Cluster | Self::OwnCluster => install::install_cluster(),
+            Self::Cluster | Self::OwnCluster => install::install_cluster().map(drop),
         }
     }
 }
