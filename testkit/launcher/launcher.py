@@ -82,6 +82,9 @@ def start(mode, arguments):
         os.close(lifeline)
         return child
     os.close(held)
+    # Of its own: when the caller dies, the kernel sends SIGHUP to the supervisor's group if a process
+    # in it is stopped, as a paused server is, and the supervisor would not remove DIRECTORY.
+    os.setpgid(0, 0)
     die_with(supervisor, lifeline)
     # The server must neither read from the caller's pipes nor keep them open.
     null = os.open(os.devnull, os.O_RDONLY)

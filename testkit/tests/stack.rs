@@ -158,8 +158,10 @@ async fn no_server_of_a_cluster_outlives_a_parent_that_is_killed() -> Result<()>
 }
 
 async fn processes_end_with_a_parent_that_is_killed(arguments: &[&str]) -> Result<()> {
+    let temporary = tempfile::tempdir()?;
     let mut parent = Command::new(env!("CARGO_BIN_EXE_testkit-hold"))
         .args(arguments)
+        .env("TMPDIR", temporary.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
@@ -168,6 +170,7 @@ async fn processes_end_with_a_parent_that_is_killed(arguments: &[&str]) -> Resul
     let pids: Vec<&str> = line.split_whitespace().collect();
     assert_eq!(pids.len(), 4, "{line}");
     assert!(pids.iter().all(|pid| runs(pid)), "{line}");
+    assert!(!is_empty(temporary.path())?, "it has their directories");
     parent.kill()?;
     parent.wait()?;
     wait_for("the servers to end", Duration::from_secs(20), async || {
@@ -179,7 +182,12 @@ async fn processes_end_with_a_parent_that_is_killed(arguments: &[&str]) -> Resul
         }
     })
     .await;
+    assert!(is_empty(temporary.path())?, "a directory is left");
     Ok(())
+}
+
+fn is_empty(directory: &Path) -> Result<bool> {
+    Ok(std::fs::read_dir(directory)?.next().is_none())
 }
 
 /// Returns whether the process runs. A zombie, which only waits to be reaped by its parent, does
