@@ -1,6 +1,7 @@
 """Runs one server of the test stack so that it never outlives its caller.
 
     launcher.py DIRECTORY GRACE_SECONDS clickhouse LIBRARY ARGUMENT...
+    launcher.py DIRECTORY GRACE_SECONDS replica LIBRARY INTERSERVER_HOST ARGUMENT...
     launcher.py DIRECTORY GRACE_SECONDS ministack
     launcher.py DIRECTORY GRACE_SECONDS command PROGRAM ARGUMENT...
 
@@ -45,6 +46,14 @@ def clickhouse(library, *arguments):
     return 1
 
 
+def replica(library, interserver_host, *arguments):
+    # It is beside this file, and no other server needs it.
+    from replica import prepare
+
+    prepare(library, interserver_host, arguments)
+    return clickhouse(library, *arguments)
+
+
 def ministack():
     sys.argv = ["ministack"]
     from ministack.app import main
@@ -57,7 +66,12 @@ def command(*argv):
     os.execvp(argv[0], argv)
 
 
-MODES = {"clickhouse": clickhouse, "ministack": ministack, "command": command}
+MODES = {
+    "clickhouse": clickhouse,
+    "replica": replica,
+    "ministack": ministack,
+    "command": command,
+}
 
 
 def start(mode, arguments):
@@ -68,6 +82,9 @@ def start(mode, arguments):
         os.close(lifeline)
         return child
     os.close(held)
+    # Of its own: when the caller dies, the kernel sends SIGHUP to the supervisor's group if a process
+    # in it is stopped, as a paused server is, and the supervisor would not remove DIRECTORY.
+    os.setpgid(0, 0)
     die_with(supervisor, lifeline)
     # The server must neither read from the caller's pipes nor keep them open.
     null = os.open(os.devnull, os.O_RDONLY)
@@ -77,6 +94,8 @@ def start(mode, arguments):
     try:
         code = MODES[mode](*arguments)
     except SystemExit as end:
+        if isinstance(end.code, str):
+            print(f"launcher: {end.code}", file=sys.stderr, flush=True)
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException as error:  # every error must reach the log, which the caller reads
         print(f"launcher: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ use hyper_util::rt::TokioExecutor;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::install::install;
-use crate::launch::{Mode, Place, Process, start_on_free_port, tail};
+use crate::launch::{Mode, Place, Process, Started, start_on_free_port, tail};
 use crate::ports::get;
 
 /// S3 and SQS, which stop when this is dropped. They accept any credentials; the tests use
@@ -92,7 +92,7 @@ impl Aws {
             Process::start(&installed, &Mode::Ministack, &place)
         };
         // The server logs its own port, so that another program on the port is not mistaken for it.
-        let (process, port) = start_on_free_port("ministack", start, |log, port| {
+        let Started { process, port, .. } = start_on_free_port("ministack", start, |log, port| {
             tail(log).contains(&format!("Running on http://127.0.0.1:{port}"))
                 && get(port, "/_ministack/health").is_some()
         })?;

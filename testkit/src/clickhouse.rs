@@ -1,39 +1,16 @@
 //! A ClickHouse server: the real engine, loaded from its library by the launcher.
 
 use std::fmt::Display;
-use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::clients::Clients;
+use crate::engine::{Options, Ports, Role, Setup};
 use crate::install::{Installed, install};
-use crate::launch::{Mode, PORT_TRIES, Place, Process, START_BOUND};
-use crate::ports::{free_port, get};
-
-/// Options for starting a server.
-#[derive(Debug, Default, Clone)]
-pub struct Options {
-    /// The data directory, for example one that an earlier server left behind. It is removed at the
-    /// end in any case. `None` creates a new one.
-    pub directory: Option<PathBuf>,
-    /// `None` picks a free port.
-    pub http_port: Option<u16>,
-    /// `None` picks a free port.
-    pub tcp_port: Option<u16>,
-    /// Additional XML for the server's configuration file, inside `<clickhouse>`.
-    pub configuration: String,
-    /// Additional XML for its users, inside `<users>`.
-    pub users: String,
-    /// Additional XML for its settings profiles, inside `<profiles>`.
-    pub profiles: String,
-    /// Additional XML for its quotas, inside `<quotas>`.
-    pub quotas: String,
-    /// The log level. `None` logs warnings and above.
-    pub log_level: Option<&'static str>,
-}
+use crate::launch::PORT_TRIES;
+use crate::ports::free_port;
+use crate::restartable::Restartable;
 
 /// A ClickHouse server, which stops when this is dropped.
 ///
@@ -53,11 +30,8 @@ pub struct ClickHouse {
 
 #[derive(Debug)]
 struct Owned {
-    directory: PathBuf,
-    options: Options,
-    http_port: u16,
-    tcp_port: u16,
-    process: Mutex<Option<Process>>,
+    setup: Setup,
+    server: Restartable,
 }
 
 impl ClickHouse {
@@ -76,8 +50,30 @@ impl ClickHouse {
     ///
     /// Fails as [`ClickHouse::start`] does, and if a requested port is taken.
     pub fn start_with(options: Options) -> Result<Self> {
-        // This comes first, since any failure after the directory is created must remove it again.
         let installed = install()?;
+        let is_fixed = options.http_port.is_some() || options.tcp_port.is_some();
+        let mut tries = if is_fixed { 1 } else { PORT_TRIES };
+        loop {
+            let ports = Ports {
+                http: options.http_port.map_or_else(free_port, Ok)?,
+                tcp: options.tcp_port.map_or_else(free_port, Ok)?,
+            };
+            match Self::start_as(&installed, options.clone(), ports, Role::Single)? {
+                Ok(server) => return Ok(server),
+                Err(_) if tries > 1 => tries -= 1,
+                Err(log) => bail!("ClickHouse did not start; its log ends with:\n{log}"),
+            }
+        }
+    }
+
+    /// Starts a server on these ports. Returns the end of its log if it exited by itself, as it does
+    /// when a port is taken.
+    pub(crate) fn start_as(
+        installed: &Installed,
+        options: Options,
+        ports: Ports,
+        role: Role,
+    ) -> Result<Result<Self, String>> {
         let directory = match &options.directory {
             Some(directory) => directory.clone(),
             None => tempfile::Builder::new()
@@ -85,33 +81,30 @@ impl ClickHouse {
                 .tempdir()?
                 .keep(),
         };
-        let fixed = options.http_port.is_some() || options.tcp_port.is_some();
-        for _ in 0..PORT_TRIES {
-            let http_port = options.http_port.map_or_else(free_port, Ok)?;
-            let tcp_port = options.tcp_port.map_or_else(free_port, Ok)?;
-            if let Some(process) = launch(&installed, &directory, &options, http_port, tcp_port)? {
-                return Ok(Self {
-                    url: format!("http://127.0.0.1:{http_port}"),
-                    tcp_port: Some(tcp_port),
-                    clients: Clients::default(),
-                    owned: Some(Owned {
-                        directory,
-                        options,
-                        http_port,
-                        tcp_port,
-                        process: Mutex::new(Some(process)),
-                    }),
-                });
-            }
-            if fixed {
-                break;
-            }
+        let is_new = options.directory.is_none();
+        let setup = Setup {
+            directory,
+            options,
+            ports,
+            role,
+        };
+        let started = setup.start(installed);
+        if let Ok(Some(process)) = started {
+            return Ok(Ok(Self {
+                url: format!("http://127.0.0.1:{}", ports.http),
+                tcp_port: Some(ports.tcp),
+                clients: Clients::default(),
+                owned: Some(Owned {
+                    server: Restartable::new(setup.directory.clone(), process),
+                    setup,
+                }),
+            }));
         }
-        let log = crate::launch::tail(&output_file(&directory));
-        if options.directory.is_none() {
-            drop(std::fs::remove_dir_all(&directory));
+        let log = setup.log_tail();
+        if is_new {
+            drop(std::fs::remove_dir_all(&setup.directory));
         }
-        bail!("ClickHouse did not start; its log ends with:\n{log}")
+        started.map(|_| Err(log))
     }
 
     /// Uses a server that was started elsewhere.
@@ -134,17 +127,11 @@ impl ClickHouse {
         self.tcp_port
     }
 
-    /// Returns the pids of the launcher and of the server; `None` while the server is killed or if
-    /// it was started elsewhere.
+    /// Returns the pids of the launcher and of the server; none while the server is killed or if it
+    /// was started elsewhere.
     pub fn pids(&self) -> Vec<u32> {
-        let Some(owned) = &self.owned else {
-            return Vec::new();
-        };
-        let process = owned.process.lock().unwrap_or_else(PoisonError::into_inner);
-        process
-            .as_ref()
-            .map(|process| process.pids().to_vec())
-            .unwrap_or_default()
+        let owned = self.owned.as_ref();
+        owned.map(|owned| owned.server.pids()).unwrap_or_default()
     }
 
     /// Kills the server with SIGKILL, as a crash would. The data stays. Do not use it on the shared
@@ -154,15 +141,10 @@ impl ClickHouse {
     ///
     /// Fails if the server was started elsewhere.
     pub fn kill(&self) -> Result<()> {
-        let owned = self.owned()?;
-        let process = owned
-            .process
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let killed = self.owned()?.server.kill();
         // The connections of pooled clients end with the server.
         self.clients.forget();
-        process.map_or(Ok(()), Process::kill)
+        killed
     }
 
     /// Starts the server again after [`ClickHouse::kill`], on the same ports and data.
@@ -171,29 +153,42 @@ impl ClickHouse {
     ///
     /// Fails if the server was started elsewhere or does not start.
     pub fn restart(&self) -> Result<()> {
-        let owned = self.owned()?;
+        let Owned { setup, server } = self.owned()?;
         self.kill()?;
-        let process = launch(
-            &install()?,
-            &owned.directory,
-            &owned.options,
-            owned.http_port,
-            owned.tcp_port,
-        )?;
-        let process = process.with_context(|| {
+        let process = setup.start(&install()?)?;
+        server.put(process.with_context(|| {
             format!(
                 "ClickHouse did not start again; its log ends with:\n{}",
-                crate::launch::tail(&output_file(&owned.directory))
+                setup.log_tail()
             )
-        })?;
-        *owned.process.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
+        })?);
         Ok(())
     }
 
+    /// Stops the server with SIGSTOP: it accepts connections and answers nothing, as a server does
+    /// that the network or its disk has cut off.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the server was started elsewhere or is killed.
+    pub fn pause(&self) -> Result<()> {
+        self.owned()?.server.pause()
+    }
+
+    /// Lets the server continue after [`ClickHouse::pause`], with what it was doing.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the server was started elsewhere or is killed.
+    pub fn resume(&self) -> Result<()> {
+        self.owned()?.server.resume()
+    }
+
     fn owned(&self) -> Result<&Owned> {
-        self.owned
-            .as_ref()
-            .context("this ClickHouse is not ours to kill: start one of your own")
+        self.owned.as_ref().context(
+            "this ClickHouse was started elsewhere: only a server that the test has started can be \
+             killed or paused",
+        )
     }
 
     /// Creates a client for the `default` user and database, which belongs to the current runtime.
@@ -264,66 +259,6 @@ impl ClickHouse {
         };
         get.await.with_context(|| sql.to_owned())
     }
-}
-
-fn output_file(directory: &Path) -> PathBuf {
-    directory.join("output.log")
-}
-
-/// Returns `None` if the server exited by itself, as it does when a port is taken.
-fn launch(
-    installed: &Installed,
-    directory: &Path,
-    options: &Options,
-    http_port: u16,
-    tcp_port: u16,
-) -> Result<Option<Process>> {
-    std::fs::create_dir_all(directory)?;
-    let configuration = directory.join("config.xml");
-    let users = directory.join("users.xml");
-    let text = include_str!("users.xml")
-        .replace("{{extra}}", &options.users)
-        .replace("{{profiles}}", &options.profiles)
-        .replace("{{quotas}}", &options.quotas);
-    std::fs::write(&users, text)?;
-    let text = include_str!("clickhouse.xml")
-        .replace("{{users}}", &users.display().to_string())
-        .replace(
-            "{{log}}",
-            &directory.join("clickhouse.log").display().to_string(),
-        )
-        .replace("{{extra}}", &options.configuration);
-    std::fs::write(&configuration, text)?;
-    let data = directory.join("data");
-    // A query that never ends keeps the engine, hence its listeners, alive. HTTP comes last: the
-    // engine ends when it cannot listen, so that whoever is answered knows that both ports are its.
-    let query = "SYSTEM START LISTEN TCP; SYSTEM START LISTEN HTTP; \
-                 SELECT sleepEachRow(3) FROM numbers(1000000) SETTINGS max_block_size = 1, \
-                 function_sleep_max_microseconds_per_block = 0 FORMAT Null";
-    let arguments = [
-        format!("--config-file={}", configuration.display()),
-        format!("--path={}", data.display()),
-        format!("--http_port={http_port}"),
-        format!("--tcp_port={tcp_port}"),
-        String::from("--listen_host=127.0.0.1"),
-        // It would trace, whatever the configuration file says.
-        format!("--log-level={}", options.log_level.unwrap_or("warning")),
-        format!("--query={query}"),
-    ];
-    let place = Place {
-        directory: Some(directory),
-        log: &output_file(directory),
-        environment: &[],
-        grace: Duration::ZERO,
-    };
-    let mut process = Process::start(installed, &Mode::ClickHouse(&arguments), &place)?;
-    // Whoever answers on the port must be this server and no other: ask for its directory.
-    let ask = "/?query=SELECT+path+FROM+system.disks+WHERE+name='default'";
-    let own = data.display().to_string();
-    let serves = process.wait_until("ClickHouse", START_BOUND, || {
-        get(http_port, ask).is_some_and(|answer| answer.contains(&own))
-    })?;
-    Ok(serves.then_some(process))
 }
 
 #[cfg(test)]

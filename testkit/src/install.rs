@@ -19,7 +19,12 @@ pub const MINISTACK_VERSION: &str = "1.5.33";
 const REQUIREMENTS: &str = include_str!("../requirements.txt");
 const DEPLOY_REQUIREMENTS: &str = include_str!("../requirements-deploy.txt");
 const CARGO_REQUIREMENTS: &str = include_str!("../requirements-cargo.txt");
-const LAUNCHER: &str = include_str!("../launcher/launcher.py");
+/// The launcher's modules, each with its file's name.
+const LAUNCHER: [(&str, &str); 2] = [
+    ("launcher.py", include_str!("../launcher/launcher.py")),
+    (REPLICA_MODULE, include_str!("../launcher/replica.py")),
+];
+const REPLICA_MODULE: &str = "replica.py";
 const STAMP: &str = "installed";
 /// Debian's packages of ZooKeeper and of what a server on its own needs.
 const ZOOKEEPER_PACKAGES: [&str; 4] = [
@@ -197,6 +202,34 @@ pub fn install() -> Result<Installed> {
     })
 }
 
+/// Installs what a replicated ClickHouse needs: ZooKeeper, and the one build of the engine that can
+/// be a replica. Returns the paths.
+///
+/// # Errors
+///
+/// Fails as [`install`] and [`install_zookeeper`] do, and if the engine of this platform or version
+/// is another build.
+pub fn install_cluster() -> Result<Installed> {
+    install_zookeeper()?;
+    let installed = install()?;
+    check_that_it_can_be_a_replica(&installed, &installed.libchdb)?;
+    Ok(installed)
+}
+
+fn check_that_it_can_be_a_replica(installed: &Installed, engine: &Path) -> Result<()> {
+    let checked = Command::new(&installed.python)
+        .arg(installed.launcher.with_file_name(REPLICA_MODULE))
+        .arg(engine)
+        .output()
+        .context("cannot run Python")?;
+    ensure!(
+        checked.status.success(),
+        "{}",
+        String::from_utf8_lossy(&checked.stderr).trim()
+    );
+    Ok(())
+}
+
 /// The environment variable with the Chromium that tests use instead of the one in the path.
 pub const CHROMIUM_VARIABLE: &str = "SLUICE_TEST_CHROMIUM";
 
@@ -359,17 +392,19 @@ fn install_clickhouse(directory: &Path, package: &str) -> Result<()> {
         .arg(package))
 }
 
-/// Writes the launcher to a file, so that a binary of this workspace works after the sources have
-/// moved. The file is renamed into place, since another process may be starting it.
+/// Writes the launcher to files, so that a binary of this workspace works after the sources have
+/// moved. The files are renamed into place, since another process may be starting it.
 fn write_launcher(root: &Path) -> Result<PathBuf> {
-    let launcher = root.join("launcher.py");
-    if fs::read_to_string(&launcher).is_ok_and(|found| found == LAUNCHER) {
-        return Ok(launcher);
+    for (name, content) in LAUNCHER {
+        let file = root.join(name);
+        if fs::read_to_string(&file).is_ok_and(|found| found == content) {
+            continue;
+        }
+        let fresh = root.join(format!("{name}.new"));
+        fs::write(&fresh, content)?;
+        fs::rename(&fresh, &file)?;
     }
-    let fresh = root.join("launcher.py.new");
-    fs::write(&fresh, LAUNCHER)?;
-    fs::rename(&fresh, &launcher)?;
-    Ok(launcher)
+    Ok(root.join("launcher.py"))
 }
 
 fn platform() -> Result<&'static str> {
@@ -408,4 +443,18 @@ pub fn run(command: &mut Command) -> Result<()> {
 #[expect(clippy::print_stderr, reason = "a person waits for this")]
 fn say(text: &str) {
     eprintln!("{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_build_of_the_engine_is_refused_in_one_line() {
+        let installed = install().unwrap();
+        let error = check_that_it_can_be_a_replica(&installed, &installed.launcher);
+        let error = error.unwrap_err().to_string();
+        assert!(error.ends_with("launcher.py is another build"), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
 }

@@ -3,21 +3,26 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::install::{install, install_zookeeper};
-use crate::launch::{Mode, Place, Process, start_on_free_port};
+use crate::launch::{
+    Mode, Place, Process, START_BOUND, Started, log_file, start_on_free_port, tail,
+};
 use crate::ports::ask;
+use crate::restartable::Restartable;
 
 /// ClickHouse commits many files in one request, which may be longer than the default of 1 MiB.
 const MAX_REQUEST: &str = "-Djute.maxbuffer=67108864";
+/// Enough for a test. Java's default would be a quarter of the machine's memory.
+const MAX_MEMORY: &str = "-Xmx256m";
 const MAIN_CLASS: &str = "org.apache.zookeeper.server.ZooKeeperServerMain";
 
 /// A ZooKeeper with its own data, which stops when it is dropped.
 #[derive(Debug)]
 pub struct Keeper {
     port: u16,
-    _process: Process,
+    server: Restartable,
 }
 
 impl Keeper {
@@ -27,34 +32,52 @@ impl Keeper {
     ///
     /// Fails if the server cannot be installed or started; the error includes the end of its log.
     pub fn start() -> Result<Self> {
-        let zookeeper = install_zookeeper()?;
-        let installed = install()?;
-        let start = |place: &Place<'_>, directory: &Path, port: u16| {
-            let file = directory.join("zookeeper.properties");
-            std::fs::write(&file, properties(directory, port))?;
-            let arguments = [
-                MAX_REQUEST,
-                "-cp",
-                &zookeeper.class_path,
-                MAIN_CLASS,
-                &file.display().to_string(),
-            ]
-            .map(str::to_owned);
-            Process::start(
-                &installed,
-                &Mode::Command(&zookeeper.java, &arguments),
-                place,
-            )
-        };
-        // Another program may answer on the port, so the answer must name this server's directory.
-        let (process, port) = start_on_free_port("ZooKeeper", start, |log, port| {
-            let own = log.with_file_name("data").display().to_string();
-            ask(port, "conf").is_some_and(|answer| answer.contains(&own))
-        })?;
+        let Started {
+            process,
+            port,
+            directory,
+        } = start_on_free_port("ZooKeeper", start_at, serves)?;
         Ok(Self {
             port,
-            _process: process,
+            server: Restartable::new(directory, process),
         })
+    }
+
+    /// Returns the pids of the launcher and of the server; none while it is killed.
+    pub fn pids(&self) -> Vec<u32> {
+        self.server.pids()
+    }
+
+    /// Kills the server with SIGKILL, as a crash would. The data stays.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the launcher cannot be waited for.
+    pub fn kill(&self) -> Result<()> {
+        self.server.kill()
+    }
+
+    /// Starts the server again after [`Keeper::kill`], on the same port and data, and waits until it
+    /// answers. Sessions of its clients continue if they have not expired.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the server does not start; the error includes the end of its log.
+    pub fn restart(&self) -> Result<()> {
+        self.kill()?;
+        let directory = self.server.directory();
+        let log = log_file(directory);
+        let place = Place::new(directory, &log);
+        let mut process = start_at(&place, directory, self.port)?;
+        let is_up =
+            process.wait_until("ZooKeeper", START_BOUND, || serves(place.log, self.port))?;
+        ensure!(
+            is_up,
+            "ZooKeeper did not start again; its log ends with:\n{}",
+            tail(place.log)
+        );
+        self.server.put(process);
+        Ok(())
     }
 
     /// Returns the address for clients.
@@ -70,6 +93,29 @@ impl Keeper {
             self.port
         )
     }
+}
+
+fn start_at(place: &Place<'_>, directory: &Path, port: u16) -> Result<Process> {
+    let zookeeper = install_zookeeper()?;
+    let file = directory.join("zookeeper.properties");
+    std::fs::write(&file, properties(directory, port))?;
+    let arguments = [
+        MAX_REQUEST,
+        MAX_MEMORY,
+        "-cp",
+        &zookeeper.class_path,
+        MAIN_CLASS,
+        &file.display().to_string(),
+    ]
+    .map(str::to_owned);
+    let mode = Mode::Command(&zookeeper.java, &arguments);
+    Process::start(&install()?, &mode, place)
+}
+
+/// Another program may answer on the port, so the answer must name this server's directory.
+fn serves(log: &Path, port: u16) -> bool {
+    let own = log.with_file_name("data").display().to_string();
+    ask(port, "conf").is_some_and(|answer| answer.contains(&own))
 }
 
 /// The configuration of a standalone server that listens on loopback only.

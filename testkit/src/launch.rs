@@ -25,6 +25,14 @@ const LOG_TAIL_LINES: usize = 30;
 pub enum Mode<'a> {
     /// ClickHouse's engine with these arguments.
     ClickHouse(&'a [String]),
+    /// The same as a replica of a cluster. Only one build of the engine can be one, see
+    /// [`crate::Requirement::Cluster`].
+    Replica {
+        /// The address at which other replicas fetch parts from the HTTP port.
+        interserver_host: &'a str,
+        /// The arguments of the engine.
+        arguments: &'a [String],
+    },
     /// ministack; it takes its settings from the environment.
     Ministack,
     /// Any program, ended with SIGTERM, and with SIGKILL when the grace has passed.
@@ -43,6 +51,23 @@ pub struct Place<'a> {
     pub environment: &'a [(&'a str, String)],
     /// The time that the server may take after SIGTERM; zero means SIGKILL immediately.
     pub grace: Duration,
+}
+
+impl<'a> Place<'a> {
+    /// A directory of its own for a server that is ended with SIGKILL.
+    pub(crate) fn new(directory: &'a Path, log: &'a Path) -> Self {
+        Self {
+            directory: Some(directory),
+            log,
+            environment: &[],
+            grace: Duration::ZERO,
+        }
+    }
+}
+
+/// Returns the file in a server's directory that has its output.
+pub(crate) fn log_file(directory: &Path) -> PathBuf {
+    directory.join("output.log")
 }
 
 /// A running server.
@@ -74,6 +99,14 @@ impl Process {
             Mode::ClickHouse(arguments) => command
                 .arg("clickhouse")
                 .arg(&installed.libchdb)
+                .args(*arguments),
+            Mode::Replica {
+                interserver_host,
+                arguments,
+            } => command
+                .arg("replica")
+                .arg(&installed.libchdb)
+                .arg(interserver_host)
                 .args(*arguments),
             Mode::Ministack => command.arg("ministack"),
             Mode::Command(program, arguments) => {
@@ -185,6 +218,13 @@ impl Drop for Process {
     }
 }
 
+/// A server that serves.
+pub(crate) struct Started {
+    pub(crate) process: Process,
+    pub(crate) port: u16,
+    pub(crate) directory: PathBuf,
+}
+
 /// Starts a server in a new directory and on a free port, and waits until it serves. `start` is
 /// given the place, its directory and the port; `serves` is given the log and the port.
 ///
@@ -195,24 +235,22 @@ pub(crate) fn start_on_free_port(
     name: &str,
     start: impl Fn(&Place<'_>, &Path, u16) -> Result<Process>,
     serves: impl Fn(&Path, u16) -> bool,
-) -> Result<(Process, u16)> {
+) -> Result<Started> {
     let directory = tempfile::Builder::new()
         .prefix(&format!("sluice-{}-", name.to_lowercase()))
         .tempdir()?;
-    let log = directory.path().join("output.log");
-    let place = Place {
-        directory: Some(directory.path()),
-        log: &log,
-        environment: &[],
-        grace: Duration::ZERO,
-    };
+    let log = log_file(directory.path());
+    let place = Place::new(directory.path(), &log);
     for _ in 0..PORT_TRIES {
         let port = free_port()?;
         let mut process = start(&place, directory.path(), port)?;
         if process.wait_until(name, START_BOUND, || serves(&log, port))? {
             // From now on the launcher removes the directory.
-            drop(directory.keep());
-            return Ok((process, port));
+            return Ok(Started {
+                process,
+                port,
+                directory: directory.keep(),
+            });
         }
     }
     bail!("{name} did not start; its log ends with:\n{}", tail(&log))

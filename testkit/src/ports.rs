@@ -15,9 +15,19 @@ const PATIENCE: Duration = Duration::from_secs(2);
 ///
 /// Fails if no port can be bound.
 pub fn free_port() -> Result<u16> {
-    let listener =
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot bind a port on 127.0.0.1")?;
-    Ok(listener.local_addr()?.port())
+    Ok(listen()?.local_addr()?.port())
+}
+
+/// Returns different ports, each as [`free_port`] does.
+pub(crate) fn free_ports(count: usize) -> Result<Vec<u16>> {
+    // All are held until the last is found, so that none is found twice.
+    let listeners: Vec<TcpListener> = (0..count).map(|_| listen()).collect::<Result<_>>()?;
+    let ports = listeners.iter().map(|it| Ok(it.local_addr()?.port()));
+    ports.collect()
+}
+
+fn listen() -> Result<TcpListener> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot bind a port on 127.0.0.1")
 }
 
 /// Returns the answer to `GET path`, head and body; `None` if there is no answer.

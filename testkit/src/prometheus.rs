@@ -8,7 +8,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
 use crate::install::{install, install_prometheus};
-use crate::launch::{Mode, Place, Process, start_on_free_port};
+use crate::launch::{Mode, Place, Process, Started, start_on_free_port};
 use crate::ports::get;
 
 /// A Prometheus, which stops when it is dropped.
@@ -42,7 +42,7 @@ impl Prometheus {
             ];
             Process::start(&installed, &Mode::Command(&program, &arguments), place)
         };
-        let (process, port) = start_on_free_port("Prometheus", start, |_, port| {
+        let Started { process, port, .. } = start_on_free_port("Prometheus", start, |_, port| {
             get(port, "/-/ready").is_some_and(|answer| answer.contains(" 200 "))
         })?;
         Ok(Self {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use crate::install;
+use crate::{cluster, install};
 
 /// The environment variable that makes a test that cannot run fail, if it is `deny`.
 pub const SKIP_VARIABLE: &str = "SLUICE_TEST_SKIP";
@@ -25,11 +25,23 @@ pub enum Requirement {
     Prometheus,
     /// Java and ZooKeeper, for the tests that need a Keeper.
     ZooKeeper,
+    /// A replicated ClickHouse, for tests that use one: servers that [`crate::CLUSTER_VARIABLE`]
+    /// names, or what is needed to start them.
+    Cluster,
+    /// A replicated ClickHouse of the test's own, for tests that kill its servers: Java and
+    /// ZooKeeper, and the one build of the engine that can be a replica (Linux on x86-64).
+    OwnCluster,
 }
 
 impl Requirement {
     /// All requirements.
-    pub const ALL: [Self; 3] = [Self::Chromium, Self::Prometheus, Self::ZooKeeper];
+    pub const ALL: [Self; 5] = [
+        Self::Chromium,
+        Self::Prometheus,
+        Self::ZooKeeper,
+        Self::Cluster,
+        Self::OwnCluster,
+    ];
 
     /// Installs the program if possible, and returns whether the test can run.
     ///
@@ -60,6 +72,8 @@ impl Requirement {
             Self::Chromium => install::chromium().map(drop),
             Self::Prometheus => install::install_prometheus().map(drop),
             Self::ZooKeeper => install::install_zookeeper().map(drop),
+            Self::Cluster if cluster::is_given() => Ok(()),
+            Self::Cluster | Self::OwnCluster => install::install_cluster().map(drop),
         }
     }
 }

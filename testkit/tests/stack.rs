@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use sluice_testkit::{ClickHouse, ClickHouseOptions, Stack, wait_for};
+use sluice_testkit::{ClickHouse, ClickHouseOptions, Requirement, Stack, wait_for};
 
 #[tokio::test]
 async fn a_put_is_announced_and_clickhouse_can_read_the_object() -> Result<()> {
@@ -146,7 +146,22 @@ fn a_server_does_not_start_on_a_taken_port() -> Result<()> {
 
 #[tokio::test]
 async fn nothing_outlives_a_parent_that_is_killed() -> Result<()> {
+    processes_end_with_a_parent_that_is_killed(&[]).await
+}
+
+#[tokio::test]
+async fn no_server_of_a_cluster_outlives_a_parent_that_is_killed() -> Result<()> {
+    if !Requirement::OwnCluster.is_met() {
+        return Ok(());
+    }
+    processes_end_with_a_parent_that_is_killed(&["cluster"]).await
+}
+
+async fn processes_end_with_a_parent_that_is_killed(arguments: &[&str]) -> Result<()> {
+    let temporary = tempfile::tempdir()?;
     let mut parent = Command::new(env!("CARGO_BIN_EXE_testkit-hold"))
+        .args(arguments)
+        .env("TMPDIR", temporary.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
@@ -154,6 +169,8 @@ async fn nothing_outlives_a_parent_that_is_killed() -> Result<()> {
     BufReader::new(parent.stdout.take().context("no output")?).read_line(&mut line)?;
     let pids: Vec<&str> = line.split_whitespace().collect();
     assert_eq!(pids.len(), 4, "{line}");
+    assert!(pids.iter().all(|pid| runs(pid)), "{line}");
+    assert!(!is_empty(temporary.path())?, "it has their directories");
     parent.kill()?;
     parent.wait()?;
     wait_for("the servers to end", Duration::from_secs(20), async || {
@@ -165,7 +182,12 @@ async fn nothing_outlives_a_parent_that_is_killed() -> Result<()> {
         }
     })
     .await;
+    assert!(is_empty(temporary.path())?, "a directory is left");
     Ok(())
+}
+
+fn is_empty(directory: &Path) -> Result<bool> {
+    Ok(std::fs::read_dir(directory)?.next().is_none())
 }
 
 /// Returns whether the process runs. A zombie, which only waits to be reaped by its parent, does
