@@ -4,7 +4,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-const PAUSE: Duration = Duration::from_millis(50);
+/// Returns the pause before the next poll. It grows with the time that has passed: most conditions
+/// are met soon, and polling for the others takes processor time from what they wait for.
+fn pause(elapsed: Duration) -> Duration {
+    (elapsed / 10).clamp(Duration::from_millis(20), Duration::from_millis(400))
+}
 
 /// Polls `condition` until it returns a value. `Ok(None)` and an error both mean "not yet"; the
 /// text of the last error is reported if the bound passes.
@@ -28,7 +32,7 @@ pub async fn wait_for<T>(
             started.elapsed() < bound,
             "timed out after {bound:?} waiting for {what}; last status: {status}"
         );
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(pause(started.elapsed())).await;
     }
 }
 
@@ -45,6 +49,6 @@ pub(crate) fn poll<T>(
         if started.elapsed() >= bound {
             return Ok(None);
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(pause(started.elapsed()));
     }
 }
