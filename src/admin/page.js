@@ -504,7 +504,7 @@ let lastAt;
 
 function lost() {
   const since = lastAt ? ` since ${lastAt.toLocaleTimeString("en-GB")}` : "";
-  $("#connection").textContent = `No answer from the worker${since}. Retrying.`;
+  $("#connection").textContent = `No response from the worker${since}. Retrying.`;
   $("#connection").hidden = false;
   document.body.classList.add("stale");
 }

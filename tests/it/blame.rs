@@ -382,7 +382,7 @@ async fn dead_letters_and_rejected_lines_need_attention() {
         ensure!(status == 200, "{body}");
         let expected = [
             "attention: The dead-letter queue",
-            "attention: Of the lines",
+            "lines of the last 15 minutes were rejected",
         ];
         Ok(expected
             .iter()

@@ -239,7 +239,7 @@ async fn the_live_page_shows_an_outage_and_its_end_without_a_reload() {
     site.put("a.jsonl", line("a")).await.unwrap();
     let page = wait_for_word(&mut browser, "Paused").await;
     let reason = page["reason"].as_str().unwrap();
-    assert!(reason.contains("No answer from ClickHouse"), "{page:#}");
+    assert!(reason.contains("No response from ClickHouse"), "{page:#}");
     wait_for_page(&mut browser, "the waiting batch", |page| {
         page["in_flight"].as_str().unwrap().contains("\t1\t")
     })
@@ -287,7 +287,7 @@ async fn the_live_page_reports_a_lost_worker_and_reconnects() {
     assert_eq!(sluice.stop().await.code(), Some(0));
     wait_for_page(&mut browser, "the lost connection", |page| {
         let connection = page["connection"].as_str().unwrap();
-        connection.starts_with("No answer from the worker since ")
+        connection.starts_with("No response from the worker since ")
     })
     .await;
     sluice.start();
