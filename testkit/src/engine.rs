@@ -1,7 +1,7 @@
 //! Starts ClickHouse's engine, by itself or as a replica of a cluster.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
@@ -57,11 +57,6 @@ pub(crate) struct Setup {
     pub(crate) role: Role,
 }
 
-/// Without it, a server that is started again has another `system` database, and its query log
-/// begins anew.
-const SYSTEM_DATABASE: &str =
-    "ATTACH DATABASE _ UUID '5b1ce5e5-7e57-4000-8000-000000000001' ENGINE = Atomic\n";
-
 impl Setup {
     /// Starts the server, and waits until it answers. Returns `None` if it exited by itself, as it
     /// does when a port is taken.
@@ -72,7 +67,7 @@ impl Setup {
     pub(crate) fn start(&self, installed: &Installed) -> Result<Option<Process>> {
         let directory = &self.directory;
         let data = directory.join("data");
-        self.write_files(&data)?;
+        self.write_files()?;
         // A query that never ends keeps the engine, hence its listeners, alive. HTTP comes last: the
         // engine ends when it cannot listen, so that whoever is answered knows that both ports are
         // its.
@@ -120,7 +115,7 @@ impl Setup {
         self.directory.join("config.xml")
     }
 
-    fn write_files(&self, data: &Path) -> Result<()> {
+    fn write_files(&self) -> Result<()> {
         let Self {
             directory, options, ..
         } = self;
@@ -138,14 +133,6 @@ impl Setup {
             .replace("{{log}}", &log.display().to_string())
             .replace("{{extra}}", &options.configuration);
         fs::write(self.configuration_file(), text)?;
-        if matches!(self.role, Role::Replica { .. }) {
-            let metadata = data.join("metadata");
-            let system = metadata.join("system.sql");
-            fs::create_dir_all(metadata)?;
-            if !system.exists() {
-                fs::write(system, SYSTEM_DATABASE)?;
-            }
-        }
         Ok(())
     }
 }
