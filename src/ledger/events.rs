@@ -1,0 +1,213 @@
+//! Writes the events of batches: leases, fences, and how each batch ended.
+
+use serde::{Deserialize, Serialize};
+use tracing::debug;
+use uuid::Uuid;
+
+use super::drive::Fence;
+use super::{BATCHES_TABLE, Ledger};
+use crate::batch::BatchId;
+use crate::clickhouse::WarehouseError;
+use crate::sql;
+use crate::statements::guard::FENCED_TEXT;
+
+/// The events of a batch, as in `ledger_batches.event`. The claim has no event: it is the manifest.
+pub(super) mod event {
+    pub(in crate::ledger) const LEASED: &str = "leased";
+    pub(in crate::ledger) const FENCED: &str = "fenced";
+    pub(in crate::ledger) const RELEASED: &str = "released";
+    pub(in crate::ledger) const LOADED: &str = "loaded";
+    /// The rows that the batch supersedes, or the rejects that it has moved, are deleted.
+    pub(in crate::ledger) const CLEANED: &str = "cleaned";
+}
+
+#[derive(Serialize, Default)]
+struct BatchRow<'a> {
+    batch_id: Uuid,
+    event: &'a str,
+    attempt: u32,
+    lease_seconds: u32,
+    worker: &'a str,
+    reason: &'a str,
+}
+
+impl Ledger {
+    /// Renews this worker's lease on the batch.
+    pub async fn renew(&self, batch: BatchId) -> Result<(), WarehouseError> {
+        let lease_seconds = self.lease_seconds();
+        self.note(
+            batch,
+            BatchRow {
+                event: event::LEASED,
+                lease_seconds,
+                ..BatchRow::default()
+            },
+        )
+        .await
+    }
+
+    /// Runs `work` while renewing the lease, after every third of it.
+    pub async fn leased<T>(&self, batch: BatchId, work: impl Future<Output = T>) -> T {
+        let keep_lease = async {
+            let mut renewals = tokio::time::interval(self.lease / 3);
+            renewals.tick().await;
+            loop {
+                renewals.tick().await;
+                if let Err(error) = self.renew(batch).await {
+                    debug!(error = %error, "failed to renew the lease; retrying");
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = keep_lease => unreachable!("the loop of renewals never ends"),
+        }
+    }
+
+    /// Ends this worker's lease now, so that another can recover the batch without waiting.
+    pub async fn abandon(&self, batch: BatchId) -> Result<(), WarehouseError> {
+        self.note(
+            batch,
+            BatchRow {
+                event: event::LEASED,
+                ..BatchRow::default()
+            },
+        )
+        .await
+    }
+
+    /// Fences the batch, so that no attempt up to this one may start any more, and takes over the
+    /// lease.
+    ///
+    /// Returns [`Fence::Written`] if this worker was the first to do so. If several workers recover
+    /// a batch at the same time, the others leave it to that one. This saves work; safety does not
+    /// depend on it.
+    ///
+    /// # Errors
+    ///
+    /// [`WarehouseError::Hidden`] if the ledger does not show the fence: then the guard of a
+    /// statement does not see it either.
+    pub async fn fence(&self, batch: BatchId, attempt: u32) -> Result<Fence, WarehouseError> {
+        #[derive(Deserialize)]
+        struct First {
+            mine: u8,
+        }
+        let row = |event, attempt, lease_seconds| BatchRow {
+            batch_id: batch.0,
+            event,
+            attempt,
+            lease_seconds,
+            worker: &self.worker,
+            reason: "",
+        };
+        let rows = [
+            row(event::LEASED, 0, self.lease_seconds()),
+            row(event::FENCED, attempt, 0),
+        ];
+        self.of(batch).insert(BATCHES_TABLE, &rows).await?;
+        let sql = format!(
+            "SELECT worker = {} AS mine FROM {} \
+             WHERE batch_id = {id} AND event = {} AND attempt >= {attempt} \
+             ORDER BY at, worker LIMIT 1",
+            sql::string(&self.worker),
+            self.warehouse.table(BATCHES_TABLE),
+            sql::string(event::FENCED),
+            id = sql::id(batch.0)
+        );
+        let first: Vec<First> = self.warehouse.rows(&sql).await?;
+        let hidden = WarehouseError::Hidden {
+            table: BATCHES_TABLE,
+            shown: 0,
+            written: 1,
+        };
+        Ok(match first.first().ok_or(hidden)? {
+            First { mine: 1 } => Fence::Written,
+            First { .. } => Fence::TakenOver,
+        })
+    }
+
+    /// Releases the batch, which has no rows and never will have any.
+    pub async fn release(&self, batch: BatchId, reason: &str) -> Result<(), WarehouseError> {
+        self.note(
+            batch,
+            BatchRow {
+                event: event::RELEASED,
+                reason,
+                ..BatchRow::default()
+            },
+        )
+        .await
+    }
+
+    /// Records that the batch is loaded.
+    ///
+    /// The statement is guarded as the insert is, and a kill finds it by the id of the batch, so a
+    /// batch that is rolled back cannot be recorded afterwards.
+    ///
+    /// # Errors
+    ///
+    /// An error with [`FENCED_TEXT`] if this attempt is fenced.
+    pub async fn record(
+        &self,
+        batch: BatchId,
+        attempt: u32,
+        objects: usize,
+        rows: u64,
+        remark: &str,
+    ) -> Result<(), WarehouseError> {
+        let guard = self.refusal(batch, attempt, &[event::RELEASED]);
+        let sql = format!(
+            "INSERT INTO {} (batch_id, event, attempt, worker, objects, rows, reason) \
+             SELECT toUUID({id}), {}, {attempt}, {}, {objects}, {rows}, {} WHERE {}",
+            self.warehouse.table(BATCHES_TABLE),
+            sql::string(event::LOADED),
+            sql::string(&self.worker),
+            sql::string(remark),
+            sql::throw_if(&guard, FENCED_TEXT),
+            id = sql::id(batch.0)
+        );
+        let query_id = format!("{batch}-record-{}", self.env.new_id());
+        self.of(batch).run_as(&sql, &query_id).await
+    }
+
+    /// Records that the rows that the batch supersedes, or the rejects that it has moved, are
+    /// deleted.
+    pub async fn cleaned(&self, batch: BatchId) -> Result<(), WarehouseError> {
+        self.note(
+            batch,
+            BatchRow {
+                event: event::CLEANED,
+                ..BatchRow::default()
+            },
+        )
+        .await
+    }
+
+    /// Returns the condition under which an insert of this attempt must not start, as SQL. An
+    /// insert of a batch that is already loaded is late, and inserts nothing while the tables
+    /// remember its token.
+    pub fn guard(&self, batch: BatchId, attempt: u32) -> String {
+        self.refusal(batch, attempt, &[event::RELEASED, event::LOADED])
+    }
+
+    fn refusal(&self, batch: BatchId, attempt: u32, ended_by: &[&str]) -> String {
+        format!(
+            "(SELECT count() FROM {} WHERE batch_id = {id} AND \
+             (event IN ({}) OR (event = {} AND attempt >= {attempt}))) > 0",
+            self.warehouse.table(BATCHES_TABLE),
+            sql::strings(ended_by),
+            sql::string(event::FENCED),
+            id = sql::id(batch.0)
+        )
+    }
+
+    async fn note(&self, batch: BatchId, row: BatchRow<'_>) -> Result<(), WarehouseError> {
+        let row = BatchRow {
+            batch_id: batch.0,
+            worker: &self.worker,
+            ..row
+        };
+        self.of(batch).insert(BATCHES_TABLE, &[row]).await
+    }
+}

@@ -1,0 +1,246 @@
+//! Writes and reads the manifests of batches.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::events::event;
+use super::{BATCHES_TABLE, Claim, Ledger, OBJECTS_TABLE};
+use crate::batch::{BatchId, ReadBy, StatementShape};
+use crate::clickhouse::WarehouseError;
+use crate::object::{ObjectParts, ObjectRef};
+use crate::sql;
+
+/// The manifest of a batch that must be recovered.
+#[derive(Debug)]
+pub struct Manifest {
+    pub objects: Vec<ManifestEntry>,
+    pub shape: StatementShape,
+    /// The highest fenced attempt, or 0 if none is fenced.
+    pub fenced: u32,
+}
+
+/// A [`Claim`] as it is read back from the ledger.
+#[derive(Debug)]
+pub struct ManifestEntry {
+    pub object: ObjectRef,
+    pub supersedes: Vec<BatchId>,
+}
+
+#[derive(Serialize)]
+struct ManifestRow<'a> {
+    object_id: Uuid,
+    bucket: &'a str,
+    key: &'a str,
+    etag: &'a str,
+    version_id: &'a str,
+    region: &'a str,
+    size: u64,
+    read_by: ReadBy,
+    batch_id: Uuid,
+    plan: Uuid,
+    many_blocks: bool,
+    supersedes: Vec<Uuid>,
+    lease_seconds: u32,
+    worker: &'a str,
+}
+
+impl<'a> ManifestRow<'a> {
+    /// Returns the row of a claim, without lease and worker.
+    fn of(batch: BatchId, claim: &Claim<'a>, shape: StatementShape) -> Self {
+        let object = claim.object;
+        Self {
+            object_id: object.id().0,
+            bucket: &object.bucket,
+            key: &object.key,
+            etag: &object.etag,
+            version_id: object.version_id.as_deref().unwrap_or_default(),
+            region: object.region.as_deref().unwrap_or_default(),
+            // An unknown size is planned as one of 0 is (`batch::estimated_bytes`).
+            size: object.size.unwrap_or_default(),
+            read_by: shape.read_by,
+            batch_id: batch.0,
+            plan: shape.plan,
+            many_blocks: shape.many_blocks,
+            supersedes: claim.supersedes.iter().map(|batch| batch.0).collect(),
+            lease_seconds: 0,
+            worker: "",
+        }
+    }
+}
+
+/// An object as it is recorded in `ledger_objects`.
+#[derive(Deserialize)]
+pub(super) struct Listed {
+    bucket: String,
+    key: String,
+    etag: String,
+    version_id: String,
+    region: String,
+    size: u64,
+}
+
+#[derive(Deserialize)]
+struct ListedRow {
+    #[serde(flatten)]
+    object: Listed,
+    plan: Uuid,
+    many_blocks: bool,
+    read_by: ReadBy,
+    supersedes: Vec<Uuid>,
+}
+
+impl From<ListedRow> for ManifestEntry {
+    fn from(row: ListedRow) -> Self {
+        Self {
+            object: row.object.into(),
+            supersedes: row.supersedes.into_iter().map(BatchId).collect(),
+        }
+    }
+}
+
+impl From<Listed> for ObjectRef {
+    fn from(row: Listed) -> Self {
+        Self::from(ObjectParts {
+            bucket: row.bucket,
+            key: row.key,
+            etag: row.etag,
+            size: Some(row.size),
+            version_id: Some(row.version_id).filter(|version| !version.is_empty()),
+            sequencer: None,
+            region: Some(row.region).filter(|region| !region.is_empty()),
+        })
+    }
+}
+
+impl Ledger {
+    /// Claims objects for a batch by writing its manifest.
+    pub async fn claim(
+        &self,
+        batch: BatchId,
+        claims: &[Claim<'_>],
+        shape: StatementShape,
+    ) -> Result<(), WarehouseError> {
+        let rows: Vec<ManifestRow<'_>> = claims
+            .iter()
+            .map(|claim| ManifestRow {
+                lease_seconds: self.lease_seconds(),
+                worker: &self.worker,
+                ..ManifestRow::of(batch, claim, shape)
+            })
+            .collect();
+        self.of(batch).insert(OBJECTS_TABLE, &rows).await
+    }
+
+    /// Returns the manifest of a batch and its highest fence, or `None` if it needs no recovery.
+    pub async fn manifest(&self, batch: BatchId) -> Result<Option<Manifest>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Events {
+            ended: u8,
+            fenced: u32,
+        }
+        let sql = format!(
+            "SELECT max(event IN ({})) AS ended, maxIf(attempt, event = {}) AS fenced \
+             FROM {} WHERE batch_id = {id}",
+            sql::strings([event::LOADED, event::RELEASED]),
+            sql::string(event::FENCED),
+            self.warehouse.table(BATCHES_TABLE),
+            id = sql::id(batch.0)
+        );
+        let events: Vec<Events> = self.warehouse.rows(&sql).await?;
+        let Some(Events { ended: 0, fenced }) = events.into_iter().next() else {
+            return Ok(None);
+        };
+        let listed = self.list(batch).await?;
+        let Some(first) = listed.first() else {
+            return Ok(None);
+        };
+        let shape = StatementShape {
+            plan: first.plan,
+            many_blocks: first.many_blocks,
+            read_by: first.read_by,
+        };
+        let objects = listed.into_iter().map(ManifestEntry::from).collect();
+        Ok(Some(Manifest {
+            objects,
+            shape,
+            fenced,
+        }))
+    }
+
+    /// Returns the objects in the manifest of a batch, whether or not it has ended.
+    pub async fn objects(&self, batch: BatchId) -> Result<Vec<ManifestEntry>, WarehouseError> {
+        let listed = self.list(batch).await?;
+        Ok(listed.into_iter().map(ManifestEntry::from).collect())
+    }
+
+    async fn list(&self, batch: BatchId) -> Result<Vec<ListedRow>, WarehouseError> {
+        let sql = format!(
+            "SELECT DISTINCT bucket, key, etag, version_id, region, size, plan, many_blocks, \
+               read_by, supersedes \
+             FROM {} WHERE batch_id = {id} ORDER BY key",
+            self.warehouse.table(OBJECTS_TABLE),
+            id = sql::id(batch.0)
+        );
+        self.warehouse.rows(&sql).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{from_value, to_value};
+
+    use super::*;
+    use crate::statements::insert::Planner;
+    use crate::statements::s3_source::S3Access;
+    use sluice_core::fixtures::{object, planner};
+
+    /// Returns the object as a recovery reads it back from a claim.
+    fn recovered(object: &ObjectRef) -> ObjectRef {
+        let row = ManifestRow::of(
+            BatchId(Uuid::nil()),
+            &Claim::of(object),
+            StatementShape::default(),
+        );
+        let listed: Listed = from_value(to_value(row).unwrap()).unwrap();
+        listed.into()
+    }
+
+    fn statements(planner: &Planner, objects: &[ObjectRef]) -> String {
+        let objects: Vec<_> = objects.iter().collect();
+        let shape = planner.shape(&objects, StatementShape::of(ReadBy::S3));
+        let inserts = planner.inserts(BatchId(Uuid::nil()), &objects, shape, "guard");
+        format!("{shape:?} {inserts:?}")
+    }
+
+    /// A different statement under the same token would be dropped, or would duplicate rows.
+    #[test]
+    fn a_recovery_sends_the_same_statements_as_the_worker_that_claimed() {
+        let mut planner = planner(S3Access::Server, None);
+        planner.max_bytes = 256 << 20;
+        let sizes = [
+            None,
+            Some(0),
+            Some(1),
+            Some(64 << 10),
+            Some(1 << 20),
+            Some(1 << 40),
+        ];
+        for key in ["a.jsonl", "a.jsonl.gz"] {
+            for first in sizes {
+                for second in sizes {
+                    let objects = [("1", first), ("2", second)].map(|(prefix, size)| {
+                        ObjectRef::from(ObjectParts {
+                            size,
+                            version_id: Some("v".to_owned()),
+                            sequencer: Some("1".to_owned()),
+                            ..object("b", &format!("{prefix}/{key}"), "e").into_parts()
+                        })
+                    });
+                    let again = objects.each_ref().map(recovered);
+                    let claimed = statements(&planner, &objects);
+                    assert_eq!(claimed, statements(&planner, &again), "{objects:?}");
+                }
+            }
+        }
+    }
+}
