@@ -16,7 +16,7 @@ use sluice_testkit::install::install;
 use sluice_testkit::launch::{Mode, Place, Process, tail};
 use sluice_testkit::proxy::Proxy;
 use sluice_testkit::xapi::{Bundle, EventType, Generator, write_lean_declarations};
-use sluice_testkit::{Aws, ClickHouse, Site, SiteOptions, Stack, exact, wait_for};
+use sluice_testkit::{Aws, ClickHouse, Site, SiteOptions, Stack, exact, project, wait_for};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -150,6 +150,12 @@ impl<'a> Harness<'a> {
                 .or_insert_with(|| json!({}))
         });
         *pointer = value.into();
+    }
+
+    /// Loads the event types with all of their columns from now on. By default, they have few.
+    pub(crate) fn use_all_columns(&mut self) {
+        let types = project::path("config/event_types");
+        self.set("event_types.dir", types.display().to_string());
     }
 
     /// Returns `database.table`.

@@ -123,6 +123,7 @@ fn ensure_nothing_is_lost(before: &Rows, after: &Rows) -> Result<()> {
 async fn upgrade(fixture: Fixture) -> Result<()> {
     let stack = own_aws()?;
     let mut harness = Harness::unmigrated(&stack.clickhouse, &stack, "upgrade", 20).await?;
+    harness.use_all_columns();
     harness
         .site
         .s3

@@ -106,6 +106,7 @@ impl Harness {
 
     fn sluice(&self, profile: &Profile, user: &str) -> Sluice {
         let sluice = Sluice::new(self.stack, &self.site)
+            .with_all_columns()
             .set("clickhouse.url", self.clickhouse.url())
             .set("clickhouse.user", user)
             .set("batch.max_bytes", "1MiB");

@@ -125,6 +125,7 @@ async fn streams_the_same_rows(strategy: &str) {
     for fallback in ["never", "always"] {
         let database = format!("{}_{fallback}", site.database);
         let mut sluice = Sluice::new(stack, &site)
+            .with_all_columns()
             .set("load.fallback", fallback)
             .set("load.strategy", strategy)
             .set("clickhouse.database", &database);

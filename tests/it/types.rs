@@ -18,7 +18,7 @@ async fn preview_shows_what_lines_would_become_and_writes_nothing() {
     let stack = Stack::shared();
     let site = stack.site("preview").await.unwrap();
     // The command needs no tables.
-    let sluice = Sluice::new(stack, &site);
+    let sluice = Sluice::new(stack, &site).with_all_columns();
     let mut bundle = Generator::new(51)
         .find(|bundle| {
             bundle.key.ends_with(".jsonl") && bundle.expected_rows.rows(EventType::Video) > 0

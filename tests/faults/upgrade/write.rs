@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use regex::Regex;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{Bundle, Compression, EventType, Generator};
-use sluice_testkit::{SiteOptions, Stack};
+use sluice_testkit::{SiteOptions, Stack, exact};
 
 use super::fixture::{
     BUCKET, Fixture, Manifest, Object, Recorded, STEPS, State, placeholders, unfill,
@@ -57,7 +57,10 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     async fn new(stack: &'a Stack) -> Result<Self> {
-        let mut harness = Harness::new(&stack.clickhouse, stack, "fixture", 20).await?;
+        let mut harness = Harness::unmigrated(&stack.clickhouse, stack, "fixture", 20).await?;
+        harness.use_all_columns();
+        harness.migrate().await?;
+        exact::keep_duplicates(&stack.clickhouse, &harness.site).await?;
         harness
             .site
             .s3
