@@ -21,7 +21,7 @@ pub(super) mod event {
     pub(in crate::ledger) const CLEANED: &str = "cleaned";
 }
 
-#[derive(Serialize, Default)]
+#[derive(Serialize)]
 struct BatchRow<'a> {
     batch_id: Uuid,
     event: &'a str,
@@ -34,16 +34,7 @@ struct BatchRow<'a> {
 impl Ledger {
     /// Renews this worker's lease on the batch.
     pub async fn renew(&self, batch: BatchId) -> Result<(), WarehouseError> {
-        let lease_seconds = self.lease_seconds();
-        self.note(
-            batch,
-            BatchRow {
-                event: event::LEASED,
-                lease_seconds,
-                ..BatchRow::default()
-            },
-        )
-        .await
+        self.write(batch, &[self.lease_row(batch)]).await
     }
 
     /// Runs `work` while renewing the lease, after every third of it.
@@ -67,14 +58,7 @@ impl Ledger {
 
     /// Ends this worker's lease now, so that another can recover the batch without waiting.
     pub async fn abandon(&self, batch: BatchId) -> Result<(), WarehouseError> {
-        self.note(
-            batch,
-            BatchRow {
-                event: event::LEASED,
-                ..BatchRow::default()
-            },
-        )
-        .await
+        self.write(batch, &[self.row(batch, event::LEASED)]).await
     }
 
     /// Fences the batch, so that no attempt up to this one may start any more, and takes over the
@@ -93,19 +77,11 @@ impl Ledger {
         struct First {
             mine: u8,
         }
-        let row = |event, attempt, lease_seconds| BatchRow {
-            batch_id: batch.0,
-            event,
+        let fence = BatchRow {
             attempt,
-            lease_seconds,
-            worker: &self.worker,
-            reason: "",
+            ..self.row(batch, event::FENCED)
         };
-        let rows = [
-            row(event::LEASED, 0, self.lease_seconds()),
-            row(event::FENCED, attempt, 0),
-        ];
-        self.of(batch).insert(BATCHES_TABLE, &rows).await?;
+        self.write(batch, &[self.lease_row(batch), fence]).await?;
         let sql = format!(
             "SELECT worker = {} AS mine FROM {} \
              WHERE batch_id = {id} AND event = {} AND attempt >= {attempt} \
@@ -129,15 +105,11 @@ impl Ledger {
 
     /// Releases the batch, which has no rows and never will have any.
     pub async fn release(&self, batch: BatchId, reason: &str) -> Result<(), WarehouseError> {
-        self.note(
-            batch,
-            BatchRow {
-                event: event::RELEASED,
-                reason,
-                ..BatchRow::default()
-            },
-        )
-        .await
+        let row = BatchRow {
+            reason,
+            ..self.row(batch, event::RELEASED)
+        };
+        self.write(batch, &[row]).await
     }
 
     /// Records that the batch is loaded.
@@ -174,14 +146,7 @@ impl Ledger {
     /// Records that the rows that the batch supersedes, or the rejects that it has moved, are
     /// deleted.
     pub async fn cleaned(&self, batch: BatchId) -> Result<(), WarehouseError> {
-        self.note(
-            batch,
-            BatchRow {
-                event: event::CLEANED,
-                ..BatchRow::default()
-            },
-        )
-        .await
+        self.write(batch, &[self.row(batch, event::CLEANED)]).await
     }
 
     /// Returns the condition under which an insert of this attempt must not start, as SQL. An
@@ -202,12 +167,27 @@ impl Ledger {
         )
     }
 
-    async fn note(&self, batch: BatchId, row: BatchRow<'_>) -> Result<(), WarehouseError> {
-        let row = BatchRow {
+    /// Returns the row of an event without attempt, lease and reason.
+    fn row<'a>(&'a self, batch: BatchId, event: &'a str) -> BatchRow<'a> {
+        BatchRow {
             batch_id: batch.0,
+            event,
+            attempt: 0,
+            lease_seconds: 0,
             worker: &self.worker,
-            ..row
-        };
-        self.of(batch).insert(BATCHES_TABLE, &[row]).await
+            reason: "",
+        }
+    }
+
+    /// Returns the row that gives this worker a lease from now on.
+    fn lease_row(&self, batch: BatchId) -> BatchRow<'_> {
+        BatchRow {
+            lease_seconds: self.lease_seconds(),
+            ..self.row(batch, event::LEASED)
+        }
+    }
+
+    async fn write(&self, batch: BatchId, rows: &[BatchRow<'_>]) -> Result<(), WarehouseError> {
+        self.of(batch).insert(BATCHES_TABLE, rows).await
     }
 }
