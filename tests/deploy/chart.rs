@@ -99,7 +99,7 @@ fn everything() -> Value {
 #[track_caller]
 fn valid_manifests(values: &Value) -> String {
     let rendered = render(values);
-    assert_sound(&rendered);
+    assert_valid(&rendered);
     let manifests = rendered["manifests"].as_object().unwrap();
     let manifests: String = manifests
         .iter()
@@ -207,17 +207,16 @@ fn values_that_cannot_work_are_refused_with_advice() {
 }
 
 #[track_caller]
-fn assert_sound(rendered: &Value) {
+fn assert_valid(rendered: &Value) {
     assert_eq!(rendered["error"], Value::Null);
     assert_eq!(rendered["problems"], json!([]));
     assert_eq!(rendered["findings"], json!([]));
 }
 
-/// Returns the manifests of one template.
+/// Returns the manifests of one template, after asserting that all of them are valid.
 #[track_caller]
-fn manifests(values: &Value, template: &str) -> String {
-    let rendered = render(values);
-    assert_sound(&rendered);
+fn manifests(rendered: &Value, template: &str) -> String {
+    assert_valid(rendered);
     let text = &rendered["manifests"][format!("sluice/templates/{template}.yaml")];
     text.as_str().unwrap().to_owned()
 }
@@ -235,7 +234,7 @@ fn assert_in_order(text: &str, words: &[&str]) {
 
 #[test]
 fn a_certificate_authority_is_mounted_where_the_configuration_names_it() {
-    for (source, volume) in [
+    let cases = [
         (
             "existingSecret",
             "secret:\n            secretName: authority",
@@ -244,9 +243,10 @@ fn a_certificate_authority_is_mounted_where_the_configuration_names_it() {
             "existingConfigMap",
             "configMap:\n            name: authority",
         ),
-    ] {
-        let given = values(json!({"clickhouseCa": {source: "authority"}}));
-        let deployment = manifests(&given, "deployment");
+    ];
+    let all = cases.map(|(source, _)| values(json!({"clickhouseCa": {source: "authority"}})));
+    for ((_, volume), rendered) in cases.iter().zip(render_all(&all)) {
+        let deployment = manifests(&rendered, "deployment");
         assert_in_order(
             &deployment,
             &[
@@ -256,22 +256,20 @@ fn a_certificate_authority_is_mounted_where_the_configuration_names_it() {
                 "{key: \"ca.crt\", path: ca.crt}",
             ],
         );
-        let migrate = manifests(&given, "migrate");
+        let migrate = manifests(&rendered, "migrate");
         assert_in_order(&migrate, &["mountPath: /etc/sluice/ca\n", volume]);
-        let file = manifests(&given, "configmap");
+        let file = manifests(&rendered, "configmap");
         assert_in_order(&file, &["ca_file: /etc/sluice/ca/ca.crt\n"]);
     }
 }
 
 #[test]
 fn event_types_of_the_chart_keep_the_other_event_type_settings() {
-    let file = manifests(
-        &values(json!({
-            "eventTypes": {"a.yaml": "table: a\n"},
-            "config": {"event_types": {"min_year": 1990}},
-        })),
-        "configmap",
-    );
+    let values = values(json!({
+        "eventTypes": {"a.yaml": "table: a\n"},
+        "config": {"event_types": {"min_year": 1990}},
+    }));
+    let file = manifests(&render(&values), "configmap");
     let expected = [
         "event_types:\n",
         "dir: /etc/sluice/event_types\n",
@@ -288,18 +286,21 @@ fn keda_reads_the_queue_with_the_identity_that_the_values_select() {
             .unwrap()
             .extend(over.as_object().unwrap().clone());
         let annotations = json!({"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/s"});
-        let values = values(json!({
-            "keda": keda, "serviceAccount": {"annotations": annotations},
-        }));
-        manifests(&values, "scaledobject")
+        values(json!({"keda": keda, "serviceAccount": {"annotations": annotations}}))
     };
-    let by_operator = keda(json!({}));
+    let selecting = |authentication: Value| {
+        keda(json!({"identityOwner": "pod", "triggerAuthentication": authentication}))
+    };
+    let owners = ["workload", "keda"];
+    let mut all = vec![keda(json!({})), selecting(json!({"existing": "sqs"}))];
+    all.extend(owners.map(|owner| selecting(json!({"identityOwner": owner}))));
+    let mut rendered = render_all(&all).into_iter();
+    let mut next = || manifests(&rendered.next().unwrap(), "scaledobject");
+    let (by_operator, existing) = (next(), next());
     assert_in_order(&by_operator, &["identityOwner: \"operator\""]);
     assert!(!by_operator.contains("uthentication"), "{by_operator}");
-    for owner in ["workload", "keda"] {
-        let selected = keda(json!({
-            "identityOwner": "pod", "triggerAuthentication": {"identityOwner": owner},
-        }));
+    for owner in owners {
+        let selected = next();
         let identity = format!("provider: aws\n    identityOwner: \"{owner}\"");
         assert_in_order(
             &selected,
@@ -311,9 +312,6 @@ fn keda_reads_the_queue_with_the_identity_that_the_values_select() {
             ],
         );
     }
-    let existing = keda(json!({
-        "identityOwner": "pod", "triggerAuthentication": {"existing": "sqs"},
-    }));
     assert_in_order(&existing, &["identityOwner: \"pod\"", "name: sqs"]);
     assert!(!existing.contains("kind: TriggerAuth"), "{existing}");
 }
