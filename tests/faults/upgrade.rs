@@ -120,18 +120,19 @@ fn ensure_nothing_is_lost(before: &Rows, after: &Rows) -> Result<()> {
     Ok(())
 }
 
+/// Creates a harness with the bucket that a fixture names, without tables.
+async fn with_bucket_of_fixtures<'a>(stack: &'a Stack, name: &str) -> Result<Harness<'a>> {
+    let mut harness = Harness::unmigrated(&stack.clickhouse, stack, name, 20).await?;
+    harness.use_all_columns();
+    let create = harness.site.s3.create_bucket().bucket(BUCKET);
+    create.send().await?;
+    BUCKET.clone_into(&mut harness.site.bucket);
+    Ok(harness)
+}
+
 async fn upgrade(fixture: Fixture) -> Result<()> {
     let stack = own_aws()?;
-    let mut harness = Harness::unmigrated(&stack.clickhouse, &stack, "upgrade", 20).await?;
-    harness.use_all_columns();
-    harness
-        .site
-        .s3
-        .create_bucket()
-        .bucket(BUCKET)
-        .send()
-        .await?;
-    BUCKET.clone_into(&mut harness.site.bucket);
+    let mut harness = with_bucket_of_fixtures(&stack, "upgrade").await?;
     fixture.restore(&harness, SystemTime::now()).await?;
     exact::keep_duplicates(harness.clickhouse, &harness.site).await?;
     upload(&fixture, &mut harness).await?;

@@ -17,6 +17,10 @@ struct Harness {
 }
 
 impl Harness {
+    async fn assert_rows(&self, expected: &ExpectedRows) {
+        assert_rows(&self.stack.clickhouse, &self.site.database, expected).await;
+    }
+
     /// Creates a site with its tables.
     async fn new(name: &str) -> (Self, Sluice) {
         let stack = Stack::shared();
@@ -153,12 +157,7 @@ async fn retries_are_exact_in_tables_that_adopted_views_fill() {
     sluice.start();
     cut(4).await;
     wait_until_drained(&harness.site).await;
-    assert_rows(
-        &harness.stack.clickhouse,
-        &harness.site.database,
-        &expected_rows,
-    )
-    .await;
+    harness.assert_rows(&expected_rows).await;
     assert_eq!(
         harness.counted_videos().await,
         [videos; 2],
@@ -192,7 +191,7 @@ async fn an_object_that_a_view_cannot_process_fails_alone() {
     sluice.start();
     wait_for_dead_letters(site, 1).await;
     wait_until_drained(site).await;
-    assert_rows(&harness.stack.clickhouse, &site.database, &expected_rows).await;
+    harness.assert_rows(&expected_rows).await;
     let videos = expected_rows.rows(EventType::Video);
     assert_eq!(
         harness.scalar("SELECT count() FROM {db}.picky").await,
@@ -238,12 +237,7 @@ async fn a_view_that_always_throws_pauses_intake_and_uses_up_no_receives() {
     );
     harness.execute(&["DROP VIEW {db}.broken SYNC"]).await;
     wait_until_drained(&harness.site).await;
-    assert_rows(
-        &harness.stack.clickhouse,
-        &harness.site.database,
-        &expected_rows,
-    )
-    .await;
+    harness.assert_rows(&expected_rows).await;
     assert_eq!(harness.site.dlq_depth().await.unwrap(), 0);
     let failed = "SELECT count() FROM {db}.ledger_failures";
     assert_eq!(harness.scalar(failed).await, 0, "{}", sluice.log());

@@ -15,7 +15,7 @@ use sluice_testkit::{SiteOptions, Stack, exact};
 use super::fixture::{
     BUCKET, Fixture, Manifest, Object, Recorded, STEPS, State, placeholders, unfill,
 };
-use super::own_aws;
+use super::{own_aws, with_bucket_of_fixtures};
 use crate::harness::{
     Daemon, Harness, Statement, VISIBILITY, remove_test_event, text_of, wait_for_hits,
 };
@@ -57,18 +57,9 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     async fn new(stack: &'a Stack) -> Result<Self> {
-        let mut harness = Harness::unmigrated(&stack.clickhouse, stack, "fixture", 20).await?;
-        harness.use_all_columns();
+        let harness = with_bucket_of_fixtures(stack, "fixture").await?;
         harness.migrate().await?;
         exact::keep_duplicates(&stack.clickhouse, &harness.site).await?;
-        harness
-            .site
-            .s3
-            .create_bucket()
-            .bucket(BUCKET)
-            .send()
-            .await?;
-        BUCKET.clone_into(&mut harness.site.bucket);
         let directory = Fixture::directory(env!("CARGO_PKG_VERSION"));
         if directory.exists() {
             fs::remove_dir_all(directory)?;
