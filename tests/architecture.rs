@@ -222,7 +222,7 @@ fn every_select_polls_its_branches_in_order() {
     let mut found = Vec::new();
     for directory in ["core/src", "src"] {
         for source in sources(directory) {
-            // These are commands that run once, and pages for people.
+            // One-shot commands and the pages of the admin listener need not be deterministic.
             if matches!(source.module().as_str(), "cli" | "admin") {
                 continue;
             }

@@ -272,8 +272,8 @@ impl Store {
             .map_err(|error| broken(object, &io::Error::new(io::ErrorKind::InvalidData, error)))
     }
 
-    /// Reads the object to its end, and returns whether its content, compressed as its name
-    /// indicates, is whole. zstd and lz4 are not decompressed for this.
+    /// Reads the object to its end, and returns whether it is complete. The extension of the key
+    /// determines the compression; zstd and lz4 are not decompressed for this.
     pub async fn completeness(&self, object: &ObjectRef) -> Result<Completeness, StoreError> {
         let format = match Compression::of(&object.key) {
             Compression::Zstd => Format::Zstd,
