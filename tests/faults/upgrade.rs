@@ -47,6 +47,8 @@ impl OldWorker<'_> {
             ("{etag}", object.etag.clone()),
             ("{size}", bundle.bytes.len().to_string()),
             ("{rows}", rows.to_string()),
+            // 2100-01-01: later than the time of any statement.
+            ("{latest_time}", "4102444800".to_owned()),
         ]);
         OldBatch(values)
     }

@@ -311,7 +311,7 @@ pub(super) const STEPS: [(Statement, &str); 3] = [
 ];
 
 /// A request to ClickHouse as a worker of that version sent it. Placeholders: `{batch}`, `{key}`,
-/// `{etag}`, `{size}`, `{object_id}`, `{rows}`, `{unique}`.
+/// `{etag}`, `{size}`, `{object_id}`, `{rows}`, `{latest_time}`, `{unique}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Recorded {
     /// The parameters of the URL: settings, the query's id, and the statement if data follows it.

@@ -265,7 +265,12 @@ impl<'a> Writer<'a> {
         let (_, bundle, etag) = self.objects.last().context("no object")?;
         let id = self.id_of(&bundle.key).await?;
         let size = bundle.bytes.len();
-        let (size, rows) = (format!("\"size\":{size}"), Regex::new(r", 1, \d+ WHERE ")?);
+        let (size, rows) = (
+            format!("\"size\":{size}"),
+            Regex::new(r", 1, \d+, '' WHERE ")?,
+        );
+        // It follows from the time of the batch.
+        let latest_time = Regex::new(r">= toDateTime64\(\d{10}, 0, 'UTC'\)")?;
         let unique = Regex::new(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}$")?;
         let mut placeholders = placeholders(&self.harness);
         let more = [
@@ -280,7 +285,9 @@ impl<'a> Writer<'a> {
             .map(|request| {
                 request.map(|text| {
                     let text = unfill(text, &placeholders).replace(&size, "\"size\":{size}");
-                    let text = rows.replace(&text, ", 1, {rows} WHERE ");
+                    let text = rows.replace(&text, ", 1, {rows}, '' WHERE ");
+                    let text =
+                        latest_time.replace_all(&text, ">= toDateTime64({latest_time}, 0, 'UTC')");
                     unique.replace(&text, "{unique}").into_owned()
                 })
             })
