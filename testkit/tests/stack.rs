@@ -52,6 +52,19 @@ async fn a_put_is_announced_and_clickhouse_can_read_the_object() -> Result<()> {
     Ok(())
 }
 
+/// The message of S3's test event is the first; a test that waits until the queue is empty relies on
+/// the others.
+#[tokio::test]
+async fn an_object_is_in_the_queue_as_soon_as_it_is_put() -> Result<()> {
+    let stack = Stack::shared();
+    let site = stack.site("put").await?;
+    for number in 1..=100 {
+        site.put(&format!("{number}.jsonl"), "{}\n").await?;
+        assert_eq!(site.queue_depth().await?, (1 + number, 0));
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn queries_return_text_rows_or_values_and_errors_name_the_query() -> Result<()> {
     let clickhouse = &Stack::shared().clickhouse;
