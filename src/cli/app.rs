@@ -10,9 +10,10 @@ use anyhow::{Context, anyhow};
 use aws_config::SdkConfig;
 
 use super::preflight::Preflight;
-use super::topology::Topology;
+use super::topology::TopologyCheck;
 use crate::Env;
 use crate::batch::BatchLimits;
+use crate::clickhouse::replicas::Topology;
 use crate::clickhouse::{Access, Warehouse};
 use crate::config::{
     Config, EventTypesConfig, NotificationsConfig, OnMissing, Problems, TableEngine,
@@ -22,10 +23,10 @@ use crate::daemon::core::Limits;
 use crate::daemon::in_flight::VisibilityPolicy;
 use crate::event_types::{Catalog, Problem, from_dir};
 use crate::ledger::history::History;
-use crate::ledger::{BATCHES_TABLE, FAILURES_TABLE, Ledger, OBJECTS_TABLE};
+use crate::ledger::{BATCHES_TABLE, FAILURES_TABLE, Ledger, LedgerTimes, OBJECTS_TABLE};
 use crate::load::breaker::Breaker;
 use crate::load::tables::ClickHouseTables;
-use crate::load::{LoadConfig, LoadParts, Loader};
+use crate::load::{ANSWER_AFTER_TIMEOUT, LoadConfig, LoadParts, Loader};
 use crate::notification::Envelopes;
 use crate::notification::filter::Filter;
 use crate::object::Compression;
@@ -118,6 +119,11 @@ impl<'a> App<'a> {
             query_timeout: clickhouse.query_timeout.get(),
             ca_file: clickhouse.ca_file.clone(),
             cluster: clickhouse.cluster.clone(),
+            topology: match clickhouse.topology.as_str() {
+                "auto" => Topology::Auto,
+                "single" => Topology::Single,
+                cluster => Topology::Cluster(cluster.to_owned()),
+            },
         })
     }
 
@@ -133,12 +139,16 @@ impl<'a> App<'a> {
 
     /// Returns the ledger, under the name of this process.
     pub(super) fn ledger(&self, warehouse: Warehouse) -> Ledger {
-        Ledger::new(
-            warehouse,
-            worker_name(),
-            self.config.queue.visibility_timeout.get(),
-            self.env.clone(),
-        )
+        self.ledger_of(worker_name(), warehouse)
+    }
+
+    /// Returns the ledger, under another name.
+    pub(super) fn ledger_of(&self, worker: impl Into<String>, warehouse: Warehouse) -> Ledger {
+        let times = LedgerTimes {
+            lease: self.config.queue.visibility_timeout.get(),
+            statement: self.config.clickhouse.insert_timeout.get() + ANSWER_AFTER_TIMEOUT,
+        };
+        Ledger::new(warehouse, worker, times, self.env.clone())
     }
 
     /// Returns the history of the ledger, with its own connections.
@@ -179,7 +189,7 @@ impl<'a> App<'a> {
         let tables = self.needed_tables(catalog);
         let warehouse = self.warehouse()?;
         let access = self.access()?;
-        let topology = Topology::new(access, warehouse.clone(), clickhouse.engine, &tables);
+        let topology = TopologyCheck::new(access, warehouse.clone(), &tables);
         Ok(Preflight::new(
             warehouse,
             tables,

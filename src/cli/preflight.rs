@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tracing::{debug, warn};
 
 use super::note;
-use super::topology::Topology;
+use super::topology::TopologyCheck;
 use crate::clickhouse::error_class::PauseReason;
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::config::Unproven;
@@ -18,7 +18,7 @@ pub(super) type Problem = (PauseReason, String);
 pub(super) struct Preflight {
     warehouse: Warehouse,
     tables: Vec<String>,
-    topology: Topology,
+    topology: TopologyCheck,
     unproven: Unproven,
     /// Whether the warning about an accepted set-up has been logged, or is not needed.
     warned: AtomicBool,
@@ -29,7 +29,7 @@ impl Preflight {
     pub(super) fn new(
         warehouse: Warehouse,
         tables: Vec<String>,
-        topology: Topology,
+        topology: TopologyCheck,
         unproven: Unproven,
     ) -> Self {
         Self {
@@ -41,18 +41,12 @@ impl Preflight {
         }
     }
 
-    pub(super) fn topology(&self) -> &Topology {
+    pub(super) fn topology(&self) -> &TopologyCheck {
         &self.topology
     }
 
     /// Returns the reason not to load, if there is one.
     pub(super) async fn problem(&self) -> Result<Option<Problem>, WarehouseError> {
-        // First, since the advice about missing tables would be to create replicated ones.
-        if let Some(found) = self.topology.configured()
-            && self.unproven == Unproven::Refuse
-        {
-            return Ok(Some((PauseReason::Unproven, found.refusal())));
-        }
         let missing = self.warehouse.missing_tables(&self.tables).await?;
         if !missing.is_empty() {
             let why = format!(

@@ -1,20 +1,20 @@
 //! Set-ups of ClickHouse on which loading each object once is not proven.
 
-use crate::clickhouse::topology::servers;
+use crate::clickhouse::replicas::{Layout, Replicas, Topology};
+use crate::clickhouse::topology::{Found, servers};
 use crate::clickhouse::{Access, Warehouse, WarehouseError};
-use crate::config::TableEngine;
 use crate::statements::ddl::REPLAYED;
 
 /// What to do about such a set-up.
-pub(super) const ADVICE: &str = "use plain tables on a single server, and a `clickhouse.url` at \
-                                 which no other server answers, or set \
+pub(super) const ADVICE: &str = "use plain tables on a single server, or `Replicated` tables on the \
+                                 replicas of one cluster (`clickhouse.topology`), at a \
+                                 `clickhouse.url` at which no other server answers; or set \
                                  `clickhouse.unproven: accept` to accept the risk";
 
 /// Determines which servers and tables there are.
-pub(super) struct Topology {
+pub(super) struct TopologyCheck {
     access: Access,
     warehouse: Warehouse,
-    engine: TableEngine,
     tables: Vec<String>,
 }
 
@@ -27,7 +27,7 @@ impl Finding {
     pub(super) fn risk(&self) -> String {
         format!(
             "{}, so rows can be loaded twice; that each object is loaded once is proven only for \
-             plain tables on a single server",
+             plain tables on a single server, and for replicated tables on known servers",
             self.0
         )
     }
@@ -38,29 +38,15 @@ impl Finding {
     }
 }
 
-impl Topology {
+impl TopologyCheck {
     /// Creates a check of these tables and of `replayed_lines`.
-    pub(super) fn new(
-        access: Access,
-        warehouse: Warehouse,
-        engine: TableEngine,
-        tables: &[String],
-    ) -> Self {
+    pub(super) fn new(access: Access, warehouse: Warehouse, tables: &[String]) -> Self {
         let replayed = [REPLAYED.to_owned()];
         Self {
             access,
             warehouse,
-            engine,
             tables: tables.iter().cloned().chain(replayed).collect(),
         }
-    }
-
-    /// Returns a finding in the configuration, if there is one. Sends no queries.
-    pub(super) fn configured(&self) -> Option<Finding> {
-        (self.engine == TableEngine::Replicated).then(|| {
-            let found = "`clickhouse.engine` is `replicated`";
-            Finding(found.to_owned())
-        })
     }
 
     /// Returns a finding, if there is one.
@@ -71,39 +57,78 @@ impl Topology {
         }
     }
 
-    /// Returns a finding if anything is replicated: by configuration, by ClickHouse Cloud, by the
-    /// database or by a table.
+    /// Returns the servers that share the tables, if there are several.
+    pub(super) async fn replicas(&self) -> Result<Option<&Replicas>, WarehouseError> {
+        self.warehouse.replicas().await
+    }
+
+    /// Returns a finding if tables are replicated in a way in which Sluice cannot read what it has
+    /// written, or if the server belongs to ClickHouse Cloud.
     pub(super) async fn replication(&self) -> Result<Option<Finding>, WarehouseError> {
-        if let Some(found) = self.configured() {
-            return Ok(Some(found));
+        if self.warehouse.is_cloud().await? {
+            let found = "the server belongs to ClickHouse Cloud (`cloud_mode`), which replicates \
+                         every table";
+            return Ok(Some(Finding(found.to_owned())));
         }
+        let found = match self.warehouse.layout().await? {
+            Some(Layout::Replicas(_)) => self.unlike_the_ledger().await?,
+            Some(Layout::Unknown(why)) => Some(format!("the tables are replicated, and {why}")),
+            Some(Layout::Single) | None => self.replicated().await?,
+        };
+        Ok(found.map(Finding))
+    }
+
+    /// Returns a table or database that is replicated although the ledger is not, or although
+    /// `clickhouse.topology` says that there is a single server.
+    async fn replicated(&self) -> Result<Option<String>, WarehouseError> {
         let database = self.warehouse.database();
         if let Some((table, engine)) = self.warehouse.replicated_table(&self.tables).await? {
             let found = format!("table {table} of database {database} has the engine {engine}");
-            return Ok(Some(Finding(found)));
+            return Ok(Some(found));
         }
-        if let Some(engine) = self.warehouse.replicated_database().await? {
-            let found = format!("database {database} has the engine {engine}");
-            return Ok(Some(Finding(found)));
-        }
-        let is_cloud = self.warehouse.is_cloud().await?;
-        Ok(is_cloud.then(|| {
-            let found = "the server belongs to ClickHouse Cloud (`cloud_mode`), which replicates \
-                         every table";
-            Finding(found.to_owned())
+        let engine = self.warehouse.replicated_database().await?;
+        Ok(engine.map(|engine| format!("database {database} has the engine {engine}")))
+    }
+
+    /// Returns a table that has not the same replicas as the ledger.
+    async fn unlike_the_ledger(&self) -> Result<Option<String>, WarehouseError> {
+        let Some(replicas) = self.warehouse.replicas().await? else {
+            return Ok(None);
+        };
+        let unlike = self.warehouse.unlike(replicas, &self.tables).await?;
+        Ok(unlike.map(|table| {
+            format!(
+                "table {table} of database {} has not the {} replicas that the ledger has",
+                self.warehouse.database(),
+                replicas.count
+            )
         }))
     }
 
-    /// Returns a finding if more than one server answers.
+    /// Returns a finding if a server answers that does not share the tables.
     pub(super) async fn servers(&self) -> Result<Option<Finding>, WarehouseError> {
-        let servers = servers(&self.access).await?;
-        let mut servers = servers.iter();
-        let (Some(first), Some(second)) = (servers.next(), servers.next()) else {
+        if self.access.topology == Topology::Single {
             return Ok(None);
-        };
+        }
         let url = &self.access.url;
-        Ok(Some(Finding(format!(
-            "more than one server answers at {url} ({first} and {second})"
-        ))))
+        let Some(replicas) = self.warehouse.replicas().await? else {
+            let servers = servers(&self.access, Found::Second).await?;
+            let mut servers = servers.iter();
+            let (Some(first), Some(second)) = (servers.next(), servers.next()) else {
+                return Ok(None);
+            };
+            return Ok(Some(Finding(format!(
+                "more than one server answers at {url} ({first} and {second})"
+            ))));
+        };
+        let members = self.warehouse.members(replicas).await?;
+        let servers = servers(&self.access, Found::All).await?;
+        let other = servers.iter().find(|it| !members.contains(it.uuid()));
+        Ok(other.map(|server| {
+            Finding(format!(
+                "{server} answers at {url}, and does not belong to the cluster {}",
+                replicas.cluster
+            ))
+        }))
     }
 }

@@ -4,10 +4,12 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::batch::BatchId;
 use crate::clickhouse::dependents::filled_by_views;
+use crate::clickhouse::replicas::Barrier;
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::event_types::Catalog;
 use crate::sql;
@@ -59,6 +61,13 @@ pub struct Rejected {
 }
 
 impl Contents {
+    /// Returns whether these contents, on whatever server they were read, prove that the only
+    /// attempt to insert the batch in one block is complete: its counts were written as a whole, and
+    /// every table has the rows.
+    pub fn are_proof(&self) -> bool {
+        !self.counted.is_empty() && self.agreement(false) == Agreement::Equal
+    }
+
     /// Compares the tables with the counts. Kinds that are not declared any more cannot be
     /// compared. In a batch of many blocks, a block that was inserted twice cannot be recognised.
     fn agreement(&self, many_blocks: bool) -> Agreement {
@@ -90,8 +99,8 @@ impl Contents {
 }
 
 impl<'a> BatchRows<'a> {
-    /// Returns whether any table has a row of the batch.
-    pub async fn any(&self) -> Result<bool, WarehouseError> {
+    /// Returns whether any table has a row of the batch that was inserted before the barrier.
+    pub async fn any(&self, after: Option<&Barrier>) -> Result<bool, WarehouseError> {
         #[derive(Deserialize)]
         struct Found {}
         let checks: Vec<String> = self
@@ -102,12 +111,13 @@ impl<'a> BatchRows<'a> {
             })
             .collect();
         let sql = format!("SELECT * FROM ({}) LIMIT 1", checks.join(" UNION ALL "));
-        let found: Vec<Found> = self.warehouse.rows(&sql).await?;
+        let found: Vec<Found> = self.rows_after(after, &sql).await?;
         Ok(!found.is_empty())
     }
 
-    /// Returns the contents of the tables for the batch, read by one statement.
-    pub async fn contents(&self) -> Result<Contents, WarehouseError> {
+    /// Returns the contents of the tables for the batch, read by one statement: all that was
+    /// inserted before the barrier.
+    pub async fn contents(&self, after: Option<&Barrier>) -> Result<Contents, WarehouseError> {
         let batch = sql::id(self.batch.0);
         let mut parts = vec![format!(
             "SELECT source_path, kind, sum(rows) AS rows, count() AS blocks FROM {} \
@@ -121,7 +131,7 @@ impl<'a> BatchRows<'a> {
                  FROM {table} WHERE batch_id = {batch}"
             ))
         }));
-        let rows: Vec<Counted> = self.warehouse.rows(&parts.join(" UNION ALL ")).await?;
+        let rows: Vec<Counted> = self.rows_after(after, &parts.join(" UNION ALL ")).await?;
         // Counts of the tables themselves have 0 blocks.
         let (stored, counted): (Vec<_>, Vec<_>) = rows.into_iter().partition(|it| it.blocks == 0);
         Ok(Contents {
@@ -225,6 +235,16 @@ impl<'a> BatchRows<'a> {
         let found: Vec<Row> = self.warehouse.rows(&sql).await?;
         let is_there = |view: &String| found.iter().any(|row| row.name == *view);
         Ok(views.into_iter().find(|view| !is_there(view)))
+    }
+
+    async fn rows_after<T: DeserializeOwned>(
+        &self,
+        barrier: Option<&Barrier>,
+        sql: &str,
+    ) -> Result<Vec<T>, WarehouseError> {
+        let targets = Target::all(self.catalog).into_iter();
+        let tables: Vec<&str> = targets.map(|target| target.table()).collect();
+        self.warehouse.rows_after(barrier, &tables, sql).await
     }
 
     fn tables(&self) -> impl Iterator<Item = (Target<'a>, String)> {

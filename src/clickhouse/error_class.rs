@@ -142,6 +142,12 @@ const HIDDEN: Diagnosis = Diagnosis::of(ErrorClass::Halt)
         "without the whole ledger, objects would be loaded twice: drop the row policy that hides \
          its rows from `clickhouse.user`, and point `clickhouse.url` to a single server",
     );
+const BEHIND: Diagnosis = Diagnosis::of(ErrorClass::Halt)
+    .pause(PauseReason::Replication)
+    .advice(
+        "a replica lacks rows that another has: check `system.replication_queue`, and start the \
+         replica that has them",
+    );
 const UNFILLED: Diagnosis = Diagnosis::of(ErrorClass::Halt)
     .pause(PauseReason::Schema)
     .advice(
@@ -161,6 +167,12 @@ pub fn diagnosis(error: &WarehouseError) -> Diagnosis {
         WarehouseError::Foreign { .. } => PROXY,
         WarehouseError::Source(error) => source(error),
         WarehouseError::Hidden { .. } => HIDDEN,
+        // Other batches can be loaded meanwhile, unless it is the ledger that is not readable.
+        WarehouseError::Behind { tables, .. } if tables.starts_with("ledger_") => BEHIND,
+        WarehouseError::Behind { .. } => Diagnosis {
+            error_class: ErrorClass::Retry,
+            ..BEHIND
+        },
         WarehouseError::Unfilled { .. } => UNFILLED,
     }
 }

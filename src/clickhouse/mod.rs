@@ -8,10 +8,12 @@ pub mod failing_view;
 pub mod migrate;
 mod pins;
 mod redact;
+pub mod replicas;
 pub mod topology;
 pub mod validate;
 
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,8 +31,10 @@ use crate::util::http;
 use crate::util::http::{Connector, TlsError};
 use pins::Pins;
 use redact::Redactor;
+use replicas::{Layout, Topology};
 
 pub const SUPPORT_IS_DISABLED: u32 = 344;
+const UNFINISHED: u32 = 341;
 
 /// Why a statement failed: an error of ClickHouse, of the connection, or of a proxy in between.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -59,6 +63,9 @@ pub enum WarehouseError {
         shown: u64,
         written: u64,
     },
+    /// No replica that responds has all rows that were written to these tables.
+    #[error("rows that were written to {tables} are not readable: {why}")]
+    Behind { tables: String, why: String },
     /// A view that fills a table does not exist, so inserted rows are missing.
     #[error("rows are missing: the view {view}, which inserts them, does not exist")]
     Unfilled { view: String },
@@ -74,6 +81,7 @@ impl WarehouseError {
             | Self::Foreign { .. }
             | Self::Source(_)
             | Self::Hidden { .. }
+            | Self::Behind { .. }
             | Self::Unfilled { .. } => None,
         }
     }
@@ -93,8 +101,9 @@ pub struct Access {
     pub query_timeout: Duration,
     /// Certificate authorities (PEM) in addition to the system's.
     pub ca_file: Option<PathBuf>,
-    /// The cluster on whose servers a statement may run.
+    /// The cluster on which the tables were created.
     pub cluster: Option<String>,
+    pub topology: Topology,
 }
 
 #[derive(Clone)]
@@ -105,8 +114,10 @@ pub struct Warehouse {
     redactor: Redactor,
     database: String,
     query_timeout: Duration,
-    /// ` ON CLUSTER …`, or nothing.
-    on_cluster: String,
+    access: Arc<Access>,
+    connector: Connector,
+    /// Set once the tables exist. Shared by the clones.
+    layout: Arc<OnceLock<Layout>>,
 }
 
 impl Warehouse {
@@ -122,7 +133,7 @@ impl Warehouse {
 
     /// Creates a client for a URL, which shares no connections with others of the same connector.
     fn over(connector: Connector, access: &Access, url: &str, pins: Pins) -> Self {
-        let client = clickhouse::Client::with_http_client(http::client_with(connector))
+        let client = clickhouse::Client::with_http_client(http::client_with(connector.clone()))
             .with_url(url)
             .with_user(&access.user)
             .with_product_info("sluice", env!("CARGO_PKG_VERSION"))
@@ -137,11 +148,9 @@ impl Warehouse {
             redactor: Redactor::new(&access.secrets),
             database: access.database.clone(),
             query_timeout: access.query_timeout,
-            on_cluster: access
-                .cluster
-                .as_ref()
-                .map(|cluster| format!(" ON CLUSTER {}", sql::ident(cluster)))
-                .unwrap_or_default(),
+            access: Arc::new(access.clone()),
+            connector,
+            layout: Arc::default(),
         }
     }
 
@@ -214,6 +223,10 @@ impl Warehouse {
                     .with("mutations_sync", "2");
                 self.execute(&mutation, None, timeout).await
             }
+            // A replica is away, and deletes the rows when it is back.
+            Err(WarehouseError::Server {
+                code: UNFINISHED, ..
+            }) => Ok(()),
             outcome => outcome,
         }
     }
@@ -406,21 +419,29 @@ impl Warehouse {
         error
     }
 
-    /// Ends every statement whose query id starts with `prefix`, and waits for their end.
+    /// Ends every statement whose query id starts with `prefix`, and waits for their end. On
+    /// replicas, statements of a server that cannot be reached can remain
+    /// ([`Warehouse::kill_everywhere`]).
     pub async fn kill(&self, prefix: &str) -> Result<(), WarehouseError> {
-        let prefix = sql::string(prefix);
-        let kill = format!(
-            "KILL QUERY{} WHERE startsWith(query_id, {prefix}) SYNC",
-            self.on_cluster
-        );
-        let mut kill = Statement::new(kill);
-        if !self.on_cluster.is_empty() {
+        match self.replicas().await? {
+            Some(replicas) => self.kill_everywhere(replicas, prefix).await.map(drop),
+            None => self.kill_here(prefix).await,
+        }
+    }
+
+    /// Ends these statements on the server that responds, or on those of the configured cluster.
+    async fn kill_here(&self, prefix: &str) -> Result<(), WarehouseError> {
+        let Some(cluster) = &self.access.cluster else {
+            return self.run(&replicas::kill("", prefix)).await;
+        };
+        let on_cluster = format!(" ON CLUSTER {}", sql::ident(cluster));
+        let kill = Statement::new(replicas::kill(&on_cluster, prefix))
             // A profile may let it return before the other servers have executed it.
-            kill = kill.with("distributed_ddl_output_mode", "throw").with(
+            .with("distributed_ddl_output_mode", "throw")
+            .with(
                 "distributed_ddl_task_timeout",
                 self.query_timeout.as_secs().to_string(),
             );
-        }
         self.execute(&kill, None, self.query_timeout).await
     }
 

@@ -40,6 +40,12 @@ pub struct Server {
     uuid: String,
 }
 
+impl Server {
+    pub fn uuid(&self) -> &str {
+        &self.uuid
+    }
+}
+
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{} (UUID {})", self.host, self.port, self.uuid)
@@ -49,8 +55,16 @@ impl fmt::Display for Server {
 const IDENTITY: &str =
     "SELECT hostName() AS host, tcpPort() AS port, toString(serverUUID()) AS uuid";
 
+/// How many servers are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// The search ends with the second.
+    Second,
+    All,
+}
+
 /// Returns the servers that respond at the URL. Queries every address of its name, over several new
-/// connections, and stops at the second server.
+/// connections.
 ///
 /// An address that does not respond is ignored if another one does: `localhost` can have two
 /// addresses, and the server can listen on only one.
@@ -58,7 +72,7 @@ const IDENTITY: &str =
 /// # Errors
 ///
 /// Fails if no server responds in time.
-pub async fn servers(access: &Access) -> Result<BTreeSet<Server>, WarehouseError> {
+pub async fn servers(access: &Access, until: Found) -> Result<BTreeSet<Server>, WarehouseError> {
     let url = Url::parse(&access.url).map_err(unusable)?;
     let site = Site::of(access, &url)?;
     let addresses = addresses(&url, access.connect_timeout).await?;
@@ -78,7 +92,7 @@ pub async fn servers(access: &Access) -> Result<BTreeSet<Server>, WarehouseError
     let left: Vec<SocketAddr> = answering.iter().copied().cycle().take(left).collect();
     bounded(access.query_timeout, async {
         for some in left.chunks(AT_A_TIME) {
-            if found.len() > 1 {
+            if until == Found::Second && found.len() > 1 {
                 break;
             }
             let answers = join_all(some.iter().map(|address| site.ask(*address))).await;

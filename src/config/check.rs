@@ -189,6 +189,7 @@ fn check_clickhouse(clickhouse: &ClickHouseConfig, checks: &mut Checks) {
     if let Some(cluster) = &clickhouse.cluster {
         checks.name("clickhouse.cluster", cluster);
     }
+    checks.name("clickhouse.topology", &clickhouse.topology);
     checks.positive("clickhouse.connect_timeout", clickhouse.connect_timeout);
     checks.positive("clickhouse.query_timeout", clickhouse.query_timeout);
     checks.positive("clickhouse.insert_timeout", clickhouse.insert_timeout);

@@ -140,16 +140,21 @@ pub struct ClickHouseConfig {
     /// its statements. Leave it unset for a single server, and for ClickHouse Cloud.
     pub cluster: Option<String>,
 
-    /// The engines of the tables: `plain` MergeTree engines, or `replicated` ones. With
-    /// `replicated`, nothing is loaded unless `clickhouse.unproven` is `accept`. Choose before the
-    /// first `migrate`, which does not convert existing tables.
+    /// The engines of the tables: `plain` MergeTree engines, or `replicated` ones. Choose before
+    /// the first `migrate`, which does not convert existing tables.
     pub engine: TableEngine,
 
+    /// Which servers share the tables. `auto`: with replicated tables, the cluster in
+    /// `system.clusters` that lists their replicas (`clickhouse.cluster`, if it is set). `single`:
+    /// one server; Sluice does not look for others. Any other value is the name of the cluster.
+    /// Statements are killed on all of its servers.
+    pub topology: String,
+
     /// Whether `run`, `backfill` and `rejects replay` load although it is not proven that each
-    /// object is loaded once: with `Replicated*` or `Shared*` tables, on ClickHouse Cloud, and if
-    /// more than one server answers at `clickhouse.url`. `refuse`: they report the problem and load
-    /// nothing. `accept`: they warn and load, and rows can be loaded twice
-    /// ([guarantees](guarantees.md#under-which-settings)).
+    /// object is loaded once: on ClickHouse Cloud, with replicated tables whose servers cannot be
+    /// determined, and if servers answer at `clickhouse.url` that do not share the tables.
+    /// `refuse`: they report the problem and load nothing. `accept`: they warn and load, and rows
+    /// can be loaded twice ([guarantees](guarantees.md#under-which-settings)).
     pub unproven: Unproven,
 
     /// How long to wait for a connection, 1ms to 1d.

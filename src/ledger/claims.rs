@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::SystemTime;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use super::events::event;
@@ -12,6 +13,7 @@ use super::protocol::ClaimStatus;
 use super::{BATCHES_TABLE, Ledger, OBJECTS_TABLE};
 use crate::batch::{BatchId, ReadBy};
 use crate::clickhouse::WarehouseError;
+use crate::clickhouse::replicas::Barrier;
 use crate::object::{ObjectId, ObjectRef};
 use crate::sql;
 
@@ -43,7 +45,8 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// [`WarehouseError::Hidden`] if the ledger does not show the claims of the batch `excluding`.
+    /// [`WarehouseError::Hidden`] if the ledger does not show the claims of the batch `excluding`;
+    /// [`WarehouseError::Behind`] if it may not show all that others claimed before.
     pub async fn claim_statuses(
         &self,
         objects: &[ObjectId],
@@ -77,7 +80,7 @@ impl Ledger {
             "loaded OR NOT released",
         );
         let mut known: HashMap<ObjectId, ClaimStatus> = HashMap::new();
-        for row in self.warehouse.rows::<Row>(&sql).await? {
+        for row in self.claimed_rows::<Row>(excluding, &sql).await? {
             let status = known
                 .entry(ObjectId(row.object_id))
                 .or_insert(ClaimStatus::Free);
@@ -120,7 +123,7 @@ impl Ledger {
             without(superseded),
             id = sql::id(batch.0)
         );
-        let counts: Vec<Counts> = self.warehouse.rows(&sql).await?;
+        let counts: Vec<Counts> = self.claimed_rows(Some(batch), &sql).await?;
         let (own, others) = counts.first().map_or((0, 0), |it| (it.own, it.others));
         let written = objects.len() as u64;
         if own < written {
@@ -131,6 +134,26 @@ impl Ledger {
             });
         }
         Ok(others > 0)
+    }
+
+    /// Returns the rows of a query of the claims. For a batch that has claimed, it sees all claims
+    /// that others made before.
+    async fn claimed_rows<T: DeserializeOwned>(
+        &self,
+        claimed: Option<BatchId>,
+        sql: &str,
+    ) -> Result<Vec<T>, WarehouseError> {
+        let claim = match claimed {
+            Some(batch) if self.is_replicated().await? => Some(Barrier {
+                table: OBJECTS_TABLE,
+                condition: format!("batch_id = {}", sql::id(batch.0)),
+            }),
+            _ => None,
+        };
+        let tables = [OBJECTS_TABLE, BATCHES_TABLE];
+        self.warehouse
+            .rows_after(claim.as_ref(), &tables, sql)
+            .await
     }
 
     /// Returns the claim status of each object, in order, for a replay of its rejects: free, unless
@@ -158,7 +181,7 @@ impl Ledger {
                 "NOT released AND (NOT loaded OR (({IS_REPLAY} OR replaces) AND NOT cleaned))"
             ),
         );
-        let rows: Vec<Row> = self.warehouse.rows(&sql).await?;
+        let rows: Vec<Row> = self.claimed_rows(excluding, &sql).await?;
         let busy: HashMap<_, _> = rows
             .iter()
             .map(|row| (row.object_id, row.batch_id))

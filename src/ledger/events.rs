@@ -5,6 +5,7 @@ use tracing::debug;
 use uuid::Uuid;
 
 use super::drive::Fence;
+use super::permits::Permit;
 use super::{BATCHES_TABLE, Ledger};
 use crate::batch::BatchId;
 use crate::clickhouse::WarehouseError;
@@ -19,14 +20,17 @@ pub(super) mod event {
     pub(in crate::ledger) const LOADED: &str = "loaded";
     /// The rows that the batch supersedes, or the rejects that it has moved, are deleted.
     pub(in crate::ledger) const CLEANED: &str = "cleaned";
+    /// Belongs to no batch: a server that shows it has seen all that was written before.
+    pub(in crate::ledger) const BARRIER: &str = "barrier";
 }
 
 #[derive(Serialize)]
-struct BatchRow<'a> {
+pub(super) struct BatchRow<'a> {
     batch_id: Uuid,
     event: &'a str,
     attempt: u32,
     lease_seconds: u32,
+    statement_seconds: u32,
     worker: &'a str,
     reason: &'a str,
 }
@@ -40,7 +44,7 @@ impl Ledger {
     /// Runs `work` while renewing the lease, after every third of it.
     pub async fn leased<T>(&self, batch: BatchId, work: impl Future<Output = T>) -> T {
         let keep_lease = async {
-            let mut renewals = tokio::time::interval(self.lease / 3);
+            let mut renewals = tokio::time::interval(self.lease() / 3);
             renewals.tick().await;
             loop {
                 renewals.tick().await;
@@ -77,8 +81,10 @@ impl Ledger {
         struct First {
             mine: u8,
         }
+        let mark = self.mark();
         let fence = BatchRow {
             attempt,
+            reason: &mark,
             ..self.row(batch, event::FENCED)
         };
         self.write(batch, &[self.lease_row(batch), fence]).await?;
@@ -91,7 +97,12 @@ impl Ledger {
             sql::string(event::FENCED),
             id = sql::id(batch.0)
         );
-        let first: Vec<First> = self.warehouse.rows(&sql).await?;
+        let fence = self.marked(batch, &mark).await?;
+        let tables = [BATCHES_TABLE];
+        let first: Vec<First> = self
+            .warehouse
+            .rows_after(fence.as_ref(), &tables, &sql)
+            .await?;
         let hidden = WarehouseError::Hidden {
             table: BATCHES_TABLE,
             shown: 0,
@@ -119,16 +130,16 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// An error with [`FENCED_TEXT`] if this attempt is fenced.
+    /// An error with [`FENCED_TEXT`] if this attempt is fenced, or if the permit has expired.
     pub async fn record(
         &self,
-        batch: BatchId,
-        attempt: u32,
+        permit: &Permit,
         objects: usize,
         rows: u64,
         remark: &str,
     ) -> Result<(), WarehouseError> {
-        let guard = self.refusal(batch, attempt, &[event::RELEASED]);
+        let Permit { batch, attempt, .. } = *permit;
+        let guard = self.refusal(permit, &[event::RELEASED]);
         let sql = format!(
             "INSERT INTO {} (batch_id, event, attempt, worker, objects, rows, reason) \
              SELECT toUUID({id}), {}, {attempt}, {}, {objects}, {rows}, {} WHERE {}",
@@ -149,16 +160,18 @@ impl Ledger {
         self.write(batch, &[self.row(batch, event::CLEANED)]).await
     }
 
-    /// Returns the condition under which an insert of this attempt must not start, as SQL. An
+    /// Returns the condition under which an insert with this permit must not start, as SQL. An
     /// insert of a batch that is already loaded is late, and inserts nothing while the tables
     /// remember its token.
-    pub fn guard(&self, batch: BatchId, attempt: u32) -> String {
-        self.refusal(batch, attempt, &[event::RELEASED, event::LOADED])
+    pub fn guard(&self, permit: &Permit) -> String {
+        self.refusal(permit, &[event::RELEASED, event::LOADED])
     }
 
-    fn refusal(&self, batch: BatchId, attempt: u32, ended_by: &[&str]) -> String {
+    fn refusal(&self, permit: &Permit, ended_by: &[&str]) -> String {
+        let Permit { batch, attempt, .. } = *permit;
+        let expired = permit.expired();
         format!(
-            "(SELECT count() FROM {} WHERE batch_id = {id} AND \
+            "{expired}(SELECT count() FROM {} WHERE batch_id = {id} AND \
              (event IN ({}) OR (event = {} AND attempt >= {attempt}))) > 0",
             self.warehouse.table(BATCHES_TABLE),
             sql::strings(ended_by),
@@ -168,12 +181,13 @@ impl Ledger {
     }
 
     /// Returns the row of an event without attempt, lease and reason.
-    fn row<'a>(&'a self, batch: BatchId, event: &'a str) -> BatchRow<'a> {
+    pub(super) fn row<'a>(&'a self, batch: BatchId, event: &'a str) -> BatchRow<'a> {
         BatchRow {
             batch_id: batch.0,
             event,
             attempt: 0,
             lease_seconds: 0,
+            statement_seconds: 0,
             worker: &self.worker,
             reason: "",
         }
@@ -183,11 +197,24 @@ impl Ledger {
     fn lease_row(&self, batch: BatchId) -> BatchRow<'_> {
         BatchRow {
             lease_seconds: self.lease_seconds(),
+            statement_seconds: self.statement_seconds(),
             ..self.row(batch, event::LEASED)
         }
     }
 
-    async fn write(&self, batch: BatchId, rows: &[BatchRow<'_>]) -> Result<(), WarehouseError> {
+    /// Returns the lease row of this worker with a reason by which it can be recognised.
+    pub(super) fn marked_lease<'a>(&'a self, batch: BatchId, mark: &'a str) -> BatchRow<'a> {
+        BatchRow {
+            reason: mark,
+            ..self.lease_row(batch)
+        }
+    }
+
+    pub(super) async fn write(
+        &self,
+        batch: BatchId,
+        rows: &[BatchRow<'_>],
+    ) -> Result<(), WarehouseError> {
         self.of(batch).insert(BATCHES_TABLE, rows).await
     }
 }

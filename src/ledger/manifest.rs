@@ -41,6 +41,7 @@ struct ManifestRow<'a> {
     many_blocks: bool,
     supersedes: Vec<Uuid>,
     lease_seconds: u32,
+    statement_seconds: u32,
     worker: &'a str,
 }
 
@@ -63,6 +64,7 @@ impl<'a> ManifestRow<'a> {
             many_blocks: shape.many_blocks,
             supersedes: claim.supersedes.iter().map(|batch| batch.0).collect(),
             lease_seconds: 0,
+            statement_seconds: 0,
             worker: "",
         }
     }
@@ -124,6 +126,7 @@ impl Ledger {
             .iter()
             .map(|claim| ManifestRow {
                 lease_seconds: self.lease_seconds(),
+                statement_seconds: self.statement_seconds(),
                 worker: &self.worker,
                 ..ManifestRow::of(batch, claim, shape)
             })

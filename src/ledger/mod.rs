@@ -9,6 +9,7 @@ mod events;
 mod failures;
 pub mod history;
 mod manifest;
+mod permits;
 
 use std::time::Duration;
 
@@ -20,15 +21,10 @@ pub use claims::{Claims, Replacement, UnfinishedReplay};
 pub(crate) use claims::{IS_REPLAY, quoted_list};
 pub use failures::Failure;
 pub use manifest::{Manifest, ManifestEntry};
+pub use permits::{Permit, Stopped};
 pub use sluice_core::ledger::{drive, protocol};
 
-/// Has one row for each object of a batch: the manifest of each batch.
-pub const OBJECTS_TABLE: &str = "ledger_objects";
-/// Has one row for each event of a batch.
-pub const BATCHES_TABLE: &str = "ledger_batches";
-
-/// Has one row for each time that an object could not be loaded, with the reason.
-pub const FAILURES_TABLE: &str = "ledger_failures";
+pub use crate::statements::ddl::{BATCHES_TABLE, FAILURES_TABLE, OBJECTS_TABLE};
 
 /// The class of a row of [`FAILURES_TABLE`] that is not a failure, but dismisses the earlier
 /// failures of the object.
@@ -39,8 +35,17 @@ pub struct Ledger {
     warehouse: Warehouse,
     /// The worker's name in the ledger's rows, for human readers.
     worker: String,
-    lease: Duration,
+    times: LedgerTimes,
     env: Env,
+}
+
+/// The times by which other workers know when they may recover a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct LedgerTimes {
+    /// How long other workers must not touch a batch after its worker was last heard of.
+    pub lease: Duration,
+    /// How long a statement of a batch can run.
+    pub statement: Duration,
 }
 
 /// The claim of a batch on one object.
@@ -62,19 +67,23 @@ impl<'a> Claim<'a> {
 }
 
 impl Ledger {
-    /// Creates the ledger of a worker. `lease` is how long other workers must not touch a batch
-    /// after its worker was last heard of.
-    pub fn new(warehouse: Warehouse, worker: impl Into<String>, lease: Duration, env: Env) -> Self {
+    /// Creates the ledger of a worker.
+    pub fn new(
+        warehouse: Warehouse,
+        worker: impl Into<String>,
+        times: LedgerTimes,
+        env: Env,
+    ) -> Self {
         Self {
             warehouse,
             worker: worker.into(),
-            lease,
+            times,
             env,
         }
     }
 
     pub fn lease(&self) -> Duration {
-        self.lease
+        self.times.lease
     }
 
     /// Returns a client whose statements have the batch as their comment.
@@ -83,6 +92,14 @@ impl Ledger {
     }
 
     fn lease_seconds(&self) -> u32 {
-        u32::try_from(self.lease.as_secs()).unwrap_or(u32::MAX)
+        whole_seconds(self.times.lease)
     }
+
+    fn statement_seconds(&self) -> u32 {
+        whole_seconds(self.times.statement)
+    }
+}
+
+fn whole_seconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
 }

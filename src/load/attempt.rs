@@ -21,9 +21,9 @@ use crate::batch::{BatchId, ReadBy, StatementShape};
 use crate::clickhouse::WarehouseError;
 use crate::clickhouse::batch_rows::{Counted, Rejected, tables_of};
 use crate::clickhouse::error_class::{ErrorClass, classify};
-use crate::ledger::Claim;
 use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, RolledBack, Steps, drive};
-use crate::ledger::protocol::{Action, ClaimStatus, End, Run};
+use crate::ledger::protocol::{Action, ClaimStatus, End, Kill, Run};
+use crate::ledger::{Claim, Stopped};
 use crate::object::ObjectRef;
 use crate::statements::RejectKind;
 use crate::statements::select::{BLANK, Target};
@@ -54,6 +54,8 @@ pub(super) struct BatchRun<'a, P: Ports> {
     /// The rows that the insert has written, as counted.
     pub(super) read: Vec<Counted>,
     pub(super) is_claimed: bool,
+    /// Whether a statement of the batch may be running although nobody waits for it.
+    is_in_doubt: bool,
     /// Part of the manifest: a retry must produce the same statements and the same blocks.
     pub(super) shape: StatementShape,
     /// The content that was read is not what was requested: the batch is rolled back even if it is
@@ -70,7 +72,9 @@ pub(super) struct BatchRun<'a, P: Ports> {
 }
 
 /// How long the server has to report that a statement timed out.
-const ANSWER_AFTER_TIMEOUT: Duration = Duration::from_secs(15);
+pub(crate) const ANSWER_AFTER_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often a server that does not respond is tried again.
+const STOP_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 impl<'a, P: Ports> BatchRun<'a, P> {
     /// Creates a run that has no results yet.
@@ -99,6 +103,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
             failures_alone: 0,
             read: Vec::new(),
             is_claimed: false,
+            is_in_doubt: false,
             shape,
             rollback_only: false,
             left_in_views: None,
@@ -218,18 +223,18 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         if let Some(fault) = self.prove().await? {
             return Ok(fault);
         }
-        let loader = self.loader;
-        let guard = loader.parts.ledger.guard(self.batch, attempt);
         let begun = Instant::now();
         let outcome = tokio::select! {
             biased;
             () = self.cancel.cancelled() => return Err(Cancelled),
-            outcome = self.admitted(&guard, query_id) => outcome,
+            outcome = self.admitted(attempt, query_id) => outcome,
         };
         let Err(error) = outcome else {
             self.answered();
             return self.after_success(attempt, begun).await;
         };
+        // Only ClickHouse's own error shows that the statement has ended.
+        self.is_in_doubt |= error.code().is_none();
         match self.diagnose(&error).await? {
             ErrorClass::Fenced => {
                 self.answered();
@@ -313,32 +318,45 @@ impl<'a, P: Ports> BatchRun<'a, P> {
     }
 
     /// Runs the insert as soon as the breaker admits it.
-    async fn admitted(&self, guard: &str, query_id: &str) -> Result<(), WarehouseError> {
+    async fn admitted(&self, attempt: u32, query_id: &str) -> Result<(), WarehouseError> {
         let loader = self.loader;
         let leased = loader.parts.ledger.leased(self.batch, async {
             loader.parts.breaker.admit(Scope::Inserts).await;
             let begun = Instant::now();
-            let done = self.execute(guard, query_id).await;
+            let done = self.execute(attempt, query_id).await;
             metrics::insert_duration(begun.elapsed());
             done
         });
         leased.await
     }
 
-    async fn execute(&self, guard: &str, query_id: &str) -> Result<(), WarehouseError> {
-        let LoadParts { tables, store, .. } = &self.loader.parts;
+    async fn execute(&self, attempt: u32, query_id: &str) -> Result<(), WarehouseError> {
+        let LoadParts {
+            ledger,
+            tables,
+            store,
+            ..
+        } = &self.loader.parts;
         // The server's own limit is shorter, so that its response shows that the statement has
         // ended.
         let timeout = self.loader.config.insert_timeout + ANSWER_AFTER_TIMEOUT;
         let objects = self.objects();
-        let insert = Insert {
-            batch: self.batch,
-            objects: &objects,
-            shape: self.shape,
-            guard,
+        let statements = async || {
+            let permit = ledger.permit(self.batch, attempt).await?;
+            let insert = Insert {
+                batch: self.batch,
+                objects: &objects,
+                shape: self.shape,
+                guard: &ledger.guard(&permit),
+            };
+            Ok::<_, WarehouseError>((tables.statements(&insert).await?, permit))
         };
-        let statements = tables.statements(&insert).await?;
-        for (index, statement) in statements.into_iter().enumerate() {
+        let (mut permitted, mut permit) = statements().await?;
+        for index in 0..permitted.len() {
+            if !permit.is_valid() {
+                (permitted, permit) = statements().await?;
+            }
+            let statement = &permitted[index];
             let query_id = match index {
                 0 => query_id.to_owned(),
                 _ => format!("{query_id}-{index}"),
@@ -346,24 +364,61 @@ impl<'a, P: Ports> BatchRun<'a, P> {
             let span = trace::statement(&query_id);
             if self.shape.read_by == ReadBy::Stream {
                 let body = stream::body(store, &objects);
-                let stream = tables.stream(&statement, body, &query_id, timeout);
+                let stream = tables.stream(statement, body, &query_id, timeout);
                 stream.instrument(span).await?;
             } else {
-                let execute = tables.execute(&statement, &query_id, timeout);
+                let execute = tables.execute(statement, &query_id, timeout);
                 execute.instrument(span).await?;
             }
         }
         Ok(())
     }
 
+    /// Stops the statements of the batch on every server. Where a server cannot be reached, waits
+    /// until its statements must have ended.
+    async fn stop(&self) -> Result<(), Cancelled> {
+        let ledger = &self.loader.parts.ledger;
+        let stop = async {
+            let mut is_waiting = false;
+            loop {
+                let stopped = self.ledger_call(|| ledger.stop(self.batch)).await?;
+                let Stopped::After { remaining, why } = stopped else {
+                    return Ok(());
+                };
+                if !is_waiting {
+                    is_waiting = true;
+                    warn!(
+                        seconds = remaining.as_secs(),
+                        error = why,
+                        "a statement of the batch may be running on a server that does not \
+                         respond; waiting until it must have ended"
+                    );
+                }
+                let pause = remaining.min(STOP_AGAIN_AFTER);
+                tokio::select! {
+                    biased;
+                    () = self.cancel.cancelled() => return Err(Cancelled),
+                    () = tokio::time::sleep(pause) => {}
+                }
+            }
+        };
+        ledger.leased(self.batch, stop).await
+    }
+
     /// Stores the counts of the batch, and returns whether the tables have these rows. `since` is
     /// that of [`BatchTables::are_complete`].
     async fn are_tables_complete(&mut self, since: Option<Instant>) -> Result<bool, Cancelled> {
-        let tables = &self.loader.parts.tables;
+        let LoadParts { ledger, tables, .. } = &self.loader.parts;
         let (batch, many_blocks) = (self.batch, self.shape.many_blocks);
         let (contents, are_complete) = self
             .ledger_call(|| async {
-                let contents = tables.contents(batch).await?;
+                let mut contents = tables.contents(batch, None).await?;
+                let is_only_attempt = since.is_some() && !many_blocks;
+                if !(is_only_attempt && contents.are_proof())
+                    && let Some(barrier) = ledger.barrier().await?
+                {
+                    contents = tables.contents(batch, Some(&barrier)).await?;
+                }
                 let complete = tables.are_complete(batch, &contents, many_blocks, since);
                 let are_complete = complete.await?;
                 Ok((contents, are_complete))
@@ -462,9 +517,14 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
         self.insert_as(attempt, &query_id).instrument(span).await
     }
 
-    async fn kill(&mut self) -> Result<(), Cancelled> {
-        self.ledger_call(|| self.loader.parts.tables.kill(self.batch))
-            .await
+    async fn kill(&mut self, purpose: Kill) -> Result<(), Cancelled> {
+        match purpose {
+            Kill::Confirmed if self.is_in_doubt => self.stop().await,
+            Kill::Confirmed | Kill::BestEffort => {
+                self.ledger_call(|| self.loader.parts.tables.kill(self.batch))
+                    .await
+            }
+        }
     }
 
     async fn fence(&mut self, attempt: u32) -> Result<Fence, Cancelled> {
@@ -473,8 +533,12 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
     }
 
     async fn has_rows(&mut self) -> Result<bool, Cancelled> {
-        self.ledger_call(|| self.loader.parts.tables.has_any(self.batch))
-            .await
+        let LoadParts { ledger, tables, .. } = &self.loader.parts;
+        self.ledger_call(|| async {
+            let barrier = ledger.barrier().await?;
+            tables.has_any(self.batch, barrier.as_ref()).await
+        })
+        .await
     }
 
     /// Returns whether every table has the rows of the batch, so that only the record is missing:
@@ -491,10 +555,8 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
     /// Deletes the rows of a batch that cannot be completed.
     async fn roll_back(&mut self) -> Result<RolledBack, Cancelled> {
         // The batch cannot be recorded any more. If it was recorded before, its rows stay.
-        let manifest = self
-            .ledger_call(|| self.loader.parts.ledger.manifest(self.batch))
-            .await?;
-        if manifest.is_none() {
+        let has_ended = self.ledger_call(|| self.loader.parts.ledger.has_ended(self.batch));
+        if has_ended.await? {
             return Ok(RolledBack::Ended);
         }
         warn!("rolling back a batch that cannot be completed");
@@ -541,7 +603,8 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
         let waiver = self.waiver();
         let recorded = self
             .ledger_call(|| async {
-                let record = ledger.record(self.batch, attempt, objects, total, &waiver);
+                let permit = ledger.permit(self.batch, attempt).await?;
+                let record = ledger.record(&permit, objects, total, &waiver);
                 match record.await {
                     Err(error) if classify(&error) == ErrorClass::Fenced => Ok(false),
                     other => other.map(|()| true),
@@ -631,6 +694,7 @@ impl<P: Ports> Loader<P> {
             .collect();
         let mut batch_run = BatchRun::new(self, cancel, batch, items, manifest.shape);
         batch_run.is_claimed = true;
+        batch_run.is_in_doubt = true;
         let is_same_plan = manifest.shape.plan == self.planner().plan_id();
         if !is_same_plan {
             warn!("{}; reloading its objects", FailureCause::OtherPlan);

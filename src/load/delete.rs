@@ -3,7 +3,7 @@
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::ports::{BatchTables, Ports, Rows};
+use super::ports::{BatchTables, LedgerStore, Ports, Rows};
 use super::{Cancelled, Loader};
 use crate::statements::select::Target;
 
@@ -18,9 +18,15 @@ impl<P: Ports> Loader<P> {
         let table = target.table();
         // The timeout of a small statement is too short for a mutation of many parts.
         let timeout = self.config.insert_timeout;
+        // A replica that lags could show none of them.
+        let barrier = self.retry_until_ok(cancel, || self.parts.ledger.barrier());
+        let barrier = barrier.await?;
         let mut tries = 0;
         loop {
-            let has_rows = self.retry_until_ok(cancel, || self.parts.tables.has_rows(table, rows));
+            let has_rows = self.retry_until_ok(cancel, || {
+                let tables = &self.parts.tables;
+                tables.has_rows(table, rows, barrier.as_ref())
+            });
             if !has_rows.await? {
                 return Ok(());
             }

@@ -43,6 +43,7 @@ pub use sluice_core::outcome::{FailureClass, Outcome, Outcomes};
 use crate::clickhouse::error_class::{
     ErrorClass, classify, diagnosis, is_bucket_missing, is_missing, with_advice,
 };
+pub(crate) use attempt::ANSWER_AFTER_TIMEOUT;
 use attempt::BatchRun;
 use breaker::{Breaker, ProbeGuard, Scope};
 use cause::{BatchFailure, FailureCause};

@@ -10,11 +10,14 @@ use super::truncation::Truncation;
 use crate::batch::{BatchId, StatementShape};
 use crate::clickhouse::batch_rows::{Contents, Rejected};
 use crate::clickhouse::failing_view::Failing;
+use crate::clickhouse::replicas::Barrier;
 use crate::clickhouse::{Statement, WarehouseError};
 use crate::event_types::{Column, EventType};
 use crate::ledger::drive::Fence;
 use crate::ledger::protocol::ClaimStatus;
-use crate::ledger::{Claim, Claims, Failure, Ledger, Manifest, ManifestEntry, Replacement};
+use crate::ledger::{
+    Claim, Claims, Failure, Ledger, Manifest, ManifestEntry, Permit, Replacement, Stopped,
+};
 use crate::load::empty_columns::Seen;
 use crate::load::tables::ClickHouseTables;
 use crate::object::{Compression, ObjectId, ObjectRef};
@@ -67,14 +70,21 @@ pub trait LedgerStore: Send + Sync + 'static {
         work: impl Future<Output = T> + Send,
     ) -> impl Future<Output = T> + Send;
 
-    fn guard(&self, batch: BatchId, attempt: u32) -> String;
+    fn permit(&self, batch: BatchId, attempt: u32) -> impl Future<Output = Answer<Permit>> + Send;
+
+    fn guard(&self, permit: &Permit) -> String;
+
+    fn barrier(&self) -> impl Future<Output = Answer<Option<Barrier>>> + Send;
 
     fn fence(&self, batch: BatchId, attempt: u32) -> impl Future<Output = Answer<Fence>> + Send;
 
+    fn stop(&self, batch: BatchId) -> impl Future<Output = Answer<Stopped>> + Send;
+
+    fn has_ended(&self, batch: BatchId) -> impl Future<Output = Answer<bool>> + Send;
+
     fn record(
         &self,
-        batch: BatchId,
-        attempt: u32,
+        permit: &Permit,
         objects: usize,
         rows: u64,
         reason: &str,
@@ -157,14 +167,23 @@ pub trait BatchTables: Send + Sync + 'static {
         timeout: Duration,
     ) -> impl Future<Output = Answer<()>> + Send;
 
-    /// Kills every statement of a batch, and waits until none is running.
+    /// Kills every statement of a batch on the servers that can be reached, and waits until none is
+    /// running there.
     fn kill(&self, batch: BatchId) -> impl Future<Output = Answer<()>> + Send;
 
-    /// Returns whether any table has a row of a batch.
-    fn has_any(&self, batch: BatchId) -> impl Future<Output = Answer<bool>> + Send;
+    /// Returns whether any table has a row of a batch that was inserted before the barrier.
+    fn has_any(
+        &self,
+        batch: BatchId,
+        after: Option<&Barrier>,
+    ) -> impl Future<Output = Answer<bool>> + Send;
 
-    /// Returns the contents of the tables for a batch.
-    fn contents(&self, batch: BatchId) -> impl Future<Output = Answer<Contents>> + Send;
+    /// Returns the contents of the tables for a batch: all that was inserted before the barrier.
+    fn contents(
+        &self,
+        batch: BatchId,
+        after: Option<&Barrier>,
+    ) -> impl Future<Output = Answer<Contents>> + Send;
 
     /// Returns whether the tables have all rows of a batch. See
     /// [`BatchRows::are_complete`](crate::clickhouse::batch_rows::BatchRows::are_complete).
@@ -189,7 +208,13 @@ pub trait BatchTables: Send + Sync + 'static {
     /// Returns a description of the rows that a deletion of the batch does not reach.
     fn left_in_views(&self, batch: BatchId) -> impl Future<Output = Answer<Option<String>>> + Send;
 
-    fn has_rows(&self, table: &str, rows: Rows<'_>) -> impl Future<Output = Answer<bool>> + Send;
+    /// Returns whether a table has any of these rows that were inserted before the barrier.
+    fn has_rows(
+        &self,
+        table: &str,
+        rows: Rows<'_>,
+        after: Option<&Barrier>,
+    ) -> impl Future<Output = Answer<bool>> + Send;
 
     /// Returns whether the server is executing exactly this deletion.
     fn is_deleting(&self, table: &str, rows: Rows<'_>) -> impl Future<Output = bool> + Send;
@@ -294,23 +319,32 @@ impl LedgerStore for Ledger {
         self.leased(batch, work).await
     }
 
-    fn guard(&self, batch: BatchId, attempt: u32) -> String {
-        self.guard(batch, attempt)
+    async fn permit(&self, batch: BatchId, attempt: u32) -> Answer<Permit> {
+        self.permit(batch, attempt).await
+    }
+
+    fn guard(&self, permit: &Permit) -> String {
+        self.guard(permit)
+    }
+
+    async fn barrier(&self) -> Answer<Option<Barrier>> {
+        self.barrier().await
     }
 
     async fn fence(&self, batch: BatchId, attempt: u32) -> Answer<Fence> {
         self.fence(batch, attempt).await
     }
 
-    async fn record(
-        &self,
-        batch: BatchId,
-        attempt: u32,
-        objects: usize,
-        rows: u64,
-        reason: &str,
-    ) -> Answer<()> {
-        self.record(batch, attempt, objects, rows, reason).await
+    async fn stop(&self, batch: BatchId) -> Answer<Stopped> {
+        self.stop(batch).await
+    }
+
+    async fn has_ended(&self, batch: BatchId) -> Answer<bool> {
+        self.has_ended(batch).await
+    }
+
+    async fn record(&self, permit: &Permit, objects: usize, rows: u64, reason: &str) -> Answer<()> {
+        self.record(permit, objects, rows, reason).await
     }
 
     async fn release(&self, batch: BatchId, reason: &str) -> Answer<()> {

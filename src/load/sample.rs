@@ -9,6 +9,7 @@ use super::Loader;
 use super::ports::{BatchTables, Insert, LedgerStore, Ports};
 use crate::batch::{BatchId, ReadBy, StatementShape};
 use crate::clickhouse::WarehouseError;
+use crate::ledger::Permit;
 use crate::object::{ObjectParts, ObjectRef};
 use crate::statements::framing::Framer;
 
@@ -29,7 +30,7 @@ impl<P: Ports> Loader<P> {
         });
         let mut body = Vec::new();
         Framer::new(0).frame(b"\n", &mut body);
-        let guard = self.parts.ledger.guard(batch, 1);
+        let guard = self.parts.ledger.guard(&Permit::unlimited(batch, 1));
         let insert = Insert {
             batch,
             objects: &[&object],

@@ -15,6 +15,7 @@ use super::truncation::{Truncation, Truncations};
 use crate::batch::BatchId;
 use crate::clickhouse::batch_rows::{BatchRows, Contents, Rejected};
 use crate::clickhouse::failing_view::Failing;
+use crate::clickhouse::replicas::Barrier;
 use crate::clickhouse::{Statement, Warehouse, WarehouseError};
 use crate::event_types::{Column, EventType};
 use crate::ledger::{BATCHES_TABLE, ManifestEntry};
@@ -105,12 +106,20 @@ impl BatchTables for ClickHouseTables {
         self.warehouse.kill(&batch.to_string()).await
     }
 
-    async fn has_any(&self, batch: BatchId) -> Result<bool, WarehouseError> {
-        self.rows(batch).any().await
+    async fn has_any(
+        &self,
+        batch: BatchId,
+        after: Option<&Barrier>,
+    ) -> Result<bool, WarehouseError> {
+        self.rows(batch).any(after).await
     }
 
-    async fn contents(&self, batch: BatchId) -> Result<Contents, WarehouseError> {
-        self.rows(batch).contents().await
+    async fn contents(
+        &self,
+        batch: BatchId,
+        after: Option<&Barrier>,
+    ) -> Result<Contents, WarehouseError> {
+        self.rows(batch).contents(after).await
     }
 
     async fn are_complete(
@@ -149,8 +158,16 @@ impl BatchTables for ClickHouseTables {
         self.rows(batch).left_in_views().await
     }
 
-    async fn has_rows(&self, table: &str, rows: Rows<'_>) -> Result<bool, WarehouseError> {
-        self.warehouse.has_rows(table, &condition(rows)).await
+    async fn has_rows(
+        &self,
+        table: &str,
+        rows: Rows<'_>,
+        after: Option<&Barrier>,
+    ) -> Result<bool, WarehouseError> {
+        let condition = condition(rows);
+        self.warehouse
+            .has_rows_after(after, table, &condition)
+            .await
     }
 
     async fn is_deleting(&self, table: &str, rows: Rows<'_>) -> bool {

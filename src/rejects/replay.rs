@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::time::Instant;
+use tracing::debug;
 
 use crate::Env;
 use crate::batch::{BatchId, StatementShape};
@@ -17,8 +18,8 @@ use crate::clickhouse::batch_rows::{BatchRows, Counted};
 use crate::clickhouse::error_class::{ErrorClass, classify};
 use crate::clickhouse::{Statement, Warehouse, WarehouseError};
 use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, RolledBack, Steps, drive};
-use crate::ledger::protocol::{Action, ClaimStatus, End, Run};
-use crate::ledger::{Claim, Ledger};
+use crate::ledger::protocol::{Action, ClaimStatus, End, Kill, Run};
+use crate::ledger::{Claim, Ledger, Stopped};
 use crate::object::{ObjectParts, ObjectRef};
 use crate::rejects::{Page, RejectKind};
 use crate::sql;
@@ -26,6 +27,9 @@ use crate::statements::ddl::REPLAYED;
 use crate::statements::insert::Planner;
 use crate::statements::select::Target;
 use crate::util::failpoint;
+
+/// How often a server that does not respond is tried again.
+const STOP_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// Moves pages of rejects.
 pub struct Replayer {
@@ -263,7 +267,8 @@ impl<'a> RejectReplay<'a> {
     /// `since`.
     async fn are_tables_complete(&self, since: Option<Instant>) -> Result<bool, WarehouseError> {
         let rows = self.rows();
-        let contents = rows.contents().await?;
+        let barrier = self.replayer.ledger.barrier().await?;
+        let contents = rows.contents(barrier.as_ref()).await?;
         let complete = rows.are_complete(&contents, self.shape.many_blocks, since);
         Ok(!self.has_row_count_mismatch && !contents.counted.is_empty() && complete.await?)
     }
@@ -296,7 +301,12 @@ impl<'a> RejectReplay<'a> {
             timeout,
             ..
         } = self.replayer;
-        while warehouse.has_rows(table, condition).await? {
+        // A replica that lags could show none of them.
+        let barrier = ledger.barrier().await?;
+        while warehouse
+            .has_rows_after(barrier.as_ref(), table, condition)
+            .await?
+        {
             let delete = warehouse.delete(table, condition, *timeout);
             ledger.leased(self.batch, delete).await?;
         }
@@ -355,14 +365,23 @@ impl Steps for RejectReplay<'_> {
             ledger, planner, ..
         } = self.replayer;
         let begun = Instant::now();
-        let guard = ledger.guard(self.batch, attempt);
-        let objects = self.listed();
-        let snapshot = self
-            .lines
-            .map(|lines| planner.snapshot(self.batch, &objects, lines, &guard));
-        let inserts = planner.inserts(self.batch, &objects, self.shape, &guard);
-        for statement in snapshot.iter().chain(&inserts) {
-            match self.execute(statement, attempt).await {
+        let statements = async || {
+            let permit = ledger.permit(self.batch, attempt).await?;
+            let guard = ledger.guard(&permit);
+            let objects = self.listed();
+            let snapshot = self
+                .lines
+                .map(|lines| planner.snapshot(self.batch, &objects, lines, &guard));
+            let inserts = planner.inserts(self.batch, &objects, self.shape, &guard);
+            let statements: Vec<_> = snapshot.into_iter().chain(inserts).collect();
+            Ok::<_, WarehouseError>((statements, permit))
+        };
+        let (mut permitted, mut permit) = statements().await?;
+        for index in 0..permitted.len() {
+            if !permit.is_valid() {
+                (permitted, permit) = statements().await?;
+            }
+            match self.execute(&permitted[index], attempt).await {
                 Err(error) if classify(&error) == ErrorClass::Fenced => {
                     return Ok(Inserted::Fenced);
                 }
@@ -382,9 +401,21 @@ impl Steps for RejectReplay<'_> {
         Ok(Inserted::Committed)
     }
 
-    async fn kill(&mut self) -> Result<(), WarehouseError> {
-        let warehouse = &self.replayer.warehouse;
-        warehouse.kill(&self.batch.to_string()).await
+    async fn kill(&mut self, purpose: Kill) -> Result<(), WarehouseError> {
+        let Replayer {
+            warehouse, ledger, ..
+        } = self.replayer;
+        if purpose == Kill::BestEffort {
+            return warehouse.kill(&self.batch.to_string()).await;
+        }
+        let stop = async {
+            while let Stopped::After { remaining, why } = ledger.stop(self.batch).await? {
+                debug!(error = why, "waiting until statements must have ended");
+                tokio::time::sleep(remaining.min(STOP_AGAIN_AFTER)).await;
+            }
+            Ok(())
+        };
+        ledger.leased(self.batch, stop).await
     }
 
     async fn fence(&mut self, attempt: u32) -> Result<Fence, WarehouseError> {
@@ -392,7 +423,8 @@ impl Steps for RejectReplay<'_> {
     }
 
     async fn has_rows(&mut self) -> Result<bool, WarehouseError> {
-        self.rows().any().await
+        let barrier = self.replayer.ledger.barrier().await?;
+        self.rows().any(barrier.as_ref()).await
     }
 
     async fn is_complete(&mut self) -> Result<bool, WarehouseError> {
@@ -405,7 +437,7 @@ impl Steps for RejectReplay<'_> {
             ledger, planner, ..
         } = self.replayer;
         // The batch cannot be recorded any more. If it was recorded before, its rows stay.
-        if ledger.manifest(self.batch).await?.is_none() {
+        if ledger.has_ended(self.batch).await? {
             return Ok(RolledBack::Ended);
         }
         self.left_in_views = self.rows().left_in_views().await?;
@@ -426,12 +458,15 @@ impl Steps for RejectReplay<'_> {
 
     async fn record(&mut self, attempt: u32) -> Result<Recorded, WarehouseError> {
         let mut moved: BTreeMap<String, u64> = BTreeMap::new();
-        for Counted { kind, rows, .. } in self.rows().contents().await?.counted {
+        let ledger = &self.replayer.ledger;
+        let barrier = ledger.barrier().await?;
+        let contents = self.rows().contents(barrier.as_ref()).await?;
+        for Counted { kind, rows, .. } in contents.counted {
             *moved.entry(kind).or_default() += rows;
         }
         let (objects, rows) = (self.objects.len(), moved.values().sum());
-        let ledger = &self.replayer.ledger;
-        match ledger.record(self.batch, attempt, objects, rows, "").await {
+        let permit = ledger.permit(self.batch, attempt).await?;
+        match ledger.record(&permit, objects, rows, "").await {
             Err(error) if classify(&error) == ErrorClass::Fenced => return Ok(Recorded::Fenced),
             other => other?,
         }

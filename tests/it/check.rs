@@ -2,6 +2,7 @@
 
 use aws_sdk_sqs::types::{MessageSystemAttributeName, QueueAttributeName};
 use serde_json::Value;
+use sluice::clickhouse::replicas::Topology;
 use sluice::clickhouse::{Access, Warehouse};
 use sluice::config::{Secret, SecretSource};
 use sluice_testkit::xapi::Generator;
@@ -21,6 +22,7 @@ fn access_as(url: &str, user: &str, database: &str) -> Access {
         query_timeout: BOUND,
         ca_file: None,
         cluster: None,
+        topology: Topology::Auto,
     }
 }
 

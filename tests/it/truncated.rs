@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use sluice::clickhouse::replicas::Topology;
 use sluice::clickhouse::{Access, Warehouse};
 use sluice::config::{Secret, SecretSource};
 use sluice::load::truncation::{Truncation, Truncations};
@@ -211,6 +212,7 @@ async fn the_compressions_whose_truncation_is_noticed_are_known() {
         query_timeout: std::time::Duration::from_secs(60),
         ca_file: None,
         cluster: None,
+        topology: Topology::Auto,
     };
     let warehouse = Warehouse::connect(&access).unwrap();
     let truncations = Truncations::default();

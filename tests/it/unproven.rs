@@ -131,12 +131,6 @@ async fn replicated_tables_are_refused_unless_accepted() {
     let new_sluice = || Sluice::new(stack, &site).set("clickhouse.url", clickhouse.url());
     new_sluice().migrate();
 
-    let configured = new_sluice().set("clickhouse.engine", "replicated");
-    let found = "`clickhouse.engine` is `replicated`";
-    assert_refused(&configured, &site, found);
-    let (result, detail) = check(&configured, "replication");
-    assert!(result == "fail" && detail.contains(found), "{detail}");
-
     replicate_a_table(&clickhouse, &site).await;
     site.put("a.jsonl", line("a")).await.unwrap();
     let found = "table ledger_failures";

@@ -28,6 +28,14 @@ pub const LANDING_PREFIX: &str = "landing_";
 /// The table with the snapshots of replays, by the batch that moves the lines.
 pub const REPLAYED: &str = "replayed_lines";
 
+/// The ledger's table with one row for each object of a batch: the manifest of each batch.
+pub const OBJECTS_TABLE: &str = "ledger_objects";
+/// The ledger's table with one row for each event of a batch.
+pub const BATCHES_TABLE: &str = "ledger_batches";
+/// The ledger's table with one row for each time that an object could not be loaded, with the
+/// reason.
+pub const FAILURES_TABLE: &str = "ledger_failures";
+
 /// How the tables are laid out on the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SchemaOptions {
@@ -466,7 +474,7 @@ fn object_rows(options: &SchemaOptions) -> Table {
 /// Returns the table of manifests, which is looked up by object before every batch.
 fn ledger_objects() -> Table {
     Table {
-        name: "ledger_objects".to_owned(),
+        name: OBJECTS_TABLE.to_owned(),
         columns: vec![
             TableColumn::new("object_id", "UUID"),
             TableColumn::new("bucket", WORD),
@@ -483,6 +491,7 @@ fn ledger_objects() -> Table {
             TableColumn::with("read_by", WORD, "DEFAULT 's3'"),
             TableColumn::new("supersedes", "Array(UUID)"),
             TableColumn::new("lease_seconds", "UInt32"),
+            TableColumn::new("statement_seconds", "UInt32"),
             TableColumn::new("worker", WORD),
             TableColumn::with("sealed_at", TIME, NOW),
         ],
@@ -497,12 +506,13 @@ fn ledger_objects() -> Table {
 
 fn ledger_batches() -> Table {
     Table {
-        name: "ledger_batches".to_owned(),
+        name: BATCHES_TABLE.to_owned(),
         columns: vec![
             TableColumn::new("batch_id", "UUID"),
             TableColumn::new("event", WORD),
             TableColumn::new("attempt", "UInt32"),
             TableColumn::new("lease_seconds", "UInt32"),
+            TableColumn::new("statement_seconds", "UInt32"),
             TableColumn::new("worker", WORD),
             TableColumn::new("objects", "UInt32"),
             TableColumn::new("rows", "UInt64"),
@@ -520,7 +530,7 @@ fn ledger_batches() -> Table {
 
 fn ledger_failures(options: &SchemaOptions) -> Table {
     Table {
-        name: "ledger_failures".to_owned(),
+        name: FAILURES_TABLE.to_owned(),
         columns: vec![
             TableColumn::new("object_id", "UUID"),
             TableColumn::new("bucket", WORD),

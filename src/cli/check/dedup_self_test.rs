@@ -13,7 +13,7 @@ use super::report::Check;
 use crate::batch::{BatchId, ReadBy, StatementShape};
 use crate::clickhouse::{Statement, Warehouse, WarehouseError};
 use crate::event_types::Catalog;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Permit};
 use crate::object::{ObjectParts, ObjectRef};
 use crate::sql;
 use crate::statements::ddl::{SchemaOptions, tables, views};
@@ -198,7 +198,7 @@ impl<'a> SelfTest<'a> {
     async fn load(&self, load: u64) -> Result<(), WarehouseError> {
         let batch = BatchId::new(self.env);
         let object = object(load);
-        let guard = self.ledger.guard(batch, 1);
+        let guard = self.ledger.guard(&Permit::unlimited(batch, 1));
         let inserts = self.planner.inserts(
             batch,
             &[&object],

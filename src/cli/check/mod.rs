@@ -9,8 +9,6 @@ mod report;
 mod storage;
 mod topology;
 
-use std::time::Duration;
-
 use anyhow::ensure;
 
 use super::app::{App, region};
@@ -88,7 +86,7 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
         clickhouse_answers: version.is_some(),
         accept_unproven: app.accept_unproven(),
     };
-    let ledger = Ledger::new(warehouse.clone(), "check", Duration::ZERO, app.env.clone());
+    let ledger = app.ledger_of("check", warehouse.clone());
     let samples = samples(arguments, &ledger).await;
     if samples.is_empty() {
         checks.extend(nothing_to_read());

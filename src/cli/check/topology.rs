@@ -1,11 +1,11 @@
-//! Checks that ClickHouse is one server with plain tables, on which loading each object once is
-//! proven.
+//! Checks that ClickHouse is set up so that loading each object once is proven.
 
 use super::clickhouse::{NO_CLICKHOUSE, failed};
 use super::report::Check;
 use crate::cli::preflight::Preflight;
 use crate::cli::topology::{ADVICE, Finding};
 use crate::clickhouse::WarehouseError;
+use crate::clickhouse::replicas::Replicas;
 use crate::config::Unproven;
 
 const REPLICATION: &str = "replication";
@@ -14,19 +14,17 @@ const SERVERS: &str = "servers";
 /// Checks for set-ups that `run` refuses unless the configuration accepts them.
 pub(super) async fn check(preflight: &Preflight, unproven: Unproven) -> [Check; 2] {
     let topology = preflight.topology();
+    let (tables, servers) = match topology.replicas().await {
+        Ok(Some(Replicas { cluster, count })) => (
+            format!("replicated tables on the {count} servers of cluster {cluster}"),
+            format!("every server that answers belongs to cluster {cluster}"),
+        ),
+        // An error is reported by the checks.
+        Ok(None) | Err(_) => ("plain tables".to_owned(), "one server answers".to_owned()),
+    };
     [
-        judge(
-            REPLICATION,
-            "plain tables",
-            topology.replication().await,
-            unproven,
-        ),
-        judge(
-            SERVERS,
-            "one server answers",
-            topology.servers().await,
-            unproven,
-        ),
+        judge(REPLICATION, &tables, topology.replication().await, unproven),
+        judge(SERVERS, &servers, topology.servers().await, unproven),
     ]
 }
 
