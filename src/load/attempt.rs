@@ -16,6 +16,7 @@ use super::breaker::{ProbeGuard, Scope};
 use super::cause::{BatchFailure, FailureCause};
 use super::ports::{BatchTables, Insert, LedgerStore, Ports, Rows};
 use super::views::Successes;
+use super::waiting::Waiting;
 use super::{Cancelled, LoadParts, Loader, Outcome, Outcomes, PendingObject, RetryPolicy, stream};
 use crate::batch::{BatchId, ReadBy, StatementShape};
 use crate::clickhouse::WarehouseError;
@@ -42,8 +43,13 @@ pub(super) struct BatchRun<'a, P: Ports> {
     pub(super) items: Vec<PendingObject>,
     /// Why the insert was given up.
     pub(super) failure: Option<BatchFailure>,
+    /// The number of inserts that this run has sent.
+    inserts: u32,
+    /// The number of inserts that have failed for a reason that may lie in the objects.
     pub(super) retries: u32,
     pub(super) retry_policy: RetryPolicy,
+    /// How long the insert has been waiting for other inserts or for replicas.
+    waiting: Waiting,
     /// Present while the breaker waits for this insert.
     pub(super) halted: Option<ProbeGuard>,
     /// The number of inserts that had succeeded when this batch began, or last failed for an
@@ -92,8 +98,10 @@ impl<'a, P: Ports> BatchRun<'a, P> {
             started: Instant::now(),
             items,
             failure: None,
+            inserts: 0,
             retries: 0,
             retry_policy: RetryPolicy::default(),
+            waiting: Waiting::default(),
             halted: None,
             successes_before: loader.state.successes.load(Ordering::Relaxed),
             failures_alone: 0,
@@ -218,6 +226,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         if let Some(fault) = self.prove().await? {
             return Ok(fault);
         }
+        let is_retry = attempt > 1 || self.inserts > 0;
         let loader = self.loader;
         let guard = loader.parts.ledger.guard(self.batch, attempt);
         let begun = Instant::now();
@@ -226,10 +235,15 @@ impl<'a, P: Ports> BatchRun<'a, P> {
             () = self.cancel.cancelled() => return Err(Cancelled),
             outcome = self.admitted(&guard, query_id) => outcome,
         };
+        self.inserts = self.inserts.saturating_add(1);
         let Err(error) = outcome else {
             self.answered();
-            return self.after_success(attempt, begun).await;
+            return self.after_success(is_retry, begun).await;
         };
+        let waited = loader.has_waited(&mut self.waiting, &error, self.cancel);
+        if waited.await? {
+            return Ok(Inserted::Unknown);
+        }
         match self.diagnose(&error).await? {
             ErrorClass::Fenced => {
                 self.answered();
@@ -241,7 +255,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
             | ErrorClass::Changed) => Ok(self.at_fault(&error, fault, FailureCause::Answer)),
             ErrorClass::View => self.view_failed(&error).await,
             ErrorClass::TooLarge => self.too_large(&error).await,
-            ErrorClass::Halt => {
+            ErrorClass::Halt | ErrorClass::Wait => {
                 self.halt(&error);
                 Ok(Inserted::Unknown)
             }
@@ -253,8 +267,11 @@ impl<'a, P: Ports> BatchRun<'a, P> {
 
     /// Checks the result of an insert that succeeded. The insert counts as committed only if the
     /// tables are complete and every object was read.
-    async fn after_success(&mut self, attempt: u32, begun: Instant) -> Result<Inserted, Cancelled> {
-        let is_retry = attempt > 1 || self.retries > 0;
+    async fn after_success(
+        &mut self,
+        is_retry: bool,
+        begun: Instant,
+    ) -> Result<Inserted, Cancelled> {
         let since = (!is_retry).then_some(begun);
         if !self.are_tables_complete(since).await? {
             return Ok(self.row_count_mismatch());
@@ -299,7 +316,6 @@ impl<'a, P: Ports> BatchRun<'a, P> {
     /// Pauses intake. This insert is the probe until it succeeds or is given up.
     fn halt(&mut self, error: &WarehouseError) {
         let loader = self.loader;
-        self.retries += 1;
         self.halted
             .get_or_insert_with(|| ProbeGuard::new(&loader.parts.breaker));
         metrics::clickhouse_error(error.code(), classify(error));
@@ -571,7 +587,7 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
             bytes = info.bytes,
             seconds = took.as_secs_f64(),
             read_by = self.shape.read_by.label(),
-            retries = self.retries,
+            retries = self.inserts.saturating_sub(1),
             rows_by_type = %serde_json::json!(rows),
             "batch loaded"
         );

@@ -17,6 +17,7 @@ mod stream;
 pub mod tables;
 pub mod truncation;
 mod views;
+mod waiting;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -51,6 +52,7 @@ use fallback::Fallbacks;
 use ports::{BatchTables, LedgerStore, ObjectStore, Ports, Production};
 use progress::{FailedItem, PendingObject, Progress, WorkUnit};
 use views::Views;
+use waiting::Waiting;
 
 /// Loads batches. This is the daemon's only interface to ClickHouse.
 pub trait Load: Send + Sync + 'static {
@@ -568,6 +570,7 @@ impl<P: Ports> Loader<P> {
         F: Future<Output = Result<T, WarehouseError>>,
     {
         let mut tries = 0;
+        let mut waiting = Waiting::default();
         let mut halted = None;
         loop {
             // A refused statement is its own probe: the success of others does not show that this
@@ -584,26 +587,27 @@ impl<P: Ports> Loader<P> {
                     work().await
                 } => outcome,
             };
-            match outcome {
+            let error = match outcome {
                 Ok(value) => {
                     self.parts.breaker.succeeded(scope);
                     return Ok(value);
                 }
-                // Nothing can be loaded without this statement. An error that persists halts the
-                // load, whatever it is.
-                Err(error)
-                    if classify(&error) == ErrorClass::Halt
-                        || tries >= MAX_RETRIES && error.code().is_some() =>
-                {
-                    halted.get_or_insert_with(|| ProbeGuard::new(&self.parts.breaker));
-                    metrics::clickhouse_error(error.code(), ErrorClass::Halt);
-                    self.halt(Scope::Inserts, &error);
-                }
-                Err(error) => {
-                    tries += 1;
-                    self.note_failure(&error, Scope::Everything).await;
-                    self.pause(tries, cancel).await?;
-                }
+                Err(error) => error,
+            };
+            if self.has_waited(&mut waiting, &error, cancel).await? {
+                continue;
+            }
+            let is_outage = matches!(classify(&error), ErrorClass::Halt | ErrorClass::Wait);
+            // Nothing can be loaded without this statement. An error that persists halts the load,
+            // whatever it is.
+            if is_outage || tries >= MAX_RETRIES && error.code().is_some() {
+                halted.get_or_insert_with(|| ProbeGuard::new(&self.parts.breaker));
+                metrics::clickhouse_error(error.code(), ErrorClass::Halt);
+                self.halt(Scope::Inserts, &error);
+            } else {
+                tries += 1;
+                self.note_failure(&error, Scope::Everything).await;
+                self.pause(tries, cancel).await?;
             }
         }
     }
