@@ -15,6 +15,7 @@ use tracing::{Instrument, Span, debug, info, warn};
 use super::breaker::{ProbeGuard, Scope};
 use super::cause::{BatchFailure, FailureCause};
 use super::ports::{BatchTables, Insert, LedgerStore, Ports, Rows};
+use super::progress::Proof;
 use super::views::Successes;
 use super::waiting::Waiting;
 use super::{Cancelled, LoadParts, Loader, Outcome, Outcomes, PendingObject, RetryPolicy, stream};
@@ -60,6 +61,8 @@ pub(super) struct BatchRun<'a, P: Ports> {
     /// The rows that the insert has written, as counted.
     pub(super) read: Vec<Counted>,
     pub(super) is_claimed: bool,
+    /// When the tables may begin to forget the token of the batch because of its age.
+    token_expires: Option<Instant>,
     /// Part of the manifest: a retry must produce the same statements and the same blocks.
     pub(super) shape: StatementShape,
     /// The content that was read is not what was requested: the batch is rolled back even if it is
@@ -107,6 +110,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
             failures_alone: 0,
             read: Vec::new(),
             is_claimed: false,
+            token_expires: None,
             shape,
             rollback_only: false,
             left_in_views: None,
@@ -227,13 +231,19 @@ impl<'a, P: Ports> BatchRun<'a, P> {
             return Ok(fault);
         }
         let is_retry = attempt > 1 || self.inserts > 0;
+        if is_retry && self.is_overtaken().await? {
+            return Ok(self.forgotten());
+        }
         let loader = self.loader;
         let guard = loader.parts.ledger.guard(self.batch, attempt);
         let begun = Instant::now();
         let outcome = tokio::select! {
             biased;
             () = self.cancel.cancelled() => return Err(Cancelled),
-            outcome = self.admitted(&guard, query_id) => outcome,
+            outcome = self.admitted(is_retry, &guard, query_id) => outcome,
+        };
+        let Some(outcome) = outcome else {
+            return Ok(self.forgotten());
         };
         self.inserts = self.inserts.saturating_add(1);
         let Err(error) = outcome else {
@@ -313,6 +323,39 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         Inserted::ObjectFault
     }
 
+    /// Returns whether the tables may have forgotten the token because of the age of the batch.
+    fn has_expired_token(&self) -> bool {
+        let expires = self.token_expires;
+        expires.is_some_and(|expires| Instant::now() >= expires)
+    }
+
+    /// Returns whether the tables may have forgotten the tokens of the first blocks, since so much
+    /// was inserted after them. Only for many blocks: if a batch of one block is there twice, its
+    /// counts show it.
+    async fn is_overtaken(&self) -> Result<bool, Cancelled> {
+        if !self.shape.many_blocks {
+            return Ok(false);
+        }
+        let later = self
+            .ledger_call(|| self.loader.parts.ledger.claimed_after(self.batch))
+            .await?;
+        Ok(later > self.loader.config.max_later_batches)
+    }
+
+    /// Ends the attempts of this batch, whose insert must not be repeated. If it is not complete, it
+    /// is rolled back, and loaded again under another token.
+    fn forgotten(&mut self) -> Inserted {
+        warn!("{}; reloading its objects", FailureCause::Forgotten);
+        self.failure = Some(BatchFailure::new(
+            ErrorClass::Changed,
+            FailureCause::Forgotten,
+        ));
+        // Whether ClickHouse has read such an object in part is known only after a response.
+        let is_doubtful = |item: &PendingObject| matches!(item.proof, Proof::Doubtful(_));
+        self.rollback_only |= self.items.iter().any(is_doubtful);
+        Inserted::ObjectFault
+    }
+
     /// Pauses intake. This insert is the probe until it succeeds or is given up.
     fn halt(&mut self, error: &WarehouseError) {
         let loader = self.loader;
@@ -328,15 +371,24 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         self.halted = None;
     }
 
-    /// Runs the insert as soon as the breaker admits it.
-    async fn admitted(&self, guard: &str, query_id: &str) -> Result<(), WarehouseError> {
+    /// Runs the insert as soon as the breaker admits it, which can take days. Returns `None` if it
+    /// is a retry and the token may have expired by then.
+    async fn admitted(
+        &self,
+        is_retry: bool,
+        guard: &str,
+        query_id: &str,
+    ) -> Option<Result<(), WarehouseError>> {
         let loader = self.loader;
         let leased = loader.parts.ledger.leased(self.batch, async {
             loader.parts.breaker.admit(Scope::Inserts).await;
+            if is_retry && self.has_expired_token() {
+                return None;
+            }
             let begun = Instant::now();
             let done = self.execute(guard, query_id).await;
             metrics::insert_duration(begun.elapsed());
-            done
+            Some(done)
         });
         leased.await
     }
@@ -451,6 +503,7 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
 
     async fn claim(&mut self) -> Result<(), Cancelled> {
         self.is_claimed = true;
+        self.token_expires = self.loader.token_expires(Duration::ZERO);
         self.shape = self.loader.planner().shape(&self.objects(), self.shape);
         let claims = self.claims();
         self.ledger_call(|| {
@@ -614,6 +667,13 @@ fn step_of(action: Action) -> Span {
 }
 
 impl<P: Ports> Loader<P> {
+    /// Returns when the tables may begin to forget the token of a batch that was claimed this long
+    /// ago, or `None` if they do not forget by age.
+    fn token_expires(&self, age: Duration) -> Option<Instant> {
+        let max_age = self.config.max_retry_age?;
+        Some(Instant::now() + max_age.saturating_sub(age))
+    }
+
     /// Finishes or releases a batch whose lease has expired.
     ///
     /// The future is boxed, since a run that meets such a batch recovers it as one of its steps.
@@ -647,17 +707,22 @@ impl<P: Ports> Loader<P> {
             .collect();
         let mut batch_run = BatchRun::new(self, cancel, batch, items, manifest.shape);
         batch_run.is_claimed = true;
-        let is_same_plan = manifest.shape.plan == self.planner().plan_id();
-        if !is_same_plan {
-            warn!("{}; reloading its objects", FailureCause::OtherPlan);
-            batch_run.failure = Some(BatchFailure::new(
-                ErrorClass::Changed,
-                FailureCause::OtherPlan,
-            ));
+        batch_run.token_expires = self.token_expires(manifest.age);
+        let obstacle = if manifest.shape.plan != self.planner().plan_id() {
+            Some(FailureCause::OtherPlan)
+        } else {
+            let is_forgotten = batch_run.has_expired_token();
+            is_forgotten.then_some(FailureCause::Forgotten)
+        };
+        // A complete batch is recorded all the same.
+        let may_retry = obstacle.is_none();
+        if let Some(cause) = obstacle {
+            warn!("{cause}; reloading its objects");
+            batch_run.failure = Some(BatchFailure::new(ErrorClass::Changed, cause));
         }
         // However the batch ends, its objects are looked up again.
         let end = batch_run
-            .run(Run::recover(manifest.fenced, is_same_plan))
+            .run(Run::recover(manifest.fenced, may_retry))
             .await?;
         if end == End::Loaded {
             batch_run.clean().await?;

@@ -15,6 +15,8 @@ mod replace;
 mod sample;
 mod stream;
 pub mod tables;
+#[cfg(test)]
+mod tests;
 pub mod truncation;
 mod views;
 mod waiting;
@@ -88,6 +90,11 @@ pub struct LoadConfig {
     pub acknowledge_missing: bool,
     /// The compressions whose objects are loaded although they cannot be proven to be whole.
     pub accept_unproven: Vec<Compression>,
+    /// How long after its claim an insert may be retried, or `None` if tables forget a token only by
+    /// the number of blocks. Retrying it later could insert the rows twice.
+    pub max_retry_age: Option<Duration>,
+    /// How many batches may have been claimed after an object of many blocks when it is retried.
+    pub max_later_batches: u64,
 }
 
 /// The systems and shared state that a [`Loader`] uses.
@@ -137,6 +144,8 @@ struct RetryPolicy {
     max_retries: u32,
     /// Whether an object that fails alone can be retried after others.
     may_wait: bool,
+    /// The number of retries that an earlier batch of the same objects has used.
+    used: u32,
 }
 
 impl Default for RetryPolicy {
@@ -144,6 +153,7 @@ impl Default for RetryPolicy {
         Self {
             max_retries: MAX_RETRIES,
             may_wait: false,
+            used: 0,
         }
     }
 }
@@ -157,6 +167,12 @@ enum BatchEnd {
     Released {
         items: Vec<PendingObject>,
         why: Box<BatchFailure>,
+    },
+    /// The tables could have forgotten the token of the batch, and nothing of it is loaded. The
+    /// objects are not at fault.
+    Forgotten {
+        items: Vec<PendingObject>,
+        retries: u32,
     },
     Abandoned(Vec<PendingObject>),
 }
@@ -267,6 +283,7 @@ impl<P: Ports> Loader<P> {
         let retry_policy = RetryPolicy {
             max_retries,
             may_wait,
+            used: work.retries,
         };
         let shape = StatementShape {
             many_blocks: work.many_blocks,
@@ -296,6 +313,11 @@ impl<P: Ports> Loader<P> {
                     ..work
                 });
             }
+            BatchEnd::Forgotten { items, retries } => progress.work.push(WorkUnit {
+                items,
+                retries,
+                ..work
+            }),
             BatchEnd::Released { items, why } => {
                 let work = WorkUnit { items, ..work };
                 self.try_otherwise(work, *why, may_wait, cancel, progress)
@@ -431,6 +453,7 @@ impl<P: Ports> Loader<P> {
         };
         let mut batch_run = BatchRun::new(self, cancel, batch, items, shape);
         batch_run.retry_policy = retry_policy;
+        batch_run.retries = retry_policy.used;
         batch_run.passed_before = progress.passed_before.clone();
         batch_run.halted = progress.halted.take();
         let end = batch_run.run(Run::load()).await;
@@ -451,9 +474,17 @@ impl<P: Ports> Loader<P> {
             }
             Ok(End::Released) => {
                 let unknown = || BatchFailure::object_fault(FailureCause::Unknown);
-                BatchEnd::Released {
-                    items: batch_run.items,
-                    why: Box::new(batch_run.failure.unwrap_or_else(unknown)),
+                let why = batch_run.failure.unwrap_or_else(unknown);
+                let items = batch_run.items;
+                match why.cause {
+                    FailureCause::Forgotten => BatchEnd::Forgotten {
+                        items,
+                        retries: batch_run.retries,
+                    },
+                    _ => BatchEnd::Released {
+                        items,
+                        why: Box::new(why),
+                    },
                 }
             }
             Err(Cancelled) => {
