@@ -167,9 +167,20 @@ impl<'a> App<'a> {
                 TableEngine::Replicated => Engine::Replicated,
             },
             dedup_window: clickhouse.dedup_window,
-            dedup_age: DEDUP_AGE,
+            dedup_age: clickhouse.dedup_age.get(),
             views: self.config.load.strategy == Strategy::SinglePass,
             reject_ttl: clickhouse.reject_ttl.get(),
+        }
+    }
+
+    /// Returns how long after its claim an insert may be retried, or `None` for plain tables, which
+    /// forget a token only by the number of blocks. The rest of `clickhouse.dedup_age` is for the
+    /// retry itself, which may take `clickhouse.insert_timeout`.
+    fn max_retry_age(&self) -> Option<Duration> {
+        let clickhouse = &self.config.clickhouse;
+        match clickhouse.engine {
+            TableEngine::Plain => None,
+            TableEngine::Replicated => Some(clickhouse.dedup_age.get() * 4 / 5),
         }
     }
 
@@ -279,6 +290,8 @@ impl<'a> App<'a> {
             stream_below: config.load.stream_below.bytes(),
             acknowledge_missing: config.load.on_missing == OnMissing::Acknowledge,
             accept_unproven: self.accept_unproven(),
+            max_retry_age: self.max_retry_age(),
+            max_later_batches: config.clickhouse.dedup_window / MAX_BLOCKS_OF_A_BATCH,
         };
         let parts = LoadParts {
             ledger: self.ledger(warehouse.clone()),
@@ -324,13 +337,14 @@ impl<'a> App<'a> {
             planner: self.planner(catalog, "")?,
             env: self.env.clone(),
             timeout: self.config.clickhouse.insert_timeout.get(),
+            max_retry_age: self.max_retry_age(),
         })
     }
 }
 
-/// How long replicated tables remember a deduplication token, in addition to the limit by number: a
-/// week, since a worker can be down over a weekend.
-const DEDUP_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The largest number of blocks that a batch adds to a table, one for each partition, unless it has
+/// an object of many blocks.
+const MAX_BLOCKS_OF_A_BATCH: u64 = 100;
 
 /// Returns the SDK's region, or the one that S3 assumes if none is set.
 pub(super) fn region(aws: &SdkConfig) -> &str {

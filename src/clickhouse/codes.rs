@@ -27,13 +27,47 @@ const SCHEMA: Diagnosis = halt(PauseReason::Schema)
     .advice("the tables do not match the declared event types: run `sluice migrate`");
 const READ_ONLY: Diagnosis =
     halt(PauseReason::ReadOnly).advice("make the server or table writable");
+/// Outage: a replicated table is read-only while its session with ClickHouse Keeper is lost.
+const TABLE_READ_ONLY: Diagnosis = halt(PauseReason::ReadOnly).advice(
+    "make the table writable; a replicated table becomes writable by itself once its session with \
+     ClickHouse Keeper is back: check ClickHouse Keeper and `system.replicas`",
+);
 const QUOTA: Diagnosis = halt(PauseReason::Quota).advice(
     "intake resumes when the quota's interval ends: raise the quota of `clickhouse.user`, or raise \
      `batch.window`, since longer windows need fewer statements",
 );
-const REPLICATION: Diagnosis = halt(PauseReason::Replication).advice(
+/// Outage: replicas or ClickHouse Keeper are unavailable.
+pub(super) const REPLICATION: Diagnosis = halt(PauseReason::Replication).advice(
     "the table's replicas or ClickHouse Keeper are unavailable or lagging: check \
      `system.replicas`, and `insert_quorum` in the profile of `clickhouse.user`",
+);
+/// Waiting: the quorum of another insert is pending, or this replica does not have yet what others
+/// have written with a quorum. Nothing is unavailable, and the statement succeeds a little later.
+const CATCHING_UP: Diagnosis = Diagnosis {
+    error_class: ErrorClass::Wait,
+    ..REPLICATION
+};
+/// Unknown: the insert may be committed, or become so, or be lost. As in an outage, it is killed
+/// and repeated under its token, and the tables are then compared with the counts.
+const UNCONFIRMED: Diagnosis = halt(PauseReason::Replication).advice(
+    "replicas or ClickHouse Keeper did not confirm an insert in time: check `system.replicas`, and \
+     `insert_quorum_timeout` in the profile of `clickhouse.user`",
+);
+/// Unknown: the statement was ended by its time limit, and may have written something. Objects can
+/// be too large for the limit, or the server too slow.
+const TIME_LIMIT: Diagnosis = UNKNOWN.advice(
+    "the statement exceeds its time limit: raise `clickhouse.insert_timeout`, or \
+     `max_execution_time` in the profile of `clickhouse.user`",
+);
+/// Unknown: a connection of the server broke, to S3 as well as to another server.
+const NETWORK: Diagnosis = UNKNOWN.advice(
+    "a connection of ClickHouse to S3, to another server or to ClickHouse Keeper failed: check \
+     its network",
+);
+/// Unknown: a mutation continues, has failed or was killed.
+const MUTATION: Diagnosis = UNKNOWN.advice(
+    "a mutation has not finished: `system.mutations` shows why; KILL MUTATION ends one that can \
+     never finish",
 );
 const TOO_MANY_PARTS: Diagnosis = halt(PauseReason::TooManyParts).advice(
     "merges are lagging behind: Sluice slows down; a longer `batch.window` creates fewer parts",
@@ -95,6 +129,7 @@ pub const CODES: &[(u32, &str, Diagnosis)] = &[
     (115, "UNKNOWN_SETTING", SERVER),
     (117, "INCORRECT_DATA", CONTENT),
     (158, "TOO_MANY_ROWS", TOO_LARGE),
+    (159, "TIMEOUT_EXCEEDED", TIME_LIMIT),
     (160, "TOO_SLOW", LIMITS),
     (161, "TOO_MANY_COLUMNS", LIMITS),
     (162, "TOO_DEEP_SUBQUERIES", LIMITS),
@@ -109,19 +144,24 @@ pub const CODES: &[(u32, &str, Diagnosis)] = &[
     (201, "QUOTA_EXCEEDED", QUOTA),
     (202, "TOO_MANY_SIMULTANEOUS_QUERIES", OVERLOAD),
     (203, "NO_FREE_CONNECTION", OVERLOAD),
+    (209, "SOCKET_TIMEOUT", NETWORK),
+    (210, "NETWORK_ERROR", NETWORK),
     (218, "TABLE_IS_DROPPED", SCHEMA),
     (225, "NO_ZOOKEEPER", REPLICATION),
     (241, "MEMORY_LIMIT_EXCEEDED", OVERLOAD),
-    (242, "TABLE_IS_READ_ONLY", READ_ONLY),
+    (242, "TABLE_IS_READ_ONLY", TABLE_READ_ONLY),
     (243, "NOT_ENOUGH_SPACE", NO_SPACE),
+    (244, "UNEXPECTED_ZOOKEEPER_ERROR", REPLICATION),
     (252, "TOO_MANY_PARTS", TOO_MANY_PARTS),
     (254, "NO_ACTIVE_REPLICAS", REPLICATION),
+    (279, "ALL_CONNECTION_TRIES_FAILED", REPLICATION),
     (285, "TOO_FEW_LIVE_REPLICAS", REPLICATION),
-    (286, "UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE", REPLICATION),
-    (289, "REPLICA_IS_NOT_IN_QUORUM", REPLICATION),
+    (286, "UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE", CATCHING_UP),
+    (289, "REPLICA_IS_NOT_IN_QUORUM", CATCHING_UP),
     (291, "DATABASE_ACCESS_DENIED", PERMISSION),
     (307, "TOO_MANY_BYTES", TOO_LARGE),
-    (319, "UNKNOWN_STATUS_OF_INSERT", REPLICATION),
+    (319, "UNKNOWN_STATUS_OF_INSERT", UNCONFIRMED),
+    (341, "UNFINISHED", MUTATION),
     (344, "SUPPORT_IS_DISABLED", UNSUPPORTED),
     (354, "ZLIB_INFLATE_FAILED", CONTENT),
     (364, "RECEIVED_ERROR_TOO_MANY_REQUESTS", OVERLOAD),

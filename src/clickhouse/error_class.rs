@@ -6,7 +6,7 @@
 
 use crate::clickhouse::WarehouseError;
 use crate::clickhouse::codes::{
-    self, CONTENT, S3_ERROR, SETTINGS, TOO_LARGE, UNREACHABLE_ENDPOINT,
+    self, CONTENT, REPLICATION, S3_ERROR, SETTINGS, TOO_LARGE, UNREACHABLE_ENDPOINT,
 };
 use crate::clickhouse::failing_view::failing_view;
 use crate::s3::{NO_SUCH_BUCKET, REFUSALS, StoreError};
@@ -20,6 +20,10 @@ labelled! {
     pub enum ErrorClass {
         /// Transient or unknown: kill what may be running, then retry the identical statement.
         Retry = "replay",
+        /// Another insert or the replica itself has to catch up first: as `Retry`, but it does not
+        /// count as a failure of the statement, and intake continues. One that lasts longer than an
+        /// insert may take is handled as `Halt`.
+        Wait = "wait",
         /// ClickHouse is overloaded: as `Retry`, and intake pauses in the meantime.
         Overload = "overload",
         /// ClickHouse is unavailable or misconfigured: pause intake, keep the messages in flight,
@@ -201,6 +205,23 @@ fn server(code: u32, text: &str, is_of_view: bool) -> Diagnosis {
         S3_ERROR => of_s3(text).unwrap_or(of_code),
         // The object's name has the extension of a compression that ClickHouse does not support.
         48 if says(text, &["Unsupported compression method"]) => CONTENT,
+        // The statement waited for other servers: ON CLUSTER, or SYSTEM SYNC REPLICA. Otherwise,
+        // it was ended by its time limit.
+        159 if says(
+            text,
+            &[
+                "Distributed DDL task",
+                "distributed_ddl_task_timeout",
+                "SYNC REPLICA",
+            ],
+        ) =>
+        {
+            REPLICATION
+        }
+        // An insert with a quorum was sent to a replica that has just lost ClickHouse Keeper.
+        164 if says(text, &["Replica is not active"]) => REPLICATION,
+        // The mutation continues once the other replicas are back.
+        341 if says(text, &["replicas are inactive"]) => REPLICATION,
         // The user is not allowed to change a setting of the statement, which the error names.
         164 if text.contains("setting in readonly mode") => SETTINGS,
         // The user is not allowed to use the server's own S3 credentials. Otherwise, a grant on a
@@ -483,13 +504,110 @@ mod tests {
             (server(60, "Unknown table"), ErrorClass::Halt),
             (server(252, "Too many parts"), ErrorClass::Halt),
             (server(241, "Memory limit exceeded"), ErrorClass::Overload),
-            (server(159, "Timeout exceeded"), ErrorClass::Retry),
+            (
+                server(159, "Timeout exceeded: elapsed 600.1 seconds, maximum: 600"),
+                ErrorClass::Retry,
+            ),
             (server(354, "inflate failed"), ErrorClass::ObjectFault),
             (server(117, "Incorrect data"), ErrorClass::ObjectFault),
             (server(1009, "object changed while read"), ErrorClass::Retry),
             (server(424242, "something new"), ErrorClass::Retry),
         ] {
             assert_eq!(classify(&error), expected, "{error}");
+        }
+    }
+
+    /// The texts are those of ClickHouse 26.7.
+    #[test]
+    fn errors_of_replicas_are_waiting_or_an_outage_and_blame_no_object() {
+        use PauseReason::{ReadOnly, Replication};
+        let waiting = |code, text| (server(code, text), ErrorClass::Wait, Replication);
+        let outage = |code, text| (server(code, text), ErrorClass::Halt, Replication);
+        let read_only = "Table is in readonly mode (replica path: /clickhouse/tables/t/replicas/a)";
+        for (error, class, pause) in [
+            waiting(
+                286,
+                "Quorum for previous write has not been satisfied yet. Status: version: 1",
+            ),
+            waiting(286, "Another quorum insert has been already started"),
+            waiting(
+                289,
+                "Replica doesn't have part all_0_0_0 which was successfully written to quorum of \
+                 other replicas",
+            ),
+            outage(
+                285,
+                "Number of alive replicas (1) is less than requested quorum (2/2).",
+            ),
+            outage(
+                319,
+                "Unknown status of part all_0_0_0 (Reason: Session expired). Data was written \
+                 locally but we don't know the status in keeper.",
+            ),
+            outage(
+                159,
+                "Distributed DDL task /clickhouse/task_queue/ddl/query-0000000001 is not finished \
+                 on 1 of 2 hosts (0 of them are currently executing the task, 1 are inactive).",
+            ),
+            outage(
+                159,
+                "Watching task /clickhouse/task_queue/ddl/query-0000000001 is executing longer \
+                 than distributed_ddl_task_timeout (=180) seconds.",
+            ),
+            outage(
+                159,
+                "SYNC REPLICA d.t: command timed out. See the 'receive_timeout' setting",
+            ),
+            outage(164, "Replica is not active right now"),
+            outage(225, "Can't get ZooKeeper session"),
+            outage(
+                244,
+                "Insert failed due to zookeeper error. Please retry. Reason: Connection loss",
+            ),
+            outage(254, "No active replica has part all_0_0_0"),
+            outage(279, "All connection tries failed."),
+            outage(
+                341,
+                "Mutation is not finished because some replicas are inactive right now: b. \
+                 Mutation will be done asynchronously",
+            ),
+            outage(415, "All replicas are lost"),
+            outage(999, "Session expired"),
+            (server(242, read_only), ErrorClass::Halt, ReadOnly),
+        ] {
+            let found = diagnosis(&error);
+            assert_eq!((found.error_class, found.pause), (class, pause), "{error}");
+            let advice = found.advice.unwrap_or_default();
+            assert!(advice.contains("`system.replicas`"), "{error}: {advice}");
+        }
+    }
+
+    /// They say nothing about replicas, since one server alone also returns them.
+    #[test]
+    fn limits_of_time_broken_connections_and_mutations_are_retried_with_advice() {
+        for (error, expected) in [
+            (
+                server(159, "Timeout exceeded: elapsed 600.1 seconds, maximum: 600"),
+                "`clickhouse.insert_timeout`",
+            ),
+            (
+                server(209, "Timeout exceeded while reading from socket"),
+                "network",
+            ),
+            (server(210, "Connection refused"), "network"),
+            (
+                server(
+                    341,
+                    "Exception happened during execution of mutation 'mutation_2.txt' with part \
+                     'all_1_1_0' reason: 'Memory limit exceeded'.",
+                ),
+                "`system.mutations`",
+            ),
+        ] {
+            let found = diagnosis(&error);
+            assert_eq!(found.error_class, ErrorClass::Retry, "{error}");
+            let advice = found.advice.unwrap_or_default();
+            assert!(advice.contains(expected), "{error}: {advice}");
         }
     }
 

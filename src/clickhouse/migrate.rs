@@ -75,10 +75,22 @@ pub async fn plan(
     if found.is_empty() {
         plan.statements.push(options.database());
     }
-    for table in tables(catalog, options) {
+    // A server can make a replicated table although a plain one is declared, as ClickHouse Cloud
+    // does. It remembers tokens by the settings of replicated tables.
+    let replicated = SchemaOptions {
+        engine: Engine::Replicated,
+        ..options.clone()
+    };
+    let replicated = tables(catalog, &replicated);
+    for (table, replicated) in tables(catalog, options).into_iter().zip(replicated) {
         match named(&table.name) {
             None => plan.statements.push(options.create(&table)),
             Some(found) => {
+                let table = if found.is_replicated() {
+                    replicated
+                } else {
+                    table
+                };
                 let declared = declared(warehouse, table).await?;
                 plan.evolve(options, &declared, found);
             }
@@ -304,7 +316,7 @@ fn layout_differs(
     let another = "declare another table for this event type and load history into it with \
                    `sluice backfill --force`; or rename the old table manually (RENAME TABLE), and \
                    run `sluice migrate` again";
-    let mut families = ["Shared", "Replicated"].iter();
+    let mut families = REPLICATED.iter();
     let family = families.find_map(|family| found.engine.strip_prefix(family));
     let expected = if declared.table.replacing {
         "ReplacingMergeTree"
@@ -332,7 +344,16 @@ fn layout_differs(
     Some((problem, another.to_owned()))
 }
 
+/// What the names of replicated engines begin with.
+const REPLICATED: [&str; 2] = ["Shared", "Replicated"];
+
 impl Found {
+    fn is_replicated(&self) -> bool {
+        REPLICATED
+            .iter()
+            .any(|family| self.engine.starts_with(family))
+    }
+
     fn is_view_of(&self, landing: &str) -> bool {
         let rest = self.name.strip_prefix(landing);
         self.engine == "MaterializedView" && rest.is_some_and(|rest| rest.starts_with("_to_"))
@@ -403,7 +424,11 @@ mod tests {
 
     /// Returns the declaration of `rejected_lines`, which has every kind of part.
     fn declared() -> Declared {
-        let mut tables = tables(&Catalog::builtin(), &options()).into_iter();
+        declared_with(&options())
+    }
+
+    fn declared_with(options: &SchemaOptions) -> Declared {
+        let mut tables = tables(&Catalog::builtin(), options).into_iter();
         let table = tables.find(|table| table.name == "rejected_lines").unwrap();
         Declared {
             types: table
@@ -480,6 +505,50 @@ mod tests {
                  toIntervalSecond(3600)"
             ]
         );
+    }
+
+    /// The defaults of a server can be shorter: an hour since ClickHouse 25.10.
+    #[test]
+    fn both_windows_of_replicated_tables_follow_the_configuration() {
+        let options = SchemaOptions {
+            engine: Engine::Replicated,
+            ..options()
+        };
+        let declared = declared_with(&options);
+        let engine_full = |settings: &str| {
+            format!(
+                "ReplicatedReplacingMergeTree('/clickhouse/tables/{{uuid}}/{{shard}}', \
+                 '{{replica}}', ingested_at) ORDER BY (source_path, source_etag, row_number) TTL \
+                 toDateTime(ingested_at) + toIntervalSecond(3600) SETTINGS {settings}\
+                 index_granularity = 8192"
+            )
+        };
+        let changes = |settings: &str| {
+            let found = Found {
+                engine: "ReplicatedReplacingMergeTree".to_owned(),
+                engine_full: engine_full(settings),
+                ..found(&declared)
+            };
+            assert!(found.is_replicated());
+            let statements = planned(&options, &declared, &found).statements;
+            let sql = statements.into_iter().map(|statement| statement.sql);
+            sql.collect::<Vec<_>>().join("; ")
+        };
+        let alter = "ALTER TABLE `d`.`rejected_lines` MODIFY SETTING";
+        let window = "replicated_deduplication_window = 100";
+        let seconds = "replicated_deduplication_window_seconds = 60";
+        assert_eq!(changes(""), format!("{alter} {window}, {seconds}"));
+        assert_eq!(
+            changes(&format!("{window}, ")),
+            format!("{alter} {seconds}")
+        );
+        assert_eq!(
+            changes(&format!(
+                "replicated_deduplication_window = 10000, {seconds}, "
+            )),
+            format!("{alter} {window}")
+        );
+        assert_eq!(changes(&format!("{window}, {seconds}, ")), "");
     }
 
     #[test]

@@ -194,12 +194,28 @@ fn check_clickhouse(clickhouse: &ClickHouseConfig, checks: &mut Checks) {
     checks.positive("clickhouse.query_timeout", clickhouse.query_timeout);
     checks.positive("clickhouse.insert_timeout", clickhouse.insert_timeout);
     checks.integer("clickhouse.dedup_window", clickhouse.dedup_window);
+    check_dedup_age(clickhouse, checks);
     // A table's TTL is a 32-bit number of seconds, which can hold a century.
     checks.duration(
         "clickhouse.reject_ttl",
         clickhouse.reject_ttl,
         DAY..=36_500 * DAY,
     );
+}
+
+fn check_dedup_age(clickhouse: &ClickHouseConfig, checks: &mut Checks) {
+    let (age, timeout) = ("clickhouse.dedup_age", "clickhouse.insert_timeout");
+    checks.duration(age, clickhouse.dedup_age, HOUR..=365 * DAY);
+    // The last retry begins after four fifths of the age, and must end before the rest is over.
+    let needed = HumanDuration::new(clickhouse.insert_timeout.get().saturating_mul(5));
+    if checks.are_good(&[age, timeout]) && clickhouse.dedup_age < needed {
+        let message = format!(
+            "{} is less than five times {timeout} ({}), so the tables could forget an insert \
+             while it is retried",
+            clickhouse.dedup_age, clickhouse.insert_timeout,
+        );
+        checks.fail(age, message, format!("raise {age}, or lower {timeout}"));
+    }
 }
 
 fn check_clickhouse_url(clickhouse: &ClickHouseConfig, checks: &mut Checks) {

@@ -176,6 +176,13 @@ pub struct ClickHouseConfig {
     #[schemars(range(min = 100, max = 1_000_000))]
     pub dedup_window: u64,
 
+    /// How long replicated tables remember an inserted block, in addition to the limit by number
+    /// (`replicated_deduplication_window_seconds`), 1h to 365d, and at least five times
+    /// `clickhouse.insert_timeout`. After four fifths of this time, an unfinished batch is not
+    /// retried any more: it is rolled back and loaded again. Raise it if an outage of all workers
+    /// can last longer than that. Plain tables have no such limit.
+    pub dedup_age: HumanDuration,
+
     /// How long rejected lines and unmatched statements are kept (the TTL of `rejected_lines` and
     /// `unmatched_statements`), 1d or more. Within this time, an event type can be fixed and the
     /// lines can be replayed.

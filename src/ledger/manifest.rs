@@ -1,5 +1,7 @@
 //! Writes and reads the manifests of batches.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -17,6 +19,8 @@ pub struct Manifest {
     pub shape: StatementShape,
     /// The highest fenced attempt, or 0 if none is fenced.
     pub fenced: u32,
+    /// How long ago the batch was claimed, by ClickHouse's clock. None of its inserts is older.
+    pub age: Duration,
 }
 
 /// A [`Claim`] as it is read back from the ledger.
@@ -89,6 +93,8 @@ struct ListedRow {
     many_blocks: bool,
     read_by: ReadBy,
     supersedes: Vec<Uuid>,
+    /// Negative if ClickHouse's clock was set back.
+    age_seconds: i64,
 }
 
 impl From<ListedRow> for ManifestEntry {
@@ -162,12 +168,32 @@ impl Ledger {
             many_blocks: first.many_blocks,
             read_by: first.read_by,
         };
+        let age = listed.iter().map(|row| row.age_seconds).max();
+        let age = u64::try_from(age.unwrap_or_default()).unwrap_or_default();
         let objects = listed.into_iter().map(ManifestEntry::from).collect();
         Ok(Some(Manifest {
             objects,
             shape,
             fenced,
+            age: Duration::from_secs(age),
         }))
+    }
+
+    /// Returns the number of batches that were claimed after this one. This reads a column of the
+    /// whole ledger.
+    pub async fn claimed_after(&self, batch: BatchId) -> Result<u64, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            batches: u64,
+        }
+        let sql = format!(
+            "SELECT uniqExact(batch_id) AS batches FROM {claims} WHERE batch_id != {id} \
+             AND sealed_at > (SELECT min(sealed_at) FROM {claims} WHERE batch_id = {id})",
+            claims = self.warehouse.table(OBJECTS_TABLE),
+            id = sql::id(batch.0)
+        );
+        let rows: Vec<Row> = self.warehouse.rows(&sql).await?;
+        Ok(rows.first().map_or(0, |row| row.batches))
     }
 
     /// Returns the objects in the manifest of a batch, whether or not it has ended.
@@ -177,10 +203,12 @@ impl Ledger {
     }
 
     async fn list(&self, batch: BatchId) -> Result<Vec<ListedRow>, WarehouseError> {
+        // A claim that was repeated has its rows twice.
+        let columns = "bucket, key, etag, version_id, region, size, plan, many_blocks, read_by, \
+                       supersedes";
         let sql = format!(
-            "SELECT DISTINCT bucket, key, etag, version_id, region, size, plan, many_blocks, \
-               read_by, supersedes \
-             FROM {} WHERE batch_id = {id} ORDER BY key",
+            "SELECT {columns}, dateDiff('second', min(sealed_at), now64(3)) AS age_seconds \
+             FROM {} WHERE batch_id = {id} GROUP BY {columns} ORDER BY key",
             self.warehouse.table(OBJECTS_TABLE),
             id = sql::id(batch.0)
         );

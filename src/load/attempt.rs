@@ -15,7 +15,9 @@ use tracing::{Instrument, Span, debug, info, warn};
 use super::breaker::{ProbeGuard, Scope};
 use super::cause::{BatchFailure, FailureCause};
 use super::ports::{BatchTables, Insert, LedgerStore, Ports, Rows};
+use super::progress::Proof;
 use super::views::Successes;
+use super::waiting::Waiting;
 use super::{Cancelled, LoadParts, Loader, Outcome, Outcomes, PendingObject, RetryPolicy, stream};
 use crate::batch::{BatchId, ReadBy, StatementShape};
 use crate::clickhouse::WarehouseError;
@@ -42,8 +44,13 @@ pub(super) struct BatchRun<'a, P: Ports> {
     pub(super) items: Vec<PendingObject>,
     /// Why the insert was given up.
     pub(super) failure: Option<BatchFailure>,
+    /// The number of inserts that this run has sent.
+    inserts: u32,
+    /// The number of inserts that have failed for a reason that may lie in the objects.
     pub(super) retries: u32,
     pub(super) retry_policy: RetryPolicy,
+    /// How long the insert has been waiting for other inserts or for replicas.
+    waiting: Waiting,
     /// Present while the breaker waits for this insert.
     pub(super) halted: Option<ProbeGuard>,
     /// The number of inserts that had succeeded when this batch began, or last failed for an
@@ -56,6 +63,8 @@ pub(super) struct BatchRun<'a, P: Ports> {
     pub(super) is_claimed: bool,
     /// Whether a statement of the batch may be running although nobody waits for it.
     is_in_doubt: bool,
+    /// When the tables may begin to forget the token of the batch because of its age.
+    token_expires: Option<Instant>,
     /// Part of the manifest: a retry must produce the same statements and the same blocks.
     pub(super) shape: StatementShape,
     /// The content that was read is not what was requested: the batch is rolled back even if it is
@@ -96,14 +105,17 @@ impl<'a, P: Ports> BatchRun<'a, P> {
             started: Instant::now(),
             items,
             failure: None,
+            inserts: 0,
             retries: 0,
             retry_policy: RetryPolicy::default(),
+            waiting: Waiting::default(),
             halted: None,
             successes_before: loader.state.successes.load(Ordering::Relaxed),
             failures_alone: 0,
             read: Vec::new(),
             is_claimed: false,
             is_in_doubt: false,
+            token_expires: None,
             shape,
             rollback_only: false,
             left_in_views: None,
@@ -223,18 +235,31 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         if let Some(fault) = self.prove().await? {
             return Ok(fault);
         }
+        let is_retry = attempt > 1 || self.inserts > 0;
+        if is_retry && self.is_overtaken().await? {
+            return Ok(self.forgotten());
+        }
+        let loader = self.loader;
         let begun = Instant::now();
         let outcome = tokio::select! {
             biased;
             () = self.cancel.cancelled() => return Err(Cancelled),
-            outcome = self.admitted(attempt, query_id) => outcome,
+            outcome = self.admitted(is_retry, attempt, query_id) => outcome,
         };
+        let Some(outcome) = outcome else {
+            return Ok(self.forgotten());
+        };
+        self.inserts = self.inserts.saturating_add(1);
         let Err(error) = outcome else {
             self.answered();
-            return self.after_success(attempt, begun).await;
+            return self.after_success(is_retry, begun).await;
         };
         // Only ClickHouse's own error shows that the statement has ended.
         self.is_in_doubt |= error.code().is_none();
+        let waited = loader.has_waited(&mut self.waiting, &error, self.cancel);
+        if waited.await? {
+            return Ok(Inserted::Unknown);
+        }
         match self.diagnose(&error).await? {
             ErrorClass::Fenced => {
                 self.answered();
@@ -246,7 +271,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
             | ErrorClass::Changed) => Ok(self.at_fault(&error, fault, FailureCause::Answer)),
             ErrorClass::View => self.view_failed(&error).await,
             ErrorClass::TooLarge => self.too_large(&error).await,
-            ErrorClass::Halt => {
+            ErrorClass::Halt | ErrorClass::Wait => {
                 self.halt(&error);
                 Ok(Inserted::Unknown)
             }
@@ -258,8 +283,11 @@ impl<'a, P: Ports> BatchRun<'a, P> {
 
     /// Checks the result of an insert that succeeded. The insert counts as committed only if the
     /// tables are complete and every object was read.
-    async fn after_success(&mut self, attempt: u32, begun: Instant) -> Result<Inserted, Cancelled> {
-        let is_retry = attempt > 1 || self.retries > 0;
+    async fn after_success(
+        &mut self,
+        is_retry: bool,
+        begun: Instant,
+    ) -> Result<Inserted, Cancelled> {
         let since = (!is_retry).then_some(begun);
         if !self.are_tables_complete(since).await? {
             return Ok(self.row_count_mismatch());
@@ -301,10 +329,42 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         Inserted::ObjectFault
     }
 
+    /// Returns whether the tables may have forgotten the token because of the age of the batch.
+    fn has_expired_token(&self) -> bool {
+        let expires = self.token_expires;
+        expires.is_some_and(|expires| Instant::now() >= expires)
+    }
+
+    /// Returns whether the tables may have forgotten the tokens of the first blocks, since so much
+    /// was inserted after them. Only for many blocks: if a batch of one block is there twice, its
+    /// counts show it.
+    async fn is_overtaken(&self) -> Result<bool, Cancelled> {
+        if !self.shape.many_blocks {
+            return Ok(false);
+        }
+        let later = self
+            .ledger_call(|| self.loader.parts.ledger.claimed_after(self.batch))
+            .await?;
+        Ok(later > self.loader.config.max_later_batches)
+    }
+
+    /// Ends the attempts of this batch, whose insert must not be repeated. If it is not complete, it
+    /// is rolled back, and loaded again under another token.
+    fn forgotten(&mut self) -> Inserted {
+        warn!("{}; reloading its objects", FailureCause::Forgotten);
+        self.failure = Some(BatchFailure::new(
+            ErrorClass::Changed,
+            FailureCause::Forgotten,
+        ));
+        // Whether ClickHouse has read such an object in part is known only after a response.
+        let is_doubtful = |item: &PendingObject| matches!(item.proof, Proof::Doubtful(_));
+        self.rollback_only |= self.items.iter().any(is_doubtful);
+        Inserted::ObjectFault
+    }
+
     /// Pauses intake. This insert is the probe until it succeeds or is given up.
     fn halt(&mut self, error: &WarehouseError) {
         let loader = self.loader;
-        self.retries += 1;
         self.halted
             .get_or_insert_with(|| ProbeGuard::new(&loader.parts.breaker));
         metrics::clickhouse_error(error.code(), classify(error));
@@ -317,15 +377,24 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         self.halted = None;
     }
 
-    /// Runs the insert as soon as the breaker admits it.
-    async fn admitted(&self, attempt: u32, query_id: &str) -> Result<(), WarehouseError> {
+    /// Runs the insert as soon as the breaker admits it, which can take days. Returns `None` if it
+    /// is a retry and the token may have expired by then.
+    async fn admitted(
+        &self,
+        is_retry: bool,
+        attempt: u32,
+        query_id: &str,
+    ) -> Option<Result<(), WarehouseError>> {
         let loader = self.loader;
         let leased = loader.parts.ledger.leased(self.batch, async {
             loader.parts.breaker.admit(Scope::Inserts).await;
+            if is_retry && self.has_expired_token() {
+                return None;
+            }
             let begun = Instant::now();
             let done = self.execute(attempt, query_id).await;
             metrics::insert_duration(begun.elapsed());
-            done
+            Some(done)
         });
         leased.await
     }
@@ -490,6 +559,7 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
 
     async fn claim(&mut self) -> Result<(), Cancelled> {
         self.is_claimed = true;
+        self.token_expires = self.loader.token_expires(Duration::ZERO);
         self.shape = self.loader.planner().shape(&self.objects(), self.shape);
         let claims = self.claims();
         self.ledger_call(|| {
@@ -634,7 +704,7 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
             bytes = info.bytes,
             seconds = took.as_secs_f64(),
             read_by = self.shape.read_by.label(),
-            retries = self.retries,
+            retries = self.inserts.saturating_sub(1),
             rows_by_type = %serde_json::json!(rows),
             "batch loaded"
         );
@@ -661,6 +731,13 @@ fn step_of(action: Action) -> Span {
 }
 
 impl<P: Ports> Loader<P> {
+    /// Returns when the tables may begin to forget the token of a batch that was claimed this long
+    /// ago, or `None` if they do not forget by age.
+    fn token_expires(&self, age: Duration) -> Option<Instant> {
+        let max_age = self.config.max_retry_age?;
+        Some(Instant::now() + max_age.saturating_sub(age))
+    }
+
     /// Finishes or releases a batch whose lease has expired.
     ///
     /// The future is boxed, since a run that meets such a batch recovers it as one of its steps.
@@ -695,17 +772,22 @@ impl<P: Ports> Loader<P> {
         let mut batch_run = BatchRun::new(self, cancel, batch, items, manifest.shape);
         batch_run.is_claimed = true;
         batch_run.is_in_doubt = true;
-        let is_same_plan = manifest.shape.plan == self.planner().plan_id();
-        if !is_same_plan {
-            warn!("{}; reloading its objects", FailureCause::OtherPlan);
-            batch_run.failure = Some(BatchFailure::new(
-                ErrorClass::Changed,
-                FailureCause::OtherPlan,
-            ));
+        batch_run.token_expires = self.token_expires(manifest.age);
+        let obstacle = if manifest.shape.plan != self.planner().plan_id() {
+            Some(FailureCause::OtherPlan)
+        } else {
+            let is_forgotten = batch_run.has_expired_token();
+            is_forgotten.then_some(FailureCause::Forgotten)
+        };
+        // A complete batch is recorded all the same.
+        let may_retry = obstacle.is_none();
+        if let Some(cause) = obstacle {
+            warn!("{cause}; reloading its objects");
+            batch_run.failure = Some(BatchFailure::new(ErrorClass::Changed, cause));
         }
         // However the batch ends, its objects are looked up again.
         let end = batch_run
-            .run(Run::recover(manifest.fenced, is_same_plan))
+            .run(Run::recover(manifest.fenced, may_retry))
             .await?;
         if end == End::Loaded {
             batch_run.clean().await?;

@@ -54,6 +54,8 @@ pub(super) enum FailureCause {
     RowCountMismatch,
     #[error("this batch was claimed under another configuration and cannot be retried")]
     OtherPlan,
+    #[error("the tables may have forgotten the deduplication token of this batch")]
+    Forgotten,
     #[error("released without a reason")]
     Unknown,
 }
@@ -78,6 +80,7 @@ impl FailureCause {
             | Self::Incomplete { .. }
             | Self::RowCountMismatch
             | Self::OtherPlan
+            | Self::Forgotten
             | Self::Unknown => FailureClass::Unloadable,
         }
     }
@@ -97,7 +100,11 @@ impl FailureCause {
             | Self::Incomplete { object, .. }
             | Self::Unproven { object, .. } => position(&object.path(), objects),
             Self::Rejected { path, .. } => position(path, objects),
-            Self::Unnameable | Self::RowCountMismatch | Self::OtherPlan | Self::Unknown => None,
+            Self::Unnameable
+            | Self::RowCountMismatch
+            | Self::OtherPlan
+            | Self::Forgotten
+            | Self::Unknown => None,
         }
     }
 }

@@ -15,8 +15,11 @@ mod replace;
 mod sample;
 mod stream;
 pub mod tables;
+#[cfg(test)]
+mod tests;
 pub mod truncation;
 mod views;
+mod waiting;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -52,6 +55,7 @@ use fallback::Fallbacks;
 use ports::{BatchTables, LedgerStore, ObjectStore, Ports, Production};
 use progress::{FailedItem, PendingObject, Progress, WorkUnit};
 use views::Views;
+use waiting::Waiting;
 
 /// Loads batches. This is the daemon's only interface to ClickHouse.
 pub trait Load: Send + Sync + 'static {
@@ -87,6 +91,11 @@ pub struct LoadConfig {
     pub acknowledge_missing: bool,
     /// The compressions whose objects are loaded although they cannot be proven to be whole.
     pub accept_unproven: Vec<Compression>,
+    /// How long after its claim an insert may be retried, or `None` if tables forget a token only by
+    /// the number of blocks. Retrying it later could insert the rows twice.
+    pub max_retry_age: Option<Duration>,
+    /// How many batches may have been claimed after an object of many blocks when it is retried.
+    pub max_later_batches: u64,
 }
 
 /// The systems and shared state that a [`Loader`] uses.
@@ -136,6 +145,8 @@ struct RetryPolicy {
     max_retries: u32,
     /// Whether an object that fails alone can be retried after others.
     may_wait: bool,
+    /// The number of retries that an earlier batch of the same objects has used.
+    used: u32,
 }
 
 impl Default for RetryPolicy {
@@ -143,6 +154,7 @@ impl Default for RetryPolicy {
         Self {
             max_retries: MAX_RETRIES,
             may_wait: false,
+            used: 0,
         }
     }
 }
@@ -156,6 +168,12 @@ enum BatchEnd {
     Released {
         items: Vec<PendingObject>,
         why: Box<BatchFailure>,
+    },
+    /// The tables could have forgotten the token of the batch, and nothing of it is loaded. The
+    /// objects are not at fault.
+    Forgotten {
+        items: Vec<PendingObject>,
+        retries: u32,
     },
     Abandoned(Vec<PendingObject>),
 }
@@ -266,6 +284,7 @@ impl<P: Ports> Loader<P> {
         let retry_policy = RetryPolicy {
             max_retries,
             may_wait,
+            used: work.retries,
         };
         let shape = StatementShape {
             many_blocks: work.many_blocks,
@@ -295,6 +314,11 @@ impl<P: Ports> Loader<P> {
                     ..work
                 });
             }
+            BatchEnd::Forgotten { items, retries } => progress.work.push(WorkUnit {
+                items,
+                retries,
+                ..work
+            }),
             BatchEnd::Released { items, why } => {
                 let work = WorkUnit { items, ..work };
                 self.try_otherwise(work, *why, may_wait, cancel, progress)
@@ -430,6 +454,7 @@ impl<P: Ports> Loader<P> {
         };
         let mut batch_run = BatchRun::new(self, cancel, batch, items, shape);
         batch_run.retry_policy = retry_policy;
+        batch_run.retries = retry_policy.used;
         batch_run.passed_before = progress.passed_before.clone();
         batch_run.halted = progress.halted.take();
         let end = batch_run.run(Run::load()).await;
@@ -450,9 +475,17 @@ impl<P: Ports> Loader<P> {
             }
             Ok(End::Released) => {
                 let unknown = || BatchFailure::object_fault(FailureCause::Unknown);
-                BatchEnd::Released {
-                    items: batch_run.items,
-                    why: Box::new(batch_run.failure.unwrap_or_else(unknown)),
+                let why = batch_run.failure.unwrap_or_else(unknown);
+                let items = batch_run.items;
+                match why.cause {
+                    FailureCause::Forgotten => BatchEnd::Forgotten {
+                        items,
+                        retries: batch_run.retries,
+                    },
+                    _ => BatchEnd::Released {
+                        items,
+                        why: Box::new(why),
+                    },
                 }
             }
             Err(Cancelled) => {
@@ -569,6 +602,7 @@ impl<P: Ports> Loader<P> {
         F: Future<Output = Result<T, WarehouseError>>,
     {
         let mut tries = 0;
+        let mut waiting = Waiting::default();
         let mut halted = None;
         loop {
             // A refused statement is its own probe: the success of others does not show that this
@@ -585,26 +619,27 @@ impl<P: Ports> Loader<P> {
                     work().await
                 } => outcome,
             };
-            match outcome {
+            let error = match outcome {
                 Ok(value) => {
                     self.parts.breaker.succeeded(scope);
                     return Ok(value);
                 }
-                // Nothing can be loaded without this statement. An error that persists halts the
-                // load, whatever it is.
-                Err(error)
-                    if classify(&error) == ErrorClass::Halt
-                        || tries >= MAX_RETRIES && error.code().is_some() =>
-                {
-                    halted.get_or_insert_with(|| ProbeGuard::new(&self.parts.breaker));
-                    metrics::clickhouse_error(error.code(), ErrorClass::Halt);
-                    self.halt(Scope::Inserts, &error);
-                }
-                Err(error) => {
-                    tries += 1;
-                    self.note_failure(&error, Scope::Everything).await;
-                    self.pause(tries, cancel).await?;
-                }
+                Err(error) => error,
+            };
+            if self.has_waited(&mut waiting, &error, cancel).await? {
+                continue;
+            }
+            let is_outage = matches!(classify(&error), ErrorClass::Halt | ErrorClass::Wait);
+            // Nothing can be loaded without this statement. An error that persists halts the load,
+            // whatever it is.
+            if is_outage || tries >= MAX_RETRIES && error.code().is_some() {
+                halted.get_or_insert_with(|| ProbeGuard::new(&self.parts.breaker));
+                metrics::clickhouse_error(error.code(), ErrorClass::Halt);
+                self.halt(Scope::Inserts, &error);
+            } else {
+                tries += 1;
+                self.note_failure(&error, Scope::Everything).await;
+                self.pause(tries, cancel).await?;
             }
         }
     }

@@ -96,6 +96,8 @@ pub trait LedgerStore: Send + Sync + 'static {
 
     fn manifest(&self, batch: BatchId) -> impl Future<Output = Answer<Option<Manifest>>> + Send;
 
+    fn claimed_after(&self, batch: BatchId) -> impl Future<Output = Answer<u64>> + Send;
+
     fn objects(&self, batch: BatchId) -> impl Future<Output = Answer<Vec<ManifestEntry>>> + Send;
 
     fn replacements(&self) -> impl Future<Output = Answer<Vec<Replacement>>> + Send;
@@ -357,6 +359,10 @@ impl LedgerStore for Ledger {
 
     async fn manifest(&self, batch: BatchId) -> Answer<Option<Manifest>> {
         self.manifest(batch).await
+    }
+
+    async fn claimed_after(&self, batch: BatchId) -> Answer<u64> {
+        self.claimed_after(batch).await
     }
 
     async fn objects(&self, batch: BatchId) -> Answer<Vec<ManifestEntry>> {

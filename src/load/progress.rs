@@ -88,6 +88,8 @@ pub(super) struct WorkUnit {
     pub(super) yields: u32,
     pub(super) changes: u32,
     pub(super) splits: u32,
+    /// The number of retries that an earlier batch of these objects has used.
+    pub(super) retries: u32,
     /// Whether it has waited for others, to see whether they are loaded.
     pub(super) waited: bool,
 }
@@ -122,6 +124,7 @@ impl WorkUnit {
             yields: 0,
             changes: 0,
             splits: 0,
+            retries: 0,
             waited: false,
         }
     }

@@ -91,7 +91,7 @@ async fn accepts(
                 return match classify(&error) {
                     // The body was not decompressed.
                     _ if error.code() == Some(SYNTAX_ERROR) => Ok(Accepted::Unanswered),
-                    ErrorClass::Halt | ErrorClass::Overload => Err(error),
+                    ErrorClass::Halt | ErrorClass::Wait | ErrorClass::Overload => Err(error),
                     _ => Ok(Accepted::No),
                 };
             }

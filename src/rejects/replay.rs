@@ -39,6 +39,9 @@ pub struct Replayer {
     pub env: Env,
     /// The timeout of an insert or a delete.
     pub timeout: Duration,
+    /// How long after its claim an insert may be retried, or `None` if tables forget a token only by
+    /// the number of blocks.
+    pub max_retry_age: Option<Duration>,
 }
 
 /// What some lines of one object would become.
@@ -235,9 +238,12 @@ impl<'a> RejectReplay<'a> {
             return Ok(End::Fenced);
         };
         let is_same_plan = manifest.shape.plan == self.shape.plan;
+        let max_age = self.replayer.max_retry_age;
+        let is_forgotten = max_age.is_some_and(|max_age| manifest.age >= max_age);
         self.shape = manifest.shape;
         self.objects = manifest.objects.into_iter().map(|it| it.object).collect();
-        self.run(Run::recover(manifest.fenced, is_same_plan)).await
+        let may_retry = is_same_plan && !is_forgotten;
+        self.run(Run::recover(manifest.fenced, may_retry)).await
     }
 
     /// Ends the lease, so that the next replay need not wait for it. If this fails, it waits.

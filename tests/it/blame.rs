@@ -122,7 +122,7 @@ fn contains(text: &[u8], part: &str) -> bool {
 
 /// Errors of the server, the account or the replicas, one with an unlisted code, and a limit that
 /// even the smallest insert exceeds.
-const SERVERS: [(&str, &str); 9] = [
+const SERVERS: [(&str, &str); 8] = [
     (
         "Code: 201. DB::Exception: Quota for user `u` for 1h has been exceeded: queries = 565/120. \
       (QUOTA_EXCEEDED)",
@@ -134,16 +134,12 @@ const SERVERS: [(&str, &str); 9] = [
         "replication",
     ),
     (
-        "Code: 286. DB::Exception: Quorum for previous write has not been satisfied yet. \
-      (UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE)",
-        "replication",
-    ),
-    (
-        "Code: 289. DB::Exception: Replica is not in quorum. (REPLICA_IS_NOT_IN_QUORUM)",
-        "replication",
-    ),
-    (
         "Code: 319. DB::Exception: Unknown status, client must retry. (UNKNOWN_STATUS_OF_INSERT)",
+        "replication",
+    ),
+    (
+        "Code: 244. DB::Exception: Insert failed due to zookeeper error. Please retry. \
+      (UNEXPECTED_ZOOKEEPER_ERROR)",
         "replication",
     ),
     (
@@ -205,6 +201,56 @@ async fn assert_pauses_and_blames_no_object(fault: Fault, words: &str, reason: &
 async fn errors_of_the_server_pause_intake_and_blame_no_object() {
     for (error, reason) in SERVERS {
         assert_pauses_and_blames_no_object(Fault::Error(error), error, reason).await;
+    }
+}
+
+/// Errors of inserts that only have to wait for another insert or for a replica.
+const WAITING: [&str; 2] = [
+    "Code: 286. DB::Exception: Quorum for previous write has not been satisfied yet. \
+     (UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE)",
+    "Code: 289. DB::Exception: Replica doesn't have part all_0_0_0 which was successfully written \
+     to quorum of other replicas. (REPLICA_IS_NOT_IN_QUORUM)",
+];
+
+/// [`errors_of_the_server_pause_intake_and_blame_no_object`] shows that a pause would be noticed.
+#[tokio::test]
+async fn inserts_that_wait_for_replicas_pause_nothing_and_blame_no_object() {
+    let stack = Stack::shared();
+    for error in WAITING {
+        let site = stack.site_with_max_receives("waiting", 1).await.unwrap();
+        let proxy = Proxy::start(stack.clickhouse.url()).await.unwrap();
+        Sluice::new(stack, &site).migrate();
+        let mut sluice = Sluice::new(stack, &site).set("clickhouse.url", proxy.url());
+        sluice.start();
+        sluice.wait_until_ready().await;
+        let bundles: Vec<_> = Generator::new(92).take(6).collect();
+        proxy.inject(Fault::Error(error), usize::MAX, |_, sql| is_load(sql));
+        let expected_rows = upload(&site, &bundles).await;
+        // Many more attempts than those after which a batch is split.
+        wait_for("the inserts to be repeated", BOUND, async || {
+            let (status, body) = sluice.get("/readyz").await?;
+            assert_eq!(status, 200, "{body}");
+            let hits = proxy.hits();
+            ensure!(hits >= 20, "{hits}");
+            Ok(Some(()))
+        })
+        .await;
+        let (_, metrics) = sluice.get("/metrics").await.unwrap();
+        let errors = |verdict: &str| {
+            let label = format!("verdict=\"{verdict}\"");
+            let is_of = |line: &&str| line.contains(&label) && !line.ends_with(" 0");
+            metrics.lines().filter(is_of).count()
+        };
+        assert_eq!((errors("wait"), errors("replay")), (1, 0), "{metrics}");
+
+        proxy.heal();
+        wait_until_drained(&site).await;
+        assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
+        assert_eq!(failures(stack, &site).await, []);
+        // Each message was received once, including the test event.
+        let received = sluice.metric("sluice_sqs_messages_received_total").await;
+        assert_eq!(received.unwrap(), 7.0);
+        assert_eq!(site.dlq_depth().await.unwrap(), 0);
     }
 }
 

@@ -171,6 +171,15 @@ fn values_out_of_range_are_refused() {
         "clickhouse: {dedup_window: 1}",
         &["clickhouse.dedup_window"],
     );
+    check(
+        "clickhouse: {dedup_age: 59m}",
+        &["clickhouse.dedup_age: `59m` is out of range (set it to a duration from 1h to 365d)"],
+    );
+    check(
+        "clickhouse: {dedup_age: 1h, insert_timeout: 15m}",
+        &["clickhouse.dedup_age: 1h is less than five times clickhouse.insert_timeout (15m)"],
+    );
+    assert!(load("clickhouse: {dedup_age: 1h, insert_timeout: 12m}").is_ok());
     check("clickhouse: {reject_ttl: 1h}", &["clickhouse.reject_ttl"]);
     check(
         "clickhouse: {database: ''}",

@@ -11,6 +11,7 @@ use crate::ledger::drive::Inserted;
 use crate::load::breaker::Scope;
 use crate::load::cause::{BatchFailure, FailureCause, culprit};
 use crate::load::ports::{BatchTables, ObjectStore, Ports};
+use crate::load::waiting::Waiting;
 use crate::statements::select::{BLANK, Target};
 
 use crate::clickhouse::WarehouseError;
@@ -222,10 +223,10 @@ impl<P: Ports> BatchRun<'_, P> {
                 Blame::Unknown => pause_for = Some(error.clone()),
             }
         }
+        self.retries += 1;
         if let Some(why) = pause_for {
             self.halt(&why);
         } else {
-            self.retries += 1;
             self.loader.note_failure(error, Scope::Inserts).await;
             self.loader.pause(self.retries, self.cancel).await?;
         }
@@ -302,10 +303,20 @@ impl<P: Ports> BatchRun<'_, P> {
     }
 
     async fn sample(&self) -> Result<Result<(), WarehouseError>, Cancelled> {
-        tokio::select! {
-            biased;
-            () = self.cancel.cancelled() => Err(Cancelled),
-            loaded = self.loader.load_sample() => Ok(loaded),
+        let mut waiting = Waiting::default();
+        loop {
+            let loaded = tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => return Err(Cancelled),
+                loaded = self.loader.load_sample() => loaded,
+            };
+            let Err(error) = loaded else {
+                return Ok(Ok(()));
+            };
+            let waited = self.loader.has_waited(&mut waiting, &error, self.cancel);
+            if !waited.await? {
+                return Ok(Err(error));
+            }
         }
     }
 
