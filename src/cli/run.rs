@@ -16,6 +16,7 @@ use crate::daemon;
 use crate::daemon::{QueueOutage, WorkerHandles, depths};
 use crate::event_types::Catalog;
 use crate::load::breaker::{Breaker, Scope};
+use crate::load::janitor::Janitor;
 use crate::queue::Queue;
 use crate::queue::payload::WithPayloads;
 use crate::queue::sqs::SqsQueue;
@@ -86,6 +87,8 @@ pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
         let store = Store::new(&aws);
         let loader = app.loader(planner, warehouse, store.clone(), breaker, activity);
         let loader = Arc::new(loader);
+        let janitor = Janitor::new(loader.clone());
+        tokio::spawn(janitor.run(config.load.janitor_interval.get(), stop.clone()));
         let queue = WithPayloads::new(SqsQueue::clone(&queue), store);
         let daemon = daemon::Daemon {
             queue: Arc::new(queue),

@@ -309,6 +309,11 @@ fn check_load(load: &LoadConfig, checks: &mut Checks) {
     checks.positive("load.retry_backoff_min", load.retry_backoff_min);
     checks.positive("load.retry_backoff_max", load.retry_backoff_max);
     checks.positive("load.probe_interval", load.probe_interval);
+    checks.duration(
+        "load.janitor_interval",
+        load.janitor_interval,
+        Duration::from_secs(1)..=DAY,
+    );
     checks.size(
         "load.max_line_bytes",
         load.max_line_bytes,

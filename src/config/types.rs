@@ -296,6 +296,11 @@ pub struct LoadConfig {
     /// 1ms to 1d. Loading resumes within this time after the server recovers.
     pub probe_interval: HumanDuration,
 
+    /// The interval at which a worker looks for rows of released batches and deletes them, 1s to
+    /// 1d; the first time at most about a minute after its start. A server that was frozen or cut
+    /// off can commit such rows late.
+    pub janitor_interval: HumanDuration,
+
     /// What to do with a message whose object was deleted before it was read. The object is
     /// recorded as missing either way. `give_back`: return the message, until the redrive policy
     /// moves it to the dead-letter queue. `acknowledge`: delete the message, for buckets whose

@@ -9,6 +9,7 @@ mod cause;
 mod delete;
 pub mod empty_columns;
 pub mod fallback;
+pub mod janitor;
 pub mod ports;
 mod progress;
 mod replace;

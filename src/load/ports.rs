@@ -19,10 +19,12 @@ use crate::ledger::{
     Claim, Claims, Failure, Ledger, Manifest, ManifestEntry, Permit, Replacement, Stopped,
 };
 use crate::load::empty_columns::Seen;
+use crate::load::janitor::StrayRows;
 use crate::load::tables::ClickHouseTables;
 use crate::object::{Compression, ObjectId, ObjectRef};
 use crate::s3::{Completeness, Content, ObjectMeta, Store, StoreError};
 use crate::statements::insert::Planner;
+use crate::statements::select::Target;
 use tokio::time::Instant;
 
 /// The systems that a [`Loader`](super::Loader) works with.
@@ -135,6 +137,8 @@ pub struct Insert<'a> {
 pub enum Rows<'a> {
     /// The rows of a batch.
     Of(BatchId),
+    /// The rows of a batch in the parts of these names.
+    InParts(BatchId, &'a [&'a str]),
     /// The rows that the batch with this manifest supersedes.
     SupersededBy(&'a [ManifestEntry]),
 }
@@ -227,6 +231,24 @@ pub trait BatchTables: Send + Sync + 'static {
         rows: Rows<'_>,
         timeout: Duration,
     ) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Returns released batches that have rows in a table although they must not have any: some of
+    /// those that were released within `since`, at most `limit`.
+    fn stray_batches(
+        &self,
+        table: &str,
+        since: Duration,
+        limit: usize,
+        timeout: Duration,
+    ) -> impl Future<Output = Answer<Vec<BatchId>>> + Send;
+
+    /// Returns the rows that a released batch has in a table, by part.
+    fn stray_rows(
+        &self,
+        target: Target<'_>,
+        batch: BatchId,
+        timeout: Duration,
+    ) -> impl Future<Output = Answer<Vec<StrayRows>>> + Send;
 
     /// Returns the metadata of these objects as the server sees them, each with its path.
     fn head(

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::bounds::Bounds;
 use super::empty_columns::{self, Seen};
+use super::janitor::{self, StrayRows};
 use super::ports::{BatchTables, Insert, Rows};
 use super::truncation::{Truncation, Truncations};
 use crate::batch::BatchId;
@@ -184,6 +185,25 @@ impl BatchTables for ClickHouseTables {
         self.warehouse.delete(table, &condition, timeout).await
     }
 
+    async fn stray_batches(
+        &self,
+        table: &str,
+        since: Duration,
+        limit: usize,
+        timeout: Duration,
+    ) -> Result<Vec<BatchId>, WarehouseError> {
+        janitor::stray_batches(&self.warehouse, table, since, limit, timeout).await
+    }
+
+    async fn stray_rows(
+        &self,
+        target: Target<'_>,
+        batch: BatchId,
+        timeout: Duration,
+    ) -> Result<Vec<StrayRows>, WarehouseError> {
+        janitor::stray_rows(&self.warehouse, target, batch, timeout).await
+    }
+
     async fn head(
         &self,
         objects: &[&ObjectRef],
@@ -258,6 +278,11 @@ impl BatchTables for ClickHouseTables {
 fn condition(rows: Rows<'_>) -> String {
     match rows {
         Rows::Of(batch) => format!("batch_id = {}", sql::id(batch.0)),
+        Rows::InParts(batch, parts) => format!(
+            "batch_id = {} AND _part IN ({})",
+            sql::id(batch.0),
+            sql::strings(parts)
+        ),
         Rows::SupersededBy(objects) => superseded_by(objects),
     }
 }

@@ -89,6 +89,8 @@ declare! {
         "Batches that have ended in the ledger, by outcome. `nothing_free`: all objects were loaded or busy. `yielded`: another batch claims the same objects. `fenced`: another worker took over the batch. `released`: nothing was loaded, and the objects are loaded in another way or fail. `abandoned`: left unfinished at a shutdown.";
     LEFT_IN_VIEWS: Counter, "sluice_rollbacks_left_in_views_total",
         "Batches that were rolled back while users' views read the tables: rows that the views inserted stay in the views' target tables.";
+    STRAY_ROWS_DELETED: Counter, "sluice_stray_rows_deleted_total",
+        "Rows of released batches that were found after the release, and deleted: a server that was frozen or cut off had committed them.";
     BATCH_SPLITS: Counter, "sluice_batch_splits_total",
         "Batches split in two because some of their objects could not be loaded.";
     ROWS: Counter, "sluice_rows_total" { kind: ROW_KINDS },
@@ -249,6 +251,10 @@ pub fn batch_closed(reason: &'static str) {
 
 pub fn left_in_views() {
     LEFT_IN_VIEWS.add(1, &[]);
+}
+
+pub fn stray_rows_deleted(rows: u64) {
+    STRAY_ROWS_DELETED.add(rows, &[]);
 }
 
 pub fn batch_ended(outcome: &'static str) {

@@ -20,6 +20,7 @@ mod evolve;
 mod harness;
 mod hidden;
 mod injection;
+mod janitor;
 mod json;
 mod keys;
 mod large;

@@ -161,6 +161,16 @@ pub fn tables(catalog: &Catalog, options: &SchemaOptions) -> Vec<Table> {
     tables
 }
 
+/// Returns the columns in which rows are equal that merges of the table collapse into one; none if
+/// merges keep every row.
+pub fn collapsing_key(target: Target<'_>) -> Vec<&str> {
+    match target {
+        Target::EventType(event_type) => event_type.order_by.iter().map(String::as_str).collect(),
+        Target::RejectedLines | Target::UnmatchedStatements => REJECTS_KEY.to_vec(),
+        Target::ObjectRows => Vec::new(),
+    }
+}
+
 /// Returns the statements that create the landing table and its views; none if there are no views.
 pub fn views(catalog: &Catalog, options: &SchemaOptions) -> Vec<Statement> {
     if !options.views {
@@ -356,6 +366,9 @@ const NOW: &str = "DEFAULT now64(3, 'UTC')";
 const TIME: &str = "DateTime64(3, 'UTC')";
 const WORD: &str = "LowCardinality(String)";
 
+/// The sorting key of the tables of rejects.
+const REJECTS_KEY: [&str; 3] = ["source_path", "source_etag", "row_number"];
+
 /// For tables in which a lookup must read little data.
 const SMALL_GRANULES: Setting = Setting {
     name: "index_granularity",
@@ -416,7 +429,7 @@ fn rejects(name: &str, options: &SchemaOptions) -> Table {
         batch_index: true,
         replacing: true,
         partition_by: None,
-        order_by: names(&["source_path", "source_etag", "row_number"]),
+        order_by: names(&REJECTS_KEY),
         ttl: Some(Ttl {
             column: "ingested_at",
             after: options.reject_ttl,
@@ -593,6 +606,21 @@ mod tests {
             .filter(|s| !s.what.starts_with("view"))
             .collect();
         insta::assert_snapshot!(text(&tables));
+    }
+
+    #[test]
+    fn rows_collapse_by_the_sorting_key_of_their_table() {
+        let catalog = Catalog::builtin();
+        let tables = tables(&catalog, &options(Engine::Plain, None));
+        for target in Target::all(&catalog) {
+            let table = tables.iter().find(|it| it.name == target.table()).unwrap();
+            let key: &[String] = if table.replacing {
+                &table.order_by
+            } else {
+                &[]
+            };
+            assert_eq!(collapsing_key(target), key, "{}", table.name);
+        }
     }
 
     #[test]

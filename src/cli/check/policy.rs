@@ -82,7 +82,8 @@ pub(super) fn grants(config: &Config, catalog: &Catalog, buckets: &[String]) -> 
     );
     // KILL QUERY reads it, even for the user's own queries.
     run.push("SELECT ON system.processes".to_owned());
-    // Shows whether merges removed rows between an insert and its comparison.
+    // Shows whether merges removed rows between an insert and its comparison, and which parts are
+    // recent.
     run.push("SELECT ON system.parts".to_owned());
     // For the table functions s3() and input().
     run.push("CREATE TEMPORARY TABLE ON *.*".to_owned());

@@ -197,6 +197,10 @@ fn values_out_of_range_are_refused() {
     );
     check("load: {concurrency: 65}", &["load.concurrency"]);
     check(
+        "load: {janitor_interval: 500ms}",
+        &["load.janitor_interval: `500ms` is out of range (set it to a duration from 1s to 1d)"],
+    );
+    check(
         "load: {max_line_bytes: 2GiB}",
         &["load.max_line_bytes: `2GiB` is too large (set it to 1GiB or less)"],
     );
