@@ -8,6 +8,7 @@ use futures_util::Stream;
 use tokio::time::Instant;
 
 use super::empty_columns::Seen;
+use super::janitor::StrayRows;
 use super::ports::{Insert, Rows};
 use super::truncation::Truncation;
 use super::*;
@@ -21,7 +22,7 @@ use crate::ledger::drive::Fence;
 use crate::ledger::{Claim, Claims, Manifest, ManifestEntry, Permit, Replacement, Stopped};
 use crate::s3::{Completeness, Content};
 use crate::statements::s3_source::S3Access;
-use crate::statements::select::BLANK;
+use crate::statements::select::{BLANK, Target};
 use sluice_core::fixtures;
 
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
@@ -379,6 +380,25 @@ impl BatchTables for ScriptedTables {
         _: Option<&Barrier>,
     ) -> Result<bool, WarehouseError> {
         Ok(false)
+    }
+
+    async fn stray_batches(
+        &self,
+        _: &str,
+        _: Duration,
+        _: usize,
+        _: Duration,
+    ) -> Result<Vec<BatchId>, WarehouseError> {
+        unreachable!("no janitor runs")
+    }
+
+    async fn stray_rows(
+        &self,
+        _: Target<'_>,
+        _: BatchId,
+        _: Duration,
+    ) -> Result<Vec<StrayRows>, WarehouseError> {
+        unreachable!("no janitor runs")
     }
 
     async fn is_deleting(&self, _: &str, _: Rows<'_>) -> bool {
