@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::clients::Clients;
 use crate::engine::{Options, Ports, Role, Setup};
@@ -241,6 +241,41 @@ impl ClickHouse {
     /// Fails with ClickHouse's error and the statement.
     pub async fn execute(&self, sql: &str) -> Result<()> {
         self.query(sql).await.map(drop)
+    }
+
+    /// Waits until this replica has what any replica has confirmed in the replicated tables of a
+    /// database.
+    ///
+    /// # Errors
+    ///
+    /// Fails with ClickHouse's error while a table is read-only, as it is for up to a minute after
+    /// its server or its Keeper was started; if a mutation has not ended; and if the database has
+    /// no replicated table.
+    pub async fn catch_up(&self, database: &str) -> Result<()> {
+        let sql = format!(
+            "SELECT name FROM system.tables \
+             WHERE database = '{database}' AND startsWith(engine, 'Replicated')"
+        );
+        let tables = self.query(&sql).await?;
+        ensure!(
+            !tables.is_empty(),
+            "{database} has no replicated table at {}",
+            self.url
+        );
+        for table in tables.lines() {
+            let sql = format!("SYSTEM SYNC REPLICA {database}.{table}");
+            self.execute(&sql).await?;
+        }
+        let sql = format!(
+            "SELECT count() FROM system.mutations WHERE database = '{database}' AND NOT is_done"
+        );
+        let unfinished: u64 = self.scalar(&sql).await?;
+        ensure!(
+            unfinished == 0,
+            "{unfinished} mutations of {database} have not ended at {}",
+            self.url
+        );
+        Ok(())
     }
 
     async fn fetch(&self, sql: &str, format: &str) -> Result<String> {

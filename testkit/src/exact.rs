@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::xapi::{Bundle, EventType};
-use crate::{ClickHouse, Site};
+use crate::{ClickHouse, Cluster, Site, wait_for};
 
 /// The kinds of rejects, and the table of each.
 const REJECT_TABLES: [(&str, &str); 2] = [
@@ -17,6 +18,9 @@ const REJECT_TABLES: [(&str, &str); 2] = [
 
 /// The source path of a blank-line load.
 const BLANK_LINE_LOAD: &str = "sluice-sample/blank.jsonl";
+
+/// A table of a new database is read-only until its replica has started, and not for longer.
+const START_BOUND: Duration = Duration::from_secs(120);
 
 /// Numbers of rows, by object and kind.
 type Rows = BTreeMap<(String, &'static str), u64>;
@@ -37,6 +41,27 @@ pub async fn keep_duplicates(clickhouse: &ClickHouse, site: &Site) -> Result<()>
                 site.database
             ))
             .await?;
+    }
+    Ok(())
+}
+
+/// Does the same as [`keep_duplicates`] on every server: each replica has its own settings of
+/// this kind. The database is new, and its tables are replicated.
+///
+/// # Errors
+///
+/// Fails with ClickHouse's error.
+///
+/// # Panics
+///
+/// Panics if a table cannot be written to.
+pub async fn keep_duplicates_of_replicas(cluster: &Cluster, site: &Site) -> Result<()> {
+    for server in cluster.servers() {
+        wait_for("the new tables", START_BOUND, async || {
+            server.catch_up(&site.database).await.map(Some)
+        })
+        .await;
+        keep_duplicates(server, site).await?;
     }
     Ok(())
 }
@@ -138,6 +163,27 @@ pub async fn differences(
         writeln!(problems, "object in more than one loaded batch: {line}")?;
     }
     problems += &stray_rows(clickhouse, site).await?;
+    Ok(problems)
+}
+
+/// Returns the [`differences`] of each of these replicas, once it has what the others have; empty
+/// if there are none.
+///
+/// # Errors
+///
+/// Fails as [`ClickHouse::catch_up`] does.
+pub async fn differences_of_replicas(
+    replicas: &[ClickHouse],
+    site: &Site,
+    expected: &[Bundle],
+) -> Result<String> {
+    let mut problems = String::new();
+    for replica in replicas {
+        replica.catch_up(&site.database).await?;
+        for line in differences(replica, site, expected).await?.lines() {
+            writeln!(problems, "{}: {line}", replica.url())?;
+        }
+    }
     Ok(problems)
 }
 

@@ -7,9 +7,9 @@ use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
-use crate::{cluster, install};
+use crate::{CLUSTER_VARIABLE, cluster, install};
 
 /// The environment variable that makes a test that cannot run fail, if it is `deny`.
 pub const SKIP_VARIABLE: &str = "SLUICE_TEST_SKIP";
@@ -29,7 +29,8 @@ pub enum Requirement {
     /// names, or what is needed to start them.
     Cluster,
     /// A replicated ClickHouse of the test's own, for tests that kill its servers: Java and
-    /// ZooKeeper, and the one build of the engine that can be a replica (Linux on x86-64).
+    /// ZooKeeper, and the one build of the engine that can be a replica (Linux on x86-64). It is not
+    /// met where [`crate::CLUSTER_VARIABLE`] names a cluster.
     OwnCluster,
 }
 
@@ -73,6 +74,9 @@ impl Requirement {
             Self::Prometheus => install::install_prometheus().map(drop),
             Self::ZooKeeper => install::install_zookeeper().map(drop),
             Self::Cluster if cluster::is_given() => Ok(()),
+            Self::OwnCluster if cluster::is_given() => bail!(
+                "it kills servers, and those that {CLUSTER_VARIABLE} names were started elsewhere"
+            ),
             Self::Cluster | Self::OwnCluster => install::install_cluster().map(drop),
         }
     }

@@ -15,6 +15,7 @@ mod objects;
 mod outages;
 mod plans;
 mod replay;
+mod replicas;
 mod streams;
 mod upgrade;
 mod workers;

@@ -1,18 +1,17 @@
 //! The random faults, one after the other.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use fastrand::Rng;
-use sluice_testkit::ClickHouse;
 use sluice_testkit::proxy::{Fault, Proxy};
-use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep};
 
+use super::Tally;
 use super::arrivals::Arrivals;
+use super::outages::Outages;
 use super::workers::Workers;
-use super::{Tally, World};
+use super::world::World;
 use crate::console::Progress;
 
 /// The longest time between two faults.
@@ -46,7 +45,7 @@ pub(super) async fn inject(
 ) -> Result<()> {
     let end = Instant::now() + duration;
     let mut progress = Progress::new();
-    let mut restarting = JoinSet::new();
+    let mut outages = Outages::new(world);
     while Instant::now() < end {
         sleep(PAUSE.mul_f64(rng.f64())).await;
         progress.show(&format!(
@@ -55,8 +54,12 @@ pub(super) async fn inject(
             end.saturating_duration_since(Instant::now()).as_secs()
         ));
         workers.reap(tally)?;
-        while let Some(restarted) = restarting.try_join_next() {
-            restarted??;
+        outages.reap().await?;
+        if outages.is_next(rng) {
+            if let Some(done) = outages.begin_any(rng) {
+                tally.add(done);
+            }
+            continue;
         }
         let slot = rng.usize(..workers.count());
         let done = match rng.u32(0..100) {
@@ -72,7 +75,8 @@ pub(super) async fn inject(
                 started.then_some("workers restarted")
             }
             45..65 => {
-                disrupt_clickhouse(rng, &world.to_clickhouse);
+                let proxy = any_proxy(rng, &world.to_clickhouse);
+                disrupt_clickhouse(rng, proxy);
                 None
             }
             65..80 => {
@@ -87,28 +91,20 @@ pub(super) async fn inject(
                 world.heal();
                 None
             }
-            _ => restarting.is_empty().then(|| {
-                let downtime = Duration::from_secs(8).mul_f64(rng.f64());
-                restarting.spawn(crash(Arc::clone(&world.clickhouse), downtime));
-                "ClickHouse killed"
-            }),
+            _ => outages.kill_server(rng),
         };
         if let Some(done) = done {
             tally.add(done);
         }
     }
-    while let Some(restarted) = restarting.join_next().await {
-        restarted??;
-    }
-    Ok(())
+    outages.end().await
 }
 
-/// Sends SIGKILL and restarts the server after a while.
-async fn crash(clickhouse: Arc<ClickHouse>, downtime: Duration) -> Result<()> {
-    let killed = Arc::clone(&clickhouse);
-    spawn_blocking(move || killed.kill()).await??;
-    sleep(downtime).await;
-    spawn_blocking(move || clickhouse.restart()).await?
+fn any_proxy<'a>(rng: &mut Rng, proxies: &'a [Proxy]) -> &'a Proxy {
+    match proxies {
+        [only] => only,
+        several => &several[rng.usize(..several.len())],
+    }
 }
 
 /// Returns a failpoint at which the worker aborts, the first time it gets there or later.

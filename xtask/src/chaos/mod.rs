@@ -3,26 +3,26 @@
 
 mod arrivals;
 mod faults;
+mod outages;
 mod workers;
+mod world;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use fastrand::Rng;
 use sluice_testkit::proxy::Proxy;
-use sluice_testkit::xapi::EventType;
-use sluice_testkit::{Aws, ClickHouse, Site, SiteOptions, exact};
-use tokio::task::spawn_blocking;
+use sluice_testkit::xapi::{Bundle, EventType};
 use tokio::time::Instant;
 
 use crate::console::{Progress, note, print};
 use crate::interrupt::Interrupt;
 use arrivals::Arrivals;
 use workers::{Setup, Workers};
+use world::World;
 
 /// The minimum that the configuration allows. A lease lasts equally long.
 const VISIBILITY: Duration = Duration::from_secs(10);
@@ -30,6 +30,9 @@ const VISIBILITY: Duration = Duration::from_secs(10);
 const MAX_RECEIVE_COUNT: u32 = 1000;
 /// After the faults end, the queue must become shorter within this time.
 const STALL_TIMEOUT: Duration = Duration::from_secs(180);
+/// After that, every server of a cluster must have every row once within this time. A table can be
+/// read-only for most of a minute after its server and its Keeper were started.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(180);
 const MAX_PROBLEMS_SHOWN: usize = 40;
 
 #[derive(clap::Args)]
@@ -49,6 +52,21 @@ pub(crate) struct Arguments {
     /// Run this Sluice binary instead of building one; it must have failpoints
     #[arg(long, value_name = "PATH")]
     sluice: Option<PathBuf>,
+    /// Load into replicated tables of a cluster, whose servers and Keeper fail as well
+    ///
+    /// Servers are killed and paused one by one, the Keeper is killed, and replicas stop fetching
+    /// rows of a table. The seed chooses whether a balancer gives each connection to the next
+    /// server or each worker has its own server.
+    #[arg(long)]
+    cluster: bool,
+    /// Number of replicas in the cluster
+    #[arg(
+        long,
+        default_value_t = 2,
+        requires = "cluster",
+        value_parser = clap::value_parser!(u8).range(2..=3)
+    )]
+    replicas: u8,
 }
 
 /// Workers of several configurations, as during a rollout.
@@ -75,70 +93,21 @@ impl Tally {
     }
 }
 
-/// The services that Sluice connects to, and the proxies in front of them.
-struct World {
-    clickhouse: Arc<ClickHouse>,
-    aws: Aws,
-    site: Site,
-    /// The proxy between Sluice and ClickHouse.
-    to_clickhouse: Proxy,
-    /// The proxy between ClickHouse and S3.
-    to_s3: Proxy,
-    /// The proxy between Sluice and SQS.
-    to_sqs: Proxy,
-}
-
-impl World {
-    async fn start() -> Result<Self> {
-        let clickhouse = Arc::new(spawn_blocking(ClickHouse::start).await??);
-        let aws = spawn_blocking(Aws::start).await??;
-        let options = SiteOptions {
-            max_receive_count: MAX_RECEIVE_COUNT,
-            visibility_timeout: VISIBILITY,
-        };
-        let site = aws.site("chaos", options).await?;
-        Ok(Self {
-            to_clickhouse: Proxy::start(clickhouse.url()).await?,
-            to_s3: Proxy::start(aws.endpoint()).await?,
-            to_sqs: Proxy::start(aws.endpoint()).await?,
-            clickhouse,
-            aws,
-            site,
-        })
-    }
-
-    fn proxies(&self) -> [(&'static str, &Proxy); 3] {
-        [
-            ("Sluice to ClickHouse", &self.to_clickhouse),
-            ("ClickHouse to S3", &self.to_s3),
-            ("Sluice to SQS", &self.to_sqs),
-        ]
-    }
-
-    /// Stops all faults.
-    fn heal(&self) {
-        for (_, proxy) in self.proxies() {
-            proxy.heal();
-        }
-    }
-
-    /// Returns the number of requests that will still reach their servers late.
-    fn late(&self) -> usize {
-        self.proxies().iter().map(|(_, proxy)| proxy.late()).sum()
-    }
-}
-
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     let binary = match &arguments.sluice {
         Some(binary) => binary.clone(),
         None => crate::build::sluice()?,
     };
     let mut interrupt = Interrupt::new()?;
-    let world = World::start().await?;
     let mut rng = Rng::with_seed(arguments.seed);
+    let replicas = arguments.cluster.then_some(usize::from(arguments.replicas));
+    let world = World::start(replicas, &mut rng).await?;
+    if let Some(route) = world.route() {
+        note(route);
+    }
     let setup = Setup::new(binary, &world, &arguments.strategy, rng.fork())?;
     setup.migrate(&world).await?;
-    exact::keep_duplicates(&world.clickhouse, &world.site).await?;
+    world.keep_duplicates().await?;
     tokio::select! {
         outcome = inject_and_verify(&arguments, &world, setup, rng) => outcome,
         () = interrupt.wait() => {
@@ -172,7 +141,10 @@ async fn inject_and_verify(
     world.heal();
     let arrived = arrivals.stop().await?;
     workers.restart_without_failpoints(&mut tally).await?;
-    let drained = drain(world, &mut workers).await;
+    let drained = match drain(world, &mut workers).await {
+        Ok(()) => settle(world, &mut workers, &arrived.bundles).await,
+        failed => failed,
+    };
     let logs = workers.stop().await?;
     if let Err(error) = drained {
         bail!(
@@ -182,7 +154,10 @@ async fn inject_and_verify(
     }
 
     tally.add_many("duplicate announcements", arrived.duplicates);
-    let mut problems = exact::differences(&world.clickhouse, &world.site, &arrived.bundles).await?;
+    let mut problems = match world.differences(&arrived.bundles).await {
+        Ok(differences) => differences,
+        Err(error) => format!("failed to compare the rows: {error:#}\n"),
+    };
     let dead = world.site.dlq_depth().await?;
     if dead > 0 {
         problems.push_str(&format!("{dead} messages are in the dead-letter queue\n"));
@@ -191,8 +166,12 @@ async fn inject_and_verify(
     for (what, count) in &tally.0 {
         print(&format!("{count:>8}  {what}"));
     }
-    for (connection, proxy) in world.proxies() {
-        for (fault, count) in proxy.hits_by_fault() {
+    for (connection, proxies) in world.connections() {
+        let mut hits = BTreeMap::new();
+        for (fault, count) in proxies.iter().flat_map(Proxy::hits_by_fault) {
+            *hits.entry(fault).or_insert(0) += count;
+        }
+        for (fault, count) in hits {
             print(&format!("{count:>8}  {connection}: {fault}"));
         }
     }
@@ -203,9 +182,13 @@ async fn inject_and_verify(
     let objects = arrived.bundles.len();
     let (seed, seconds) = (arguments.seed, begun.elapsed().as_secs());
     if problems.is_empty() {
+        let place = match world.servers.all().len() {
+            1 => String::new(),
+            servers => format!(" on each of {servers} servers"),
+        };
         print(&format!(
             "passed: seed {seed}, {seconds} s, {objects} objects, {rows} event rows, \
-             each exactly once"
+             each exactly once{place}"
         ));
         return Ok(ExitCode::SUCCESS);
     }
@@ -247,6 +230,27 @@ async fn drain(world: &World, workers: &mut Workers) -> Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
+}
+
+/// Waits until every server of a cluster has every row once. The rows of statements that outlive
+/// their batches are deleted by workers, so these must be running. If it takes too long, the
+/// comparison that follows shows the differences.
+async fn settle(world: &World, workers: &mut Workers, expected: &[Bundle]) -> Result<()> {
+    if world.servers.cluster().is_none() {
+        return Ok(());
+    }
+    let begun = Instant::now();
+    let mut progress = Progress::new();
+    while begun.elapsed() < SETTLE_TIMEOUT {
+        let differences = world.differences(expected).await;
+        if differences.as_ref().is_ok_and(String::is_empty) {
+            break;
+        }
+        progress.show("waiting for every server to have every row once");
+        workers.ensure_running()?;
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    Ok(())
 }
 
 /// A directory that is removed on drop unless it is kept.

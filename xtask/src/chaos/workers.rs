@@ -1,16 +1,19 @@
-//! Starts, kills and terminates the workers, which share one configuration.
+//! Starts, kills and terminates the workers, whose configurations differ at most in the URL of
+//! ClickHouse.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
+use sluice_testkit::Cluster;
 use sluice_testkit::install::{Installed, install};
 use sluice_testkit::launch::{Mode, Place, Process, tail};
 use sluice_testkit::xapi::write_lean_declarations;
 use tokio::task::{JoinSet, spawn_blocking};
 
-use super::{Logs, MIXED, Tally, World};
+use super::world::World;
+use super::{Logs, MIXED, Tally};
 
 /// The time that a worker may take after SIGTERM, longer than Sluice's grace period and clean-up.
 const GRACE: Duration = Duration::from_secs(30);
@@ -25,7 +28,8 @@ pub(super) struct Setup {
     binary: PathBuf,
     installed: Installed,
     directory: tempfile::TempDir,
-    configuration: PathBuf,
+    /// One for each URL of ClickHouse.
+    configurations: Vec<PathBuf>,
     /// Picks the strategy of each worker, if they are mixed.
     mixed: Option<Rng>,
     environment: Vec<(&'static str, String)>,
@@ -34,7 +38,6 @@ pub(super) struct Setup {
 impl Setup {
     pub(super) fn new(binary: PathBuf, world: &World, strategy: &str, rng: Rng) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("sluice-chaos-").tempdir()?;
-        let configuration = directory.path().join("sluice.yaml");
         let mixed = (strategy == MIXED).then_some(rng);
         let strategy = if mixed.is_some() {
             STRATEGIES[0]
@@ -43,10 +46,13 @@ impl Setup {
         };
         let types = directory.path().join("event_types");
         write_lean_declarations(&types)?;
-        std::fs::write(
-            &configuration,
-            worker_configuration(world, strategy, &types),
-        )?;
+        let mut configurations = Vec::new();
+        for (number, proxy) in world.to_clickhouse.iter().enumerate() {
+            let path = directory.path().join(format!("sluice-{number}.yaml"));
+            let text = worker_configuration(world, &proxy.url(), strategy, &types);
+            std::fs::write(&path, text)?;
+            configurations.push(path);
+        }
         let mut environment = world.aws.environment().to_vec();
         for (name, value) in &mut environment {
             if *name == "AWS_ENDPOINT_URL" {
@@ -57,16 +63,24 @@ impl Setup {
             binary,
             installed: install()?,
             directory,
-            configuration,
+            configurations,
             mixed,
             environment,
         })
     }
 
     pub(super) async fn migrate(&self, world: &World) -> Result<()> {
+        let configuration = self.configuration(0).display().to_string();
+        let mut arguments = vec!["migrate".to_owned(), "--config".to_owned(), configuration];
+        if let Some(first) = world.servers.cluster().map(|cluster| cluster.server(1, 1)) {
+            // All servers take part in each statement, which can take a while. A balancer would
+            // send each to another.
+            for setting in ["query_timeout=5m", &format!("url={}", first.url())] {
+                arguments.extend(["--set".to_owned(), format!("clickhouse.{setting}")]);
+            }
+        }
         let output = tokio::process::Command::new(&self.binary)
-            .args(["migrate", "--config"])
-            .arg(&self.configuration)
+            .args(arguments)
             .envs(world.aws.environment())
             .output()
             .await
@@ -81,7 +95,7 @@ impl Setup {
     }
 
     fn start(&mut self, number: usize, failpoints: &str) -> Result<Process> {
-        let configuration = self.configuration.display().to_string();
+        let configuration = self.configuration(number).display().to_string();
         let mut arguments = ["run", "--config", &configuration]
             .map(str::to_owned)
             .to_vec();
@@ -104,16 +118,28 @@ impl Setup {
         )
     }
 
+    /// Returns the configuration of the worker with this number.
+    fn configuration(&self, number: usize) -> &Path {
+        &self.configurations[number % self.configurations.len()]
+    }
+
     fn log(&self, number: usize) -> PathBuf {
         self.directory.path().join(format!("worker-{number}.log"))
     }
 }
 
 /// All times are short, so that as much as possible happens in a minute.
-fn worker_configuration(world: &World, strategy: &str, types: &Path) -> String {
+fn worker_configuration(world: &World, clickhouse: &str, strategy: &str, types: &Path) -> String {
     let (queue, database) = (&world.site.queue_url, &world.site.database);
     let types = types.display();
-    let (clickhouse, s3) = (world.to_clickhouse.url(), world.to_s3.url());
+    let s3 = world.to_s3.url();
+    let (engine, janitor) = match world.servers.cluster() {
+        None => (String::new(), ""),
+        Some(_) => (
+            format!("\n  engine: replicated\n  cluster: {}", Cluster::NAME),
+            "\n  janitor_interval: 1s",
+        ),
+    };
     format!(
         r#"queue:
   url: {queue}
@@ -126,7 +152,7 @@ clickhouse:
   database: {database}
   connect_timeout: 2s
   query_timeout: 5s
-  insert_timeout: 20s
+  insert_timeout: 20s{engine}
 s3:
   clickhouse_endpoint: {s3}
   clickhouse_access:
@@ -140,7 +166,7 @@ load:
   strategy: {strategy}
   retry_backoff_min: 100ms
   retry_backoff_max: 1s
-  probe_interval: 500ms
+  probe_interval: 500ms{janitor}
 shutdown:
   grace_period: 5s
 event_types:
