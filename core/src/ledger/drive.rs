@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use super::protocol::{Action, ClaimStatus, End, Run};
+use super::protocol::{Action, ClaimStatus, End, Kill, Run};
 use crate::batch::BatchId;
 
 /// The result of an insert.
@@ -70,8 +70,8 @@ pub trait Steps: Send {
         attempt: u32,
     ) -> impl Future<Output = Result<Inserted, Self::Error>> + Send;
 
-    /// Kills every running statement of the batch, and waits for its end.
-    fn kill(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    /// Kills the running statements of the batch, and waits for their end.
+    fn kill(&mut self, kill: Kill) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
     /// Writes the fence that keeps every attempt up to this one from starting.
     fn fence(&mut self, attempt: u32) -> impl Future<Output = Result<Fence, Self::Error>> + Send;

@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 use uuid::Uuid;
 
 use super::drive::{Fence, Inserted, Recorded, RolledBack, Steps};
-use super::protocol::{ABORTED, Action, ClaimStatus, End, Run};
+use super::protocol::{ABORTED, Action, ClaimStatus, End, Kill, Run};
 use crate::batch::BatchId;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +81,7 @@ impl Steps for Answer {
         given!(self, Self::Inserted(inserted) => *inserted)
     }
 
-    async fn kill(&mut self) -> Result<(), Infallible> {
+    async fn kill(&mut self, _: Kill) -> Result<(), Infallible> {
         given!(self, Self::Done => ())
     }
 
@@ -526,7 +526,7 @@ impl Case {
                     }
                 }
             }
-            Action::Kill => {
+            Action::Kill(_) => {
                 if self.mutation != Mutation::NoKill {
                     let batch = job.batch.expect("claimed");
                     after.running.retain(|(running, ..)| *running != batch);

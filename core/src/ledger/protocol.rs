@@ -59,8 +59,8 @@ pub enum Action {
     Insert {
         attempt: u32,
     },
-    /// Kill every running statement of the batch, and wait for its end.
-    Kill,
+    /// Kill the running statements of the batch, and wait for their end.
+    Kill(Kill),
     /// Write the fence that keeps every attempt up to this one from starting.
     Fence {
         attempt: u32,
@@ -90,7 +90,7 @@ impl Action {
             Self::Claim => "seal",
             Self::Verify => "verify",
             Self::Insert { .. } => "insert",
-            Self::Kill => "kill",
+            Self::Kill(_) => "kill",
             Self::Fence { .. } => "fence",
             Self::CheckRows => "check_rows",
             Self::CheckComplete => "check_complete",
@@ -100,6 +100,17 @@ impl Action {
             Self::Finish(_) => "finish",
         }
     }
+}
+
+/// How thorough a kill must be. The two differ where the statements of a batch can run on several
+/// servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kill {
+    /// May miss statements on servers that cannot be reached: the identical statement follows, and
+    /// the token keeps the two from committing twice.
+    BestEffort,
+    /// Afterwards, no statement of the batch that had started is running on any server.
+    Confirmed,
 }
 
 labelled! {
@@ -206,7 +217,8 @@ impl Run {
             Phase::Insert => Action::Insert {
                 attempt: self.attempt,
             },
-            Phase::KillToRetry | Phase::Abort(Abort::Kill | Abort::KillAgain) => Action::Kill,
+            Phase::KillToRetry => Action::Kill(Kill::BestEffort),
+            Phase::Abort(Abort::Kill | Abort::KillAgain) => Action::Kill(Kill::Confirmed),
             Phase::Abort(Abort::FenceAll) => Action::Fence { attempt: ABORTED },
             Phase::Abort(Abort::Fence) => Action::Fence {
                 attempt: self.attempt,
@@ -261,7 +273,7 @@ impl Run {
                 }
             },
             Phase::KillToRetry => {
-                steps.kill().await?;
+                steps.kill(Kill::BestEffort).await?;
                 Phase::Insert
             }
             Phase::Abort(abort) => {
@@ -289,7 +301,7 @@ impl Run {
                 Fence::TakenOver => Phase::Finish(End::Fenced),
             },
             Abort::Kill => {
-                steps.kill().await?;
+                steps.kill(Kill::Confirmed).await?;
                 Phase::Abort(Abort::CheckRows)
             }
             Abort::CheckRows => {
@@ -311,7 +323,7 @@ impl Run {
                 Phase::Abort(Abort::KillAgain)
             }
             Abort::KillAgain => {
-                steps.kill().await?;
+                steps.kill(Kill::Confirmed).await?;
                 Phase::Abort(Abort::RollBack)
             }
             Abort::RollBack => match steps.roll_back().await? {
