@@ -45,6 +45,10 @@ pub enum Recorded {
 
 /// The operations of one batch, whose order the protocol decides. An error ends the run, and leaves
 /// the batch to the worker that finds its lease expired.
+///
+/// Where several servers share the tables, one can show what was written through another late. A
+/// read *in sync* sees whatever was committed before it began, even if nobody received a response.
+/// The search (`model/replicas.rs`) shows which steps must read in sync; the others need not.
 pub trait Steps: Send {
     type Error;
 
@@ -61,10 +65,14 @@ pub trait Steps: Send {
     /// Writes the manifest, which lists the free objects, in one block.
     fn claim(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// Reads the claim status of the claimed objects again.
+    /// Reads the claim status of the claimed objects again: claims in sync, events in any way.
     fn verify(&mut self) -> impl Future<Output = Result<Vec<ClaimStatus>, Self::Error>> + Send;
 
     /// Runs the statements, guarded as this attempt, under the batch's deduplication token.
+    ///
+    /// Where several servers share the tables, evaluates the guard in sync before it sends each
+    /// statement. The deadline after which the statement can neither start nor run counts from
+    /// that read.
     fn insert(
         &mut self,
         attempt: u32,
@@ -74,9 +82,15 @@ pub trait Steps: Send {
     fn kill(&mut self, kill: Kill) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
     /// Writes the fence that keeps every attempt up to this one from starting.
+    ///
+    /// Returns [`Fence::Written`] only once every server shows a fence of this attempt or a later
+    /// one, even if it was there before: its writer may have died before it had waited. If a server
+    /// cannot be reached, returns once the deadlines of all that it was sent before the fence was
+    /// written have passed; what it is sent later is checked by its sender (see
+    /// [`insert`](Self::insert)).
     fn fence(&mut self, attempt: u32) -> impl Future<Output = Result<Fence, Self::Error>> + Send;
 
-    /// Returns whether any table has rows of the batch.
+    /// Returns whether any table has rows of the batch, read in sync.
     fn has_rows(&mut self) -> impl Future<Output = Result<bool, Self::Error>> + Send;
 
     /// Returns whether the tables have the rows that were counted, so that only the record is
@@ -84,12 +98,14 @@ pub trait Steps: Send {
     fn is_complete(&mut self) -> impl Future<Output = Result<bool, Self::Error>> + Send;
 
     /// Deletes the rows of the batch from every table, unless it has ended according to the ledger.
+    /// Reads in sync both the ledger and, at the end, whether rows are left.
     fn roll_back(&mut self) -> impl Future<Output = Result<RolledBack, Self::Error>> + Send;
 
     /// Writes that the batch has no rows and never will.
     fn release(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// Writes that the batch is loaded, guarded as this attempt.
+    /// Writes that the batch is loaded, guarded as this attempt. The same holds as for
+    /// [`insert`](Self::insert).
     fn record(
         &mut self,
         attempt: u32,

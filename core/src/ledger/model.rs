@@ -3,7 +3,10 @@
 //!
 //! The workers are real [`Run`]s; the server, the ledger and the queue are modelled. Each
 //! [`Mutation`] leaves out or reorders one step; the search must then find a violation, which shows
-//! both that the step is needed and that the search can detect its absence.
+//! both that the step is needed and that the search can detect its absence. [`replicas`] has the
+//! cases with several servers.
+
+mod replicas;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::convert::Infallible;
@@ -33,6 +36,27 @@ enum Mutation {
     RecordNotKilled,
     RollBackWithoutLook,
     LeasesNeverEnd,
+    /// The verify misses a claim that was acknowledged before its own.
+    StaleVerify,
+    /// A guard misses a fence whose step has completed.
+    StaleFence,
+    /// The step of a fence that was already written does not wait until every server shows it.
+    OldFenceNotAwaited,
+    /// A confirmed kill misses statements.
+    MissedKill,
+    /// The row check misses rows.
+    StaleRowCheck,
+    /// The look at the ledger before a rollback misses that the batch is loaded.
+    StaleRollBackLook,
+    /// The look for rows that are left to delete misses some.
+    StaleLookForRest,
+    /// Inserts are sent without a look at the ledger, although a fence does not wait for servers
+    /// that cannot be reached.
+    UncheckedInsert,
+    /// Records are.
+    UncheckedRecord,
+    /// The tables forget the token of a loaded batch.
+    ForgottenTokens,
 }
 
 /// The result of a step in the model.
@@ -133,6 +157,11 @@ struct Case {
     stuck: bool,
     /// Whether workers of another configuration may also recover.
     other_plans: bool,
+    /// Whether several servers share the tables.
+    replicas: bool,
+    /// Whether servers may be out of reach: then a fence waits for the deadlines of what they were
+    /// sent, and a worker looks at the ledger before it sends anything else.
+    deadlines: bool,
     mutation: Mutation,
 }
 
@@ -145,6 +174,8 @@ struct Batch {
     released: bool,
     loaded: bool,
     fence: u32,
+    /// The highest fence that every server shows. Used only where there are several.
+    visible_fence: u32,
 }
 
 impl Batch {
@@ -204,6 +235,8 @@ struct Job {
     tokens: u32,
     /// A record has been sent, and its result is awaited.
     recording: bool,
+    /// It has written a fence that not every server shows. Used only where there are several.
+    fencing: bool,
     /// It has seen that the batch has not ended, and is deleting its rows.
     rolling_back: bool,
     /// The recovery of another batch, which comes first.
@@ -219,6 +252,7 @@ impl Job {
             waiting: None,
             tokens: 0,
             recording: false,
+            fencing: false,
             rolling_back: false,
             recovery: None,
         }
@@ -233,6 +267,7 @@ impl Job {
             waiting: None,
             tokens: 0,
             recording: false,
+            fencing: false,
             rolling_back: false,
             recovery: None,
         }
@@ -321,14 +356,19 @@ impl Case {
 
     fn next(&self, state: &State) -> Vec<State> {
         let mut next = Vec::new();
-        self.server_steps(state, &mut next);
-        self.record_steps(state, &mut next);
+        if self.replicas {
+            self.server_steps_on_replicas(state, &mut next);
+        } else {
+            self.server_steps(state, &mut next);
+            self.record_steps(state, &mut next);
+        }
         for worker in 0..self.workers {
             match &state.workers[worker] {
                 Worker::Idle => {
                     let all = (1 << self.objects) - 1;
                     for objects in 1..=all {
-                        if objects & state.deleted == 0 {
+                        // A stale look-up may miss that a repeated object is loaded.
+                        if objects & state.deleted == 0 || self.replicas {
                             let mut after = state.clone();
                             after.workers[worker] = Worker::Busy(Job::load(objects));
                             next.push(after);
@@ -347,6 +387,11 @@ impl Case {
                         next.push(after);
                     }
                 }
+            }
+        }
+        if self.replicas {
+            for after in &mut next {
+                self.drop_inert(after);
             }
         }
         next
@@ -412,6 +457,11 @@ impl Case {
                 })
                 .collect();
         }
+        if self.replicas
+            && let Some(outcomes) = self.job_steps_on_replicas(state, job)
+        {
+            return outcomes;
+        }
         let mut outcomes = Vec::new();
         let mut answer = |after: State, mut job: Job, given: Answer| {
             answered(&mut job.run, given);
@@ -466,6 +516,7 @@ impl Case {
                     released: false,
                     loaded: false,
                     fence: 0,
+                    visible_fence: 0,
                 });
                 if after.batches.len() <= self.batches {
                     answer(after, job, Answer::Done);
@@ -775,6 +826,8 @@ const ONE_OBJECT: Case = Case {
     faults: 0,
     stuck: false,
     other_plans: false,
+    replicas: false,
+    deadlines: false,
     mutation: Mutation::None,
 };
 

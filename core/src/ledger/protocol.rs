@@ -13,6 +13,9 @@
 //! - a recovery releases a batch without rows, and rolls forward a batch with rows if the
 //!   recovering worker makes the same statements from its manifest; never the other way round;
 //! - rows are rolled back only once no attempt and no record of the batch can ever succeed.
+//!
+//! Where several servers share the tables, these rules hold if the steps keep the promises of
+//! [`Steps`].
 
 use super::drive::{Fence, Inserted, Recorded, RolledBack, Steps};
 use crate::batch::BatchId;
