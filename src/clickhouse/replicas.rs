@@ -324,26 +324,33 @@ impl Warehouse {
         look.ok_or_else(|| WarehouseError::Unknown("system.replicas returned no row".to_owned()))
     }
 
-    /// Returns the number of servers on which a table has a row that meets the condition.
+    /// Returns whether a table has a row that meets the condition on every server, including those
+    /// that have become replicas since the servers were determined.
     ///
     /// # Errors
     ///
     /// Fails if a server does not respond.
-    pub async fn servers_with(
+    pub async fn is_everywhere(
         &self,
         replicas: &Replicas,
         table: &str,
         condition: &str,
-    ) -> Result<u64, WarehouseError> {
+    ) -> Result<bool, WarehouseError> {
         // Each replica is a shard of its own here.
         let sql = format!(
-            "SELECT uniqExact(_shard_num) AS count \
-             FROM clusterAllReplicas({}, {}) WHERE {condition}",
-            sql::string(&replicas.cluster),
-            self.table(table),
+            "SELECT toUInt64(uniqExact(_shard_num) >= greatest({count}, \
+               (SELECT count() FROM system.clusters WHERE cluster = {cluster}), \
+               (SELECT max(total_replicas) FROM system.replicas \
+                WHERE database = {database} AND table = {name}))) AS count \
+             FROM clusterAllReplicas({cluster}, {table}) WHERE {condition}",
+            count = replicas.count,
+            cluster = sql::string(&replicas.cluster),
+            database = sql::string(&self.database),
+            name = sql::string(table),
+            table = self.table(table),
         );
         let counts: Vec<Count> = self.rows(&sql).await?;
-        Ok(counts.first().map_or(0, |it| it.count))
+        Ok(counts.first().is_some_and(|it| it.count == 1))
     }
 
     /// Ends every statement whose query id starts with `prefix`, on every server, and returns

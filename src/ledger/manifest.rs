@@ -155,7 +155,13 @@ impl Ledger {
             self.warehouse.table(BATCHES_TABLE),
             id = sql::id(batch.0)
         );
-        let events: Vec<Events> = self.warehouse.rows(&sql).await?;
+        // A batch that has ended would be recovered for nothing.
+        let barrier = self.barrier().await?;
+        let tables = [BATCHES_TABLE];
+        let events: Vec<Events> = self
+            .warehouse
+            .rows_after(barrier.as_ref(), &tables, &sql)
+            .await?;
         let Some(Events { ended: 0, fenced }) = events.into_iter().next() else {
             return Ok(None);
         };

@@ -265,10 +265,10 @@ impl Ledger {
         let condition = format!("batch_id = {id} AND event = {fenced} AND attempt >= {attempt}");
         let begun = Instant::now();
         loop {
-            let shown = self
+            let is_everywhere = self
                 .warehouse
-                .servers_with(replicas, BATCHES_TABLE, &condition);
-            if shown.await? >= replicas.count {
+                .is_everywhere(replicas, BATCHES_TABLE, &condition);
+            if is_everywhere.await? {
                 return Ok(true);
             }
             if begun.elapsed() > FENCE_BOUND {
@@ -312,6 +312,23 @@ impl Ledger {
         let late = i64::try_from(LATE_COMMIT.as_secs()).unwrap_or(i64::MAX);
         let seconds = u64::try_from(seconds.saturating_add(late)).unwrap_or(0);
         Ok(Duration::from_secs(seconds))
+    }
+
+    /// Returns whether no other worker has fenced the batch: then none has sent a statement of it.
+    pub async fn is_undisputed(&self, batch: BatchId) -> Result<bool, WarehouseError> {
+        let Some(barrier) = self.barrier().await? else {
+            return Ok(true);
+        };
+        let by_others = format!(
+            "batch_id = {} AND event = {} AND worker != {}",
+            sql::id(batch.0),
+            sql::string(event::FENCED),
+            sql::string(&self.worker),
+        );
+        let is_disputed = self
+            .warehouse
+            .has_rows_after(Some(&barrier), BATCHES_TABLE, &by_others);
+        Ok(!is_disputed.await?)
     }
 
     /// Returns whether the batch is loaded or released.

@@ -588,13 +588,18 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
     }
 
     async fn kill(&mut self, purpose: Kill) -> Result<(), Cancelled> {
-        match purpose {
-            Kill::Confirmed if self.is_in_doubt => self.stop().await,
-            Kill::Confirmed | Kill::BestEffort => {
-                self.ledger_call(|| self.loader.parts.tables.kill(self.batch))
-                    .await
+        let LoadParts { ledger, tables, .. } = &self.loader.parts;
+        if purpose == Kill::Confirmed {
+            // Statements that this worker has seen end need no proof.
+            let is_in_doubt = self.is_in_doubt
+                || !self
+                    .ledger_call(|| ledger.is_undisputed(self.batch))
+                    .await?;
+            if is_in_doubt {
+                return self.stop().await;
             }
         }
+        self.ledger_call(|| tables.kill(self.batch)).await
     }
 
     async fn fence(&mut self, attempt: u32) -> Result<Fence, Cancelled> {

@@ -82,6 +82,8 @@ pub trait LedgerStore: Send + Sync + 'static {
 
     fn stop(&self, batch: BatchId) -> impl Future<Output = Answer<Stopped>> + Send;
 
+    fn is_undisputed(&self, batch: BatchId) -> impl Future<Output = Answer<bool>> + Send;
+
     fn has_ended(&self, batch: BatchId) -> impl Future<Output = Answer<bool>> + Send;
 
     fn record(
@@ -361,6 +363,10 @@ impl LedgerStore for Ledger {
 
     async fn stop(&self, batch: BatchId) -> Answer<Stopped> {
         self.stop(batch).await
+    }
+
+    async fn is_undisputed(&self, batch: BatchId) -> Answer<bool> {
+        self.is_undisputed(batch).await
     }
 
     async fn has_ended(&self, batch: BatchId) -> Answer<bool> {

@@ -26,6 +26,10 @@ use crate::sql;
 use crate::statements::insert::Planner;
 use crate::statements::select::Target;
 
+/// How often ClickHouse repeats a request to its Keeper in an insert. With its default, 20, an
+/// insert can commit minutes after its time limit, which recoveries on replicas have to wait for.
+const KEEPER_RETRIES: &str = "4";
+
 /// The landing tables, the event tables and Sluice's other tables in one database of ClickHouse.
 pub struct ClickHouseTables {
     warehouse: Warehouse,
@@ -74,10 +78,15 @@ impl BatchTables for ClickHouseTables {
         let bounds = self.bounds.settings(&self.warehouse, shape.many_blocks);
         let bounds = bounds.await?;
         let statements = self.planner.inserts(batch, objects, shape, guard);
+        let is_replicated = self.warehouse.replicas().await?.is_some();
         let bounded = statements.into_iter().map(|statement| {
-            bounds.iter().fold(statement, |statement, (name, bound)| {
+            let statement = bounds.iter().fold(statement, |statement, (name, bound)| {
                 statement.with(name, bound.to_string())
-            })
+            });
+            match is_replicated {
+                true => statement.with("insert_keeper_max_retries", KEEPER_RETRIES),
+                false => statement,
+            }
         });
         Ok(bounded.collect())
     }

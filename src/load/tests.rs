@@ -235,6 +235,10 @@ impl LedgerStore for ScriptedLedger {
         Ok(Stopped::Yes)
     }
 
+    async fn is_undisputed(&self, _: BatchId) -> Result<bool, WarehouseError> {
+        Ok(true)
+    }
+
     async fn has_ended(&self, _: BatchId) -> Result<bool, WarehouseError> {
         Ok(false)
     }
