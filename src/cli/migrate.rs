@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use clap::Args;
 use serde::Serialize;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::app::{App, BadEventTypes};
@@ -13,7 +14,7 @@ use super::output::{Output, shown};
 use super::print;
 use crate::clickhouse::dependents::{Dependent, Memory, adopt, dependents};
 use crate::clickhouse::migrate::{Plan, Refusal};
-use crate::clickhouse::{Warehouse, migrate, validate};
+use crate::clickhouse::{TABLE_IS_READ_ONLY, Warehouse, WarehouseError, migrate, validate};
 use crate::ledger::history::{History, WorkerOfOtherPlan};
 use crate::statements::ddl::{Statement, statements};
 
@@ -81,7 +82,7 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     }
     if !arguments.dry_run && !is_refused {
         for Statement { what, sql } in &plan.statements {
-            let done = warehouse.run(sql).await;
+            let done = run_once_writable(&warehouse, sql).await;
             done.with_context(|| format!("failed to create or alter {what} at {url}"))?;
         }
     }
@@ -93,6 +94,22 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     arguments.output.show(&report)?;
     ensure!(!is_refused, "nothing was changed; see above");
     Ok(())
+}
+
+/// Runs a statement, and repeats it while its table is read-only, as a replicated table is for a
+/// moment after it was created.
+async fn run_once_writable(warehouse: &Warehouse, sql: &str) -> Result<(), WarehouseError> {
+    const BOUND: Duration = Duration::from_secs(30);
+    const PAUSE: Duration = Duration::from_millis(200);
+    let begun = Instant::now();
+    loop {
+        match warehouse.run(sql).await {
+            Err(error) if error.code() == Some(TABLE_IS_READ_ONLY) && begun.elapsed() < BOUND => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// A worker that has claimed no objects for this long is considered stopped.

@@ -82,15 +82,25 @@ pub async fn plan(
         ..options.clone()
     };
     let replicated = tables(catalog, &replicated);
+    let empty_logs = empty_logs(warehouse, options).await?;
+    let mut first_entries = Vec::new();
     for (table, replicated) in tables(catalog, options).into_iter().zip(replicated) {
         match named(&table.name) {
-            None => plan.statements.push(options.create(&table)),
+            None => {
+                plan.statements.push(options.create(&table));
+                if options.engine == Engine::Replicated {
+                    first_entries.extend(options.first_entries(&table));
+                }
+            }
             Some(found) => {
                 let table = if found.is_replicated() {
                     replicated
                 } else {
                     table
                 };
+                if empty_logs.contains(&table.name) {
+                    first_entries.extend(options.first_entries(&table));
+                }
                 let declared = declared(warehouse, table).await?;
                 plan.evolve(options, &declared, found);
             }
@@ -103,6 +113,8 @@ pub async fn plan(
     let mut views = views(catalog, options);
     views.retain(|statement| !is_there(statement));
     plan.statements.append(&mut views);
+    // A new table is read-only for a moment.
+    plan.statements.append(&mut first_entries);
     let others = landings_of_others(catalog, &found);
     if !others.is_empty() {
         plan.kept.push(format!(
@@ -147,6 +159,24 @@ fn landings_of_others<'a>(catalog: &Catalog, found: &'a [Found]) -> Vec<&'a str>
         })
         .map(|table| table.name.as_str())
         .collect()
+}
+
+/// Returns the replicated tables to which nothing has been written.
+async fn empty_logs(
+    warehouse: &Warehouse,
+    options: &SchemaOptions,
+) -> Result<Vec<String>, WarehouseError> {
+    #[derive(Deserialize)]
+    struct Row {
+        table: String,
+    }
+    let sql = format!(
+        "SELECT table FROM system.replicas \
+         WHERE database = {} AND log_pointer = 0 AND log_max_index = 0",
+        sql::string(&options.database)
+    );
+    let rows: Vec<Row> = warehouse.rows(&sql).await?;
+    Ok(rows.into_iter().map(|row| row.table).collect())
 }
 
 async fn found(

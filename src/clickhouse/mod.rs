@@ -34,6 +34,7 @@ use redact::Redactor;
 use replicas::{Layout, Topology};
 
 pub const SUPPORT_IS_DISABLED: u32 = 344;
+pub const TABLE_IS_READ_ONLY: u32 = 242;
 const UNFINISHED: u32 = 341;
 
 /// Why a statement failed: an error of ClickHouse, of the connection, or of a proxy in between.
@@ -424,7 +425,10 @@ impl Warehouse {
     /// ([`Warehouse::kill_everywhere`]).
     pub async fn kill(&self, prefix: &str) -> Result<(), WarehouseError> {
         match self.replicas().await? {
-            Some(replicas) => self.kill_everywhere(replicas, prefix).await.map(drop),
+            Some(replicas) => {
+                let kill = Box::pin(self.kill_everywhere(replicas, prefix));
+                kill.await.map(drop)
+            }
             None => self.kill_here(prefix).await,
         }
     }

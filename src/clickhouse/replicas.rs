@@ -74,6 +74,8 @@ struct Look {
     has_log: bool,
     /// The number of parts that it has not fetched.
     missing_parts: u64,
+    /// The tables to which nothing was written, or whose log it has not begun to copy.
+    empty_logs: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -96,7 +98,7 @@ impl Warehouse {
         if let Some(layout) = self.layout.get() {
             return Ok(Some(layout));
         }
-        let found = self.find_layout().await?;
+        let found = Box::pin(self.find_layout()).await?;
         Ok(found.map(|found| self.layout.get_or_init(|| found)))
     }
 
@@ -247,9 +249,19 @@ impl Warehouse {
         tables: &[&str],
         sql: &str,
     ) -> Result<Vec<T>, WarehouseError> {
-        let Some(barrier) = barrier else {
-            return self.rows(sql).await;
-        };
+        match barrier {
+            None => self.rows(sql).await,
+            // Its state would be a part of that of every load.
+            Some(barrier) => Box::pin(self.rows_in_sync(barrier, tables, sql)).await,
+        }
+    }
+
+    async fn rows_in_sync<T: DeserializeOwned>(
+        &self,
+        barrier: &Barrier,
+        tables: &[&str],
+        sql: &str,
+    ) -> Result<Vec<T>, WarehouseError> {
         let begun = Instant::now();
         let mut warehouse = self.clone();
         let mut reconnect_at = begun + RECONNECT_AFTER;
@@ -311,7 +323,8 @@ impl Warehouse {
                toBool((SELECT count() FROM {} WHERE {}) > 0 AND count() = {} \
                  AND min(log_pointer > log_max_index AND NOT is_readonly \
                    AND NOT is_session_expired)) AS has_log, \
-               sum(inserts_in_queue) AS missing_parts \
+               sum(inserts_in_queue) AS missing_parts, \
+               groupArrayIf(table, log_pointer = 0 AND log_max_index = 0) AS empty_logs \
              FROM system.replicas WHERE database = {} AND table IN ({})",
             self.table(barrier.table),
             barrier.condition,
@@ -431,9 +444,15 @@ pub(super) fn kill(on_cluster: &str, prefix: &str) -> String {
 }
 
 fn behind(tables: &[&str], look: &Look) -> WarehouseError {
-    let lack = match look.missing_parts {
-        0 => "has not copied the log of ClickHouse Keeper".to_owned(),
-        parts => format!("lacks {parts} parts"),
+    let lack = match look {
+        Look { empty_logs, .. } if !empty_logs.is_empty() => format!(
+            "shows an empty log of {}; run `sluice migrate`",
+            empty_logs.join(", ")
+        ),
+        Look {
+            missing_parts: 0, ..
+        } => "has not copied the log of ClickHouse Keeper".to_owned(),
+        Look { missing_parts, .. } => format!("lacks {missing_parts} parts"),
     };
     WarehouseError::Behind {
         tables: tables.join(", "),

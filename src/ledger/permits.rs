@@ -104,6 +104,14 @@ impl Ledger {
         if !self.is_replicated().await? {
             return Ok(Permit::unlimited(batch, attempt));
         }
+        Box::pin(self.permit_until_lease_ends(batch, attempt)).await
+    }
+
+    async fn permit_until_lease_ends(
+        &self,
+        batch: BatchId,
+        attempt: u32,
+    ) -> Result<Permit, WarehouseError> {
         // No batch is fenced before its first lease, that of the claim, has ended.
         if attempt == 1
             && let Some(lease) = self.lease_of_claim(batch).await?
@@ -146,7 +154,9 @@ impl Ledger {
     /// Returns the lease that came with the claim, unless the server does not show the claim.
     async fn lease_of_claim(&self, batch: BatchId) -> Result<Option<Lease>, WarehouseError> {
         let sql = format!(
-            "SELECT toUnixTimestamp64Milli(min(sealed_at)) + 1000 * any(lease_seconds) AS ends,                ends - toUnixTimestamp64Milli(now64(3)) AS remaining_millis, false AS is_fenced              FROM {} WHERE batch_id = {} AND worker = {} HAVING count() > 0",
+            "SELECT toUnixTimestamp64Milli(min(sealed_at)) + 1000 * any(lease_seconds) AS ends, \
+               ends - toUnixTimestamp64Milli(now64(3)) AS remaining_millis, false AS is_fenced \
+             FROM {} WHERE batch_id = {} AND worker = {} HAVING count() > 0",
             self.warehouse.table(OBJECTS_TABLE),
             sql::id(batch.0),
             sql::string(&self.worker),
@@ -163,7 +173,12 @@ impl Ledger {
         mark: &str,
     ) -> Result<Lease, WarehouseError> {
         let sql = format!(
-            "SELECT toUnixTimestamp64Milli(maxIf(at, reason = {mark}))                  + 1000 * maxIf(lease_seconds, reason = {mark}) AS ends,                ends - toUnixTimestamp64Milli(now64(3)) AS remaining_millis,                countIf(event IN ({ended}) OR (event = {fenced} AND attempt >= {attempt})) > 0                  AS is_fenced              FROM {} WHERE batch_id = {}",
+            "SELECT toUnixTimestamp64Milli(maxIf(at, reason = {mark})) \
+                 + 1000 * maxIf(lease_seconds, reason = {mark}) AS ends, \
+               ends - toUnixTimestamp64Milli(now64(3)) AS remaining_millis, \
+               toBool(countIf(event IN ({ended}) OR (event = {fenced} AND attempt >= {attempt}))) \
+                 AS is_fenced \
+             FROM {} WHERE batch_id = {}",
             self.warehouse.table(BATCHES_TABLE),
             sql::id(batch.0),
             mark = sql::string(mark),
@@ -219,13 +234,21 @@ impl Ledger {
 
     /// Stops the statements of a fenced batch on every server.
     pub async fn stop(&self, batch: BatchId) -> Result<Stopped, WarehouseError> {
-        let prefix = batch.to_string();
         let Some(replicas) = self.warehouse.replicas().await? else {
-            self.warehouse.kill(&prefix).await?;
+            self.warehouse.kill(&batch.to_string()).await?;
             return Ok(Stopped::Yes);
         };
+        Box::pin(self.stop_everywhere(replicas, batch)).await
+    }
+
+    async fn stop_everywhere(
+        &self,
+        replicas: &Replicas,
+        batch: BatchId,
+    ) -> Result<Stopped, WarehouseError> {
         // In this order: a statement that starts in between sees the fence.
         let is_fenced = self.is_fenced_everywhere(replicas, batch).await;
+        let prefix = batch.to_string();
         let is_killed = self.warehouse.kill_everywhere(replicas, &prefix).await?;
         let why = match is_fenced {
             Ok(true) if is_killed => return Ok(Stopped::Yes),

@@ -596,7 +596,7 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
                     .ledger_call(|| ledger.is_undisputed(self.batch))
                     .await?;
             if is_in_doubt {
-                return self.stop().await;
+                return Box::pin(self.stop()).await;
             }
         }
         self.ledger_call(|| tables.kill(self.batch)).await

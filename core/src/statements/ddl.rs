@@ -139,6 +139,10 @@ pub fn statements(catalog: &Catalog, options: &SchemaOptions) -> Vec<Statement> 
             .map(|table| options.create(table)),
     );
     statements.extend(views(catalog, options));
+    if options.engine == Engine::Replicated {
+        let tables = tables(catalog, options);
+        statements.extend(tables.iter().flat_map(|table| options.first_entries(table)));
+    }
     statements
 }
 
@@ -302,6 +306,19 @@ impl SchemaOptions {
                 changes.join(", ")
             ),
         }
+    }
+
+    /// Returns the statements that write the first entries of a replicated table's log, and change
+    /// nothing. `system.replicas` shows an empty log and a log of one entry alike, so that a reader
+    /// could not determine whether a server has copied it.
+    pub fn first_entries(&self, table: &Table) -> [Statement; 2] {
+        let what = || format!("log of {}", table.name);
+        let name = sql::ident("first_entry");
+        [
+            format!("ADD CONSTRAINT IF NOT EXISTS {name} CHECK true"),
+            format!("DROP CONSTRAINT IF EXISTS {name}"),
+        ]
+        .map(|change| self.alter(table, what(), &[change]))
     }
 
     /// Returns the statement that drops a table or a view.
@@ -630,7 +647,7 @@ mod tests {
             &options(Engine::Replicated, Some("main")),
         ) {
             assert!(
-                statement.sql.contains(" IF NOT EXISTS "),
+                statement.sql.contains(" IF NOT EXISTS ") || statement.sql.contains(" IF EXISTS "),
                 "{}",
                 statement.sql
             );
