@@ -26,7 +26,13 @@ const LOOK_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::f
 /// After this time, a new connection is opened, which may lead to a server that does not lag.
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 /// How long a kill waits for statements to end on other servers.
-const KILL_BOUND: Duration = Duration::from_secs(10);
+const KILL_BOUND: Duration = Duration::from_secs(5);
+
+/// The settings of a query of all servers: one that accepts connections and does not respond must
+/// not delay the others for long.
+const OF_ALL_SERVERS: &str = "SETTINGS connect_timeout_with_failover_ms = 1000, \
+                              handshake_timeout_ms = 1000, receive_timeout = 3, \
+                              connections_with_failover_max_tries = 1";
 
 /// How Sluice finds the servers that share the tables; the value of `clickhouse.topology`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -179,7 +185,7 @@ impl Warehouse {
                        SELECT serverUUID() AS server, 0 AS is_replica \
                        FROM clusterAllReplicas({all}, system.one) UNION ALL \
                        SELECT serverUUID(), 1 FROM clusterAllReplicas({all}, system.replicas) \
-                       WHERE zookeeper_path = {}) SETTINGS skip_unavailable_shards = 1",
+                       WHERE zookeeper_path = {}) {OF_ALL_SERVERS}, skip_unavailable_shards = 1",
                     sql::string(&zookeeper_path)
                 ))
                 .await?;
@@ -207,7 +213,8 @@ impl Warehouse {
         }
         let sql = format!(
             "SELECT DISTINCT toString(serverUUID()) AS server \
-             FROM clusterAllReplicas({}, system.one) SETTINGS skip_unavailable_shards = 1",
+             FROM clusterAllReplicas({}, system.one) \
+             {OF_ALL_SERVERS}, skip_unavailable_shards = 1",
             sql::string(&replicas.cluster)
         );
         let members: Vec<Member> = self.rows(&sql).await?;
@@ -355,7 +362,7 @@ impl Warehouse {
                (SELECT count() FROM system.clusters WHERE cluster = {cluster}), \
                (SELECT max(total_replicas) FROM system.replicas \
                 WHERE database = {database} AND table = {name}))) AS count \
-             FROM clusterAllReplicas({cluster}, {table}) WHERE {condition}",
+             FROM clusterAllReplicas({cluster}, {table}) WHERE {condition} {OF_ALL_SERVERS}",
             count = replicas.count,
             cluster = sql::string(&replicas.cluster),
             database = sql::string(&self.database),
@@ -402,7 +409,7 @@ impl Warehouse {
     async fn running(&self, replicas: &Replicas, prefix: &str) -> Result<u64, WarehouseError> {
         let sql = format!(
             "SELECT count() AS count FROM clusterAllReplicas({}, system.processes) \
-             WHERE startsWith(query_id, {})",
+             WHERE startsWith(query_id, {}) {OF_ALL_SERVERS}",
             sql::string(&replicas.cluster),
             sql::string(prefix),
         );
