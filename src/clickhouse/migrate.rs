@@ -82,7 +82,10 @@ pub async fn plan(
         ..options.clone()
     };
     let replicated = tables(catalog, &replicated);
-    let empty_logs = empty_logs(warehouse, options).await?;
+    let empty_logs = match found.iter().any(Found::is_replicated) {
+        true => empty_logs(warehouse, options).await?,
+        false => Vec::new(),
+    };
     let mut first_entries = Vec::new();
     for (table, replicated) in tables(catalog, options).into_iter().zip(replicated) {
         match named(&table.name) {

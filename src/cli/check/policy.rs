@@ -95,7 +95,18 @@ pub(super) fn grants(config: &Config, catalog: &Catalog, buckets: &[String]) -> 
                 .map(|name| format!("NAMED COLLECTION ON {}", sql::ident(name))),
         );
     }
-    run.extend(on_cluster());
+    let is_replicated = config.clickhouse.engine == TableEngine::Replicated;
+    if is_replicated {
+        // Shows which servers have all rows, and which there are; a kill must reach all of them.
+        run.push("SELECT ON system.replicas".to_owned());
+        run.push("SELECT ON system.clusters".to_owned());
+        run.push("SELECT ON system.one".to_owned());
+        run.push("REMOTE ON *.*".to_owned());
+        run.push("KILL QUERY ON *.*".to_owned());
+        run.push("CLUSTER ON *.*".to_owned());
+    } else {
+        run.extend(on_cluster());
+    }
 
     let scratch = "CREATE TABLE, DROP TABLE, CREATE VIEW, DROP VIEW, SELECT, INSERT";
     let mut check = vec![on(scratch, &format!("{PREFIX}*"))];
@@ -111,6 +122,10 @@ pub(super) fn grants(config: &Config, catalog: &Catalog, buckets: &[String]) -> 
     ];
     migrate.extend(engines());
     migrate.extend(on_cluster());
+    if is_replicated {
+        migrate.push(on("ALTER ADD CONSTRAINT, ALTER DROP CONSTRAINT", "*"));
+        migrate.push("SELECT ON system.replicas".to_owned());
+    }
     Grants {
         run,
         check,
