@@ -22,7 +22,10 @@ use crate::sql;
 const FENCE_BOUND: Duration = Duration::from_secs(5);
 const FENCE_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long after its time limit a statement can still commit: the clocks of servers differ, and
+/// How far the clocks of servers may differ.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(30);
+
+/// How long after its time limit a statement can still commit, by a clock that differs:
 /// ClickHouse retries requests to its Keeper.
 const LATE_COMMIT: Duration = Duration::from_secs(60);
 
@@ -277,12 +280,14 @@ impl Ledger {
         }
         let (table, id) = (self.warehouse.table(BATCHES_TABLE), sql::id(batch.0));
         let fenced = sql::string(event::FENCED);
+        // A server that lags could show an earlier fence.
+        let barrier = self.barrier().await?;
+        let sql = format!(
+            "SELECT max(attempt) AS attempt FROM {table} WHERE batch_id = {id} AND event = {fenced}"
+        );
         let highest: Vec<Highest> = self
             .warehouse
-            .rows(&format!(
-                "SELECT max(attempt) AS attempt FROM {table} \
-                 WHERE batch_id = {id} AND event = {fenced}"
-            ))
+            .rows_after(barrier.as_ref(), &[BATCHES_TABLE], &sql)
             .await?;
         let attempt = highest.first().map_or(0, |it| it.attempt);
         let condition = format!("batch_id = {id} AND event = {fenced} AND attempt >= {attempt}");
@@ -303,8 +308,8 @@ impl Ledger {
     }
 
     /// Returns for how long statements of the batch may be running on a server that does not
-    /// respond: until the last lease that preceded the fence, and the time limit of an insert that
-    /// started then, have ended.
+    /// respond: until the last lease under which one may have started, and the time limit of a
+    /// statement that started then, have ended.
     async fn statements_may_run_for(&self, batch: BatchId) -> Result<Duration, WarehouseError> {
         #[derive(Deserialize)]
         struct Remaining {
@@ -314,16 +319,25 @@ impl Ledger {
             self.warehouse.table(OBJECTS_TABLE),
             self.warehouse.table(BATCHES_TABLE),
         );
+        // This worker's own leases continue while it waits. Those that it has written since the
+        // fence permit nothing.
         let sql = format!(
             "SELECT toInt64(dateDiff('second', now64(3), max(ends))) AS seconds FROM (\
-               SELECT sealed_at + toIntervalSecond(lease_seconds + statement_seconds) AS ends \
+               SELECT sealed_at + toIntervalSecond({term}) AS ends \
                FROM {objects} WHERE batch_id = {id} UNION ALL \
-               SELECT at + toIntervalSecond(lease_seconds + statement_seconds) AS ends \
-               FROM {batches} WHERE batch_id = {id} AND event = {leased} AND at <= (\
-                 SELECT max(at) FROM {batches} WHERE batch_id = {id} AND event = {fenced}))",
+               SELECT at + toIntervalSecond({term}) AS ends \
+               FROM {batches} WHERE batch_id = {id} AND event = {leased} AND (worker != {me} \
+                 OR at <= (SELECT max(at) FROM {batches} \
+                   WHERE batch_id = {id} AND event = {fenced}) + toIntervalSecond({differ})))",
+            term = format_args!(
+                "lease_seconds + greatest(statement_seconds, {})",
+                self.statement_seconds()
+            ),
             id = sql::id(batch.0),
             leased = sql::string(event::LEASED),
             fenced = sql::string(event::FENCED),
+            me = sql::string(&self.worker),
+            differ = CLOCKS_DIFFER.as_secs(),
         );
         let barrier = self.barrier().await?;
         let tables = [OBJECTS_TABLE, BATCHES_TABLE];

@@ -69,6 +69,28 @@ impl<'a> ReplicatedHarness<'a> {
         exact::keep_duplicates_of_replicas(self.cluster, &self.harness.site).await
     }
 
+    /// Has workers log in as a user with the rights that `sluice check --print-policy` prints for
+    /// `run`, and no others.
+    async fn use_a_user_of_few_rights(&mut self) -> Result<()> {
+        let user = format!("user_of_{}", self.harness.site.database);
+        self.harness.set("clickhouse.user", user.as_str());
+        let bucket = self.harness.site.bucket.as_str();
+        let print = ["check", "--print-policy", "--bucket", bucket];
+        let printed = self.harness.command(&print, "").await?;
+        let printed = String::from_utf8(printed.stdout)?;
+        let (_, of_run) = printed
+            .split_once("-- ClickHouse: `sluice run`\n")
+            .with_context(|| format!("no rights for `run`: {printed}"))?;
+        for server in self.cluster.servers() {
+            let create = format!("CREATE USER {user} IDENTIFIED WITH no_password");
+            server.execute(&create).await?;
+            for grant in of_run.lines().take_while(|it| it.starts_with("GRANT ")) {
+                server.execute(grant.trim_end_matches(';')).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Starts a worker that connects to this URL.
     fn start_at(&mut self, url: &str) -> Result<Daemon> {
         self.harness.set("clickhouse.url", url);
@@ -274,6 +296,7 @@ async fn the_ledger_of_one_server_lags(cluster: Arc<Cluster>) -> Result<()> {
 
 async fn a_balancer_chooses_the_server(cluster: Arc<Cluster>) -> Result<()> {
     let mut replicated = ReplicatedHarness::new(&cluster, "balancer").await?;
+    replicated.use_a_user_of_few_rights().await?;
     let balancer = Balancer::start(&cluster.urls()).await?;
     let daemons = vec![
         replicated.start_at(&balancer.url())?,
