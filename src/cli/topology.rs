@@ -90,7 +90,7 @@ impl TopologyCheck {
         Ok(engine.map(|engine| format!("database {database} has the engine {engine}")))
     }
 
-    /// Returns a table that has not the same replicas as the ledger.
+    /// Returns a table that does not have as many replicas as the ledger.
     async fn unlike_the_ledger(&self) -> Result<Option<String>, WarehouseError> {
         let Some(replicas) = self.warehouse.replicas().await? else {
             return Ok(None);
@@ -98,16 +98,21 @@ impl TopologyCheck {
         let unlike = self.warehouse.unlike(replicas, &self.tables).await?;
         Ok(unlike.map(|table| {
             format!(
-                "table {table} of database {} has not the {} replicas that the ledger has",
+                "table {table} of database {} does not have the {} replicas that the ledger has",
                 self.warehouse.database(),
                 replicas.count
             )
         }))
     }
 
+    /// Returns whether [`servers`](Self::servers) looks for servers.
+    pub(super) fn looks_for_servers(&self) -> bool {
+        self.access.topology != Topology::Single
+    }
+
     /// Returns a finding if a server answers that does not share the tables.
     pub(super) async fn servers(&self) -> Result<Option<Finding>, WarehouseError> {
-        if self.access.topology == Topology::Single {
+        if !self.looks_for_servers() {
             return Ok(None);
         }
         let url = &self.access.url;

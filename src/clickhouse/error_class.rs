@@ -144,7 +144,8 @@ const HIDDEN: Diagnosis = Diagnosis::of(ErrorClass::Halt)
     .pause(PauseReason::Ledger)
     .advice(
         "without the whole ledger, objects would be loaded twice: drop the row policy that hides \
-         its rows from `clickhouse.user`, and point `clickhouse.url` to a single server",
+         its rows from `clickhouse.user`; unless the tables are replicated, point \
+         `clickhouse.url` to a single server",
     );
 const BEHIND: Diagnosis = Diagnosis::of(ErrorClass::Halt)
     .pause(PauseReason::Replication)

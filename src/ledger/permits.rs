@@ -22,10 +22,7 @@ use crate::sql;
 const FENCE_BOUND: Duration = Duration::from_secs(5);
 const FENCE_PAUSE: Duration = Duration::from_millis(20);
 
-/// How far the clocks of servers may differ.
-const CLOCKS_DIFFER: Duration = Duration::from_secs(30);
-
-/// How long after its time limit a statement can still commit, by a clock that differs:
+/// How long after its time limit a statement can still commit: the clocks of servers differ, and
 /// ClickHouse retries requests to its Keeper.
 const LATE_COMMIT: Duration = Duration::from_secs(60);
 
@@ -319,25 +316,20 @@ impl Ledger {
             self.warehouse.table(OBJECTS_TABLE),
             self.warehouse.table(BATCHES_TABLE),
         );
-        // This worker's own leases continue while it waits. Those that it has written since the
-        // fence permit nothing.
+        // Statements end with the lease of the claim, or with a lease that has a mark. The renewals
+        // of leases permit nothing.
         let sql = format!(
             "SELECT toInt64(dateDiff('second', now64(3), max(ends))) AS seconds FROM (\
                SELECT sealed_at + toIntervalSecond({term}) AS ends \
                FROM {objects} WHERE batch_id = {id} UNION ALL \
                SELECT at + toIntervalSecond({term}) AS ends \
-               FROM {batches} WHERE batch_id = {id} AND event = {leased} AND (worker != {me} \
-                 OR at <= (SELECT max(at) FROM {batches} \
-                   WHERE batch_id = {id} AND event = {fenced}) + toIntervalSecond({differ})))",
+               FROM {batches} WHERE batch_id = {id} AND event = {leased} AND reason != '')",
             term = format_args!(
                 "lease_seconds + greatest(statement_seconds, {})",
                 self.statement_seconds()
             ),
             id = sql::id(batch.0),
             leased = sql::string(event::LEASED),
-            fenced = sql::string(event::FENCED),
-            me = sql::string(&self.worker),
-            differ = CLOCKS_DIFFER.as_secs(),
         );
         let barrier = self.barrier().await?;
         let tables = [OBJECTS_TABLE, BATCHES_TABLE];

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::time::Instant;
-use tracing::debug;
+use tracing::warn;
 
 use crate::Env;
 use crate::batch::{BatchId, StatementShape};
@@ -416,7 +416,12 @@ impl Steps for RejectReplay<'_> {
         }
         let stop = async {
             while let Stopped::After { remaining, why } = ledger.stop(self.batch).await? {
-                debug!(error = why, "waiting until statements must have ended");
+                warn!(
+                    seconds = remaining.as_secs(),
+                    error = why,
+                    "a statement of the batch may be running on a server that does not respond; \
+                     waiting until it must have ended"
+                );
                 tokio::time::sleep(remaining.min(STOP_AGAIN_AFTER)).await;
             }
             Ok(())

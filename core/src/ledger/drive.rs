@@ -70,24 +70,23 @@ pub trait Steps: Send {
 
     /// Runs the statements, guarded as this attempt, under the batch's deduplication token.
     ///
-    /// Where several servers share the tables, evaluates the guard in sync before it sends each
-    /// statement. The deadline after which the statement can neither start nor run counts from
-    /// that read.
+    /// Where several servers share the tables, no statement starts after a deadline, which was in
+    /// the ledger before the attempt was fenced: it is the end of the claim's lease, or of a lease
+    /// that was recorded before an in-sync read found no fence.
     fn insert(
         &mut self,
         attempt: u32,
     ) -> impl Future<Output = Result<Inserted, Self::Error>> + Send;
 
-    /// Kills the running statements of the batch, and waits for their end.
+    /// Kills the running statements of the batch, and waits for their end. A confirmed kill also
+    /// waits until no statement can start: every server shows the batch's highest fence, whoever
+    /// wrote it, or, if one cannot be reached, the deadlines of all statements have passed.
     fn kill(&mut self, kill: Kill) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
     /// Writes the fence that keeps every attempt up to this one from starting.
     ///
-    /// Returns [`Fence::Written`] only once every server shows a fence of this attempt or a later
-    /// one, even if it was there before: its writer may have died before it had waited. If a server
-    /// cannot be reached, returns once the deadlines of all that it was sent before the fence was
-    /// written have passed; what it is sent later is checked by its sender (see
-    /// [`insert`](Self::insert)).
+    /// Other servers can show it later: the confirmed kill that follows waits for them, even if the
+    /// fence was there before, since its writer may have died before it had waited.
     fn fence(&mut self, attempt: u32) -> impl Future<Output = Result<Fence, Self::Error>> + Send;
 
     /// Returns whether any table has rows of the batch, read in sync.

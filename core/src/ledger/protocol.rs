@@ -112,7 +112,7 @@ pub enum Kill {
     /// May miss statements on servers that cannot be reached: the identical statement follows, and
     /// the token keeps the two from committing twice.
     BestEffort,
-    /// Afterwards, no statement of the batch that had started is running on any server.
+    /// Afterwards, no statement of the batch is running on any server, and none can start.
     Confirmed,
 }
 

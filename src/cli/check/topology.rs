@@ -20,7 +20,13 @@ pub(super) async fn check(preflight: &Preflight, unproven: Unproven) -> [Check; 
             format!("every server that answers belongs to cluster {cluster}"),
         ),
         // An error is reported by the checks.
-        Ok(None) | Err(_) => ("plain tables".to_owned(), "one server answers".to_owned()),
+        Ok(None) | Err(_) => (
+            "plain tables".to_owned(),
+            match topology.looks_for_servers() {
+                true => "one server answers".to_owned(),
+                false => "not looked for, since `clickhouse.topology` is `single`".to_owned(),
+            },
+        ),
     };
     [
         judge(REPLICATION, &tables, topology.replication().await, unproven),
