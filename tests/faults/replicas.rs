@@ -54,6 +54,7 @@ impl<'a> ReplicatedHarness<'a> {
         let stack = Stack::shared();
         let mut harness = Harness::unmigrated(first, stack, name, MAX_RECEIVES).await?;
         harness.set("clickhouse.engine", "replicated");
+        harness.set("clickhouse.topology", "auto");
         // So that both workers have batches.
         harness.set("batch.max_objects", 5);
         harness.set("load.janitor_interval", "1s");
@@ -238,6 +239,7 @@ async fn change(
 
 async fn each_worker_has_its_own_server(cluster: Arc<Cluster>) -> Result<()> {
     let mut replicated = ReplicatedHarness::new(&cluster, "two-servers").await?;
+    replicated.harness.set("clickhouse.topology", Cluster::NAME);
     let daemons = replicated.start_on_two_servers()?;
     for daemon in &daemons {
         daemon.wait_until_ready().await;

@@ -56,13 +56,17 @@ async fn more_than_one_server_is_refused_until_one_is_left() {
     let other = ClickHouse::start().unwrap();
     for url in [stack.clickhouse.url(), other.url()] {
         Sluice::new(stack, &site)
+            .with_any_topology()
             .set("clickhouse.url", url)
             .migrate();
     }
     let balancer = Balancer::start(&[stack.clickhouse.url(), other.url()])
         .await
         .unwrap();
-    let balanced = || Sluice::new(stack, &site).set("clickhouse.url", balancer.url());
+    let balanced = || {
+        let sluice = Sluice::new(stack, &site).with_any_topology();
+        sluice.set("clickhouse.url", balancer.url())
+    };
     site.put("a.jsonl", line("a")).await.unwrap();
 
     let found = "more than one server answers";
@@ -128,7 +132,10 @@ async fn replicated_tables_are_refused_unless_accepted() {
     let site = stack.site("unproven-tables").await.unwrap();
     // A replica without a Keeper cannot be dropped cleanly.
     let clickhouse = ClickHouse::start().unwrap();
-    let new_sluice = || Sluice::new(stack, &site).set("clickhouse.url", clickhouse.url());
+    let new_sluice = || {
+        let sluice = Sluice::new(stack, &site).with_any_topology();
+        sluice.set("clickhouse.url", clickhouse.url())
+    };
     new_sluice().migrate();
 
     replicate_a_table(&clickhouse, &site).await;
@@ -169,7 +176,7 @@ async fn replicated_tables_are_refused_unless_accepted() {
 async fn clickhouse_cloud_is_refused() {
     let stack = Stack::shared();
     let site = stack.site("unproven-cloud").await.unwrap();
-    let sluice = Sluice::new(stack, &site);
+    let sluice = Sluice::new(stack, &site).with_any_topology();
     sluice.migrate();
     let sluice = sluice.set("clickhouse.user", "tenant");
     assert_refused(&sluice, &site, "ClickHouse Cloud");
@@ -186,7 +193,9 @@ async fn one_server_with_two_addresses_is_one_server() {
     let _second = Balancer::start_at(&format!("[::1]:{port}"), &[stack.clickhouse.url()]).await;
     for host in ["127.0.0.1", "localhost"] {
         let url = format!("http://{host}:{port}");
-        let sluice = Sluice::new(stack, &site).set("clickhouse.url", url);
+        let sluice = Sluice::new(stack, &site)
+            .with_any_topology()
+            .set("clickhouse.url", url);
         sluice.migrate();
         for name in ["replication", "servers"] {
             let (result, detail) = check(&sluice, name);
