@@ -117,7 +117,7 @@ pub struct Warehouse {
     query_timeout: Duration,
     access: Arc<Access>,
     connector: Connector,
-    /// Set once the tables exist. Shared by the clones.
+    /// Set once it is known. Shared by the clones.
     layout: Arc<OnceLock<Layout>>,
 }
 

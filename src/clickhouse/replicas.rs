@@ -64,6 +64,15 @@ pub enum Layout {
     Unknown(String),
 }
 
+impl Layout {
+    fn replicas(&self) -> Option<&Replicas> {
+        match self {
+            Self::Replicas(replicas) => Some(replicas),
+            Self::Single | Self::Unknown(_) => None,
+        }
+    }
+}
+
 /// A row that a server must show before it counts as having seen all that was written before.
 #[derive(Clone, Debug)]
 pub struct Barrier {
@@ -90,22 +99,26 @@ struct Count {
 }
 
 impl Warehouse {
-    /// Returns the servers that share the tables, or `None` if there is one. Queries the server
-    /// until the tables exist, and then remembers the result.
+    /// Returns the servers that share the tables, or `None` if there is one, or if they cannot be
+    /// determined.
     pub async fn replicas(&self) -> Result<Option<&Replicas>, WarehouseError> {
-        match self.layout().await? {
-            Some(Layout::Replicas(replicas)) => Ok(Some(replicas)),
-            Some(Layout::Single | Layout::Unknown(_)) | None => Ok(None),
+        if self.layout.get().is_none() {
+            self.layout().await?;
         }
+        Ok(self.layout.get().and_then(Layout::replicas))
     }
 
     /// Returns what is known about the servers, or `None` while the ledger's tables do not exist.
-    pub async fn layout(&self) -> Result<Option<&Layout>, WarehouseError> {
-        if let Some(layout) = self.layout.get() {
-            return Ok(Some(layout));
+    /// Queries the server until the result is known, and then remembers it.
+    pub async fn layout(&self) -> Result<Option<Layout>, WarehouseError> {
+        if let Some(known) = self.layout.get() {
+            return Ok(Some(known.clone()));
         }
         let found = Box::pin(self.find_layout()).await?;
-        Ok(found.map(|found| self.layout.get_or_init(|| found)))
+        if let Some(known @ (Layout::Single | Layout::Replicas(_))) = &found {
+            self.layout.get_or_init(|| known.clone());
+        }
+        Ok(found)
     }
 
     async fn find_layout(&self) -> Result<Option<Layout>, WarehouseError> {

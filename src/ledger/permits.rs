@@ -26,6 +26,9 @@ const FENCE_PAUSE: Duration = Duration::from_millis(20);
 /// ClickHouse retries requests to its Keeper.
 const LATE_COMMIT: Duration = Duration::from_secs(60);
 
+/// How often a server that does not respond is tried again.
+pub const STOP_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
 /// A permit to start the statements of an attempt.
 #[derive(Clone, Debug)]
 pub struct Permit {

@@ -25,7 +25,7 @@ use crate::clickhouse::batch_rows::{Counted, Rejected, tables_of};
 use crate::clickhouse::error_class::{ErrorClass, classify};
 use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, RolledBack, Steps, drive};
 use crate::ledger::protocol::{Action, ClaimStatus, End, Kill, Run};
-use crate::ledger::{Claim, Stopped};
+use crate::ledger::{Claim, STOP_AGAIN_AFTER, Stopped};
 use crate::object::ObjectRef;
 use crate::statements::RejectKind;
 use crate::statements::select::{BLANK, Target};
@@ -82,8 +82,6 @@ pub(super) struct BatchRun<'a, P: Ports> {
 
 /// How long the server has to report that a statement timed out.
 pub(crate) const ANSWER_AFTER_TIMEOUT: Duration = Duration::from_secs(15);
-/// How often a server that does not respond is tried again.
-const STOP_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 impl<'a, P: Ports> BatchRun<'a, P> {
     /// Creates a run that has no results yet.

@@ -19,7 +19,7 @@ use crate::clickhouse::error_class::{ErrorClass, classify};
 use crate::clickhouse::{Statement, Warehouse, WarehouseError};
 use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, RolledBack, Steps, drive};
 use crate::ledger::protocol::{Action, ClaimStatus, End, Kill, Run};
-use crate::ledger::{Claim, Ledger, Stopped};
+use crate::ledger::{Claim, Ledger, STOP_AGAIN_AFTER, Stopped};
 use crate::object::{ObjectParts, ObjectRef};
 use crate::rejects::{Page, RejectKind};
 use crate::sql;
@@ -27,9 +27,6 @@ use crate::statements::ddl::REPLAYED;
 use crate::statements::insert::Planner;
 use crate::statements::select::Target;
 use crate::util::failpoint;
-
-/// How often a server that does not respond is tried again.
-const STOP_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// Moves pages of rejects.
 pub struct Replayer {
