@@ -16,7 +16,7 @@ use crate::batch::BatchLimits;
 use crate::clickhouse::replicas::Topology;
 use crate::clickhouse::{Access, Warehouse};
 use crate::config::{
-    Config, EventTypesConfig, NotificationsConfig, OnMissing, Problems, TableEngine,
+    Config, EventTypesConfig, NotificationsConfig, OnMissing, Problems, TableEngine, Unproven,
 };
 use crate::daemon;
 use crate::daemon::core::Limits;
@@ -119,6 +119,7 @@ impl<'a> App<'a> {
             query_timeout: clickhouse.query_timeout.get(),
             ca_file: clickhouse.ca_file.clone(),
             cluster: clickhouse.cluster.clone(),
+            accept_unproven: clickhouse.unproven == Unproven::Accept,
             topology: match clickhouse.topology.as_str() {
                 "auto" => Topology::Auto,
                 "single" => Topology::Single,

@@ -147,6 +147,12 @@ const HIDDEN: Diagnosis = Diagnosis::of(ErrorClass::Halt)
          its rows from `clickhouse.user`; unless the tables are replicated, point \
          `clickhouse.url` to a single server",
     );
+const UNKNOWN_SERVERS: Diagnosis = Diagnosis::of(ErrorClass::Halt)
+    .pause(PauseReason::Replication)
+    .advice(
+        "each server of the cluster must have the tables, and the cluster must list each replica: \
+         check `clickhouse.topology` and `system.clusters`",
+    );
 const BEHIND: Diagnosis = Diagnosis::of(ErrorClass::Halt)
     .pause(PauseReason::Replication)
     .advice(
@@ -172,6 +178,7 @@ pub fn diagnosis(error: &WarehouseError) -> Diagnosis {
         WarehouseError::Foreign { .. } => PROXY,
         WarehouseError::Source(error) => source(error),
         WarehouseError::Hidden { .. } => HIDDEN,
+        WarehouseError::UnknownServers { .. } => UNKNOWN_SERVERS,
         // Other batches can be loaded meanwhile, unless it is the ledger that is not readable.
         WarehouseError::Behind { tables, .. } if tables.starts_with("ledger_") => BEHIND,
         WarehouseError::Behind { .. } => Diagnosis {

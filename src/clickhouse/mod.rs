@@ -67,6 +67,9 @@ pub enum WarehouseError {
     /// No replica that responds has all rows that were written to these tables.
     #[error("rows that were written to {tables} are not readable: {why}")]
     Behind { tables: String, why: String },
+    /// It is not known which servers share the tables.
+    #[error("the servers that share the tables cannot be determined: {why}")]
+    UnknownServers { why: String },
     /// A view that fills a table does not exist, so inserted rows are missing.
     #[error("rows are missing: the view {view}, which inserts them, does not exist")]
     Unfilled { view: String },
@@ -83,6 +86,7 @@ impl WarehouseError {
             | Self::Source(_)
             | Self::Hidden { .. }
             | Self::Behind { .. }
+            | Self::UnknownServers { .. }
             | Self::Unfilled { .. } => None,
         }
     }
@@ -105,6 +109,8 @@ pub struct Access {
     /// The cluster on which the tables were created.
     pub cluster: Option<String>,
     pub topology: Topology,
+    /// Whether statements are sent although it is not known which servers share the tables.
+    pub accept_unproven: bool,
 }
 
 #[derive(Clone)]

@@ -99,11 +99,23 @@ struct Count {
 }
 
 impl Warehouse {
-    /// Returns the servers that share the tables, or `None` if there is one, or if they cannot be
-    /// determined.
+    /// Returns the servers that share the tables, or `None` if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`WarehouseError::UnknownServers`] if they cannot be determined, unless the risk is accepted.
     pub async fn replicas(&self) -> Result<Option<&Replicas>, WarehouseError> {
         if self.layout.get().is_none() {
-            self.layout().await?;
+            let why = match self.layout().await? {
+                Some(Layout::Single | Layout::Replicas(_)) => None,
+                Some(Layout::Unknown(why)) => Some(why),
+                None => Some("the server does not show the tables of the ledger".to_owned()),
+            };
+            if let Some(why) = why
+                && !self.access.accept_unproven
+            {
+                return Err(WarehouseError::UnknownServers { why });
+            }
         }
         Ok(self.layout.get().and_then(Layout::replicas))
     }
@@ -173,6 +185,10 @@ impl Warehouse {
             let why = format!("the server does not show the replicas of {BATCHES_TABLE}");
             return Ok(Layout::Unknown(why));
         };
+        if total_replicas == 0 {
+            let why = "the server is not connected to ClickHouse Keeper";
+            return Ok(Layout::Unknown(why.to_owned()));
+        }
         // Of the clusters that may list the replicas, those with the likely names come first.
         let named = match &self.access.topology {
             Topology::Cluster(name) => Some(name),

@@ -404,16 +404,25 @@ async fn servers_die_during_inserts(cluster: &Arc<Cluster>) -> Result<()> {
     replicated.finish(daemons).await
 }
 
+/// A worker that starts while there is no Keeper cannot determine which servers share the tables.
 async fn the_keeper_dies(cluster: &Arc<Cluster>) -> Result<()> {
     let mut replicated = ReplicatedHarness::new(cluster, "keeper").await?;
     let database = replicated.harness.site.database.clone();
-    let daemons = replicated.start_on_two_servers()?;
+    let mut daemons = replicated.start_on_two_servers()?;
     let first = cluster.server(1, 1);
     replicated
         .arrive_until("loads", async || Ok(loaded(first, &database).await? > 10))
         .await?;
     change(cluster, |it| it.keeper()?.kill()).await?;
+    let late = replicated.start_at(cluster.server(1, 2).url())?;
     replicated.arrive(20).await?;
+    wait_for("the late worker to pause", BOUND, async || {
+        let logs = || replicated.harness.logs();
+        ensure!(late.count_logged("intake is paused")? > 0, logs());
+        Ok(Some(()))
+    })
+    .await;
+    daemons.push(late);
     change(cluster, |it| it.keeper()?.restart()).await?;
     replicated.arrive(20).await?;
     replicated.finish(daemons).await

@@ -23,6 +23,7 @@ fn access_as(url: &str, user: &str, database: &str) -> Access {
         ca_file: None,
         cluster: None,
         topology: Topology::Auto,
+        accept_unproven: false,
     }
 }
 

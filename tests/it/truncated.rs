@@ -213,6 +213,7 @@ async fn the_compressions_whose_truncation_is_noticed_are_known() {
         ca_file: None,
         cluster: None,
         topology: Topology::Auto,
+        accept_unproven: false,
     };
     let warehouse = Warehouse::connect(&access).unwrap();
     let truncations = Truncations::default();
