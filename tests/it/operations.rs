@@ -5,10 +5,11 @@ use sluice_testkit::{Stack, project, wait_for};
 
 use crate::harness::{BOUND, Sluice, line, upload, wait_for_dead_letters, wait_until_drained};
 
-/// Returns the headings of the page with their queries.
+/// Returns the headings of the page's questions with their queries.
 fn queries() -> Vec<(String, String)> {
     let page = project::read("docs/operations.md");
-    let sections = page.split("\n### ").skip(1);
+    let (_, questions) = page.split_once("\n## Ten questions\n").expect("questions");
+    let sections = questions.split("\n### ").skip(1);
     let query = |section: &str| {
         let (heading, text) = section.split_once('\n').unwrap();
         let (_, sql) = text.split_once("```sql\n").expect(heading);
