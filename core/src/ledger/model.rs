@@ -816,6 +816,22 @@ fn with_expired_leases(
         .collect()
 }
 
+impl Case {
+    /// Asserts that a search of many states finds no violation.
+    #[track_caller]
+    fn assert_holds(&self) {
+        let states = self.search().unwrap();
+        assert!(states > 10_000, "only {states} states");
+    }
+
+    /// Asserts that the search finds a violation with this mutation.
+    #[track_caller]
+    fn assert_notices(&self, mutation: Mutation) {
+        let outcome = Self { mutation, ..*self }.search();
+        assert!(outcome.is_err(), "{mutation:?} went unnoticed: {outcome:?}");
+    }
+}
+
 const ONE_OBJECT: Case = Case {
     objects: 1,
     tables: 2,
@@ -841,8 +857,7 @@ const FAULTY: Case = Case {
 
 #[test]
 fn nothing_is_lost_or_doubled_with_two_workers() {
-    let states = ONE_OBJECT.search().unwrap();
-    assert!(states > 10_000, "only {states} states");
+    ONE_OBJECT.assert_holds();
 }
 
 #[test]
@@ -871,8 +886,7 @@ fn nothing_is_lost_or_doubled_with_three_workers() {
 
 #[test]
 fn nothing_is_lost_or_doubled_when_rows_are_rolled_back() {
-    let states = FAULTY.search().unwrap();
-    assert!(states > 10_000, "only {states} states");
+    FAULTY.assert_holds();
 }
 
 #[test]
@@ -886,9 +900,7 @@ fn nothing_is_stuck() {
             ..case
         };
         case.search().unwrap();
-        let mutation = Mutation::LeasesNeverEnd;
-        let outcome = Case { mutation, ..case }.search();
-        assert!(outcome.is_err(), "{mutation:?} went unnoticed: {outcome:?}");
+        case.assert_notices(Mutation::LeasesNeverEnd);
     }
 }
 
@@ -900,8 +912,7 @@ fn nothing_is_lost_or_doubled_by_workers_of_another_configuration() {
         other_plans: true,
         ..ONE_OBJECT
     };
-    let states = case.search().unwrap();
-    assert!(states > 10_000, "only {states} states");
+    case.assert_holds();
 }
 
 #[test]
@@ -912,8 +923,7 @@ fn every_step_of_a_rollback_is_needed() {
         Mutation::RecordNotKilled,
         Mutation::RollBackWithoutLook,
     ] {
-        let outcome = Case { mutation, ..FAULTY }.search();
-        assert!(outcome.is_err(), "{mutation:?} went unnoticed: {outcome:?}");
+        FAULTY.assert_notices(mutation);
     }
 }
 
@@ -929,11 +939,6 @@ fn every_step_is_needed() {
         Mutation::RecordBeforeInsert,
         Mutation::SettleBeforeRecord,
     ] {
-        let outcome = Case {
-            mutation,
-            ..ONE_OBJECT
-        }
-        .search();
-        assert!(outcome.is_err(), "{mutation:?} went unnoticed: {outcome:?}");
+        ONE_OBJECT.assert_notices(mutation);
     }
 }
