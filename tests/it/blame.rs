@@ -4,7 +4,7 @@
 use anyhow::ensure;
 use sluice::clickhouse::codes::{CODES, CONTENT};
 use sluice_testkit::proxy::{Fault, Proxy};
-use sluice_testkit::xapi::Generator;
+use sluice_testkit::xapi::{ExpectedRows, Generator};
 use sluice_testkit::{ClickHouse, ClickHouseOptions, Site, Stack, exact, wait_for};
 
 use crate::harness::{
@@ -187,10 +187,22 @@ async fn assert_pauses_and_blames_no_object(fault: Fault, words: &str, reason: &
     assert!(metrics.contains(&gauge), "{reason}: {metrics}");
     assert_eq!(failures(stack, &site).await, []);
 
+    assert_loads_all(stack, &site, &sluice, &proxy, &expected_rows).await;
+}
+
+/// Ends the faults, and asserts that six objects are then loaded, each after the first receive of
+/// its message, and that no failure was recorded.
+async fn assert_loads_all(
+    stack: &Stack,
+    site: &Site,
+    sluice: &Sluice,
+    proxy: &Proxy,
+    expected_rows: &ExpectedRows,
+) {
     proxy.heal();
-    wait_until_drained(&site).await;
-    assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
-    assert_eq!(failures(stack, &site).await, []);
+    wait_until_drained(site).await;
+    assert_rows(&stack.clickhouse, &site.database, expected_rows).await;
+    assert_eq!(failures(stack, site).await, []);
     // Each message was received once, including the test event.
     let received = sluice.metric("sluice_sqs_messages_received_total").await;
     assert_eq!(received.unwrap(), 7.0);
@@ -243,14 +255,7 @@ async fn inserts_that_wait_for_replicas_pause_nothing_and_blame_no_object() {
         };
         assert_eq!((errors("wait"), errors("replay")), (1, 0), "{metrics}");
 
-        proxy.heal();
-        wait_until_drained(&site).await;
-        assert_rows(&stack.clickhouse, &site.database, &expected_rows).await;
-        assert_eq!(failures(stack, &site).await, []);
-        // Each message was received once, including the test event.
-        let received = sluice.metric("sluice_sqs_messages_received_total").await;
-        assert_eq!(received.unwrap(), 7.0);
-        assert_eq!(site.dlq_depth().await.unwrap(), 0);
+        assert_loads_all(stack, &site, &sluice, &proxy, &expected_rows).await;
     }
 }
 
