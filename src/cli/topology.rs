@@ -71,7 +71,7 @@ impl TopologyCheck {
             return Ok(Some(Finding(found.to_owned())));
         }
         let found = match self.warehouse.layout().await? {
-            Some(Layout::Replicas(_)) => self.unlike_the_ledger().await?,
+            Some(Layout::Replicas(replicas)) => self.unlike_the_ledger(&replicas).await?,
             Some(Layout::Unknown(why)) => Some(format!("the tables are replicated, and {why}")),
             Some(Layout::Single) | None => self.replicated().await?,
         };
@@ -91,10 +91,10 @@ impl TopologyCheck {
     }
 
     /// Returns a table that does not have as many replicas as the ledger.
-    async fn unlike_the_ledger(&self) -> Result<Option<String>, WarehouseError> {
-        let Some(replicas) = self.warehouse.replicas().await? else {
-            return Ok(None);
-        };
+    async fn unlike_the_ledger(
+        &self,
+        replicas: &Replicas,
+    ) -> Result<Option<String>, WarehouseError> {
         let unlike = self.warehouse.unlike(replicas, &self.tables).await?;
         Ok(unlike.map(|table| {
             format!(

@@ -117,10 +117,7 @@ pub struct Access {
 pub struct Warehouse {
     client: clickhouse::Client,
     pins: Pins,
-    password: SecretSource,
     redactor: Redactor,
-    database: String,
-    query_timeout: Duration,
     access: Arc<Access>,
     connector: Connector,
     /// Set once it is known. Shared by the clones.
@@ -151,10 +148,7 @@ impl Warehouse {
         Self {
             client,
             pins,
-            password: access.password.clone(),
             redactor: Redactor::new(&access.secrets),
-            database: access.database.clone(),
-            query_timeout: access.query_timeout,
             access: Arc::new(access.clone()),
             connector,
             layout: Arc::default(),
@@ -170,20 +164,12 @@ impl Warehouse {
     }
 
     pub fn database(&self) -> &str {
-        &self.database
+        &self.access.database
     }
 
     /// Returns `database.table`, quoted.
     pub fn table(&self, name: &str) -> String {
-        format!("{}.{}", sql::ident(&self.database), sql::ident(name))
-    }
-
-    /// Returns whether a table has a row that meets the condition.
-    pub async fn has_rows(&self, table: &str, condition: &str) -> Result<bool, WarehouseError> {
-        let table = self.table(table);
-        let sql = format!("SELECT 1 AS found FROM {table} WHERE {condition} LIMIT 1");
-        let found: Vec<serde::de::IgnoredAny> = self.rows(&sql).await?;
-        Ok(!found.is_empty())
+        format!("{}.{}", sql::ident(&self.access.database), sql::ident(name))
     }
 
     /// Returns whether the server is executing exactly this deletion. A second one would repeat all
@@ -193,7 +179,7 @@ impl Warehouse {
             "SELECT 1 AS found FROM system.mutations \
              WHERE database = {} AND table = {} AND NOT is_done AND latest_fail_reason = '' \
              AND position(command, {}) > 0 LIMIT 1",
-            sql::string(&self.database),
+            sql::string(&self.access.database),
             sql::string(table),
             sql::string(condition),
         );
@@ -240,7 +226,7 @@ impl Warehouse {
 
     /// Returns the client with the current password.
     fn logged_in(&self) -> Result<clickhouse::Client, WarehouseError> {
-        let password = self.password.read();
+        let password = self.access.password.read();
         let password = password.map_err(|problem| WarehouseError::Password(problem.to_string()))?;
         Ok(self.client.clone().with_password(password.expose()))
     }
@@ -302,14 +288,18 @@ impl Warehouse {
 
     /// Runs a small statement that returns no rows.
     pub async fn run(&self, sql: &str) -> Result<(), WarehouseError> {
-        self.execute(&Statement::new(sql), None, self.query_timeout)
+        self.execute(&Statement::new(sql), None, self.access.query_timeout)
             .await
     }
 
     /// Runs a small statement that returns no rows, under a query id.
     pub async fn run_as(&self, sql: &str, query_id: &str) -> Result<(), WarehouseError> {
-        self.execute(&Statement::new(sql), Some(query_id), self.query_timeout)
-            .await
+        self.execute(
+            &Statement::new(sql),
+            Some(query_id),
+            self.access.query_timeout,
+        )
+        .await
     }
 
     /// Runs a small statement that returns no rows and that continues in a compressed body.
@@ -324,7 +314,7 @@ impl Warehouse {
             .await?
             .with_header("Content-Encoding", encoding);
         let mut request = client.insert_formatted_with(sql);
-        bounded(self.query_timeout, async {
+        bounded(self.access.query_timeout, async {
             let sent = request.send(Bytes::from_static(body)).await;
             sent.map_err(|error| self.classify(error))?;
             request.end().await.map_err(|error| self.classify(error))
@@ -334,7 +324,7 @@ impl Warehouse {
 
     /// Returns the rows of a small query.
     pub async fn rows<T: DeserializeOwned>(&self, sql: &str) -> Result<Vec<T>, WarehouseError> {
-        self.rows_within(sql, self.query_timeout).await
+        self.rows_within(sql, self.access.query_timeout).await
     }
 
     /// Returns the rows of a query that may take up to `timeout`.
@@ -401,7 +391,7 @@ impl Warehouse {
             .with_setting("input_format_parallel_parsing", "0")
             .with_setting("max_insert_block_size", "1000000")
             .with_setting("input_format_skip_unknown_fields", "0");
-        bounded(self.query_timeout, async {
+        bounded(self.access.query_timeout, async {
             insert
                 .send(body.into())
                 .await
@@ -450,9 +440,9 @@ impl Warehouse {
             .with("distributed_ddl_output_mode", "throw")
             .with(
                 "distributed_ddl_task_timeout",
-                self.query_timeout.as_secs().to_string(),
+                self.access.query_timeout.as_secs().to_string(),
             );
-        self.execute(&kill, None, self.query_timeout).await
+        self.execute(&kill, None, self.access.query_timeout).await
     }
 
     /// Returns the tables of this list that do not exist in the database.
@@ -466,7 +456,7 @@ impl Warehouse {
         }
         let sql = format!(
             "SELECT name FROM system.tables WHERE database = {} AND name IN ({})",
-            sql::string(&self.database),
+            sql::string(&self.access.database),
             sql::strings(tables),
         );
         let found: Vec<Row> = self.rows(&sql).await?;

@@ -82,7 +82,7 @@ impl Warehouse {
             "SELECT groupArray(name) AS names FROM system.settings WHERE name IN ({})",
             sql::strings(names)
         );
-        let rows: Vec<Known> = bounded(self.query_timeout, self.fetch(client, &sql)).await?;
+        let rows: Vec<Known> = bounded(self.access.query_timeout, self.fetch(client, &sql)).await?;
         rows.into_iter().next().map(|row| row.names).ok_or_else(|| {
             WarehouseError::Unknown("the query for known settings returned no row".to_owned())
         })

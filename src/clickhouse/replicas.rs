@@ -146,7 +146,7 @@ impl Warehouse {
             .rows(&format!(
                 "SELECT toBool(startsWith(engine, 'Replicated')) AS is_replicated \
                  FROM system.tables WHERE database = {} AND name IN ({tables})",
-                sql::string(&self.database)
+                sql::string(&self.access.database)
             ))
             .await?;
         if found.len() < 2 {
@@ -173,7 +173,7 @@ impl Warehouse {
             .rows(&format!(
                 "SELECT zookeeper_path, total_replicas FROM system.replicas \
                  WHERE database = {} AND table = {}",
-                sql::string(&self.database),
+                sql::string(&self.access.database),
                 sql::string(BATCHES_TABLE),
             ))
             .await?;
@@ -202,7 +202,7 @@ impl Warehouse {
                 "SELECT cluster AS name FROM system.clusters {which}GROUP BY cluster \
                  HAVING uniqExact(shard_num) = 1 AND count() = {total_replicas} \
                  ORDER BY cluster = {} DESC, cluster = 'default' DESC, cluster",
-                sql::string(&self.database)
+                sql::string(&self.access.database)
             ))
             .await?;
         for Cluster { name } in clusters {
@@ -267,7 +267,7 @@ impl Warehouse {
                WHERE database = {database} AND total_replicas = {}) ORDER BY name LIMIT 1",
             sql::strings(tables),
             replicas.count,
-            database = sql::string(&self.database),
+            database = sql::string(&self.access.database),
         );
         let unlike: Vec<Table> = self.rows(&sql).await?;
         Ok(unlike.into_iter().next().map(|it| it.name))
@@ -322,7 +322,7 @@ impl Warehouse {
                     outcome => return outcome,
                 }
             }
-            if begun.elapsed() > self.query_timeout {
+            if begun.elapsed() > self.access.query_timeout {
                 return Err(behind(tables, &look));
             }
             if with_log.contains(&look.server) && look.missing_parts == 0 {
@@ -338,16 +338,17 @@ impl Warehouse {
         }
     }
 
-    /// Returns whether a table has a row that meets the condition, as [`Warehouse::rows_after`].
-    pub async fn has_rows_after(
+    /// Returns whether a table has a row that meets the condition. Sees all rows that were
+    /// acknowledged before the barrier was, as [`Warehouse::rows_after`].
+    pub async fn has_rows(
         &self,
-        barrier: Option<&Barrier>,
         table: &str,
         condition: &str,
+        after: Option<&Barrier>,
     ) -> Result<bool, WarehouseError> {
         let name = self.table(table);
         let sql = format!("SELECT 1 AS found FROM {name} WHERE {condition} LIMIT 1");
-        let found: Vec<IgnoredAny> = self.rows_after(barrier, &[table], &sql).await?;
+        let found: Vec<IgnoredAny> = self.rows_after(after, &[table], &sql).await?;
         Ok(!found.is_empty())
     }
 
@@ -365,7 +366,7 @@ impl Warehouse {
             self.table(barrier.table),
             barrier.condition,
             tables.len(),
-            sql::string(&self.database),
+            sql::string(&self.access.database),
             sql::strings(tables),
         );
         let looks: Vec<Look> = self.rows(&sql).await?;
@@ -394,7 +395,7 @@ impl Warehouse {
              FROM clusterAllReplicas({cluster}, {table}) WHERE {condition} {OF_ALL_SERVERS}",
             count = replicas.count,
             cluster = sql::string(&replicas.cluster),
-            database = sql::string(&self.database),
+            database = sql::string(&self.access.database),
             name = sql::string(table),
             table = self.table(table),
         );
@@ -411,15 +412,15 @@ impl Warehouse {
     ) -> Result<bool, WarehouseError> {
         let begun = Instant::now();
         loop {
-            match self.running(replicas, prefix).await {
-                Ok(0) => return Ok(true),
-                Ok(_) if begun.elapsed() < KILL_BOUND => {}
-                Ok(_) => return Ok(false),
-                Err(error) if begun.elapsed() < KILL_BOUND => {
-                    debug!(%error, "failed to query all servers for running statements");
-                }
-                // Statements of the servers that can be reached have been killed.
-                Err(_) => return Ok(false),
+            let running = self.running(replicas, prefix).await;
+            if matches!(running, Ok(0)) {
+                return Ok(true);
+            }
+            if begun.elapsed() >= KILL_BOUND {
+                return Ok(false);
+            }
+            if let Err(error) = running {
+                debug!(%error, "failed to query all servers for running statements");
             }
             // One server executes the first, and those that execute distributed DDL the second.
             self.run(&kill("", prefix)).await?;
@@ -429,7 +430,10 @@ impl Warehouse {
             ))
             .with("distributed_ddl_task_timeout", "3")
             .with("distributed_ddl_output_mode", "null_status_on_timeout");
-            if let Err(error) = self.execute(&everywhere, None, self.query_timeout).await {
+            if let Err(error) = self
+                .execute(&everywhere, None, self.access.query_timeout)
+                .await
+            {
                 debug!(%error, "failed to kill statements on the cluster");
             }
         }

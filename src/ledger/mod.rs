@@ -21,7 +21,7 @@ pub use claims::{Claims, Replacement, UnfinishedReplay};
 pub(crate) use claims::{IS_REPLAY, quoted_list};
 pub use failures::Failure;
 pub use manifest::{Manifest, ManifestEntry};
-pub use permits::{Permit, STOP_AGAIN_AFTER, Stopped};
+pub use permits::{Permit, Stopped, until_stopped};
 pub use sluice_core::ledger::{drive, protocol};
 
 pub use crate::statements::ddl::{BATCHES_TABLE, FAILURES_TABLE, OBJECTS_TABLE};

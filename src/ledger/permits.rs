@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::time::Instant;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::events::event;
 use super::{BATCHES_TABLE, Ledger, OBJECTS_TABLE};
@@ -27,7 +27,7 @@ const FENCE_PAUSE: Duration = Duration::from_millis(20);
 const LATE_COMMIT: Duration = Duration::from_secs(60);
 
 /// How often a server that does not respond is tried again.
-pub const STOP_AGAIN_AFTER: Duration = Duration::from_secs(5);
+const STOP_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// A permit to start the statements of an attempt.
 #[derive(Clone, Debug)]
@@ -54,6 +54,32 @@ pub enum Stopped {
     Yes,
     /// A server cannot be reached. Its statements have ended after this time.
     After { remaining: Duration, why: String },
+}
+
+/// Repeats [`Ledger::stop`] until no statement of a batch is running and none can start: where a
+/// server cannot be reached, until its statements must have ended.
+///
+/// # Errors
+///
+/// Returns the first error of `stop`.
+pub async fn until_stopped<E, F>(mut stop: impl FnMut() -> F) -> Result<(), E>
+where
+    F: Future<Output = Result<Stopped, E>>,
+{
+    let mut is_waiting = false;
+    while let Stopped::After { remaining, why } = stop().await? {
+        if !is_waiting {
+            is_waiting = true;
+            warn!(
+                seconds = remaining.as_secs(),
+                error = why,
+                "a statement of the batch may be running on a server that does not respond; \
+                 waiting until it must have ended"
+            );
+        }
+        tokio::time::sleep(remaining.min(STOP_AGAIN_AFTER)).await;
+    }
+    Ok(())
 }
 
 #[derive(Deserialize)]
@@ -359,7 +385,7 @@ impl Ledger {
         );
         let is_disputed = self
             .warehouse
-            .has_rows_after(Some(&barrier), BATCHES_TABLE, &by_others);
+            .has_rows(BATCHES_TABLE, &by_others, Some(&barrier));
         Ok(!is_disputed.await?)
     }
 
@@ -372,7 +398,7 @@ impl Ledger {
             sql::strings([event::LOADED, event::RELEASED])
         );
         self.warehouse
-            .has_rows_after(barrier.as_ref(), BATCHES_TABLE, &ended)
+            .has_rows(BATCHES_TABLE, &ended, barrier.as_ref())
             .await
     }
 }

@@ -25,7 +25,7 @@ use crate::clickhouse::batch_rows::{Counted, Rejected, tables_of};
 use crate::clickhouse::error_class::{ErrorClass, classify};
 use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, RolledBack, Steps, drive};
 use crate::ledger::protocol::{Action, ClaimStatus, End, Kill, Run};
-use crate::ledger::{Claim, STOP_AGAIN_AFTER, Stopped};
+use crate::ledger::{Claim, until_stopped};
 use crate::object::ObjectRef;
 use crate::statements::RejectKind;
 use crate::statements::select::{BLANK, Target};
@@ -441,35 +441,15 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         Ok(())
     }
 
-    /// Stops the statements of the batch on every server. Where a server cannot be reached, waits
-    /// until its statements must have ended.
+    /// Stops the statements of the batch on every server.
     async fn stop(&self) -> Result<(), Cancelled> {
         let ledger = &self.loader.parts.ledger;
-        let stop = async {
-            let mut is_waiting = false;
-            loop {
-                let stopped = self.ledger_call(|| ledger.stop(self.batch)).await?;
-                let Stopped::After { remaining, why } = stopped else {
-                    return Ok(());
-                };
-                if !is_waiting {
-                    is_waiting = true;
-                    warn!(
-                        seconds = remaining.as_secs(),
-                        error = why,
-                        "a statement of the batch may be running on a server that does not \
-                         respond; waiting until it must have ended"
-                    );
-                }
-                let pause = remaining.min(STOP_AGAIN_AFTER);
-                tokio::select! {
-                    biased;
-                    () = self.cancel.cancelled() => return Err(Cancelled),
-                    () = tokio::time::sleep(pause) => {}
-                }
-            }
-        };
-        ledger.leased(self.batch, stop).await
+        let stop = until_stopped(|| self.ledger_call(|| ledger.stop(self.batch)));
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Err(Cancelled),
+            stopped = ledger.leased(self.batch, stop) => stopped,
+        }
     }
 
     /// Stores the counts of the batch, and returns whether the tables have these rows. `since` is

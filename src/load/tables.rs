@@ -175,9 +175,7 @@ impl BatchTables for ClickHouseTables {
         after: Option<&Barrier>,
     ) -> Result<bool, WarehouseError> {
         let condition = condition(rows);
-        self.warehouse
-            .has_rows_after(after, table, &condition)
-            .await
+        self.warehouse.has_rows(table, &condition, after).await
     }
 
     async fn is_deleting(&self, table: &str, rows: Rows<'_>) -> bool {

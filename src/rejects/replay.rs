@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::time::Instant;
-use tracing::warn;
 
 use crate::Env;
 use crate::batch::{BatchId, StatementShape};
@@ -19,7 +18,7 @@ use crate::clickhouse::error_class::{ErrorClass, classify};
 use crate::clickhouse::{Statement, Warehouse, WarehouseError};
 use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, RolledBack, Steps, drive};
 use crate::ledger::protocol::{Action, ClaimStatus, End, Kill, Run};
-use crate::ledger::{Claim, Ledger, STOP_AGAIN_AFTER, Stopped};
+use crate::ledger::{Claim, Ledger, until_stopped};
 use crate::object::{ObjectParts, ObjectRef};
 use crate::rejects::{Page, RejectKind};
 use crate::sql;
@@ -307,7 +306,7 @@ impl<'a> RejectReplay<'a> {
         // A replica that lags could show none of them.
         let barrier = ledger.barrier().await?;
         while warehouse
-            .has_rows_after(barrier.as_ref(), table, condition)
+            .has_rows(table, condition, barrier.as_ref())
             .await?
         {
             let delete = warehouse.delete(table, condition, *timeout);
@@ -411,18 +410,7 @@ impl Steps for RejectReplay<'_> {
         if purpose == Kill::BestEffort {
             return warehouse.kill(&self.batch.to_string()).await;
         }
-        let stop = async {
-            while let Stopped::After { remaining, why } = ledger.stop(self.batch).await? {
-                warn!(
-                    seconds = remaining.as_secs(),
-                    error = why,
-                    "a statement of the batch may be running on a server that does not respond; \
-                     waiting until it must have ended"
-                );
-                tokio::time::sleep(remaining.min(STOP_AGAIN_AFTER)).await;
-            }
-            Ok(())
-        };
+        let stop = until_stopped(|| ledger.stop(self.batch));
         ledger.leased(self.batch, stop).await
     }
 
