@@ -101,7 +101,7 @@ impl Cluster {
     pub fn connect_or_start(shards: usize, replicas: usize) -> Result<Self> {
         match env::var(CLUSTER_VARIABLE) {
             Ok(urls) => {
-                let urls: Vec<&str> = urls.split(',').map(str::trim).collect();
+                let urls: Vec<&str> = split(&urls).collect();
                 Self::at(&urls, shards, replicas).context(CLUSTER_VARIABLE)
             }
             Err(_) => Self::start(shards, replicas),
@@ -124,6 +124,16 @@ impl Cluster {
             replicas,
             keeper: None,
         })
+    }
+
+    /// Uses the replicas of one shard that were started elsewhere: URLs separated by commas.
+    pub fn of_replicas(urls: &str) -> Self {
+        let servers: Vec<ClickHouse> = split(urls).map(ClickHouse::at).collect();
+        Self {
+            replicas: servers.len(),
+            servers,
+            keeper: None,
+        }
     }
 
     /// Returns all servers, the replicas of the first shard first.
@@ -196,6 +206,10 @@ impl Cluster {
         }
         Ok(())
     }
+}
+
+fn split(urls: &str) -> impl Iterator<Item = &str> {
+    urls.split(',').map(str::trim)
 }
 
 /// Whether [`CLUSTER_VARIABLE`] names a cluster.

@@ -1,4 +1,7 @@
 //! Checks that the tables have every generated row once, and no others.
+//!
+//! Where a function takes several servers, these are replicas of each other, of which each must have
+//! all rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -8,7 +11,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::xapi::{Bundle, EventType};
-use crate::{ClickHouse, Cluster, Site, wait_for};
+use crate::{ClickHouse, Site, wait_for};
 
 /// The kinds of rejects, and the table of each.
 const REJECT_TABLES: [(&str, &str); 2] = [
@@ -26,27 +29,7 @@ const START_BOUND: Duration = Duration::from_secs(120);
 type Rows = BTreeMap<(String, &'static str), u64>;
 
 /// Stops merges, which would hide rows that were loaded twice, since the tables replace equal rows.
-/// Mutations, which deletes need, continue.
-///
-/// # Errors
-///
-/// Fails with ClickHouse's error.
-pub async fn keep_duplicates(clickhouse: &ClickHouse, site: &Site) -> Result<()> {
-    for (_, table) in kinds() {
-        clickhouse
-            .execute(&format!(
-                "ALTER TABLE {}.{table} MODIFY SETTING \
-                 max_bytes_to_merge_at_max_space_in_pool = 1, \
-                 max_bytes_to_merge_at_min_space_in_pool = 1",
-                site.database
-            ))
-            .await?;
-    }
-    Ok(())
-}
-
-/// Does the same as [`keep_duplicates`] on every server: each replica has its own settings of
-/// this kind. The database is new, and its tables are replicated.
+/// Mutations, which deletes need, continue. Each replica has its own settings of this kind.
 ///
 /// # Errors
 ///
@@ -54,14 +37,22 @@ pub async fn keep_duplicates(clickhouse: &ClickHouse, site: &Site) -> Result<()>
 ///
 /// # Panics
 ///
-/// Panics if a table cannot be written to.
-pub async fn keep_duplicates_of_replicas(cluster: &Cluster, site: &Site) -> Result<()> {
-    for server in cluster.servers() {
+/// Panics if new tables cannot be written to.
+pub async fn keep_duplicates(servers: &[ClickHouse], site: &Site) -> Result<()> {
+    for server in servers {
         wait_for("the new tables", START_BOUND, async || {
             server.catch_up(&site.database).await.map(Some)
         })
         .await;
-        keep_duplicates(server, site).await?;
+        for (_, table) in kinds() {
+            let database = &site.database;
+            let alter = format!(
+                "ALTER TABLE {database}.{table} MODIFY SETTING \
+                 max_bytes_to_merge_at_max_space_in_pool = 1, \
+                 max_bytes_to_merge_at_min_space_in_pool = 1"
+            );
+            server.execute(&alter).await?;
+        }
     }
     Ok(())
 }
@@ -77,6 +68,17 @@ pub async fn keep_duplicates_of_replicas(cluster: &Cluster, site: &Site) -> Resu
 ///
 /// Fails with ClickHouse's error.
 pub async fn table_differences(
+    servers: &[ClickHouse],
+    site: &Site,
+    expected: &[Bundle],
+) -> Result<String> {
+    on_each(servers, site, async |server| {
+        differences_of_tables(server, site, expected).await
+    })
+    .await
+}
+
+async fn differences_of_tables(
     clickhouse: &ClickHouse,
     site: &Site,
     expected: &[Bundle],
@@ -122,11 +124,22 @@ pub async fn table_differences(
 ///
 /// Fails with ClickHouse's error.
 pub async fn differences(
+    servers: &[ClickHouse],
+    site: &Site,
+    expected: &[Bundle],
+) -> Result<String> {
+    on_each(servers, site, async |server| {
+        all_differences(server, site, expected).await
+    })
+    .await
+}
+
+async fn all_differences(
     clickhouse: &ClickHouse,
     site: &Site,
     expected: &[Bundle],
 ) -> Result<String> {
-    let mut problems = table_differences(clickhouse, site, expected).await?;
+    let mut problems = differences_of_tables(clickhouse, site, expected).await?;
     let expected = expected_counts(site, expected);
 
     let rows = clickhouse
@@ -166,22 +179,17 @@ pub async fn differences(
     Ok(problems)
 }
 
-/// Returns the [`differences`] of each of these replicas, once it has what the others have; empty
-/// if there are none.
-///
-/// # Errors
-///
-/// Fails as [`ClickHouse::catch_up`] does.
-pub async fn differences_of_replicas(
-    replicas: &[ClickHouse],
+/// Returns the problems that a check finds on each server, once it has what the others have.
+async fn on_each(
+    servers: &[ClickHouse],
     site: &Site,
-    expected: &[Bundle],
+    mut check: impl AsyncFnMut(&ClickHouse) -> Result<String>,
 ) -> Result<String> {
     let mut problems = String::new();
-    for replica in replicas {
-        replica.catch_up(&site.database).await?;
-        for line in differences(replica, site, expected).await?.lines() {
-            writeln!(problems, "{}: {line}", replica.url())?;
+    for server in servers {
+        server.catch_up(&site.database).await?;
+        for line in check(server).await?.lines() {
+            writeln!(problems, "{}: {line}", server.url())?;
         }
     }
     Ok(problems)

@@ -40,5 +40,5 @@ pub use ports::free_port;
 pub use prometheus::Prometheus;
 pub use requirement::Requirement;
 pub use site::{Cleanup, Site, SiteOptions};
-pub use stack::{AWS_ENDPOINT_VARIABLE, CLICKHOUSE_URL_VARIABLE, Stack};
+pub use stack::{AWS_ENDPOINT_VARIABLE, CLICKHOUSE_URL_VARIABLE, REPLICAS_VARIABLE, Stack};
 pub use wait::wait_for;

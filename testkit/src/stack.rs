@@ -1,17 +1,22 @@
 //! ClickHouse and AWS together.
 
 use std::env;
+use std::slice;
 use std::sync::OnceLock;
 
 use anyhow::Result;
 
-use crate::{Aws, ClickHouse};
+use crate::{Aws, ClickHouse, Cluster};
 
 /// The environment variable with the address of a ClickHouse that tests use instead of starting
 /// one.
 pub const CLICKHOUSE_URL_VARIABLE: &str = "SLUICE_TEST_CLICKHOUSE_URL";
 /// The environment variable with an endpoint for S3 and SQS that tests use instead of starting one.
 pub const AWS_ENDPOINT_VARIABLE: &str = "SLUICE_TEST_AWS_ENDPOINT";
+/// The environment variable with the addresses of replicas that tests of faults use instead of one
+/// ClickHouse: URLs separated by commas. Their cluster has one shard, and the name
+/// [`Cluster::NAME`].
+pub const REPLICAS_VARIABLE: &str = "SLUICE_TEST_CLICKHOUSE_REPLICAS";
 
 /// The services that Sluice connects to.
 #[derive(Debug)]
@@ -20,6 +25,8 @@ pub struct Stack {
     pub clickhouse: ClickHouse,
     /// S3 and SQS.
     pub aws: Aws,
+    /// The replicas that [`REPLICAS_VARIABLE`] names.
+    pub replicas: Option<Cluster>,
 }
 
 impl Stack {
@@ -32,6 +39,7 @@ impl Stack {
         Ok(Self {
             clickhouse: ClickHouse::start()?,
             aws: Aws::start()?,
+            replicas: None,
         })
     }
 
@@ -51,6 +59,15 @@ impl Stack {
         })
     }
 
+    /// Returns the servers that share the tables of a test: the replicas that [`REPLICAS_VARIABLE`]
+    /// names, or else the one database.
+    pub fn servers(&self) -> &[ClickHouse] {
+        match &self.replicas {
+            Some(cluster) => cluster.servers(),
+            None => slice::from_ref(&self.clickhouse),
+        }
+    }
+
     /// Starts a stack as [`Stack::start`] does, but uses a server named by
     /// [`CLICKHOUSE_URL_VARIABLE`] or [`AWS_ENDPOINT_VARIABLE`] instead of a new one.
     ///
@@ -66,6 +83,11 @@ impl Stack {
             Ok(endpoint) => Aws::at(&endpoint),
             Err(_) => Aws::start()?,
         };
-        Ok(Self { clickhouse, aws })
+        let replicas = env::var(REPLICAS_VARIABLE).ok();
+        Ok(Self {
+            clickhouse,
+            aws,
+            replicas: replicas.map(|urls| Cluster::of_replicas(&urls)),
+        })
     }
 }

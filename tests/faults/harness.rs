@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -16,9 +17,12 @@ use sluice_testkit::install::install;
 use sluice_testkit::launch::{Mode, Place, Process, tail};
 use sluice_testkit::proxy::Proxy;
 use sluice_testkit::xapi::{Bundle, EventType, Generator, write_lean_declarations};
-use sluice_testkit::{Aws, ClickHouse, Site, SiteOptions, Stack, exact, project, wait_for};
+use sluice_testkit::{
+    Aws, ClickHouse, Cluster, Site, SiteOptions, Stack, exact, project, wait_for,
+};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Semaphore;
 
 /// Longer than any wait here takes on a busy machine.
 pub(crate) const BOUND: Duration = Duration::from_secs(300);
@@ -29,7 +33,10 @@ const GRACE: Duration = Duration::from_secs(90);
 
 /// The resources of one test: its queue, bucket, database and daemons.
 pub(crate) struct Harness<'a> {
+    /// The server that the daemons use.
     pub(crate) clickhouse: &'a ClickHouse,
+    /// All servers that share its tables.
+    pub(crate) servers: &'a [ClickHouse],
     pub(crate) aws: &'a Aws,
     pub(crate) site: Site,
     /// The configuration of the daemons. Changes take effect for daemons that are started later.
@@ -50,37 +57,40 @@ pub(crate) struct Daemon {
 impl Harness<'static> {
     /// Creates a harness on the servers that all tests share.
     pub(crate) async fn shared(name: &str) -> Result<Self> {
-        let stack = Stack::shared();
-        Self::new(&stack.clickhouse, stack, name, 3).await
+        Self::shared_with(name, 3).await
     }
 
     pub(crate) async fn shared_with(name: &str, max_receive_count: u32) -> Result<Self> {
         let stack = Stack::shared();
-        Self::new(&stack.clickhouse, stack, name, max_receive_count).await
+        Self::new(stack.servers(), stack, name, max_receive_count).await
     }
 }
 
 impl<'a> Harness<'a> {
     /// Creates a migrated database and an empty queue.
     pub(crate) async fn new(
-        clickhouse: &'a ClickHouse,
+        servers: &'a [ClickHouse],
         stack: &'a Stack,
         name: &str,
         max_receive_count: u32,
     ) -> Result<Self> {
-        let harness = Self::unmigrated(clickhouse, stack, name, max_receive_count).await?;
+        let mut harness = Self::unmigrated(servers, stack, name, max_receive_count).await?;
+        if harness.is_replicated() {
+            harness.set("clickhouse.cluster", Cluster::NAME);
+        }
         harness.migrate().await?;
-        exact::keep_duplicates(clickhouse, &harness.site).await?;
+        exact::keep_duplicates(servers, &harness.site).await?;
         Ok(harness)
     }
 
     /// Creates an empty queue and picks the name of a database that does not exist.
     pub(crate) async fn unmigrated(
-        clickhouse: &'a ClickHouse,
+        servers: &'a [ClickHouse],
         stack: &'a Stack,
         name: &str,
         max_receive_count: u32,
     ) -> Result<Self> {
+        let clickhouse = servers.first().context("no server")?;
         let options = SiteOptions {
             max_receive_count,
             visibility_timeout: VISIBILITY,
@@ -131,8 +141,9 @@ impl<'a> Harness<'a> {
         let seed = site.bucket.bytes().fold(7, |seed: u64, byte| {
             seed.wrapping_mul(31).wrapping_add(u64::from(byte))
         });
-        Ok(Self {
+        let mut harness = Self {
             clickhouse,
+            servers,
             aws: &stack.aws,
             site,
             config,
@@ -140,7 +151,19 @@ impl<'a> Harness<'a> {
             expected: Vec::new(),
             directory,
             daemons: AtomicU32::new(0),
-        })
+        };
+        if harness.is_replicated() {
+            harness.set("clickhouse.engine", "replicated");
+            harness.set("clickhouse.topology", "auto");
+            // Replicas that share two cores with other tests lag behind for seconds.
+            harness.set("clickhouse.query_timeout", "30s");
+            harness.set("load.janitor_interval", "1s");
+        }
+        Ok(harness)
+    }
+
+    fn is_replicated(&self) -> bool {
+        self.servers.len() > 1
     }
 
     /// Sets a field such as `clickhouse.url`.
@@ -293,6 +316,9 @@ impl<'a> Harness<'a> {
     pub(crate) async fn finish(&self, daemons: Vec<Daemon>) -> Result<()> {
         self.wait_until_drained(&daemons.iter().collect::<Vec<_>>())
             .await;
+        if self.is_replicated() {
+            self.wait_until_exact(self.servers).await;
+        }
         for daemon in daemons {
             // Before that, SIGTERM would kill the process without a graceful shutdown.
             daemon.wait_until_ready().await;
@@ -353,9 +379,20 @@ impl<'a> Harness<'a> {
 
     /// Compares the rows of every object and kind with what was generated.
     pub(crate) async fn assert_exact(&self) -> Result<()> {
-        let problems = exact::differences(self.clickhouse, &self.site, &self.expected).await?;
+        let problems = exact::differences(self.servers, &self.site, &self.expected).await?;
         ensure!(problems.is_empty(), "{}:\n{problems}", self.site.bucket);
         Ok(())
+    }
+
+    /// Waits until each of these replicas has every row once. The rows of statements that outlive
+    /// their batches are deleted by workers, so these must be running.
+    pub(crate) async fn wait_until_exact(&self, replicas: &[ClickHouse]) {
+        wait_for("every row to be on every server once", BOUND, async || {
+            let problems = exact::differences(replicas, &self.site, &self.expected).await?;
+            ensure!(problems.is_empty(), "{problems}{}", self.logs());
+            Ok(Some(()))
+        })
+        .await;
     }
 
     /// Asserts that the worker received as many messages as were sent.
@@ -622,16 +659,28 @@ pub(crate) fn scenario(
     (name.into(), Box::pin(scenario))
 }
 
+/// Scenarios that run at a time on replicas, which lag behind if more of them create and load tables.
+const ON_REPLICAS: usize = 2;
+
 /// Runs scenarios concurrently, since each mostly waits. The first error ends all of them.
 pub(crate) async fn concurrently(
     scenarios: impl IntoIterator<Item = (String, Scenario)>,
 ) -> Result<()> {
     let local = tokio::task::LocalSet::new();
+    let at_a_time = match Stack::shared().servers() {
+        [_] => Semaphore::MAX_PERMITS,
+        _ => ON_REPLICAS,
+    };
+    let permits = Arc::new(Semaphore::new(at_a_time));
     local
         .run_until(async {
             let mut running = tokio::task::JoinSet::new();
             for (name, scenario) in scenarios {
-                running.spawn_local(async move { scenario.await.context(name) });
+                let permits = Arc::clone(&permits);
+                running.spawn_local(async move {
+                    let _permit = permits.acquire().await?;
+                    scenario.await.context(name)
+                });
             }
             while let Some(ended) = running.join_next().await {
                 ended??;

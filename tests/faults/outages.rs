@@ -1,6 +1,7 @@
 //! ClickHouse or the queue becomes unavailable or refuses requests while work is in progress.
 //! `tests/it/outages.rs` covers outages that begin before any work.
 
+use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,8 @@ use crate::harness::{BOUND, Harness, Statement, concurrently, scenario, wait_for
 /// visibility timeouts. Every message is received once nevertheless.
 async fn clickhouse_is_killed_during_an_insert() -> Result<()> {
     let clickhouse = Arc::new(spawn_blocking(ClickHouse::start).await??);
-    let mut harness = Harness::new(&clickhouse, Stack::shared(), "crash", 2).await?;
+    let mut harness =
+        Harness::new(slice::from_ref(&*clickhouse), Stack::shared(), "crash", 2).await?;
     let s3 = Proxy::start(harness.aws.endpoint()).await?;
     harness.set("s3.clickhouse_endpoint", s3.url());
     harness.put_bundles(12).await?;

@@ -67,7 +67,7 @@ async fn with_rejects(name: &str, strategy: &str) -> Result<Harness<'static>> {
 }
 
 async fn differences(harness: &Harness<'_>) -> Result<String> {
-    exact::table_differences(harness.clickhouse, &harness.site, &harness.expected).await
+    exact::table_differences(harness.servers, &harness.site, &harness.expected).await
 }
 
 /// Runs replays until one dies at this failpoint: unfinished work of an earlier one is recovered

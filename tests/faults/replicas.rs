@@ -42,34 +42,26 @@ struct ReplicatedHarness<'a> {
 impl<'a> ReplicatedHarness<'a> {
     /// Creates the tables on every server, and an empty queue.
     async fn new(cluster: &'a Cluster, name: &str) -> Result<Self> {
-        let mut replicated = Self::unmigrated(cluster, name).await?;
-        replicated.harness.set("clickhouse.cluster", Cluster::NAME);
-        replicated.migrate().await?;
-        Ok(replicated)
+        let (servers, stack) = (cluster.servers(), Stack::shared());
+        let harness = Harness::new(servers, stack, name, MAX_RECEIVES).await?;
+        Ok(Self::with(cluster, harness))
     }
 
     /// Creates an empty queue and picks the name of a database that does not exist.
     async fn unmigrated(cluster: &'a Cluster, name: &str) -> Result<Self> {
-        let first = cluster.server(1, 1);
-        let stack = Stack::shared();
-        let mut harness = Harness::unmigrated(first, stack, name, MAX_RECEIVES).await?;
-        harness.set("clickhouse.engine", "replicated");
-        harness.set("clickhouse.topology", "auto");
-        // Replicas that share two cores with other tests lag behind for seconds.
-        harness.set("clickhouse.query_timeout", "30s");
+        let (servers, stack) = (cluster.servers(), Stack::shared());
+        let harness = Harness::unmigrated(servers, stack, name, MAX_RECEIVES).await?;
+        Ok(Self::with(cluster, harness))
+    }
+
+    fn with(cluster: &'a Cluster, mut harness: Harness<'a>) -> Self {
         // So that both workers have batches.
         harness.set("batch.max_objects", 5);
-        harness.set("load.janitor_interval", "1s");
-        Ok(Self {
+        Self {
             cluster,
             harness,
             announcements: Vec::new(),
-        })
-    }
-
-    async fn migrate(&self) -> Result<()> {
-        self.harness.migrate().await?;
-        exact::keep_duplicates_of_replicas(self.cluster, &self.harness.site).await
+        }
     }
 
     /// Has workers log in as a user with the rights that `sluice check --print-policy` prints for
@@ -169,32 +161,6 @@ impl<'a> ReplicatedHarness<'a> {
         }
         Ok(())
     }
-
-    /// Waits until each of these servers has every row once. The rows of statements that outlive
-    /// their batches are deleted by workers, so these must be running.
-    async fn wait_until_exact(&self, servers: &[ClickHouse]) {
-        let Harness { site, expected, .. } = &self.harness;
-        wait_for("every row to be on every server once", BOUND, async || {
-            let problems = exact::differences_of_replicas(servers, site, expected).await?;
-            ensure!(problems.is_empty(), "{problems}{}", self.harness.logs());
-            Ok(Some(()))
-        })
-        .await;
-    }
-
-    /// Waits until every object is loaded and every server has each row once, requires the workers
-    /// to exit cleanly, and compares the rows again.
-    async fn finish(&self, daemons: Vec<Daemon>) -> Result<()> {
-        let servers = self.cluster.servers();
-        let workers: Vec<&Daemon> = daemons.iter().collect();
-        self.harness.wait_until_drained(&workers).await;
-        self.wait_until_exact(servers).await;
-        self.harness.finish(daemons).await?;
-        let Harness { site, expected, .. } = &self.harness;
-        let problems = exact::differences_of_replicas(servers, site, expected).await?;
-        ensure!(problems.is_empty(), "{}:\n{problems}", site.bucket);
-        Ok(())
-    }
 }
 
 /// Returns the number of inserts of objects of this bucket that run on a server and are not killed.
@@ -239,7 +205,7 @@ async fn each_worker_has_its_own_server(cluster: Arc<Cluster>) -> Result<()> {
     replicated.harness.wait_until_drained(&workers).await;
     let failures = replicated.harness.failures().await?;
     ensure!(failures.is_empty(), "{failures:?}");
-    replicated.finish(daemons).await
+    replicated.harness.finish(daemons).await
 }
 
 /// The ledger of the second server lacks what was loaded through the first. A worker that uses the
@@ -276,7 +242,7 @@ async fn the_ledger_of_one_server_lags(cluster: Arc<Cluster>) -> Result<()> {
     for table in &tables {
         b.execute(&format!("SYSTEM START FETCHES {table}")).await?;
     }
-    replicated.finish(vec![second, third]).await
+    replicated.harness.finish(vec![second, third]).await
 }
 
 async fn a_balancer_chooses_the_server(cluster: Arc<Cluster>) -> Result<()> {
@@ -288,7 +254,7 @@ async fn a_balancer_chooses_the_server(cluster: Arc<Cluster>) -> Result<()> {
         replicated.start_at(&balancer.url())?,
     ];
     replicated.put(80).await?;
-    replicated.finish(daemons).await
+    replicated.harness.finish(daemons).await
 }
 
 /// A worker dies while its insert runs on one server. The worker that recovers the batch uses
@@ -318,7 +284,7 @@ async fn a_kill_reaches_the_other_server(cluster: Arc<Cluster>) -> Result<()> {
     replicated.harness.wait_until_drained(&[&second]).await;
     let logs = || replicated.harness.logs();
     ensure!(second.count_logged("recovering")? > 0, logs());
-    replicated.finish(vec![second]).await
+    replicated.harness.finish(vec![second]).await
 }
 
 /// The engine of the database creates the tables on every server.
@@ -332,10 +298,11 @@ async fn the_database_is_replicated(cluster: Arc<Cluster>) -> Result<()> {
     for server in cluster.servers() {
         server.execute(&create).await?;
     }
-    replicated.migrate().await?;
+    replicated.harness.migrate().await?;
+    exact::keep_duplicates(cluster.servers(), &replicated.harness.site).await?;
     let daemons = replicated.start_on_two_servers()?;
     replicated.put(60).await?;
-    replicated.finish(daemons).await
+    replicated.harness.finish(daemons).await
 }
 
 #[tokio::test]
@@ -384,7 +351,7 @@ async fn servers_die_during_inserts(cluster: &Arc<Cluster>) -> Result<()> {
         change(cluster, move |it| it.server(1, replica).restart()).await?;
     }
     s3.heal();
-    replicated.finish(daemons).await
+    replicated.harness.finish(daemons).await
 }
 
 /// A worker that starts while there is no Keeper cannot determine which servers share the tables.
@@ -408,7 +375,7 @@ async fn the_keeper_dies(cluster: &Arc<Cluster>) -> Result<()> {
     daemons.push(late);
     change(cluster, |it| it.keeper()?.restart()).await?;
     replicated.arrive(20).await?;
-    replicated.finish(daemons).await
+    replicated.harness.finish(daemons).await
 }
 
 /// Loads continue on the other replica, and the one that was away gets all rows.
@@ -431,7 +398,7 @@ async fn a_replica_is_away_for_long(cluster: &Arc<Cluster>) -> Result<()> {
         })
         .await?;
     change(cluster, |it| it.server(1, 2).restart()).await?;
-    replicated.finish(daemons).await
+    replicated.harness.finish(daemons).await
 }
 
 /// The scenarios run one after the other, since they kill servers of the same cluster.
@@ -474,9 +441,12 @@ async fn an_insert_that_no_kill_reaches_duplicates_nothing() -> Result<()> {
     s3.heal();
     let second = replicated.start_at(b.url())?;
     replicated.harness.wait_until_drained(&[&second]).await;
-    replicated.wait_until_exact(&cluster.servers()[1..]).await;
+    replicated
+        .harness
+        .wait_until_exact(&cluster.servers()[1..])
+        .await;
     change(&cluster, |it| it.server(1, 1).resume()).await?;
-    replicated.finish(vec![second]).await
+    replicated.harness.finish(vec![second]).await
 }
 
 #[tokio::test]
@@ -494,7 +464,10 @@ async fn two_of_three_replicas_suffice() -> Result<()> {
     replicated.put(60).await?;
     let workers: Vec<&Daemon> = daemons.iter().collect();
     replicated.harness.wait_until_drained(&workers).await;
-    replicated.wait_until_exact(&cluster.servers()[..2]).await;
+    replicated
+        .harness
+        .wait_until_exact(&cluster.servers()[..2])
+        .await;
     change(&cluster, |it| it.server(1, 3).restart()).await?;
-    replicated.finish(daemons).await
+    replicated.harness.finish(daemons).await
 }

@@ -1,5 +1,6 @@
 //! Streams that break at either end, for objects that the worker streams.
 
+use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -201,7 +202,13 @@ const STREAMS: &str = "system.processes WHERE query_kind = 'Insert' AND query LI
 /// Kills ClickHouse when it has received part of the stream.
 async fn clickhouse_dies(objects: Objects) -> Result<()> {
     let clickhouse = Arc::new(spawn_blocking(ClickHouse::start).await??);
-    let mut harness = Harness::new(&clickhouse, Stack::shared(), "crashed-stream", 2).await?;
+    let mut harness = Harness::new(
+        slice::from_ref(&*clickhouse),
+        Stack::shared(),
+        "crashed-stream",
+        2,
+    )
+    .await?;
     enable_streaming(&mut harness);
     put(&mut harness, objects).await?;
     let daemon = harness.start(SLOW_STREAM)?;

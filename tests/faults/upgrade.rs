@@ -5,6 +5,7 @@ mod fixture;
 mod write;
 
 use std::collections::BTreeMap;
+use std::slice;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
@@ -21,6 +22,7 @@ fn own_aws() -> Result<Stack> {
     Ok(Stack {
         clickhouse: ClickHouse::at(Stack::shared().clickhouse.url()),
         aws: Aws::start()?,
+        replicas: None,
     })
 }
 
@@ -124,7 +126,8 @@ fn ensure_nothing_is_lost(before: &Rows, after: &Rows) -> Result<()> {
 
 /// Creates a harness with the bucket that a fixture names, without tables.
 async fn with_bucket_of_fixtures<'a>(stack: &'a Stack, name: &str) -> Result<Harness<'a>> {
-    let mut harness = Harness::unmigrated(&stack.clickhouse, stack, name, 20).await?;
+    let mut harness =
+        Harness::unmigrated(slice::from_ref(&stack.clickhouse), stack, name, 20).await?;
     harness.use_all_columns();
     let create = harness.site.s3.create_bucket().bucket(BUCKET);
     create.send().await?;
@@ -136,7 +139,7 @@ async fn upgrade(fixture: Fixture) -> Result<()> {
     let stack = own_aws()?;
     let mut harness = with_bucket_of_fixtures(&stack, "upgrade").await?;
     fixture.restore(&harness, SystemTime::now()).await?;
-    exact::keep_duplicates(harness.clickhouse, &harness.site).await?;
+    exact::keep_duplicates(harness.servers, &harness.site).await?;
     upload(&fixture, &mut harness).await?;
     let before = fixture.settled_rows(&harness).await?;
 

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use anyhow::ensure;
+use std::slice;
+
 use sluice_testkit::exact::keep_duplicates;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{ExpectedRows, Generator, gzip};
@@ -56,7 +58,9 @@ async fn every_line_reaches_its_table_and_health_and_metrics_are_exposed() {
 #[tokio::test]
 async fn a_repeated_statement_in_an_object_is_two_rows_until_they_are_merged() {
     let (stack, site, _sluice) = running("twice-in-one").await;
-    keep_duplicates(&stack.clickhouse, &site).await.unwrap();
+    keep_duplicates(slice::from_ref(&stack.clickhouse), &site)
+        .await
+        .unwrap();
     let statement = r#"{"id":"1","timestamp":"2026-07-14T12:00:00Z","verb":{"id":"https://w3id.org/xapi/video/verbs/played"}}"#;
     let twice = format!("{statement}\n{statement}\n");
     site.put("twice.jsonl", twice).await.unwrap();

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::io::{BufRead, BufReader, Read};
+use std::slice;
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -98,7 +99,7 @@ impl Harness {
             profiles,
         };
         harness.sluice(&Profile::default(), "default").migrate();
-        exact::keep_duplicates(&harness.clickhouse, &harness.site)
+        exact::keep_duplicates(slice::from_ref(&harness.clickhouse), &harness.site)
             .await
             .unwrap();
         harness
@@ -252,7 +253,8 @@ impl Harness {
         let source = format!("s3://{}/plain/", self.site.bucket);
         let uploaded = self.upload("plain", &counted_objects()).await;
         backfill(&sluice, &[&source]).await.unwrap();
-        let wrong = exact::differences(&self.clickhouse, &self.site, &uploaded).await;
+        let wrong =
+            exact::differences(slice::from_ref(&self.clickhouse), &self.site, &uploaded).await;
         assert_eq!(wrong.unwrap(), "");
         let mut bundles = counted_objects();
         bundles.push(odd_object());

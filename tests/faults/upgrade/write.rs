@@ -59,7 +59,7 @@ impl<'a> Writer<'a> {
     async fn new(stack: &'a Stack) -> Result<Self> {
         let harness = with_bucket_of_fixtures(stack, "fixture").await?;
         harness.migrate().await?;
-        exact::keep_duplicates(&stack.clickhouse, &harness.site).await?;
+        exact::keep_duplicates(harness.servers, &harness.site).await?;
         let directory = Fixture::directory(env!("CARGO_PKG_VERSION"));
         if directory.exists() {
             fs::remove_dir_all(directory)?;

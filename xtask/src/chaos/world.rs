@@ -126,21 +126,11 @@ impl World {
 
     /// Stops the merges that would hide rows that are loaded twice.
     pub(super) async fn keep_duplicates(&self) -> Result<()> {
-        match &*self.servers {
-            Servers::Single(server) => exact::keep_duplicates(server, &self.site).await,
-            Servers::Cluster(cluster) => {
-                exact::keep_duplicates_of_replicas(cluster, &self.site).await
-            }
-        }
+        exact::keep_duplicates(self.servers.all(), &self.site).await
     }
 
     /// Returns the differences in the rows of these objects, on every server.
     pub(super) async fn differences(&self, expected: &[Bundle]) -> Result<String> {
-        match &*self.servers {
-            Servers::Single(server) => exact::differences(server, &self.site, expected).await,
-            Servers::Cluster(cluster) => {
-                exact::differences_of_replicas(cluster.servers(), &self.site, expected).await
-            }
-        }
+        exact::differences(self.servers.all(), &self.site, expected).await
     }
 }
