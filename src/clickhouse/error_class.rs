@@ -1,7 +1,7 @@
 //! Diagnoses a failed statement: what its error means for the batch, for intake and for the
 //! operator.
 //!
-//! [`codes`](super::codes) has the diagnosis of each error code of ClickHouse. This module looks at
+//! [`codes`] has the diagnosis of each error code of ClickHouse. This module looks at
 //! the text where the code is ambiguous, and diagnoses the errors that are not ClickHouse's.
 
 use crate::clickhouse::WarehouseError;

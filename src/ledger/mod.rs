@@ -1,8 +1,9 @@
 //! The ledger's tables, which record the objects that are loaded or claimed by a batch.
 //!
 //! Every operation is one statement, whatever the number of objects, and touches only the rows of
-//! the objects and batches that it names. On replicas, reads take a few statements more. All operations may be repeated: a duplicate row in the
-//! ledger changes nothing. See [`protocol`] for the order in which they are used.
+//! the objects and batches that it names. On replicas, reads take a few statements more. All
+//! operations may be repeated: a duplicate row in the ledger changes nothing. See [`protocol`] for
+//! the order in which they are used.
 
 mod claims;
 mod events;
