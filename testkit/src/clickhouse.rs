@@ -147,6 +147,15 @@ impl ClickHouse {
         killed
     }
 
+    /// Returns whether the server has exited by itself, as the engine does after a fatal error.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the server was started elsewhere.
+    pub fn has_exited(&self) -> Result<bool> {
+        self.owned()?.server.has_exited()
+    }
+
     /// Starts the server again after [`ClickHouse::kill`], on the same ports and data.
     ///
     /// # Errors

@@ -48,6 +48,14 @@ impl Restartable {
         process.map_or(Ok(()), Process::kill)
     }
 
+    /// Returns whether the server has exited by itself.
+    pub(crate) fn has_exited(&self) -> Result<bool> {
+        match self.process().as_mut() {
+            Some(process) => Ok(process.ended()?.is_some()),
+            None => Ok(false),
+        }
+    }
+
     /// Takes the place of the process that was killed.
     pub(crate) fn put(&self, process: Process) {
         *self.process() = Some(process);

@@ -54,7 +54,7 @@ pub(super) async fn inject(
             end.saturating_duration_since(Instant::now()).as_secs()
         ));
         workers.reap(tally)?;
-        outages.reap().await?;
+        outages.reap(tally).await?;
         if outages.is_next(rng) {
             if let Some(done) = outages.begin_any(rng) {
                 tally.add(done);
@@ -97,7 +97,7 @@ pub(super) async fn inject(
             tally.add(done);
         }
     }
-    outages.end().await
+    outages.end(tally).await
 }
 
 fn any_proxy<'a>(rng: &mut Rng, proxies: &'a [Proxy]) -> &'a Proxy {

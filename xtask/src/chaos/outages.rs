@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
 
+use super::Tally;
 use super::world::{Servers, World};
 
 /// The share of the faults of a cluster that are outages, in percent.
@@ -136,13 +137,13 @@ impl Outages {
             0..3 => self.kill_server(rng),
             3..6 => {
                 let index = self.any_server(rng);
-                self.begin(Outage::Paused(index), rng)
+                self.begin_random(Outage::Paused(index), rng)
             }
             6..9 => {
                 let (index, table) = (self.any_server(rng), self.any_table(rng));
-                self.begin(Outage::Lags(index, table), rng)
+                self.begin_random(Outage::Lags(index, table), rng)
             }
-            _ => self.begin(Outage::Killed(Part::Keeper), rng),
+            _ => self.begin_random(Outage::Killed(Part::Keeper), rng),
         }
     }
 
@@ -150,15 +151,27 @@ impl Outages {
     /// anything.
     pub(super) fn kill_server(&mut self, rng: &mut Rng) -> Option<&'static str> {
         let index = self.any_server(rng);
-        self.begin(Outage::Killed(Part::Server(index)), rng)
+        self.begin_random(Outage::Killed(Part::Server(index)), rng)
     }
 
-    fn begin(&mut self, outage: Outage, rng: &mut Rng) -> Option<&'static str> {
-        let (part, name) = (outage.part(), outage.name());
-        if self.running.iter().any(|(other, _)| *other == part) {
+    /// Begins an outage of a random duration, unless the part has one. Returns what was done, if
+    /// anything.
+    fn begin_random(&mut self, outage: Outage, rng: &mut Rng) -> Option<&'static str> {
+        if self.has_outage(outage.part()) {
             return None;
         }
+        let name = outage.name();
         let duration = self.duration(rng);
+        self.begin(outage, duration);
+        Some(name)
+    }
+
+    fn has_outage(&self, part: Part) -> bool {
+        self.running.iter().any(|(other, _)| *other == part)
+    }
+
+    fn begin(&mut self, outage: Outage, duration: Duration) {
+        let part = outage.part();
         let servers = Arc::clone(&self.servers);
         let mut healed = self.healed.subscribe();
         let task = tokio::spawn(async move {
@@ -170,32 +183,61 @@ impl Outages {
             outage.end(&servers).await
         });
         self.running.push((part, task));
-        Some(name)
     }
 
-    /// Forgets the outages that have ended. Fails if one could not begin or end.
-    pub(super) async fn reap(&mut self) -> Result<()> {
+    /// Forgets the outages that have ended, and restarts servers that have exited by themselves.
+    /// Fails if an outage of another part could not begin or end.
+    pub(super) async fn reap(&mut self, tally: &mut Tally) -> Result<()> {
         let running = std::mem::take(&mut self.running);
         for (part, task) in running {
             if task.is_finished() {
-                task.await??;
+                self.check(part, task.await?)?;
             } else {
                 self.running.push((part, task));
+            }
+        }
+        for index in 0..self.servers.all().len() {
+            let part = Part::Server(index);
+            if !self.has_outage(part) && self.has_exited(part)? {
+                tally.add("ClickHouse aborted by itself");
+                self.begin(Outage::Killed(part), SHORT);
             }
         }
         Ok(())
     }
 
+    /// Returns the error of an outage. That of a server that has exited by itself has no meaning:
+    /// the engine aborts if a connection that it has accepted is reset at a bad moment.
+    fn check(&self, part: Part, ended: Result<()>) -> Result<()> {
+        match ended {
+            Err(_) if self.has_exited(part)? => Ok(()),
+            ended => ended,
+        }
+    }
+
+    fn has_exited(&self, part: Part) -> Result<bool> {
+        match part {
+            Part::Server(index) => self.servers.all()[index].has_exited(),
+            Part::Keeper => Ok(false),
+        }
+    }
+
     /// Ends all outages, and waits until every part is back. A server by itself is away for as long
     /// as it would have been.
-    pub(super) async fn end(self) -> Result<()> {
-        if self.servers.cluster().is_some() {
-            self.healed.send_replace(());
+    pub(super) async fn end(mut self, tally: &mut Tally) -> Result<()> {
+        loop {
+            if self.servers.cluster().is_some() {
+                self.healed.send_replace(());
+            }
+            for (part, task) in std::mem::take(&mut self.running) {
+                let ended = task.await?;
+                self.check(part, ended)?;
+            }
+            self.reap(tally).await?;
+            if self.running.is_empty() {
+                return Ok(());
+            }
         }
-        for (_, task) in self.running {
-            task.await??;
-        }
-        Ok(())
     }
 
     fn any_server(&self, rng: &mut Rng) -> usize {
