@@ -78,9 +78,26 @@ pub fn time_in(key: &str) -> Option<Range<SystemTime>> {
     None
 }
 
+/// Where a [`Lister`] reads its pages. A simulation can replace it.
+pub trait Listing: Send + Sync + 'static {
+    /// Returns a page of the objects whose keys begin with that of `prefix`, in the order of S3.
+    /// `after` is [`Page::next`] of the page before, if there is one.
+    fn list(
+        &self,
+        prefix: &ObjectUrl,
+        after: Option<&str>,
+    ) -> impl Future<Output = Result<Page, StoreError>> + Send;
+}
+
+impl Listing for Store {
+    async fn list(&self, prefix: &ObjectUrl, after: Option<&str>) -> Result<Page, StoreError> {
+        self.list(prefix, after).await
+    }
+}
+
 /// Reads a listing to its end.
-pub struct Lister {
-    store: Store,
+pub struct Lister<L: Listing = Store> {
+    listing: L,
     selection: Selection,
     /// Where the next page begins, or `None` at the end.
     position: Option<Position>,
@@ -98,10 +115,10 @@ enum Position {
 /// reads almost as much.
 pub const CHUNK: usize = 5000;
 
-impl Lister {
-    pub fn new(store: Store, selection: Selection, retry: Backoff, env: Env) -> Self {
+impl<L: Listing> Lister<L> {
+    pub fn new(listing: L, selection: Selection, retry: Backoff, env: Env) -> Self {
         Self {
-            store,
+            listing,
             selection,
             position: Some(Position::Start),
             retry,
@@ -130,7 +147,7 @@ impl Lister {
     async fn page(&self, after: Option<&str>) -> Result<Page, StoreError> {
         let mut outage = OutageLog::once();
         loop {
-            match self.store.list(&self.selection.prefix, after).await {
+            match self.listing.list(&self.selection.prefix, after).await {
                 Err(error) if error.is_transient() => {
                     let failure = outage.failed(());
                     if failure.is_mentioned {
@@ -155,6 +172,9 @@ impl Lister {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+    use std::sync::Mutex;
+
     use super::*;
     use sluice_core::fixtures::object;
 
@@ -223,5 +243,77 @@ mod tests {
         // The date is that of the key, and not of the object.
         assert!(!within(Some(day), Some(next), "2025/01/10/a"));
         assert!(within(None, None, "2025/01/10/a"));
+    }
+
+    /// The page that must be requested, and the answer.
+    type Answer = (Option<&'static str>, Result<Page, StoreError>);
+
+    /// Gives these answers, in order.
+    struct Script(Mutex<VecDeque<Answer>>);
+
+    impl Listing for Script {
+        async fn list(&self, _: &ObjectUrl, after: Option<&str>) -> Result<Page, StoreError> {
+            let (expected, answer) = self.0.lock().unwrap().pop_front().unwrap();
+            assert_eq!(after, expected);
+            answer
+        }
+    }
+
+    fn lister(answers: impl IntoIterator<Item = Answer>) -> Lister<Script> {
+        let selection = Selection {
+            prefix: "s3://b".parse().unwrap(),
+            filters: vec![Filter::new(&[], &[], &["*.tmp".to_owned()]).unwrap()],
+            since: None,
+            until: None,
+        };
+        let retry = Backoff {
+            min: Duration::from_secs(1),
+            max: Duration::from_secs(60),
+        };
+        let env = Env::seeded(7, SystemTime::UNIX_EPOCH);
+        let script = Script(Mutex::new(answers.into_iter().collect()));
+        Lister::new(script, selection, retry, env)
+    }
+
+    fn page(keys: &[&str], next: Option<&str>) -> Page {
+        let listed = |key: &&str| Listed {
+            object: object("b", key, "e"),
+            last_modified: SystemTime::UNIX_EPOCH,
+        };
+        Page {
+            objects: keys.iter().map(listed).collect(),
+            next: next.map(str::to_owned),
+        }
+    }
+
+    fn refused(status: u16, code: &str) -> StoreError {
+        StoreError::Refused {
+            status,
+            code: code.to_owned(),
+            path: "b/".to_owned(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listing_waits_for_s3_and_continues_at_the_same_page() {
+        let mut lister = lister([
+            (None, Ok(page(&["1", "2.tmp"], Some("second")))),
+            (Some("second"), Err(refused(503, "SlowDown"))),
+            (Some("second"), Err(refused(500, "InternalError"))),
+            (Some("second"), Ok(page(&[], Some("third")))),
+            (Some("third"), Ok(page(&["3"], None))),
+        ]);
+        let listed = lister.next().await.unwrap().unwrap();
+        let keys: Vec<&str> = listed.iter().map(|it| it.object.key.as_str()).collect();
+        assert_eq!(keys, ["1", "3"]);
+        assert_eq!(lister.next().await, Ok(None));
+        assert!(lister.listing.0.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listing_that_s3_denies_ends_with_the_error() {
+        let denied = refused(403, "AccessDenied");
+        let mut lister = lister([(None, Err(denied.clone()))]);
+        assert_eq!(lister.next().await, Err(denied));
     }
 }
