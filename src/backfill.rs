@@ -18,9 +18,10 @@ use tracing::{error, info, warn};
 use crate::batch::{Batch, BatchId, BatchLimits, Batcher};
 use crate::ledger::Claims;
 use crate::ledger::protocol::ClaimStatus;
+use crate::load::ports::Ports;
 use crate::load::{Loader, Outcome, Outcomes};
 use crate::object::ObjectRef;
-use crate::s3::listing::{CHUNK, Lister};
+use crate::s3::listing::{CHUNK, Lister, Listing};
 use crate::s3::{Listed, StoreError};
 
 /// How often objects that are in progress elsewhere are looked up again.
@@ -73,8 +74,8 @@ impl Tally {
 }
 
 /// One run of a backfill.
-pub struct Backfill<P> {
-    loader: Arc<Loader>,
+pub struct Backfill<P: Ports, F> {
+    loader: Arc<Loader<P>>,
     options: Options,
     /// One for objects that are not loaded yet, and one for those that are replaced: a batch never
     /// has both.
@@ -95,15 +96,17 @@ pub struct Backfill<P> {
     stop: CancellationToken,
     /// Ends the work in flight.
     cancel: CancellationToken,
-    on_progress: P,
+    on_progress: F,
 }
 
-impl<P: Fn(&Tally)> Backfill<P> {
+impl<P: Ports, F: Fn(&Tally)> Backfill<P, F> {
+    /// Creates a backfill that has found nothing yet. `on_progress` is called whenever the tally
+    /// may have changed.
     pub fn new(
-        loader: Arc<Loader>,
+        loader: Arc<Loader<P>>,
         mut options: Options,
         stop: CancellationToken,
-        on_progress: P,
+        on_progress: F,
     ) -> Self {
         if let Some(rate) = options.max_rate {
             // A batch starts as a whole, so the rate bounds the size of batches.
@@ -130,7 +133,7 @@ impl<P: Fn(&Tally)> Backfill<P> {
     ///
     /// The second value is the error that ended the listing early, if any. Objects that were found
     /// before the error still have their outcomes.
-    pub async fn run(mut self, lister: Lister) -> (Tally, Result<(), StoreError>) {
+    pub async fn run<L: Listing>(mut self, lister: Lister<L>) -> (Tally, Result<(), StoreError>) {
         self.replacements = self.loader.finish_replacements(&self.stop).await;
         let listed = self.load_listed(lister).await;
         self.flush().await;
@@ -140,7 +143,7 @@ impl<P: Fn(&Tally)> Backfill<P> {
         (self.tally, listed)
     }
 
-    async fn load_listed(&mut self, lister: Lister) -> Result<(), StoreError> {
+    async fn load_listed<L: Listing>(&mut self, lister: Lister<L>) -> Result<(), StoreError> {
         let mut listing = read_ahead(lister);
         while !self.is_full() {
             let listed = tokio::select! {
@@ -317,7 +320,9 @@ impl<P: Fn(&Tally)> Backfill<P> {
 }
 
 /// Reads the listing in a task of its own, [`READ_AHEAD`] parts ahead of the loads.
-fn read_ahead(mut lister: Lister) -> mpsc::Receiver<Result<Vec<Listed>, StoreError>> {
+fn read_ahead<L: Listing>(
+    mut lister: Lister<L>,
+) -> mpsc::Receiver<Result<Vec<Listed>, StoreError>> {
     let (sender, receiver) = mpsc::channel(READ_AHEAD);
     tokio::spawn(async move {
         while let Some(listed) = lister.next().await.transpose() {
