@@ -45,7 +45,8 @@ impl Preflight {
         &self.topology
     }
 
-    /// Returns the reason not to load, if there is one.
+    /// Returns the reason not to load, if there is one: tables are missing, the user's profile
+    /// disables deduplication, or loading each object once is not proven on this set-up.
     pub(super) async fn problem(&self) -> Result<Option<Problem>, WarehouseError> {
         let missing = self.warehouse.missing_tables(&self.tables).await?;
         if !missing.is_empty() {

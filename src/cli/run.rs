@@ -7,15 +7,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::app::{App, region};
-use super::preflight::Preflight;
 use super::stop::stop_on_signals;
 use crate::Env;
 use crate::admin::AdminListener;
-use crate::clickhouse::error_class::{diagnosis, with_advice};
 use crate::daemon;
 use crate::daemon::{QueueOutage, WorkerHandles, depths};
 use crate::event_types::Catalog;
-use crate::load::breaker::{Breaker, Scope};
 use crate::load::janitor::Janitor;
 use crate::queue::Queue;
 use crate::queue::payload::WithPayloads;
@@ -69,7 +66,10 @@ pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
         config.admin.allowed_hosts.clone(),
         stop.clone(),
     ));
-    let prober = tokio::spawn(probe(preflight, breaker.clone()));
+    let prober = tokio::spawn({
+        let breaker = breaker.clone();
+        async move { breaker.keep_probing(|| preflight.problem()).await }
+    });
 
     if check_queue(
         queue.as_ref(),
@@ -160,26 +160,6 @@ async fn check_queue(
                     () = stop.cancelled() => return Ok(false),
                     () = tokio::time::sleep(pause) => {}
                 }
-            }
-        }
-    }
-}
-
-/// Runs the preflight check whenever the open breaker is due for a probe. It checks that ClickHouse
-/// is reachable, has the tables and remembers deduplication tokens, and that loading each object
-/// once is proven on this set-up.
-async fn probe(preflight: Preflight, breaker: Arc<Breaker>) {
-    loop {
-        breaker.probe_due().await;
-        match preflight.problem().await {
-            Ok(None) => breaker.succeeded(Scope::Inserts),
-            Ok(Some((reason, why))) => breaker.open(Scope::Everything, reason, &why),
-            Err(error) => {
-                breaker.open(
-                    Scope::Everything,
-                    diagnosis(&error).pause,
-                    &with_advice(&error),
-                );
             }
         }
     }

@@ -9,7 +9,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::clickhouse::error_class::PauseReason;
+use crate::clickhouse::WarehouseError;
+use crate::clickhouse::error_class::{PauseReason, diagnosis, with_advice};
 use crate::util::outage::{OutageLog, Recovery};
 
 /// How often the log repeats the reason while the breaker stays open.
@@ -114,8 +115,27 @@ impl Breaker {
         drop(open.wait_for(Option::is_none).await);
     }
 
+    /// Runs `check` as the probe whenever one is due, and never ends. `check` returns a reason not
+    /// to load, with its class. If there is none, the breaker closes.
+    pub async fn keep_probing<F>(&self, check: impl Fn() -> F)
+    where
+        F: Future<Output = Result<Option<(PauseReason, String)>, WarehouseError>>,
+    {
+        loop {
+            self.probe_due().await;
+            match check().await {
+                Ok(None) => self.succeeded(Scope::Inserts),
+                Ok(Some((reason, why))) => self.open(Scope::Everything, reason, &why),
+                Err(error) => {
+                    let reason = diagnosis(&error).pause;
+                    self.open(Scope::Everything, reason, &with_advice(&error));
+                }
+            }
+        }
+    }
+
     /// Waits until the breaker is open, a probe is due, and no insert is waiting to be that probe.
-    pub async fn probe_due(&self) {
+    async fn probe_due(&self) {
         loop {
             let mut open = self.open.subscribe();
             drop(open.wait_for(Option::is_some).await);
@@ -278,5 +298,33 @@ mod tests {
         assert!(probe_due.await.is_err());
         drop(halted);
         breaker.probe_due().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn probes_continue_until_nothing_prevents_loading() {
+        let breaker = opened(Scope::Inserts);
+        let start = Instant::now();
+        let reasons = Mutex::new(Vec::new());
+        let check = || {
+            let mut reasons = reasons.lock().unwrap();
+            reasons.push(breaker.pause_reason());
+            let answer = match reasons.len() {
+                1 => Ok(Some((PauseReason::Schema, "tables are missing".to_owned()))),
+                2 => Err(WarehouseError::Unknown("connection reset".to_owned())),
+                _ => Ok(None),
+            };
+            std::future::ready(answer)
+        };
+        tokio::select! {
+            biased;
+            () = breaker.keep_probing(check) => unreachable!("it never ends"),
+            () = breaker.closed() => {}
+        }
+        assert_eq!(start.elapsed(), INTERVAL * 3);
+        let (away, schema) = (PauseReason::Unreachable, PauseReason::Schema);
+        assert_eq!(
+            *reasons.lock().unwrap(),
+            [Some(away), Some(schema), Some(away)]
+        );
     }
 }
