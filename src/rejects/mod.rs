@@ -106,9 +106,9 @@ pub struct Line {
 /// The sorting key of the tables, which is unique for each line of a table.
 #[derive(Clone, Debug, Deserialize)]
 pub struct LineKey {
-    source_path: String,
-    source_etag: String,
-    row_number: u64,
+    pub source_path: String,
+    pub source_etag: String,
+    pub row_number: u64,
 }
 
 impl LineKey {
@@ -139,14 +139,25 @@ impl LineKey {
 
 const COLUMNS_OF_KEY: &str = "(source_path, source_etag, row_number)";
 
-/// Rejects that are moved together, in one block.
-#[derive(Debug)]
-pub struct Page {
+/// Rejects that are moved together, in one block: the selected ones of a table from the line after
+/// `after`, or from the first line, to `last`.
+#[derive(Clone, Debug)]
+pub struct RejectPage {
     pub kept: RejectKind,
-    /// The selected rows, as the text after FROM.
-    pub rows: String,
+    pub selector: RejectSelector,
+    /// The last line of the page before.
+    pub after: Option<LineKey>,
     pub last: LineKey,
     pub lines: u64,
+}
+
+impl RejectPage {
+    /// Returns the rejects of the page, as the text after FROM.
+    fn rows(&self, warehouse: &Warehouse) -> String {
+        let after = self.after.iter().map(LineKey::after);
+        let range: Vec<String> = after.chain([self.last.up_to()]).collect();
+        selected_rows(warehouse, self.kept, &self.selector, &range)
+    }
 }
 
 const PAGE_LINES: u64 = 20_000;
@@ -165,21 +176,6 @@ impl Rejects {
         Self { warehouse, timeout }
     }
 
-    /// Returns the selected rejects of one table, as the text after FROM. Excludes batches that are
-    /// not recorded as loaded, which may still be rolled back.
-    fn rows(&self, kept: RejectKind, choice: &RejectSelector, further: &[String]) -> String {
-        let loaded = format!(
-            "batch_id IN (SELECT batch_id FROM {} WHERE event = 'loaded')",
-            self.warehouse.table(BATCHES_TABLE)
-        );
-        let conditions = [&[loaded], choice.conditions().as_slice(), further].concat();
-        format!(
-            "{} FINAL WHERE {}",
-            self.warehouse.table(kept.table()),
-            conditions.join(" AND ")
-        )
-    }
-
     /// Returns the query for the selected rejects of all tables, with their kind and these columns.
     fn select_all(
         &self,
@@ -189,7 +185,7 @@ impl Rejects {
     ) -> String {
         let selects = choice.kinds().map(|kept| {
             let (kind, columns) = (sql::string(kept.kind()), columns(kept));
-            let rows = self.rows(kept, choice, further);
+            let rows = selected_rows(&self.warehouse, kept, choice, further);
             format!("SELECT {kind} AS kind, {columns} FROM {rows}")
         });
         selects.collect::<Vec<_>>().join(" UNION ALL ")
@@ -214,15 +210,15 @@ impl Rejects {
         kept: RejectKind,
         choice: &RejectSelector,
         after: Option<&LineKey>,
-    ) -> Result<Option<Page>, WarehouseError> {
+    ) -> Result<Option<RejectPage>, WarehouseError> {
         #[derive(Deserialize)]
         struct Row {
             lines: u64,
             #[serde(flatten)]
             last: LineKey,
         }
-        let after: Vec<String> = after.map(LineKey::after).into_iter().collect();
-        let rows = self.rows(kept, choice, &after);
+        let later: Vec<String> = after.map(LineKey::after).into_iter().collect();
+        let rows = selected_rows(&self.warehouse, kept, choice, &later);
         // A page has at least one line, however long.
         let sql = format!(
             "SELECT source_path, source_etag, row_number, lines FROM (\
@@ -238,10 +234,10 @@ impl Rejects {
         let Some(Row { lines, last }) = found.into_iter().next() else {
             return Ok(None);
         };
-        let range = [after, vec![last.up_to()]].concat();
-        Ok(Some(Page {
+        Ok(Some(RejectPage {
             kept,
-            rows: self.rows(kept, choice, &range),
+            selector: choice.clone(),
+            after: after.cloned(),
             last,
             lines,
         }))
@@ -314,4 +310,24 @@ impl Rejects {
         );
         self.warehouse.rows_within(&sql, self.timeout).await
     }
+}
+
+/// Returns the selected rejects of one table, as the text after FROM. Excludes batches that are not
+/// recorded as loaded, which may still be rolled back.
+fn selected_rows(
+    warehouse: &Warehouse,
+    kept: RejectKind,
+    choice: &RejectSelector,
+    further: &[String],
+) -> String {
+    let loaded = format!(
+        "batch_id IN (SELECT batch_id FROM {} WHERE event = 'loaded')",
+        warehouse.table(BATCHES_TABLE)
+    );
+    let conditions = [&[loaded], choice.conditions().as_slice(), further].concat();
+    format!(
+        "{} FINAL WHERE {}",
+        warehouse.table(kept.table()),
+        conditions.join(" AND ")
+    )
 }

@@ -20,7 +20,7 @@ use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, RolledBack, Steps,
 use crate::ledger::protocol::{Action, ClaimStatus, End, Kill, Run};
 use crate::ledger::{Claim, Ledger, until_stopped};
 use crate::object::{ObjectParts, ObjectRef};
-use crate::rejects::{Page, RejectKind};
+use crate::rejects::{RejectKind, RejectPage};
 use crate::sql;
 use crate::statements::ddl::REPLAYED;
 use crate::statements::insert::Planner;
@@ -63,7 +63,7 @@ pub struct Tally {
 
 impl Replayer {
     /// Returns what a replay of these rejects would do. Writes nothing.
-    pub async fn preview(&self, page: &Page) -> Result<Tally, WarehouseError> {
+    pub async fn preview(&self, page: &RejectPage) -> Result<Tally, WarehouseError> {
         let (mut tally, fitting) = self.preview_rows(page).await?;
         let objects: Vec<_> = fitting.iter().map(PreviewRow::object).collect();
         let claim_statuses = self.claim_statuses(&objects, None).await?;
@@ -78,7 +78,7 @@ impl Replayer {
     }
 
     /// Moves the rejects that have become valid rows.
-    pub async fn replay(&self, page: &Page) -> Result<Tally, WarehouseError> {
+    pub async fn replay(&self, page: &RejectPage) -> Result<Tally, WarehouseError> {
         let (mut tally, fitting) = self.preview_rows(page).await?;
         let objects = objects_of(&fitting);
         if objects.is_empty() {
@@ -86,7 +86,7 @@ impl Replayer {
         }
         let fit: u64 = fitting.iter().map(|row| row.lines).sum();
         let mut moving = RejectReplay {
-            lines: Some(&page.rows),
+            page: Some(page),
             ..RejectReplay::new(self, BatchId::new(&self.env), page.kept, objects)
         };
         moving.run(Run::load()).await?;
@@ -120,8 +120,12 @@ impl Replayer {
     }
 
     /// Returns the numbers of lines that stay, and the lines that have become valid rows.
-    async fn preview_rows(&self, page: &Page) -> Result<(Tally, Vec<PreviewRow>), WarehouseError> {
-        let sql = self.planner.preview(BatchId::new(&self.env), &page.rows);
+    async fn preview_rows(
+        &self,
+        page: &RejectPage,
+    ) -> Result<(Tally, Vec<PreviewRow>), WarehouseError> {
+        let rows = page.rows(&self.warehouse);
+        let sql = self.planner.preview(BatchId::new(&self.env), &rows);
         let preview: Vec<PreviewRow> = self.warehouse.rows_within(&sql, self.timeout).await?;
         let types = self.planner.catalog.types();
         let (fitting, staying): (Vec<_>, Vec<_>) = preview
@@ -180,9 +184,8 @@ struct RejectReplay<'a> {
     kept: RejectKind,
     /// The objects of the rejects.
     objects: Vec<ObjectRef>,
-    /// The rejects to select from, as the text after FROM. `None` for a batch that is recovered,
-    /// which has its snapshot.
-    lines: Option<&'a str>,
+    /// The rejects to select from. `None` for a batch that is recovered, which has its snapshot.
+    page: Option<&'a RejectPage>,
     shape: StatementShape,
     /// The lines moved by event type, once the batch is recorded.
     moved: BTreeMap<String, u64>,
@@ -208,7 +211,7 @@ impl<'a> RejectReplay<'a> {
             batch,
             kept,
             objects,
-            lines: None,
+            page: None,
             moved: BTreeMap::new(),
             has_row_count_mismatch: false,
             left_in_views: None,
@@ -364,16 +367,20 @@ impl Steps for RejectReplay<'_> {
 
     async fn insert(&mut self, attempt: u32) -> Result<Inserted, WarehouseError> {
         let Replayer {
-            ledger, planner, ..
+            warehouse,
+            ledger,
+            planner,
+            ..
         } = self.replayer;
         let begun = Instant::now();
         let statements = async || {
             let permit = ledger.permit(self.batch, attempt).await?;
             let guard = ledger.guard(&permit);
             let objects = self.listed();
-            let snapshot = self
-                .lines
-                .map(|lines| planner.snapshot(self.batch, &objects, lines, &guard));
+            let snapshot = self.page.map(|page| {
+                let rows = page.rows(warehouse);
+                planner.snapshot(self.batch, &objects, &rows, &guard)
+            });
             let inserts = planner.inserts(self.batch, &objects, self.shape, &guard);
             let statements: Vec<_> = snapshot.into_iter().chain(inserts).collect();
             Ok::<_, WarehouseError>((statements, permit))
@@ -392,7 +399,7 @@ impl Steps for RejectReplay<'_> {
             failpoint::reach("replay.statement");
         }
         // A server that was killed can have stored a token without the rows.
-        let is_recovery = self.lines.is_none();
+        let is_recovery = self.page.is_none();
         if !self
             .are_tables_complete((!is_recovery).then_some(begun))
             .await?

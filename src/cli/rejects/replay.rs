@@ -12,7 +12,7 @@ use crate::cli::note;
 use crate::cli::output::{Output, progress, shown};
 use crate::cli::stop::stop_on_signals;
 use crate::rejects::replay::{Replayer, Tally};
-use crate::rejects::{Page, RejectSelector, Rejects};
+use crate::rejects::{RejectPage, RejectSelector, Rejects};
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Arguments {
@@ -106,7 +106,7 @@ impl Replay<'_> {
         Ok(())
     }
 
-    async fn page(&self, page: &Page) -> anyhow::Result<Tally> {
+    async fn page(&self, page: &RejectPage) -> anyhow::Result<Tally> {
         Ok(if self.dry_run {
             self.replayer.preview(page).await?
         } else {
