@@ -272,6 +272,11 @@ impl<'a> App<'a> {
         }
     }
 
+    /// Returns the tables that batches are inserted into.
+    fn tables(&self, warehouse: Warehouse, planner: Planner) -> ClickHouseTables {
+        ClickHouseTables::new(warehouse, planner, self.config.load.max_memory.bytes())
+    }
+
     /// Returns the loader, which takes batches through the ledger protocol.
     pub(super) fn loader(
         &self,
@@ -282,7 +287,6 @@ impl<'a> App<'a> {
         activity: Arc<Activity>,
     ) -> Loader {
         let config = self.config;
-        let max_memory = config.load.max_memory.bytes();
         let load = LoadConfig {
             insert_timeout: config.clickhouse.insert_timeout.get(),
             retry: self.load_backoff(),
@@ -296,7 +300,7 @@ impl<'a> App<'a> {
         };
         let parts = LoadParts {
             ledger: self.ledger(warehouse.clone()),
-            tables: ClickHouseTables::new(warehouse, planner, max_memory),
+            tables: self.tables(warehouse, planner),
             store,
             breaker,
             activity,
@@ -331,11 +335,11 @@ impl<'a> App<'a> {
         catalog: Catalog,
         warehouse: Warehouse,
     ) -> anyhow::Result<Replayer> {
+        // No region: nothing is read from S3.
+        let planner = self.planner(catalog, "")?;
         Ok(Replayer {
             ledger: self.ledger(warehouse.clone()),
-            warehouse,
-            // No region: nothing is read from S3.
-            planner: self.planner(catalog, "")?,
+            tables: self.tables(warehouse, planner),
             env: self.env.clone(),
             timeout: self.config.clickhouse.insert_timeout.get(),
             max_retry_age: self.max_retry_age(),

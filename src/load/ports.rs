@@ -1,5 +1,5 @@
 //! What a [`Loader`](super::Loader) requires of the ledger, of the tables and of S3: narrow traits,
-//! so that a simulation can replace each.
+//! so that a simulation can replace each. Replays of rejects work through the first two as well.
 
 use std::future::Future;
 use std::time::{Duration, SystemTime};
@@ -143,6 +143,8 @@ pub enum Rows<'a> {
     InParts(BatchId, &'a [&'a str]),
     /// The rows that the batch with this manifest supersedes.
     SupersededBy(&'a [ManifestEntry]),
+    /// In a table of rejects, the lines that this replay has moved.
+    MovedBy(BatchId),
 }
 
 /// The tables that batches are inserted into, on a server that reads objects itself.

@@ -23,6 +23,7 @@ use crate::ledger::{BATCHES_TABLE, ManifestEntry};
 use crate::object::{Compression, GZIP_MAGIC, ObjectRef, ZSTD_MAGIC};
 use crate::s3::{ObjectMeta, StoreError};
 use crate::sql;
+use crate::statements::ddl::REPLAYED;
 use crate::statements::insert::Planner;
 use crate::statements::select::Target;
 
@@ -49,12 +50,36 @@ impl ClickHouseTables {
         }
     }
 
+    /// Returns the client of the database.
+    pub(crate) fn warehouse(&self) -> &Warehouse {
+        &self.warehouse
+    }
+
     fn rows(&self, batch: BatchId) -> BatchRows<'_> {
         BatchRows {
             warehouse: &self.warehouse,
             catalog: &self.planner.catalog,
             strategy: self.planner.strategy,
             batch,
+        }
+    }
+
+    fn condition(&self, rows: Rows<'_>) -> String {
+        match rows {
+            Rows::Of(batch) => format!("batch_id = {}", sql::id(batch.0)),
+            Rows::InParts(batch, parts) => format!(
+                "batch_id = {} AND _part IN ({})",
+                sql::id(batch.0),
+                sql::strings(parts)
+            ),
+            Rows::SupersededBy(objects) => superseded_by(objects),
+            Rows::MovedBy(batch) => format!(
+                "(source_path, source_etag, row_number, batch_id) IN (\
+                   SELECT source_path, source_etag, row_number, kept_batch_id FROM {} \
+                   WHERE batch_id = {})",
+                self.warehouse.table(REPLAYED),
+                sql::id(batch.0),
+            ),
         }
     }
 }
@@ -174,12 +199,13 @@ impl BatchTables for ClickHouseTables {
         rows: Rows<'_>,
         after: Option<&Barrier>,
     ) -> Result<bool, WarehouseError> {
-        let condition = condition(rows);
+        let condition = self.condition(rows);
         self.warehouse.has_rows(table, &condition, after).await
     }
 
     async fn is_deleting(&self, table: &str, rows: Rows<'_>) -> bool {
-        self.warehouse.is_deleting(table, &condition(rows)).await
+        let condition = self.condition(rows);
+        self.warehouse.is_deleting(table, &condition).await
     }
 
     async fn delete(
@@ -188,7 +214,7 @@ impl BatchTables for ClickHouseTables {
         rows: Rows<'_>,
         timeout: Duration,
     ) -> Result<(), WarehouseError> {
-        let condition = condition(rows);
+        let condition = self.condition(rows);
         self.warehouse.delete(table, &condition, timeout).await
     }
 
@@ -277,20 +303,8 @@ impl BatchTables for ClickHouseTables {
         columns: &[&Column],
         batch: BatchId,
     ) -> Result<Seen, WarehouseError> {
-        let rows = format!("WHERE {}", condition(Rows::Of(batch)));
+        let rows = format!("WHERE {}", self.condition(Rows::Of(batch)));
         empty_columns::look_at(&self.warehouse, &event_type.table, columns, &rows).await
-    }
-}
-
-fn condition(rows: Rows<'_>) -> String {
-    match rows {
-        Rows::Of(batch) => format!("batch_id = {}", sql::id(batch.0)),
-        Rows::InParts(batch, parts) => format!(
-            "batch_id = {} AND _part IN ({})",
-            sql::id(batch.0),
-            sql::strings(parts)
-        ),
-        Rows::SupersededBy(objects) => superseded_by(objects),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Rejects: lines that did not become a row of an event type, which are kept with the reason.
 
+pub mod ports;
 pub mod replay;
 
 use std::time::Duration;

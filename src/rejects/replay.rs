@@ -8,46 +8,33 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Deserialize;
 use tokio::time::Instant;
 
+use super::ports::{PreviewRow, ReplayLedger, ReplayPorts, ReplayTables};
+use super::{RejectKind, RejectPage};
 use crate::Env;
 use crate::batch::{BatchId, StatementShape};
-use crate::clickhouse::batch_rows::{BatchRows, Counted};
+use crate::clickhouse::batch_rows::Counted;
 use crate::clickhouse::error_class::{ErrorClass, classify};
-use crate::clickhouse::{Statement, Warehouse, WarehouseError};
+use crate::clickhouse::{Statement, WarehouseError};
 use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, RolledBack, Steps, drive};
 use crate::ledger::protocol::{Action, ClaimStatus, End, Kill, Run};
-use crate::ledger::{Claim, Ledger, until_stopped};
+use crate::ledger::{Claim, until_stopped};
+use crate::load::ports::{BatchTables, Insert, LedgerStore, Production, Rows};
 use crate::object::{ObjectParts, ObjectRef};
-use crate::rejects::{RejectKind, RejectPage};
-use crate::sql;
-use crate::statements::ddl::REPLAYED;
-use crate::statements::insert::Planner;
 use crate::statements::select::Target;
 use crate::util::failpoint;
 
 /// Moves pages of rejects.
-pub struct Replayer {
-    pub warehouse: Warehouse,
-    pub ledger: Ledger,
-    pub planner: Planner,
+pub struct Replayer<P: ReplayPorts = Production> {
+    pub ledger: P::Ledger,
+    pub tables: P::Tables,
     pub env: Env,
-    /// The timeout of an insert or a delete.
+    /// The timeout of a preview, an insert or a delete.
     pub timeout: Duration,
     /// How long after its claim an insert may be retried, or `None` if tables forget a token only by
     /// the number of blocks.
     pub max_retry_age: Option<Duration>,
-}
-
-/// What some lines of one object would become.
-#[derive(Debug, Deserialize)]
-struct PreviewRow {
-    source_path: String,
-    source_etag: String,
-    kind: String,
-    reason: String,
-    lines: u64,
 }
 
 /// The result of a replay or of its preview, in lines.
@@ -61,7 +48,7 @@ pub struct Tally {
     pub in_hand: u64,
 }
 
-impl Replayer {
+impl<P: ReplayPorts> Replayer<P> {
     /// Returns what a replay of these rejects would do. Writes nothing.
     pub async fn preview(&self, page: &RejectPage) -> Result<Tally, WarehouseError> {
         let (mut tally, fitting) = self.preview_rows(page).await?;
@@ -124,10 +111,9 @@ impl Replayer {
         &self,
         page: &RejectPage,
     ) -> Result<(Tally, Vec<PreviewRow>), WarehouseError> {
-        let rows = page.rows(&self.warehouse);
-        let sql = self.planner.preview(BatchId::new(&self.env), &rows);
-        let preview: Vec<PreviewRow> = self.warehouse.rows_within(&sql, self.timeout).await?;
-        let types = self.planner.catalog.types();
+        let batch = BatchId::new(&self.env);
+        let preview = self.tables.preview(page, batch, self.timeout).await?;
+        let types = self.tables.planner().catalog.types();
         let (fitting, staying): (Vec<_>, Vec<_>) = preview
             .into_iter()
             .partition(|row| types.iter().any(|event_type| event_type.name == row.kind));
@@ -178,8 +164,8 @@ fn objects_of(preview: &[PreviewRow]) -> Vec<ObjectRef> {
 }
 
 /// The run of one batch that moves rejects.
-struct RejectReplay<'a> {
-    replayer: &'a Replayer,
+struct RejectReplay<'a, P: ReplayPorts> {
+    replayer: &'a Replayer<P>,
     batch: BatchId,
     kept: RejectKind,
     /// The objects of the rejects.
@@ -195,18 +181,17 @@ struct RejectReplay<'a> {
     left_in_views: Option<String>,
 }
 
-impl<'a> RejectReplay<'a> {
+impl<'a, P: ReplayPorts> RejectReplay<'a, P> {
     fn new(
-        replayer: &'a Replayer,
+        replayer: &'a Replayer<P>,
         batch: BatchId,
         kept: RejectKind,
         objects: Vec<ObjectRef>,
     ) -> Self {
         let listed: Vec<_> = objects.iter().collect();
+        let planner = replayer.tables.planner();
         Self {
-            shape: replayer
-                .planner
-                .shape(&listed, StatementShape::of(kept.read_by())),
+            shape: planner.shape(&listed, StatementShape::of(kept.read_by())),
             replayer,
             batch,
             kept,
@@ -247,10 +232,8 @@ impl<'a> RejectReplay<'a> {
 
     /// Ends the lease, so that the next replay need not wait for it. If this fails, it waits.
     async fn abandon(&self) {
-        let Replayer {
-            warehouse, ledger, ..
-        } = self.replayer;
-        if warehouse.kill(&self.batch.to_string()).await.is_ok() {
+        let Replayer { ledger, tables, .. } = self.replayer;
+        if tables.kill(self.batch).await.is_ok() {
             drop(ledger.abandon(self.batch).await);
         }
     }
@@ -259,80 +242,50 @@ impl<'a> RejectReplay<'a> {
         self.objects.iter().collect()
     }
 
-    fn rows(&self) -> BatchRows<'_> {
-        BatchRows {
-            warehouse: &self.replayer.warehouse,
-            catalog: &self.replayer.planner.catalog,
-            strategy: self.replayer.planner.strategy,
-            batch: self.batch,
-        }
-    }
-
-    /// Returns whether the tables have each counted row once. See [`BatchRows::are_complete`] for
-    /// `since`.
+    /// Returns whether the tables have each counted row once. `since` is that of
+    /// [`BatchTables::are_complete`].
     async fn are_tables_complete(&self, since: Option<Instant>) -> Result<bool, WarehouseError> {
-        let rows = self.rows();
-        let barrier = self.replayer.ledger.barrier().await?;
-        let contents = rows.contents(barrier.as_ref()).await?;
-        let complete = rows.are_complete(&contents, self.shape.many_blocks, since);
+        let Replayer { ledger, tables, .. } = self.replayer;
+        let (batch, many_blocks) = (self.batch, self.shape.many_blocks);
+        let barrier = ledger.barrier().await?;
+        let contents = tables.contents(batch, barrier.as_ref()).await?;
+        let complete = tables.are_complete(batch, &contents, many_blocks, since);
         Ok(!self.has_row_count_mismatch && !contents.counted.is_empty() && complete.await?)
     }
 
     /// Deletes the moved rejects from their table. Any process that finds the batch recorded may do
     /// so, at any time and repeatedly: these lines of these batches are never inserted again.
     async fn clean(&self) -> Result<End, WarehouseError> {
-        let Replayer {
-            warehouse, ledger, ..
-        } = self.replayer;
-        let listed = format!(
-            "(source_path, source_etag, row_number, batch_id) IN (\
-               SELECT source_path, source_etag, row_number, kept_batch_id FROM {} \
-               WHERE batch_id = {})",
-            warehouse.table(REPLAYED),
-            sql::id(self.batch.0),
-        );
         failpoint::reach("clean.before");
-        self.delete(self.kept.table(), &listed).await?;
+        let moved = Rows::MovedBy(self.batch);
+        self.delete(self.kept.table(), moved).await?;
         failpoint::reach("clean.after");
-        ledger.cleaned(self.batch).await?;
+        self.replayer.ledger.cleaned(self.batch).await?;
         Ok(End::Loaded)
     }
 
     /// Deletes rows, and repeats this until none are left.
-    async fn delete(&self, table: &str, condition: &str) -> Result<(), WarehouseError> {
-        let Replayer {
-            warehouse,
-            ledger,
-            timeout,
-            ..
-        } = self.replayer;
+    async fn delete(&self, table: &str, rows: Rows<'_>) -> Result<(), WarehouseError> {
+        let Replayer { ledger, tables, .. } = self.replayer;
         // A replica that lags could show none of them.
         let barrier = ledger.barrier().await?;
-        while warehouse
-            .has_rows(table, condition, barrier.as_ref())
-            .await?
-        {
-            let delete = warehouse.delete(table, condition, *timeout);
+        while tables.has_rows(table, rows, barrier.as_ref()).await? {
+            let delete = tables.delete(table, rows, self.replayer.timeout);
             ledger.leased(self.batch, delete).await?;
         }
         Ok(())
     }
 
     async fn execute(&self, statement: &Statement, attempt: u32) -> Result<(), WarehouseError> {
-        let Replayer {
-            warehouse,
-            ledger,
-            timeout,
-            ..
-        } = self.replayer;
+        let Replayer { ledger, tables, .. } = self.replayer;
         // A prefix by which a kill finds the statement, and a unique suffix.
         let query_id = format!("{}-{attempt}-{}", self.batch, self.replayer.env.new_id());
-        let execute = warehouse.execute(statement, Some(&query_id), *timeout);
+        let execute = tables.execute(statement, &query_id, self.replayer.timeout);
         ledger.leased(self.batch, execute).await
     }
 }
 
-impl Steps for RejectReplay<'_> {
+impl<P: ReplayPorts> Steps for RejectReplay<'_, P> {
     type Error = WarehouseError;
 
     fn reach(&mut self, action: Action, moment: Moment) {
@@ -366,23 +319,17 @@ impl Steps for RejectReplay<'_> {
     }
 
     async fn insert(&mut self, attempt: u32) -> Result<Inserted, WarehouseError> {
-        let Replayer {
-            warehouse,
-            ledger,
-            planner,
-            ..
-        } = self.replayer;
+        let Replayer { ledger, tables, .. } = self.replayer;
         let begun = Instant::now();
         let statements = async || {
             let permit = ledger.permit(self.batch, attempt).await?;
-            let guard = ledger.guard(&permit);
-            let objects = self.listed();
-            let snapshot = self.page.map(|page| {
-                let rows = page.rows(warehouse);
-                planner.snapshot(self.batch, &objects, &rows, &guard)
-            });
-            let inserts = planner.inserts(self.batch, &objects, self.shape, &guard);
-            let statements: Vec<_> = snapshot.into_iter().chain(inserts).collect();
+            let insert = Insert {
+                batch: self.batch,
+                objects: &self.listed(),
+                shape: self.shape,
+                guard: &ledger.guard(&permit),
+            };
+            let statements = tables.replay_statements(&insert, self.page);
             Ok::<_, WarehouseError>((statements, permit))
         };
         let (mut permitted, mut permit) = statements().await?;
@@ -411,11 +358,9 @@ impl Steps for RejectReplay<'_> {
     }
 
     async fn kill(&mut self, purpose: Kill) -> Result<(), WarehouseError> {
-        let Replayer {
-            warehouse, ledger, ..
-        } = self.replayer;
+        let Replayer { ledger, tables, .. } = self.replayer;
         if purpose == Kill::BestEffort {
-            return warehouse.kill(&self.batch.to_string()).await;
+            return tables.kill(self.batch).await;
         }
         let stop = until_stopped(|| ledger.stop(self.batch));
         ledger.leased(self.batch, stop).await
@@ -426,8 +371,9 @@ impl Steps for RejectReplay<'_> {
     }
 
     async fn has_rows(&mut self) -> Result<bool, WarehouseError> {
-        let barrier = self.replayer.ledger.barrier().await?;
-        self.rows().any(barrier.as_ref()).await
+        let Replayer { ledger, tables, .. } = self.replayer;
+        let barrier = ledger.barrier().await?;
+        tables.has_any(self.batch, barrier.as_ref()).await
     }
 
     async fn is_complete(&mut self) -> Result<bool, WarehouseError> {
@@ -436,17 +382,14 @@ impl Steps for RejectReplay<'_> {
 
     /// Deletes the rows of a batch that cannot be completed.
     async fn roll_back(&mut self) -> Result<RolledBack, WarehouseError> {
-        let Replayer {
-            ledger, planner, ..
-        } = self.replayer;
+        let Replayer { ledger, tables, .. } = self.replayer;
         // The batch cannot be recorded any more. If it was recorded before, its rows stay.
         if ledger.has_ended(self.batch).await? {
             return Ok(RolledBack::Ended);
         }
-        self.left_in_views = self.rows().left_in_views().await?;
-        let of_batch = format!("batch_id = {}", sql::id(self.batch.0));
-        for target in Target::all(&planner.catalog) {
-            self.delete(target.table(), &of_batch).await?;
+        self.left_in_views = tables.left_in_views(self.batch).await?;
+        for target in Target::all(&tables.planner().catalog) {
+            self.delete(target.table(), Rows::Of(self.batch)).await?;
         }
         Ok(RolledBack::Deleted)
     }
@@ -461,9 +404,9 @@ impl Steps for RejectReplay<'_> {
 
     async fn record(&mut self, attempt: u32) -> Result<Recorded, WarehouseError> {
         let mut moved: BTreeMap<String, u64> = BTreeMap::new();
-        let ledger = &self.replayer.ledger;
+        let Replayer { ledger, tables, .. } = self.replayer;
         let barrier = ledger.barrier().await?;
-        let contents = self.rows().contents(barrier.as_ref()).await?;
+        let contents = tables.contents(self.batch, barrier.as_ref()).await?;
         for Counted { kind, rows, .. } in contents.counted {
             *moved.entry(kind).or_default() += rows;
         }
