@@ -9,6 +9,8 @@ use sluice::queue::{MAX_BATCH, Message, Queue, QueueError, ReceiptHandle};
 use sluice_testkit::{Site, SiteOptions, Stack, wait_for};
 use tokio::time::Instant;
 
+use crate::dlq::fifo;
+
 const MAX_RECEIVES: u32 = 3;
 /// Longer than any of these tests takes.
 const LONG: Duration = Duration::from_secs(300);
@@ -19,7 +21,10 @@ const BOUND: Duration = Duration::from_secs(30);
 trait Subject {
     type Queue: Queue;
     fn queue(&self) -> &Self::Queue;
+    fn dead_letter_queue(&self) -> Self::Queue;
     async fn send(&self, body: &str);
+    /// Sends a message to a group of a FIFO queue.
+    async fn send_to_group(&self, group: &str, body: &str);
     async fn dead_letters(&self) -> u64;
 }
 
@@ -28,6 +33,10 @@ struct InMemory(MemoryQueue);
 impl InMemory {
     async fn new(_test: &str) -> Self {
         Self(MemoryQueue::new(MAX_RECEIVES))
+    }
+
+    async fn fifo(test: &str) -> Self {
+        Self::new(test).await
     }
 }
 
@@ -38,8 +47,16 @@ impl Subject for InMemory {
         &self.0
     }
 
+    fn dead_letter_queue(&self) -> MemoryQueue {
+        self.0.dead_letter_queue().unwrap().clone()
+    }
+
     async fn send(&self, body: &str) {
         self.0.send(body);
+    }
+
+    async fn send_to_group(&self, group: &str, body: &str) {
+        self.0.send_to_group(group, body);
     }
 
     async fn dead_letters(&self) -> u64 {
@@ -67,6 +84,15 @@ impl OnSqs {
         assert_eq!(subject.queue.delete(&[test_event.handle]).await, Ok(vec![]));
         subject
     }
+
+    async fn fifo(test: &str) -> Self {
+        let site = Stack::shared().site(test).await.unwrap();
+        let queue_url = fifo(&site, "ordered", None).await;
+        Self {
+            queue: SqsQueue::new(site.sqs.clone(), &queue_url),
+            site: Site { queue_url, ..site },
+        }
+    }
 }
 
 impl Subject for OnSqs {
@@ -76,8 +102,20 @@ impl Subject for OnSqs {
         &self.queue
     }
 
+    fn dead_letter_queue(&self) -> SqsQueue {
+        SqsQueue::new(self.site.sqs.clone(), &self.site.dlq_url)
+    }
+
     async fn send(&self, body: &str) {
         self.site.send(body).await.unwrap();
+    }
+
+    async fn send_to_group(&self, group: &str, body: &str) {
+        let request = self.site.sqs.send_message();
+        let request = request.queue_url(&self.site.queue_url).message_body(body);
+        let request = request.message_group_id(group);
+        let request = request.message_deduplication_id(body);
+        request.send().await.unwrap();
     }
 
     async fn dead_letters(&self) -> u64 {
@@ -216,6 +254,32 @@ async fn changing_a_message_that_is_gone_or_redelivered_is_reported(subject: &im
     assert_eq!(subject.depth().await, (0, 0));
 }
 
+/// The message stays with the consumer that received it last, and comes back if that one dies.
+async fn a_delete_with_the_handle_of_an_earlier_delivery_deletes_nothing(subject: &impl Subject) {
+    subject.send("m").await;
+    let first = subject.receive_one(SECOND).await;
+    let second = subject.receive_one(LONG).await;
+    subject.delete(&[first.handle]).await;
+    assert_eq!(subject.depth().await, (0, 1));
+    subject.delete(&[second.handle]).await;
+    assert_eq!(subject.depth().await, (0, 0));
+}
+
+async fn an_entry_that_fails_does_not_prevent_the_others(subject: &impl Subject) {
+    subject.send("a").await;
+    let a = subject.receive_one(LONG).await;
+    subject.send("b").await;
+    let b = subject.receive_one(LONG).await;
+    subject.delete(std::slice::from_ref(&a.handle)).await;
+    let entries = [(a.handle, LONG), (b.handle, Duration::ZERO)];
+    let failed = subject.queue().change_visibility(&entries).await.unwrap();
+    assert!(
+        matches!(failed[..], [(0, QueueError::Gone(_))]),
+        "{failed:?}"
+    );
+    assert_eq!(subject.receive_one(LONG).await.body, "b");
+}
+
 async fn ten_messages_fit_into_one_request(subject: &impl Subject) {
     for number in 0..MAX_BATCH + 2 {
         subject.send(&number.to_string()).await;
@@ -268,6 +332,31 @@ async fn a_message_received_too_often_becomes_a_dead_letter(subject: &impl Subje
     assert_eq!(subject.depth().await, (0, 0));
 }
 
+async fn a_dead_letter_can_be_read_and_sent_again(subject: &impl Subject) {
+    subject.send("m").await;
+    let mut last = subject.receive_one(SECOND).await;
+    while last.receive_count < MAX_RECEIVES {
+        last = subject.receive_one(SECOND).await;
+    }
+    subject.assert_nothing_received(2 * SECOND).await;
+    let dead_letters = subject.dead_letter_queue();
+    let received = dead_letters.receive(MAX_BATCH, 5 * SECOND, LONG).await;
+    let received = received.unwrap();
+    assert_eq!(received.len(), 1, "{received:?}");
+    let dead = &received[0];
+    assert_eq!((&dead.id, &dead.body), (&last.id, &last.body));
+    // The count is that of both queues.
+    assert_eq!(dead.receive_count, MAX_RECEIVES + 1);
+
+    subject.send(&dead.body).await;
+    let handle = std::slice::from_ref(&dead.handle);
+    assert_eq!(dead_letters.delete(handle).await, Ok(vec![]));
+    assert_eq!(subject.dead_letters().await, 0);
+    let again = subject.receive_one(LONG).await;
+    assert_eq!((again.body.as_str(), again.receive_count), ("m", 1));
+    assert_ne!(again.id, dead.id);
+}
+
 async fn attributes_count_visible_and_in_flight_messages(subject: &impl Subject) {
     for body in ["a", "b", "c"] {
         subject.send(body).await;
@@ -280,12 +369,64 @@ async fn attributes_count_visible_and_in_flight_messages(subject: &impl Subject)
     assert!(attributes.redrive_policy.is_some());
 }
 
+async fn a_group_waits_while_one_of_its_messages_is_in_flight(subject: &impl Subject) {
+    subject.send_to_group("a", "a1").await;
+    let first = subject.receive_one(LONG).await;
+    subject.send_to_group("a", "a2").await;
+    subject.send_to_group("b", "b1").await;
+    assert_eq!(subject.receive_one(LONG).await.body, "b1");
+    subject.assert_nothing_received(SECOND).await;
+
+    let poll = subject.queue().receive(MAX_BATCH, 20 * SECOND, LONG);
+    let deletion = async {
+        tokio::time::sleep(SECOND).await;
+        subject.delete(&[first.handle]).await;
+    };
+    let (received, ()) = tokio::join!(poll, deletion);
+    assert_eq!(bodies_and_counts(&received.unwrap()), [("a2", 1)]);
+}
+
+async fn a_returned_message_precedes_the_later_ones_of_its_group(subject: &impl Subject) {
+    subject.send_to_group("a", "a1").await;
+    let first = subject.receive_one(LONG).await;
+    subject.send_to_group("a", "a2").await;
+    subject
+        .change_visibility(&first.handle, Duration::ZERO)
+        .await;
+    let received = subject.queue().receive(MAX_BATCH, 5 * SECOND, LONG).await;
+    let received = received.unwrap();
+    assert_eq!(bodies_and_counts(&received), [("a1", 2), ("a2", 1)]);
+}
+
+async fn a_group_continues_where_a_visibility_timeout_ends(subject: &impl Subject) {
+    subject.send_to_group("a", "a1").await;
+    subject.receive_one(SECOND).await;
+    subject.send_to_group("a", "a2").await;
+    let received = subject.queue().receive(MAX_BATCH, 5 * SECOND, LONG).await;
+    let received = received.unwrap();
+    assert_eq!(bodies_and_counts(&received), [("a1", 2), ("a2", 1)]);
+}
+
+fn bodies_and_counts(received: &[Message]) -> Vec<(&str, u32)> {
+    let messages = received.iter();
+    messages
+        .map(|message| (message.body.as_str(), message.receive_count))
+        .collect()
+}
+
 macro_rules! contract {
-    ($($promise:ident),+ $(,)?) => {
+    (
+        standard: [$($promise:ident),+ $(,)?],
+        fifo: [$($ordered:ident),+ $(,)?] $(,)?
+    ) => {
         mod memory {
             $(#[tokio::test(start_paused = true)]
             async fn $promise() {
                 super::$promise(&super::InMemory::new(stringify!($promise)).await).await;
+            })+
+            $(#[tokio::test(start_paused = true)]
+            async fn $ordered() {
+                super::$ordered(&super::InMemory::fifo(stringify!($ordered)).await).await;
             })+
         }
 
@@ -294,23 +435,37 @@ macro_rules! contract {
             async fn $promise() {
                 super::$promise(&super::OnSqs::new(stringify!($promise)).await).await;
             })+
+            $(#[tokio::test]
+            async fn $ordered() {
+                super::$ordered(&super::OnSqs::fifo(stringify!($ordered)).await).await;
+            })+
         }
     };
 }
 
 contract!(
-    a_message_is_received_as_it_was_sent,
-    the_receive_count_grows_and_the_id_stays,
-    a_message_is_hidden_while_in_flight,
-    a_visibility_of_zero_returns_a_message_at_once,
-    a_change_of_visibility_extends_or_shortens_it,
-    a_deleted_message_is_gone,
-    deleting_twice_is_a_success,
-    changing_a_message_that_is_gone_or_redelivered_is_reported,
-    ten_messages_fit_into_one_request,
-    a_long_poll_waits_until_a_message_arrives,
-    a_message_received_too_often_becomes_a_dead_letter,
-    attributes_count_visible_and_in_flight_messages,
+    standard: [
+        a_message_is_received_as_it_was_sent,
+        the_receive_count_grows_and_the_id_stays,
+        a_message_is_hidden_while_in_flight,
+        a_visibility_of_zero_returns_a_message_at_once,
+        a_change_of_visibility_extends_or_shortens_it,
+        a_deleted_message_is_gone,
+        deleting_twice_is_a_success,
+        changing_a_message_that_is_gone_or_redelivered_is_reported,
+        a_delete_with_the_handle_of_an_earlier_delivery_deletes_nothing,
+        an_entry_that_fails_does_not_prevent_the_others,
+        ten_messages_fit_into_one_request,
+        a_long_poll_waits_until_a_message_arrives,
+        a_message_received_too_often_becomes_a_dead_letter,
+        a_dead_letter_can_be_read_and_sent_again,
+        attributes_count_visible_and_in_flight_messages,
+    ],
+    fifo: [
+        a_group_waits_while_one_of_its_messages_is_in_flight,
+        a_returned_message_precedes_the_later_ones_of_its_group,
+        a_group_continues_where_a_visibility_timeout_ends,
+    ],
 );
 
 #[tokio::test]
