@@ -10,11 +10,12 @@ WORKDIR /sluice
 COPY Cargo.toml Cargo.lock ./
 COPY bench/Cargo.toml bench/
 COPY core/Cargo.toml core/
+COPY sim/Cargo.toml sim/
 COPY testkit/Cargo.toml testkit/
 COPY xtask/Cargo.toml xtask/
-RUN mkdir -p src core/src bench/src bench/benches testkit/src/bin xtask/src \
-    && touch src/lib.rs core/src/lib.rs bench/src/lib.rs testkit/src/lib.rs bench/benches/core.rs testkit/src/bin/testkit-hold.rs \
-    && echo 'fn main() {}' | tee src/main.rs bench/src/main.rs > xtask/src/main.rs \
+RUN mkdir -p src core/src bench/src bench/benches sim/src testkit/src/bin xtask/src \
+    && touch src/lib.rs core/src/lib.rs bench/src/lib.rs sim/src/lib.rs testkit/src/lib.rs bench/benches/core.rs testkit/src/bin/testkit-hold.rs \
+    && echo 'fn main() {}' | tee src/main.rs bench/src/main.rs sim/src/main.rs > xtask/src/main.rs \
     && cargo build --release --locked --package sluice --bin sluice
 
 COPY config config

@@ -23,9 +23,9 @@ use sluice_core::backoff::Backoff;
 pub(super) struct Receivers {
     pub(super) tasks: JoinSet<()>,
     pub(super) messages: mpsc::Receiver<Received>,
-    /// How many receives may be in flight.
-    room: watch::Sender<usize>,
-    count: usize,
+    /// Whether each receiver may poll. Each has a channel of its own: Tokio wakes those that wait
+    /// for the same one in random order, and the same events must lead to the same run.
+    may_poll: Vec<watch::Sender<bool>>,
 }
 
 impl Receivers {
@@ -35,18 +35,19 @@ impl Receivers {
         let options = daemon.options;
         // A short channel: messages that wait here get no heartbeats.
         let (send_messages, messages) = mpsc::channel(options.receivers);
-        let room = watch::Sender::new(options.receivers);
+        let mut may_poll = Vec::new();
         let mut tasks = JoinSet::new();
-        for number in 0..options.receivers {
+        for _ in 0..options.receivers {
+            let (set_may_poll, may_poll_now) = watch::channel(true);
+            may_poll.push(set_may_poll);
             tasks.spawn(run(
                 daemon.queue.clone(),
                 daemon.handles.breaker.clone(),
                 daemon.handles.health.clone(),
-                room.subscribe(),
+                may_poll_now,
                 send_messages.clone(),
                 Options {
                     env: daemon.env.clone(),
-                    number,
                     wait_time: options.wait_time,
                     visibility: options.limits.visibility.timeout,
                 },
@@ -56,25 +57,22 @@ impl Receivers {
         Self {
             tasks,
             messages,
-            room,
-            count: options.receivers,
+            may_poll,
         }
     }
 
     /// Sets how many receives may be in flight.
     pub(super) fn set_room(&self, receives: usize) {
-        self.room.send_if_modified(|room| {
-            let before = std::mem::replace(room, receives.min(self.count));
-            before != *room
-        });
+        for (number, may_poll) in self.may_poll.iter().enumerate() {
+            let may = number < receives;
+            may_poll.send_if_modified(|before| std::mem::replace(before, may) != may);
+        }
     }
 }
 
 #[derive(Clone, Debug)]
 struct Options {
     env: Env,
-    /// Numbered from 0. A receiver polls while there is room for more receives than this.
-    number: usize,
     wait_time: Duration,
     visibility: Duration,
 }
@@ -94,7 +92,7 @@ async fn run<Q: Queue>(
     queue: Arc<Q>,
     breaker: Arc<Breaker>,
     health: Arc<Health>,
-    mut room: watch::Receiver<usize>,
+    mut may_poll: watch::Receiver<bool>,
     messages: mpsc::Sender<Received>,
     options: Options,
     stop: CancellationToken,
@@ -104,12 +102,12 @@ async fn run<Q: Queue>(
         let may_receive = async {
             breaker.closed().await;
             // An error means that the event loop is gone: this task also ends.
-            room.wait_for(|room| *room > options.number).await.is_ok()
+            may_poll.wait_for(|may| *may).await.is_ok()
         };
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            room = may_receive => if !room { return },
+            is_running = may_receive => if !is_running { return },
         }
         let sent_at = Instant::now();
         match queue

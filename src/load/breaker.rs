@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -49,7 +49,11 @@ impl Open {
 #[derive(Debug)]
 pub struct Breaker {
     /// `None` while the breaker is closed.
-    open: watch::Sender<Option<Open>>,
+    open: Mutex<Option<Open>>,
+    /// Notified when the breaker opens, closes, or has another reason. It wakes waiters in the order
+    /// in which they came (a `watch` does so in random order), so that the same events lead to the
+    /// same run.
+    changed: Notify,
     probing: Mutex<Probing>,
     interval: Duration,
     halted_inserts: AtomicUsize,
@@ -84,11 +88,12 @@ impl Breaker {
     pub fn new(interval: Duration) -> Self {
         let why = "ClickHouse has not been reached yet".to_owned();
         Self {
-            open: watch::Sender::new(Some(Open {
+            open: Mutex::new(Some(Open {
                 scope: Scope::Everything,
                 reason: PauseReason::Starting,
                 why,
             })),
+            changed: Notify::new(),
             probing: Mutex::new(Probing {
                 next: Instant::now(),
                 outage: OutageLog::with_reminder(REMINDER).begun(),
@@ -100,19 +105,28 @@ impl Breaker {
 
     /// Returns why nothing is loaded, or `None` while the breaker is closed.
     pub fn reason(&self) -> Option<String> {
-        self.open.borrow().as_ref().map(|open| open.why.clone())
+        self.state().as_ref().map(|open| open.why.clone())
     }
 
     /// Returns the reason in one word, or `None` while the breaker is closed.
     pub fn pause_reason(&self) -> Option<PauseReason> {
-        self.open.borrow().as_ref().map(|open| open.reason)
+        self.state().as_ref().map(|open| open.reason)
     }
 
     /// Waits until the breaker is closed.
     pub async fn closed(&self) {
-        let mut open = self.open.subscribe();
-        // The sender lives as long as `self`.
-        drop(open.wait_for(Option::is_none).await);
+        self.wait_until_open_is(false).await;
+    }
+
+    async fn wait_until_open_is(&self, expected: bool) {
+        loop {
+            // Begun before the state is read, so that no change in between is missed.
+            let changed = self.changed.notified();
+            if self.state().is_some() == expected {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Runs `check` as the probe whenever one is due, and never ends. `check` returns a reason not
@@ -137,8 +151,7 @@ impl Breaker {
     /// Waits until the breaker is open, a probe is due, and no insert is waiting to be that probe.
     async fn probe_due(&self) {
         loop {
-            let mut open = self.open.subscribe();
-            drop(open.wait_for(Option::is_some).await);
+            self.wait_until_open_is(true).await;
             let next = self.take_turn();
             match next {
                 Ok(()) if self.halted_inserts.load(Ordering::Relaxed) == 0 => return,
@@ -154,9 +167,9 @@ impl Breaker {
     /// the breaker does not block it, otherwise as the one probe of an interval.
     pub async fn admit(&self, what: Scope) {
         loop {
-            let mut open = self.open.subscribe();
-            let blocked = open
-                .borrow_and_update()
+            let changed = self.changed.notified();
+            let blocked = self
+                .state()
                 .as_ref()
                 .is_some_and(|open| open.scope == Scope::Everything || what == Scope::Inserts);
             if !blocked {
@@ -165,7 +178,7 @@ impl Breaker {
             let Err(next) = self.take_turn() else { return };
             tokio::select! {
                 biased;
-                changed = open.changed() => drop(changed),
+                () = changed => {}
                 () = tokio::time::sleep_until(next) => {}
             }
         }
@@ -196,10 +209,10 @@ impl Breaker {
             why: why.to_owned(),
         };
         let failure = probing.outage.failed(opened.cause());
-        self.open.send_if_modified(|open| {
-            *open = Some(opened);
-            failure.is_news
-        });
+        *self.state() = Some(opened);
+        if failure.is_news {
+            self.changed.notify_waiters();
+        }
         if failure.is_mentioned {
             warn!(
                 class = reason.label(),
@@ -214,19 +227,23 @@ impl Breaker {
     /// shows that its reason is over.
     pub fn succeeded(&self, what: Scope) {
         let mut probing = self.probing();
-        let closed = self.open.send_if_modified(|open| match open {
-            Some(Open { scope, .. }) if *scope == Scope::Everything || what == Scope::Inserts => {
-                *open = None;
-                true
-            }
-            _ => false,
-        });
+        let closed = self
+            .state()
+            .take_if(|open| open.scope == Scope::Everything || what == Scope::Inserts)
+            .is_some();
+        if closed {
+            self.changed.notify_waiters();
+        }
         if closed && let Some(Recovery { lasted, failures }) = probing.outage.succeeded() {
             info!(
                 paused_seconds = lasted.as_secs(),
                 failures, "ClickHouse is available; loading resumes"
             );
         }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Option<Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn probing(&self) -> MutexGuard<'_, Probing> {

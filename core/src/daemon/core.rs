@@ -217,12 +217,14 @@ impl Core {
 
     /// Looks up again the objects whose pause is over, and starts the loads that are due.
     pub fn on_time(&mut self, now: Instant) -> Vec<Action> {
-        let due: Vec<ObjectId> = self
+        let mut due: Vec<ObjectId> = self
             .revisit
             .iter()
             .filter(|(_, (at, _))| *at <= now)
             .map(|(id, _)| *id)
             .collect();
+        // The map has no order of its own, and the same events must lead to the same batches.
+        due.sort_unstable();
         for id in due {
             if let Some((_, object)) = self.revisit.remove(&id) {
                 self.ready.extend(self.batcher.add(object, now));

@@ -1,0 +1,71 @@
+//! Worlds of many seeds: each is deterministic, and nothing is lost, doubled or stuck in any.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sluice_sim::world::{Fault, Plan, Report, run};
+
+/// Runs `check` for each seed, on all cores. Returns the problems in the order of the seeds.
+fn problems(
+    seeds: std::ops::Range<u64>,
+    check: impl Fn(u64) -> Vec<String> + Sync,
+) -> Vec<(u64, String)> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicU64::new(seeds.start);
+    let found = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if !seeds.contains(&seed) {
+                        break;
+                    }
+                    let problems = check(seed).into_iter().map(|problem| (seed, problem));
+                    found.lock().unwrap().extend(problems);
+                }
+            });
+        }
+    });
+    let mut found = found.into_inner().unwrap();
+    found.sort();
+    found
+}
+
+/// Returns what differs between two runs of one world: the first line at which their traces part.
+fn difference(one: &Report, other: &Report) -> Option<String> {
+    let mut lines = one.trace.iter().zip(&other.trace);
+    if let Some((one, other)) = lines.find(|(one, other)| one != other) {
+        return Some(format!("`{one}`, and then `{other}`"));
+    }
+    (one.digest != other.digest).then(|| "one trace is longer than the other".to_owned())
+}
+
+#[test]
+fn the_same_seed_yields_the_same_trace() {
+    let found = problems(0..100, |seed| {
+        let [one, other] = [(); 2].map(|()| run(seed, true));
+        assert!(!one.trace.is_empty());
+        let mut problems = one.violations.clone();
+        problems.extend(difference(&one, &other));
+        problems
+    });
+    assert_eq!(found, []);
+}
+
+#[test]
+fn nothing_is_lost_doubled_or_stuck_in_any_world() {
+    let found = problems(100..400, |seed| run(seed, false).violations);
+    assert_eq!(found, []);
+}
+
+#[test]
+fn every_world_has_workers_objects_crashes_and_other_faults() {
+    for seed in 0..1_000 {
+        let plan = Plan::of(seed);
+        assert!(plan.workers >= 2 && plan.objects >= 50, "{plan}");
+        assert!(plan.faults.len() >= 3, "{plan}");
+        let crashes = [Fault::WorkerCrash, Fault::ServerCrash];
+        assert!(crashes.iter().any(|crash| plan.has(*crash)), "{plan}");
+    }
+}
