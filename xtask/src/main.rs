@@ -1,5 +1,5 @@
-//! Developer commands: `cargo xtask stack`, `test`, `demo`, `chaos`, `tour`, `bench` and `dist`.
-//! None needs a running service, and the processes that they start exit with them.
+//! Developer commands: `cargo xtask stack`, `test`, `demo`, `chaos`, `mutants`, `tour`, `bench` and
+//! `dist`. None needs a running service, and the processes that they start exit with them.
 
 mod bench;
 mod build;
@@ -8,6 +8,7 @@ mod console;
 mod demo;
 mod dist;
 mod interrupt;
+mod mutants;
 mod stack;
 mod test;
 mod tour;
@@ -35,6 +36,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Load while random faults are injected, and compare every row at the end
     Chaos(chaos::Arguments),
+    /// Put bugs into a copy of the sources, one at a time, and have the simulation find each
+    Mutants(mutants::Arguments),
     /// Run the operator's commands on a stack with failures, and write their output to docs/tour.md
     Tour,
     /// Build the release archive, its bill of materials and their checksums into target/dist
@@ -50,6 +53,7 @@ async fn main() -> ExitCode {
         Command::Test(arguments) => test::run(arguments).await,
         Command::Demo(arguments) => demo::run(arguments).await,
         Command::Chaos(arguments) => chaos::run(arguments).await,
+        Command::Mutants(arguments) => mutants::run(arguments).await,
         Command::Tour => tour::run().await,
         Command::Dist(arguments) => dist::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
