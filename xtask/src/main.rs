@@ -1,5 +1,5 @@
-//! Developer commands: `cargo xtask stack`, `test`, `demo`, `chaos`, `sim`, `tour`, `bench` and
-//! `dist`. None needs a running service, and the processes that they start exit with them.
+//! Developer commands: `cargo xtask stack`, `test`, `demo`, `chaos`, `sim`, `mutants`, `tour`, `bench`
+//! and `dist`. None needs a running service, and the processes that they start exit with them.
 
 mod bench;
 mod build;
@@ -8,6 +8,7 @@ mod console;
 mod demo;
 mod dist;
 mod interrupt;
+mod mutants;
 mod sim;
 mod stack;
 mod test;
@@ -38,6 +39,8 @@ enum Command {
     Chaos(chaos::Arguments),
     /// Run whole workers against simulated servers that fail, a world for each seed
     Sim(sim::Arguments),
+    /// Put bugs into a copy of the sources, one at a time, and have the simulation find each
+    Mutants(mutants::Arguments),
     /// Run the operator's commands on a stack with failures, and write their output to docs/tour.md
     Tour,
     /// Build the release archive, its bill of materials and their checksums into target/dist
@@ -54,6 +57,7 @@ async fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(arguments).await,
         Command::Chaos(arguments) => chaos::run(arguments).await,
         Command::Sim(arguments) => sim::run(&arguments),
+        Command::Mutants(arguments) => mutants::run(arguments).await,
         Command::Tour => tour::run().await,
         Command::Dist(arguments) => dist::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
