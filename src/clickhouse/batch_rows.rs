@@ -35,7 +35,7 @@ pub struct Contents {
 
 /// How the rows in the tables of a batch compare with the counts in `object_rows`.
 #[derive(Debug, PartialEq, Eq)]
-enum Agreement {
+pub enum Agreement {
     Equal,
     /// The tables of these kinds have fewer rows, and no table has more.
     Fewer(Vec<String>),
@@ -61,6 +61,15 @@ pub struct Rejected {
 }
 
 impl Contents {
+    /// Returns contents of these counts and of these numbers of rows, by kind. Every kind that is
+    /// declared has a number.
+    pub fn new(counted: Vec<Counted>, stored: impl IntoIterator<Item = (String, u64)>) -> Self {
+        Self {
+            counted,
+            stored: stored.into_iter().collect(),
+        }
+    }
+
     /// Returns whether these contents, on whatever server they were read, prove that the only
     /// attempt to insert the batch in one block is complete: its counts were written as a whole, and
     /// every table has the rows.
@@ -70,7 +79,7 @@ impl Contents {
 
     /// Compares the tables with the counts. Kinds that are not declared any more cannot be
     /// compared. In a batch of many blocks, a block that was inserted twice cannot be recognised.
-    fn agreement(&self, many_blocks: bool) -> Agreement {
+    pub fn agreement(&self, many_blocks: bool) -> Agreement {
         let mut expected: BTreeMap<&str, u64> = BTreeMap::new();
         for Counted { kind, rows, .. } in &self.counted {
             *expected.entry(kind).or_default() += rows;
@@ -134,10 +143,8 @@ impl<'a> BatchRows<'a> {
         let rows: Vec<Counted> = self.rows_after(after, &parts.join(" UNION ALL ")).await?;
         // Counts of the tables themselves have 0 blocks.
         let (stored, counted): (Vec<_>, Vec<_>) = rows.into_iter().partition(|it| it.blocks == 0);
-        Ok(Contents {
-            counted,
-            stored: stored.into_iter().map(|it| (it.kind, it.rows)).collect(),
-        })
+        let stored = stored.into_iter().map(|it| (it.kind, it.rows));
+        Ok(Contents::new(counted, stored))
     }
 
     /// Returns a description of the rows that a deletion does not reach, or `None` if no views of
@@ -281,10 +288,7 @@ mod tests {
         let stored = stored
             .iter()
             .map(|(kind, rows)| ((*kind).to_owned(), *rows));
-        Contents {
-            counted,
-            stored: stored.collect(),
-        }
+        Contents::new(counted, stored)
     }
 
     #[test]

@@ -100,6 +100,33 @@ impl Permit {
         }
     }
 
+    /// Returns a permit whose statements start before `at_millis`, by the servers' clocks in
+    /// milliseconds since 1970. It is valid until `renew_at`, a little earlier.
+    pub fn until(batch: BatchId, attempt: u32, at_millis: i64, renew_at: Instant) -> Self {
+        Self {
+            batch,
+            attempt,
+            deadline: Some(Deadline {
+                at_millis,
+                renew_at,
+            }),
+        }
+    }
+
+    pub fn batch(&self) -> BatchId {
+        self.batch
+    }
+
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// Returns the time before which a statement must start, by the servers' clocks in milliseconds
+    /// since 1970; `None` on a single server.
+    pub fn deadline_millis(&self) -> Option<i64> {
+        self.deadline.map(|deadline| deadline.at_millis)
+    }
+
     /// Returns whether a statement that is sent now can be expected to start in time.
     pub fn is_valid(&self) -> bool {
         let deadline = self.deadline;
@@ -108,11 +135,8 @@ impl Permit {
 
     /// Returns the condition under which the permit has expired, followed by OR; or nothing.
     pub(super) fn expired(&self) -> String {
-        self.deadline.map_or(String::new(), |deadline| {
-            format!(
-                "now64(3) >= fromUnixTimestamp64Milli({}) OR ",
-                deadline.at_millis
-            )
+        self.deadline_millis().map_or(String::new(), |at_millis| {
+            format!("now64(3) >= fromUnixTimestamp64Milli({at_millis}) OR ")
         })
     }
 }
@@ -154,14 +178,7 @@ impl Ledger {
         let lease = self.marked_lease_end(batch, attempt, &mark).await?;
         let permit = self.within(batch, attempt, &lease);
         // Nothing may start any more.
-        Ok(permit.unwrap_or(Permit {
-            batch,
-            attempt,
-            deadline: Some(Deadline {
-                at_millis: 0,
-                renew_at: Instant::now(),
-            }),
-        }))
+        Ok(permit.unwrap_or_else(|| Permit::until(batch, attempt, 0, Instant::now())))
     }
 
     /// Returns a permit that ends with the lease, if enough of the lease is left.
@@ -170,14 +187,8 @@ impl Ledger {
         if lease.is_fenced || remaining < self.lease() / 2 {
             return None;
         }
-        Some(Permit {
-            batch,
-            attempt,
-            deadline: Some(Deadline {
-                at_millis: lease.ends,
-                renew_at: Instant::now() + remaining - self.lease() / 4,
-            }),
-        })
+        let renew_at = Instant::now() + remaining - self.lease() / 4;
+        Some(Permit::until(batch, attempt, lease.ends, renew_at))
     }
 
     /// Returns the lease that came with the claim, unless the server does not show the claim.
