@@ -1,7 +1,7 @@
 //! The tables of a worker: each operation with the requests and the results that
 //! `sluice::load::tables::ClickHouseTables` has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -425,6 +425,8 @@ fn condition(rows: Rows<'_>) -> Condition {
             let batches = superseding.flat_map(|entry| entry.supersedes.iter().copied());
             Condition::From(batches.collect(), objects.collect())
         }
+        // No world replays rejects.
+        Rows::MovedBy(_) => Condition::From(BTreeSet::new(), BTreeSet::new()),
     }
 }
 

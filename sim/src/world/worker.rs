@@ -5,9 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use sluice::Env;
 use sluice::batch::BatchId;
-use sluice::clickhouse::error_class::{diagnosis, with_advice};
 use sluice::daemon::{self, Daemon, QueueOutage, WorkerHandles};
-use sluice::load::breaker::{Breaker, Scope};
+use sluice::load::breaker::Breaker;
 use sluice::load::janitor::Janitor;
 use sluice::load::ports::{BatchTables, Ports};
 use sluice::load::{LoadParts, Loader};
@@ -306,21 +305,12 @@ async fn serve(daemon: Daemon<WatchedQueue, Loader<Simulated>>, stop: Cancellati
 /// does: whether it responds, and whether its tables can be read.
 async fn probe(tables: SimTables, breaker: Arc<Breaker>) {
     let no_batch = BatchId(Uuid::nil());
-    loop {
-        breaker.probe_due().await;
-        let readable = async {
-            tables.ping().await?;
-            tables.has_any(no_batch, None).await
-        };
-        match readable.await {
-            Ok(_) => breaker.succeeded(Scope::Inserts),
-            Err(error) => breaker.open(
-                Scope::Everything,
-                diagnosis(&error).pause,
-                &with_advice(&error),
-            ),
-        }
-    }
+    let check = async || {
+        tables.ping().await?;
+        tables.has_any(no_batch, None).await?;
+        Ok(None)
+    };
+    breaker.keep_probing(check).await;
 }
 
 /// When the wall clock of every world begins: in 2023.
