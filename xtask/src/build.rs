@@ -23,6 +23,12 @@ pub(crate) fn release(program: &str) -> Result<PathBuf> {
     build(program, "release", &["--release", "--package", program])
 }
 
+/// Builds the simulation in the profile of that name, and returns the path of its binary.
+pub(crate) fn simulation() -> Result<PathBuf> {
+    let program = "sluice-sim";
+    build(program, "sim", &["--profile", "sim", "--package", program])
+}
+
 /// Returns a program's own exit code if it fits, and a failure if a signal killed it.
 pub(crate) fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status.code().and_then(|code| u8::try_from(code).ok());

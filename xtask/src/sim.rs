@@ -13,7 +13,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let sim = crate::build::release("sluice-sim")?;
+    let sim = crate::build::simulation()?;
     let status = Command::new(&sim)
         .args(&arguments.sim)
         .status()

@@ -33,13 +33,12 @@ const SOURCES: &[&str] = &[
 const PROGRAM: &str = "sluice-sim";
 
 /// The simulation is built once for each mutant, and mostly runs for seconds: fewer optimisations
-/// than in a release, and nothing is compiled again that has not changed.
+/// than in its profile, and nothing is compiled again that has not changed.
 const PROFILE: &[(&str, &str)] = &[
     ("CARGO_INCREMENTAL", "1"),
-    ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "64"),
-    ("CARGO_PROFILE_RELEASE_DEBUG", "0"),
-    ("CARGO_PROFILE_RELEASE_LTO", "off"),
-    ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+    ("CARGO_PROFILE_SIM_CODEGEN_UNITS", "64"),
+    ("CARGO_PROFILE_SIM_DEBUG", "0"),
+    ("CARGO_PROFILE_SIM_OPT_LEVEL", "1"),
     // A mutant may leave a variable or a function unused.
     ("RUSTFLAGS", "--cap-lints allow"),
 ];
@@ -140,7 +139,7 @@ impl Tree {
     async fn build(&self, name: &str) -> Result<bool> {
         let mut build = Command::new(crate::test::cargo());
         build
-            .args(["build", "--quiet", "--release", "--package", PROGRAM])
+            .args(["build", "--quiet", "--profile", "sim", "--package", PROGRAM])
             .arg("--target-dir")
             .arg(self.target())
             .envs(PROFILE.iter().copied())
@@ -150,7 +149,7 @@ impl Tree {
     }
 
     async fn run(&self, name: &str, seeds: u64) -> Result<Outcome> {
-        let program = self.target().join("release").join(PROGRAM);
+        let program = self.target().join("sim").join(PROGRAM);
         let mut simulation = Command::new(program);
         simulation.arg("--seeds").arg(seeds.to_string());
         let Ok(status) = timeout(TIME_LIMIT, self.log_output(&mut simulation, name)).await else {
