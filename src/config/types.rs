@@ -296,9 +296,10 @@ pub struct LoadConfig {
     /// 1ms to 1d. Loading resumes within this time after the server recovers.
     pub probe_interval: HumanDuration,
 
-    /// The interval at which a worker looks for rows of released batches and deletes them, 1s to
-    /// 1d; the first time at most about a minute after its start. A server that was frozen or cut
-    /// off can commit such rows late.
+    /// The interval at which a worker looks for batches that a dead worker left open and that no
+    /// message leads to, and recovers them; and for rows of released batches, which a server that
+    /// was frozen or cut off can commit late, and deletes them. 1s to 1d; the first time at most
+    /// about a minute after its start.
     pub janitor_interval: HumanDuration,
 
     /// What to do with a message whose object was deleted before it was read. The object is

@@ -1,7 +1,7 @@
 //! Reads which batches claim objects.
 
 use std::collections::HashMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -207,6 +207,43 @@ impl Ledger {
             "NOT released AND if(loaded, NOT cleaned, lapsed) ORDER BY batch_id",
         );
         self.warehouse.rows(&sql).await
+    }
+
+    /// Returns batches that are open although their lease ended more than another lease ago: some of
+    /// those that claimed within `since`, at most `limit`.
+    ///
+    /// Usually, whoever receives the message of an object next recovers its batch. Nobody does if
+    /// the message has become a dead letter, or if the key has other content by now.
+    pub async fn forgotten(
+        &self,
+        since: Duration,
+        limit: usize,
+    ) -> Result<Vec<BatchId>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            batch_id: Uuid,
+        }
+        // Recent claims are in parts that were written since, or in what these were merged into.
+        let sql = format!(
+            "SELECT batch_id FROM {objects} WHERE sealed_at > {begin} AND NOT {IS_REPLAY} \
+             AND _part IN (\
+               SELECT name FROM system.parts WHERE database = {database} AND table = {name} \
+               AND active AND modification_time > {begin}\
+             ) AND batch_id NOT IN (\
+               SELECT batch_id FROM {batches} WHERE at > {begin} AND (event IN ({ended}) \
+                 OR (event = {leased} AND at + toIntervalSecond(2 * lease_seconds) > now64(3)))\
+             ) GROUP BY batch_id \
+             HAVING max(sealed_at + toIntervalSecond(2 * lease_seconds)) < now64(3) LIMIT {limit}",
+            objects = self.warehouse.table(OBJECTS_TABLE),
+            batches = self.warehouse.table(BATCHES_TABLE),
+            begin = format_args!("now64(3) - toIntervalSecond({})", since.as_secs()),
+            database = sql::string(self.warehouse.database()),
+            name = sql::string(OBJECTS_TABLE),
+            ended = sql::strings([event::LOADED, event::RELEASED]),
+            leased = sql::string(event::LEASED),
+        );
+        let rows: Vec<Row> = self.warehouse.rows(&sql).await?;
+        Ok(rows.into_iter().map(|row| BatchId(row.batch_id)).collect())
     }
 
     /// Returns the query for the `columns` of the claims that `which` selects and that meet

@@ -1,6 +1,11 @@
-//! Deletes rows of released batches that appear after the release.
+//! Tidies up after batches whose worker is gone, where no message leads to them.
 //!
-//! A released batch has no rows, and its objects are free for other batches. But a server that was
+//! **Forgotten batches.** A batch whose worker has died is recovered by whoever receives the message
+//! of one of its objects next. If the message has become a dead letter, or if its key has other
+//! content by now, nobody asks for the object that the batch claims: then it is recovered here.
+//! Otherwise, the tables could keep a part of its rows.
+//!
+//! **Rows of released batches.** A released batch has no rows, and its objects are free for other batches. But a server that was
 //! frozen or cut off can commit an insert of the batch afterwards. These rows are garbage: they are
 //! copies of rows that another batch has loaded, or will load.
 //!
@@ -19,11 +24,11 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{Instrument, warn};
 use uuid::Uuid;
 
-use super::Loader;
-use super::ports::{BatchTables, Ports, Production, Rows};
+use super::ports::{BatchTables, LedgerStore, Ports, Production, Rows};
+use super::{LoadParts, Loader};
 use crate::batch::BatchId;
 use crate::clickhouse::error_class::{classify, with_advice};
 use crate::clickhouse::{Warehouse, WarehouseError};
@@ -31,7 +36,7 @@ use crate::ledger::{BATCHES_TABLE, OBJECTS_TABLE};
 use crate::sql;
 use crate::statements::ddl::collapsing_key;
 use crate::statements::select::Target;
-use crate::telemetry::metrics;
+use crate::telemetry::{metrics, trace};
 
 /// How long after the start the first round is at the latest.
 const FIRST_ROUND: Duration = Duration::from_secs(60);
@@ -41,7 +46,10 @@ const LOOK_BACK: Duration = Duration::from_secs(2 * 24 * 3_600);
 /// The largest number of batches whose rows a round deletes from one table. Each takes a mutation.
 const MAX_BATCHES: usize = 20;
 
-/// Looks for rows of released batches in rounds, and deletes them.
+/// The largest number of batches that a round recovers.
+const MAX_RECOVERIES: usize = 20;
+
+/// Looks for forgotten batches and for rows of released ones, in rounds.
 pub struct Janitor<P: Ports = Production> {
     loader: Arc<Loader<P>>,
     /// The tables and batches whose rows stay, so that each is logged once.
@@ -63,22 +71,51 @@ impl<P: Ports> Janitor<P> {
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
-            () = self.rounds(interval) => {}
+            () = self.rounds(interval, &stop) => {}
         }
     }
 
-    async fn rounds(&mut self, interval: Duration) {
+    async fn rounds(&mut self, interval: Duration, stop: &CancellationToken) {
         let mut pause = interval.min(FIRST_ROUND);
         loop {
             // Workers that were started together do not stay in step.
             let jitter = 0.75 + self.loader.parts.env.fraction() / 2.0;
             tokio::time::sleep(pause.mul_f64(jitter)).await;
-            self.round().await;
+            self.recover_forgotten(stop).await;
+            self.delete_strays().await;
             pause = interval;
         }
     }
 
-    async fn round(&mut self) {
+    /// Recovers batches that no message leads to.
+    async fn recover_forgotten(&self, stop: &CancellationToken) {
+        let LoadParts {
+            ledger, breaker, ..
+        } = &self.loader.parts;
+        if breaker.pause_reason().is_some() {
+            return;
+        }
+        match ledger.forgotten(LOOK_BACK, MAX_RECOVERIES).await {
+            Ok(batches) => {
+                for batch in batches {
+                    let recover = self.loader.recover(batch, stop);
+                    if recover.instrument(trace::recover(batch)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            Err(error) => {
+                metrics::clickhouse_error(error.code(), classify(&error));
+                warn!(
+                    code = error.code(),
+                    error = %with_advice(&error),
+                    "failed to look for batches that nobody recovers; retrying in the next round"
+                );
+            }
+        }
+    }
+
+    async fn delete_strays(&mut self) {
         let loader = self.loader.clone();
         for target in Target::all(&loader.planner().catalog) {
             if loader.parts.breaker.pause_reason().is_some() {

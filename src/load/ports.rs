@@ -108,6 +108,12 @@ pub trait LedgerStore: Send + Sync + 'static {
 
     fn cleaned(&self, batch: BatchId) -> impl Future<Output = Answer<()>> + Send;
 
+    fn forgotten(
+        &self,
+        since: Duration,
+        limit: usize,
+    ) -> impl Future<Output = Answer<Vec<BatchId>>> + Send;
+
     fn loaded_claims(
         &self,
         objects: &[ObjectId],
@@ -405,6 +411,10 @@ impl LedgerStore for Ledger {
 
     async fn cleaned(&self, batch: BatchId) -> Answer<()> {
         self.cleaned(batch).await
+    }
+
+    async fn forgotten(&self, since: Duration, limit: usize) -> Answer<Vec<BatchId>> {
+        self.forgotten(since, limit).await
     }
 
     async fn loaded_claims(&self, objects: &[ObjectId], before: SystemTime) -> Answer<Claims> {

@@ -284,6 +284,10 @@ impl LedgerStore for ScriptedLedger {
         unreachable!("no batch supersedes another")
     }
 
+    async fn forgotten(&self, _: Duration, _: usize) -> Result<Vec<BatchId>, WarehouseError> {
+        unreachable!("no janitor runs")
+    }
+
     async fn loaded_claims(&self, _: &[ObjectId], _: SystemTime) -> Result<Claims, WarehouseError> {
         unreachable!("no batch supersedes another")
     }

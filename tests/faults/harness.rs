@@ -598,7 +598,10 @@ impl Statement {
             Self::Claim => has("INSERT INTO") && has("ledger_objects") && !inserts,
             Self::Insert => inserts,
             Self::Stream => has("INSERT INTO") && has("input('framed String')"),
-            Self::Kill => has("KILL QUERY"),
+            // On replicas, a kill begins with a look at what runs there.
+            Self::Kill => {
+                has("KILL QUERY") || (has("clusterAllReplicas(") && has("system.processes"))
+            }
             Self::Delete => has("DELETE FROM"),
             Self::ReadBack => has("SELECT source_path, kind, sum(rows)"),
             Self::Record => {

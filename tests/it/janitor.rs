@@ -1,4 +1,5 @@
-//! Rows that a server commits after their batch was released. Here, they are copied by hand.
+//! Rows that a server commits after their batch was released, and batches that no message leads to.
+//! Here, they are copied by hand.
 
 use anyhow::ensure;
 use sluice_testkit::{Site, Stack, wait_for};
@@ -61,9 +62,18 @@ impl Harness {
 
     /// Copies the claims and the rows of the loaded batch under another id.
     async fn copy_as(&self, batch: &str) {
-        for table in ["ledger_objects", "unmatched_statements", "object_rows"] {
+        self.copy_changed(batch, "", "").await;
+    }
+
+    /// Does the same with other values in claims and in rows: `, value AS column`.
+    async fn copy_changed(&self, batch: &str, claims: &str, rows: &str) {
+        for (table, others) in [
+            ("ledger_objects", claims),
+            ("unmatched_statements", rows),
+            ("object_rows", rows),
+        ] {
             self.execute(&format!(
-                "INSERT INTO $.{table} SELECT * REPLACE (toUUID('{batch}') AS batch_id) FROM (\
+                "INSERT INTO $.{table} SELECT * REPLACE (toUUID('{batch}') AS batch_id{others}) FROM (\
                    SELECT * FROM $.{table} WHERE batch_id IN (\
                      SELECT batch_id FROM $.ledger_batches WHERE event = 'loaded'))"
             ))
@@ -153,4 +163,32 @@ async fn the_only_copy_of_a_row_stays_although_its_batch_was_released() {
     assert_eq!(sluice.stop().await.code(), Some(0));
     let names = loaded_names(harness.stack, &harness.site).await;
     assert_eq!(names, ["a", "b"]);
+}
+
+/// A worker has died after its insert and before its record, and the object has other content by now.
+#[tokio::test]
+async fn a_batch_that_no_message_leads_to_is_recovered() {
+    let (harness, mut sluice) = Harness::new("janitor-forgotten").await;
+    let loaded = harness.loaded_batch().await;
+    let rows = harness.rows_of(&loaded).await;
+    let claims = ", generateUUIDv4() AS object_id, 'earlier' AS etag, \
+                  now64(3) - toIntervalHour(1) AS sealed_at";
+    let earlier_rows = ", 'earlier' AS source_etag";
+    harness.copy_changed(OPEN, claims, earlier_rows).await;
+    harness.wait_until_deleted(OPEN).await;
+    wait_for("the batch to be released", BOUND, async || {
+        let database = &harness.site.database;
+        let released: u64 = harness
+            .stack
+            .clickhouse
+            .scalar(&format!(
+                "SELECT count() FROM {database}.ledger_batches \
+                 WHERE batch_id = '{OPEN}' AND event = 'released'"
+            ))
+            .await?;
+        Ok((released == 1).then_some(()))
+    })
+    .await;
+    assert_eq!(harness.rows_of(&loaded).await, rows);
+    assert_eq!(sluice.stop().await.code(), Some(0));
 }

@@ -387,6 +387,17 @@ impl LedgerStore for SimLedger {
         self.write("cleaned", batch, rows).await.map(drop)
     }
 
+    async fn forgotten(&self, since: Duration, limit: usize) -> Answer<Vec<BatchId>> {
+        let since = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        let read = move |state: &mut State, view: View| {
+            let claimed_from = view.now.saturating_sub(since);
+            let mut found = state.ledger.forgotten(claimed_from, &state.log, view);
+            found.truncate(limit);
+            Ok(found)
+        };
+        self.connection.request("forgotten batches", read).await
+    }
+
     async fn loaded_claims(&self, objects: &[ObjectId], before: SystemTime) -> Answer<Claims> {
         if objects.is_empty() {
             return Ok(Claims::new());

@@ -73,6 +73,8 @@ pub(super) struct JoinedClaim {
     is_released: bool,
     is_cleaned: bool,
     has_lapsed: bool,
+    /// Whether its lease ended more than another lease ago.
+    is_long_over: bool,
 }
 
 #[derive(Debug, Default)]
@@ -224,6 +226,17 @@ impl LedgerRows {
             }
         }
         status
+    }
+
+    /// Returns the batches that claimed after this time, and that are open although their lease
+    /// ended more than another lease ago.
+    pub(super) fn forgotten(&self, claimed_from: u64, log: &Log, view: View) -> Vec<BatchId> {
+        let recent = self.claims.iter().rev();
+        let recent = recent.take_while(|it| it.at > claimed_from);
+        let claims = recent.filter(|it| log.shows(it.seq, view));
+        let mut joined = self.join(claims, log, view);
+        joined.retain(|it| !it.is_loaded && !it.is_released && !it.is_replay && it.is_long_over);
+        joined.iter().map(|it| it.batch).collect()
     }
 
     /// Returns the batches that supersede others, and that are open, or loaded and not cleaned up.
@@ -424,6 +437,7 @@ impl JoinedClaim {
             is_released: false,
             is_cleaned: false,
             has_lapsed: false,
+            is_long_over: false,
         }
     }
 
@@ -448,6 +462,7 @@ impl JoinedClaim {
         }
         let (from, seconds) = lease;
         self.has_lapsed = from + 1000 * u64::from(seconds) < now;
+        self.is_long_over = from + 2000 * u64::from(seconds) < now;
     }
 
     fn busy(&self) -> ClaimStatus {

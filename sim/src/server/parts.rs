@@ -72,7 +72,6 @@ impl PartRows {
 struct Part {
     seq: Seq,
     table: TableId,
-    batch: BatchId,
     /// The number of the block in its table, from 1.
     number: u64,
     at: u64,
@@ -247,7 +246,6 @@ impl Tables {
         self.parts.push(Part {
             seq: write(),
             table,
-            batch,
             number,
             at: now,
             rows,
