@@ -149,6 +149,13 @@ impl SimS3 {
         state.objects.get(key).map(|stored| stored.meta.clone())
     }
 
+    /// Returns whether the object that a key has now is without content.
+    pub(crate) fn is_empty(&self, key: &str) -> bool {
+        let state = self.state();
+        let stored = state.objects.get(key);
+        stored.is_some_and(|stored| stored.body.is_empty() && !stored.is_cut)
+    }
+
     /// Returns what a reader gets that requests this object at its etag, if it has one.
     ///
     /// # Errors

@@ -219,7 +219,8 @@ impl Aws {
         Ok(text)
     }
 
-    fn configuration(&self) -> SdkConfig {
+    /// Returns the configuration with which an AWS SDK in this process uses this server.
+    pub fn configuration(&self) -> SdkConfig {
         let credentials = Credentials::new("test", "test", None, None, "testkit");
         SdkConfig::builder()
             .behavior_version(BehaviorVersion::latest())

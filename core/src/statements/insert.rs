@@ -360,8 +360,8 @@ impl Planner {
     pub fn probe(&self, objects: &[&ObjectRef]) -> String {
         format!(
             "SELECT DISTINCT _path AS path, trim(BOTH '\"' FROM _etag) AS etag, _size AS size \
-             FROM {} SETTINGS s3_ignore_file_doesnt_exist = 0, use_hive_partitioning = 0, \
-             glob_expansion_max_elements = 1000000",
+             FROM {} SETTINGS s3_ignore_file_doesnt_exist = 0, s3_skip_empty_files = 0, \
+             use_hive_partitioning = 0, glob_expansion_max_elements = 1000000",
             self.source.table(objects, "One", "dummy UInt8"),
         )
     }

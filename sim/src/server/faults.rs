@@ -59,6 +59,15 @@ impl SimServer {
         });
     }
 
+    /// Has inserts wait before they read their objects, until this is set to `false` or they are
+    /// killed.
+    pub fn hold_reads(&self, holds: bool) {
+        self.with(|state| {
+            state.note(format_args!("reads are held: {holds}"));
+            state.faults.holds_reads = holds;
+        });
+    }
+
     /// Has one in `one_in` kills not end the statement; 0 ends it. The kill waits for the end of
     /// the statement all the same.
     pub fn lose_kills(&self, one_in: u32) {

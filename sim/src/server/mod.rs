@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sluice::Env;
+use sluice::batch::BatchId;
 use sluice::object::{ObjectId, ObjectRef};
 use sluice::statements::insert::Planner;
 
@@ -157,6 +158,11 @@ impl SimServer {
                 claims.next().is_some() && !ledger.has_event(batch, &ended, log, view)
             })
         })
+    }
+
+    /// Returns the number of running statements of a batch.
+    pub fn running(&self, batch: BatchId) -> usize {
+        self.with(|state| state.running(batch))
     }
 
     /// Returns the recorded failures, each as its class, a colon and the reason.

@@ -37,6 +37,8 @@ pub(super) struct Faults {
     pub(super) lost_kills: u32,
     /// In how many mutations one deletes nothing; 0 if all delete.
     pub(super) lost_mutations: u32,
+    /// Whether inserts wait before they read their objects.
+    pub(super) holds_reads: bool,
     /// The table on which a user's view throws.
     pub(super) throwing_view: Option<String>,
     /// When the user's view was last changed.
