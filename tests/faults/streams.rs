@@ -125,7 +125,9 @@ async fn a_stream_of_many_blocks_that_is_cut_at_either_end_is_loaded_once() -> R
 }
 
 /// A failpoint that slows a stream down, so that a process can die in mid-stream.
-const SLOW_STREAM: &str = "stream.piece=sleep(500)";
+const SLOW_STREAM: &str = "stream.piece=sleep(200)";
+/// The lines of an object whose first rows are there while most of it is still to be sent.
+const LINES_OF_SLOW_STREAM: u64 = 300_000;
 
 /// The point at which a worker dies.
 #[derive(Clone, Copy, Debug)]
@@ -164,7 +166,10 @@ async fn wait_for_rows_in(clickhouse: &ClickHouse, table: &str) {
 async fn workers_die(deaths: Vec<Death>, objects: Objects, fallback: &str) -> Result<()> {
     let mut harness = Harness::shared_with("dead-stream", 6).await?;
     enable_streaming(&mut harness);
-    put(&mut harness, objects).await?;
+    match objects {
+        Objects::Small => put(&mut harness, objects).await?,
+        Objects::Large => put_large_of(&mut harness, LINES_OF_SLOW_STREAM).await?,
+    }
     for death in deaths {
         die(&harness, death).await?;
     }

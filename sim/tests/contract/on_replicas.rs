@@ -6,7 +6,8 @@ use std::sync::Arc;
 use sluice_testkit::Requirement;
 use tokio::task::{LocalSet, spawn_local};
 
-use crate::real::{Database, Real};
+use crate::database::Database;
+use crate::real::Real;
 use crate::servers::{STANDARD, Settings};
 
 /// A case that can run on replicas.
