@@ -8,10 +8,10 @@
 //! The workers are the production code above the traits of `sluice::load::ports` and
 //! `sluice::queue`. The simulated systems implement these traits:
 //!
-//! - [`server`]: ClickHouse, one server or several replicas, with the ledger and the tables.
-//! - [`s3`]: a bucket whose objects change, vanish, are cut short or refused.
-//! - [`queue`]: SQS.
-//! - [`network`]: what happens to each request on its way to one of them.
+//! - [`server`] is ClickHouse, one server or several replicas, with the ledger and the tables.
+//! - [`s3`] is a bucket whose objects change, vanish, are cut short or refused.
+//! - [`queue`] is SQS.
+//! - [`network`] decides what happens to each request on its way to one of them.
 //!
 //! **Does not:** run SQL, parse JSON, or use sockets. The contract suites and the tests on the
 //! embedded stack cover what is below the traits.

@@ -44,9 +44,11 @@ fn main() -> ExitCode {
     let seeds = arguments.seed..arguments.seed.saturating_add(count);
     let have_failed = if arguments.trace {
         // One after the other, so that the traces are not mixed.
-        seeds.fold(false, |failed, seed| {
-            trace(seed, arguments.smallest) || failed
-        })
+        let mut have_failed = false;
+        for seed in seeds {
+            have_failed |= trace(seed, arguments.smallest);
+        }
+        have_failed
     } else {
         run_all(seeds)
     };

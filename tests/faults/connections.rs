@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use sluice::event_types::Catalog;
 use sluice::statements::select::Target;
+use sluice_testkit::Stack;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::EventType;
 
@@ -193,7 +194,10 @@ async fn a_batch_torn_by_a_crash_of_clickhouse_is_loaded_again() -> Result<()> {
 /// The owner can change how many tokens the tables remember. Sluice does not rely on it.
 #[tokio::test]
 async fn a_repeated_insert_that_clickhouse_does_not_recognise_is_loaded_again() -> Result<()> {
-    let forget = "ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = 0";
+    let forget = match Stack::shared().servers() {
+        [_] => "ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = 0",
+        _ => "ALTER TABLE {table} MODIFY SETTING replicated_deduplication_window = 0",
+    };
     concurrently(
         ["single_pass", "per_type"]
             .map(|strategy| scenario(strategy, torn(forget, true, strategy))),

@@ -162,7 +162,7 @@ impl<'a> Harness<'a> {
         Ok(harness)
     }
 
-    fn is_replicated(&self) -> bool {
+    pub(crate) fn is_replicated(&self) -> bool {
         self.servers.len() > 1
     }
 

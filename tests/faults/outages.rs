@@ -11,7 +11,9 @@ use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::{ClickHouse, Stack, wait_for};
 use tokio::task::spawn_blocking;
 
-use crate::harness::{BOUND, Harness, Statement, concurrently, scenario, wait_for_hits};
+use crate::harness::{
+    BOUND, Harness, Statement, VISIBILITY, concurrently, scenario, wait_for_hits,
+};
 
 /// Messages would become dead letters after two receives, and an outage lasts longer than their
 /// visibility timeouts. Every message is received once nevertheless.
@@ -160,9 +162,19 @@ async fn a_long_insert() -> Result<()> {
     let s3 = Proxy::start(harness.aws.endpoint()).await?;
     harness.set("clickhouse.url", clickhouse.url());
     harness.set("s3.clickhouse_endpoint", s3.url());
-    let delay = Fault::Delay(Duration::from_secs(13));
-    clickhouse.inject(delay, 1, Statement::Insert.matcher());
-    s3.inject(delay, 1, |parts, _| parts.method == "GET");
+    let delay = Duration::from_secs(13);
+    // On replicas, a statement must start within the lease.
+    let before_its_start = if harness.is_replicated() {
+        VISIBILITY / 3
+    } else {
+        delay
+    };
+    clickhouse.inject(
+        Fault::Delay(before_its_start),
+        1,
+        Statement::Insert.matcher(),
+    );
+    s3.inject(Fault::Delay(delay), 1, |parts, _| parts.method == "GET");
     harness.put_bundles(4).await?;
     let first = harness.start("")?;
     wait_for_hits(&clickhouse, 1).await;

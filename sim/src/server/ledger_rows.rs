@@ -411,7 +411,7 @@ impl LedgerRows {
             (other.bucket == object.bucket) == same_bucket && other.key != object.key
         });
         let mut others: Vec<_> = others.collect();
-        others.sort_by(|one, other| other.at.cmp(&one.at));
+        others.sort_by_key(|claim| std::cmp::Reverse(claim.at));
         let mut latest: Vec<ObjectRef> = Vec::new();
         for claim in others {
             if latest.len() == limit {

@@ -28,7 +28,7 @@ const NO_MERGES: [&str; 2] = [
 /// The servers, by who uses them.
 pub(crate) enum Engines {
     Shared(&'static ClickHouse),
-    Own(ClickHouse),
+    Own(Box<ClickHouse>),
     Replicas(Cluster),
 }
 
@@ -62,7 +62,7 @@ impl Database {
     pub(crate) fn servers(&self) -> &[ClickHouse] {
         match &self.engines {
             Engines::Shared(server) => slice::from_ref(*server),
-            Engines::Own(server) => slice::from_ref(server),
+            Engines::Own(server) => slice::from_ref(&**server),
             Engines::Replicas(cluster) => cluster.servers(),
         }
     }

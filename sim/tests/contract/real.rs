@@ -50,7 +50,7 @@ impl Real {
         let stack = Stack::shared();
         let engines = match settings.crashes {
             false => Engines::Shared(&stack.clickhouse),
-            true => Engines::Own(ClickHouse::start().unwrap()),
+            true => Engines::Own(Box::new(ClickHouse::start().unwrap())),
         };
         let site = stack.site(name).await.unwrap();
         let database = Database::create(engines, site.clone(), settings).await;
