@@ -214,7 +214,7 @@ impl Ledger {
     ///
     /// Usually, whoever receives the message of an object next recovers its batch. Nobody does if
     /// the message has become a dead letter, or if the key has other content by now.
-    pub async fn forgotten(
+    pub async fn left_open(
         &self,
         since: Duration,
         limit: usize,

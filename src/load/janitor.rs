@@ -1,6 +1,6 @@
 //! Tidies up after batches whose worker is gone, where no message leads to them.
 //!
-//! **Forgotten batches.** A batch whose worker has died is recovered by whoever receives the message
+//! **Batches left open.** A batch whose worker has died is recovered by whoever receives the message
 //! of one of its objects next. If the message has become a dead letter, or if its key has other
 //! content by now, nobody asks for the object that the batch claims: then it is recovered here.
 //! Otherwise, the tables could keep a part of its rows.
@@ -49,7 +49,7 @@ const MAX_BATCHES: usize = 20;
 /// The largest number of batches that a round recovers.
 const MAX_RECOVERIES: usize = 20;
 
-/// Looks for forgotten batches and for rows of released ones, in rounds.
+/// Looks for batches left open and for rows of released ones, in rounds.
 pub struct Janitor<P: Ports = Production> {
     loader: Arc<Loader<P>>,
     /// The tables and batches whose rows stay, so that each is logged once.
@@ -81,21 +81,21 @@ impl<P: Ports> Janitor<P> {
             // Workers that were started together do not stay in step.
             let jitter = 0.75 + self.loader.parts.env.fraction() / 2.0;
             tokio::time::sleep(pause.mul_f64(jitter)).await;
-            self.recover_forgotten(stop).await;
+            self.recover_left_open(stop).await;
             self.delete_strays().await;
             pause = interval;
         }
     }
 
     /// Recovers batches that no message leads to.
-    async fn recover_forgotten(&self, stop: &CancellationToken) {
+    async fn recover_left_open(&self, stop: &CancellationToken) {
         let LoadParts {
             ledger, breaker, ..
         } = &self.loader.parts;
         if breaker.pause_reason().is_some() {
             return;
         }
-        match ledger.forgotten(LOOK_BACK, MAX_RECOVERIES).await {
+        match ledger.left_open(LOOK_BACK, MAX_RECOVERIES).await {
             Ok(batches) => {
                 for batch in batches {
                     let recover = self.loader.recover(batch, stop);

@@ -108,7 +108,7 @@ pub trait LedgerStore: Send + Sync + 'static {
 
     fn cleaned(&self, batch: BatchId) -> impl Future<Output = Answer<()>> + Send;
 
-    fn forgotten(
+    fn left_open(
         &self,
         since: Duration,
         limit: usize,
@@ -413,8 +413,8 @@ impl LedgerStore for Ledger {
         self.cleaned(batch).await
     }
 
-    async fn forgotten(&self, since: Duration, limit: usize) -> Answer<Vec<BatchId>> {
-        self.forgotten(since, limit).await
+    async fn left_open(&self, since: Duration, limit: usize) -> Answer<Vec<BatchId>> {
+        self.left_open(since, limit).await
     }
 
     async fn loaded_claims(&self, objects: &[ObjectId], before: SystemTime) -> Answer<Claims> {

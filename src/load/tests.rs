@@ -284,7 +284,7 @@ impl LedgerStore for ScriptedLedger {
         unreachable!("no batch supersedes another")
     }
 
-    async fn forgotten(&self, _: Duration, _: usize) -> Result<Vec<BatchId>, WarehouseError> {
+    async fn left_open(&self, _: Duration, _: usize) -> Result<Vec<BatchId>, WarehouseError> {
         unreachable!("no janitor runs")
     }
 

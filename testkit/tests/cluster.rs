@@ -102,12 +102,8 @@ async fn a_replicated_database_has_its_tables_on_all_servers(cluster: &Cluster) 
     for server in cluster.servers() {
         server.catch_up("r").await?;
     }
-    let error = a
-        .catch_up("system")
-        .await
-        .expect_err("nothing is replicated");
-    assert!(error.to_string().contains("no replicated table"), "{error}");
-    Ok(())
+    // Nothing is replicated there.
+    a.catch_up("system").await
 }
 
 async fn users_that_a_statement_creates_can_log_in_on_all_servers(cluster: &Cluster) -> Result<()> {

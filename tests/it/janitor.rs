@@ -166,7 +166,7 @@ async fn the_only_copy_of_a_row_stays_although_its_batch_was_released() {
 /// other content by now.
 #[tokio::test]
 async fn a_batch_that_no_message_leads_to_is_recovered() {
-    let (harness, mut sluice) = Harness::new("janitor-forgotten").await;
+    let (harness, mut sluice) = Harness::new("janitor-left-open").await;
     let loaded = harness.loaded_batch().await;
     let rows = harness.rows_of(&loaded).await;
     let earlier_rows = ", 'earlier' AS source_etag";

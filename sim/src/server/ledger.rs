@@ -387,15 +387,15 @@ impl LedgerStore for SimLedger {
         self.write("cleaned", batch, rows).await.map(drop)
     }
 
-    async fn forgotten(&self, since: Duration, limit: usize) -> Answer<Vec<BatchId>> {
+    async fn left_open(&self, since: Duration, limit: usize) -> Answer<Vec<BatchId>> {
         let since = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
         let read = move |state: &mut State, view: View| {
             let claimed_from = view.now.saturating_sub(since);
-            let mut found = state.ledger.forgotten(claimed_from, &state.log, view);
+            let mut found = state.ledger.left_open(claimed_from, &state.log, view);
             found.truncate(limit);
             Ok(found)
         };
-        self.connection.request("forgotten batches", read).await
+        self.connection.request("batches left open", read).await
     }
 
     async fn loaded_claims(&self, objects: &[ObjectId], before: SystemTime) -> Answer<Claims> {

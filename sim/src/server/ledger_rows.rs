@@ -230,7 +230,7 @@ impl LedgerRows {
 
     /// Returns the batches that claimed after this time, and that are open although their lease
     /// ended more than another lease ago.
-    pub(super) fn forgotten(&self, claimed_from: u64, log: &Log, view: View) -> Vec<BatchId> {
+    pub(super) fn left_open(&self, claimed_from: u64, log: &Log, view: View) -> Vec<BatchId> {
         let recent = self.claims.iter().rev();
         let recent = recent.take_while(|it| it.at > claimed_from);
         let claims = recent.filter(|it| log.shows(it.seq, view));
