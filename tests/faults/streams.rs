@@ -129,6 +129,13 @@ const SLOW_STREAM: &str = "stream.piece=sleep(200)";
 /// The lines of an object whose first rows are there while most of it is still to be sent.
 const LINES_OF_SLOW_STREAM: u64 = 300_000;
 
+async fn put_for_slow_stream(harness: &mut Harness<'_>, objects: Objects) -> Result<()> {
+    match objects {
+        Objects::Small => put(harness, objects).await,
+        Objects::Large => put_large_of(harness, LINES_OF_SLOW_STREAM).await,
+    }
+}
+
 /// The point at which a worker dies.
 #[derive(Clone, Copy, Debug)]
 enum Death {
@@ -166,10 +173,7 @@ async fn wait_for_rows_in(clickhouse: &ClickHouse, table: &str) {
 async fn workers_die(deaths: Vec<Death>, objects: Objects, fallback: &str) -> Result<()> {
     let mut harness = Harness::shared_with("dead-stream", 6).await?;
     enable_streaming(&mut harness);
-    match objects {
-        Objects::Small => put(&mut harness, objects).await?,
-        Objects::Large => put_large_of(&mut harness, LINES_OF_SLOW_STREAM).await?,
-    }
+    put_for_slow_stream(&mut harness, objects).await?;
     for death in deaths {
         die(&harness, death).await?;
     }
@@ -215,7 +219,7 @@ async fn clickhouse_dies(objects: Objects) -> Result<()> {
     )
     .await?;
     enable_streaming(&mut harness);
-    put(&mut harness, objects).await?;
+    put_for_slow_stream(&mut harness, objects).await?;
     let daemon = harness.start(SLOW_STREAM)?;
     match objects {
         Objects::Large => {
