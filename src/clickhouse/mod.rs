@@ -172,6 +172,19 @@ impl Warehouse {
         format!("{}.{}", sql::ident(&self.access.database), sql::ident(name))
     }
 
+    /// Returns the condition for the rows in parts that were written within `since`: those that were
+    /// inserted since, and those with which these were merged.
+    pub(crate) fn in_recent_parts(&self, table: &str, since: Duration) -> String {
+        format!(
+            "_part IN (\
+               SELECT name FROM system.parts WHERE database = {} AND table = {} \
+               AND active AND modification_time > now() - toIntervalSecond({}))",
+            sql::string(&self.access.database),
+            sql::string(table),
+            since.as_secs(),
+        )
+    }
+
     /// Returns whether the server is executing exactly this deletion. A second one would repeat all
     /// the work and delay the first. Returns `false` if the server does not show it.
     pub async fn is_deleting(&self, table: &str, condition: &str) -> bool {

@@ -209,7 +209,7 @@ impl Ledger {
         self.warehouse.rows(&sql).await
     }
 
-    /// Returns batches that are open although their lease ended more than another lease ago: some of
+    /// Returns batches that are open although their lease ended, longer ago than it lasted: some of
     /// those that claimed within `since`, at most `limit`.
     ///
     /// Usually, whoever receives the message of an object next recovers its batch. Nobody does if
@@ -223,13 +223,9 @@ impl Ledger {
         struct Row {
             batch_id: Uuid,
         }
-        // Recent claims are in parts that were written since, or in what these were merged into.
         let sql = format!(
             "SELECT batch_id FROM {objects} WHERE sealed_at > {begin} AND NOT {IS_REPLAY} \
-             AND _part IN (\
-               SELECT name FROM system.parts WHERE database = {database} AND table = {name} \
-               AND active AND modification_time > {begin}\
-             ) AND batch_id NOT IN (\
+             AND {recent} AND batch_id NOT IN (\
                SELECT batch_id FROM {batches} WHERE at > {begin} AND (event IN ({ended}) \
                  OR (event = {leased} AND at + toIntervalSecond(2 * lease_seconds) > now64(3)))\
              ) GROUP BY batch_id \
@@ -237,8 +233,7 @@ impl Ledger {
             objects = self.warehouse.table(OBJECTS_TABLE),
             batches = self.warehouse.table(BATCHES_TABLE),
             begin = format_args!("now64(3) - toIntervalSecond({})", since.as_secs()),
-            database = sql::string(self.warehouse.database()),
-            name = sql::string(OBJECTS_TABLE),
+            recent = self.warehouse.in_recent_parts(OBJECTS_TABLE, since),
             ended = sql::strings([event::LOADED, event::RELEASED]),
             leased = sql::string(event::LEASED),
         );

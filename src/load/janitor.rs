@@ -5,18 +5,17 @@
 //! content by now, nobody asks for the object that the batch claims: then it is recovered here.
 //! Otherwise, the tables could keep a part of its rows.
 //!
-//! **Rows of released batches.** A released batch has no rows, and its objects are free for other batches. But a server that was
-//! frozen or cut off can commit an insert of the batch afterwards. These rows are garbage: they are
-//! copies of rows that another batch has loaded, or will load.
+//! **Rows of released batches.** A released batch has no rows, and its objects are free for other
+//! batches. But a server that was frozen or cut off can commit an insert of the batch afterwards.
+//! These rows are garbage: they are copies of rows that another batch has loaded, or will load. A row
+//! is deleted only while its other copy is in the table. A merge collapses equal rows into the
+//! latest, and that can be the one of the released batch. So the rows in a part of a table are
+//! deleted if none of them is the only copy, and the deletion names the part. If a merge replaces the
+//! part first, the deletion finds nothing, and the next round looks again. An only copy stays: the
+//! row is in the table once, as it should be.
 //!
-//! **A row is deleted only while its other copy is in the table.** A merge collapses equal rows
-//! into the latest, and that can be the one of the released batch. So the rows in a part of a table
-//! are deleted if none of them is the only copy, and the deletion names the part. If a merge
-//! replaces the part first, the deletion finds nothing, and the next round looks again. An only
-//! copy stays: the row is in the table once, as it should be.
-//!
-//! **Does not:** retry, or open the breaker, since no load depends on it. What fails is left to the
-//! next round.
+//! **Does not:** retry a search or a deletion, or open the breaker for it, since no load depends on
+//! it. What fails is left to the next round. (A recovery is that of the loader, and does both.)
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -28,7 +27,7 @@ use tracing::{Instrument, warn};
 use uuid::Uuid;
 
 use super::ports::{BatchTables, LedgerStore, Ports, Production, Rows};
-use super::{LoadParts, Loader};
+use super::{Cancelled, LoadParts, Loader};
 use crate::batch::BatchId;
 use crate::clickhouse::error_class::{classify, with_advice};
 use crate::clickhouse::{Warehouse, WarehouseError};
@@ -45,7 +44,6 @@ const FIRST_ROUND: Duration = Duration::from_secs(60);
 const LOOK_BACK: Duration = Duration::from_secs(2 * 24 * 3_600);
 /// The largest number of batches whose rows a round deletes from one table. Each takes a mutation.
 const MAX_BATCHES: usize = 20;
-
 /// The largest number of batches that a round recovers.
 const MAX_RECOVERIES: usize = 20;
 
@@ -95,15 +93,8 @@ impl<P: Ports> Janitor<P> {
         if breaker.pause_reason().is_some() {
             return;
         }
-        match ledger.left_open(LOOK_BACK, MAX_RECOVERIES).await {
-            Ok(batches) => {
-                for batch in batches {
-                    let recover = self.loader.recover(batch, stop);
-                    if recover.instrument(trace::recover(batch)).await.is_err() {
-                        return;
-                    }
-                }
-            }
+        let batches = match ledger.left_open(LOOK_BACK, MAX_RECOVERIES).await {
+            Ok(batches) => batches,
             Err(error) => {
                 metrics::clickhouse_error(error.code(), classify(&error));
                 warn!(
@@ -111,6 +102,13 @@ impl<P: Ports> Janitor<P> {
                     error = %with_advice(&error),
                     "failed to look for batches that nobody recovers; retrying in the next round"
                 );
+                return;
+            }
+        };
+        for batch in batches {
+            let recover = self.loader.recover(batch, stop);
+            if let Err(Cancelled) = recover.instrument(trace::recover(batch)).await {
+                return;
             }
         }
     }
@@ -220,24 +218,19 @@ pub(super) async fn stray_batches(
     struct Row {
         batch_id: Uuid,
     }
-    // Late rows are in parts that were written since, or in what these were merged into. Reading
-    // the other parts would cost too much: with many batches, their index on `batch_id` excludes
-    // nothing.
+    // Reading the other parts would cost too much: with many batches, their index on `batch_id`
+    // excludes nothing.
     let sql = format!(
         "SELECT batch_id FROM {table} WHERE batch_id IN (\
            SELECT batch_id FROM {batches} WHERE batch_id IN (\
              SELECT batch_id FROM {batches} \
              WHERE event = 'released' AND at > now64(3) - toIntervalSecond({seconds})\
            ) GROUP BY batch_id HAVING countIf(event = 'loaded') = 0\
-         ) AND _part IN (\
-           SELECT name FROM system.parts WHERE database = {database} AND table = {name} \
-           AND active AND modification_time > now() - toIntervalSecond({seconds})\
-         ) GROUP BY batch_id ORDER BY rand() LIMIT {limit}",
+         ) AND {recent} GROUP BY batch_id ORDER BY rand() LIMIT {limit}",
+        recent = warehouse.in_recent_parts(table, since),
         table = warehouse.table(table),
         batches = warehouse.table(BATCHES_TABLE),
         seconds = since.as_secs(),
-        database = sql::string(warehouse.database()),
-        name = sql::string(table),
     );
     let rows: Vec<Row> = warehouse.rows_within(&sql, timeout).await?;
     Ok(rows.into_iter().map(|row| BatchId(row.batch_id)).collect())

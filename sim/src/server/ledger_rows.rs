@@ -73,7 +73,7 @@ pub(super) struct JoinedClaim {
     is_released: bool,
     is_cleaned: bool,
     has_lapsed: bool,
-    /// Whether its lease ended more than another lease ago.
+    /// Whether its lease ended longer ago than it lasted.
     is_long_over: bool,
 }
 
@@ -229,7 +229,7 @@ impl LedgerRows {
     }
 
     /// Returns the batches that claimed after this time, and that are open although their lease
-    /// ended more than another lease ago.
+    /// ended longer ago than it lasted.
     pub(super) fn left_open(&self, claimed_from: u64, log: &Log, view: View) -> Vec<BatchId> {
         let recent = self.claims.iter().rev();
         let recent = recent.take_while(|it| it.at > claimed_from);

@@ -20,7 +20,8 @@ pub(super) struct Mutation {
     table: TableId,
     condition: Condition,
     until: Seq,
-    /// Whether its server has crashed. It continues after the restart.
+    /// Whether the server that executes it has crashed. The mutation continues once that server is
+    /// started again.
     is_interrupted: bool,
 }
 

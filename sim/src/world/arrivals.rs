@@ -31,7 +31,7 @@ pub(super) struct Upload {
     pub(super) body: Vec<u8>,
     pub(super) is_cut: bool,
     pub(super) denied: Option<Denied>,
-    /// Whether its announcement has the etag.
+    /// Whether the message that announces the object names its etag.
     pub(super) has_etag: bool,
 }
 
