@@ -22,3 +22,28 @@ pub mod s3;
 pub mod server;
 pub mod trace;
 pub mod world;
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+/// Calls `work` with each seed, in a thread for each core. Returns the number of threads.
+pub fn on_all_cores(seeds: Range<u64>, work: impl Fn(u64) + Sync) -> usize {
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicU64::new(seeds.start);
+    let run = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if !seeds.contains(&seed) {
+                break;
+            }
+            work(seed);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(run);
+        }
+    });
+    threads
+}

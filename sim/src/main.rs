@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use sluice_sim::on_all_cores;
 use sluice_sim::world::{Plan, Report, run, run_plan, shrink};
 
 /// The largest number of failing seeds that are described, of their violations, and of seeds whose
@@ -77,23 +77,11 @@ fn trace(seed: u64, smallest: bool) -> bool {
 /// Runs the worlds of these seeds, and prints a summary. Returns whether any has failed.
 fn run_all(seeds: std::ops::Range<u64>) -> bool {
     let begun = Instant::now();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let summary = Mutex::new(Summary::default());
-    let next = AtomicU64::new(seeds.start);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if !seeds.contains(&seed) {
-                        break;
-                    }
-                    let report = run(seed, false);
-                    let mut summary = summary.lock().unwrap_or_else(PoisonError::into_inner);
-                    summary.add(report);
-                }
-            });
-        }
+    let threads = on_all_cores(seeds, |seed| {
+        let report = run(seed, false);
+        let mut summary = summary.lock().unwrap_or_else(PoisonError::into_inner);
+        summary.add(report);
     });
     let mut summary = summary.into_inner().unwrap_or_else(PoisonError::into_inner);
     summary.failed.sort_by_key(|report| report.seed);

@@ -1,8 +1,8 @@
 //! Worlds of many seeds: each is deterministic, and nothing is lost, doubled or stuck in any.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use sluice_sim::on_all_cores;
 use sluice_sim::world::{Fault, Plan, Report, run};
 
 /// Runs `check` for each seed, on all cores. Returns the problems in the order of the seeds.
@@ -10,22 +10,10 @@ fn problems(
     seeds: std::ops::Range<u64>,
     check: impl Fn(u64) -> Vec<String> + Sync,
 ) -> Vec<(u64, String)> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let next = AtomicU64::new(seeds.start);
     let found = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if !seeds.contains(&seed) {
-                        break;
-                    }
-                    let problems = check(seed).into_iter().map(|problem| (seed, problem));
-                    found.lock().unwrap().extend(problems);
-                }
-            });
-        }
+    on_all_cores(seeds, |seed| {
+        let problems: Vec<_> = check(seed).into_iter().map(|it| (seed, it)).collect();
+        found.lock().unwrap().extend(problems);
     });
     let mut found = found.into_inner().unwrap();
     found.sort();
