@@ -17,7 +17,7 @@ use crate::batch::{BatchId, StatementShape};
 use crate::clickhouse::batch_rows::Counted;
 use crate::clickhouse::error_class::{ErrorClass, classify};
 use crate::clickhouse::{Statement, WarehouseError};
-use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, RolledBack, Steps, drive};
+use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, RolledBack, RunId, Steps, drive};
 use crate::ledger::protocol::{Action, ClaimStatus, End, Kill, Run};
 use crate::ledger::{Claim, until_stopped};
 use crate::load::ports::{BatchTables, Insert, LedgerStore, Production, Rows};
@@ -167,6 +167,7 @@ fn objects_of(preview: &[PreviewRow]) -> Vec<ObjectRef> {
 struct RejectReplay<'a, P: ReplayPorts> {
     replayer: &'a Replayer<P>,
     batch: BatchId,
+    id: RunId,
     kept: RejectKind,
     /// The objects of the rejects.
     objects: Vec<ObjectRef>,
@@ -192,6 +193,7 @@ impl<'a, P: ReplayPorts> RejectReplay<'a, P> {
         let planner = replayer.tables.planner();
         Self {
             shape: planner.shape(&listed, StatementShape::of(kept.read_by())),
+            id: RunId(replayer.env.new_id()),
             replayer,
             batch,
             kept,
@@ -367,7 +369,10 @@ impl<P: ReplayPorts> Steps for RejectReplay<'_, P> {
     }
 
     async fn fence(&mut self, attempt: u32) -> Result<Fence, WarehouseError> {
-        self.replayer.ledger.fence(self.batch, attempt).await
+        self.replayer
+            .ledger
+            .fence(self.batch, attempt, self.id)
+            .await
     }
 
     async fn has_rows(&mut self) -> Result<bool, WarehouseError> {

@@ -9,7 +9,7 @@ use sluice::Env;
 use sluice::batch::{BatchId, StatementShape};
 use sluice::clickhouse::WarehouseError;
 use sluice::clickhouse::replicas::Barrier;
-use sluice::ledger::drive::Fence;
+use sluice::ledger::drive::{Fence, RunId};
 use sluice::ledger::protocol::ClaimStatus;
 use sluice::ledger::{
     BATCHES_TABLE, Claim, Claims, Failure, Manifest, ManifestEntry, OBJECTS_TABLE, Permit,
@@ -88,6 +88,7 @@ impl SimLedger {
             statement_seconds: 0,
             worker: self.worker(),
             mark: None,
+            run: None,
         }
     }
 
@@ -256,29 +257,35 @@ impl LedgerStore for SimLedger {
         }))
     }
 
-    async fn fence(&self, batch: BatchId, attempt: u32) -> Answer<Fence> {
+    async fn fence(&self, batch: BatchId, attempt: u32, run: RunId) -> Answer<Fence> {
         let fence = EventRow {
             attempt,
+            run: Some(run),
             ..self.row(Event::Fenced)
         };
         let rows = vec![self.lease_row(), fence];
         let mark = self.write("fence", batch, rows).await?;
         let read = move |state: &mut State, view| {
             let State { ledger, log, .. } = state;
-            Ok(ledger.first_to_fence(batch, attempt, log, view))
+            Ok(ledger.fenced_by(batch, attempt, log, view))
         };
-        let first = self
+        let fences = self
             .connection
-            .read_after("first fence", mark, Scope::Events, read);
-        match first.await? {
-            None => Err(WarehouseError::Hidden {
+            .read_after("fences", mark, Scope::Events, read)
+            .await?;
+        if fences.is_empty() {
+            return Err(WarehouseError::Hidden {
                 table: BATCHES_TABLE,
                 shown: 0,
                 written: 1,
-            }),
-            Some(worker) if worker == self.worker() => Ok(Fence::Written),
-            Some(_) => Ok(Fence::TakenOver),
+            });
         }
+        let is_own = fences.iter().all(|by| *by == Some(run));
+        Ok(if is_own {
+            Fence::Written
+        } else {
+            Fence::TakenOver
+        })
     }
 
     async fn stop(&self, batch: BatchId) -> Answer<Stopped> {
@@ -289,14 +296,13 @@ impl LedgerStore for SimLedger {
         Ok(Stopped::Yes)
     }
 
-    async fn is_undisputed(&self, batch: BatchId) -> Answer<bool> {
+    async fn is_undisputed(&self, batch: BatchId, run: RunId) -> Answer<bool> {
         let Some(barrier) = self.write_barrier().await? else {
             return Ok(true);
         };
-        let worker = self.worker();
         let by_others = move |state: &State, view| {
             let mut events = state.ledger.events(batch, &state.log, view);
-            events.any(|it| it.row.event == Event::Fenced && it.row.worker != worker)
+            events.any(|it| it.row.event == Event::Fenced && it.row.run != Some(run))
         };
         let is_disputed = self.has_event("disputed?", Some(barrier), by_others);
         Ok(!is_disputed.await?)

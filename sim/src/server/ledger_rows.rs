@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice::batch::{BatchId, ReadBy, StatementShape};
+use sluice::ledger::drive::RunId;
 use sluice::ledger::protocol::ClaimStatus;
 use sluice::ledger::{Manifest, ManifestEntry};
 use sluice::object::{ObjectId, ObjectParts, ObjectRef};
@@ -52,6 +53,8 @@ pub(super) struct EventRow {
     pub(super) worker: Arc<str>,
     /// By which the row is recognised.
     pub(super) mark: Option<Uuid>,
+    /// The run that has written a fence.
+    pub(super) run: Option<RunId>,
 }
 
 /// The lease of a permit.
@@ -336,19 +339,17 @@ impl LedgerRows {
         events.any(|it| it.row.event == Event::Fenced && it.row.attempt >= attempt)
     }
 
-    /// Returns the worker that fenced the attempt first.
-    pub(super) fn first_to_fence(
+    /// Returns the runs that have fenced the attempt, one for each fence.
+    pub(super) fn fenced_by(
         &self,
         batch: BatchId,
         attempt: u32,
         log: &Log,
         view: View,
-    ) -> Option<Arc<str>> {
+    ) -> Vec<Option<RunId>> {
         let events = self.events(batch, log, view);
         let fences = events.filter(|it| it.row.event == Event::Fenced && it.row.attempt >= attempt);
-        let first = fences
-            .min_by(|one, other| (one.at, &one.row.worker).cmp(&(other.at, &other.row.worker)))?;
-        Some(first.row.worker.clone())
+        fences.map(|it| it.row.run).collect()
     }
 
     /// Returns until when statements of the batch may be running on a server that does not respond,

@@ -157,7 +157,9 @@ contract!(
             a_fence_takes_the_lease_over,
         }
         fences STANDARD: {
-            the_first_worker_to_fence_an_attempt_takes_it_over,
+            the_first_run_to_fence_an_attempt_takes_it_over,
+            a_fence_that_is_repeated_after_another_is_written_by_nobody,
+            runs_of_one_worker_are_told_apart,
             a_fence_covers_the_attempts_before_it,
             the_fences_of_others_dispute_a_batch_on_replicas,
             a_fenced_attempt_can_neither_insert_nor_record,
