@@ -34,7 +34,7 @@ use crate::queue::sqs::SqsQueue;
 use crate::rejects::replay::Replayer;
 use crate::s3::Store;
 use crate::statements::ddl::{Engine, SchemaOptions, landing_name};
-use crate::statements::insert::{Planner, Strategy, TimeLimits};
+use crate::statements::insert::{Planner, PlannerOptions, Strategy, TimeLimits};
 use crate::statements::s3_source::{S3Access, S3Source};
 use crate::statements::select::Target;
 use crate::telemetry::activity::Activity;
@@ -219,7 +219,7 @@ impl<'a> App<'a> {
             default_region: region.to_owned(),
             access: self.s3_access()?,
         };
-        Ok(Planner {
+        Ok(Planner::new(PlannerOptions {
             catalog,
             source,
             strategy: config.load.strategy,
@@ -228,7 +228,7 @@ impl<'a> App<'a> {
             max_line_bytes: config.load.max_line_bytes.bytes(),
             times: self.time_limits(),
             insert_timeout: config.clickhouse.insert_timeout.get(),
-        })
+        }))
     }
 
     /// Returns the range of plausible times.

@@ -299,7 +299,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         let Some(fault) = fault else {
             self.loader.state.successes.fetch_add(1, Ordering::Relaxed);
             let kinds: Vec<&str> = self.read.iter().map(|it| it.kind.as_str()).collect();
-            let catalog = &self.loader.planner().catalog;
+            let catalog = self.loader.planner().catalog();
             self.loader
                 .state
                 .views
@@ -492,7 +492,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
     /// Looks for columns without any value in the first rows of each event type.
     async fn look_for_empty_columns(&self, rows: &BTreeMap<&str, u64>) {
         let Loader { parts, state, .. } = self.loader;
-        let catalog = &parts.tables.planner().catalog;
+        let catalog = parts.tables.planner().catalog();
         let look = async {
             for event_type in rows.keys().filter_map(|kind| catalog.get(kind)) {
                 let columns = &state.empty_columns;
@@ -627,7 +627,7 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
         self.ledger_call(|| self.loader.parts.ledger.renew(self.batch))
             .await?;
         let deletes = async {
-            for target in Target::all(&tables.planner().catalog) {
+            for target in Target::all(tables.planner().catalog()) {
                 let rows = Rows::Of(self.batch);
                 self.loader.delete(target, rows, self.cancel).await?;
             }

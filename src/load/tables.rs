@@ -41,9 +41,9 @@ pub struct ClickHouseTables {
 
 impl ClickHouseTables {
     pub fn new(warehouse: Warehouse, planner: Planner, max_memory: u64) -> Self {
-        let views = Target::all(&planner.catalog).len();
+        let views = Target::all(planner.catalog()).len();
         Self {
-            bounds: Bounds::new(planner.max_bytes, max_memory, views),
+            bounds: Bounds::new(planner.options().max_bytes, max_memory, views),
             truncations: Truncations::default(),
             warehouse,
             planner,
@@ -58,8 +58,8 @@ impl ClickHouseTables {
     fn rows(&self, batch: BatchId) -> BatchRows<'_> {
         BatchRows {
             warehouse: &self.warehouse,
-            catalog: &self.planner.catalog,
-            strategy: self.planner.strategy,
+            catalog: self.planner.catalog(),
+            strategy: self.planner.options().strategy,
             batch,
         }
     }
@@ -276,7 +276,7 @@ impl BatchTables for ClickHouseTables {
     }
 
     async fn has_passed(&self, failing: &Failing) -> Result<bool, WarehouseError> {
-        let targets = Target::all(&self.planner.catalog);
+        let targets = Target::all(self.planner.catalog());
         let target = targets
             .iter()
             .find(|target| Some(target.table()) == failing.table.as_deref());

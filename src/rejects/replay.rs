@@ -113,7 +113,7 @@ impl<P: ReplayPorts> Replayer<P> {
     ) -> Result<(Tally, Vec<PreviewRow>), WarehouseError> {
         let batch = BatchId::new(&self.env);
         let preview = self.tables.preview(page, batch, self.timeout).await?;
-        let types = self.tables.planner().catalog.types();
+        let types = self.tables.planner().catalog().types();
         let (fitting, staying): (Vec<_>, Vec<_>) = preview
             .into_iter()
             .partition(|row| types.iter().any(|event_type| event_type.name == row.kind));
@@ -393,7 +393,7 @@ impl<P: ReplayPorts> Steps for RejectReplay<'_, P> {
             return Ok(RolledBack::Ended);
         }
         self.left_in_views = tables.left_in_views(self.batch).await?;
-        for target in Target::all(&tables.planner().catalog) {
+        for target in Target::all(tables.planner().catalog()) {
             self.delete(target.table(), Rows::Of(self.batch)).await?;
         }
         Ok(RolledBack::Deleted)

@@ -107,7 +107,7 @@ impl Guard {
 impl Plan {
     /// Returns how long the statement may run.
     pub(super) fn time_limit(&self) -> Duration {
-        self.planner.insert_timeout
+        self.planner.options().insert_timeout
     }
 
     /// Returns whether it fills the table.
@@ -154,12 +154,12 @@ impl Plan {
             unmatched,
             ..
         } = &*self.layout;
-        let is_too_long = text.len() as u64 > self.planner.max_line_bytes;
+        let is_too_long = text.len() as u64 > self.planner.options().max_line_bytes;
         let word = match std::str::from_utf8(text) {
             Ok(text) if !is_too_long => text.trim(),
             _ => return Kind::Of(*rejected),
         };
-        let types = self.planner.catalog.types();
+        let types = self.planner.catalog().types();
         match word {
             "" => Kind::Blank,
             "unmatched" => Kind::Of(*unmatched),

@@ -53,7 +53,7 @@ impl SimTables {
     pub(super) fn new(connection: Connection, planner: Planner) -> Self {
         let layout = connection.server.with(|state| {
             let State { tables, rng, .. } = state;
-            tables.layout(&planner.catalog, rng)
+            tables.layout(planner.catalog(), rng)
         });
         Self {
             connection,
@@ -80,10 +80,10 @@ impl SimTables {
             layout: self.layout.clone(),
             only,
         };
-        if self.planner.strategy == Strategy::SinglePass {
+        if self.planner.options().strategy == Strategy::SinglePass {
             return vec![plan(None, insert.objects)];
         }
-        let targets = Target::all(&self.planner.catalog);
+        let targets = Target::all(self.planner.catalog());
         let targets = targets.iter().zip(&self.layout.tables);
         let of_target = |(target, table): (&Target<'_>, &TableId)| {
             let mut on_route = insert.objects.to_vec();
@@ -215,7 +215,7 @@ impl BatchTables for SimTables {
         let (Agreement::Fewer(kinds), Some(since)) = (agreement, since) else {
             return Ok(false);
         };
-        let tables = tables_of(&self.planner.catalog, &kinds).into_iter();
+        let tables = tables_of(self.planner.catalog(), &kinds).into_iter();
         let tables: Vec<String> = tables.map(str::to_owned).collect();
         let age = since.elapsed() + Duration::from_secs(2);
         let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);

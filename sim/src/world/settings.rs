@@ -8,7 +8,7 @@ use sluice::daemon;
 use sluice::daemon::core::Limits;
 use sluice::daemon::in_flight::VisibilityPolicy;
 use sluice::load::LoadConfig;
-use sluice::statements::insert::{Planner, S3Source, Strategy, TimeLimits};
+use sluice::statements::insert::{Planner, PlannerOptions, S3Source, Strategy, TimeLimits};
 use sluice::statements::s3_source::S3Access;
 use sluice_core::backoff::Backoff;
 use sluice_core::event_types::Catalog;
@@ -200,7 +200,7 @@ impl Setup {
 
     /// Returns the planner of the worker's statements.
     pub(super) fn planner(&self, settings: &Settings) -> Planner {
-        Planner {
+        Planner::new(PlannerOptions {
             catalog: catalog().clone(),
             source: S3Source {
                 endpoint: None,
@@ -213,6 +213,6 @@ impl Setup {
             max_line_bytes: 1_000,
             times: TimeLimits::ANY,
             insert_timeout: settings.insert_timeout,
-        }
+        })
     }
 }

@@ -8,7 +8,7 @@ use sluice::batch::BatchId;
 use sluice::load::ports::{BatchTables, LedgerStore, ObjectStore};
 use sluice::object::{ObjectParts, ObjectRef};
 use sluice::s3::ObjectMeta;
-use sluice::statements::insert::{Planner, S3Source, Strategy, TimeLimits};
+use sluice::statements::insert::{Planner, PlannerOptions, S3Source, Strategy, TimeLimits};
 use sluice_sim::s3::Reader;
 use sluice_testkit::wait_for;
 
@@ -164,7 +164,7 @@ pub(crate) fn rows<const N: usize>(rows: [(&str, u64); N]) -> TableRows {
 
 /// Returns a planner of the event types of the cases.
 pub(crate) fn planner(source: S3Source, database: &str, strategy: Strategy) -> Planner {
-    Planner {
+    Planner::new(PlannerOptions {
         catalog: words::catalog(),
         source,
         strategy,
@@ -173,5 +173,5 @@ pub(crate) fn planner(source: S3Source, database: &str, strategy: Strategy) -> P
         max_line_bytes: 1 << 20,
         times: TimeLimits::ANY,
         insert_timeout: INSERT_TIMEOUT,
-    }
+    })
 }

@@ -41,7 +41,7 @@ impl<S: Servers> Worker<S> {
 
     /// Returns the tables that batches are inserted into.
     pub(crate) fn targets(&self) -> Vec<Target<'_>> {
-        Target::all(&self.tables.planner().catalog)
+        Target::all(self.tables.planner().catalog())
     }
 
     /// Returns the shape of the statements for these objects.
