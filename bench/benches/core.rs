@@ -12,7 +12,7 @@ use sluice::daemon::in_flight::{Disposition, InFlightMessages, VisibilityPolicy}
 use sluice::event_types::Catalog;
 use sluice::notification::{Notification, parse_notification};
 use sluice::object::ObjectRef;
-use sluice::queue::{Message, ReceiptHandle};
+use sluice::queue::{Message, ReceiptHandle, VISIBILITY_LIMIT};
 use sluice::statements::insert::{Planner, PlannerOptions, Strategy, TimeLimits};
 use sluice::statements::s3_source::{S3Access, S3Source};
 use tokio::time::Instant;
@@ -129,6 +129,7 @@ fn plan(bencher: Bencher) {
 fn settle(bencher: Bencher) {
     let policy = VisibilityPolicy {
         timeout: Duration::from_secs(120),
+        limit: VISIBILITY_LIMIT,
         retry_min: Duration::from_secs(10),
         retry_max: Duration::from_secs(900),
     };

@@ -30,6 +30,7 @@ use crate::load::{ANSWER_AFTER_TIMEOUT, LoadConfig, LoadParts, Loader};
 use crate::notification::Envelopes;
 use crate::notification::filter::Filter;
 use crate::object::Compression;
+use crate::queue::VISIBILITY_LIMIT;
 use crate::queue::sqs::SqsQueue;
 use crate::rejects::replay::Replayer;
 use crate::s3::Store;
@@ -317,6 +318,7 @@ impl<'a> App<'a> {
                 batch: self.batch_limits(),
                 visibility: VisibilityPolicy {
                     timeout: config.queue.visibility_timeout.get(),
+                    limit: VISIBILITY_LIMIT,
                     retry_min: config.queue.retry_backoff_min.get(),
                     retry_max: config.queue.retry_backoff_max.get(),
                 },

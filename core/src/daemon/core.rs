@@ -14,7 +14,7 @@ use crate::Env;
 use crate::batch::{Batch, BatchLimits, Batcher};
 use crate::daemon::heartbeats::{Delivery, Extension, Heartbeats};
 use crate::daemon::in_flight::{Disposition, InFlightMessages, Settlement, VisibilityPolicy};
-use crate::daemon::{InFlightStats, Observer};
+use crate::daemon::{InFlightCounts, InFlightStats, Observer};
 use crate::notification::filter::Filter;
 use crate::notification::{
     Announced, EnvelopeKind, Envelopes, Ignorable, Notification, parse_with_envelope_kind,
@@ -85,6 +85,7 @@ impl Core {
             heartbeats: Heartbeats::new(
                 limits.visibility.timeout,
                 limits.visibility.heartbeat(),
+                limits.visibility.limit,
                 observer.clone(),
             ),
             ready: VecDeque::new(),
@@ -326,6 +327,19 @@ impl Core {
             pause_class: paused.map(str::to_owned),
             lag: self.lags.summary(now),
             queue_age: self.ages.summary(now),
+        }
+    }
+
+    /// Returns how much the core holds in memory.
+    pub fn counts(&self) -> InFlightCounts {
+        let ready = self.ready.iter().map(|batch| batch.objects.len());
+        let ready: usize = ready.sum();
+        InFlightCounts {
+            messages: self.in_flight.len(),
+            objects: self.in_flight.objects(),
+            unfinished: self.batcher.objects() + ready + self.loading.len() + self.revisit.len(),
+            open_batches: self.batcher.open_batches(),
+            loads: self.batches_in_flight,
         }
     }
 

@@ -22,7 +22,7 @@ const SOON: Duration = Duration::from_secs(20);
 /// How long after a message a duplicate is sent.
 const LATER: Duration = Duration::from_secs(60);
 /// The largest number of objects in a message.
-const MAX_RECORDS: usize = 3;
+pub(super) const MAX_RECORDS: usize = 3;
 
 /// An upload of an object.
 #[derive(Clone, Debug)]
@@ -198,6 +198,10 @@ impl Draw<'_> {
 
     fn announce(&mut self, at: Duration, upload: usize, shares_message: bool) {
         let at = at + up_to(&mut self.rng, NOTICE);
+        // Only a backfill finds it.
+        if self.has(Fault::Backfill, 8) {
+            return;
+        }
         let message = self.arrivals.announce(at, upload, shares_message);
         if self.has(Fault::Duplicates, 4) {
             let after = up_to(&mut self.rng, LATER);

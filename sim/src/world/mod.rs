@@ -3,23 +3,30 @@
 //!
 //! Begin with [`run_plan`]. [`plan`] has the size of a world and its kinds of faults, `settings` its
 //! configuration, `arrivals` its objects and messages, `schedule` the times of its faults, `inject`
-//! what each does, `objects` and `watched_queue` what must hold, and [`shrink()`] finds the smallest
-//! plan that still fails.
+//! what each does (`manners` what SQS does rarely, `backfill` what backfills do), `objects`,
+//! `watched_queue` and `bounds` what must hold, and [`shrink()`] finds the smallest plan that still
+//! fails.
 //!
 //! What must hold:
 //!
 //! - At the end, each object has exactly its rows, of one loaded batch, in each table. One that was
-//!   replaced or deleted before it was loaded may be absent; one that is cut short must be.
+//!   replaced or deleted before it was loaded may be absent; one that is cut short must be. It is the
+//!   same whether workers or backfills have loaded it, and how often backfills have replaced it.
 //! - A message is deleted only when its objects are recorded as loaded, or replaced by others that
 //!   are, or acknowledged as missing.
 //! - A message becomes a dead letter only if an object of it cannot be loaded. Where no fault costs
 //!   receives, two receives suffice, and three for each worker that ends.
-//! - A worker has no more messages in flight than it may have, and stops in time.
-//! - After the faults, the queue becomes empty.
+//! - A worker has no more messages in flight than it may have, and stops in time. What it holds in
+//!   memory never exceeds the bounds that follow from its configuration.
+//! - After the faults, the queue becomes empty. A backfill then finds all objects, and reports that
+//!   those fail that cannot be loaded, and no others.
 //! - The invariants of the protocol, at each step: [`Checks`].
 
 mod arrivals;
+mod backfill;
+mod bounds;
 mod inject;
+mod manners;
 mod objects;
 mod plan;
 mod schedule;
@@ -35,7 +42,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice::Env;
-use sluice::queue::memory::MemoryQueue;
+use sluice::queue::memory::{Manners, MemoryQueue};
 use tokio::runtime::Builder;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -43,6 +50,7 @@ pub use self::plan::{Fault, Plan};
 pub use self::shrink::shrink;
 
 use self::arrivals::Arrivals;
+use self::backfill::Backfills;
 use self::objects::Objects;
 use self::plan::{mixed, stream};
 use self::schedule::{Event, Timed};
@@ -128,6 +136,9 @@ pub fn run_plan(seed: u64, plan: &Plan, keep_trace: bool) -> Report {
 struct World {
     site: Site,
     places: Vec<Place>,
+    backfills: Backfills,
+    /// Those of the queue.
+    manners: Manners,
     timeline: Vec<Timed>,
     /// How often each kind of fault has happened.
     tally: BTreeMap<&'static str, u64>,
@@ -164,13 +175,16 @@ impl World {
             trace.clone(),
             checks(violations),
         );
+        let manners = manners::initial(seed, plan, &settings);
+        let queue = MemoryQueue::new(settings.max_receive_count);
+        queue.set_manners(manners.clone());
         let site = Site {
             seed,
             plan: plan.clone(),
             env,
             server,
             s3,
-            queue: MemoryQueue::new(settings.max_receive_count),
+            queue,
             objects: Arc::new(Objects::new(arrivals.uploads, arrivals.messages)),
             settings,
             trace: trace.clone(),
@@ -180,6 +194,8 @@ impl World {
         Self {
             site,
             places: places.collect(),
+            backfills: Backfills::new(seed, trace),
+            manners,
             timeline,
             tally: BTreeMap::new(),
             redriven: 0,
@@ -188,6 +204,9 @@ impl World {
 
     async fn run(&mut self) {
         let began = Instant::now();
+        if self.site.plan.has(Fault::VisibilityLimit) {
+            self.count(Fault::VisibilityLimit);
+        }
         self.apply(Event::StartWorkers);
         for Timed { at, event } in std::mem::take(&mut self.timeline) {
             sleep_until(began + at).await;
@@ -201,6 +220,7 @@ impl World {
     /// Waits until everything is loaded, the tables are as they must be, and stay so for a while.
     async fn finish(&mut self) {
         let done_by = Instant::now() + DONE_WITHIN;
+        self.complete_backfill(done_by).await;
         let mut cleaned_by = None;
         loop {
             while !self.is_drained() {
@@ -253,7 +273,7 @@ impl World {
         let mut moved = 0;
         for body in new {
             if objects.may_be_dead(body) && is_moved(objects, body) {
-                self.site.queue.send(body.clone());
+                self.site.send(body.clone());
                 moved += 1;
             }
         }

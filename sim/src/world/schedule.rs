@@ -1,11 +1,15 @@
 //! When which fault begins and ends, drawn from the seed.
 
+mod backfills;
+mod manners;
+
 use std::time::Duration;
 
 use fastrand::Rng;
 use sluice::queue::QueueError;
 use sluice::statements::select::Target;
 
+use super::manners::Manner;
 use super::plan::{Fault, Plan, stream};
 use super::settings::catalog;
 use crate::network::Disturbance;
@@ -77,6 +81,17 @@ pub(super) enum Event {
         is_away: bool,
     },
     Redrive,
+    /// The queue does this at a rate, in cases of 1,000.
+    SetManner {
+        manner: Manner,
+        rate: u32,
+    },
+    StartBackfill {
+        is_forced: bool,
+    },
+    CrashBackfill,
+    /// A backfill that was killed is continued by another.
+    ResumeBackfill,
     /// A worker starts in each place that has none.
     StartWorkers,
 }
@@ -158,14 +173,23 @@ impl Draw<'_> {
                 let at = self.within / 2 + up_to(&mut self.rng, self.within);
                 self.add(at, Event::Redrive);
             }
-            // Properties of workers, crashes, messages and objects.
+            Fault::Redelivery => self.manners(Manner::Duplicates),
+            Fault::FailedEntries => self.manners(Manner::FailedEntries),
+            Fault::LostDeletes => self.manners(Manner::LostDeletes),
+            Fault::OutdatedHandles => self.manners(Manner::OutdatedHandles),
+            Fault::Backfill => self.backfills(),
+            // Properties of workers, crashes, messages, objects, the queue and backfills.
             Fault::Rollout
             | Fault::ForgottenRows
             | Fault::Duplicates
             | Fault::Changed
             | Fault::Deleted
             | Fault::Cut
-            | Fault::Denied => {}
+            | Fault::Denied
+            | Fault::Fifo
+            | Fault::VisibilityLimit
+            | Fault::Forced
+            | Fault::BackfillCrash => {}
         }
     }
 

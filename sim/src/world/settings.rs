@@ -8,6 +8,7 @@ use sluice::daemon;
 use sluice::daemon::core::Limits;
 use sluice::daemon::in_flight::VisibilityPolicy;
 use sluice::load::LoadConfig;
+use sluice::queue::VISIBILITY_LIMIT;
 use sluice::statements::insert::{Planner, PlannerOptions, S3Source, Strategy, TimeLimits};
 use sluice::statements::s3_source::S3Access;
 use sluice_core::backoff::Backoff;
@@ -49,6 +50,8 @@ pub(super) fn catalog() -> &'static Catalog {
 pub(super) struct Settings {
     /// The visibility timeout of messages, which is the lease of batches, too.
     pub(super) visibility: Duration,
+    /// How long a message can be hidden after its receive at most.
+    pub(super) visibility_limit: Duration,
     pub(super) max_receive_count: u32,
     pub(super) insert_timeout: Duration,
     pub(super) probe_interval: Duration,
@@ -96,6 +99,7 @@ impl Settings {
         let (max_bytes, dedup_window) = SIZES[rng.usize(..SIZES.len())];
         Self {
             visibility,
+            visibility_limit: visibility_limit(seed, plan, visibility),
             max_receive_count,
             insert_timeout,
             probe_interval,
@@ -120,6 +124,16 @@ impl Settings {
     /// Returns how long a statement of a batch can run.
     pub(super) fn statement(&self) -> Duration {
         self.insert_timeout + ANSWER_AFTER_TIMEOUT
+    }
+}
+
+/// Returns how long a message can be hidden after its receive at most: as in SQS, or for a few
+/// visibility timeouts, which outages outlast.
+fn visibility_limit(seed: u64, plan: &Plan, visibility: Duration) -> Duration {
+    if plan.has(Fault::VisibilityLimit) {
+        visibility * stream(seed, "visibility limit", 0).u32(3..=8)
+    } else {
+        VISIBILITY_LIMIT
     }
 }
 
@@ -171,6 +185,7 @@ impl Setup {
                 },
                 visibility: VisibilityPolicy {
                     timeout: settings.visibility,
+                    limit: settings.visibility_limit,
                     retry_min: settings.message_retry.min,
                     retry_max: settings.message_retry.max,
                 },

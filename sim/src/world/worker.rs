@@ -20,6 +20,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::bounds::Bounds;
 use super::objects::Objects;
 use super::plan::{Fault, Plan, mixed, stream};
 use super::schedule::{Link, System};
@@ -37,7 +38,7 @@ use crate::trace::Trace;
 const CLEAN_UP: Duration = Duration::from_secs(15);
 
 /// The simulated systems.
-struct Simulated;
+pub(super) struct Simulated;
 
 impl Ports for Simulated {
     type Ledger = SimLedger;
@@ -45,7 +46,7 @@ impl Ports for Simulated {
     type Objects = SimStore;
 }
 
-/// What the workers of a world share.
+/// What the workers and backfills of a world share.
 pub(super) struct Site {
     pub(super) seed: u64,
     pub(super) plan: Plan,
@@ -60,8 +61,19 @@ pub(super) struct Site {
 }
 
 impl Site {
-    fn expectations(&self, setup: &Setup) -> Expectations {
-        let of_queue = [Fault::QueueNetwork, Fault::QueueCut, Fault::QueueErrors];
+    fn expectations(&self, setup: &Setup, bounds: &Arc<Bounds>) -> Expectations {
+        // Deletions wait while the queue fails, also if single entries are retried. And a message
+        // that SQS delivers to another worker, or makes visible, is no longer the worker's: if it
+        // is not loaded, nothing is returned, and this side cannot see that the worker has settled
+        // it. The bounds of its memory still hold.
+        let of_queue = [
+            Fault::QueueNetwork,
+            Fault::QueueCut,
+            Fault::QueueErrors,
+            Fault::FailedEntries,
+            Fault::Redelivery,
+            Fault::VisibilityLimit,
+        ];
         let does_queue_fail = of_queue.into_iter().any(|fault| self.plan.has(fault));
         Expectations {
             objects: self.objects.clone(),
@@ -69,6 +81,7 @@ impl Site {
             violations: self.violations.clone(),
             acknowledge_missing: self.settings.acknowledge_missing,
             visibility: self.settings.visibility,
+            bounds: bounds.clone(),
             max_in_flight: (!does_queue_fail)
                 .then(|| max_in_flight(setup.max_held, setup.receivers)),
         }
@@ -78,14 +91,14 @@ impl Site {
 /// The connections of the workers that run in one place, one after the other. A request of one can
 /// arrive when the next is running.
 #[derive(Debug)]
-struct Connections {
+pub(super) struct Connections {
     clickhouse: Network,
     queue: Network,
     store: Network,
 }
 
 impl Connections {
-    fn new(seed: u64, place: usize, trace: &Trace) -> Self {
+    pub(super) fn new(seed: u64, place: usize, trace: &Trace) -> Self {
         let network = |purpose: &str| {
             let rng = stream(seed, purpose, place as u64);
             Network::new(rng, trace.clone())
@@ -97,7 +110,7 @@ impl Connections {
         }
     }
 
-    fn to(&self, system: System) -> &Network {
+    pub(super) fn to(&self, system: System) -> &Network {
         match system {
             System::ClickHouse => &self.clickhouse,
             System::Queue => &self.queue,
@@ -169,6 +182,7 @@ pub(super) struct Worker {
     client: Client,
     stop: CancellationToken,
     breaker: Arc<Breaker>,
+    bounds: Arc<Bounds>,
     daemon: JoinHandle<()>,
     /// The prober and the janitor.
     others: [JoinHandle<()>; 2],
@@ -214,7 +228,14 @@ impl Worker {
             place.connections.queue.clone(),
             client.clone(),
         );
-        let expectations = site.expectations(&setup);
+        let options = setup.daemon_options(settings);
+        let bounds = Arc::new(Bounds::new(
+            client.name.clone(),
+            handles.health.clone(),
+            &options,
+            site.violations.clone(),
+        ));
+        let expectations = site.expectations(&setup, &bounds);
         let stop = CancellationToken::new();
         let (_, tables_of_prober) = connect();
         let janitor = Janitor::new(loader.clone());
@@ -224,7 +245,7 @@ impl Worker {
             handles,
             envelopes: Envelopes::default(),
             filter: Filter::default(),
-            options: setup.daemon_options(settings),
+            options,
             env,
         };
         Self {
@@ -237,6 +258,7 @@ impl Worker {
             ],
             stop,
             breaker,
+            bounds,
             grace_period: settings.grace_period,
         }
     }
@@ -273,6 +295,7 @@ impl Worker {
 
     /// Ends the process. Requests that have not been sent yet are never sent.
     fn end(self) {
+        self.bounds.check();
         self.client.crash();
         self.daemon.abort();
         for task in self.others {
