@@ -227,7 +227,7 @@ pub enum Unproven {
     Accept,
 }
 
-/// How ClickHouse reaches the objects.
+/// The buckets, and how ClickHouse reaches the objects.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct S3Config {
@@ -241,6 +241,13 @@ pub struct S3Config {
 
     /// The credentials with which ClickHouse reads the objects.
     pub clickhouse_access: S3AccessConfig,
+
+    /// Where a key names the time of its object, which `--since` and `--until` of `backfill` and
+    /// `reconcile` refer to. `auto`: the first date or hour in its last segment, or else the nearest
+    /// folders before it that are nothing but a date, other than `section/ID`. `upload`: nowhere;
+    /// the time of the upload counts, as it does for keys without a time. Any other value is a
+    /// regular expression with one group, in whose match the first date or hour counts.
+    pub key_time: String,
 }
 
 /// The conditions under which a batch is closed.

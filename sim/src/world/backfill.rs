@@ -12,6 +12,7 @@ use sluice::object::ObjectUrl;
 use sluice::s3::StoreError;
 use sluice::s3::listing::{Lister, Selection};
 use sluice::telemetry::activity::Activity;
+use sluice::util::key_time::KeyTime;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -241,7 +242,7 @@ fn objection_to(ended: Option<&Ended>, present: Present) -> Option<String> {
         unloadable,
         doubtful,
     } = present;
-    let open = tally.missing + tally.in_other_hands + tally.left();
+    let open = tally.missing + tally.in_other_hands + tally.replacing_elsewhere + tally.left();
     let is_right = listed.is_ok()
         && tally.found == all
         && open == 0
@@ -259,5 +260,6 @@ fn whole_bucket() -> Selection {
         filters: Vec::new(),
         since: None,
         until: None,
+        key_time: KeyTime::Upload,
     }
 }
