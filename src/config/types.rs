@@ -53,9 +53,9 @@ pub struct QueueConfig {
     #[schemars(range(min = 1, max = 16))]
     pub receivers: usize,
 
-    /// The largest number of messages in flight, 1 to 100,000. It bounds the worker's memory:
-    /// Sluice stops receiving at this number, and also while `load.concurrency` full batches are
-    /// waiting. SQS allows 120,000 messages in flight for all workers together: lower it if there
+    /// The number of messages in flight, 1 to 100,000, at which Sluice stops receiving; it also does
+    /// so while `load.concurrency` full batches are waiting. It bounds the worker's memory: receives
+    /// that are under way exceed it by at most 20 messages for each of `queue.receivers`. SQS allows 120,000 messages in flight for all workers together: lower it if there
     /// are many workers.
     #[serde(deserialize_with = "whole_number")]
     #[schemars(range(min = 1, max = 100_000))]

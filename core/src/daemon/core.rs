@@ -307,10 +307,16 @@ impl Core {
     /// that heartbeats could not keep hidden, are left to other workers and cost no heartbeats.
     pub fn room(&self, now: Instant) -> usize {
         let is_ahead = self.ready.len() >= self.limits.concurrency;
-        if self.draining || is_ahead || self.in_flight.len() >= self.limits.max_held {
+        if self.draining || is_ahead || self.held() >= self.limits.max_held {
             return 0;
         }
         self.heartbeats.room(now).div_ceil(MAX_BATCH)
+    }
+
+    /// Returns the number of messages in flight and of those that wait for their deletion.
+    fn held(&self) -> usize {
+        // A message whose visibility cannot be extended any more is in flight without heartbeats.
+        self.in_flight.len().max(self.heartbeats.tracked())
     }
 
     pub fn is_idle(&self) -> bool {
@@ -335,7 +341,7 @@ impl Core {
         let ready = self.ready.iter().map(|batch| batch.objects.len());
         let ready: usize = ready.sum();
         InFlightCounts {
-            messages: self.in_flight.len(),
+            messages: self.held(),
             objects: self.in_flight.objects(),
             unfinished: self.batcher.objects() + ready + self.loading.len() + self.revisit.len(),
             open_batches: self.batcher.open_batches(),

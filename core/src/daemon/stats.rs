@@ -23,7 +23,7 @@ pub struct InFlightStats {
 /// How much a worker holds in memory: the lengths of the collections that its limits must bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InFlightCounts {
-    /// The messages in flight.
+    /// The messages in flight, or else those that also wait for their deletion.
     pub messages: usize,
     /// The objects that these messages wait for.
     pub objects: usize,

@@ -55,7 +55,8 @@ impl Bounds {
 
 /// Returns what a worker with these options may hold.
 ///
-/// - **Messages.** No receive begins while `max_held` messages are in flight. At that moment, each
+/// - **Messages.** No receive begins while `max_held` messages are in flight or wait for their
+///   deletion, which a queue can fail to do while it delivers others. At that moment, each
 ///   receiver can have a receive in flight or messages that wait for the channel, and the channel
 ///   has as many places as there are receivers: two receives of [`MAX_BATCH`] messages for each.
 ///   (A message that is received again is tracked once.)
@@ -64,9 +65,6 @@ impl Bounds {
 ///   batches that are open, closed, loaded or looked up again later have no more objects in all.
 /// - **Open batches.** One for each bucket, and a world has one.
 /// - **Loads.** The concurrency.
-///
-/// Not bounded: messages that are to be deleted. They are no longer in flight, and a queue that
-/// fails to delete them but still delivers others makes them more until their requests are given up.
 fn max_counts(options: &Options) -> InFlightCounts {
     let messages = options.limits.max_held + 2 * options.receivers * MAX_BATCH;
     let objects = messages * MAX_RECORDS;

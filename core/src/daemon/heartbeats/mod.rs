@@ -177,6 +177,12 @@ impl Heartbeats {
         }
     }
 
+    /// Returns the number of messages that are kept hidden, those that wait only for their deletion
+    /// included.
+    pub fn tracked(&self) -> usize {
+        self.messages.len()
+    }
+
     /// Keeps a received message hidden from now on.
     pub fn track(&mut self, handle: &ReceiptHandle, delivery: Delivery) {
         self.forget(handle);
