@@ -14,7 +14,7 @@ use sluice::statements::Statement;
 
 use super::connection::bounded;
 use super::ledger::{Lookup, SimLedger};
-use super::ledger_rows::{JoinedClaim, LedgerRows};
+use super::ledger_rows::{JoinedClaim, LedgerRows, replays};
 use super::log::{Log, Scope, View};
 use super::plan::{Guard, Plan, Source};
 use super::state::{Answer, State};
@@ -50,11 +50,12 @@ impl LedgerRows {
 
     /// Returns the replays whose lease has expired, or whose rejects have not been deleted.
     fn unfinished_replays(&self, log: &Log, view: View) -> Vec<UnfinishedReplay> {
-        let mut joined = self.join(self.all_claims(log, view), log, view);
-        joined.retain(|it| it.is_replay() && !it.is_released);
+        let claims = self.all_claims(log, view);
+        let claims = claims.filter(|claim| replays(claim.row.shape.read_by));
+        let mut joined = self.join(claims, log, view);
         joined.retain(|it| match it.is_loaded {
-            true => !it.is_cleaned,
-            false => it.has_lapsed,
+            true => !it.is_released && !it.is_cleaned,
+            false => !it.is_released && it.has_lapsed,
         });
         joined.sort_unstable_by_key(|it| it.batch);
         let unfinished = joined.iter().map(|it| UnfinishedReplay {

@@ -61,6 +61,9 @@ impl World {
             Event::ThrowIn(table) => server.throwing_view(table),
             Event::StoreAway { reader, is_away } => s3.unavailable(reader, is_away),
             Event::Redrive => self.redrive_all(),
+            Event::Deploy => self.site.is_fixed = true,
+            Event::StartReplay(number) => self.start_replay(number),
+            Event::KillReplay(number) => self.kill_replay(number),
         }
     }
 
@@ -171,6 +174,7 @@ fn begun(event: &Event) -> Vec<Fault> {
         Event::StoreAway { is_away, .. } => is_away.then_some(Fault::StoreOutage),
         Event::Delete(_) => Some(Fault::Deleted),
         Event::Redrive => Some(Fault::Redrive),
+        Event::StartReplay(_) => Some(Fault::Replay),
         Event::Put(_)
         | Event::Send(_)
         | Event::Grant(_)
@@ -178,6 +182,8 @@ fn begun(event: &Event) -> Vec<Fault> {
         | Event::StopWorker(_)
         | Event::StartWorker(_)
         | Event::StartWorkers
+        | Event::Deploy
+        | Event::KillReplay(_)
         | Event::RestartServer(_)
         | Event::Cut { .. } => None,
     };

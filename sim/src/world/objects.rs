@@ -1,5 +1,7 @@
 //! What was uploaded in a world, what each message announces, and what must have become of both.
 
+mod lines;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -50,12 +50,14 @@ labelled! {
         Denied = "denied objects",
         /// An operator grants access to denied objects, and moves the dead letters back.
         Redrive = "redrives",
+        /// An operator deploys fixed declarations, and replays rejects.
+        Replay = "replays of rejects",
     }
 }
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::WorkerCrash,
         Self::WorkerStop,
         Self::Rollout,
@@ -80,6 +82,7 @@ impl Fault {
         Self::Cut,
         Self::Denied,
         Self::Redrive,
+        Self::Replay,
     ];
 
     /// Returns whether it can cost a message receives although nothing has crashed: the queue fails,
@@ -109,7 +112,8 @@ impl Fault {
             | Self::Duplicates
             | Self::Changed
             | Self::Deleted
-            | Self::Cut => false,
+            | Self::Cut
+            | Self::Replay => false,
         }
     }
 }
