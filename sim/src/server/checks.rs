@@ -98,7 +98,9 @@ impl State {
         }
         if let Some((other, object)) = self.moved_beside(batch) {
             let (other, path) = (Short(other), self.tables.path(object).to_owned());
-            self.violated(format!("{short} and {other} have both moved a reject of {path}"));
+            self.violated(format!(
+                "{short} and {other} have both moved a reject of {path}"
+            ));
         }
     }
 

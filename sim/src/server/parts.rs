@@ -542,6 +542,8 @@ fn batches(condition: &Condition) -> impl Iterator<Item = BatchId> {
         Condition::MovedBy(_) => (None, None, None),
     };
     let several = several.into_iter().flatten().copied();
-    let with_lines = with_lines.into_iter().flat_map(|lines| lines.keys().copied());
+    let with_lines = with_lines
+        .into_iter()
+        .flat_map(|lines| lines.keys().copied());
     one.into_iter().chain(several).chain(with_lines)
 }

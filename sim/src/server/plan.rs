@@ -169,7 +169,11 @@ impl Plan {
     pub(super) fn line(&self, object: usize, number: u64, text: &[u8]) -> Line {
         let kind = kind_of(&self.planner, &self.layout, &self.objects[object].key, text);
         let row = || {
-            let text: &[u8] = if self.layout.is_reject(kind) { text } else { &[] };
+            let text: &[u8] = if self.layout.is_reject(kind) {
+                text
+            } else {
+                &[]
+            };
             Box::new(LineRow {
                 number,
                 text: text.to_vec(),
@@ -257,7 +261,9 @@ impl Plan {
 impl Layout {
     /// Returns whether lines of this kind are rejects.
     pub(super) fn is_reject(&self, kind: Kind) -> bool {
-        [self.rejected, self.unmatched].map(Kind::Of).contains(&kind)
+        [self.rejected, self.unmatched]
+            .map(Kind::Of)
+            .contains(&kind)
     }
 
     /// Returns whether lines of this kind are rows of an event type.

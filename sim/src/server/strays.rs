@@ -43,13 +43,7 @@ impl State {
 
     /// Returns how many of these rows of an object no other batch has that claims the object: 0 if
     /// none does.
-    fn only_copies(
-        &self,
-        table: TableId,
-        batch: BatchId,
-        row: &PartRows,
-        view: View,
-    ) -> u64 {
+    fn only_copies(&self, table: TableId, batch: BatchId, row: &PartRows, view: View) -> u64 {
         let claims = self.ledger.claims_on(row.object, &self.log, view);
         let mut others: Vec<BatchId> = claims.map(|claim| claim.row.batch).collect();
         others.sort_unstable();
