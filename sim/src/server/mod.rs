@@ -8,6 +8,7 @@
 //! **Does not:** interpret SQL. A statement is built by [`SimTables`], and refers to what it does.
 
 mod checks;
+mod conditions;
 mod connection;
 mod errors;
 mod faults;

@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::SimServer;
+use super::conditions::Condition;
 use super::log::{Deletion, Seq, View};
-use super::parts::{Condition, TableId};
+use super::parts::TableId;
 use super::state::{Answer, State};
 
 /// How long a mutation takes, in milliseconds.

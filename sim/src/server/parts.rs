@@ -10,6 +10,7 @@ use sluice::object::{ObjectId, ObjectRef};
 use sluice::statements::ddl::REPLAYED;
 use sluice::statements::select::Target;
 
+use super::conditions::Condition;
 use super::log::{Deletion, Log, Seq, View};
 
 /// A table that batches are inserted into.
@@ -35,20 +36,6 @@ pub(super) struct Layout {
     pub(super) counts: TableId,
     /// The table of the snapshots of replays, which is not among `tables`.
     pub(super) snapshots: TableId,
-}
-
-/// A selection of rows of a table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Condition {
-    Of(BatchId),
-    InParts(BatchId, Vec<String>),
-    /// The rows of any of these batches from any of these objects.
-    From(BTreeSet<BatchId>, BTreeSet<ObjectId>),
-    /// The rejects in the snapshot of this replay. A statement that has this condition looks for
-    /// them when it runs, and has [`Condition::Lines`] then.
-    MovedBy(BatchId),
-    /// These lines, each an object and a number, of these batches.
-    Lines(BTreeMap<BatchId, BTreeSet<(ObjectId, u64)>>),
 }
 
 /// A line in a table. Tables have them only if [`keeps_lines`](super::Options::keeps_lines) is set.
@@ -316,12 +303,15 @@ impl Tables {
     ) -> (u64, BTreeSet<Deletion>) {
         let mutations = self.tables[table.0].mutations;
         let of_batch = &self.of_batch;
-        let indexes = batches(condition).filter_map(|batch| of_batch.get(&batch));
+        let indexes = condition.batches().filter_map(|batch| of_batch.get(&batch));
         let (mut rows, mut deletion) = (0, None);
         let mut deletions = BTreeSet::new();
         for index in indexes.flatten() {
             let part = &mut self.parts[*index];
-            if part.table != table || part.seq >= until || !condition.has_part(part, mutations) {
+            if part.table != table
+                || part.seq >= until
+                || !condition.has_part(|| part.name(mutations))
+            {
                 continue;
             }
             let batch = part.batch;
@@ -362,9 +352,11 @@ impl Tables {
         view: View,
     ) -> impl Iterator<Item = &'a PartRows> {
         let mutations = self.tables[table.0].mutations;
-        let parts = batches(condition).flat_map(move |batch| self.parts_of(batch, log, view));
+        let parts = condition
+            .batches()
+            .flat_map(move |batch| self.parts_of(batch, log, view));
         let parts = parts.filter(move |part| part.table == table);
-        let parts = parts.filter(move |part| condition.has_part(part, mutations));
+        let parts = parts.filter(move |part| condition.has_part(|| part.name(mutations)));
         let rows = parts.flat_map(move |part| {
             let rows = part.rows.iter();
             rows.filter(move |row| condition.has_row(part.batch, row))
@@ -511,39 +503,4 @@ impl Part {
             _ => format!("all_{number}_{number}_0_{mutations}"),
         }
     }
-}
-
-impl Condition {
-    fn has_part(&self, part: &Part, mutations: u64) -> bool {
-        match self {
-            Self::InParts(_, names) => names.contains(&part.name(mutations)),
-            Self::Of(_) | Self::From(..) | Self::MovedBy(_) | Self::Lines(_) => true,
-        }
-    }
-
-    fn has_row(&self, batch: BatchId, row: &PartRows) -> bool {
-        match self {
-            Self::From(_, objects) => objects.contains(&row.object),
-            Self::Lines(lines) => {
-                let lines = lines.get(&batch).zip(row.line.as_ref());
-                lines.is_some_and(|(lines, line)| lines.contains(&(row.object, line.number)))
-            }
-            Self::Of(_) | Self::InParts(..) | Self::MovedBy(_) => true,
-        }
-    }
-}
-
-/// Returns the batches whose rows can meet the condition.
-fn batches(condition: &Condition) -> impl Iterator<Item = BatchId> {
-    let (one, several, with_lines) = match condition {
-        Condition::Of(batch) | Condition::InParts(batch, _) => (Some(*batch), None, None),
-        Condition::From(batches, _) => (None, Some(batches), None),
-        Condition::Lines(lines) => (None, None, Some(lines)),
-        Condition::MovedBy(_) => (None, None, None),
-    };
-    let several = several.into_iter().flatten().copied();
-    let with_lines = with_lines
-        .into_iter()
-        .flat_map(|lines| lines.keys().copied());
-    one.into_iter().chain(several).chain(with_lines)
 }

@@ -8,9 +8,10 @@ use sluice::rejects::ports::PreviewRow;
 use sluice::rejects::{LineKey, RejectKind, RejectPage, RejectSelector};
 use sluice::statements::insert::Planner;
 
+use super::conditions::Condition;
 use super::ledger_rows::{Event, replays};
 use super::log::View;
-use super::parts::{Condition, Kind, Layout, LineRow, PartRows, TableId};
+use super::parts::{Kind, Layout, LineRow, PartRows, TableId};
 use super::plan::{Line, Plan, is_too_long, kind_of};
 use super::state::State;
 use super::tables::REJECTED;

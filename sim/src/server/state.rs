@@ -15,11 +15,12 @@ use sluice::object::{ObjectId, ObjectRef};
 use uuid::Uuid;
 
 use super::checks::Read;
+use super::conditions::Condition;
 use super::errors;
 use super::ledger_rows::{ClaimRow, EventRow, LedgerRows};
 use super::log::{Deletion, Log, Place, Seq, View};
 use super::mutations::Mutation;
-use super::parts::{Condition, PartId, PartRows, TableId, Tables, TokenWindow};
+use super::parts::{PartId, PartRows, TableId, Tables, TokenWindow};
 use super::plan::Plan;
 use super::statements::Running;
 use super::{Options, Violation};

@@ -3,9 +3,10 @@
 use sluice::batch::BatchId;
 use sluice::load::janitor::StrayRows;
 
+use super::conditions::Condition;
 use super::ledger_rows::Event;
 use super::log::View;
-use super::parts::{Condition, Kind, PartOfBatch, PartRows, TableId};
+use super::parts::{Kind, PartOfBatch, PartRows, TableId};
 use super::state::State;
 
 impl State {

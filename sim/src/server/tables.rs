@@ -25,10 +25,11 @@ use sluice::statements::insert::{Planner, Strategy};
 use sluice::statements::select::Target;
 use tokio::time::Instant;
 
+use super::conditions::Condition;
 use super::connection::{Connection, bounded, mark_of};
 use super::errors;
 use super::log::{Scope, View};
-use super::parts::{Condition, Kind, Layout, TableId};
+use super::parts::{Kind, Layout, TableId};
 use super::plan::{Guard, Plan, Source};
 use super::state::{Answer, Short, State};
 use crate::s3::{Read, ReadError, Reader};
