@@ -46,7 +46,7 @@ impl State {
         match &condition {
             Condition::Of(batch) => self.check_rollback(*batch),
             Condition::MovedBy(batch) => self.check_clean_up(*batch),
-            _ => {}
+            Condition::InParts(..) | Condition::From(..) | Condition::Lines(_) => {}
         }
         let is_of_all_servers = matches!(condition, Condition::MovedBy(_));
         let id = self.next_number();
@@ -71,6 +71,9 @@ impl State {
                 && server.with(|state| state.are_pending(&deletions))
             {
                 tokio::time::sleep(LOOK).await;
+                if server.with(|state| state.log.is_down(view.replica)) {
+                    return;
+                }
             }
             // The client may have gone.
             drop(answer.send(Ok(())));
