@@ -35,10 +35,10 @@ pub struct SimLedger {
 
 /// A look-up of claims.
 #[derive(Clone)]
-struct Lookup {
-    objects: Vec<ObjectId>,
-    excluding: Option<BatchId>,
-    superseded: Vec<(ObjectId, BatchId)>,
+pub(super) struct Lookup {
+    pub(super) objects: Vec<ObjectId>,
+    pub(super) excluding: Option<BatchId>,
+    pub(super) superseded: Vec<(ObjectId, BatchId)>,
 }
 
 impl Lookup {
@@ -140,6 +140,36 @@ impl SimLedger {
         read.await
     }
 
+    /// Returns what a look-up must show: the claim of the batch that it excludes, on replicas.
+    pub(super) fn mark_of_claim(&self, excluding: Option<BatchId>) -> Option<Mark> {
+        let claimed = excluding.filter(|_| self.connection.is_replicated());
+        claimed.map(Mark::Claim)
+    }
+
+    /// Returns the number of claims on these objects other than those of the excluded batch.
+    ///
+    /// # Errors
+    ///
+    /// [`WarehouseError::Hidden`] if the ledger does not show all claims of that batch.
+    pub(super) async fn claims_of_others(&self, lookup: &Lookup) -> Answer<u64> {
+        let mark = self.mark_of_claim(lookup.excluding);
+        let counted = lookup.clone();
+        let count = move |state: &mut State, view| Ok(counted.counts(state, view));
+        let counts = self
+            .connection
+            .read_after("look up", mark, Scope::Claims, count);
+        let (own, others) = counts.await?;
+        let written = lookup.objects.len() as u64;
+        if lookup.excluding.is_some() && own < written {
+            return Err(WarehouseError::Hidden {
+                table: OBJECTS_TABLE,
+                shown: own,
+                written,
+            });
+        }
+        Ok(others)
+    }
+
     async fn keep_lease(&self, batch: BatchId) -> Infallible {
         let mut renewals = tokio::time::interval(self.lease / 3);
         renewals.tick().await;
@@ -170,25 +200,10 @@ impl LedgerStore for SimLedger {
             excluding,
             superseded: superseded.to_vec(),
         };
-        let claimed = excluding.filter(|_| self.connection.is_replicated());
-        let mark = claimed.map(Mark::Claim);
-        let counted = lookup.clone();
-        let count = move |state: &mut State, view| Ok(counted.counts(state, view));
-        let counts = self
-            .connection
-            .read_after("look up", mark, Scope::Claims, count);
-        let (own, others) = counts.await?;
-        let written = objects.len() as u64;
-        if excluding.is_some() && own < written {
-            return Err(WarehouseError::Hidden {
-                table: OBJECTS_TABLE,
-                shown: own,
-                written,
-            });
-        }
-        if others == 0 {
+        if self.claims_of_others(&lookup).await? == 0 {
             return Ok(vec![ClaimStatus::Free; objects.len()]);
         }
+        let mark = self.mark_of_claim(excluding);
         let read = move |state: &mut State, view| {
             let statuses = lookup.statuses(state, view);
             let is_free = |status: &&ClaimStatus| **status == ClaimStatus::Free;

@@ -22,7 +22,7 @@ type Times = [u64; MAX_REPLICAS];
 pub(super) struct Seq(pub(super) usize);
 
 /// A deletion of rows, as it is executed on each replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Deletion(usize);
 
 /// Where a write went.

@@ -1,7 +1,7 @@
 //! The tables of a worker: each operation with the requests and the results that
 //! `sluice::load::tables::ClickHouseTables` has.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,17 +18,19 @@ use sluice::load::janitor::StrayRows;
 use sluice::load::ports::{BatchTables, Insert, Rows};
 use sluice::load::truncation::Truncation;
 use sluice::object::{Compression, ObjectParts, ObjectRef};
+use sluice::rejects::RejectKind;
 use sluice::s3::{ObjectMeta, StoreError};
 use sluice::statements::Statement;
 use sluice::statements::insert::{Planner, Strategy};
 use sluice::statements::select::Target;
 use tokio::time::Instant;
 
+use super::conditions::Condition;
 use super::connection::{Connection, bounded, mark_of};
 use super::errors;
 use super::log::{Scope, View};
-use super::parts::{Condition, Kind, Layout, TableId};
-use super::plan::{Guard, Plan};
+use super::parts::{Kind, Layout, TableId};
+use super::plan::{Guard, Plan, Source};
 use super::state::{Answer, Short, State};
 use crate::s3::{Read, ReadError, Reader};
 
@@ -38,14 +40,14 @@ const INSERT: &str = "INSERT ";
 /// How long a result of a test of the server is cached.
 const TEST_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
-/// The reason of every rejected line.
-const REJECTED: &str = "not JSON";
+/// The reason of every rejected line that is not too long.
+pub(super) const REJECTED: &str = "not JSON";
 
 /// The tables as a worker reaches them through one of the servers.
 pub struct SimTables {
-    connection: Connection,
-    planner: Arc<Planner>,
-    layout: Arc<Layout>,
+    pub(super) connection: Connection,
+    pub(super) planner: Arc<Planner>,
+    pub(super) layout: Arc<Layout>,
     truncations: Mutex<BTreeMap<Compression, (Truncation, Instant)>>,
 }
 
@@ -70,12 +72,19 @@ impl SimTables {
 
     /// Returns the plans of an attempt: one for all tables, or one for each that an object of the
     /// batch can fill.
-    fn plans(&self, insert: &Insert<'_>, guard: Guard) -> Vec<Plan> {
+    pub(super) fn plans(&self, insert: &Insert<'_>, guard: Guard) -> Vec<Plan> {
+        let is_replay = RejectKind::moved_by(insert.shape.read_by).is_some();
         let plan = |only: Option<TableId>, objects: &[&ObjectRef]| Plan {
             batch: insert.batch,
             guard,
             shape: insert.shape,
             objects: owned(objects),
+            source: if is_replay {
+                Source::Snapshot
+            } else {
+                Source::Objects
+            },
+            keeps_lines: self.connection.server.keeps_lines(),
             planner: self.planner.clone(),
             layout: self.layout.clone(),
             only,
@@ -91,7 +100,7 @@ impl SimTables {
             if on_route.is_empty() {
                 return None;
             }
-            // A body has the lines of all objects.
+            // A body, or a snapshot, has the lines of all objects.
             let objects: &[&ObjectRef] = match insert.shape.read_by {
                 ReadBy::S3 => &on_route,
                 _ => insert.objects,
@@ -99,6 +108,18 @@ impl SimTables {
             Some(plan(Some(*table), objects))
         };
         targets.filter_map(of_target).collect()
+    }
+
+    /// Returns the statements that execute these plans.
+    pub(super) fn statements_of(&self, plans: Vec<Plan>) -> Vec<Statement> {
+        self.connection.server.with(|state| {
+            let first = state.plans.len();
+            state.plans.extend(plans.into_iter().map(Arc::new));
+            let positions = first..state.plans.len();
+            let statements =
+                positions.map(|position| Statement::new(format!("{INSERT}{position}")));
+            statements.collect()
+        })
     }
 
     fn table(&self, name: &str) -> Answer<TableId> {
@@ -131,18 +152,12 @@ impl BatchTables for SimTables {
 
     async fn statements(&self, insert: &Insert<'_>) -> Answer<Vec<Statement>> {
         let guard = Guard::parse(insert.guard).ok_or_else(errors::syntax)?;
-        let plans = self.plans(insert, guard);
-        Ok(self.connection.server.with(|state| {
+        self.connection.server.with(|state| {
             for object in insert.objects {
                 state.tables.learn(object);
             }
-            let first = state.plans.len();
-            state.plans.extend(plans.into_iter().map(Arc::new));
-            let positions = first..state.plans.len();
-            let statements =
-                positions.map(|position| Statement::new(format!("{INSERT}{position}")));
-            statements.collect()
-        }))
+        });
+        Ok(self.statements_of(self.plans(insert, guard)))
     }
 
     async fn execute(&self, statement: &Statement, _: &str, timeout: Duration) -> Answer<()> {
@@ -260,6 +275,7 @@ impl BatchTables for SimTables {
         let (table, condition) = (self.table(table)?, condition(rows));
         let (mark, scope) = (mark_of(after)?, Scope::Table(table));
         let read = move |state: &mut State, view| {
+            let condition = state.resolved(condition, view);
             Ok(state.tables.has_rows(table, &condition, &state.log, view))
         };
         self.connection.read_after("rows?", mark, scope, read).await
@@ -407,7 +423,7 @@ async fn collected(
     Ok(whole)
 }
 
-fn owned(objects: &[&ObjectRef]) -> Vec<ObjectRef> {
+pub(super) fn owned(objects: &[&ObjectRef]) -> Vec<ObjectRef> {
     objects.iter().copied().cloned().collect()
 }
 
@@ -425,8 +441,7 @@ fn condition(rows: Rows<'_>) -> Condition {
             let batches = superseding.flat_map(|entry| entry.supersedes.iter().copied());
             Condition::From(batches.collect(), objects.collect())
         }
-        // No world replays rejects.
-        Rows::MovedBy(_) => Condition::From(BTreeSet::new(), BTreeSet::new()),
+        Rows::MovedBy(batch) => Condition::MovedBy(batch),
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use sluice::object::Compression;
 
+use super::declarations::fixable_line;
 use super::plan::{Fault, Plan, stream};
 use super::schedule::{Event, Timed, up_to};
 use super::settings::catalog;
@@ -93,6 +94,7 @@ impl Arrivals {
                 plan,
                 number,
                 rng: stream(seed, "object", number),
+                fixable: stream(seed, "fixable lines", number),
                 arrivals: &mut arrivals,
             };
             draw.object(at, shares_message);
@@ -146,13 +148,15 @@ struct Draw<'a> {
     plan: &'a Plan,
     number: u64,
     rng: Rng,
+    /// Decides on the lines that are valid once the declarations are fixed.
+    fixable: Rng,
     arrivals: &'a mut Arrivals,
 }
 
 impl Draw<'_> {
     fn object(&mut self, at: Duration, shares_message: bool) {
         let key = key(&mut self.rng, self.number);
-        let body = body(&mut self.rng, 0);
+        let body = self.body(0);
         let has_etag = self.rng.u32(0..16) > 0;
         let is_compressed = Compression::of(&key) != Compression::None;
         let is_cut = is_compressed && !body.is_empty() && self.has(Fault::Cut, 10);
@@ -181,6 +185,23 @@ impl Draw<'_> {
     fn has(&self, fault: Fault, one_in: u32) -> bool {
         let mut rng = stream(self.seed, fault.label(), 1 + self.number);
         self.plan.has(fault) && rng.u32(0..one_in) == 0
+    }
+
+    /// Returns content of at least `least` lines. In a world with replays of rejects, half of the
+    /// objects have some that are valid only once the declarations are fixed.
+    fn body(&mut self, least: usize) -> Vec<u8> {
+        let body = body(&mut self.rng, least);
+        let rng = &mut self.fixable;
+        if !self.plan.has(Fault::Replay) || rng.bool() {
+            return body;
+        }
+        let lines = body.split_inclusive(|byte| *byte == b'\n');
+        let mut lines: Vec<Vec<u8>> = lines.map(<[u8]>::to_vec).collect();
+        for _ in 0..rng.usize(1..=4) {
+            let line = format!("{}\n", fixable_line(rng));
+            lines.insert(rng.usize(..=lines.len()), line.into_bytes());
+        }
+        lines.concat()
     }
 
     fn denied(&mut self) -> Denied {
@@ -215,7 +236,7 @@ impl Draw<'_> {
         let (mut at, mut lines) = (at, lines);
         for _ in 0..self.rng.usize(1..=2) {
             at += up_to(&mut self.rng, SOON);
-            let body = body(&mut self.rng, lines + 1);
+            let body = self.body(lines + 1);
             lines = body.iter().filter(|byte| **byte == b'\n').count();
             let upload = Upload {
                 key: key.to_owned(),

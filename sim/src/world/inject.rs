@@ -65,6 +65,9 @@ impl World {
             Event::StartBackfill { is_forced } => self.start_backfill(is_forced),
             Event::CrashBackfill => self.crash_backfill(),
             Event::ResumeBackfill => self.resume_backfill(),
+            Event::Deploy => self.site.is_fixed = true,
+            Event::StartReplay(number) => self.start_replay(number),
+            Event::KillReplay(number) => self.kill_replay(number),
         }
     }
 
@@ -180,6 +183,7 @@ fn begun(event: &Event) -> Vec<Fault> {
         Event::Delete(_) => Some(Fault::Deleted),
         Event::Redrive => Some(Fault::Redrive),
         Event::SetManner { manner, rate } => (*rate > 0).then(|| manner.fault()),
+        Event::StartReplay(_) => Some(Fault::Replay),
         Event::Put(_)
         | Event::Send(_)
         | Event::Grant(_)
@@ -187,6 +191,8 @@ fn begun(event: &Event) -> Vec<Fault> {
         | Event::StopWorker(_)
         | Event::StartWorker(_)
         | Event::StartWorkers
+        | Event::Deploy
+        | Event::KillReplay(_)
         | Event::RestartServer(_)
         | Event::StartBackfill { .. }
         | Event::CrashBackfill

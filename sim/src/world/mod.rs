@@ -3,15 +3,18 @@
 //!
 //! Begin with [`run_plan`]. [`plan`] has the size of a world and its kinds of faults, `settings` its
 //! configuration, `arrivals` its objects and messages, `schedule` the times of its faults, `inject`
-//! what each does (`manners` what SQS does rarely, `backfill` what backfills do), `objects`,
-//! `watched_queue` and `bounds` what must hold, and [`shrink()`] finds the smallest plan that still
-//! fails.
+//! what each does (`manners` what SQS does rarely, `backfill` what backfills do, `replays` what
+//! replays of rejects do, with the event types in `declarations`), `objects`, `watched_queue` and
+//! `bounds` what must hold, and [`shrink()`] finds the smallest plan that still fails.
 //!
 //! What must hold:
 //!
 //! - At the end, each object has exactly its rows, of one loaded batch, in each table. One that was
 //!   replaced or deleted before it was loaded may be absent; one that is cut short must be. It is the
 //!   same whether workers or backfills have loaded it, and how often backfills have replaced it.
+//! - Where an operator fixes declarations and replays rejects, each line is in its table once: either
+//!   the batch of its object has inserted it, or a loaded replay, and then it is not a reject any
+//!   more. No line is lost.
 //! - A message is deleted only when its objects are recorded as loaded, or replaced by others that
 //!   are, or acknowledged as missing.
 //! - A message becomes a dead letter only if an object of it cannot be loaded. Where no fault costs
@@ -25,10 +28,12 @@
 mod arrivals;
 mod backfill;
 mod bounds;
+mod declarations;
 mod inject;
 mod manners;
 mod objects;
 mod plan;
+mod replays;
 mod schedule;
 mod settings;
 mod shrink;
@@ -53,6 +58,7 @@ use self::arrivals::Arrivals;
 use self::backfill::Backfills;
 use self::objects::Objects;
 use self::plan::{mixed, stream};
+use self::replays::Replays;
 use self::schedule::{Event, Timed};
 use self::settings::Settings;
 use self::violations::Violations;
@@ -144,6 +150,7 @@ struct World {
     tally: BTreeMap<&'static str, u64>,
     /// The number of dead letters that the operator has looked at, and has moved back or left.
     redriven: usize,
+    replays: Replays,
 }
 
 impl World {
@@ -166,6 +173,7 @@ impl World {
             dedup_age: settings.dedup_age,
             lease: settings.visibility,
             statement: settings.statement(),
+            keeps_lines: plan.has(Fault::Replay),
         };
         let server = SimServer::new(
             options,
@@ -189,6 +197,7 @@ impl World {
             settings,
             trace: trace.clone(),
             violations: violations.clone(),
+            is_fixed: false,
         };
         let places = (0..plan.workers).map(|number| Place::new(seed, number, trace));
         Self {
@@ -199,6 +208,7 @@ impl World {
             timeline,
             tally: BTreeMap::new(),
             redriven: 0,
+            replays: Replays::default(),
         }
     }
 
@@ -217,7 +227,8 @@ impl World {
         self.stop_workers().await;
     }
 
-    /// Waits until everything is loaded, the tables are as they must be, and stay so for a while.
+    /// Waits until everything is loaded and rejects are replayed, the tables are as they must be, and
+    /// stay so for a while.
     async fn finish(&mut self) {
         let done_by = Instant::now() + DONE_WITHIN;
         self.complete_backfill(done_by).await;
@@ -231,12 +242,13 @@ impl World {
                 sleep(LOOK).await;
             }
             let cleaned_by = *cleaned_by.get_or_insert_with(|| Instant::now() + CLEANED_WITHIN);
+            self.finish_replays(done_by).await;
             self.wait_for_open_batches().await;
             sleep(QUIET).await;
             if !self.is_drained() {
                 continue;
             }
-            let differences = self.site.objects.differences(&self.site.server);
+            let differences = self.differences();
             if differences.is_empty() {
                 return;
             }
@@ -319,8 +331,22 @@ impl World {
             site.server.has_open_batches(),
             pauses.join("; ")
         ));
-        for difference in site.objects.differences(&site.server) {
+        for difference in self.differences() {
             site.violations.report(difference);
+        }
+    }
+
+    /// Returns how the tables differ from what must be there.
+    fn differences(&self) -> Vec<String> {
+        let Site {
+            plan,
+            objects,
+            server,
+            ..
+        } = &self.site;
+        match plan.has(Fault::Replay) {
+            true => objects.line_differences(server),
+            false => objects.differences(server),
         }
     }
 

@@ -1,5 +1,6 @@
 //! What was uploaded in a world, what each message announces, and what must have become of both.
 
+mod lines;
 mod present;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -68,6 +68,8 @@ labelled! {
         Forced = "forced backfills",
         /// A backfill is killed, and another continues it.
         BackfillCrash = "backfill crashes",
+        /// An operator deploys fixed declarations, and replays rejects.
+        Replay = "replays of rejects",
     }
 }
 
@@ -101,7 +103,7 @@ impl Fault {
     ];
 
     /// More kinds. Each is drawn by itself, so that the others of a seed stay the same.
-    pub const MORE: [Self; 9] = [
+    pub const MORE: [Self; 10] = [
         Self::Redelivery,
         Self::FailedEntries,
         Self::LostDeletes,
@@ -111,6 +113,7 @@ impl Fault {
         Self::Backfill,
         Self::Forced,
         Self::BackfillCrash,
+        Self::Replay,
     ];
 
     /// Returns whether it can cost a message receives although nothing has crashed: the queue fails,
@@ -155,7 +158,8 @@ impl Fault {
             | Self::Fifo
             | Self::Backfill
             | Self::Forced
-            | Self::BackfillCrash => false,
+            | Self::BackfillCrash
+            | Self::Replay => false,
         }
     }
 }

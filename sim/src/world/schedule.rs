@@ -92,6 +92,11 @@ pub(super) enum Event {
     CrashBackfill,
     /// A backfill that was killed is continued by another.
     ResumeBackfill,
+    /// Workers that start from now on have the fixed declarations.
+    Deploy,
+    /// A replay of rejects is started or killed. Replays are numbered from 0.
+    StartReplay(usize),
+    KillReplay(usize),
     /// A worker starts in each place that has none.
     StartWorkers,
 }
@@ -178,6 +183,7 @@ impl Draw<'_> {
             Fault::LostDeletes => self.manners(Manner::LostDeletes),
             Fault::OutdatedHandles => self.manners(Manner::OutdatedHandles),
             Fault::Backfill => self.backfills(),
+            Fault::Replay => self.replays(),
             // Properties of workers, crashes, messages, objects, the queue and backfills.
             Fault::Rollout
             | Fault::ForgottenRows
@@ -333,6 +339,22 @@ impl Draw<'_> {
             let one_in = self.rng.u32(2..=4);
             self.add(begin, lose(one_in));
             self.add(end, lose(0));
+        }
+    }
+
+    /// Some replays begin at nearly the same time, and some are killed.
+    fn replays(&mut self) {
+        let deploy = up_to(&mut self.rng, self.within / 2);
+        self.add(deploy, Event::Deploy);
+        let mut at = deploy;
+        for number in 0..self.rng.usize(2..=5) {
+            let pause = [Duration::from_secs(1), self.within / 3][self.rng.usize(..2)];
+            at = (at + up_to(&mut self.rng, pause)).min(self.within);
+            self.add(at, Event::StartReplay(number));
+            if self.rng.bool() {
+                let killed_at = at + up_to(&mut self.rng, BRIEF);
+                self.add(killed_at.min(self.within), Event::KillReplay(number));
+            }
         }
     }
 

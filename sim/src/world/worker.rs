@@ -58,6 +58,8 @@ pub(super) struct Site {
     pub(super) objects: Arc<Objects>,
     pub(super) trace: Trace,
     pub(super) violations: Violations,
+    /// Whether an operator has deployed the fixed declarations.
+    pub(super) is_fixed: bool,
 }
 
 impl Site {
@@ -143,6 +145,10 @@ impl Place {
         self.worker.as_ref()
     }
 
+    pub(super) fn to_clickhouse(&self) -> &Network {
+        self.connections.to(System::ClickHouse)
+    }
+
     /// Returns the connection, if it is one of those that a link names.
     pub(super) fn linked(&self, link: Link) -> Option<&Network> {
         let is_named = link.worker.is_none_or(|number| number == self.number);
@@ -193,7 +199,10 @@ impl Worker {
     fn start(site: &Site, place: &Place) -> Self {
         let (seed, settings) = (site.seed, &site.settings);
         let number = place.number as u64 * 1_000 + place.started;
-        let setup = Setup::of(seed, &site.plan, settings, number);
+        let mut setup = Setup::of(seed, &site.plan, settings, number);
+        if site.is_fixed {
+            setup = setup.fixed();
+        }
         let replica = stream(seed, "replica", number).usize(..site.plan.replicas);
         let client = Client::new(&format!("worker-{}.{}", place.number, place.started));
         site.trace.note(format_args!(
