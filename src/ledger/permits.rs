@@ -397,7 +397,7 @@ impl Ledger {
         );
         let is_disputed = self
             .warehouse
-            .has_rows(BATCHES_TABLE, &by_others, Some(&barrier));
+            .has_rows(&[BATCHES_TABLE], &by_others, Some(&barrier));
         Ok(!is_disputed.await?)
     }
 
@@ -410,7 +410,7 @@ impl Ledger {
             sql::strings([event::LOADED, event::RELEASED])
         );
         self.warehouse
-            .has_rows(BATCHES_TABLE, &ended, barrier.as_ref())
+            .has_rows(&[BATCHES_TABLE], &ended, barrier.as_ref())
             .await
     }
 }

@@ -176,7 +176,7 @@ struct RejectReplay<'a, P: ReplayPorts> {
     shape: StatementShape,
     /// The lines moved by event type, once the batch is recorded.
     moved: BTreeMap<String, u64>,
-    /// Whether the rows in the tables differ from the counts.
+    /// Whether the rows in the tables differ from the counts, or must not be inserted at all.
     has_row_count_mismatch: bool,
     /// Describes the rows that a rollback has not reached.
     left_in_views: Option<String>,
@@ -255,6 +255,16 @@ impl<'a, P: ReplayPorts> RejectReplay<'a, P> {
         Ok(!self.has_row_count_mismatch && !contents.counted.is_empty() && complete.await?)
     }
 
+    /// Returns whether the snapshot has lines that another replay has moved. A single server shows
+    /// none of these: it has deleted them.
+    async fn repeats_another(&self) -> Result<bool, WarehouseError> {
+        let Replayer { ledger, tables, .. } = self.replayer;
+        let Some(barrier) = ledger.barrier().await? else {
+            return Ok(false);
+        };
+        tables.repeats_a_replay(self.batch, Some(&barrier)).await
+    }
+
     /// Deletes the moved rejects from their table. Any process that finds the batch recorded may do
     /// so, at any time and repeatedly: these lines of these batches are never inserted again.
     async fn clean(&self) -> Result<End, WarehouseError> {
@@ -331,7 +341,7 @@ impl<P: ReplayPorts> Steps for RejectReplay<'_, P> {
                 shape: self.shape,
                 guard: &ledger.guard(&permit),
             };
-            let statements = tables.replay_statements(&insert, self.page);
+            let statements = tables.replay_statements(&insert, self.page).await?;
             Ok::<_, WarehouseError>((statements, permit))
         };
         let (mut permitted, mut permit) = statements().await?;
@@ -346,6 +356,11 @@ impl<P: ReplayPorts> Steps for RejectReplay<'_, P> {
                 other => other?,
             }
             failpoint::reach("replay.statement");
+            // The first statement has written the snapshot.
+            if index == 0 && self.page.is_some() && self.repeats_another().await? {
+                self.has_row_count_mismatch = true;
+                return Ok(Inserted::ObjectFault);
+            }
         }
         // A server that was killed can have stored a token without the rows.
         let is_recovery = self.page.is_none();

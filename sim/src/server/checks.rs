@@ -96,7 +96,7 @@ impl State {
             let (other, path) = (Short(other), self.tables.path(object).to_owned());
             self.violated(format!("{short} and {other} have both loaded {path}"));
         }
-        if let Some((other, object)) = self.moved_beside(batch) {
+        if let Some((other, object)) = self.moved_beside(batch, self.whole()) {
             let (other, path) = (Short(other), self.tables.path(object).to_owned());
             self.violated(format!(
                 "{short} and {other} have both moved a reject of {path}"

@@ -41,6 +41,9 @@ pub(super) enum Scope {
     Events,
     ClaimsAndEvents,
     Table(TableId),
+    /// Rejects, and the snapshots of replays.
+    RejectsAndSnapshots(TableId, TableId),
+    EventsAndSnapshots(TableId),
     /// All tables but those of the ledger.
     AllRows,
 }
@@ -52,6 +55,12 @@ impl Scope {
             Self::Events => place == Place::Events,
             Self::ClaimsAndEvents => matches!(place, Place::Claims | Place::Events),
             Self::Table(table) => place == Place::Rows(table),
+            Self::RejectsAndSnapshots(rejects, snapshots) => {
+                place == Place::Rows(rejects) || place == Place::Rows(snapshots)
+            }
+            Self::EventsAndSnapshots(snapshots) => {
+                place == Place::Events || place == Place::Rows(snapshots)
+            }
             Self::AllRows => matches!(place, Place::Rows(_)),
         }
     }

@@ -252,17 +252,18 @@ impl State {
         objects.find(is_incomplete)
     }
 
-    /// Returns another loaded replay that has moved one of the rejects that this one has moved.
-    pub(super) fn moved_beside(&self, batch: BatchId) -> Option<(BatchId, ObjectId)> {
+    /// Returns another loaded replay whose snapshot has one of the rejects in the snapshot of this
+    /// one.
+    pub(super) fn moved_beside(&self, batch: BatchId, view: View) -> Option<(BatchId, ObjectId)> {
         if !self.ledger.is_replay(batch) {
             return None;
         }
-        let view = self.whole();
         let moved = self.moved_by(batch, view);
-        let claims = self.ledger.claims_of(batch, &self.log, view);
+        let all = self.whole();
+        let claims = self.ledger.claims_of(batch, &self.log, all);
         let on_same = claims.flat_map(|claim| {
             let object = claim.row.object.id();
-            self.ledger.claims_on(object, &self.log, view)
+            self.ledger.claims_on(object, &self.log, all)
         });
         let others = on_same.map(|claim| &claim.row);
         let others = others.filter(|it| it.batch != batch && replays(it.shape.read_by));

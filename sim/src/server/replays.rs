@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use sluice::batch::{BatchId, StatementShape};
+use sluice::clickhouse::replicas::Barrier;
 use sluice::ledger::UnfinishedReplay;
 use sluice::ledger::protocol::ClaimStatus;
 use sluice::load::ports::Insert;
@@ -18,7 +19,7 @@ use super::ledger_rows::{JoinedClaim, LedgerRows, replays};
 use super::log::{Log, Scope, View};
 use super::plan::{Guard, Plan, Source};
 use super::state::{Answer, State};
-use super::tables::{SimTables, owned};
+use super::tables::{SimTables, mark_of, owned};
 
 impl JoinedClaim {
     /// Returns whether the batch is in progress, or has not been cleaned up: then nobody else may
@@ -127,10 +128,14 @@ impl ReplayTables for SimTables {
         bounded(timeout, self.connection.request("preview", read)).await
     }
 
-    fn replay_statements(&self, insert: &Insert<'_>, page: Option<&RejectPage>) -> Vec<Statement> {
+    async fn replay_statements(
+        &self,
+        insert: &Insert<'_>,
+        page: Option<&RejectPage>,
+    ) -> Answer<Vec<Statement>> {
         let Some(guard) = Guard::parse(insert.guard) else {
             // No server executes it.
-            return vec![Statement::new(insert.guard.to_owned())];
+            return Ok(vec![Statement::new(insert.guard.to_owned())]);
         };
         let snapshot = page.map(|page| Plan {
             batch: insert.batch,
@@ -147,7 +152,16 @@ impl ReplayTables for SimTables {
             only: Some(self.layout.snapshots),
         });
         let inserts = self.plans(insert, guard);
-        self.statements_of(snapshot.into_iter().chain(inserts).collect())
+        Ok(self.statements_of(snapshot.into_iter().chain(inserts).collect()))
+    }
+
+    async fn repeats_a_replay(&self, batch: BatchId, after: Option<&Barrier>) -> Answer<bool> {
+        let scope = Scope::EventsAndSnapshots(self.layout.snapshots);
+        let read = move |state: &mut State, view| Ok(state.moved_beside(batch, view).is_some());
+        let read = self
+            .connection
+            .read_after("moved before?", mark_of(after)?, scope, read);
+        read.await
     }
 }
 

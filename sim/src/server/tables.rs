@@ -273,7 +273,11 @@ impl BatchTables for SimTables {
 
     async fn has_rows(&self, table: &str, rows: Rows<'_>, after: Option<&Barrier>) -> Answer<bool> {
         let (table, condition) = (self.table(table)?, condition(rows));
-        let (mark, scope) = (mark_of(after)?, Scope::Table(table));
+        let scope = match rows {
+            Rows::MovedBy(_) => Scope::RejectsAndSnapshots(table, self.layout.snapshots),
+            _ => Scope::Table(table),
+        };
+        let mark = mark_of(after)?;
         let read = move |state: &mut State, view| {
             let condition = state.resolved(condition, view);
             Ok(state.tables.has_rows(table, &condition, &state.log, view))

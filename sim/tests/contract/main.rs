@@ -208,6 +208,7 @@ contract!(
             a_replay_inserts_the_rejects_that_have_become_valid,
             the_rejects_that_a_replay_has_moved_are_deleted_and_no_others,
             a_replay_is_completed_from_its_snapshot,
+            a_replay_that_repeats_another_is_noticed,
             a_fenced_replay_moves_nothing,
             the_rejects_of_an_object_are_busy_until_their_replay_is_cleaned_up,
             the_rejects_of_an_object_are_busy_while_a_batch_loads_it,

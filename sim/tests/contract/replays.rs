@@ -99,7 +99,7 @@ impl<'a, S: Servers> Replay<'a, S> {
             shape: self.shape,
             guard: &ledger.guard(&permit),
         };
-        tables.replay_statements(&insert, page)
+        tables.replay_statements(&insert, page).await.unwrap()
     }
 
     async fn insert(&self, attempt: u32, page: Option<&RejectPage>) -> Answer<()> {
@@ -271,6 +271,30 @@ pub(crate) async fn a_replay_is_completed_from_its_snapshot<S: Servers>(servers:
         assert_eq!((manifest.shape, manifest.fenced), (replay.shape, 3));
         worker.record(replay.batch, 4).await.unwrap();
     }
+}
+
+/// As it does if the tables still show rejects that another replay has moved.
+pub(crate) async fn a_replay_that_repeats_another_is_noticed<S: Servers>(servers: &S) {
+    let worker = fixed(servers, Strategy::SinglePass);
+    let (object, _) = load(servers, "object").await;
+    let page = page(servers, RejectKind::Rejected).await;
+    let first = Replay::claim(&worker, &object, RejectKind::Rejected).await;
+    first.insert(1, Some(&page)).await.unwrap();
+    let second = Replay::claim(&worker, &object, RejectKind::Rejected).await;
+    let repeats = async |replay: &Replay<'_, S>| {
+        let barrier = worker.ledger.barrier().await?;
+        worker
+            .tables
+            .repeats_a_replay(replay.batch, barrier.as_ref())
+            .await
+    };
+    assert_eq!(repeats(&second).await, Ok(false));
+    let statements = second.statements(1, Some(&page)).await;
+    worker.execute(second.batch, &statements[0]).await.unwrap();
+    assert_eq!(repeats(&second).await, Ok(false));
+    worker.record(first.batch, 1).await.unwrap();
+    assert_eq!(repeats(&second).await, Ok(true));
+    assert_eq!(repeats(&first).await, Ok(false));
 }
 
 pub(crate) async fn a_fenced_replay_moves_nothing<S: Servers>(servers: &S) {
