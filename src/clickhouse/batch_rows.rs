@@ -43,7 +43,8 @@ pub enum Agreement {
     Other,
 }
 
-/// The lines of one kind from one object, as counted in `object_rows`.
+/// The lines of one kind from one object, as counted in `object_rows`. A replay of rejects can have
+/// several objects of one path, versions of a key.
 #[derive(Debug, Deserialize)]
 pub struct Counted {
     pub source_path: String,
@@ -130,7 +131,7 @@ impl<'a> BatchRows<'a> {
         let batch = sql::id(self.batch.0);
         let mut parts = vec![format!(
             "SELECT source_path, kind, sum(rows) AS rows, count() AS blocks FROM {} \
-             WHERE batch_id = {batch} GROUP BY source_path, kind",
+             WHERE batch_id = {batch} GROUP BY source_path, source_etag, kind",
             self.warehouse.table(Target::ObjectRows.table()),
         )];
         parts.extend(self.tables().filter_map(|(target, table)| {

@@ -13,13 +13,13 @@ use sluice::rejects::ports::{PreviewRow, ReplayLedger, ReplayTables};
 use sluice::rejects::{LineKey, RejectKind, RejectPage, RejectSelector};
 use sluice::statements::Statement;
 
-use super::connection::bounded;
+use super::connection::{bounded, mark_of};
 use super::ledger::{Lookup, SimLedger};
 use super::ledger_rows::{JoinedClaim, LedgerRows, replays};
 use super::log::{Log, Scope, View};
 use super::plan::{Guard, Plan, Source};
 use super::state::{Answer, State};
-use super::tables::{SimTables, mark_of, owned};
+use super::tables::{SimTables, owned};
 
 impl JoinedClaim {
     /// Returns whether the batch is in progress, or has not been cleaned up: then nobody else may
@@ -182,7 +182,7 @@ impl SimTables {
         let read = move |state: &mut State, view| {
             Ok(state.page(&layout, kept, &selector, after.as_ref(), view))
         };
-        let timeout = self.planner.insert_timeout;
+        let timeout = self.planner.options().insert_timeout;
         bounded(timeout, self.connection.request("rejects", read)).await
     }
 }

@@ -451,14 +451,15 @@ fn condition(rows: Rows<'_>) -> Condition {
 
 fn contents(state: &State, batch: BatchId, view: View) -> Contents {
     let tables = &state.tables;
-    let mut counted: BTreeMap<(&str, &str), (u64, u64)> = BTreeMap::new();
+    let mut counted: BTreeMap<(&str, &str, &str), (u64, u64)> = BTreeMap::new();
     let none = tables.kinds().map(|kind| (kind, 0));
     let mut stored: BTreeMap<Kind, u64> = none.collect();
     for (table, row) in tables.of_batch(batch, &state.log, view) {
         if row.kind == Kind::Of(table) {
             *stored.entry(row.kind).or_default() += row.rows;
         } else {
-            let counts = counted.entry((tables.path(row.object), tables.kind(row.kind)));
+            let (path, etag) = tables.source(row.object);
+            let counts = counted.entry((path, etag, tables.kind(row.kind)));
             let (rows, blocks) = counts.or_default();
             *rows += row.rows;
             *blocks += 1;
@@ -466,7 +467,7 @@ fn contents(state: &State, batch: BatchId, view: View) -> Contents {
     }
     let counted = counted
         .into_iter()
-        .map(|((path, kind), (rows, blocks))| Counted {
+        .map(|((path, _, kind), (rows, blocks))| Counted {
             source_path: path.to_owned(),
             kind: kind.to_owned(),
             rows,

@@ -214,6 +214,7 @@ contract!(
             the_rejects_of_an_object_are_busy_while_a_batch_loads_it,
             an_unfinished_replay_is_listed_until_it_is_cleaned_up,
             a_replayer_moves_each_reject_once,
+            a_replayer_moves_the_rejects_of_two_versions_of_a_key,
             a_replay_that_was_left_open_is_finished_by_the_next,
         }
         errors STANDARD: {

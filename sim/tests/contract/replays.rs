@@ -523,6 +523,26 @@ pub(crate) async fn a_replayer_moves_each_reject_once<S: Servers + 'static>(serv
     }
 }
 
+/// Both versions of a key can have been loaded, one after the other.
+pub(crate) async fn a_replayer_moves_the_rejects_of_two_versions_of_a_key<S: Servers + 'static>(
+    servers: &S,
+) {
+    let worker = before_fix(servers, Strategy::SinglePass);
+    for words in [&WORDS[..], &[LONG]] {
+        let version = servers.put("object", words).await;
+        worker.load(slice::from_ref(&version)).await;
+    }
+    let page = page(servers, RejectKind::Rejected).await;
+    assert_eq!(page.lines, 4);
+    let tally = replayer(servers, Strategy::SinglePass).replay(&page).await;
+    let expected = Tally {
+        moved: lines(&[(VIDEO, 3)]),
+        left: lines(&[(REASON, 1)]),
+        in_hand: 0,
+    };
+    assert_eq!(tally, Ok(expected));
+}
+
 pub(crate) async fn a_replay_that_was_left_open_is_finished_by_the_next<S: Servers + 'static>(
     servers: &S,
 ) {

@@ -151,7 +151,8 @@ impl Servers for Simulated {
 
     async fn reject_page(&self, kind: RejectKind, after: Option<&LineKey>) -> Option<RejectPage> {
         let reader = self.connect_with("reader", 0, Strategy::SinglePass);
-        let page = reader.tables.reject_page(kind, &self.rejects(), after);
+        let rejects = self.rejects();
+        let page = reader.tables.reject_page(kind, &rejects, after);
         page.await.unwrap()
     }
 
