@@ -62,6 +62,9 @@ pub struct Tally {
     pub missing: u64,
     /// In progress elsewhere, and not loaded when the backfill ended.
     pub in_other_hands: u64,
+    /// Batches of other processes that were still replacing objects when the backfill ended: the
+    /// tables can have both the old and the new rows of these.
+    pub replacing_elsewhere: u64,
 }
 
 impl Tally {
@@ -139,6 +142,7 @@ impl<P: Ports, F: Fn(&Tally)> Backfill<P, F> {
         self.flush().await;
         self.wait_for_others().await;
         self.tally.in_other_hands = self.busy.len() as u64;
+        self.tally.replacing_elsewhere = self.replacements.len() as u64;
         (self.on_progress)(&self.tally);
         (self.tally, listed)
     }
@@ -308,13 +312,6 @@ impl<P: Ports, F: Fn(&Tally)> Backfill<P, F> {
                 let open = self.loader.finish_replacements(&self.stop).await;
                 self.replacements.retain(|batch| open.contains(batch));
             }
-        }
-        if !self.replacements.is_empty() {
-            warn!(
-                batches = self.replacements.len(),
-                "other processes are still replacing objects; run the backfill again to complete \
-                 replacements that they leave unfinished"
-            );
         }
     }
 }

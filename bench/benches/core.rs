@@ -12,8 +12,8 @@ use sluice::daemon::in_flight::{Disposition, InFlightMessages, VisibilityPolicy}
 use sluice::event_types::Catalog;
 use sluice::notification::{Notification, parse_notification};
 use sluice::object::ObjectRef;
-use sluice::queue::{Message, ReceiptHandle};
-use sluice::statements::insert::{Planner, Strategy, TimeLimits};
+use sluice::queue::{Message, ReceiptHandle, VISIBILITY_LIMIT};
+use sluice::statements::insert::{Planner, PlannerOptions, Strategy, TimeLimits};
 use sluice::statements::s3_source::{S3Access, S3Source};
 use tokio::time::Instant;
 
@@ -101,7 +101,7 @@ fn batch(bencher: Bencher) {
 
 #[divan::bench]
 fn plan(bencher: Bencher) {
-    let planner = Planner {
+    let planner = Planner::new(PlannerOptions {
         catalog: Catalog::builtin(),
         source: S3Source {
             endpoint: None,
@@ -114,7 +114,7 @@ fn plan(bencher: Bencher) {
         max_line_bytes: 16 << 20,
         times: TimeLimits::ANY,
         insert_timeout: Duration::from_secs(600),
-    };
+    });
     let batches = batches();
     bencher.counter(ItemsCount::new(MESSAGES)).bench(|| {
         for batch in &batches {
@@ -129,6 +129,7 @@ fn plan(bencher: Bencher) {
 fn settle(bencher: Bencher) {
     let policy = VisibilityPolicy {
         timeout: Duration::from_secs(120),
+        limit: VISIBILITY_LIMIT,
         retry_min: Duration::from_secs(10),
         retry_max: Duration::from_secs(900),
     };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::event_types::Catalog;
 use crate::object::{ObjectParts, ObjectRef};
-use crate::statements::insert::{Planner, Strategy, TimeLimits};
+use crate::statements::insert::{Planner, PlannerOptions, Strategy, TimeLimits};
 use crate::statements::s3_source::{S3Access, S3Source};
 
 /// Returns an object with a bucket, a key and an etag.
@@ -20,7 +20,7 @@ pub fn object(bucket: &str, key: &str, etag: &str) -> ObjectRef {
 
 /// Returns a planner of the built-in event types.
 pub fn planner(access: S3Access, endpoint: Option<&str>) -> Planner {
-    Planner {
+    Planner::new(PlannerOptions {
         catalog: Catalog::builtin(),
         source: S3Source {
             endpoint: endpoint.map(str::to_owned),
@@ -33,5 +33,5 @@ pub fn planner(access: S3Access, endpoint: Option<&str>) -> Planner {
         max_line_bytes: 100,
         times: TimeLimits::ANY,
         insert_timeout: Duration::from_secs(600),
-    }
+    })
 }

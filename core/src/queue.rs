@@ -5,6 +5,9 @@ use std::time::Duration;
 /// The maximum number of messages in one receive, delete or change of visibility.
 pub const MAX_BATCH: usize = 10;
 
+/// How long SQS hides a message after a receive at most, however often its visibility is changed.
+pub const VISIBILITY_LIMIT: Duration = Duration::from_secs(12 * 3600);
+
 /// A received message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {

@@ -191,10 +191,7 @@ impl SimS3 {
 
 impl State {
     fn look_up(&self, key: &str, reader: Reader) -> Result<&Stored, ReadError> {
-        let faults = match reader {
-            Reader::Server => &self.server,
-            Reader::Worker => &self.worker,
-        };
+        let faults = self.faults(reader);
         if faults.is_unavailable {
             return Err(ReadError::Unavailable);
         }
@@ -202,6 +199,13 @@ impl State {
             return Err(ReadError::Denied);
         }
         self.objects.get(key).ok_or(ReadError::Missing)
+    }
+
+    fn faults(&self, reader: Reader) -> &Faults {
+        match reader {
+            Reader::Server => &self.server,
+            Reader::Worker => &self.worker,
+        }
     }
 
     fn faults_mut(&mut self, reader: Reader) -> &mut Faults {

@@ -30,11 +30,12 @@ use crate::load::{ANSWER_AFTER_TIMEOUT, LoadConfig, LoadParts, Loader};
 use crate::notification::Envelopes;
 use crate::notification::filter::Filter;
 use crate::object::Compression;
+use crate::queue::VISIBILITY_LIMIT;
 use crate::queue::sqs::SqsQueue;
 use crate::rejects::replay::Replayer;
 use crate::s3::Store;
 use crate::statements::ddl::{Engine, SchemaOptions, landing_name};
-use crate::statements::insert::{Planner, Strategy, TimeLimits};
+use crate::statements::insert::{Planner, PlannerOptions, Strategy, TimeLimits};
 use crate::statements::s3_source::{S3Access, S3Source};
 use crate::statements::select::Target;
 use crate::telemetry::activity::Activity;
@@ -219,7 +220,7 @@ impl<'a> App<'a> {
             default_region: region.to_owned(),
             access: self.s3_access()?,
         };
-        Ok(Planner {
+        Ok(Planner::new(PlannerOptions {
             catalog,
             source,
             strategy: config.load.strategy,
@@ -228,7 +229,7 @@ impl<'a> App<'a> {
             max_line_bytes: config.load.max_line_bytes.bytes(),
             times: self.time_limits(),
             insert_timeout: config.clickhouse.insert_timeout.get(),
-        })
+        }))
     }
 
     /// Returns the range of plausible times.
@@ -317,6 +318,7 @@ impl<'a> App<'a> {
                 batch: self.batch_limits(),
                 visibility: VisibilityPolicy {
                     timeout: config.queue.visibility_timeout.get(),
+                    limit: VISIBILITY_LIMIT,
                     retry_min: config.queue.retry_backoff_min.get(),
                     retry_max: config.queue.retry_backoff_max.get(),
                 },

@@ -11,6 +11,7 @@ use crate::notification::filter::Filter;
 use crate::object::ObjectUrl;
 use crate::s3::Store;
 use crate::s3::listing::{Lister, Selection};
+use crate::util::key_time::KeyTime;
 
 #[derive(clap::Args)]
 pub(super) struct SelectionArguments {
@@ -24,9 +25,9 @@ pub(super) struct SelectionArguments {
 
     /// Only objects since TIME: a UTC date or time such as 2026-07-14T08:00:00Z, or 2h for 2h ago
     ///
-    /// The time of an object is the first date or hour in its key, as in 2026/07/14/,
-    /// dt=2026-07-14, 2026-07-14T08 or 20260714. If its key contains none, it is the time of its
-    /// upload.
+    /// The time of an object is the date or hour in the last segment of its key, as in
+    /// 2026-07-14T08 or 20260714, or else that of its folders, as in 2026/07/14/ or
+    /// dt=2026-07-14/. If there is none, it is the time of its upload. s3.key_time changes this.
     #[arg(long, value_name = "TIME", value_parser = parse_time_arg)]
     since: Option<SystemTime>,
 
@@ -56,11 +57,13 @@ impl SelectionArguments {
             prefix.key += &format!("section/{section}/");
         }
         let filter = Filter::new(&[], &self.include, &self.exclude).map_err(anyhow::Error::msg)?;
+        let key_time = KeyTime::parse(&app.config.s3.key_time).map_err(anyhow::Error::msg)?;
         Ok(Selection {
             prefix,
             filters: vec![app.notification_filter()?, filter],
             since: self.since,
             until: self.until,
+            key_time,
         })
     }
 

@@ -338,17 +338,18 @@ impl Warehouse {
         }
     }
 
-    /// Returns whether a table has a row that meets the condition. Sees all rows that were
+    /// Returns whether the first of these tables has a row that meets the condition, which may refer
+    /// to the others. Sees all rows that were
     /// acknowledged before the barrier was, as [`Warehouse::rows_after`].
     pub async fn has_rows(
         &self,
-        table: &str,
+        tables: &[&str],
         condition: &str,
         after: Option<&Barrier>,
     ) -> Result<bool, WarehouseError> {
-        let name = self.table(table);
+        let name = self.table(tables.first().unwrap_or(&""));
         let sql = format!("SELECT 1 AS found FROM {name} WHERE {condition} LIMIT 1");
-        let found: Vec<IgnoredAny> = self.rows_after(after, &[table], &sql).await?;
+        let found: Vec<IgnoredAny> = self.rows_after(after, tables, &sql).await?;
         Ok(!found.is_empty())
     }
 

@@ -23,6 +23,7 @@ use crate::glob::Globs;
 use crate::notification::filter::created_event;
 use crate::object::Compression;
 use crate::statements::insert::Strategy;
+use crate::util::key_time::KeyTime;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -62,6 +63,10 @@ pub(super) fn check(
             &mut checks,
         );
     }
+    if let Err(error) = KeyTime::parse(&raw.s3.key_time) {
+        let advice = "set it to `auto`, to `upload`, or to an expression such as ^logs/(.*)/";
+        checks.fail("s3.key_time", error, advice);
+    }
     if let Some(access) = &access {
         check_access_values(access, &mut checks);
     }
@@ -90,6 +95,7 @@ pub(super) fn check(
             region: raw.s3.region,
             clickhouse_endpoint: raw.s3.clickhouse_endpoint,
             clickhouse_access: access?,
+            key_time: raw.s3.key_time,
         },
         batch: raw.batch,
         load: raw.load,

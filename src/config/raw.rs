@@ -38,6 +38,7 @@ pub(super) struct RawS3 {
     pub(super) region: Option<String>,
     pub(super) clickhouse_endpoint: Option<String>,
     pub(super) clickhouse_access: RawAccess,
+    pub(super) key_time: String,
 }
 
 /// Reads the tree. Serde stops at the first error: to report all of them, the invalid value is

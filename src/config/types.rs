@@ -53,9 +53,9 @@ pub struct QueueConfig {
     #[schemars(range(min = 1, max = 16))]
     pub receivers: usize,
 
-    /// The largest number of messages in flight, 1 to 100,000. It bounds the worker's memory:
-    /// Sluice stops receiving at this number, and also while `load.concurrency` full batches are
-    /// waiting. SQS allows 120,000 messages in flight for all workers together: lower it if there
+    /// The number of messages in flight, 1 to 100,000, at which Sluice stops receiving; it also does
+    /// so while `load.concurrency` full batches are waiting. It bounds the worker's memory: receives
+    /// that are under way exceed it by at most 20 messages for each of `queue.receivers`. SQS allows 120,000 messages in flight for all workers together: lower it if there
     /// are many workers.
     #[serde(deserialize_with = "whole_number")]
     #[schemars(range(min = 1, max = 100_000))]
@@ -227,7 +227,7 @@ pub enum Unproven {
     Accept,
 }
 
-/// How ClickHouse reaches the objects.
+/// The buckets, and how ClickHouse reaches the objects.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct S3Config {
@@ -241,6 +241,13 @@ pub struct S3Config {
 
     /// The credentials with which ClickHouse reads the objects.
     pub clickhouse_access: S3AccessConfig,
+
+    /// Where a key names the time of its object, which `--since` and `--until` of `backfill` and
+    /// `reconcile` refer to. `auto`: the first date or hour in its last segment, or else the nearest
+    /// folders before it that are nothing but a date, other than `section/ID`. `upload`: nowhere;
+    /// the time of the upload counts, as it does for keys without a time. Any other value is a
+    /// regular expression with one group, in whose match the first date or hour counts.
+    pub key_time: String,
 }
 
 /// The conditions under which a batch is closed.

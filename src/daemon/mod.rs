@@ -230,6 +230,7 @@ impl<Q: Queue, L: Load> EventLoop<Q, L> {
     /// Performs work that any event may have made possible.
     fn after_event(&mut self) {
         self.health.beat();
+        self.health.note_counts(self.core.counts());
         let now = Instant::now();
         while let Some(extension) = self.core.take_extension(now) {
             let extend = settler::extend(self.queue.clone(), extension);

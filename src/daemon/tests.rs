@@ -15,7 +15,7 @@ use crate::daemon::in_flight::VisibilityPolicy;
 use crate::load::Outcome;
 use crate::load::breaker::Scope;
 use crate::queue::memory::MemoryQueue;
-use crate::queue::{Message, QueueAttributes, ReceiptHandle};
+use crate::queue::{Message, QueueAttributes, ReceiptHandle, VISIBILITY_LIMIT};
 use crate::telemetry::activity::Activity;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -36,6 +36,7 @@ const OPTIONS: Options = Options {
         },
         visibility: VisibilityPolicy {
             timeout: VISIBILITY,
+            limit: VISIBILITY_LIMIT,
             retry_min: Duration::from_secs(10),
             retry_max: Duration::from_secs(600),
         },

@@ -67,7 +67,11 @@ impl Ledger {
         // one.
         let which = format!("{}{}", among(objects, excluding), without(superseded));
         let is_claimed = match excluding {
-            None => self.warehouse.has_rows(OBJECTS_TABLE, &which, None).await?,
+            None => {
+                self.warehouse
+                    .has_rows(&[OBJECTS_TABLE], &which, None)
+                    .await?
+            }
             Some(batch) => self.is_claimed_beside(batch, objects, superseded).await?,
         };
         if !is_claimed {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tracing::debug;
 use uuid::Uuid;
 
-use super::drive::Fence;
+use super::drive::{Fence, RunId};
 use super::permits::Permit;
 use super::{BATCHES_TABLE, Ledger};
 use crate::batch::BatchId;
@@ -33,6 +33,14 @@ pub(super) struct BatchRow<'a> {
     statement_seconds: u32,
     worker: &'a str,
     reason: &'a str,
+}
+
+/// Returns the condition for fences of other runs, those of the same worker included.
+pub(super) fn is_of_others(run: RunId) -> String {
+    format!(
+        "NOT startsWith(reason, {})",
+        sql::string(&run.0.to_string())
+    )
 }
 
 impl Ledger {
@@ -68,20 +76,28 @@ impl Ledger {
     /// Fences the batch, so that no attempt up to this one may start any more, and takes over the
     /// lease.
     ///
-    /// Returns [`Fence::Written`] if this worker was the first to do so. If several workers recover
-    /// a batch at the same time, the others leave it to that one. This saves work; safety does not
-    /// depend on it.
+    /// Returns [`Fence::Written`] if no other run has fenced the attempt. Of runs that do so at the
+    /// same time, each may find the fence of the other: then both leave the batch until the lease
+    /// has expired. Which fence came first decides nothing, since the clocks of servers differ, and
+    /// a row can become visible after a later one. A repeated call finds the fence of its own run.
     ///
     /// # Errors
     ///
     /// [`WarehouseError::Hidden`] if the ledger does not show the fence: then the guard of a
     /// statement does not see it either.
-    pub async fn fence(&self, batch: BatchId, attempt: u32) -> Result<Fence, WarehouseError> {
+    pub async fn fence(
+        &self,
+        batch: BatchId,
+        attempt: u32,
+        run: RunId,
+    ) -> Result<Fence, WarehouseError> {
         #[derive(Deserialize)]
-        struct First {
-            mine: u8,
+        struct Fences {
+            all: u64,
+            of_others: u64,
         }
-        let mark = self.mark();
+        // A barrier must be a row that this call has written.
+        let mark = format!("{}/{}", run.0, self.mark());
         let fence = BatchRow {
             attempt,
             reason: &mark,
@@ -89,29 +105,31 @@ impl Ledger {
         };
         self.write(batch, &[self.lease_row(batch), fence]).await?;
         let sql = format!(
-            "SELECT worker = {} AS mine FROM {} \
-             WHERE batch_id = {id} AND event = {} AND attempt >= {attempt} \
-             ORDER BY at, worker LIMIT 1",
-            sql::string(&self.worker),
+            "SELECT count() AS all, countIf({}) AS of_others FROM {} \
+             WHERE batch_id = {id} AND event = {} AND attempt >= {attempt}",
+            is_of_others(run),
             self.warehouse.table(BATCHES_TABLE),
             sql::string(event::FENCED),
             id = sql::id(batch.0)
         );
         let fence = self.marked(batch, &mark).await?;
         let tables = [BATCHES_TABLE];
-        let first: Vec<First> = self
+        let fences: Vec<Fences> = self
             .warehouse
             .rows_after(fence.as_ref(), &tables, &sql)
             .await?;
-        let hidden = WarehouseError::Hidden {
-            table: BATCHES_TABLE,
-            shown: 0,
-            written: 1,
-        };
-        Ok(match first.first().ok_or(hidden)? {
-            First { mine: 1 } => Fence::Written,
-            First { .. } => Fence::TakenOver,
-        })
+        match fences.first() {
+            Some(Fences {
+                all: 1..,
+                of_others: 0,
+            }) => Ok(Fence::Written),
+            Some(Fences { all: 1.., .. }) => Ok(Fence::TakenOver),
+            Some(Fences { all: 0, .. }) | None => Err(WarehouseError::Hidden {
+                table: BATCHES_TABLE,
+                shown: 0,
+                written: 1,
+            }),
+        }
     }
 
     /// Releases the batch, which has no rows and never will have any.

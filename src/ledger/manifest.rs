@@ -227,7 +227,7 @@ mod tests {
     use serde_json::{from_value, to_value};
 
     use super::*;
-    use crate::statements::insert::Planner;
+    use crate::statements::insert::{Planner, PlannerOptions};
     use crate::statements::s3_source::S3Access;
     use sluice_core::fixtures::{object, planner};
 
@@ -252,8 +252,10 @@ mod tests {
     /// A different statement under the same token would be dropped, or would duplicate rows.
     #[test]
     fn a_recovery_sends_the_same_statements_as_the_worker_that_claimed() {
-        let mut planner = planner(S3Access::Server, None);
-        planner.max_bytes = 256 << 20;
+        let planner = Planner::new(PlannerOptions {
+            max_bytes: 256 << 20,
+            ..planner(S3Access::Server, None).options().clone()
+        });
         let sizes = [
             None,
             Some(0),

@@ -11,7 +11,8 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::events::event;
+use super::drive::RunId;
+use super::events::{event, is_of_others};
 use super::{BATCHES_TABLE, Ledger, OBJECTS_TABLE};
 use crate::batch::BatchId;
 use crate::clickhouse::WarehouseError;
@@ -383,20 +384,20 @@ impl Ledger {
         Ok(Duration::from_secs(seconds))
     }
 
-    /// Returns whether no other worker has fenced the batch: then none has sent a statement of it.
-    pub async fn is_undisputed(&self, batch: BatchId) -> Result<bool, WarehouseError> {
+    /// Returns whether no other run has fenced the batch: then none has sent a statement of it.
+    pub async fn is_undisputed(&self, batch: BatchId, run: RunId) -> Result<bool, WarehouseError> {
         let Some(barrier) = self.barrier().await? else {
             return Ok(true);
         };
         let by_others = format!(
-            "batch_id = {} AND event = {} AND worker != {}",
+            "batch_id = {} AND event = {} AND {}",
             sql::id(batch.0),
             sql::string(event::FENCED),
-            sql::string(&self.worker),
+            is_of_others(run),
         );
         let is_disputed = self
             .warehouse
-            .has_rows(BATCHES_TABLE, &by_others, Some(&barrier));
+            .has_rows(&[BATCHES_TABLE], &by_others, Some(&barrier));
         Ok(!is_disputed.await?)
     }
 
@@ -409,7 +410,7 @@ impl Ledger {
             sql::strings([event::LOADED, event::RELEASED])
         );
         self.warehouse
-            .has_rows(BATCHES_TABLE, &ended, barrier.as_ref())
+            .has_rows(&[BATCHES_TABLE], &ended, barrier.as_ref())
             .await
     }
 }

@@ -23,7 +23,7 @@ use crate::batch::{BatchId, ReadBy, StatementShape};
 use crate::clickhouse::WarehouseError;
 use crate::clickhouse::batch_rows::{Counted, Rejected, tables_of};
 use crate::clickhouse::error_class::{ErrorClass, classify};
-use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, RolledBack, Steps, drive};
+use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, RolledBack, RunId, Steps, drive};
 use crate::ledger::protocol::{Action, ClaimStatus, End, Kill, Run};
 use crate::ledger::{Claim, until_stopped};
 use crate::object::ObjectRef;
@@ -38,6 +38,7 @@ pub(super) struct BatchRun<'a, P: Ports> {
     pub(super) loader: &'a Loader<P>,
     pub(super) cancel: &'a CancellationToken,
     pub(super) batch: BatchId,
+    id: RunId,
     pub(super) in_flight: InFlight,
     pub(super) started: Instant,
     /// The objects, sorted by key. Once they are claimed, this is the manifest.
@@ -96,6 +97,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
             loader,
             cancel,
             batch,
+            id: RunId(loader.parts.env.new_id()),
             in_flight: loader
                 .parts
                 .activity
@@ -297,7 +299,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         let Some(fault) = fault else {
             self.loader.state.successes.fetch_add(1, Ordering::Relaxed);
             let kinds: Vec<&str> = self.read.iter().map(|it| it.kind.as_str()).collect();
-            let catalog = &self.loader.planner().catalog;
+            let catalog = self.loader.planner().catalog();
             self.loader
                 .state
                 .views
@@ -490,7 +492,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
     /// Looks for columns without any value in the first rows of each event type.
     async fn look_for_empty_columns(&self, rows: &BTreeMap<&str, u64>) {
         let Loader { parts, state, .. } = self.loader;
-        let catalog = &parts.tables.planner().catalog;
+        let catalog = parts.tables.planner().catalog();
         let look = async {
             for event_type in rows.keys().filter_map(|kind| catalog.get(kind)) {
                 let columns = &state.empty_columns;
@@ -571,7 +573,7 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
             // Statements that this worker has seen end need no proof.
             let is_in_doubt = self.is_in_doubt
                 || !self
-                    .ledger_call(|| ledger.is_undisputed(self.batch))
+                    .ledger_call(|| ledger.is_undisputed(self.batch, self.id))
                     .await?;
             if is_in_doubt {
                 return Box::pin(self.stop()).await;
@@ -581,7 +583,8 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
     }
 
     async fn fence(&mut self, attempt: u32) -> Result<Fence, Cancelled> {
-        self.ledger_call(|| self.loader.parts.ledger.fence(self.batch, attempt))
+        let ledger = &self.loader.parts.ledger;
+        self.ledger_call(|| ledger.fence(self.batch, attempt, self.id))
             .await
     }
 
@@ -624,7 +627,7 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
         self.ledger_call(|| self.loader.parts.ledger.renew(self.batch))
             .await?;
         let deletes = async {
-            for target in Target::all(&tables.planner().catalog) {
+            for target in Target::all(tables.planner().catalog()) {
                 let rows = Rows::Of(self.batch);
                 self.loader.delete(target, rows, self.cancel).await?;
             }

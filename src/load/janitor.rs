@@ -115,7 +115,7 @@ impl<P: Ports> Janitor<P> {
 
     async fn delete_strays(&mut self) {
         let loader = self.loader.clone();
-        for target in Target::all(&loader.planner().catalog) {
+        for target in Target::all(loader.planner().catalog()) {
             if loader.parts.breaker.pause_reason().is_some() {
                 return;
             }

@@ -13,7 +13,7 @@ use crate::clickhouse::failing_view::Failing;
 use crate::clickhouse::replicas::Barrier;
 use crate::clickhouse::{Statement, WarehouseError};
 use crate::event_types::{Column, EventType};
-use crate::ledger::drive::Fence;
+use crate::ledger::drive::{Fence, RunId};
 use crate::ledger::protocol::ClaimStatus;
 use crate::ledger::{
     Claim, Claims, Failure, Ledger, Manifest, ManifestEntry, Permit, Replacement, Stopped,
@@ -78,11 +78,20 @@ pub trait LedgerStore: Send + Sync + 'static {
 
     fn barrier(&self) -> impl Future<Output = Answer<Option<Barrier>>> + Send;
 
-    fn fence(&self, batch: BatchId, attempt: u32) -> impl Future<Output = Answer<Fence>> + Send;
+    fn fence(
+        &self,
+        batch: BatchId,
+        attempt: u32,
+        run: RunId,
+    ) -> impl Future<Output = Answer<Fence>> + Send;
 
     fn stop(&self, batch: BatchId) -> impl Future<Output = Answer<Stopped>> + Send;
 
-    fn is_undisputed(&self, batch: BatchId) -> impl Future<Output = Answer<bool>> + Send;
+    fn is_undisputed(
+        &self,
+        batch: BatchId,
+        run: RunId,
+    ) -> impl Future<Output = Answer<bool>> + Send;
 
     fn has_ended(&self, batch: BatchId) -> impl Future<Output = Answer<bool>> + Send;
 
@@ -365,16 +374,16 @@ impl LedgerStore for Ledger {
         self.barrier().await
     }
 
-    async fn fence(&self, batch: BatchId, attempt: u32) -> Answer<Fence> {
-        self.fence(batch, attempt).await
+    async fn fence(&self, batch: BatchId, attempt: u32, run: RunId) -> Answer<Fence> {
+        self.fence(batch, attempt, run).await
     }
 
     async fn stop(&self, batch: BatchId) -> Answer<Stopped> {
         self.stop(batch).await
     }
 
-    async fn is_undisputed(&self, batch: BatchId) -> Answer<bool> {
-        self.is_undisputed(batch).await
+    async fn is_undisputed(&self, batch: BatchId, run: RunId) -> Answer<bool> {
+        self.is_undisputed(batch, run).await
     }
 
     async fn has_ended(&self, batch: BatchId) -> Answer<bool> {

@@ -84,7 +84,7 @@ impl<P: Ports> Loader<P> {
             .retry_until_ok(cancel, || self.parts.ledger.objects(batch))
             .await?;
         let superseded = Rows::SupersededBy(&objects);
-        for target in Target::all(&self.planner().catalog) {
+        for target in Target::all(self.planner().catalog()) {
             self.delete(target, superseded, cancel).await?;
             failpoint::reach("clean.table");
         }

@@ -41,9 +41,9 @@ pub struct ClickHouseTables {
 
 impl ClickHouseTables {
     pub fn new(warehouse: Warehouse, planner: Planner, max_memory: u64) -> Self {
-        let views = Target::all(&planner.catalog).len();
+        let views = Target::all(planner.catalog()).len();
         Self {
-            bounds: Bounds::new(planner.max_bytes, max_memory, views),
+            bounds: Bounds::new(planner.options().max_bytes, max_memory, views),
             truncations: Truncations::default(),
             warehouse,
             planner,
@@ -55,11 +55,26 @@ impl ClickHouseTables {
         &self.warehouse
     }
 
+    /// Returns the statements with a setting by which none commits long after its time limit, on
+    /// which the wait for a server that cannot be reached relies.
+    pub(crate) async fn committing_in_time(
+        &self,
+        statements: Vec<Statement>,
+    ) -> Result<Vec<Statement>, WarehouseError> {
+        if self.warehouse.replicas().await?.is_none() {
+            return Ok(statements);
+        }
+        let in_time = statements
+            .into_iter()
+            .map(|statement| statement.with("insert_keeper_max_retries", KEEPER_RETRIES));
+        Ok(in_time.collect())
+    }
+
     fn rows(&self, batch: BatchId) -> BatchRows<'_> {
         BatchRows {
             warehouse: &self.warehouse,
-            catalog: &self.planner.catalog,
-            strategy: self.planner.strategy,
+            catalog: self.planner.catalog(),
+            strategy: self.planner.options().strategy,
             batch,
         }
     }
@@ -103,17 +118,12 @@ impl BatchTables for ClickHouseTables {
         let bounds = self.bounds.settings(&self.warehouse, shape.many_blocks);
         let bounds = bounds.await?;
         let statements = self.planner.inserts(batch, objects, shape, guard);
-        let is_replicated = self.warehouse.replicas().await?.is_some();
         let bounded = statements.into_iter().map(|statement| {
-            let statement = bounds.iter().fold(statement, |statement, (name, bound)| {
+            bounds.iter().fold(statement, |statement, (name, bound)| {
                 statement.with(name, bound.to_string())
-            });
-            match is_replicated {
-                true => statement.with("insert_keeper_max_retries", KEEPER_RETRIES),
-                false => statement,
-            }
+            })
         });
-        Ok(bounded.collect())
+        self.committing_in_time(bounded.collect()).await
     }
 
     async fn execute(
@@ -200,7 +210,12 @@ impl BatchTables for ClickHouseTables {
         after: Option<&Barrier>,
     ) -> Result<bool, WarehouseError> {
         let condition = self.condition(rows);
-        self.warehouse.has_rows(table, &condition, after).await
+        let mut tables = vec![table];
+        if let Rows::MovedBy(_) = rows {
+            // Without the snapshot, no row seems to be moved.
+            tables.push(REPLAYED);
+        }
+        self.warehouse.has_rows(&tables, &condition, after).await
     }
 
     async fn is_deleting(&self, table: &str, rows: Rows<'_>) -> bool {
@@ -276,7 +291,7 @@ impl BatchTables for ClickHouseTables {
     }
 
     async fn has_passed(&self, failing: &Failing) -> Result<bool, WarehouseError> {
-        let targets = Target::all(&self.planner.catalog);
+        let targets = Target::all(self.planner.catalog());
         let target = targets
             .iter()
             .find(|target| Some(target.table()) == failing.table.as_deref());

@@ -18,7 +18,7 @@ use crate::clickhouse::batch_rows::{Contents, Counted, Rejected};
 use crate::clickhouse::failing_view::Failing;
 use crate::clickhouse::replicas::Barrier;
 use crate::event_types::{Column, EventType};
-use crate::ledger::drive::Fence;
+use crate::ledger::drive::{Fence, RunId};
 use crate::ledger::{Claim, Claims, Manifest, ManifestEntry, Permit, Replacement, Stopped};
 use crate::s3::{Completeness, Content};
 use crate::statements::s3_source::S3Access;
@@ -225,7 +225,7 @@ impl LedgerStore for ScriptedLedger {
         Ok(None)
     }
 
-    async fn fence(&self, _: BatchId, _: u32) -> Result<Fence, WarehouseError> {
+    async fn fence(&self, _: BatchId, _: u32, _: RunId) -> Result<Fence, WarehouseError> {
         self.0.reach("fence")?;
         Ok(Fence::Written)
     }
@@ -235,7 +235,7 @@ impl LedgerStore for ScriptedLedger {
         Ok(Stopped::Yes)
     }
 
-    async fn is_undisputed(&self, _: BatchId) -> Result<bool, WarehouseError> {
+    async fn is_undisputed(&self, _: BatchId, _: RunId) -> Result<bool, WarehouseError> {
         Ok(true)
     }
 

@@ -36,9 +36,9 @@ pub struct Manners {
     /// an entry has no effect, a deletion is reported as successful, and a change of visibility
     /// fails.
     pub outdated_handles: u32,
-    /// Whether a message can be hidden for at most twelve hours after it was received. A change
-    /// that would hide it for longer fails.
-    pub has_visibility_limit: bool,
+    /// How long a message can be hidden after it was received at most, which in SQS is
+    /// [`VISIBILITY_LIMIT`](super::VISIBILITY_LIMIT). A change that would hide it for longer fails.
+    pub visibility_limit: Option<Duration>,
 }
 
 impl Manners {
@@ -257,6 +257,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
+    use crate::queue::VISIBILITY_LIMIT;
 
     const LONG: Duration = Duration::from_secs(300);
     const SECOND: Duration = Duration::from_secs(1);
@@ -410,7 +411,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_message_is_hidden_for_at_most_twelve_hours() {
         let queue = queue_with(Manners {
-            has_visibility_limit: true,
+            visibility_limit: Some(VISIBILITY_LIMIT),
             ..manners()
         });
         let message = receive_one(&queue, SECOND, 7 * HOUR).await;

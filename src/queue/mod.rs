@@ -12,7 +12,9 @@ use std::future::Future;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
-pub use sluice_core::queue::{FailedEntries, MAX_BATCH, Message, QueueError, ReceiptHandle};
+pub use sluice_core::queue::{
+    FailedEntries, MAX_BATCH, Message, QueueError, ReceiptHandle, VISIBILITY_LIMIT,
+};
 
 /// The attributes of a queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -9,12 +9,15 @@ use serde::Deserialize;
 
 use super::RejectPage;
 use crate::batch::BatchId;
+use crate::clickhouse::replicas::Barrier;
 use crate::clickhouse::{Statement, WarehouseError};
 use crate::ledger::protocol::ClaimStatus;
-use crate::ledger::{Ledger, UnfinishedReplay};
+use crate::ledger::{BATCHES_TABLE, Ledger, UnfinishedReplay};
 use crate::load::ports::{BatchTables, Insert, LedgerStore, Ports};
 use crate::load::tables::ClickHouseTables;
 use crate::object::ObjectId;
+use crate::sql;
+use crate::statements::ddl::REPLAYED;
 
 /// The systems that a [`Replayer`](super::replay::Replayer) works with: those of a loader, if their
 /// ledger and tables have what a replay requires.
@@ -49,8 +52,21 @@ pub trait ReplayTables: BatchTables {
     /// page that are now valid rows. The others insert from it. Without a page, the snapshot has
     /// been written before.
     ///
-    /// They do not have the bounds of [`BatchTables::statements`].
-    fn replay_statements(&self, insert: &Insert<'_>, page: Option<&RejectPage>) -> Vec<Statement>;
+    /// They do not have the bounds of [`BatchTables::statements`] on memory, rows and bytes.
+    fn replay_statements(
+        &self,
+        insert: &Insert<'_>,
+        page: Option<&RejectPage>,
+    ) -> impl Future<Output = Result<Vec<Statement>, WarehouseError>> + Send;
+
+    /// Returns whether a replay that is recorded has moved a line that is in the snapshot of this
+    /// batch. A replica can still show such a line among the rejects: it deletes it later than the
+    /// others if it was away, and the deletion does not wait for it.
+    fn repeats_a_replay(
+        &self,
+        batch: BatchId,
+        after: Option<&Barrier>,
+    ) -> impl Future<Output = Result<bool, WarehouseError>> + Send;
 }
 
 /// What some lines of one object would become.
@@ -91,7 +107,11 @@ impl ReplayTables for ClickHouseTables {
         warehouse.rows_within(&sql, timeout).await
     }
 
-    fn replay_statements(&self, insert: &Insert<'_>, page: Option<&RejectPage>) -> Vec<Statement> {
+    async fn replay_statements(
+        &self,
+        insert: &Insert<'_>,
+        page: Option<&RejectPage>,
+    ) -> Result<Vec<Statement>, WarehouseError> {
         let Insert {
             batch,
             objects,
@@ -104,6 +124,26 @@ impl ReplayTables for ClickHouseTables {
             planner.snapshot(batch, objects, &rows, guard)
         });
         let inserts = planner.inserts(batch, objects, shape, guard);
-        snapshot.into_iter().chain(inserts).collect()
+        let statements = snapshot.into_iter().chain(inserts).collect();
+        self.committing_in_time(statements).await
+    }
+
+    async fn repeats_a_replay(
+        &self,
+        batch: BatchId,
+        after: Option<&Barrier>,
+    ) -> Result<bool, WarehouseError> {
+        let warehouse = self.warehouse();
+        let (replayed, batches) = (warehouse.table(REPLAYED), warehouse.table(BATCHES_TABLE));
+        let key = "source_path, source_etag, row_number, kept_batch_id";
+        let is_own = format!("batch_id = {}", sql::id(batch.0));
+        let moved_before = format!(
+            "{is_own} AND ({key}) IN (SELECT {key} FROM {replayed} WHERE NOT {is_own} \
+             AND source_path IN (SELECT source_path FROM {replayed} WHERE {is_own}) \
+             AND batch_id IN (SELECT batch_id FROM {batches} WHERE event = 'loaded'))"
+        );
+        warehouse
+            .has_rows(&[REPLAYED, BATCHES_TABLE], &moved_before, after)
+            .await
     }
 }

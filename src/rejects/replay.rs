@@ -17,7 +17,7 @@ use crate::batch::{BatchId, StatementShape};
 use crate::clickhouse::batch_rows::Counted;
 use crate::clickhouse::error_class::{ErrorClass, classify};
 use crate::clickhouse::{Statement, WarehouseError};
-use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, RolledBack, Steps, drive};
+use crate::ledger::drive::{Fence, Inserted, Moment, Recorded, RolledBack, RunId, Steps, drive};
 use crate::ledger::protocol::{Action, ClaimStatus, End, Kill, Run};
 use crate::ledger::{Claim, until_stopped};
 use crate::load::ports::{BatchTables, Insert, LedgerStore, Production, Rows};
@@ -113,7 +113,7 @@ impl<P: ReplayPorts> Replayer<P> {
     ) -> Result<(Tally, Vec<PreviewRow>), WarehouseError> {
         let batch = BatchId::new(&self.env);
         let preview = self.tables.preview(page, batch, self.timeout).await?;
-        let types = self.tables.planner().catalog.types();
+        let types = self.tables.planner().catalog().types();
         let (fitting, staying): (Vec<_>, Vec<_>) = preview
             .into_iter()
             .partition(|row| types.iter().any(|event_type| event_type.name == row.kind));
@@ -167,6 +167,7 @@ fn objects_of(preview: &[PreviewRow]) -> Vec<ObjectRef> {
 struct RejectReplay<'a, P: ReplayPorts> {
     replayer: &'a Replayer<P>,
     batch: BatchId,
+    id: RunId,
     kept: RejectKind,
     /// The objects of the rejects.
     objects: Vec<ObjectRef>,
@@ -175,7 +176,7 @@ struct RejectReplay<'a, P: ReplayPorts> {
     shape: StatementShape,
     /// The lines moved by event type, once the batch is recorded.
     moved: BTreeMap<String, u64>,
-    /// Whether the rows in the tables differ from the counts.
+    /// Whether the rows in the tables differ from the counts, or must not be inserted at all.
     has_row_count_mismatch: bool,
     /// Describes the rows that a rollback has not reached.
     left_in_views: Option<String>,
@@ -192,6 +193,7 @@ impl<'a, P: ReplayPorts> RejectReplay<'a, P> {
         let planner = replayer.tables.planner();
         Self {
             shape: planner.shape(&listed, StatementShape::of(kept.read_by())),
+            id: RunId(replayer.env.new_id()),
             replayer,
             batch,
             kept,
@@ -251,6 +253,16 @@ impl<'a, P: ReplayPorts> RejectReplay<'a, P> {
         let contents = tables.contents(batch, barrier.as_ref()).await?;
         let complete = tables.are_complete(batch, &contents, many_blocks, since);
         Ok(!self.has_row_count_mismatch && !contents.counted.is_empty() && complete.await?)
+    }
+
+    /// Returns whether the snapshot has lines that another replay has moved. A single server shows
+    /// none of these: it has deleted them.
+    async fn repeats_another(&self) -> Result<bool, WarehouseError> {
+        let Replayer { ledger, tables, .. } = self.replayer;
+        let Some(barrier) = ledger.barrier().await? else {
+            return Ok(false);
+        };
+        tables.repeats_a_replay(self.batch, Some(&barrier)).await
     }
 
     /// Deletes the moved rejects from their table. Any process that finds the batch recorded may do
@@ -329,7 +341,7 @@ impl<P: ReplayPorts> Steps for RejectReplay<'_, P> {
                 shape: self.shape,
                 guard: &ledger.guard(&permit),
             };
-            let statements = tables.replay_statements(&insert, self.page);
+            let statements = tables.replay_statements(&insert, self.page).await?;
             Ok::<_, WarehouseError>((statements, permit))
         };
         let (mut permitted, mut permit) = statements().await?;
@@ -344,6 +356,11 @@ impl<P: ReplayPorts> Steps for RejectReplay<'_, P> {
                 other => other?,
             }
             failpoint::reach("replay.statement");
+            // The first statement has written the snapshot.
+            if index == 0 && self.page.is_some() && self.repeats_another().await? {
+                self.has_row_count_mismatch = true;
+                return Ok(Inserted::ObjectFault);
+            }
         }
         // A server that was killed can have stored a token without the rows.
         let is_recovery = self.page.is_none();
@@ -367,7 +384,10 @@ impl<P: ReplayPorts> Steps for RejectReplay<'_, P> {
     }
 
     async fn fence(&mut self, attempt: u32) -> Result<Fence, WarehouseError> {
-        self.replayer.ledger.fence(self.batch, attempt).await
+        self.replayer
+            .ledger
+            .fence(self.batch, attempt, self.id)
+            .await
     }
 
     async fn has_rows(&mut self) -> Result<bool, WarehouseError> {
@@ -388,7 +408,7 @@ impl<P: ReplayPorts> Steps for RejectReplay<'_, P> {
             return Ok(RolledBack::Ended);
         }
         self.left_in_views = tables.left_in_views(self.batch).await?;
-        for target in Target::all(&tables.planner().catalog) {
+        for target in Target::all(tables.planner().catalog()) {
             self.delete(target.table(), Rows::Of(self.batch)).await?;
         }
         Ok(RolledBack::Deleted)

@@ -1,16 +1,15 @@
 //! Lists the objects of a bucket, a part at a time, and selects from them.
 
 use std::ops::Range;
-use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
-use regex::Regex;
 use tracing::{info, warn};
 
 use crate::Env;
 use crate::notification::filter::Filter;
 use crate::object::ObjectUrl;
 use crate::s3::{Listed, Page, Store, StoreError};
+use crate::util::key_time::KeyTime;
 use crate::util::outage::OutageLog;
 use sluice_core::backoff::Backoff;
 
@@ -22,61 +21,51 @@ pub struct Selection {
     pub filters: Vec<Filter>,
     pub since: Option<SystemTime>,
     pub until: Option<SystemTime>,
+    /// Where a key names the time of its object.
+    pub key_time: KeyTime,
+}
+
+/// Whether a selection contains an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Selected {
+    Yes,
+    No,
+    /// It was uploaded within the time range, and its key names a time more than a day away from
+    /// that, outside of the range.
+    OtherTimeInKey,
 }
 
 impl Selection {
-    /// Returns whether the selection contains an object.
-    pub fn takes(&self, listed: &Listed) -> bool {
+    fn takes(&self, listed: &Listed) -> Selected {
         let key = &listed.object.key;
-        self.filters.iter().all(|filter| filter.takes_key(key)) && self.takes_time(listed)
-    }
-
-    /// Returns whether an object's time, or the day or hour that its key names, overlaps with the
-    /// time range.
-    fn takes_time(&self, listed: &Listed) -> bool {
+        if !self.filters.iter().all(|filter| filter.takes_key(key)) {
+            return Selected::No;
+        }
         if self.since.is_none() && self.until.is_none() {
-            return true;
+            return Selected::Yes;
         }
-        let modified = listed.last_modified;
-        let moment = modified..modified + Duration::from_nanos(1);
-        let time = time_in(&listed.object.key).unwrap_or(moment);
-        self.since.is_none_or(|since| time.end > since)
-            && self.until.is_none_or(|until| time.start < until)
+        let uploaded = listed.last_modified;
+        let upload = uploaded..uploaded + Duration::from_nanos(1);
+        let named = self.key_time.of(key);
+        let is_within = |time: &Range<SystemTime>| {
+            self.since.is_none_or(|since| time.end > since)
+                && self.until.is_none_or(|until| time.start < until)
+        };
+        match named {
+            None if is_within(&upload) => Selected::Yes,
+            Some(named) if is_within(&named) => Selected::Yes,
+            Some(named)
+                if is_within(&upload)
+                    && (named.end + DAY < uploaded || uploaded + DAY < named.start) =>
+            {
+                Selected::OtherTimeInKey
+            }
+            _ => Selected::No,
+        }
     }
 }
 
-/// Returns the day or hour, in UTC, that a key names first: `2026/11/23/`, `2026-11-23` (as in
-/// `dt=2026-11-23`), `2026-11-23T15…` or `20261123`.
-pub fn time_in(key: &str) -> Option<Range<SystemTime>> {
-    static DATE: LazyLock<Option<Regex>> = LazyLock::new(|| {
-        Regex::new(
-            "(?:^|[^0-9])([0-9]{4})(?:/([0-9]{2})/([0-9]{2})/|\
-             -([0-9]{2})-([0-9]{2})(?:T([0-9]{2})|[^0-9]|$)|\
-             ([0-9]{2})([0-9]{2})(?:[^0-9]|$))",
-        )
-        .ok()
-    });
-    const HOUR: Duration = Duration::from_secs(3600);
-    let date = DATE.as_ref()?;
-    let mut at = 0;
-    while let Some(found) = date.captures_at(key, at) {
-        let parts: Vec<&str> = found
-            .iter()
-            .skip(1)
-            .flatten()
-            .map(|it| it.as_str())
-            .collect();
-        let (day, hour) = parts.split_at(3);
-        let text = format!("{}T{}:00:00Z", day.join("-"), hour.first().unwrap_or(&"00"));
-        if let Ok(start) = humantime::parse_rfc3339(&text) {
-            let length = if hour.is_empty() { HOUR * 24 } else { HOUR };
-            return Some(start..start + length);
-        }
-        // Digits that are not a date may overlap with a date.
-        at = found.get(1)?.start() + 1;
-    }
-    None
-}
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// Where a [`Lister`] reads its pages. A simulation can replace it.
 pub trait Listing: Send + Sync + 'static {
@@ -101,9 +90,18 @@ pub struct Lister<L: Listing = Store> {
     selection: Selection,
     /// Where the next page begins, or `None` at the end.
     position: Option<Position>,
+    left_out: LeftOut,
     /// The pause before a retry, while S3 is unavailable.
     retry: Backoff,
     env: Env,
+}
+
+/// The objects that were left out because of the time in their keys.
+#[derive(Default)]
+struct LeftOut {
+    count: u64,
+    /// The key of the first one.
+    example: String,
 }
 
 enum Position {
@@ -115,12 +113,33 @@ enum Position {
 /// reads almost as much.
 pub const CHUNK: usize = 5000;
 
+impl LeftOut {
+    fn add(&mut self, listed: Listed) {
+        if self.count == 0 {
+            self.example = listed.object.into_parts().key;
+        }
+        self.count += 1;
+    }
+
+    fn log(&self) {
+        if self.count > 0 {
+            warn!(
+                objects = self.count,
+                example = self.example,
+                "objects that were uploaded within the time range were left out, since their keys \
+                 name other days; if these are not the days of the objects, set s3.key_time"
+            );
+        }
+    }
+}
+
 impl<L: Listing> Lister<L> {
     pub fn new(listing: L, selection: Selection, retry: Backoff, env: Env) -> Self {
         Self {
             listing,
             selection,
             position: Some(Position::Start),
+            left_out: LeftOut::default(),
             retry,
             env,
         }
@@ -138,8 +157,16 @@ impl<L: Listing> Lister<L> {
             };
             let page = self.page(after).await?;
             self.position = page.next.map(Position::After);
-            let objects = page.objects.into_iter();
-            chunk.extend(objects.filter(|listed| self.selection.takes(listed)));
+            for listed in page.objects {
+                match self.selection.takes(&listed) {
+                    Selected::Yes => chunk.push(listed),
+                    Selected::No => {}
+                    Selected::OtherTimeInKey => self.left_out.add(listed),
+                }
+            }
+            if self.position.is_none() {
+                self.left_out.log();
+            }
         }
         Ok(Some(chunk).filter(|chunk| !chunk.is_empty()))
     }
@@ -183,37 +210,6 @@ mod tests {
     }
 
     #[test]
-    fn the_first_date_of_a_key_counts() {
-        let day = |day: &str| {
-            let start = at(&format!("{day}T00:00:00Z"));
-            Some(start..start + Duration::from_secs(86_400))
-        };
-        let hour = |hour: &str| {
-            let start = at(&format!("{hour}:00:00Z"));
-            Some(start..start + Duration::from_secs(3600))
-        };
-        for (key, expected) in [
-            ("2026/11/23/a.jsonl", day("2026-11-23")),
-            ("section/1/2026/11/23/15/a.jsonl", day("2026-11-23")),
-            ("dt=2026-11-23/a.jsonl", day("2026-11-23")),
-            ("events-2026-11-23", day("2026-11-23")),
-            ("a/2026-11-23T15-10-00Z.jsonl", hour("2026-11-23T15")),
-            ("a/2026-11-23Today.jsonl", day("2026-11-23")),
-            ("a_20261123.jsonl", day("2026-11-23")),
-            ("20261123", day("2026-11-23")),
-            ("2026-11-23/copy-of-2025-01-01", day("2026-11-23")),
-            ("2026-13-01/2026-12-01", day("2026-12-01")),
-            ("20269999-11-23/20261124", day("2026-11-24")),
-            ("1202611231.jsonl", None),
-            ("2026/11/a.jsonl", None),
-            ("2026/02/30/a", None),
-            ("no date", None),
-        ] {
-            assert_eq!(time_in(key), expected, "{key}");
-        }
-    }
-
-    #[test]
     fn the_time_is_that_of_the_key_or_else_of_the_object() {
         let listed = |key: &str| Listed {
             object: object("b", key, "e"),
@@ -225,8 +221,9 @@ mod tests {
                 filters: Vec::new(),
                 since: since.map(at),
                 until: until.map(at),
+                key_time: KeyTime::Auto,
             };
-            selection.takes(&listed(key))
+            selection.takes(&listed(key)) == Selected::Yes
         };
         let (day, noon, next) = (
             "2026-01-10T00:00:00Z",
@@ -243,6 +240,30 @@ mod tests {
         // The date is that of the key, and not of the object.
         assert!(!within(Some(day), Some(next), "2025/01/10/a"));
         assert!(within(None, None, "2025/01/10/a"));
+    }
+
+    #[test]
+    fn objects_whose_keys_name_other_days_than_that_of_their_upload_are_mentioned() {
+        let selection = Selection {
+            prefix: "s3://b".parse().unwrap(),
+            filters: Vec::new(),
+            since: Some(at("2026-07-10T00:00:00Z")),
+            until: Some(at("2026-07-11T00:00:00Z")),
+            key_time: KeyTime::Auto,
+        };
+        let takes = |key: &str, uploaded: &str| {
+            selection.takes(&Listed {
+                object: object("b", key, "e"),
+                last_modified: at(uploaded),
+            })
+        };
+        let within = "2026-07-10T12:00:00Z";
+        assert_eq!(takes("2024-01-15/a", within), Selected::OtherTimeInKey);
+        assert_eq!(takes("2027-01-15/a", within), Selected::OtherTimeInKey);
+        // Uploaded at the end of the day before, or after it.
+        assert_eq!(takes("2026-07-09/a", within), Selected::No);
+        assert_eq!(takes("2026-07-11/a", within), Selected::No);
+        assert_eq!(takes("2024-01-15/a", "2024-01-15T12:00:00Z"), Selected::No);
     }
 
     /// The page that must be requested, and the answer.
@@ -265,6 +286,7 @@ mod tests {
             filters: vec![Filter::new(&[], &[], &["*.tmp".to_owned()]).unwrap()],
             since: None,
             until: None,
+            key_time: KeyTime::Auto,
         };
         let retry = Backoff {
             min: Duration::from_secs(1),

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use sluice_core::daemon::InFlightCounts;
 use tokio::time::Instant;
 
 use crate::queue::depth::Depth;
@@ -21,6 +22,7 @@ pub struct Health {
     queue: Mutex<QueueConnectivity>,
     depth: Mutex<Option<Depth>>,
     holdings: Mutex<InFlightStats>,
+    peak: Mutex<InFlightCounts>,
 }
 
 /// Whether the queue responds.
@@ -51,6 +53,7 @@ impl Default for Health {
             queue: Mutex::new(QueueConnectivity::NotYet),
             depth: Mutex::default(),
             holdings: Mutex::default(),
+            peak: Mutex::default(),
         }
     }
 }
@@ -76,6 +79,17 @@ impl Health {
 
     pub fn holds(&self, holdings: InFlightStats) {
         *lock(&self.holdings) = holdings;
+    }
+
+    /// Records what the event loop holds in memory after an event.
+    pub fn note_counts(&self, counts: InFlightCounts) {
+        let mut peak = lock(&self.peak);
+        *peak = peak.largest(counts);
+    }
+
+    /// Returns the largest of each count that was recorded: what the event loop has held at most.
+    pub fn peak(&self) -> InFlightCounts {
+        *lock(&self.peak)
     }
 
     /// Returns for how long the event loop has been stuck, if it is.

@@ -3,4 +3,5 @@
 pub mod error_chain;
 pub(crate) mod failpoint;
 pub mod http;
+pub mod key_time;
 pub mod outage;

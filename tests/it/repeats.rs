@@ -9,7 +9,7 @@ use sluice::config::Secret;
 use sluice::event_types::Catalog;
 use sluice::object::{ObjectParts, ObjectRef};
 use sluice::statements::ddl::{Engine, REPLAYED, SchemaOptions, statements};
-use sluice::statements::insert::{Planner, Strategy, TimeLimits};
+use sluice::statements::insert::{Planner, PlannerOptions, Strategy, TimeLimits};
 use sluice::statements::s3_source::{S3Access, S3Source};
 use sluice_testkit::{Site, Stack};
 use uuid::Uuid;
@@ -38,7 +38,7 @@ impl Harness {
         for statement in statements(&catalog, &options) {
             stack.clickhouse.execute(&statement.sql).await.unwrap();
         }
-        let planner = Planner {
+        let planner = Planner::new(PlannerOptions {
             catalog,
             source: S3Source {
                 endpoint: Some(stack.aws.endpoint().to_owned()),
@@ -54,7 +54,7 @@ impl Harness {
             max_line_bytes: 1 << 20,
             times: TimeLimits::ANY,
             insert_timeout: Duration::from_secs(600),
-        };
+        });
         Harness {
             stack,
             site,

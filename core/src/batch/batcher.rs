@@ -163,6 +163,16 @@ impl Batcher {
         waiting.map(|open| open.objects.len()).sum()
     }
 
+    /// Returns the number of open batches.
+    pub fn open_batches(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Returns the number of objects in open batches.
+    pub fn objects(&self) -> usize {
+        self.open.values().map(|open| open.objects.len()).sum()
+    }
+
     fn first_due(&self, idle: bool) -> Option<(Instant, &str)> {
         let open = self.open.iter();
         open.map(|(bucket, open)| (self.due(open, idle), bucket.as_str()))

@@ -14,7 +14,7 @@ use crate::Env;
 use crate::batch::{Batch, BatchLimits, Batcher};
 use crate::daemon::heartbeats::{Delivery, Extension, Heartbeats};
 use crate::daemon::in_flight::{Disposition, InFlightMessages, Settlement, VisibilityPolicy};
-use crate::daemon::{InFlightStats, Observer};
+use crate::daemon::{InFlightCounts, InFlightStats, Observer};
 use crate::notification::filter::Filter;
 use crate::notification::{
     Announced, EnvelopeKind, Envelopes, Ignorable, Notification, parse_with_envelope_kind,
@@ -85,6 +85,7 @@ impl Core {
             heartbeats: Heartbeats::new(
                 limits.visibility.timeout,
                 limits.visibility.heartbeat(),
+                limits.visibility.limit,
                 observer.clone(),
             ),
             ready: VecDeque::new(),
@@ -306,10 +307,16 @@ impl Core {
     /// that heartbeats could not keep hidden, are left to other workers and cost no heartbeats.
     pub fn room(&self, now: Instant) -> usize {
         let is_ahead = self.ready.len() >= self.limits.concurrency;
-        if self.draining || is_ahead || self.in_flight.len() >= self.limits.max_held {
+        if self.draining || is_ahead || self.held() >= self.limits.max_held {
             return 0;
         }
         self.heartbeats.room(now).div_ceil(MAX_BATCH)
+    }
+
+    /// Returns the number of messages in flight and of those that wait for their deletion.
+    fn held(&self) -> usize {
+        // A message whose visibility cannot be extended any more is in flight without heartbeats.
+        self.in_flight.len().max(self.heartbeats.tracked())
     }
 
     pub fn is_idle(&self) -> bool {
@@ -326,6 +333,19 @@ impl Core {
             pause_class: paused.map(str::to_owned),
             lag: self.lags.summary(now),
             queue_age: self.ages.summary(now),
+        }
+    }
+
+    /// Returns how much the core holds in memory.
+    pub fn counts(&self) -> InFlightCounts {
+        let ready = self.ready.iter().map(|batch| batch.objects.len());
+        let ready: usize = ready.sum();
+        InFlightCounts {
+            messages: self.held(),
+            objects: self.in_flight.objects(),
+            unfinished: self.batcher.objects() + ready + self.loading.len() + self.revisit.len(),
+            open_batches: self.batcher.open_batches(),
+            loads: self.batches_in_flight,
         }
     }
 

@@ -42,6 +42,9 @@ pub enum Settlement {
 pub struct VisibilityPolicy {
     /// The visibility timeout that each receive and each heartbeat requests.
     pub timeout: Duration,
+    /// How long the queue hides a message after a receive at most: in SQS
+    /// [`VISIBILITY_LIMIT`](crate::queue::VISIBILITY_LIMIT).
+    pub limit: Duration,
     pub retry_min: Duration,
     pub retry_max: Duration,
 }
@@ -193,6 +196,11 @@ impl InFlightMessages {
         self.messages.len()
     }
 
+    /// Returns the number of objects that messages wait for.
+    pub fn objects(&self) -> usize {
+        self.waiting.len()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.messages.is_empty()
     }
@@ -215,6 +223,7 @@ mod tests {
 
     const POLICY: VisibilityPolicy = VisibilityPolicy {
         timeout: Duration::from_secs(120),
+        limit: Duration::from_secs(12 * 3600),
         retry_min: Duration::from_secs(10),
         retry_max: Duration::from_secs(900),
     };

@@ -10,4 +10,4 @@ mod stats;
 pub use observer::Observer;
 #[cfg(any(test, feature = "fixtures"))]
 pub use observer::Unobserved;
-pub use stats::InFlightStats;
+pub use stats::{InFlightCounts, InFlightStats};

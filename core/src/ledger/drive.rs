@@ -2,6 +2,8 @@
 
 use std::future::Future;
 
+use uuid::Uuid;
+
 use super::protocol::{Action, ClaimStatus, End, Kill, Run};
 use crate::batch::BatchId;
 
@@ -18,11 +20,17 @@ pub enum Inserted {
     Fenced,
 }
 
-/// Whether a fence was written.
+/// Tells a run from all others, those of the same worker included: two loads of a worker can recover
+/// the same batch at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunId(pub Uuid);
+
+/// Whether a run has fenced an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fence {
+    /// It has, and no other run has, or ever will.
     Written,
-    /// Another worker has fenced the attempt already.
+    /// Another run has fenced the attempt, too.
     TakenOver,
 }
 
@@ -84,6 +92,10 @@ pub trait Steps: Send {
     fn kill(&mut self, kill: Kill) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
     /// Writes the fence that keeps every attempt up to this one from starting.
+    ///
+    /// At most one run may be told that it has written the fence of an attempt: two that continue
+    /// as the same attempt would not stop each other, and only the token would keep their inserts
+    /// apart. Of runs that fence an attempt at the same time, none needs to have written it.
     ///
     /// Other servers can show it later: the confirmed kill that follows waits for them, even if the
     /// fence was there before, since its writer may have died before it had waited.

@@ -65,6 +65,13 @@ impl TimeLimits {
 
 /// Builds statements. It has everything that they depend on in addition to the batch.
 pub struct Planner {
+    options: PlannerOptions,
+    plan_id: Uuid,
+}
+
+/// What the statements of a worker depend on, in addition to the batch.
+#[derive(Clone, Debug)]
+pub struct PlannerOptions {
     pub catalog: Catalog,
     pub source: S3Source,
     pub strategy: Strategy,
@@ -87,6 +94,21 @@ pub fn preview_of(catalog: &Catalog, target: Target<'_>, lines: &Lines) -> Strin
 }
 
 impl Planner {
+    pub fn new(options: PlannerOptions) -> Self {
+        Self {
+            plan_id: fingerprint(&options),
+            options,
+        }
+    }
+
+    pub fn options(&self) -> &PlannerOptions {
+        &self.options
+    }
+
+    pub fn catalog(&self) -> &Catalog {
+        &self.options.catalog
+    }
+
     /// Returns the statements that load these objects of one bucket, in order. The objects are
     /// loaded once all of them have succeeded.
     ///
@@ -102,16 +124,16 @@ impl Planner {
         guard: &str,
     ) -> Vec<Statement> {
         let read_by = shape.read_by;
-        let statements = match self.strategy {
+        let statements = match self.options.strategy {
             Strategy::SinglePass => {
                 let lines = self.lines(batch, objects, read_by, guard);
-                let select = landing_select(&self.catalog, &lines);
+                let select = landing_select(&self.options.catalog, &lines);
                 vec![format!(
                     "{} {select}",
-                    self.insert_into(&landing_name(&self.catalog))
+                    self.insert_into(&landing_name(&self.options.catalog))
                 )]
             }
-            Strategy::PerType => Target::all(&self.catalog)
+            Strategy::PerType => Target::all(&self.options.catalog)
                 .into_iter()
                 .filter_map(|target| self.fill(target, batch, objects, read_by, guard))
                 .collect(),
@@ -145,7 +167,7 @@ impl Planner {
             .iter()
             .map(|object| format!("({})", sql::strings([&object.path(), &object.etag])))
             .collect();
-        let types = self.catalog.types().iter();
+        let types = self.options.catalog.types().iter();
         let sql = format!(
             "{} (batch_id, source_path, source_etag, row_number, raw, kept_batch_id) \
              SELECT toUUID({id}), source_path, source_etag, row_number, raw, batch_id \
@@ -169,11 +191,11 @@ impl Planner {
     /// Returns a table expression for the rows of `landing` that rejects would become now.
     fn parsed_lines(&self, rows: &str, batch: BatchId) -> String {
         let lines = Lines {
-            max_line_bytes: self.max_line_bytes,
-            times: self.times.of(batch),
+            max_line_bytes: self.options.max_line_bytes,
+            times: self.options.times.of(batch),
             ..Lines::of_rejects(rows, batch.0)
         };
-        parsed_lines(&self.catalog, &lines)
+        parsed_lines(&self.options.catalog, &lines)
     }
 
     /// Returns the statement that fills one table; `None` if none of the objects is on its route.
@@ -198,7 +220,7 @@ impl Planner {
         let columns = target.columns().into_iter().map(sql::ident);
         let columns: Vec<String> = columns.collect();
         let lines = self.lines(batch, sources, read_by, guard);
-        let select = per_type_select(&self.catalog, target, &lines);
+        let select = per_type_select(&self.options.catalog, target, &lines);
         let into = self.insert_into(target.table());
         Some(format!("{into} ({}) {select}", columns.join(", ")))
     }
@@ -207,7 +229,7 @@ impl Planner {
     /// that its objects are as announced.
     fn lines(&self, batch: BatchId, objects: &[&ObjectRef], read_by: ReadBy, guard: &str) -> Lines {
         let guard = sql::throw_if(guard, FENCED_TEXT);
-        let (max_line_bytes, times) = (self.max_line_bytes, self.times.of(batch));
+        let (max_line_bytes, times) = (self.options.max_line_bytes, self.options.times.of(batch));
         match read_by {
             ReadBy::S3 => {
                 let source = self.lines_of_all(objects);
@@ -232,7 +254,7 @@ impl Planner {
                 }
             }
             ReadBy::RejectedLines | ReadBy::UnmatchedStatements => {
-                let list = sql::qualified(&self.database, REPLAYED);
+                let list = sql::qualified(&self.options.database, REPLAYED);
                 let kept = Lines::of_rejects(
                     &format!("{list} WHERE batch_id = {id}", id = sql::id(batch.0)),
                     batch.0,
@@ -249,7 +271,10 @@ impl Planner {
     }
 
     fn insert_into(&self, table: &str) -> String {
-        format!("INSERT INTO {}", sql::qualified(&self.database, table))
+        format!(
+            "INSERT INTO {}",
+            sql::qualified(&self.options.database, table)
+        )
     }
 
     /// Returns a statement with its settings. Content that the worker reads follows the statement
@@ -266,7 +291,7 @@ impl Planner {
             .with("insert_deduplication_token", batch.to_string())
             .with(
                 "max_execution_time",
-                self.insert_timeout.as_secs().to_string(),
+                self.options.insert_timeout.as_secs().to_string(),
             )
             .with(
                 LOG_COMMENT,
@@ -311,44 +336,28 @@ impl Planner {
     /// It leaves out where ClickHouse reads the objects from, and with which credentials: the rows
     /// are the same.
     pub fn plan_id(&self) -> Uuid {
-        let mut text = format!(
-            "{:?} {} {SETTINGS:?} {STREAM_SETTINGS:?} {ONE_BLOCK:?} {SMALL_OBJECTS:?} \
-             {MANY_BLOCKS:?} {PINNED:?} {SMALL_OBJECT} {ASSUMED_BYTES} {ASSUMED_COMPRESSION_RATIO} \
-             {:?} {}",
-            self.strategy,
-            self.max_bytes,
-            self.times,
-            coalesced(""),
-        );
-        for mut lines in [
-            Lines::of_objects("", Uuid::nil()),
-            Lines::of_body(&[], Uuid::nil()),
-        ] {
-            lines.max_line_bytes = self.max_line_bytes;
-            lines.times = Some(TimeRange { start: 0, end: 0 });
-            text += &landing_select(&self.catalog, &lines);
-        }
-        for target in Target::all(&self.catalog) {
-            text += target.table();
-            text += &view_select(target, "");
-        }
-        Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes())
+        self.plan_id
     }
 
     /// Returns whether any of these objects is too large for one block.
     pub fn needs_many_blocks(&self, objects: &[&ObjectRef]) -> bool {
         objects
             .iter()
-            .any(|object| estimated_bytes(object) > self.max_bytes)
+            .any(|object| estimated_bytes(object) > self.options.max_bytes)
     }
 
     /// Returns the table expression for the lines of an object, as in the statements that load it.
     pub fn lines_of(&self, object: &ObjectRef) -> String {
-        self.source.table(&[object], "LineAsString", "line String")
+        self.options
+            .source
+            .table(&[object], "LineAsString", "line String")
     }
 
     fn lines_of_all(&self, objects: &[&ObjectRef]) -> String {
-        let lines = self.source.table(objects, "LineAsString", "line String");
+        let lines = self
+            .options
+            .source
+            .table(objects, "LineAsString", "line String");
         if are_small(objects) {
             coalesced(&lines)
         } else {
@@ -362,7 +371,7 @@ impl Planner {
             "SELECT DISTINCT _path AS path, trim(BOTH '\"' FROM _etag) AS etag, _size AS size \
              FROM {} SETTINGS s3_ignore_file_doesnt_exist = 0, s3_skip_empty_files = 0, \
              use_hive_partitioning = 0, glob_expansion_max_elements = 1000000",
-            self.source.table(objects, "One", "dummy UInt8"),
+            self.options.source.table(objects, "One", "dummy UInt8"),
         )
     }
 
@@ -373,7 +382,9 @@ impl Planner {
             "SELECT DISTINCT _path AS path FROM {} WHERE NOT ignore(line) \
              SETTINGS use_cache_for_count_from_files = 0, s3_ignore_file_doesnt_exist = 0, \
              use_hive_partitioning = 0, glob_expansion_max_elements = 1000000",
-            self.source.table(objects, "LineAsString", "line String"),
+            self.options
+                .source
+                .table(objects, "LineAsString", "line String"),
         )
     }
 }
@@ -505,6 +516,32 @@ pub fn setting_names() -> impl Iterator<Item = &'static str> {
     all.into_iter().flatten().map(|(name, _)| *name)
 }
 
+/// See [`Planner::plan_id`].
+fn fingerprint(options: &PlannerOptions) -> Uuid {
+    let mut text = format!(
+        "{:?} {} {SETTINGS:?} {STREAM_SETTINGS:?} {ONE_BLOCK:?} {SMALL_OBJECTS:?} \
+         {MANY_BLOCKS:?} {PINNED:?} {SMALL_OBJECT} {ASSUMED_BYTES} {ASSUMED_COMPRESSION_RATIO} \
+         {:?} {}",
+        options.strategy,
+        options.max_bytes,
+        options.times,
+        coalesced(""),
+    );
+    for mut lines in [
+        Lines::of_objects("", Uuid::nil()),
+        Lines::of_body(&[], Uuid::nil()),
+    ] {
+        lines.max_line_bytes = options.max_line_bytes;
+        lines.times = Some(TimeRange { start: 0, end: 0 });
+        text += &landing_select(&options.catalog, &lines);
+    }
+    for target in Target::all(&options.catalog) {
+        text += target.table();
+        text += &view_select(target, "");
+    }
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -534,10 +571,12 @@ mod tests {
 
     #[test]
     fn per_type_fills_every_table_by_itself() {
-        let planner = Planner {
+        let planner = Planner::new(PlannerOptions {
             strategy: Strategy::PerType,
             ..planner(S3Access::Server, Some("http://e"))
-        };
+                .options()
+                .clone()
+        });
         let batch = BatchId(Uuid::from_u128(7));
         let statements = planner.inserts(
             batch,
@@ -545,7 +584,7 @@ mod tests {
             StatementShape::of(ReadBy::S3),
             "0",
         );
-        assert_eq!(statements.len(), Target::all(&planner.catalog).len());
+        assert_eq!(statements.len(), Target::all(planner.catalog()).len());
         assert!(
             statements
                 .iter()
@@ -555,10 +594,12 @@ mod tests {
 
     #[test]
     fn the_plan_changes_if_and_only_if_statements_change() {
-        let plan = |change: &dyn Fn(&mut Planner)| {
-            let mut planner = planner(S3Access::Server, Some("http://e"));
-            change(&mut planner);
-            planner.plan_id()
+        let plan = |change: &dyn Fn(&mut PlannerOptions)| {
+            let mut options = planner(S3Access::Server, Some("http://e"))
+                .options()
+                .clone();
+            change(&mut options);
+            Planner::new(options).plan_id()
         };
         let first = plan(&|_| {});
         assert_eq!(first, plan(&|it| it.source.access = S3Access::Anonymous));
@@ -594,11 +635,13 @@ mod tests {
             declared("view", "keys: [views/*]\n"),
             declared("any", ""),
         ]);
-        let planner = Planner {
+        let planner = Planner::new(PlannerOptions {
             strategy: Strategy::PerType,
             catalog: catalog.unwrap(),
             ..planner(S3Access::Server, Some("http://e"))
-        };
+                .options()
+                .clone()
+        });
         let batch = BatchId(Uuid::from_u128(7));
         let (click, other) = (object("b", "clicks/1", "1"), object("b", "others/2", "2"));
         let read: Vec<(String, bool, bool)> = planner
@@ -664,10 +707,12 @@ mod tests {
         let (batch, listed) = (BatchId(Uuid::from_u128(7)), object("b", "a", "1"));
         let guard = sql::throw_if("refused()", FENCED_TEXT);
         for strategy in [Strategy::SinglePass, Strategy::PerType] {
-            let planner = Planner {
+            let planner = Planner::new(PlannerOptions {
                 strategy,
                 ..planner(S3Access::Server, Some("http://e"))
-            };
+                    .options()
+                    .clone()
+            });
             let mut statements =
                 vec![planner.snapshot(batch, &[&listed], "t WHERE 1", "refused()")];
             for read_by in [

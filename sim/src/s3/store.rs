@@ -1,5 +1,7 @@
 //! The bucket as a worker reads it: [`ObjectStore`] through a network.
 
+mod listing;
+
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -32,15 +34,15 @@ impl SimStore {
     async fn request<T: Send + 'static>(
         &self,
         what: &'static str,
-        object: &ObjectRef,
+        path: String,
         work: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
     ) -> Result<T, StoreError> {
         match self.network.carry(&self.client, what, work).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(refusal(object, error)),
+            Ok(Err(error)) => Err(refusal(path, error)),
             Err(Broken) => Err(StoreError::Unavailable {
                 text: "the connection broke".to_owned(),
-                path: object.path(),
+                path,
             }),
         }
     }
@@ -49,7 +51,7 @@ impl SimStore {
     async fn get(&self, object: &ObjectRef) -> Result<Body, StoreError> {
         let (s3, requested) = (self.s3.clone(), object.clone());
         let read = move || s3.read(&requested, Reader::Worker);
-        let Read { body, is_cut, .. } = self.request("S3 get", object, read).await?;
+        let Read { body, is_cut, .. } = self.request("S3 get", object.path(), read).await?;
         let transfer = self.network.carry(&self.client, "S3 body", || ()).await;
         let (bytes, end) = match transfer {
             Err(Broken) => (first_half(&body), End::BrokenOff),
@@ -68,7 +70,7 @@ impl ObjectStore for SimStore {
     async fn head(&self, object: &ObjectRef) -> Result<ObjectMeta, StoreError> {
         let (s3, key) = (self.s3.clone(), object.key.clone());
         let head = move || s3.head(&key, Reader::Worker);
-        self.request("S3 head", object, head).await
+        self.request("S3 head", object.path(), head).await
     }
 
     /// Always returns `false` for an object that can be read: every content matches its name.
@@ -107,7 +109,7 @@ impl ObjectStore for SimStore {
 }
 
 /// Returns the error that production makes of S3's answer.
-fn refusal(object: &ObjectRef, error: ReadError) -> StoreError {
+fn refusal(path: String, error: ReadError) -> StoreError {
     let (status, code) = match error {
         ReadError::Missing => (404, "NoSuchKey"),
         ReadError::Changed => (412, "PreconditionFailed"),
@@ -117,7 +119,7 @@ fn refusal(object: &ObjectRef, error: ReadError) -> StoreError {
     StoreError::Refused {
         status,
         code: code.to_owned(),
-        path: object.path(),
+        path,
     }
 }
 

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sluice::batch::BatchId;
 use sluice::object::ObjectId;
+use uuid::Uuid;
 
-use super::ledger_rows::Event;
+use super::ledger_rows::{Event, replays};
 use super::parts::Kind;
 use super::state::{Short, State};
 
@@ -95,6 +96,20 @@ impl State {
             let (other, path) = (Short(other), self.tables.path(object).to_owned());
             self.violated(format!("{short} and {other} have both loaded {path}"));
         }
+        if let Some((other, object)) = self.moved_beside(batch, self.whole()) {
+            let (other, path) = (Short(other), self.tables.path(object).to_owned());
+            self.violated(format!(
+                "{short} and {other} have both moved a reject of {path}"
+            ));
+        }
+    }
+
+    /// Checks that a replay whose rejects are deleted has inserted them.
+    pub(super) fn check_clean_up(&mut self, batch: BatchId) {
+        if !self.has_loaded(batch) {
+            let short = Short(batch);
+            self.violated(format!("rejects are deleted that {short} has not moved"));
+        }
     }
 
     /// Returns whether a statement of the batch is running and was not killed.
@@ -105,6 +120,9 @@ impl State {
 
     /// Returns an object of which the tables have other rows than it has lines.
     fn incomplete(&self, batch: BatchId) -> Option<ObjectId> {
+        if self.ledger.is_replay(batch) {
+            return self.incomplete_replay(batch);
+        }
         let (mut counted, mut stored) = (Lines::new(), Lines::new());
         let view = self.whole();
         for (table, row) in self.tables.of_batch(batch, &self.log, view) {
@@ -115,10 +133,10 @@ impl State {
             let lines = lines.entry(row.object).or_default();
             *lines.entry(row.kind).or_default() += row.rows;
         }
-        let is_incomplete = |object: &ObjectId| {
+        let is_incomplete = |(object, plan): &(ObjectId, Uuid)| {
             let counted = counted.get(object).cloned().unwrap_or_default();
             let stored = stored.get(object).cloned().unwrap_or_default();
-            let is_read = match self.read.get(object) {
+            let is_read = match self.read.get(&(*object, *plan)) {
                 Some(Read::Whole(lines)) => *lines == counted,
                 Some(Read::Cut) => true,
                 None => false,
@@ -128,13 +146,17 @@ impl State {
             !is_read || stored != with_rows
         };
         let claims = self.ledger.claims_of(batch, &self.log, view);
-        let mut objects = claims.map(|claim| claim.row.object.id());
-        objects.find(is_incomplete)
+        let mut objects = claims.map(|claim| (claim.row.object.id(), claim.row.shape.plan));
+        let (object, _) = objects.find(is_incomplete)?;
+        Some(object)
     }
 
     /// Returns another loaded batch with rows of an object of this one, where neither supersedes
-    /// the other.
+    /// the other, and neither is a replay.
     fn loaded_beside(&self, batch: BatchId) -> Option<(BatchId, ObjectId)> {
+        if self.ledger.is_replay(batch) {
+            return None;
+        }
         let view = self.whole();
         for claim in self.ledger.claims_of(batch, &self.log, view) {
             let object = claim.row.object.id();
@@ -144,6 +166,7 @@ impl State {
                     claim.supersedes.contains(&other.batch) || other.supersedes.contains(&batch);
                 if other.batch != batch
                     && !is_superseded
+                    && !replays(other.shape.read_by)
                     && self.has_loaded(other.batch)
                     && self.has_rows_of(batch, object)
                     && self.has_rows_of(other.batch, object)
@@ -155,10 +178,12 @@ impl State {
         None
     }
 
-    /// Returns the number of loaded batches that claim an object and that no other one supersedes.
+    /// Returns the number of loaded batches that claim an object and that no other one supersedes,
+    /// without the replays of its rejects.
     pub(super) fn loaded_batches(&self, object: ObjectId) -> usize {
         let view = self.whole();
         let claims = self.ledger.claims_on(object, &self.log, view);
+        let claims = claims.filter(|it| !replays(it.row.shape.read_by));
         let loaded: Vec<_> = claims.filter(|it| self.has_loaded(it.row.batch)).collect();
         let superseded = loaded.iter().flat_map(|claim| &claim.row.supersedes);
         let superseded: BTreeSet<BatchId> = superseded.copied().collect();

@@ -145,6 +145,8 @@ impl Connection {
             Scope::Table(table) => self
                 .server
                 .with(|state| state.tables.name(table).to_owned()),
+            Scope::RejectsAndSnapshots(..) => "rejects, snapshots".to_owned(),
+            Scope::EventsAndSnapshots(_) => "ledger_batches, snapshots".to_owned(),
             Scope::AllRows => "the tables".to_owned(),
         };
         let why = format!("server {} lacks {} parts", self.replica, look.missing);

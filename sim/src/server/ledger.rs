@@ -9,7 +9,7 @@ use sluice::Env;
 use sluice::batch::{BatchId, StatementShape};
 use sluice::clickhouse::WarehouseError;
 use sluice::clickhouse::replicas::Barrier;
-use sluice::ledger::drive::Fence;
+use sluice::ledger::drive::{Fence, RunId};
 use sluice::ledger::protocol::ClaimStatus;
 use sluice::ledger::{
     BATCHES_TABLE, Claim, Claims, Failure, Manifest, ManifestEntry, OBJECTS_TABLE, Permit,
@@ -35,10 +35,10 @@ pub struct SimLedger {
 
 /// A look-up of claims.
 #[derive(Clone)]
-struct Lookup {
-    objects: Vec<ObjectId>,
-    excluding: Option<BatchId>,
-    superseded: Vec<(ObjectId, BatchId)>,
+pub(super) struct Lookup {
+    pub(super) objects: Vec<ObjectId>,
+    pub(super) excluding: Option<BatchId>,
+    pub(super) superseded: Vec<(ObjectId, BatchId)>,
 }
 
 impl Lookup {
@@ -88,6 +88,7 @@ impl SimLedger {
             statement_seconds: 0,
             worker: self.worker(),
             mark: None,
+            run: None,
         }
     }
 
@@ -139,6 +140,36 @@ impl SimLedger {
         read.await
     }
 
+    /// Returns what a look-up must show: the claim of the batch that it excludes, on replicas.
+    pub(super) fn mark_of_claim(&self, excluding: Option<BatchId>) -> Option<Mark> {
+        let claimed = excluding.filter(|_| self.connection.is_replicated());
+        claimed.map(Mark::Claim)
+    }
+
+    /// Returns the number of claims on these objects other than those of the excluded batch.
+    ///
+    /// # Errors
+    ///
+    /// [`WarehouseError::Hidden`] if the ledger does not show all claims of that batch.
+    pub(super) async fn claims_of_others(&self, lookup: &Lookup) -> Answer<u64> {
+        let mark = self.mark_of_claim(lookup.excluding);
+        let counted = lookup.clone();
+        let count = move |state: &mut State, view| Ok(counted.counts(state, view));
+        let counts = self
+            .connection
+            .read_after("look up", mark, Scope::Claims, count);
+        let (own, others) = counts.await?;
+        let written = lookup.objects.len() as u64;
+        if lookup.excluding.is_some() && own < written {
+            return Err(WarehouseError::Hidden {
+                table: OBJECTS_TABLE,
+                shown: own,
+                written,
+            });
+        }
+        Ok(others)
+    }
+
     async fn keep_lease(&self, batch: BatchId) -> Infallible {
         let mut renewals = tokio::time::interval(self.lease / 3);
         renewals.tick().await;
@@ -169,25 +200,10 @@ impl LedgerStore for SimLedger {
             excluding,
             superseded: superseded.to_vec(),
         };
-        let claimed = excluding.filter(|_| self.connection.is_replicated());
-        let mark = claimed.map(Mark::Claim);
-        let counted = lookup.clone();
-        let count = move |state: &mut State, view| Ok(counted.counts(state, view));
-        let counts = self
-            .connection
-            .read_after("look up", mark, Scope::Claims, count);
-        let (own, others) = counts.await?;
-        let written = objects.len() as u64;
-        if excluding.is_some() && own < written {
-            return Err(WarehouseError::Hidden {
-                table: OBJECTS_TABLE,
-                shown: own,
-                written,
-            });
-        }
-        if others == 0 {
+        if self.claims_of_others(&lookup).await? == 0 {
             return Ok(vec![ClaimStatus::Free; objects.len()]);
         }
+        let mark = self.mark_of_claim(excluding);
         let read = move |state: &mut State, view| {
             let statuses = lookup.statuses(state, view);
             let is_free = |status: &&ClaimStatus| **status == ClaimStatus::Free;
@@ -256,29 +272,35 @@ impl LedgerStore for SimLedger {
         }))
     }
 
-    async fn fence(&self, batch: BatchId, attempt: u32) -> Answer<Fence> {
+    async fn fence(&self, batch: BatchId, attempt: u32, run: RunId) -> Answer<Fence> {
         let fence = EventRow {
             attempt,
+            run: Some(run),
             ..self.row(Event::Fenced)
         };
         let rows = vec![self.lease_row(), fence];
         let mark = self.write("fence", batch, rows).await?;
         let read = move |state: &mut State, view| {
             let State { ledger, log, .. } = state;
-            Ok(ledger.first_to_fence(batch, attempt, log, view))
+            Ok(ledger.fenced_by(batch, attempt, log, view))
         };
-        let first = self
+        let fences = self
             .connection
-            .read_after("first fence", mark, Scope::Events, read);
-        match first.await? {
-            None => Err(WarehouseError::Hidden {
+            .read_after("fences", mark, Scope::Events, read)
+            .await?;
+        if fences.is_empty() {
+            return Err(WarehouseError::Hidden {
                 table: BATCHES_TABLE,
                 shown: 0,
                 written: 1,
-            }),
-            Some(worker) if worker == self.worker() => Ok(Fence::Written),
-            Some(_) => Ok(Fence::TakenOver),
+            });
         }
+        let is_own = fences.iter().all(|by| *by == Some(run));
+        Ok(if is_own {
+            Fence::Written
+        } else {
+            Fence::TakenOver
+        })
     }
 
     async fn stop(&self, batch: BatchId) -> Answer<Stopped> {
@@ -289,14 +311,13 @@ impl LedgerStore for SimLedger {
         Ok(Stopped::Yes)
     }
 
-    async fn is_undisputed(&self, batch: BatchId) -> Answer<bool> {
+    async fn is_undisputed(&self, batch: BatchId, run: RunId) -> Answer<bool> {
         let Some(barrier) = self.write_barrier().await? else {
             return Ok(true);
         };
-        let worker = self.worker();
         let by_others = move |state: &State, view| {
             let mut events = state.ledger.events(batch, &state.log, view);
-            events.any(|it| it.row.event == Event::Fenced && it.row.worker != worker)
+            events.any(|it| it.row.event == Event::Fenced && it.row.run != Some(run))
         };
         let is_disputed = self.has_event("disputed?", Some(barrier), by_others);
         Ok(!is_disputed.await?)

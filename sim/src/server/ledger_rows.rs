@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice::batch::{BatchId, ReadBy, StatementShape};
+use sluice::ledger::drive::RunId;
 use sluice::ledger::protocol::ClaimStatus;
 use sluice::ledger::{Manifest, ManifestEntry};
 use sluice::object::{ObjectId, ObjectParts, ObjectRef};
+use sluice::rejects::RejectKind;
 use uuid::Uuid;
 
 use super::log::{Log, Seq, View};
@@ -52,6 +54,8 @@ pub(super) struct EventRow {
     pub(super) worker: Arc<str>,
     /// By which the row is recognised.
     pub(super) mark: Option<Uuid>,
+    /// The run that has written a fence.
+    pub(super) run: Option<RunId>,
 }
 
 /// The lease of a permit.
@@ -66,13 +70,15 @@ pub(super) struct Lease {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct JoinedClaim {
     pub(super) batch: BatchId,
-    is_replay: bool,
+    pub(super) read_by: ReadBy,
+    /// Whether it supersedes others.
+    pub(super) replaces: bool,
     pub(super) claimed_at: u64,
     lease_seconds: u32,
     pub(super) is_loaded: bool,
-    is_released: bool,
-    is_cleaned: bool,
-    has_lapsed: bool,
+    pub(super) is_released: bool,
+    pub(super) is_cleaned: bool,
+    pub(super) has_lapsed: bool,
     /// Whether its lease ended longer ago than it lasted.
     is_long_over: bool,
 }
@@ -156,6 +162,23 @@ impl LedgerRows {
         claims.filter(move |claim| log.shows(claim.seq, view))
     }
 
+    /// Returns all claims that the view shows.
+    pub(super) fn all_claims<'a>(
+        &'a self,
+        log: &'a Log,
+        view: View,
+    ) -> impl Iterator<Item = &'a Written<ClaimRow>> {
+        let claims = self.claims.iter();
+        claims.filter(move |claim| log.shows(claim.seq, view))
+    }
+
+    /// Returns whether a batch replays rejects, whatever the replicas show.
+    pub(super) fn is_replay(&self, batch: BatchId) -> bool {
+        let claims = self.batches.get(&batch).map(|it| &it.claims);
+        let first = claims.and_then(|claims| claims.first());
+        first.is_some_and(|index| replays(self.claims[*index].row.shape.read_by))
+    }
+
     /// Returns the position of the first claim of a batch, whatever the replicas show.
     pub(super) fn first_claim(&self, batch: BatchId) -> Option<Seq> {
         let index = self.batches.get(&batch)?.claims.first()?;
@@ -185,7 +208,7 @@ impl LedgerRows {
         self.join(self.claims_on(object, log, view), log, view)
     }
 
-    fn join<'a>(
+    pub(super) fn join<'a>(
         &'a self,
         claims: impl Iterator<Item = &'a Written<ClaimRow>>,
         log: &Log,
@@ -235,14 +258,15 @@ impl LedgerRows {
         let recent = recent.take_while(|it| it.at > claimed_from);
         let claims = recent.filter(|it| log.shows(it.seq, view));
         let mut joined = self.join(claims, log, view);
-        joined.retain(|it| !it.is_loaded && !it.is_released && !it.is_replay && it.is_long_over);
+        joined.retain(|it| !it.is_loaded && !it.is_released && it.is_long_over);
+        joined.retain(|it| !it.is_replay());
         joined.iter().map(|it| it.batch).collect()
     }
 
     /// Returns the batches that supersede others, and that are open, or loaded and not cleaned up.
     pub(super) fn replacements(&self, log: &Log, view: View) -> Vec<(BatchId, ClaimStatus)> {
-        let claims = self.claims.iter();
-        let claims = claims.filter(|it| log.shows(it.seq, view) && !it.row.supersedes.is_empty());
+        let claims = self.all_claims(log, view);
+        let claims = claims.filter(|it| !it.row.supersedes.is_empty());
         let mut joined = self.join(claims, log, view);
         joined.retain(|it| !it.is_released && !it.is_cleaned);
         let status = |it: &JoinedClaim| match it.is_loaded {
@@ -336,19 +360,17 @@ impl LedgerRows {
         events.any(|it| it.row.event == Event::Fenced && it.row.attempt >= attempt)
     }
 
-    /// Returns the worker that fenced the attempt first.
-    pub(super) fn first_to_fence(
+    /// Returns the runs that have fenced the attempt, one for each fence.
+    pub(super) fn fenced_by(
         &self,
         batch: BatchId,
         attempt: u32,
         log: &Log,
         view: View,
-    ) -> Option<Arc<str>> {
+    ) -> Vec<Option<RunId>> {
         let events = self.events(batch, log, view);
         let fences = events.filter(|it| it.row.event == Event::Fenced && it.row.attempt >= attempt);
-        let first = fences
-            .min_by(|one, other| (one.at, &one.row.worker).cmp(&(other.at, &other.row.worker)))?;
-        Some(first.row.worker.clone())
+        fences.map(|it| it.row.run).collect()
     }
 
     /// Returns until when statements of the batch may be running on a server that does not respond,
@@ -427,10 +449,10 @@ impl LedgerRows {
 
 impl JoinedClaim {
     fn of(claim: &Written<ClaimRow>) -> Self {
-        let read_by = claim.row.shape.read_by;
         Self {
             batch: claim.row.batch,
-            is_replay: matches!(read_by, ReadBy::RejectedLines | ReadBy::UnmatchedStatements),
+            read_by: claim.row.shape.read_by,
+            replaces: !claim.row.supersedes.is_empty(),
             claimed_at: claim.at,
             lease_seconds: claim.row.lease_seconds,
             is_loaded: false,
@@ -441,7 +463,12 @@ impl JoinedClaim {
         }
     }
 
+    pub(super) fn is_replay(&self) -> bool {
+        replays(self.read_by)
+    }
+
     fn merge(&mut self, other: &Self) {
+        self.replaces |= other.replaces;
         if other.claimed_at > self.claimed_at {
             self.claimed_at = other.claimed_at;
             self.lease_seconds = other.lease_seconds;
@@ -469,9 +496,14 @@ impl JoinedClaim {
         ClaimStatus::Busy {
             batch: self.batch,
             // An unfinished replay is finished by the next replay.
-            lease_expired: self.has_lapsed && !self.is_replay,
+            lease_expired: self.has_lapsed && !self.is_replay(),
         }
     }
+}
+
+/// Returns whether a batch that is read so replays rejects.
+pub(super) fn replays(read_by: ReadBy) -> bool {
+    RejectKind::moved_by(read_by).is_some()
 }
 
 /// Returns an object as the ledger returns it.

@@ -22,7 +22,7 @@ type Times = [u64; MAX_REPLICAS];
 pub(super) struct Seq(pub(super) usize);
 
 /// A deletion of rows, as it is executed on each replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Deletion(usize);
 
 /// Where a write went.
@@ -41,6 +41,9 @@ pub(super) enum Scope {
     Events,
     ClaimsAndEvents,
     Table(TableId),
+    /// Rejects, and the snapshots of replays.
+    RejectsAndSnapshots(TableId, TableId),
+    EventsAndSnapshots(TableId),
     /// All tables but those of the ledger.
     AllRows,
 }
@@ -52,6 +55,12 @@ impl Scope {
             Self::Events => place == Place::Events,
             Self::ClaimsAndEvents => matches!(place, Place::Claims | Place::Events),
             Self::Table(table) => place == Place::Rows(table),
+            Self::RejectsAndSnapshots(rejects, snapshots) => {
+                place == Place::Rows(rejects) || place == Place::Rows(snapshots)
+            }
+            Self::EventsAndSnapshots(snapshots) => {
+                place == Place::Events || place == Place::Rows(snapshots)
+            }
             Self::AllRows => matches!(place, Place::Rows(_)),
         }
     }

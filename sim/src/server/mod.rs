@@ -8,6 +8,7 @@
 //! **Does not:** interpret SQL. A statement is built by [`SimTables`], and refers to what it does.
 
 mod checks;
+mod conditions;
 mod connection;
 mod errors;
 mod faults;
@@ -18,6 +19,8 @@ mod mutations;
 mod parts;
 mod permits;
 mod plan;
+mod rejects;
+mod replays;
 mod state;
 mod statements;
 mod strays;
@@ -33,6 +36,7 @@ use sluice::statements::insert::Planner;
 
 pub use ledger::SimLedger;
 pub use parts::TableRows;
+pub use rejects::TableLine;
 pub use tables::SimTables;
 
 use crate::network::{Client, Network};
@@ -57,6 +61,9 @@ pub struct Options {
     /// How long a statement of a worker can run, as it records with its leases. It must not be
     /// shorter than the time limit of an insert, which is that of the planner.
     pub statement: Duration,
+    /// Whether the tables keep each line by itself, with the text of rejects. Replays of rejects
+    /// require it; everything else costs less without.
+    pub keeps_lines: bool,
 }
 
 /// An invariant that did not hold.
@@ -134,6 +141,12 @@ impl SimServer {
         self.with(|state| state.tables.live(&state.log, state.now()))
     }
 
+    /// Returns all lines that are rows of event types or rejects, whatever the replicas show. There
+    /// are none unless [`Options::keeps_lines`] is set.
+    pub fn lines(&self) -> Vec<TableLine> {
+        self.with(|state| state.lines())
+    }
+
     /// Returns whether a loaded batch claims the object.
     pub fn is_recorded(&self, object: ObjectId) -> bool {
         self.with(|state| {
@@ -143,7 +156,7 @@ impl SimServer {
     }
 
     /// Returns the number of loaded batches that claim the object, without those that another one
-    /// supersedes.
+    /// supersedes, and without replays of its rejects.
     pub fn loaded_batches(&self, object: ObjectId) -> usize {
         self.with(|state| state.loaded_batches(object))
     }
@@ -168,6 +181,10 @@ impl SimServer {
     /// Returns the recorded failures, each as its class, a colon and the reason.
     pub fn failures(&self) -> Vec<(ObjectRef, String)> {
         self.with(|state| state.ledger.failures.clone())
+    }
+
+    fn keeps_lines(&self) -> bool {
+        self.0.options.keeps_lines
     }
 
     fn s3(&self) -> &SimS3 {

@@ -1,16 +1,20 @@
 //! Deletions of rows, which take a while.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::SimServer;
-use super::log::{Seq, View};
-use super::parts::{Condition, TableId};
+use super::conditions::Condition;
+use super::log::{Deletion, Seq, View};
+use super::parts::TableId;
 use super::state::{Answer, State};
 
 /// How long a mutation takes, in milliseconds.
 const MILLIS: std::ops::RangeInclusive<u64> = 5..=500;
+/// The pause between two looks whether the other servers have executed one.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// A mutation that has begun. It deletes only rows that were committed before.
 #[derive(Debug)]
@@ -27,6 +31,11 @@ pub(super) struct Mutation {
 
 impl State {
     /// Begins to delete rows. The answer comes once they are deleted.
+    ///
+    /// A deletion of moved rejects is answered once every server that is up has executed it, as
+    /// `lightweight_deletes_sync` says: nothing looks for the rejects on the others. For all other
+    /// deletions, that of the server itself suffices, which is the worse case: their clients read
+    /// after a barrier whether rows are left.
     pub(super) fn begin_mutation(
         &mut self,
         server: &SimServer,
@@ -34,9 +43,12 @@ impl State {
         table: TableId,
         condition: Condition,
     ) -> oneshot::Receiver<Answer<()>> {
-        if let Condition::Of(batch) = condition {
-            self.check_rollback(batch);
+        match &condition {
+            Condition::Of(batch) => self.check_rollback(*batch),
+            Condition::MovedBy(batch) => self.check_clean_up(*batch),
+            Condition::InParts(..) | Condition::From(..) | Condition::Lines(_) => {}
         }
+        let is_of_all_servers = matches!(condition, Condition::MovedBy(_));
         let id = self.next_number();
         self.mutations.push(Mutation {
             id,
@@ -51,10 +63,20 @@ impl State {
         let server = server.clone();
         tokio::spawn(async move {
             tokio::time::sleep(time).await;
-            if server.with(|state| state.end_mutation(id)) {
-                // The client may have gone.
-                drop(answer.send(Ok(())));
+            let Some(deletions) = server.with(|state| state.end_mutation(id)) else {
+                return;
+            };
+            while is_of_all_servers
+                && !answer.is_closed()
+                && server.with(|state| state.are_pending(&deletions))
+            {
+                tokio::time::sleep(LOOK).await;
+                if server.with(|state| state.log.is_down(view.replica)) {
+                    return;
+                }
             }
+            // The client may have gone.
+            drop(answer.send(Ok(())));
         });
         answered
     }
@@ -80,19 +102,27 @@ impl State {
         }
     }
 
-    /// Completes a mutation, unless a crash has interrupted it. Returns whether it did.
-    fn end_mutation(&mut self, id: u64) -> bool {
+    /// Completes a mutation, and returns its deletions. Returns `None` if a crash has interrupted
+    /// it.
+    fn end_mutation(&mut self, id: u64) -> Option<BTreeSet<Deletion>> {
         let mut mutations = self.mutations.iter();
         let position = mutations.position(|it| it.id == id && !it.is_interrupted);
-        let Some(position) = position else {
-            return false;
-        };
-        let mutation = self.mutations.remove(position);
-        self.complete(&mutation);
-        true
+        let mutation = self.mutations.remove(position?);
+        Some(self.complete(&mutation))
     }
 
-    fn complete(&mut self, mutation: &Mutation) {
+    /// Returns whether a server that is up has not executed one of these deletions.
+    fn are_pending(&self, deletions: &BTreeSet<Deletion>) -> bool {
+        let replicas = 0..self.log.replicas();
+        let mut up = replicas.filter(|replica| !self.log.is_down(*replica));
+        up.any(|replica| {
+            let view = self.view(replica);
+            let mut deletions = deletions.iter();
+            deletions.any(|deletion| !self.log.is_deleted(Some(*deletion), view))
+        })
+    }
+
+    fn complete(&mut self, mutation: &Mutation) -> BTreeSet<Deletion> {
         let Mutation {
             replica,
             table,
@@ -100,6 +130,6 @@ impl State {
             until,
             ..
         } = mutation;
-        self.delete(self.view(*replica), *table, condition, *until);
+        self.delete(self.view(*replica), *table, condition, *until)
     }
 }

@@ -7,8 +7,10 @@ use std::time::Duration;
 use sluice::batch::BatchId;
 use sluice::event_types::Catalog;
 use sluice::object::{ObjectId, ObjectRef};
+use sluice::statements::ddl::REPLAYED;
 use sluice::statements::select::Target;
 
+use super::conditions::Condition;
 use super::log::{Deletion, Log, Seq, View};
 
 /// A table that batches are inserted into.
@@ -32,19 +34,24 @@ pub(super) struct Layout {
     pub(super) unmatched: TableId,
     /// The table of the counts, `object_rows`.
     pub(super) counts: TableId,
+    /// The table of the snapshots of replays, which is not among `tables`.
+    pub(super) snapshots: TableId,
 }
 
-/// A selection of rows of a table.
+/// A line in a table. Tables have them only if [`keeps_lines`](super::Options::keeps_lines) is set.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Condition {
-    Of(BatchId),
-    InParts(BatchId, Vec<String>),
-    /// The rows of any of these batches from any of these objects.
-    From(BTreeSet<BatchId>, BTreeSet<ObjectId>),
+pub(super) struct LineRow {
+    /// The number of the line in its object, from 0.
+    pub(super) number: u64,
+    /// The text of a reject; empty for a line that is a row of an event type.
+    pub(super) text: Vec<u8>,
+    /// In a snapshot, the batch whose reject the line is.
+    pub(super) rejected_by: Option<BatchId>,
 }
 
-/// Rows of one kind from one object in one block. In the table of the counts, one row.
-#[derive(Clone, Copy, Debug)]
+/// Rows of one kind from one object in one block: a single one if the line is known. In the table of
+/// the counts, one row.
+#[derive(Clone, Debug)]
 pub(super) struct PartRows {
     pub(super) object: ObjectId,
     pub(super) kind: Kind,
@@ -52,6 +59,7 @@ pub(super) struct PartRows {
     pub(super) rows: u64,
     /// Whether the first row is the first line of the object, and looks compressed.
     pub(super) looks_compressed: bool,
+    pub(super) line: Option<Box<LineRow>>,
     deletion: Option<Deletion>,
 }
 
@@ -62,6 +70,7 @@ impl PartRows {
             kind,
             rows: 0,
             looks_compressed: false,
+            line: None,
             deletion: None,
         }
     }
@@ -72,6 +81,7 @@ impl PartRows {
 struct Part {
     seq: Seq,
     table: TableId,
+    batch: BatchId,
     /// The number of the block in its table, from 1.
     number: u64,
     at: u64,
@@ -134,6 +144,7 @@ pub(super) struct Tables {
     tables: Vec<Table>,
     /// The order in which a block is committed to the tables.
     order: Vec<TableId>,
+    snapshots: Option<TableId>,
     window: TokenWindow,
     parts: Vec<Part>,
     of_batch: BTreeMap<BatchId, Vec<usize>>,
@@ -147,6 +158,7 @@ impl Tables {
         Self {
             tables: Vec::new(),
             order: Vec::new(),
+            snapshots: None,
             window,
             parts: Vec::new(),
             of_batch: BTreeMap::new(),
@@ -164,21 +176,28 @@ impl Tables {
         missing.retain(|table| !self.order.contains(table));
         rng.shuffle(&mut missing);
         self.order.extend(missing);
+        let snapshots = self.create_named(REPLAYED, None);
+        self.snapshots = Some(snapshots);
         Layout {
             rejected: self.create(Target::RejectedLines),
             unmatched: self.create(Target::UnmatchedStatements),
             counts: self.create(Target::ObjectRows),
+            snapshots,
             tables,
         }
     }
 
     fn create(&mut self, target: Target<'_>) -> TableId {
-        if let Some(table) = self.named(target.table()) {
+        self.create_named(target.table(), target.kind())
+    }
+
+    fn create_named(&mut self, name: &str, kind: Option<&str>) -> TableId {
+        if let Some(table) = self.named(name) {
             return table;
         }
         self.tables.push(Table {
-            name: target.table().to_owned(),
-            kind: target.kind().map(str::to_owned),
+            name: name.to_owned(),
+            kind: kind.map(str::to_owned),
             blocks: 0,
             mutations: 0,
             mutated_at: 0,
@@ -219,6 +238,12 @@ impl Tables {
         self.sources.entry(object.id()).or_insert_with(source);
     }
 
+    /// Returns the path and the etag of an object.
+    pub(super) fn source(&self, object: ObjectId) -> (&str, &str) {
+        let source = self.sources.get(&object);
+        source.map_or(("", ""), |(path, etag)| (path.as_str(), etag.as_str()))
+    }
+
     pub(super) fn path(&self, object: ObjectId) -> &str {
         let source = self.sources.get(&object);
         source.map_or("", |(path, _)| path.as_str())
@@ -246,6 +271,7 @@ impl Tables {
         self.parts.push(Part {
             seq: write(),
             table,
+            batch,
             number,
             at: now,
             rows,
@@ -267,25 +293,30 @@ impl Tables {
     }
 
     /// Deletes the rows that were written before `until` and meet the condition. Returns their
-    /// number.
+    /// number, and the deletions of all rows that met it, those that had begun before among them.
     pub(super) fn delete(
         &mut self,
         (table, condition, until): (TableId, &Condition, Seq),
         log: &mut Log,
         view: View,
         rng: &mut fastrand::Rng,
-    ) -> u64 {
+    ) -> (u64, BTreeSet<Deletion>) {
         let mutations = self.tables[table.0].mutations;
         let of_batch = &self.of_batch;
-        let indexes = batches(condition).filter_map(|batch| of_batch.get(&batch));
+        let indexes = condition.batches().filter_map(|batch| of_batch.get(&batch));
         let (mut rows, mut deletion) = (0, None);
+        let mut deletions = BTreeSet::new();
         for index in indexes.flatten() {
             let part = &mut self.parts[*index];
-            if part.table != table || part.seq >= until || !condition.has_part(part, mutations) {
+            if part.table != table
+                || part.seq >= until
+                || !condition.has_part(|| part.name(mutations))
+            {
                 continue;
             }
+            let batch = part.batch;
             let matching = part.rows.iter_mut();
-            for row in matching.filter(|row| condition.has_rows_of(row.object)) {
+            for row in matching.filter(|row| condition.has_row(batch, row)) {
                 match row.deletion {
                     Some(begun) => log.delete_here(begun, view),
                     None => {
@@ -294,12 +325,13 @@ impl Tables {
                         rows += row.rows;
                     }
                 }
+                deletions.extend(row.deletion);
             }
         }
         let table = &mut self.tables[table.0];
         table.mutations += 1;
         table.mutated_at = view.now;
-        rows
+        (rows, deletions)
     }
 
     /// Returns whether a mutation of each of these tables has ended since `since`.
@@ -320,11 +352,15 @@ impl Tables {
         view: View,
     ) -> impl Iterator<Item = &'a PartRows> {
         let mutations = self.tables[table.0].mutations;
-        let parts = batches(condition).flat_map(move |batch| self.parts_of(batch, log, view));
+        let parts = condition
+            .batches()
+            .flat_map(move |batch| self.parts_of(batch, log, view));
         let parts = parts.filter(move |part| part.table == table);
-        let parts = parts.filter(move |part| condition.has_part(part, mutations));
-        let rows = parts.flat_map(|part| &part.rows);
-        let rows = rows.filter(move |row| condition.has_rows_of(row.object));
+        let parts = parts.filter(move |part| condition.has_part(|| part.name(mutations)));
+        let rows = parts.flat_map(move |part| {
+            let rows = part.rows.iter();
+            rows.filter(move |row| condition.has_row(part.batch, row))
+        });
         rows.filter(move |row| !log.is_deleted(row.deletion, view))
     }
 
@@ -350,18 +386,49 @@ impl Tables {
         rows.next().is_some()
     }
 
-    /// Returns the rows of a batch in all tables, each with its table.
+    /// Returns the rows of a batch in all tables that batches fill, each with its table. The
+    /// snapshot of a replay is not among them.
     pub(super) fn of_batch<'a>(
         &'a self,
         batch: BatchId,
         log: &'a Log,
         view: View,
     ) -> impl Iterator<Item = (TableId, &'a PartRows)> {
-        self.parts_of(batch, log, view).flat_map(move |part| {
+        let parts = self.parts_of(batch, log, view);
+        let parts = parts.filter(move |part| Some(part.table) != self.snapshots);
+        parts.flat_map(move |part| {
             let rows = part.rows.iter();
             let live = rows.filter(move |row| !log.is_deleted(row.deletion, view));
             live.map(move |row| (part.table, row))
         })
+    }
+
+    /// Returns the rows of a table by the order in which they were inserted, each with its batch.
+    pub(super) fn rows_in<'a>(
+        &'a self,
+        table: TableId,
+        log: &'a Log,
+        view: View,
+    ) -> impl Iterator<Item = (BatchId, &'a PartRows)> {
+        let parts = self.parts.iter();
+        let parts = parts.filter(move |part| part.table == table && log.shows(part.seq, view));
+        parts.flat_map(move |part| {
+            let rows = part.rows.iter();
+            let live = rows.filter(move |row| !log.is_deleted(row.deletion, view));
+            live.map(move |row| (part.batch, row))
+        })
+    }
+
+    /// Returns the rows in the snapshot of a replay, by the order in which they were inserted.
+    pub(super) fn snapshot(&self, batch: BatchId, log: &Log, view: View) -> Vec<PartRows> {
+        let parts = self.snapshots.into_iter();
+        let parts = parts.flat_map(|table| self.parts_with_rows(table, batch, log, view));
+        parts.flat_map(|part| part.rows).collect()
+    }
+
+    /// Returns all batches that have inserted anything.
+    pub(super) fn batches(&self) -> impl Iterator<Item = BatchId> {
+        self.of_batch.keys().copied()
     }
 
     /// Returns the parts of a table in which a batch has rows.
@@ -436,30 +503,4 @@ impl Part {
             _ => format!("all_{number}_{number}_0_{mutations}"),
         }
     }
-}
-
-impl Condition {
-    fn has_part(&self, part: &Part, mutations: u64) -> bool {
-        match self {
-            Self::InParts(_, names) => names.contains(&part.name(mutations)),
-            Self::Of(_) | Self::From(..) => true,
-        }
-    }
-
-    fn has_rows_of(&self, object: ObjectId) -> bool {
-        match self {
-            Self::From(_, objects) => objects.contains(&object),
-            Self::Of(_) | Self::InParts(..) => true,
-        }
-    }
-}
-
-/// Returns the batches whose rows can meet the condition.
-fn batches(condition: &Condition) -> impl Iterator<Item = BatchId> {
-    let (one, several) = match condition {
-        Condition::Of(batch) | Condition::InParts(batch, _) => (Some(*batch), None),
-        Condition::From(batches, _) => (None, Some(batches)),
-    };
-    one.into_iter()
-        .chain(several.into_iter().flatten().copied())
 }

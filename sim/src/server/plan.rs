@@ -8,6 +8,7 @@ use std::time::Duration;
 use sluice::batch::{BatchId, StatementShape};
 use sluice::ledger::Permit;
 use sluice::object::{Compression, ObjectId, ObjectRef};
+use sluice::rejects::RejectPage;
 use sluice::statements::framing::{OBJECT_DIGITS, ROW_DIGITS};
 use sluice::statements::insert::Planner;
 use uuid::Uuid;
@@ -15,7 +16,7 @@ use uuid::Uuid;
 use super::errors;
 use super::ledger_rows::Event;
 use super::log::View;
-use super::parts::{Kind, Layout, PartRows, TableId};
+use super::parts::{Kind, Layout, LineRow, PartRows, TableId};
 use super::state::{Answer, State};
 
 /// The number of lines in a block, where there are many: small, so that small objects have many.
@@ -30,12 +31,26 @@ pub(super) struct Guard {
     deadline: Option<i64>,
 }
 
-/// A statement that loads objects.
+/// Where the lines of a statement come from.
+#[derive(Clone, Debug)]
+pub(super) enum Source {
+    /// The objects, which the server reads or the client sends.
+    Objects,
+    /// The rejects of a page that are valid rows now. The statement writes the snapshot of a replay.
+    Rejects(RejectPage),
+    /// The snapshot of the batch, which is a replay.
+    Snapshot,
+}
+
+/// A statement that loads objects, or moves rejects of them.
 pub(super) struct Plan {
     pub(super) batch: BatchId,
     pub(super) guard: Guard,
     pub(super) shape: StatementShape,
     pub(super) objects: Vec<ObjectRef>,
+    pub(super) source: Source,
+    /// Whether the tables keep each line by itself.
+    pub(super) keeps_lines: bool,
     pub(super) planner: Arc<Planner>,
     pub(super) layout: Arc<Layout>,
     /// The only table that it fills, or `None` if it fills all of them.
@@ -43,13 +58,15 @@ pub(super) struct Plan {
 }
 
 /// A line of an object of a plan.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Line {
     /// The position of the object in the plan.
     object: usize,
     kind: Kind,
     is_first: bool,
     looks_compressed: bool,
+    /// The line itself, if the tables keep it.
+    row: Option<Box<LineRow>>,
 }
 
 impl Guard {
@@ -107,21 +124,32 @@ impl Guard {
 impl Plan {
     /// Returns how long the statement may run.
     pub(super) fn time_limit(&self) -> Duration {
-        self.planner.insert_timeout
+        self.planner.options().insert_timeout
     }
 
-    /// Returns whether it fills the table.
-    pub(super) fn fills(&self, table: TableId) -> bool {
-        match self.only {
-            Some(only) => only == table,
-            None => self.layout.tables.contains(&table),
+    /// Returns the tables that it fills, of all those in this order.
+    pub(super) fn tables(&self, mut order: Vec<TableId>) -> Vec<TableId> {
+        if let Some(only) = self.only {
+            return vec![only];
         }
+        order.retain(|table| self.layout.tables.contains(table));
+        order
+    }
+
+    pub(super) fn reads_objects(&self) -> bool {
+        matches!(self.source, Source::Objects)
+    }
+
+    /// Returns the position of an object in this plan.
+    pub(super) fn position(&self, object: ObjectId) -> Option<usize> {
+        let mut objects = self.objects.iter();
+        objects.position(|listed| listed.id() == object)
     }
 
     /// Appends the lines of an object of this plan.
     pub(super) fn parse(&self, object: usize, content: &[u8], lines: &mut Vec<Line>) {
-        for (row, line) in lines_of(content).enumerate() {
-            lines.push(self.line(object, row == 0, line));
+        for (number, line) in (0..).zip(lines_of(content)) {
+            lines.push(self.line(object, number, line));
         }
     }
 
@@ -132,43 +160,43 @@ impl Plan {
             let (row, line) = rest.split_at_checked(ROW_DIGITS)?;
             let object = usize::try_from(number(object)?).ok()?.checked_sub(1)?;
             self.objects.get(object)?;
-            Some(self.line(object, number(row)? == 0, line))
+            Some(self.line(object, number(row)?, line))
         };
         lines_of(body).map(of_framed).collect()
     }
 
-    fn line(&self, object: usize, is_first: bool, text: &[u8]) -> Line {
+    /// Returns the line of this number and text in an object of this plan.
+    pub(super) fn line(&self, object: usize, number: u64, text: &[u8]) -> Line {
+        let kind = kind_of(&self.planner, &self.layout, &self.objects[object].key, text);
+        let row = || {
+            let text: &[u8] = if self.layout.is_reject(kind) {
+                text
+            } else {
+                &[]
+            };
+            Box::new(LineRow {
+                number,
+                text: text.to_vec(),
+                rejected_by: None,
+            })
+        };
         Line {
             object,
-            kind: self.kind(&self.objects[object].key, text),
-            is_first,
+            kind,
+            is_first: number == 0,
             looks_compressed: Compression::seen("", text) != Compression::None,
+            row: self.keeps_lines.then(row),
         }
     }
 
-    /// Returns what a line is. Its text is a word.
-    fn kind(&self, key: &str, text: &[u8]) -> Kind {
-        let Layout {
-            tables,
-            rejected,
-            unmatched,
-            ..
-        } = &*self.layout;
-        let is_too_long = text.len() as u64 > self.planner.max_line_bytes;
-        let word = match std::str::from_utf8(text) {
-            Ok(text) if !is_too_long => text.trim(),
-            _ => return Kind::Of(*rejected),
-        };
-        let types = self.planner.catalog.types();
-        match word {
-            "" => Kind::Blank,
-            "unmatched" => Kind::Of(*unmatched),
-            _ => match types.iter().position(|it| it.name == word) {
-                None => Kind::Of(*rejected),
-                Some(index) if types[index].is_looked_for_in(key) => Kind::Of(tables[index]),
-                Some(_) => Kind::Of(*unmatched),
-            },
-        }
+    /// Returns the line of a reject if it is a valid row now.
+    pub(super) fn valid_line(&self, object: usize, row: LineRow) -> Option<Line> {
+        let line = self.line(object, row.number, &row.text);
+        let is_valid = self.layout.is_event(line.kind);
+        is_valid.then(|| Line {
+            row: Some(Box::new(row)),
+            ..line
+        })
     }
 
     /// Returns the lines in blocks. A retry cuts the same blocks.
@@ -186,6 +214,9 @@ impl Plan {
     /// Returns the rows of a block in a table.
     pub(super) fn rows(&self, block: &[Line], table: TableId) -> Vec<PartRows> {
         let is_count = table == self.layout.counts;
+        if self.keeps_lines && !is_count {
+            return self.rows_by_line(block, table);
+        }
         let mut rows: BTreeMap<(usize, Kind), PartRows> = BTreeMap::new();
         for line in block {
             if !is_count && line.kind != Kind::Of(table) {
@@ -200,6 +231,22 @@ impl Plan {
         rows.into_values().collect()
     }
 
+    /// Returns the rows of a block in a table that is not that of the counts, one for each line. A
+    /// snapshot has lines of all kinds.
+    fn rows_by_line(&self, block: &[Line], table: TableId) -> Vec<PartRows> {
+        let is_snapshot = table == self.layout.snapshots;
+        let lines = block.iter();
+        let lines = lines.filter(|line| is_snapshot || line.kind == Kind::Of(table));
+        let row = |line: &Line| {
+            let mut row = PartRows::new(self.objects[line.object].id(), line.kind);
+            row.rows = 1;
+            row.looks_compressed = line.is_first && line.looks_compressed;
+            row.line.clone_from(&line.row);
+            row
+        };
+        lines.map(row).collect()
+    }
+
     /// Returns the number of lines of each kind in each object.
     pub(super) fn counts(&self, lines: &[Line]) -> Vec<(ObjectId, BTreeMap<Kind, u64>)> {
         let objects = self.objects.iter();
@@ -209,6 +256,49 @@ impl Plan {
         }
         counts
     }
+}
+
+impl Layout {
+    /// Returns whether lines of this kind are rejects.
+    pub(super) fn is_reject(&self, kind: Kind) -> bool {
+        [self.rejected, self.unmatched]
+            .map(Kind::Of)
+            .contains(&kind)
+    }
+
+    /// Returns whether lines of this kind are rows of an event type.
+    pub(super) fn is_event(&self, kind: Kind) -> bool {
+        kind != Kind::Blank && !self.is_reject(kind)
+    }
+}
+
+/// Returns what a line in the object of this key is. Its text is a word.
+pub(super) fn kind_of(planner: &Planner, layout: &Layout, key: &str, text: &[u8]) -> Kind {
+    let Layout {
+        tables,
+        rejected,
+        unmatched,
+        ..
+    } = layout;
+    let word = match std::str::from_utf8(text) {
+        Ok(text) if !is_too_long(planner, text.as_bytes()) => text.trim(),
+        _ => return Kind::Of(*rejected),
+    };
+    let types = planner.catalog().types();
+    match word {
+        "" => Kind::Blank,
+        "unmatched" => Kind::Of(*unmatched),
+        _ => match types.iter().position(|it| it.name == word) {
+            None => Kind::Of(*rejected),
+            Some(index) if types[index].is_looked_for_in(key) => Kind::Of(tables[index]),
+            Some(_) => Kind::Of(*unmatched),
+        },
+    }
+}
+
+/// Returns whether a line is rejected without being parsed.
+pub(super) fn is_too_long(planner: &Planner, text: &[u8]) -> bool {
+    text.len() as u64 > planner.options().max_line_bytes
 }
 
 /// Returns lines as `LineAsString` splits them.

@@ -2,7 +2,7 @@
 //!
 //! Everything here happens at one moment, and without waiting.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -12,13 +12,15 @@ use sluice::batch::BatchId;
 use sluice::clickhouse::WarehouseError;
 use sluice::ledger::Failure;
 use sluice::object::{ObjectId, ObjectRef};
+use uuid::Uuid;
 
 use super::checks::Read;
+use super::conditions::Condition;
 use super::errors;
 use super::ledger_rows::{ClaimRow, EventRow, LedgerRows};
-use super::log::{Log, Place, Seq, View};
+use super::log::{Deletion, Log, Place, Seq, View};
 use super::mutations::Mutation;
-use super::parts::{Condition, PartId, PartRows, TableId, Tables, TokenWindow};
+use super::parts::{PartId, PartRows, TableId, Tables, TokenWindow};
 use super::plan::Plan;
 use super::statements::Running;
 use super::{Options, Violation};
@@ -60,8 +62,9 @@ pub(super) struct State {
     numbers: u64,
     pub(super) mutations: Vec<Mutation>,
     pub(super) faults: Faults,
-    /// What the lines of each object were when it was last read.
-    pub(super) read: BTreeMap<ObjectId, Read>,
+    /// What the lines of each object were when it was last read by statements of a plan: plans can
+    /// differ in what a line is.
+    pub(super) read: BTreeMap<(ObjectId, Uuid), Read>,
     violations: Vec<Violation>,
 }
 
@@ -209,19 +212,27 @@ impl State {
         part
     }
 
-    /// Executes a mutation, unless it is lost.
-    pub(super) fn delete(&mut self, view: View, table: TableId, condition: &Condition, until: Seq) {
+    /// Executes a mutation, unless it is lost. Returns the deletions of the rows that it meant.
+    pub(super) fn delete(
+        &mut self,
+        view: View,
+        table: TableId,
+        condition: &Condition,
+        until: Seq,
+    ) -> BTreeSet<Deletion> {
         if self.happens(self.faults.lost_mutations) {
             let name = self.tables.name(table);
             self.note(format_args!("mutation of {name} is lost"));
-            return;
+            return BTreeSet::new();
         }
-        let which = (table, condition, until);
-        let deleted = self
+        let condition = self.resolved(condition.clone(), view);
+        let which = (table, &condition, until);
+        let (deleted, deletions) = self
             .tables
             .delete(which, &mut self.log, view, &mut self.rng);
         let name = self.tables.name(table);
         self.note(format_args!("deletes {deleted} rows from {name}"));
+        deletions
     }
 }
 

@@ -16,7 +16,7 @@ use super::errors;
 use super::ledger_rows::{Event, EventRow};
 use super::log::View;
 use super::parts::{PartId, TableId};
-use super::plan::{Guard, Line, Plan};
+use super::plan::{Guard, Line, Plan, Source};
 use super::state::{Answer, Short, State};
 use crate::s3::{ReadError, Reader};
 
@@ -224,12 +224,15 @@ impl Task {
             None => self.read(plan).await?,
         };
         self.step(|state, _| {
-            state.note_lines(plan, &lines);
+            if plan.reads_objects() {
+                state.note_lines(plan, &lines);
+            }
             Ok(())
         })?;
         let order = self.server.with(|state| state.tables.order());
+        let tables = plan.tables(order);
         for (number, block) in (0..).zip(plan.blocks(&lines)) {
-            for table in order.iter().filter(|table| plan.fills(**table)) {
+            for table in &tables {
                 self.insert_block(plan, block, (*table, plan.batch, number))
                     .await?;
             }
@@ -265,7 +268,7 @@ impl Task {
         })
     }
 
-    /// Reads the objects of a plan.
+    /// Reads the lines of a plan.
     async fn read(&self, plan: &Plan) -> Result<Vec<Line>, Ended> {
         let is_slow = self.server.with(|state| state.happens(SLOW_READS));
         let millis = if is_slow {
@@ -274,10 +277,14 @@ impl Task {
             READ_MILLIS
         };
         self.pause(millis.clone()).await;
-        while self.are_reads_held() {
+        while plan.reads_objects() && self.are_reads_held() {
             self.pause(HELD_MILLIS).await;
         }
-        let lines = self.step(|state, _| state.read_all(&self.server, plan))?;
+        let lines = self.step(|state, view| match &plan.source {
+            Source::Objects => state.read_all(&self.server, plan),
+            Source::Rejects(page) => Ok(state.valid_rejects(plan, page, view)),
+            Source::Snapshot => Ok(state.lines_of_snapshot(plan, view)),
+        })?;
         self.pause(millis).await;
         Ok(lines)
     }
@@ -364,7 +371,7 @@ impl State {
                 if let Some(error) = errors::of_cut(object) {
                     return Err(error);
                 }
-                self.read.insert(object.id(), Read::Cut);
+                self.read.insert((object.id(), plan.shape.plan), Read::Cut);
             }
             plan.parse(index, &read.body, &mut lines);
         }
@@ -374,8 +381,9 @@ impl State {
     /// Remembers what the lines of the objects of a plan are.
     fn note_lines(&mut self, plan: &Plan, lines: &[Line]) {
         for (object, counts) in plan.counts(lines) {
-            if self.read.get(&object) != Some(&Read::Cut) {
-                self.read.insert(object, Read::Whole(counts));
+            let of_plan = (object, plan.shape.plan);
+            if self.read.get(&of_plan) != Some(&Read::Cut) {
+                self.read.insert(of_plan, Read::Whole(counts));
             }
         }
     }

@@ -2,11 +2,11 @@
 
 use sluice::batch::BatchId;
 use sluice::load::janitor::StrayRows;
-use sluice::object::ObjectId;
 
+use super::conditions::Condition;
 use super::ledger_rows::Event;
 use super::log::View;
-use super::parts::{Condition, Kind, PartOfBatch, TableId};
+use super::parts::{Kind, PartOfBatch, PartRows, TableId};
 use super::state::State;
 
 impl State {
@@ -29,17 +29,14 @@ impl State {
         let stray = |PartOfBatch { name, rows }: PartOfBatch| {
             let is_count = rows.iter().any(|row| row.kind != Kind::Of(table));
             let number = |rows: u64| if is_count { 1 } else { rows };
-            let only_copies = |object: ObjectId, rows: u64| match is_count {
+            let only_copies = |row: &PartRows| match is_count {
                 true => 0,
-                false => self.only_copies(table, batch, object, rows, view),
+                false => self.only_copies(table, batch, row, view),
             };
             StrayRows {
                 name,
                 rows: rows.iter().map(|row| number(row.rows)).sum(),
-                only_copies: rows
-                    .iter()
-                    .map(|row| only_copies(row.object, row.rows))
-                    .sum(),
+                only_copies: rows.iter().map(only_copies).sum(),
             }
         };
         parts.into_iter().map(stray).collect()
@@ -47,15 +44,8 @@ impl State {
 
     /// Returns how many of these rows of an object no other batch has that claims the object: 0 if
     /// none does.
-    fn only_copies(
-        &self,
-        table: TableId,
-        batch: BatchId,
-        object: ObjectId,
-        rows: u64,
-        view: View,
-    ) -> u64 {
-        let claims = self.ledger.claims_on(object, &self.log, view);
+    fn only_copies(&self, table: TableId, batch: BatchId, row: &PartRows, view: View) -> u64 {
+        let claims = self.ledger.claims_on(row.object, &self.log, view);
         let mut others: Vec<BatchId> = claims.map(|claim| claim.row.batch).collect();
         others.sort_unstable();
         others.dedup();
@@ -63,12 +53,17 @@ impl State {
         if others.is_empty() {
             return 0;
         }
+        let is_copy = |other: &PartRows| {
+            // Batches of objects have the same lines of an object, and replays have some of them.
+            let numbers = [other, row].map(|it| it.line.as_ref().map(|line| line.number));
+            other.object == row.object && numbers[0] == numbers[1]
+        };
         let copies = |other: &BatchId| {
             let of_other = self.tables.of_batch(*other, &self.log, view);
-            let copies = of_other.filter(|(of, row)| *of == table && row.object == object);
-            copies.map(|(_, row)| row.rows).sum::<u64>()
+            let copies = of_other.filter(|(of, other)| *of == table && is_copy(other));
+            copies.map(|(_, other)| other.rows).sum::<u64>()
         };
-        rows.saturating_sub(others.iter().map(copies).sum())
+        row.rows.saturating_sub(others.iter().map(copies).sum())
     }
 
     /// Returns whether a loaded batch has inserted rows into a table since the user's view on it

@@ -1,7 +1,7 @@
 //! The tables of a worker: each operation with the requests and the results that
 //! `sluice::load::tables::ClickHouseTables` has.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,17 +18,19 @@ use sluice::load::janitor::StrayRows;
 use sluice::load::ports::{BatchTables, Insert, Rows};
 use sluice::load::truncation::Truncation;
 use sluice::object::{Compression, ObjectParts, ObjectRef};
+use sluice::rejects::RejectKind;
 use sluice::s3::{ObjectMeta, StoreError};
 use sluice::statements::Statement;
 use sluice::statements::insert::{Planner, Strategy};
 use sluice::statements::select::Target;
 use tokio::time::Instant;
 
+use super::conditions::Condition;
 use super::connection::{Connection, bounded, mark_of};
 use super::errors;
 use super::log::{Scope, View};
-use super::parts::{Condition, Kind, Layout, TableId};
-use super::plan::{Guard, Plan};
+use super::parts::{Kind, Layout, TableId};
+use super::plan::{Guard, Plan, Source};
 use super::state::{Answer, Short, State};
 use crate::s3::{Read, ReadError, Reader};
 
@@ -38,14 +40,14 @@ const INSERT: &str = "INSERT ";
 /// How long a result of a test of the server is cached.
 const TEST_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
-/// The reason of every rejected line.
-const REJECTED: &str = "not JSON";
+/// The reason of every rejected line that is not too long.
+pub(super) const REJECTED: &str = "not JSON";
 
 /// The tables as a worker reaches them through one of the servers.
 pub struct SimTables {
-    connection: Connection,
-    planner: Arc<Planner>,
-    layout: Arc<Layout>,
+    pub(super) connection: Connection,
+    pub(super) planner: Arc<Planner>,
+    pub(super) layout: Arc<Layout>,
     truncations: Mutex<BTreeMap<Compression, (Truncation, Instant)>>,
 }
 
@@ -53,7 +55,7 @@ impl SimTables {
     pub(super) fn new(connection: Connection, planner: Planner) -> Self {
         let layout = connection.server.with(|state| {
             let State { tables, rng, .. } = state;
-            tables.layout(&planner.catalog, rng)
+            tables.layout(planner.catalog(), rng)
         });
         Self {
             connection,
@@ -70,20 +72,27 @@ impl SimTables {
 
     /// Returns the plans of an attempt: one for all tables, or one for each that an object of the
     /// batch can fill.
-    fn plans(&self, insert: &Insert<'_>, guard: Guard) -> Vec<Plan> {
+    pub(super) fn plans(&self, insert: &Insert<'_>, guard: Guard) -> Vec<Plan> {
+        let is_replay = RejectKind::moved_by(insert.shape.read_by).is_some();
         let plan = |only: Option<TableId>, objects: &[&ObjectRef]| Plan {
             batch: insert.batch,
             guard,
             shape: insert.shape,
             objects: owned(objects),
+            source: if is_replay {
+                Source::Snapshot
+            } else {
+                Source::Objects
+            },
+            keeps_lines: self.connection.server.keeps_lines(),
             planner: self.planner.clone(),
             layout: self.layout.clone(),
             only,
         };
-        if self.planner.strategy == Strategy::SinglePass {
+        if self.planner.options().strategy == Strategy::SinglePass {
             return vec![plan(None, insert.objects)];
         }
-        let targets = Target::all(&self.planner.catalog);
+        let targets = Target::all(self.planner.catalog());
         let targets = targets.iter().zip(&self.layout.tables);
         let of_target = |(target, table): (&Target<'_>, &TableId)| {
             let mut on_route = insert.objects.to_vec();
@@ -91,7 +100,7 @@ impl SimTables {
             if on_route.is_empty() {
                 return None;
             }
-            // A body has the lines of all objects.
+            // A body, or a snapshot, has the lines of all objects.
             let objects: &[&ObjectRef] = match insert.shape.read_by {
                 ReadBy::S3 => &on_route,
                 _ => insert.objects,
@@ -99,6 +108,18 @@ impl SimTables {
             Some(plan(Some(*table), objects))
         };
         targets.filter_map(of_target).collect()
+    }
+
+    /// Returns the statements that execute these plans.
+    pub(super) fn statements_of(&self, plans: Vec<Plan>) -> Vec<Statement> {
+        self.connection.server.with(|state| {
+            let first = state.plans.len();
+            state.plans.extend(plans.into_iter().map(Arc::new));
+            let positions = first..state.plans.len();
+            let statements =
+                positions.map(|position| Statement::new(format!("{INSERT}{position}")));
+            statements.collect()
+        })
     }
 
     fn table(&self, name: &str) -> Answer<TableId> {
@@ -131,18 +152,12 @@ impl BatchTables for SimTables {
 
     async fn statements(&self, insert: &Insert<'_>) -> Answer<Vec<Statement>> {
         let guard = Guard::parse(insert.guard).ok_or_else(errors::syntax)?;
-        let plans = self.plans(insert, guard);
-        Ok(self.connection.server.with(|state| {
+        self.connection.server.with(|state| {
             for object in insert.objects {
                 state.tables.learn(object);
             }
-            let first = state.plans.len();
-            state.plans.extend(plans.into_iter().map(Arc::new));
-            let positions = first..state.plans.len();
-            let statements =
-                positions.map(|position| Statement::new(format!("{INSERT}{position}")));
-            statements.collect()
-        }))
+        });
+        Ok(self.statements_of(self.plans(insert, guard)))
     }
 
     async fn execute(&self, statement: &Statement, _: &str, timeout: Duration) -> Answer<()> {
@@ -215,7 +230,7 @@ impl BatchTables for SimTables {
         let (Agreement::Fewer(kinds), Some(since)) = (agreement, since) else {
             return Ok(false);
         };
-        let tables = tables_of(&self.planner.catalog, &kinds).into_iter();
+        let tables = tables_of(self.planner.catalog(), &kinds).into_iter();
         let tables: Vec<String> = tables.map(str::to_owned).collect();
         let age = since.elapsed() + Duration::from_secs(2);
         let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
@@ -258,8 +273,13 @@ impl BatchTables for SimTables {
 
     async fn has_rows(&self, table: &str, rows: Rows<'_>, after: Option<&Barrier>) -> Answer<bool> {
         let (table, condition) = (self.table(table)?, condition(rows));
-        let (mark, scope) = (mark_of(after)?, Scope::Table(table));
+        let scope = match rows {
+            Rows::MovedBy(_) => Scope::RejectsAndSnapshots(table, self.layout.snapshots),
+            _ => Scope::Table(table),
+        };
+        let mark = mark_of(after)?;
         let read = move |state: &mut State, view| {
+            let condition = state.resolved(condition, view);
             Ok(state.tables.has_rows(table, &condition, &state.log, view))
         };
         self.connection.read_after("rows?", mark, scope, read).await
@@ -407,7 +427,7 @@ async fn collected(
     Ok(whole)
 }
 
-fn owned(objects: &[&ObjectRef]) -> Vec<ObjectRef> {
+pub(super) fn owned(objects: &[&ObjectRef]) -> Vec<ObjectRef> {
     objects.iter().copied().cloned().collect()
 }
 
@@ -425,8 +445,7 @@ fn condition(rows: Rows<'_>) -> Condition {
             let batches = superseding.flat_map(|entry| entry.supersedes.iter().copied());
             Condition::From(batches.collect(), objects.collect())
         }
-        // No world replays rejects.
-        Rows::MovedBy(_) => Condition::From(BTreeSet::new(), BTreeSet::new()),
+        Rows::MovedBy(batch) => Condition::MovedBy(batch),
     }
 }
 

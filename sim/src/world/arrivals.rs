@@ -5,6 +5,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use sluice::object::Compression;
 
+use super::declarations::fixable_line;
 use super::plan::{Fault, Plan, stream};
 use super::schedule::{Event, Timed, up_to};
 use super::settings::catalog;
@@ -22,7 +23,7 @@ const SOON: Duration = Duration::from_secs(20);
 /// How long after a message a duplicate is sent.
 const LATER: Duration = Duration::from_secs(60);
 /// The largest number of objects in a message.
-const MAX_RECORDS: usize = 3;
+pub(super) const MAX_RECORDS: usize = 3;
 
 /// An upload of an object.
 #[derive(Clone, Debug)]
@@ -93,6 +94,7 @@ impl Arrivals {
                 plan,
                 number,
                 rng: stream(seed, "object", number),
+                fixable: stream(seed, "fixable lines", number),
                 arrivals: &mut arrivals,
             };
             draw.object(at, shares_message);
@@ -146,13 +148,15 @@ struct Draw<'a> {
     plan: &'a Plan,
     number: u64,
     rng: Rng,
+    /// Decides on the lines that are valid once the declarations are fixed.
+    fixable: Rng,
     arrivals: &'a mut Arrivals,
 }
 
 impl Draw<'_> {
     fn object(&mut self, at: Duration, shares_message: bool) {
         let key = key(&mut self.rng, self.number);
-        let body = body(&mut self.rng, 0);
+        let body = self.body(0);
         let has_etag = self.rng.u32(0..16) > 0;
         let is_compressed = Compression::of(&key) != Compression::None;
         let is_cut = is_compressed && !body.is_empty() && self.has(Fault::Cut, 10);
@@ -183,6 +187,23 @@ impl Draw<'_> {
         self.plan.has(fault) && rng.u32(0..one_in) == 0
     }
 
+    /// Returns content of at least `least` lines. In a world with replays of rejects, half of the
+    /// objects have some that are valid only once the declarations are fixed.
+    fn body(&mut self, least: usize) -> Vec<u8> {
+        let body = body(&mut self.rng, least);
+        let rng = &mut self.fixable;
+        if !self.plan.has(Fault::Replay) || rng.bool() {
+            return body;
+        }
+        let lines = body.split_inclusive(|byte| *byte == b'\n');
+        let mut lines: Vec<Vec<u8>> = lines.map(<[u8]>::to_vec).collect();
+        for _ in 0..rng.usize(1..=4) {
+            let line = format!("{}\n", fixable_line(rng));
+            lines.insert(rng.usize(..=lines.len()), line.into_bytes());
+        }
+        lines.concat()
+    }
+
     fn denied(&mut self) -> Denied {
         let to = [DeniedTo::Server, DeniedTo::Workers, DeniedTo::Both];
         Denied {
@@ -198,6 +219,10 @@ impl Draw<'_> {
 
     fn announce(&mut self, at: Duration, upload: usize, shares_message: bool) {
         let at = at + up_to(&mut self.rng, NOTICE);
+        // Only a backfill finds it.
+        if self.has(Fault::Backfill, 8) {
+            return;
+        }
         let message = self.arrivals.announce(at, upload, shares_message);
         if self.has(Fault::Duplicates, 4) {
             let after = up_to(&mut self.rng, LATER);
@@ -211,7 +236,7 @@ impl Draw<'_> {
         let (mut at, mut lines) = (at, lines);
         for _ in 0..self.rng.usize(1..=2) {
             at += up_to(&mut self.rng, SOON);
-            let body = body(&mut self.rng, lines + 1);
+            let body = self.body(lines + 1);
             lines = body.iter().filter(|byte| **byte == b'\n').count();
             let upload = Upload {
                 key: key.to_owned(),

@@ -61,10 +61,17 @@ impl World {
             Event::ThrowIn(table) => server.throwing_view(table),
             Event::StoreAway { reader, is_away } => s3.unavailable(reader, is_away),
             Event::Redrive => self.redrive_all(),
+            Event::SetManner { manner, rate } => self.set_manner(manner, rate),
+            Event::StartBackfill { is_forced } => self.start_backfill(is_forced),
+            Event::CrashBackfill => self.crash_backfill(),
+            Event::ResumeBackfill => self.resume_backfill(),
+            Event::Deploy => self.site.is_fixed = true,
+            Event::StartReplay(number) => self.start_replay(number),
+            Event::KillReplay(number) => self.kill_replay(number),
         }
     }
 
-    fn count(&mut self, fault: Fault) {
+    pub(super) fn count(&mut self, fault: Fault) {
         *self.tally.entry(fault.label()).or_default() += 1;
     }
 
@@ -72,6 +79,7 @@ impl World {
         self.places
             .iter()
             .filter_map(move |place| place.linked(link))
+            .chain(self.backfills.linked(link))
     }
 
     fn put(&mut self, number: usize) {
@@ -106,7 +114,10 @@ impl World {
 
     fn send(&mut self, number: usize) {
         let (body, is_duplicate) = self.site.objects.message(number);
-        self.site.queue.send(body);
+        self.site.send(body);
+        if self.site.plan.has(Fault::Fifo) {
+            self.count(Fault::Fifo);
+        }
         if is_duplicate {
             self.count(Fault::Duplicates);
         }
@@ -171,6 +182,8 @@ fn begun(event: &Event) -> Vec<Fault> {
         Event::StoreAway { is_away, .. } => is_away.then_some(Fault::StoreOutage),
         Event::Delete(_) => Some(Fault::Deleted),
         Event::Redrive => Some(Fault::Redrive),
+        Event::SetManner { manner, rate } => (*rate > 0).then(|| manner.fault()),
+        Event::StartReplay(_) => Some(Fault::Replay),
         Event::Put(_)
         | Event::Send(_)
         | Event::Grant(_)
@@ -178,7 +191,12 @@ fn begun(event: &Event) -> Vec<Fault> {
         | Event::StopWorker(_)
         | Event::StartWorker(_)
         | Event::StartWorkers
+        | Event::Deploy
+        | Event::KillReplay(_)
         | Event::RestartServer(_)
+        | Event::StartBackfill { .. }
+        | Event::CrashBackfill
+        | Event::ResumeBackfill
         | Event::Cut { .. } => None,
     };
     fault.into_iter().collect()

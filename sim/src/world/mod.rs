@@ -3,25 +3,37 @@
 //!
 //! Begin with [`run_plan`]. [`plan`] has the size of a world and its kinds of faults, `settings` its
 //! configuration, `arrivals` its objects and messages, `schedule` the times of its faults, `inject`
-//! what each does, `objects` and `watched_queue` what must hold, and [`shrink()`] finds the smallest
-//! plan that still fails.
+//! what each does (`manners` what SQS does rarely, `backfill` what backfills do, `replays` what
+//! replays of rejects do, with the event types in `declarations`), `objects`, `watched_queue` and
+//! `bounds` what must hold, and [`shrink()`] finds the smallest plan that still fails.
 //!
 //! What must hold:
 //!
 //! - At the end, each object has exactly its rows, of one loaded batch, in each table. One that was
-//!   replaced or deleted before it was loaded may be absent; one that is cut short must be.
+//!   replaced or deleted before it was loaded may be absent; one that is cut short must be. It is the
+//!   same whether workers or backfills have loaded it, and how often backfills have replaced it.
+//! - Where an operator fixes declarations and replays rejects, each line is in its table once: either
+//!   the batch of its object has inserted it, or a loaded replay, and then it is not a reject any
+//!   more. No line is lost.
 //! - A message is deleted only when its objects are recorded as loaded, or replaced by others that
 //!   are, or acknowledged as missing.
 //! - A message becomes a dead letter only if an object of it cannot be loaded. Where no fault costs
 //!   receives, two receives suffice, and three for each worker that ends.
-//! - A worker has no more messages in flight than it may have, and stops in time.
-//! - After the faults, the queue becomes empty.
+//! - A worker has no more messages in flight than it may have, and stops in time. What it holds in
+//!   memory never exceeds the bounds that follow from its configuration.
+//! - After the faults, the queue becomes empty. A backfill then finds all objects, and reports that
+//!   those fail that cannot be loaded, and no others.
 //! - The invariants of the protocol, at each step: [`Checks`].
 
 mod arrivals;
+mod backfill;
+mod bounds;
+mod declarations;
 mod inject;
+mod manners;
 mod objects;
 mod plan;
+mod replays;
 mod schedule;
 mod settings;
 mod shrink;
@@ -35,7 +47,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice::Env;
-use sluice::queue::memory::MemoryQueue;
+use sluice::queue::memory::{Manners, MemoryQueue};
 use tokio::runtime::Builder;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -43,8 +55,10 @@ pub use self::plan::{Fault, Plan};
 pub use self::shrink::shrink;
 
 use self::arrivals::Arrivals;
+use self::backfill::Backfills;
 use self::objects::Objects;
 use self::plan::{mixed, stream};
+use self::replays::Replays;
 use self::schedule::{Event, Timed};
 use self::settings::Settings;
 use self::violations::Violations;
@@ -128,11 +142,15 @@ pub fn run_plan(seed: u64, plan: &Plan, keep_trace: bool) -> Report {
 struct World {
     site: Site,
     places: Vec<Place>,
+    backfills: Backfills,
+    /// Those of the queue.
+    manners: Manners,
     timeline: Vec<Timed>,
     /// How often each kind of fault has happened.
     tally: BTreeMap<&'static str, u64>,
     /// The number of dead letters that the operator has looked at, and has moved back or left.
     redriven: usize,
+    replays: Replays,
 }
 
 impl World {
@@ -155,6 +173,7 @@ impl World {
             dedup_age: settings.dedup_age,
             lease: settings.visibility,
             statement: settings.statement(),
+            keeps_lines: plan.has(Fault::Replay),
         };
         let server = SimServer::new(
             options,
@@ -164,30 +183,40 @@ impl World {
             trace.clone(),
             checks(violations),
         );
+        let manners = manners::initial(seed, plan, &settings);
+        let queue = MemoryQueue::new(settings.max_receive_count);
+        queue.set_manners(manners.clone());
         let site = Site {
             seed,
             plan: plan.clone(),
             env,
             server,
             s3,
-            queue: MemoryQueue::new(settings.max_receive_count),
+            queue,
             objects: Arc::new(Objects::new(arrivals.uploads, arrivals.messages)),
             settings,
             trace: trace.clone(),
             violations: violations.clone(),
+            is_fixed: false,
         };
         let places = (0..plan.workers).map(|number| Place::new(seed, number, trace));
         Self {
             site,
             places: places.collect(),
+            backfills: Backfills::new(seed, trace),
+            manners,
             timeline,
             tally: BTreeMap::new(),
             redriven: 0,
+            replays: Replays::default(),
         }
     }
 
     async fn run(&mut self) {
         let began = Instant::now();
+        if self.site.plan.has(Fault::VisibilityLimit) {
+            self.count(Fault::VisibilityLimit);
+        }
         self.apply(Event::StartWorkers);
         for Timed { at, event } in std::mem::take(&mut self.timeline) {
             sleep_until(began + at).await;
@@ -198,9 +227,11 @@ impl World {
         self.stop_workers().await;
     }
 
-    /// Waits until everything is loaded, the tables are as they must be, and stay so for a while.
+    /// Waits until everything is loaded and rejects are replayed, the tables are as they must be, and
+    /// stay so for a while.
     async fn finish(&mut self) {
         let done_by = Instant::now() + DONE_WITHIN;
+        self.complete_backfill(done_by).await;
         let mut cleaned_by = None;
         loop {
             while !self.is_drained() {
@@ -211,12 +242,13 @@ impl World {
                 sleep(LOOK).await;
             }
             let cleaned_by = *cleaned_by.get_or_insert_with(|| Instant::now() + CLEANED_WITHIN);
+            self.finish_replays(done_by).await;
             self.wait_for_open_batches().await;
             sleep(QUIET).await;
             if !self.is_drained() {
                 continue;
             }
-            let differences = self.site.objects.differences(&self.site.server);
+            let differences = self.differences();
             if differences.is_empty() {
                 return;
             }
@@ -253,7 +285,7 @@ impl World {
         let mut moved = 0;
         for body in new {
             if objects.may_be_dead(body) && is_moved(objects, body) {
-                self.site.queue.send(body.clone());
+                self.site.send(body.clone());
                 moved += 1;
             }
         }
@@ -299,8 +331,22 @@ impl World {
             site.server.has_open_batches(),
             pauses.join("; ")
         ));
-        for difference in site.objects.differences(&site.server) {
+        for difference in self.differences() {
             site.violations.report(difference);
+        }
+    }
+
+    /// Returns how the tables differ from what must be there.
+    fn differences(&self) -> Vec<String> {
+        let Site {
+            plan,
+            objects,
+            server,
+            ..
+        } = &self.site;
+        match plan.has(Fault::Replay) {
+            true => objects.line_differences(server),
+            false => objects.differences(server),
         }
     }
 

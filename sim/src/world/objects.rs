@@ -1,5 +1,8 @@
 //! What was uploaded in a world, what each message announces, and what must have become of both.
 
+mod lines;
+mod present;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -10,12 +13,13 @@ use sluice::s3::ObjectMeta;
 use sluice::statements::select::{BLANK, Target};
 use sluice_core::notification::announce::announcement;
 
+pub(super) use self::present::Present;
 use super::arrivals::{Denied, DeniedTo, Upload};
 use super::settings::catalog;
 use crate::server::SimServer;
 
 /// The only bucket.
-const BUCKET: &str = "uploads";
+pub(super) const BUCKET: &str = "uploads";
 /// The paths of the blank lines with which a loader tests the server.
 const SAMPLES: &str = "sluice-sample/";
 

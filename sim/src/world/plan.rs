@@ -50,11 +50,31 @@ labelled! {
         Denied = "denied objects",
         /// An operator grants access to denied objects, and moves the dead letters back.
         Redrive = "redrives",
+        /// SQS delivers messages once more, although they are in flight or deleted.
+        Redelivery = "repeated deliveries",
+        /// Single entries of requests fail that delete messages or change their visibility.
+        FailedEntries = "failed entries of batch requests",
+        /// Deletions are reported as successful and have no effect.
+        LostDeletes = "lost deletions",
+        /// Requests with the receipt handle of an earlier delivery take effect.
+        OutdatedHandles = "out-of-date receipt handles that take effect",
+        /// The queue is a FIFO queue, whose messages have groups.
+        Fifo = "messages in groups",
+        /// A message can be hidden for minutes after its receive, instead of twelve hours.
+        VisibilityLimit = "short limits of total visibility",
+        /// Some objects are not announced, and backfills load them beside the workers.
+        Backfill = "backfills",
+        /// Backfills that also load objects again that are loaded, and replace their rows.
+        Forced = "forced backfills",
+        /// A backfill is killed, and another continues it.
+        BackfillCrash = "backfill crashes",
+        /// An operator deploys fixed declarations, and replays rejects.
+        Replay = "replays of rejects",
     }
 }
 
 impl Fault {
-    /// All kinds.
+    /// The kinds that are drawn together.
     pub const ALL: [Self; 24] = [
         Self::WorkerCrash,
         Self::WorkerStop,
@@ -82,8 +102,28 @@ impl Fault {
         Self::Redrive,
     ];
 
+    /// More kinds. Each is drawn by itself, so that the others of a seed stay the same.
+    pub const MORE: [Self; 10] = [
+        Self::Redelivery,
+        Self::FailedEntries,
+        Self::LostDeletes,
+        Self::OutdatedHandles,
+        Self::Fifo,
+        Self::VisibilityLimit,
+        Self::Backfill,
+        Self::Forced,
+        Self::BackfillCrash,
+        Self::Replay,
+    ];
+
     /// Returns whether it can cost a message receives although nothing has crashed: the queue fails,
     /// or an object cannot be loaded, or seems so, for a while.
+    ///
+    /// SQS counts every delivery, also one that it repeats, or that follows a lost deletion or the
+    /// limit of total visibility. What it does with the entries of a request costs nothing: entries
+    /// that fail are retried, and a receipt handle is out of date only once a message has been
+    /// received again for another reason. Groups hold messages back before they are received. And a
+    /// message whose object a backfill is loading stays in flight until the object is loaded.
     pub(super) fn costs_receives(self) -> bool {
         match self {
             Self::ServerNetwork
@@ -95,7 +135,10 @@ impl Fault {
             | Self::FailedInserts
             | Self::View
             | Self::Denied
-            | Self::Redrive => true,
+            | Self::Redrive
+            | Self::Redelivery
+            | Self::LostDeletes
+            | Self::VisibilityLimit => true,
             Self::WorkerCrash
             | Self::WorkerStop
             | Self::Rollout
@@ -109,7 +152,14 @@ impl Fault {
             | Self::Duplicates
             | Self::Changed
             | Self::Deleted
-            | Self::Cut => false,
+            | Self::Cut
+            | Self::FailedEntries
+            | Self::OutdatedHandles
+            | Self::Fifo
+            | Self::Backfill
+            | Self::Forced
+            | Self::BackfillCrash
+            | Self::Replay => false,
         }
     }
 }
@@ -129,6 +179,8 @@ pub struct Plan {
 const MIN_FAULTS: usize = 3;
 /// How many of 100 worlds have a kind of fault.
 const SHARE: u32 = 30;
+/// How many of 100 worlds have one of the kinds that are drawn by themselves.
+const SHARE_OF_MORE: u32 = 15;
 
 impl Plan {
     /// Returns the plan of a seed: at least two workers, 50 objects, three kinds of faults, and
@@ -157,6 +209,13 @@ impl Plan {
                 .insert(Fault::ALL[rng.usize(..Fault::ALL.len())]);
             plan.complete();
         }
+        for fault in Fault::MORE {
+            let mut rng = stream(seed, fault.label(), u64::MAX);
+            if rng.u32(0..100) < SHARE_OF_MORE {
+                plan.faults.insert(fault);
+            }
+        }
+        plan.complete();
         plan
     }
 
@@ -192,6 +251,18 @@ impl Plan {
         if !self.has(Fault::Denied) {
             self.faults.remove(&Fault::Redrive);
         }
+        if self.has(Fault::OutdatedHandles) {
+            self.faults.insert(Fault::Redelivery);
+        }
+        if self.has(Fault::Fifo) {
+            // A FIFO queue delivers a message of a group again only when its visibility has ended,
+            // and accepts only the handle of the last delivery.
+            self.faults.remove(&Fault::Redelivery);
+            self.faults.remove(&Fault::OutdatedHandles);
+        }
+        if self.has(Fault::Forced) || self.has(Fault::BackfillCrash) {
+            self.faults.insert(Fault::Backfill);
+        }
     }
 }
 
@@ -224,4 +295,20 @@ pub(super) fn mixed(seed: u64, purpose: &str, number: u64) -> u64 {
     bytes.fold(BASIS, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(PRIME)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_drawn() {
+        let labels: BTreeSet<&str> = Fault::LABELS.iter().copied().collect();
+        let kinds = Fault::ALL.into_iter().chain(Fault::MORE);
+        let kinds: BTreeSet<&str> = kinds.map(Fault::label).collect();
+        assert_eq!(kinds, labels);
+        let drawn = (0..300).flat_map(|seed| Plan::of(seed).faults);
+        let drawn: BTreeSet<&str> = drawn.map(Fault::label).collect();
+        assert_eq!(drawn, labels);
+    }
 }

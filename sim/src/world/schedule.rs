@@ -1,11 +1,15 @@
 //! When which fault begins and ends, drawn from the seed.
 
+mod backfills;
+mod manners;
+
 use std::time::Duration;
 
 use fastrand::Rng;
 use sluice::queue::QueueError;
 use sluice::statements::select::Target;
 
+use super::manners::Manner;
 use super::plan::{Fault, Plan, stream};
 use super::settings::catalog;
 use crate::network::Disturbance;
@@ -77,6 +81,22 @@ pub(super) enum Event {
         is_away: bool,
     },
     Redrive,
+    /// The queue does this at a rate, in cases of 1,000.
+    SetManner {
+        manner: Manner,
+        rate: u32,
+    },
+    StartBackfill {
+        is_forced: bool,
+    },
+    CrashBackfill,
+    /// A backfill that was killed is continued by another.
+    ResumeBackfill,
+    /// Workers that start from now on have the fixed declarations.
+    Deploy,
+    /// A replay of rejects is started or killed. Replays are numbered from 0.
+    StartReplay(usize),
+    KillReplay(usize),
     /// A worker starts in each place that has none.
     StartWorkers,
 }
@@ -158,14 +178,24 @@ impl Draw<'_> {
                 let at = self.within / 2 + up_to(&mut self.rng, self.within);
                 self.add(at, Event::Redrive);
             }
-            // Properties of workers, crashes, messages and objects.
+            Fault::Redelivery => self.manners(Manner::Duplicates),
+            Fault::FailedEntries => self.manners(Manner::FailedEntries),
+            Fault::LostDeletes => self.manners(Manner::LostDeletes),
+            Fault::OutdatedHandles => self.manners(Manner::OutdatedHandles),
+            Fault::Backfill => self.backfills(),
+            Fault::Replay => self.replays(),
+            // Properties of workers, crashes, messages, objects, the queue and backfills.
             Fault::Rollout
             | Fault::ForgottenRows
             | Fault::Duplicates
             | Fault::Changed
             | Fault::Deleted
             | Fault::Cut
-            | Fault::Denied => {}
+            | Fault::Denied
+            | Fault::Fifo
+            | Fault::VisibilityLimit
+            | Fault::Forced
+            | Fault::BackfillCrash => {}
         }
     }
 
@@ -309,6 +339,22 @@ impl Draw<'_> {
             let one_in = self.rng.u32(2..=4);
             self.add(begin, lose(one_in));
             self.add(end, lose(0));
+        }
+    }
+
+    /// Some replays begin at nearly the same time, and some are killed.
+    fn replays(&mut self) {
+        let deploy = up_to(&mut self.rng, self.within / 2);
+        self.add(deploy, Event::Deploy);
+        let mut at = deploy;
+        for number in 0..self.rng.usize(2..=5) {
+            let pause = [Duration::from_secs(1), self.within / 3][self.rng.usize(..2)];
+            at = (at + up_to(&mut self.rng, pause)).min(self.within);
+            self.add(at, Event::StartReplay(number));
+            if self.rng.bool() {
+                let killed_at = at + up_to(&mut self.rng, BRIEF);
+                self.add(killed_at.min(self.within), Event::KillReplay(number));
+            }
         }
     }
 

@@ -8,17 +8,21 @@ use sluice::daemon;
 use sluice::daemon::core::Limits;
 use sluice::daemon::in_flight::VisibilityPolicy;
 use sluice::load::LoadConfig;
-use sluice::statements::insert::{Planner, S3Source, Strategy, TimeLimits};
+use sluice::queue::VISIBILITY_LIMIT;
+use sluice::statements::insert::{Planner, PlannerOptions, S3Source, Strategy, TimeLimits};
 use sluice::statements::s3_source::S3Access;
 use sluice_core::backoff::Backoff;
 use sluice_core::event_types::Catalog;
 
+use super::declarations::Declarations;
 use super::plan::{Fault, Plan, stream};
 
 /// How long a server has to report that a statement timed out, as in production.
 const ANSWER_AFTER_TIMEOUT: Duration = Duration::from_secs(15);
 /// The blocks of a batch in a table are at most this number, as in production.
 const MAX_BLOCKS_OF_A_BATCH: u64 = 100;
+/// The smallest value of `batch.max_bytes` that a configuration may have.
+const MIN_MAX_BYTES: u64 = 1 << 20;
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 
 /// The receives that a message may use up where faults cost receives although nothing has crashed.
@@ -32,16 +36,19 @@ const SIZES: [(u64, u64); 3] = [(2_000, 1_000), (8_000, 10_000), (50_000, 20)];
 /// costs time in each batch. A line is the name of its type.
 pub(super) fn catalog() -> &'static Catalog {
     static CATALOG: LazyLock<Catalog> = LazyLock::new(|| {
-        let files = ["viewed", "clicked"].map(|name| {
-            let text = format!(
-                "table: {name}_events\nrule: {{path: [kind], equals: {name}}}\norder_by: [id]\n\
-                 columns:\n- {{name: id, type: String, path: [id], identifies: true}}\n"
-            );
-            (format!("{name}.yaml"), text)
-        });
+        let files = ["viewed", "clicked"].map(|name| declaration(name, ""));
         Catalog::from_files(files).expect("the declarations are sound")
     });
     &CATALOG
+}
+
+/// Returns the declaration of an event type, which is looked for in the objects of these keys.
+pub(super) fn declaration(name: &str, keys: &str) -> (String, String) {
+    let text = format!(
+        "table: {name}_events\n{keys}rule: {{path: [kind], equals: {name}}}\norder_by: [id]\n\
+         columns:\n- {{name: id, type: String, path: [id], identifies: true}}\n"
+    );
+    (format!("{name}.yaml"), text)
 }
 
 /// What all workers of a world have in common.
@@ -49,6 +56,8 @@ pub(super) fn catalog() -> &'static Catalog {
 pub(super) struct Settings {
     /// The visibility timeout of messages, which is the lease of batches, too.
     pub(super) visibility: Duration,
+    /// How long a message can be hidden after its receive at most.
+    pub(super) visibility_limit: Duration,
     pub(super) max_receive_count: u32,
     pub(super) insert_timeout: Duration,
     pub(super) probe_interval: Duration,
@@ -96,6 +105,7 @@ impl Settings {
         let (max_bytes, dedup_window) = SIZES[rng.usize(..SIZES.len())];
         Self {
             visibility,
+            visibility_limit: visibility_limit(seed, plan, visibility),
             max_receive_count,
             insert_timeout,
             probe_interval,
@@ -123,6 +133,16 @@ impl Settings {
     }
 }
 
+/// Returns how long a message can be hidden after its receive at most: as in SQS, or for a few
+/// visibility timeouts, which outages outlast.
+fn visibility_limit(seed: u64, plan: &Plan, visibility: Duration) -> Duration {
+    if plan.has(Fault::VisibilityLimit) {
+        visibility * stream(seed, "visibility limit", 0).u32(3..=8)
+    } else {
+        VISIBILITY_LIMIT
+    }
+}
+
 /// What the workers of a world can differ in.
 #[derive(Clone, Debug)]
 pub(super) struct Setup {
@@ -135,6 +155,7 @@ pub(super) struct Setup {
     pub(super) receivers: usize,
     pub(super) max_held: usize,
     stream_below: u64,
+    declarations: Declarations,
 }
 
 impl Setup {
@@ -156,6 +177,15 @@ impl Setup {
             receivers: rng.usize(1..=2),
             max_held: rng.usize(10..=60),
             stream_below: [0, 0, 400][rng.usize(..3)],
+            declarations: Declarations::of(plan),
+        }
+    }
+
+    /// Returns the setup with the fixed declarations, if the world has any.
+    pub(super) fn fixed(self) -> Self {
+        Self {
+            declarations: self.declarations.fixed(),
+            ..self
         }
     }
 
@@ -171,6 +201,7 @@ impl Setup {
                 },
                 visibility: VisibilityPolicy {
                     timeout: settings.visibility,
+                    limit: settings.visibility_limit,
                     retry_min: settings.message_retry.min,
                     retry_max: settings.message_retry.max,
                 },
@@ -200,8 +231,8 @@ impl Setup {
 
     /// Returns the planner of the worker's statements.
     pub(super) fn planner(&self, settings: &Settings) -> Planner {
-        Planner {
-            catalog: catalog().clone(),
+        Planner::new(PlannerOptions {
+            catalog: self.declarations.catalog().clone(),
             source: S3Source {
                 endpoint: None,
                 default_region: "us-east-1".to_owned(),
@@ -210,9 +241,19 @@ impl Setup {
             strategy: self.strategy,
             database: "sluice".to_owned(),
             max_bytes: self.max_bytes,
-            max_line_bytes: 1_000,
+            max_line_bytes: self.declarations.max_line_bytes(),
             times: TimeLimits::ANY,
             insert_timeout: settings.insert_timeout,
-        }
+        })
+    }
+
+    /// Returns the planner of a replay's statements. An object of rejects counts with an assumed
+    /// size, for which the limits of the workers are too small: no configuration may have such
+    /// limits.
+    pub(super) fn planner_of_replays(&self, settings: &Settings) -> Planner {
+        Planner::new(PlannerOptions {
+            max_bytes: self.max_bytes.max(MIN_MAX_BYTES),
+            ..self.planner(settings).options().clone()
+        })
     }
 }

@@ -8,6 +8,7 @@ use sluice::queue::{
     FailedEntries, MAX_BATCH, Message, Queue, QueueAttributes, QueueError, ReceiptHandle,
 };
 
+use super::bounds::Bounds;
 use super::objects::Objects;
 use super::violations::Violations;
 use crate::queue::SimQueue;
@@ -20,12 +21,14 @@ pub(super) struct Expectations {
     pub(super) violations: Violations,
     pub(super) acknowledge_missing: bool,
     pub(super) visibility: Duration,
+    pub(super) bounds: Arc<Bounds>,
     /// The largest number of messages in flight, unless the queue fails, so that deletions wait.
     pub(super) max_in_flight: Option<usize>,
 }
 
 /// Checks that a message is deleted only when its objects are done, and that no more messages are
-/// in flight than the configuration allows.
+/// in flight than the configuration allows. Whenever the worker sends a request, also checks the
+/// bounds of its memory.
 pub(super) struct WatchedQueue {
     queue: SimQueue,
     worker: Arc<str>,
@@ -36,7 +39,8 @@ pub(super) struct WatchedQueue {
 /// The messages that the worker has received, and has neither deleted nor returned.
 #[derive(Debug, Default)]
 struct InFlight {
-    /// The body and the id of each message, by its handle.
+    /// The body and the id of each message that is not deleted, by each of its handles: SQS can
+    /// deliver a message that is in flight once more, and the worker may delete it by either handle.
     received: BTreeMap<String, (String, String)>,
     /// The last handle of each message, by its id.
     handles: BTreeMap<String, String>,
@@ -47,16 +51,24 @@ impl InFlight {
         let handle = message.handle.0.clone();
         let received = (message.body.clone(), message.id.clone());
         self.received.insert(handle.clone(), received);
-        if let Some(before) = self.handles.insert(message.id.clone(), handle) {
-            self.received.remove(&before);
-        }
+        self.handles.insert(message.id.clone(), handle);
     }
 
-    /// Returns the body of a message, unless it was settled before.
-    fn settle(&mut self, handle: &ReceiptHandle) -> Option<String> {
-        let (body, id) = self.received.remove(&handle.0)?;
-        self.handles.remove(&id);
+    /// Notes that a message is deleted, and returns its body, unless that was noted before.
+    fn delete(&mut self, handle: &ReceiptHandle) -> Option<String> {
+        self.put_back(handle);
+        let (body, _) = self.received.remove(&handle.0)?;
         Some(body)
+    }
+
+    /// Notes that a message is returned, unless it has been delivered once more since. It can still
+    /// be deleted: a heartbeat that the limit of total visibility shortens looks like a return.
+    fn put_back(&mut self, handle: &ReceiptHandle) {
+        if let Some((_, id)) = self.received.get(&handle.0)
+            && self.handles.get(id) == Some(&handle.0)
+        {
+            self.handles.remove(id);
+        }
     }
 }
 
@@ -99,7 +111,7 @@ impl WatchedQueue {
 
     fn check_deletion(&self, handle: &ReceiptHandle) {
         // A request that is repeated was checked before.
-        let Some(body) = self.in_flight().settle(handle) else {
+        let Some(body) = self.in_flight().delete(handle) else {
             return;
         };
         let Expectations {
@@ -126,12 +138,14 @@ impl Queue for WatchedQueue {
         wait: Duration,
         visibility: Duration,
     ) -> Result<Vec<Message>, QueueError> {
+        self.expectations.bounds.check();
         let received = self.queue.receive(max, wait, visibility).await?;
         self.on_received(&received);
         Ok(received)
     }
 
     async fn delete(&self, handles: &[ReceiptHandle]) -> Result<FailedEntries, QueueError> {
+        self.expectations.bounds.check();
         for handle in handles {
             self.check_deletion(handle);
         }
@@ -142,10 +156,11 @@ impl Queue for WatchedQueue {
         &self,
         entries: &[(ReceiptHandle, Duration)],
     ) -> Result<FailedEntries, QueueError> {
+        self.expectations.bounds.check();
         for (handle, visibility) in entries {
             // Heartbeats request the whole visibility timeout.
             if *visibility != self.expectations.visibility {
-                self.in_flight().settle(handle);
+                self.in_flight().put_back(handle);
             }
         }
         self.queue.change_visibility(entries).await

@@ -20,6 +20,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::bounds::Bounds;
 use super::objects::Objects;
 use super::plan::{Fault, Plan, mixed, stream};
 use super::schedule::{Link, System};
@@ -37,7 +38,7 @@ use crate::trace::Trace;
 const CLEAN_UP: Duration = Duration::from_secs(15);
 
 /// The simulated systems.
-struct Simulated;
+pub(super) struct Simulated;
 
 impl Ports for Simulated {
     type Ledger = SimLedger;
@@ -45,7 +46,7 @@ impl Ports for Simulated {
     type Objects = SimStore;
 }
 
-/// What the workers of a world share.
+/// What the workers and backfills of a world share.
 pub(super) struct Site {
     pub(super) seed: u64,
     pub(super) plan: Plan,
@@ -57,11 +58,24 @@ pub(super) struct Site {
     pub(super) objects: Arc<Objects>,
     pub(super) trace: Trace,
     pub(super) violations: Violations,
+    /// Whether an operator has deployed the fixed declarations.
+    pub(super) is_fixed: bool,
 }
 
 impl Site {
-    fn expectations(&self, setup: &Setup) -> Expectations {
-        let of_queue = [Fault::QueueNetwork, Fault::QueueCut, Fault::QueueErrors];
+    fn expectations(&self, setup: &Setup, bounds: &Arc<Bounds>) -> Expectations {
+        // Deletions wait while the queue fails, also if single entries are retried. And a message
+        // that SQS delivers to another worker, or makes visible, is no longer the worker's: if it
+        // is not loaded, nothing is returned, and this side cannot see that the worker has settled
+        // it. The bounds of its memory still hold.
+        let of_queue = [
+            Fault::QueueNetwork,
+            Fault::QueueCut,
+            Fault::QueueErrors,
+            Fault::FailedEntries,
+            Fault::Redelivery,
+            Fault::VisibilityLimit,
+        ];
         let does_queue_fail = of_queue.into_iter().any(|fault| self.plan.has(fault));
         Expectations {
             objects: self.objects.clone(),
@@ -69,6 +83,7 @@ impl Site {
             violations: self.violations.clone(),
             acknowledge_missing: self.settings.acknowledge_missing,
             visibility: self.settings.visibility,
+            bounds: bounds.clone(),
             max_in_flight: (!does_queue_fail)
                 .then(|| max_in_flight(setup.max_held, setup.receivers)),
         }
@@ -78,14 +93,14 @@ impl Site {
 /// The connections of the workers that run in one place, one after the other. A request of one can
 /// arrive when the next is running.
 #[derive(Debug)]
-struct Connections {
+pub(super) struct Connections {
     clickhouse: Network,
     queue: Network,
     store: Network,
 }
 
 impl Connections {
-    fn new(seed: u64, place: usize, trace: &Trace) -> Self {
+    pub(super) fn new(seed: u64, place: usize, trace: &Trace) -> Self {
         let network = |purpose: &str| {
             let rng = stream(seed, purpose, place as u64);
             Network::new(rng, trace.clone())
@@ -97,7 +112,7 @@ impl Connections {
         }
     }
 
-    fn to(&self, system: System) -> &Network {
+    pub(super) fn to(&self, system: System) -> &Network {
         match system {
             System::ClickHouse => &self.clickhouse,
             System::Queue => &self.queue,
@@ -128,6 +143,10 @@ impl Place {
 
     pub(super) fn worker(&self) -> Option<&Worker> {
         self.worker.as_ref()
+    }
+
+    pub(super) fn to_clickhouse(&self) -> &Network {
+        self.connections.to(System::ClickHouse)
     }
 
     /// Returns the connection, if it is one of those that a link names.
@@ -169,6 +188,7 @@ pub(super) struct Worker {
     client: Client,
     stop: CancellationToken,
     breaker: Arc<Breaker>,
+    bounds: Arc<Bounds>,
     daemon: JoinHandle<()>,
     /// The prober and the janitor.
     others: [JoinHandle<()>; 2],
@@ -179,7 +199,10 @@ impl Worker {
     fn start(site: &Site, place: &Place) -> Self {
         let (seed, settings) = (site.seed, &site.settings);
         let number = place.number as u64 * 1_000 + place.started;
-        let setup = Setup::of(seed, &site.plan, settings, number);
+        let mut setup = Setup::of(seed, &site.plan, settings, number);
+        if site.is_fixed {
+            setup = setup.fixed();
+        }
         let replica = stream(seed, "replica", number).usize(..site.plan.replicas);
         let client = Client::new(&format!("worker-{}.{}", place.number, place.started));
         site.trace.note(format_args!(
@@ -214,7 +237,14 @@ impl Worker {
             place.connections.queue.clone(),
             client.clone(),
         );
-        let expectations = site.expectations(&setup);
+        let options = setup.daemon_options(settings);
+        let bounds = Arc::new(Bounds::new(
+            client.name.clone(),
+            handles.health.clone(),
+            &options,
+            site.violations.clone(),
+        ));
+        let expectations = site.expectations(&setup, &bounds);
         let stop = CancellationToken::new();
         let (_, tables_of_prober) = connect();
         let janitor = Janitor::new(loader.clone());
@@ -224,7 +254,7 @@ impl Worker {
             handles,
             envelopes: Envelopes::default(),
             filter: Filter::default(),
-            options: setup.daemon_options(settings),
+            options,
             env,
         };
         Self {
@@ -237,6 +267,7 @@ impl Worker {
             ],
             stop,
             breaker,
+            bounds,
             grace_period: settings.grace_period,
         }
     }
@@ -273,6 +304,7 @@ impl Worker {
 
     /// Ends the process. Requests that have not been sent yet are never sent.
     fn end(self) {
+        self.bounds.check();
         self.client.crash();
         self.daemon.abort();
         for task in self.others {

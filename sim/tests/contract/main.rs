@@ -25,7 +25,11 @@
 //!   has never been changed for the engine.
 //! - **Views of Sluice** are never missing: no insert is `Unfilled`.
 //! - **Merges** do not happen, neither here nor there: the tables of the cases switch them off.
-//! - **Replays of rejects** are not simulated (`Rows::MovedBy`), nor is their part of the ledger.
+//! - **Pages of rejects** have 20,000 lines of the engine, and 40 of the simulation. Of a selector,
+//!   the simulation regards the prefix only. `sluice::rejects` reads them from the engine: it is not
+//!   below a port.
+//! - **Deletions on replicas that lag.** The simulation waits for all servers that are up if it
+//!   deletes moved rejects, and the engine for every deletion.
 //! - **Profiles, quotas, memory and the number of parts** are error codes that the simulation is
 //!   told to return. What each code means is tested with the table of codes.
 //! - **What replicas have forgotten.** They forget the tokens of blocks in the background, at some
@@ -48,6 +52,7 @@ mod leases;
 mod on_replicas;
 mod real;
 mod repeats;
+mod replays;
 mod replicas;
 mod servers;
 mod simulated;
@@ -157,7 +162,9 @@ contract!(
             a_fence_takes_the_lease_over,
         }
         fences STANDARD: {
-            the_first_worker_to_fence_an_attempt_takes_it_over,
+            the_first_run_to_fence_an_attempt_takes_it_over,
+            a_fence_that_is_repeated_after_another_is_written_by_nobody,
+            runs_of_one_worker_are_told_apart,
             a_fence_covers_the_attempts_before_it,
             the_fences_of_others_dispute_a_batch_on_replicas,
             a_fenced_attempt_can_neither_insert_nor_record,
@@ -194,6 +201,21 @@ contract!(
             late_rows_of_a_released_batch_are_found,
             late_rows_can_be_the_only_copies,
         }
+        replays STANDARD: {
+            rejects_are_inserted_and_rolled_back_with_their_batch,
+            the_rejects_of_loaded_batches_are_listed,
+            a_preview_shows_what_rejects_would_become,
+            a_replay_inserts_the_rejects_that_have_become_valid,
+            the_rejects_that_a_replay_has_moved_are_deleted_and_no_others,
+            a_replay_is_completed_from_its_snapshot,
+            a_replay_that_repeats_another_is_noticed,
+            a_fenced_replay_moves_nothing,
+            the_rejects_of_an_object_are_busy_until_their_replay_is_cleaned_up,
+            the_rejects_of_an_object_are_busy_while_a_batch_loads_it,
+            an_unfinished_replay_is_listed_until_it_is_cleaned_up,
+            a_replayer_moves_each_reject_once,
+            a_replay_that_was_left_open_is_finished_by_the_next,
+        }
         errors STANDARD: {
             a_missing_object_fails_its_insert,
             an_object_that_has_changed_fails_its_insert,
@@ -227,6 +249,9 @@ contract!(
     one_server: [
         claims STANDARD: {
             a_ledger_that_hides_a_claim_is_an_error,
+        }
+        replays STANDARD: {
+            a_ledger_that_hides_the_claim_of_a_replay_is_an_error,
         }
         repeats SMALL_WINDOW: {
             a_token_is_forgotten_after_a_window_of_later_blocks,

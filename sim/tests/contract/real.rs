@@ -15,8 +15,9 @@ use sluice::config::Secret;
 use sluice::ledger::{BATCHES_TABLE, FAILURES_TABLE, Ledger, LedgerTimes, OBJECTS_TABLE};
 use sluice::load::tables::ClickHouseTables;
 use sluice::object::Compression;
+use sluice::rejects::{LineKey, RejectKind, RejectPage, Rejects};
 use sluice::s3::{ObjectMeta, Store};
-use sluice::statements::insert::{S3Source, Strategy};
+use sluice::statements::insert::S3Source;
 use sluice::statements::s3_source::S3Access;
 use sluice::statements::select::Target;
 use sluice_sim::s3::Reader;
@@ -26,7 +27,7 @@ use sluice_testkit::{Aws, ClickHouse, Site, Stack, wait_for};
 use tokio::task::spawn_blocking;
 
 use crate::database::{Database, Engines};
-use crate::servers::{BOUND, STATEMENT, Servers, Settings, TableRows, planner};
+use crate::servers::{BOUND, Configuration, STATEMENT, Servers, Settings, TableRows, planner};
 use crate::words;
 use crate::worker::Worker;
 
@@ -127,7 +128,12 @@ impl Servers for Real {
         self.database.servers().len()
     }
 
-    fn connect_with(&self, worker: &str, replica: usize, strategy: Strategy) -> Worker<Self> {
+    fn connect_as(
+        &self,
+        worker: &str,
+        replica: usize,
+        configuration: Configuration,
+    ) -> Worker<Self> {
         let warehouse = self.database.warehouse(replica, QUERY_TIMEOUT);
         let times = LedgerTimes {
             lease: self.lease,
@@ -142,7 +148,7 @@ impl Servers for Real {
                 secret_access_key: Secret::new("test"),
             },
         };
-        let planner = planner(source, &self.database.name, strategy);
+        let planner = planner(source, &self.database.name, configuration);
         let tables = ClickHouseTables::new(warehouse, planner, MAX_MEMORY);
         let s3 = Aws::at(&self.worker_to_s3.url());
         let store = Store::new(&s3.configuration());
@@ -230,6 +236,12 @@ impl Servers for Real {
             (table.to_owned(), rows.parse::<u64>().unwrap())
         });
         rows.filter(|(_, rows)| *rows > 0).collect()
+    }
+
+    async fn reject_page(&self, kind: RejectKind, after: Option<&LineKey>) -> Option<RejectPage> {
+        let warehouse = self.database.warehouse(0, QUERY_TIMEOUT);
+        let rejects = Rejects::new(warehouse, STATEMENT);
+        rejects.page(kind, &self.rejects(), after).await.unwrap()
     }
 
     async fn failures(&self) -> BTreeMap<String, String> {

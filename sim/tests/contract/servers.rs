@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use sluice::Env;
 use sluice::batch::BatchId;
-use sluice::load::ports::{BatchTables, LedgerStore, ObjectStore};
-use sluice::object::{ObjectParts, ObjectRef};
+use sluice::load::ports::ObjectStore;
+use sluice::object::{ObjectParts, ObjectRef, ObjectUrl};
+use sluice::rejects::ports::{ReplayLedger, ReplayTables};
+use sluice::rejects::{LineKey, RejectKind, RejectPage, RejectSelector};
 use sluice::s3::ObjectMeta;
-use sluice::statements::insert::{Planner, S3Source, Strategy, TimeLimits};
+use sluice::statements::insert::{Planner, PlannerOptions, S3Source, Strategy, TimeLimits};
 use sluice_sim::s3::Reader;
 use sluice_testkit::wait_for;
 
@@ -55,11 +57,47 @@ pub(crate) const CRASHES: Settings = Settings {
     ..STANDARD
 };
 
+/// What the configurations of workers differ in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Configuration {
+    strategy: Strategy,
+    /// Whether [`words::ROUTED`] events are only looked for on their route.
+    has_route: bool,
+    max_line_bytes: u64,
+}
+
+impl Configuration {
+    pub(crate) fn of(strategy: Strategy) -> Self {
+        Self {
+            strategy,
+            has_route: true,
+            max_line_bytes: 1 << 20,
+        }
+    }
+
+    /// Returns one under which [`words::LONG`] is rejected, and [`words::ROUTED`] is unmatched in
+    /// most objects.
+    pub(crate) fn before_fix(strategy: Strategy) -> Self {
+        Self {
+            max_line_bytes: words::SHORT,
+            ..Self::of(strategy)
+        }
+    }
+
+    /// Returns one under which both are valid.
+    pub(crate) fn fixed(strategy: Strategy) -> Self {
+        Self {
+            has_route: false,
+            ..Self::of(strategy)
+        }
+    }
+}
+
 /// A bucket, and one server, or several replicas that share their tables. A replica has a number
 /// from 0.
 pub(crate) trait Servers: Sized {
-    type Ledger: LedgerStore;
-    type Tables: BatchTables;
+    type Ledger: ReplayLedger;
+    type Tables: ReplayTables;
     type Objects: ObjectStore;
 
     /// The number of lines that fill a block where an object is read in many.
@@ -71,8 +109,13 @@ pub(crate) trait Servers: Sized {
 
     fn replicas(&self) -> usize;
 
-    /// Connects a worker of this name to a replica.
-    fn connect_with(&self, worker: &str, replica: usize, strategy: Strategy) -> Worker<Self>;
+    /// Connects a worker of this name and configuration to a replica.
+    fn connect_as(
+        &self,
+        worker: &str,
+        replica: usize,
+        configuration: Configuration,
+    ) -> Worker<Self>;
 
     /// Stores an object, compressed as its key says. A reader of one that is cut short gets at most
     /// the first half of its lines.
@@ -102,6 +145,9 @@ pub(crate) trait Servers: Sized {
     /// Returns all rows of a batch, whichever replica shows them.
     async fn rows_of(&self, batch: BatchId) -> TableRows;
 
+    /// Returns the next page of the rejects of the bucket, as the first replica shows them.
+    async fn reject_page(&self, kind: RejectKind, after: Option<&LineKey>) -> Option<RejectPage>;
+
     /// Returns the recorded failures of objects of the bucket, by key: each as its class, a colon
     /// and the reason.
     async fn failures(&self) -> BTreeMap<String, String>;
@@ -115,6 +161,21 @@ pub(crate) trait Servers: Sized {
     async fn crash(&self, replica: usize);
 
     async fn restart(&self, replica: usize);
+
+    fn connect_with(&self, worker: &str, replica: usize, strategy: Strategy) -> Worker<Self> {
+        self.connect_as(worker, replica, Configuration::of(strategy))
+    }
+
+    /// Returns the selector of all rejects of the bucket.
+    fn rejects(&self) -> RejectSelector {
+        RejectSelector {
+            prefix: Some(ObjectUrl {
+                bucket: self.bucket().to_owned(),
+                key: String::new(),
+            }),
+            ..RejectSelector::default()
+        }
+    }
 
     /// Connects a worker to the first replica.
     fn connect(&self, worker: &str) -> Worker<Self> {
@@ -163,15 +224,19 @@ pub(crate) fn rows<const N: usize>(rows: [(&str, u64); N]) -> TableRows {
 }
 
 /// Returns a planner of the event types of the cases.
-pub(crate) fn planner(source: S3Source, database: &str, strategy: Strategy) -> Planner {
-    Planner {
-        catalog: words::catalog(),
+pub(crate) fn planner(source: S3Source, database: &str, configuration: Configuration) -> Planner {
+    let catalog = match configuration.has_route {
+        true => words::catalog(),
+        false => words::catalog_without_route(),
+    };
+    Planner::new(PlannerOptions {
+        catalog,
         source,
-        strategy,
+        strategy: configuration.strategy,
         database: database.to_owned(),
         max_bytes: 128 << 20,
-        max_line_bytes: 1 << 20,
+        max_line_bytes: configuration.max_line_bytes,
         times: TimeLimits::ANY,
         insert_timeout: INSERT_TIMEOUT,
-    }
+    })
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use sluice::Env;
 use sluice::batch::BatchId;
+use sluice::rejects::{LineKey, RejectKind, RejectPage};
 use sluice::s3::ObjectMeta;
 use sluice::statements::insert::{S3Source, Strategy};
 use sluice::statements::s3_source::S3Access;
@@ -15,7 +16,7 @@ use sluice_sim::server::{Checks, Options, SimLedger, SimServer, SimTables, Viola
 use sluice_sim::trace::Trace;
 use sluice_testkit::wait_for;
 
-use crate::servers::{BOUND, STATEMENT, Servers, Settings, TableRows, planner};
+use crate::servers::{BOUND, Configuration, STATEMENT, Servers, Settings, TableRows, planner};
 use crate::worker::Worker;
 
 const SEED: u64 = 21;
@@ -45,6 +46,7 @@ impl Simulated {
             dedup_age: DEDUP_AGE,
             lease: settings.lease,
             statement: STATEMENT,
+            keeps_lines: true,
         };
         // Some cases do on purpose what no worker does.
         let checks: Checks = Arc::new(|_: &Violation| {});
@@ -78,7 +80,12 @@ impl Servers for Simulated {
         self.replicas
     }
 
-    fn connect_with(&self, worker: &str, replica: usize, strategy: Strategy) -> Worker<Self> {
+    fn connect_as(
+        &self,
+        worker: &str,
+        replica: usize,
+        configuration: Configuration,
+    ) -> Worker<Self> {
         let source = S3Source {
             endpoint: None,
             default_region: "us-east-1".to_owned(),
@@ -86,7 +93,7 @@ impl Servers for Simulated {
         };
         let client = Client::new(worker);
         let store = self.s3.store(self.network.clone(), client.clone());
-        let planner = planner(source, "sluice", strategy);
+        let planner = planner(source, "sluice", configuration);
         let network = self.network.clone();
         let (ledger, tables) = self.server.connect(network, client, replica, planner);
         Worker::new(ledger, tables, store, self.env.clone())
@@ -140,6 +147,12 @@ impl Servers for Simulated {
             }
         }
         rows
+    }
+
+    async fn reject_page(&self, kind: RejectKind, after: Option<&LineKey>) -> Option<RejectPage> {
+        let reader = self.connect_with("reader", 0, Strategy::SinglePass);
+        let page = reader.tables.reject_page(kind, &self.rejects(), after);
+        page.await.unwrap()
     }
 
     async fn failures(&self) -> BTreeMap<String, String> {

@@ -10,6 +10,13 @@ use sluice_core::event_types::Catalog;
 
 /// Becomes a row of [`VIDEOS`].
 pub(crate) const VIDEO: &str = r#"{"is":"video"}"#;
+/// The same, with so much white space that it is longer than [`SHORT`]. All other lines are shorter.
+pub(crate) const LONG: &str = concat!(
+    r#"{"is":"video"}"#,
+    "                                                  "
+);
+/// The limit of lines before the fix.
+pub(crate) const SHORT: u64 = 40;
 /// Becomes a row of [`PAGES`].
 pub(crate) const PAGE: &str = r#"{"is":"page"}"#;
 /// An event that is only looked for in objects below [`ROUTE`]; elsewhere, an unmatched statement.
@@ -32,15 +39,20 @@ pub(crate) const ROUTE: &str = "elsewhere/";
 
 /// Returns the event types of all cases.
 pub(crate) fn catalog() -> Catalog {
+    declared("keys: ['elsewhere/**']\n")
+}
+
+/// Returns the same event types, where [`ROUTED`] events are looked for in all objects. The tables
+/// and views are the same, too.
+pub(crate) fn catalog_without_route() -> Catalog {
+    declared("")
+}
+
+fn declared(route: &str) -> Catalog {
     let declared = [
         (VIDEO, VIDEOS, "video", ""),
         (PAGE, PAGES, "page", ""),
-        (
-            ROUTED,
-            ROUTED_TABLE,
-            "elsewhere",
-            "keys: ['elsewhere/**']\n",
-        ),
+        (ROUTED, ROUTED_TABLE, "elsewhere", route),
     ];
     let files = declared.map(|(name, table, value, route)| {
         let text = format!(

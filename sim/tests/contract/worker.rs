@@ -7,7 +7,7 @@ use sluice::Env;
 use sluice::batch::{BatchId, ReadBy, StatementShape};
 use sluice::clickhouse::error_class::{ErrorClass, classify};
 use sluice::clickhouse::{Statement, WarehouseError};
-use sluice::ledger::drive::Fence;
+use sluice::ledger::drive::{Fence, RunId};
 use sluice::ledger::protocol::ClaimStatus;
 use sluice::ledger::{Claim, Permit};
 use sluice::load::ports::{BatchTables, Insert, LedgerStore, Rows};
@@ -25,6 +25,7 @@ pub(crate) struct Worker<S: Servers> {
     pub(crate) tables: S::Tables,
     pub(crate) store: S::Objects,
     env: Env,
+    run: RunId,
 }
 
 impl<S: Servers> Worker<S> {
@@ -33,13 +34,14 @@ impl<S: Servers> Worker<S> {
             ledger,
             tables,
             store,
+            run: RunId(env.new_id()),
             env,
         }
     }
 
     /// Returns the tables that batches are inserted into.
     pub(crate) fn targets(&self) -> Vec<Target<'_>> {
-        Target::all(&self.tables.planner().catalog)
+        Target::all(self.tables.planner().catalog())
     }
 
     /// Returns the shape of the statements for these objects.
@@ -167,7 +169,16 @@ impl<S: Servers> Worker<S> {
     }
 
     pub(crate) async fn fence(&self, batch: BatchId, attempt: u32) -> Fence {
-        self.ledger.fence(batch, attempt).await.unwrap()
+        self.ledger.fence(batch, attempt, self.run).await.unwrap()
+    }
+
+    pub(crate) async fn is_undisputed(&self, batch: BatchId) -> bool {
+        self.ledger.is_undisputed(batch, self.run).await.unwrap()
+    }
+
+    /// Returns an id for another run of this worker.
+    pub(crate) fn new_run(&self) -> RunId {
+        RunId(self.env.new_id())
     }
 
     /// Deletes rows from every table, as a rollback does.

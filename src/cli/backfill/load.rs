@@ -153,6 +153,7 @@ impl Report {
             failed,
             missing,
             in_other_hands,
+            replacing_elsewhere,
             ..
         } = self.tally;
         let open = if self.stopped {
@@ -161,6 +162,9 @@ impl Report {
             "some objects are not loaded; `sluice status --failed` shows why"
         } else if in_other_hands > 0 {
             "the other objects are in progress elsewhere; run it again to see the result"
+        } else if replacing_elsewhere > 0 {
+            "other processes are still replacing objects, of which the tables have the old and the \
+             new rows; run it again to complete replacements that they leave unfinished"
         } else if self.left > 0 && !limited {
             "some objects were not loaded; run it again"
         } else {
@@ -186,6 +190,7 @@ impl fmt::Display for Report {
             ("failed", tally.failed),
             ("missing", tally.missing),
             ("in progress elsewhere", tally.in_other_hands),
+            ("replacing elsewhere", tally.replacing_elsewhere),
             ("left", self.left),
         ] {
             writeln!(f, "{name:<21}  {count}")?;
@@ -198,5 +203,28 @@ impl fmt::Display for Report {
             writeln!(f, "\n{}", table(&["kind", "rows"], rows))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backfill_is_incomplete_while_others_replace_objects() {
+        let report = |replacing_elsewhere| Report {
+            tally: Tally {
+                found: 1,
+                already_loaded: 1,
+                replacing_elsewhere,
+                ..Tally::default()
+            },
+            left: 0,
+            rows: BTreeMap::new(),
+            seconds: 1,
+            stopped: false,
+        };
+        assert!(report(0).result(false).is_ok());
+        assert!(report(1).result(false).is_err());
     }
 }

@@ -18,7 +18,7 @@ use crate::object::{ObjectParts, ObjectRef};
 use crate::sql;
 use crate::statements::ddl::{SchemaOptions, tables, views};
 use crate::statements::framing::Framer;
-use crate::statements::insert::{Planner, TimeLimits};
+use crate::statements::insert::{Planner, PlannerOptions, TimeLimits};
 use crate::statements::select::Target;
 
 const NAME: &str = "repeated inserts";
@@ -140,12 +140,12 @@ impl<'a> SelfTest<'a> {
         Ok(Self {
             warehouse,
             ledger,
-            planner: Planner {
+            planner: Planner::new(PlannerOptions {
                 catalog,
                 database: SCRATCH.to_owned(),
                 times: TimeLimits::ANY,
-                ..planner
-            },
+                ..planner.options().clone()
+            }),
             options: SchemaOptions {
                 database: SCRATCH.to_owned(),
                 ..options
@@ -231,7 +231,7 @@ impl<'a> SelfTest<'a> {
     }
 
     async fn create(&self) -> Result<(), WarehouseError> {
-        let catalog = &self.planner.catalog;
+        let catalog = self.planner.catalog();
         let targets: Vec<&str> = Target::all(catalog).iter().map(Target::table).collect();
         let mut tables = tables(catalog, &self.options);
         tables.retain(|table| targets.contains(&&*table.name));
@@ -250,7 +250,7 @@ impl<'a> SelfTest<'a> {
             std::future::pending().await
         };
         let data = stream::iter([Ok(body(load))]).chain(stream::once(end));
-        let timeout = self.planner.insert_timeout;
+        let timeout = self.planner.options().insert_timeout;
         tokio::select! {
             _ = self.warehouse.stream(insert, data, query_id, timeout) => {}
             _ = all_are_sent => {}
@@ -264,7 +264,7 @@ impl<'a> SelfTest<'a> {
         query_id: &str,
     ) -> Result<(), WarehouseError> {
         let data = stream::iter([Ok(body(load))]);
-        let timeout = self.planner.insert_timeout;
+        let timeout = self.planner.options().insert_timeout;
         self.warehouse.stream(insert, data, query_id, timeout).await
     }
 

@@ -320,6 +320,10 @@ fn urls_are_checked() {
         &["s3.clickhouse_endpoint: contains a query"],
     );
     check(
+        "s3: {key_time: 'logs/.*'}",
+        &["s3.key_time: the regular expression `logs/.*` must have exactly one group"],
+    );
+    check(
         "telemetry: {otlp_endpoint: 'http://user:pw@h:4318'}",
         &["telemetry.otlp_endpoint: contains a user or password"],
     );

@@ -9,8 +9,6 @@ use tokio::time::Instant;
 use super::Manners;
 use crate::queue::{FailedEntries, Message, QueueError, ReceiptHandle};
 
-/// How long SQS hides a message after a receive, whatever its visibility is changed to.
-const MAX_VISIBILITY: Duration = Duration::from_secs(12 * 3600);
 /// A duplicate is delivered within this time after the delivery that it repeats.
 const DUPLICATE_WITHIN: Duration = Duration::from_secs(60);
 
@@ -245,18 +243,20 @@ impl State {
         if self.manners.happens(self.manners.failed_entries) {
             return Err(internal_error());
         }
-        let is_limited = self.manners.has_visibility_limit;
+        let limit = self.manners.visibility_limit;
         let message = self
             .position(handle)
             .and_then(|position| self.messages.get_mut(position))
             .filter(|message| !message.is_visible(now))
             .ok_or_else(|| QueueError::Gone("not in flight".to_owned()))?;
-        if is_limited && now + timeout > message.received_at + MAX_VISIBILITY {
-            return Err(QueueError::Transient(
+        if let Some(limit) = limit
+            && now + timeout > message.received_at + limit
+        {
+            return Err(QueueError::Transient(format!(
                 "InvalidParameterValue: Total VisibilityTimeout for the message is beyond the \
-                 limit [43200 seconds]"
-                    .to_owned(),
-            ));
+                 limit [{} seconds]",
+                limit.as_secs()
+            )));
         }
         message.visible_at = now + timeout;
         Ok(())

@@ -18,19 +18,27 @@ use self::pace::Pace;
 use self::spell::Spell;
 use crate::backoff::Backoff;
 use crate::daemon::Observer;
-use crate::queue::{FailedEntries, MAX_BATCH, QueueError, ReceiptHandle};
+use crate::queue::{FailedEntries, MAX_BATCH, QueueError, ReceiptHandle, VISIBILITY_LIMIT};
 
 /// The maximum number of extension requests in flight.
 pub const CONCURRENCY: usize = 8;
 
-/// The time after its receive from which a message is not extended any more. SQS makes a message
-/// visible again 12 hours after its receive, however often it was extended; heartbeats end before
-/// that, and the message becomes visible by itself.
-pub const MAX_HOLD: Duration = Duration::from_secs(11 * 3600 + 1800);
+/// The time after its receive from which a message of SQS is not extended any more: 11.5 hours.
+pub const MAX_HOLD: Duration = max_hold(VISIBILITY_LIMIT);
 
-/// The latest end of an extension, counted from the receive. SQS rejects one that ends more than 12
-/// hours after the receive, and starts to count before its response arrives: hence the minute.
-const MAX_HIDDEN: Duration = Duration::from_secs(12 * 3600 - 60);
+/// Returns the time after its receive from which a message is not extended any more. The queue makes
+/// a message visible again `limit` after its receive, however often it was extended; heartbeats end
+/// before that, and the message becomes visible by itself.
+const fn max_hold(limit: Duration) -> Duration {
+    Duration::from_secs(limit.as_secs() * 23 / 24)
+}
+
+/// Returns the latest end of an extension, counted from the receive. The queue rejects one that ends
+/// later than `limit` after the receive, and starts to count before its response arrives: hence the
+/// difference, a minute of 12 hours.
+fn max_hidden(limit: Duration) -> Duration {
+    limit - limit / 720
+}
 
 /// The pause after the first failed extension of a message; doubled for each further one.
 const BACKOFF: Duration = Duration::from_millis(500);
@@ -83,6 +91,8 @@ pub struct Heartbeats {
     visibility: Duration,
     /// How long after its receive or its last extension a message becomes due.
     interval: Duration,
+    /// How long the queue hides a message after a receive at most.
+    limit: Duration,
     messages: HashMap<u64, Message>,
     numbers: HashMap<ReceiptHandle, u64>,
     /// Messages that are not due before the given time.
@@ -117,10 +127,11 @@ struct Message {
 }
 
 impl Message {
-    /// Returns how long a request that is sent now may hide the message.
-    fn extension(&self, visibility: Duration, now: Instant) -> Duration {
+    /// Returns how long a request that is sent now may hide the message. The queue hides it for
+    /// `limit` after its receive at most.
+    fn extension(&self, visibility: Duration, limit: Duration, now: Instant) -> Duration {
         let held = now.saturating_duration_since(self.received_at);
-        visibility.min(MAX_HIDDEN.saturating_sub(held))
+        visibility.min(max_hidden(limit).saturating_sub(held))
     }
 }
 
@@ -140,10 +151,18 @@ struct Request {
 }
 
 impl Heartbeats {
-    pub fn new(visibility: Duration, interval: Duration, observer: Arc<dyn Observer>) -> Self {
+    /// Creates a state without messages. The queue hides a message for `limit` after its receive at
+    /// most.
+    pub fn new(
+        visibility: Duration,
+        interval: Duration,
+        limit: Duration,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
         Self {
             visibility,
             interval,
+            limit,
             messages: HashMap::new(),
             numbers: HashMap::new(),
             resting: BTreeSet::new(),
@@ -156,6 +175,12 @@ impl Heartbeats {
             spell: Spell::default(),
             observer,
         }
+    }
+
+    /// Returns the number of messages that are kept hidden, those that wait only for their deletion
+    /// included.
+    pub fn tracked(&self) -> usize {
+        self.messages.len()
     }
 
     /// Keeps a received message hidden from now on.
@@ -246,7 +271,7 @@ impl Heartbeats {
         {
             if let Some(message) = self.messages.get_mut(&number) {
                 message.stage = Stage::Requested;
-                let visibility = message.extension(self.visibility, now);
+                let visibility = message.extension(self.visibility, self.limit, now);
                 entries.push((message.handle.clone(), visibility));
                 messages.push(number);
                 give_up = give_up.max(message.deadline);
@@ -332,12 +357,13 @@ impl Heartbeats {
                 .is_some_and(|since| now - since > self.visibility / 12)
     }
 
-    /// Makes a message due, unless it is close to SQS's limit: it then becomes visible by itself.
+    /// Makes a message due, unless it is close to the queue's limit: it then becomes visible by
+    /// itself.
     fn make_due(&mut self, number: u64, now: Instant) {
         let Some(message) = self.messages.get_mut(&number) else {
             return;
         };
-        if now >= message.received_at + MAX_HOLD {
+        if now >= message.received_at + max_hold(self.limit) {
             self.remove(number);
             return;
         }
@@ -366,7 +392,7 @@ impl Heartbeats {
             return;
         };
         self.deadlines.remove(&(message.deadline, number));
-        message.deadline = sent_at + message.extension(self.visibility, sent_at);
+        message.deadline = sent_at + message.extension(self.visibility, self.limit, sent_at);
         message.is_late = false;
         message.failures = 0;
         let due = sent_at + self.interval;
@@ -450,7 +476,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn heartbeats(visibility: Duration, interval: Duration) -> Heartbeats {
-        Heartbeats::new(visibility, interval, Arc::new(Unobserved))
+        Heartbeats::new(visibility, interval, VISIBILITY_LIMIT, Arc::new(Unobserved))
     }
 
     fn handle(number: usize) -> ReceiptHandle {
