@@ -22,6 +22,8 @@ pub use paths::{Path, PathTree};
 pub use route::Route;
 pub use rule::Rule;
 
+use crate::formats::Formats;
+
 static BUILTIN: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../config/event_types");
 
 /// The values of `kind`, in `landing` and `object_rows`, of lines that belong to no event type. No
@@ -34,6 +36,7 @@ pub const RESERVED_KINDS: [&str; 3] = ["rejected", "unmatched", "blank"];
 pub struct Catalog {
     types: Vec<EventType>,
     tree: PathTree,
+    formats: Formats,
 }
 
 /// One kind of statement and its table.
@@ -219,6 +222,11 @@ impl Catalog {
     /// Returns the event type of this name.
     pub fn get(&self, name: &str) -> Option<&EventType> {
         self.types.iter().find(|event_type| event_type.name == name)
+    }
+
+    /// Returns the formats that are declared beside the event types.
+    pub fn formats(&self) -> &Formats {
+        &self.formats
     }
 
     /// Returns the union of all declared paths.

@@ -4,6 +4,7 @@ pub mod ddl;
 pub mod framing;
 pub mod guard;
 pub mod insert;
+pub mod layouts;
 mod pins;
 mod reject_kind;
 pub mod s3_source;
