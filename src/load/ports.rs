@@ -7,12 +7,13 @@ use std::time::{Duration, SystemTime};
 use futures_util::Stream;
 
 use super::truncation::Truncation;
-use crate::batch::{BatchId, StatementShape};
-use crate::clickhouse::batch_rows::{Contents, Rejected};
+use crate::batch::{BatchId, Layout, StatementShape};
+use crate::clickhouse::batch_rows::{Contents, Rejected, RejectedRecord};
 use crate::clickhouse::failing_view::Failing;
 use crate::clickhouse::replicas::Barrier;
 use crate::clickhouse::{Statement, WarehouseError};
 use crate::event_types::{Column, EventType};
+use crate::formats::FormatId;
 use crate::ledger::drive::{Fence, RunId};
 use crate::ledger::protocol::ClaimStatus;
 use crate::ledger::{
@@ -62,6 +63,7 @@ pub trait LedgerStore: Send + Sync + 'static {
         batch: BatchId,
         claims: &[Claim<'_>],
         shape: StatementShape,
+        layout: &Layout,
     ) -> impl Future<Output = Answer<()>> + Send;
 
     fn renew(&self, batch: BatchId) -> impl Future<Output = Answer<()>> + Send;
@@ -145,6 +147,8 @@ pub struct Insert<'a> {
     pub batch: BatchId,
     pub objects: &'a [&'a ObjectRef],
     pub shape: StatementShape,
+    /// The format and the structure in which the objects are read.
+    pub layout: &'a Layout,
     /// The condition under which no statement of the attempt may start, as SQL.
     pub guard: &'a str,
 }
@@ -229,6 +233,32 @@ pub trait BatchTables: Send + Sync + 'static {
         &self,
         batch: BatchId,
     ) -> impl Future<Output = Answer<Option<String>>> + Send;
+
+    /// Returns the first rejected records of an object in this batch.
+    fn sample(
+        &self,
+        batch: BatchId,
+        path: &str,
+    ) -> impl Future<Output = Answer<Vec<RejectedRecord>>> + Send;
+
+    /// Returns the layout of an object that the server reads, or what is wrong with the structure
+    /// of its content.
+    fn structure(
+        &self,
+        format: FormatId,
+        object: &ObjectRef,
+    ) -> impl Future<Output = Answer<Result<Layout, String>>> + Send;
+
+    /// Returns the layout of an object that the worker reads. `part` is the part of its content
+    /// that describes the structure.
+    fn structure_of_part(
+        &self,
+        format: FormatId,
+        part: &[u8],
+    ) -> impl Future<Output = Answer<Result<Layout, String>>> + Send;
+
+    /// Returns the first bytes of an object, which show what it is, as the server reads it.
+    fn first_bytes(&self, object: &ObjectRef) -> impl Future<Output = Answer<Vec<u8>>> + Send;
 
     /// Returns a description of the rows that a deletion of the batch does not reach.
     fn left_in_views(&self, batch: BatchId) -> impl Future<Output = Answer<Option<String>>> + Send;
@@ -329,6 +359,13 @@ pub trait ObjectStore: Send + Sync + 'static {
 
     /// Opens the object for reading; the content is decompressed.
     fn open(&self, object: &ObjectRef) -> impl Future<Output = Result<Content, StoreError>> + Send;
+
+    /// Returns at most this many bytes at the end of the object, as it is stored.
+    fn end(
+        &self,
+        object: &ObjectRef,
+        bytes: u64,
+    ) -> impl Future<Output = Result<Vec<u8>, StoreError>> + Send;
 }
 
 impl LedgerStore for Ledger {
@@ -350,8 +387,9 @@ impl LedgerStore for Ledger {
         batch: BatchId,
         claims: &[Claim<'_>],
         shape: StatementShape,
+        layout: &Layout,
     ) -> Answer<()> {
-        self.claim(batch, claims, shape).await
+        self.claim(batch, claims, shape, layout).await
     }
 
     async fn renew(&self, batch: BatchId) -> Answer<()> {
@@ -463,5 +501,9 @@ impl ObjectStore for Store {
 
     async fn open(&self, object: &ObjectRef) -> Result<Content, StoreError> {
         self.open(object).await
+    }
+
+    async fn end(&self, object: &ObjectRef, bytes: u64) -> Result<Vec<u8>, StoreError> {
+        self.end(object, bytes).await
     }
 }

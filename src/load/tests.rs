@@ -14,7 +14,7 @@ use super::truncation::Truncation;
 use super::*;
 use crate::batch::CloseReason;
 use crate::clickhouse::Statement;
-use crate::clickhouse::batch_rows::{Contents, Counted, Rejected};
+use crate::clickhouse::batch_rows::{Contents, Counted, Rejected, RejectedRecord};
 use crate::clickhouse::failing_view::Failing;
 use crate::clickhouse::replicas::Barrier;
 use crate::event_types::{Column, EventType};
@@ -106,7 +106,7 @@ impl World {
             many_blocks: self.many_blocks,
             ..StatementShape::of(ReadBy::S3)
         };
-        planner().shape(&objects, shape)
+        planner().shape(&objects, shape, &Layout::default())
     }
 
     fn loader(self: &Arc<Self>) -> Loader<Scripted> {
@@ -117,6 +117,8 @@ impl World {
                 max: Duration::from_secs(60),
             },
             max_rejected_ratio: 1.0,
+            on_all_rejected: None,
+            max_buffered_bytes: u64::MAX,
             fallback: Fallback::Never,
             stream_below: 0,
             acknowledge_missing: false,
@@ -201,6 +203,7 @@ impl LedgerStore for ScriptedLedger {
         _: BatchId,
         _: &[Claim<'_>],
         _: StatementShape,
+        _: &Layout,
     ) -> Result<(), WarehouseError> {
         self.0.reach("claim")
     }
@@ -263,6 +266,7 @@ impl LedgerStore for ScriptedLedger {
         Ok(Some(Manifest {
             objects: self.0.objects.iter().map(entry).collect(),
             shape: self.0.shape(),
+            layout: Some(Layout::default()),
             fenced: 0,
             age: self.0.age,
         }))

@@ -316,6 +316,14 @@ impl Store {
         Ok(read.map_err(|error| broken(object, &error))? == 0)
     }
 
+    /// Returns at most this many bytes at the end of the object, as it is stored.
+    pub async fn end(&self, object: &ObjectRef, bytes: u64) -> Result<Vec<u8>, StoreError> {
+        let end = self.get(object, Some(&format!("bytes=-{bytes}"))).await?;
+        let end = end.body.collect().await;
+        let end = end.map_err(|error| broken(object, &io::Error::new(BROKEN_OFF, error)))?;
+        Ok(end.to_vec())
+    }
+
     /// Opens the object for reading; the content is decompressed.
     pub async fn open(&self, object: &ObjectRef) -> Result<Content, StoreError> {
         let answer = self.get(object, None).await?;
