@@ -132,7 +132,7 @@ const VALUES: [(&str, &str); 15] = [
     (
         "SELECT min(at), countIf(target IS NULL), countIf(method IS NULL), min(url) \
          FROM $.alb_requests",
-        "2026-11-20 23:39:00.044211\t1\t1\thttp://www.example.com:80-\n",
+        "2026-11-20 23:39:00.044211\t4\t1\thttp://www.example.com:80-\n",
     ),
     (
         "SELECT begins_at, ends_at, source_port, destination_port, action, status \
@@ -162,7 +162,7 @@ const VALUES: [(&str, &str); 15] = [
     ),
     (
         "SELECT count(), countIf(note IS NULL) FROM $.orders WHERE source_path LIKE '%pretty.json'",
-        "7\t3\n",
+        "7\t4\n",
     ),
     (
         "SELECT trip_id, client, amount, currency, paid_at, remark FROM $.export_trips \

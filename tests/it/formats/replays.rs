@@ -1,5 +1,7 @@
 //! Rejects of all formats, replayed after the declaration is fixed.
 
+use serde_json::Value;
+
 use super::{Objects, declare};
 
 /// The pattern of the log does not know the last form of its lines.
@@ -111,10 +113,12 @@ async fn a_reject_of_each_format_is_replayed_after_the_declaration_is_fixed() {
         assert_ne!(fixed, FORMATS);
         write("in: [click, tap]", "fallbacks: [[when]], ", &fixed);
         load.sluice.migrate();
-        let replay = load.sluice.command(&["rejects", "replay"]);
-        assert!(replay.status.success(), "{replay:?}");
-        let report = String::from_utf8(replay.stdout).unwrap();
-        assert!(report.starts_with("15 lines moved\n7 left\n"), "{report}");
+        let replay = load
+            .sluice
+            .command(&["rejects", "replay", "--output", "json"]);
+        let report: Value = serde_json::from_slice(&replay.stdout).unwrap();
+        assert_eq!(report["moved"].to_string(), r#"{"click":15}"#, "{report}");
+        assert_eq!(report["left"].to_string(), r#"{"missing at":7}"#);
         let expected = all("['a','b','c']").replace("log\t['a','b','c']", "log\t['a','b','c','e']");
         assert_eq!(load.query(ids).await, expected, "{strategy}");
         assert_eq!(load.query(rejects).await, "7\t0\n");

@@ -46,15 +46,16 @@ async fn a_file_of_another_kind_fails_and_names_what_it_is() {
         ("parquet", "Parquet", "Parquet"),
         ("avro", "Avro", "Avro"),
         ("orc", "ORC", "ORC"),
-        ("csv", "CSVWithNames", "CSV"),
+        ("csv", "CSVWithNames", "between fields"),
     ] {
         actual.push((name, word, objects.written(select, format).await));
     }
     let mut expected = Vec::new();
     for declared in DECLARED {
         for (name, word, content) in &actual {
-            // Both of these are delimited text.
-            if declared == *name || (declared, *name) == ("plain", "csv") {
+            // Without quotes, it is delimited text as well; and any text can be a log.
+            let is_text = *name == "csv" && matches!(declared, "plain" | "log");
+            if declared == *name || is_text {
                 continue;
             }
             let key = format!("{declared}/{name}");
@@ -132,7 +133,9 @@ async fn an_object_without_records_is_loaded() {
     let mut keys = Vec::new();
     for declared in DECLARED {
         keys.push((format!("{declared}/empty"), Vec::new()));
-        keys.push((format!("{declared}/empty.gz"), gzip(b"")));
+        if !matches!(declared, "parquet" | "avro" | "orc") {
+            keys.push((format!("{declared}/empty.gz"), gzip(b"")));
+        }
     }
     for (key, content) in [
         ("documents/none", "[]"),
