@@ -239,14 +239,7 @@ impl BatchTables for ClickHouseTables {
     }
 
     async fn first_bytes(&self, object: &ObjectRef) -> Result<Vec<u8>, WarehouseError> {
-        #[derive(Deserialize)]
-        struct First {
-            bytes: String,
-        }
-        let query = self.planner.first_bytes(object);
-        let rows: Vec<First> = self.warehouse.rows(&query).await?;
-        let first = rows.into_iter().next().map(|first| first.bytes);
-        Ok(of_hexadecimal(&first.unwrap_or_default()))
+        first_bytes(&self.warehouse, &self.planner, object).await
     }
 
     async fn left_in_views(&self, batch: BatchId) -> Result<Option<String>, WarehouseError> {
@@ -407,6 +400,21 @@ pub(crate) async fn structure(
             Ok(StructureAnswer::Header(line))
         }
     }
+}
+
+/// Returns the first bytes of an object as ClickHouse reads them, without decompressing them.
+pub(crate) async fn first_bytes(
+    warehouse: &Warehouse,
+    planner: &Planner,
+    object: &ObjectRef,
+) -> Result<Vec<u8>, WarehouseError> {
+    #[derive(Deserialize)]
+    struct First {
+        bytes: String,
+    }
+    let rows: Vec<First> = warehouse.rows(&planner.first_bytes(object)).await?;
+    let first = rows.into_iter().next().map(|first| first.bytes);
+    Ok(of_hexadecimal(&first.unwrap_or_default()))
 }
 
 /// Returns whether the structure of an object is unknown because the object has no content. The
