@@ -69,14 +69,15 @@ pub(super) async fn run(app: &App<'_>, command: &Command) -> anyhow::Result<()> 
                 let lines = content.records(&warehouse, preview.lines).await?;
                 previewed(&warehouse, &catalog, lines, times).await
             };
+            let failed = || format!("failed to preview {}", preview.source);
             let previewed = match previewed.await {
                 Ok(previewed) => previewed,
                 Err(error) => {
-                    let error = error.context(format!("failed to preview {}", preview.source));
-                    return Err(match content.mismatch(&warehouse).await {
+                    let error = match content.mismatch(&warehouse).await {
                         Some(mismatch) => error.context(mismatch),
                         None => error,
-                    });
+                    };
+                    return Err(error.context(failed()));
                 }
             };
             preview.output.show(&Previewed {
@@ -163,7 +164,7 @@ impl fmt::Display for List {
                     (*kind).to_owned(),
                     match on_all_rejected {
                         None => "",
-                        Some(OnAllRejected::Keep) => "kept",
+                        Some(OnAllRejected::Keep) => "keep",
                         Some(OnAllRejected::Fail) => "fail",
                     }
                     .to_owned(),
@@ -171,12 +172,12 @@ impl fmt::Display for List {
             }
         }
         let header = ["event type", "table", "columns", "sorted by", "objects"];
-        writeln!(f, "{}", table(&header, types.into_iter()))?;
+        writeln!(f, "{}", table(&header, types))?;
         if formats.is_empty() {
             return Ok(());
         }
-        let header = ["format", "content", "objects of rejects alone"];
-        writeln!(f, "\n{}", table(&header, formats.into_iter()))
+        let header = ["format", "content", "if all is rejected"];
+        writeln!(f, "\n{}", table(&header, formats))
     }
 }
 
