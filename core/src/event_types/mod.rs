@@ -16,6 +16,7 @@ use std::fmt;
 use include_dir::{Dir, include_dir};
 
 pub use check::RESERVED_TABLES;
+pub(crate) use check::{Report, check_route};
 pub use column_type::ColumnType;
 pub use declaration::Otherwise;
 pub use paths::{Path, PathTree};
@@ -203,7 +204,8 @@ impl Catalog {
         }
     }
 
-    /// Builds a catalog from files, given as (name, text).
+    /// Builds a catalog from files, given as (name, text). `formats.yaml` declares formats, and
+    /// each other file an event type.
     ///
     /// # Errors
     ///

@@ -13,10 +13,10 @@ mod tests;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use header::parse_header;
 pub use sniff::{Seen, sniff};
 
-pub(crate) use check::{FILE_NAME, formats};
+pub(crate) use check::{FILE_NAME, SURPLUS, VIRTUAL, formats};
+pub(crate) use header::{names as header_names, shown as shown_names};
 
 use crate::event_types::{Path, Route};
 
@@ -81,7 +81,7 @@ pub struct Delimited {
     /// Whether fields can be in double quotes. Otherwise, each line is a record.
     pub quoted: bool,
     /// The texts that stand for NULL.
-    pub null: Vec<String>,
+    pub nulls: Vec<String>,
     /// The text with which a comment begins.
     pub comment: Option<String>,
     /// The number of lines before the header, or before the first record.
@@ -96,7 +96,7 @@ pub struct Regex {
     /// The names of its groups, in their order.
     pub names: Vec<String>,
     /// The texts that stand for NULL.
-    pub null: Vec<String>,
+    pub nulls: Vec<String>,
 }
 
 /// What happens to an object of which every record is rejected; the value of
