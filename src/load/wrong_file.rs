@@ -46,7 +46,7 @@ impl<P: Ports> Loader<P> {
         };
         let seen = sniff(&start);
         // ClickHouse returns the bytes as they are stored.
-        let is_named = is_compression(seen) && Compression::of(&object.key) != Compression::None;
+        let is_named = seen.is_compression() && Compression::of(&object.key) != Compression::None;
         let is_expected = is_named || fits(self.kind(format), seen);
         (!is_expected).then(|| seen.to_string())
     }
@@ -58,13 +58,6 @@ impl<P: Ports> Loader<P> {
         drop(content.take(SNIFFED_BYTES).read_to_end(&mut start).await);
         Ok(start)
     }
-}
-
-fn is_compression(seen: Seen) -> bool {
-    matches!(
-        seen,
-        Seen::Gzip | Seen::Zstd | Seen::Lz4 | Seen::Xz | Seen::Bzip2 | Seen::Zip
-    )
 }
 
 /// Returns whether an object that looks so can be of this kind.

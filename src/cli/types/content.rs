@@ -105,7 +105,10 @@ impl Content {
         }
         let records = match &self.source {
             Source::Object(object) => self.planner.records_of(object, &layout),
-            Source::File { content, key } => self.planner.records_of_content(content, key, &layout),
+            Source::File { content, key } => {
+                let path = path_of(key);
+                self.planner.records_of_content(content, &path, &layout)
+            }
         };
         Ok(records.first(count))
     }
@@ -158,11 +161,16 @@ impl Content {
                 "(SELECT line, {path} AS _path, '' AS _etag, \
                    rowNumberInAllBlocks() AS _row_number \
                  FROM format(LineAsString, 'line String', {content}))",
-                path = sql::string(&format!("file/{key}")),
+                path = sql::string(&path_of(key)),
                 content = sql::bytes(content),
             ),
         }
     }
+}
+
+/// Returns the bucket and the key that a file seems to have.
+fn path_of(key: &str) -> String {
+    format!("file/{key}")
 }
 
 /// Returns the decompressed content of a file, or its first lines.
