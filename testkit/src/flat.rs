@@ -42,7 +42,7 @@ const FORMATS: &str = r"formats:
   - {name: csv, keys: ['**/*.csv'], csv: {}}
   - name: log
     keys: ['**/*.log']
-    regex: {pattern: '^(?P<kind>\S+) (?P<id>\S+) (?P<at>\S+)$', null: ['-']}
+    regex: {pattern: '^(?P<kind>\S+) (?P<id>\S+) (?P<at>\S+)$', nulls: ['-']}
   - {name: parquet, keys: ['**/*.parquet'], parquet: {}}
   - {name: avro, keys: ['**/*.avro'], avro: {}}
   - {name: orc, keys: ['**/*.orc'], orc: {}}

@@ -49,7 +49,7 @@ const FORMATS: &str = "formats:
   - {name: csv, keys: [csv/**], csv: {}}
   - name: log
     keys: [log/**]
-    regex: {pattern: 'PATTERN', null: ['-']}
+    regex: {pattern: 'PATTERN', nulls: ['-']}
   - {name: parquet, keys: [parquet/**], parquet: {}}
   - {name: avro, keys: [avro/**], avro: {}}
   - {name: orc, keys: [orc/**], orc: {}}

@@ -3,10 +3,10 @@
 use super::{assert_outcomes, case};
 
 const FORMATS: &str = r##"
-- {name: csv, keys: [csv/**], csv: {null: ["", "NULL"], comment: "#"}}
+- {name: csv, keys: [csv/**], csv: {nulls: ["", "NULL"], comment: "#"}}
 - {name: named, keys: [named/**], csv: {columns: [id, a]}}
 - {name: skipped, keys: [skipped/**], csv: {skip_lines: 2, delimiter: ";"}}
-- {name: plain, keys: [plain/**], csv: {delimiter: "|", quoted: false, header: false, columns: [id, a], null: ["-"]}}
+- {name: plain, keys: [plain/**], csv: {delimiter: "|", quoted: false, header: false, columns: [id, a], nulls: ["-"]}}
 - {name: tsv, keys: [tsv/**], tsv: {}}
 "##;
 

@@ -5,7 +5,7 @@ use super::{assert_outcomes, case};
 const FORMATS: &str = r#"
 - name: log
   keys: [log/**]
-  regex: {pattern: '^(?P<id>\d+) (?P<a>\S+)(?: "(?P<b>(?:[^"\\]|\\.)*)")?', null: ["-"]}
+  regex: {pattern: '^(?P<id>\d+) (?P<a>\S+)(?: "(?P<b>(?:[^"\\]|\\.)*)")?', nulls: ["-"]}
 - name: times
   keys: [times/**]
   regex: {pattern: '^\[(?P<a>[^\]]*)\] (?P<id>.*)$'}

@@ -8,9 +8,9 @@ use super::{Objects, declare};
 const FORMATS: &str = r"
 - {name: documents, keys: [documents/**], json: {}}
 - {name: lists, keys: [lists/**], json: {records: [Records]}}
-- {name: csv, keys: [csv/**], csv: {null: ['', '-']}}
-- {name: plain, keys: [plain/**], csv: {quoted: false, null: ['-']}}
-- {name: log, keys: [log/**], regex: {pattern: '^(?P<kind>\S+) (?P<id>\S+) (?P<at>\S+) (?P<when>\S+)$', null: ['-']}}
+- {name: csv, keys: [csv/**], csv: {nulls: ['', '-']}}
+- {name: plain, keys: [plain/**], csv: {quoted: false, nulls: ['-']}}
+- {name: log, keys: [log/**], regex: {pattern: '^(?P<kind>\S+) (?P<id>\S+) (?P<at>\S+) (?P<when>\S+)$', nulls: ['-']}}
 - {name: parquet, keys: [parquet/**], parquet: {}}
 - {name: avro, keys: [avro/**], avro: {}}
 ";

@@ -66,7 +66,7 @@ async fn a_file_of_another_kind_fails_and_names_what_it_is() {
     objects
         .put(
             "csv/lines",
-            "{\"id\":\"1\",\"a\":\"x\"}\n{\"id\":\"2\",\"a\":\"y\"}\n",
+            "{\"x\":\"1\",\"y\":\"x\"}\n{\"x\":\"2\",\"y\":\"y\"}\n",
         )
         .await;
     expected.push(("csv/lines".to_owned(), "csv", "JSON"));
