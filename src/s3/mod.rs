@@ -318,7 +318,11 @@ impl Store {
 
     /// Returns at most this many bytes at the end of the object, as it is stored.
     pub async fn end(&self, object: &ObjectRef, bytes: u64) -> Result<Vec<u8>, StoreError> {
-        let end = self.get(object, Some(&format!("bytes=-{bytes}"))).await?;
+        let end = match self.get(object, Some(&format!("bytes=-{bytes}"))).await {
+            // No range is within an empty object.
+            Err(StoreError::Refused { status: 416, .. }) => return Ok(Vec::new()),
+            end => end?,
+        };
         let end = end.body.collect().await;
         let end = end.map_err(|error| broken(object, &io::Error::new(BROKEN_OFF, error)))?;
         Ok(end.to_vec())
