@@ -226,7 +226,7 @@ impl<P: Ports> Loader<P> {
         cause: FailureCause,
     ) -> BatchFailure {
         let may_stream = read_by == ReadBy::S3 && self.config.fallback != Fallback::Never;
-        if may_stream && self.parts.store.is_misnamed(object).await == Ok(true) {
+        if may_stream && self.parts.store.is_misnamed_content(object).await == Ok(true) {
             let cause = FailureCause::Misnamed(object.clone());
             return BatchFailure::new(ErrorClass::Stream, cause);
         }
@@ -337,7 +337,7 @@ impl<P: Ports> Loader<P> {
 
     /// Returns the first bytes of the decompressed content.
     async fn start_of(&self, object: &ObjectRef, bytes: u64) -> Result<Vec<u8>, StoreError> {
-        let content = self.parts.store.open(object).await?;
+        let content = self.parts.store.open_content(object).await?;
         let mut start = Vec::new();
         let read = content.take(bytes).read_to_end(&mut start).await;
         read.map_err(|error| broken(object, &error))?;

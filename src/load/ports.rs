@@ -23,7 +23,7 @@ use crate::load::empty_columns::Seen;
 use crate::load::janitor::StrayRows;
 use crate::load::tables::ClickHouseTables;
 use crate::object::{Compression, ObjectId, ObjectRef};
-use crate::s3::{Completeness, Content, ObjectMeta, Store, StoreError};
+use crate::s3::{Completeness, Content, ObjectMeta, Plain, Store, StoreError};
 use crate::statements::insert::Planner;
 use crate::statements::select::Target;
 use tokio::time::Instant;
@@ -347,6 +347,15 @@ pub trait ObjectStore: Send + Sync + 'static {
         object: &ObjectRef,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
+    /// Returns the same for an object of another format than JSON lines, which can begin with
+    /// anything.
+    fn is_misnamed_content(
+        &self,
+        object: &ObjectRef,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        self.is_misnamed(object)
+    }
+
     /// Returns whether the content is empty when decompressed.
     fn is_empty(&self, object: &ObjectRef)
     -> impl Future<Output = Result<bool, StoreError>> + Send;
@@ -359,6 +368,14 @@ pub trait ObjectStore: Send + Sync + 'static {
 
     /// Opens the object for reading; the content is decompressed.
     fn open(&self, object: &ObjectRef) -> impl Future<Output = Result<Content, StoreError>> + Send;
+
+    /// Opens an object of another format than JSON lines, which can begin with anything.
+    fn open_content(
+        &self,
+        object: &ObjectRef,
+    ) -> impl Future<Output = Result<Content, StoreError>> + Send {
+        self.open(object)
+    }
 
     /// Returns at most this many bytes at the end of the object, as it is stored.
     fn end(
@@ -488,7 +505,11 @@ impl ObjectStore for Store {
     }
 
     async fn is_misnamed(&self, object: &ObjectRef) -> Result<bool, StoreError> {
-        self.is_misnamed(object).await
+        self.is_misnamed(object, Plain::JsonLines).await
+    }
+
+    async fn is_misnamed_content(&self, object: &ObjectRef) -> Result<bool, StoreError> {
+        self.is_misnamed(object, Plain::Anything).await
     }
 
     async fn is_empty(&self, object: &ObjectRef) -> Result<bool, StoreError> {
@@ -500,7 +521,11 @@ impl ObjectStore for Store {
     }
 
     async fn open(&self, object: &ObjectRef) -> Result<Content, StoreError> {
-        self.open(object).await
+        self.open(object, Plain::JsonLines).await
+    }
+
+    async fn open_content(&self, object: &ObjectRef) -> Result<Content, StoreError> {
+        self.open(object, Plain::Anything).await
     }
 
     async fn end(&self, object: &ObjectRef, bytes: u64) -> Result<Vec<u8>, StoreError> {

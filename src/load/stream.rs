@@ -44,7 +44,10 @@ pub(super) fn body<'a, S: ObjectStore>(
     let framed = numbered.map(move |(index, object)| (object, framing.framer(index)));
     stream::iter(framed)
         .map(async |(object, framer)| {
-            let content = store.open(object).await?;
+            let content = match framer {
+                Some(_) => store.open(object).await?,
+                None => store.open_content(object).await?,
+            };
             Ok(pieces(object, framer, content))
         })
         .buffered(REQUESTED_AHEAD)

@@ -52,7 +52,7 @@ impl<P: Ports> Loader<P> {
     }
 
     async fn first_decompressed(&self, object: &ObjectRef) -> Result<Vec<u8>, StoreError> {
-        let content = self.parts.store.open(object).await?;
+        let content = self.parts.store.open_content(object).await?;
         let mut start = Vec::new();
         // What precedes a broken part is enough.
         drop(content.take(SNIFFED_BYTES).read_to_end(&mut start).await);

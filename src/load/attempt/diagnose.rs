@@ -110,14 +110,16 @@ impl<P: Ports> BatchRun<'_, P> {
     /// Returns whether the first bytes of an object contradict its name, by which ClickHouse
     /// decides how to decompress it.
     pub(super) async fn is_misnamed(&self, object: &ObjectRef) -> bool {
-        self.may_stream()
-            && self
-                .loader
-                .parts
-                .store
-                .is_misnamed(object)
-                .await
-                .unwrap_or(false)
+        if !self.may_stream() {
+            return false;
+        }
+        let store = &self.loader.parts.store;
+        let is_misnamed = if self.layout.is_json_lines() {
+            store.is_misnamed(object).await
+        } else {
+            store.is_misnamed_content(object).await
+        };
+        is_misnamed.unwrap_or(false)
     }
 
     /// Returns whether ClickHouse seems unable to read any object of this batch. Of many objects,
