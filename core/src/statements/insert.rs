@@ -754,6 +754,24 @@ mod tests {
     }
 
     #[test]
+    fn the_plan_of_json_lines_is_that_of_the_versions_without_formats() {
+        let text = "table: t\nrule: {path: [a], equals: b}\norder_by: [id]\n\
+                    columns:\n- {name: id, type: String, path: [id], identifies: true}\n";
+        let planner = Planner::new(PlannerOptions {
+            catalog: Catalog::from_files([("t.yaml".to_owned(), text.to_owned())]).unwrap(),
+            ..planner(S3Access::Server, Some("http://e"))
+                .options()
+                .clone()
+        });
+        let plan = planner.plan_id(ReadBy::S3, &Layout::default());
+        // If it changes on purpose, a new version reloads what an older one left unfinished.
+        assert_eq!(
+            plan.unwrap().to_string(),
+            "475e12f5-4d24-5024-9fd7-de9c6fb32719"
+        );
+    }
+
+    #[test]
     fn per_type_reads_no_object_that_is_off_the_route() {
         let declared = |name: &str, keys: &str| {
             let text = format!(
