@@ -53,7 +53,7 @@ fn quoted_fields(line: &str, delimiter: char) -> Result<Vec<String>, String> {
     let mut fields = Vec::new();
     let mut rest = line;
     loop {
-        let start = rest.trim_start_matches([' ', '\t']);
+        let start = rest.trim_start_matches(|c| c == ' ' && c != delimiter);
         let (field, after) = match start.strip_prefix('"') {
             Some(inside) => quoted_field(inside)?,
             None => {

@@ -170,15 +170,17 @@ fn elements(records: &Path, reader: Reader<'_>, batch_id: Uuid) -> Lines {
     let list = rest.iter().fold(sql::ident(first), |outer, key| {
         format!("tupleElement({outer}, {})", sql::string(key))
     });
+    // A name that is not the list's.
+    let document = sql::ident(SURPLUS);
     let documents = reader.rows(
         &format!("{list} AS of_document"),
-        "document",
+        &document,
         "JSONEachRow",
         &structure,
     );
     let elements = format!(
         "(SELECT line, _path, _etag, \
-         toUInt64(document * 4294967296 + place - 1) AS _row_number \
+         toUInt64({document} * 4294967296 + place - 1) AS _row_number \
          FROM {documents} \
          ARRAY JOIN of_document AS line, arrayEnumerate(of_document) AS place)"
     );

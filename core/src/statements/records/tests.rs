@@ -106,11 +106,11 @@ fn each_kind_has_a_source_of_its_own() {
         ),
         (
             "envelope",
-            r"(SELECT line, _path, _etag, toUInt64(document * 4294967296 + place - 1) AS _row_number FROM (SELECT `Records` AS of_document, _path, _etag, _row_number AS document FROM s3('http://e/b/k', 'JSONEachRow', '`Records` Array(String) DEFAULT [\'\\x01\']')) ARRAY JOIN of_document AS line, arrayEnumerate(of_document) AS place)",
+            r"(SELECT line, _path, _etag, toUInt64(`\x01` * 4294967296 + place - 1) AS _row_number FROM (SELECT `Records` AS of_document, _path, _etag, _row_number AS `\x01` FROM s3('http://e/b/k', 'JSONEachRow', '`Records` Array(String) DEFAULT [\'\\x01\']')) ARRAY JOIN of_document AS line, arrayEnumerate(of_document) AS place)",
         ),
         (
             "nested",
-            r"(SELECT line, _path, _etag, toUInt64(document * 4294967296 + place - 1) AS _row_number FROM (SELECT tupleElement(`detail`, 'a list') AS of_document, _path, _etag, _row_number AS document FROM s3('http://e/b/k', 'JSONEachRow', '`detail` Tuple(`a list` Array(String)) DEFAULT tuple([\'\\x01\'])')) ARRAY JOIN of_document AS line, arrayEnumerate(of_document) AS place)",
+            r"(SELECT line, _path, _etag, toUInt64(`\x01` * 4294967296 + place - 1) AS _row_number FROM (SELECT tupleElement(`detail`, 'a list') AS of_document, _path, _etag, _row_number AS `\x01` FROM s3('http://e/b/k', 'JSONEachRow', '`detail` Tuple(`a list` Array(String)) DEFAULT tuple([\'\\x01\'])')) ARRAY JOIN of_document AS line, arrayEnumerate(of_document) AS place)",
         ),
         (
             "csv",
@@ -278,7 +278,7 @@ fn the_body_of_an_insert_is_one_object() {
         ),
         (
             "envelope",
-            r"rowNumberInAllBlocks() AS document FROM input('`Records` Array(String) DEFAULT [\'\\x01\']'))",
+            r"rowNumberInAllBlocks() AS `\x01` FROM input('`Records` Array(String) DEFAULT [\'\\x01\']'))",
             " FORMAT JSONEachRow\n",
         ),
         ("csv", "(SELECT *, 'b/k", " FORMAT CSV\n"),
