@@ -108,7 +108,7 @@ impl Planner {
         let names = header_names(line, delimited)?;
         let found: BTreeSet<&str> = names.iter().map(String::as_str).collect();
         let is_expected = match &delimited.columns {
-            Some(declared) => found == declared.iter().map(String::as_str).collect(),
+            Some(declared) => found == declared.iter().map(String::as_str).collect::<BTreeSet<_>>(),
             None => {
                 let leaves = self.catalog().tree().leaves();
                 leaves
