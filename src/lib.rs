@@ -18,4 +18,4 @@ pub mod s3;
 pub mod telemetry;
 pub mod util;
 
-pub use sluice_core::{Env, batch, glob, notification, object, sql, statements};
+pub use sluice_core::{Env, batch, formats, glob, notification, object, sql, statements};

@@ -48,6 +48,10 @@ const SHELLS: &[&str] = &[
     "cli",
 ];
 
+/// Modules that have the place of another one: formats are declared beside event types, a catalog
+/// has both, and both have paths and routes.
+const TOGETHER: &[(&str, &str)] = &[("formats", "event_types")];
+
 /// Items that the root of a crate re-exports, each with its module.
 const ALIASES: &[(&str, &str)] = &[("Env", "env"), ("labelled", "label")];
 
@@ -62,7 +66,7 @@ impl Source {
     fn module(&self) -> String {
         let first = self.path.iter().next().unwrap_or_default();
         let first = first.to_string_lossy();
-        first.strip_suffix(".rs").unwrap_or(&first).to_owned()
+        placed(first.strip_suffix(".rs").unwrap_or(&first)).to_owned()
     }
 
     /// The modules of this crate that it imports by `crate::…`.
@@ -86,12 +90,18 @@ impl Source {
                 let alias = ALIASES.iter().find(|(alias, _)| *alias == name);
                 let module = alias.map_or(name, |(_, module)| module);
                 if !module.is_empty() {
-                    found.insert(module.to_owned());
+                    found.insert(placed(module).to_owned());
                 }
             }
         }
         found
     }
+}
+
+/// Returns the module by which the order knows this one.
+fn placed(module: &str) -> &str {
+    let other = TOGETHER.iter().find(|(it, _)| *it == module);
+    other.map_or(module, |(_, other)| other)
 }
 
 /// The sources below a directory, without files that have only tests.

@@ -4,6 +4,7 @@ mod backfill;
 mod baseline;
 mod compare;
 mod contenders;
+mod formats;
 mod growth;
 mod harness;
 mod in_flight;
@@ -96,6 +97,16 @@ enum Command {
     Backfill {
         #[arg(default_values_t = [100_000, 1_000_000])]
         keys: Vec<u64>,
+    },
+    /// Load the same records in each format, and by the bare insert that a person would write
+    Formats {
+        #[arg(long, default_value_t = 500_000)]
+        records: u64,
+        #[arg(long, default_value_t = 5)]
+        samples: usize,
+        /// Exit with 1 if a format's insert takes more than this times as long as the bare insert
+        #[arg(long, value_name = "RATIO")]
+        limit: Option<f64>,
     },
     /// Write the results of target/bench to docs/performance.md
     Report,
@@ -199,6 +210,21 @@ async fn main() -> Result<ExitCode> {
         Command::Backfill { keys } => {
             let harness = Harness::start(sluice, None, Duration::ZERO).await?;
             write_result("backfill", &backfill::run(&harness, &keys).await?)
+        }
+        Command::Formats {
+            records,
+            samples,
+            limit,
+        } => {
+            let harness = Harness::start(sluice, None, Duration::ZERO).await?;
+            let results = formats::run(&harness, records, samples).await?;
+            write_result("formats", &results)?;
+            note(&formats::table(&results));
+            let is_over = |limit| results.iter().any(|result| result.ratio() > limit);
+            return Ok(match limit {
+                Some(limit) if is_over(limit) => ExitCode::FAILURE,
+                _ => ExitCode::SUCCESS,
+            });
         }
         Command::Report => report::write(),
     }?;

@@ -9,6 +9,7 @@ use sluice_testkit::project;
 
 use crate::backfill::Backfill;
 use crate::compare::Comparison;
+use crate::formats::{self, FormatResult};
 use crate::growth::Growth;
 use crate::in_flight::InFlight;
 use crate::steady::Steady;
@@ -47,6 +48,10 @@ pub(crate) fn write() -> Result<()> {
             "in-flight" => {
                 let in_flight: Vec<InFlight> = serde_json::from_str(&text)?;
                 figures.extend(in_flight.iter().map(InFlight::row));
+            }
+            "formats" => {
+                let results: Vec<FormatResult> = serde_json::from_str(&text)?;
+                page = replaced(&page, "formats", &formats::table(&results))?;
             }
             name if name.starts_with("workers") => {
                 figures.push(serde_json::from_str::<Workers>(&text)?.rows());

@@ -12,6 +12,7 @@ pub mod env;
 pub mod event_types;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
+pub mod formats;
 pub mod glob;
 mod label;
 pub mod ledger;

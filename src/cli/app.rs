@@ -292,6 +292,8 @@ impl<'a> App<'a> {
             insert_timeout: config.clickhouse.insert_timeout.get(),
             retry: self.load_backoff(),
             max_rejected_ratio: config.load.max_rejected_ratio.get(),
+            on_all_rejected: config.load.on_all_rejected,
+            max_buffered_bytes: config.load.max_memory.bytes() / 3,
             fallback: config.load.fallback,
             stream_below: config.load.stream_below.bytes(),
             acknowledge_missing: config.load.on_missing == OnMissing::Acknowledge,

@@ -7,16 +7,17 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use serde::Serialize;
 use tokio::time::Instant;
-use uuid::Uuid;
 
 use super::app::{App, BadEventTypes};
 use super::output::{Output, shown};
 use super::print;
+use crate::batch::{Layout, ReadBy};
 use crate::clickhouse::dependents::{Dependent, Memory, adopt, dependents};
 use crate::clickhouse::migrate::{Plan, Refusal};
 use crate::clickhouse::{TABLE_IS_READ_ONLY, Warehouse, WarehouseError, migrate, validate};
-use crate::ledger::history::{History, WorkerOfOtherPlan};
+use crate::ledger::history::{BatchesOfPlan, History};
 use crate::statements::ddl::{Statement, statements};
+use crate::statements::insert::Planner;
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -65,9 +66,9 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
         plan.kept.clear();
         let dropped = migrate::prune(&warehouse, &catalog, &options).await?;
         if let Some(first) = dropped.first() {
-            let own = app.planner(catalog.clone(), "")?.plan_id();
+            let own = app.planner(catalog.clone(), "")?;
             plan.refusals
-                .extend(users_of(&first.what, &warehouse, own).await?);
+                .extend(users_of(&first.what, &warehouse, &own).await?);
         }
         plan.statements.extend(dropped);
     }
@@ -120,15 +121,18 @@ const RECENT: Duration = Duration::from_secs(600);
 async fn users_of(
     table: &str,
     warehouse: &Warehouse,
-    own_plan: Uuid,
+    own: &Planner,
 ) -> anyhow::Result<Vec<Refusal>> {
     let history = History::new(warehouse.clone());
-    let workers = history.workers_of_other_plans(own_plan, RECENT).await;
-    let workers = workers.context(
+    let lines = own.plan_id(ReadBy::S3, &Layout::default());
+    let others = history
+        .batches_of_other_plans(lines.unwrap_or_default(), RECENT)
+        .await;
+    let others = others.context(
         "failed to determine which workers use the tables to be dropped; if the ledger was created \
          by an earlier version, run `sluice migrate` without --prune first",
     )?;
-    let refusal = |user: WorkerOfOtherPlan| Refusal {
+    let refusal = |user: OtherUser| Refusal {
         table: table.to_owned(),
         problem: format!(
             "worker {} may still use it: its declarations or its configuration differ, its latest \
@@ -143,7 +147,47 @@ async fn users_of(
             humantime::format_duration(RECENT)
         ),
     };
-    Ok(workers.into_iter().map(refusal).collect())
+    Ok(other_users(others, own).into_iter().map(refusal).collect())
+}
+
+/// A worker that has claimed batches under another plan.
+#[derive(Debug, PartialEq, Eq)]
+struct OtherUser {
+    worker: String,
+    /// The time of its latest claim.
+    sealed_at: String,
+    open_batches: u64,
+}
+
+/// Returns the workers of these batches, without batches that have a plan of this planner: each
+/// format, and each structure of its objects, has its own.
+fn other_users(batches: Vec<BatchesOfPlan>, own: &Planner) -> Vec<OtherUser> {
+    let mut users: Vec<OtherUser> = Vec::new();
+    for of_plan in batches {
+        let layout = Layout::parse(&of_plan.layout);
+        let plan = layout.and_then(|layout| own.plan_id(of_plan.read_by, &layout));
+        if plan == Some(of_plan.plan) {
+            continue;
+        }
+        let BatchesOfPlan {
+            worker,
+            sealed_at,
+            open_batches,
+            ..
+        } = of_plan;
+        match users.iter_mut().find(|user| user.worker == worker) {
+            Some(user) => {
+                user.open_batches += open_batches;
+                user.sealed_at = sealed_at.max(std::mem::take(&mut user.sealed_at));
+            }
+            None => users.push(OtherUser {
+                worker,
+                sealed_at,
+                open_batches,
+            }),
+        }
+    }
+    users
 }
 
 fn statements_text(statements: &[Statement]) -> String {
@@ -219,5 +263,42 @@ impl Report {
             )?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::statements::s3_source::S3Access;
+    use sluice_core::fixtures::planner;
+    use uuid::Uuid;
+
+    #[test]
+    fn batches_of_other_plans_are_counted_by_worker() {
+        let own = planner(S3Access::Server, None);
+        let lines = own.plan_id(ReadBy::S3, &Layout::default()).unwrap();
+        let batches = |worker: &str, plan, sealed_at: &str, layout: &str| BatchesOfPlan {
+            worker: worker.to_owned(),
+            plan,
+            read_by: ReadBy::S3,
+            layout: layout.to_owned(),
+            sealed_at: sealed_at.to_owned(),
+            open_batches: 2,
+        };
+        let of_format = "{\"format\":\"exports\"}";
+        let found = vec![
+            batches("a", lines, "2026-01-05", ""),
+            batches("b", Uuid::from_u128(7), "2026-01-03", ""),
+            batches("b", Uuid::from_u128(8), "2026-01-02", of_format),
+            // A plan of JSON lines is not that of another format.
+            batches("c", lines, "2026-01-04", of_format),
+        ];
+        let user = |worker: &str, sealed_at: &str, open_batches| OtherUser {
+            worker: worker.to_owned(),
+            sealed_at: sealed_at.to_owned(),
+            open_batches,
+        };
+        let expected = [user("b", "2026-01-03", 4), user("c", "2026-01-04", 2)];
+        assert_eq!(other_users(found, &own), expected);
     }
 }

@@ -255,6 +255,8 @@ impl fmt::Display for Overview {
                     worker.batches.to_string(),
                     worker.objects.to_string(),
                     worker.rows.to_string(),
+                    worker.rejected.to_string(),
+                    worker.unmatched.to_string(),
                     per_second(worker.rows, self.since_seconds),
                     worker.last_batch_at.clone(),
                 ]
@@ -264,6 +266,8 @@ impl fmt::Display for Overview {
                 "batches",
                 "objects",
                 "rows",
+                "rejected",
+                "unmatched",
                 "rows/s",
                 "last batch (UTC)",
             ];
@@ -413,6 +417,9 @@ impl fmt::Display for ObjectStory {
                 writeln!(f, "  {DISMISSED} {at}: {reason}")?;
             } else {
                 writeln!(f, "  failed {at} as {}: {reason}", failure.class)?;
+                for record in &failure.sample {
+                    writeln!(f, "    {}", shown(record))?;
+                }
             }
         }
         Ok(())

@@ -1,54 +1,57 @@
 //! `sluice types`
 
+mod content;
+
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use clap::Subcommand;
-use flate2::read::MultiGzDecoder;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use uuid::Uuid;
 
-use super::app::{App, region};
+use self::content::Content;
+use super::app::App;
 use super::output::{Output, shown, table};
 use crate::batch::BatchId;
 use crate::clickhouse::Warehouse;
 use crate::event_types::{Catalog, EventType};
-use crate::object::{Compression, ObjectParts, ObjectRef, ObjectUrl};
+use crate::formats::{Format, OnAllRejected};
 use crate::sql;
 use crate::statements::insert::preview_of;
 use crate::statements::select::{Lines, Target, TimeRange};
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// List the declared event types and their tables
+    /// List the declared event types and their tables, and the declared formats
     List {
         #[command(flatten)]
         output: Output,
     },
-    /// Show the rows that the lines of a file or an object would become
+    /// Show the rows that the records of a file or an object would become
     ///
     /// ClickHouse runs the SELECTs of a load, and writes nothing. The output shows the table of
-    /// each line, the values of its columns, and why a line would be rejected.
+    /// each record, the values of its columns, and why a record would be rejected.
     Preview(Preview),
 }
 
 #[derive(clap::Args)]
 pub(super) struct Preview {
-    /// A file with lines of JSON, plain or gzip, or an object such as s3://bucket/key
+    /// A file, plain or gzip, or an object such as s3://bucket/key
     source: String,
 
-    /// Read at most COUNT lines
+    /// Read at most COUNT records
     #[arg(long, value_name = "COUNT", default_value_t = 20,
           value_parser = clap::value_parser!(u64).range(1..=10_000))]
     lines: u64,
 
-    /// Key that the file would have in S3, for event types that are routed by key
+    /// Key that the file would have in S3, for event types and formats that are routed by key
     #[arg(long, value_name = "KEY", default_value = "")]
     key: String,
+
+    /// Read it as this declared format, or as `json_lines`, whatever its key is
+    #[arg(long, value_name = "NAME")]
+    format: Option<String>,
 
     #[command(flatten)]
     output: Output,
@@ -59,133 +62,132 @@ pub(super) async fn run(app: &App<'_>, command: &Command) -> anyhow::Result<()> 
     match command {
         Command::List { output } => output.show(&List::of(&catalog)),
         Command::Preview(preview) => {
-            let from = match preview.source.parse::<ObjectUrl>() {
-                Ok(url) => from_object(app, &catalog, url, preview.lines).await?,
-                Err(_) => from_file(preview)?,
-            };
             let times = app.time_limits().of(BatchId::new(&app.env));
-            let previewed = previewed(&app.warehouse()?, &catalog, &from, times).await;
-            let previewed =
-                previewed.with_context(|| format!("failed to preview {}", preview.source))?;
-            preview.output.show(&previewed)
+            let warehouse = app.warehouse()?;
+            let content = Content::new(app, &catalog, preview).await?;
+            let previewed = async {
+                let lines = content.records(&warehouse, preview.lines).await?;
+                previewed(&warehouse, &catalog, lines, times).await
+            };
+            let failed = || format!("failed to preview {}", preview.source);
+            let previewed = match previewed.await {
+                Ok(previewed) => previewed,
+                Err(error) => {
+                    let error = match content.mismatch(&warehouse).await {
+                        Some(mismatch) => error.context(mismatch),
+                        None => error,
+                    };
+                    return Err(error.context(failed()));
+                }
+            };
+            preview.output.show(&Previewed {
+                format: content.format(),
+                ..previewed
+            })
         }
     }
 }
 
+/// The event types, and then the formats.
 #[derive(Serialize)]
 struct List(Vec<Listed>);
 
 #[derive(Serialize)]
-struct Listed {
-    name: String,
-    table: String,
-    columns: usize,
-    order_by: Vec<String>,
-    /// Whether only objects with certain keys can contain it.
-    routed: bool,
+#[serde(untagged)]
+enum Listed {
+    EventType {
+        name: String,
+        table: String,
+        columns: usize,
+        order_by: Vec<String>,
+        /// Whether only objects with certain keys can contain it.
+        routed: bool,
+    },
+    Format {
+        format: String,
+        kind: &'static str,
+        /// `null` if `load.on_all_rejected` applies.
+        on_all_rejected: Option<OnAllRejected>,
+    },
 }
 
 impl List {
     fn of(catalog: &Catalog) -> Self {
-        let listed = |event_type: &EventType| Listed {
+        let event_type = |event_type: &EventType| Listed::EventType {
             name: event_type.name.clone(),
             table: event_type.table.clone(),
             columns: event_type.columns.len(),
             order_by: event_type.order_by.clone(),
             routed: event_type.route.is_some(),
         };
-        Self(catalog.types().iter().map(listed).collect())
+        let format = |format: &Format| Listed::Format {
+            format: format.name.clone(),
+            kind: format.kind.title(),
+            on_all_rejected: format.on_all_rejected,
+        };
+        let formats = catalog.formats().declared().iter().map(format);
+        Self(
+            catalog
+                .types()
+                .iter()
+                .map(event_type)
+                .chain(formats)
+                .collect(),
+        )
     }
 }
 
 impl fmt::Display for List {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rows = self.0.iter().map(|listed| {
-            vec![
-                listed.name.clone(),
-                listed.table.clone(),
-                listed.columns.to_string(),
-                listed.order_by.join(", "),
-                if listed.routed { "by keys" } else { "all" }.to_owned(),
-            ]
-        });
+        let (mut types, mut formats) = (Vec::new(), Vec::new());
+        for listed in &self.0 {
+            match listed {
+                Listed::EventType {
+                    name,
+                    table,
+                    columns,
+                    order_by,
+                    routed,
+                } => types.push(vec![
+                    name.clone(),
+                    table.clone(),
+                    columns.to_string(),
+                    order_by.join(", "),
+                    if *routed { "by keys" } else { "all" }.to_owned(),
+                ]),
+                Listed::Format {
+                    format,
+                    kind,
+                    on_all_rejected,
+                } => formats.push(vec![
+                    format.clone(),
+                    (*kind).to_owned(),
+                    match on_all_rejected {
+                        None => "",
+                        Some(OnAllRejected::Keep) => "keep",
+                        Some(OnAllRejected::Fail) => "fail",
+                    }
+                    .to_owned(),
+                ]),
+            }
+        }
         let header = ["event type", "table", "columns", "sorted by", "objects"];
-        writeln!(f, "{}", table(&header, rows))
+        writeln!(f, "{}", table(&header, types))?;
+        if formats.is_empty() {
+            return Ok(());
+        }
+        let header = ["format", "content", "if all is rejected"];
+        writeln!(f, "\n{}", table(&header, formats))
     }
 }
-
-/// Returns a table expression with the columns that [`Lines::of_objects`] expects.
-async fn from_object(
-    app: &App<'_>,
-    catalog: &Catalog,
-    url: ObjectUrl,
-    lines: u64,
-) -> anyhow::Result<String> {
-    let aws = app.aws().await;
-    let object = ObjectRef::from(ObjectParts {
-        bucket: url.bucket,
-        key: url.key,
-        ..ObjectParts::default()
-    });
-    let planner = app.planner(catalog.clone(), region(&aws))?;
-    let source = planner.lines_of(&object);
-    Ok(format!(
-        "(SELECT line, _path, _etag, _row_number FROM {source} LIMIT {lines})"
-    ))
-}
-
-fn from_file(preview: &Preview) -> anyhow::Result<String> {
-    let path = PathBuf::from(&preview.source);
-    let open = || std::fs::File::open(&path);
-    let mut file = open().with_context(|| {
-        format!(
-            "failed to read {}; to preview an object, pass s3://bucket/key",
-            path.display()
-        )
-    })?;
-    let mut start = [0; 512];
-    let read = file.read(&mut start)?;
-    let key = if preview.key.is_empty() {
-        &preview.source
-    } else {
-        &preview.key
-    };
-    let content: Box<dyn Read> = match Compression::seen(key, &start[..read]) {
-        Compression::Gzip => Box::new(MultiGzDecoder::new(open()?)),
-        Compression::None => Box::new(open()?),
-        _ => {
-            anyhow::bail!(
-                "{} is compressed; decompress it first, or preview the object in S3",
-                path.display()
-            )
-        }
-    };
-    let mut text = Vec::new();
-    let mut content = BufReader::new(content.take(MAX_BYTES + 1));
-    for _ in 0..preview.lines {
-        if content.read_until(b'\n', &mut text)? == 0 {
-            break;
-        }
-    }
-    ensure!(
-        text.len() as u64 <= MAX_BYTES,
-        "the lines have more than {MAX_BYTES} bytes in total; lower --lines"
-    );
-    let path = sql::string(&format!("file/{}", preview.key));
-    Ok(format!(
-        "(SELECT line, {path} AS _path, '' AS _etag, rowNumberInAllBlocks() AS _row_number \
-         FROM format(LineAsString, 'line String', {}))",
-        sql::bytes(&text)
-    ))
-}
-
-/// The largest total size of the lines, which are sent as part of the statement.
-const MAX_BYTES: u64 = 8 << 20;
 
 type Row = Map<String, Value>;
 
 #[derive(Default, Serialize)]
 struct Previewed {
+    /// The format, unless it is JSON lines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    format: Option<String>,
     /// The rows of each table, by the kind of line.
     #[serde(flatten)]
     rows: BTreeMap<String, Vec<Row>>,
@@ -196,16 +198,13 @@ struct Previewed {
 async fn previewed(
     warehouse: &Warehouse,
     catalog: &Catalog,
-    from: &str,
+    lines: Lines,
     times: Option<TimeRange>,
 ) -> anyhow::Result<Previewed> {
+    let lines = Lines { times, ..lines };
     let mut previewed = Previewed::default();
     for target in Target::all(catalog) {
         let Some(kind) = target.kind() else { continue };
-        let lines = Lines {
-            times,
-            ..Lines::of_objects(from, Uuid::nil())
-        };
         let mut rows: Vec<Row> = warehouse.rows(&preview_of(catalog, target, &lines)).await?;
         for row in &mut rows {
             row.retain(|column, _| !LINEAGE.contains(&column.as_str()));
@@ -253,6 +252,9 @@ const LINEAGE: &[&str] = &["source_path", "source_etag", "batch_id"];
 
 impl fmt::Display for Previewed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(format) = &self.format {
+            writeln!(f, "read as {}\n", shown(format))?;
+        }
         for (kind, rows) in &self.rows {
             writeln!(f, "{kind}: {} lines", rows.len())?;
             for row in rows {

@@ -33,6 +33,10 @@ pub struct Contents {
     stored: BTreeMap<String, u64>,
 }
 
+/// The number of rejected records that are kept with a failure, and of the bytes of each.
+const SAMPLE_RECORDS: u64 = 5;
+const SAMPLE_BYTES: u64 = 200;
+
 /// How the rows in the tables of a batch compare with the counts in `object_rows`.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Agreement {
@@ -59,6 +63,15 @@ pub struct Counted {
 pub struct Rejected {
     pub reason: String,
     pub lines: u64,
+}
+
+/// A rejected record of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct RejectedRecord {
+    pub row_number: u64,
+    pub reason: String,
+    /// The beginning of its text, as valid UTF-8.
+    pub start: String,
 }
 
 impl Contents {
@@ -163,6 +176,20 @@ impl<'a> BatchRows<'a> {
             "SELECT reason, count() AS lines FROM {} WHERE batch_id = {} GROUP BY reason",
             self.warehouse.table(Target::RejectedLines.table()),
             sql::id(self.batch.0),
+        );
+        self.warehouse.rows(&sql).await
+    }
+
+    /// Returns the first rejected records of an object in the batch.
+    pub async fn sample(&self, path: &str) -> Result<Vec<RejectedRecord>, WarehouseError> {
+        let sql = format!(
+            "SELECT row_number, toString(reason) AS reason, \
+               toValidUTF8(substring(raw, 1, {SAMPLE_BYTES})) AS start \
+             FROM {} WHERE batch_id = {} AND source_path = {} \
+             ORDER BY row_number LIMIT {SAMPLE_RECORDS}",
+            self.warehouse.table(Target::RejectedLines.table()),
+            sql::id(self.batch.0),
+            sql::string(path),
         );
         self.warehouse.rows(&sql).await
     }

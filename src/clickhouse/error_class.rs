@@ -194,6 +194,39 @@ pub fn classify(error: &WarehouseError) -> ErrorClass {
     diagnosis(error).error_class
 }
 
+/// ClickHouse's error for an object whose structure it cannot determine. It quotes the reason.
+const CANNOT_EXTRACT_TABLE_STRUCTURE: u32 = 636;
+/// ClickHouse's error for an exception of a library.
+const STD_EXCEPTION: u32 = 1001;
+
+/// Returns the class of an error of a statement that reads objects of another format than JSON
+/// lines. What is wrong with such an object is reported with codes that have other meanings
+/// elsewhere.
+pub fn classify_content(error: &WarehouseError) -> ErrorClass {
+    let WarehouseError::Server { code, text } = error else {
+        return classify(error);
+    };
+    let code = match *code {
+        CANNOT_EXTRACT_TABLE_STRUCTURE => quoted_code(text).unwrap_or(*code),
+        code => code,
+    };
+    match code {
+        // Text or an array that cannot be parsed, a column that is missing, an end that comes too
+        // early, a position that is outside of the file.
+        6 | 8 | 33 | 130 | 361 | CANNOT_EXTRACT_TABLE_STRUCTURE => ErrorClass::ObjectFault,
+        STD_EXCEPTION if says(text, &["avro::", "orc::", "parquet"]) => ErrorClass::ObjectFault,
+        code => server(code, text, failing_view(error).is_some()).error_class,
+    }
+}
+
+/// Returns the code of the error that another error quotes as its reason.
+fn quoted_code(text: &str) -> Option<u32> {
+    let (_, reason) = text.split_once("Error:")?;
+    let (_, code) = reason.split_once("Code: ")?;
+    let digits = code.split(|c: char| !c.is_ascii_digit()).next()?;
+    digits.parse().ok()
+}
+
 /// Returns the text of an error, with advice if there is any.
 pub fn with_advice(error: &WarehouseError) -> String {
     match diagnosis(error).advice {
@@ -404,6 +437,49 @@ mod tests {
         WarehouseError::Server {
             code,
             text: text.into(),
+        }
+    }
+
+    #[test]
+    fn an_object_of_another_format_is_at_fault_for_more_errors() {
+        let structure = "The table structure cannot be extracted from a Parquet format file. \
+                         Error:\nCode: ";
+        for (code, text, expected) in [
+            (117, "Not a Parquet file", ErrorClass::ObjectFault),
+            (33, "Cannot read all data", ErrorClass::ObjectFault),
+            (1001, "type: avro::Exception", ErrorClass::ObjectFault),
+            (1001, "type: std::exception", ErrorClass::Retry),
+            (636, "the file is empty", ErrorClass::ObjectFault),
+            (
+                636,
+                &format!("{structure}117. DB::Exception"),
+                ErrorClass::ObjectFault,
+            ),
+            (
+                636,
+                &format!("{structure}210. DB::NetException"),
+                ErrorClass::Retry,
+            ),
+            (
+                636,
+                &format!("{structure}499. DB::Exception: HTTP response code: 403"),
+                ErrorClass::Denied,
+            ),
+            (241, "Memory limit (total) exceeded", ErrorClass::Overload),
+        ] {
+            assert_eq!(
+                classify_content(&server(code, text)),
+                expected,
+                "{code} {text}"
+            );
+        }
+        // The classes of JSON lines are as they were.
+        for code in [6, 8, 33, 130, 361, 636, 1001] {
+            assert_eq!(
+                classify(&server(code, "avro::")),
+                ErrorClass::Retry,
+                "{code}"
+            );
         }
     }
 

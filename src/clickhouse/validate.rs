@@ -1,9 +1,11 @@
 //! Checks whether the server accepts the SQL of the declarations, before anything is changed.
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::event_types::{Catalog, Column, EventType, Problem, Source};
+use crate::formats::{Format, Kind};
 use crate::sql;
 use crate::statements::ddl::{SchemaOptions, event_table};
 use crate::statements::select::{landing_columns, stored_value};
@@ -35,6 +37,9 @@ pub async fn problems(
     for event_type in catalog.types() {
         problems.extend(probe.columns(event_type).await?);
         problems.extend(probe.partition_key(event_type, options).await?);
+    }
+    for format in catalog.formats().declared() {
+        problems.extend(probe.pattern(format).await?);
     }
     Ok(problems)
 }
@@ -97,6 +102,30 @@ impl Probe<'_> {
             at: "partition_by".to_owned(),
             message: format!("event type {}: {reason}", event_type.name),
         }))
+    }
+
+    /// Has the server compile the regular expression of a format.
+    async fn pattern(&self, format: &Format) -> Result<Option<Problem>, WarehouseError> {
+        let Kind::Regex(regex) = &format.kind else {
+            return Ok(None);
+        };
+        let sql = format!(
+            "SELECT extractGroups('', {}) AS groups",
+            sql::string(&regex.pattern)
+        );
+        let compiled: Result<Vec<IgnoredAny>, _> = self.warehouse.rows(&sql).await;
+        match compiled {
+            Ok(_) => Ok(None),
+            Err(error) if error.code().is_some() => Ok(Some(Problem {
+                file: "formats.yaml".to_owned(),
+                at: "regex.pattern".to_owned(),
+                message: format!(
+                    "format {}: ClickHouse refuses this regular expression: {error}",
+                    format.name
+                ),
+            })),
+            Err(error) => Err(error),
+        }
     }
 
     /// Returns the error with which the server refuses these columns, if it does. The query also

@@ -257,7 +257,9 @@ fn field(path: String, schema: &Value) -> Field {
 
 fn takes(schema: &Value, range: Option<(u64, u64)>) -> String {
     if let Some(options) = schema["enum"].as_array() {
-        let options: Vec<String> = options.iter().map(plain).collect();
+        // One of them is null if the field can be unset.
+        let options = options.iter().filter(|option| !option.is_null());
+        let options: Vec<String> = options.map(plain).collect();
         return one_of(&options);
     }
     match (schema["title"].as_str(), schema["type"].as_str(), range) {

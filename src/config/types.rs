@@ -16,6 +16,7 @@ use super::problems::{Problem, Problems};
 use super::secret::{Secret, SecretSource};
 use super::units::{HumanDuration, HumanSize, Ratio, boolean, texts, whole_number};
 use crate::batch::Fallback;
+use crate::formats::OnAllRejected;
 use crate::statements::insert::Strategy;
 
 /// A valid configuration.
@@ -332,6 +333,13 @@ pub struct LoadConfig {
     /// that is not JSON at all goes to the dead-letter queue, and so does one whose only line is
     /// invalid.
     pub max_rejected_ratio: Ratio,
+
+    /// What to do with an object of which every record is rejected (blank lines do not count).
+    /// `keep`: it is loaded, and its records are in `rejected_lines`. `fail`: it fails as
+    /// `rejected`, and the first of its records are kept with the failure. If unset, `keep` for
+    /// JSON lines and `fail` for other formats. The declaration of a format can override it
+    /// ([formats](formats.md)). An object without records never fails.
+    pub on_all_rejected: Option<OnAllRejected>,
 
     /// When the worker reads objects from S3 itself and streams them into its inserts, for which it
     /// needs `s3:GetObject`. `auto`: objects that the worker can read but ClickHouse cannot

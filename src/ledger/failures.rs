@@ -15,6 +15,8 @@ pub struct Failure<'a> {
     /// The failure class, one word for statistics and filters.
     pub class: &'static str,
     pub reason: &'a str,
+    /// Some of its records, for a failure that they show best.
+    pub sample: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -25,6 +27,7 @@ struct FailureRow<'a> {
     etag: &'a str,
     class: &'a str,
     reason: &'a str,
+    sample: &'a [String],
     worker: &'a str,
 }
 
@@ -40,6 +43,7 @@ impl Ledger {
                 etag: &failure.object.etag,
                 class: failure.class,
                 reason: failure.reason,
+                sample: failure.sample,
                 worker: &self.worker,
             })
             .collect();
@@ -61,6 +65,7 @@ impl Ledger {
                 etag: &failed.etag,
                 class: DISMISSED,
                 reason,
+                sample: &[],
                 worker: &self.worker,
             })
             .collect();

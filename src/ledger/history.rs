@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::batch::ReadBy;
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::ledger::{
     BATCHES_TABLE, DISMISSED, FAILURES_TABLE, IS_REPLAY, OBJECTS_TABLE, quoted_list,
@@ -27,7 +28,10 @@ pub struct WorkerActivity {
     pub worker: String,
     pub batches: u64,
     pub objects: u64,
+    /// Of all kinds, also of the next two.
     pub rows: u64,
+    pub rejected: u64,
+    pub unmatched: u64,
     /// In UTC, as are all times here.
     pub last_batch_at: String,
 }
@@ -41,13 +45,17 @@ pub struct OpenBatches {
     pub oldest_seconds: u64,
 }
 
-/// A worker that has claimed batches under another plan.
+/// The batches that a worker has claimed under one plan.
 #[derive(Debug, Deserialize)]
-pub struct WorkerOfOtherPlan {
+pub struct BatchesOfPlan {
     pub worker: String,
-    /// The time of its latest claim.
+    pub plan: Uuid,
+    pub read_by: ReadBy,
+    /// The text of their layout.
+    pub layout: String,
+    /// The time of the latest claim.
     pub sealed_at: String,
-    /// Its batches that are neither loaded nor released.
+    /// Those that are neither loaded nor released.
     pub open_batches: u64,
 }
 
@@ -89,6 +97,9 @@ pub struct FailureOfObject {
     pub at: String,
     pub class: String,
     pub reason: String,
+    /// Some of its records, for a failure that they show best.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sample: Vec<String>,
     pub worker: String,
 }
 
@@ -152,16 +163,26 @@ impl History {
     /// Returns what each worker loaded within the last `since`, the busiest first.
     pub async fn workers(&self, since: Duration) -> Result<Vec<WorkerActivity>, WarehouseError> {
         let sql = format!(
-            "SELECT worker, count() AS batches, sum(b.objects) AS objects, sum(b.rows) AS rows, \
-               toString(max(b.loaded_at)) AS last_batch_at \
-             FROM (\
+            "WITH loaded AS (\
                SELECT batch_id, any(worker) AS worker, max(objects) AS objects, max(rows) AS rows, \
                  max(at) AS loaded_at \
-               FROM {} WHERE event = 'loaded' AND at > now64(3) - toIntervalSecond({}) \
-               GROUP BY batch_id\
-             ) AS b GROUP BY worker ORDER BY objects DESC, worker",
-            self.warehouse.table(BATCHES_TABLE),
-            since.as_secs(),
+               FROM {batches} WHERE event = 'loaded' \
+               AND at > now64(3) - toIntervalSecond({since}) GROUP BY batch_id\
+             ), kept AS (\
+               SELECT batch_id, sumIf(rows, kind = {rejected}) AS rejected, \
+                 sumIf(rows, kind = {unmatched}) AS unmatched \
+               FROM {rows} WHERE batch_id IN (SELECT batch_id FROM loaded) GROUP BY batch_id\
+             ) \
+             SELECT b.worker AS worker, count() AS batches, sum(b.objects) AS objects, \
+               sum(b.rows) AS rows, sum(k.rejected) AS rejected, sum(k.unmatched) AS unmatched, \
+               toString(max(b.loaded_at)) AS last_batch_at \
+             FROM loaded AS b LEFT JOIN kept AS k ON b.batch_id = k.batch_id \
+             GROUP BY worker ORDER BY objects DESC, worker",
+            batches = self.warehouse.table(BATCHES_TABLE),
+            since = since.as_secs(),
+            rows = self.warehouse.table("object_rows"),
+            rejected = sql::string(RejectKind::Rejected.kind()),
+            unmatched = sql::string(RejectKind::Unmatched.kind()),
         );
         self.warehouse.rows(&sql).await
     }
@@ -213,24 +234,25 @@ impl History {
         })
     }
 
-    /// Returns the workers that have an open batch of another plan, or that have claimed one within
+    /// Returns the batches of plans other than this one that are open, or that were claimed within
     /// the last `recent`.
-    pub async fn workers_of_other_plans(
+    pub async fn batches_of_other_plans(
         &self,
         plan: Uuid,
         recent: Duration,
-    ) -> Result<Vec<WorkerOfOtherPlan>, WarehouseError> {
+    ) -> Result<Vec<BatchesOfPlan>, WarehouseError> {
         let sql = format!(
-            "SELECT worker, toString(max(sealed)) AS sealed_at, \
+            "SELECT worker, plan, read_by, layout, toString(max(sealed)) AS sealed_at, \
                uniqExactIf(batch_id, is_open) AS open_batches \
              FROM (\
-               SELECT toString(worker) AS worker, batch_id, sealed_at AS sealed, \
+               SELECT toString(worker) AS worker, batch_id, plan, toString(read_by) AS read_by, \
+                 layout, sealed_at AS sealed, \
                  batch_id NOT IN (\
                    SELECT batch_id FROM {batches} WHERE event IN ('loaded', 'released')\
                  ) AS is_open \
                FROM {objects} WHERE plan != {plan}\
              ) WHERE is_open OR sealed > now64(3) - toIntervalSecond({recent}) \
-             GROUP BY worker ORDER BY worker",
+             GROUP BY worker, plan, read_by, layout ORDER BY worker, sealed_at",
             batches = self.warehouse.table(BATCHES_TABLE),
             objects = self.warehouse.table(OBJECTS_TABLE),
             recent = recent.as_secs(),
@@ -311,7 +333,7 @@ impl History {
         object: &ObjectUrl,
     ) -> Result<Vec<FailureOfObject>, WarehouseError> {
         let sql = format!(
-            "SELECT etag, toString(f.at) AS at, class, reason, worker FROM {} AS f WHERE {} \
+            "SELECT etag, toString(f.at) AS at, class, reason, sample, worker FROM {} AS f WHERE {} \
              ORDER BY f.at DESC LIMIT 100",
             self.warehouse.table(FAILURES_TABLE),
             named(object),

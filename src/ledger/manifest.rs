@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::events::event;
 use super::{BATCHES_TABLE, Claim, Ledger, OBJECTS_TABLE};
-use crate::batch::{BatchId, ReadBy, StatementShape};
+use crate::batch::{BatchId, Layout, ReadBy, StatementShape};
 use crate::clickhouse::WarehouseError;
 use crate::object::{ObjectParts, ObjectRef};
 use crate::sql;
@@ -17,6 +17,9 @@ use crate::sql;
 pub struct Manifest {
     pub objects: Vec<ManifestEntry>,
     pub shape: StatementShape,
+    /// The format and the structure in which the objects are read. `None` if this version cannot
+    /// read what is recorded, so that the batch cannot be retried.
+    pub layout: Option<Layout>,
     /// The highest fenced attempt, or 0 if none is fenced.
     pub fenced: u32,
     /// How long ago the batch was claimed, by ClickHouse's clock. None of its inserts is older.
@@ -43,6 +46,7 @@ struct ManifestRow<'a> {
     batch_id: Uuid,
     plan: Uuid,
     many_blocks: bool,
+    layout: &'a str,
     supersedes: Vec<Uuid>,
     lease_seconds: u32,
     statement_seconds: u32,
@@ -51,7 +55,7 @@ struct ManifestRow<'a> {
 
 impl<'a> ManifestRow<'a> {
     /// Returns the row of a claim, without lease and worker.
-    fn of(batch: BatchId, claim: &Claim<'a>, shape: StatementShape) -> Self {
+    fn of(batch: BatchId, claim: &Claim<'a>, shape: StatementShape, layout: &'a str) -> Self {
         let object = claim.object;
         Self {
             object_id: object.id().0,
@@ -66,6 +70,7 @@ impl<'a> ManifestRow<'a> {
             batch_id: batch.0,
             plan: shape.plan,
             many_blocks: shape.many_blocks,
+            layout,
             supersedes: claim.supersedes.iter().map(|batch| batch.0).collect(),
             lease_seconds: 0,
             statement_seconds: 0,
@@ -92,6 +97,7 @@ struct ListedRow {
     plan: Uuid,
     many_blocks: bool,
     read_by: ReadBy,
+    layout: String,
     supersedes: Vec<Uuid>,
     /// Negative if ClickHouse's clock was set back.
     age_seconds: i64,
@@ -127,14 +133,16 @@ impl Ledger {
         batch: BatchId,
         claims: &[Claim<'_>],
         shape: StatementShape,
+        layout: &Layout,
     ) -> Result<(), WarehouseError> {
+        let layout = layout.to_text();
         let rows: Vec<ManifestRow<'_>> = claims
             .iter()
             .map(|claim| ManifestRow {
                 lease_seconds: self.lease_seconds(),
                 statement_seconds: self.statement_seconds(),
                 worker: &self.worker,
-                ..ManifestRow::of(batch, claim, shape)
+                ..ManifestRow::of(batch, claim, shape, &layout)
             })
             .collect();
         self.of(batch).insert(OBJECTS_TABLE, &rows).await
@@ -174,12 +182,14 @@ impl Ledger {
             many_blocks: first.many_blocks,
             read_by: first.read_by,
         };
+        let layout = Layout::parse(&first.layout);
         let age = listed.iter().map(|row| row.age_seconds).max();
         let age = u64::try_from(age.unwrap_or_default()).unwrap_or_default();
         let objects = listed.into_iter().map(ManifestEntry::from).collect();
         Ok(Some(Manifest {
             objects,
             shape,
+            layout,
             fenced,
             age: Duration::from_secs(age),
         }))
@@ -211,7 +221,7 @@ impl Ledger {
     async fn list(&self, batch: BatchId) -> Result<Vec<ListedRow>, WarehouseError> {
         // A claim that was repeated has its rows twice.
         let columns = "bucket, key, etag, version_id, region, size, plan, many_blocks, read_by, \
-                       supersedes";
+                       layout, supersedes";
         let sql = format!(
             "SELECT {columns}, dateDiff('second', min(sealed_at), now64(3)) AS age_seconds \
              FROM {} WHERE batch_id = {id} GROUP BY {columns} ORDER BY key",
@@ -227,26 +237,60 @@ mod tests {
     use serde_json::{from_value, to_value};
 
     use super::*;
+    use crate::event_types::Catalog;
     use crate::statements::insert::{Planner, PlannerOptions};
     use crate::statements::s3_source::S3Access;
     use sluice_core::fixtures::{object, planner};
 
-    /// Returns the object as a recovery reads it back from a claim.
-    fn recovered(object: &ObjectRef) -> ObjectRef {
+    /// Returns the object and the layout as a recovery reads them back from a claim.
+    fn recovered(object: &ObjectRef, layout: &Layout) -> (ObjectRef, Layout) {
+        let text = layout.to_text();
         let row = ManifestRow::of(
             BatchId(Uuid::nil()),
             &Claim::of(object),
             StatementShape::default(),
+            &text,
         );
-        let listed: Listed = from_value(to_value(row).unwrap()).unwrap();
-        listed.into()
+        let row = to_value(row).unwrap();
+        let layout = Layout::parse(row["layout"].as_str().unwrap()).unwrap();
+        let listed: Listed = from_value(row).unwrap();
+        (listed.into(), layout)
     }
 
-    fn statements(planner: &Planner, objects: &[ObjectRef]) -> String {
+    fn statements(planner: &Planner, objects: &[ObjectRef], layout: &Layout) -> String {
         let objects: Vec<_> = objects.iter().collect();
-        let shape = planner.shape(&objects, StatementShape::of(ReadBy::S3));
-        let inserts = planner.inserts(BatchId(Uuid::nil()), &objects, shape, "guard");
+        let shape = planner.shape(&objects, StatementShape::of(ReadBy::S3), layout);
+        let inserts = planner.inserts(BatchId(Uuid::nil()), &objects, shape, layout, "guard");
         format!("{shape:?} {inserts:?}")
+    }
+
+    /// Returns a catalog with a format of each kind.
+    fn catalog() -> Catalog {
+        let formats = "formats:\n\
+             - {name: documents, keys: [documents/**], json: {records: [Records]}}\n\
+             - {name: exports, keys: [exports/**], csv: {}}\n\
+             - {name: logs, keys: [logs/**], regex: {pattern: '^(?P<one>\\S+)$'}}\n\
+             - {name: trips, keys: [trips/**], parquet: {}}\n";
+        let click = include_str!("../cli/check/canary.yaml");
+        let files = [("click.yaml", click), ("formats.yaml", formats)];
+        let files = files.map(|(name, text)| (name.to_owned(), text.to_owned()));
+        Catalog::from_files(files.to_vec()).unwrap()
+    }
+
+    /// Returns a layout of each format of the catalog, and that of JSON lines.
+    fn layouts() -> Vec<Layout> {
+        let column = |name: &str| (name.to_owned(), "Nullable(String)".to_owned());
+        let of = |format: &str, structure: &[&str]| Layout {
+            format: format.to_owned(),
+            structure: structure.iter().map(|name| column(name)).collect(),
+        };
+        vec![
+            Layout::default(),
+            of("documents", &[]),
+            of("exports", &["user name", "it's", "\"quoted\""]),
+            of("logs", &[]),
+            of("trips", &["id"]),
+        ]
     }
 
     /// A different statement under the same token would be dropped, or would duplicate rows.
@@ -254,6 +298,7 @@ mod tests {
     fn a_recovery_sends_the_same_statements_as_the_worker_that_claimed() {
         let planner = Planner::new(PlannerOptions {
             max_bytes: 256 << 20,
+            catalog: catalog(),
             ..planner(S3Access::Server, None).options().clone()
         });
         let sizes = [
@@ -264,22 +309,33 @@ mod tests {
             Some(1 << 20),
             Some(1 << 40),
         ];
-        for key in ["a.jsonl", "a.jsonl.gz"] {
-            for first in sizes {
-                for second in sizes {
-                    let objects = [("1", first), ("2", second)].map(|(prefix, size)| {
-                        ObjectRef::from(ObjectParts {
-                            size,
-                            version_id: Some("v".to_owned()),
-                            sequencer: Some("1".to_owned()),
-                            ..object("b", &format!("{prefix}/{key}"), "e").into_parts()
-                        })
-                    });
-                    let again = objects.each_ref().map(recovered);
-                    let claimed = statements(&planner, &objects);
-                    assert_eq!(claimed, statements(&planner, &again), "{objects:?}");
+        for layout in layouts() {
+            for key in ["a.jsonl", "a.jsonl.gz"] {
+                for first in sizes {
+                    for second in sizes {
+                        let objects = [("1", first), ("2", second)].map(|(prefix, size)| {
+                            ObjectRef::from(ObjectParts {
+                                size,
+                                version_id: Some("v".to_owned()),
+                                sequencer: Some("1".to_owned()),
+                                ..object("b", &format!("{prefix}/{key}"), "e").into_parts()
+                            })
+                        });
+                        let again = objects.each_ref().map(|object| recovered(object, &layout));
+                        let recorded = again[0].1.clone();
+                        let again = again.map(|(object, _)| object);
+                        let claimed = statements(&planner, &objects, &layout);
+                        let retried = statements(&planner, &again, &recorded);
+                        assert_eq!(claimed, retried, "{objects:?} {layout:?}");
+                    }
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_claim_of_an_earlier_version_is_one_of_json_lines() {
+        assert_eq!(Layout::parse(""), Some(Layout::default()));
+        assert_eq!(Layout::default().to_text(), "");
     }
 }

@@ -1,10 +1,12 @@
 //! Performs the actions of one run of the ledger protocol.
 
 mod diagnose;
+mod inspect;
 mod prove;
 mod recover;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -16,10 +18,11 @@ use super::breaker::{ProbeGuard, Scope};
 use super::cause::{BatchFailure, FailureCause};
 use super::ports::{BatchTables, Insert, LedgerStore, Ports, Rows};
 use super::progress::Proof;
+use super::stream::Framing;
 use super::views::Successes;
 use super::waiting::Waiting;
 use super::{Cancelled, LoadParts, Loader, Outcome, Outcomes, PendingObject, RetryPolicy, stream};
-use crate::batch::{BatchId, ReadBy, StatementShape};
+use crate::batch::{BatchId, Layout, ReadBy, StatementShape};
 use crate::clickhouse::WarehouseError;
 use crate::clickhouse::batch_rows::{Counted, Rejected, tables_of};
 use crate::clickhouse::error_class::{ErrorClass, classify};
@@ -68,6 +71,8 @@ pub(super) struct BatchRun<'a, P: Ports> {
     token_expires: Option<Instant>,
     /// Part of the manifest: a retry must produce the same statements and the same blocks.
     pub(super) shape: StatementShape,
+    /// The format and the structure of the objects, also a part of the manifest.
+    pub(super) layout: Arc<Layout>,
     /// The content that was read is not what was requested: the batch is rolled back even if it is
     /// complete.
     pub(super) rollback_only: bool,
@@ -92,6 +97,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         batch: BatchId,
         items: Vec<PendingObject>,
         shape: StatementShape,
+        layout: Arc<Layout>,
     ) -> Self {
         Self {
             loader,
@@ -117,6 +123,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
             is_in_doubt: false,
             token_expires: None,
             shape,
+            layout,
             rollback_only: false,
             left_in_views: None,
             set_aside: Outcomes::new(),
@@ -268,7 +275,11 @@ impl<'a, P: Ports> BatchRun<'a, P> {
             fault @ (ErrorClass::ObjectFault
             | ErrorClass::Denied
             | ErrorClass::Stream
-            | ErrorClass::Changed) => Ok(self.at_fault(&error, fault, FailureCause::Answer)),
+            | ErrorClass::Changed) => {
+                let wrong = self.wrong_file(fault, &error).await;
+                let cause = |error| wrong.unwrap_or(FailureCause::Answer(error));
+                Ok(self.at_fault(&error, fault, cause))
+            }
             ErrorClass::View => self.view_failed(&error).await,
             ErrorClass::TooLarge => self.too_large(&error).await,
             ErrorClass::Halt | ErrorClass::Wait => {
@@ -294,8 +305,12 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         }
         let mut fault = self.unread().await.or_else(|| self.doubtful());
         if fault.is_none() {
-            fault = self.misnamed().await?.or_else(|| self.too_many_rejected());
+            fault = self.misnamed().await?;
         }
+        if fault.is_none() {
+            fault = self.all_rejected().await?;
+        }
+        let fault = fault.or_else(|| self.too_many_rejected());
         let Some(fault) = fault else {
             self.loader.state.successes.fetch_add(1, Ordering::Relaxed);
             let kinds: Vec<&str> = self.read.iter().map(|it| it.kind.as_str()).collect();
@@ -416,6 +431,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
                 batch: self.batch,
                 objects: &objects,
                 shape: self.shape,
+                layout: &self.layout,
                 guard: &ledger.guard(&permit),
             };
             Ok::<_, WarehouseError>((tables.statements(&insert).await?, permit))
@@ -432,7 +448,7 @@ impl<'a, P: Ports> BatchRun<'a, P> {
             };
             let span = trace::statement(&query_id);
             if self.shape.read_by == ReadBy::Stream {
-                let body = stream::body(store, &objects);
+                let body = stream::body(store, &objects, self.framing());
                 let stream = tables.stream(statement, body, &query_id, timeout);
                 stream.instrument(span).await?;
             } else {
@@ -441,6 +457,14 @@ impl<'a, P: Ports> BatchRun<'a, P> {
             }
         }
         Ok(())
+    }
+
+    fn framing(&self) -> Framing {
+        if self.layout.is_json_lines() {
+            Framing::Lines
+        } else {
+            Framing::Verbatim
+        }
     }
 
     /// Stops the statements of the batch on every server.
@@ -540,13 +564,14 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
     async fn claim(&mut self) -> Result<(), Cancelled> {
         self.is_claimed = true;
         self.token_expires = self.loader.token_expires(Duration::ZERO);
-        self.shape = self.loader.planner().shape(&self.objects(), self.shape);
+        let planner = self.loader.planner();
+        self.shape = planner.shape(&self.objects(), self.shape, &self.layout);
         let claims = self.claims();
         self.ledger_call(|| {
             self.loader
                 .parts
                 .ledger
-                .claim(self.batch, &claims, self.shape)
+                .claim(self.batch, &claims, self.shape, &self.layout)
         })
         .await
     }
@@ -691,6 +716,8 @@ impl<P: Ports> Steps for BatchRun<'_, P> {
             seconds = took.as_secs_f64(),
             read_by = self.shape.read_by.label(),
             retries = self.inserts.saturating_sub(1),
+            rejected = rows_of(&rows, RejectKind::Rejected),
+            unmatched = rows_of(&rows, RejectKind::Unmatched),
             rows_by_type = %serde_json::json!(rows),
             "batch loaded"
         );
@@ -706,6 +733,11 @@ fn batch_info(id: BatchId, items: &[PendingObject], read_by: ReadBy) -> BatchInf
         bytes: items.iter().filter_map(|item| item.object.size).sum(),
         read_by,
     }
+}
+
+/// Returns the number of rejects of this kind among the rows by kind.
+fn rows_of(rows: &BTreeMap<&str, u64>, kept: RejectKind) -> u64 {
+    rows.get(kept.kind()).copied().unwrap_or_default()
 }
 
 /// Returns the span of a step. An insert has a span of its own.

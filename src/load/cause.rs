@@ -18,6 +18,12 @@ pub(super) enum FailureCause {
     /// A user's view fails on the object.
     #[error(transparent)]
     View(WarehouseError),
+    /// A document of which ClickHouse must keep the whole list in memory.
+    #[error(
+        "a list in this document needs more memory than one insert may use (`load.max_memory`), \
+         since ClickHouse reads it as a whole: raise the limit, or write smaller documents: {0}"
+    )]
+    DocumentTooLarge(WarehouseError),
     #[error("ClickHouse read no lines of {0}, although it is not empty")]
     Unread(ObjectRef),
     #[error("{0} is compressed, but its name has no matching extension")]
@@ -31,6 +37,42 @@ pub(super) enum FailureCause {
         rejected: u64,
         lines: u64,
         max: f64,
+    },
+    #[error(
+        "all {records} records of s3://{path} are rejected (`load.on_all_rejected: fail`){}; \
+         the first: {reason}",
+        looks_like(seen)
+    )]
+    AllRejected {
+        path: String,
+        records: u64,
+        /// Why the first record is rejected.
+        reason: String,
+        /// What the content looks like, if it is not of the declared format.
+        seen: Option<String>,
+        /// The first records.
+        sample: Vec<String>,
+    },
+    #[error("{object} is declared as {declared}, but it looks like {seen}: {problem}")]
+    WrongFile {
+        object: ObjectRef,
+        /// The name and the kind of the format.
+        declared: String,
+        seen: String,
+        problem: String,
+    },
+    /// The header, or the schema, is not one that can be read.
+    #[error("{problem}: while reading the structure of {}", object.path())]
+    Structure { object: ObjectRef, problem: String },
+    #[error(
+        "{object} cannot be streamed: ClickHouse needs the whole body of a {kind} file in memory, \
+         and this one has more than {max} bytes; let ClickHouse read it itself, from a key that it \
+         can address"
+    )]
+    Unstreamable {
+        object: ObjectRef,
+        kind: &'static str,
+        max: u64,
     },
     /// The content is cut short, or does not match the name.
     #[error("{problem}: while reading {}", object.path())]
@@ -70,18 +112,30 @@ impl FailureCause {
     /// Returns the class that is recorded for an object that is not loaded for this cause.
     pub(super) fn class(&self) -> FailureClass {
         match self {
-            Self::Answer(error) | Self::TooLarge(error) => diagnosis(error).failure_class,
+            Self::Answer(error) | Self::TooLarge(error) | Self::DocumentTooLarge(error) => {
+                diagnosis(error).failure_class
+            }
             Self::View(_) => FailureClass::View,
-            Self::Rejected { .. } => FailureClass::Rejected,
+            Self::Rejected { .. } | Self::AllRejected { .. } => FailureClass::Rejected,
             Self::Unproven { .. } => FailureClass::Unproven,
-            Self::Unnameable => FailureClass::Unnameable,
+            Self::Unnameable | Self::Unstreamable { .. } => FailureClass::Unnameable,
             Self::Unread(_)
             | Self::Misnamed(_)
+            | Self::WrongFile { .. }
+            | Self::Structure { .. }
             | Self::Incomplete { .. }
             | Self::RowCountMismatch
             | Self::OtherPlan
             | Self::Forgotten
             | Self::Unknown => FailureClass::Unloadable,
+        }
+    }
+
+    /// Returns the records that are kept with the failure.
+    pub(super) fn sample(&self) -> &[String] {
+        match self {
+            Self::AllRejected { sample, .. } => sample,
+            _ => &[],
         }
     }
 
@@ -92,14 +146,18 @@ impl FailureCause {
         objects: impl Iterator<Item = &'a ObjectRef>,
     ) -> Option<usize> {
         match self {
-            Self::Answer(error) | Self::TooLarge(error) | Self::View(error) => {
-                culprit(error, objects)
-            }
+            Self::Answer(error)
+            | Self::TooLarge(error)
+            | Self::DocumentTooLarge(error)
+            | Self::View(error) => culprit(error, objects),
             Self::Unread(object)
             | Self::Misnamed(object)
+            | Self::WrongFile { object, .. }
+            | Self::Structure { object, .. }
+            | Self::Unstreamable { object, .. }
             | Self::Incomplete { object, .. }
             | Self::Unproven { object, .. } => position(&object.path(), objects),
-            Self::Rejected { path, .. } => position(path, objects),
+            Self::Rejected { path, .. } | Self::AllRejected { path, .. } => position(path, objects),
             Self::Unnameable
             | Self::RowCountMismatch
             | Self::OtherPlan
@@ -122,6 +180,12 @@ pub(super) fn culprit<'a>(
             named_object(&error.to_string(), keys.enumerate())
         }
     }
+}
+
+fn looks_like(seen: &Option<String>) -> String {
+    seen.as_ref()
+        .map(|seen| format!(": it looks like {seen}"))
+        .unwrap_or_default()
 }
 
 fn position<'a>(path: &str, mut objects: impl Iterator<Item = &'a ObjectRef>) -> Option<usize> {
@@ -195,5 +259,43 @@ mod tests {
         let stranger = object("b", "other", "e");
         assert_eq!(unread(&stranger).culprit(objects.iter()), None);
         assert_eq!(FailureCause::RowCountMismatch.culprit(objects.iter()), None);
+    }
+
+    #[test]
+    fn an_object_of_which_all_is_rejected_names_its_first_reason_and_keeps_a_sample() {
+        let objects = ["k", "l"].map(|key| object("b", key, "e"));
+        let cause = |seen: Option<&str>| FailureCause::AllRejected {
+            path: objects[1].path(),
+            records: 301,
+            reason: "not JSON".to_owned(),
+            seen: seen.map(str::to_owned),
+            sample: vec!["0: not JSON: a,b".to_owned()],
+        };
+        assert_eq!(cause(None).class(), FailureClass::Rejected);
+        assert_eq!(cause(None).culprit(objects.iter()), Some(1));
+        assert_eq!(cause(None).sample(), ["0: not JSON: a,b"]);
+        assert_eq!(
+            cause(None).to_string(),
+            "all 301 records of s3://b/l are rejected (`load.on_all_rejected: fail`); the first: \
+             not JSON"
+        );
+        let seen = cause(Some("HTML")).to_string();
+        assert!(seen.contains(": it looks like HTML; the first"), "{seen}");
+    }
+
+    #[test]
+    fn a_file_of_another_kind_is_unloadable_and_says_what_it_is() {
+        let cause = FailureCause::WrongFile {
+            object: object("b", "a.csv", "e"),
+            declared: "csv (exports)".to_owned(),
+            seen: "Parquet".to_owned(),
+            problem: "the header is not UTF-8".to_owned(),
+        };
+        assert_eq!(cause.class(), FailureClass::Unloadable);
+        assert_eq!(
+            cause.to_string(),
+            "s3://b/a.csv is declared as csv (exports), but it looks like Parquet: the header is \
+             not UTF-8"
+        );
     }
 }

@@ -10,6 +10,7 @@ mod delete;
 pub mod empty_columns;
 pub mod fallback;
 pub mod janitor;
+mod layouts;
 pub mod ports;
 mod progress;
 mod replace;
@@ -21,8 +22,9 @@ mod tests;
 pub mod truncation;
 mod views;
 mod waiting;
+mod wrong_file;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -31,8 +33,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, warn};
 
 use crate::Env;
-use crate::batch::{Batch, BatchId, Fallback, ReadBy, StatementShape, mean_bytes};
+use crate::batch::{Batch, BatchId, Fallback, Layout, ReadBy, StatementShape, mean_bytes};
 use crate::clickhouse::WarehouseError;
+use crate::formats::{FormatId, OnAllRejected};
 use crate::ledger::Failure;
 use crate::ledger::protocol::{ClaimStatus, End, Run};
 use crate::object::{Compression, ObjectId, ObjectRef};
@@ -53,10 +56,12 @@ use breaker::{Breaker, ProbeGuard, Scope};
 use cause::{BatchFailure, FailureCause};
 use empty_columns::EmptyColumns;
 use fallback::Fallbacks;
+use layouts::Layouts;
 use ports::{BatchTables, LedgerStore, ObjectStore, Ports, Production};
 use progress::{FailedItem, PendingObject, Progress, WorkUnit};
 use views::Views;
 use waiting::Waiting;
+pub(crate) use wrong_file::fits;
 
 /// Loads batches. This is the daemon's only interface to ClickHouse.
 pub trait Load: Send + Sync + 'static {
@@ -85,6 +90,10 @@ pub struct LoadConfig {
     pub retry: Backoff,
     /// The largest part of an object's lines that may be rejected; above it, the object fails.
     pub max_rejected_ratio: f64,
+    /// What happens to an object of which every record is rejected. `None`: it depends on the format.
+    pub on_all_rejected: Option<OnAllRejected>,
+    /// The size of the largest object that is streamed if ClickHouse keeps its whole body in memory.
+    pub max_buffered_bytes: u64,
     pub fallback: Fallback,
     /// Batches whose objects are smaller than this on average, in bytes, are streamed too.
     pub stream_below: u64,
@@ -114,6 +123,7 @@ pub struct LoadParts<P: Ports = Production> {
 #[derive(Default)]
 struct LoadState {
     fallbacks: Fallbacks,
+    layouts: Layouts,
     empty_columns: EmptyColumns,
     /// The number of inserts that have succeeded.
     successes: AtomicU64,
@@ -220,6 +230,33 @@ impl<P: Ports> Loader<P> {
             passed_before: self.state.views.successes(),
             ..Progress::default()
         };
+        let mut lines = Vec::new();
+        let mut others: BTreeMap<FormatId, Vec<PendingObject>> = BTreeMap::new();
+        for item in items {
+            let format = self.planner().format_of(&item.object.key);
+            if self.kind(format).is_json_lines() {
+                lines.push(item);
+            } else {
+                others.entry(format).or_default().push(item);
+            }
+        }
+        for (format, items) in others {
+            self.plan_format(format, items, &mut progress);
+        }
+        self.plan_lines(lines, &mut progress);
+        while let Some(work) = progress.work.pop() {
+            if cancel.is_cancelled() {
+                progress.settle(&work.items, &Outcome::Abandoned);
+                continue;
+            }
+            self.load_work(work, &cancel, &mut progress).await;
+        }
+        self.settle_failed(&mut progress, &cancel).await;
+        progress.outcomes
+    }
+
+    /// Plans how to load objects with JSON lines.
+    fn plan_lines(&self, items: Vec<PendingObject>, progress: &mut Progress) {
         let (mut listed, mut streamed) = (Vec::new(), Vec::new());
         for item in items {
             match (addressing(&item.object.key), self.config.fallback) {
@@ -247,15 +284,6 @@ impl<P: Ports> Loader<P> {
                 WorkUnit::new(listed, ReadBy::S3)
             });
         }
-        while let Some(work) = progress.work.pop() {
-            if cancel.is_cancelled() {
-                progress.settle(&work.items, &Outcome::Abandoned);
-                continue;
-            }
-            self.load_work(work, &cancel, &mut progress).await;
-        }
-        self.settle_failed(&mut progress, &cancel).await;
-        progress.outcomes
     }
 
     /// Returns the claim statuses of these objects, excluding superseded claims. Retries until the
@@ -275,6 +303,9 @@ impl<P: Ports> Loader<P> {
 
     /// Loads one batch. Objects that must be loaded in another way go back to `progress.work`.
     async fn load_work(&self, work: WorkUnit, cancel: &CancellationToken, progress: &mut Progress) {
+        let Some(layout) = work.layout.clone() else {
+            return self.resolve(work, cancel, progress).await;
+        };
         // A part that was split off after such an error needs fewer retries to reproduce it.
         let max_retries = if work.splits == 0 {
             MAX_RETRIES
@@ -293,7 +324,14 @@ impl<P: Ports> Loader<P> {
         };
         let batch = BatchId::new(&self.parts.env);
         let end = self
-            .load_batch(batch, work.items, shape, retry_policy, cancel, progress)
+            .load_batch(
+                batch,
+                work.items,
+                (shape, layout),
+                retry_policy,
+                cancel,
+                progress,
+            )
             .instrument(trace::load(batch))
             .await;
         match end {
@@ -342,14 +380,23 @@ impl<P: Ports> Loader<P> {
         match class {
             ErrorClass::Changed if work.changes < MAX_CHANGES => {
                 let WorkUnit { items, read_by, .. } = work;
+                let layout = self.layout_of_all(work.format);
                 match self.refresh(items, read_by, cancel).await {
                     Ok(items) => progress.work.push(WorkUnit {
                         items,
+                        layout,
                         changes: work.changes + 1,
                         ..work
                     }),
                     Err(RefreshError { items, cause }) => {
-                        progress.fall_back(WorkUnit { items, ..work }, &cause);
+                        progress.fall_back(
+                            WorkUnit {
+                                items,
+                                layout,
+                                ..work
+                            },
+                            &cause,
+                        );
                     }
                 }
             }
@@ -357,9 +404,7 @@ impl<P: Ports> Loader<P> {
                 self.state
                     .fallbacks
                     .begun(work.items.len(), &cause.to_string());
-                progress
-                    .work
-                    .push(WorkUnit::new(work.items, ReadBy::Stream));
+                self.stream(work, progress);
             }
             ErrorClass::Retry if may_wait => progress.wait(work),
             ErrorClass::View if is_alone && may_wait => progress.wait(work),
@@ -409,6 +454,7 @@ impl<P: Ports> Loader<P> {
                 object: &item.object,
                 class: cause.class().label(),
                 reason,
+                sample: cause.sample(),
             })
             .collect();
         let recorded = self
@@ -437,23 +483,19 @@ impl<P: Ports> Loader<P> {
         &self,
         batch: BatchId,
         items: Vec<PendingObject>,
-        shape: StatementShape,
+        (shape, layout): (StatementShape, Arc<Layout>),
         retry_policy: RetryPolicy,
         cancel: &CancellationToken,
         progress: &mut Progress,
     ) -> BatchEnd {
-        let items = if items.iter().any(|item| item.object.etag.is_empty()) {
-            match self.refresh(items, shape.read_by, cancel).await {
-                Ok(items) => items,
-                Err(RefreshError { items, cause }) => {
-                    let why = Box::new(BatchFailure::object_fault(cause));
-                    return BatchEnd::Released { items, why };
-                }
+        let items = match self.with_versions(items, shape.read_by, cancel).await {
+            Ok(items) => items,
+            Err(RefreshError { items, cause }) => {
+                let why = Box::new(BatchFailure::object_fault(cause));
+                return BatchEnd::Released { items, why };
             }
-        } else {
-            items
         };
-        let mut batch_run = BatchRun::new(self, cancel, batch, items, shape);
+        let mut batch_run = BatchRun::new(self, cancel, batch, items, shape, layout);
         batch_run.retry_policy = retry_policy;
         batch_run.retries = retry_policy.used;
         batch_run.passed_before = progress.passed_before.clone();
@@ -493,6 +535,20 @@ impl<P: Ports> Loader<P> {
                 batch_run.abandon().await;
                 BatchEnd::Abandoned(batch_run.items)
             }
+        }
+    }
+
+    /// Looks the objects up in S3 if any of them was announced without an etag.
+    async fn with_versions(
+        &self,
+        items: Vec<PendingObject>,
+        read_by: ReadBy,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<PendingObject>, RefreshError> {
+        if items.iter().any(|item| item.object.etag.is_empty()) {
+            self.refresh(items, read_by, cancel).await
+        } else {
+            Ok(items)
         }
     }
 

@@ -7,12 +7,13 @@ use std::time::{Duration, SystemTime};
 use futures_util::Stream;
 
 use super::truncation::Truncation;
-use crate::batch::{BatchId, StatementShape};
-use crate::clickhouse::batch_rows::{Contents, Rejected};
+use crate::batch::{BatchId, Layout, StatementShape};
+use crate::clickhouse::batch_rows::{Contents, Rejected, RejectedRecord};
 use crate::clickhouse::failing_view::Failing;
 use crate::clickhouse::replicas::Barrier;
 use crate::clickhouse::{Statement, WarehouseError};
 use crate::event_types::{Column, EventType};
+use crate::formats::FormatId;
 use crate::ledger::drive::{Fence, RunId};
 use crate::ledger::protocol::ClaimStatus;
 use crate::ledger::{
@@ -22,7 +23,7 @@ use crate::load::empty_columns::Seen;
 use crate::load::janitor::StrayRows;
 use crate::load::tables::ClickHouseTables;
 use crate::object::{Compression, ObjectId, ObjectRef};
-use crate::s3::{Completeness, Content, ObjectMeta, Store, StoreError};
+use crate::s3::{Completeness, Content, ObjectMeta, Plain, Store, StoreError};
 use crate::statements::insert::Planner;
 use crate::statements::select::Target;
 use tokio::time::Instant;
@@ -62,6 +63,7 @@ pub trait LedgerStore: Send + Sync + 'static {
         batch: BatchId,
         claims: &[Claim<'_>],
         shape: StatementShape,
+        layout: &Layout,
     ) -> impl Future<Output = Answer<()>> + Send;
 
     fn renew(&self, batch: BatchId) -> impl Future<Output = Answer<()>> + Send;
@@ -145,6 +147,8 @@ pub struct Insert<'a> {
     pub batch: BatchId,
     pub objects: &'a [&'a ObjectRef],
     pub shape: StatementShape,
+    /// The format and the structure in which the objects are read.
+    pub layout: &'a Layout,
     /// The condition under which no statement of the attempt may start, as SQL.
     pub guard: &'a str,
 }
@@ -229,6 +233,32 @@ pub trait BatchTables: Send + Sync + 'static {
         &self,
         batch: BatchId,
     ) -> impl Future<Output = Answer<Option<String>>> + Send;
+
+    /// Returns the first rejected records of an object in this batch.
+    fn sample(
+        &self,
+        batch: BatchId,
+        path: &str,
+    ) -> impl Future<Output = Answer<Vec<RejectedRecord>>> + Send;
+
+    /// Returns the layout of an object that the server reads, or what is wrong with the structure
+    /// of its content.
+    fn structure(
+        &self,
+        format: FormatId,
+        object: &ObjectRef,
+    ) -> impl Future<Output = Answer<Result<Layout, String>>> + Send;
+
+    /// Returns the layout of an object that the worker reads. `part` is the part of its content
+    /// that describes the structure.
+    fn structure_of_part(
+        &self,
+        format: FormatId,
+        part: &[u8],
+    ) -> impl Future<Output = Answer<Result<Layout, String>>> + Send;
+
+    /// Returns the first bytes of an object, which show what it is, as the server reads it.
+    fn first_bytes(&self, object: &ObjectRef) -> impl Future<Output = Answer<Vec<u8>>> + Send;
 
     /// Returns a description of the rows that a deletion of the batch does not reach.
     fn left_in_views(&self, batch: BatchId) -> impl Future<Output = Answer<Option<String>>> + Send;
@@ -317,6 +347,15 @@ pub trait ObjectStore: Send + Sync + 'static {
         object: &ObjectRef,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
+    /// Returns the same for an object of another format than JSON lines, which can begin with
+    /// anything.
+    fn is_misnamed_content(
+        &self,
+        object: &ObjectRef,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        self.is_misnamed(object)
+    }
+
     /// Returns whether the content is empty when decompressed.
     fn is_empty(&self, object: &ObjectRef)
     -> impl Future<Output = Result<bool, StoreError>> + Send;
@@ -329,6 +368,21 @@ pub trait ObjectStore: Send + Sync + 'static {
 
     /// Opens the object for reading; the content is decompressed.
     fn open(&self, object: &ObjectRef) -> impl Future<Output = Result<Content, StoreError>> + Send;
+
+    /// Opens an object of another format than JSON lines, which can begin with anything.
+    fn open_content(
+        &self,
+        object: &ObjectRef,
+    ) -> impl Future<Output = Result<Content, StoreError>> + Send {
+        self.open(object)
+    }
+
+    /// Returns at most this many bytes at the end of the object, as it is stored.
+    fn end(
+        &self,
+        object: &ObjectRef,
+        bytes: u64,
+    ) -> impl Future<Output = Result<Vec<u8>, StoreError>> + Send;
 }
 
 impl LedgerStore for Ledger {
@@ -350,8 +404,9 @@ impl LedgerStore for Ledger {
         batch: BatchId,
         claims: &[Claim<'_>],
         shape: StatementShape,
+        layout: &Layout,
     ) -> Answer<()> {
-        self.claim(batch, claims, shape).await
+        self.claim(batch, claims, shape, layout).await
     }
 
     async fn renew(&self, batch: BatchId) -> Answer<()> {
@@ -450,7 +505,11 @@ impl ObjectStore for Store {
     }
 
     async fn is_misnamed(&self, object: &ObjectRef) -> Result<bool, StoreError> {
-        self.is_misnamed(object).await
+        self.is_misnamed(object, Plain::JsonLines).await
+    }
+
+    async fn is_misnamed_content(&self, object: &ObjectRef) -> Result<bool, StoreError> {
+        self.is_misnamed(object, Plain::Anything).await
     }
 
     async fn is_empty(&self, object: &ObjectRef) -> Result<bool, StoreError> {
@@ -462,6 +521,14 @@ impl ObjectStore for Store {
     }
 
     async fn open(&self, object: &ObjectRef) -> Result<Content, StoreError> {
-        self.open(object).await
+        self.open(object, Plain::JsonLines).await
+    }
+
+    async fn open_content(&self, object: &ObjectRef) -> Result<Content, StoreError> {
+        self.open(object, Plain::Anything).await
+    }
+
+    async fn end(&self, object: &ObjectRef, bytes: u64) -> Result<Vec<u8>, StoreError> {
+        self.end(object, bytes).await
     }
 }

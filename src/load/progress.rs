@@ -1,12 +1,15 @@
 //! The progress of a load: the outcomes of its objects so far, and the work that is left.
 
+use std::sync::Arc;
+
 use tracing::{debug, warn};
 
 use super::breaker::ProbeGuard;
 use super::cause::FailureCause;
 use super::views::Successes;
 use super::{Outcome, Outcomes};
-use crate::batch::{BatchId, ReadBy};
+use crate::batch::{BatchId, Layout, ReadBy};
+use crate::formats::FormatId;
 use crate::ledger::Claim;
 use crate::object::{ObjectId, ObjectParts, ObjectRef};
 use crate::s3::{ObjectMeta, StoreError};
@@ -81,6 +84,11 @@ impl PendingObject {
 pub(super) struct WorkUnit {
     pub(super) items: Vec<PendingObject>,
     pub(super) read_by: ReadBy,
+    /// The format that the keys of all objects have.
+    pub(super) format: FormatId,
+    /// The format and the structure in which the objects are read. `None` until the structure has
+    /// been looked up, for a format that has one.
+    pub(super) layout: Option<Arc<Layout>>,
     /// Whether the objects are streamed although ClickHouse is expected to be able to read them.
     pub(super) prefers_streaming: bool,
     /// Whether this is one object that is too large for one block.
@@ -115,10 +123,13 @@ pub(super) struct FailedItem {
 }
 
 impl WorkUnit {
+    /// Creates a unit of objects with JSON lines.
     pub(super) fn new(items: Vec<PendingObject>, read_by: ReadBy) -> Self {
         Self {
             items,
             read_by,
+            format: FormatId::JSON_LINES,
+            layout: Some(Arc::default()),
             prefers_streaming: false,
             many_blocks: false,
             yields: 0,
@@ -133,6 +144,33 @@ impl WorkUnit {
         Self {
             prefers_streaming: true,
             ..Self::new(items, ReadBy::Stream)
+        }
+    }
+
+    /// Creates a unit of these objects, of the same format and layout, of whose load nothing is
+    /// known.
+    pub(super) fn part(&self, items: Vec<PendingObject>, read_by: ReadBy) -> Self {
+        Self {
+            format: self.format,
+            layout: self.layout.clone(),
+            ..Self::new(items, read_by)
+        }
+    }
+
+    /// Creates a unit of these objects with another layout, of whose load the same is known.
+    pub(super) fn with(&self, items: Vec<PendingObject>, layout: Option<Arc<Layout>>) -> Self {
+        Self {
+            items,
+            layout,
+            read_by: self.read_by,
+            format: self.format,
+            prefers_streaming: self.prefers_streaming,
+            many_blocks: self.many_blocks,
+            yields: self.yields,
+            changes: self.changes,
+            splits: self.splits,
+            retries: self.retries,
+            waited: self.waited,
         }
     }
 }
@@ -188,8 +226,8 @@ impl Progress {
 
     /// Splits a batch into the object that the cause names and the rest, or into halves if it names
     /// none. A single object has failed.
-    fn split(&mut self, work: WorkUnit, cause: &FailureCause) {
-        let mut items = work.items;
+    fn split(&mut self, mut work: WorkUnit, cause: &FailureCause) {
+        let mut items = std::mem::take(&mut work.items);
         if items.len() <= 1 {
             for item in items {
                 self.fail(item, cause.clone());
@@ -211,7 +249,7 @@ impl Progress {
         for items in [apart, items] {
             self.work.push(WorkUnit {
                 splits: work.splits + 1,
-                ..WorkUnit::new(items, work.read_by)
+                ..work.part(items, work.read_by)
             });
         }
     }

@@ -7,7 +7,7 @@ use futures_util::stream;
 
 use super::Loader;
 use super::ports::{BatchTables, Insert, LedgerStore, Ports};
-use crate::batch::{BatchId, ReadBy, StatementShape};
+use crate::batch::{BatchId, Layout, ReadBy, StatementShape};
 use crate::clickhouse::WarehouseError;
 use crate::ledger::Permit;
 use crate::object::{ObjectParts, ObjectRef};
@@ -31,10 +31,12 @@ impl<P: Ports> Loader<P> {
         let mut body = Vec::new();
         Framer::new(0).frame(b"\n", &mut body);
         let guard = self.parts.ledger.guard(&Permit::unlimited(batch, 1));
+        let layout = Layout::default();
         let insert = Insert {
             batch,
             objects: &[&object],
             shape: StatementShape::of(ReadBy::Stream),
+            layout: &layout,
             guard: &guard,
         };
         let tables = &self.parts.tables;

@@ -15,15 +15,40 @@ const PIECE: u64 = 128 * 1024;
 /// each.
 const REQUESTED_AHEAD: usize = 16;
 
-/// Returns the framed lines of the objects, in order.
+/// How the content of objects is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// As lines, each with the numbers of its object and of the line.
+    Lines,
+    /// As it is: the body is one object of another format.
+    Verbatim,
+}
+
+impl Framing {
+    /// Returns the framer of the object at this position, if it is framed.
+    fn framer(self, index: usize) -> Option<Framer> {
+        match self {
+            Self::Lines => Some(Framer::new(index)),
+            Self::Verbatim => None,
+        }
+    }
+}
+
+/// Returns the content of the objects, in order.
 pub(super) fn body<'a, S: ObjectStore>(
     store: &'a S,
     objects: &'a [&ObjectRef],
+    framing: Framing,
 ) -> impl Stream<Item = Result<Vec<u8>, StoreError>> + Send + 'a {
-    stream::iter(objects.iter().copied().enumerate())
-        .map(async |(index, object)| {
-            let content = store.open(object).await?;
-            Ok(pieces(object, index, content))
+    let numbered = objects.iter().copied().enumerate();
+    let framed = numbered.map(move |(index, object)| (object, framing.framer(index)));
+    stream::iter(framed)
+        .map(async |(object, framer)| {
+            let content = match framer {
+                Some(_) => store.open(object).await?,
+                None => store.open_content(object).await?,
+            };
+            Ok(pieces(object, framer, content))
         })
         .buffered(REQUESTED_AHEAD)
         .try_flatten()
@@ -31,10 +56,10 @@ pub(super) fn body<'a, S: ObjectStore>(
 
 fn pieces(
     object: &ObjectRef,
-    index: usize,
+    framer: Option<Framer>,
     content: Content,
 ) -> impl Stream<Item = Result<Vec<u8>, StoreError>> {
-    let begun = Some((content, Framer::new(index)));
+    let begun = Some((content, framer));
     stream::try_unfold(begun, async |state| {
         let Some((mut content, mut framer)) = state else {
             return Ok(None);
@@ -42,13 +67,25 @@ fn pieces(
         let mut piece = Vec::new();
         let read = (&mut content).take(PIECE).read_to_end(&mut piece).await;
         read.map_err(|error| broken(object, &error))?;
-        let mut framed = Vec::with_capacity(2 * piece.len());
-        framer.frame(&piece, &mut framed);
-        if piece.is_empty() {
-            framer.end(&mut framed);
-            return Ok(Some((framed, None)));
+        let is_end = piece.is_empty();
+        let sent = match &mut framer {
+            Some(framer) => framed_lines(framer, &piece),
+            None => piece,
+        };
+        if is_end {
+            return Ok(Some((sent, None)));
         }
         failpoint::reach("stream.piece");
-        Ok(Some((framed, Some((content, framer)))))
+        Ok(Some((sent, Some((content, framer)))))
     })
+}
+
+/// Returns the framed lines of a piece. An empty piece is the end of the object.
+fn framed_lines(framer: &mut Framer, piece: &[u8]) -> Vec<u8> {
+    let mut framed = Vec::with_capacity(2 * piece.len());
+    framer.frame(piece, &mut framed);
+    if piece.is_empty() {
+        framer.end(&mut framed);
+    }
+    framed
 }

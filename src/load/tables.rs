@@ -13,18 +13,20 @@ use super::empty_columns::{self, Seen};
 use super::janitor::{self, StrayRows};
 use super::ports::{BatchTables, Insert, Rows};
 use super::truncation::{Truncation, Truncations};
-use crate::batch::BatchId;
-use crate::clickhouse::batch_rows::{BatchRows, Contents, Rejected};
+use crate::batch::{BatchId, Layout};
+use crate::clickhouse::batch_rows::{BatchRows, Contents, Rejected, RejectedRecord};
 use crate::clickhouse::failing_view::Failing;
 use crate::clickhouse::replicas::Barrier;
 use crate::clickhouse::{Statement, Warehouse, WarehouseError};
 use crate::event_types::{Column, EventType};
+use crate::formats::FormatId;
 use crate::ledger::{BATCHES_TABLE, ManifestEntry};
 use crate::object::{Compression, GZIP_MAGIC, ObjectRef, ZSTD_MAGIC};
 use crate::s3::{ObjectMeta, StoreError};
 use crate::sql;
 use crate::statements::ddl::REPLAYED;
 use crate::statements::insert::Planner;
+use crate::statements::layouts::{StructureAnswer, StructureQuery};
 use crate::statements::select::Target;
 
 /// How often ClickHouse repeats a request to its Keeper in an insert. With its default, 20, an
@@ -79,6 +81,16 @@ impl ClickHouseTables {
         }
     }
 
+    /// Returns the layout of an object with the answer to this query.
+    async fn layout(
+        &self,
+        format: FormatId,
+        query: &StructureQuery,
+    ) -> Result<Result<Layout, String>, WarehouseError> {
+        let answer = structure(&self.warehouse, query).await?;
+        Ok(self.planner.layout_with(format, answer))
+    }
+
     fn condition(&self, rows: Rows<'_>) -> String {
         match rows {
             Rows::Of(batch) => format!("batch_id = {}", sql::id(batch.0)),
@@ -113,11 +125,12 @@ impl BatchTables for ClickHouseTables {
             batch,
             objects,
             shape,
+            layout,
             guard,
         } = *insert;
         let bounds = self.bounds.settings(&self.warehouse, shape.many_blocks);
         let bounds = bounds.await?;
-        let statements = self.planner.inserts(batch, objects, shape, guard);
+        let statements = self.planner.inserts(batch, objects, shape, layout, guard);
         let bounded = statements.into_iter().map(|statement| {
             bounds.iter().fold(statement, |statement, (name, bound)| {
                 statement.with(name, bound.to_string())
@@ -199,6 +212,36 @@ impl BatchTables for ClickHouseTables {
         Ok(found.into_iter().next().map(|first| first.source_path))
     }
 
+    async fn sample(
+        &self,
+        batch: BatchId,
+        path: &str,
+    ) -> Result<Vec<RejectedRecord>, WarehouseError> {
+        self.rows(batch).sample(path).await
+    }
+
+    async fn structure(
+        &self,
+        format: FormatId,
+        object: &ObjectRef,
+    ) -> Result<Result<Layout, String>, WarehouseError> {
+        let query = self.planner.structure_query(format, object);
+        self.layout(format, &query).await
+    }
+
+    async fn structure_of_part(
+        &self,
+        format: FormatId,
+        part: &[u8],
+    ) -> Result<Result<Layout, String>, WarehouseError> {
+        let query = self.planner.structure_query_of_content(format, part);
+        self.layout(format, &query).await
+    }
+
+    async fn first_bytes(&self, object: &ObjectRef) -> Result<Vec<u8>, WarehouseError> {
+        first_bytes(&self.warehouse, &self.planner, object).await
+    }
+
     async fn left_in_views(&self, batch: BatchId) -> Result<Option<String>, WarehouseError> {
         self.rows(batch).left_in_views().await
     }
@@ -277,7 +320,7 @@ impl BatchTables for ClickHouseTables {
         struct Row {
             path: String,
         }
-        let query = self.planner.paths_with_lines(objects);
+        let query = self.planner.paths_with_records(objects, &Layout::default());
         let rows: Vec<Row> = self.warehouse.rows(&query).await?;
         Ok(rows.into_iter().map(|row| row.path).collect())
     }
@@ -323,6 +366,75 @@ impl BatchTables for ClickHouseTables {
     }
 }
 
+/// ClickHouse's error for an object without any content, which has no columns.
+const CANNOT_EXTRACT_TABLE_STRUCTURE: u32 = 636;
+
+/// Returns the answer to a query for the structure of an object.
+pub(crate) async fn structure(
+    warehouse: &Warehouse,
+    query: &StructureQuery,
+) -> Result<StructureAnswer, WarehouseError> {
+    #[derive(Deserialize)]
+    struct Column {
+        name: String,
+        #[serde(rename = "type")]
+        column_type: String,
+    }
+    #[derive(Deserialize)]
+    struct Header {
+        line: String,
+    }
+    match query {
+        StructureQuery::Columns(sql) => {
+            let columns: Vec<Column> = match warehouse.rows(sql).await {
+                Err(error) if is_of_empty_object(&error) => Vec::new(),
+                columns => columns?,
+            };
+            let columns = columns.into_iter();
+            let columns = columns.map(|column| (column.name, column.column_type));
+            Ok(StructureAnswer::Columns(columns.collect()))
+        }
+        StructureQuery::Header(sql) => {
+            let header: Vec<Header> = warehouse.rows(sql).await?;
+            let line = header.into_iter().next().map(|header| header.line);
+            Ok(StructureAnswer::Header(line))
+        }
+    }
+}
+
+/// Returns the first bytes of an object as ClickHouse reads them, without decompressing them.
+pub(crate) async fn first_bytes(
+    warehouse: &Warehouse,
+    planner: &Planner,
+    object: &ObjectRef,
+) -> Result<Vec<u8>, WarehouseError> {
+    #[derive(Deserialize)]
+    struct First {
+        bytes: String,
+    }
+    let rows: Vec<First> = warehouse.rows(&planner.first_bytes(object)).await?;
+    let first = rows.into_iter().next().map(|first| first.bytes);
+    Ok(of_hexadecimal(&first.unwrap_or_default()))
+}
+
+/// Returns whether the structure of an object is unknown because the object has no content. The
+/// error has other causes, too.
+fn is_of_empty_object(error: &WarehouseError) -> bool {
+    let text = error.to_string();
+    error.code() == Some(CANNOT_EXTRACT_TABLE_STRUCTURE)
+        && (text.contains("file is empty") || text.contains("files are empty"))
+}
+
+/// Returns the bytes that are written in hexadecimal, up to the first that are not.
+fn of_hexadecimal(text: &str) -> Vec<u8> {
+    let pairs = text.as_bytes().chunks_exact(2);
+    let byte = |pair: &[u8]| {
+        let digits = std::str::from_utf8(pair).ok()?;
+        u8::from_str_radix(digits, 16).ok()
+    };
+    pairs.map_while(byte).collect()
+}
+
 /// Returns the condition for the rows that these objects supersede. All batches that have loaded an
 /// object are superseded, so it does not matter which batch had which object.
 fn superseded_by(objects: &[ManifestEntry]) -> String {
@@ -341,4 +453,29 @@ fn superseded_by(objects: &[ManifestEntry]) -> String {
         batches.join(","),
         sources.join(",")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_read_from_hexadecimal() {
+        assert_eq!(of_hexadecimal("50415231"), b"PAR1");
+        assert_eq!(of_hexadecimal("1F8b08"), [0x1f, 0x8b, 8]);
+        assert_eq!(of_hexadecimal(""), b"");
+    }
+
+    #[test]
+    fn only_an_empty_object_has_no_structure() {
+        let error = |code, text: &str| WarehouseError::Server {
+            code,
+            text: text.to_owned(),
+        };
+        let empty =
+            "The table structure cannot be extracted from a Avro format file: the file is empty.";
+        assert!(is_of_empty_object(&error(636, empty)));
+        assert!(!is_of_empty_object(&error(636, "no such column name")));
+        assert!(!is_of_empty_object(&error(117, empty)));
+    }
 }

@@ -14,13 +14,14 @@ use super::truncation::Truncation;
 use super::*;
 use crate::batch::CloseReason;
 use crate::clickhouse::Statement;
-use crate::clickhouse::batch_rows::{Contents, Counted, Rejected};
+use crate::clickhouse::batch_rows::{Contents, Counted, Rejected, RejectedRecord};
 use crate::clickhouse::failing_view::Failing;
 use crate::clickhouse::replicas::Barrier;
-use crate::event_types::{Column, EventType};
+use crate::event_types::{Catalog, Column, EventType};
 use crate::ledger::drive::{Fence, RunId};
 use crate::ledger::{Claim, Claims, Manifest, ManifestEntry, Permit, Replacement, Stopped};
 use crate::s3::{Completeness, Content};
+use crate::statements::insert::PlannerOptions;
 use crate::statements::s3_source::S3Access;
 use crate::statements::select::{BLANK, Target};
 use sluice_core::fixtures;
@@ -43,6 +44,9 @@ struct World {
     /// Whether the tables have rows of a batch whose insert did not succeed.
     has_rows: bool,
     is_complete: bool,
+    /// The kind of the line that every object has.
+    kind: &'static str,
+    fallback: Fallback,
     state: Mutex<State>,
 }
 
@@ -50,6 +54,10 @@ struct World {
 struct State {
     steps: Vec<&'static str>,
     errors: HashMap<&'static str, VecDeque<WarehouseError>>,
+    /// The layout of each claim, with the number of its objects.
+    claims: Vec<(Layout, usize)>,
+    /// The class and the sample of each failure.
+    failures: Vec<(&'static str, Vec<String>)>,
     /// Whether intake was paused at any step.
     was_paused: bool,
     /// Whether the rows of the last insert were compared as those of a retry.
@@ -59,17 +67,27 @@ struct State {
 impl World {
     /// Creates a world with this many objects.
     fn new(objects: usize) -> Self {
-        let object = |number: usize| fixtures::object("b", &format!("{number}.jsonl"), "e");
+        let keys: Vec<String> = (0..objects)
+            .map(|number| format!("{number}.jsonl"))
+            .collect();
+        Self::of_keys(&keys)
+    }
+
+    /// Creates a world with an object of each key.
+    fn of_keys<K: AsRef<str>>(keys: &[K]) -> Self {
+        let object = |key: &K| fixtures::object("b", key.as_ref(), "e");
         let breaker = Breaker::new(PROBE_INTERVAL);
         breaker.succeeded(Scope::Everything);
         Self {
-            objects: (0..objects).map(object).collect(),
+            objects: keys.iter().map(object).collect(),
             breaker: Arc::new(breaker),
             age: Duration::ZERO,
             many_blocks: false,
             later_batches: 0,
             has_rows: false,
             is_complete: true,
+            kind: BLANK,
+            fallback: Fallback::Never,
             state: Mutex::default(),
         }
     }
@@ -106,7 +124,7 @@ impl World {
             many_blocks: self.many_blocks,
             ..StatementShape::of(ReadBy::S3)
         };
-        planner().shape(&objects, shape)
+        planner().shape(&objects, shape, &Layout::default())
     }
 
     fn loader(self: &Arc<Self>) -> Loader<Scripted> {
@@ -117,7 +135,9 @@ impl World {
                 max: Duration::from_secs(60),
             },
             max_rejected_ratio: 1.0,
-            fallback: Fallback::Never,
+            on_all_rejected: None,
+            max_buffered_bytes: u64::MAX,
+            fallback: self.fallback,
             stream_below: 0,
             acknowledge_missing: false,
             accept_unproven: Vec::new(),
@@ -163,8 +183,32 @@ impl World {
     }
 }
 
+/// Formats by the first folder of a key. The header of a CSV file is its second folder.
+const FORMATS: &str = "
+formats:
+  - name: documents
+    keys: [documents/**]
+    json: {}
+  - name: exports
+    keys: [exports/**]
+    csv: {}
+  - name: kept
+    keys: [kept/**]
+    json: {}
+    on_all_rejected: keep
+  - name: trips
+    keys: [trips/**]
+    orc: {}
+";
+
 fn planner() -> Planner {
-    fixtures::planner(S3Access::Server, None)
+    let click = include_str!("../cli/check/canary.yaml");
+    let files = [("click.yaml", click), ("formats.yaml", FORMATS)];
+    let files = files.map(|(name, text)| (name.to_owned(), text.to_owned()));
+    Planner::new(PlannerOptions {
+        catalog: Catalog::from_files(files.to_vec()).unwrap(),
+        ..fixtures::planner(S3Access::Server, None).options().clone()
+    })
 }
 
 struct Scripted;
@@ -199,9 +243,12 @@ impl LedgerStore for ScriptedLedger {
     async fn claim(
         &self,
         _: BatchId,
-        _: &[Claim<'_>],
+        claims: &[Claim<'_>],
         _: StatementShape,
+        layout: &Layout,
     ) -> Result<(), WarehouseError> {
+        let claim = (layout.clone(), claims.len());
+        self.0.state().claims.push(claim);
         self.0.reach("claim")
     }
 
@@ -263,6 +310,7 @@ impl LedgerStore for ScriptedLedger {
         Ok(Some(Manifest {
             objects: self.0.objects.iter().map(entry).collect(),
             shape: self.0.shape(),
+            layout: Some(Layout::default()),
             fenced: 0,
             age: self.0.age,
         }))
@@ -301,7 +349,9 @@ impl LedgerStore for ScriptedLedger {
         Ok(Vec::new())
     }
 
-    async fn record_failures(&self, _: &[Failure<'_>]) -> Result<(), WarehouseError> {
+    async fn record_failures(&self, failures: &[Failure<'_>]) -> Result<(), WarehouseError> {
+        let failures = failures.iter().map(|it| (it.class, it.sample.to_vec()));
+        self.0.state().failures.extend(failures);
         self.0.reach("failure")
     }
 }
@@ -349,7 +399,7 @@ impl BatchTables for ScriptedTables {
     async fn contents(&self, _: BatchId, _: Option<&Barrier>) -> Result<Contents, WarehouseError> {
         let counted = |object: &ObjectRef| Counted {
             source_path: object.path(),
-            kind: BLANK.to_owned(),
+            kind: self.world.kind.to_owned(),
             rows: 1,
             blocks: 1,
         };
@@ -370,11 +420,45 @@ impl BatchTables for ScriptedTables {
     }
 
     async fn rejected(&self, _: BatchId) -> Result<Vec<Rejected>, WarehouseError> {
-        unreachable!("no line is rejected")
+        Ok(Vec::new())
     }
 
     async fn compressed_line(&self, _: BatchId) -> Result<Option<String>, WarehouseError> {
         unreachable!("no line is rejected")
+    }
+
+    async fn sample(&self, _: BatchId, _: &str) -> Result<Vec<RejectedRecord>, WarehouseError> {
+        Ok(vec![RejectedRecord {
+            row_number: 7,
+            reason: "not JSON".to_owned(),
+            start: "<html>".to_owned(),
+        }])
+    }
+
+    async fn structure(
+        &self,
+        format: FormatId,
+        object: &ObjectRef,
+    ) -> Result<Result<Layout, String>, WarehouseError> {
+        self.world.reach("structure")?;
+        let column = object.key.split('/').nth(1).unwrap_or_default();
+        if column == "bad" {
+            return Ok(Err("the header has two columns `a`".to_owned()));
+        }
+        let format = self.planner.catalog().formats().get(format);
+        Ok(Ok(layout(&format.name, &[column])))
+    }
+
+    async fn structure_of_part(
+        &self,
+        _: FormatId,
+        _: &[u8],
+    ) -> Result<Result<Layout, String>, WarehouseError> {
+        unreachable!("the worker reads nothing")
+    }
+
+    async fn first_bytes(&self, _: &ObjectRef) -> Result<Vec<u8>, WarehouseError> {
+        Ok(b"<!doctype html>".to_vec())
     }
 
     async fn left_in_views(&self, _: BatchId) -> Result<Option<String>, WarehouseError> {
@@ -418,7 +502,7 @@ impl BatchTables for ScriptedTables {
     }
 
     async fn head(&self, _: &[&ObjectRef]) -> Result<Vec<(String, ObjectMeta)>, WarehouseError> {
-        unreachable!("no object changes")
+        unreachable!("no object changes, and every object has lines")
     }
 
     async fn with_lines(&self, _: &[&ObjectRef]) -> Result<Vec<String>, WarehouseError> {
@@ -469,6 +553,18 @@ impl ObjectStore for NoObjects {
 
     async fn open(&self, _: &ObjectRef) -> Result<Content, StoreError> {
         unreachable!("the worker reads nothing")
+    }
+
+    async fn end(&self, _: &ObjectRef, _: u64) -> Result<Vec<u8>, StoreError> {
+        unreachable!("the worker reads nothing")
+    }
+}
+
+fn layout(format: &str, columns: &[&str]) -> Layout {
+    let column = |name: &&str| ((*name).to_owned(), "Nullable(String)".to_owned());
+    Layout {
+        format: format.to_owned(),
+        structure: columns.iter().map(column).collect(),
     }
 }
 
@@ -599,4 +695,98 @@ async fn a_batch_whose_token_expires_in_an_outage_is_loaded_under_another() {
         let counts = ["claim", "insert", "record", "failure"].map(|step| world.count(step));
         assert_eq!(counts, [claims, inserts, 1, 0], "{has_rows}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn objects_of_one_format_and_structure_are_loaded_together() {
+    let keys = [
+        "1.jsonl",
+        "exports/a/1.csv",
+        "documents/1.json",
+        "exports/b/1.csv",
+        "2.jsonl",
+        "exports/a/2.csv",
+        "documents/2.json",
+    ];
+    let world = Arc::new(World::of_keys(&keys));
+    assert_eq!(world.load().await, [Outcome::Loaded; 7]);
+    assert_eq!(world.count("structure"), 3);
+    let mut claims = world.state().claims.clone();
+    claims.sort_unstable();
+    let expected = [
+        (Layout::default(), 2),
+        (layout("documents", &[]), 2),
+        (layout("exports", &["a"]), 2),
+        (layout("exports", &["b"]), 1),
+    ];
+    assert_eq!(claims, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_format_that_is_read_alone_has_a_batch_for_each_object() {
+    let world = Arc::new(World::of_keys(&["trips/a/1.orc", "trips/a/2.orc"]));
+    assert_eq!(world.load().await, [Outcome::Loaded; 2]);
+    assert_eq!(
+        world.state().claims,
+        [(layout("trips", &["a"]), 1), (layout("trips", &["a"]), 1)]
+    );
+}
+
+/// Nothing separates documents in a body.
+#[tokio::test(start_paused = true)]
+async fn objects_of_other_formats_are_streamed_one_at_a_time() {
+    let keys = ["documents/1.json", "1.jsonl", "documents/2.json", "2.jsonl"];
+    let world = Arc::new(World {
+        fallback: Fallback::Always,
+        ..World::of_keys(&keys)
+    });
+    assert_eq!(world.load().await, [Outcome::Loaded; 4]);
+    let claims = world.state().claims.clone();
+    let documents = layout("documents", &[]);
+    let expected = [
+        (Layout::default(), 2),
+        (documents.clone(), 1),
+        (documents, 1),
+    ];
+    assert_eq!(claims, expected);
+}
+
+/// The structure of an object is looked up once, however often its batch is split.
+#[tokio::test(start_paused = true)]
+async fn a_structure_is_looked_up_until_the_server_responds_and_then_known() {
+    let world = Arc::new(World::of_keys(&["exports/a/1.csv", "exports/a/2.csv"]));
+    world.fail("structure", [999, 210]);
+    // The batch is split, and both parts are loaded.
+    world.fail("insert", [117]);
+    assert_eq!(world.load().await, [Outcome::Loaded; 2]);
+    assert_eq!((world.count("structure"), world.count("claim")), (4, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_with_a_wrong_header_fails_before_anything_is_inserted() {
+    let world = Arc::new(World::of_keys(&["exports/bad/1.csv", "exports/a/2.csv"]));
+    let outcomes = world.load().await;
+    assert!(outcomes.contains(&Outcome::Failed) && outcomes.contains(&Outcome::Loaded));
+    let state = world.state();
+    assert_eq!(state.claims, [(layout("exports", &["a"]), 1)]);
+    assert_eq!(state.failures, [("unloadable", Vec::new())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_of_which_all_is_rejected_fails_unless_its_format_keeps_it() {
+    let load = async |key: &str| {
+        let world = Arc::new(World {
+            kind: "rejected",
+            ..World::of_keys(&[key])
+        });
+        let outcomes = world.load().await;
+        let failures = world.state().failures.clone();
+        (outcomes, failures)
+    };
+    let kept = (vec![Outcome::Loaded], Vec::new());
+    assert_eq!(load("1.jsonl").await, kept);
+    assert_eq!(load("kept/1.json").await, kept);
+    let sample = vec!["record 7: not JSON: <html>".to_owned()];
+    let failed = (vec![Outcome::Failed], vec![("rejected", sample)]);
+    assert_eq!(load("documents/1.json").await, failed);
 }

@@ -116,6 +116,7 @@ impl ReplayTables for ClickHouseTables {
             batch,
             objects,
             shape,
+            layout,
             guard,
         } = *insert;
         let planner = self.planner();
@@ -123,7 +124,7 @@ impl ReplayTables for ClickHouseTables {
             let rows = page.rows(self.warehouse());
             planner.snapshot(batch, objects, &rows, guard)
         });
-        let inserts = planner.inserts(batch, objects, shape, guard);
+        let inserts = planner.inserts(batch, objects, shape, layout, guard);
         let statements = snapshot.into_iter().chain(inserts).collect();
         self.committing_in_time(statements).await
     }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::ports::{PreviewRow, ReplayLedger, ReplayPorts, ReplayTables};
 use super::{RejectKind, RejectPage};
 use crate::Env;
-use crate::batch::{BatchId, StatementShape};
+use crate::batch::{BatchId, Layout, StatementShape};
 use crate::clickhouse::batch_rows::Counted;
 use crate::clickhouse::error_class::{ErrorClass, classify};
 use crate::clickhouse::{Statement, WarehouseError};
@@ -174,6 +174,8 @@ struct RejectReplay<'a, P: ReplayPorts> {
     /// The rejects to select from. `None` for a batch that is recovered, which has its snapshot.
     page: Option<&'a RejectPage>,
     shape: StatementShape,
+    /// That of JSON lines: a reject is read from its own text, whatever its object was.
+    layout: Layout,
     /// The lines moved by event type, once the batch is recorded.
     moved: BTreeMap<String, u64>,
     /// Whether the rows in the tables differ from the counts, or must not be inserted at all.
@@ -191,8 +193,10 @@ impl<'a, P: ReplayPorts> RejectReplay<'a, P> {
     ) -> Self {
         let listed: Vec<_> = objects.iter().collect();
         let planner = replayer.tables.planner();
+        let layout = Layout::default();
         Self {
-            shape: planner.shape(&listed, StatementShape::of(kept.read_by())),
+            shape: planner.shape(&listed, StatementShape::of(kept.read_by()), &layout),
+            layout,
             id: RunId(replayer.env.new_id()),
             replayer,
             batch,
@@ -320,7 +324,9 @@ impl<P: ReplayPorts> Steps for RejectReplay<'_, P> {
     async fn claim(&mut self) -> Result<(), WarehouseError> {
         let claims: Vec<_> = self.objects.iter().map(Claim::of).collect();
         let ledger = &self.replayer.ledger;
-        ledger.claim(self.batch, &claims, self.shape).await
+        ledger
+            .claim(self.batch, &claims, self.shape, &self.layout)
+            .await
     }
 
     async fn verify(&mut self) -> Result<Vec<ClaimStatus>, WarehouseError> {
@@ -339,6 +345,7 @@ impl<P: ReplayPorts> Steps for RejectReplay<'_, P> {
                 batch: self.batch,
                 objects: &self.listed(),
                 shape: self.shape,
+                layout: &self.layout,
                 guard: &ledger.guard(&permit),
             };
             let statements = tables.replay_statements(&insert, self.page).await?;

@@ -19,7 +19,9 @@ use futures_util::{TryStreamExt, stream};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt};
 use tokio_util::io::StreamReader;
 
-use crate::object::{Compression, ObjectParts, ObjectRef, ObjectUrl, decode_key};
+use crate::object::{
+    Compression, GZIP_MAGIC, ObjectParts, ObjectRef, ObjectUrl, ZSTD_MAGIC, decode_key,
+};
 use crate::s3::frames::{Format, Frames};
 use crate::util::error_chain::with_sources;
 
@@ -131,6 +133,32 @@ pub struct Page {
     pub next: Option<String>,
 }
 
+/// What the content of an object can be if it is not compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plain {
+    /// What does not begin like a line of JSON has the compression that its name says.
+    JsonLines,
+    /// What does not begin like gzip or zstd has neither of them, whatever its name is.
+    Anything,
+}
+
+impl Plain {
+    /// Returns the compression of the content of this key, which begins with these bytes.
+    fn compression(self, key: &str, start: &[u8]) -> Compression {
+        let seen = Compression::seen(key, start);
+        let has_magic = match seen {
+            Compression::Gzip => start.starts_with(&GZIP_MAGIC),
+            Compression::Zstd => start.starts_with(&ZSTD_MAGIC),
+            _ => true,
+        };
+        if self == Self::JsonLines || has_magic {
+            seen
+        } else {
+            Compression::None
+        }
+    }
+}
+
 /// The decompressed content of an object.
 pub type Content = Pin<Box<dyn AsyncRead + Send>>;
 
@@ -222,14 +250,14 @@ impl Store {
     }
 
     /// Returns whether the content's compression differs from the one in its name.
-    pub async fn is_misnamed(&self, object: &ObjectRef) -> Result<bool, StoreError> {
+    pub async fn is_misnamed(&self, object: &ObjectRef, plain: Plain) -> Result<bool, StoreError> {
         let start = self.get(object, Some("bytes=0-511")).await?;
         let start = start
             .body
             .collect()
             .await
             .map_err(|error| broken(object, &io::Error::new(BROKEN_OFF, error)))?;
-        let seen = Compression::seen(&object.key, &start.into_bytes());
+        let seen = plain.compression(&object.key, &start.into_bytes());
         Ok(seen != Compression::of(&object.key))
     }
 
@@ -296,7 +324,7 @@ impl Store {
     }
 
     async fn gzip_completeness(&self, object: &ObjectRef) -> Result<Completeness, StoreError> {
-        let mut content = self.open(object).await?;
+        let mut content = self.open(object, Plain::JsonLines).await?;
         match tokio::io::copy(&mut content, &mut tokio::io::sink()).await {
             Ok(_) => Ok(Completeness::Whole),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -311,13 +339,25 @@ impl Store {
 
     /// Returns whether the content is empty when decompressed.
     pub async fn is_empty(&self, object: &ObjectRef) -> Result<bool, StoreError> {
-        let mut content = self.open(object).await?;
+        let mut content = self.open(object, Plain::JsonLines).await?;
         let read = content.read(&mut [0]).await;
         Ok(read.map_err(|error| broken(object, &error))? == 0)
     }
 
+    /// Returns at most this many bytes at the end of the object, as it is stored.
+    pub async fn end(&self, object: &ObjectRef, bytes: u64) -> Result<Vec<u8>, StoreError> {
+        let end = match self.get(object, Some(&format!("bytes=-{bytes}"))).await {
+            // No range is within an empty object.
+            Err(StoreError::Refused { status: 416, .. }) => return Ok(Vec::new()),
+            end => end?,
+        };
+        let end = end.body.collect().await;
+        let end = end.map_err(|error| broken(object, &io::Error::new(BROKEN_OFF, error)))?;
+        Ok(end.to_vec())
+    }
+
     /// Opens the object for reading; the content is decompressed.
-    pub async fn open(&self, object: &ObjectRef) -> Result<Content, StoreError> {
+    pub async fn open(&self, object: &ObjectRef, plain: Plain) -> Result<Content, StoreError> {
         let answer = self.get(object, None).await?;
         // ClickHouse also treats an object of 0 bytes as one without lines, whatever its name.
         if answer.content_length == Some(0) {
@@ -326,7 +366,7 @@ impl Store {
         let mut stored = reader(answer.body);
         let start = stored.fill_buf().await;
         let start = start.map_err(|error| broken(object, &error))?;
-        Ok(match Compression::seen(&object.key, start) {
+        Ok(match plain.compression(&object.key, start) {
             Compression::None => Box::pin(stored),
             Compression::Gzip => {
                 let mut decoder = GzipDecoder::new(stored);
@@ -398,5 +438,25 @@ fn in_region(object: &ObjectRef) -> Builder {
         Some(region) => Builder::new().region(Region::new(region.clone())),
         // The region of the environment applies.
         None => Builder::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_under_the_name_of_a_compression_is_recognised_where_anything_is_plain() {
+        let of = |plain: Plain, key: &str, start: &[u8]| plain.compression(key, start);
+        for key in ["a.csv.gz", "a.csv.zst"] {
+            assert_eq!(of(Plain::Anything, key, b"id,a\n"), Compression::None);
+            assert_eq!(of(Plain::JsonLines, key, b"id,a\n"), Compression::of(key));
+            assert_eq!(of(Plain::JsonLines, key, b"{\"a\":1}"), Compression::None);
+        }
+        for plain in [Plain::Anything, Plain::JsonLines] {
+            assert_eq!(of(plain, "a.csv", &GZIP_MAGIC), Compression::Gzip);
+            assert_eq!(of(plain, "a.csv.gz", &ZSTD_MAGIC), Compression::Zstd);
+            assert_eq!(of(plain, "a.csv.xz", b"id,a\n"), Compression::Xz);
+        }
     }
 }

@@ -284,7 +284,13 @@ impl ClickHouse {
         Ok(())
     }
 
-    async fn fetch(&self, sql: &str, format: &str) -> Result<String> {
+    /// Returns the result of a query in a format such as `Parquet`, as a producer of such files
+    /// writes it.
+    ///
+    /// # Errors
+    ///
+    /// Fails with ClickHouse's error and the query.
+    pub async fn bytes(&self, sql: &str, format: &str) -> Result<Vec<u8>> {
         let get = async {
             let mut cursor = self
                 .client()
@@ -296,9 +302,13 @@ impl ClickHouse {
             while let Some(chunk) = cursor.next().await? {
                 bytes.extend_from_slice(&chunk);
             }
-            anyhow::Ok(String::from_utf8(bytes)?)
+            anyhow::Ok(bytes)
         };
         get.await.with_context(|| sql.to_owned())
+    }
+
+    async fn fetch(&self, sql: &str, format: &str) -> Result<String> {
+        Ok(String::from_utf8(self.bytes(sql, format).await?)?)
     }
 }
 

@@ -12,6 +12,7 @@ mod clients;
 mod cluster;
 mod engine;
 pub mod exact;
+pub mod flat;
 pub mod install;
 mod keeper;
 pub mod latency;

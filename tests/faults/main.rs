@@ -10,6 +10,7 @@ mod backfill;
 mod connections;
 mod dead_letters;
 mod failpoints;
+mod formats;
 mod harness;
 mod objects;
 mod outages;

@@ -17,6 +17,7 @@ mod dlq;
 mod empty_columns;
 mod end_to_end;
 mod evolve;
+mod formats;
 mod harness;
 mod hidden;
 mod injection;

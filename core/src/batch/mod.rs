@@ -2,6 +2,7 @@
 
 mod batcher;
 mod id;
+mod layout;
 mod size;
 mod statement_shape;
 
@@ -9,6 +10,7 @@ use tokio::time::Instant;
 
 pub use batcher::{BatchLimits, Batcher};
 pub use id::BatchId;
+pub use layout::Layout;
 pub use size::{ASSUMED_BYTES, ASSUMED_COMPRESSION_RATIO, estimated_bytes, mean_bytes};
 pub use statement_shape::{Fallback, ReadBy, StatementShape};
 

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::declaration::{self, Declaration, DeclaredColumn};
 use super::paths::{self, PathTree};
 use super::{Catalog, Column, EventType, Problem, RESERVED_KINDS, Route, Rule};
+use crate::formats::{self, Formats};
 use columns::check_column;
 use rules::check_rule;
 
@@ -34,13 +35,13 @@ const EMPTY_COLUMNS: &str = "empty_columns";
 pub(crate) const LINEAGE: [&str; 4] = ["source_path", "source_etag", "batch_id", "ingested_at"];
 
 /// Collects the problems of one file.
-struct Report<'a> {
-    file: &'a str,
-    problems: &'a mut Vec<Problem>,
+pub(crate) struct Report<'a> {
+    pub(crate) file: &'a str,
+    pub(crate) problems: &'a mut Vec<Problem>,
 }
 
 impl Report<'_> {
-    fn add(&mut self, at: impl Into<String>, message: impl Into<String>) {
+    pub(crate) fn add(&mut self, at: impl Into<String>, message: impl Into<String>) {
         self.problems.push(Problem {
             file: self.file.to_owned(),
             at: at.into(),
@@ -58,6 +59,10 @@ struct Placed {
 
 pub(super) fn catalog(files: Vec<(String, String)>) -> Result<Catalog, Vec<Problem>> {
     let mut problems = Vec::new();
+    let (of_formats, files): (Vec<_>, Vec<_>) = files
+        .into_iter()
+        .partition(|(file, _)| type_name(file) == formats::FILE_NAME);
+    let formats = check_formats(&of_formats, &mut problems);
     let declared = parse(files, &mut problems);
     let mut checked: BTreeMap<(String, String), Option<Column>> = BTreeMap::new();
     let mut types = Vec::new();
@@ -98,9 +103,28 @@ pub(super) fn catalog(files: Vec<(String, String)>) -> Result<Catalog, Vec<Probl
         });
     }
     if problems.is_empty() {
-        Ok(Catalog { types, tree })
+        Ok(Catalog {
+            types,
+            tree,
+            formats,
+        })
     } else {
         Err(problems)
+    }
+}
+
+/// Returns the declared formats, of which all must be in one file.
+fn check_formats(files: &[(String, String)], problems: &mut Vec<Problem>) -> Formats {
+    if let [(first, _), (second, _), ..] = files {
+        Report {
+            file: second,
+            problems,
+        }
+        .add("", format!("{first} also declares formats; merge the two"));
+    }
+    match files.first() {
+        Some((file, text)) => formats::formats(file, text, problems),
+        None => Formats::default(),
     }
 }
 
@@ -240,7 +264,7 @@ fn check_type(
     let route = chain
         .iter()
         .find_map(|(_, declaration)| declaration.keys.as_ref())
-        .map(|globs| check_route(globs, &mut report));
+        .map(|globs| check_route(globs, "keys", &mut report));
 
     let mut seen = BTreeSet::new();
     for (placed, _) in &columns {
@@ -347,24 +371,29 @@ fn check_key(order_by: &[String], columns: &[(&Placed, Option<Column>)], report:
     }
 }
 
-fn check_route(globs: &[String], report: &mut Report<'_>) -> Result<Route, String> {
+/// Returns the route of these globs, which are declared at a place in the file.
+pub(crate) fn check_route(
+    globs: &[String],
+    at: &str,
+    report: &mut Report<'_>,
+) -> Result<Route, String> {
     if globs.is_empty() {
         report.add(
-            "keys",
+            at,
             "is an empty list, which matches no objects; omit it to match all objects",
         );
     }
     for (index, glob) in globs.iter().enumerate() {
         if glob.is_empty() || glob.starts_with('/') {
             report.add(
-                format!("keys[{index}]"),
+                format!("{at}[{index}]"),
                 format!(
                     "{glob:?} matches no key; keys do not begin with a slash, for example video/**"
                 ),
             );
         }
     }
-    Route::new(globs).inspect_err(|error| report.add("keys", error.clone()))
+    Route::new(globs).inspect_err(|error| report.add(at, error.clone()))
 }
 
 fn check_tables(types: &[EventType], problems: &mut Vec<Problem>) {

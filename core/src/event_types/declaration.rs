@@ -33,6 +33,7 @@ pub(super) struct DeclaredRule {
     pub equals: Option<String>,
     #[serde(rename = "in")]
     pub one_of: Option<Vec<String>>,
+    pub present: Option<bool>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -16,11 +16,14 @@ use std::fmt;
 use include_dir::{Dir, include_dir};
 
 pub use check::RESERVED_TABLES;
+pub(crate) use check::{Report, check_route};
 pub use column_type::ColumnType;
 pub use declaration::Otherwise;
 pub use paths::{Path, PathTree};
 pub use route::Route;
 pub use rule::Rule;
+
+use crate::formats::Formats;
 
 static BUILTIN: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../config/event_types");
 
@@ -34,6 +37,7 @@ pub const RESERVED_KINDS: [&str; 3] = ["rejected", "unmatched", "blank"];
 pub struct Catalog {
     types: Vec<EventType>,
     tree: PathTree,
+    formats: Formats,
 }
 
 /// One kind of statement and its table.
@@ -200,7 +204,8 @@ impl Catalog {
         }
     }
 
-    /// Builds a catalog from files, given as (name, text).
+    /// Builds a catalog from files, given as (name, text). `formats.yaml` declares formats, and
+    /// each other file an event type.
     ///
     /// # Errors
     ///
@@ -219,6 +224,11 @@ impl Catalog {
     /// Returns the event type of this name.
     pub fn get(&self, name: &str) -> Option<&EventType> {
         self.types.iter().find(|event_type| event_type.name == name)
+    }
+
+    /// Returns the formats that are declared beside the event types.
+    pub fn formats(&self) -> &Formats {
+        &self.formats
     }
 
     /// Returns the union of all declared paths.

@@ -14,6 +14,8 @@ pub enum Rule {
     Not(Box<Rule>),
     /// The value at the path is one of these texts.
     In(Path, Vec<String>),
+    /// There is a value at the path, which is not null.
+    Present(Path),
 }
 
 impl Rule {
@@ -30,6 +32,7 @@ impl Rule {
                     many => format!("ifNull({value} IN ({}), 0)", sql::strings(many)),
                 }
             }
+            Rule::Present(path) => format!("isNotNull({})", paths::column(path)),
         }
     }
 
@@ -39,7 +42,7 @@ impl Rule {
             Rule::All(rules) => rules.iter().all(Rule::holds_for_nothing),
             Rule::Any(rules) => rules.iter().any(Rule::holds_for_nothing),
             Rule::Not(rule) => !rule.holds_for_nothing(),
-            Rule::In(..) => false,
+            Rule::In(..) | Rule::Present(_) => false,
         }
     }
 
@@ -48,7 +51,7 @@ impl Rule {
         match self {
             Rule::All(rules) | Rule::Any(rules) => rules.iter().flat_map(Rule::paths).collect(),
             Rule::Not(rule) => rule.paths(),
-            Rule::In(path, _) => vec![path],
+            Rule::In(path, _) | Rule::Present(path) => vec![path],
         }
     }
 }

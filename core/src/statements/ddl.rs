@@ -519,6 +519,8 @@ fn ledger_objects() -> Table {
             TableColumn::new("plan", "UUID"),
             TableColumn::with("many_blocks", "Bool", "DEFAULT true"),
             TableColumn::with("read_by", WORD, "DEFAULT 's3'"),
+            // Earlier versions load JSON lines alone, whose layout is empty.
+            TableColumn::with("layout", "String", "DEFAULT ''"),
             TableColumn::new("supersedes", "Array(UUID)"),
             TableColumn::new("lease_seconds", "UInt32"),
             TableColumn::new("statement_seconds", "UInt32"),
@@ -568,6 +570,8 @@ fn ledger_failures(options: &SchemaOptions) -> Table {
             TableColumn::with("etag", "String", COMPRESSED),
             TableColumn::new("class", WORD),
             TableColumn::with("reason", "String", COMPRESSED),
+            // Records of an object of which every record was rejected.
+            TableColumn::with("sample", "Array(String)", COMPRESSED),
             TableColumn::new("worker", WORD),
             TableColumn::with("at", TIME, NOW),
         ],

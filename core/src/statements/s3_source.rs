@@ -86,28 +86,54 @@ fn has_braces(key: &str) -> bool {
 impl S3Source {
     /// Returns the `s3()` table expression that reads these objects of one bucket.
     pub fn table(&self, objects: &[&ObjectRef], format: &str, structure: &str) -> String {
+        self.expression(objects, format, structure, None)
+    }
+
+    /// Returns the `s3()` table expression that reads an object as it is stored, without
+    /// decompressing it.
+    pub fn table_as_stored(&self, object: &ObjectRef, format: &str, structure: &str) -> String {
+        self.expression(&[object], format, structure, Some("none"))
+    }
+
+    fn expression(
+        &self,
+        objects: &[&ObjectRef],
+        format: &str,
+        structure: &str,
+        compression: Option<&str>,
+    ) -> String {
         let url = sql::string(&self.url(objects));
         let (format, structure) = (sql::string(format), sql::string(structure));
+        let compression = |label: &str| {
+            let value = compression.map(|name| format!(", {label}{}", sql::string(name)));
+            value.unwrap_or_default()
+        };
         let bucket = objects.first().map_or("", |object| &object.bucket);
         let of_bucket = |name: &str| name.replace("{bucket}", bucket);
         match &self.access {
-            S3Access::Server => format!("s3({url}, {format}, {structure})"),
-            S3Access::Anonymous => format!("s3({url}, NOSIGN, {format}, {structure})"),
+            S3Access::Server => format!("s3({url}, {format}, {structure}{})", compression("")),
+            S3Access::Anonymous => format!(
+                "s3({url}, NOSIGN, {format}, {structure}{})",
+                compression("")
+            ),
             S3Access::Keys {
                 access_key_id,
                 secret_access_key,
             } => format!(
-                "s3({url}, {}, {}, {format}, {structure})",
+                "s3({url}, {}, {}, {format}, {structure}{})",
                 sql::string(access_key_id),
                 sql::string(secret_access_key.expose()),
+                compression(""),
             ),
             S3Access::Role { role_arn } => format!(
-                "s3({url}, {format}, {structure}, extra_credentials(role_arn = {}))",
+                "s3({url}, {format}, {structure}{}, extra_credentials(role_arn = {}))",
+                compression(""),
                 sql::string(&of_bucket(role_arn)),
             ),
             S3Access::NamedCollection { name } => format!(
-                "s3({}, url = {url}, format = {format}, structure = {structure})",
+                "s3({}, url = {url}, format = {format}, structure = {structure}{})",
                 sql::ident(&of_bucket(name)),
+                compression("compression_method = "),
             ),
         }
     }
@@ -246,6 +272,26 @@ mod tests {
                 source(access, Some("http://e")).table(&[&a], "One", "x"),
                 expected
             );
+        }
+    }
+
+    #[test]
+    fn an_object_can_be_read_as_it_is_stored() {
+        let a = object("b", "k.gz", "1");
+        let named = S3Access::NamedCollection { name: "nc".into() };
+        for (access, expected) in [
+            (
+                S3Access::Anonymous,
+                "s3('http://e/b/k.gz', NOSIGN, 'One', 'x', 'none')",
+            ),
+            (
+                named,
+                "s3(`nc`, url = 'http://e/b/k.gz', format = 'One', structure = 'x', \
+                 compression_method = 'none')",
+            ),
+        ] {
+            let source = source(access, Some("http://e"));
+            assert_eq!(source.table_as_stored(&a, "One", "x"), expected);
         }
     }
 }

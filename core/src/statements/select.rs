@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::event_types::paths::{self, Path};
 use crate::event_types::{Catalog, Column, EventType, Otherwise, Source};
+use crate::formats::{Formats, Kind};
 use crate::sql;
 use crate::statements::framing::{OBJECT_DIGITS, ROW_DIGITS};
 
@@ -21,8 +22,21 @@ pub struct Lines {
     pub from: String,
     /// A condition on the source itself, such as the ledger's guard.
     pub filter: Option<String>,
-    /// The line's text, an expression of type String.
+    /// The record's text, an expression of type String: a line, or the text of a record that is
+    /// not one. It is evaluated for all records only if `fields` are parsed from it.
     pub line: String,
+    /// How the values of the declared paths are found.
+    pub fields: Fields,
+    /// What can be wrong with a record, in addition to what can be wrong with a line: a condition
+    /// and the reason, both expressions, in the order of the checks.
+    ///
+    /// With [`Fields::Texts`], they are expressions over the source. They are checked before the
+    /// record can become a row, and one of them may have the reason [`BLANK`]. With
+    /// [`Fields::Json`], they are expressions over `line`, `json` and `source_path`, and are checked
+    /// for records that no event type matches.
+    pub problems: Vec<(String, String)>,
+    /// The settings with which the source is read.
+    pub settings: Settings,
     /// `bucket/key` of the object, an expression of type String.
     pub source_path: String,
     /// The object's etag, with or without quotes, an expression of type String.
@@ -37,6 +51,40 @@ pub struct Lines {
     /// The batch that reads the lines.
     pub batch_id: Uuid,
 }
+
+/// Settings of a query, by name.
+pub type Settings = Vec<(&'static str, String)>;
+
+/// How the values of the declared paths are found in a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fields {
+    /// They are parsed from a JSON text, which is an expression over the source.
+    Json(String),
+    /// The record has been divided into fields already.
+    Texts(Texts),
+}
+
+/// The fields of a record, each as an expression of type `Nullable(String)` over the source.
+///
+/// None is inside of a condition: ClickHouse would evaluate what it is computed from, such as the
+/// groups of a regular expression, once for each of them (100 times as long, measured).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Texts {
+    /// By the name of the field, which is the only key of its path.
+    pub values: BTreeMap<String, String>,
+    /// The size of the record in bytes, an expression.
+    pub bytes: String,
+}
+
+impl Fields {
+    /// The record is a line of JSON.
+    fn of_line() -> Self {
+        Self::Json(LINE.to_owned())
+    }
+}
+
+/// The column of a source with the text of each record.
+const LINE: &str = "line";
 
 /// The range of plausible times. Other times would create partitions, and with them parts, without
 /// limit.
@@ -55,13 +103,24 @@ impl Lines {
         Lines {
             from: from.into(),
             filter: None,
-            line: "line".to_owned(),
+            line: LINE.to_owned(),
+            fields: Fields::of_line(),
+            problems: Vec::new(),
+            settings: Vec::new(),
             source_path: "_path".to_owned(),
             source_etag: "_etag".to_owned(),
             row_number: "_row_number".to_owned(),
             max_line_bytes: u64::MAX,
             times: None,
             batch_id,
+        }
+    }
+
+    /// Returns at most this number of these records. The source must be a subquery.
+    pub fn first(self, count: u64) -> Lines {
+        Lines {
+            from: format!("(SELECT * FROM {} LIMIT {count})", self.from),
+            ..self
         }
     }
 
@@ -85,6 +144,9 @@ impl Lines {
             from: "input('framed String')".to_owned(),
             filter: None,
             line: format!("substring(framed, {line_at})"),
+            fields: Fields::of_line(),
+            problems: Vec::new(),
+            settings: Vec::new(),
             source_path: of_object(objects.iter().map(|(path, _)| path.as_str()).collect()),
             source_etag: of_object(objects.iter().map(|(_, etag)| *etag).collect()),
             row_number: format!("toUInt64(substring(framed, {row_at}, {ROW_DIGITS}))"),
@@ -211,11 +273,10 @@ pub fn landing_select(catalog: &Catalog, lines: &Lines) -> String {
     let tree = catalog.tree();
     let leaves = tree.leaves().into_iter();
     let columns: Vec<String> = leaves.map(|path| paths::column(&path)).collect();
-    let filter = lines
-        .filter
-        .as_ref()
-        .map(|filter| format!("\n                WHERE {filter}"))
-        .unwrap_or_default();
+    let read = match &lines.fields {
+        Fields::Json(json) => parsed_values(catalog, lines, json),
+        Fields::Texts(texts) => text_values(catalog, lines, texts),
+    };
     format!(
         "SELECT
     {columns},
@@ -240,20 +301,7 @@ FROM (
                 ''
             ) AS taken
         FROM (
-            SELECT
-                line, source_path, source_etag, row_number,
-                {values}
-            FROM (
-                SELECT
-                    {line} AS line,
-                    if(length(line) > {max_line_bytes}, '', line) AS json,
-                    {source_path} AS source_path,
-                    trim(BOTH '\"' FROM {source_etag}) AS source_etag,
-                    {row_number} AS row_number,
-                    JSONExtract(json, {tuple_type}) AS parsed,
-                    {absent} AS absent
-                FROM {from}{filter}
-            )
+{read}
         )
     )
 )",
@@ -263,9 +311,29 @@ FROM (
         verdicts = verdicts(catalog, lines),
         rules = rules(catalog),
         columns = columns.join(",\n    "),
-        values = tree
-            .values("parsed", "absent")
-            .join(",\n                "),
+    )
+}
+
+/// Returns the SELECT of the declared values of each record, which are parsed from this JSON text.
+fn parsed_values(catalog: &Catalog, lines: &Lines, json: &str) -> String {
+    let tree = catalog.tree();
+    format!(
+        "            SELECT
+                {passed_on}, source_path, source_etag, row_number,
+                {values}
+            FROM (
+                SELECT
+                    {line} AS line,
+                    if(length(line) > {max_line_bytes}, '', {json}) AS json,
+                    {source_path} AS source_path,
+                    trim(BOTH '\"' FROM {source_etag}) AS source_etag,
+                    {row_number} AS row_number,
+                    JSONExtract(json, {tuple_type}) AS parsed,
+                    {absent} AS absent
+                FROM {from}{filter}
+            )",
+        passed_on = if json == LINE { LINE } else { "line, json" },
+        values = tree.values("parsed", "absent").join(",\n                "),
         absent = tree.absent("json", "parsed"),
         max_line_bytes = lines.max_line_bytes,
         line = lines.line,
@@ -274,7 +342,52 @@ FROM (
         row_number = lines.row_number,
         tuple_type = sql::string(&tree.tuple_type()),
         from = lines.from,
+        filter = filter(lines, 16),
     )
+}
+
+/// Returns the SELECT of the declared values of each record, which are among its fields.
+fn text_values(catalog: &Catalog, lines: &Lines, texts: &Texts) -> String {
+    let nothing = format!("CAST(NULL, '{}')", paths::TEXT);
+    let values = catalog.tree().leaves().into_iter().map(|path| {
+        let text = match path.as_slice() {
+            [name] => texts.values.get(name),
+            _ => None,
+        };
+        let text = text.unwrap_or(&nothing);
+        format!("{text} AS {}", paths::column(&path))
+    });
+    let problems = lines.problems.iter();
+    let problems: String = problems
+        .map(|(condition, reason)| format!("{condition}, {reason}, "))
+        .collect();
+    format!(
+        "            SELECT
+                {line} AS line,
+                {bytes} AS bytes,
+                multiIf({problems}'') AS problem,
+                {source_path} AS source_path,
+                trim(BOTH '\"' FROM {source_etag}) AS source_etag,
+                {row_number} AS row_number,
+                {values}
+            FROM {from}{filter}",
+        line = lines.line,
+        bytes = texts.bytes,
+        source_path = lines.source_path,
+        source_etag = lines.source_etag,
+        row_number = lines.row_number,
+        values = values.collect::<Vec<_>>().join(",\n                "),
+        from = lines.from,
+        filter = filter(lines, 12),
+    )
+}
+
+/// Returns the WHERE clause of a source, on a line of its own.
+fn filter(lines: &Lines, indentation: usize) -> String {
+    let filter = lines.filter.as_ref();
+    filter.map_or_else(String::new, |filter| {
+        format!("\n{:indentation$}WHERE {filter}", "")
+    })
 }
 
 /// Returns the branches that yield the first event type whose rule matches.
@@ -292,13 +405,42 @@ fn rules(catalog: &Catalog) -> String {
 }
 
 const TOO_LARGE: &str = "too large";
+pub(crate) const BAD_UTF8: &str = "bad UTF-8";
+const NOT_JSON: &str = "not JSON";
+const NOT_AN_OBJECT: &str = "not an object";
+/// A record of delimited text has more fields than there are names.
+pub(crate) const TOO_MANY_FIELDS: &str = "too many fields";
+/// A line does not match the regular expression of its format.
+pub(crate) const NO_MATCH: &str = "no match";
 
-/// What can be wrong with lines that no event type matches, in the order of the checks.
-const UNREADABLE: [(&str, &str); 3] = [
-    ("NOT isValidUTF8(line)", "bad UTF-8"),
-    ("NOT isValidJSON(line)", "not JSON"),
-    ("JSONType(line) != 'Object'", "not an object"),
-];
+/// Returns what can be wrong with a JSON text that no event type matches, in the order of the
+/// checks.
+fn unreadable(json: &str) -> [(String, &'static str); 3] {
+    [
+        (format!("NOT isValidUTF8({json})"), BAD_UTF8),
+        (format!("NOT isValidJSON({json})"), NOT_JSON),
+        (format!("JSONType({json}) != 'Object'"), NOT_AN_OBJECT),
+    ]
+}
+
+/// Returns the reason for which a document is rejected that lacks the list of its records.
+pub(crate) fn no_list(records: &[String]) -> String {
+    format!("no list at {}", paths::display(records))
+}
+
+/// Returns the reasons for which records of declared formats are rejected, in addition to lines.
+fn format_reasons(formats: &Formats) -> Vec<String> {
+    let reasons = formats
+        .declared()
+        .iter()
+        .filter_map(|format| match &format.kind {
+            Kind::Documents { records } => records.as_deref().map(no_list),
+            Kind::Delimited(_) => Some(TOO_MANY_FIELDS.to_owned()),
+            Kind::Regex(_) => Some(NO_MATCH.to_owned()),
+            Kind::JsonLines | Kind::Parquet | Kind::Avro | Kind::Orc => None,
+        });
+    reasons.collect()
+}
 
 fn missing(column: &Column) -> String {
     format!("missing {}", column.name)
@@ -316,8 +458,9 @@ fn out_of_range(column: &Column) -> String {
 pub fn rejection_reasons(catalog: &Catalog) -> Vec<String> {
     let required = read_values(catalog, EventType::required_columns);
     let times = read_values(catalog, EventType::partitioning_times);
-    let mut reasons = vec![TOO_LARGE.to_owned()];
-    reasons.extend(UNREADABLE.map(|(_, reason)| reason.to_owned()));
+    let of_lines = [TOO_LARGE, BAD_UTF8, NOT_JSON, NOT_AN_OBJECT];
+    let mut reasons = of_lines.map(str::to_owned).to_vec();
+    reasons.extend(format_reasons(catalog.formats()));
     reasons.extend(required.iter().map(|value| missing(value.column)));
     reasons.extend(
         required
@@ -334,11 +477,18 @@ pub fn rejection_reasons(catalog: &Catalog) -> Vec<String> {
 /// Returns the branches that yield '' for a line that becomes a row, and otherwise what is wrong
 /// with it.
 fn verdicts(catalog: &Catalog, lines: &Lines) -> String {
+    let bytes = match &lines.fields {
+        Fields::Json(_) => "length(line)",
+        Fields::Texts(_) => "bytes",
+    };
     let mut branches = vec![format!(
-        "length(line) > {}, {}",
+        "{bytes} > {}, {}",
         lines.max_line_bytes,
         sql::string(TOO_LARGE)
     )];
+    if matches!(lines.fields, Fields::Texts(_)) {
+        branches.push("problem != '', problem".to_owned());
+    }
     for value in read_values(catalog, EventType::required_columns) {
         let missing = sql::string(&missing(value.column));
         let reason = if value.can_be_invalid() {
@@ -374,16 +524,29 @@ fn verdicts(catalog: &Catalog, lines: &Lines) -> String {
         }
     }
     branches.push("taken != '', ''".to_owned());
-    branches.push(r"match(line, '^\\s*$'), 'blank'".to_owned());
-    branches.extend(
-        UNREADABLE.map(|(condition, reason)| format!("{condition}, {}", sql::string(reason))),
-    );
+    if let Fields::Json(json) = &lines.fields {
+        branches.extend(json_verdicts(lines, json));
+    }
     branches.push("'no event type'".to_owned());
     branches
         .iter()
         .map(|branch| format!("            {branch}"))
         .collect::<Vec<_>>()
         .join(",\n")
+}
+
+/// Returns the branches for records that no event type matches, of which the fields are parsed from
+/// this JSON text.
+fn json_verdicts(lines: &Lines, json: &str) -> Vec<String> {
+    let json = if json == LINE { LINE } else { "json" };
+    let problems = lines.problems.iter();
+    let unreadable = unreadable(json);
+    let mut branches = vec![r"match(line, '^\\s*$'), 'blank'".to_owned()];
+    branches.extend(problems.map(|(condition, reason)| format!("{condition}, {reason}")));
+    branches.extend(
+        unreadable.map(|(condition, reason)| format!("{condition}, {}", sql::string(reason))),
+    );
+    branches
 }
 
 /// How many bytes of an invalid or out-of-range value are kept beside its line.

@@ -106,6 +106,16 @@ impl ObjectStore for SimStore {
         let body = self.get(object).await?.decompressed(object)?;
         Ok(Box::pin(body))
     }
+
+    async fn end(&self, object: &ObjectRef, bytes: u64) -> Result<Vec<u8>, StoreError> {
+        let body = self.get(object).await?;
+        if let Some(error) = body.error() {
+            return Err(broken(object, &error));
+        }
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let start = body.bytes.len().saturating_sub(bytes);
+        Ok(body.bytes.get(start..).unwrap_or_default().to_vec())
+    }
 }
 
 /// Returns the error that production makes of S3's answer.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use sluice::Env;
-use sluice::batch::{BatchId, StatementShape};
+use sluice::batch::{BatchId, Layout, StatementShape};
 use sluice::clickhouse::WarehouseError;
 use sluice::clickhouse::replicas::Barrier;
 use sluice::ledger::drive::{Fence, RunId};
@@ -222,11 +222,13 @@ impl LedgerStore for SimLedger {
         batch: BatchId,
         claims: &[Claim<'_>],
         shape: StatementShape,
+        layout: &Layout,
     ) -> Answer<()> {
         let row = |claim: &Claim<'_>| ClaimRow {
             batch,
             object: recorded(claim.object),
             shape,
+            layout: layout.clone(),
             supersedes: claim.supersedes.to_vec(),
             lease_seconds: whole_seconds(self.lease),
             statement_seconds: whole_seconds(self.statement),

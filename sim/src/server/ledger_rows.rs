@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice::batch::{BatchId, ReadBy, StatementShape};
+use sluice::batch::{BatchId, Layout, ReadBy, StatementShape};
 use sluice::ledger::drive::RunId;
 use sluice::ledger::protocol::ClaimStatus;
 use sluice::ledger::{Manifest, ManifestEntry};
@@ -29,6 +29,7 @@ pub(super) struct ClaimRow {
     /// As it is read back.
     pub(super) object: ObjectRef,
     pub(super) shape: StatementShape,
+    pub(super) layout: Layout,
     pub(super) supersedes: Vec<BatchId>,
     pub(super) lease_seconds: u32,
     pub(super) statement_seconds: u32,
@@ -302,6 +303,7 @@ impl LedgerRows {
         Some(Manifest {
             objects: self.entries(batch, log, view),
             shape: first.row.shape,
+            layout: Some(first.row.layout.clone()),
             fenced,
             age: Duration::from_secs(view.now / 1000 - first.at / 1000),
         })

@@ -7,12 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
-use sluice::batch::{BatchId, ReadBy};
+use sluice::batch::{self, BatchId, ReadBy};
 use sluice::clickhouse::WarehouseError;
-use sluice::clickhouse::batch_rows::{Agreement, Contents, Counted, Rejected, tables_of};
+use sluice::clickhouse::batch_rows::{
+    Agreement, Contents, Counted, Rejected, RejectedRecord, tables_of,
+};
 use sluice::clickhouse::failing_view::Failing;
 use sluice::clickhouse::replicas::Barrier;
 use sluice::event_types::{Column, EventType};
+use sluice::formats::FormatId;
 use sluice::load::empty_columns::Seen;
 use sluice::load::janitor::StrayRows;
 use sluice::load::ports::{BatchTables, Insert, Rows};
@@ -39,6 +42,9 @@ const INSERT: &str = "INSERT ";
 
 /// How long a result of a test of the server is cached.
 const TEST_AGAIN_AFTER: Duration = Duration::from_secs(600);
+
+/// The bytes at the beginning of an object that show what it is.
+const FIRST_BYTES: usize = 512;
 
 /// The reason of every rejected line that is not too long.
 pub(super) const REJECTED: &str = "not JSON";
@@ -265,6 +271,38 @@ impl BatchTables for SimTables {
             Ok(first.map(|(_, row)| state.tables.path(row.object).to_owned()))
         };
         self.connection.request("compressed?", read).await
+    }
+
+    async fn sample(&self, _: BatchId, _: &str) -> Answer<Vec<RejectedRecord>> {
+        self.connection
+            .request("sample", |_, _| Ok(Vec::new()))
+            .await
+    }
+
+    /// Returns the layout of JSON lines: the worlds have no other format.
+    async fn structure(&self, _: FormatId, _: &ObjectRef) -> Answer<Result<batch::Layout, String>> {
+        let read = |_: &mut State, _| Ok(Ok(batch::Layout::default()));
+        self.connection.request("structure", read).await
+    }
+
+    async fn structure_of_part(
+        &self,
+        _: FormatId,
+        _: &[u8],
+    ) -> Answer<Result<batch::Layout, String>> {
+        let read = |_: &mut State, _| Ok(Ok(batch::Layout::default()));
+        self.connection.request("structure", read).await
+    }
+
+    async fn first_bytes(&self, object: &ObjectRef) -> Answer<Vec<u8>> {
+        let object = object.clone();
+        let s3 = self.connection.server.s3().clone();
+        let read = move |_: &mut State, _| {
+            let read = s3.read(&object, Reader::Server);
+            let Read { body, .. } = read.map_err(|error| errors::of_read(error, &object))?;
+            Ok(body.iter().copied().take(FIRST_BYTES).collect())
+        };
+        self.connection.request("first bytes", read).await
     }
 
     async fn left_in_views(&self, _: BatchId) -> Answer<Option<String>> {

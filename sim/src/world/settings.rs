@@ -220,6 +220,8 @@ impl Setup {
             insert_timeout: settings.insert_timeout,
             retry: settings.load_retry,
             max_rejected_ratio: 1.0,
+            on_all_rejected: None,
+            max_buffered_bytes: u64::MAX,
             fallback: settings.fallback,
             stream_below: self.stream_below,
             acknowledge_missing: settings.acknowledge_missing,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sluice::batch::{ReadBy, StatementShape};
+use sluice::batch::{Layout, ReadBy, StatementShape};
 use sluice::clickhouse::WarehouseError;
 use sluice::clickhouse::error_class::{ErrorClass, classify};
 use sluice::ledger::protocol::ClaimStatus;
@@ -140,10 +140,13 @@ pub(crate) async fn a_manifest_is_read_back_as_it_was_written<S: Servers>(server
     ];
     let batch = worker.claim_as(&claims, shape).await;
     // A claim whose answer was lost is repeated.
-    worker.ledger.claim(batch, &claims, shape).await.unwrap();
+    let layout = Layout::default();
+    let claim = worker.ledger.claim(batch, &claims, shape, &layout);
+    claim.await.unwrap();
 
     let manifest = worker.ledger.manifest(batch).await.unwrap().unwrap();
     assert_eq!((manifest.shape, manifest.fenced), (shape, 0));
+    assert_eq!(manifest.layout, Some(layout));
     assert!(manifest.age < Duration::from_secs(600), "{manifest:?}");
     let expected = [
         (

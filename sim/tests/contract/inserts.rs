@@ -222,11 +222,13 @@ pub(crate) async fn failures_are_recorded_with_their_class_and_reason<S: Servers
             object: &objects[0],
             class: "missing",
             reason: "it is gone",
+            sample: &[],
         },
         Failure {
             object: &objects[1],
             class: "unloadable",
             reason: "it is broken",
+            sample: &["record 0: not JSON: a".to_owned()],
         },
     ];
     worker.ledger.record_failures(&failures).await.unwrap();

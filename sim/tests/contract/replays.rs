@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::slice;
 use std::time::Duration;
 
-use sluice::batch::{BatchId, ReadBy, StatementShape};
+use sluice::batch::{BatchId, Layout, ReadBy, StatementShape};
 use sluice::clickhouse::error_class::ErrorClass;
 use sluice::clickhouse::{Statement, WarehouseError};
 use sluice::ledger::protocol::ClaimStatus;
@@ -97,6 +97,7 @@ impl<'a, S: Servers> Replay<'a, S> {
             batch: self.batch,
             objects: &[self.object],
             shape: self.shape,
+            layout: &Layout::default(),
             guard: &ledger.guard(&permit),
         };
         tables.replay_statements(&insert, page).await.unwrap()

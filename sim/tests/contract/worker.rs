@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use anyhow::ensure;
 use sluice::Env;
-use sluice::batch::{BatchId, ReadBy, StatementShape};
+use sluice::batch::{BatchId, Layout, ReadBy, StatementShape};
 use sluice::clickhouse::error_class::{ErrorClass, classify};
 use sluice::clickhouse::{Statement, WarehouseError};
 use sluice::ledger::drive::{Fence, RunId};
@@ -48,7 +48,8 @@ impl<S: Servers> Worker<S> {
     pub(crate) fn shape(&self, objects: &[ObjectRef], read_by: ReadBy) -> StatementShape {
         let objects: Vec<&ObjectRef> = objects.iter().collect();
         let shape = StatementShape::of(read_by);
-        self.tables.planner().shape(&objects, shape)
+        let layout = Layout::default();
+        self.tables.planner().shape(&objects, shape, &layout)
     }
 
     pub(crate) fn new_batch(&self) -> BatchId {
@@ -64,7 +65,9 @@ impl<S: Servers> Worker<S> {
 
     pub(crate) async fn claim_as(&self, claims: &[Claim<'_>], shape: StatementShape) -> BatchId {
         let batch = self.new_batch();
-        self.ledger.claim(batch, claims, shape).await.unwrap();
+        let layout = Layout::default();
+        let claim = self.ledger.claim(batch, claims, shape, &layout);
+        claim.await.unwrap();
         batch
     }
 
@@ -92,6 +95,7 @@ impl<S: Servers> Worker<S> {
             batch,
             objects: &objects,
             shape,
+            layout: &Layout::default(),
             guard,
         };
         self.tables.statements(&insert).await

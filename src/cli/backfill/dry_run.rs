@@ -1,5 +1,6 @@
 //! `sluice backfill --dry-run`
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -23,6 +24,9 @@ struct Estimate {
     in_other_hands: u64,
     to_load: u64,
     bytes_to_load: u64,
+    /// The objects to load by the name of their format, if formats are declared.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    to_load_by_format: BTreeMap<String, u64>,
     /// Based on the batches that were loaded last; `None` if there are none.
     estimated_seconds: Option<u64>,
 }
@@ -31,15 +35,23 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     let config = app.config;
     let store = Store::new(&app.aws().await);
     let mut listing = ListingWithStatus::new(app, &arguments.selection, store)?;
+    let catalog = app.catalog()?;
+    let formats = catalog.formats();
     let mut estimate = Estimate::default();
     while let Some(objects) = listing.next().await? {
         for (listed, status) in objects {
-            estimate.add(listed.object.size.unwrap_or_default(), status, arguments);
+            let size = listed.object.size.unwrap_or_default();
+            let is_due = estimate.add(size, status, arguments);
+            if is_due && !formats.declared().is_empty() {
+                let format = formats.get(formats.of(&listed.object.key));
+                let count = estimate.to_load_by_format.entry(format.name.clone());
+                *count.or_default() += 1;
+            }
         }
     }
     let warehouse = app.warehouse()?;
     if arguments.force {
-        note_views(&warehouse, &app.catalog()?).await?;
+        note_views(&warehouse, &catalog).await?;
     }
     let history = History::new(warehouse);
     let pace = history.pace().await;
@@ -52,7 +64,8 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
 }
 
 impl Estimate {
-    fn add(&mut self, bytes: u64, status: ClaimStatus, arguments: &Arguments) {
+    /// Adds an object, and returns whether it is to be loaded.
+    fn add(&mut self, bytes: u64, status: ClaimStatus, arguments: &Arguments) -> bool {
         self.found += 1;
         self.bytes += bytes;
         match status {
@@ -71,10 +84,12 @@ impl Estimate {
             ClaimStatus::Loaded => arguments.force,
             status => status == ClaimStatus::Free || status.has_expired_lease(),
         };
-        if due && arguments.limit.is_none_or(|limit| self.to_load < limit) {
+        let is_due = due && arguments.limit.is_none_or(|limit| self.to_load < limit);
+        if is_due {
             self.to_load += 1;
             self.bytes_to_load += bytes;
         }
+        is_due
     }
 
     /// Returns the estimated time in seconds. The time of small objects depends on their number,
@@ -108,6 +123,9 @@ impl fmt::Display for Estimate {
         writeln!(f, "in progress elsewhere  {}", self.in_other_hands)?;
         let bytes = ByteSize(self.bytes_to_load);
         writeln!(f, "to load                {} ({bytes})", self.to_load)?;
+        for (format, objects) in &self.to_load_by_format {
+            writeln!(f, "  as {format:<17} {objects}")?;
+        }
         match self.estimated_seconds {
             Some(seconds) => {
                 let time = humantime::format_duration(Duration::from_secs(seconds));

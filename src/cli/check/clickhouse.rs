@@ -12,6 +12,7 @@ use crate::clickhouse::migrate::Plan;
 use crate::clickhouse::{Warehouse, WarehouseError, migrate};
 use crate::config::Config;
 use crate::event_types::Catalog;
+use crate::formats::Formats;
 use crate::sql;
 use crate::statements::insert::setting_names;
 
@@ -49,7 +50,7 @@ pub(super) async fn check(
     warehouse: &Warehouse,
     version: &str,
 ) -> Vec<Check> {
-    let version = match unknown_settings(warehouse).await {
+    let version = match unknown_settings(warehouse, catalog.formats()).await {
         Ok(unknown) => judge_version(version, &unknown),
         Err(error) => failed(VERSION, &error),
     };
@@ -124,9 +125,12 @@ async fn settings(
     Ok(rows.into_iter().map(|row| (row.name, row.value)).collect())
 }
 
-async fn unknown_settings(warehouse: &Warehouse) -> Result<Vec<&'static str>, WarehouseError> {
-    let known = settings(warehouse, setting_names()).await?;
-    let mut unknown: Vec<_> = setting_names()
+async fn unknown_settings(
+    warehouse: &Warehouse,
+    formats: &Formats,
+) -> Result<Vec<&'static str>, WarehouseError> {
+    let known = settings(warehouse, setting_names(formats)).await?;
+    let mut unknown: Vec<_> = setting_names(formats)
         .filter(|name| !known.contains_key(*name))
         .collect();
     unknown.dedup();

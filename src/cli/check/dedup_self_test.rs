@@ -10,7 +10,7 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use super::report::Check;
-use crate::batch::{BatchId, ReadBy, StatementShape};
+use crate::batch::{BatchId, Layout, ReadBy, StatementShape};
 use crate::clickhouse::{Statement, Warehouse, WarehouseError};
 use crate::event_types::Catalog;
 use crate::ledger::{Ledger, Permit};
@@ -203,6 +203,7 @@ impl<'a> SelfTest<'a> {
             batch,
             &[&object],
             StatementShape::of(ReadBy::Stream),
+            &Layout::default(),
             &guard,
         );
         for (index, insert) in inserts.iter().enumerate() {

@@ -13,6 +13,7 @@ use anyhow::ensure;
 
 use super::app::{App, region};
 use super::output::Output;
+use crate::event_types::Catalog;
 use crate::ledger::Ledger;
 use crate::object::ObjectUrl;
 use crate::s3::Store;
@@ -51,10 +52,7 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     let warehouse = app.warehouse()?;
     let planner = app.planner(catalog.clone(), region(&aws))?;
 
-    let mut checks = vec![Check::pass(
-        "configuration",
-        format!("valid, with {} event types", catalog.types().len()),
-    )];
+    let mut checks = vec![Check::pass("configuration", declared(&catalog))];
     checks.extend(queue::check(config, &aws).await);
     let (reached, version) = clickhouse::reach(config, &warehouse).await;
     checks.push(reached);
@@ -111,6 +109,15 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
         "some checks failed; see above"
     );
     Ok(())
+}
+
+/// Returns what is declared, in words.
+fn declared(catalog: &Catalog) -> String {
+    let (types, formats) = (catalog.types().len(), catalog.formats().declared().len());
+    match formats {
+        0 => format!("valid, with {types} event types"),
+        _ => format!("valid, with {types} event types and {formats} formats"),
+    }
 }
 
 const OTHER_TABLES: &str = "the tables are not as declared";

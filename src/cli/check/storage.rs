@@ -13,7 +13,7 @@ use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::ledger::Ledger;
 use crate::load::truncation::{Truncation, Truncations};
 use crate::object::{Compression, ObjectParts, ObjectRef, ObjectUrl};
-use crate::s3::{Store, StoreError, broken};
+use crate::s3::{Plain, Store, StoreError, broken};
 use crate::statements::insert::Planner;
 
 const BY_CLICKHOUSE: &str = "s3 by clickhouse";
@@ -205,7 +205,7 @@ impl Readers<'_> {
 
     async fn by_worker(&self, sample: &Sample) -> Result<Proof, StoreError> {
         let read = async {
-            let mut content = self.store.open(&sample.object).await?;
+            let mut content = self.store.open(&sample.object, Plain::JsonLines).await?;
             let first = content.read(&mut [0]).await;
             first.map_err(|error| broken(&sample.object, &error))
         };

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::formats::OnAllRejected;
 use crate::statements::insert::Strategy;
 
 const NO_ENV: [(&str, &str); 0] = [];
@@ -102,6 +103,25 @@ fn the_defaults_name_every_field_that_is_not_optional() {
         assert_eq!(set, field.default.is_some(), "{}", field.path);
         assert!(!field.description.is_empty(), "{}", field.path);
     }
+}
+
+#[test]
+fn what_happens_to_objects_of_rejects_alone_depends_on_their_format_if_it_is_unset() {
+    let of = |yaml: &str| load(yaml).unwrap().load.on_all_rejected;
+    assert_eq!(of("load: {concurrency: 2}"), None);
+    assert_eq!(
+        of("load: {on_all_rejected: keep}"),
+        Some(OnAllRejected::Keep)
+    );
+    assert_eq!(
+        of("load: {on_all_rejected: fail}"),
+        Some(OnAllRejected::Fail)
+    );
+    check("load: {on_all_rejected: drop}", &["load.on_all_rejected: "]);
+    let fields = fields::Fields::new();
+    let field = fields.field("load.on_all_rejected").unwrap();
+    assert_eq!(field.takes, "one of `keep`, `fail`");
+    assert!(field.optional);
 }
 
 #[test]

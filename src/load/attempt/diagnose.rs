@@ -1,24 +1,24 @@
-//! What an error means for the objects of a batch, and what the rows of an insert show about them.
+//! What an error means for the objects of a batch.
 
-use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use super::BatchRun;
 use crate::batch::{Fallback, ReadBy};
-use crate::clickhouse::error_class::{ErrorClass, classify, is_s3_away, is_too_large};
+use crate::clickhouse::error_class::{
+    ErrorClass, classify, classify_content, is_s3_away, is_too_large,
+};
 use crate::clickhouse::failing_view::failing_view;
 use crate::ledger::drive::Inserted;
 use crate::load::breaker::Scope;
 use crate::load::cause::{BatchFailure, FailureCause, culprit};
 use crate::load::ports::{BatchTables, ObjectStore, Ports};
 use crate::load::waiting::Waiting;
-use crate::statements::select::{BLANK, Target};
 
 use crate::clickhouse::WarehouseError;
 use crate::load::{
     Cancelled, MAX_FAILURES_ALONE, MAX_RETRIES, MAX_RETRIES_ALONE, MAX_RETRIES_OF_A_PART,
 };
-use crate::object::{Compression, ObjectRef};
+use crate::object::ObjectRef;
 use crate::telemetry::metrics;
 
 /// What is at fault for a failed insert.
@@ -34,7 +34,11 @@ enum Blame {
 impl<P: Ports> BatchRun<'_, P> {
     /// Returns what the error means for this batch at this point of its run.
     pub(super) async fn diagnose(&self, error: &WarehouseError) -> Result<ErrorClass, Cancelled> {
-        let class = classify(error);
+        let class = if self.layout.is_json_lines() {
+            classify(error)
+        } else {
+            classify_content(error)
+        };
         if matches!(class, ErrorClass::Retry | ErrorClass::ObjectFault)
             && failing_view(error).is_some()
         {
@@ -99,21 +103,23 @@ impl<P: Ports> BatchRun<'_, P> {
         }
     }
 
-    fn may_stream(&self) -> bool {
+    pub(super) fn may_stream(&self) -> bool {
         self.shape.read_by == ReadBy::S3 && self.loader.config.fallback != Fallback::Never
     }
 
     /// Returns whether the first bytes of an object contradict its name, by which ClickHouse
     /// decides how to decompress it.
-    async fn is_misnamed(&self, object: &ObjectRef) -> bool {
-        self.may_stream()
-            && self
-                .loader
-                .parts
-                .store
-                .is_misnamed(object)
-                .await
-                .unwrap_or(false)
+    pub(super) async fn is_misnamed(&self, object: &ObjectRef) -> bool {
+        if !self.may_stream() {
+            return false;
+        }
+        let store = &self.loader.parts.store;
+        let is_misnamed = if self.layout.is_json_lines() {
+            store.is_misnamed(object).await
+        } else {
+            store.is_misnamed_content(object).await
+        };
+        is_misnamed.unwrap_or(false)
     }
 
     /// Returns whether ClickHouse seems unable to read any object of this batch. Of many objects,
@@ -185,7 +191,12 @@ impl<P: Ports> BatchRun<'_, P> {
             self.halt(&of_sample);
             return Ok(Inserted::Unknown);
         }
-        Ok(self.at_fault(error, ErrorClass::TooLarge, FailureCause::TooLarge))
+        let cause = if self.has_lists() {
+            FailureCause::DocumentTooLarge
+        } else {
+            FailureCause::TooLarge
+        };
+        Ok(self.at_fault(error, ErrorClass::TooLarge, cause))
     }
 
     /// Handles an error that does not show what is at fault, or that reports an overloaded server.
@@ -237,7 +248,9 @@ impl<P: Ports> BatchRun<'_, P> {
     async fn give_up(&mut self, error: &WarehouseError) -> Inserted {
         let fault = self.object_fault().await;
         metrics::clickhouse_error(error.code(), fault);
-        self.failure = Some(BatchFailure::new(fault, error.clone()));
+        let wrong = self.wrong_file(fault, error).await;
+        let cause = wrong.unwrap_or_else(|| error.clone().into());
+        self.failure = Some(BatchFailure::new(fault, cause));
         Inserted::ObjectFault
     }
 
@@ -318,110 +331,5 @@ impl<P: Ports> BatchRun<'_, P> {
                 return Ok(Err(error));
             }
         }
-    }
-
-    /// Returns the failure of an object that is not empty but of which no line arrived, not even a
-    /// blank one: without an error, ClickHouse read something else under its name, or nothing.
-    pub(super) async fn unread(&self) -> Option<BatchFailure> {
-        let paths: HashSet<&str> = self.read.iter().map(|it| it.source_path.as_str()).collect();
-        let unread: Vec<&ObjectRef> = self
-            .objects()
-            .into_iter()
-            .filter(|object| object.size != Some(0) && !paths.contains(object.path().as_str()))
-            .collect();
-        // Empty content also has bytes once it is compressed.
-        let (plain, doubtful): (Vec<_>, Vec<_>) = unread.into_iter().partition(|object| {
-            object.size.is_some() && Compression::of(&object.key) == Compression::None
-        });
-        let unread = match plain.first() {
-            Some(plain) => Ok(Some(*plain)),
-            None => self.with_content(&doubtful).await,
-        };
-        let cause = match unread {
-            Ok(unread) => FailureCause::Unread(unread?.clone()),
-            Err(error) => return Some(BatchFailure::new(ErrorClass::Changed, error)),
-        };
-        // A single object is refreshed first: it may have become empty.
-        let class = if self.items.len() == 1 {
-            ErrorClass::Changed
-        } else {
-            ErrorClass::ObjectFault
-        };
-        Some(BatchFailure::new(class, cause))
-    }
-
-    /// Returns one of these objects that is not empty when decompressed.
-    async fn with_content<'o>(
-        &self,
-        objects: &[&'o ObjectRef],
-    ) -> Result<Option<&'o ObjectRef>, WarehouseError> {
-        if objects.is_empty() {
-            return Ok(None);
-        }
-        if self.shape.read_by == ReadBy::Stream {
-            for object in objects {
-                if !self.loader.parts.store.is_empty(object).await? {
-                    return Ok(Some(object));
-                }
-            }
-            return Ok(None);
-        }
-        let paths = self.loader.parts.tables.with_lines(objects).await?;
-        let is_read = |object: &&&ObjectRef| paths.contains(&object.path());
-        Ok(objects.iter().find(is_read).copied())
-    }
-
-    /// Returns the failure of an object that is compressed but was read as lines of text.
-    pub(super) async fn misnamed(&self) -> Result<Option<BatchFailure>, Cancelled> {
-        let rejected = Target::RejectedLines;
-        let has_any = self
-            .read
-            .iter()
-            .any(|row| rejected.kind() == Some(&row.kind));
-        if !has_any || !self.may_stream() {
-            return Ok(None);
-        }
-        let tables = &self.loader.parts.tables;
-        let found = self
-            .ledger_call(|| tables.compressed_line(self.batch))
-            .await?;
-        let Some(source_path) = found else {
-            return Ok(None);
-        };
-        let objects = self.objects();
-        let object = objects.iter().find(|object| object.path() == source_path);
-        Ok(match object {
-            Some(object) if self.is_misnamed(object).await => {
-                let cause = FailureCause::Misnamed((*object).clone());
-                Some(BatchFailure::new(ErrorClass::Stream, cause))
-            }
-            _ => None,
-        })
-    }
-
-    /// Returns the failure of an object with more rejected lines than are allowed.
-    pub(super) fn too_many_rejected(&self) -> Option<BatchFailure> {
-        // A merge may have collapsed the superseded rows into these, so they must not be deleted.
-        if self.replaces() {
-            return None;
-        }
-        let max = self.loader.config.max_rejected_ratio;
-        let mut lines: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-        for row in self.read.iter().filter(|row| row.kind != BLANK) {
-            let (all, rejected) = lines.entry(&row.source_path).or_default();
-            *all += row.rows;
-            if Target::RejectedLines.kind() == Some(&row.kind) {
-                *rejected += row.rows;
-            }
-        }
-        let (path, (lines, rejected)) = lines
-            .into_iter()
-            .find(|(_, (all, rejected))| *rejected as f64 > *all as f64 * max)?;
-        Some(BatchFailure::object_fault(FailureCause::Rejected {
-            path: path.to_owned(),
-            rejected,
-            lines,
-            max,
-        }))
     }
 }

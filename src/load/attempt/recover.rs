@@ -1,5 +1,6 @@
 //! Recovers a batch whose worker was last heard of longer ago than its lease lasts.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -55,11 +56,16 @@ impl<P: Ports> Loader<P> {
             .into_iter()
             .map(|entry| PendingObject::new(entry.object, entry.supersedes))
             .collect();
-        let mut batch_run = BatchRun::new(self, cancel, batch, items, manifest.shape);
+        let layout = manifest.layout.as_ref();
+        let plan = layout.and_then(|it| self.planner().plan_id(manifest.shape.read_by, it));
+        let is_own_plan = plan == Some(manifest.shape.plan);
+        // Without a layout, nothing is inserted.
+        let layout = Arc::new(manifest.layout.unwrap_or_default());
+        let mut batch_run = BatchRun::new(self, cancel, batch, items, manifest.shape, layout);
         batch_run.is_claimed = true;
         batch_run.is_in_doubt = true;
         batch_run.token_expires = self.token_expires(manifest.age);
-        let obstacle = if manifest.shape.plan != self.planner().plan_id() {
+        let obstacle = if !is_own_plan {
             Some(FailureCause::OtherPlan)
         } else {
             let is_forgotten = batch_run.has_expired_token();

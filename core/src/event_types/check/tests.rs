@@ -308,3 +308,26 @@ fn no_event_types_at_all_is_a_problem() {
         problems(&[("base.yaml", "abstract: true")])[0].contains("no event types are declared")
     );
 }
+
+#[test]
+fn a_rule_can_require_a_value_alone() {
+    let with = |rule: &str| SOUND.replace("{path: [verb], equals: click}", rule);
+    let present = with("{path: [verb], present: true}");
+    let catalog = Catalog::from_files([("click.yaml".to_owned(), present)]).unwrap();
+    assert_eq!(catalog.types()[0].rule.sql(), "isNotNull(`$.verb`)");
+    for (rule, expected) in [
+        ("{path: [verb], present: false}", "rule: must be one of"),
+        (
+            "{path: [verb], present: true, equals: a}",
+            "rule: must be one of",
+        ),
+        (
+            "{not: {path: [verb], present: true}}",
+            "rule: matches statements without",
+        ),
+    ] {
+        let found = problems(&[("click.yaml", &with(rule))]);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(found[0].contains(expected), "{found:#?}");
+    }
+}

@@ -1,0 +1,270 @@
+//! What the rows of an insert show about its objects.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::BatchRun;
+use crate::batch::ReadBy;
+use crate::clickhouse::WarehouseError;
+use crate::clickhouse::batch_rows::RejectedRecord;
+use crate::clickhouse::error_class::{ErrorClass, is_missing};
+use crate::formats::{FormatId, Kind, OnAllRejected};
+use crate::load::Cancelled;
+use crate::load::cause::{BatchFailure, FailureCause};
+use crate::load::ports::{BatchTables, ObjectStore, Ports};
+use crate::object::{Compression, ObjectRef};
+use crate::statements::select::{BLANK, Target};
+
+/// The number of records of an object, without blank ones, and of those that are rejected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Records {
+    all: u64,
+    rejected: u64,
+}
+
+impl<P: Ports> BatchRun<'_, P> {
+    /// Returns the failure of an object that is not empty but of which no line arrived, not even a
+    /// blank one: without an error, ClickHouse read something else under its name, or nothing.
+    ///
+    /// An object of another format can have no record: then it suffices that ClickHouse finds it.
+    pub(super) async fn unread(&self) -> Option<BatchFailure> {
+        if !self.layout.is_json_lines() {
+            return self.not_found().await;
+        }
+        let paths: HashSet<&str> = self.read.iter().map(|it| it.source_path.as_str()).collect();
+        let unread: Vec<&ObjectRef> = self
+            .objects()
+            .into_iter()
+            .filter(|object| object.size != Some(0) && !paths.contains(object.path().as_str()))
+            .collect();
+        // Empty content also has bytes once it is compressed.
+        let (plain, doubtful): (Vec<_>, Vec<_>) = unread.into_iter().partition(|object| {
+            object.size.is_some() && Compression::of(&object.key) == Compression::None
+        });
+        let unread = match plain.first() {
+            Some(plain) => Ok(Some(*plain)),
+            None => self.with_content(&doubtful).await,
+        };
+        let cause = match unread {
+            Ok(unread) => FailureCause::Unread(unread?.clone()),
+            Err(error) => return Some(BatchFailure::new(ErrorClass::Changed, error)),
+        };
+        Some(BatchFailure::new(self.class_of_unread(), cause))
+    }
+
+    /// Returns the failure of an object without records that ClickHouse does not find.
+    async fn not_found(&self) -> Option<BatchFailure> {
+        if self.shape.read_by != ReadBy::S3 {
+            return None;
+        }
+        let paths: HashSet<&str> = self.read.iter().map(|it| it.source_path.as_str()).collect();
+        let mut unread = self.objects();
+        unread.retain(|object| object.size != Some(0) && !paths.contains(object.path().as_str()));
+        if unread.is_empty() {
+            return None;
+        }
+        let found = match self.loader.parts.tables.head(&unread).await {
+            Ok(found) => found,
+            Err(error) => return Some(BatchFailure::new(ErrorClass::Changed, error)),
+        };
+        let is_found = |object: &ObjectRef| {
+            let path = object.path();
+            found.iter().any(|(found, _)| *found == path)
+        };
+        let missing = unread.into_iter().find(|object| !is_found(object))?;
+        let cause = FailureCause::Unread(missing.clone());
+        Some(BatchFailure::new(self.class_of_unread(), cause))
+    }
+
+    /// Returns the class of an object that was not read. A single one is refreshed first: it may
+    /// have become empty.
+    fn class_of_unread(&self) -> ErrorClass {
+        if self.items.len() == 1 {
+            ErrorClass::Changed
+        } else {
+            ErrorClass::ObjectFault
+        }
+    }
+
+    /// Returns one of these objects that is not empty when decompressed.
+    async fn with_content<'o>(
+        &self,
+        objects: &[&'o ObjectRef],
+    ) -> Result<Option<&'o ObjectRef>, WarehouseError> {
+        if objects.is_empty() {
+            return Ok(None);
+        }
+        if self.shape.read_by == ReadBy::Stream {
+            for object in objects {
+                if !self.loader.parts.store.is_empty(object).await? {
+                    return Ok(Some(object));
+                }
+            }
+            return Ok(None);
+        }
+        let paths = self.loader.parts.tables.with_lines(objects).await?;
+        let is_read = |object: &&&ObjectRef| paths.contains(&object.path());
+        Ok(objects.iter().find(is_read).copied())
+    }
+
+    /// Returns the failure of an object that is compressed but was read as lines of text.
+    pub(super) async fn misnamed(&self) -> Result<Option<BatchFailure>, Cancelled> {
+        let rejected = Target::RejectedLines;
+        let has_any = self
+            .read
+            .iter()
+            .any(|row| rejected.kind() == Some(&row.kind));
+        if !has_any || !self.may_stream() || !self.layout.is_json_lines() {
+            return Ok(None);
+        }
+        let tables = &self.loader.parts.tables;
+        let found = self
+            .ledger_call(|| tables.compressed_line(self.batch))
+            .await?;
+        let Some(source_path) = found else {
+            return Ok(None);
+        };
+        let objects = self.objects();
+        let object = objects.iter().find(|object| object.path() == source_path);
+        Ok(match object {
+            Some(object) if self.is_misnamed(object).await => {
+                let cause = FailureCause::Misnamed((*object).clone());
+                Some(BatchFailure::new(ErrorClass::Stream, cause))
+            }
+            _ => None,
+        })
+    }
+
+    /// Returns the failure of an object with more rejected lines than are allowed.
+    pub(super) fn too_many_rejected(&self) -> Option<BatchFailure> {
+        // A merge may have collapsed the superseded rows into these, so they must not be deleted.
+        if self.replaces() {
+            return None;
+        }
+        let max = self.loader.config.max_rejected_ratio;
+        let (path, Records { all, rejected }) = self
+            .records()
+            .into_iter()
+            .find(|(_, records)| records.rejected as f64 > records.all as f64 * max)?;
+        Some(BatchFailure::object_fault(FailureCause::Rejected {
+            path: path.to_owned(),
+            rejected,
+            lines: all,
+            max,
+        }))
+    }
+
+    /// Returns the failure of an object of which every record is rejected, if such objects fail. An
+    /// object without records never does.
+    pub(super) async fn all_rejected(&self) -> Result<Option<BatchFailure>, Cancelled> {
+        // A merge may have collapsed the superseded rows into these, so they must not be deleted.
+        if self.replaces() {
+            return Ok(None);
+        }
+        let records = self.records();
+        let objects = self.objects();
+        let found = objects.iter().find_map(|object| {
+            let records = records.get(object.path().as_str())?;
+            let is_all = records.rejected > 0 && records.rejected == records.all;
+            (is_all && self.fails_if_all_is_rejected(object)).then_some((*object, *records))
+        });
+        let Some((object, records)) = found else {
+            return Ok(None);
+        };
+        if !self.layout.is_json_lines() && self.is_misnamed(object).await {
+            let cause = FailureCause::Misnamed(object.clone());
+            return Ok(Some(BatchFailure::new(ErrorClass::Stream, cause)));
+        }
+        let path = object.path();
+        let tables = &self.loader.parts.tables;
+        let sample = self.ledger_call(|| tables.sample(self.batch, &path));
+        let sample = sample.await?;
+        let seen = self
+            .loader
+            .seen(self.format_of(object), self.shape.read_by, object);
+        let cause = FailureCause::AllRejected {
+            records: records.rejected,
+            reason: sample
+                .first()
+                .map(|it| it.reason.clone())
+                .unwrap_or_default(),
+            seen: seen.await,
+            sample: sample.iter().map(sampled).collect(),
+            path,
+        };
+        Ok(Some(BatchFailure::object_fault(cause)))
+    }
+
+    /// Returns the records of each object, by its path.
+    fn records(&self) -> BTreeMap<&str, Records> {
+        let mut of_each: BTreeMap<&str, Records> = BTreeMap::new();
+        for row in self.read.iter().filter(|row| row.kind != BLANK) {
+            let records = of_each.entry(&row.source_path).or_default();
+            records.all += row.rows;
+            if Target::RejectedLines.kind() == Some(&row.kind) {
+                records.rejected += row.rows;
+            }
+        }
+        of_each
+    }
+
+    fn fails_if_all_is_rejected(&self, object: &ObjectRef) -> bool {
+        let formats = self.loader.planner().catalog().formats();
+        let configured = self.loader.config.on_all_rejected;
+        formats.on_all_rejected(self.format_of(object), configured) == OnAllRejected::Fail
+    }
+
+    /// Returns the format in which an object was read. Objects with JSON lines can differ in what
+    /// their formats declare otherwise.
+    pub(super) fn format_of(&self, object: &ObjectRef) -> FormatId {
+        let planner = self.loader.planner();
+        if self.layout.is_json_lines() {
+            let format = planner.format_of(&object.key);
+            let is_of_lines = self.loader.kind(format).is_json_lines();
+            return if is_of_lines {
+                format
+            } else {
+                FormatId::JSON_LINES
+            };
+        }
+        let formats = planner.catalog().formats();
+        formats.named(&self.layout.format).unwrap_or_default()
+    }
+
+    /// Returns what a single object is that cannot be read as its format is declared, if its
+    /// content shows that. JSON lines are not looked at.
+    pub(super) async fn wrong_file(
+        &self,
+        fault: ErrorClass,
+        error: &WarehouseError,
+    ) -> Option<FailureCause> {
+        let [alone] = self.items.as_slice() else {
+            return None;
+        };
+        let is_content = fault == ErrorClass::ObjectFault && !is_missing(error);
+        if self.layout.is_json_lines() || !is_content {
+            return None;
+        }
+        let format = self.format_of(&alone.object);
+        let read_by = self.shape.read_by;
+        let problem = error.to_string();
+        self.loader
+            .wrong_file(format, read_by, &alone.object, &problem)
+            .await
+    }
+
+    /// Returns whether ClickHouse must keep a whole list of a document in memory.
+    pub(super) fn has_lists(&self) -> bool {
+        let formats = self.loader.planner().catalog().formats();
+        let format = formats.named(&self.layout.format);
+        let kind = format.map(|format| self.loader.kind(format));
+        matches!(kind, Some(Kind::Documents { records: Some(_) }))
+    }
+}
+
+/// Returns a rejected record as it is kept with a failure.
+fn sampled(record: &RejectedRecord) -> String {
+    format!(
+        "record {}: {}: {}",
+        record.row_number, record.reason, record.start
+    )
+}

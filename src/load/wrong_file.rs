@@ -1,0 +1,115 @@
+//! Tells what an object is that cannot be read as its format is declared.
+
+use tokio::io::AsyncReadExt;
+
+use super::Loader;
+use super::cause::FailureCause;
+use super::ports::{BatchTables, ObjectStore, Ports};
+use crate::batch::ReadBy;
+use crate::formats::{FormatId, Kind, Seen, sniff};
+use crate::object::{Compression, ObjectRef};
+use crate::s3::StoreError;
+
+/// The bytes that show what an object is.
+const SNIFFED_BYTES: u64 = 512;
+
+impl<P: Ports> Loader<P> {
+    /// Returns the failure of an object that looks like something else than what it is declared
+    /// as. `None` if it does not, or if its first bytes cannot be read.
+    pub(super) async fn wrong_file(
+        &self,
+        format: FormatId,
+        read_by: ReadBy,
+        object: &ObjectRef,
+        problem: &str,
+    ) -> Option<FailureCause> {
+        let seen = self.seen(format, read_by, object).await?;
+        let declared = self.planner().catalog().formats().get(format);
+        Some(FailureCause::WrongFile {
+            object: object.clone(),
+            declared: format!("{} ({})", declared.kind.title(), declared.name),
+            seen,
+            problem: problem.to_owned(),
+        })
+    }
+
+    /// Returns what an object looks like, if that is something else than its format.
+    pub(super) async fn seen(
+        &self,
+        format: FormatId,
+        read_by: ReadBy,
+        object: &ObjectRef,
+    ) -> Option<String> {
+        let start = match read_by {
+            ReadBy::Stream => self.first_decompressed(object).await.ok()?,
+            _ => self.parts.tables.first_bytes(object).await.ok()?,
+        };
+        let seen = sniff(&start);
+        // ClickHouse returns the bytes as they are stored.
+        let is_named = seen.is_compression() && Compression::of(&object.key) != Compression::None;
+        let is_expected = is_named || fits(self.kind(format), seen);
+        (!is_expected).then(|| seen.to_string())
+    }
+
+    async fn first_decompressed(&self, object: &ObjectRef) -> Result<Vec<u8>, StoreError> {
+        let content = self.parts.store.open_content(object).await?;
+        let mut start = Vec::new();
+        // What precedes a broken part is enough.
+        drop(content.take(SNIFFED_BYTES).read_to_end(&mut start).await);
+        Ok(start)
+    }
+}
+
+/// Returns whether an object that looks so can be of this kind.
+pub(crate) fn fits(kind: &Kind, seen: Seen) -> bool {
+    match (kind, seen) {
+        (_, Seen::Empty) => true,
+        (Kind::JsonLines, seen) => matches!(seen, Seen::JsonLines | Seen::JsonObject),
+        (Kind::Documents { .. }, seen) => {
+            matches!(seen, Seen::JsonLines | Seen::JsonObject | Seen::JsonArray)
+        }
+        (Kind::Delimited(declared), Seen::Delimited(delimiter)) => declared.delimiter == delimiter,
+        (Kind::Delimited(_), seen) => seen == Seen::Text,
+        (Kind::Regex(_), seen) => matches!(seen, Seen::Text | Seen::Delimited(_)),
+        (Kind::Parquet, seen) => seen == Seen::Parquet,
+        (Kind::Avro, seen) => seen == Seen::Avro,
+        (Kind::Orc, seen) => seen == Seen::Orc,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::Delimited;
+
+    #[test]
+    fn content_of_another_kind_is_recognised() {
+        let csv = Kind::Delimited(Delimited {
+            delimiter: ',',
+            header: true,
+            columns: None,
+            quoted: true,
+            null: Vec::new(),
+            comment: None,
+            skip_lines: 0,
+        });
+        let documents = Kind::Documents { records: None };
+        for (kind, seen, expected) in [
+            (&csv, Seen::Delimited(','), true),
+            (&csv, Seen::Text, true),
+            (&csv, Seen::Delimited(';'), false),
+            (&csv, Seen::Parquet, false),
+            (&csv, Seen::Html, false),
+            (&documents, Seen::JsonArray, true),
+            (&documents, Seen::Delimited(','), false),
+            (&documents, Seen::Empty, true),
+            (&Kind::Parquet, Seen::Parquet, true),
+            (&Kind::Parquet, Seen::JsonLines, false),
+            (&Kind::Avro, Seen::Orc, false),
+            (&Kind::JsonLines, Seen::JsonLines, true),
+            (&Kind::JsonLines, Seen::Gzip, false),
+        ] {
+            assert_eq!(fits(kind, seen), expected, "{kind:?} {seen:?}");
+        }
+    }
+}
