@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
-use sluice::batch::StatementShape;
-use sluice::batch::{Batch, BatchId, BatchLimits, Batcher, ReadBy};
+use sluice::batch::{Batch, BatchId, BatchLimits, Batcher, Layout, ReadBy, StatementShape};
 use sluice::daemon::in_flight::{Disposition, InFlightMessages, VisibilityPolicy};
 use sluice::event_types::Catalog;
 use sluice::notification::{Notification, parse_notification};
@@ -120,7 +119,9 @@ fn plan(bencher: Bencher) {
         for batch in &batches {
             let objects: Vec<&ObjectRef> = batch.objects.iter().collect();
             let shape = StatementShape::of(ReadBy::S3);
-            black_box(planner.inserts(BatchId::new(&Env::default()), &objects, shape, "0"));
+            let layout = Layout::default();
+            let batch = BatchId::new(&Env::default());
+            black_box(planner.inserts(batch, &objects, shape, &layout, "0"));
         }
     });
 }

@@ -89,7 +89,7 @@ mod tests {
             header: true,
             columns: None,
             quoted: true,
-            null: Vec::new(),
+            nulls: Vec::new(),
             comment: None,
             skip_lines: 0,
         });

@@ -3,8 +3,7 @@
 
 use std::time::Duration;
 
-use sluice::batch::StatementShape;
-use sluice::batch::{BatchId, ReadBy};
+use sluice::batch::{BatchId, Layout, ReadBy, StatementShape};
 use sluice::config::Secret;
 use sluice::event_types::Catalog;
 use sluice::object::{ObjectParts, ObjectRef};
@@ -63,8 +62,10 @@ impl Harness {
     }
 
     async fn insert(&self, batch: BatchId, objects: &[&ObjectRef], from: ReadBy, threads: usize) {
-        let shape = self.planner.shape(objects, StatementShape::of(from));
-        for statement in self.planner.inserts(batch, objects, shape, "0") {
+        let layout = Layout::default();
+        let shape = StatementShape::of(from);
+        let shape = self.planner.shape(objects, shape, &layout);
+        for statement in self.planner.inserts(batch, objects, shape, &layout, "0") {
             let client = self.stack.clickhouse.client();
             let mut query = client.query_raw(&statement.sql);
             for (name, value) in statement.settings {

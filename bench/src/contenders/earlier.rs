@@ -109,5 +109,6 @@ fn condition(rule: &Rule) -> String {
         Rule::Any(rules) => joined(rules, " OR "),
         Rule::Not(rule) => format!("NOT {}", condition(rule)),
         Rule::In(path, values) => format!("{} IN ({})", text(path), sql::strings(values)),
+        Rule::Present(path) => format!("JSONHas(line, {})", sql::strings(path)),
     }
 }

@@ -145,5 +145,6 @@ fn matches(rule: &Rule, statement: &Value) -> bool {
         Rule::In(path, values) => value_at(statement, path)
             .and_then(Value::as_str)
             .is_some_and(|found| values.iter().any(|value| value == found)),
+        Rule::Present(path) => value_at(statement, path).is_some(),
     }
 }
