@@ -50,8 +50,8 @@ pub(super) struct Preview {
     key: String,
 
     /// Read it as this declared format, or as `json_lines`, whatever its key is
-    #[arg(long, value_name = "NAME")]
-    format: Option<String>,
+    #[arg(long = "format", value_name = "NAME")]
+    read_as: Option<String>,
 
     #[command(flatten)]
     output: Output,

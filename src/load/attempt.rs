@@ -89,6 +89,9 @@ pub(super) struct BatchRun<'a, P: Ports> {
 /// How long the server has to report that a statement timed out.
 pub(crate) const ANSWER_AFTER_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// The most bytes that an object has, as it is stored, if it is empty when decompressed.
+const LARGEST_EMPTY: u64 = 1024;
+
 impl<'a, P: Ports> BatchRun<'a, P> {
     /// Creates a run that has no results yet.
     pub(super) fn new(
@@ -448,6 +451,9 @@ impl<'a, P: Ports> BatchRun<'a, P> {
             };
             let span = trace::statement(&query_id);
             if self.shape.read_by == ReadBy::Stream {
+                if self.has_nothing_to_send(&objects).await? {
+                    continue;
+                }
                 let body = stream::body(store, &objects, self.framing());
                 let stream = tables.stream(statement, body, &query_id, timeout);
                 stream.instrument(span).await?;
@@ -457,6 +463,21 @@ impl<'a, P: Ports> BatchRun<'a, P> {
             }
         }
         Ok(())
+    }
+
+    /// Returns whether the objects are streamed verbatim, and are empty: ClickHouse refuses an empty
+    /// body of most formats.
+    async fn has_nothing_to_send(&self, objects: &[&ObjectRef]) -> Result<bool, WarehouseError> {
+        if self.framing() != Framing::Verbatim {
+            return Ok(false);
+        }
+        for object in objects {
+            let may_be_empty = object.size.is_none_or(|size| size <= LARGEST_EMPTY);
+            if !may_be_empty || !self.loader.is_empty(object).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn framing(&self) -> Framing {

@@ -235,6 +235,14 @@ impl BatchTables for ClickHouseTables {
         part: &[u8],
     ) -> Result<Result<Layout, String>, WarehouseError> {
         let query = self.planner.structure_query_of_content(format, part);
+        if part.is_empty() {
+            // ClickHouse has no answer for an empty text.
+            let nothing = match query {
+                StructureQuery::Columns(_) => StructureAnswer::Columns(Vec::new()),
+                StructureQuery::Header(_) => StructureAnswer::Header(None),
+            };
+            return Ok(self.planner.layout_with(format, nothing));
+        }
         self.layout(format, &query).await
     }
 

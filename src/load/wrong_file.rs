@@ -1,5 +1,7 @@
-//! Tells what an object is that cannot be read as its format is declared.
+//! What objects of declared formats contain: whether it is something else than what is declared, and
+//! what of it ClickHouse does not notice.
 
+use serde_json::Value;
 use tokio::io::AsyncReadExt;
 
 use super::Loader;
@@ -8,12 +10,35 @@ use super::ports::{BatchTables, ObjectStore, Ports};
 use crate::batch::ReadBy;
 use crate::formats::{FormatId, Kind, Seen, sniff};
 use crate::object::{Compression, ObjectRef};
-use crate::s3::StoreError;
+use crate::s3::{StoreError, broken};
 
 /// The bytes that show what an object is.
 const SNIFFED_BYTES: u64 = 512;
 
+/// The largest documents that the worker parses.
+const PARSED_BYTES: u64 = 1 << 20;
+
 impl<P: Ports> Loader<P> {
+    /// Returns whether the content of an object of another format is empty when decompressed.
+    pub(super) async fn is_empty(&self, object: &ObjectRef) -> Result<bool, StoreError> {
+        let mut content = self.parts.store.open_content(object).await?;
+        let read = content.read(&mut [0]).await;
+        Ok(read.map_err(|error| broken(object, &error))? == 0)
+    }
+
+    /// Returns the JSON documents of an object without records. Of a large object, the rest does not
+    /// count; what is cut there counts as null.
+    pub(super) async fn documents(&self, object: &ObjectRef) -> Result<Vec<Value>, StoreError> {
+        let content = self.parts.store.open_content(object).await?;
+        let mut text = Vec::new();
+        let read = content.take(PARSED_BYTES).read_to_end(&mut text).await;
+        read.map_err(|error| broken(object, &error))?;
+        let documents = serde_json::Deserializer::from_slice(&text).into_iter();
+        Ok(documents
+            .map(|document| document.unwrap_or(Value::Null))
+            .collect())
+    }
+
     /// Returns the failure of an object that looks like something else than what it is declared
     /// as. `None` if it does not, or if its first bytes cannot be read.
     pub(super) async fn wrong_file(

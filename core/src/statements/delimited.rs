@@ -6,7 +6,7 @@ use crate::event_types::paths;
 use crate::formats::{Delimited, SURPLUS};
 use crate::sql;
 use crate::statements::records::{
-    GROUPS, ROW_NUMBER, Reader, Structure, columns, json_object, texts,
+    EMPTY_OBJECT, GROUPS, ROW_NUMBER, Reader, Structure, columns, json_object, texts,
 };
 use crate::statements::select::{BAD_UTF8, BLANK, Fields, Lines, TOO_MANY_FIELDS, Texts};
 
@@ -51,6 +51,13 @@ fn quoted(declared: &Delimited, names: &[String], reader: Reader<'_>, batch_id: 
         if has_byte_order_mark(declared) {
             values[0] = nulls.applied(&without_byte_order_mark(first));
         }
+    }
+    if nulls.is_empty_null
+        && let (Some(last), Some(value)) = (places.last(), values.last_mut())
+    {
+        // ClickHouse takes no empty field at the end of a line for NULL if more columns are declared.
+        // Whether it was quoted is not known.
+        *value = format!("if({last} = '' AND isNull({REST}), NULL, {value})");
     }
     let surplus = format!("notEmpty(ifNull({REST}, ''))");
     Lines {
@@ -123,7 +130,7 @@ fn split(declared: &Delimited, names: &[String], reader: Reader<'_>, batch_id: U
 fn text(names: &[String], values: &[String], has_surplus: &str, surplus: &str) -> String {
     let object = |names: &[String], values: &[String]| {
         if names.is_empty() {
-            "'{}'".to_owned()
+            sql::string(EMPTY_OBJECT)
         } else {
             json_object(values, &columns(&texts(names)))
         }

@@ -225,6 +225,8 @@ fn matches(regex: &Regex, reader: Reader<'_>, batch_id: Uuid) -> Lines {
     }
 }
 
+/// The JSON text of a record without fields.
+pub(crate) const EMPTY_OBJECT: &str = "{}";
 /// The column with the texts of a line's groups, or with those between its delimiters.
 pub(crate) const GROUPS: &str = "fields";
 
@@ -251,7 +253,7 @@ fn typed(kind: &Kind, structure: &Structure, reader: Reader<'_>, batch_id: Uuid)
     // No column has this name, which stands for the text, and for the columns of an empty file.
     let own = sql::ident(SURPLUS);
     let (text, read) = if structure.is_empty() {
-        ("'{}'".to_owned(), format!("{own} Nullable(String)"))
+        (sql::string(EMPTY_OBJECT), format!("{own} Nullable(String)"))
     } else {
         let names = structure.iter().map(|(name, _)| sql::ident(name));
         let text = json_object(&Vec::from_iter(names), &columns(structure));

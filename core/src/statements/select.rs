@@ -348,7 +348,7 @@ fn parsed_values(catalog: &Catalog, lines: &Lines, json: &str) -> String {
 
 /// Returns the SELECT of the declared values of each record, which are among its fields.
 fn text_values(catalog: &Catalog, lines: &Lines, texts: &Texts) -> String {
-    let nothing = format!("CAST(NULL, '{}')", paths::TEXT);
+    let nothing = format!("CAST(NULL, {})", sql::string(paths::TEXT));
     let values = catalog.tree().leaves().into_iter().map(|path| {
         let text = match path.as_slice() {
             [name] => texts.values.get(name),
@@ -424,7 +424,7 @@ fn unreadable(json: &str) -> [(String, &'static str); 3] {
 }
 
 /// Returns the reason for which a document is rejected that lacks the list of its records.
-pub(crate) fn no_list(records: &[String]) -> String {
+pub fn no_list(records: &[String]) -> String {
     format!("no list at {}", paths::display(records))
 }
 

@@ -52,7 +52,7 @@ impl Content {
         preview: &Preview,
     ) -> anyhow::Result<Self> {
         let formats = catalog.formats();
-        let named = match &preview.format {
+        let named = match &preview.read_as {
             None => None,
             Some(name) => Some(formats.named(name).with_context(|| {
                 let names: Vec<&str> = formats.ids().map(|id| &*formats.get(id).name).collect();

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use serde_json::Value;
+
 use super::BatchRun;
 use crate::batch::ReadBy;
 use crate::clickhouse::WarehouseError;
@@ -12,7 +14,7 @@ use crate::load::Cancelled;
 use crate::load::cause::{BatchFailure, FailureCause};
 use crate::load::ports::{BatchTables, ObjectStore, Ports};
 use crate::object::{Compression, ObjectRef};
-use crate::statements::select::{BLANK, Target};
+use crate::statements::select::{BLANK, Target, no_list};
 
 /// The number of records of an object, without blank ones, and of those that are rejected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -168,7 +170,7 @@ impl<P: Ports> BatchRun<'_, P> {
             (is_all && self.fails_if_all_is_rejected(object)).then_some((*object, *records))
         });
         let Some((object, records)) = found else {
-            return Ok(None);
+            return Ok(self.without_list().await);
         };
         if !self.layout.is_json_lines() && self.is_misnamed(object).await {
             let cause = FailureCause::Misnamed(object.clone());
@@ -192,6 +194,47 @@ impl<P: Ports> BatchRun<'_, P> {
             path,
         };
         Ok(Some(BatchFailure::object_fault(cause)))
+    }
+
+    /// Returns the failure of a streamed object that lacks the declared list of records: where
+    /// ClickHouse reads an object itself, such a document is a rejected record.
+    async fn without_list(&self) -> Option<BatchFailure> {
+        let formats = self.loader.planner().catalog().formats();
+        let format = formats.named(&self.layout.format)?;
+        let Kind::Documents {
+            records: Some(list),
+        } = self.loader.kind(format)
+        else {
+            return None;
+        };
+        let [object] = self.objects()[..] else {
+            return None;
+        };
+        let is_meant = self.shape.read_by == ReadBy::Stream && self.read.is_empty();
+        if !is_meant || !self.fails_if_all_is_rejected(object) {
+            return None;
+        }
+        let documents = match self.loader.documents(object).await {
+            Ok(documents) => documents,
+            Err(error) => {
+                let error = WarehouseError::from(error);
+                return Some(BatchFailure::new(ErrorClass::Changed, error));
+            }
+        };
+        let has_list = |document: &Value| {
+            let found = list.iter().try_fold(document, |value, key| value.get(key));
+            found.is_some_and(Value::is_array)
+        };
+        if documents.iter().all(has_list) {
+            return None;
+        }
+        Some(BatchFailure::object_fault(FailureCause::AllRejected {
+            path: object.path(),
+            records: documents.len() as u64,
+            reason: no_list(list),
+            seen: None,
+            sample: Vec::new(),
+        }))
     }
 
     /// Returns the records of each object, by its path.

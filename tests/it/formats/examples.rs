@@ -167,7 +167,7 @@ const VALUES: [(&str, &str); 14] = [
         "SELECT trip_id, client, amount, currency, paid_at, remark FROM $.export_trips \
          ORDER BY trip_id LIMIT 3",
         "T-0000\tACME\t0\tEUR\t\\N\t\\N\n\
-         T-0001\tMüller, GmbH\t10.5\tEUR\t2026-11-02 10:00:00\ttwo\\nlines\n\
+         T-0001\tMüller, GmbH\t10.5\tEUR\t2026-11-02 10:00:00\ttwo\\r\\nlines\n\
          T-0002\tMüller, GmbH\t21\t\\N\t2026-11-03 10:00:00\t\\N\n",
     ),
     (

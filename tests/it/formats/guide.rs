@@ -35,7 +35,8 @@ fn parse(text: &str) -> Example {
         let (kind, count) = count.split_once(": ").unwrap_or_else(|| panic!("{title}"));
         (kind.to_owned(), count.parse().unwrap())
     });
-    let section = rest.split("\n#").next().unwrap();
+    // A comment in a block begins as a heading of the first level does.
+    let section = rest.split("\n##").next().unwrap();
     let blocks = section.split("```yaml\n").skip(1);
     let declarations = blocks.map(|block| {
         let (block, _) = block.split_once("```").unwrap();
