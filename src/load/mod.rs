@@ -380,6 +380,9 @@ impl<P: Ports> Loader<P> {
         match class {
             ErrorClass::Changed if work.changes < MAX_CHANGES => {
                 let WorkUnit { items, read_by, .. } = work;
+                for item in &items {
+                    self.state.layouts.forget(work.format, item.object.id());
+                }
                 let layout = self.layout_of_all(work.format);
                 match self.refresh(items, read_by, cancel).await {
                     Ok(items) => progress.work.push(WorkUnit {

@@ -762,6 +762,26 @@ async fn a_structure_is_looked_up_until_the_server_responds_and_then_known() {
     assert_eq!((world.count("structure"), world.count("claim")), (4, 3));
 }
 
+/// So small a query exceeds a limit only because of the object.
+#[tokio::test(start_paused = true)]
+async fn an_object_whose_structure_exceeds_a_limit_fails_alone() {
+    let world = Arc::new(World::of_keys(&["exports/a/1.csv"]));
+    world.fail("structure", [158; 6]);
+    assert_eq!(world.load().await, [Outcome::Failed]);
+    assert_eq!((world.count("structure"), world.count("sample")), (6, 1));
+    assert!(!world.state().was_paused);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_s3_during_a_look_up_fails_no_object() {
+    let world = Arc::new(World::of_keys(&["exports/a/1.csv"]));
+    world.fail("structure", [499; 20]);
+    assert_eq!(world.load().await, [Outcome::Loaded]);
+    let counts = ["structure", "sample", "failure"].map(|step| world.count(step));
+    assert_eq!(counts, [21, 0, 0]);
+    assert!(world.state().was_paused);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_object_with_a_wrong_header_fails_before_anything_is_inserted() {
     let world = Arc::new(World::of_keys(&["exports/bad/1.csv", "exports/a/2.csv"]));
