@@ -486,7 +486,7 @@ fn are_small(objects: &[&ObjectRef]) -> bool {
 
 /// Returns a condition: whether a row comes from other content than was announced. An object that
 /// was announced without an etag has nothing to compare, and passes.
-fn changed(objects: &[&ObjectRef]) -> String {
+pub(super) fn changed(objects: &[&ObjectRef]) -> String {
     let mut pinned = Vec::new();
     let mut unpinned = Vec::new();
     for object in objects {
