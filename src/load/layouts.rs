@@ -17,6 +17,7 @@ use crate::batch::{Fallback, Layout, ReadBy};
 use crate::clickhouse::WarehouseError;
 use crate::clickhouse::error_class::{ErrorClass, classify_content, is_missing, is_s3_away};
 use crate::formats::{FormatId, Kind};
+use crate::ledger::protocol::ClaimStatus;
 use crate::object::{ObjectId, ObjectRef};
 use crate::s3::{StoreError, broken};
 use crate::statements::s3_source::{KeyAddressing, addressing};
@@ -199,17 +200,45 @@ impl<P: Ports> Loader<P> {
         for (item, found) in items.into_iter().zip(found) {
             match found {
                 Ok(Ok(layout)) => groups.entry(layout).or_default().push(item),
-                Ok(Err(why)) => {
-                    let alone = work.with(vec![item], None);
-                    self.try_otherwise(alone, why, false, cancel, progress)
-                        .await;
-                }
+                Ok(Err(why)) => match self.settled_elsewhere(&item, cancel).await {
+                    Ok(Some(outcome)) => progress.settle(&[item], &outcome),
+                    Ok(None) => {
+                        let alone = work.with(vec![item], None);
+                        self.try_otherwise(alone, why, false, cancel, progress)
+                            .await;
+                    }
+                    Err(Cancelled) => progress.settle(&[item], &Outcome::Abandoned),
+                },
                 Err(Cancelled) => progress.settle(&[item], &Outcome::Abandoned),
             }
         }
         for (layout, items) in groups {
             let layout = Some(Arc::new(layout));
             progress.work.push(work.with(items, layout));
+        }
+    }
+
+    /// Returns the outcome of an object that another batch has loaded, or is loading: it need not
+    /// exist any more. Recovers a batch whose lease has expired.
+    async fn settled_elsewhere(
+        &self,
+        item: &PendingObject,
+        cancel: &CancellationToken,
+    ) -> Result<Option<Outcome>, Cancelled> {
+        let claim = item.claim();
+        let id = claim.object.id();
+        let superseded: Vec<_> = claim.supersedes.iter().map(|batch| (id, *batch)).collect();
+        loop {
+            let statuses = self.look_up(&[id], &superseded, cancel).await;
+            match statuses.ok_or(Cancelled)?.first() {
+                Some(ClaimStatus::Loaded) => return Ok(Some(Outcome::Duplicate)),
+                Some(ClaimStatus::Busy {
+                    batch,
+                    lease_expired: true,
+                }) => self.recover(*batch, cancel).await?,
+                Some(ClaimStatus::Busy { .. }) => return Ok(Some(Outcome::Busy)),
+                Some(ClaimStatus::Free) | None => return Ok(None),
+            }
         }
     }
 

@@ -44,6 +44,8 @@ struct World {
     /// Whether the tables have rows of a batch whose insert did not succeed.
     has_rows: bool,
     is_complete: bool,
+    /// The claim status of every object.
+    status: ClaimStatus,
     /// The kind of the line that every object has.
     kind: &'static str,
     fallback: Fallback,
@@ -86,6 +88,7 @@ impl World {
             later_batches: 0,
             has_rows: false,
             is_complete: true,
+            status: ClaimStatus::Free,
             kind: BLANK,
             fallback: Fallback::Never,
             state: Mutex::default(),
@@ -237,7 +240,7 @@ impl LedgerStore for ScriptedLedger {
             Some(_) => "verify",
         };
         self.0.reach(step)?;
-        Ok(vec![ClaimStatus::Free; objects.len()])
+        Ok(vec![self.0.status; objects.len()])
     }
 
     async fn claim(
@@ -760,6 +763,17 @@ async fn a_structure_is_looked_up_until_the_server_responds_and_then_known() {
     world.fail("insert", [117]);
     assert_eq!(world.load().await, [Outcome::Loaded; 2]);
     assert_eq!((world.count("structure"), world.count("claim")), (4, 3));
+}
+
+/// It may have been deleted since.
+#[tokio::test(start_paused = true)]
+async fn an_object_that_was_loaded_before_is_a_duplicate_whatever_its_structure_is() {
+    let world = Arc::new(World {
+        status: ClaimStatus::Loaded,
+        ..World::of_keys(&["exports/bad/1.csv"])
+    });
+    assert_eq!(world.load().await, [Outcome::Duplicate]);
+    assert!(world.state().failures.is_empty());
 }
 
 /// So small a query exceeds a limit only because of the object.
