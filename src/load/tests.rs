@@ -1,6 +1,6 @@
 //! Tests of a loader on a paused clock, whose ledger and tables respond as a script says.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 use std::time::SystemTime;
 
@@ -20,7 +20,7 @@ use crate::clickhouse::replicas::Barrier;
 use crate::event_types::{Catalog, Column, EventType};
 use crate::ledger::drive::{Fence, RunId};
 use crate::ledger::{Claim, Claims, Manifest, ManifestEntry, Permit, Replacement, Stopped};
-use crate::s3::{Completeness, Content};
+use crate::s3::{Completeness, Content, ObjectMeta, StoreError};
 use crate::statements::insert::PlannerOptions;
 use crate::statements::s3_source::S3Access;
 use crate::statements::select::{BLANK, Target};
