@@ -168,7 +168,10 @@ const UNFILLED: Diagnosis = Diagnosis::of(ErrorClass::Halt)
 /// Returns the diagnosis of an error.
 pub fn diagnosis(error: &WarehouseError) -> Diagnosis {
     match error {
-        WarehouseError::Server { code, text } => server(*code, text, failing_view(error).is_some()),
+        WarehouseError::Server { code, text } => {
+            let reason = reason_code(*code, text);
+            server(reason, text, failing_view(error).is_some())
+        }
         WarehouseError::Unknown(text) => UNREACHABLE.advice(unreachable_advice(text)),
         WarehouseError::Password(_) => UNREACHABLE.advice("make the file readable"),
         WarehouseError::Foreign { .. } if is_too_large(error) => PROXY.advice(
@@ -206,16 +209,35 @@ pub fn classify_content(error: &WarehouseError) -> ErrorClass {
     let WarehouseError::Server { code, text } = error else {
         return classify(error);
     };
-    let code = match *code {
-        CANNOT_EXTRACT_TABLE_STRUCTURE => quoted_code(text).unwrap_or(*code),
-        code => code,
-    };
-    match code {
+    let reason = reason_code(*code, text);
+    match reason {
         // Text or an array that cannot be parsed, a column that is missing, an end that comes too
         // early, a position that is outside of the file.
         6 | 8 | 33 | 130 | 361 | CANNOT_EXTRACT_TABLE_STRUCTURE => ErrorClass::ObjectFault,
-        STD_EXCEPTION if says(text, &["avro::", "orc::", "parquet"]) => ErrorClass::ObjectFault,
-        code => server(code, text, failing_view(error).is_some()).error_class,
+        STD_EXCEPTION if says(text, LIBRARIES) => ErrorClass::ObjectFault,
+        _ => {
+            let diagnosis = diagnosis(error);
+            // The structure of an object has nothing to do with the tables.
+            let is_of_structure = reason != *code && diagnosis.pause == PauseReason::Schema;
+            if is_of_structure {
+                ErrorClass::ObjectFault
+            } else {
+                diagnosis.error_class
+            }
+        }
+    }
+}
+
+/// What the exceptions of the libraries that read typed files are named after. The name of an object
+/// can contain `parquet` alone.
+const LIBRARIES: &[&str] = &["avro::", "orc::", "parquet::", "apache::thrift::"];
+
+/// Returns the code of the error that kept ClickHouse from determining a structure; of any other
+/// error, its own code.
+fn reason_code(code: u32, text: &str) -> u32 {
+    match code {
+        CANNOT_EXTRACT_TABLE_STRUCTURE => quoted_code(text).unwrap_or(code),
+        code => code,
     }
 }
 
@@ -390,7 +412,11 @@ pub fn is_bucket_missing(error: &WarehouseError) -> bool {
 /// Returns whether S3 is unavailable, given an error that is neither a refusal nor a missing
 /// object.
 pub fn is_s3_away(error: &WarehouseError) -> bool {
-    error.code() == Some(S3_ERROR) || matches!(error, WarehouseError::Source(_))
+    match error {
+        WarehouseError::Server { code, text } => reason_code(*code, text) == S3_ERROR,
+        WarehouseError::Source(_) => true,
+        _ => false,
+    }
 }
 
 fn unreachable_advice(text: &str) -> &'static str {
@@ -449,6 +475,11 @@ mod tests {
             (33, "Cannot read all data", ErrorClass::ObjectFault),
             (1001, "type: avro::Exception", ErrorClass::ObjectFault),
             (1001, "type: std::exception", ErrorClass::Retry),
+            (
+                1001,
+                "type: std::filesystem_error, in file/uri b/a.parquet",
+                ErrorClass::Retry,
+            ),
             (636, "the file is empty", ErrorClass::ObjectFault),
             (
                 636,
@@ -465,6 +496,12 @@ mod tests {
                 &format!("{structure}499. DB::Exception: HTTP response code: 403"),
                 ErrorClass::Denied,
             ),
+            (
+                636,
+                &format!("{structure}36. DB::Exception: Unsupported type"),
+                ErrorClass::ObjectFault,
+            ),
+            (36, "Unsupported type", ErrorClass::Halt),
             (241, "Memory limit (total) exceeded", ErrorClass::Overload),
         ] {
             assert_eq!(
@@ -473,6 +510,12 @@ mod tests {
                 "{code} {text}"
             );
         }
+        // An outage of S3 is not hidden by the error that quotes it.
+        let quoting = |code: u32| server(636, &format!("{structure}{code}. DB::Exception"));
+        assert!(is_s3_away(&quoting(499)) && is_s3_away(&server(499, "timeout")));
+        assert!(!is_s3_away(&quoting(117)));
+        let missing = format!("{structure}499. DB::Exception: HTTP response code: 404");
+        assert!(is_missing(&server(636, &missing)));
         // The classes of JSON lines are as they were.
         for code in [6, 8, 33, 130, 361, 636, 1001] {
             assert_eq!(

@@ -12,19 +12,22 @@ use tokio_util::sync::CancellationToken;
 use super::cause::{BatchFailure, FailureCause};
 use super::ports::{BatchTables, ObjectStore, Ports};
 use super::progress::{PendingObject, Progress, WorkUnit};
-use super::{Cancelled, Loader, MAX_RETRIES, Outcome, RefreshError};
+use super::refresh::RefreshError;
+use super::{Cancelled, Loader, MAX_RETRIES, Outcome};
 use crate::batch::{Fallback, Layout, ReadBy};
 use crate::clickhouse::WarehouseError;
 use crate::clickhouse::error_class::{ErrorClass, classify_content, is_missing, is_s3_away};
 use crate::formats::{FormatId, Kind};
+use crate::ledger::protocol::ClaimStatus;
 use crate::object::{ObjectId, ObjectRef};
 use crate::s3::{StoreError, broken};
 use crate::statements::s3_source::{KeyAddressing, addressing};
 
 /// The number of objects whose structure is looked up at the same time.
 const LOOKED_UP_AT_ONCE: usize = 16;
-/// The number of layouts that are cached.
+/// The number of layouts that are cached, and that of all their columns.
 const CACHED: usize = 4096;
+const CACHED_COLUMNS: usize = 128 * 1024;
 /// The bytes at the beginning of an object within which its header, or its schema, must end.
 const START_BYTES: u64 = 256 * 1024;
 /// The bytes at the end of an object that are read for its schema, and sent with a query.
@@ -41,6 +44,8 @@ struct Known {
     layouts: HashMap<(FormatId, ObjectId), Layout>,
     /// The keys of the layouts, the oldest first.
     order: VecDeque<(FormatId, ObjectId)>,
+    /// The number of columns of all layouts.
+    columns: usize,
 }
 
 impl Layouts {
@@ -48,21 +53,45 @@ impl Layouts {
         self.state().layouts.get(&(format, object)).cloned()
     }
 
+    /// Remembers the layout of an object, unless it is that of an empty one: an object that is being
+    /// replaced can seem to be empty.
     fn learn(&self, format: FormatId, object: ObjectId, layout: &Layout) {
-        let (mut state, key) = (self.state(), (format, object));
-        if state.layouts.insert(key, layout.clone()).is_some() {
+        if layout.structure.is_empty() {
             return;
         }
-        state.order.push_back(key);
-        if state.order.len() > CACHED
-            && let Some(oldest) = state.order.pop_front()
-        {
-            state.layouts.remove(&oldest);
+        let (mut state, key) = (self.state(), (format, object));
+        if state.layouts.contains_key(&key) {
+            return;
         }
+        state.columns += layout.structure.len();
+        state.layouts.insert(key, layout.clone());
+        state.order.push_back(key);
+        while state.order.len() > CACHED || state.columns > CACHED_COLUMNS {
+            let Some(oldest) = state.order.pop_front() else {
+                break;
+            };
+            state.remove(oldest);
+        }
+    }
+
+    /// Forgets the layout of an object that is not what was announced: another version of it may
+    /// have been looked up.
+    pub(super) fn forget(&self, format: FormatId, object: ObjectId) {
+        let (mut state, key) = (self.state(), (format, object));
+        state.order.retain(|other| *other != key);
+        state.remove(key);
     }
 
     fn state(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    fn remove(&mut self, key: (FormatId, ObjectId)) {
+        if let Some(layout) = self.layouts.remove(&key) {
+            self.columns -= layout.structure.len();
+        }
     }
 }
 
@@ -172,17 +201,45 @@ impl<P: Ports> Loader<P> {
         for (item, found) in items.into_iter().zip(found) {
             match found {
                 Ok(Ok(layout)) => groups.entry(layout).or_default().push(item),
-                Ok(Err(why)) => {
-                    let alone = work.with(vec![item], None);
-                    self.try_otherwise(alone, why, false, cancel, progress)
-                        .await;
-                }
+                Ok(Err(why)) => match self.settled_elsewhere(&item, cancel).await {
+                    Ok(Some(outcome)) => progress.settle(&[item], &outcome),
+                    Ok(None) => {
+                        let alone = work.with(vec![item], None);
+                        self.try_otherwise(alone, why, false, cancel, progress)
+                            .await;
+                    }
+                    Err(Cancelled) => progress.settle(&[item], &Outcome::Abandoned),
+                },
                 Err(Cancelled) => progress.settle(&[item], &Outcome::Abandoned),
             }
         }
         for (layout, items) in groups {
             let layout = Some(Arc::new(layout));
             progress.work.push(work.with(items, layout));
+        }
+    }
+
+    /// Returns the outcome of an object that another batch has loaded, or is loading: it need not
+    /// exist any more. Recovers a batch whose lease has expired.
+    async fn settled_elsewhere(
+        &self,
+        item: &PendingObject,
+        cancel: &CancellationToken,
+    ) -> Result<Option<Outcome>, Cancelled> {
+        let claim = item.claim();
+        let id = claim.object.id();
+        let superseded: Vec<_> = claim.supersedes.iter().map(|batch| (id, *batch)).collect();
+        loop {
+            let statuses = self.look_up(&[id], &superseded, cancel).await;
+            match statuses.ok_or(Cancelled)?.first() {
+                Some(ClaimStatus::Loaded) => return Ok(Some(Outcome::Duplicate)),
+                Some(ClaimStatus::Busy {
+                    batch,
+                    lease_expired: true,
+                }) => self.recover(*batch, cancel).await?,
+                Some(ClaimStatus::Busy { .. }) => return Ok(Some(Outcome::Busy)),
+                Some(ClaimStatus::Free) | None => return Ok(None),
+            }
         }
     }
 
@@ -274,6 +331,7 @@ impl<P: Ports> Loader<P> {
         cancel: &CancellationToken,
     ) -> Option<ErrorClass> {
         let class = classify_content(error);
+        let has_retried = tries >= MAX_RETRIES;
         let is_of_one = match class {
             ErrorClass::ObjectFault | ErrorClass::Changed => true,
             ErrorClass::Stream | ErrorClass::Denied if read_by != ReadBy::Stream => {
@@ -289,13 +347,38 @@ impl<P: Ports> Loader<P> {
                 self.config.fallback != Fallback::Always
                     || self.reads_others(object, read_by, error, cancel).await
             }
-            ErrorClass::Retry if error.code().is_some() && !is_s3_away(error) => {
-                let is_of_one = tries >= MAX_RETRIES && self.load_sample().await.is_ok();
-                return is_of_one.then_some(ErrorClass::ObjectFault);
+            // As after an insert, the worker reads what ClickHouse cannot reach.
+            ErrorClass::Retry if is_s3_away(error) => {
+                let may_stream = has_retried && read_by != ReadBy::Stream;
+                let streams = may_stream && self.worker_reads(object).await;
+                return streams.then_some(ErrorClass::Stream);
+            }
+            // A limit of one statement, which so small a one exceeds only because of the object.
+            ErrorClass::Retry | ErrorClass::TooLarge if error.code().is_some() => {
+                let is_at_fault = has_retried && self.others_succeed(object, read_by, cancel).await;
+                return is_at_fault.then_some(ErrorClass::ObjectFault);
             }
             _ => false,
         };
         is_of_one.then_some(class)
+    }
+
+    /// Returns whether a blank line can be loaded, and whether ClickHouse reads another object, if
+    /// there is one.
+    async fn others_succeed(
+        &self,
+        object: &ObjectRef,
+        read_by: ReadBy,
+        cancel: &CancellationToken,
+    ) -> bool {
+        if self.load_sample().await.is_err() {
+            return false;
+        }
+        if read_by == ReadBy::Stream {
+            return true;
+        }
+        let another = self.read_another(object, cancel).await;
+        matches!(another, Ok(None | Some(Ok(()))))
     }
 
     /// Returns whether the worker may read the object and can, or learns from S3 that it does not
@@ -369,10 +452,7 @@ mod tests {
         let layouts = Layouts::default();
         let format = FormatId::JSON_LINES;
         let id = |number: usize| object("b", &number.to_string(), "e").id();
-        let layout = |number: usize| Layout {
-            format: number.to_string(),
-            structure: Vec::new(),
-        };
+        let layout = |number: usize| layout(number, 1);
         for number in 0..=CACHED {
             layouts.learn(format, id(number), &layout(number));
             // A look-up that was repeated does not count twice.
@@ -382,5 +462,36 @@ mod tests {
         for number in [1, CACHED] {
             assert_eq!(layouts.known(format, id(number)), Some(layout(number)));
         }
+        // Another version of the object may have been looked up.
+        layouts.forget(format, id(1));
+        assert_eq!(layouts.known(format, id(1)), None);
+        layouts.learn(format, id(1), &layout(2));
+        assert_eq!(layouts.known(format, id(1)), Some(layout(2)));
+    }
+
+    fn layout(number: usize, columns: usize) -> Layout {
+        let column = ("a".to_owned(), "Int64".to_owned());
+        Layout {
+            format: number.to_string(),
+            structure: vec![column; columns],
+        }
+    }
+
+    #[test]
+    fn layouts_of_many_columns_are_few() {
+        let layouts = Layouts::default();
+        let format = FormatId::JSON_LINES;
+        let id = |number: usize| object("b", &number.to_string(), "e").id();
+        let learn = |number, columns| layouts.learn(format, id(number), &layout(number, columns));
+        let is_known = |number| layouts.known(format, id(number)).is_some();
+        learn(0, CACHED_COLUMNS / 2);
+        learn(1, CACHED_COLUMNS / 2);
+        assert!(is_known(0) && is_known(1));
+        learn(2, 1);
+        assert!(!is_known(0) && is_known(1) && is_known(2));
+        learn(3, CACHED_COLUMNS + 1);
+        assert!(!is_known(2) && !is_known(3));
+        learn(4, 0);
+        assert!(!is_known(4), "an empty object");
     }
 }

@@ -13,6 +13,7 @@ pub mod janitor;
 mod layouts;
 pub mod ports;
 mod progress;
+mod refresh;
 mod replace;
 mod sample;
 mod stream;
@@ -24,7 +25,7 @@ mod views;
 mod waiting;
 mod wrong_file;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -39,7 +40,6 @@ use crate::formats::{FormatId, OnAllRejected};
 use crate::ledger::Failure;
 use crate::ledger::protocol::{ClaimStatus, End, Run};
 use crate::object::{Compression, ObjectId, ObjectRef};
-use crate::s3::{ObjectMeta, StoreError};
 use crate::statements::insert::Planner;
 use crate::statements::s3_source::{KeyAddressing, addressing};
 use crate::telemetry::activity::Activity;
@@ -59,6 +59,7 @@ use fallback::Fallbacks;
 use layouts::Layouts;
 use ports::{BatchTables, LedgerStore, ObjectStore, Ports, Production};
 use progress::{FailedItem, PendingObject, Progress, WorkUnit};
+use refresh::RefreshError;
 use views::Views;
 use waiting::Waiting;
 pub(crate) use wrong_file::fits;
@@ -198,12 +199,6 @@ impl<P: Ports> Load for Loader<P> {
         let items = items.map(|object| PendingObject::new(object, Vec::new()));
         self.load_items(items.collect(), cancel).await
     }
-}
-
-/// Refreshing the objects' metadata failed.
-struct RefreshError {
-    items: Vec<PendingObject>,
-    cause: FailureCause,
 }
 
 impl<P: Ports> Loader<P> {
@@ -380,6 +375,9 @@ impl<P: Ports> Loader<P> {
         match class {
             ErrorClass::Changed if work.changes < MAX_CHANGES => {
                 let WorkUnit { items, read_by, .. } = work;
+                for item in &items {
+                    self.state.layouts.forget(work.format, item.object.id());
+                }
                 let layout = self.layout_of_all(work.format);
                 match self.refresh(items, read_by, cancel).await {
                     Ok(items) => progress.work.push(WorkUnit {
@@ -536,116 +534,6 @@ impl<P: Ports> Loader<P> {
                 BatchEnd::Abandoned(batch_run.items)
             }
         }
-    }
-
-    /// Looks the objects up in S3 if any of them was announced without an etag.
-    async fn with_versions(
-        &self,
-        items: Vec<PendingObject>,
-        read_by: ReadBy,
-        cancel: &CancellationToken,
-    ) -> Result<Vec<PendingObject>, RefreshError> {
-        if items.iter().any(|item| item.object.etag.is_empty()) {
-            self.refresh(items, read_by, cancel).await
-        } else {
-            Ok(items)
-        }
-    }
-
-    /// Looks the objects up in S3, through the reader that will load them, and updates their etags
-    /// and sizes.
-    async fn refresh(
-        &self,
-        items: Vec<PendingObject>,
-        read_by: ReadBy,
-        cancel: &CancellationToken,
-    ) -> Result<Vec<PendingObject>, RefreshError> {
-        if read_by == ReadBy::Stream {
-            self.refresh_by_worker(items, cancel).await
-        } else {
-            self.refresh_by_clickhouse(items, cancel).await
-        }
-    }
-
-    async fn refresh_by_worker(
-        &self,
-        mut items: Vec<PendingObject>,
-        cancel: &CancellationToken,
-    ) -> Result<Vec<PendingObject>, RefreshError> {
-        for at in 0..items.len() {
-            match self.head(&items[at].object, cancel).await {
-                Ok(Ok(present)) => {
-                    items[at].set_version(&present);
-                }
-                Ok(Err(error)) => {
-                    let cause = error.into();
-                    return Err(RefreshError { items, cause });
-                }
-                Err(Cancelled) => return Ok(items),
-            }
-        }
-        Ok(items)
-    }
-
-    /// Returns the worker's view of an object in S3, or S3's error. Retries until S3 responds.
-    async fn head(
-        &self,
-        object: &ObjectRef,
-        cancel: &CancellationToken,
-    ) -> Result<Result<ObjectMeta, StoreError>, Cancelled> {
-        let mut tries = 0;
-        loop {
-            match self.parts.store.head(object).await {
-                Err(error) if error.is_transient() => {
-                    tries += 1;
-                    warn!(object = %object, tries, error = %error, "no response from S3; retrying");
-                    self.pause(tries, cancel).await?;
-                }
-                answer => return Ok(answer),
-            }
-        }
-    }
-
-    async fn refresh_by_clickhouse(
-        &self,
-        items: Vec<PendingObject>,
-        cancel: &CancellationToken,
-    ) -> Result<Vec<PendingObject>, RefreshError> {
-        let refs: Vec<&ObjectRef> = items.iter().map(|item| &item.object).collect();
-        let present = self
-            .retry_until_ok(cancel, || async {
-                match self.parts.tables.head(&refs).await {
-                    Err(error) => match classify(&error) {
-                        ErrorClass::ObjectFault => Ok(Err(error)),
-                        ErrorClass::Stream | ErrorClass::Denied
-                            if self.config.fallback == Fallback::Auto =>
-                        {
-                            Ok(Err(error))
-                        }
-                        _ => Err(error),
-                    },
-                    Ok(present) => Ok(Ok(present)),
-                }
-            })
-            .await;
-        let present: HashMap<String, ObjectMeta> = match present {
-            Ok(Ok(present)) => present.into_iter().collect(),
-            Ok(Err(error)) if classify(&error) != ErrorClass::ObjectFault => {
-                return self.refresh_by_worker(items, cancel).await;
-            }
-            Ok(Err(error)) => {
-                let cause = error.into();
-                return Err(RefreshError { items, cause });
-            }
-            Err(Cancelled) => return Ok(items),
-        };
-        let refreshed = items.into_iter().map(|mut item| {
-            if let Some(present) = present.get(&item.object.path()) {
-                item.set_version(present);
-            }
-            item
-        });
-        Ok(refreshed.collect())
     }
 
     /// Repeats a small statement until it succeeds, since the load cannot continue without it.

@@ -1,6 +1,6 @@
 //! Tests of a loader on a paused clock, whose ledger and tables respond as a script says.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 use std::time::SystemTime;
 
@@ -20,7 +20,7 @@ use crate::clickhouse::replicas::Barrier;
 use crate::event_types::{Catalog, Column, EventType};
 use crate::ledger::drive::{Fence, RunId};
 use crate::ledger::{Claim, Claims, Manifest, ManifestEntry, Permit, Replacement, Stopped};
-use crate::s3::{Completeness, Content};
+use crate::s3::{Completeness, Content, ObjectMeta, StoreError};
 use crate::statements::insert::PlannerOptions;
 use crate::statements::s3_source::S3Access;
 use crate::statements::select::{BLANK, Target};
@@ -44,6 +44,8 @@ struct World {
     /// Whether the tables have rows of a batch whose insert did not succeed.
     has_rows: bool,
     is_complete: bool,
+    /// The claim status of every object.
+    status: ClaimStatus,
     /// The kind of the line that every object has.
     kind: &'static str,
     fallback: Fallback,
@@ -86,6 +88,7 @@ impl World {
             later_batches: 0,
             has_rows: false,
             is_complete: true,
+            status: ClaimStatus::Free,
             kind: BLANK,
             fallback: Fallback::Never,
             state: Mutex::default(),
@@ -237,7 +240,7 @@ impl LedgerStore for ScriptedLedger {
             Some(_) => "verify",
         };
         self.0.reach(step)?;
-        Ok(vec![ClaimStatus::Free; objects.len()])
+        Ok(vec![self.0.status; objects.len()])
     }
 
     async fn claim(
@@ -760,6 +763,37 @@ async fn a_structure_is_looked_up_until_the_server_responds_and_then_known() {
     world.fail("insert", [117]);
     assert_eq!(world.load().await, [Outcome::Loaded; 2]);
     assert_eq!((world.count("structure"), world.count("claim")), (4, 3));
+}
+
+/// It may have been deleted since.
+#[tokio::test(start_paused = true)]
+async fn an_object_that_was_loaded_before_is_a_duplicate_whatever_its_structure_is() {
+    let world = Arc::new(World {
+        status: ClaimStatus::Loaded,
+        ..World::of_keys(&["exports/bad/1.csv"])
+    });
+    assert_eq!(world.load().await, [Outcome::Duplicate]);
+    assert!(world.state().failures.is_empty());
+}
+
+/// So small a query exceeds a limit only because of the object.
+#[tokio::test(start_paused = true)]
+async fn an_object_whose_structure_exceeds_a_limit_fails_alone() {
+    let world = Arc::new(World::of_keys(&["exports/a/1.csv"]));
+    world.fail("structure", [158; 6]);
+    assert_eq!(world.load().await, [Outcome::Failed]);
+    assert_eq!((world.count("structure"), world.count("sample")), (6, 1));
+    assert!(!world.state().was_paused);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_s3_during_a_look_up_fails_no_object() {
+    let world = Arc::new(World::of_keys(&["exports/a/1.csv"]));
+    world.fail("structure", [499; 20]);
+    assert_eq!(world.load().await, [Outcome::Loaded]);
+    let counts = ["structure", "sample", "failure"].map(|step| world.count(step));
+    assert_eq!(counts, [21, 0, 0]);
+    assert!(world.state().was_paused);
 }
 
 #[tokio::test(start_paused = true)]

@@ -26,17 +26,15 @@ impl<P: Ports> Loader<P> {
         Ok(read.map_err(|error| broken(object, &error))? == 0)
     }
 
-    /// Returns the JSON documents of an object without records. Of a large object, the rest does not
-    /// count; what is cut there counts as null.
+    /// Returns the JSON documents of an object without records; of a large object, those that are
+    /// whole in its first part.
     pub(super) async fn documents(&self, object: &ObjectRef) -> Result<Vec<Value>, StoreError> {
         let content = self.parts.store.open_content(object).await?;
         let mut text = Vec::new();
         let read = content.take(PARSED_BYTES).read_to_end(&mut text).await;
         read.map_err(|error| broken(object, &error))?;
-        let documents = serde_json::Deserializer::from_slice(&text).into_iter();
-        Ok(documents
-            .map(|document| document.unwrap_or(Value::Null))
-            .collect())
+        let is_cut = text.len() as u64 == PARSED_BYTES;
+        Ok(documents_of(&text, is_cut))
     }
 
     /// Returns the failure of an object that looks like something else than what it is declared
@@ -85,6 +83,22 @@ impl<P: Ports> Loader<P> {
     }
 }
 
+/// Returns the JSON documents of a text, also those in arrays. What cannot be parsed counts as null,
+/// unless the text is cut there.
+fn documents_of(text: &[u8], is_cut: bool) -> Vec<Value> {
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+    let mut documents = Vec::new();
+    for parsed in serde_json::Deserializer::from_slice(text).into_iter::<Value>() {
+        match parsed {
+            Ok(Value::Array(elements)) => documents.extend(elements),
+            Ok(document) => documents.push(document),
+            Err(_) if is_cut => {}
+            Err(_) => documents.push(Value::Null),
+        }
+    }
+    documents
+}
+
 /// Returns whether an object that looks so can be of this kind.
 pub(crate) fn fits(kind: &Kind, seen: Seen) -> bool {
     match (kind, seen) {
@@ -106,6 +120,21 @@ pub(crate) fn fits(kind: &Kind, seen: Seen) -> bool {
 mod tests {
     use super::*;
     use crate::formats::Delimited;
+
+    #[test]
+    fn the_documents_of_a_text_are_those_that_clickhouse_reads() {
+        let count = |text: &str, is_cut| {
+            let documents = documents_of(text.as_bytes(), is_cut);
+            let nulls = documents.iter().filter(|it| it.is_null()).count();
+            (documents.len(), nulls)
+        };
+        assert_eq!(count("", false), (0, 0));
+        assert_eq!(count(" [] ", false), (0, 0));
+        assert_eq!(count("\u{feff}{\"a\":[]}\n{\"a\":[]}", false), (2, 0));
+        assert_eq!(count("[{\"a\":[]},{\"a\":[]}]", false), (2, 0));
+        assert_eq!(count("{\"a\":[]}{\"a", false), (2, 1));
+        assert_eq!(count("{\"a\":[]}{\"a", true), (1, 0));
+    }
 
     #[test]
     fn content_of_another_kind_is_recognised() {

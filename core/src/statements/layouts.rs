@@ -10,7 +10,8 @@ use crate::formats::{
 };
 use crate::object::ObjectRef;
 use crate::sql;
-use crate::statements::insert::Planner;
+use crate::statements::guard::CHANGED_TEXT;
+use crate::statements::insert::{Planner, changed};
 use crate::statements::records::{Reader, clickhouse_format, records, texts};
 use crate::statements::select::{Lines, Settings};
 
@@ -216,9 +217,21 @@ fn structure_query(kind: &Kind, reader: Reader<'_>) -> StructureQuery {
     };
     let table = reader.table("LineAsString", "line String");
     StructureQuery::Header(format!(
-        "SELECT toValidUTF8(substring(line, 1, {MAX_HEADER_BYTES})) AS line FROM {table} \
-         LIMIT 1 OFFSET {skipped} SETTINGS {LOOKUP_SETTINGS}"
+        "SELECT toValidUTF8(substring(line, 1, {MAX_HEADER_BYTES})) AS line FROM {table}{} \
+         LIMIT 1 OFFSET {skipped} SETTINGS {LOOKUP_SETTINGS}",
+        unchanged(reader)
     ))
+}
+
+/// Returns the WHERE clause by which a query fails on another version of the object than the one
+/// that was announced: its header may have the same names in another order.
+fn unchanged(reader: Reader<'_>) -> String {
+    match reader {
+        Reader::Objects { objects, .. } if objects.iter().all(|it| !it.etag.is_empty()) => {
+            format!(" WHERE {}", sql::throw_if(&changed(objects), CHANGED_TEXT))
+        }
+        _ => String::new(),
+    }
 }
 
 /// Returns columns that can be NULL where a file lacks them.

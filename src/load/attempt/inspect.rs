@@ -53,7 +53,8 @@ impl<P: Ports> BatchRun<'_, P> {
         Some(BatchFailure::new(self.class_of_unread(), cause))
     }
 
-    /// Returns the failure of an object without records that ClickHouse does not find.
+    /// Returns the failure of an object without records that ClickHouse does not find as it was
+    /// claimed: no row of it shows that it has been replaced.
     async fn not_found(&self) -> Option<BatchFailure> {
         if self.shape.read_by != ReadBy::S3 {
             return None;
@@ -69,8 +70,9 @@ impl<P: Ports> BatchRun<'_, P> {
             Err(error) => return Some(BatchFailure::new(ErrorClass::Changed, error)),
         };
         let is_found = |object: &ObjectRef| {
-            let path = object.path();
-            found.iter().any(|(found, _)| *found == path)
+            let present = found.iter().find(|(path, _)| *path == object.path());
+            present
+                .is_some_and(|(_, present)| object.etag.is_empty() || present.etag == object.etag)
         };
         let missing = unread.into_iter().find(|object| !is_found(object))?;
         let cause = FailureCause::Unread(missing.clone());
@@ -221,9 +223,10 @@ impl<P: Ports> BatchRun<'_, P> {
                 return Some(BatchFailure::new(ErrorClass::Changed, error));
             }
         };
+        // As ClickHouse does: below the first key, a list that is missing is empty.
         let has_list = |document: &Value| {
-            let found = list.iter().try_fold(document, |value, key| value.get(key));
-            found.is_some_and(Value::is_array)
+            let outer = list.first().and_then(|first| document.get(first));
+            outer.is_some_and(|outer| !outer.is_null())
         };
         if documents.iter().all(has_list) {
             return None;

@@ -169,7 +169,15 @@ async fn a_document_without_its_list_is_not_taken_for_an_empty_one() {
     for (key, content) in missing {
         objects.put(key, content).await;
     }
-    objects.put("lists/empty.json", "{\"Records\":[]}").await;
+    for (key, content) in [
+        ("lists/empty.json", r#"{"Records":[]}"#),
+        ("lists/empty-array.json", "[]"),
+        ("lists/array.json", r#"[{"Records":[]}]"#),
+        // Below the first key, a list that is missing is empty.
+        ("nested/no-list.json", r#"{"detail":{}}"#),
+    ] {
+        objects.put(key, content).await;
+    }
     for reader in READERS {
         let load = objects.load(reader, &[("load.fallback", reader)]);
         let failures = load.failures().await;

@@ -8,6 +8,7 @@ use crate::event_types::Catalog;
 use crate::fixtures::{object, planner};
 use crate::object::{ObjectParts, ObjectRef};
 use crate::statements::Statement;
+use crate::statements::guard::CHANGED_TEXT;
 use crate::statements::insert::{Planner, PlannerOptions, Strategy};
 use crate::statements::layouts::{StructureAnswer, StructureQuery};
 use crate::statements::s3_source::S3Access;
@@ -486,11 +487,17 @@ fn what_is_looked_up_depends_on_the_format() {
     };
     let settings = "s3_ignore_file_doesnt_exist = 0, use_hive_partitioning = 0, \
                     input_format_parallel_parsing = 0, max_threads = 1";
+    // The names of another version can be in another order.
+    let pinned = sql::throw_if(
+        "(_path, trim(BOTH '\"' FROM _etag)) NOT IN (('b/k','1'))",
+        CHANGED_TEXT,
+    );
     assert_eq!(
         query("csv"),
         StructureQuery::Header(format!(
             "SELECT toValidUTF8(substring(line, 1, 1048576)) AS line FROM \
-             s3('http://e/b/k', 'LineAsString', 'line String') LIMIT 1 OFFSET 0 SETTINGS {settings}"
+             s3('http://e/b/k', 'LineAsString', 'line String') WHERE {pinned} LIMIT 1 OFFSET 0 \
+             SETTINGS {settings}"
         ))
     );
     assert_eq!(
