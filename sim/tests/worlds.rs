@@ -47,6 +47,19 @@ fn nothing_is_lost_doubled_or_stuck_in_any_world() {
     assert_eq!(found, []);
 }
 
+/// Seeds of worlds in which something was lost, doubled or stuck, at the time.
+const FAILED_BEFORE: [u64; 10] = [
+    36, 257, 1_390, 2_777, 2_812, 10_689, 11_532, 12_079, 307_640, 310_742,
+];
+
+#[test]
+fn worlds_that_have_failed_before_do_not_fail_again() {
+    let found = problems(0..FAILED_BEFORE.len() as u64, |index| {
+        run(FAILED_BEFORE[index as usize], false).violations
+    });
+    assert_eq!(found, []);
+}
+
 #[test]
 fn every_world_has_workers_objects_crashes_and_other_faults() {
     for seed in 0..1_000 {

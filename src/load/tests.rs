@@ -555,7 +555,7 @@ impl ObjectStore for NoObjects {
     }
 
     async fn open(&self, _: &ObjectRef) -> Result<Content, StoreError> {
-        unreachable!("the worker reads nothing")
+        Ok(Box::pin(&b"{}"[..]))
     }
 
     async fn end(&self, _: &ObjectRef, _: u64) -> Result<Vec<u8>, StoreError> {

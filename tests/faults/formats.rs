@@ -24,6 +24,8 @@ const SOME: [Form; 4] = [Form::Documents, Form::Csv, Form::Log, Form::Parquet];
 const FEW: u64 = 500;
 /// Records that need several blocks, in an object above `batch.max_bytes`.
 const MANY: u64 = 400_000;
+/// The records of an object that is inserted in several blocks, slowly.
+const SEVERAL_BLOCKS: u64 = 120_000;
 
 /// Creates a harness with the declarations of all forms.
 async fn harness_on<'a>(
@@ -212,7 +214,7 @@ async fn clickhouse_dies(forms: &[Form]) -> Result<()> {
     harness.set("batch.max_bytes", "1MiB");
     harness.set("load.concurrency", forms.len());
     for form in forms {
-        put(&mut harness, *form, "many", MANY).await?;
+        put(&mut harness, *form, "many", SEVERAL_BLOCKS).await?;
     }
     let daemon = harness.start(SLOW_STREAM)?;
     wait_for_rows_in(&clickhouse, &harness.table("video_events")).await;

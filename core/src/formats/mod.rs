@@ -112,6 +112,14 @@ pub enum OnAllRejected {
     Fail,
 }
 
+impl Delimited {
+    /// Returns whether ClickHouse skips as many records as there are lines to skip: these are the
+    /// same unless quotes enclose a line end.
+    pub(crate) fn skips_records(&self) -> bool {
+        self.quoted && self.skip_lines > 0
+    }
+}
+
 impl Kind {
     pub fn is_json_lines(&self) -> bool {
         matches!(self, Self::JsonLines)
@@ -133,7 +141,7 @@ impl Kind {
     pub fn needs_structure(&self) -> bool {
         match self {
             Self::JsonLines | Self::Documents { .. } | Self::Regex(_) => false,
-            Self::Delimited(delimited) => delimited.header,
+            Self::Delimited(delimited) => delimited.header || delimited.skips_records(),
             Self::Parquet | Self::Avro | Self::Orc => true,
         }
     }

@@ -28,8 +28,9 @@ pub(crate) fn records(
     }
 }
 
-/// The column with the first field that has no name.
-const REST: &str = "rest";
+/// How many fields beyond the names are read. ClickHouse ignores the others, and they are noticed only
+/// if one of these is not empty.
+const SURPLUS_FIELDS: usize = 8;
 /// The column with a line as it is in the object.
 const TEXT: &str = "text";
 
@@ -37,7 +38,10 @@ const TEXT: &str = "text";
 /// numbered from 0 after the header.
 fn quoted(declared: &Delimited, names: &[String], reader: Reader<'_>, batch_id: Uuid) -> Lines {
     let places: Vec<String> = (1..=names.len()).map(|place| format!("c{place}")).collect();
-    let read: Vec<String> = places.iter().cloned().chain([REST.to_owned()]).collect();
+    let rest: Vec<String> = (1..=SURPLUS_FIELDS)
+        .map(|place| format!("rest{place}"))
+        .collect();
+    let read = [&places[..], &rest].concat();
     let from = reader.rows("*", ROW_NUMBER, "CSV", &columns(&texts(&read)));
     let nulls = Nulls::of(declared);
     let mut values: Vec<String> = places.iter().map(|column| nulls.applied(column)).collect();
@@ -57,11 +61,21 @@ fn quoted(declared: &Delimited, names: &[String], reader: Reader<'_>, batch_id: 
     {
         // ClickHouse takes no empty field at the end of a line for NULL if more columns are declared.
         // Whether it was quoted is not known.
-        *value = format!("if({last} = '' AND isNull({REST}), NULL, {value})");
+        *value = format!("if({last} = '' AND isNull(rest1), NULL, {value})");
     }
-    let surplus = format!("notEmpty(ifNull({REST}, ''))");
+    let rest = rest.iter().map(|column| format!("ifNull({column}, '')"));
+    let rest = format!(
+        "concatWithSeparator({}, {})",
+        sql::string(&declared.delimiter.to_string()),
+        rest.collect::<Vec<_>>().join(", ")
+    );
+    let rest = format!(
+        "trim(TRAILING {} FROM {rest})",
+        sql::string(&declared.delimiter.to_string())
+    );
+    let surplus = format!("notEmpty({rest})");
     Lines {
-        line: text(names, &values, &surplus, REST),
+        line: text(names, &values, &surplus, &rest),
         problems: vec![
             (blank, sql::string(BLANK)),
             bad_utf8_of(&read),

@@ -21,7 +21,8 @@ pub enum StructureQuery {
     /// For rows of `name` and `type`, one for each column. ClickHouse's error 636 means that the
     /// object is empty: it has no columns.
     Columns(String),
-    /// For one row of `line`, or none if the object has no header.
+    /// For one row of `line`, or none if the object has no header. It begins with the lines to skip
+    /// where they must be looked at.
     Header(String),
 }
 
@@ -91,8 +92,12 @@ impl Planner {
         let Format { name, kind, .. } = self.catalog().formats().get(format);
         let structure = match (kind, answer) {
             (Kind::Delimited(_), StructureAnswer::Header(None)) => Vec::new(),
-            (Kind::Delimited(delimited), StructureAnswer::Header(Some(line))) => {
-                texts(&self.checked_header(&line, delimited)?)
+            (Kind::Delimited(delimited), StructureAnswer::Header(Some(text))) => {
+                match header_of(&text, delimited)? {
+                    Some(line) if delimited.header => texts(&self.checked_header(line, delimited)?),
+                    Some(_) => texts(delimited.columns.as_deref().unwrap_or_default()),
+                    None => Vec::new(),
+                }
             }
             (_, StructureAnswer::Columns(columns)) => checked_columns(columns)?,
             (_, StructureAnswer::Header(_)) => Vec::new(),
@@ -212,6 +217,16 @@ fn structure_query(kind: &Kind, reader: Reader<'_>) -> StructureQuery {
                  {LOOKUP_SETTINGS}"
             ));
         }
+        Kind::Delimited(delimited) if delimited.skips_records() => {
+            let table = reader.table("LineAsString", "line String");
+            return StructureQuery::Header(format!(
+                "SELECT arrayStringConcat(groupArray(first), '\\n') AS line FROM (\
+                   SELECT toValidUTF8(substring(line, 1, {MAX_HEADER_BYTES})) AS first \
+                   FROM {table}{} LIMIT {}) SETTINGS {LOOKUP_SETTINGS}",
+                unchanged(reader),
+                delimited.skip_lines + 1
+            ));
+        }
         Kind::Delimited(delimited) => delimited.skip_lines,
         Kind::JsonLines | Kind::Documents { .. } | Kind::Regex(_) => 0,
     };
@@ -221,6 +236,24 @@ fn structure_query(kind: &Kind, reader: Reader<'_>) -> StructureQuery {
          LIMIT 1 OFFSET {skipped} SETTINGS {LOOKUP_SETTINGS}",
         unchanged(reader)
     ))
+}
+
+/// Returns the header, or the first record, in the answer to a [`StructureQuery::Header`].
+fn header_of<'t>(text: &'t str, delimited: &Delimited) -> Result<Option<&'t str>, String> {
+    if !delimited.skips_records() {
+        return Ok(Some(text));
+    }
+    let mut lines = text.split('\n');
+    let skipped = lines.by_ref().take(delimited.skip_lines as usize);
+    let is_open = |line: &str| line.matches('"').count() % 2 == 1;
+    if skipped.into_iter().any(is_open) {
+        return Err(
+            "one of the lines to skip has a quote that is not closed on it, so that ClickHouse \
+             would also skip what follows; set `quoted: false`, or remove these lines"
+                .to_owned(),
+        );
+    }
+    Ok(lines.next())
 }
 
 /// Returns the WHERE clause by which a query fails on another version of the object than the one

@@ -37,7 +37,7 @@ pub(super) enum Source {
     /// The objects, which the server reads or the client sends.
     Objects,
     /// The rejects of a page that are valid rows now. The statement writes the snapshot of a replay.
-    Rejects(RejectPage),
+    Rejects(Box<RejectPage>),
     /// The snapshot of the batch, which is a replay.
     Snapshot,
 }

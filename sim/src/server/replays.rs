@@ -145,7 +145,7 @@ impl ReplayTables for SimTables {
                 ..StatementShape::default()
             },
             objects: owned(insert.objects),
-            source: Source::Rejects(page.clone()),
+            source: Source::Rejects(Box::new(page.clone())),
             keeps_lines: true,
             planner: self.planner.clone(),
             layout: self.layout.clone(),

@@ -31,8 +31,8 @@ async fn quoted_text_is_divided_into_records() {
         case("csv/few.csv", "id,a\n1\n2,x\n", "1; 2=x"),
         case(
             "csv/many.csv",
-            "id,a\n1,x,y\n2,x,y,z\n3,x\n",
-            "rejected too many fields; rejected too many fields; 3=x",
+            "id,a\n1,x,y\n2,x,y,z\n3,x\n4,x,,z\n5,x,\n",
+            "rejected too many fields; rejected too many fields; 3=x; rejected too many fields; 5=x",
         ),
         case("csv/no-id.csv", "id,a\n,x\n", "unmatched"),
         case(
@@ -53,6 +53,13 @@ async fn quoted_text_is_divided_into_records() {
         case("named/1.csv", "a,id\nx,1\n", "1=x"),
         case("named/other-header.csv", "id,b\n1,x\n", "failed unloadable"),
         case("skipped/1.csv", "title\nmore\nid;a\n1;x\n", "1=x"),
+        case("skipped/quotes.csv", "\"a;b\"\nmore\nid;a\n1;x\n", "1=x"),
+        // ClickHouse would skip the first record, too.
+        case(
+            "skipped/open.csv",
+            "\"title\nmore\"\nid;a\n1;x\n",
+            "failed unloadable",
+        ),
     ];
     let outcomes = assert_outcomes("csv", FORMATS, &cases).await;
     assert_eq!(outcomes["csv/no-id.csv"].raws(), [r#"{"id":null,"a":"x"}"#]);

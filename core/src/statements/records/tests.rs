@@ -115,7 +115,7 @@ fn each_kind_has_a_source_of_its_own() {
         ),
         (
             "csv",
-            "(SELECT *, _path, _etag, _row_number FROM s3('http://e/b/k', 'CSV', '`c1` Nullable(String), `c2` Nullable(String), `rest` Nullable(String)'))",
+            "(SELECT *, _path, _etag, _row_number FROM s3('http://e/b/k', 'CSV', '`c1` Nullable(String), `c2` Nullable(String), `rest1` Nullable(String), `rest2` Nullable(String), `rest3` Nullable(String), `rest4` Nullable(String), `rest5` Nullable(String), `rest6` Nullable(String), `rest7` Nullable(String), `rest8` Nullable(String)'))",
         ),
         (
             "split",
@@ -162,25 +162,37 @@ fn the_fields_of_text_need_no_json() {
     let (values, found, line) = texts("csv");
     assert_eq!(
         values,
-        ["if(c1 IN ('NA'), NULL, c1)", "if(c2 IN ('NA'), NULL, c2)"]
+        [
+            "if(c1 IN ('NA'), NULL, c1)",
+            "if(c2 = '' AND isNull(rest1), NULL, if(c2 IN ('NA'), NULL, c2))"
+        ]
     );
+    let read = ["c1", "c2"].into_iter().map(str::to_owned);
+    let read: Vec<String> = read.chain((1..=8).map(|it| format!("rest{it}"))).collect();
+    let each = |columns: &[String], between: &str, of: &dyn Fn(&String) -> String| {
+        columns.iter().map(of).collect::<Vec<_>>().join(between)
+    };
+    let lengths = each(&read, " + ", &|it| format!("ifNull(length({it}), 0)"));
+    let valid = each(&read, " + ", &|it| format!("ifNull(isValidUTF8({it}), 1)"));
+    let rest = each(&read[2..], ", ", &|it| format!("ifNull({it}, '')"));
+    let rest = format!("trim(TRAILING ',' FROM concatWithSeparator(',', {rest}))");
     assert_eq!(
         found,
         problems([
             (
-                "ifNull(length(c1), 0) + ifNull(length(c2), 0) + ifNull(length(rest), 0) = 0 OR startsWith(ifNull(c1, ''), '#')",
+                &format!("{lengths} = 0 OR startsWith(ifNull(c1, ''), '#')"),
                 "blank"
             ),
-            (
-                "ifNull(isValidUTF8(c1), 1) + ifNull(isValidUTF8(c2), 1) + ifNull(isValidUTF8(rest), 1) < 3",
-                "bad UTF-8"
-            ),
-            ("notEmpty(ifNull(rest, ''))", "too many fields"),
+            (&format!("{valid} < 10"), "bad UTF-8"),
+            (&format!("notEmpty({rest})"), "too many fields"),
         ])
     );
+    let (first, second) = (&values[0], &values[1]);
     assert_eq!(
         line,
-        r"if(notEmpty(ifNull(rest, '')), toJSONString(CAST(tuple(if(c1 IN ('NA'), NULL, c1), if(c2 IN ('NA'), NULL, c2), rest), 'Tuple(`id` Nullable(String), `shop name` Nullable(String), `\\x01` Nullable(String))')), toJSONString(CAST(tuple(if(c1 IN ('NA'), NULL, c1), if(c2 IN ('NA'), NULL, c2)), 'Tuple(`id` Nullable(String), `shop name` Nullable(String))')))"
+        format!(
+            r"if(notEmpty({rest}), toJSONString(CAST(tuple({first}, {second}, {rest}), 'Tuple(`id` Nullable(String), `shop name` Nullable(String), `\\x01` Nullable(String))')), toJSONString(CAST(tuple({first}, {second}), 'Tuple(`id` Nullable(String), `shop name` Nullable(String))')))"
+        )
     );
     let (values, found, _) = texts("split");
     assert_eq!(
