@@ -16,7 +16,7 @@ use tracing::{Instrument, Span, debug, info, warn};
 
 use super::breaker::{ProbeGuard, Scope};
 use super::cause::{BatchFailure, FailureCause};
-use super::ports::{BatchTables, Insert, LedgerStore, Ports, Rows};
+use super::ports::{BatchTables, Insert, LedgerStore, ObjectStore, Ports, Rows};
 use super::progress::Proof;
 use super::stream::Framing;
 use super::views::Successes;
@@ -471,9 +471,10 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         if self.framing() != Framing::Verbatim {
             return Ok(false);
         }
+        let store = &self.loader.parts.store;
         for object in objects {
             let may_be_empty = object.size.is_none_or(|size| size <= LARGEST_EMPTY);
-            if !may_be_empty || !self.loader.is_empty(object).await? {
+            if !may_be_empty || !store.is_empty(object, self.framing().plain()).await? {
                 return Ok(false);
             }
         }

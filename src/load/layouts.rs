@@ -20,7 +20,7 @@ use crate::clickhouse::error_class::{ErrorClass, classify_content, is_missing, i
 use crate::formats::{FormatId, Kind};
 use crate::ledger::protocol::ClaimStatus;
 use crate::object::{ObjectId, ObjectRef};
-use crate::s3::{StoreError, broken};
+use crate::s3::{Plain, StoreError, broken};
 use crate::statements::s3_source::{KeyAddressing, addressing};
 
 /// The number of objects whose structure is looked up at the same time.
@@ -283,7 +283,7 @@ impl<P: Ports> Loader<P> {
         cause: FailureCause,
     ) -> BatchFailure {
         let may_stream = read_by == ReadBy::S3 && self.config.fallback != Fallback::Never;
-        if may_stream && self.parts.store.is_misnamed_content(object).await == Ok(true) {
+        if may_stream && self.parts.store.is_misnamed(object, Plain::Anything).await == Ok(true) {
             let cause = FailureCause::Misnamed(object.clone());
             return BatchFailure::new(ErrorClass::Stream, cause);
         }
@@ -420,7 +420,7 @@ impl<P: Ports> Loader<P> {
 
     /// Returns the first bytes of the decompressed content.
     async fn start_of(&self, object: &ObjectRef, bytes: u64) -> Result<Vec<u8>, StoreError> {
-        let content = self.parts.store.open_content(object).await?;
+        let content = self.parts.store.open(object, Plain::Anything).await?;
         let mut start = Vec::new();
         let read = content.take(bytes).read_to_end(&mut start).await;
         read.map_err(|error| broken(object, &error))?;

@@ -345,20 +345,15 @@ pub trait ObjectStore: Send + Sync + 'static {
     fn is_misnamed(
         &self,
         object: &ObjectRef,
+        plain: Plain,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Returns the same for an object of another format than JSON lines, which can begin with
-    /// anything.
-    fn is_misnamed_content(
+    /// Returns whether the content is empty when decompressed.
+    fn is_empty(
         &self,
         object: &ObjectRef,
-    ) -> impl Future<Output = Result<bool, StoreError>> + Send {
-        self.is_misnamed(object)
-    }
-
-    /// Returns whether the content is empty when decompressed.
-    fn is_empty(&self, object: &ObjectRef)
-    -> impl Future<Output = Result<bool, StoreError>> + Send;
+        plain: Plain,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
     /// Reads the object to its end, and returns whether its content is whole.
     fn completeness(
@@ -367,15 +362,11 @@ pub trait ObjectStore: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Completeness, StoreError>> + Send;
 
     /// Opens the object for reading; the content is decompressed.
-    fn open(&self, object: &ObjectRef) -> impl Future<Output = Result<Content, StoreError>> + Send;
-
-    /// Opens an object of another format than JSON lines, which can begin with anything.
-    fn open_content(
+    fn open(
         &self,
         object: &ObjectRef,
-    ) -> impl Future<Output = Result<Content, StoreError>> + Send {
-        self.open(object)
-    }
+        plain: Plain,
+    ) -> impl Future<Output = Result<Content, StoreError>> + Send;
 
     /// Returns at most this many bytes at the end of the object, as it is stored.
     fn end(
@@ -504,28 +495,20 @@ impl ObjectStore for Store {
         self.head(object).await
     }
 
-    async fn is_misnamed(&self, object: &ObjectRef) -> Result<bool, StoreError> {
-        self.is_misnamed(object, Plain::JsonLines).await
+    async fn is_misnamed(&self, object: &ObjectRef, plain: Plain) -> Result<bool, StoreError> {
+        self.is_misnamed(object, plain).await
     }
 
-    async fn is_misnamed_content(&self, object: &ObjectRef) -> Result<bool, StoreError> {
-        self.is_misnamed(object, Plain::Anything).await
-    }
-
-    async fn is_empty(&self, object: &ObjectRef) -> Result<bool, StoreError> {
-        self.is_empty(object).await
+    async fn is_empty(&self, object: &ObjectRef, plain: Plain) -> Result<bool, StoreError> {
+        self.is_empty(object, plain).await
     }
 
     async fn completeness(&self, object: &ObjectRef) -> Result<Completeness, StoreError> {
         self.completeness(object).await
     }
 
-    async fn open(&self, object: &ObjectRef) -> Result<Content, StoreError> {
-        self.open(object, Plain::JsonLines).await
-    }
-
-    async fn open_content(&self, object: &ObjectRef) -> Result<Content, StoreError> {
-        self.open(object, Plain::Anything).await
+    async fn open(&self, object: &ObjectRef, plain: Plain) -> Result<Content, StoreError> {
+        self.open(object, plain).await
     }
 
     async fn end(&self, object: &ObjectRef, bytes: u64) -> Result<Vec<u8>, StoreError> {

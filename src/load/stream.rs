@@ -5,7 +5,7 @@ use tokio::io::AsyncReadExt;
 
 use super::ports::ObjectStore;
 use crate::object::ObjectRef;
-use crate::s3::{Content, StoreError, broken};
+use crate::s3::{Content, Plain, StoreError, broken};
 use crate::statements::framing::Framer;
 use crate::util::failpoint;
 
@@ -25,6 +25,14 @@ pub(super) enum Framing {
 }
 
 impl Framing {
+    /// Returns what the content of objects can be if it is not compressed.
+    pub(super) fn plain(self) -> Plain {
+        match self {
+            Self::Lines => Plain::JsonLines,
+            Self::Verbatim => Plain::Anything,
+        }
+    }
+
     /// Returns the framer of the object at this position, if it is framed.
     fn framer(self, index: usize) -> Option<Framer> {
         match self {
@@ -43,12 +51,9 @@ pub(super) fn body<'a, S: ObjectStore>(
     let numbered = objects.iter().copied().enumerate();
     let framed = numbered.map(move |(index, object)| (object, framing.framer(index)));
     stream::iter(framed)
-        .map(async |(object, framer)| {
-            let content = match framer {
-                Some(_) => store.open(object).await?,
-                None => store.open_content(object).await?,
-            };
-            Ok(pieces(object, framer, content))
+        .map(move |(object, framer)| async move {
+            let content = store.open(object, framing.plain()).await?;
+            Ok::<_, StoreError>(pieces(object, framer, content))
         })
         .buffered(REQUESTED_AHEAD)
         .try_flatten()

@@ -20,7 +20,7 @@ use crate::clickhouse::replicas::Barrier;
 use crate::event_types::{Catalog, Column, EventType};
 use crate::ledger::drive::{Fence, RunId};
 use crate::ledger::{Claim, Claims, Manifest, ManifestEntry, Permit, Replacement, Stopped};
-use crate::s3::{Completeness, Content, ObjectMeta, StoreError};
+use crate::s3::{Completeness, Content, ObjectMeta, Plain, StoreError};
 use crate::statements::insert::PlannerOptions;
 use crate::statements::s3_source::S3Access;
 use crate::statements::select::{BLANK, Target};
@@ -542,20 +542,20 @@ impl ObjectStore for NoObjects {
         unreachable!("the worker reads nothing")
     }
 
-    async fn is_misnamed(&self, _: &ObjectRef) -> Result<bool, StoreError> {
+    async fn is_misnamed(&self, _: &ObjectRef, _: Plain) -> Result<bool, StoreError> {
         unreachable!("the worker reads nothing")
     }
 
-    async fn is_empty(&self, _: &ObjectRef) -> Result<bool, StoreError> {
-        unreachable!("the worker reads nothing")
+    async fn is_empty(&self, _: &ObjectRef, _: Plain) -> Result<bool, StoreError> {
+        Ok(false)
     }
 
     async fn completeness(&self, _: &ObjectRef) -> Result<Completeness, StoreError> {
         unreachable!("the worker reads nothing")
     }
 
-    async fn open(&self, _: &ObjectRef) -> Result<Content, StoreError> {
-        Ok(Box::pin(&b"{}"[..]))
+    async fn open(&self, _: &ObjectRef, _: Plain) -> Result<Content, StoreError> {
+        unreachable!("the worker reads nothing")
     }
 
     async fn end(&self, _: &ObjectRef, _: u64) -> Result<Vec<u8>, StoreError> {

@@ -10,7 +10,7 @@ use super::ports::{BatchTables, ObjectStore, Ports};
 use crate::batch::ReadBy;
 use crate::formats::{FormatId, Kind, Seen, sniff};
 use crate::object::{Compression, ObjectRef};
-use crate::s3::{StoreError, broken};
+use crate::s3::{Plain, StoreError, broken};
 
 /// The bytes that show what an object is.
 const SNIFFED_BYTES: u64 = 512;
@@ -19,17 +19,10 @@ const SNIFFED_BYTES: u64 = 512;
 const PARSED_BYTES: u64 = 1 << 20;
 
 impl<P: Ports> Loader<P> {
-    /// Returns whether the content of an object of another format is empty when decompressed.
-    pub(super) async fn is_empty(&self, object: &ObjectRef) -> Result<bool, StoreError> {
-        let mut content = self.parts.store.open_content(object).await?;
-        let read = content.read(&mut [0]).await;
-        Ok(read.map_err(|error| broken(object, &error))? == 0)
-    }
-
     /// Returns the JSON documents of an object without records; of a large object, those that are
     /// whole in its first part.
     pub(super) async fn documents(&self, object: &ObjectRef) -> Result<Vec<Value>, StoreError> {
-        let content = self.parts.store.open_content(object).await?;
+        let content = self.parts.store.open(object, Plain::Anything).await?;
         let mut text = Vec::new();
         let read = content.take(PARSED_BYTES).read_to_end(&mut text).await;
         read.map_err(|error| broken(object, &error))?;
@@ -75,7 +68,7 @@ impl<P: Ports> Loader<P> {
     }
 
     async fn first_decompressed(&self, object: &ObjectRef) -> Result<Vec<u8>, StoreError> {
-        let content = self.parts.store.open_content(object).await?;
+        let content = self.parts.store.open(object, Plain::Anything).await?;
         let mut start = Vec::new();
         // What precedes a broken part is enough.
         drop(content.take(SNIFFED_BYTES).read_to_end(&mut start).await);

@@ -338,8 +338,8 @@ impl Store {
     }
 
     /// Returns whether the content is empty when decompressed.
-    pub async fn is_empty(&self, object: &ObjectRef) -> Result<bool, StoreError> {
-        let mut content = self.open(object, Plain::JsonLines).await?;
+    pub async fn is_empty(&self, object: &ObjectRef, plain: Plain) -> Result<bool, StoreError> {
+        let mut content = self.open(object, plain).await?;
         let read = content.read(&mut [0]).await;
         Ok(read.map_err(|error| broken(object, &error))? == 0)
     }

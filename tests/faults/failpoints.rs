@@ -1,11 +1,8 @@
 //! The daemon dies at every step of the ledger protocol, and another one finishes its work.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use crate::harness::{Harness, concurrently, scenario};
-
-/// The exit code of an aborted process: 128 + SIGABRT.
-const ABORTED: i32 = 134;
 
 /// Runs daemons that die one after the other, each at its failpoint, and a last one without any.
 async fn recover_after_deaths_at(deaths: Vec<String>, strategy: &'static str) -> Result<()> {
@@ -17,11 +14,10 @@ async fn recover_after_deaths_at(deaths: Vec<String>, strategy: &'static str) ->
     harness.set("load.strategy", strategy);
     harness.put_bundles(4).await?;
     for death in &deaths {
-        let code = harness
+        harness
             .start(&format!("{death}=return"))?
-            .exit_code()
+            .aborted(death)
             .await?;
-        ensure!(code == ABORTED, "{death}: exited with {code}");
     }
     let last = harness.start("")?;
     harness.finish(vec![last]).await

@@ -13,9 +13,7 @@ use sluice_testkit::{ClickHouse, Cluster, Stack, exact, wait_for};
 use tokio::task::spawn_blocking;
 
 use crate::harness::{BOUND, Harness, concurrently, scenario, text_of};
-
-/// The exit code of an aborted process: 128 + SIGABRT.
-const ABORTED: i32 = 134;
+use crate::streams::kill_and_restart;
 
 /// One form for each way in which ClickHouse finds records. The nightly run has all of them.
 const SOME: [Form; 4] = [Form::Documents, Form::Csv, Form::Log, Form::Parquet];
@@ -65,11 +63,10 @@ async fn dies_at(form: Form, death: &'static str, settings: &[(&str, &str)]) -> 
     for name in ["a", "b"] {
         put(&mut harness, form, name, FEW).await?;
     }
-    let code = harness
+    harness
         .start(&format!("{death}=return"))?
-        .exit_code()
+        .aborted(death)
         .await?;
-    ensure!(code == ABORTED, "{death}: exited with {code}");
     let last = harness.start("")?;
     harness.finish(vec![last]).await
 }
@@ -218,13 +215,7 @@ async fn clickhouse_dies(forms: &[Form]) -> Result<()> {
     }
     let daemon = harness.start(SLOW_STREAM)?;
     wait_for_rows_in(&clickhouse, &harness.table("video_events")).await;
-    let killed = Arc::clone(&clickhouse);
-    spawn_blocking(move || killed.kill()).await??;
-    daemon
-        .wait_for_readiness(503, "no response from ClickHouse")
-        .await;
-    let restarted = Arc::clone(&clickhouse);
-    spawn_blocking(move || restarted.restart()).await??;
+    kill_and_restart(&clickhouse, &daemon).await?;
     harness.wait_until_drained(&[&daemon]).await;
     harness.finish(vec![daemon]).await
 }

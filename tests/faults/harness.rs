@@ -467,6 +467,15 @@ impl Daemon {
         Ok(())
     }
 
+    /// Waits for the daemon to abort itself at a failpoint.
+    pub(crate) async fn aborted(self, failpoint: &str) -> Result<()> {
+        /// 128 + SIGABRT.
+        const ABORTED: i32 = 134;
+        let code = self.exit_code().await?;
+        ensure!(code == ABORTED, "{failpoint}: exited with {code}");
+        Ok(())
+    }
+
     /// Waits for the daemon to exit. Returns its exit code, or 128 plus the signal's number.
     pub(crate) async fn exit_code(mut self) -> Result<i32> {
         let Some(mut process) = self.process.take() else {

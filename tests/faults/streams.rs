@@ -10,10 +10,7 @@ use sluice_testkit::xapi::{Bundle, ExpectedRows};
 use sluice_testkit::{ClickHouse, Stack, wait_for};
 use tokio::task::spawn_blocking;
 
-use crate::harness::{BOUND, Harness, Statement, concurrently, scenario};
-
-/// The exit code of an aborted process: 128 + SIGABRT.
-const ABORTED: i32 = 134;
+use crate::harness::{BOUND, Daemon, Harness, Statement, concurrently, scenario};
 
 /// The objects of a test, by the number of their blocks.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -147,11 +144,7 @@ enum Death {
 
 async fn die(harness: &Harness<'_>, death: Death) -> Result<()> {
     match death {
-        Death::At(failpoint) => {
-            let code = harness.start(failpoint)?.exit_code().await?;
-            ensure!(code == ABORTED, "{death:?}: exited with {code}");
-            Ok(())
-        }
+        Death::At(failpoint) => harness.start(failpoint)?.aborted(failpoint).await,
         Death::AfterOneBlock => {
             let daemon = harness.start(SLOW_STREAM)?;
             wait_for_rows_in(harness.clickhouse, &harness.table("unmatched_statements")).await;
@@ -208,6 +201,17 @@ async fn a_worker_that_dies_while_it_streams_is_recovered() -> Result<()> {
 /// The running streams in `system.processes`.
 const STREAMS: &str = "system.processes WHERE query_kind = 'Insert' AND query LIKE '%framed%'";
 
+/// Kills ClickHouse, and restarts it once the daemon has noticed.
+pub(crate) async fn kill_and_restart(clickhouse: &Arc<ClickHouse>, daemon: &Daemon) -> Result<()> {
+    let killed = Arc::clone(clickhouse);
+    spawn_blocking(move || killed.kill()).await??;
+    daemon
+        .wait_for_readiness(503, "no response from ClickHouse")
+        .await;
+    let restarted = Arc::clone(clickhouse);
+    spawn_blocking(move || restarted.restart()).await?
+}
+
 /// Kills ClickHouse when it has received part of the stream.
 async fn clickhouse_dies(objects: Objects) -> Result<()> {
     let clickhouse = Arc::new(spawn_blocking(ClickHouse::start).await??);
@@ -227,13 +231,7 @@ async fn clickhouse_dies(objects: Objects) -> Result<()> {
         }
         Objects::Small => wait_for_rows_in(&clickhouse, STREAMS).await,
     }
-    let killed = Arc::clone(&clickhouse);
-    spawn_blocking(move || killed.kill()).await??;
-    daemon
-        .wait_for_readiness(503, "no response from ClickHouse")
-        .await;
-    let restarted = Arc::clone(&clickhouse);
-    spawn_blocking(move || restarted.restart()).await??;
+    kill_and_restart(&clickhouse, &daemon).await?;
     harness.wait_until_drained(&[&daemon]).await;
     harness.finish(vec![daemon]).await
 }

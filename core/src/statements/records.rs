@@ -1,8 +1,9 @@
 //! The records of objects of a declared format, as a source of [`Lines`].
 //!
-//! ClickHouse parses every format, also of what the worker reads: the same rows come from both. The
-//! text of a JSON record stays as it is in the object; the records of other formats have a text only
-//! where one is needed. docs/formats.md has what becomes of unusual content.
+//! ClickHouse parses every format, also of what the worker reads: the same rows come from both. A
+//! JSON record keeps its text from the object. For fields of delimited
+//! text and of logs, a JSON text is made only for rejects and unmatched records; the rows of typed
+//! files are all read as JSON texts. docs/formats.md has what becomes of unusual content.
 
 use uuid::Uuid;
 

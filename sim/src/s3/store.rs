@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use sluice::load::ports::ObjectStore;
 use sluice::object::{Compression, ObjectRef};
-use sluice::s3::{Completeness, Content, ObjectMeta, StoreError, broken};
+use sluice::s3::{Completeness, Content, ObjectMeta, Plain, StoreError, broken};
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::{Read, ReadError, Reader, SimS3, first_half};
@@ -74,11 +74,11 @@ impl ObjectStore for SimStore {
     }
 
     /// Always returns `false` for an object that can be read: every content matches its name.
-    async fn is_misnamed(&self, object: &ObjectRef) -> Result<bool, StoreError> {
+    async fn is_misnamed(&self, object: &ObjectRef, _: Plain) -> Result<bool, StoreError> {
         self.get(object).await.map(|_| false)
     }
 
-    async fn is_empty(&self, object: &ObjectRef) -> Result<bool, StoreError> {
+    async fn is_empty(&self, object: &ObjectRef, _: Plain) -> Result<bool, StoreError> {
         let body = self.get(object).await?.decompressed(object)?;
         match body.error() {
             Some(error) if body.bytes.is_empty() => Err(broken(object, &error)),
@@ -102,7 +102,7 @@ impl ObjectStore for SimStore {
         }
     }
 
-    async fn open(&self, object: &ObjectRef) -> Result<Content, StoreError> {
+    async fn open(&self, object: &ObjectRef, _: Plain) -> Result<Content, StoreError> {
         let body = self.get(object).await?.decompressed(object)?;
         Ok(Box::pin(body))
     }
@@ -240,7 +240,7 @@ mod tests {
 
         /// Reads the content, and returns what precedes an error, and the error.
         async fn content(&self, object: &ObjectRef) -> (String, Option<StoreError>) {
-            let mut content = self.store.open(object).await.unwrap();
+            let mut content = self.store.open(object, Plain::JsonLines).await.unwrap();
             let mut bytes = Vec::new();
             let read = content.read_to_end(&mut bytes).await;
             let error = read.err().map(|error| broken(object, &error));
@@ -255,7 +255,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn errors_are_classified_as_in_production() {
         let world = World::new();
-        let error = async |object: &ObjectRef| world.store.open(object).await.err().unwrap();
+        let error = async |object: &ObjectRef| {
+            world
+                .store
+                .open(object, Plain::JsonLines)
+                .await
+                .err()
+                .unwrap()
+        };
         let missing = object("missing", "e");
         assert!(error(&missing).await.is_missing());
         assert!(world.store.head(&missing).await.unwrap_err().is_missing());
@@ -297,11 +304,17 @@ mod tests {
             );
             let completeness = world.store.completeness(&cut).await;
             assert!(matches!(completeness, Ok(Completeness::Cut(_))));
-            assert_eq!(world.store.is_empty(&cut).await, Ok(false));
+            assert_eq!(
+                world.store.is_empty(&cut, Plain::JsonLines).await,
+                Ok(false)
+            );
             let whole = world.put(key, "video\nvideo\n\n", false);
             let completeness = world.store.completeness(&whole).await;
             assert_eq!(completeness, Ok(Completeness::Whole));
-            assert_eq!(world.store.is_misnamed(&whole).await, Ok(false));
+            assert_eq!(
+                world.store.is_misnamed(&whole, Plain::JsonLines).await,
+                Ok(false)
+            );
         }
         let cut = world.put("k", "video\nvideo\n", true);
         assert_eq!(world.content(&cut).await, ("video\n".to_owned(), None));
@@ -314,11 +327,19 @@ mod tests {
         let world = World::new();
         for key in ["k", "k.gz"] {
             let empty = world.put(key, "", false);
-            assert_eq!(world.store.is_empty(&empty).await, Ok(true));
+            assert_eq!(
+                world.store.is_empty(&empty, Plain::JsonLines).await,
+                Ok(true)
+            );
         }
         assert_eq!(world.s3.present("k").unwrap().size, Some(0));
         let unreadable = world.put("k.bz2", "video\n", false);
-        let error = world.store.open(&unreadable).await.err().unwrap();
+        let error = world
+            .store
+            .open(&unreadable, Plain::JsonLines)
+            .await
+            .err()
+            .unwrap();
         assert!(matches!(error, StoreError::Content { .. }), "{error:?}");
     }
 
@@ -332,7 +353,7 @@ mod tests {
         });
         let mut broken_off = 0;
         for _ in 0..20 {
-            let Ok(mut content) = world.store.open(&object).await else {
+            let Ok(mut content) = world.store.open(&object, Plain::JsonLines).await else {
                 continue;
             };
             let mut bytes = Vec::new();

@@ -80,7 +80,7 @@ pub(super) struct JoinedClaim {
     pub(super) is_released: bool,
     pub(super) is_cleaned: bool,
     pub(super) has_lapsed: bool,
-    /// Whether its lease ended longer ago than it lasted.
+    /// Whether the time since the end of its lease exceeds the length of the lease.
     is_long_over: bool,
 }
 
@@ -252,8 +252,8 @@ impl LedgerRows {
         status
     }
 
-    /// Returns the batches that claimed after this time, and that are open although their lease
-    /// ended longer ago than it lasted.
+    /// Returns the batches that claimed after this time, and that are open although the time
+    /// since the end of their lease exceeds its length.
     pub(super) fn left_open(&self, claimed_from: u64, log: &Log, view: View) -> Vec<BatchId> {
         let recent = self.claims.iter().rev();
         let recent = recent.take_while(|it| it.at > claimed_from);

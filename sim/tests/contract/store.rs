@@ -2,7 +2,7 @@
 
 use sluice::load::ports::ObjectStore;
 use sluice::object::ObjectRef;
-use sluice::s3::{Completeness, ObjectMeta, StoreError, broken};
+use sluice::s3::{Completeness, ObjectMeta, Plain, StoreError, broken};
 use sluice_core::fixtures;
 use sluice_sim::s3::Reader;
 use tokio::io::AsyncReadExt;
@@ -17,11 +17,14 @@ const WORDS: [&str; 40] = [VIDEO; 40];
 async fn errors<S: Servers>(worker: &Worker<S>, object: &ObjectRef) -> Vec<StoreError> {
     let store = &worker.store;
     let mut errors = vec![
-        store.is_misnamed(object).await.unwrap_err(),
-        store.is_empty(object).await.unwrap_err(),
+        store
+            .is_misnamed(object, Plain::JsonLines)
+            .await
+            .unwrap_err(),
+        store.is_empty(object, Plain::JsonLines).await.unwrap_err(),
         store.completeness(object).await.unwrap_err(),
     ];
-    errors.extend(store.open(object).await.err());
+    errors.extend(store.open(object, Plain::JsonLines).await.err());
     assert_eq!(errors.len(), 4, "{errors:?}");
     errors
 }
@@ -31,7 +34,7 @@ async fn content<S: Servers>(
     worker: &Worker<S>,
     object: &ObjectRef,
 ) -> (Vec<u8>, Option<StoreError>) {
-    let mut content = worker.store.open(object).await.unwrap();
+    let mut content = worker.store.open(object, Plain::JsonLines).await.unwrap();
     let mut bytes = Vec::new();
     let read = content.read_to_end(&mut bytes).await;
     let error = read.err().map(|error| broken(object, &error));
@@ -110,7 +113,12 @@ pub(crate) async fn s3_can_be_unavailable_to_the_worker_alone<S: Servers>(server
     let worker = servers.connect("worker");
     let object = servers.put("object", &WORDS).await;
     servers.set_unavailable(Reader::Worker, true);
-    let open = worker.store.open(&object).await.err().unwrap();
+    let open = worker
+        .store
+        .open(&object, Plain::JsonLines)
+        .await
+        .err()
+        .unwrap();
     let head = worker.store.head(&object).await.unwrap_err();
     for error in [open, head] {
         assert!(error.is_transient(), "{error:?}");
@@ -136,8 +144,11 @@ pub(crate) async fn content_is_read_decompressed<S: Servers>(servers: &S) {
         assert_eq!((bytes, error), (lines(&words), None), "{key}");
         let store = &worker.store;
         assert_eq!(store.completeness(&object).await, Ok(completeness));
-        assert_eq!(store.is_empty(&object).await, Ok(false));
-        assert_eq!(store.is_misnamed(&object).await, Ok(false));
+        assert_eq!(store.is_empty(&object, Plain::JsonLines).await, Ok(false));
+        assert_eq!(
+            store.is_misnamed(&object, Plain::JsonLines).await,
+            Ok(false)
+        );
     }
 }
 
@@ -161,11 +172,19 @@ pub(crate) async fn an_object_without_content_is_empty<S: Servers>(servers: &S) 
     let worker = servers.connect("worker");
     for key in ["empty", "empty.gz", "empty.zst"] {
         let empty = servers.put(key, &[]).await;
-        assert_eq!(worker.store.is_empty(&empty).await, Ok(true), "{key}");
+        assert_eq!(
+            worker.store.is_empty(&empty, Plain::JsonLines).await,
+            Ok(true),
+            "{key}"
+        );
         assert_eq!(content(&worker, &empty).await, (Vec::new(), None));
         // A blank line is content.
         let blank = servers.put(key, &[BLANK]).await;
-        assert_eq!(worker.store.is_empty(&blank).await, Ok(false), "{key}");
+        assert_eq!(
+            worker.store.is_empty(&blank, Plain::JsonLines).await,
+            Ok(false),
+            "{key}"
+        );
     }
 }
 
@@ -173,9 +192,18 @@ pub(crate) async fn a_worker_has_no_decoder_for_most_compressions<S: Servers>(se
     let worker = servers.connect("worker");
     for key in ["object.bz2", "object.lz4", "object.xz"] {
         let object = servers.put(key, &[REJECTED]).await;
-        let error = worker.store.open(&object).await.err().unwrap();
+        let error = worker
+            .store
+            .open(&object, Plain::JsonLines)
+            .await
+            .err()
+            .unwrap();
         assert!(matches!(error, StoreError::Content { .. }), "{error:?}");
-        let error = worker.store.is_empty(&object).await.unwrap_err();
+        let error = worker
+            .store
+            .is_empty(&object, Plain::JsonLines)
+            .await
+            .unwrap_err();
         assert!(matches!(error, StoreError::Content { .. }), "{error:?}");
     }
     let object = servers.put("object.xz", &[REJECTED]).await;

@@ -113,13 +113,9 @@ impl<P: Ports> BatchRun<'_, P> {
         if !self.may_stream() {
             return false;
         }
-        let store = &self.loader.parts.store;
-        let is_misnamed = if self.layout.is_json_lines() {
-            store.is_misnamed(object).await
-        } else {
-            store.is_misnamed_content(object).await
-        };
-        is_misnamed.unwrap_or(false)
+        let plain = self.framing().plain();
+        let is_misnamed = self.loader.parts.store.is_misnamed(object, plain);
+        is_misnamed.await.unwrap_or(false)
     }
 
     /// Returns whether ClickHouse seems unable to read any object of this batch. Of many objects,

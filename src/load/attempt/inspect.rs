@@ -14,6 +14,7 @@ use crate::load::Cancelled;
 use crate::load::cause::{BatchFailure, FailureCause};
 use crate::load::ports::{BatchTables, ObjectStore, Ports};
 use crate::object::{Compression, ObjectRef};
+use crate::s3::Plain;
 use crate::statements::select::{BLANK, Target, no_list};
 
 /// The number of records of an object, without blank ones, and of those that are rejected.
@@ -98,8 +99,9 @@ impl<P: Ports> BatchRun<'_, P> {
             return Ok(None);
         }
         if self.shape.read_by == ReadBy::Stream {
+            let store = &self.loader.parts.store;
             for object in objects {
-                if !self.loader.parts.store.is_empty(object).await? {
+                if !store.is_empty(object, Plain::JsonLines).await? {
                     return Ok(Some(object));
                 }
             }
