@@ -34,7 +34,7 @@ use crate::queue::VISIBILITY_LIMIT;
 use crate::queue::sqs::SqsQueue;
 use crate::rejects::replay::Replayer;
 use crate::s3::Store;
-use crate::statements::ddl::{Engine, SchemaOptions, landing_name};
+use crate::statements::ddl::{Engine, SchemaOptions, landing_names};
 use crate::statements::insert::{Planner, PlannerOptions, Strategy, TimeLimits};
 use crate::statements::s3_source::{S3Access, S3Source};
 use crate::statements::select::Target;
@@ -192,8 +192,9 @@ impl<'a> App<'a> {
         let targets = Target::all(catalog);
         let tables = targets.iter().map(Target::table).chain(ledger);
         let single_pass = self.config.load.strategy == Strategy::SinglePass;
-        let landing = single_pass.then(|| landing_name(catalog));
-        tables.map(str::to_owned).chain(landing).collect()
+        let landings = single_pass.then(|| landing_names(catalog));
+        let landings = landings.into_iter().flatten();
+        tables.map(str::to_owned).chain(landings).collect()
     }
 
     /// Returns the preflight check, with its own connections.

@@ -13,7 +13,7 @@ use crate::clickhouse::replicas::Barrier;
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::event_types::Catalog;
 use crate::sql;
-use crate::statements::ddl::{landing_name, view_name};
+use crate::statements::ddl::{landing_names, view_name};
 use crate::statements::insert::Strategy;
 use crate::statements::select::{BLANK, Target};
 
@@ -257,10 +257,10 @@ impl<'a> BatchRows<'a> {
         if self.strategy != Strategy::SinglePass {
             return Ok(None);
         }
-        let landing = landing_name(self.catalog);
-        let targets = Target::all(self.catalog).into_iter();
-        let views: Vec<String> = targets
-            .map(|target| view_name(&landing, target.table()))
+        let targets = Target::all(self.catalog);
+        let views: Vec<String> = landing_names(self.catalog)
+            .iter()
+            .flat_map(|landing| targets.iter().map(move |it| view_name(landing, it.table())))
             .collect();
         let sql = format!(
             "SELECT name FROM system.tables WHERE database = {} AND name IN ({})",

@@ -10,7 +10,8 @@ use crate::event_types::Catalog;
 use crate::sql;
 use crate::statements::ddl::Statement;
 use crate::statements::ddl::{
-    Engine, LANDING_PREFIX, SchemaOptions, Setting, Table, TableColumn, landing_name, tables, views,
+    Engine, LANDING_PREFIX, SchemaOptions, Setting, Table, TableColumn, landing_names, tables,
+    views,
 };
 
 /// The steps from the existing tables to the declared ones.
@@ -154,11 +155,13 @@ pub async fn prune(
 }
 
 fn landings_of_others<'a>(catalog: &Catalog, found: &'a [Found]) -> Vec<&'a str> {
-    let own = landing_name(catalog);
+    let own = landing_names(catalog);
     found
         .iter()
         .filter(|table| {
-            table.engine == "Null" && table.name.starts_with(LANDING_PREFIX) && table.name != own
+            table.engine == "Null"
+                && table.name.starts_with(LANDING_PREFIX)
+                && !own.contains(&table.name)
         })
         .map(|table| table.name.as_str())
         .collect()

@@ -169,7 +169,7 @@ impl Aws {
 }
 
 impl Site {
-    /// Returns `database.table` of the landing table, which `sluice migrate` has created.
+    /// Returns `database.table` of the landing table of JSON, which `sluice migrate` has created.
     ///
     /// # Errors
     ///
@@ -178,7 +178,8 @@ impl Site {
         let database = &self.database;
         let sql = format!(
             "SELECT name FROM system.tables \
-             WHERE database = '{database}' AND startsWith(name, 'landing_') AND engine = 'Null'"
+             WHERE database = '{database}' AND match(name, '^landing_[0-9a-f]{{8}}$') \
+             AND engine = 'Null'"
         );
         let table: String = clickhouse.scalar(&sql).await?;
         Ok(format!("{database}.{table}"))

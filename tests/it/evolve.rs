@@ -162,6 +162,41 @@ async fn types_evolve_under_a_live_worker(strategy: &str) {
 }
 
 #[tokio::test]
+async fn both_landing_tables_of_other_declarations_are_pruned() {
+    let stack = Stack::shared();
+    let site = stack.site("prune").await.unwrap();
+    let types = tempfile::tempdir().unwrap();
+    clicks(types.path(), "click", "");
+    let sluice = worker(stack, &site, &types, "single_pass");
+    sluice.migrate();
+
+    // Records that are not JSON have a landing table of their own, with a view for each table.
+    let formats = "formats:\n- {name: csv, keys: ['*.csv'], csv: {}}\n";
+    std::fs::write(types.path().join("formats.yaml"), formats).unwrap();
+    let added = report(&sluice, &[]);
+    assert_eq!(changes(&added).len(), 5, "{added}");
+    assert!(
+        changes(&added)[0].starts_with("table landing_values_"),
+        "{added}"
+    );
+    assert_eq!(added["kept"], json!([]));
+
+    clicks(
+        types.path(),
+        "click",
+        "- {name: page, type: String, path: [page]}\n",
+    );
+    let changed = report(&sluice, &[]);
+    assert_eq!(changes(&changed).len(), 11, "{changed}");
+    let kept = changed["kept"].to_string();
+    assert!(kept.contains("landing_values_"), "{kept}");
+    let pruned = report(&sluice, &["--prune"]);
+    assert_eq!(changes(&pruned).len(), 10, "{pruned}");
+    let kept = report(&sluice, &[])["kept"].to_string();
+    assert!(!kept.contains("landing_"), "{kept}");
+}
+
+#[tokio::test]
 async fn event_types_evolve_while_workers_with_the_old_ones_keep_running() {
     types_evolve_under_a_live_worker("single_pass").await;
 }

@@ -8,6 +8,7 @@
 
 use std::fmt;
 
+use super::file_type::FileType;
 use crate::sql;
 
 /// A parsed column type.
@@ -113,7 +114,7 @@ impl ColumnType {
         matches!(self.kind, Kind::Time { .. })
     }
 
-    pub(super) fn is_text(&self) -> bool {
+    pub(crate) fn is_text(&self) -> bool {
         self.kind == Kind::String
     }
 
@@ -163,6 +164,68 @@ impl ColumnType {
         }
     }
 
+    /// Returns an expression for the value of `value`, an expression of the type `from` or NULL, that
+    /// is NULL where [`ColumnType::read`] of its text is, and never throws. It is `None` if the text
+    /// must be read.
+    pub(crate) fn read_from(&self, from: FileType, value: &str) -> Option<String> {
+        match (self.kind, from) {
+            (
+                Kind::Integer { signed, bits },
+                FileType::Integer {
+                    signed: is_signed,
+                    bits: from,
+                },
+            ) if from <= bits && signed == is_signed || from < bits && signed => {
+                Some(if from == bits {
+                    value.to_owned()
+                } else {
+                    format!("to{}Int{bits}({value})", if signed { "" } else { "U" })
+                })
+            }
+            (Kind::Integer { signed, bits }, FileType::Integer { .. }) => {
+                Some(exact_integer(value, signed, bits))
+            }
+            (Kind::Integer { signed, bits }, FileType::Float { bits: 64 }) => {
+                let exact = exact_integer(value, signed, bits);
+                if bits < 64 {
+                    return Some(exact);
+                }
+                // The text of a large number has zeros where the number has other digits.
+                let read = self.read(&from.text(value));
+                Some(format!(
+                    "if(isNull({value}) OR abs({value}) < {EXACT_INTEGERS}, {exact}, {read})"
+                ))
+            }
+            (Kind::Float { bits: to }, FileType::Float { bits }) if to == bits => {
+                Some(value.to_owned())
+            }
+            (Kind::Float { bits: 64 }, FileType::Integer { .. }) => {
+                Some(format!("toFloat64({value})"))
+            }
+            (Kind::Float { bits: 64 }, FileType::Decimal { digits, scale }) => {
+                Some(FileType::decimal_as_float(digits, scale, value))
+            }
+            (Kind::Bool, FileType::Bool) | (Kind::Uuid, FileType::Uuid) => Some(value.to_owned()),
+            (Kind::Time { precision }, FileType::Seconds) => {
+                Some(format!("toDateTime64({value}, {precision}, 'UTC')"))
+            }
+            (Kind::Time { precision }, FileType::Time { precision: from }) => {
+                Some(converted_time(value, from, precision))
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns NULL as a value of this type.
+    pub(crate) fn null(&self) -> String {
+        let nullable = Self {
+            nullable: true,
+            low_cardinality: false,
+            ..*self
+        };
+        format!("CAST(NULL, {})", sql::string(&nullable.to_string()))
+    }
+
     fn read_time(&self, text: &str) -> String {
         let Kind::Time { precision } = self.kind else {
             unreachable!("called only for columns of type DateTime64")
@@ -188,6 +251,33 @@ impl ColumnType {
             Kind::Uuid => "defaultValueOfTypeName('UUID')".to_owned(),
             Kind::Time { precision } => format!("toDateTime64(0, {precision}, 'UTC')"),
         }
+    }
+}
+
+/// 2^53: above it, a Float64 does not have every integer.
+const EXACT_INTEGERS: u64 = 1 << 53;
+
+/// Returns a number as an integer; NULL if it is not one of this type.
+fn exact_integer(value: &str, signed: bool, bits: u8) -> String {
+    let sign = if signed { "" } else { "U" };
+    format!("accurateCastOrNull({value}, '{sign}Int{bits}')")
+}
+
+/// Returns a DateTime64 in another precision; NULL outside of the range in which ClickHouse can
+/// represent times in full.
+///
+/// What is outside is removed before the conversion, in which it could overflow. No DateTime64(9)
+/// is after the range, whose end it cannot represent.
+fn converted_time(value: &str, from: u8, to: u8) -> String {
+    let mut is_inside = format!("{value} >= toDateTime64(0, {from}, 'UTC')");
+    if from < 9 {
+        is_inside += &format!(" AND {value} < toDateTime64({END_OF_TIME}, {from}, 'UTC')");
+    }
+    let inside = format!("if({is_inside}, {value}, NULL)");
+    if from == to {
+        inside
+    } else {
+        format!("toDateTime64({inside}, {to}, 'UTC')")
     }
 }
 
@@ -227,6 +317,71 @@ fn unwrap_type<'a>(text: &'a str, wrapper: &str) -> (bool, &'a str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_is_converted_only_where_its_text_would_have_the_same_value() {
+        let integer = |signed, bits| FileType::Integer { signed, bits };
+        let inside = "toDateTime64(if(x >= toDateTime64(0, 9, 'UTC'), x, NULL), 3, 'UTC')";
+        let time = |precision| FileType::Time { precision };
+        for (to, from, expected) in [
+            ("Int64", integer(true, 64), Some("x")),
+            ("Int64", integer(true, 8), Some("toInt64(x)")),
+            ("Int64", integer(false, 32), Some("toInt64(x)")),
+            (
+                "Int64",
+                integer(false, 64),
+                Some("accurateCastOrNull(x, 'Int64')"),
+            ),
+            (
+                "UInt64",
+                integer(true, 8),
+                Some("accurateCastOrNull(x, 'UInt64')"),
+            ),
+            (
+                "Nullable(Int8)",
+                FileType::Float { bits: 64 },
+                Some("accurateCastOrNull(x, 'Int8')"),
+            ),
+            (
+                "Int64",
+                FileType::Decimal {
+                    digits: 9,
+                    scale: 2,
+                },
+                None,
+            ),
+            ("Int8", FileType::Float { bits: 32 }, None),
+            ("Int64", FileType::Bool, None),
+            ("Int64", FileType::String, None),
+            ("Float64", FileType::Float { bits: 64 }, Some("x")),
+            // `0.1` is another number as a Float32.
+            ("Float64", FileType::Float { bits: 32 }, None),
+            ("Float64", integer(true, 64), Some("toFloat64(x)")),
+            ("Float32", integer(true, 64), None),
+            ("Bool", FileType::Bool, Some("x")),
+            ("Bool", integer(false, 8), None),
+            ("UUID", FileType::Uuid, Some("x")),
+            ("String", FileType::String, None),
+            (
+                "DateTime64(3, 'UTC')",
+                FileType::Seconds,
+                Some("toDateTime64(x, 3, 'UTC')"),
+            ),
+            ("DateTime64(3, 'UTC')", time(9), Some(inside)),
+            (
+                "DateTime64(6, 'UTC')",
+                time(6),
+                Some(
+                    "if(x >= toDateTime64(0, 6, 'UTC') AND \
+                     x < toDateTime64(10413792000, 6, 'UTC'), x, NULL)",
+                ),
+            ),
+            ("DateTime64(3, 'UTC')", integer(true, 64), None),
+        ] {
+            let read = ColumnType::parse(to).unwrap().read_from(from, "x");
+            assert_eq!(read.as_deref(), expected, "{to} {from:?}");
+        }
+    }
 
     #[test]
     fn known_types_are_written_as_clickhouse_writes_them() {

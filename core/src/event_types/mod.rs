@@ -7,6 +7,7 @@
 mod check;
 mod column_type;
 mod declaration;
+mod file_type;
 pub mod paths;
 mod route;
 mod rule;
@@ -19,6 +20,7 @@ pub use check::RESERVED_TABLES;
 pub(crate) use check::{Report, check_route};
 pub use column_type::ColumnType;
 pub use declaration::Otherwise;
+pub(crate) use file_type::{FileType, Shape};
 pub use paths::{Path, PathTree};
 pub use route::Route;
 pub use rule::Rule;

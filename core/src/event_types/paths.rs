@@ -22,6 +22,28 @@ const SENTINEL: &str = "\u{1}";
 /// The type of every declared path's value; `column_type` says why.
 pub(crate) const TEXT: &str = "Nullable(String)";
 
+/// The values at declared paths, as expressions over the columns of a SELECT.
+pub(crate) trait PathValues {
+    /// Returns the value, which is NULL where there is none. It can have any type.
+    fn value(&self, path: &Path) -> String;
+
+    /// Returns its text, of type Nullable(String).
+    fn text(&self, path: &Path) -> String;
+}
+
+/// The columns of `landing`, which have the texts of all values.
+pub(crate) struct PathTexts;
+
+impl PathValues for PathTexts {
+    fn value(&self, path: &Path) -> String {
+        column(path)
+    }
+
+    fn text(&self, path: &Path) -> String {
+        column(path)
+    }
+}
+
 /// All declared paths by their keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PathTree {

@@ -1,6 +1,6 @@
 //! Rules: which statements belong to an event type.
 
-use super::paths::{self, Path};
+use super::paths::{Path, PathValues};
 use crate::sql;
 
 /// A condition on a statement.
@@ -20,19 +20,19 @@ pub enum Rule {
 
 impl Rule {
     /// Returns a condition that is 0 or 1, never NULL.
-    pub(crate) fn sql(&self) -> String {
+    pub(crate) fn sql(&self, values: &dyn PathValues) -> String {
         match self {
-            Rule::All(rules) => join(rules, " AND "),
-            Rule::Any(rules) => join(rules, " OR "),
-            Rule::Not(rule) => format!("NOT ({})", rule.sql()),
-            Rule::In(path, values) => {
-                let value = paths::column(path);
-                match values.as_slice() {
+            Rule::All(rules) => join(rules, values, " AND "),
+            Rule::Any(rules) => join(rules, values, " OR "),
+            Rule::Not(rule) => format!("NOT ({})", rule.sql(values)),
+            Rule::In(path, texts) => {
+                let value = values.text(path);
+                match texts.as_slice() {
                     [one] => format!("ifNull({value} = {}, 0)", sql::string(one)),
                     many => format!("ifNull({value} IN ({}), 0)", sql::strings(many)),
                 }
             }
-            Rule::Present(path) => format!("isNotNull({})", paths::column(path)),
+            Rule::Present(path) => format!("isNotNull({})", values.value(path)),
         }
     }
 
@@ -56,10 +56,10 @@ impl Rule {
     }
 }
 
-fn join(rules: &[Rule], operator: &str) -> String {
+fn join(rules: &[Rule], values: &dyn PathValues, operator: &str) -> String {
     let parts: Vec<_> = rules
         .iter()
-        .map(|rule| format!("({})", rule.sql()))
+        .map(|rule| format!("({})", rule.sql(values)))
         .collect();
     parts.join(operator)
 }

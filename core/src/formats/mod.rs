@@ -146,6 +146,11 @@ impl Kind {
         }
     }
 
+    /// Returns whether the records are divided into fields by something else than a parser of JSON.
+    pub fn has_own_fields(&self) -> bool {
+        !matches!(self, Self::JsonLines | Self::Documents { .. })
+    }
+
     /// Returns whether the bytes are text, which a line break may follow.
     pub fn is_text(&self) -> bool {
         !matches!(self, Self::Parquet | Self::Avro | Self::Orc)

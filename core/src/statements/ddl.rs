@@ -5,8 +5,8 @@
 //! same time, and repeatedly. The order matters: a view comes after the tables that it reads and
 //! fills.
 //!
-//! The landing table and its views belong to the declarations that they are generated from, and are
-//! named after them: workers of other declarations have their own, which fill the same tables
+//! The landing tables and their views belong to the declarations that they are generated from, and
+//! are named after them: workers of other declarations have their own, which fill the same tables
 //! (docs/adr/0008). None is ever altered.
 //!
 //! Retries are exact only while all targets remember the token of an insert: hence the
@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::event_types::{Catalog, EventType};
 use crate::sql;
-use crate::statements::select::{Target, landing_columns, view_select};
+use crate::statements::select::{Landing, Target, landing_columns, value_columns, view_select};
 
 /// The prefix of the names of landing tables and of their views.
 pub const LANDING_PREFIX: &str = "landing_";
@@ -114,15 +114,37 @@ pub struct Setting {
     pub is_mutable: bool,
 }
 
-/// Returns the name of the table that inserts go to, and that stores nothing.
+/// Returns the name of the table that inserts of JSON go to, and that stores nothing.
 pub fn landing_name(catalog: &Catalog) -> String {
-    let mut declared = format!("{:?}", landing_columns(catalog));
+    landing_name_of(catalog, Landing::Texts)
+}
+
+/// Returns the name of a landing table.
+pub fn landing_name_of(catalog: &Catalog, landing: Landing) -> String {
+    let (prefix, mut declared) = match landing {
+        Landing::Texts => (
+            LANDING_PREFIX.to_owned(),
+            format!("{:?}", landing_columns(catalog)),
+        ),
+        Landing::Values => (
+            format!("{LANDING_PREFIX}values_"),
+            format!("{:?}", value_columns(catalog)),
+        ),
+    };
     for target in Target::all(catalog) {
         declared += target.table();
-        declared += &view_select(target, "");
+        declared += &view_select(catalog, landing, target, "");
     }
     let digest = Uuid::new_v5(&Uuid::NAMESPACE_OID, declared.as_bytes()).simple();
-    format!("{LANDING_PREFIX}{}", &digest.to_string()[..8])
+    format!("{prefix}{}", &digest.to_string()[..8])
+}
+
+/// Returns the names of all landing tables of these declarations.
+pub fn landing_names(catalog: &Catalog) -> Vec<String> {
+    let landings = Landing::all(catalog).into_iter();
+    landings
+        .map(|landing| landing_name_of(catalog, landing))
+        .collect()
 }
 
 /// Returns the name of the view that fills a table from a landing table.
@@ -175,15 +197,18 @@ pub fn collapsing_key(target: Target<'_>) -> Vec<&str> {
     }
 }
 
-/// Returns the statements that create the landing table and its views; none if there are no views.
+/// Returns the statements that create the landing tables and their views; none if there are no
+/// views.
 pub fn views(catalog: &Catalog, options: &SchemaOptions) -> Vec<Statement> {
     if !options.views {
         return Vec::new();
     }
-    let landing = landing_name(catalog);
-    let mut statements = vec![options.landing(catalog, &landing)];
-    for target in Target::all(catalog) {
-        statements.push(options.view(&landing, target));
+    let mut statements = Vec::new();
+    for landing in Landing::all(catalog) {
+        statements.push(options.landing(catalog, landing));
+        for target in Target::all(catalog) {
+            statements.push(options.view(catalog, landing, target));
+        }
     }
     statements
 }
@@ -236,24 +261,34 @@ impl SchemaOptions {
         }
     }
 
-    fn landing(&self, catalog: &Catalog, landing: &str) -> Statement {
-        let columns: Vec<_> = landing_columns(catalog)
-            .into_iter()
-            .map(|(name, column_type)| format!("    {} {column_type}", sql::ident(&name)))
-            .collect();
+    fn landing(&self, catalog: &Catalog, landing: Landing) -> Statement {
+        let column =
+            |name: &str, column_type: &str| format!("    {} {column_type}", sql::ident(name));
+        let columns: Vec<_> = match landing {
+            Landing::Texts => landing_columns(catalog)
+                .into_iter()
+                .map(|(name, column_type)| column(&name, column_type))
+                .collect(),
+            Landing::Values => value_columns(catalog)
+                .into_iter()
+                .map(|(name, column_type)| column(&name, &column_type))
+                .collect(),
+        };
+        let name = landing_name_of(catalog, landing);
         Statement {
-            what: format!("table {landing}"),
+            what: format!("table {name}"),
             sql: format!(
                 "CREATE TABLE IF NOT EXISTS {}{}\n(\n{}\n)\nENGINE = Null",
-                sql::qualified(&self.database, landing),
+                sql::qualified(&self.database, &name),
                 self.on_cluster(),
                 columns.join(",\n"),
             ),
         }
     }
 
-    fn view(&self, landing: &str, target: Target<'_>) -> Statement {
-        let name = view_name(landing, target.table());
+    fn view(&self, catalog: &Catalog, landing: Landing, target: Target<'_>) -> Statement {
+        let table = landing_name_of(catalog, landing);
+        let name = view_name(&table, target.table());
         Statement {
             what: format!("view {name}"),
             sql: format!(
@@ -261,7 +296,12 @@ impl SchemaOptions {
                 sql::qualified(&self.database, &name),
                 self.on_cluster(),
                 sql::qualified(&self.database, target.table()),
-                view_select(target, &sql::qualified(&self.database, landing)),
+                view_select(
+                    catalog,
+                    landing,
+                    target,
+                    &sql::qualified(&self.database, &table)
+                ),
             ),
         }
     }
@@ -627,6 +667,45 @@ mod tests {
             .filter(|s| !s.what.starts_with("view"))
             .collect();
         insta::assert_snapshot!(text(&tables));
+    }
+
+    #[test]
+    fn records_with_fields_of_their_own_have_a_landing_table_of_their_own() {
+        let with = |formats: &str| {
+            let declared = "table: t\nrule: {path: [a], equals: b}\norder_by: [id]\n\
+                            columns:\n- {name: id, type: UInt64, path: [id], required: true}\n";
+            let files = [("t.yaml", declared), ("formats.yaml", formats)];
+            let files = files.map(|(name, text)| (name.to_owned(), text.to_owned()));
+            Catalog::from_files(files).unwrap()
+        };
+        let documents = with("formats:\n- {name: a, keys: [a], json: {}}\n");
+        let [texts] = &landing_names(&documents)[..] else {
+            panic!("one landing table")
+        };
+        let catalog = with("formats:\n- {name: a, keys: [a], parquet: {}}\n");
+        let [first, values] = &landing_names(&catalog)[..] else {
+            panic!("two landing tables")
+        };
+        // Whatever formats are declared.
+        assert_eq!(first, texts);
+        assert!(values.starts_with("landing_values_"), "{values}");
+        let statements = views(&catalog, &options(Engine::Plain, None));
+        let of_values: Vec<&str> = statements
+            .iter()
+            .map(|statement| statement.what.as_str())
+            .filter(|what| what.contains(values.as_str()))
+            .collect();
+        assert_eq!(
+            of_values,
+            [
+                format!("table {values}"),
+                format!("view {values}_to_t"),
+                format!("view {values}_to_rejected_lines"),
+                format!("view {values}_to_unmatched_statements"),
+                format!("view {values}_to_object_rows"),
+            ]
+        );
+        assert_eq!(statements.len(), 2 * of_values.len());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::sql;
 use crate::statements::records::{
     EMPTY_OBJECT, GROUPS, ROW_NUMBER, Reader, Structure, columns, json_object, texts,
 };
-use crate::statements::select::{BAD_UTF8, BLANK, Fields, Lines, TOO_MANY_FIELDS, Texts};
+use crate::statements::select::{BAD_UTF8, BLANK, Fields, Lines, OwnFields, TOO_MANY_FIELDS};
 
 /// Returns the records of text with these fields. Fields are found by their place, since ClickHouse
 /// ignores those whose name it does not know, and those beyond the last name.
@@ -45,10 +45,8 @@ fn quoted(declared: &Delimited, names: &[String], reader: Reader<'_>, batch_id: 
     let from = reader.rows("*", ROW_NUMBER, "CSV", &columns(&texts(&read)));
     let nulls = Nulls::of(declared);
     let mut values: Vec<String> = places.iter().map(|column| nulls.applied(column)).collect();
-    let lengths = read
-        .iter()
-        .map(|column| format!("ifNull(length({column}), 0)"));
-    let bytes = lengths.collect::<Vec<_>>().join(" + ");
+    let all = concatenated(&read);
+    let bytes = format!("length({all}) - {}", read.len() - 1);
     let mut blank = format!("{bytes} = 0");
     if let Some(first) = places.first() {
         blank += &comment(declared, &format!("ifNull({first}, '')"));
@@ -78,13 +76,13 @@ fn quoted(declared: &Delimited, names: &[String], reader: Reader<'_>, batch_id: 
         line: text(names, &values, &surplus, &rest),
         problems: vec![
             (blank, sql::string(BLANK)),
-            bad_utf8_of(&read),
+            bad_utf8(&all),
             (surplus, sql::string(TOO_MANY_FIELDS)),
         ],
-        fields: Fields::Texts(Texts {
+        fields: Fields::Own(OwnFields::of_texts(
+            names.iter().cloned().zip(values),
             bytes,
-            values: names.iter().cloned().zip(values).collect(),
-        }),
+        )),
         ..Lines::of_objects(from, batch_id)
     }
 }
@@ -131,10 +129,11 @@ fn split(declared: &Delimited, names: &[String], reader: Reader<'_>, batch_id: U
             bad_utf8(TEXT),
             (surplus, sql::string(TOO_MANY_FIELDS)),
         ],
-        fields: Fields::Texts(Texts {
-            values: names.iter().cloned().zip(values).collect(),
-            bytes: format!("length({TEXT})"),
-        }),
+        // Within conditions alone, each line would be cut once for each of them.
+        fields: Fields::Own(OwnFields::of_texts(
+            names.iter().cloned().zip(values),
+            format!("length({TEXT}) + ignore({GROUPS})"),
+        )),
         ..Lines::of_objects(from, batch_id)
     }
 }
@@ -191,16 +190,15 @@ pub(crate) fn bad_utf8(text: &str) -> (String, String) {
     (format!("NOT isValidUTF8({text})"), sql::string(BAD_UTF8))
 }
 
-/// Returns the problem of a record of which one of these fields is not valid UTF-8. They are added
-/// up: OR would evaluate each of them under the condition of those before it.
-fn bad_utf8_of(columns: &[String]) -> (String, String) {
-    let valid = columns
-        .iter()
-        .map(|it| format!("ifNull(isValidUTF8({it}), 1)"));
-    let valid = valid.collect::<Vec<_>>().join(" + ");
-    (
-        format!("{valid} < {}", columns.len()),
-        sql::string(BAD_UTF8),
+/// Returns the texts of all fields, with a comma between two of them: a character that is cut between
+/// two fields stays cut. One function for all fields takes half the time of one for each of them.
+/// The text in a field that is NULL is empty.
+fn concatenated(columns: &[String]) -> String {
+    let columns = columns.iter();
+    let texts = columns.map(|column| format!("assumeNotNull({column})"));
+    format!(
+        "concatWithSeparator(',', {})",
+        texts.collect::<Vec<_>>().join(", ")
     )
 }
 

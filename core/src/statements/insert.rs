@@ -18,7 +18,7 @@ use crate::event_types::Catalog;
 use crate::formats::{FormatId, Formats, Kind};
 use crate::object::ObjectRef;
 use crate::sql;
-use crate::statements::ddl::{REPLAYED, landing_name};
+use crate::statements::ddl::{REPLAYED, landing_name_of};
 use crate::statements::guard::{CHANGED_TEXT, FENCED_TEXT};
 use crate::statements::layouts::assignments;
 use crate::statements::records::{
@@ -27,7 +27,8 @@ use crate::statements::records::{
 use crate::statements::s3_source::S3Access;
 pub use crate::statements::s3_source::S3Source;
 use crate::statements::select::{
-    Lines, Settings, Target, TimeRange, landing_select, parsed_lines, per_type_select, view_select,
+    Landing, Lines, Settings, Target, TimeRange, landing_select, parsed_lines, per_type_select,
+    view_select,
 };
 use crate::statements::{
     LOG_COMMENT, MAX_QUERY_BYTES, PINNED, RejectKind, Statement, format_settings,
@@ -148,10 +149,8 @@ impl Planner {
             Strategy::SinglePass => {
                 let lines = self.lines(batch, objects, read_by, layout, guard);
                 let select = landing_select(&self.options.catalog, &lines);
-                vec![format!(
-                    "{} {select}",
-                    self.insert_into(&landing_name(&self.options.catalog))
-                )]
+                let landing = landing_name_of(&self.options.catalog, lines.landing());
+                vec![format!("{} {select}", self.insert_into(&landing))]
             }
             Strategy::PerType => Target::all(&self.options.catalog)
                 .into_iter()
@@ -615,7 +614,7 @@ fn plan_text(options: &PlannerOptions) -> String {
     }
     for target in Target::all(&options.catalog) {
         text += target.table();
-        text += &view_select(target, "");
+        text += &view_select(&options.catalog, Landing::Texts, target, "");
     }
     text
 }
@@ -658,19 +657,68 @@ fn format_text(catalog: &Catalog, kind: &Kind) -> String {
         format_settings::of(kind),
         clickhouse_format(kind)
     );
-    let structure = texts(&["a".to_owned()]);
-    for reader in [
-        Reader::Objects {
-            source: &nowhere,
-            objects: &[],
-            is_coalesced: true,
-        },
-        Reader::Body { path: "", etag: "" },
-    ] {
-        let lines = records(kind, &structure, reader, Uuid::nil());
-        text += &landing_select(catalog, &lines);
+    // Each layout has its own statements, but these show how its values are read.
+    for structure in sample_structures(catalog, kind) {
+        for reader in [
+            Reader::Objects {
+                source: &nowhere,
+                objects: &[],
+                is_coalesced: true,
+            },
+            Reader::Body { path: "", etag: "" },
+        ] {
+            let lines = records(kind, &structure, reader, Uuid::nil());
+            text += &landing_select(catalog, &lines);
+        }
+    }
+    if kind.has_own_fields() {
+        for target in Target::all(catalog) {
+            text += &view_select(catalog, Landing::Values, target, "");
+        }
     }
     text
+}
+
+/// Types of columns of files of which each is read in another way. The last is read by the JSON text
+/// of its record.
+const SAMPLE_TYPES: [&str; 21] = [
+    "String",
+    "Int8",
+    "Int32",
+    "Int64",
+    "UInt8",
+    "UInt32",
+    "UInt64",
+    "Float32",
+    "Float64",
+    "Decimal(9, 2)",
+    "Decimal(18, 2)",
+    "Decimal(18, 18)",
+    "Bool",
+    "DateTime",
+    "DateTime64(3)",
+    "DateTime64(6)",
+    "DateTime64(9)",
+    "UUID",
+    "Array(String)",
+    "Map(String, String)",
+    "Int128",
+];
+
+/// Returns structures that have a field for the first key of each declared path, in each of the
+/// types that a field of this kind can have.
+fn sample_structures(catalog: &Catalog, kind: &Kind) -> Vec<Vec<(String, String)>> {
+    let leaves = catalog.tree().leaves().into_iter();
+    let mut names: Vec<String> = leaves.filter_map(|path| path.into_iter().next()).collect();
+    names.dedup();
+    if kind.is_text() {
+        return vec![texts(&names)];
+    }
+    let of_type = |column_type: &str| {
+        let names = names.iter().cloned();
+        names.map(|name| (name, column_type.to_owned())).collect()
+    };
+    SAMPLE_TYPES.into_iter().map(of_type).collect()
 }
 
 #[cfg(test)]

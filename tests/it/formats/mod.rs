@@ -3,6 +3,7 @@
 //! Most tests load a table of objects with one backfill, which ends when each of them is loaded or
 //! has failed, once with ClickHouse as the reader and once with the worker.
 
+mod conversions;
 mod delimited;
 mod documents;
 mod equal;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::event_types::paths;
 
 const SOUND: &str = "
 table: clicks
@@ -314,7 +315,10 @@ fn a_rule_can_require_a_value_alone() {
     let with = |rule: &str| SOUND.replace("{path: [verb], equals: click}", rule);
     let present = with("{path: [verb], present: true}");
     let catalog = Catalog::from_files([("click.yaml".to_owned(), present)]).unwrap();
-    assert_eq!(catalog.types()[0].rule.sql(), "isNotNull(`$.verb`)");
+    assert_eq!(
+        catalog.types()[0].rule.sql(&paths::PathTexts),
+        "isNotNull(`$.verb`)"
+    );
     for (rule, expected) in [
         ("{path: [verb], present: false}", "rule: must be one of"),
         (
