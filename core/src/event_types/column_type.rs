@@ -230,6 +230,12 @@ impl ColumnType {
         let Kind::Time { precision } = self.kind else {
             unreachable!("called only for columns of type DateTime64")
         };
+        if precision == 0 {
+            // Without digits after the second, the parser returns a DateTime, which ends in 2106.
+            return format!(
+                "toDateTime64(parseDateTime64BestEffortOrNull({text}, 3, 'UTC'), 0, 'UTC')"
+            );
+        }
         format!("parseDateTime64BestEffortOrNull({text}, {precision}, 'UTC')")
     }
 
