@@ -126,40 +126,51 @@ impl Form {
         Ok(text.into_bytes())
     }
 
-    /// Returns the statement that a person would write to load an object.
-    pub(super) fn insert(self, table: &str, url: &str) -> String {
+    /// Returns the statement that a person would write to load an object, with what is to be kept
+    /// of the origin of each record.
+    pub(super) fn insert(self, table: &str, url: &str, origin: Origin) -> String {
+        let kept = origin.columns();
         let structure = structure().replace('\'', "\\'");
         let source = |format: &str, structure: &str| {
             format!("s3('{url}', 'test', 'test', '{format}', '{structure}')")
         };
         let select = match self {
             Self::Lines | Self::Concatenated | Self::Array => {
-                format!("SELECT * FROM {}", source("JSONEachRow", &structure))
+                format!("SELECT *{kept} FROM {}", source("JSONEachRow", &structure))
             }
             Self::Envelopes => {
                 let fields = COLUMNS.map(|(name, _)| format!("record.{name}"));
                 let list = format!("Records Array(Tuple({structure}))");
                 format!(
-                    "SELECT {} FROM (SELECT arrayJoin(Records) AS record FROM {})",
+                    "SELECT {}{kept} FROM (SELECT arrayJoin(Records) AS record{kept} FROM {})",
                     fields.join(", "),
                     source("JSONEachRow", &list)
                 )
             }
-            Self::Csv => format!("SELECT * FROM {}", source("CSVWithNames", &structure)),
+            Self::Csv => format!("SELECT *{kept} FROM {}", source("CSVWithNames", &structure)),
             Self::Log => {
                 let fields: Vec<String> = (1..).zip(COLUMNS).map(by_hand).collect();
                 format!(
-                    "SELECT {} FROM (SELECT extractGroups(line, '{}') AS g FROM {})",
+                    "SELECT {}{kept} FROM (SELECT extractGroups(line, '{}') AS g{kept} FROM {})",
                     fields.join(", "),
                     pattern().replace("\\", "\\\\"),
                     source("LineAsString", "line String")
                 )
             }
-            Self::Parquet => format!("SELECT * FROM {}", source("Parquet", &structure)),
-            Self::Avro => format!("SELECT * FROM {}", source("Avro", &structure)),
-            Self::Orc => format!("SELECT * FROM {}", source("ORC", &structure)),
+            Self::Parquet => format!("SELECT *{kept} FROM {}", source("Parquet", &structure)),
+            Self::Avro => format!("SELECT *{kept} FROM {}", source("Avro", &structure)),
+            Self::Orc => format!("SELECT *{kept} FROM {}", source("ORC", &structure)),
         };
-        format!("INSERT INTO {table} {select} SETTINGS date_time_input_format = 'best_effort'")
+        let into = match origin {
+            Origin::Nothing => String::new(),
+            Origin::Object => {
+                let names = COLUMNS.map(|(name, _)| name).join(", ");
+                format!(" ({names}, source_path, source_etag)")
+            }
+        };
+        format!(
+            "INSERT INTO {table}{into} {select} SETTINGS date_time_input_format = 'best_effort'"
+        )
     }
 }
 
@@ -187,10 +198,35 @@ fn pattern() -> String {
     format!("^{}", groups.join(" "))
 }
 
+/// What a bare insert keeps of the origin of each record.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Origin {
+    Nothing,
+    /// The object and its version.
+    Object,
+}
+
+impl Origin {
+    fn columns(self) -> &'static str {
+        match self {
+            Self::Nothing => "",
+            Self::Object => ", _path, _etag",
+        }
+    }
+}
+
 /// Returns the statement that creates the table of the bare insert.
-pub(super) fn create(table: &str) -> String {
+pub(super) fn create(table: &str, origin: Origin) -> String {
+    let lineage = match origin {
+        Origin::Nothing => "",
+        Origin::Object => {
+            ", source_path String CODEC(ZSTD), source_etag String CODEC(ZSTD), \
+             batch_id UUID DEFAULT toUUID('01a22ae5-b983-740e-9c46-1906b5ff6d47'), \
+             ingested_at DateTime64(3, 'UTC') DEFAULT now64(3)"
+        }
+    };
     format!(
-        "CREATE TABLE {table} ({}) ENGINE = MergeTree ORDER BY (picked_up_at, trip_id)",
+        "CREATE TABLE {table} ({}{lineage}) ENGINE = MergeTree ORDER BY (picked_up_at, trip_id)",
         structure()
     )
 }
