@@ -100,10 +100,8 @@ enum Command {
     },
     /// Load the same records in each format, and by the bare insert that a person would write
     Formats {
-        #[arg(long, default_value_t = 500_000)]
-        records: u64,
-        #[arg(long, default_value_t = 5)]
-        samples: usize,
+        #[command(flatten)]
+        selection: formats::Selection,
         /// Exit with 1 if a format's insert takes more than this times as long as the bare insert
         #[arg(long, value_name = "RATIO")]
         limit: Option<f64>,
@@ -211,14 +209,10 @@ async fn main() -> Result<ExitCode> {
             let harness = Harness::start(sluice, None, Duration::ZERO).await?;
             write_result("backfill", &backfill::run(&harness, &keys).await?)
         }
-        Command::Formats {
-            records,
-            samples,
-            limit,
-        } => {
+        Command::Formats { selection, limit } => {
             let harness = Harness::start(sluice, None, Duration::ZERO).await?;
-            let results = formats::run(&harness, records, samples).await?;
-            write_result("formats", &results)?;
+            let results = formats::run(&harness, &selection).await?;
+            write_result(selection.name(), &results)?;
             note(&formats::table(&results));
             let is_over = |limit| results.iter().any(|result| result.ratio() > limit);
             return Ok(match limit {

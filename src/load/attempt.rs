@@ -306,14 +306,16 @@ impl<'a, P: Ports> BatchRun<'a, P> {
         if !self.are_tables_complete(since).await? {
             return Ok(self.row_count_mismatch());
         }
-        let mut fault = self.unread().await.or_else(|| self.doubtful());
+        let mut fault = self.unread().await?.or_else(|| self.doubtful());
         if fault.is_none() {
             fault = self.misnamed().await?;
         }
         if fault.is_none() {
             fault = self.all_rejected().await?;
         }
-        let fault = fault.or_else(|| self.too_many_rejected());
+        if fault.is_none() {
+            fault = self.too_many_rejected();
+        }
         let Some(fault) = fault else {
             self.loader.state.successes.fetch_add(1, Ordering::Relaxed);
             let kinds: Vec<&str> = self.read.iter().map(|it| it.kind.as_str()).collect();

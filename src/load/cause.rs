@@ -24,7 +24,7 @@ pub(super) enum FailureCause {
          since ClickHouse reads it as a whole: raise the limit, or write smaller documents: {0}"
     )]
     DocumentTooLarge(WarehouseError),
-    #[error("ClickHouse read no lines of {0}, although it is not empty")]
+    #[error("ClickHouse read nothing of {0}, although it is not empty")]
     Unread(ObjectRef),
     #[error("{0} is compressed, but its name has no matching extension")]
     Misnamed(ObjectRef),
@@ -39,8 +39,8 @@ pub(super) enum FailureCause {
         max: f64,
     },
     #[error(
-        "all {records} records of s3://{path} are rejected (`load.on_all_rejected: fail`){}; \
-         the first: {reason}",
+        "all {records} records of s3://{path} are rejected{}, and such objects fail \
+         (`on_all_rejected`); the first: {reason}",
         looks_like(seen)
     )]
     AllRejected {
@@ -276,11 +276,11 @@ mod tests {
         assert_eq!(cause(None).sample(), ["0: not JSON: a,b"]);
         assert_eq!(
             cause(None).to_string(),
-            "all 301 records of s3://b/l are rejected (`load.on_all_rejected: fail`); the first: \
-             not JSON"
+            "all 301 records of s3://b/l are rejected, and such objects fail (`on_all_rejected`); \
+             the first: not JSON"
         );
         let seen = cause(Some("HTML")).to_string();
-        assert!(seen.contains(": it looks like HTML; the first"), "{seen}");
+        assert!(seen.contains("rejected: it looks like HTML, and"), "{seen}");
     }
 
     #[test]

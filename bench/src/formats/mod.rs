@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sluice_bench::gate::median;
@@ -104,23 +105,66 @@ pub(crate) fn table(results: &[FormatResult]) -> String {
     format!("{head}{rows}")
 }
 
+/// What is measured.
+#[derive(Args)]
+pub(crate) struct Selection {
+    #[arg(long, default_value_t = 500_000)]
+    records: u64,
+    #[arg(long, default_value_t = 5)]
+    samples: usize,
+    /// Load only these formats
+    #[arg(long, value_delimiter = ',')]
+    forms: Vec<String>,
+    /// Have the worker stream the objects
+    #[arg(long)]
+    streamed: bool,
+}
+
+impl Selection {
+    /// Returns the name of the results.
+    pub(crate) fn name(&self) -> &'static str {
+        if self.streamed {
+            "formats-streamed"
+        } else {
+            "formats"
+        }
+    }
+
+    fn forms(&self) -> Result<Vec<Form>> {
+        let find = |name: &String| {
+            let found = Form::ALL.into_iter().find(|form| form.name() == name);
+            found.with_context(|| format!("there is no format {name}"))
+        };
+        if self.forms.is_empty() {
+            return Ok(Form::ALL.to_vec());
+        }
+        self.forms.iter().map(find).collect()
+    }
+
+    fn load(&self) -> &'static str {
+        if self.streamed {
+            "load:\n  fallback: always\n"
+        } else {
+            ""
+        }
+    }
+}
+
 /// Measures each format `samples` times, taking turns, so that a machine that becomes slower slows
 /// down all of them.
-pub(crate) async fn run(
-    harness: &Harness,
-    records: u64,
-    samples: usize,
-) -> Result<Vec<FormatResult>> {
+pub(crate) async fn run(harness: &Harness, selection: &Selection) -> Result<Vec<FormatResult>> {
+    let records = selection.records;
+    let forms = selection.forms()?;
     let declarations = tempfile::Builder::new().prefix("sluice-bench-").tempdir()?;
     data::write_declarations(declarations.path())?;
     let mut results = Vec::new();
-    for form in Form::ALL {
+    for form in &forms {
         let bytes = form.written(&harness.clickhouse, records).await?;
         results.push(FormatResult {
             form: form.name().to_owned(),
             records,
             bytes: bytes.len(),
-            statement: form.insert("records", &url(harness, form), Origin::Nothing),
+            statement: form.insert("records", &url(harness, *form), Origin::Nothing),
             samples: Vec::new(),
         });
         let bundle = Bundle {
@@ -130,9 +174,9 @@ pub(crate) async fn run(
         };
         harness.objects.put(BUCKET, bundle);
     }
-    for round in 0..samples {
-        for (form, result) in Form::ALL.into_iter().zip(&mut results) {
-            let sample = measure(harness, form, records, &declarations).await?;
+    for round in 0..selection.samples {
+        for (form, result) in forms.iter().zip(&mut results) {
+            let sample = measure(harness, *form, selection, &declarations).await?;
             note(&format!(
                 "{} {round}: bare {:.3} s, Sluice {:.3} s",
                 result.form, sample.bare_seconds, sample.insert_seconds
@@ -150,14 +194,15 @@ fn url(harness: &Harness, form: Form) -> String {
 async fn measure(
     harness: &Harness,
     form: Form,
-    records: u64,
+    selection: &Selection,
     declarations: &TempDir,
 ) -> Result<Sample> {
+    let records = selection.records;
     let database = harness.database().await?;
     let bare = bare_insert(harness, form, records, &database, Origin::Nothing).await?;
     let with_lineage = bare_insert(harness, form, records, &database, Origin::Object).await?;
     let (sluice, total_seconds, worker_mib) =
-        sluice(harness, form, records, declarations, &database).await?;
+        sluice(harness, form, selection, declarations, &database).await?;
     database.remove().await?;
     Ok(Sample {
         bare_seconds: bare.seconds,
@@ -203,13 +248,17 @@ async fn bare_insert(
 async fn sluice(
     harness: &Harness,
     form: Form,
-    records: u64,
+    selection: &Selection,
     declarations: &TempDir,
     database: &Database<'_>,
 ) -> Result<(Logged, f64, f64)> {
     let queue = QueueServer::start([]).await?;
     let at = queue.addresses(&harness.objects);
-    let extra = format!("event_types:\n  dir: {}\n", declarations.path().display());
+    let extra = format!(
+        "event_types:\n  dir: {}\n{}",
+        declarations.path().display(),
+        selection.load()
+    );
     let worker = Worker::prepare(&harness.sluice, harness, &at, database, "", &extra)?;
     let url = format!("s3://{BUCKET}/{}", form.key());
     let mut command = worker.command(&["backfill", &url, "--output", "json"]);
@@ -226,7 +275,7 @@ async fn sluice(
     let report: Value = serde_json::from_slice(&output.stdout)?;
     let rows: BTreeMap<String, u64> = serde_json::from_value(report["rows"].clone())?;
     ensure!(
-        rows.get(data::EVENT_TYPE) == Some(&records),
+        rows.get(data::EVENT_TYPE) == Some(&selection.records),
         "{}: {report}",
         form.name()
     );

@@ -8,11 +8,12 @@ use super::BatchRun;
 use crate::batch::ReadBy;
 use crate::clickhouse::WarehouseError;
 use crate::clickhouse::batch_rows::RejectedRecord;
-use crate::clickhouse::error_class::{ErrorClass, is_missing};
+use crate::clickhouse::error_class::{ErrorClass, classify, is_missing};
 use crate::formats::{FormatId, Kind, OnAllRejected};
 use crate::load::Cancelled;
 use crate::load::cause::{BatchFailure, FailureCause};
 use crate::load::ports::{BatchTables, ObjectStore, Ports};
+use crate::load::progress::Proof;
 use crate::object::{Compression, ObjectRef};
 use crate::s3::Plain;
 use crate::statements::select::{BLANK, Target, no_list};
@@ -29,7 +30,7 @@ impl<P: Ports> BatchRun<'_, P> {
     /// blank one: without an error, ClickHouse read something else under its name, or nothing.
     ///
     /// An object of another format can have no record: then it suffices that ClickHouse finds it.
-    pub(super) async fn unread(&self) -> Option<BatchFailure> {
+    pub(super) async fn unread(&self) -> Result<Option<BatchFailure>, Cancelled> {
         if !self.layout.is_json_lines() {
             return self.not_found().await;
         }
@@ -45,49 +46,71 @@ impl<P: Ports> BatchRun<'_, P> {
         });
         let unread = match plain.first() {
             Some(plain) => Ok(Some(*plain)),
-            None => self.with_content(&doubtful).await,
+            None => self.answer(|| self.with_content(&doubtful)).await?,
         };
-        let cause = match unread {
-            Ok(unread) => FailureCause::Unread(unread?.clone()),
-            Err(error) => return Some(BatchFailure::new(ErrorClass::Changed, error)),
-        };
-        Some(BatchFailure::new(self.class_of_unread(), cause))
+        Ok(match unread {
+            Ok(None) => None,
+            Ok(Some(object)) => Some(self.not_read(object)),
+            Err(error) => Some(BatchFailure::new(ErrorClass::Changed, error)),
+        })
     }
 
     /// Returns the failure of an object without records that ClickHouse does not find as it was
     /// claimed: no row of it shows that it has been replaced.
-    async fn not_found(&self) -> Option<BatchFailure> {
+    async fn not_found(&self) -> Result<Option<BatchFailure>, Cancelled> {
         if self.shape.read_by != ReadBy::S3 {
-            return None;
+            return Ok(None);
         }
         let paths: HashSet<&str> = self.read.iter().map(|it| it.source_path.as_str()).collect();
         let mut unread = self.objects();
         unread.retain(|object| object.size != Some(0) && !paths.contains(object.path().as_str()));
         if unread.is_empty() {
-            return None;
+            return Ok(None);
         }
-        let found = match self.loader.parts.tables.head(&unread).await {
+        let tables = &self.loader.parts.tables;
+        let found = match self.answer(|| tables.head(&unread)).await? {
             Ok(found) => found,
-            Err(error) => return Some(BatchFailure::new(ErrorClass::Changed, error)),
+            Err(error) => return Ok(Some(BatchFailure::new(ErrorClass::Changed, error))),
         };
         let is_found = |object: &ObjectRef| {
             let present = found.iter().find(|(path, _)| *path == object.path());
             present
                 .is_some_and(|(_, present)| object.etag.is_empty() || present.etag == object.etag)
         };
-        let missing = unread.into_iter().find(|object| !is_found(object))?;
-        let cause = FailureCause::Unread(missing.clone());
-        Some(BatchFailure::new(self.class_of_unread(), cause))
+        let missing = unread.into_iter().find(|object| !is_found(object));
+        Ok(missing.map(|object| self.not_read(object)))
     }
 
-    /// Returns the class of an object that was not read. A single one is refreshed first: it may
+    /// Returns the failure of an object that was not read. A single one is refreshed first: it may
     /// have become empty.
-    fn class_of_unread(&self) -> ErrorClass {
-        if self.items.len() == 1 {
+    fn not_read(&self, object: &ObjectRef) -> BatchFailure {
+        let class = if self.items.len() == 1 {
             ErrorClass::Changed
         } else {
             ErrorClass::ObjectFault
-        }
+        };
+        BatchFailure::new(class, FailureCause::Unread(object.clone()))
+    }
+
+    /// Asks about objects again and again while ClickHouse or S3 cannot be reached, and returns the
+    /// answer, or the first other error.
+    async fn answer<T, F>(
+        &self,
+        mut work: impl FnMut() -> F,
+    ) -> Result<Result<T, WarehouseError>, Cancelled>
+    where
+        F: Future<Output = Result<T, WarehouseError>>,
+    {
+        self.ledger_call(|| {
+            let work = work();
+            async {
+                match work.await {
+                    Err(error) if !is_outage(&error) => Ok(Err(error)),
+                    answer => answer.map(Ok),
+                }
+            }
+        })
+        .await
     }
 
     /// Returns one of these objects that is not empty when decompressed.
@@ -140,46 +163,64 @@ impl<P: Ports> BatchRun<'_, P> {
         })
     }
 
-    /// Returns the failure of an object with more rejected lines than are allowed.
-    pub(super) fn too_many_rejected(&self) -> Option<BatchFailure> {
+    /// Returns the failure of the objects with more rejected lines than are allowed. All of them are
+    /// marked as failed, so that the others can be loaded at once.
+    pub(super) fn too_many_rejected(&mut self) -> Option<BatchFailure> {
         // A merge may have collapsed the superseded rows into these, so they must not be deleted.
         if self.replaces() {
             return None;
         }
         let max = self.loader.config.max_rejected_ratio;
-        let (path, Records { all, rejected }) = self
-            .records()
-            .into_iter()
-            .find(|(_, records)| records.rejected as f64 > records.all as f64 * max)?;
-        Some(BatchFailure::object_fault(FailureCause::Rejected {
-            path: path.to_owned(),
-            rejected,
-            lines: all,
-            max,
-        }))
+        let found =
+            self.with_records(|_, records| records.rejected as f64 > records.all as f64 * max);
+        let mut first = None;
+        for (index, Records { all, rejected }) in found {
+            let cause = FailureCause::Rejected {
+                path: self.items[index].object.path(),
+                rejected,
+                lines: all,
+                max,
+            };
+            self.items[index].proof = Proof::Failed(cause.clone());
+            first.get_or_insert(cause);
+        }
+        first.map(BatchFailure::object_fault)
     }
 
-    /// Returns the failure of an object of which every record is rejected, if such objects fail. An
-    /// object without records never does.
-    pub(super) async fn all_rejected(&self) -> Result<Option<BatchFailure>, Cancelled> {
+    /// Returns the failure of the objects of which every record is rejected, if such objects fail.
+    /// All of them are marked as failed. An object without records never fails.
+    pub(super) async fn all_rejected(&mut self) -> Result<Option<BatchFailure>, Cancelled> {
         // A merge may have collapsed the superseded rows into these, so they must not be deleted.
         if self.replaces() {
             return Ok(None);
         }
-        let records = self.records();
-        let objects = self.objects();
-        let found = objects.iter().find_map(|object| {
-            let records = records.get(object.path().as_str())?;
+        let found = self.with_records(|object, records| {
             let is_all = records.rejected > 0 && records.rejected == records.all;
-            (is_all && self.fails_if_all_is_rejected(object)).then_some((*object, *records))
+            is_all && self.fails_if_all_is_rejected(object)
         });
-        let Some((object, records)) = found else {
-            return Ok(self.without_list().await);
-        };
-        if !self.layout.is_json_lines() && self.is_misnamed(object).await {
-            let cause = FailureCause::Misnamed(object.clone());
-            return Ok(Some(BatchFailure::new(ErrorClass::Stream, cause)));
+        if found.is_empty() {
+            return self.without_list().await;
         }
+        let mut first = None;
+        for (index, records) in found {
+            let object = self.items[index].object.clone();
+            if !self.layout.is_json_lines() && self.is_misnamed(&object).await {
+                let cause = FailureCause::Misnamed(object);
+                return Ok(Some(BatchFailure::new(ErrorClass::Stream, cause)));
+            }
+            let cause = self.rejected_as_a_whole(&object, records.rejected).await?;
+            self.items[index].proof = Proof::Failed(cause.clone());
+            first.get_or_insert(cause);
+        }
+        Ok(first.map(BatchFailure::object_fault))
+    }
+
+    /// Returns the cause for an object of which every record is rejected, with the first of them.
+    async fn rejected_as_a_whole(
+        &self,
+        object: &ObjectRef,
+        records: u64,
+    ) -> Result<FailureCause, Cancelled> {
         let path = object.path();
         let tables = &self.loader.parts.tables;
         let sample = self.ledger_call(|| tables.sample(self.batch, &path));
@@ -187,8 +228,8 @@ impl<P: Ports> BatchRun<'_, P> {
         let seen = self
             .loader
             .seen(self.format_of(object), self.shape.read_by, object);
-        let cause = FailureCause::AllRejected {
-            records: records.rejected,
+        Ok(FailureCause::AllRejected {
+            records,
             reason: sample
                 .first()
                 .map(|it| it.reason.clone())
@@ -196,50 +237,57 @@ impl<P: Ports> BatchRun<'_, P> {
             seen: seen.await,
             sample: sample.iter().map(sampled).collect(),
             path,
-        };
-        Ok(Some(BatchFailure::object_fault(cause)))
+        })
+    }
+
+    /// Returns the indexes of the objects for whose records this holds.
+    fn with_records(&self, holds: impl Fn(&ObjectRef, Records) -> bool) -> Vec<(usize, Records)> {
+        let records = self.records();
+        let objects = self.items.iter().map(|item| &item.object).enumerate();
+        objects
+            .filter_map(|(index, object)| {
+                let records = *records.get(object.path().as_str())?;
+                holds(object, records).then_some((index, records))
+            })
+            .collect()
     }
 
     /// Returns the failure of a streamed object that lacks the declared list of records: where
     /// ClickHouse reads an object itself, such a document is a rejected record.
-    async fn without_list(&self) -> Option<BatchFailure> {
-        let formats = self.loader.planner().catalog().formats();
-        let format = formats.named(&self.layout.format)?;
+    async fn without_list(&self) -> Result<Option<BatchFailure>, Cancelled> {
+        let [object] = self.objects()[..] else {
+            return Ok(None);
+        };
         let Kind::Documents {
             records: Some(list),
-        } = self.loader.kind(format)
+        } = self.loader.kind(self.format_of(object))
         else {
-            return None;
-        };
-        let [object] = self.objects()[..] else {
-            return None;
+            return Ok(None);
         };
         let is_meant = self.shape.read_by == ReadBy::Stream && self.read.is_empty();
         if !is_meant || !self.fails_if_all_is_rejected(object) {
-            return None;
+            return Ok(None);
         }
-        let documents = match self.loader.documents(object).await {
+        let documents = self
+            .answer(|| async { Ok(self.loader.documents(object).await?) })
+            .await?;
+        let documents = match documents {
             Ok(documents) => documents,
-            Err(error) => {
-                let error = WarehouseError::from(error);
-                return Some(BatchFailure::new(ErrorClass::Changed, error));
-            }
+            Err(error) => return Ok(Some(BatchFailure::new(ErrorClass::Changed, error))),
         };
         // As ClickHouse does: below the first key, a list that is missing is empty.
         let has_list = |document: &Value| {
             let outer = list.first().and_then(|first| document.get(first));
             outer.is_some_and(|outer| !outer.is_null())
         };
-        if documents.iter().all(has_list) {
-            return None;
-        }
-        Some(BatchFailure::object_fault(FailureCause::AllRejected {
+        let cause = FailureCause::AllRejected {
             path: object.path(),
             records: documents.len() as u64,
             reason: no_list(list),
             seen: None,
             sample: Vec::new(),
-        }))
+        };
+        Ok((!documents.iter().all(has_list)).then(|| BatchFailure::object_fault(cause)))
     }
 
     /// Returns the records of each object, by its path.
@@ -306,6 +354,15 @@ impl<P: Ports> BatchRun<'_, P> {
         let format = formats.named(&self.layout.format);
         let kind = format.map(|format| self.loader.kind(format));
         matches!(kind, Some(Kind::Documents { records: Some(_) }))
+    }
+}
+
+/// Returns whether the error says nothing about an object.
+fn is_outage(error: &WarehouseError) -> bool {
+    match classify(error) {
+        ErrorClass::Halt | ErrorClass::Wait | ErrorClass::Overload => true,
+        ErrorClass::Retry => error.code().is_none(),
+        _ => false,
     }
 }
 

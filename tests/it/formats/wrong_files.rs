@@ -246,3 +246,23 @@ async fn an_object_of_which_all_is_rejected_fails_with_a_sample() {
         load.drop_tables().await;
     }
 }
+
+/// One rollback serves all of them.
+#[tokio::test]
+async fn many_objects_of_rejects_are_told_from_the_others_at_once() {
+    let declarations = declare(FORMATS);
+    let objects = Objects::new("many-rejected", declarations.path()).await;
+    for number in 1..=40 {
+        let sign = if number % 2 == 0 { "-" } else { "" };
+        let content = format!("n\n{sign}{number}\n");
+        objects.put(&format!("csv/{number}.csv"), content).await;
+    }
+    let load = objects.load("once", &[("load.fallback", "never")]);
+    let failures = load.failures().await;
+    assert_eq!(failures.len(), 20, "{failures:#?}");
+    assert_eq!(load.query("SELECT count() FROM $.number_events").await, "20\n");
+    let batches = "SELECT countIf(event = 'released'), countIf(event = 'loaded') \
+                   FROM $.ledger_batches";
+    assert_eq!(load.query(batches).await, "1\t1\n");
+    load.drop_tables().await;
+}
