@@ -22,7 +22,7 @@ use crate::statements::select::Target;
 use crate::telemetry::activity::Activity;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::{self, SqsOperation};
-use crate::telemetry::start_logging_and_traces;
+use crate::telemetry::{PushedMetrics, start_logging_and_traces};
 use crate::util::failpoint;
 
 pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
@@ -33,7 +33,9 @@ pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
     let filter = app.notification_filter()?;
     let traces = start_logging_and_traces(&config.log, &config.telemetry)?;
     let _armed = failpoint::arm();
-    let metrics = metrics::install(&catalog).context("failed to start the metrics")?;
+    let pushed_metrics = PushedMetrics::start(&config.telemetry)?;
+    let metrics = metrics::install(&catalog, pushed_metrics.meter().as_ref())
+        .context("failed to start the metrics")?;
     let stop = stop_on_signals()?;
 
     let aws = app.aws().await;
@@ -104,7 +106,7 @@ pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
     }
     prober.abort();
     admin.abort();
-    traces.end().await;
+    tokio::join!(traces.end(), pushed_metrics.end());
     Ok(())
 }
 

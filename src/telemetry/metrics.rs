@@ -1,7 +1,9 @@
 //! Every metric that Sluice exports: declared here, once, and counted by the functions below.
+//! Prometheus reads them at `/metrics`; they are also sent to a collector if this is configured.
 //!
 //! Labels have few values: never a key, a message or a batch.
 
+mod instruments;
 mod metric;
 mod reference;
 #[cfg(test)]
@@ -10,6 +12,7 @@ mod tests;
 use std::time::{Duration, SystemTime};
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use opentelemetry::metrics::Meter;
 
 use crate::batch::CloseReason;
 use crate::clickhouse::error_class::{ErrorClass, PauseReason};
@@ -169,9 +172,10 @@ const LAGS: &[f64] = &[
 const INSERT_DURATIONS: &[f64] = &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 const LEDGER_DURATIONS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
-/// Installs the recorder. The handle renders the text of `/metrics`.
+/// Installs the recorder, and the instruments of `meter` if metrics are sent to a collector. The
+/// handle renders the text of `/metrics`.
 #[expect(clippy::disallowed_methods, reason = "the start time of the process")]
-pub fn install(catalog: &Catalog) -> Result<PrometheusHandle, BuildError> {
+pub fn install(catalog: &Catalog, meter: Option<&Meter>) -> Result<PrometheusHandle, BuildError> {
     let mut builder = PrometheusBuilder::new();
     for metric in ALL {
         if let Histogram(buckets) = metric.kind {
@@ -180,6 +184,9 @@ pub fn install(catalog: &Catalog) -> Result<PrometheusHandle, BuildError> {
         }
     }
     let handle = builder.install_recorder()?;
+    if let Some(meter) = meter {
+        instruments::install(meter, ALL);
+    }
     for metric in ALL {
         metric.begin(catalog);
     }

@@ -33,6 +33,7 @@ mod operations;
 mod outages;
 mod page;
 mod profiles;
+mod pushed_metrics;
 mod queue_contract;
 mod reconcile;
 mod rejects;

@@ -60,18 +60,18 @@ fn label(text: &str) -> Option<(String, Values)> {
     Some((name, values.map_or(Values::Open, Values::Only)))
 }
 
-type Labels = BTreeMap<String, String>;
+pub(crate) type Labels = BTreeMap<String, String>;
 
 /// The content of `/metrics`: the types, and each series with its value. The value of a histogram
 /// is its count.
 #[derive(Debug, Default)]
-struct Exported {
-    kinds: BTreeMap<String, String>,
-    series: BTreeMap<(String, Labels), f64>,
+pub(crate) struct Exported {
+    pub(crate) kinds: BTreeMap<String, String>,
+    pub(crate) series: BTreeMap<(String, Labels), f64>,
 }
 
 impl Exported {
-    async fn fetch(sluice: &Sluice) -> Result<Self> {
+    pub(crate) async fn fetch(sluice: &Sluice) -> Result<Self> {
         let (_, text) = sluice.get("/metrics").await?;
         let mut exported = Self::default();
         for line in text.lines().filter(|line| !line.is_empty()) {
