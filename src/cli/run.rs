@@ -23,6 +23,7 @@ use crate::telemetry::activity::Activity;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::{self, SqsOperation};
 use crate::telemetry::{PushedMetrics, start_logging_and_traces};
+use crate::usage::Usage;
 use crate::util::failpoint;
 
 pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
@@ -39,7 +40,8 @@ pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
     let stop = stop_on_signals()?;
 
     let aws = app.aws().await;
-    let queue = Arc::new(app.queue(&aws)?);
+    let usage = Arc::new(Usage::default());
+    let queue = Arc::new(app.queue(&aws)?.observed(usage.clone()));
     let warehouse = app.warehouse()?;
     let planner = app.planner(catalog.clone(), region(&aws))?;
     let preflight = app.preflight(&catalog)?;
@@ -86,7 +88,8 @@ pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
         let report = move |depth| health.queue_is(depth);
         let depths = tokio::spawn(depths::watch(SqsQueue::clone(&queue), report));
         let activity = handles.activity.clone();
-        let store = Store::new(&aws);
+        let store = Store::new(&aws).observed(usage.clone());
+        let recording = app.record_usage(usage, warehouse.clone());
         let loader = app.loader(planner, warehouse, store.clone(), breaker, activity);
         let loader = Arc::new(loader);
         let janitor = Janitor::new(loader.clone());
@@ -103,6 +106,7 @@ pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
         };
         daemon::run(daemon, stop).await;
         depths.abort();
+        recording.end().await;
     }
     prober.abort();
     admin.abort();

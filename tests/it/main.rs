@@ -47,5 +47,6 @@ mod traces;
 mod truncated;
 mod types;
 mod unproven;
+mod usage;
 mod views;
 mod window;
