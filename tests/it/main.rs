@@ -35,6 +35,7 @@ mod page;
 mod profiles;
 mod pushed_metrics;
 mod queue_contract;
+mod real_services;
 mod reconcile;
 mod rejects;
 mod repeats;
