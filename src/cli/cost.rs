@@ -142,7 +142,7 @@ impl fmt::Display for Report {
         let items = items.zip(amounts.named()).zip(costs.named());
         let items = items.map(|(((name, price), (_, amount)), (_, cost))| {
             vec![
-                name.to_owned(),
+                title(name),
                 format!("{amount:.0}"),
                 format!("{} per {} {}", price.price, price.per, price.unit),
                 money(*cost),
@@ -153,7 +153,7 @@ impl fmt::Display for Report {
         writeln!(f, "\ntotal: {} {currency}", money(*cost))?;
         write!(
             f,
-            "an estimate from list prices; sluice cost --print-prices prints them, to be edited"
+            "an estimate; `sluice cost --print-prices` prints a table of prices to be edited"
         )
     }
 }
@@ -180,6 +180,11 @@ fn row(PricedUsage { usage, cost }: &PricedUsage) -> Vec<String> {
 )]
 fn size(bytes: f64) -> String {
     ByteSize::b(bytes.round() as u64).to_string()
+}
+
+/// Returns the heading of an item, such as `sqs requests`.
+fn title(item: &str) -> String {
+    item.replace("processor_seconds", "CPU s").replace('_', " ")
 }
 
 /// Returns an amount of money. A batch costs fractions of a cent.

@@ -1,11 +1,16 @@
 //! Reads what workers and ClickHouse have used, by day, for `sluice cost`.
 
+use std::time::Duration;
+
 use sluice_core::cost::{ClickHouseUsage, LoadedLines, WorkerUsage};
 
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::ledger::BATCHES_TABLE;
 use crate::sql;
 use crate::statements::ddl::USAGE_TABLE;
+
+/// The query log of a busy server is large.
+const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Everything that was used in the last days.
 #[derive(Debug)]
@@ -22,12 +27,13 @@ pub struct Used {
 /// Fails if a table does not exist or may not be read, also `system.query_log`.
 pub async fn used(warehouse: &Warehouse, days: u16) -> Result<Used, WarehouseError> {
     let query_log = everywhere(warehouse, "system.query_log").await?;
+    let clickhouse = clickhouse_sql(warehouse, &query_log, days);
+    let workers = workers_sql(warehouse, days);
+    let loaded = loaded_sql(warehouse, days);
     Ok(Used {
-        clickhouse: warehouse
-            .rows(&clickhouse_sql(warehouse, &query_log, days))
-            .await?,
-        workers: warehouse.rows(&workers_sql(warehouse, days)).await?,
-        loaded: warehouse.rows(&loaded_sql(warehouse, days)).await?,
+        clickhouse: warehouse.rows_within(&clickhouse, TIMEOUT).await?,
+        workers: warehouse.rows_within(&workers, TIMEOUT).await?,
+        loaded: warehouse.rows_within(&loaded, TIMEOUT).await?,
     })
 }
 

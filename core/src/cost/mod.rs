@@ -198,9 +198,10 @@ fn of_worker(used: &WorkerUsage) -> Amounts {
     amounts
 }
 
-/// The rows by day and event type.
+/// The rows by day and event type, in the reverse of their order. What has no event type is the last
+/// of a day.
 #[derive(Default)]
-struct Table(BTreeMap<(String, Reverse<String>), Usage>);
+struct Table(BTreeMap<(String, Reverse<(bool, String)>), Usage>);
 
 impl Table {
     fn row(&mut self, day: &str, event_type: &str) -> &mut Usage {
@@ -208,7 +209,8 @@ impl Table {
             "" => NO_EVENT_TYPE,
             event_type => event_type,
         };
-        let key = (day.to_owned(), Reverse(event_type.to_owned()));
+        let is_none = event_type == NO_EVENT_TYPE;
+        let key = (day.to_owned(), Reverse((is_none, event_type.to_owned())));
         self.0.entry(key).or_insert_with(|| Usage {
             day: day.to_owned(),
             event_type: event_type.to_owned(),
