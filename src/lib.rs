@@ -16,6 +16,7 @@ pub mod queue;
 pub mod rejects;
 pub mod s3;
 pub mod telemetry;
+pub mod usage;
 pub mod util;
 
 pub use sluice_core::{Env, batch, formats, glob, notification, object, sql, statements};

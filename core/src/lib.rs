@@ -7,6 +7,7 @@
 
 pub mod backoff;
 pub mod batch;
+pub mod cost;
 pub mod daemon;
 pub mod env;
 pub mod event_types;

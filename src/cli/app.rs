@@ -39,6 +39,7 @@ use crate::statements::insert::{Planner, PlannerOptions, Strategy, TimeLimits};
 use crate::statements::s3_source::{S3Access, S3Source};
 use crate::statements::select::Target;
 use crate::telemetry::activity::Activity;
+use crate::usage::{Recording, Usage};
 use sluice_core::backoff::Backoff;
 
 /// A configuration, and what all parts built from it share.
@@ -151,6 +152,11 @@ impl<'a> App<'a> {
             statement: self.config.clickhouse.insert_timeout.get() + ANSWER_AFTER_TIMEOUT,
         };
         Ledger::new(warehouse, worker, times, self.env.clone())
+    }
+
+    /// Starts recording what this process uses.
+    pub(super) fn record_usage(&self, usage: Arc<Usage>, warehouse: Warehouse) -> Recording {
+        Recording::start(usage, warehouse, worker_name())
     }
 
     /// Returns the history of the ledger, with its own connections.

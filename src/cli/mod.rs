@@ -5,6 +5,7 @@ mod backfill;
 mod check;
 mod classes;
 mod config;
+mod cost;
 mod dlq;
 mod forget;
 mod health;
@@ -131,6 +132,12 @@ enum Command {
     /// is kept for `clickhouse.reject_ttl`.
     #[command(subcommand)]
     Rejects(rejects::Command),
+    /// Show what loading has used and costs, by day and event type
+    ///
+    /// Counts requests to SQS and S3, bytes read and processor time: those of workers and backfills
+    /// as they have recorded them in `worker_usage`, those of ClickHouse from `system.query_log`. A
+    /// table of prices, which can be edited, turns them into an estimate of their cost.
+    Cost(cost::Arguments),
     /// Show the effective configuration, or its schema
     #[command(subcommand)]
     Config(config::Command),
@@ -221,6 +228,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Forget(arguments) => runtime.block_on(forget::run(&app, &arguments)),
         Command::Dlq(command) => runtime.block_on(dlq::run(&app, &command)),
         Command::Rejects(command) => runtime.block_on(rejects::run(&app, &command)),
+        Command::Cost(arguments) => runtime.block_on(cost::run(&app, &arguments)),
         Command::Config(command) => config::run(&app, &command),
     }
 }

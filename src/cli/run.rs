@@ -22,7 +22,8 @@ use crate::statements::select::Target;
 use crate::telemetry::activity::Activity;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::{self, SqsOperation};
-use crate::telemetry::start_logging_and_traces;
+use crate::telemetry::{PushedMetrics, start_logging_and_traces};
+use crate::usage::Usage;
 use crate::util::failpoint;
 
 pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
@@ -33,11 +34,14 @@ pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
     let filter = app.notification_filter()?;
     let traces = start_logging_and_traces(&config.log, &config.telemetry)?;
     let _armed = failpoint::arm();
-    let metrics = metrics::install(&catalog).context("failed to start the metrics")?;
+    let pushed_metrics = PushedMetrics::start(&config.telemetry)?;
+    let metrics = metrics::install(&catalog, pushed_metrics.meter().as_ref())
+        .context("failed to start the metrics")?;
     let stop = stop_on_signals()?;
 
     let aws = app.aws().await;
-    let queue = Arc::new(app.queue(&aws)?);
+    let usage = Arc::new(Usage::default());
+    let queue = Arc::new(app.queue(&aws)?.observed(usage.clone()));
     let warehouse = app.warehouse()?;
     let planner = app.planner(catalog.clone(), region(&aws))?;
     let preflight = app.preflight(&catalog)?;
@@ -84,7 +88,8 @@ pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
         let report = move |depth| health.queue_is(depth);
         let depths = tokio::spawn(depths::watch(SqsQueue::clone(&queue), report));
         let activity = handles.activity.clone();
-        let store = Store::new(&aws);
+        let store = Store::new(&aws).observed(usage.clone());
+        let recording = app.record_usage(usage, warehouse.clone());
         let loader = app.loader(planner, warehouse, store.clone(), breaker, activity);
         let loader = Arc::new(loader);
         let janitor = Janitor::new(loader.clone());
@@ -101,10 +106,11 @@ pub(super) async fn run(app: &App<'_>) -> anyhow::Result<()> {
         };
         daemon::run(daemon, stop).await;
         depths.abort();
+        recording.end().await;
     }
     prober.abort();
     admin.abort();
-    traces.end().await;
+    tokio::join!(traces.end(), pushed_metrics.end());
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use super::raw::RawConfig;
 use super::secret::{Secret, SecretSource};
 use super::types::{
     BatchConfig, ClickHouseConfig, Config, EventTypesConfig, LoadConfig, LogConfig,
-    NotificationsConfig, QueueConfig, S3Config,
+    NotificationsConfig, QueueConfig, S3Config, TelemetryConfig,
 };
 use super::units::{HumanDuration, HumanSize};
 use crate::batch::Fallback;
@@ -75,17 +75,7 @@ pub(super) fn check(
     check_event_types(&raw.event_types, &mut checks);
     checks.positive("shutdown.grace_period", raw.shutdown.grace_period);
     check_log(&raw.log, &mut checks);
-    if let Some(endpoint) = &raw.telemetry.otlp_endpoint {
-        let form = "set it to the URL of an OTLP/HTTP receiver, such as http://127.0.0.1:4318";
-        let no_user = "remove them, and set OTEL_EXPORTER_OTLP_HEADERS instead";
-        check_endpoint(
-            "telemetry.otlp_endpoint",
-            endpoint,
-            form,
-            no_user,
-            &mut checks,
-        );
-    }
+    check_telemetry(&raw.telemetry, &mut checks);
     check_relations(&raw.queue, &raw.batch, &mut checks);
     Some(Config {
         queue: raw.queue,
@@ -352,6 +342,22 @@ fn check_load(load: &LoadConfig, checks: &mut Checks) {
     for (conflict, message) in conflicts {
         if conflict && load.stream_below.bytes() > 0 {
             checks.fail("load.stream_below", message, "remove one of the two");
+        }
+    }
+}
+
+fn check_telemetry(telemetry: &TelemetryConfig, checks: &mut Checks) {
+    const ENDPOINT: &str = "telemetry.otlp_endpoint";
+    const INTERVAL: &str = "telemetry.metrics_interval";
+    let form = "set it to the URL of an OTLP/HTTP receiver, such as http://127.0.0.1:4318";
+    if let Some(endpoint) = &telemetry.otlp_endpoint {
+        let no_user = "remove them, and set OTEL_EXPORTER_OTLP_HEADERS instead";
+        check_endpoint(ENDPOINT, endpoint, form, no_user, checks);
+    }
+    if let Some(interval) = telemetry.metrics_interval {
+        checks.duration(INTERVAL, interval, Duration::from_secs(1)..=HOUR);
+        if telemetry.otlp_endpoint.is_none() && checks.are_good(&[ENDPOINT]) {
+            checks.fail(INTERVAL, format!("requires {ENDPOINT}"), form);
         }
     }
 }

@@ -431,19 +431,23 @@ pub struct LogConfig {
     pub level: String,
 }
 
-/// The traces that `run` sends to an OpenTelemetry collector, one per batch.
+/// What `run` sends to an OpenTelemetry collector: traces, one per batch, and metrics.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TelemetryConfig {
     /// URL of the collector's OTLP/HTTP receiver, such as `http://127.0.0.1:4318`; traces are sent
-    /// to `/v1/traces` below it. If unset, no traces are sent. Headers are taken from
-    /// `OTEL_EXPORTER_OTLP_HEADERS`, additional attributes of the worker from
+    /// to `/v1/traces` below it, metrics to `/v1/metrics`. If unset, nothing is sent. Headers are
+    /// taken from `OTEL_EXPORTER_OTLP_HEADERS`, additional attributes of the worker from
     /// `OTEL_RESOURCE_ATTRIBUTES`.
     pub otlp_endpoint: Option<String>,
 
     /// The fraction of the batches that is traced, 0 to 1. Lower it if the collector cannot keep
-    /// up.
+    /// up; with 0, no traces are sent.
     pub sample_ratio: Ratio,
+
+    /// The interval at which the metrics of `/metrics` are also sent to the collector, 1s to 1h.
+    /// If unset, they are not sent. Requires `telemetry.otlp_endpoint`.
+    pub metrics_interval: Option<HumanDuration>,
 }
 
 /// The format of a log line.

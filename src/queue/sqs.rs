@@ -3,6 +3,7 @@
 pub mod move_task;
 pub mod whole;
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_config::SdkConfig;
@@ -14,6 +15,7 @@ use aws_sdk_sqs::types::{
     DeleteMessageBatchRequestEntry, MessageSystemAttributeName, QueueAttributeName,
 };
 
+use crate::util::aws_requests::{ObserveRequests, RequestObserver, Service};
 use crate::util::error_chain::with_sources;
 
 use super::{
@@ -41,6 +43,24 @@ impl SqsQueue {
     )]
     pub fn at(aws: &SdkConfig, url: impl Into<String>) -> Self {
         Self::new(Client::new(aws), url)
+    }
+
+    /// Returns the same queue, whose requests are observed.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the client has the configuration of the one that it replaces"
+    )]
+    #[must_use]
+    pub fn observed(self, observer: Arc<dyn RequestObserver>) -> Self {
+        let interceptor = ObserveRequests {
+            service: Service::Sqs,
+            observer,
+        };
+        let config = self.client.config().to_builder().interceptor(interceptor);
+        Self {
+            client: Client::from_conf(config.build()),
+            ..self
+        }
     }
 
     pub fn url(&self) -> &str {

@@ -6,6 +6,7 @@ pub mod listing;
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
@@ -23,6 +24,7 @@ use crate::object::{
     Compression, GZIP_MAGIC, ObjectParts, ObjectRef, ObjectUrl, ZSTD_MAGIC, decode_key,
 };
 use crate::s3::frames::{Format, Frames};
+use crate::util::aws_requests::{ObserveRequests, RequestObserver, Service};
 use crate::util::error_chain::with_sources;
 
 /// The texts with which S3 denies access.
@@ -174,6 +176,19 @@ impl Store {
         let config = Builder::from(aws).force_path_style(true).build();
         Self {
             client: Client::from_conf(config),
+        }
+    }
+
+    /// Returns the same store, whose requests are observed.
+    #[must_use]
+    pub fn observed(self, observer: Arc<dyn RequestObserver>) -> Self {
+        let interceptor = ObserveRequests {
+            service: Service::S3,
+            observer,
+        };
+        let config = self.client.config().to_builder().interceptor(interceptor);
+        Self {
+            client: Client::from_conf(config.build()),
         }
     }
 

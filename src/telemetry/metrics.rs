@@ -1,7 +1,9 @@
 //! Every metric that Sluice exports: declared here, once, and counted by the functions below.
+//! Prometheus reads them at `/metrics`; they are also sent to a collector if this is configured.
 //!
 //! Labels have few values: never a key, a message or a batch.
 
+mod instruments;
 mod metric;
 mod reference;
 #[cfg(test)]
@@ -10,6 +12,7 @@ mod tests;
 use std::time::{Duration, SystemTime};
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use opentelemetry::metrics::Meter;
 
 use crate::batch::CloseReason;
 use crate::clickhouse::error_class::{ErrorClass, PauseReason};
@@ -57,6 +60,12 @@ declare! {
         "Messages in flight whose visibility timeout was not extended in time. They are redelivered, which counts towards `maxReceiveCount`.";
     SQS_FAILURES: Counter, "sluice_sqs_failures_total" { operation: Only(&[SqsOperation::LABELS]) },
         "Requests to SQS that failed, and failed entries of batch requests. `attributes` is the poll for the depths of the queues.";
+    SQS_REQUESTS: Counter, "sluice_sqs_requests_total" { operation: Only(&[SQS_OPERATIONS]) },
+        "Requests sent to SQS, by the operation of its API, repeated ones included. SQS bills each.";
+    S3_REQUESTS: Counter, "sluice_s3_requests_total" { operation: Only(&[S3_OPERATIONS]) },
+        "Requests that the worker sent to S3, by the operation of its API, repeated ones included. S3 bills each. ClickHouse sends two more for each object that it reads, which are not counted here.";
+    S3_BYTES: Counter, "sluice_s3_read_bytes_total",
+        "Size of the objects, or ranges of objects, that the worker requested from S3.";
     QUEUE_VISIBLE: Gauge, "sluice_queue_messages_visible",
         "Approximate number of visible messages in the queue.";
     QUEUE_IN_FLIGHT: Gauge, "sluice_queue_messages_in_flight",
@@ -124,6 +133,17 @@ labelled! {
     }
 }
 
+/// The operations of SQS that a worker requests. The last stands for all others.
+const SQS_OPERATIONS: &[&str] = &[
+    "ReceiveMessage",
+    "DeleteMessageBatch",
+    "ChangeMessageVisibilityBatch",
+    "GetQueueAttributes",
+    "GetQueueUrl",
+    "other",
+];
+/// The same of S3.
+const S3_OPERATIONS: &[&str] = &["GetObject", "HeadObject", "ListObjectsV2", "other"];
 /// The steps of the ledger protocol that send small statements.
 const LEDGER_OPERATIONS: &[&str] = &[
     "look_up",
@@ -169,9 +189,10 @@ const LAGS: &[f64] = &[
 const INSERT_DURATIONS: &[f64] = &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 const LEDGER_DURATIONS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
-/// Installs the recorder. The handle renders the text of `/metrics`.
+/// Installs the recorder, and the instruments of `meter` if metrics are sent to a collector. The
+/// handle renders the text of `/metrics`.
 #[expect(clippy::disallowed_methods, reason = "the start time of the process")]
-pub fn install(catalog: &Catalog) -> Result<PrometheusHandle, BuildError> {
+pub fn install(catalog: &Catalog, meter: Option<&Meter>) -> Result<PrometheusHandle, BuildError> {
     let mut builder = PrometheusBuilder::new();
     for metric in ALL {
         if let Histogram(buckets) = metric.kind {
@@ -180,6 +201,9 @@ pub fn install(catalog: &Catalog) -> Result<PrometheusHandle, BuildError> {
         }
     }
     let handle = builder.install_recorder()?;
+    if let Some(meter) = meter {
+        instruments::install(meter, ALL);
+    }
     for metric in ALL {
         metric.begin(catalog);
     }
@@ -215,6 +239,24 @@ pub fn heartbeat_missed() {
 
 pub fn sqs_failures(operation: SqsOperation, count: usize) {
     SQS_FAILURES.add(count as u64, &[operation.label()]);
+}
+
+pub fn sqs_request(operation: &str) {
+    SQS_REQUESTS.add(1, &[known(operation, SQS_OPERATIONS)]);
+}
+
+pub fn s3_request(operation: &str) {
+    S3_REQUESTS.add(1, &[known(operation, S3_OPERATIONS)]);
+}
+
+pub fn s3_bytes(bytes: u64) {
+    S3_BYTES.add(bytes, &[]);
+}
+
+/// Returns the value of a label for an operation.
+fn known(operation: &str, operations: &[&'static str]) -> &'static str {
+    let found = operations.iter().find(|known| **known == operation);
+    found.copied().unwrap_or("other")
 }
 
 pub fn depth(depth: Depth) {

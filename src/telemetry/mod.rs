@@ -22,7 +22,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
 use crate::config::{LogConfig, LogFormat, TelemetryConfig};
-pub use otlp::Traces;
+pub use otlp::{PushedMetrics, Traces};
 use repeats::FewOfEachKind;
 
 /// Starts logging to standard error; standard output is for the results of commands.

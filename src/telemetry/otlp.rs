@@ -1,81 +1,69 @@
-//! Sends traces to a collector, by OTLP over HTTP. An unavailable collector is harmless: spans that
-//! do not fit into a bounded queue are dropped.
+//! Sends traces and metrics to a collector, by OTLP over HTTP. An unavailable collector is harmless:
+//! spans that do not fit into a bounded queue are dropped, and metrics are sent again with the next
+//! interval.
+
+mod metrics;
+mod traces;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Request, Response};
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use opentelemetry::{KeyValue, global};
+use opentelemetry::KeyValue;
 use opentelemetry_http::{HttpClient, HttpError};
-use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
-use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
-use crate::config::TelemetryConfig;
 use crate::util::error_chain::with_sources;
 use crate::util::http;
 use crate::util::outage::OutageLog;
+pub use metrics::PushedMetrics;
+pub use traces::Traces;
 
 /// The time that one request may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The time to send the remaining traces at the end.
+/// The time to send what remains at the end.
 const FLUSH: Duration = Duration::from_secs(5);
 /// The largest response that is read, in bytes. A collector sends only a few.
 const MAX_ANSWER: usize = 1 << 20;
 
-/// The provider of traces, if they are configured.
-pub struct Traces(Option<SdkTracerProvider>);
+/// What is sent to the collector.
+#[derive(Clone, Copy, Debug)]
+enum Signal {
+    Traces,
+    Metrics,
+}
 
-impl Traces {
-    pub(super) fn none() -> Self {
-        Self(None)
+impl Signal {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Traces => "traces",
+            Self::Metrics => "metrics",
+        }
     }
 
-    /// Starts traces as configured. The current runtime sends them.
-    pub(super) fn start(config: &TelemetryConfig) -> anyhow::Result<Self> {
-        let Some(endpoint) = &config.otlp_endpoint else {
-            return Ok(Self::none());
-        };
-        let exporter = SpanExporter::builder()
-            .with_http()
-            .with_http_client(Collector::new(endpoint)?)
-            .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
-            .with_protocol(Protocol::HttpBinary)
-            .build()
-            .context("failed to set up traces")?;
-        let sampler = Sampler::TraceIdRatioBased(config.sample_ratio.get());
-        let provider = SdkTracerProvider::builder()
-            .with_batch_exporter(exporter)
-            .with_sampler(Sampler::ParentBased(Box::new(sampler)))
-            .with_resource(resource())
-            .build();
-        global::set_tracer_provider(provider.clone());
-        Ok(Self(Some(provider)))
+    /// Returns the URL that it is sent to.
+    fn url(self, endpoint: &str) -> String {
+        format!("{}/v1/{}", endpoint.trim_end_matches('/'), self.name())
     }
 
-    pub(super) fn provider(&self) -> Option<&SdkTracerProvider> {
-        self.0.as_ref()
-    }
-
-    /// Sends the remaining traces.
-    pub async fn end(self) {
-        let Some(provider) = self.0 else { return };
-        let flush = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FLUSH));
-        let error = match flush.await {
+    /// Sends what remains, by `shutdown`, which blocks.
+    async fn end(self, shutdown: impl FnOnce() -> OTelSdkResult + Send + 'static) {
+        let error = match spawn_blocking(shutdown).await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };
-        warn!(error, "failed to send the remaining traces");
+        warn!(error, "failed to send the remaining {}", self.name());
     }
 }
 
@@ -92,6 +80,7 @@ fn resource() -> Resource {
 /// Sends requests on the runtime: the exporter calls from a thread of its own.
 #[derive(Debug)]
 struct Collector {
+    signal: Signal,
     endpoint: String,
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     runtime: Handle,
@@ -99,8 +88,9 @@ struct Collector {
 }
 
 impl Collector {
-    fn new(endpoint: &str) -> anyhow::Result<Self> {
+    fn new(signal: Signal, endpoint: &str) -> anyhow::Result<Self> {
         Ok(Self {
+            signal,
             endpoint: endpoint.to_owned(),
             client: http::client(TIMEOUT, None)?,
             runtime: Handle::current(),
@@ -110,20 +100,20 @@ impl Collector {
 
     /// Logs the first failure of an outage, and its end.
     fn note(&self, error: Option<&str>) {
-        let endpoint = self.endpoint.as_str();
+        let (endpoint, signal) = (self.endpoint.as_str(), self.signal.name());
         if let Some(error) = error {
             if self.outage().failed(()).is_mentioned {
                 warn!(
                     endpoint,
                     error,
-                    "failed to send traces to the OTLP collector; dropping them until it recovers; \
+                    "failed to send {signal} to the OTLP collector; dropping them until it recovers; \
                      check `telemetry.otlp_endpoint`"
                 );
             }
         } else if self.outage().succeeded().is_some() {
             info!(
                 endpoint,
-                "the OTLP collector has recovered; sending traces resumed"
+                "the OTLP collector has recovered; sending {signal} resumed"
             );
         }
     }

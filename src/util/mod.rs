@@ -1,5 +1,6 @@
 //! Utilities that do not depend on the rest of Sluice.
 
+pub mod aws_requests;
 pub mod error_chain;
 pub(crate) mod failpoint;
 pub mod http;

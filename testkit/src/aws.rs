@@ -12,6 +12,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
+use crate::account;
 use crate::install::install;
 use crate::launch::{Mode, Place, Process, Started, start_on_free_port, tail};
 use crate::ports::get;
@@ -20,8 +21,10 @@ use crate::ports::get;
 /// `test`/`test`.
 #[derive(Debug)]
 pub struct Aws {
+    /// Empty for AWS itself.
     endpoint: String,
     process: Option<Process>,
+    is_account: bool,
 }
 
 /// A user's credentials.
@@ -99,6 +102,7 @@ impl Aws {
         Ok(Self {
             endpoint: format!("http://127.0.0.1:{port}"),
             process: Some(process),
+            is_account: false,
         })
     }
 
@@ -107,7 +111,42 @@ impl Aws {
         Self {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
             process: None,
+            is_account: false,
         }
+    }
+
+    /// Uses the account of the environment, as every program with an AWS SDK does. `AWS_ENDPOINT_URL`
+    /// can name a stand-in for it.
+    pub fn account() -> Self {
+        let endpoint = std::env::var("AWS_ENDPOINT_URL").unwrap_or_default();
+        Self {
+            is_account: true,
+            ..Self::at(&endpoint)
+        }
+    }
+
+    /// Returns whether this is an account whose buckets and queues must be removed.
+    pub fn is_account(&self) -> bool {
+        self.is_account
+    }
+
+    /// Returns the endpoint of S3 for ClickHouse, or `None` for AWS itself.
+    pub fn s3_endpoint(&self) -> Option<&str> {
+        (!self.endpoint.is_empty()).then_some(&*self.endpoint)
+    }
+
+    /// Returns `s3.clickhouse_access` for a ClickHouse that reads all buckets.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the environment has no access for the account.
+    pub fn s3_access(&self) -> Result<serde_json::Value> {
+        if self.is_account {
+            return account::s3_access();
+        }
+        Ok(serde_json::json!({
+            "kind": "keys", "access_key_id": "test", "secret_access_key": "test",
+        }))
     }
 
     /// Returns the address of every service, without a trailing slash.
@@ -138,9 +177,13 @@ impl Aws {
         aws_sdk_sqs::Client::new(&self.configuration())
     }
 
-    /// Returns the environment that directs an AWS SDK in another process to this server.
-    pub fn environment(&self) -> [(&'static str, String); 4] {
-        [
+    /// Returns the environment that directs an AWS SDK in another process to this server. For an
+    /// account, it is that of this process.
+    pub fn environment(&self) -> Vec<(&'static str, String)> {
+        if self.is_account {
+            return account::environment();
+        }
+        vec![
             ("AWS_ENDPOINT_URL", self.endpoint.clone()),
             ("AWS_ACCESS_KEY_ID", String::from("test")),
             ("AWS_SECRET_ACCESS_KEY", String::from("test")),
@@ -221,6 +264,9 @@ impl Aws {
 
     /// Returns the configuration with which an AWS SDK in this process uses this server.
     pub fn configuration(&self) -> SdkConfig {
+        if self.is_account {
+            return account::configuration();
+        }
         let credentials = Credentials::new("test", "test", None, None, "testkit");
         SdkConfig::builder()
             .behavior_version(BehaviorVersion::latest())

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use crate::clients::Clients;
+use crate::clients::{Clients, User};
 use crate::engine::{Options, Ports, Role, Setup};
 use crate::install::{Installed, install};
 use crate::launch::PORT_TRIES;
@@ -22,6 +22,7 @@ use crate::restartable::Restartable;
 #[derive(Debug)]
 pub struct ClickHouse {
     url: String,
+    user: User,
     tcp_port: Option<u16>,
     clients: Clients,
     /// `None` for a server that was started elsewhere.
@@ -92,6 +93,7 @@ impl ClickHouse {
         if let Ok(Some(process)) = started {
             return Ok(Ok(Self {
                 url: format!("http://127.0.0.1:{}", ports.http),
+                user: User::default(),
                 tcp_port: Some(ports.tcp),
                 clients: Clients::default(),
                 owned: Some(Owned {
@@ -109,8 +111,14 @@ impl ClickHouse {
 
     /// Uses a server that was started elsewhere.
     pub fn at(url: &str) -> Self {
+        Self::at_as(url, User::default())
+    }
+
+    /// Uses a server that was started elsewhere, as another user than `default`.
+    pub fn at_as(url: &str, user: User) -> Self {
         Self {
             url: url.trim_end_matches('/').to_owned(),
+            user,
             tcp_port: None,
             clients: Clients::default(),
             owned: None,
@@ -120,6 +128,11 @@ impl ClickHouse {
     /// Returns the HTTP address, without a trailing slash.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Returns the user of all queries here.
+    pub fn user(&self) -> &User {
+        &self.user
     }
 
     /// Returns the port of the native protocol, if it is known.
@@ -200,9 +213,10 @@ impl ClickHouse {
         )
     }
 
-    /// Creates a client for the `default` user and database, which belongs to the current runtime.
+    /// Creates a client for the user and the `default` database, which belongs to the current
+    /// runtime.
     pub fn client(&self) -> clickhouse::Client {
-        self.clients.of_this_runtime(&self.url)
+        self.clients.of_this_runtime(&self.url, &self.user)
     }
 
     /// Returns the result of a query as TSV text, with ClickHouse's escapes.

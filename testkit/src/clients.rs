@@ -11,12 +11,35 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use clickhouse::Client;
 use tokio::runtime::{Handle, Id};
 
+/// A user of ClickHouse.
+#[derive(Clone, Debug)]
+pub struct User {
+    pub name: String,
+    pub password: String,
+}
+
+impl Default for User {
+    /// Returns the user `default`, without a password.
+    fn default() -> Self {
+        Self {
+            name: String::from("default"),
+            password: String::new(),
+        }
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Clients(Mutex<HashMap<Id, Client>>);
 
 impl Clients {
-    pub(crate) fn of_this_runtime(&self, url: &str) -> Client {
-        let fresh = || Client::default().with_url(url).with_user("default");
+    pub(crate) fn of_this_runtime(&self, url: &str, user: &User) -> Client {
+        let fresh = || {
+            let client = Client::default().with_url(url).with_user(&user.name);
+            match user.password.as_str() {
+                "" => client,
+                password => client.with_password(password),
+            }
+        };
         match Handle::try_current() {
             Ok(runtime) => self
                 .lock()

@@ -3,6 +3,7 @@
 //!
 //! A test begins with [`Stack::shared`] and [`Stack::site`].
 
+pub mod account;
 mod announce;
 mod aws;
 pub mod balancer;
@@ -34,6 +35,7 @@ pub mod xapi;
 pub use announce::NotificationRoute;
 pub use aws::{AccessKey, Aws};
 pub use clickhouse::ClickHouse;
+pub use clients::User;
 pub use cluster::{CLUSTER_VARIABLE, Cluster};
 pub use engine::Options as ClickHouseOptions;
 pub use keeper::Keeper;
@@ -41,5 +43,8 @@ pub use ports::free_port;
 pub use prometheus::Prometheus;
 pub use requirement::Requirement;
 pub use site::{Cleanup, Site, SiteOptions};
-pub use stack::{AWS_ENDPOINT_VARIABLE, CLICKHOUSE_URL_VARIABLE, REPLICAS_VARIABLE, Stack};
+pub use stack::{
+    AWS_ENDPOINT_VARIABLE, CLICKHOUSE_PASSWORD_VARIABLE, CLICKHOUSE_URL_VARIABLE,
+    CLICKHOUSE_USER_VARIABLE, REPLICAS_VARIABLE, Stack,
+};
 pub use wait::wait_for;

@@ -7,9 +7,9 @@ use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
-use crate::{CLUSTER_VARIABLE, cluster, install};
+use crate::{Aws, CLUSTER_VARIABLE, account, cluster, install};
 
 /// The environment variable that makes a test that cannot run fail, if it is `deny`.
 pub const SKIP_VARIABLE: &str = "SLUICE_TEST_SKIP";
@@ -32,16 +32,19 @@ pub enum Requirement {
     /// ZooKeeper, and the one build of the engine that can be a replica (Linux on x86-64). It is not
     /// met where [`crate::CLUSTER_VARIABLE`] names a cluster.
     OwnCluster,
+    /// An S3 behind a proxy that injects faults. AWS itself is not: its signatures cover the host.
+    FaultyS3,
 }
 
 impl Requirement {
     /// All requirements.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Chromium,
         Self::Prometheus,
         Self::ZooKeeper,
         Self::Cluster,
         Self::OwnCluster,
+        Self::FaultyS3,
     ];
 
     /// Installs the program if possible, and returns whether the test can run.
@@ -78,6 +81,15 @@ impl Requirement {
                 "it kills servers, and those that {CLUSTER_VARIABLE} names were started elsewhere"
             ),
             Self::Cluster | Self::OwnCluster => install::install_cluster().map(drop),
+            Self::FaultyS3 => {
+                let aws = account::is_requested().then(Aws::account);
+                let is_plain = |aws: &Aws| aws.endpoint().starts_with("http://");
+                ensure!(
+                    aws.as_ref().is_none_or(is_plain),
+                    "it injects faults between S3 and its clients, which AWS does not allow"
+                );
+                Ok(())
+            }
         }
     }
 }

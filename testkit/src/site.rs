@@ -6,9 +6,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use aws_sdk_s3::types::{Event, NotificationConfiguration, QueueConfiguration};
+use aws_sdk_s3::types::{
+    BucketLocationConstraint, CreateBucketConfiguration, Event, NotificationConfiguration,
+    QueueConfiguration,
+};
 use aws_sdk_sqs::types::QueueAttributeName;
 
+use crate::account::{self, Resources};
+use crate::clients::User;
 use crate::ports::post;
 use crate::xapi::Bundle;
 use crate::{Aws, ClickHouse, Stack};
@@ -48,6 +53,8 @@ pub struct Site {
     pub database: String,
     /// Drops the database with the last clone of this site, if its server is known.
     pub cleanup: Option<Arc<Cleanup>>,
+    /// Removes bucket and queues with the last clone of this site, if they are in an account.
+    pub resources: Option<Arc<Resources>>,
     /// An S3 client of this site.
     pub s3: aws_sdk_s3::Client,
     /// An SQS client of this site.
@@ -87,6 +94,7 @@ impl Stack {
         let mut site = self.aws.site(name, options).await?;
         site.cleanup = Some(Arc::new(Cleanup {
             server: self.clickhouse.url().to_owned(),
+            user: self.clickhouse.user().clone(),
             database: site.database.clone(),
         }));
         Ok(site)
@@ -98,14 +106,22 @@ impl Stack {
 #[derive(Debug)]
 pub struct Cleanup {
     server: String,
+    user: User,
     database: String,
 }
 
 impl Drop for Cleanup {
     fn drop(&mut self) {
         let sql = format!("DROP DATABASE IF EXISTS {}", self.database);
-        // The server may have exited and removed its data.
-        drop(post(&self.server, &sql));
+        if self.user.password.is_empty() && self.server.starts_with("http://127.0.0.1:") {
+            // The server may have exited and removed its data.
+            drop(post(&self.server, &sql));
+            return;
+        }
+        let server = ClickHouse::at_as(&self.server, self.user.clone());
+        if let Err(error) = account::blocking(server.execute(&sql)) {
+            account::warn(&format!("{} is not dropped: {error:#}", self.database));
+        }
     }
 }
 
@@ -117,25 +133,40 @@ impl Aws {
     /// Fails with the error that AWS returned.
     pub async fn site(&self, name: &str, options: SiteOptions) -> Result<Site> {
         let (s3, sqs) = (self.s3(), self.sqs());
-        let bucket = unique_name(name);
+        let name = unique_name(name);
+        let bucket = match self.is_account() {
+            true => format!("{}{name}", account::PREFIX),
+            false => name,
+        };
         let database = bucket.replace('-', "_");
+        // It removes what was created, even if the next step fails.
+        let resources = self.is_account().then(|| {
+            Arc::new(Resources {
+                name: bucket.clone(),
+            })
+        });
 
         let (dlq_url, dlq_arn) = create_queue(&sqs, &format!("{bucket}-dlq"), &[]).await?;
         let redrive = serde_json::json!({
             "deadLetterTargetArn": dlq_arn,
             "maxReceiveCount": options.max_receive_count,
         });
-        let attributes = [
+        let mut attributes = vec![
             (QueueAttributeName::RedrivePolicy, redrive.to_string()),
             (
                 QueueAttributeName::VisibilityTimeout,
                 options.visibility_timeout.as_secs().to_string(),
             ),
         ];
+        if self.is_account() {
+            let policy = allow_notifications(&bucket).to_string();
+            attributes.push((QueueAttributeName::Policy, policy));
+        }
         let (queue_url, queue_arn) = create_queue(&sqs, &bucket, &attributes).await?;
 
         s3.create_bucket()
             .bucket(&bucket)
+            .set_create_bucket_configuration(self.location())
             .send()
             .await
             .with_context(|| format!("cannot create bucket {bucket}"))?;
@@ -162,10 +193,34 @@ impl Aws {
             dlq_arn,
             database,
             cleanup: None,
+            resources,
             s3,
             sqs,
         })
     }
+}
+
+impl Aws {
+    /// Returns where a bucket is created. AWS refuses to be told of us-east-1.
+    fn location(&self) -> Option<CreateBucketConfiguration> {
+        let region = self.is_account().then(|| self.configuration());
+        let region = region.and_then(|it| it.region().map(ToString::to_string));
+        let region = region.filter(|region| region != "us-east-1")?;
+        let location = BucketLocationConstraint::from(region.as_str());
+        let configuration = CreateBucketConfiguration::builder();
+        Some(configuration.location_constraint(location).build())
+    }
+}
+
+/// A policy of a queue that lets S3 send what a bucket announces.
+fn allow_notifications(bucket: &str) -> serde_json::Value {
+    serde_json::json!({"Version": "2012-10-17", "Statement": [{
+        "Effect": "Allow",
+        "Principal": {"Service": "s3.amazonaws.com"},
+        "Action": "sqs:SendMessage",
+        "Resource": "*",
+        "Condition": {"ArnLike": {"aws:SourceArn": format!("arn:aws:s3:::{bucket}")}},
+    }]})
 }
 
 impl Site {

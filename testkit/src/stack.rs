@@ -6,17 +6,30 @@ use std::sync::OnceLock;
 
 use anyhow::Result;
 
-use crate::{Aws, ClickHouse, Cluster};
+use crate::clients::User;
+use crate::{Aws, ClickHouse, Cluster, account};
 
 /// The environment variable with the address of a ClickHouse that tests use instead of starting
 /// one.
 pub const CLICKHOUSE_URL_VARIABLE: &str = "SLUICE_TEST_CLICKHOUSE_URL";
+/// The environment variable with the user of that ClickHouse, `default` if it is not set.
+pub const CLICKHOUSE_USER_VARIABLE: &str = "SLUICE_TEST_CLICKHOUSE_USER";
+/// The environment variable with the password of that user.
+pub const CLICKHOUSE_PASSWORD_VARIABLE: &str = "SLUICE_TEST_CLICKHOUSE_PASSWORD";
 /// The environment variable with an endpoint for S3 and SQS that tests use instead of starting one.
 pub const AWS_ENDPOINT_VARIABLE: &str = "SLUICE_TEST_AWS_ENDPOINT";
 /// The environment variable with the addresses of replicas that tests of faults use instead of one
 /// ClickHouse: URLs separated by commas. Their cluster has one shard, and the name
 /// [`Cluster::NAME`].
 pub const REPLICAS_VARIABLE: &str = "SLUICE_TEST_CLICKHOUSE_REPLICAS";
+
+fn user() -> User {
+    let default = User::default();
+    User {
+        name: env::var(CLICKHOUSE_USER_VARIABLE).unwrap_or(default.name),
+        password: env::var(CLICKHOUSE_PASSWORD_VARIABLE).unwrap_or(default.password),
+    }
+}
 
 /// The services that Sluice connects to.
 #[derive(Debug)]
@@ -44,7 +57,8 @@ impl Stack {
     }
 
     /// Returns the stack of the process, which the first call starts. A server named by
-    /// [`CLICKHOUSE_URL_VARIABLE`] or [`AWS_ENDPOINT_VARIABLE`] is used instead of a new one. It
+    /// [`CLICKHOUSE_URL_VARIABLE`] or [`AWS_ENDPOINT_VARIABLE`], or the account that
+    /// [`account::ACCOUNT_VARIABLE`] requests, is used instead of a new one. It
     /// serves many tests at once: use a separate [`crate::Site`] in each, and do not kill the
     /// servers.
     ///
@@ -76,10 +90,11 @@ impl Stack {
     /// Fails if a server cannot be installed or started.
     pub fn connect_or_start() -> Result<Self> {
         let clickhouse = match env::var(CLICKHOUSE_URL_VARIABLE) {
-            Ok(url) => ClickHouse::at(&url),
+            Ok(url) => ClickHouse::at_as(&url, user()),
             Err(_) => ClickHouse::start()?,
         };
         let aws = match env::var(AWS_ENDPOINT_VARIABLE) {
+            _ if account::is_requested() => Aws::account(),
             Ok(endpoint) => Aws::at(&endpoint),
             Err(_) => Aws::start()?,
         };

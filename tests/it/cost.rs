@@ -1,6 +1,7 @@
 //! The cost of a batch for ClickHouse beyond the insert is the same for any number of objects and
 //! for a ledger of any size. The checks for columns without a value are left out, since only the
-//! first batches of a process run them, and so is the search for rows of released batches.
+//! first batches of a process run them, and so are the search for rows of released batches and the
+//! record of what a worker used (tests/it/usage.rs).
 
 use serde::Deserialize;
 use sluice_testkit::xapi::Generator;
@@ -35,6 +36,7 @@ impl Cost {
              AND is_initial_query AND startsWith(http_user_agent, 'sluice/') \
              AND has(databases, '{database}') AND query_kind != 'Create' \
              AND position(query, 'AS looked_at') = 0 AND position(query, 'ORDER BY rand()') = 0 \
+             AND position(query, 'worker_usage') = 0 \
              ORDER BY event_time_microseconds"
         );
         let batches = format!(

@@ -43,10 +43,8 @@ pub(crate) struct Sluice {
 impl Sluice {
     /// Creates a daemon for a site of the shared stack, with a short window and short backoffs.
     pub(crate) fn new(stack: &Stack, site: &Site) -> Self {
-        let keys = serde_json::json!({
-            "kind": "keys", "access_key_id": "test", "secret_access_key": "test",
-        });
-        Self::with_access(stack, site, keys)
+        let access = stack.aws.s3_access().expect("access to S3");
+        Self::with_access(stack, site, access)
     }
 
     /// Creates the same with other credentials for ClickHouse's access to S3.
@@ -57,11 +55,15 @@ impl Sluice {
             .expect("a temporary directory");
         let types = directory.path().join("event_types");
         write_lean_declarations(&types).expect("writable");
+        let endpoint = stack.aws.s3_endpoint();
+        let endpoint = endpoint.map(|it| format!("  clickhouse_endpoint: {it}\n"));
+        let user = stack.clickhouse.user();
         let configuration = format!(
             "queue:\n  url: {queue}\n  wait_time: 1s\n  visibility_timeout: 10s\n  \
              retry_backoff_min: 1s\n  retry_backoff_max: 1s\n\
-             clickhouse:\n  url: {clickhouse}\n  database: {database}\n  topology: single\n\
-             s3:\n  clickhouse_endpoint: {s3}\n  clickhouse_access: {access}\n\
+             clickhouse:\n  url: {clickhouse}\n  user: {user}\n  database: {database}\n  \
+             topology: single\n\
+             s3:\n{endpoint}  clickhouse_access: {access}\n\
              batch:\n  window: 300ms\n\
              load:\n  retry_backoff_min: 50ms\n  retry_backoff_max: 500ms\n  probe_interval: 300ms\n\
              admin:\n  listen: 127.0.0.1:0\n\
@@ -70,13 +72,19 @@ impl Sluice {
             queue = site.queue_url,
             clickhouse = stack.clickhouse.url(),
             database = site.database,
-            s3 = stack.aws.endpoint(),
+            user = user.name,
+            endpoint = endpoint.unwrap_or_default(),
         );
         std::fs::write(directory.path().join("sluice.yaml"), configuration).expect("writable");
+        let mut environment = stack.aws.environment();
+        if !user.password.is_empty() {
+            let password = user.password.clone();
+            environment.push(("SLUICE__CLICKHOUSE__PASSWORD", password));
+        }
         Self {
             directory,
             settings: Vec::new(),
-            environment: stack.aws.environment().to_vec(),
+            environment,
             starts: 0,
             child: None,
         }

@@ -60,18 +60,18 @@ fn label(text: &str) -> Option<(String, Values)> {
     Some((name, values.map_or(Values::Open, Values::Only)))
 }
 
-type Labels = BTreeMap<String, String>;
+pub(crate) type Labels = BTreeMap<String, String>;
 
 /// The content of `/metrics`: the types, and each series with its value. The value of a histogram
 /// is its count.
 #[derive(Debug, Default)]
-struct Exported {
-    kinds: BTreeMap<String, String>,
-    series: BTreeMap<(String, Labels), f64>,
+pub(crate) struct Exported {
+    pub(crate) kinds: BTreeMap<String, String>,
+    pub(crate) series: BTreeMap<(String, Labels), f64>,
 }
 
 impl Exported {
-    async fn fetch(sluice: &Sluice) -> Result<Self> {
+    pub(crate) async fn fetch(sluice: &Sluice) -> Result<Self> {
         let (_, text) = sluice.get("/metrics").await?;
         let mut exported = Self::default();
         for line in text.lines().filter(|line| !line.is_empty()) {
@@ -352,7 +352,7 @@ async fn assert_counts(scenario: &Scenario, exported: &Exported, expected_rows: 
     assert_eq!(exported.sum("sluice_build_info", &[]), 1.0);
 }
 
-/// Returns every expression of the dashboard.
+/// Returns every expression of the dashboard, with the default values of its text boxes.
 fn dashboard_expressions() -> Vec<String> {
     fn collect(value: &Value, into: &mut Vec<String>) {
         match value {
@@ -369,9 +369,17 @@ fn dashboard_expressions() -> Vec<String> {
         }
     }
     let dashboard = project::read("helm/sluice/dashboards/sluice.json");
-    let dashboard = serde_json::from_str(&dashboard).unwrap();
+    let dashboard: Value = serde_json::from_str(&dashboard).unwrap();
     let mut expressions = Vec::new();
     collect(&dashboard, &mut expressions);
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    for variable in variables.iter().filter(|it| it["type"] == "textbox") {
+        let [name, value] = ["name", "query"].map(|field| variable[field].as_str().unwrap());
+        let name = format!("${name}");
+        for expression in &mut expressions {
+            *expression = expression.replace(&name, value);
+        }
+    }
     expressions
 }
 

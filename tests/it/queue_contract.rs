@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::ensure;
 use aws_sdk_sqs::types::QueueAttributeName;
 use sluice::queue::memory::MemoryQueue;
 use sluice::queue::sqs::SqsQueue;
@@ -16,6 +17,7 @@ const MAX_RECEIVES: u32 = 3;
 const LONG: Duration = Duration::from_secs(300);
 const SECOND: Duration = Duration::from_secs(1);
 const BOUND: Duration = Duration::from_secs(30);
+const DEPTH_BOUND: Duration = Duration::from_secs(120);
 
 /// An empty queue, with the operations that only its owner has.
 trait Subject {
@@ -161,10 +163,24 @@ trait SubjectExt: Subject {
         assert_eq!(self.queue().delete(handles).await, Ok(vec![]));
     }
 
-    /// Returns the numbers of visible and of in-flight messages.
-    async fn depth(&self) -> (u64, u64) {
-        let attributes = self.queue().attributes().await.unwrap();
-        (attributes.visible, attributes.in_flight)
+    /// Waits for these numbers of visible and of in-flight messages. Those of SQS are approximate:
+    /// they follow within a minute.
+    async fn wait_for_depth(&self, depth: (u64, u64)) {
+        wait_for("the depth", DEPTH_BOUND, async || {
+            let attributes = self.queue().attributes().await?;
+            let found = (attributes.visible, attributes.in_flight);
+            ensure!(found == depth, "{found:?}");
+            Ok(Some(()))
+        })
+        .await;
+    }
+
+    async fn wait_for_dead_letters(&self, count: u64) {
+        wait_for("the dead letters", DEPTH_BOUND, async || {
+            let found = self.dead_letters().await;
+            Ok((found == count).then_some(()))
+        })
+        .await;
     }
 }
 
@@ -197,7 +213,7 @@ async fn a_message_is_hidden_while_in_flight(subject: &impl Subject) {
     subject.send("m").await;
     subject.receive_one(LONG).await;
     subject.assert_nothing_received(SECOND).await;
-    assert_eq!(subject.depth().await, (0, 1));
+    subject.wait_for_depth((0, 1)).await;
 }
 
 async fn a_visibility_of_zero_returns_a_message_at_once(subject: &impl Subject) {
@@ -206,7 +222,7 @@ async fn a_visibility_of_zero_returns_a_message_at_once(subject: &impl Subject) 
     subject
         .change_visibility(&message.handle, Duration::ZERO)
         .await;
-    assert_eq!(subject.depth().await, (1, 0));
+    subject.wait_for_depth((1, 0)).await;
     assert_eq!(subject.receive_one(LONG).await.receive_count, 2);
 }
 
@@ -225,7 +241,7 @@ async fn a_deleted_message_is_gone(subject: &impl Subject) {
     let message = subject.receive_one(SECOND).await;
     subject.delete(&[message.handle]).await;
     subject.assert_nothing_received(2 * SECOND).await;
-    assert_eq!(subject.depth().await, (0, 0));
+    subject.wait_for_depth((0, 0)).await;
     assert_eq!(subject.dead_letters().await, 0);
 }
 
@@ -240,7 +256,7 @@ async fn deleting_twice_is_a_success(subject: &impl Subject) {
     subject.delete(std::slice::from_ref(&a)).await;
     // A message that is already deleted does not prevent the deletion of the others.
     subject.delete(&[a, b]).await;
-    assert_eq!(subject.depth().await, (0, 0));
+    subject.wait_for_depth((0, 0)).await;
 }
 
 /// Heartbeats depend on this: the visibility of a message that is gone must not be extended again.
@@ -251,7 +267,7 @@ async fn changing_a_message_that_is_gone_or_redelivered_is_reported(subject: &im
     subject.assert_cannot_change(&first.handle).await;
     subject.delete(std::slice::from_ref(&second.handle)).await;
     subject.assert_cannot_change(&second.handle).await;
-    assert_eq!(subject.depth().await, (0, 0));
+    subject.wait_for_depth((0, 0)).await;
 }
 
 /// The message stays with the consumer that received it last, and comes back if that one dies.
@@ -260,9 +276,9 @@ async fn a_delete_with_the_handle_of_an_earlier_delivery_deletes_nothing(subject
     let first = subject.receive_one(SECOND).await;
     let second = subject.receive_one(LONG).await;
     subject.delete(&[first.handle]).await;
-    assert_eq!(subject.depth().await, (0, 1));
+    subject.wait_for_depth((0, 1)).await;
     subject.delete(&[second.handle]).await;
-    assert_eq!(subject.depth().await, (0, 0));
+    subject.wait_for_depth((0, 0)).await;
 }
 
 async fn an_entry_that_fails_does_not_prevent_the_others(subject: &impl Subject) {
@@ -300,7 +316,7 @@ async fn ten_messages_fit_into_one_request(subject: &impl Subject) {
     let failed = subject.queue().change_visibility(&entries).await;
     assert_eq!(failed, Ok(vec![]));
     subject.delete(&handles).await;
-    assert_eq!(subject.depth().await, (0, 2));
+    subject.wait_for_depth((0, 2)).await;
 }
 
 async fn a_long_poll_waits_until_a_message_arrives(subject: &impl Subject) {
@@ -328,8 +344,8 @@ async fn a_message_received_too_often_becomes_a_dead_letter(subject: &impl Subje
             .await;
     }
     subject.assert_nothing_received(SECOND).await;
-    assert_eq!(subject.dead_letters().await, 1);
-    assert_eq!(subject.depth().await, (0, 0));
+    subject.wait_for_dead_letters(1).await;
+    subject.wait_for_depth((0, 0)).await;
 }
 
 async fn a_dead_letter_can_be_read_and_sent_again(subject: &impl Subject) {
@@ -351,7 +367,7 @@ async fn a_dead_letter_can_be_read_and_sent_again(subject: &impl Subject) {
     subject.send(&dead.body).await;
     let handle = std::slice::from_ref(&dead.handle);
     assert_eq!(dead_letters.delete(handle).await, Ok(vec![]));
-    assert_eq!(subject.dead_letters().await, 0);
+    subject.wait_for_dead_letters(0).await;
     let again = subject.receive_one(LONG).await;
     assert_eq!((again.body.as_str(), again.receive_count), ("m", 1));
     assert_ne!(again.id, dead.id);
@@ -361,10 +377,10 @@ async fn attributes_count_visible_and_in_flight_messages(subject: &impl Subject)
     for body in ["a", "b", "c"] {
         subject.send(body).await;
     }
-    assert_eq!(subject.depth().await, (3, 0));
+    subject.wait_for_depth((3, 0)).await;
     let received = subject.queue().receive(1, 5 * SECOND, LONG).await.unwrap();
     assert_eq!(received.len(), 1);
-    assert_eq!(subject.depth().await, (2, 1));
+    subject.wait_for_depth((2, 1)).await;
     let attributes = subject.queue().attributes().await.unwrap();
     assert!(attributes.redrive_policy.is_some());
 }

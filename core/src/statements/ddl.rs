@@ -35,6 +35,10 @@ pub const BATCHES_TABLE: &str = "ledger_batches";
 /// The ledger's table with one row for each time that an object could not be loaded, with the
 /// reason.
 pub const FAILURES_TABLE: &str = "ledger_failures";
+/// The table with what workers have used, for `sluice cost`. No load needs it.
+pub const USAGE_TABLE: &str = "worker_usage";
+/// A report by day over a year needs a little more than one.
+const USAGE_TTL: Duration = Duration::from_secs(400 * 86_400);
 
 /// How the tables are laid out on the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -183,6 +187,7 @@ pub fn tables(catalog: &Catalog, options: &SchemaOptions) -> Vec<Table> {
         ledger_objects(),
         ledger_batches(),
         ledger_failures(options),
+        worker_usage(),
     ]);
     tables
 }
@@ -622,6 +627,28 @@ fn ledger_failures(options: &SchemaOptions) -> Table {
         ttl: Some(Ttl {
             column: "at",
             after: options.reject_ttl,
+        }),
+        settings: Vec::new(),
+    }
+}
+
+fn worker_usage() -> Table {
+    Table {
+        name: USAGE_TABLE.to_owned(),
+        columns: vec![
+            TableColumn::new("worker", WORD),
+            TableColumn::new("kind", WORD),
+            TableColumn::new("operation", WORD),
+            TableColumn::new("amount", "UInt64"),
+            TableColumn::with("at", TIME, NOW),
+        ],
+        batch_index: false,
+        replacing: false,
+        partition_by: None,
+        order_by: names(&["at"]),
+        ttl: Some(Ttl {
+            column: "at",
+            after: USAGE_TTL,
         }),
         settings: Vec::new(),
     }

@@ -148,8 +148,8 @@ impl Database {
     pub(crate) fn warehouse(&self, replica: usize, query_timeout: Duration) -> Warehouse {
         let access = Access {
             url: self.servers()[replica].url().to_owned(),
-            user: "default".to_owned(),
-            password: SecretSource::Given(Secret::new("")),
+            user: self.servers()[replica].user().name.clone(),
+            password: SecretSource::Given(Secret::new(&*self.servers()[replica].user().password)),
             secrets: Vec::new(),
             database: self.name.clone(),
             connect_timeout: CONNECT_TIMEOUT,

@@ -23,7 +23,7 @@ use sluice::statements::select::Target;
 use sluice_sim::s3::Reader;
 use sluice_testkit::proxy::{Fault, Proxy};
 use sluice_testkit::xapi::{gzip, zstd};
-use sluice_testkit::{Aws, ClickHouse, Site, Stack, wait_for};
+use sluice_testkit::{Aws, ClickHouse, Requirement, Site, Stack, wait_for};
 use tokio::task::spawn_blocking;
 
 use crate::database::{Database, Engines};
@@ -39,8 +39,9 @@ const VIEW: &str = "users_view";
 pub(crate) struct Real {
     database: Arc<Database>,
     site: Site,
-    server_to_s3: Proxy,
-    worker_to_s3: Proxy,
+    /// `None` for AWS itself, like the next.
+    server_to_s3: Option<Proxy>,
+    worker_to_s3: Option<Proxy>,
     env: Env,
     lease: Duration,
 }
@@ -65,22 +66,22 @@ impl Real {
     }
 
     async fn with(database: Arc<Database>, site: Site, settings: &Settings) -> Self {
-        let s3 = Stack::shared().aws.endpoint();
         Self {
             database,
             site,
-            server_to_s3: Proxy::start(s3).await.unwrap(),
-            worker_to_s3: Proxy::start(s3).await.unwrap(),
+            server_to_s3: proxy_of_s3().await,
+            worker_to_s3: proxy_of_s3().await,
             env: Env::default(),
             lease: settings.lease,
         }
     }
 
     fn proxy(&self, reader: Reader) -> &Proxy {
-        match reader {
+        let proxy = match reader {
             Reader::Server => &self.server_to_s3,
             Reader::Worker => &self.worker_to_s3,
-        }
+        };
+        proxy.as_ref().expect("the case is in INJECT_FAULTS")
     }
 
     /// Returns the number of statements of a batch that run on any server and meet a condition.
@@ -141,17 +142,16 @@ impl Servers for Real {
         };
         let ledger = Ledger::new(warehouse.clone(), worker, times, self.env.clone());
         let source = S3Source {
-            endpoint: Some(self.server_to_s3.url()),
-            default_region: "us-east-1".to_owned(),
-            access: S3Access::Keys {
-                access_key_id: "test".to_owned(),
-                secret_access_key: Secret::new("test"),
-            },
+            endpoint: self.server_to_s3.as_ref().map(Proxy::url),
+            default_region: region(),
+            access: s3_access(),
         };
         let planner = planner(source, &self.database.name, configuration);
         let tables = ClickHouseTables::new(warehouse, planner, MAX_MEMORY);
-        let s3 = Aws::at(&self.worker_to_s3.url());
-        let store = Store::new(&s3.configuration());
+        let store = Store::new(&match &self.worker_to_s3 {
+            Some(proxy) => Aws::at(&proxy.url()).configuration(),
+            None => Stack::shared().aws.configuration(),
+        });
         Worker::new(ledger, tables, store, self.env.clone())
     }
 
@@ -186,9 +186,9 @@ impl Servers for Real {
     }
 
     fn hold_reads(&self, holds: bool) {
-        self.server_to_s3.heal();
+        let proxy = self.proxy(Reader::Server);
+        proxy.heal();
         if holds {
-            let proxy = &self.server_to_s3;
             proxy.inject(Fault::Hold, usize::MAX, |parts, _| parts.method == "GET");
         }
     }
@@ -280,6 +280,57 @@ impl Servers for Real {
     async fn restart(&self, replica: usize) {
         self.change(replica, ClickHouse::restart).await;
         self.database.catch_up(replica).await;
+    }
+}
+
+/// The cases that inject faults between S3 and its clients.
+const INJECT_FAULTS: &[&str] = &[
+    "a_refused_object_fails_its_insert",
+    "inserts_fail_while_s3_is_unavailable",
+    "a_kill_ends_an_insert_and_reports_after_its_end",
+    "an_insert_whose_server_crashes_is_completed",
+    "an_object_can_be_refused_to_the_worker_alone",
+    "s3_can_be_unavailable_to_the_worker_alone",
+];
+
+/// Returns whether a case can run here. If not, it is reported as skipped.
+pub(crate) fn can_run(case: &str) -> bool {
+    !INJECT_FAULTS.contains(&case) || Requirement::FaultyS3.is_met()
+}
+
+/// Starts a proxy in front of S3, unless it is that of AWS, whose signatures cover the host.
+async fn proxy_of_s3() -> Option<Proxy> {
+    let endpoint = Stack::shared().aws.s3_endpoint()?;
+    match endpoint.starts_with("http://") {
+        true => Some(Proxy::start(endpoint).await.unwrap()),
+        false => None,
+    }
+}
+
+fn region() -> String {
+    let configuration = Stack::shared().aws.configuration();
+    let region = configuration.region().map(ToString::to_string);
+    region.expect("a region, as from AWS_REGION")
+}
+
+/// Returns the access of the server to S3.
+fn s3_access() -> S3Access {
+    let access = Stack::shared().aws.s3_access().unwrap();
+    let field = |name: &str| access[name].as_str().unwrap_or_default().to_owned();
+    match &*field("kind") {
+        "keys" => S3Access::Keys {
+            access_key_id: field("access_key_id"),
+            secret_access_key: Secret::new(field("secret_access_key")),
+        },
+        "role" => S3Access::Role {
+            role_arn: field("role_arn"),
+        },
+        "named_collection" => S3Access::NamedCollection {
+            name: field("name"),
+        },
+        "anonymous" => S3Access::Anonymous,
+        "server" => S3Access::Server,
+        other => panic!("unknown kind of access: {other}"),
     }
 }
 

@@ -24,6 +24,7 @@ use crate::s3::Store;
 use crate::s3::listing::Lister;
 use crate::telemetry::activity::Activity;
 use crate::telemetry::start_logging;
+use crate::usage::Usage;
 
 pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<()> {
     let config = app.config;
@@ -34,7 +35,9 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     let (catalog, warehouse) = (app.catalog()?, app.warehouse()?);
     refuse_what_cannot_work(app, &catalog).await?;
     let activity = Arc::new(Activity::default());
-    let store = Store::new(&aws);
+    let usage = Arc::new(Usage::default());
+    let store = Store::new(&aws).observed(usage.clone());
+    let recording = app.record_usage(usage, warehouse.clone());
     let loader = {
         let breaker = Arc::new(Breaker::new(config.load.probe_interval.get()));
         breaker.succeeded(Scope::Everything);
@@ -71,6 +74,7 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     let show_progress = |tally: &Tally| progress(&bar, tally, &activity, started.elapsed());
     let backfill = Backfill::new(Arc::new(loader), options, stop.clone(), show_progress);
     let (tally, listed) = backfill.run(lister()?).await;
+    recording.end().await;
     bar.finish_and_clear();
     let report = Report {
         left: tally.left(),

@@ -14,7 +14,7 @@ use crate::event_types::Catalog;
 use crate::ledger::{BATCHES_TABLE, FAILURES_TABLE, OBJECTS_TABLE};
 use crate::queue::QueueAttributes;
 use crate::sql;
-use crate::statements::ddl::{LANDING_PREFIX, REPLAYED};
+use crate::statements::ddl::{LANDING_PREFIX, REPLAYED, USAGE_TABLE};
 use crate::statements::insert::Strategy;
 use crate::statements::select::Target;
 
@@ -69,6 +69,8 @@ pub(super) fn grants(config: &Config, catalog: &Catalog, buckets: &[String]) -> 
         on_table("SELECT, INSERT", OBJECTS_TABLE),
         on_table("SELECT, INSERT", BATCHES_TABLE),
         on_table("INSERT", FAILURES_TABLE),
+        // What the worker uses, for `sluice cost`. Nothing else depends on it.
+        on_table("INSERT", USAGE_TABLE),
     ];
     if single_pass {
         // Views without a definer read it with the rights of the inserting user.
@@ -132,6 +134,9 @@ pub(super) fn grants(config: &Config, catalog: &Catalog, buckets: &[String]) -> 
         operate: vec![
             on_table("SELECT", FAILURES_TABLE),
             on_table("SELECT, INSERT", REPLAYED),
+            // For `sluice cost`.
+            on_table("SELECT", USAGE_TABLE),
+            "SELECT ON system.query_log".to_owned(),
         ],
         migrate,
     }

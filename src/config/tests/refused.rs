@@ -331,6 +331,14 @@ fn urls_are_checked() {
         "telemetry: {sample_ratio: 2}",
         &["telemetry.sample_ratio: `2` is not a number from 0 to 1"],
     );
+    check(
+        "telemetry: {otlp_endpoint: 'http://h:4318', metrics_interval: 500ms}",
+        &["telemetry.metrics_interval: `500ms` is out of range"],
+    );
+    check(
+        "telemetry: {metrics_interval: 1m}",
+        &["telemetry.metrics_interval: requires telemetry.otlp_endpoint"],
+    );
 }
 
 #[test]

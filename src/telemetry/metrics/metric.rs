@@ -7,6 +7,7 @@ use ::metrics::{
     Label as Pair, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 
+use super::instruments::{Measured, measure};
 use crate::event_types::Catalog;
 
 #[derive(Clone, Copy, Debug)]
@@ -117,14 +118,18 @@ impl Metric {
 
     pub(super) fn add(&self, count: u64, values: &[&str]) {
         counter!(self.name, self.pairs(values)).increment(count);
+        measure(self, Measured::Added(count), values);
     }
 
     pub(super) fn set(&self, value: f64, values: &[&str]) {
         gauge!(self.name, self.pairs(values)).set(value);
+        measure(self, Measured::Set(value), values);
     }
 
     pub(super) fn record(&self, duration: Duration, values: &[&str]) {
-        histogram!(self.name, self.pairs(values)).record(duration.as_secs_f64());
+        let seconds = duration.as_secs_f64();
+        histogram!(self.name, self.pairs(values)).record(seconds);
+        measure(self, Measured::Recorded(seconds), values);
     }
 
     fn pairs(&self, values: &[&str]) -> Vec<Pair> {

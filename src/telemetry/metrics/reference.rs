@@ -8,7 +8,7 @@ const INTRODUCTION: &str = "\
 
 # Metrics
 
-A worker serves its metrics in the text format of Prometheus, at `/metrics` of `admin.listen`. [Operations](operations.md#what-to-watch) describes which to watch, and what an autoscaler should follow.
+A worker serves its metrics in the text format of Prometheus, at `/metrics` of `admin.listen`. [Operations](operations.md#what-to-watch) describes which to watch, and what an autoscaler should follow. With `telemetry.metrics_interval`, it also sends them to an OpenTelemetry collector, under the same names, with the same labels and buckets; there, a histogram appears with its first value.
 
 Counters and histograms exist from the start, at 0, in every series that is known beforehand. Series of ClickHouse's error codes appear with the first error. A gauge exists once its value is known. The gauges of the queues exist after the first response of SQS, which is queried about every 15 s; they keep their last value while SQS does not respond. All counts are those of this worker since its start. The gauges of the queues are those of the queue, and the same in every worker.
 

@@ -10,7 +10,7 @@ fn names_follow_the_conventions_and_are_used_once() {
     assert_eq!(names.len(), ALL.len());
     for metric in ALL {
         let name = metric.name;
-        let is_plain = |c: char| c.is_ascii_lowercase() || c == '_';
+        let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
         assert!(
             name.starts_with("sluice_") && name.chars().all(is_plain),
             "{name}"

@@ -260,7 +260,10 @@ async fn many_objects_of_rejects_are_told_from_the_others_at_once() {
     let load = objects.load("once", &[("load.fallback", "never")]);
     let failures = load.failures().await;
     assert_eq!(failures.len(), 20, "{failures:#?}");
-    assert_eq!(load.query("SELECT count() FROM $.number_events").await, "20\n");
+    assert_eq!(
+        load.query("SELECT count() FROM $.number_events").await,
+        "20\n"
+    );
     let batches = "SELECT countIf(event = 'released'), countIf(event = 'loaded') \
                    FROM $.ledger_batches";
     assert_eq!(load.query(batches).await, "1\t1\n");
