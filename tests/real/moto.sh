@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 venv="$(realpath -m "${1:-target/stack/moto}")"
-port=5567
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 if [ ! -x "$venv/bin/moto_server" ]; then
     python3 -m venv "$venv"
     "$venv/bin/pip" install --quiet 'moto[s3,sqs,server]==5.2.5'
@@ -26,11 +26,13 @@ export SLUICE_TEST_AWS=1 AWS_ENDPOINT_URL="http://127.0.0.1:$port" AWS_REGION=us
 export AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test
 unset AWS_PROFILE AWS_SESSION_TOKEN SLUICE_TEST_AWS_ENDPOINT
 
-# moto accepts the receipt handle of an earlier delivery; SQS does not.
+# moto accepts the receipt handle of an earlier delivery; SQS does not. A long poll of moto does not
+# return a message of a group that becomes free while it waits.
 skipped=(
     --skip changing_a_message_that_is_gone_or_redelivered_is_reported
     --skip a_delete_with_the_handle_of_an_earlier_delivery_deletes_nothing
     --skip an_entry_that_fails_does_not_prevent_the_others
+    --skip a_group_waits_while_one_of_its_messages_is_in_flight
 )
 status=0
 cargo test --test it -- --test-threads 4 queue_contract::sqs:: "${skipped[@]}" || status=1
