@@ -26,6 +26,7 @@ const CORE: &[&str] = &[
     "event_types",
     "statements",
     "ledger",
+    "verify",
     "daemon",
     "fixtures",
 ];
@@ -42,6 +43,7 @@ const SHELLS: &[&str] = &[
     "telemetry",
     "load",
     "rejects",
+    "verify",
     "daemon",
     "backfill",
     "admin",
