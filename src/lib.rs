@@ -17,5 +17,6 @@ pub mod rejects;
 pub mod s3;
 pub mod telemetry;
 pub mod util;
+pub mod verify;
 
 pub use sluice_core::{Env, batch, formats, glob, notification, object, sql, statements};

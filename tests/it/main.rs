@@ -46,5 +46,6 @@ mod traces;
 mod truncated;
 mod types;
 mod unproven;
+mod verify;
 mod views;
 mod window;

@@ -132,6 +132,9 @@ pub(super) fn grants(config: &Config, catalog: &Catalog, buckets: &[String]) -> 
         operate: vec![
             on_table("SELECT", FAILURES_TABLE),
             on_table("SELECT, INSERT", REPLAYED),
+            // Show which rows were deleted, and whether a table was truncated.
+            "SELECT ON system.mutations".to_owned(),
+            "SELECT ON system.query_log".to_owned(),
         ],
         migrate,
     }
