@@ -18,5 +18,6 @@ pub mod s3;
 pub mod telemetry;
 pub mod usage;
 pub mod util;
+pub mod verify;
 
 pub use sluice_core::{Env, batch, formats, glob, notification, object, sql, statements};

@@ -27,6 +27,7 @@ const CORE: &[&str] = &[
     "event_types",
     "statements",
     "ledger",
+    "verify",
     "daemon",
     "fixtures",
 ];
@@ -44,6 +45,7 @@ const SHELLS: &[&str] = &[
     "usage",
     "load",
     "rejects",
+    "verify",
     "daemon",
     "backfill",
     "admin",

@@ -25,6 +25,7 @@ pub mod secret;
 pub mod sliding_window;
 pub mod sql;
 pub mod statements;
+pub mod verify;
 mod yaml;
 
 pub use env::Env;

@@ -15,6 +15,7 @@ mod output;
 mod preflight;
 mod reconcile;
 mod rejects;
+mod repair;
 mod retry;
 mod run;
 mod selection;
@@ -23,6 +24,7 @@ mod stop;
 mod time_argument;
 mod topology;
 mod types;
+mod verify;
 mod worker;
 
 use std::io::{self, ErrorKind, Write};
@@ -54,8 +56,8 @@ use crate::telemetry::end_logging;
                   SLUICE__QUEUE__URL, or with --set queue.url=…; later ones win. AWS credentials, \
                   region and AWS_ENDPOINT_URL come from the environment, as with other AWS tools.\n\n\
                   Exit codes: 0 done; 1 failed; 2 invalid command line or configuration; \
-                  3 some objects are not loaded (backfill, reconcile); \
-                  130 ended by a second signal."
+                  3 some objects are not loaded, or not repaired (backfill, reconcile, repair); \
+                  4 the tables lack or duplicate rows (verify); 130 ended by a second signal."
 )]
 struct Cli {
     /// Configuration file (YAML); `sluice config schema` describes it
@@ -111,6 +113,18 @@ enum Command {
     /// Shows the reason for each object. Loads nothing; with --enqueue, announces these objects to
     /// the queue again.
     Reconcile(reconcile::Arguments),
+    /// Compare the tables with the ledger, and show which rows are missing or duplicated, and why
+    ///
+    /// Tells rows that are lost or duplicated apart from those that were merged, expired or deleted
+    /// on purpose. Writes nothing. With --output json, prints one finding per line, which `repair
+    /// --from` reads. Exits with 4 if something must be repaired.
+    Verify(verify::Arguments),
+    /// Show what would repair objects and why, and do it with --yes
+    ///
+    /// Verifies the objects first, whatever was found earlier. Runs what `retry`, `dlq redrive`,
+    /// `reconcile --enqueue` or `backfill --force` would do, or deletes rows of released batches.
+    /// Rows that were merged, expired or deleted on purpose are never brought back.
+    Repair(repair::Arguments),
     /// Announce failed objects to the queue again
     ///
     /// Sends S3-style notifications, which are processed like any others. Objects that have been
@@ -152,6 +166,7 @@ fn parse_setting(text: &str) -> Result<(String, String), String> {
 
 const USAGE: u8 = 2;
 const INCOMPLETE: u8 = 3;
+const FINDINGS: u8 = 4;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
@@ -164,6 +179,8 @@ pub fn main() -> ExitCode {
                     USAGE
                 } else if error.is::<Incomplete>() {
                     INCOMPLETE
+                } else if error.is::<Findings>() {
+                    FINDINGS
                 } else {
                     1
                 };
@@ -224,6 +241,8 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Health => runtime.block_on(health::run(&app)),
         Command::Types(command) => runtime.block_on(types::run(&app, &command)),
         Command::Reconcile(arguments) => runtime.block_on(reconcile::run(&app, &arguments)),
+        Command::Verify(arguments) => runtime.block_on(verify::run(&app, &arguments)),
+        Command::Repair(arguments) => runtime.block_on(repair::run(&app, &arguments)),
         Command::Retry(arguments) => runtime.block_on(retry::run(&app, &arguments)),
         Command::Forget(arguments) => runtime.block_on(forget::run(&app, &arguments)),
         Command::Dlq(command) => runtime.block_on(dlq::run(&app, &command)),
@@ -232,6 +251,11 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Config(command) => config::run(&app, &command),
     }
 }
+
+/// The tables do not have the rows that were loaded.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Findings(String);
 
 /// The command did what it could, but some objects are not loaded.
 #[derive(Debug, thiserror::Error)]

@@ -114,7 +114,10 @@ fn filter(arguments: &Arguments) -> Result<FailureFilter, Misuse> {
 /// Leaves out the objects that would fail again in the same way, according to S3.
 async fn worth_retrying(store: &Store, failed: Vec<FailedObject>) -> Vec<FailedObject> {
     stream::iter(failed)
-        .map(async |failed| (!would_fail_again(store, &failed).await).then_some(failed))
+        .map(async |failed| {
+            let fails = would_fail_again(store, &(&failed).into(), &failed.class).await;
+            (!fails).then_some(failed)
+        })
         .buffered(CONCURRENCY)
         .filter_map(future::ready)
         .collect()
@@ -122,19 +125,19 @@ async fn worth_retrying(store: &Store, failed: Vec<FailedObject>) -> Vec<FailedO
 }
 
 /// Returns whether the object is still missing, or still has the content that failed. Returns false
-/// if S3 does not report that, as without access.
-async fn would_fail_again(store: &Store, failed: &FailedObject) -> bool {
+/// if S3 does not report that, as without access. `failed_as` is the class of its last failure.
+pub(super) async fn would_fail_again(store: &Store, failed: &ObjectRef, failed_as: &str) -> bool {
     let depends_on_content = [
         FailureClass::Unloadable,
         FailureClass::Rejected,
         FailureClass::Unnameable,
     ];
-    let is_of = |class: FailureClass| failed.class == class.label();
+    let is_of = |class: FailureClass| failed_as == class.label();
     let is_missing = is_of(FailureClass::Missing);
     if !is_missing && !depends_on_content.into_iter().any(is_of) {
         return false;
     }
-    match store.head(&failed.into()).await {
+    match store.head(failed).await {
         Ok(present) => !is_missing && !failed.etag.is_empty() && present.etag == failed.etag,
         Err(error) => is_missing && error.is_missing(),
     }

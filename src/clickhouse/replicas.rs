@@ -285,10 +285,22 @@ impl Warehouse {
         tables: &[&str],
         sql: &str,
     ) -> Result<Vec<T>, WarehouseError> {
+        let timeout = self.access.query_timeout;
+        self.rows_after_within(barrier, tables, sql, timeout).await
+    }
+
+    /// Returns the same for a query that may take up to `timeout`.
+    pub async fn rows_after_within<T: DeserializeOwned>(
+        &self,
+        barrier: Option<&Barrier>,
+        tables: &[&str],
+        sql: &str,
+        timeout: Duration,
+    ) -> Result<Vec<T>, WarehouseError> {
         match barrier {
-            None => self.rows(sql).await,
+            None => self.rows_within(sql, timeout).await,
             // Its state would be a part of that of every load.
-            Some(barrier) => Box::pin(self.rows_in_sync(barrier, tables, sql)).await,
+            Some(barrier) => Box::pin(self.rows_in_sync(barrier, tables, sql, timeout)).await,
         }
     }
 
@@ -297,6 +309,7 @@ impl Warehouse {
         barrier: &Barrier,
         tables: &[&str],
         sql: &str,
+        timeout: Duration,
     ) -> Result<Vec<T>, WarehouseError> {
         let begun = Instant::now();
         let mut warehouse = self.clone();
@@ -317,7 +330,8 @@ impl Warehouse {
             // they do not keep its rhythm.
             let tries = if in_sync.is_empty() { 0 } else { looks };
             for _ in 0..tries {
-                match warehouse.rows(&only_on(&in_sync, sql)).await {
+                let query = only_on(&in_sync, sql);
+                match warehouse.rows_within(&query, timeout).await {
                     Err(WarehouseError::Server { text, .. }) if text.contains(ELSEWHERE) => {}
                     outcome => return outcome,
                 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::batch::ReadBy;
+use crate::batch::{BatchId, ReadBy};
 use crate::clickhouse::{Warehouse, WarehouseError};
 use crate::ledger::{
     BATCHES_TABLE, DISMISSED, FAILURES_TABLE, IS_REPLAY, OBJECTS_TABLE, quoted_list,
@@ -350,6 +350,27 @@ impl History {
             named(object),
             self.warehouse.table(BATCHES_TABLE),
         )
+    }
+
+    /// Returns the loaded batches that supersede any of these.
+    pub async fn superseding(&self, batches: &[BatchId]) -> Result<Vec<BatchId>, WarehouseError> {
+        #[derive(Deserialize)]
+        struct Row {
+            batch_id: Uuid,
+        }
+        if batches.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sql = format!(
+            "SELECT DISTINCT batch_id FROM {} \
+             WHERE hasAny(supersedes, CAST([{}], 'Array(UUID)')) \
+             AND batch_id IN (SELECT batch_id FROM {} WHERE event = 'loaded') ORDER BY batch_id",
+            self.warehouse.table(OBJECTS_TABLE),
+            quoted_list(batches.iter().map(|batch| batch.0)),
+            self.warehouse.table(BATCHES_TABLE),
+        );
+        let rows: Vec<Row> = self.warehouse.rows(&sql).await?;
+        Ok(rows.into_iter().map(|row| BatchId(row.batch_id)).collect())
     }
 
     /// Counts the rows of an object in loaded batches; rows of other batches may still be rolled

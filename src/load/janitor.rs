@@ -113,6 +113,22 @@ impl<P: Ports> Janitor<P> {
         }
     }
 
+    /// Deletes the rows of these released batches from all tables, whenever they were released. A
+    /// row that is the only copy stays.
+    ///
+    /// # Errors
+    ///
+    /// Fails at the first search or deletion that fails.
+    pub async fn delete_rows_of(&mut self, batches: &[BatchId]) -> Result<(), WarehouseError> {
+        let loader = self.loader.clone();
+        for batch in batches {
+            for target in Target::all(loader.planner().catalog()) {
+                self.delete(target, *batch).await?;
+            }
+        }
+        Ok(())
+    }
+
     async fn delete_strays(&mut self) {
         let loader = self.loader.clone();
         for target in Target::all(loader.planner().catalog()) {

@@ -73,6 +73,18 @@ impl<P: Ports> Loader<P> {
         Ok(in_progress)
     }
 
+    /// Deletes the rows that loaded batches supersede, once more: rows that were put back. Returns
+    /// whether it was not cancelled.
+    pub async fn clean_again(&self, batches: &[BatchId], cancel: &CancellationToken) -> bool {
+        for batch in batches {
+            let span = trace::recover(*batch);
+            if self.clean(*batch, cancel).instrument(span).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
     /// Deletes the rows that a loaded batch supersedes.
     pub(super) async fn clean(
         &self,

@@ -512,6 +512,8 @@ async fn the_printed_rights_suffice_and_each_missing_one_is_named() {
         (&["rejects", "show", &some], 0),
         (&["rejects", "replay"], 0),
         (&["backfill", &some, "--force"], 0),
+        (&["verify"], 0),
+        (&["repair", "--object", &some, "--yes"], 0),
         (&["types", "preview", &some], 0),
         // One object is not loaded.
         (&["reconcile", &bucket], 3),

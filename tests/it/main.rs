@@ -49,5 +49,6 @@ mod truncated;
 mod types;
 mod unproven;
 mod usage;
+mod verify;
 mod views;
 mod window;

@@ -11,8 +11,10 @@ use crate::statements::select::Settings;
 const ALL: &[(&str, &str)] = &[
     ("input_format_allow_errors_num", "0"),
     ("input_format_allow_errors_ratio", "0"),
-    // A block has 65,409 rows otherwise, which can each be a document of megabytes.
+    // A block has thousands of rows otherwise, which can each be a document of megabytes. The first
+    // is for what ClickHouse reads, the second for what the worker sends.
     ("input_format_max_block_size_bytes", "33554432"),
+    ("max_insert_block_size_bytes", "33554432"),
     ("input_format_null_as_default", "1"),
 ];
 

@@ -101,10 +101,14 @@ pub struct PlannerOptions {
 
 /// Returns the query for the rows that a table would get from these lines.
 pub fn preview_of(catalog: &Catalog, target: Target<'_>, lines: &Lines) -> String {
+    let select = per_type_select(catalog, target, lines);
+    format!("{select}\nSETTINGS {}", reading_settings(lines))
+}
+
+/// Returns the settings with which a query reads lines, as they follow SETTINGS.
+fn reading_settings(lines: &Lines) -> String {
     format!(
-        "{}\nSETTINGS session_timezone = 'UTC', use_hive_partitioning = 0, \
-         s3_ignore_file_doesnt_exist = 0{}",
-        per_type_select(catalog, target, lines),
+        "session_timezone = 'UTC', use_hive_partitioning = 0, s3_ignore_file_doesnt_exist = 0{}",
         assignments(&lines.settings)
     )
 }
@@ -161,6 +165,25 @@ impl Planner {
             .into_iter()
             .map(|sql| self.statement(sql, batch, objects, shape, layout))
             .collect()
+    }
+
+    /// Returns the query for the rows that an object would have in a table if this batch loaded it
+    /// again, as ClickHouse reads it, and the settings for that. It is `None` if the object cannot
+    /// have any, or if the layout's format is not declared.
+    pub fn rows_of(
+        &self,
+        target: Target<'_>,
+        batch: BatchId,
+        object: &ObjectRef,
+        layout: &Layout,
+    ) -> Option<(String, String)> {
+        if !target.is_filled_from(&object.key) {
+            return None;
+        }
+        self.plan_id(ReadBy::S3, layout)?;
+        let lines = self.lines(batch, &[object], ReadBy::S3, layout, "0");
+        let select = per_type_select(&self.options.catalog, target, &lines);
+        Some((select, reading_settings(&lines)))
     }
 
     /// Returns the query that previews the replay of rejects in this batch: the number of lines of
@@ -378,10 +401,14 @@ impl Planner {
         statement.sql += &format!(" FORMAT {}\n", clickhouse_format(kind));
         // The server fills the rest of this room with data before it parses the statement.
         let room = statement.sql.len() + 1024;
-        STREAM_SETTINGS.iter().fold(
-            statement.with("max_query_size", room.to_string()),
-            |statement, (name, value)| statement.with(name, *value),
-        )
+        statement = statement.with("max_query_size", room.to_string());
+        for (name, value) in STREAM_SETTINGS {
+            // The format can have a value of its own.
+            if statement.settings.iter().all(|(set, _)| set != name) {
+                statement = statement.with(name, *value);
+            }
+        }
+        statement
     }
 
     /// Returns the settings with which a statement reads its records, in addition to those of every

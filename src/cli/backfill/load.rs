@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use aws_config::SdkConfig;
 use bytesize::ByteSize;
 use indicatif::{HumanDuration, ProgressBar, ProgressFinish, ProgressStyle};
 use serde::Serialize;
@@ -16,9 +17,11 @@ use crate::cli::app::{App, region};
 use crate::cli::output::{shown, table};
 use crate::cli::stop::stop_on_signals;
 use crate::cli::{Incomplete, note};
+use crate::clickhouse::Warehouse;
 use crate::clickhouse::error_class::with_advice;
 use crate::config::LogConfig;
 use crate::event_types::Catalog;
+use crate::load::Loader;
 use crate::load::breaker::{Breaker, Scope};
 use crate::s3::Store;
 use crate::s3::listing::Lister;
@@ -33,23 +36,19 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     let stop = stop_on_signals()?;
     let aws = app.aws().await;
     let (catalog, warehouse) = (app.catalog()?, app.warehouse()?);
-    refuse_what_cannot_work(app, &catalog).await?;
     let activity = Arc::new(Activity::default());
     let usage = Arc::new(Usage::default());
     let store = Store::new(&aws).observed(usage.clone());
+    let loader = loader(
+        app,
+        &aws,
+        &catalog,
+        &warehouse,
+        store.clone(),
+        activity.clone(),
+    )
+    .await?;
     let recording = app.record_usage(usage, warehouse.clone());
-    let loader = {
-        let breaker = Arc::new(Breaker::new(config.load.probe_interval.get()));
-        breaker.succeeded(Scope::Everything);
-        let planner = app.planner(catalog.clone(), region(&aws))?;
-        app.loader(
-            planner,
-            warehouse.clone(),
-            store.clone(),
-            breaker,
-            activity.clone(),
-        )
-    };
     let lister = || arguments.selection.lister(app, store.clone());
     if !bar.is_hidden() {
         tokio::spawn(count(lister()?, bar.clone()));
@@ -86,6 +85,22 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
     arguments.output.show(&report)?;
     listed.context("failed to list the bucket; run it again to load the rest")?;
     report.result(arguments.limit.is_some())
+}
+
+/// Returns the loader of a command. Fails if loading must not start.
+pub(in crate::cli) async fn loader(
+    app: &App<'_>,
+    aws: &SdkConfig,
+    catalog: &Catalog,
+    warehouse: &Warehouse,
+    store: Store,
+    activity: Arc<Activity>,
+) -> anyhow::Result<Loader> {
+    refuse_what_cannot_work(app, catalog).await?;
+    let breaker = Arc::new(Breaker::new(app.config.load.probe_interval.get()));
+    breaker.succeeded(Scope::Everything);
+    let planner = app.planner(catalog.clone(), region(aws))?;
+    Ok(app.loader(planner, warehouse.clone(), store, breaker, activity))
 }
 
 /// Fails if loading must not start. A person is waiting, so a problem at the start is reported at

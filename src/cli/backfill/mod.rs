@@ -2,7 +2,7 @@
 
 pub(super) mod announce;
 mod dry_run;
-mod load;
+pub(super) mod load;
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::SystemTime;
@@ -78,7 +78,7 @@ pub(super) async fn run(app: &App<'_>, arguments: &Arguments) -> anyhow::Result<
 }
 
 /// Prints a note about rows that a replacement does not delete, if there are any.
-async fn note_views(warehouse: &Warehouse, catalog: &Catalog) -> anyhow::Result<()> {
+pub(super) async fn note_views(warehouse: &Warehouse, catalog: &Catalog) -> anyhow::Result<()> {
     let filled = filled_by_views(warehouse, catalog).await;
     if let Some(filled) = filled.map_err(|error| anyhow::anyhow!(with_advice(&error)))? {
         note(&format!(

@@ -136,6 +136,8 @@ pub(super) fn grants(config: &Config, catalog: &Catalog, buckets: &[String]) -> 
             on_table("SELECT, INSERT", REPLAYED),
             // For `sluice cost`.
             on_table("SELECT", USAGE_TABLE),
+            // Show which rows were deleted, and whether a table was truncated.
+            "SELECT ON system.mutations".to_owned(),
             "SELECT ON system.query_log".to_owned(),
         ],
         migrate,

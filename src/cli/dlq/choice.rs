@@ -31,6 +31,14 @@ pub(super) struct Selector {
 }
 
 impl Selector {
+    /// Selects the messages with these ids; all messages, if there are none.
+    pub(super) fn of_messages(message_ids: Vec<String>) -> Self {
+        Self {
+            message_ids,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn is_everything(&self) -> bool {
         *self == Self::default()
     }

@@ -9,6 +9,8 @@ mod redrive;
 mod scan;
 mod show;
 
+use std::collections::HashMap;
+
 use anyhow::Context;
 use clap::Subcommand;
 
@@ -57,6 +59,37 @@ pub(super) async fn run(app: &App<'_>, command: &Command) -> anyhow::Result<()> 
         Command::Redrive(arguments) => redrive::run(&session, arguments).await,
         Command::Purge(arguments) => purge::run(&session, arguments).await,
     }
+}
+
+/// The messages that announce an object, by bucket and key.
+pub(super) type Announcing = HashMap<(String, String), Vec<String>>;
+
+/// Returns the ids of the dead letters that announce objects, of which some are not loaded. Like
+/// `list`, it receives all messages of the dead-letter queue, and returns them.
+pub(super) async fn announcing(app: &App<'_>) -> anyhow::Result<Announcing> {
+    let session = DlqSession::open(app).await?;
+    let mut announcing = Announcing::new();
+    session
+        .scan(async |scan| {
+            while let Some((dead_letters, _)) = session.page(scan, &Selector::default()).await? {
+                for dead_letter in dead_letters.iter().filter(|it| !it.is_loaded()) {
+                    for object in &dead_letter.objects {
+                        let name = (object.bucket.clone(), object.key.clone());
+                        let ids = announcing.entry(name).or_default();
+                        ids.push(dead_letter.message_id.clone());
+                    }
+                }
+            }
+            Ok(())
+        })
+        .await?;
+    Ok(announcing)
+}
+
+/// Sends the dead letters with these ids to the queue, as `redrive` does. Returns how many.
+pub(super) async fn redrive(app: &App<'_>, ids: Vec<String>) -> anyhow::Result<u64> {
+    let session = DlqSession::open(app).await?;
+    redrive::selected(&session, Selector::of_messages(ids)).await
 }
 
 /// The state that all of these commands share.

@@ -56,7 +56,7 @@ pub(super) async fn run(session: &DlqSession, arguments: &Arguments) -> anyhow::
         ..Report::default()
     };
     let result = if arguments.dry_run {
-        each(session, arguments, &mut report).await
+        each(session, &arguments.options(), &mut report).await
     } else {
         let count = session.approximately;
         note(&format!(
@@ -69,17 +69,46 @@ pub(super) async fn run(session: &DlqSession, arguments: &Arguments) -> anyhow::
         };
         match by_sqs {
             Some(task) => task.follow(&mut report).await,
-            None => each(session, arguments, &mut report).await,
+            None => each(session, &arguments.options(), &mut report).await,
         }
     };
     arguments.output.show(&report)?;
     result
 }
 
+/// Which messages are sent, and how.
+struct Options<'a> {
+    choice: &'a Selector,
+    dry_run: bool,
+    max_rate: Option<NonZeroU32>,
+}
+
+impl Arguments {
+    fn options(&self) -> Options<'_> {
+        Options {
+            choice: &self.choice,
+            dry_run: self.dry_run,
+            max_rate: self.max_rate,
+        }
+    }
+}
+
+/// Sends the selected messages, and returns how many were sent.
+pub(super) async fn selected(session: &DlqSession, choice: Selector) -> anyhow::Result<u64> {
+    let mut report = Report::default();
+    let options = Options {
+        choice: &choice,
+        dry_run: false,
+        max_rate: None,
+    };
+    each(session, &options, &mut report).await?;
+    Ok(report.sent)
+}
+
 /// Receives the messages, sends each whose objects are not all loaded, and deletes each.
 async fn each(
     session: &DlqSession,
-    arguments: &Arguments,
+    options: &Options<'_>,
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let bar = progress(session.approximately);
@@ -87,13 +116,13 @@ async fn each(
         .scan(async |scan| {
             let mut redrive = Redrive {
                 session,
-                arguments,
+                options,
                 scan,
                 report,
                 bar,
             };
             while let Some((dead_letters, left)) =
-                session.page(redrive.scan, &arguments.choice).await?
+                session.page(redrive.scan, options.choice).await?
             {
                 redrive.report.left += left;
                 redrive.bar.inc(left);
@@ -107,7 +136,7 @@ async fn each(
 
 struct Redrive<'a> {
     session: &'a DlqSession,
-    arguments: &'a Arguments,
+    options: &'a Options<'a>,
     scan: &'a mut DlqScan,
     report: &'a mut Report,
     bar: ProgressBar,
@@ -117,7 +146,7 @@ impl Redrive<'_> {
     async fn settle(&mut self, dead_letters: Vec<DeadLetter>) -> anyhow::Result<()> {
         let (done, due): (Vec<_>, Vec<_>) =
             dead_letters.into_iter().partition(DeadLetter::is_loaded);
-        if self.arguments.dry_run {
+        if self.options.dry_run {
             self.report.done += done.len() as u64;
             self.report.sent += due.len() as u64;
             return Ok(());
@@ -130,7 +159,7 @@ impl Redrive<'_> {
                 break;
             }
             self.send(dead_letters).await?;
-            if let Some(rate) = self.arguments.max_rate {
+            if let Some(rate) = self.options.max_rate {
                 let pause = Duration::from_secs(dead_letters.len() as u64) / rate.get();
                 self.scan.pause(pause).await;
             }
@@ -167,7 +196,7 @@ impl Redrive<'_> {
 
     /// Returns how many messages to send at once, so that the rate is kept in each second.
     fn burst(&self) -> usize {
-        let rate = self.arguments.max_rate.map(NonZeroU32::get);
+        let rate = self.options.max_rate.map(NonZeroU32::get);
         rate.map_or(MAX_BATCH, |rate| MAX_BATCH.min(rate as usize))
     }
 }
