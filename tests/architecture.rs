@@ -24,6 +24,7 @@ const CORE: &[&str] = &[
     "batch",
     "notification",
     "event_types",
+    "infer",
     "statements",
     "ledger",
     "daemon",

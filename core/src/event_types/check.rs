@@ -29,8 +29,8 @@ pub const RESERVED_TABLES: [&str; 7] = [
 /// Prefixes of Sluice's own tables and views, including those of later versions.
 const RESERVED_PREFIXES: [&str; 2] = ["landing_", "ledger_"];
 
-/// A field in the JSON of `sluice types preview`, in addition to those of the event types.
-const EMPTY_COLUMNS: &str = "empty_columns";
+/// The fields in the JSON of `sluice types preview`, in addition to those of the event types.
+pub(crate) const PREVIEW_FIELDS: [&str; 3] = ["empty_columns", "column_values", "left_out"];
 
 /// The columns that record the origin of a row. Every table has them without a declaration.
 pub(crate) const LINEAGE: [&str; 4] = ["source_path", "source_etag", "batch_id", "ingested_at"];
@@ -265,7 +265,7 @@ fn check_type(
     let own = chain.first().map(|(_, declaration)| *declaration)?;
     let mut report = Report { file, problems };
 
-    if name.is_empty() || name == EMPTY_COLUMNS || RESERVED_KINDS.contains(&name) {
+    if name.is_empty() || PREVIEW_FIELDS.contains(&name) || RESERVED_KINDS.contains(&name) {
         report.add(
             "",
             format!("an event type cannot be called {name:?}; rename the file"),

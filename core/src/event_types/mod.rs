@@ -17,6 +17,7 @@ use std::fmt;
 
 use include_dir::{Dir, include_dir};
 
+pub(crate) use check::PREVIEW_FIELDS;
 pub use check::RESERVED_TABLES;
 pub(crate) use check::{LINEAGE, Report, check_route};
 pub use column_type::ColumnType;

@@ -47,17 +47,30 @@ mod tests {
     #[test]
     fn the_schema_refuses_unknown_keys_and_describes_known_ones() {
         let schema = json_schema();
-        for part in [&schema, &schema["$defs"]["Column"], &schema["$defs"]["Rule"]] {
+        for part in [
+            &schema,
+            &schema["$defs"]["Column"],
+            &schema["$defs"]["Rule"],
+        ] {
             assert_eq!(part["additionalProperties"], false, "{part:#}");
             let properties = part["properties"].as_object().unwrap();
             for (name, property) in properties {
                 assert!(property["description"].is_string(), "{name}: {property:#}");
             }
         }
-        assert_eq!(schema["$defs"]["Column"]["required"], json!(["name", "type"]));
+        assert_eq!(
+            schema["$defs"]["Column"]["required"],
+            json!(["name", "type"])
+        );
         let formats = crate::formats::json_schema();
         let format = &formats["$defs"]["Format"]["properties"];
-        assert_eq!(format["csv"]["properties"]["nulls"]["items"]["type"], "string");
-        assert!(format["json"]["properties"]["records"].is_object(), "{format:#}");
+        assert_eq!(
+            format["csv"]["properties"]["nulls"]["items"]["type"],
+            "string"
+        );
+        assert!(
+            format["json"]["properties"]["records"].is_object(),
+            "{format:#}"
+        );
     }
 }

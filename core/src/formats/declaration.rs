@@ -17,7 +17,10 @@ pub(super) struct File {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(rename = "Format", description = "A format, with exactly one kind of content.")]
+#[schemars(
+    rename = "Format",
+    description = "A format, with exactly one kind of content."
+)]
 pub(super) struct DeclaredFormat {
     /// The name, for messages and the ledger; unique.
     pub name: String,

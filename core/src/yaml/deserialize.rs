@@ -109,7 +109,10 @@ impl serde::de::Error for Error {
     }
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
-        Self::new(format!("{variant:?} is unknown; {}", advice(variant, expected)))
+        Self::new(format!(
+            "{variant:?} is unknown; {}",
+            advice(variant, expected)
+        ))
     }
 
     fn unknown_field(key: &str, expected: &'static [&'static str]) -> Self {
@@ -134,7 +137,10 @@ fn advice(found: &str, expected: &[&str]) -> String {
 }
 
 /// Returns the value of a document, without the nodes that are left out.
-pub(super) fn value<T: DeserializeOwned>(document: &Document, skipped: &Skipped) -> Result<T, Error> {
+pub(super) fn value<T: DeserializeOwned>(
+    document: &Document,
+    skipped: &Skipped,
+) -> Result<T, Error> {
     let root = Cursor {
         node: &document.root,
         path: Path::new(),
@@ -189,7 +195,11 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    fn visit_items<'de, V: Visitor<'de>>(self, items: &'a [Node], visitor: V) -> Result<V::Value, Error> {
+    fn visit_items<'de, V: Visitor<'de>>(
+        self,
+        items: &'a [Node],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
         visitor.visit_seq(Items {
             of: self,
             items: items.iter().enumerate(),
@@ -317,9 +327,9 @@ impl<'de> Deserializer<'de> for Cursor<'_> {
         visitor: V,
     ) -> Result<V::Value, Error> {
         match &self.node.content {
-            Content::Scalar(scalar) if scalar.value != Yaml::Null => {
-                visitor.visit_enum(IntoDeserializer::<Error>::into_deserializer(scalar.text.as_str()))
-            }
+            Content::Scalar(scalar) if scalar.value != Yaml::Null => visitor.visit_enum(
+                IntoDeserializer::<Error>::into_deserializer(scalar.text.as_str()),
+            ),
             Content::Mapping(entries) if entries.len() == 1 => visitor.visit_enum(Variant {
                 of: &self,
                 entry: &entries[0],
@@ -353,7 +363,9 @@ impl<'de> SeqAccess<'de> for Items<'_> {
             }
             let path = item.path.clone();
             let value = seed.deserialize(item);
-            return value.map(Some).map_err(|error| error.at(&path, node.position));
+            return value
+                .map(Some)
+                .map_err(|error| error.at(&path, node.position));
         }
         Ok(None)
     }
@@ -378,7 +390,10 @@ impl Entries<'_> {
 impl<'de> MapAccess<'de> for Entries<'_> {
     type Error = Error;
 
-    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Error> {
+    fn next_key_seed<S: DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> Result<Option<S::Value>, Error> {
         while let Some(entry) = self.entries.next() {
             let path = self.path(entry);
             if self.of.skipped.has(&path) {
@@ -387,7 +402,9 @@ impl<'de> MapAccess<'de> for Entries<'_> {
             self.value = Some(entry);
             let key: StrDeserializer<'_, Error> = entry.key.as_str().into_deserializer();
             let key = seed.deserialize(key);
-            return key.map(Some).map_err(|error| error.at(&path, entry.position));
+            return key
+                .map(Some)
+                .map_err(|error| error.at(&path, entry.position));
         }
         Ok(None)
     }
@@ -412,7 +429,10 @@ impl<'a, 'de> EnumAccess<'de> for Variant<'_, 'a> {
     type Error = Error;
     type Variant = Cursor<'a>;
 
-    fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Cursor<'a>), Error> {
+    fn variant_seed<S: DeserializeSeed<'de>>(
+        self,
+        seed: S,
+    ) -> Result<(S::Value, Cursor<'a>), Error> {
         let Entry { key, value, .. } = self.entry;
         let name: StrDeserializer<'_, Error> = key.as_str().into_deserializer();
         let name = seed.deserialize(name)?;

@@ -205,8 +205,8 @@ mod tests {
 
     #[test]
     fn anchors_are_resolved() {
-        let file: File = parse("columns:\n- &a {name: x, path: &p [k]}\n- {name: y, path: *p}\n")
-            .unwrap();
+        let file: File =
+            parse("columns:\n- &a {name: x, path: &p [k]}\n- {name: y, path: *p}\n").unwrap();
         assert_eq!(file.columns[1].path, file.columns[0].path);
     }
 
@@ -252,7 +252,10 @@ mod tests {
             assert!(errors[0].position.is_some(), "{text}");
             assert!(errors[0].message.starts_with("is not YAML: "), "{text}");
         }
-        assert_eq!(errors("- a"), ["line 1, column 1: must have keys, such as `table`"]);
+        assert_eq!(
+            errors("- a"),
+            ["line 1, column 1: must have keys, such as `table`"]
+        );
         assert_eq!(
             errors("table: a\n---\ntable: b\n"),
             ["line 2, column 1: has several documents; use a file for each"]
@@ -261,7 +264,8 @@ mod tests {
 
     #[test]
     fn a_place_is_found_by_its_path() {
-        let document = Document::parse("table: t\nrule:\n  all:\n  - {path: [a], in: []}\n").unwrap();
+        let document =
+            Document::parse("table: t\nrule:\n  all:\n  - {path: [a], in: []}\n").unwrap();
         let position = |at: &str| document.position(at).map(|it| (it.line, it.column));
         assert_eq!(position("table"), Some((1, 1)));
         assert_eq!(position("rule.all[0].in"), Some((4, 16)));

@@ -299,7 +299,9 @@ columns:
         places(text),
         [place("columns[1].type", 8, 5), place("rule.any", 3, 3)]
     );
-    let sound = text.replace("Strng", "String").replace("[]", "[{path: [id], present: true}]");
+    let sound = text
+        .replace("Strng", "String")
+        .replace("[]", "[{path: [id], present: true}]");
     assert_eq!(places(&sound), [place("column verb", 10, 5)]);
     let without_table = SOUND.replace("table: clicks", "");
     assert_eq!(places(&without_table), [("table".to_owned(), None)]);
