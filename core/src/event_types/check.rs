@@ -51,7 +51,7 @@ impl Report<'_> {
         });
     }
 
-    /// Adds the parts of the file that have not the shape of a declaration.
+    /// Adds the parts of the file that do not have the shape of a declaration.
     pub(crate) fn add_misshapen(&mut self, found: Vec<Misshapen>) {
         let found = found.into_iter().map(|misshapen| Problem {
             file: self.file.to_owned(),

@@ -1,7 +1,7 @@
 //! Declarations for a sample of records: event types, and formats.
 //!
 //! [`content`] finds the records, [`kinds`] tells kinds of them apart, [`profile`] collects what
-//! values there are at each path, [`types`] and [`keys`] decide, and [`print`] writes the
+//! values there are at each path, [`types`] and [`keys`] decide, and [`mod@print`] writes the
 //! declarations with the evidence as comments.
 //!
 //! What is printed passes the checks of [`Catalog::from_files`], and loads the sample without a

@@ -35,7 +35,7 @@ pub(super) fn kind_of(text: &str) -> TextKind {
         TextKind::Uuid
     } else if let Some(time) = time_of(text) {
         TextKind::Time(time)
-    } else if text.len() == 10 && days_of(text).is_some() {
+    } else if text.len() == 10 && days_of(text).is_some_and(|days| days <= LAST_DATE) {
         TextKind::Date
     } else if let Some(integer) = integer_of(text) {
         TextKind::Integer(integer)
@@ -79,6 +79,9 @@ const DAY: i64 = 86_400;
 
 /// 2300-01-01 in days since 1970: the first day that a DateTime64 cannot represent in full.
 const END_OF_TIME: i64 = 120_530;
+
+/// 2149-06-06 in days since 1970: the last day of the type Date.
+const LAST_DATE: i64 = 65_535;
 
 /// Returns the days since 1970 of a date such as `2026-11-30`, with which the text begins.
 fn days_of(text: &str) -> Option<i64> {
@@ -202,6 +205,8 @@ mod tests {
             ("2026-07-14T12:00.5Z", TextKind::Other),
             ("2026-07-14T12:00:00é", TextKind::Other),
             ("2026-07-14", TextKind::Date),
+            ("2149-06-06", TextKind::Date),
+            ("2149-06-07", TextKind::Other),
             ("2026-07-32", TextKind::Other),
             ("12", TextKind::Integer(12)),
             (

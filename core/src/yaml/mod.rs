@@ -1,9 +1,8 @@
 //! Parsing of declarations in YAML, with the place of each error in the text.
 //!
-//! A parser of YAML that reports all errors at once, with their lines, is not to be had: those that
-//! deserialize stop at the first, and the crate `config` has no positions. So [`tree`] keeps the
-//! position of each node, which the events of `yaml-rust2` have, and [`deserialize`] leaves out the
-//! nodes that do not fit until the rest does.
+//! Crates that deserialize YAML stop at the first error, and the crate `config` has no positions.
+//! Therefore, [`tree`] keeps the position of each node, which the events of `yaml-rust2` have, and
+//! [`deserialize`] leaves out the nodes that do not fit until the rest does.
 
 mod deserialize;
 mod tree;
@@ -26,7 +25,7 @@ pub struct Position {
     pub column: usize,
 }
 
-/// A part of a document that has not the expected shape.
+/// A part of a document that does not have the expected shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Misshapen {
     /// The place in the document, such as `columns[3].type`; empty for the document as a whole.
@@ -82,7 +81,7 @@ const MAX_ERRORS: usize = 100;
 ///
 /// # Errors
 ///
-/// Returns every part of it that has not the shape of a `T`, in the order of the text.
+/// Returns every part of it that does not have the shape of a `T`, in the order of the text.
 pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Vec<Misshapen>> {
     read(&Document::parse(text).map_err(|error| vec![error])?)
 }
@@ -91,7 +90,7 @@ pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Vec<Misshapen>
 ///
 /// # Errors
 ///
-/// Returns every part of it that has not the shape of a `T`, in the order of the text.
+/// Returns every part of it that does not have the shape of a `T`, in the order of the text.
 pub(crate) fn read<T: DeserializeOwned>(document: &Document) -> Result<T, Vec<Misshapen>> {
     let mut found = document.duplicates().to_vec();
     let mut skipped = Skipped::default();

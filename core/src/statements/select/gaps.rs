@@ -84,7 +84,7 @@ fn of_texts(lines: &Lines) -> Lines {
     let problems = lines
         .problems
         .iter()
-        .map(|(condition, _)| format!("({condition})"));
+        .map(|(condition, _)| format!("ifNull({condition}, 0)"));
     let no_problem = format!(
         "NOT ({})",
         problems
