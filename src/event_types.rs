@@ -13,6 +13,7 @@ pub fn from_dir(directory: &FilePath) -> Result<Catalog, Vec<Problem>> {
     let problem = |file: &FilePath, error: std::io::Error| Problem {
         file: file.display().to_string(),
         at: String::new(),
+        position: None,
         message: format!("cannot be read: {error}"),
     };
     let entries = std::fs::read_dir(directory).map_err(|error| vec![problem(directory, error)])?;

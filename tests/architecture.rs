@@ -25,6 +25,7 @@ const CORE: &[&str] = &[
     "batch",
     "notification",
     "event_types",
+    "infer",
     "statements",
     "ledger",
     "verify",

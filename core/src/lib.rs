@@ -15,6 +15,7 @@ pub mod event_types;
 pub mod fixtures;
 pub mod formats;
 pub mod glob;
+pub mod infer;
 mod label;
 pub mod ledger;
 pub mod notification;

@@ -105,7 +105,7 @@ enum Command {
     /// Requests /healthz at `admin.listen`, for health checks in containers that have no HTTP
     /// client.
     Health,
-    /// List the declared event types, or preview the rows that lines would become
+    /// Declare event types: infer them from a sample, check, list and preview them
     #[command(subcommand)]
     Types(types::Command),
     /// Compare a bucket with the ledger, and show which objects are not loaded
@@ -228,6 +228,9 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     };
     if let Command::Config(config::Command::Schema) = cli.command {
         return config::schema();
+    }
+    if let Command::Types(types::Command::Schema { formats }) = cli.command {
+        return types::schema(formats);
     }
     let config = Config::load(sources)?;
     let app = App::from_config(&config);

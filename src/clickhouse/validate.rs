@@ -67,6 +67,7 @@ impl Probe<'_> {
             problems.push(Problem {
                 file: event_type.file.clone(),
                 at: "columns".to_owned(),
+                position: None,
                 message: format!(
                     "event type {}: ClickHouse refuses these columns together: {error}",
                     event_type.name
@@ -100,6 +101,7 @@ impl Probe<'_> {
         Ok(reason.map(|reason| Problem {
             file: event_type.partition_by_file.clone(),
             at: "partition_by".to_owned(),
+            position: None,
             message: format!("event type {}: {reason}", event_type.name),
         }))
     }
@@ -119,6 +121,7 @@ impl Probe<'_> {
             Err(error) if error.code().is_some() => Ok(Some(Problem {
                 file: "formats.yaml".to_owned(),
                 at: "regex.pattern".to_owned(),
+                position: None,
                 message: format!(
                     "format {}: ClickHouse refuses this regular expression: {error}",
                     format.name
@@ -172,6 +175,7 @@ fn refused_column(event_type: &EventType, column: &Column, error: &WarehouseErro
     Problem {
         file: column.place.file.clone(),
         at: format!("{}.{field}", column.place.at),
+        position: None,
         message: format!(
             "event type {}, column {}: ClickHouse refuses this {field}: {error}",
             event_type.name, column.name

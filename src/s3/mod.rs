@@ -371,6 +371,19 @@ impl Store {
         Ok(end.to_vec())
     }
 
+    /// Returns at most this many bytes at the beginning of the object, as it is stored.
+    pub async fn start(&self, object: &ObjectRef, bytes: u64) -> Result<Vec<u8>, StoreError> {
+        let range = format!("bytes=0-{}", bytes.saturating_sub(1));
+        let start = match self.get(object, Some(&range)).await {
+            // No range is within an empty object.
+            Err(StoreError::Refused { status: 416, .. }) => return Ok(Vec::new()),
+            start => start?,
+        };
+        let start = start.body.collect().await;
+        let start = start.map_err(|error| broken(object, &io::Error::new(BROKEN_OFF, error)))?;
+        Ok(start.to_vec())
+    }
+
     /// Opens the object for reading; the content is decompressed.
     pub async fn open(&self, object: &ObjectRef, plain: Plain) -> Result<Content, StoreError> {
         let answer = self.get(object, None).await?;
@@ -381,25 +394,75 @@ impl Store {
         let mut stored = reader(answer.body);
         let start = stored.fill_buf().await;
         let start = start.map_err(|error| broken(object, &error))?;
-        Ok(match plain.compression(&object.key, start) {
-            Compression::None => Box::pin(stored),
-            Compression::Gzip => {
-                let mut decoder = GzipDecoder::new(stored);
-                decoder.multiple_members(true);
-                Box::pin(decoder)
-            }
-            Compression::Zstd => {
-                let mut decoder = ZstdDecoder::new(stored);
-                decoder.multiple_members(true);
-                Box::pin(decoder)
-            }
-            _ => {
-                let text = "only uncompressed, gzip and zstd objects can be streamed".to_owned();
-                let path = object.path();
-                return Err(StoreError::Content { text, path });
-            }
+        let compression = plain.compression(&object.key, start);
+        decoder(stored, compression).ok_or_else(|| StoreError::Content {
+            text: "only uncompressed, gzip and zstd objects can be streamed".to_owned(),
+            path: object.path(),
         })
     }
+}
+
+/// Returns the decompressed content; `None` if there is no decoder for it.
+fn decoder<'a>(
+    stored: impl AsyncBufRead + Send + 'a,
+    compression: Compression,
+) -> Option<Pin<Box<dyn AsyncRead + Send + 'a>>> {
+    match compression {
+        Compression::None => Some(Box::pin(stored)),
+        Compression::Gzip => {
+            let mut decoder = GzipDecoder::new(stored);
+            decoder.multiple_members(true);
+            Some(Box::pin(decoder))
+        }
+        Compression::Zstd => {
+            let mut decoder = ZstdDecoder::new(stored);
+            decoder.multiple_members(true);
+            Some(Box::pin(decoder))
+        }
+        _ => None,
+    }
+}
+
+/// The decompressed beginning of content.
+#[derive(Debug)]
+pub struct Beginning {
+    pub content: Vec<u8>,
+    /// Whether there is more.
+    pub is_cut: bool,
+}
+
+/// Decompresses the beginning of content, as it is stored under this key, up to this number of
+/// bytes. `is_cut` says that more is stored.
+///
+/// # Errors
+///
+/// Fails if the content is not what its compression requires, or if there is no decoder for it.
+pub async fn beginning(
+    stored: &[u8],
+    key: &str,
+    max_bytes: u64,
+    is_cut: bool,
+) -> io::Result<Beginning> {
+    let compression = Plain::Anything.compression(key, stored);
+    let decoder = decoder(stored, compression).ok_or_else(|| {
+        let extension = compression.extension();
+        io::Error::other(format!(
+            "content that is compressed as {extension} cannot be read here"
+        ))
+    })?;
+    let mut content = Vec::new();
+    let mut limited = decoder.take(max_bytes.saturating_add(1));
+    match limited.read_to_end(&mut content).await {
+        // What is cut ends within a frame.
+        Err(error) if !is_cut || content.is_empty() => return Err(error),
+        _ => {}
+    }
+    let is_longer = content.len() as u64 > max_bytes;
+    content.truncate(usize::try_from(max_bytes).unwrap_or(usize::MAX));
+    Ok(Beginning {
+        content,
+        is_cut: is_cut || is_longer,
+    })
 }
 
 /// Marks an interrupted response of S3, to distinguish it from a decoder's error about the content.

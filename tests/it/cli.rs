@@ -220,7 +220,10 @@ fn a_sorting_key_that_identifies_no_row_is_refused() {
     let setting = format!("event_types.dir={}", directory.path().display());
     for command in [&["check"][..], &["migrate", "--print"], &["types", "list"]] {
         let error = usage_error(&[&["--set", &setting], command].concat());
-        assert_contains(&error, &["click.yaml: order_by: ", "otherwise: line_hash"]);
+        assert_contains(
+            &error,
+            &["click.yaml:3:1: order_by: ", "otherwise: line_hash"],
+        );
     }
 }
 

@@ -142,7 +142,7 @@ impl Sluice {
         self.child = Some(command.spawn().expect("sluice starts"));
     }
 
-    fn prepare(&self) -> Command {
+    pub(crate) fn prepare(&self) -> Command {
         let mut command = sluice();
         command
             .envs(self.environment.iter().cloned())

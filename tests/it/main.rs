@@ -20,6 +20,7 @@ mod evolve;
 mod formats;
 mod harness;
 mod hidden;
+mod infer;
 mod injection;
 mod janitor;
 mod json;

@@ -35,9 +35,12 @@ impl Prices {
     ///
     /// # Errors
     ///
-    /// Names the place in the text and the problem there.
+    /// Names every place in the text that is wrong, and the problem there.
     pub fn from_yaml(text: &str) -> Result<Self, String> {
-        let prices: Self = yaml::parse(text)?;
+        let prices: Self = yaml::parse(text).map_err(|problems| {
+            let problems = problems.iter().map(ToString::to_string);
+            problems.collect::<Vec<_>>().join("; ")
+        })?;
         for (name, price) in prices.prices.named() {
             if !(price.price.is_finite() && price.price >= 0.0) {
                 return Err(format!("prices.{name}.price: must be at least 0"));

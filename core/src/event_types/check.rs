@@ -11,6 +11,7 @@ use super::declaration::{self, Declaration, DeclaredColumn};
 use super::paths::{self, PathTree};
 use super::{Catalog, Column, EventType, Problem, RESERVED_KINDS, Route, Rule};
 use crate::formats::{self, Formats};
+use crate::yaml::{Document, Misshapen};
 use columns::check_column;
 use rules::check_rule;
 
@@ -28,8 +29,8 @@ pub const RESERVED_TABLES: [&str; 7] = [
 /// Prefixes of Sluice's own tables and views, including those of later versions.
 const RESERVED_PREFIXES: [&str; 2] = ["landing_", "ledger_"];
 
-/// A field in the JSON of `sluice types preview`, in addition to those of the event types.
-const EMPTY_COLUMNS: &str = "empty_columns";
+/// The fields in the JSON of `sluice types preview`, in addition to those of the event types.
+pub(crate) const PREVIEW_FIELDS: [&str; 3] = ["empty_columns", "column_values", "left_out"];
 
 /// The columns that record the origin of a row. Every table has them without a declaration.
 pub(crate) const LINEAGE: [&str; 4] = ["source_path", "source_etag", "batch_id", "ingested_at"];
@@ -45,8 +46,20 @@ impl Report<'_> {
         self.problems.push(Problem {
             file: self.file.to_owned(),
             at: at.into(),
+            position: None,
             message: message.into(),
         });
+    }
+
+    /// Adds the parts of the file that do not have the shape of a declaration.
+    pub(crate) fn add_misshapen(&mut self, found: Vec<Misshapen>) {
+        let found = found.into_iter().map(|misshapen| Problem {
+            file: self.file.to_owned(),
+            at: misshapen.at,
+            position: misshapen.position,
+            message: misshapen.message,
+        });
+        self.problems.extend(found);
     }
 }
 
@@ -58,9 +71,35 @@ struct Placed {
 }
 
 pub(super) fn catalog(files: Vec<(String, String)>) -> Result<Catalog, Vec<Problem>> {
+    checked(&files).map_err(|mut problems| {
+        locate(&files, &mut problems);
+        problems
+    })
+}
+
+/// Adds the positions of the problems, which the checks do not know.
+fn locate(files: &[(String, String)], problems: &mut [Problem]) {
+    for (file, text) in files {
+        let Ok(document) = Document::parse(text) else {
+            continue;
+        };
+        let of_file = problems.iter_mut().filter(|problem| problem.file == *file);
+        for problem in of_file.filter(|problem| problem.position.is_none()) {
+            problem.position = match problem.at.strip_prefix(OF_COLUMN) {
+                Some(name) => document.position_of_item("columns", "name", name),
+                None => document.position(&problem.at),
+            };
+        }
+    }
+}
+
+/// What precedes the name of a column that is a place.
+const OF_COLUMN: &str = "column ";
+
+fn checked(files: &[(String, String)]) -> Result<Catalog, Vec<Problem>> {
     let mut problems = Vec::new();
     let (of_formats, files): (Vec<_>, Vec<_>) = files
-        .into_iter()
+        .iter()
         .partition(|(file, _)| type_name(file) == formats::FILE_NAME);
     let formats = check_formats(&of_formats, &mut problems);
     let declared = parse(files, &mut problems);
@@ -99,6 +138,7 @@ pub(super) fn catalog(files: Vec<(String, String)>) -> Result<Catalog, Vec<Probl
         problems.push(Problem {
             file: "event types".to_owned(),
             at: String::new(),
+            position: None,
             message: "no event types are declared; add a file such as video.yaml that has a table, a rule and columns".to_owned(),
         });
     }
@@ -114,7 +154,7 @@ pub(super) fn catalog(files: Vec<(String, String)>) -> Result<Catalog, Vec<Probl
 }
 
 /// Returns the declared formats, of which all must be in one file.
-fn check_formats(files: &[(String, String)], problems: &mut Vec<Problem>) -> Formats {
+fn check_formats(files: &[&(String, String)], problems: &mut Vec<Problem>) -> Formats {
     if let [(first, _), (second, _), ..] = files {
         Report {
             file: second,
@@ -129,27 +169,24 @@ fn check_formats(files: &[(String, String)], problems: &mut Vec<Problem>) -> For
 }
 
 fn parse(
-    files: Vec<(String, String)>,
+    files: Vec<&(String, String)>,
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<String, Declaration> {
     let mut declared = BTreeMap::new();
     let mut names = BTreeMap::new();
     for (file, text) in files {
-        let mut report = Report {
-            file: &file,
-            problems,
-        };
-        if let Some(other) = names.insert(type_name(&file).to_owned(), file.clone()) {
+        let mut report = Report { file, problems };
+        if let Some(other) = names.insert(type_name(file), file) {
             report.add(
                 "",
                 format!("has the same name as {other}; rename one of them"),
             );
         }
-        match declaration::parse(&text) {
+        match declaration::parse(text) {
             Ok(declaration) => {
-                declared.insert(file, declaration);
+                declared.insert(file.clone(), declaration);
             }
-            Err(message) => report.add("", message),
+            Err(found) => report.add_misshapen(found),
         }
     }
     declared
@@ -228,7 +265,7 @@ fn check_type(
     let own = chain.first().map(|(_, declaration)| *declaration)?;
     let mut report = Report { file, problems };
 
-    if name.is_empty() || name == EMPTY_COLUMNS || RESERVED_KINDS.contains(&name) {
+    if name.is_empty() || PREVIEW_FIELDS.contains(&name) || RESERVED_KINDS.contains(&name) {
         report.add(
             "",
             format!("an event type cannot be called {name:?}; rename the file"),
@@ -428,7 +465,7 @@ fn check_paths(types: &[EventType], problems: &mut Vec<Problem>) -> PathTree {
                 .source
                 .paths()
                 .into_iter()
-                .map(|path| (format!("column {}", column.name), path))
+                .map(|path| (format!("{OF_COLUMN}{}", column.name), path))
         });
         for (at, path) in rule.chain(columns) {
             if let Err(conflict) = tree.insert(path)

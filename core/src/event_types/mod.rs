@@ -11,21 +11,25 @@ mod file_type;
 pub mod paths;
 mod route;
 mod rule;
+mod schema;
 
 use std::fmt;
 
 use include_dir::{Dir, include_dir};
 
+pub(crate) use check::PREVIEW_FIELDS;
 pub use check::RESERVED_TABLES;
-pub(crate) use check::{Report, check_route};
+pub(crate) use check::{LINEAGE, Report, check_route};
 pub use column_type::ColumnType;
 pub use declaration::Otherwise;
 pub(crate) use file_type::{FileType, Shape};
 pub use paths::{Path, PathTree};
 pub use route::Route;
 pub use rule::Rule;
+pub use schema::json_schema;
 
 use crate::formats::Formats;
+pub use crate::yaml::Position;
 
 static BUILTIN: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../config/event_types");
 
@@ -173,13 +177,19 @@ pub struct Problem {
     pub file: String,
     /// The place in the file, such as `columns[3].type`; empty for the file as a whole.
     pub at: String,
+    /// Where that is in the text of the file, if it is known.
+    pub position: Option<Position>,
     /// What is wrong there, and what to do.
     pub message: String,
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.file)?;
+        f.write_str(&self.file)?;
+        if let Some(Position { line, column }) = self.position {
+            write!(f, ":{line}:{column}")?;
+        }
+        f.write_str(": ")?;
         if !self.at.is_empty() {
             write!(f, "{}: ", self.at)?;
         }

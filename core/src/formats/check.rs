@@ -22,8 +22,8 @@ pub(crate) fn formats(file: &str, text: &str, problems: &mut Vec<Problem>) -> Fo
     let mut report = Report { file, problems };
     let declared = match declaration::parse(text) {
         Ok(file) => file.formats,
-        Err(message) => {
-            report.add("", message);
+        Err(found) => {
+            report.add_misshapen(found);
             return Formats::default();
         }
     };

@@ -13,6 +13,7 @@ mod tests;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use declaration::json_schema;
 pub use sniff::{Seen, sniff};
 
 pub(crate) use check::{FILE_NAME, SURPLUS, VIRTUAL, formats};

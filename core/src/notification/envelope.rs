@@ -69,14 +69,17 @@ impl Envelopes {
     ///
     /// # Errors
     ///
-    /// Names the first problem of the text or of an envelope.
+    /// Names the problems of the text, or the first of an envelope.
     pub fn from_yaml(text: &str) -> Result<Self, String> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct File {
             envelopes: Vec<Envelope>,
         }
-        let file: File = yaml::parse(text)?;
+        let file: File = yaml::parse(text).map_err(|found| {
+            let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+            found.join("; ")
+        })?;
         for envelope in &file.envelopes {
             envelope.check()?;
         }

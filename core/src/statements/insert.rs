@@ -14,7 +14,7 @@ use crate::batch::{
     ASSUMED_BYTES, ASSUMED_COMPRESSION_RATIO, BatchId, Layout, ReadBy, StatementShape,
     estimated_bytes, mean_bytes,
 };
-use crate::event_types::Catalog;
+use crate::event_types::{Catalog, EventType};
 use crate::formats::{FormatId, Formats, Kind};
 use crate::object::ObjectRef;
 use crate::sql;
@@ -27,8 +27,8 @@ use crate::statements::records::{
 use crate::statements::s3_source::S3Access;
 pub use crate::statements::s3_source::S3Source;
 use crate::statements::select::{
-    Landing, Lines, Settings, Target, TimeRange, landing_select, parsed_lines, per_type_select,
-    view_select,
+    Landing, Lines, Settings, Target, TimeRange, gaps_select, landing_select, parsed_lines,
+    per_type_select, view_select,
 };
 use crate::statements::{
     LOG_COMMENT, MAX_QUERY_BYTES, PINNED, RejectKind, Statement, format_settings,
@@ -101,8 +101,21 @@ pub struct PlannerOptions {
 
 /// Returns the query for the rows that a table would get from these lines.
 pub fn preview_of(catalog: &Catalog, target: Target<'_>, lines: &Lines) -> String {
-    let select = per_type_select(catalog, target, lines);
-    format!("{select}\nSETTINGS {}", reading_settings(lines))
+    with_settings(per_type_select(catalog, target, lines), lines)
+}
+
+/// Returns the query of which values of an event type are missing or invalid ([`gaps_select`]),
+/// under the settings of [`preview_of`].
+pub fn gaps_of(catalog: &Catalog, event_type: &EventType, lines: &Lines) -> String {
+    with_settings(gaps_select(catalog, event_type, lines), lines)
+}
+
+fn with_settings(select: String, lines: &Lines) -> String {
+    format!(
+        "{select}
+SETTINGS {}",
+        reading_settings(lines)
+    )
 }
 
 /// Returns the settings with which a query reads lines, as they follow SETTINGS.

@@ -1,14 +1,12 @@
 //! What `sluice types preview` reads: an object, or the content of a file.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
+use std::io::{self, Read};
 
 use anyhow::{Context, anyhow, ensure};
-use flate2::read::MultiGzDecoder;
 use uuid::Uuid;
 
-use super::Preview;
+use super::preview::Preview;
 use crate::batch::Layout;
 use crate::cli::app::{App, region};
 use crate::clickhouse::Warehouse;
@@ -16,7 +14,8 @@ use crate::event_types::Catalog;
 use crate::formats::{FormatId, sniff};
 use crate::load::fits;
 use crate::load::tables::{first_bytes, structure};
-use crate::object::{Compression, ObjectParts, ObjectRef, ObjectUrl};
+use crate::object::{ObjectParts, ObjectRef, ObjectUrl};
+use crate::s3::{Beginning, beginning};
 use crate::sql;
 use crate::statements::insert::Planner;
 use crate::statements::layouts::StructureQuery;
@@ -67,7 +66,7 @@ impl Content {
             };
             let format = named.unwrap_or_else(|| formats.of(key));
             let is_lines = formats.get(format).kind.is_json_lines();
-            let content = read(preview, is_lines.then_some(preview.lines))?;
+            let content = read(preview, key, is_lines.then_some(preview.lines)).await?;
             return Ok(Self {
                 planner: app.planner(catalog.clone(), "")?,
                 format,
@@ -174,53 +173,43 @@ fn path_of(key: &str) -> String {
 }
 
 /// Returns the decompressed content of a file, or its first lines.
-fn read(preview: &Preview, lines: Option<u64>) -> anyhow::Result<Vec<u8>> {
-    let path = PathBuf::from(&preview.source);
-    let open = || File::open(&path);
-    let mut file = open().with_context(|| {
-        format!(
-            "failed to read {}; to preview an object, pass s3://bucket/key",
-            path.display()
-        )
-    })?;
-    let mut start = [0; SNIFFED_BYTES];
-    let read = file.read(&mut start)?;
-    let key = if preview.key.is_empty() {
-        &preview.source
+async fn read(preview: &Preview, key: &str, lines: Option<u64>) -> anyhow::Result<Vec<u8>> {
+    let source = &preview.source;
+    let failed = || format!("failed to read {source}");
+    let file: Box<dyn Read> = if source == "-" {
+        Box::new(io::stdin().lock())
     } else {
-        &preview.key
+        let file = File::open(source);
+        let advice = "to preview an object, pass s3://bucket/key";
+        Box::new(file.with_context(|| format!("{}; {advice}", failed()))?)
     };
-    let content: Box<dyn Read> = match Compression::seen(key, &start[..read]) {
-        Compression::Gzip => Box::new(MultiGzDecoder::new(open()?)),
-        Compression::None => Box::new(open()?),
-        _ => {
-            anyhow::bail!(
-                "{} is compressed; decompress it first, or preview the object in S3",
-                path.display()
-            )
-        }
+    let mut stored = Vec::new();
+    let mut limited = file.take(MAX_BYTES + 1);
+    limited.read_to_end(&mut stored).with_context(failed)?;
+    let is_cut = stored.len() as u64 > MAX_BYTES;
+    let Beginning { content, is_cut } = beginning(&stored, key, MAX_BYTES, is_cut)
+        .await
+        .with_context(failed)?;
+    let Some(lines) = lines else {
+        ensure!(
+            !is_cut,
+            "{source} has more than {MAX_BYTES} bytes; upload it, and preview the object in S3"
+        );
+        return Ok(content);
     };
-    let mut text = Vec::new();
-    let mut content = BufReader::new(content.take(MAX_BYTES + 1));
-    match lines {
-        Some(lines) => {
-            for _ in 0..lines {
-                if content.read_until(b'\n', &mut text)? == 0 {
-                    break;
-                }
-            }
+    let count = usize::try_from(lines).unwrap_or(usize::MAX);
+    let mut ends = content
+        .iter()
+        .enumerate()
+        .filter(|(_, byte)| **byte == b'\n');
+    match ends.nth(count - 1) {
+        Some((end, _)) => Ok(content[..=end].to_vec()),
+        None => {
             ensure!(
-                text.len() as u64 <= MAX_BYTES,
+                !is_cut,
                 "the lines have more than {MAX_BYTES} bytes in total; lower --lines"
             );
-        }
-        None => {
-            content.read_to_end(&mut text)?;
-            ensure!(
-                text.len() as u64 <= MAX_BYTES,
-                "the file has more than {MAX_BYTES} bytes; upload it, and preview the object in S3"
-            );
+            Ok(content)
         }
     }
-    Ok(text)
 }

@@ -15,8 +15,16 @@ fn problems(files: &[(&str, &str)]) -> Vec<String> {
         .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
     match Catalog::from_files(files) {
         Ok(_) => Vec::new(),
-        Err(problems) => problems.iter().map(ToString::to_string).collect(),
+        Err(problems) => problems.into_iter().map(without_position).collect(),
     }
+}
+
+fn without_position(problem: Problem) -> String {
+    let problem = Problem {
+        position: None,
+        ..problem
+    };
+    problem.to_string()
 }
 
 /// Returns the one problem of a sound declaration in which `from` is replaced by `to`.
@@ -262,6 +270,43 @@ fn all_problems_of_all_files_are_reported_at_once() {
         let refused = format!("cannot be called {name:?}");
         assert!(found.iter().any(|problem| problem.contains(&refused)));
     }
+}
+
+#[test]
+fn every_problem_has_its_place_in_the_text() {
+    let text = "table: clicks
+rule:
+  any: []
+order_by: [id, at]
+columns:
+  - {name: id, type: String, required: true, path: [id]}
+  - name: at
+    type: Strng
+    path: [at]
+  - {name: verb, type: String, path: [id, x]}
+";
+    let places = |text: &str| {
+        let files = [("click.yaml".to_owned(), text.to_owned())];
+        let problems = Catalog::from_files(files).unwrap_err().into_iter();
+        let place = |problem: Problem| {
+            let position = problem.position.map(|it| (it.line, it.column));
+            (problem.at, position)
+        };
+        problems.map(place).collect::<Vec<_>>()
+    };
+    let place = |at: &str, line, column| (at.to_owned(), Some((line, column)));
+    assert_eq!(
+        places(text),
+        [place("columns[1].type", 8, 5), place("rule.any", 3, 3)]
+    );
+    let sound = text
+        .replace("Strng", "String")
+        .replace("[]", "[{path: [id], present: true}]");
+    assert_eq!(places(&sound), [place("column verb", 10, 5)]);
+    let without_table = SOUND.replace("table: clicks", "");
+    assert_eq!(places(&without_table), [("table".to_owned(), None)]);
+    let text = format!("{SOUND}tabel: x\ntable: y\n");
+    assert_eq!(places(&text), [place("tabel", 7, 1), place("table", 8, 1)]);
 }
 
 #[test]

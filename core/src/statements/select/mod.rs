@@ -9,6 +9,7 @@
 //! other records has the values of all columns ([`values`]). What a line is, is decided by the same
 //! conditions in both ([`verdict`]); [`views`] has the SELECTs from them.
 
+mod gaps;
 mod landing;
 mod values;
 mod verdict;
@@ -22,6 +23,7 @@ use crate::event_types::{Catalog, EventType, FileType, Shape};
 use crate::sql;
 use crate::statements::framing::{OBJECT_DIGITS, ROW_DIGITS};
 
+pub use gaps::gaps_select;
 pub use landing::columns as landing_columns;
 pub use values::columns as value_columns;
 pub(crate) use verdict::{BAD_UTF8, NO_MATCH, TOO_MANY_FIELDS};
@@ -109,6 +111,17 @@ impl OwnFields {
             fields: fields.into_iter().collect(),
             bytes,
         }
+    }
+
+    /// Returns the JSON text of the fields; `None` if they are not texts, and the record's own text
+    /// is JSON.
+    fn json(&self) -> Option<String> {
+        let texts = self.fields.iter().map(|(name, (expression, shape))| {
+            let is_text = matches!(shape, Shape::Value(FileType::Text));
+            is_text.then(|| format!("{}, {expression}", sql::string(name)))
+        });
+        let texts: Vec<String> = texts.collect::<Option<_>>()?;
+        Some(format!("toJSONString(map({}))", texts.join(", ")))
     }
 
     /// Returns the value at a path and its type; `None` if no record has one.

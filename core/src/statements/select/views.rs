@@ -83,11 +83,15 @@ fn or_hash(text: &str) -> String {
 
 /// Returns the value of a declared expression. Both landing tables have the texts of its inputs.
 fn expression(column: &Column, template: &str, inputs: &[(String, Vec<Path>)]) -> String {
-    let expression = fill(template.trim(), |name| {
+    column.column_type.or_default(&filled(template, inputs))
+}
+
+/// Returns an expression with its inputs.
+pub(super) fn filled(template: &str, inputs: &[(String, Vec<Path>)]) -> String {
+    fill(template.trim(), |name| {
         let input = inputs.iter().find(|(input, _)| input == name);
         input.map_or_else(|| name.to_owned(), |(_, paths)| first_of(paths))
-    });
-    column.column_type.or_default(&expression)
+    })
 }
 
 /// Returns a column's value as its table stores it, from a row of the landing table of texts.
