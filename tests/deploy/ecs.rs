@@ -109,7 +109,7 @@ fn the_task_has_a_valid_configuration() {
     let template = unresolved_template();
     for (conditions, expected) in [
         (&["HasCollection"][..], "named_collection"),
-        (&[], "role_arn"),
+        (&[][..], "role_arn"),
     ] {
         let shown = sluice(&resolved(&template, conditions), &["config", "show"]);
         assert!(shown.contains(expected), "{shown}");
