@@ -38,7 +38,7 @@ fn render_all(values: &[Value]) -> Vec<Value> {
 
 /// Returns the minimal values.
 fn minimal_values() -> Value {
-    json!({"config": {
+    json!({"image": {"repository": "registry.example/sluice"}, "config": {
         "queue": {"url": "https://sqs.eu-central-1.amazonaws.com/111122223333/uploads"},
         "clickhouse": {"url": "https://clickhouse.example:8443"},
     }})
@@ -76,6 +76,13 @@ fn everything() -> Value {
         "s3SecretAccessKey": {"value": "secret"},
         "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/s"}},
         "env": [{"name": "AWS_REGION", "value": "eu-central-1"}],
+        "envFrom": [{"secretRef": {"name": "settings"}}],
+        "extraVolumes": [{"name": "more", "emptyDir": {}}],
+        "extraVolumeMounts": [{"name": "more", "mountPath": "/more"}],
+        "commonLabels": {"cost-center": "42"},
+        "livenessProbe": {"failureThreshold": 9},
+        "startupProbe": {"failureThreshold": 30},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0}},
         "keda": {"enabled": true, "awsRegion": "eu-central-1"},
         "reconcile": {"enabled": true, "url": "s3://uploads/", "args": ["--since", "7d"]},
         "backfill": {"enabled": true, "url": "s3://uploads/2026/"},
@@ -127,6 +134,32 @@ fn everything_on() {
 #[test]
 fn values_that_cannot_work_are_refused_with_advice() {
     let cases = [
+        (
+            json!({"image": {"repository": ""}}),
+            "image.repository: give",
+        ),
+        (
+            json!({"prometheusRule": {"enabled": true}}),
+            "prometheusRule.runbookUrl: give",
+        ),
+        (
+            json!({"commonLabels": {"app.kubernetes.io/name": "other"}}),
+            "commonLabels: the chart itself sets app.kubernetes.io/name",
+        ),
+        (
+            json!({"commonLabels": {"team": "a"}, "podLabels": {"team": "b"}}),
+            "podLabels: the chart or commonLabels already set team",
+        ),
+        (
+            json!({"extraVolumes": [{"name": "ca", "emptyDir": {}}]}),
+            "extraVolumes: the chart itself has a volume named ca",
+        ),
+        (json!({"livenessProbe": {"exec": {}}}), "exec"),
+        (json!({"strategy": {"type": "Rolling"}}), "strategy"),
+        (
+            json!({"extraVolumeMounts": [{"name": "more"}]}),
+            "mountPath",
+        ),
         (
             json!({"config": {"queue": {"url": null}}}),
             "config.queue.url: give",
@@ -263,6 +296,21 @@ fn a_certificate_authority_is_mounted_where_the_configuration_names_it() {
     }
 }
 
+/// OpenShift's restricted policy refuses users and groups that it has not assigned.
+#[test]
+fn fields_of_the_security_contexts_that_are_null_are_left_out() {
+    let values = values(json!({
+        "podSecurityContext": {"runAsUser": null, "runAsGroup": null, "fsGroup": null},
+    }));
+    let rendered = render(&values);
+    for template in ["deployment", "migrate"] {
+        let text = manifests(&rendered, template);
+        assert_in_order(&text, &["runAsNonRoot: true\n", "type: RuntimeDefault\n"]);
+        assert!(!text.contains("runAsUser"), "{text}");
+        assert!(!text.contains("fsGroup"), "{text}");
+    }
+}
+
 #[test]
 fn event_types_of_the_chart_keep_the_other_event_type_settings() {
     let values = values(json!({
@@ -377,7 +425,7 @@ fn the_readme_of_the_chart_lists_every_value() {
          helm install sluice helm/sluice --values values.yaml\n\
          helm test sluice\n\
          ```\n\n\
-         `config.queue.url` and `config.clickhouse.url` are required. Unknown keys are rejected, \
+         `image.repository`, `config.queue.url` and `config.clickhouse.url` are required. Unknown keys are rejected, \
          including those within `config`. Before workers start, and before each upgrade, a Job runs \
          `sluice migrate`; `helm test` runs `sluice check`.\n",
     );

@@ -6,8 +6,40 @@ use serde_json::{Value, json};
 use sluice_testkit::install::install_deploy_tools;
 use sluice_testkit::project;
 
-/// Returns the template, after asserting that cfn-lint reports no findings.
+/// Returns the template, after asserting that cfn-lint reports no findings, with a named collection
+/// and everything else off.
 fn template() -> Value {
+    resolved(&unresolved_template(), &["HasCollection"])
+}
+
+/// Returns a part of the template with each `Fn::If` decided. `conditions` are those that hold.
+fn resolved(part: &Value, conditions: &[&str]) -> Value {
+    let chosen = |part: &Value| -> Value {
+        match part["Fn::If"].as_array() {
+            Some(choice) => {
+                let holds = conditions.contains(&choice[0].as_str().unwrap());
+                choice[if holds { 1 } else { 2 }].clone()
+            }
+            None => part.clone(),
+        }
+    };
+    let none = json!({"Ref": "AWS::NoValue"});
+    match chosen(part) {
+        Value::Object(fields) => fields
+            .into_iter()
+            .map(|(name, value)| (name, resolved(&value, conditions)))
+            .filter(|(_, value)| *value != none)
+            .collect(),
+        Value::Array(values) => values
+            .iter()
+            .map(|value| resolved(value, conditions))
+            .filter(|value| *value != none)
+            .collect(),
+        scalar => scalar,
+    }
+}
+
+fn unresolved_template() -> Value {
     let output = Command::new(install_deploy_tools().unwrap())
         .arg(project::path("tests/deploy/template.py"))
         .arg(project::path("deploy/ecs/cloudformation.yaml"))
@@ -42,6 +74,7 @@ fn example(value: &Value) -> String {
         (Some(text), _) => text.to_owned(),
         (_, Some("Queue")) => "https://sqs.eu-central-1.amazonaws.com/1/uploads".to_owned(),
         (_, Some("ClickHouseUrl")) => "https://clickhouse.example:8443".to_owned(),
+        (_, Some("ClickHouseRoleArn")) => "arn:aws:iam::111122223333:role/clickhouse".to_owned(),
         (_, Some("AWS::Region")) => "eu-central-1".to_owned(),
         (_, Some(parameter)) => parameter.to_lowercase(),
         _ => panic!("{value}"),
@@ -73,8 +106,50 @@ fn sluice(template: &Value, arguments: &[&str]) -> String {
 
 #[test]
 fn the_task_has_a_valid_configuration() {
-    let shown = sluice(&template(), &["config", "show"]);
-    assert!(shown.contains("named_collection"), "{shown}");
+    let template = unresolved_template();
+    for (conditions, expected) in [
+        (&["HasCollection"][..], "named_collection"),
+        (&[][..], "role_arn"),
+    ] {
+        let shown = sluice(&resolved(&template, conditions), &["config", "show"]);
+        assert!(shown.contains(expected), "{shown}");
+    }
+}
+
+#[test]
+fn ecs_exec_and_alarm_actions_are_off_unless_parameters_turn_them_on() {
+    let template = unresolved_template();
+    for conditions in [&[][..], &["AllowsExec", "HasAlarmTopic"]] {
+        let is_on = !conditions.is_empty();
+        let resources = &resolved(&template, conditions)["Resources"];
+        let of = |name: &str| &resources[name]["Properties"];
+        assert_eq!(of("Service")["EnableExecuteCommand"], is_on);
+        let container = &of("TaskDefinition")["ContainerDefinitions"][0];
+        assert_eq!(container["ReadonlyRootFilesystem"], !is_on);
+        let policies = of("TaskRole")["Policies"].as_array().unwrap();
+        assert_eq!(policies.len(), 1 + usize::from(is_on));
+        for alarm in ["DeadLetterAlarm", "AgeAlarm"] {
+            for actions in ["AlarmActions", "OKActions"] {
+                let topics = is_on.then(|| json!([{"Ref": "AlarmTopicArn"}]));
+                assert_eq!(of(alarm)[actions], topics.unwrap_or_default(), "{alarm}");
+            }
+        }
+    }
+}
+
+/// The command of a task that creates the tables names the container of the task definition.
+#[test]
+fn the_command_that_migrates_overrides_the_container_of_the_task() {
+    let template = template();
+    let command = template["Outputs"]["MigrateCommand"]["Value"]["Fn::Sub"][0].as_str();
+    let (_, overrides) = command.unwrap().split_once("--overrides '").unwrap();
+    let (overrides, _) = overrides.split_once('\'').unwrap();
+    let overrides: Value = serde_json::from_str(overrides).unwrap();
+    let container =
+        &template["Resources"]["TaskDefinition"]["Properties"]["ContainerDefinitions"][0];
+    let overridden = &overrides["containerOverrides"][0];
+    assert_eq!(overridden["name"], container["Name"]);
+    assert_eq!(overridden["command"], json!(["migrate"]));
 }
 
 /// ECS would kill a worker that takes longer, so that another worker has to recover its batches.

@@ -267,8 +267,8 @@ mod tests {
             Document::parse("table: t\nrule:\n  all:\n  - {path: [a], in: []}\n").unwrap();
         let position = |at: &str| document.position(at).map(|it| (it.line, it.column));
         assert_eq!(position("table"), Some((1, 1)));
-        assert_eq!(position("rule.all[0].in"), Some((4, 16)));
-        assert_eq!(position("rule.all[0].path[0]"), Some((4, 12)));
+        assert_eq!(position("rule.all[0].in"), Some((4, 17)));
+        assert_eq!(position("rule.all[0].path[0]"), Some((4, 13)));
         // What is missing is missing there.
         assert_eq!(position("rule.all[0].equals"), Some((4, 5)));
         assert_eq!(position("order_by[1]"), None);

@@ -22,6 +22,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ include "sluice.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{- define "sluice.serviceAccountName" -}}
@@ -81,9 +84,41 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
+{{/* Refuses labels that an object would have twice. */}}
+{{- define "sluice.checkLabels" -}}
+{{- $own := include "sluice.labels" (merge (dict "Values" (merge (dict "commonLabels" dict) (omit .Values "commonLabels"))) (omit . "Values")) | fromYaml -}}
+{{- $own = set $own "app.kubernetes.io/component" "" -}}
+{{- range $name, $_ := .Values.commonLabels -}}
+{{- if hasKey $own $name -}}
+{{- fail (printf "commonLabels: the chart itself sets %s: remove it" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- $taken := merge (dict) $own .Values.commonLabels -}}
+{{- $others := dict "podLabels" .Values.podLabels "podMonitor.labels" .Values.podMonitor.labels "prometheusRule.labels" .Values.prometheusRule.labels "dashboard.labels" .Values.dashboard.labels -}}
+{{- range $value, $labels := $others -}}
+{{- range $name, $_ := $labels -}}
+{{- if hasKey $taken $name -}}
+{{- fail (printf "%s: the chart or commonLabels already set %s: remove it from one of them" $value $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Refuses values that can never work, and secrets that everybody could read. */}}
 {{- define "sluice.check" -}}
 {{- $config := .Values.config -}}
+{{- if not .Values.image.repository -}}
+{{- fail "image.repository: give the repository of your registry that has the image" -}}
+{{- end -}}
+{{- if and .Values.prometheusRule.enabled (not .Values.prometheusRule.runbookUrl) -}}
+{{- fail "prometheusRule.runbookUrl: give the URL below which you publish docs/runbooks" -}}
+{{- end -}}
+{{- include "sluice.checkLabels" . -}}
+{{- range .Values.extraVolumes -}}
+{{- if has .name (list "config" "event-types" "clickhouse" "ca" "s3") -}}
+{{- fail (printf "extraVolumes: the chart itself has a volume named %s: give it another name" .name) -}}
+{{- end -}}
+{{- end -}}
 {{- if not (dig "queue" "url" "" $config) -}}
 {{- fail "config.queue.url: give the URL of the SQS queue" -}}
 {{- end -}}
@@ -172,13 +207,7 @@ enableServiceLinks: false
 {{- with $values.imagePullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
-securityContext:
-  runAsNonRoot: true
-  runAsUser: 65532
-  runAsGroup: 65532
-  fsGroup: 65532
-  seccompProfile:
-    type: RuntimeDefault
+securityContext: {{- toYaml $values.podSecurityContext | nindent 2 }}
 containers:
   - name: sluice
     image: {{ include "sluice.image" $root }}
@@ -190,15 +219,14 @@ containers:
       {{- with $values.env }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
+    {{- with $values.envFrom }}
+    envFrom: {{- toYaml . | nindent 6 }}
+    {{- end }}
     {{- with .container }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
     resources: {{- toYaml $values.resources | nindent 6 }}
-    securityContext:
-      allowPrivilegeEscalation: false
-      readOnlyRootFilesystem: true
-      capabilities:
-        drop: [ALL]
+    securityContext: {{- toYaml $values.securityContext | nindent 6 }}
     volumeMounts:
       - name: config
         mountPath: /etc/sluice/sluice.yaml
@@ -223,6 +251,9 @@ containers:
       - name: s3
         mountPath: /etc/sluice/s3
         readOnly: true
+      {{- end }}
+      {{- with $values.extraVolumeMounts }}
+      {{- toYaml . | nindent 6 }}
       {{- end }}
 volumes:
   - name: config
@@ -271,6 +302,9 @@ volumes:
       items:
         - {key: {{ if .existingSecret }}{{ .key | quote }}{{ else }}secret_access_key{{ end }}, path: secret_access_key}
   {{- end }}
+  {{- end }}
+  {{- with $values.extraVolumes }}
+  {{- toYaml . | nindent 2 }}
   {{- end }}
 {{- with $values.nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}

@@ -163,12 +163,14 @@ fn glob_of_file(name: &str) -> String {
 /// Returns a name for what is in a file or below a prefix, without dates and numbers at its end.
 fn name_of(source: &str) -> String {
     let words = source.trim_start_matches("s3://").split('/').rev();
+    // Not those of a partition, such as `dt=2026-11-20`.
+    let words = words.filter(|word| !word.contains('='));
     let words = words.map(|word| {
         let word = word.split('.').next().unwrap_or_default();
         let is_number = |letter: char| !letter.is_ascii_alphabetic();
         word.trim_end_matches(is_number).to_owned()
     });
-    let mut words = words.filter(|word| !word.is_empty() && !word.contains('='));
+    let mut words = words.filter(|word| !word.is_empty());
     words.next().unwrap_or_else(|| "event".to_owned())
 }
 
