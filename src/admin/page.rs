@@ -1,4 +1,4 @@
-//! The live page, which shows the events of [`super::events`].
+//! The live page, which shows the events of [`mod@super::events`].
 
 use axum::Router;
 use axum::http::header;

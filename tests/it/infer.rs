@@ -52,14 +52,14 @@ fn cloudtrail() -> String {
             "eventTime": format!("2026-11-20T08:{:02}:31Z", number % 60),
             "eventName": format!("Call{}", number % 30),
             "awsRegion": (["eu-central-1", "us-east-1"][number % 2]),
-            "userIdentity": if number % 3 == 0 {
+            "userIdentity": if number.is_multiple_of(3) {
                 json!({"type": "Root", "accountId": "123456789012"})
             } else {
                 json!({"type": "AssumedRole", "arn": format!("arn:{number}")})
             },
             "requestParameters": {format!("key{}", number % 30): {"a": number}},
             "responseElements": Value::Null,
-            "readOnly": number % 5 == 0,
+            "readOnly": number.is_multiple_of(5),
         })
     };
     json!({"Records": (0..120).map(call).collect::<Vec<_>>()}).to_string()

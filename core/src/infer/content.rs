@@ -259,7 +259,7 @@ fn envelope(documents: &[Value], files: usize) -> Option<String> {
         let list = |document: &Value| {
             let list = document.get(key.as_str())?.as_array()?;
             let is_list = !list.is_empty() && list.iter().all(Value::is_object);
-            is_list.then(|| list.len())
+            is_list.then_some(list.len())
         };
         let with_list: Vec<usize> = documents.iter().filter_map(list).collect();
         let is_known = LISTS.contains(&key.as_str());

@@ -141,12 +141,19 @@ fn invalid(error: ScanError) -> Misshapen {
     }
 }
 
+/// A node that is not complete.
+struct Open {
+    node: Node,
+    anchor: usize,
+    /// The key of a mapping that has no value yet.
+    key: Option<(String, Position)>,
+}
+
 /// Builds the tree from the events of the parser.
 #[derive(Default)]
 struct Builder {
-    /// The nodes that are not complete, the root first; of a mapping, with a key that has no value
-    /// yet. The number is that of the anchor.
-    open: Vec<(Node, usize, Option<(String, Position)>)>,
+    /// The nodes that are not complete, the root first.
+    open: Vec<Open>,
     root: Option<Node>,
     anchors: HashMap<usize, Node>,
     duplicates: Vec<Misshapen>,
@@ -167,7 +174,7 @@ impl MarkedEventReceiver for Builder {
                 self.open(position, Content::Mapping(Vec::new()), anchor);
             }
             Event::SequenceEnd | Event::MappingEnd => {
-                if let Some((node, anchor, _)) = self.open.pop() {
+                if let Some(Open { node, anchor, .. }) = self.open.pop() {
                     self.add(node, anchor);
                 }
             }
@@ -208,7 +215,11 @@ impl Builder {
     }
 
     fn open(&mut self, position: Position, content: Content, anchor: usize) {
-        self.open.push((Node { position, content }, anchor, None));
+        self.open.push(Open {
+            node: Node { position, content },
+            anchor,
+            key: None,
+        });
     }
 
     /// Adds a complete node to the one that encloses it.
@@ -216,7 +227,10 @@ impl Builder {
         if anchor > 0 {
             self.anchors.insert(anchor, node.clone());
         }
-        let Some((parent, _, key)) = self.open.last_mut() else {
+        let Some(Open {
+            node: parent, key, ..
+        }) = self.open.last_mut()
+        else {
             self.root.get_or_insert(node);
             return;
         };

@@ -39,7 +39,7 @@ pub(in crate::cli) struct Infer {
     /// Tell event types apart by this field, such as `verb.id`
     ///
     /// Without it, the field is used whose value determines best which other fields there are. A
-    /// key with dots is written in a JSON list: '["verb", "http://example.com/id"]'.
+    /// key with dots is written in a JSON list: '["verb", "a.b"]'.
     #[arg(long, value_name = "FIELD", value_parser = field)]
     by: Option<Path>,
 
