@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use super::events::event;
-use super::manifest::Listed;
+use super::manifest::RecordedObject;
 use super::protocol::ClaimStatus;
 use super::{BATCHES_TABLE, Ledger, OBJECTS_TABLE};
 use crate::batch::{BatchId, ReadBy};
@@ -363,7 +363,7 @@ impl Ledger {
              ) ORDER BY sealed_at DESC LIMIT {limit}",
             LOADED = event::LOADED,
         );
-        let listed: Vec<Listed> = self.warehouse.rows(&sql).await?;
+        let listed: Vec<RecordedObject> = self.warehouse.rows(&sql).await?;
         Ok(listed.into_iter().map(ObjectRef::from).collect())
     }
 }

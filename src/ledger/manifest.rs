@@ -80,8 +80,8 @@ impl<'a> ManifestRow<'a> {
 }
 
 /// An object as it is recorded in `ledger_objects`.
-#[derive(Deserialize)]
-pub(super) struct Listed {
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct RecordedObject {
     bucket: String,
     key: String,
     etag: String,
@@ -93,7 +93,7 @@ pub(super) struct Listed {
 #[derive(Deserialize)]
 struct ListedRow {
     #[serde(flatten)]
-    object: Listed,
+    object: RecordedObject,
     plan: Uuid,
     many_blocks: bool,
     read_by: ReadBy,
@@ -112,8 +112,8 @@ impl From<ListedRow> for ManifestEntry {
     }
 }
 
-impl From<Listed> for ObjectRef {
-    fn from(row: Listed) -> Self {
+impl From<RecordedObject> for ObjectRef {
+    fn from(row: RecordedObject) -> Self {
         Self::from(ObjectParts {
             bucket: row.bucket,
             key: row.key,
@@ -253,7 +253,7 @@ mod tests {
         );
         let row = to_value(row).unwrap();
         let layout = Layout::parse(row["layout"].as_str().unwrap()).unwrap();
-        let listed: Listed = from_value(row).unwrap();
+        let listed: RecordedObject = from_value(row).unwrap();
         (listed.into(), layout)
     }
 

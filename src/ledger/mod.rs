@@ -21,6 +21,7 @@ use crate::object::ObjectRef;
 pub use claims::{Claims, Replacement, UnfinishedReplay};
 pub(crate) use claims::{IS_REPLAY, quoted_list};
 pub use failures::Failure;
+pub(crate) use manifest::RecordedObject;
 pub use manifest::{Manifest, ManifestEntry};
 pub use permits::{Permit, Stopped, until_stopped};
 pub use sluice_core::ledger::{drive, protocol};

@@ -12,7 +12,7 @@ use super::facts::{Facts, Ttl};
 use super::{Loads, Verifier};
 use crate::batch::{BatchId, Layout};
 use crate::clickhouse::WarehouseError;
-use crate::ledger::{BATCHES_TABLE, IS_REPLAY, OBJECTS_TABLE};
+use crate::ledger::{BATCHES_TABLE, IS_REPLAY, OBJECTS_TABLE, RecordedObject};
 use crate::object::{ObjectParts, ObjectRef};
 use crate::sql;
 use crate::statements::ddl::collapsing_key;
@@ -23,29 +23,10 @@ use sluice_core::verify::{Reread, RereadRows};
 /// The claim under which an object was loaded.
 #[derive(Debug, Deserialize)]
 struct LoadedClaim {
-    bucket: String,
-    key: String,
-    etag: String,
-    version_id: String,
-    region: String,
-    size: u64,
+    #[serde(flatten)]
+    object: RecordedObject,
     batch_id: Uuid,
     layout: String,
-}
-
-impl LoadedClaim {
-    fn object(&self) -> ObjectRef {
-        let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
-        ObjectRef::from(ObjectParts {
-            bucket: self.bucket.clone(),
-            key: self.key.clone(),
-            etag: self.etag.clone(),
-            size: Some(self.size),
-            version_id: text(&self.version_id),
-            sequencer: None,
-            region: text(&self.region),
-        })
-    }
 }
 
 /// The queries for the rows of one object in one table.
@@ -199,7 +180,7 @@ impl Verifier<'_> {
         claim: &LoadedClaim,
         loaded_at: i64,
     ) -> Result<RowsQuery, &'static str> {
-        let object = claim.object();
+        let object = ObjectRef::from(claim.object.clone());
         if addressing(&object.key) == KeyAddressing::Unaddressable {
             return Err("ClickHouse cannot read an object of this key itself");
         }

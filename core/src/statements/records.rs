@@ -1,9 +1,9 @@
 //! The records of objects of a declared format, as a source of [`Lines`].
 //!
 //! ClickHouse parses every format, also of what the worker reads: the same rows come from both. The
-//! text of a JSON record stays as it is in the object. Records of other formats have values of their
-//! own, and get a JSON text only where one is needed: for rejects and unmatched records, and for
-//! files of types that a JSON text cannot hold. docs/formats.md has what becomes of unusual content.
+//! text of a JSON record stays as it is in the object. The fields of the other formats are read
+//! directly; a record becomes a JSON text only if it is rejected or unmatched, or if the file has
+//! columns whose types are not known ([`typed_texts`]). docs/formats.md describes unusual content.
 
 use uuid::Uuid;
 

@@ -34,12 +34,7 @@ impl<P: Ports> BatchRun<'_, P> {
         if !self.layout.is_json_lines() {
             return self.not_found().await;
         }
-        let paths: HashSet<&str> = self.read.iter().map(|it| it.source_path.as_str()).collect();
-        let unread: Vec<&ObjectRef> = self
-            .objects()
-            .into_iter()
-            .filter(|object| object.size != Some(0) && !paths.contains(object.path().as_str()))
-            .collect();
+        let unread = self.without_rows();
         // Empty content also has bytes once it is compressed.
         let (plain, doubtful): (Vec<_>, Vec<_>) = unread.into_iter().partition(|object| {
             object.size.is_some() && Compression::of(&object.key) == Compression::None
@@ -61,9 +56,7 @@ impl<P: Ports> BatchRun<'_, P> {
         if self.shape.read_by != ReadBy::S3 {
             return Ok(None);
         }
-        let paths: HashSet<&str> = self.read.iter().map(|it| it.source_path.as_str()).collect();
-        let mut unread = self.objects();
-        unread.retain(|object| object.size != Some(0) && !paths.contains(object.path().as_str()));
+        let unread = self.without_rows();
         if unread.is_empty() {
             return Ok(None);
         }
@@ -79,6 +72,14 @@ impl<P: Ports> BatchRun<'_, P> {
         };
         let missing = unread.into_iter().find(|object| !is_found(object));
         Ok(missing.map(|object| self.not_read(object)))
+    }
+
+    /// Returns the objects that are not empty but of which no row arrived.
+    fn without_rows(&self) -> Vec<&ObjectRef> {
+        let paths: HashSet<&str> = self.read.iter().map(|it| it.source_path.as_str()).collect();
+        let mut objects = self.objects();
+        objects.retain(|object| object.size != Some(0) && !paths.contains(object.path().as_str()));
+        objects
     }
 
     /// Returns the failure of an object that was not read. A single one is refreshed first: it may

@@ -1,6 +1,6 @@
 //! The landing table of JSON: a column for the text at each declared path.
 
-use super::verdict::{Access, bad_value, needs_hash, rules, verdicts};
+use super::verdict::{Access, outcome, rules, verdicts};
 use super::{LINE, Lines, filter};
 use crate::event_types::paths::{self, Path, PathTexts};
 use crate::event_types::{Catalog, ColumnType};
@@ -38,13 +38,7 @@ pub(super) fn select(catalog: &Catalog, lines: &Lines, json: &str) -> String {
     format!(
         "SELECT
     {columns},
-    multiIf(verdict = '', taken, verdict = 'blank', 'blank', verdict = 'no event type', 'unmatched', 'rejected') AS kind,
-    if(verdict = 'blank', '', verdict) AS reason,
-    {bad_value} AS value,
-    if(verdict = '' OR verdict = 'blank', '', line) AS raw,
-    if({needs_hash}, sipHash128(trim(TRAILING '\\r' FROM line)), toFixedString('', 16)) AS line_hash,
-    source_path, source_etag, row_number,
-    toUUID({batch_id}) AS batch_id
+    {outcome}
 FROM (
     SELECT
         *,
@@ -63,9 +57,7 @@ FROM (
         )
     )
 )",
-        needs_hash = needs_hash(catalog, &PathTexts),
-        batch_id = sql::id(lines.batch_id),
-        bad_value = bad_value(catalog, &PathTexts),
+        outcome = outcome(catalog, lines, &PathTexts),
         verdicts = verdicts(catalog, lines, &PathTexts),
         rules = rules(catalog, &PathTexts),
         read = parsed_values(catalog, lines, json),

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::verdict::{Access, bad_value, needs_hash, rules, taken_by, verdicts};
+use super::verdict::{Access, outcome, rules, taken_by, verdicts};
 use super::{Lines, OwnFields, filter};
 use crate::event_types::paths::{self, Path, PathValues};
 use crate::event_types::{Catalog, Column, ColumnType, FileType, Source};
@@ -71,8 +71,8 @@ pub(super) fn column_of(catalog: &Catalog, column: &Column) -> String {
 
 /// Returns the SELECT from records to the rows of the landing table.
 ///
-/// Each value is read once, outside of conditions, since it also decides whether its record is
-/// rejected; one that is expensive to read is read for the records of its event types only.
+/// Each value is converted once, since the same result decides whether the record is rejected and is
+/// stored. An expensive conversion is skipped for records of event types that do not have the value.
 pub(super) fn select(catalog: &Catalog, lines: &Lines, fields: &OwnFields) -> String {
     let found = found(catalog, fields);
     let access = Columns {
@@ -102,20 +102,10 @@ pub(super) fn select(catalog: &Catalog, lines: &Lines, fields: &OwnFields) -> St
         read.push(format!("{expression} AS {text}"));
         columns.push(format!("{text} AS {}", paths::column(path)));
     }
-    columns.push(
-        "multiIf(verdict = '', taken, verdict = 'blank', 'blank', \
-         verdict = 'no event type', 'unmatched', 'rejected') AS kind"
-            .to_owned(),
-    );
     format!(
         "SELECT
     {columns},
-    if(verdict = 'blank', '', verdict) AS reason,
-    {bad_value} AS value,
-    if(verdict = '' OR verdict = 'blank', '', line) AS raw,
-    if({needs_hash}, sipHash128(trim(TRAILING '\\r' FROM line)), toFixedString('', 16)) AS line_hash,
-    source_path, source_etag, row_number,
-    toUUID({batch_id}) AS batch_id
+    {outcome}
 FROM (
     SELECT
         *,
@@ -139,9 +129,7 @@ FROM (
     )
 )",
         columns = columns.join(",\n    "),
-        bad_value = bad_value(catalog, &access),
-        needs_hash = needs_hash(catalog, &access),
-        batch_id = sql::id(lines.batch_id),
+        outcome = outcome(catalog, lines, &access),
         verdicts = verdicts(catalog, lines, &access),
         read = read.join(",\n            "),
         rules = rules(catalog, &access).replace('\n', "\n    "),

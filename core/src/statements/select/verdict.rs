@@ -186,6 +186,22 @@ fn json_verdicts(lines: &Lines, json: &str) -> Vec<String> {
 /// How many bytes of an invalid or out-of-range value are kept beside its line.
 const MAX_VALUE_BYTES: usize = 200;
 
+/// Returns the columns, but for the declared values, of a record about which `verdict` has decided.
+pub(super) fn outcome(catalog: &Catalog, lines: &Lines, values: &dyn Access) -> String {
+    format!(
+        "multiIf(verdict = '', taken, verdict = 'blank', 'blank', verdict = 'no event type', 'unmatched', 'rejected') AS kind,
+    if(verdict = 'blank', '', verdict) AS reason,
+    {bad_value} AS value,
+    if(verdict = '' OR verdict = 'blank', '', line) AS raw,
+    if({needs_hash}, sipHash128(trim(TRAILING '\\r' FROM line)), toFixedString('', 16)) AS line_hash,
+    source_path, source_etag, row_number,
+    toUUID({batch_id}) AS batch_id",
+        bad_value = bad_value(catalog, values),
+        needs_hash = needs_hash(catalog, values),
+        batch_id = sql::id(lines.batch_id),
+    )
+}
+
 /// Returns an expression for the text of the value for which a line is rejected; NULL if the line
 /// is not rejected because of a value that it has.
 pub(super) fn bad_value(catalog: &Catalog, values: &dyn Access) -> String {
@@ -290,7 +306,7 @@ fn read_values<'a>(
 }
 
 /// Returns a condition: whether some column uses the hash of the line.
-pub(super) fn needs_hash(catalog: &Catalog, values: &dyn Access) -> String {
+fn needs_hash(catalog: &Catalog, values: &dyn Access) -> String {
     let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
     for event_type in catalog.types() {
         for column in &event_type.columns {
